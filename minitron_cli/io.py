@@ -1,0 +1,198 @@
+"""The one module that writes to disk: open, write, hash, fsync, rename.
+
+Everything durable goes through `disk`, a `Disk`. Files are written once, under a name that did not exist,
+and synced before the directory that holds them is renamed into place; nothing is ever modified.
+(Libraries that keep logs of their own, such as experiment trackers, are the only exception.)
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+WRITE_BYTES = 16 << 20  # C code holds the GIL while it writes: smaller pieces let a signal in between
+
+Bytes = bytes | bytearray | memoryview
+
+
+class FileRecord(NamedTuple):
+    """A file's content, as a manifest records it."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Disk:
+    """The system calls that change the disk, one method each, so that a test can make any of them fail."""
+
+    def create(self, path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        return os.write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def make_dir(self, path: Path) -> None:
+        os.mkdir(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.rename(old, new)
+
+    def replace(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def remove_file(self, path: Path) -> None:
+        os.unlink(path)
+
+    def remove_tree(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+    def sync_dir(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a directory
+                raise
+        finally:
+            os.close(fd)
+
+
+disk = Disk()
+
+
+class NewFile:
+    """A file being written for the first time, hashed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size_bytes = 0
+        self._sha256 = hashlib.sha256()
+        self._fd = disk.create(path)
+
+    def write(self, data: Bytes) -> None:
+        view = memoryview(data).cast("B")
+        self._sha256.update(view)
+        self.size_bytes += len(view)
+        while view:
+            view = view[disk.write(self._fd, view[:WRITE_BYTES]) :]
+
+    def record(self) -> FileRecord:
+        return FileRecord(self._sha256.hexdigest(), self.size_bytes)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[NewFile]:
+    """Create `path`, which must not exist, and sync it to disk once the block ends without an error."""
+    file = NewFile(path)
+    try:
+        yield file
+        disk.fsync(file._fd)
+    finally:
+        disk.close(file._fd)
+
+
+def write_new(path: Path, chunks: Iterable[Bytes] | Bytes) -> FileRecord:
+    """Write a new file and return what it holds. FileExistsError if `path` exists."""
+    with new_file(path) as file:
+        for chunk in [chunks] if isinstance(chunks, Bytes) else chunks:
+            file.write(chunk)
+    return file.record()
+
+
+def write_new_json(path: Path, value: Any) -> FileRecord:
+    return write_new(path, pretty_json(value))
+
+
+def replace(path: Path, content: Bytes) -> None:
+    """Swap the content of a small file in one step: a reader sees the old or the new, never a mixture."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    write_new(temporary, content)
+    disk.replace(temporary, path)
+    disk.sync_dir(path.parent)
+
+
+TEMPORARY = ".tmp-"  # the prefix of everything that a killed run may leave behind
+
+
+def temporary_dir(parent: Path, name: str) -> Path:
+    """Create a directory beside `parent/name`, under a name nobody else uses."""
+    path = parent / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(4)}"
+    disk.make_dir(path)
+    return path
+
+
+def publish(temporary: Path, final: Path) -> bool:
+    """Rename a finished directory into place. False if another writer was first; theirs stands."""
+    disk.sync_dir(temporary)
+    try:
+        disk.rename(temporary, final)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    disk.sync_dir(final.parent)
+    return True
+
+
+def make_dirs(path: Path) -> None:
+    """Create `path` and its parents where they do not exist."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        try:
+            disk.make_dir(directory)
+        except FileExistsError:
+            if not directory.is_dir():
+                raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory; it is renamed first, so that a killed removal never leaves half of it in view."""
+    doomed = path.with_name(f"{TEMPORARY}del-{path.name}-{secrets.token_hex(4)}")
+    try:
+        disk.rename(path, doomed)
+    except FileNotFoundError:
+        return
+    disk.remove_tree(doomed)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed runs left in `directory`. Call it only while holding the workspace's lock."""
+    for path in directory.glob(f"{TEMPORARY}*"):
+        disk.remove_tree(path) if path.is_dir() else disk.remove_file(path)
+
+
+def file_record(path: Path) -> FileRecord:
+    """Hash a file that is already there."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileRecord(digest.hexdigest(), file.tell())
+
+
+def canonical_json(value: Any) -> bytes:
+    """The same bytes for the same value, for hashing. Tuples are lists; NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def pretty_json(value: Any) -> bytes:
+    """The same bytes for the same value, for reading."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """The sha256 of a JSON value, in hex."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()

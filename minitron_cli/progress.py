@@ -1,0 +1,90 @@
+"""Loops that take more than a moment: shown while they run, stopped between two of their steps.
+
+Knows nothing of terminals: the command line installs a `Display`; without one, nothing is shown.
+A signal handler calls `request_stop`; the next step of any loop raises `Interrupted`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from minitron_cli.errors import Interrupted
+
+Step = Callable[..., None]  # step(n=1, **figures): n more units are done; figures to show beside the bar
+
+
+class Display(Protocol):
+    """Where progress and remarks are shown."""
+
+    def start(self, title: str, total: int | None, unit: str) -> Step: ...
+
+    def finish(self, step: Step) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
+class _Silent:
+    def start(self, title: str, total: int | None, unit: str) -> Step:
+        return lambda n=1, **figures: None
+
+    def finish(self, step: Step) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+
+_display: Display = _Silent()
+_stop_signal: int | None = None
+
+
+def show_on(display: Display | None) -> None:
+    """Send progress and remarks to `display`; None silences them."""
+    global _display
+    _display = display or _Silent()
+
+
+def request_stop(signal_number: int | None) -> None:
+    """Ask every loop to stop at its next step; None takes the request back."""
+    global _stop_signal
+    _stop_signal = signal_number
+
+
+def stop_requested() -> bool:
+    return _stop_signal is not None
+
+
+def raise_if_stopped() -> None:
+    """Raise Interrupted if a stop was requested."""
+    if _stop_signal is not None:
+        raise Interrupted("stopped on request; run the same command again to continue", _stop_signal)
+
+
+@contextmanager
+def track(title: str, total: int | None = None, unit: str = "steps") -> Iterator[Step]:
+    """A bar for one loop. Call the yielded `step(n, **figures)` after each unit of work."""
+    show = _display.start(title, total, unit)
+
+    def step(n: int = 1, **figures: float | int | str) -> None:
+        show(n, **figures)
+        raise_if_stopped()
+
+    try:
+        yield step
+    finally:
+        _display.finish(show)
+
+
+def say(text: str) -> None:
+    """A remark for the user, one line."""
+    _display.say(text)
+
+
+def warn(text: str) -> None:
+    """Something the user asked for has no effect, or not the one they may expect."""
+    _display.warn(text)
