@@ -1,0 +1,1 @@
+"""What a checkpoint is: named tensors over named axes. Pure: knows no file."""

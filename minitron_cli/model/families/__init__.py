@@ -1,0 +1,24 @@
+"""The families minitron can cut. To add one: a file with its table, and its name below."""
+
+from typing import Any
+
+from minitron_cli.errors import CheckpointError
+from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.families.mistral import MISTRAL
+from minitron_cli.model.families.qwen2 import QWEN2
+from minitron_cli.model.families.qwen3 import QWEN3
+from minitron_cli.model.family import Family
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+
+
+def family_of(config: Any) -> Family:
+    """The table for a `PretrainedConfig`. CheckpointError if the family is unknown or its layers differ in size."""
+    if getattr(config, "is_heterogeneous", False):
+        raise CheckpointError("the model's layers differ in size (per_layer_config): only homogeneous models can be cut")
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"model type {config.model_type!r} has no table: known are {', '.join(sorted(FAMILIES))}; "
+            "describe it in minitron_cli/model/families/ (docs/extending.md)"
+        )
+    return FAMILIES[config.model_type]

@@ -1,0 +1,118 @@
+"""A model's size on every axis, and what follows from it without building the model."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from minitron_cli.errors import CheckpointError
+from minitron_cli.model.family import NAME_AXIS, Family
+from minitron_cli.model.layout import parse
+
+Count = Literal["total", "non_embedding", "active"]
+
+PRUNABLE = ("layer", "hidden", "head", "kv_head", "ffn")  # the axes a user may resize, in the order they are shown
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Axis sizes of one model of a family. Two shapes of a parent and its child store the same templates."""
+
+    family: Family
+    sizes: Mapping[str, int]
+    templates: tuple[str, ...]
+    """The tensors stored: biases and an untied head depend on the config."""
+    active: Mapping[str, int]
+    """Per axis, how many of its entries one token uses, where that is not all (experts)."""
+
+    @classmethod
+    def of(cls, family: Family, config: Any) -> "Shape":
+        """The shape of a `PretrainedConfig`."""
+        return cls(family, family.axis_sizes(config), family.stored(config), {a: getattr(config, f) for a, f in family.active.items()})
+
+    def resize(self, **sizes: int) -> "Shape":
+        """The same model at other axis sizes."""
+        unknown = sizes.keys() - self.sizes.keys()
+        if unknown:
+            raise KeyError(f"no axis {sorted(unknown)} in {sorted(self.sizes)}")
+        return replace(self, sizes=dict(self.sizes) | sizes)
+
+    def __str__(self) -> str:
+        return ",".join(f"{axis}={self.sizes[axis]}" for axis in PRUNABLE if axis in self.sizes)
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor the checkpoint stores, name -> shape, in table order."""
+        return {
+            name: parse(self.family.tensors[template]).shape(self.sizes)
+            for template in self.templates
+            for name in self._names(template)
+        }
+
+    def _names(self, template: str) -> Iterator[str]:
+        names: list[dict[str, int]] = [{}]
+        for axis in NAME_AXIS.findall(template):
+            names = [at | {axis: i} for at in names for i in range(self.sizes[axis])]
+        return (template.format(**at) for at in names)
+
+    def parameters(self, count: Count = "total") -> int:
+        """How many parameters are stored. Tied embeddings count once.
+
+        non_embedding: without the token embedding and the language-model head.
+        active: those one token's forward pass reads, the embedding table included.
+        """
+        sizes = dict(self.sizes) | (dict(self.active) if count == "active" else {})
+        return sum(
+            _elements(self.family, template, sizes)
+            for template in self.templates
+            if count != "non_embedding" or not self._is_embedding(template)
+        )
+
+    def _is_embedding(self, template: str) -> bool:
+        return "vocab" in parse(self.family.tensors[template]).axes(0)
+
+    def kv_cache_bytes(self, batch: int, length: int, dtype_bytes: int = 2) -> int:
+        """Keys and values of every layer for `batch` sequences of `length` tokens."""
+        per_token = 2 * self.sizes["layer"] * self.sizes["kv_head"] * self.sizes["head_dim"]
+        return per_token * batch * length * dtype_bytes
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Floating-point operations of one token's forward pass.
+
+        Two per weight of every matrix that multiplies (the head included, tied or not; the embedding look-up not),
+        and four per head channel and attended position, `context` of them.
+        """
+        matrices = sum(
+            _elements(self.family, template, dict(self.sizes) | dict(self.active))
+            for template in self.templates
+            if len(parse(self.family.tensors[template]).dims) > 1 and not self._is_embedding(template)
+        )
+        head = self.sizes["vocab"] * self.sizes["hidden"]
+        attention = 4 * self.sizes["layer"] * self.sizes["head"] * self.sizes["head_dim"] * context
+        return 2 * (matrices + head) + attention
+
+    def check(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError unless a checkpoint holds exactly these tensors with these shapes."""
+        expected = self.tensors()
+        for name, found in tensors.items():
+            if self.family.ignores(name) or self._is_redundant(name):
+                continue
+            self.family.match(name)
+            if name not in expected:
+                raise CheckpointError(f"unexpected tensor {name!r}: config.json and the weights disagree; fix config.json")
+            if tuple(found) != expected[name]:
+                raise CheckpointError(
+                    f"tensor {name!r} has shape {tuple(found)} where config.json implies {expected[name]}: fix config.json"
+                )
+        if missing := sorted(expected.keys() - tensors.keys()):
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise CheckpointError(
+                f"missing tensors {', '.join(missing[:3])}{more}: the checkpoint is incomplete; download it again"
+            )
+
+    def _is_redundant(self, name: str) -> bool:
+        return name in self.family.tied and name not in self.templates
+
+
+def _elements(family: Family, template: str, sizes: Mapping[str, int]) -> int:
+    copies = math.prod(sizes[axis] for axis in NAME_AXIS.findall(template))
+    return copies * math.prod(parse(family.tensors[template]).shape(sizes))
