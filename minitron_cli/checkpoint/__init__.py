@@ -1,0 +1,1 @@
+"""Bytes on disk: checkpoints, artifacts, the workspace. Knows no axis."""

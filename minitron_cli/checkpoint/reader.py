@@ -1,0 +1,218 @@
+"""Checkpoints as they lie on disk: which tensors, where their bytes are, and those bytes.
+
+Nothing in a checkpoint directory is trusted: names stay inside the directory, files are regular, headers are
+bounded and must account for every byte, and no pickle is ever opened.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli.checkpoint import strict_json
+from minitron_cli.errors import CheckpointError
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 100_000
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorInfo(NamedTuple):
+    """One tensor's place on disk. `start` counts bytes from the beginning of `file`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    size_bytes: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face checkpoint directory: its config and the place of every tensor."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, path: Path) -> "Checkpoint":
+        """Read config, index and headers; no tensor. CheckpointError unless all of it is sound."""
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is not a directory: give the directory of a Hugging Face checkpoint")
+        return cls(path, strict_json.load(path / "config.json"), _locate(path))
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    @cached_property
+    def size_bytes(self) -> int:
+        return sum(info.size_bytes for info in self.tensors.values())
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor, in its stored dtype."""
+        info = self.tensors[name]
+        return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start:stop` of dim 0."""
+        info = self.tensors[name]
+        row_bytes = info.size_bytes // info.shape[0]
+        rows = _read(info, start * row_bytes, (stop - start) * row_bytes)
+        return rows.view(info.torch_dtype).reshape(stop - start, *info.shape[1:])
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one file."""
+    return {
+        name: _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
+        for name, info in read_header(path).items()
+    }
+
+
+def _read(info: TensorInfo, offset: int, size_bytes: int) -> Tensor:
+    buffer = torch.empty(size_bytes, dtype=torch.uint8)
+    if size_bytes == 0:
+        return buffer
+    view = memoryview(buffer.numpy())
+    fd = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        done = 0
+        while done < size_bytes:
+            count = os.preadv(fd, [view[done:]], info.start + offset + done)
+            if count == 0:
+                raise CheckpointError(f"{info.file} became shorter while it was read: nothing else may write to it; try again")
+            done += count
+    finally:
+        os.close(fd)
+    return buffer
+
+
+def _locate(directory: Path) -> dict[str, TensorInfo]:
+    index, single = directory / INDEX, directory / WEIGHTS
+    if index.exists() and single.exists():
+        raise CheckpointError(f"{directory} holds both {WEIGHTS} and {INDEX}: remove the stale one")
+    if index.exists():
+        return _follow_index(directory, index)
+    if single.exists():
+        return read_header(single)
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in directory.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{directory} holds only pickled weights ({pickles[0]}), which can run code: "
+            "convert it to safetensors with its own library first"
+        )
+    raise CheckpointError(f"{directory} holds no {WEIGHTS} and no {INDEX}: give the directory of a complete checkpoint")
+
+
+def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
+    weight_map = strict_json.load(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map: restore the file")
+    files = _shards(directory, index, weight_map)
+    found: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in read_header(file).items():
+            if name in found:
+                raise CheckpointError(f"tensor {name!r} stands in {found[name].file.name} and in {file.name}: remove one")
+            if weight_map.get(name) != file.name:
+                raise CheckpointError(f"tensor {name!r} stands in {file.name}, which {INDEX} does not say: restore the index")
+            found[name] = info
+    if absent := sorted(weight_map.keys() - found.keys()):
+        raise CheckpointError(f"tensor {absent[0]!r} of {INDEX} is not in {weight_map[absent[0]]}: download the shard again")
+    return found
+
+
+def _shards(directory: Path, index: Path, weight_map: Mapping[str, Any]) -> list[Path]:
+    names = set()
+    for value in weight_map.values():
+        # A lexical rule, not a resolved path: hub caches are symbolic links out of the directory.
+        if not isinstance(value, str) or "/" in value or "\\" in value or "\0" in value or value.startswith("."):
+            raise CheckpointError(f"{index} points at {value!r}: a shard must be a plain file name in the same directory")
+        if not value.endswith(".safetensors"):
+            raise CheckpointError(f"{index} points at {value!r}: only .safetensors shards are read; convert the checkpoint")
+        names.add(value)
+    if missing := sorted(name for name in names if not (directory / name).exists()):
+        raise CheckpointError(f"{directory} lacks {', '.join(missing[:4])}: download the missing shards")
+    return [directory / name for name in sorted(names)]
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, in file order. CheckpointError unless every byte is accounted for."""
+    size = strict_json.regular_size(path)
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        if prefix == b"version ":
+            raise CheckpointError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull`")
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length < 2 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{path} is not a complete safetensors file: download it again")
+        header = strict_json.parse(file.read(length), f"the header of {path}")
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path} lists {len(header):,} tensors: more than {MAX_TENSORS:,}; check the file")
+    tensors = [(name, _tensor_info(path, name, entry, 8 + length)) for name, entry in header.items()]
+    tensors.sort(key=lambda item: (item[1].start, item[1].size_bytes))
+    if _gapless_end(tensors, 8 + length) != size:
+        raise CheckpointError(f"{path} is truncated or its tensors overlap: download it again")
+    return dict(tensors)
+
+
+def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        sound = sound and end - begin == math.prod(shape) * DTYPES[dtype].itemsize
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path} describes tensor {name!r} wrongly: download the file again")
+    return TensorInfo(dtype, shape, path, data_start + begin, end - begin)
+
+
+def _gapless_end(tensors: list[tuple[str, TensorInfo]], start: int) -> int | None:
+    for _, info in tensors:
+        if info.start != start:
+            return None
+        start += info.size_bytes
+    return start
+
+
+def blocks(checkpoint: Checkpoint, name: str, block_bytes: int = 16 << 20) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows) of one tensor, a bounded piece at a time; a vector or scalar is one piece."""
+    info = checkpoint.tensors[name]
+    if len(info.shape) < 2:
+        yield 0, checkpoint.read(name)
+        return
+    step = max(1, block_bytes * info.shape[0] // max(1, info.size_bytes))
+    for start in range(0, info.shape[0], step):
+        yield start, checkpoint.read_rows(name, start, min(start + step, info.shape[0]))

@@ -1,0 +1,53 @@
+"""JSON from files that somebody else wrote: bounded, no duplicate keys, no NaN, only the typed error."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minitron_cli.errors import CheckpointError
+
+MAX_BYTES = 64 << 20
+
+
+def load(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """The JSON object in a regular file. CheckpointError for anything else."""
+    size = regular_size(path)
+    if size > max_bytes:
+        raise CheckpointError(f"{path} is {size:,} bytes: more than the {max_bytes:,} a metadata file may have; check the file")
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as e:
+        reason = "it is nested too deeply" if isinstance(e, RecursionError) else str(e).splitlines()[0][:120]
+        raise CheckpointError(f"{where} is not valid JSON ({reason}): restore the file") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} holds a JSON {type(value).__name__}, not an object: restore the file")
+    return value
+
+
+def regular_size(path: Path) -> int:
+    """The size of a regular file, links followed: a FIFO or a device would block a reader for ever."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: give the directory of a complete checkpoint") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a regular file: give the directory of a complete checkpoint")
+    return status.st_size
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return value
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
