@@ -68,17 +68,16 @@ class Workspace:
 
 
 def _acquire(lock: FileLock, root: Path) -> None:
-    try:
-        lock.acquire(timeout=2)
-        return
-    except Timeout:
-        progress.say(f"waiting for another minitron that is working in {root}")
+    waiting = False
     while True:
-        progress.raise_if_stopped()
         try:
-            return lock.acquire(timeout=1) and None
+            lock.acquire(timeout=1 if waiting else 2)
+            return
         except Timeout:
-            continue
+            if not waiting:
+                progress.say(f"waiting for another minitron that is working in {root}")
+            waiting = True
+            progress.raise_if_stopped()
 
 
 def open_workspace(runs: Path, name: str | None, *, default: str | None = None) -> Workspace:

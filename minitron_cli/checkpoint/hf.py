@@ -1,0 +1,205 @@
+"""The border with transformers and the hub: names to directories, directories to models, models to files.
+
+Code that comes with a checkpoint never runs, the attention kernel is ours to choose, and a key that is missing,
+unexpected or of another shape is an error where transformers would fill in random numbers.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minitron_cli import io
+from minitron_cli.checkpoint import fingerprint, strict_json
+from minitron_cli.checkpoint.aliases import ALIASES
+from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
+from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
+from minitron_cli.errors import CheckpointError, EnvironmentFault
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_LAYERS = 1_000
+MAX_WIDTH = 1_000_000  # of any dimension; a config beyond it would be built for minutes before it fails
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+class ModelSource(NamedTuple):
+    """A model the user named, found on this machine."""
+
+    name: str
+    path: Path
+    fingerprint: str
+
+
+def resolve(model: str, *, offline: bool = False) -> ModelSource:
+    """Find a model: a directory, an alias or a hub id. Downloads unless `offline` or HF_HUB_OFFLINE says not to."""
+    if Path(model).is_dir():
+        path = Path(model)
+        return ModelSource(model, path, fingerprint.of_directory(path))
+    hub_id = ALIASES[model].hub_id if model in ALIASES else model
+    if not _may_be_hub_id(hub_id):
+        raise CheckpointError(f"{model} does not exist: give the directory of a checkpoint, a hub id or one of {_aliases()}")
+    path = _download(hub_id, offline=offline)
+    commit = path.name if len(path.name) == 40 else fingerprint.of_directory(path)
+    return ModelSource(model, path, f"{hub_id}@{commit}")
+
+
+def _may_be_hub_id(text: str) -> bool:
+    parts = text.split("/")
+    return len(parts) == 2 and all(p and not p.startswith((".", "~")) for p in parts)
+
+
+def _aliases() -> str:
+    return ", ".join(ALIASES)
+
+
+def _download(hub_id: str, *, offline: bool) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja"]
+    local_only = offline or constants.HF_HUB_OFFLINE
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3))
+    except GatedRepoError:
+        raise CheckpointError(f"{hub_id} is gated: accept its licence on the hub and run `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"{hub_id} is not on the hub: check the name, or run `hf auth login` if it is private") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        why = "and downloads are off" if local_only else "and the hub cannot be reached"
+        if isinstance(e, OSError) and e.errno:
+            raise
+        raise EnvironmentFault(
+            f"{hub_id} is not in the local cache {why}: fetch it with `hf download {hub_id}` or give a directory"
+        ) from None
+
+
+def load_config(path: Path) -> "PretrainedConfig":
+    """The config of a checkpoint directory, as transformers reads it. Its code never runs."""
+    return config_from_dict(strict_json.load(path / "config.json"), str(path / "config.json"))
+
+
+def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
+    from transformers import CONFIG_MAPPING
+
+    _refuse(raw, where)
+    try:
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(_trusted(raw))
+    except Exception as e:  # transformers raises a dozen types here, and every one of them is about the file
+        raise CheckpointError(f"{where} is not a valid {raw['model_type']} config: {_first_line(e)}; fix the field") from None
+
+
+def _refuse(raw: dict[str, Any], where: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if raw.get("quantization_config"):
+        raise CheckpointError(f"{where}: the checkpoint is quantised, and cutting needs the original weights; give those")
+    if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in CONFIG_MAPPING:
+        custom = " and its own code is not run" if raw.get("auto_map") else ""
+        raise CheckpointError(
+            f"{where}: model type {raw.get('model_type')!r} is not part of transformers{custom}; give a supported model"
+        )
+    for name, value in raw.items():
+        limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_WIDTH
+        is_size = name.endswith(("_size", "_layers", "_heads", "_dim")) and type(value) is int
+        if is_size and not 0 <= value <= limit:
+            raise CheckpointError(f"{where}: {name} is {value:,}, outside 0 to {limit:,}; fix the field")
+
+
+def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields by which a config could choose code, kernels or files."""
+    unsafe = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_name_or_path")
+    return {name: value for name, value in raw.items() if name not in unsafe}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:160].rstrip(".;")
+
+
+def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
+    """The model in evaluation mode. CheckpointError on any key that is missing, unexpected or of another shape."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    Checkpoint.open(path)  # everything is checked before transformers touches it
+    config = load_config(path)
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise CheckpointError(f"{path} does not load: {_first_line(e)}; check that config.json fits the weights") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if info.get(kind):
+            raise CheckpointError(
+                f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: the checkpoint is incomplete; "
+                "download it again"
+            )
+    return model.to(device).eval()
+
+
+def new_model(path: Path, *, seed: int) -> "PreTrainedModel":
+    """A model of the config at `path` with fresh random weights, fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint directory. Its code never runs."""
+    from transformers import AutoTokenizer
+
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise CheckpointError(f"{path} has no tokenizer: copy the model's tokenizer files there")
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except Exception as e:  # KeyError, JSON and Rust errors alike: all of them are about the files
+        raise CheckpointError(f"{path}: its tokenizer does not load ({_first_line(e)}); restore the tokenizer files") from None
+
+
+def save_model(model: "PreTrainedModel", like: Path, directory: Path) -> None:
+    """Write a model's weights with the names, order and dtypes of the checkpoint `like`, and copy its other files."""
+    reference = Checkpoint.open(like)
+    state = model.state_dict()
+    if absent := reference.tensors.keys() - state.keys():
+        raise CheckpointError(f"{like} stores {min(absent)}, which the model in memory does not have: use another checkpoint")
+    specs = {name: TensorSpec(info.shape, info.torch_dtype) for name, info in reference.tensors.items()}
+    write_checkpoint(directory, specs, lambda name: [state[name].detach().to(specs[name].dtype)])
+    copy_files(like, directory, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+
+
+def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:
+    """Copy, byte for byte, those of the files that exist."""
+    for name in names:
+        if (source / name).is_file():
+            io.write_new(directory / name, (source / name).read_bytes())
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / "config.json").is_file() and ((path / WEIGHTS).is_file() or (path / INDEX).is_file())
+
