@@ -1,0 +1,1 @@
+"""What is cut, and what the cut checkpoint holds."""

@@ -1,0 +1,120 @@
+"""Which entries of every axis survive a cut."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minitron_cli.errors import InputError
+from minitron_cli.model.shape import Shape
+from minitron_cli.trim.metric import Metric
+from minitron_cli.trim.spec import Ranking
+
+
+class Ranked(Protocol):
+    """Scores as a plan reads them: higher means keep."""
+
+    def select(self, axis: str, metric: Metric) -> Tensor: ...
+
+    def layers(self, metric: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """Surviving indices per axis, ascending: [kept] for the model, or [layer, kept] where layers differ.
+
+    Layers are the parent's, so a dropped layer has indices too; nothing reads them.
+    """
+
+    parent: Shape
+    kept: Mapping[str, Tensor]
+
+    def at(self, axis: str, layer: int | None = None) -> Tensor | None:
+        """Survivors of an axis, or None where all survive."""
+        kept = self.kept.get(axis)
+        return kept if kept is None or kept.ndim == 1 else kept[layer]
+
+    @property
+    def child(self) -> Shape:
+        return self.parent.resize(**{axis: kept.shape[-1] for axis, kept in self.kept.items()})
+
+    def child_name(self, name: str) -> str | None:
+        """A tensor's name after the cut, renumbered along the axes it carries; None if it is dropped."""
+        match = self.parent.family.match(name)
+        places = {}
+        for axis, place in match.at.items():
+            kept = self.at(axis, match.at.get("layer"))
+            if kept is None:
+                places[axis] = place
+            elif len(found := (kept == place).nonzero()):
+                places[axis] = int(found)
+            else:
+                return None
+        return match.template.format(**places)
+
+    def indices(self, name: str) -> tuple[Tensor | None, ...]:
+        """Per dim of a parent's tensor, the positions that survive, or None where the dim is whole."""
+        match = self.parent.family.match(name)
+        return match.layout.indices(lambda axis: self.at(axis, match.at.get("layer")), self.parent.sizes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a safetensors file: axis -> int32 indices."""
+        return {axis: kept.int() for axis, kept in self.kept.items()}
+
+
+def make_plan(
+    parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...] = ()
+) -> PrunePlan:
+    """Rank every axis on which the child is smaller and keep the best. InputError if it is larger on one."""
+    for axis, size in child.sizes.items():
+        if not 0 < size <= parent.sizes[axis]:
+            raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose a smaller size")
+    kept = {}
+    smaller = {axis for axis, size in child.sizes.items() if size < parent.sizes[axis]}
+    if "layer" in smaller:
+        kept["layer"] = _surviving_layers(parent, child, scores, ranking, drop_layers)
+    if "hidden" in smaller:
+        kept["hidden"] = _best(scores.select("hidden", ranking.width), child.sizes["hidden"], ranking)
+    if "ffn" in smaller:
+        kept["ffn"] = _best(scores.select("ffn", ranking.width), child.sizes["ffn"], ranking)
+    if smaller & {"head", "kv_head"}:
+        kept |= _surviving_heads(parent, child, scores.select("head", ranking.width), ranking)
+    if odd := smaller - kept.keys():
+        raise InputError(f"{min(odd)} cannot be cut: choose among layer, hidden, head, kv_head and ffn")
+    return PrunePlan(parent, kept)
+
+
+def _surviving_layers(
+    parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...]
+) -> Tensor:
+    layers = parent.sizes["layer"]
+    if not drop_layers:
+        return _best(scores.layers(ranking.layers), child.sizes["layer"], ranking)
+    if max(drop_layers) >= layers:
+        raise InputError(f"drop_layers names layer {max(drop_layers)}: the model's layers are 0 to {layers - 1}")
+    return torch.tensor([i for i in range(layers) if i not in drop_layers])
+
+
+def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ranking) -> dict[str, Tensor]:
+    """Whole groups first, by the sum of their heads; then equal numbers of query heads inside each group (GQA)."""
+    groups, kept_groups = parent.sizes["kv_head"], child.sizes["kv_head"]
+    per_group, kept_per_group = parent.sizes["head"] // groups, child.sizes["head"] // kept_groups
+    if child.sizes["head"] % kept_groups or not 0 < kept_per_group <= per_group:
+        raise InputError(
+            f"head={child.sizes['head']} with kv_head={kept_groups}: keep a multiple of kv_head, at most {per_group} a group"
+        )
+    score_LGQ = score_LH.reshape(len(score_LH), groups, per_group)
+    group_LK = _best(score_LGQ.sum(-1), kept_groups, ranking)
+    query_LGQ = _best(score_LGQ, kept_per_group, ranking)
+    head_LGQ = torch.arange(groups)[:, None] * per_group + query_LGQ
+    head_LK = torch.stack([heads[group].flatten() for heads, group in zip(head_LGQ, group_LK, strict=True)])
+    return {"head": head_LK} | ({"kv_head": group_LK} if kept_groups < groups else {})
+
+
+def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:
+    """Positions of the `count` highest scores of the last dim, ascending. Ties go to the lower position."""
+    order = scores.double().argsort(dim=-1, descending=not ranking.invert, stable=True)
+    return order[..., :count].sort(dim=-1).values
+

@@ -1,0 +1,66 @@
+"""What a user says about a cut: the shape or the budget, and how survivors are ranked."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from minitron_cli.spec import Quantity, Spec
+from minitron_cli.trim.metric import Activation, Metric
+
+Axis = Literal["layer", "hidden", "head", "kv_head", "ffn"]
+
+
+class Ranking(Spec):
+    """How the survivors of every axis are chosen."""
+
+    width: Metric = Field(Activation(), discriminator="kind")
+    """Score of hidden channels, heads and neurons. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
+    layers: Literal["block_importance", "perplexity"] = "block_importance"
+    """Score of layers: 1 - cosine of input and output, or the perplexity gained by removing the layer."""
+    invert: bool = False
+    """Keep the worst instead of the best: a control for experiments."""
+
+
+class Budget(Spec):
+    """How large the child may be."""
+
+    target: Quantity
+    """Parameters of the child, such as 4B."""
+    count: Literal["total", "non_embedding", "active"] = "total"
+    """Which parameters the target counts. The published "4B" of Llama-3.1-Minitron is 4.51B in total."""
+    tolerance: float = Field(0.05, gt=0, lt=1)
+    """How far the child may be from the target on either side, as a fraction of it."""
+
+    def admits(self, parameters: int) -> bool:
+        return abs(self.error(parameters)) <= self.tolerance
+
+    def error(self, parameters: int) -> float:
+        """Signed distance from the target as a fraction of it."""
+        return parameters / self.target - 1
+
+
+class PruneConfig(Spec):
+    """One cut. Give a `shape`, or a `budget` and the `axes` to cut; without either the search's winner is cut."""
+
+    shape: dict[Axis, int] | None = None
+    """Sizes of the axes to change; the others keep the parent's."""
+    drop_layers: tuple[int, ...] = ()
+    """Layers to remove, counted from 0, instead of the least important ones."""
+    budget: Budget | None = None
+    """Choose the shape: feasible shapes nearest to an even cut are scored, the best is taken."""
+    axes: tuple[Axis, ...] = ("hidden", "ffn")
+    """What a budget may cut. Width before depth, heads last (Muralidharan et al. 2024, best practices)."""
+    candidates: int = Field(8, ge=1)
+    """How many shapes a budget scores."""
+    ranking: Ranking = Ranking()
+    """How the survivors of every axis are chosen."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> "PruneConfig":
+        if self.budget and (self.shape or self.drop_layers):
+            raise ValueError("give a shape or a budget, not both")
+        if self.drop_layers and (self.shape or {}).get("layer"):
+            raise ValueError("give drop_layers or the number of layers, not both")
+        if len(set(self.drop_layers)) < len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
+            raise ValueError("drop_layers lists different layers, counted from 0")
+        return self

@@ -1,0 +1,53 @@
+"""Tiny real checkpoints: every family in a few kilobytes, with nothing left at its default.
+
+Norm weights and biases are randomised (at their initial 1 and 0 they would hide mistakes) and the weights are
+large enough that logits spread by about 1.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+BASE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    "qwen3": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+}
+
+
+def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedModel:
+    """A random model of a family, fp32, in evaluation mode."""
+    config = CONFIG_MAPPING[model_type](**{**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options})
+    generator = torch.Generator().manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(1 + 0.3 * noise)
+            else:
+                parameter.copy_(noise * (1.0 if parameter.shape[0] == config.vocab_size else 1.5 / parameter.shape[1] ** 0.5))
+    return model
+
+
+def write_tiny(directory: Path, model_type: str = "llama", *, seed: int = 0, **options: Any) -> Path:
+    """Write a random checkpoint with transformers' own `save_pretrained`; return its directory."""
+    tiny_model(model_type, seed=seed, **options).save_pretrained(directory)
+    return directory
