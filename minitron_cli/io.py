@@ -58,6 +58,9 @@ class Disk:
     def remove_tree(self, path: Path) -> None:
         shutil.rmtree(path)
 
+    def remove_dir(self, path: Path) -> None:
+        os.rmdir(path)
+
     def sync_dir(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:

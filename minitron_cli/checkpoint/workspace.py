@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from minitron_cli import io, progress
+from minitron_cli.checkpoint import strict_json
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.errors import ArtifactError, InputError
 
+SETTINGS = "settings.json"
+LOCK = ".lock"
 CURRENT = "current"  # a file: in a stage's directory the current artifact, in the root the current workspace
 
 
@@ -55,16 +59,37 @@ class Workspace:
         if not pointer.is_file() or pointer.read_bytes() != content:
             io.replace(pointer, content)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What later verbs may leave unsaid: the parent model and the data. Intent, not identity."""
+        path = self.root / SETTINGS
+        return strict_json.load(path) if path.is_file() else {}
+
+    def save_settings(self, **changes: Any) -> None:
+        io.make_dirs(self.root)
+        merged = self.settings | changes
+        if merged != self.settings:
+            io.replace(self.root / SETTINGS, io.pretty_json(merged))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process from doing the same work. Correctness never depends on it."""
         io.make_dirs(self.root)
-        lock = FileLock(self.root / ".lock")
+        lock = FileLock(self.root / LOCK)
         _acquire(lock, self.root)
         try:
             yield
         finally:
             lock.release()
+            _remove_if_empty(self.root)
+
+
+def _remove_if_empty(root: Path) -> None:
+    """A verb that was refused before it wrote anything leaves no workspace behind."""
+    if root.is_dir() and {path.name for path in root.iterdir()} <= {LOCK}:
+        io.remove_tree(root)
+        if not any(root.parent.iterdir()):
+            io.disk.remove_dir(root.parent)
 
 
 def _acquire(lock: FileLock, root: Path) -> None:

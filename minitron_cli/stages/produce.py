@@ -1,0 +1,172 @@
+"""What every stage does around its work: look the result up, else build it aside and commit it whole."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from minitron_cli import __version__, io, progress
+from minitron_cli.checkpoint.artifact import Artifact, commit
+from minitron_cli.checkpoint.manifest import SCHEMA_VERSION, Manifest, key_of
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Context:
+    """How to run, not what to make: nothing here changes a result's identity."""
+
+    workspace: Workspace
+    device: str = "cpu"
+    dtype: str = "auto"
+    dry_run: bool = False
+    overwrite: bool = False
+    resume: bool = True
+    offline: bool = False
+
+
+@dataclass
+class Build:
+    """Where a stage puts its result."""
+
+    path: Path
+    """A fresh directory; every file in it becomes part of the artifact."""
+    scratch: Path
+    """A directory of this key alone that survives a kill, for state to resume from. The stage creates it."""
+    resume: bool
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Small facts for later stages and the report; part of the artifact's identity."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Clock and speed: kept beside the artifact, outside its identity."""
+
+    def write_json(self, name: str, value: Any) -> None:
+        io.write_new_json(self.path / name, value)
+
+
+class Planned(Exception):
+    """A dry run came to work that it will not do; what would be done is known."""
+
+    def __init__(self, stage: str, path: Path, changed: list[str]) -> None:
+        super().__init__(f"{stage}: would write {path}" + (f" (changed: {', '.join(changed)})" if changed else ""))
+        self.stage, self.path, self.changed = stage, path, changed
+
+
+def produce(
+    context: Context,
+    *,
+    stage: str,
+    version: int,
+    config: BaseModel,
+    inputs: Mapping[str, str],
+    build: Callable[[Build], None],
+    label: str = "",
+) -> Artifact:
+    """The artifact of this config and these inputs (name -> fingerprint): found, or built and committed.
+
+    `version` is raised by hand when the stage's code would write other bytes for the same config and inputs.
+    """
+    resolved = config.model_dump(mode="json")
+    key = key_of(stage, version, resolved, inputs)
+    directory = context.workspace.stage_dir(stage)
+    final = directory / f"{label}-{key[:8]}".lstrip("-")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        stage=stage,
+        stage_version=version,
+        label=label,
+        key=key,
+        config=resolved,
+        inputs=dict(inputs),
+        summary={},
+        files={},
+    )
+    if final.is_dir() and not context.overwrite and (found := _sound(final, key)):
+        progress.say(f"{stage}: up to date ({final})")
+        if not context.dry_run:
+            context.workspace.point(found)
+        return found
+    if context.dry_run:
+        raise Planned(stage, final, _changes(context.workspace, manifest))
+    artifact = _build(context, manifest, directory, final, build)
+    context.workspace.point(artifact)
+    progress.say(f"{stage}: wrote {final}")
+    return artifact
+
+
+def _sound(path: Path, key: str) -> Artifact | None:
+    """The artifact at `path` if it is whole and of this key; else the user is told and it is moved away."""
+    try:
+        artifact = Artifact.open(path, verify=True)
+        if artifact.key == key:
+            return artifact
+        problem = "it has another key"
+    except ArtifactError as e:
+        problem = str(e)
+    progress.warn(f"{path} is made again: {problem}")
+    return None
+
+
+def _build(
+    context: Context, manifest: Manifest, directory: Path, final: Path, build: Callable[[Build], None]
+) -> Artifact:
+    io.make_dirs(directory)
+    scratch = directory / f".scratch-{manifest.key[:8]}"
+    if scratch.is_dir() and not context.resume:
+        io.remove_tree(scratch)
+    io.sweep(directory)
+    temporary = io.temporary_dir(directory, final.name)
+    work = Build(temporary, scratch, context.resume)
+    started = time.monotonic()
+    try:
+        build(work)
+        run = {"seconds": round(time.monotonic() - started, 3), **_where(), **work.run}
+        if final.is_dir():
+            io.remove_tree(final)
+        artifact = commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run)
+    except BaseException:
+        if temporary.is_dir():
+            io.remove_tree(temporary)
+        if not any(directory.iterdir()):
+            io.disk.remove_dir(directory)
+        raise
+    if scratch.is_dir():
+        io.remove_tree(scratch)
+    return artifact
+
+
+def _where() -> dict[str, Any]:
+    import torch
+
+    return {
+        "minitron": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _changes(workspace: Workspace, wanted: Manifest) -> list[str]:
+    """Which config fields and inputs differ from the stage's current artifact."""
+    current = workspace.current(wanted.stage)
+    if current is None:
+        return []
+    old, new = _flat(current.manifest), _flat(wanted)
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def _flat(manifest: Manifest) -> dict[str, Any]:
+    flat: dict[str, Any] = {f"input {name}": value for name, value in manifest.inputs.items()}
+    todo: list[tuple[str, Any]] = list(manifest.config.items())
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{name}.{key}", inner) for key, inner in value.items()]
+        else:
+            flat[name] = value
+    return flat | {"stage version": manifest.stage_version}
