@@ -1,0 +1,98 @@
+"""Shapes that a parent can be cut to, and those of them that fit a budget."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from minitron_cli.errors import InfeasibleError, InputError
+from minitron_cli.model.shape import Shape
+from minitron_cli.trim.spec import Budget
+
+STEPS = (256, 128, 64, 32, 16, 8)  # GGUF k-quants want rows of 256, tensor cores 64; tiny models take what fits
+CHOICES_PER_AXIS = 12  # a step is friendly only while it leaves about this many sizes to choose from
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A feasible shape and what its size costs."""
+
+    shape: Shape
+    parameters: int
+    """In the budget's way of counting."""
+    error: float
+    """Signed distance from the target as a fraction of it."""
+
+    @property
+    def name(self) -> str:
+        return str(self.shape)
+
+
+def choices(parent: Shape, axis: str) -> tuple[int, ...]:
+    """Serving-friendly sizes of one axis, up to the parent's own."""
+    size = parent.sizes[axis]
+    if axis == "layer":
+        return tuple(range(1, size + 1))
+    if axis == "head":
+        return tuple(range(parent.sizes["kv_head"], size + 1, parent.sizes["kv_head"]))
+    if axis == "kv_head":
+        return (size,)
+    step = next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), 1)
+    return tuple(sorted({*range(step, size + 1, step), size}))
+
+
+def grid(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
+    """Every combination of sizes that transformers can build."""
+    axes = list(space)
+    for axis in axes:
+        if too_large := [n for n in space[axis] if not 0 < n <= parent.sizes[axis]]:
+            raise InputError(f"{axis}={too_large[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space")
+    sizes = [tuple(space[axis]) or choices(parent, axis) for axis in axes]
+    shapes = (parent.resize(**dict(zip(axes, combination, strict=True))) for combination in itertools.product(*sizes))
+    return [shape for shape in shapes if buildable(shape)]
+
+
+def buildable(shape: Shape) -> bool:
+    """Whether a stock config accepts the shape."""
+    sizes = shape.sizes
+    if sizes["head"] % sizes["kv_head"]:
+        return False
+    return not shape.family.hidden_is_multiple_of_heads or sizes["hidden"] % sizes["head"] == 0
+
+
+def feasible(parent: Shape, shapes: Iterable[Shape], budget: Budget, most: int | None = None) -> list[Candidate]:
+    """The shapes within the budget, nearest to an even cut first. InfeasibleError names the nearest misses."""
+    available = parent.parameters(budget.count)
+    if budget.target > available:
+        raise InfeasibleError(
+            f"target {budget.target:,} is above the parent's {available:,} {budget.count} parameters: choose a smaller target"
+        )
+    costed = [_candidate(shape, budget) for shape in shapes if shape.sizes != parent.sizes]
+    found = [candidate for candidate in costed if budget.admits(candidate.parameters)]
+    if not found:
+        raise InfeasibleError(_nearest_misses(costed, budget))
+    found.sort(key=lambda c: (round(unevenness(parent, c.shape), 6), abs(c.error), c.name))
+    return found[:most]
+
+
+def _candidate(shape: Shape, budget: Budget) -> Candidate:
+    parameters = shape.parameters(budget.count)
+    return Candidate(shape, parameters, budget.error(parameters))
+
+
+def unevenness(parent: Shape, child: Shape) -> float:
+    """Spread of the kept ratios over the axes in play: 0 where every cut axis keeps the same share."""
+    cut = [axis for axis in ("layer", "hidden", "head", "ffn") if child.sizes[axis] < parent.sizes[axis]]
+    logs = [math.log(child.sizes[axis] / parent.sizes[axis]) for axis in cut]
+    return max(logs) - min(logs) if logs else 0.0
+
+
+def _nearest_misses(costed: list[Candidate], budget: Budget) -> str:
+    if not costed:
+        return "the space holds no shape smaller than the parent: give more sizes"
+    nearest = sorted(costed, key=lambda c: (abs(c.error), c.name))[:3]
+    listed = "; ".join(f"{c.name} has {c.parameters:,} ({c.error:+.1%})" for c in nearest)
+    return (
+        f"no shape has {budget.target:,} {budget.count} parameters within {budget.tolerance:.0%}: nearest {listed}; "
+        "widen the tolerance, move the target or allow more sizes"
+    )
