@@ -1,0 +1,36 @@
+"""What every test starts from: one thread, no network, a cache of its own, no stop request left over."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # these three are read when torch and the hub's client are imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from minitron_cli import progress
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_over() -> Iterator[None]:
+    yield
+    progress.request_stop(None)
+    progress.show_on(None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not (marked := [item for item in items if "gpu" in item.keywords]):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no accelerator here"))
