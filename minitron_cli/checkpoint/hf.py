@@ -4,6 +4,7 @@ Code that comes with a checkpoint never runs, the attention kernel is ours to ch
 unexpected or of another shape is an error where transformers would fill in random numbers.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_LAYERS = 1_000
@@ -159,12 +161,27 @@ def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreT
     return model.to(device).eval()
 
 
-def new_model(path: Path, *, seed: int) -> "PreTrainedModel":
-    """A model of the config at `path` with fresh random weights, fp32."""
+def model_of(config: dict[str, Any], state: Mapping[str, "Tensor"], *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
+    """A model made of tensors in memory, as if they had been a checkpoint. CheckpointError where they do not fit."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.utils import logging
+
+    typed = config_from_dict(config, "the config of the cut model")
+    logging.disable_progress_bar()
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(typed)]
+    model, info = cls.from_pretrained(
+        None, config=typed, state_dict=dict(state), dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    )
+    if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
+        raise CheckpointError(f"the cut model does not fit its config at {min(map(str, wrong))}: report the model's family")
+    return model.to(device).eval()
+
+
+def new_model(config: "PretrainedConfig", *, seed: int) -> "PreTrainedModel":
+    """A model of this config with fresh random weights, fp32, on the CPU."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = load_config(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
@@ -180,6 +197,15 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # KeyError, JSON and Rust errors alike: all of them are about the files
         raise CheckpointError(f"{path}: its tokenizer does not load ({_first_line(e)}); restore the tokenizer files") from None
+
+
+def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], directory: Path) -> None:
+    """Write a model that has no checkpoint yet: the tensors of `specs` (name -> shape) and its config."""
+    state = model.state_dict()
+    sized = {name: TensorSpec(shape, state[name].dtype) for name, shape in specs.items()}
+    write_checkpoint(directory, sized, lambda name: [state[name]])
+    config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}
+    io.write_new_json(directory / "config.json", config)
 
 
 def save_model(model: "PreTrainedModel", like: Path, directory: Path) -> None:

@@ -60,18 +60,23 @@ def buildable(shape: Shape) -> bool:
     return not shape.family.hidden_is_multiple_of_heads or sizes["hidden"] % sizes["head"] == 0
 
 
-def feasible(parent: Shape, shapes: Iterable[Shape], budget: Budget, most: int | None = None) -> list[Candidate]:
-    """The shapes within the budget, nearest to an even cut first. InfeasibleError names the nearest misses."""
+def feasible(
+    parent: Shape, space: Mapping[str, Sequence[int]], budget: Budget, most: int | None = None
+) -> list[Candidate]:
+    """The grid's shapes within the budget, nearest to an even cut of its axes first.
+
+    InfeasibleError names the nearest misses.
+    """
     available = parent.parameters(budget.count)
     if budget.target > available:
         raise InfeasibleError(
             f"target {budget.target:,} is above the parent's {available:,} {budget.count} parameters: choose a smaller target"
         )
-    costed = [_candidate(shape, budget) for shape in shapes if shape.sizes != parent.sizes]
+    costed = [_candidate(shape, budget) for shape in grid(parent, space) if shape.sizes != parent.sizes]
     found = [candidate for candidate in costed if budget.admits(candidate.parameters)]
     if not found:
         raise InfeasibleError(_nearest_misses(costed, budget))
-    found.sort(key=lambda c: (round(unevenness(parent, c.shape), 6), abs(c.error), c.name))
+    found.sort(key=lambda c: (round(unevenness(parent, c.shape, space), 6), abs(c.error), c.name))
     return found[:most]
 
 
@@ -80,11 +85,10 @@ def _candidate(shape: Shape, budget: Budget) -> Candidate:
     return Candidate(shape, parameters, budget.error(parameters))
 
 
-def unevenness(parent: Shape, child: Shape) -> float:
-    """Spread of the kept ratios over the axes in play: 0 where every cut axis keeps the same share."""
-    cut = [axis for axis in ("layer", "hidden", "head", "ffn") if child.sizes[axis] < parent.sizes[axis]]
-    logs = [math.log(child.sizes[axis] / parent.sizes[axis]) for axis in cut]
-    return max(logs) - min(logs) if logs else 0.0
+def unevenness(parent: Shape, child: Shape, axes: Iterable[str]) -> float:
+    """Spread of the kept ratios over the axes, in log units: 0 where every axis keeps the same share."""
+    logs = [math.log(child.sizes[axis] / parent.sizes[axis]) for axis in axes]
+    return max(logs) - min(logs)
 
 
 def _nearest_misses(costed: list[Candidate], budget: Budget) -> str:

@@ -1,0 +1,55 @@
+"""Cut models in memory: what search and prune score before anything is written."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.data.pack import Blocks
+from minitron_cli.errors import ArtifactError
+from minitron_cli.evaluate.perplexity import perplexity
+from minitron_cli.model.shape import Shape
+from minitron_cli.stages.parent import Parent
+from minitron_cli.stages.produce import Context
+from minitron_cli.trim.config import child_config
+from minitron_cli.trim.plan import PrunePlan, make_plan
+from minitron_cli.trim.scores import Scores
+from minitron_cli.trim.spec import Ranking
+from minitron_cli.trim.trim import cut_in_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def read_scores(artifact: Artifact, parent: Parent) -> Scores:
+    """The scores of an importance artifact. ArtifactError if they were measured on another model."""
+    if artifact.manifest.inputs["model"] != parent.fingerprint:
+        raise ArtifactError(
+            f"{artifact.path} scores another model than {parent.name}: run `minitron importance {parent.name}` first"
+        )
+    return Scores.load(artifact.path)
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Everything that turns a shape into a model and a model into a score."""
+
+    context: Context
+    parent: Parent
+    scores: Scores
+    ranking: Ranking
+
+    def plan(self, shape: Shape, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
+        return make_plan(self.parent.shape, shape, self.scores, self.ranking, drop_layers)
+
+    def model(self, shape: Shape) -> "PreTrainedModel":
+        """The cut model, in memory."""
+        plan = self.plan(shape)
+        checkpoint = self.parent.checkpoint
+        state = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+        config = child_config(checkpoint.config, plan)
+        return hf.model_of(config, state, device=self.context.device, dtype=self.context.dtype)
+
+    def zero_shot_loss(self, shape: Shape, blocks: Blocks, max_blocks: int) -> float:
+        """Loss of the cut model in nats per token, before any training."""
+        return perplexity(self.model(shape), blocks, max_blocks=max_blocks).loss_nats

@@ -1,0 +1,60 @@
+"""The importance stage: a model and text in, scores of every axis out."""
+
+from collections.abc import Iterator
+
+from minitron_cli import io
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.data.batches import Batch, batch, sample_ids
+from minitron_cli.data.pack import Blocks
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.errors import DataError
+from minitron_cli.importance.baselines import magnitude
+from minitron_cli.importance.collect import collect
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.stages.parent import Parent
+from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.stages.tokens import blocks_of
+
+STAGE, VERSION = "importance", 1
+
+
+def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceConfig) -> Artifact:
+    """Score heads, neurons, hidden channels and layers of `parent` in one pass over calibration samples."""
+    blocks = blocks_of(context, data, "train", parent.path)
+    if config.samples > len(blocks):
+        raise DataError(
+            f"{config.samples} calibration samples of {blocks.sequence_length} tokens are more than the data's "
+            f"{len(blocks)}: lower importance.samples or data.sequence_length, or add text"
+        )
+
+    def build(work: Build) -> None:
+        model = hf.load_model(parent.path, device=context.device, dtype=context.dtype)
+        io.make_dirs(work.scratch)
+        activations = collect(
+            model,
+            parent.family,
+            _batches(blocks, config),
+            layer_removal=config.layer_removal,
+            samples=config.samples,
+            scratch=work.scratch,
+            resume=work.resume,
+        )
+        scores = activations | magnitude(parent.checkpoint.read, parent.shape)
+        scores.save(work.path)
+        work.summary |= {
+            "sizes": dict(parent.shape.sizes),
+            "parameters": parent.shape.parameters(),
+            "samples": config.samples,
+            "tokens": config.samples * blocks.sequence_length,
+            "parent_loss": scores.parent_nll,
+        }
+
+    inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype}
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
+
+
+def _batches(blocks: Blocks, config: ImportanceConfig) -> Iterator[Batch]:
+    ids = sample_ids(config.seed, 0, config.samples, len(blocks))
+    for start in range(0, len(ids), config.batch_size):
+        yield batch(blocks, ids[start : start + config.batch_size])

@@ -1,0 +1,107 @@
+"""The prune stage: a parent and its scores in, a smaller checkpoint out."""
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.errors import ArtifactError, InputError
+from minitron_cli.search import rank, space
+from minitron_cli.search.rank import Ranked
+from minitron_cli.search.space import Candidate
+from minitron_cli.stages.cut import Cutter, read_scores
+from minitron_cli.stages.parent import Parent
+from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.trim.config import child_config
+from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.spec import PruneConfig
+from minitron_cli.trim.trim import write_child
+
+STAGE, VERSION = "prune", 1
+SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
+CANDIDATES = "candidates.json"
+PLAN = "plan.json"
+
+
+def run(
+    context: Context,
+    parent: Parent,
+    config: PruneConfig,
+    *,
+    scores: Artifact,
+    data: DataConfig | None = None,
+    search: Artifact | None = None,
+    label: str = "",
+) -> Artifact:
+    """Cut `parent` to the config's shape, to the best shape within its budget, or to the search's winner."""
+    cutter = Cutter(context, parent, read_scores(scores, parent), config.ranking)
+    inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
+    candidates = _candidates(parent, config, search)
+    if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
+        inputs["search"] = search.fingerprint
+    if len(candidates) > 1:
+        if data is None:
+            raise InputError("choosing a shape for a target needs text to score it on: name some with --data")
+        blocks = blocks_of(context, data, "validation", parent.path)
+        inputs["validation"] = blocks.fingerprint
+
+    def score(candidate: Candidate) -> float:
+        return cutter.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
+
+    def build(work: Build) -> None:
+        shape = candidates[0].shape
+        if len(candidates) > 1:
+            ranked = rank.by_zero_shot(candidates, score)
+            work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
+            shape = ranked[0].candidate.shape
+        _write(work, parent, cutter.plan(shape, config.drop_layers))
+
+    for candidate in candidates:
+        cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=label)
+
+
+def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
+    if config.budget:
+        return space.feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
+    sizes: dict[str, int] = {axis: size for axis, size in (config.shape or {}).items()}
+    if config.drop_layers:
+        sizes["layer"] = parent.shape.sizes["layer"] - len(config.drop_layers)
+    if not sizes:
+        sizes = _winner(parent, search)
+    for axis in sizes.keys() - parent.shape.sizes.keys():
+        raise InputError(f"{parent.name} has no axis {axis!r}: choose among {', '.join(parent.shape.sizes)}")
+    shape = parent.shape.resize(**sizes)
+    if not space.buildable(shape):
+        raise InputError(f"{shape} cannot be built: hidden must be a multiple of head, and head of kv_head; change one")
+    return [Candidate(shape, shape.parameters(), 0.0)]
+
+
+def _winner(parent: Parent, search: Artifact | None) -> dict[str, int]:
+    if search is None:
+        raise ArtifactError("there is no shape to cut to: give --target or --shape, or run `minitron search` first")
+    if search.manifest.inputs["model"] != parent.fingerprint:
+        raise ArtifactError(f"{search.path} searched another model than {parent.name}: run `minitron search` again")
+    return {axis: int(size) for axis, size in search.summary["best"].items()}
+
+
+def row(entry: Ranked) -> dict[str, object]:
+    """A ranked candidate as a JSON object, for candidates.json."""
+    return {
+        "shape": {axis: entry.candidate.shape.sizes[axis] for axis in ("layer", "hidden", "head", "kv_head", "ffn")},
+        "parameters": entry.candidate.parameters,
+        "error": entry.candidate.error,
+        "zero_shot_loss": entry.zero_shot_loss,
+        "retrained_loss": entry.retrained_loss,
+    }
+
+
+def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
+    write_child(parent.checkpoint, plan, work.path)
+    work.write_json("config.json", child_config(parent.checkpoint.config, plan))
+    hf.copy_files(parent.path, work.path, ("generation_config.json", *hf.TOKENIZER_FILES))
+    work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
+    work.summary |= {
+        "parent": {"sizes": dict(plan.parent.sizes), "parameters": plan.parent.parameters()},
+        "child": {"sizes": dict(plan.child.sizes), "parameters": plan.child.parameters()},
+        "non_embedding": plan.child.parameters("non_embedding"),
+    }

@@ -1,0 +1,74 @@
+"""The search stage: a parent, its scores and a budget in, ranked candidate shapes out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minitron_cli import io
+from minitron_cli.checkpoint import strict_json
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.search import rank, space
+from minitron_cli.search.config import SearchConfig
+from minitron_cli.search.space import Candidate
+from minitron_cli.stages.cut import Cutter, read_scores
+from minitron_cli.stages.distill import retrain_lightly
+from minitron_cli.stages.parent import Parent
+from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.stages.prune import CANDIDATES, row
+from minitron_cli.stages.tokens import blocks_of
+
+STAGE, VERSION = "search", 1
+
+
+def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, config: SearchConfig) -> Artifact:
+    """Score the feasible shapes zero-shot, retrain the best few, and save the order. Each result survives a kill."""
+    cutter = Cutter(context, parent, read_scores(scores, parent), config.ranking)
+    candidates = space.feasible(parent.shape, config.space, config.budget, config.candidates)
+    train = blocks_of(context, data, "train", parent.path)
+    validation = blocks_of(context, data, "validation", parent.path)
+
+    def zero_shot(candidate: Candidate) -> float:
+        return cutter.zero_shot_loss(candidate.shape, validation, config.score_blocks)
+
+    def build(work: Build) -> None:
+        io.make_dirs(work.scratch)
+        ranked = rank.by_zero_shot(candidates, _remembered(work.scratch, "zero-shot", zero_shot))
+        tau = None
+        if config.retrain and len(ranked) > 1:
+
+            def retrained(candidate: Candidate) -> float:
+                student = cutter.model(candidate.shape)
+                scratch = work.scratch / f"retrain-{candidate.name}"
+                return retrain_lightly(context, parent, student, train, validation, config, scratch)
+
+            ranked = rank.by_retraining(ranked, config.retrain.top, _remembered(work.scratch, "retrained", retrained))
+            both = [(r.zero_shot_loss, r.retrained_loss) for r in ranked if r.retrained_loss is not None]
+            tau = rank.kendall_tau(*zip(*both, strict=True))
+        work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
+        best = ranked[0].candidate
+        work.summary |= {
+            "best": {axis: best.shape.sizes[axis] for axis in config.space},
+            "parameters": best.parameters,
+            "feasible": len(candidates),
+            "kendall_tau": tau,
+        }
+
+    inputs = {
+        "model": parent.fingerprint,
+        "scores": scores.fingerprint,
+        "train": train.fingerprint,
+        "validation": validation.fingerprint,
+    }
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
+
+
+def _remembered(scratch: Path, kind: str, score: rank.Score) -> Callable[[Candidate], float]:
+    """`score`, with each result on disk as soon as it is known."""
+
+    def look_up(candidate: Candidate) -> float:
+        path = scratch / f"{kind}-{candidate.name}.json"
+        if not path.is_file():
+            io.replace(path, io.pretty_json({"loss": score(candidate)}))
+        return float(strict_json.load(path)["loss"])
+
+    return look_up

@@ -1,0 +1,98 @@
+"""The teacher stage: a small Llama trained from scratch on text at hand, for the demo and the benchmarks.
+
+Nothing is downloaded. The training loop is the distillation's own, with cross-entropy and no teacher.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from minitron_cli import io, progress
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.data.tokenizer import train_bpe
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.model.families import family_of
+from minitron_cli.model.shape import Shape
+from minitron_cli.spec import Spec
+from minitron_cli.stages.distill import run_loop
+from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.stages.tokens import blocks_of
+
+STAGE, VERSION = "teacher", 1
+
+
+class TeacherConfig(Spec):
+    """A Llama small enough for two CPU cores, with grouped-query attention and an untied head."""
+
+    vocab_size: int = Field(2048, ge=257)
+    hidden: int = 192
+    ffn: int = 512
+    layers: int = 8
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 32
+    tie_embeddings: bool = False
+    training: DistillConfig
+    """How it is trained; its losses must need no teacher."""
+
+
+def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
+    """Train a tokenizer and a model on the data's sources."""
+    sources = [source.open() for source in data.sources]
+    inputs = {"text": io.digest([corpus.identity for corpus in sources])}
+
+    def build(work: Build) -> None:
+        tokenizer = _tokenizer(work, data, config.vocab_size)
+        train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
+        typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
+        model = hf.new_model(typed, seed=config.training.seed)
+        result = run_loop(context, work, model, None, train, validation, config.training)
+        hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
+        hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)
+        work.summary |= {"parameters": sum(p.numel() for p in model.parameters()), **result}
+
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
+
+
+def _tokenizer(work: Build, data: DataConfig, vocab_size: int) -> Path:
+    """A directory with a tokenizer trained on the sources; made once, whole or not at all."""
+    final = work.scratch / "tokenizer"
+    if not final.is_dir():
+        io.make_dirs(work.scratch)
+        temporary = io.temporary_dir(work.scratch, final.name)
+        texts = (str(document.content) for source in data.sources for document in source.open().documents)
+        with progress.track("train the tokenizer", unit="documents") as step:
+            train_bpe(_counted(texts, step), vocab_size, temporary)
+        io.publish(temporary, final)
+    return final
+
+
+def _counted(texts: Iterable[str], step: progress.Step) -> Iterator[str]:
+    for text in texts:
+        yield text
+        step()
+
+
+def _llama(config: TeacherConfig, context_length: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "float32",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": max(512, context_length),
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
