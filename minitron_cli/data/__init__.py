@@ -1,0 +1,1 @@
+"""Text or token ids in, blocks of tokens out."""

@@ -1,0 +1,98 @@
+"""Datasets of the Hugging Face Hub: found, downloaded and cached by the `datasets` library."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minitron_cli.data.files import BATCH_ROWS, first_line, table_rows, total_bytes
+from minitron_cli.data.rows import Row, require_column
+from minitron_cli.errors import DataError, EnvironmentFault
+
+if TYPE_CHECKING:
+    import datasets
+
+ANSWER_SECONDS = 5.0
+
+
+@lru_cache(maxsize=8)
+def load(name: str, config_name: str | None, split: str, revision: str | None) -> "datasets.Dataset":
+    """The dataset, memory-mapped from the library's cache; downloaded if it is not there.
+
+    With HF_HUB_OFFLINE set, only the cache is asked. Without a network the refusal comes at once: the library
+    alone would retry for half a minute.
+    """
+    import datasets
+    from huggingface_hub import is_offline_mode
+
+    with _failure_named(name):
+        dataset = datasets.load_dataset(name, config_name, split=split, revision=_commit(name, revision))
+    if revision and is_offline_mode():
+        _require_revision(dataset, name, revision)
+    return dataset
+
+
+def cached_files(dataset: "datasets.Dataset") -> list[Path]:
+    """The Arrow files that hold the dataset."""
+    return [Path(file["filename"]) for file in dataset.cache_files]
+
+
+def rows(dataset: "datasets.Dataset", column: str, where: str) -> Iterator[Row]:
+    require_column(column, dataset.column_names, where)
+    batches = dataset.select_columns([column]).with_format("arrow").iter(BATCH_ROWS)
+    return table_rows(batches, column, where, len(dataset), total_bytes(cached_files(dataset)))
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that `revision` names now; what was asked for if the hub is not to be asked."""
+    from huggingface_hub import HfApi, is_offline_mode
+
+    if is_offline_mode() or Path(name).is_dir():
+        return revision
+    return HfApi().dataset_info(name, revision=revision, timeout=ANSWER_SECONDS).sha
+
+
+def _require_revision(dataset: "datasets.Dataset", name: str, revision: str) -> None:
+    """The library takes any cached commit when it is offline; the directory of the cache is named after it."""
+    commits = sorted({path.parent.name for path in cached_files(dataset)})
+    if commits != [revision]:
+        raise EnvironmentFault(
+            f"hub dataset {name}: revision {revision} cannot be had offline, the cache holds {', '.join(commits)}; "
+            "name that as the revision, or unset HF_HUB_OFFLINE"
+        )
+
+
+@contextmanager
+def _failure_named(name: str) -> Iterator[None]:
+    """The libraries' many ways to fail, as ours; a full disk and the like are passed on."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, DatasetsError, ValueError, RuntimeError) as e:
+        if isinstance(e.__cause__, OSError) and e.__cause__.errno:
+            raise e.__cause__ from e
+        raise DataError(
+            f"hub dataset {name}: {_reason(e)}; check name, config_name, split and revision, "
+            "and log in with `hf auth login` if it is gated or private"
+        ) from e
+    except (errors.HTTPError, ConnectionError, TimeoutError) as e:  # type: ignore[attr-defined]  # httpx's or httpx2's
+        raise EnvironmentFault(
+            f"hub dataset {name}: {_reason(e)}; download it once with a network and HF_HUB_OFFLINE unset, "
+            "or name local files instead"
+        ) from e
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    for kind, reason in (
+        (errors.GatedRepoError, "access to it is gated"),
+        (errors.RepositoryNotFoundError, "there is no such dataset"),
+        (errors.RevisionNotFoundError, "there is no such revision"),
+    ):
+        if isinstance(error, kind):
+            return reason
+    return first_line(error).rstrip(".")

@@ -1,0 +1,138 @@
+"""Where text and token ids come from, as a recipe says it. Leaves tokens and blocks to others."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from minitron_cli.data import files, hub, standard_library
+from minitron_cli.data.rows import Document, text_documents, token_documents
+from minitron_cli.spec import Spec
+
+
+class Corpus(NamedTuple):
+    """A source that was found and hashed."""
+
+    label: str
+    """Its name in messages."""
+    identity: list[Any]
+    """A JSON value that changes when a byte of the content does, and does not when the content moves."""
+    size_bytes: int
+    """About what the documents' `size_bytes` add up to."""
+    documents: Iterator[Document]
+    """Read on demand, in a fixed order; a DataError at the first broken one."""
+
+
+class TextFiles(Spec):
+    """Text in local files, read as the suffix says.
+
+    .jsonl and .ndjson hold one object per line, .json a list of objects or one object per line, .parquet and .arrow
+    a table; a file of any other suffix is one document in UTF-8. Empty documents are skipped.
+    """
+
+    kind: Literal["files"] = "files"
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, or patterns such as corpus/**/*.jsonl; a pattern's files are read in sorted order."""
+    column: str = "text"
+    """The column that holds the text, in files that have columns."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the tokens, relative to the other sources' weights."""
+
+    def open(self) -> Corpus:
+        """The source as it is now. DataError if a file is missing or can't hold text."""
+        paths = files.expand(self.paths)
+        documents = text_documents(files.rows(paths, self.column), self.column)
+        identity = [self.kind, self.column, files.identity(paths)]
+        return Corpus(", ".join(self.paths), identity, files.total_bytes(paths), documents)
+
+
+class HubDataset(Spec):
+    """Text in a dataset of the Hugging Face Hub, downloaded once and read from the library's cache."""
+
+    kind: Literal["hub"] = "hub"
+    name: str
+    """The dataset's id, such as HuggingFaceFW/fineweb-edu."""
+    config_name: str | None = None
+    """Which of its configurations, where it has several."""
+    split: str = "train"
+    """The split, or a part of it such as train[:1%]."""
+    revision: str | None = None
+    """A branch, tag or commit; with a commit the data never change."""
+    column: str = "text"
+    """The column that holds the text."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the tokens, relative to the other sources' weights."""
+
+    def open(self) -> Corpus:
+        """The source as it is now. DataError if it does not exist, EnvironmentFault if it can't be downloaded."""
+        dataset = hub.load(self.name, self.config_name, self.split, self.revision)
+        paths = hub.cached_files(dataset)
+        label = f"hub dataset {self.name}"
+        documents = text_documents(hub.rows(dataset, self.column, label), self.column)
+        identity = [self.kind, self.column, self.split, files.hashed(paths)]
+        return Corpus(label, identity, files.total_bytes(paths), documents)
+
+
+class TokenIds(Spec):
+    """Ready token ids in local files, one list per row; used as they are, nothing is added between rows."""
+
+    kind: Literal["input_ids"] = "input_ids"
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files (.parquet, .arrow, .jsonl, .json), or patterns; a pattern's files are read in sorted order."""
+    column: str = "input_ids"
+    """The column that holds the lists."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the tokens, relative to the other sources' weights."""
+
+    def open(self) -> Corpus:
+        """The source as it is now. DataError if a file is missing or holds no lists."""
+        paths = files.expand(self.paths)
+        documents = token_documents(files.rows(paths, self.column), self.column)
+        identity = [self.kind, self.column, files.identity(paths)]
+        return Corpus(", ".join(self.paths), identity, files.total_bytes(paths), documents)
+
+
+class PythonStdlib(Spec):
+    """The Python standard library's own source, without its tests: text that needs no download."""
+
+    kind: Literal["python_stdlib"] = "python_stdlib"
+    split: standard_library.Split = "train"
+    """3 % of the files, chosen by a hash of their path, are the validation split."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the tokens, relative to the other sources' weights."""
+
+    def open(self) -> Corpus:
+        """The library of the running interpreter."""
+        paths = standard_library.source_files(self.split)
+        documents = text_documents(files.rows(paths, column=""), column="")
+        return Corpus("the standard library", [self.kind, files.hashed(paths)], files.total_bytes(paths), documents)
+
+
+Source = Annotated[TextFiles | HubDataset | TokenIds | PythonStdlib, Field(discriminator="kind")]
+
+
+class DataConfig(Spec):
+    """The text to calibrate, train and validate on, and how it is cut into blocks."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """What to train and calibrate on.
+
+    With weights, documents of the sources alternate so that each holds its share of the tokens, until the source
+    whose turn it is has no more. Without, all documents of all sources are used.
+    """
+    validation: tuple[Source, ...] = ()
+    """What to validate on; if nothing is named, a part of the sources is held out."""
+    validation_fraction: float = Field(0.02, ge=0, lt=1)
+    """How many of the documents are held out, chosen by a hash of their content; not used beside `validation`."""
+    sequence_length: int = Field(2048, ge=2)
+    """Tokens in a block."""
+    seed: int = 0
+    """Seed of the order in which blocks are drawn."""
+
+    @model_validator(mode="after")
+    def _weights_are_all_or_none(self) -> Self:
+        for name in ("sources", "validation"):
+            weights = [source.weight for source in getattr(self, name)]
+            if None in weights and any(weights):
+                raise ValueError(f"{name}: some have a weight and some have none; give each one a weight or none")
+        return self

@@ -1,0 +1,85 @@
+"""Token ids on disk: written once, checked before they are trusted, mapped into memory. Knows no text and no block.
+
+A directory of three files: `tokens.bin` (all ids, uint16 or uint32), `starts.bin` (where each document begins in it,
+int64) and `header.json`. All numbers are little-endian.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitron_cli import io, progress
+from minitron_cli.data import files
+from minitron_cli.errors import EnvironmentFault
+
+TOKENS, STARTS, HEADER = "tokens.bin", "starts.bin", "header.json"
+START_DTYPE = "<i8"
+
+
+class TokenFile(NamedTuple):
+    """Documents one after the other, on disk."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    """The offset of each document's first token, ascending."""
+    fingerprint: str
+    """A hash of the ids and the starts, wherever they lie."""
+
+
+def find(directory: Path, key: str) -> TokenFile | None:
+    """What was written to `directory` under `key`; None if it is not there or not, byte for byte, what was written."""
+    header = _header(directory)
+    if header is None or header["key"] != key or _hashes(directory) != header["sha256"]:
+        return None
+    return TokenFile(
+        tokens=np.memmap(directory / TOKENS, header["dtype"], mode="r"),
+        starts=np.memmap(directory / STARTS, START_DTYPE, mode="r"),
+        fingerprint=io.digest(header["sha256"]),
+    )
+
+
+def create(directory: Path, key: str, vocab_size: int, documents: Iterable[np.ndarray]) -> TokenFile:
+    """Write the documents under another name, rename it to `directory`, and read it back."""
+    if directory.exists() and find(directory, key) is None:
+        progress.warn(f"{directory}: is damaged; the data are tokenised again")
+        io.remove_tree(directory)
+    io.make_dirs(directory.parent)
+    temporary = io.temporary_dir(directory.parent, directory.name)
+    try:
+        _write(temporary, key, "<u2" if vocab_size <= 1 << 16 else "<u4", documents)
+        io.publish(temporary, directory)
+    finally:
+        io.remove_tree(temporary)  # not there any more if it was published
+    file = find(directory, key)
+    if file is None:
+        raise EnvironmentFault(f"{directory}: holds other bytes than were written; check the disk and run again")
+    return file
+
+
+def _write(directory: Path, key: str, dtype: str, documents: Iterable[np.ndarray]) -> None:
+    position = 0
+    with io.new_file(directory / TOKENS) as tokens, io.new_file(directory / STARTS) as starts:
+        for ids in documents:
+            starts.write(np.array(position, START_DTYPE).tobytes())
+            tokens.write(ids.astype(dtype).tobytes())
+            position += len(ids)
+    header = {"key": key, "dtype": dtype, "sha256": {f.path.name: f.record().sha256 for f in (tokens, starts)}}
+    io.write_new_json(directory / HEADER, header | {"header_sha256": io.digest(header)})
+
+
+def _header(directory: Path) -> dict[str, Any] | None:
+    """The header, if its own hash says that it is whole."""
+    try:
+        header = json.loads((directory / HEADER).read_bytes())
+        is_whole = header.pop("header_sha256") == io.digest(header)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return header if is_whole else None
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    paths = [path for path in (directory / TOKENS, directory / STARTS) if path.is_file()]
+    return {path.name: sha256 for path, sha256 in zip(paths, files.hashed(paths), strict=True)}

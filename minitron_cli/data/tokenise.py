@@ -1,0 +1,86 @@
+"""Documents to arrays of token ids, in little memory however long a document is."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from minitron_cli.data.rows import Document
+from minitron_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GROUP_CHARACTERS = 1 << 20  # tokenised at once; what a tokenizer makes of a text takes a hundred times the space
+
+
+def tokenised(
+    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", after_group: Callable[[], None]
+) -> Iterator[np.ndarray]:
+    """The ids of each text and, behind them, the end-of-text token; no other special token is added.
+
+    A text longer than GROUP_CHARACTERS is tokenised in pieces.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise DataError("the tokenizer has no end-of-text token: name one as eos_token in its tokenizer_config.json")
+    parts: list[np.ndarray] = []
+    for group in _groups(piece for document in documents for piece in _pieces(document.content)):
+        for piece, ids in zip(group, _encode(group, tokenizer), strict=True):
+            parts.append(np.array(ids, np.int64))
+            if piece.is_last:
+                yield np.concatenate([*parts, [eos]])
+                parts.clear()
+        after_group()
+
+
+def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[np.ndarray]:
+    """Ready token ids as they are, each known to the tokenizer."""
+    for document in documents:
+        ids = np.asarray(document.content)
+        for extreme in (ids.min(), ids.max()):
+            if not 0 <= extreme < vocab_size:
+                raise DataError(
+                    f"{document.where}: token id {extreme} is not one of the tokenizer's {vocab_size:,}; "
+                    "use the ids of this model's tokenizer"
+                )
+        yield ids
+
+
+class _Piece(NamedTuple):
+    text: str
+    is_last: bool
+
+
+def _pieces(text: str) -> Iterator[_Piece]:
+    """The text, cut behind a line's end where it is longer than GROUP_CHARACTERS."""
+    start = 0
+    while len(text) - start > GROUP_CHARACTERS:
+        end = text.rfind("\n", start, start + GROUP_CHARACTERS) + 1 or start + GROUP_CHARACTERS
+        yield _Piece(text[start:end], is_last=False)
+        start = end
+    yield _Piece(text[start:], is_last=True)
+
+
+def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """The pieces in lists of about GROUP_CHARACTERS."""
+    group, characters = [], 0
+    for piece in pieces:
+        group.append(piece)
+        characters += len(piece.text)
+        if characters >= GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def _encode(group: list[_Piece], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    encoded = tokenizer(
+        [piece.text for piece in group],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # the text is longer than the model's context, and may be
+    )
+    return encoded["input_ids"]
