@@ -1,0 +1,207 @@
+"""Recipes: what is read, what is refused and in which words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minitron_cli import document, recipe
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.errors import RecipeError
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.recipe import Control, Recipe
+
+RECIPE = """\
+model: llama-3.1-8b
+data:
+  sources:
+    - {kind: python_stdlib}
+prune:
+  shape: {hidden: 3072, ffn: 9216}
+distill:
+  steps: 5
+"""
+
+
+def read(text: str, *changes: str) -> Recipe:
+    return document.check(Recipe, document.parse(text, "r.yaml").changed(changes))
+
+
+def values(text: str) -> dict:
+    return dict(document.parse(text, "r.yaml").values)
+
+
+def test_scalars_are_yaml_1_2() -> None:
+    text = "lr: 1e-4\nanswer: no\noctal: 010\ntime: 1:30\nlong: 94_000_000_000"
+    assert values(text) == {"lr": 1e-4, "answer": "no", "octal": 10, "time": "1:30", "long": 94_000_000_000}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: a\nmodel: b", r'r\.yaml:2: key "model" stands twice'),
+        ("a: {b: 1, b: 2}", r'r\.yaml:1: key "b" stands twice'),
+        ("a: &x [1]\nb: 2", r"r\.yaml:1: anchors and aliases are not read"),
+        ("a: *x", r"r\.yaml:1: anchors and aliases are not read"),
+        (
+            "a: 1\nb: !!python/object/apply:os.system [id]",
+            r"r\.yaml:2: the tag .*python/object.* remove it",
+        ),
+        ("<<: {a: 1}", r"r\.yaml:1: merge keys are not read"),
+        ("%YAML 1.1\n---\na: no", r"directives are not read"),
+        ("a: 1\n---\nb: 2", r"r\.yaml:2: .*another document"),
+        ("a: 1\n\tb: 2", r"r\.yaml:2: "),
+        ("a: \x01", r"r\.yaml is not YAML: "),
+        ("a: " + "9" * 5000, r"r\.yaml is not YAML: "),
+        ("a: " + "[" * 40 + "]" * 40, r"nested more than 32 deep"),
+        ("- 1", r"r\.yaml is not a mapping"),
+        ("", r"r\.yaml is not a mapping"),
+    ],
+)
+def test_what_a_recipe_has_no_use_for_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as error:
+        document.parse(text, "r.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"a: \xff\xfe")
+    (tmp_path / "big").write_bytes(b"#" * (document.MAX_BYTES + 1))
+    for name, message in [
+        ("latin", "not UTF-8"),
+        ("big", "at most 1,048,576"),
+        ("none", "does not exist"),
+        ("", "not a regular"),
+    ]:
+        with pytest.raises(RecipeError, match=message):
+            document.read(tmp_path / name)
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(st.text(alphabet="abmodel:{}[]-?&*!<|>%#,'\" \n\t01~.=", max_size=60))
+def test_every_text_is_a_recipe_or_one_sentence(text: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        read(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("distill.learning_ratee=1", r"^distill\.learning_ratee is not a known key; did you mean learning_rate\?$"),
+        ("prune.shap={}", r"^prune\.shap is not a known key; did you mean shape\?$"),
+        ("prune.shape.hiden=3", r"^prune\.shape\.hiden is not a known key; did you mean hidden\?$"),
+        ("tokens=3", r"^tokens is not a known key; did you mean distill\.tokens\?$"),
+        ("importance.zzz=3", r"^importance\.zzz is not a known key; use one of samples, batch_size, "),
+        ("data.sources.0.spilt=train", r"^data\.sources\.0\.spilt is not a known key; did you mean split\?$"),
+        ("data.sources.0.kind=files", r"^data\.sources\.0\.paths is missing: add it$"),
+        ("data.sources.0.kind=flies", r"^data\.sources\.0\.kind is 'flies'; did you mean files\?$"),
+        ("distill.losses=[{}]", r"^distill\.losses\.0\.kind is missing"),
+        ("distill.losses=[{kind: forwardkl}]", r"^distill\.losses\.0\.kind is 'forwardkl'; did you mean forward_kl\?$"),
+        ("prune.ranking.layers=perplexty", r"^prune\.ranking\.layers is 'perplexty'; did you mean perplexity\?$"),
+        ("importance.samples=0", r"^importance\.samples is 0: input should be greater than or equal to 1; change it$"),
+        ("distill.learning_rate=.nan", r"^distill\.learning_rate is nan: .*finite"),
+        ("prune.budget.target=4B", r"r\.yaml:5: prune: give a shape or a budget, not both$"),
+        ("evaluate.tasks=[wino:x]", r"^evaluate\.tasks\.0: task 'wino:x': write NAME or NAME:SHOTS"),
+        ("model.x=3", r"^model\.x: model has no entry 'x'"),
+        ("data.sources.1.kind=hub", r"^data\.sources\.1\.kind: data\.sources has no entry 1"),
+        ("prune.shape=", r"nothing says how much to cut"),
+        ("distill=null", None),
+        ("importance.samples", r"^'importance\.samples' is not a change: write key=value"),
+        ("importance.samples=[", r"^the value of importance\.samples"),
+    ],
+)
+def test_a_wrong_change_is_named_by_its_path_with_what_to_do(change: str, message: str | None) -> None:
+    if message is None:
+        assert read(RECIPE, change).distill is None
+        return
+    with pytest.raises(RecipeError, match=message) as error:
+        read(RECIPE, change)
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_in_a_file_names_the_line() -> None:
+    with pytest.raises(RecipeError, match=r"^r\.yaml:9: distill\.stepz is not a known key; did you mean steps\?$"):
+        read(RECIPE + "  stepz: 3\n")
+
+
+def test_changes_reach_every_depth_and_leave_the_rest() -> None:
+    changed = read(RECIPE, "distill.learning_rate=2e-4", "prune.shape.ffn=9472", "data.sources.0.split=validation")
+    plain = read(RECIPE)
+    assert changed.distill is not None
+    assert plain.distill is not None
+    assert (changed.distill.learning_rate, changed.distill.steps) == (2e-4, 5)
+    assert changed.prune.shape == {"hidden": 3072, "ffn": 9472}
+    assert changed.data.sources[0].split == "validation"  # type: ignore[union-attr]
+    assert plain.distill.learning_rate == DistillConfig(steps=5).learning_rate
+
+
+def test_one_section_is_read_by_itself() -> None:
+    section = document.check(ImportanceConfig, document.Document().changed(["importance.samples=3"]), ("importance",))
+    assert section == ImportanceConfig(samples=3)
+    with pytest.raises(RecipeError, match=r"^importance\.sample is not a known key; did you mean samples\?"):
+        document.check(ImportanceConfig, document.Document().changed(["importance.sample=3"]), ("importance",))
+
+
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        ("search: {budget: {target: 4B}}", "both search and prune choose a shape"),
+        ("controls: [{label: a, init: random}, {label: a, init: random}]", "two controls are labelled 'a'"),
+        ("controls: [{label: student, init: random}]", "the distilled model's own"),
+        ("controls: [{label: a}]", "nothing is changed"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(addition: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read(RECIPE + addition)
+
+
+def test_a_control_changes_one_thing() -> None:
+    distill = DistillConfig(steps=7, seed=3)
+    random = Control(label="random-init", init="random").applied_to(distill)
+    assert random == distill.model_copy(update={"init": "random"})
+    plain = Control(label="plain", objective="ce").applied_to(distill)
+    assert [loss.kind for loss in plain.losses] == ["cross_entropy"]
+    assert not plain.needs_teacher
+    assert (plain.steps, plain.seed, plain.init) == (7, 3, "student")
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_is_valid_and_begins_with_what_it_does(name: str) -> None:
+    assert isinstance(recipe.load(name), Recipe)
+    assert recipe.shipped()[name].read_text().startswith("# ")
+
+
+def test_shipped_recipes_hold_the_published_numbers() -> None:
+    width, depth = (recipe.load(f"llama-3.1-minitron-4b-{axis}") for axis in ("width", "depth"))
+    assert width.prune.shape == {"hidden": 3072, "ffn": 9216}
+    assert set(range(32)) - set(depth.prune.drop_layers) == {*range(15), 31}
+    for published in (width, depth):
+        d = published.distill
+        assert d is not None
+        assert (d.learning_rate, d.min_learning_rate, d.warmup_steps, d.batch_size) == (1e-4, 1e-5, 40, 1152)
+        assert published.data.sequence_length == 8192
+        assert d.tokens == 94_000_000_000
+
+
+def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    assert recipe.load(str(tmp_path / "mine.yaml")).model == "llama-3.1-8b"
+    assert recipe.find("demo").name == "demo.yaml"
+    with pytest.raises(RecipeError, match=r"'llama-3.1-minitron-4b-widht' does not exist: did you mean .*-width"):
+        recipe.find("llama-3.1-minitron-4b-widht")
+
+
+def test_the_schema_describes_every_section_in_words() -> None:
+    schema = recipe.schema()
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert all("description" in entry for entry in schema["properties"].values())
+
+
+def test_recipes_are_read_without_torch() -> None:
+    code = "import sys, minitron_cli.recipe as r; r.load('demo'); r.schema(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
