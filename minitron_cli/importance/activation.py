@@ -1,0 +1,126 @@
+"""Activation importance of heads, neurons and hidden channels: nine aggregations in one pass.
+
+Knows what is kept of an activation; `model.taps` knows where it is seen. Of each sample only three numbers per
+channel are kept (mean of |x|, L2 norm and variance over its tokens), and of all samples only the running moments
+of those, so memory does not depend on the number of samples.
+
+    B batch, T token, C channel of the axis, K features of the tapped tensor, H hook, S sequence aggregation
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from minitron_cli.importance.axes import is_per_layer
+from minitron_cli.importance.moments import Moments
+from minitron_cli.importance.observer import Tokens
+from minitron_cli.model.family import Family
+from minitron_cli.model.taps import Tap, taps
+from minitron_cli.trim.metric import Activation, Aggregation
+from minitron_cli.trim.scores import key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+
+
+class Activations:
+    """Importance of every channel of head, ffn and hidden (Muralidharan et al. 2024, sec. 2.2).
+
+    head: each token's L2 norm of the head's output. ffn: the input of the matrix that reads the neurons.
+    hidden: the outputs of all norms, scored norm by norm, then summed.
+    """
+
+    name = "activation"
+
+    def __init__(self, family: Family, sizes: Mapping[str, int]) -> None:
+        self._sizes = sizes
+        self._hooks: dict[str, list[Hook]] = {}
+        for tap in taps(family):
+            self._hooks.setdefault(tap.axis, []).extend(_hooks(tap, sizes["layer"], is_per_layer(family, tap.axis)))
+        self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # [S, B, C] of each hook
+        self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
+
+    def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
+        for axis, hooks in self._hooks.items():
+            self._batch[axis] = [torch.empty(0)] * len(hooks)
+        return [
+            _register(model.get_submodule(hook.module), hook.side, partial(self._see, axis, h))
+            for axis, hooks in self._hooks.items()
+            for h, hook in enumerate(hooks)
+        ]
+
+    def _see(self, axis: str, h: int, features_BTK: Tensor) -> None:
+        self._batch[axis][h] = sequence_aggregates(channels(features_BTK, self._sizes[axis]))
+
+    def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        for axis, aggregates in self._batch.items():
+            batch = Moments.of(torch.stack(aggregates).double(), dim=2)
+            before = self._moments.get(axis)
+            self._moments[axis] = batch if before is None else before.to(batch.mean.device).merge(batch)
+            aggregates.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{axis}.{name}": t for axis, moments in self._moments.items() for name, t in moments.tensors().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for axis in self._hooks:
+            own = {name.removeprefix(f"{axis}."): t for name, t in state.items() if name.startswith(f"{axis}.")}
+            self._moments[axis] = Moments.from_tensors(own)
+
+    def scores(self) -> dict[str, Tensor]:
+        return {
+            key(axis, Activation(batch=batch, sequence=sequence)): self._by_row(axis, moments.aggregate(batch)[:, s])
+            for axis, moments in self._moments.items()
+            for batch in AGGREGATIONS
+            for s, sequence in enumerate(AGGREGATIONS)
+        }
+
+    def _by_row(self, axis: str, score_HC: Tensor) -> Tensor:
+        """[layer, C], or [C] for an axis all layers share: the sum over the hooks that see the same channels."""
+        rows = [hook.row for hook in self._hooks[axis]]
+        shared = torch.tensor([row or 0 for row in rows], device=score_HC.device)
+        sums = score_HC.new_zeros(int(shared.max()) + 1, score_HC.shape[1]).index_add(0, shared, score_HC).float().cpu()
+        return sums[0] if None in rows else sums
+
+
+class Hook(NamedTuple):
+    """A tap at one place of the model."""
+
+    module: str
+    side: str
+    row: int | None  # the layer whose channels it sees; None where all layers share them
+
+
+def _hooks(tap: Tap, layers: int, per_layer: bool) -> list[Hook]:
+    if "{layer}" not in tap.module:
+        return [Hook(tap.module, tap.side, None)]
+    return [Hook(tap.module.format(layer=i), tap.side, i if per_layer else None) for i in range(layers)]
+
+
+def _register(module: "nn.Module", side: str, see: "Callable[[Tensor], None]") -> "RemovableHandle":
+    if side == "input":
+        return module.register_forward_pre_hook(lambda _, args: see(args[0]))
+    return module.register_forward_hook(lambda _, args, output: see(output))
+
+
+def channels(features_BTK: Tensor, count: int) -> Tensor:
+    """fp32 [B, T, count]. Where a channel is a slice of features, as a head is, the L2 norm of the slice."""
+    if features_BTK.shape[-1] == count:
+        return features_BTK.float()  # squares of bf16 must not be rounded to bf16
+    return torch.linalg.vector_norm(features_BTK.unflatten(-1, (count, -1)), dim=-1, dtype=torch.float32)
+
+
+def sequence_aggregates(values_BTC: Tensor) -> Tensor:
+    """[S, B, C]: each sample's mean |x|, L2 norm and variance over its tokens, in the order of AGGREGATIONS."""
+    over_tokens = Moments.of(values_BTC, dim=1)
+    mean_abs_BC = values_BTC.abs().sum(1) / over_tokens.count  # the paper's mean is of |x| (its footnote to sec. 2.2)
+    return torch.stack([mean_abs_BC if a == "mean" else over_tokens.aggregate(a) for a in AGGREGATIONS])

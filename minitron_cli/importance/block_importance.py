@@ -1,0 +1,65 @@
+"""Block Importance: how far a decoder layer turns the residual stream (Men et al. 2024; Muralidharan et al. 2024)."""
+
+# B batch, T token, D hidden, L layer
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minitron_cli.importance.observer import Tokens, decoder_layers, layer_input, layer_output
+from minitron_cli.model.family import Family
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+TINY = 1e-30
+
+
+class BlockImportance:
+    """BI_i = 1 - E cos(x_i, x_{i+1}) over all tokens, where x_i enters layer i. No extra forward."""
+
+    name = "block_importance"
+
+    def __init__(self, family: Family, layers: int) -> None:
+        self._family = family
+        self._batch: list[Tensor] = [torch.empty(0)] * layers
+        self._cosine_sum_L = torch.zeros(layers, dtype=torch.float64)
+        self._tokens = 0
+        self._last: tuple[Tensor, Tensor] | None = None  # a layer's output and its norms: the next layer's input
+
+    def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
+        return [
+            layer.register_forward_hook(partial(self._see, i), with_kwargs=True)
+            for i, layer in enumerate(decoder_layers(model, self._family))
+        ]
+
+    def _see(self, i: int, _: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before_BTD, after_BTD = layer_input(args, kwargs), layer_output(output)
+        norm_before_BT = self._last[1] if self._last and self._last[0] is before_BTD else _norm(before_BTD)
+        norm_after_BT = _norm(after_BTD)
+        dot_BT = (before_BTD.float() * after_BTD.float()).sum(-1)
+        self._batch[i] = (dot_BT / (norm_before_BT * norm_after_BT).clamp_min(TINY)).sum(dtype=torch.float64)
+        self._last = after_BTD, norm_after_BT
+
+    def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        self._cosine_sum_L += torch.stack(self._batch).cpu()
+        self._tokens += tokens.input_ids_BT.numel()
+        self._last = None
+
+    def state(self) -> dict[str, Tensor]:
+        return {"cosine_sum": self._cosine_sum_L, "tokens": torch.tensor(self._tokens)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._cosine_sum_L, self._tokens = state["cosine_sum"], int(state["tokens"])
+
+    def scores(self) -> dict[str, Tensor]:
+        return {"layer.block_importance": (1 - self._cosine_sum_L / self._tokens).float()}
+
+
+def _norm(hidden_BTD: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(hidden_BTD, dim=-1, dtype=torch.float32)

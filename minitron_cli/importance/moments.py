@@ -1,0 +1,61 @@
+"""Mean and spread of a stream, merged piece by piece without cancellation. Knows nothing of models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minitron_cli.trim.metric import Aggregation
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Enough of `count` values to give their mean, L2 norm and variance.
+
+    Sums of squares would lose the variance of values far from zero; squared deviations do not, and they give the
+    L2 norm as well, by additions of positive numbers only: sum x^2 = sum (x - mean)^2 + count * mean^2.
+    """
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+    """Sum of (x - mean)^2."""
+
+    @classmethod
+    def of(cls, values: Tensor, dim: int) -> "Moments":
+        """Moments along one dim. Plain sums: on CPU, `var` and `norm` over an inner dim are 20 times slower."""
+        count = values.shape[dim]
+        mean = values.sum(dim) / count
+        deviations = values - mean.unsqueeze(dim)
+        return cls(count, mean, deviations.square_().sum(dim))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of both together (Chan, Golub and LeVeque 1983)."""
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + shift * (other.count / count),
+            self.squares + other.squares + shift.square() * (self.count * other.count / count),
+        )
+
+    def aggregate(self, how: Aggregation) -> Tensor:
+        """mean, l2 = sqrt(sum x^2), or var = (1/n) sum (x - mean)^2."""
+        match how:
+            case "mean":
+                return self.mean
+            case "l2":
+                return (self.squares + self.count * self.mean.square()).sqrt()
+            case "var":
+                return self.squares / self.count
+
+    def to(self, device: torch.device) -> "Moments":
+        return Moments(self.count, self.mean.to(device), self.squares.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"count": torch.tensor(self.count), "mean": self.mean, "squares": self.squares}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Moments":
+        return cls(int(tensors["count"]), tensors["mean"], tensors["squares"])

@@ -1,0 +1,58 @@
+"""What takes part in a calibration pass: it watches a model's forward, folds each batch away and gives scores."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from minitron_cli.model.family import Family
+from minitron_cli.model.taps import layer_module
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+
+class Tokens(NamedTuple):
+    """One batch on the model's device. Positions restart where a document starts."""
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+
+
+class Observer(Protocol):
+    """Its memory does not grow with the number of batches, and between two batches `state` is all of it."""
+
+    name: str
+
+    def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
+        """Hook onto the model for one forward pass."""
+        ...
+
+    def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        """Fold one batch away, hooks off. `hidden_BTD` is what the LM head would read."""
+        ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def scores(self) -> dict[str, Tensor]:
+        """What the batches so far say, under the names that `Scores` uses."""
+        ...
+
+
+def decoder_layers(model: "PreTrainedModel", family: Family) -> "list[nn.Module]":
+    layers = family.axis_sizes(model.config)["layer"]
+    return [model.get_submodule(layer_module(family).format(layer=i)) for i in range(layers)]
+
+
+def layer_output(output: Any) -> Tensor:
+    """The hidden states that a decoder layer returns, alone or first in a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a decoder layer is called with."""
+    return args[0] if args else kwargs["hidden_states"]

@@ -1,0 +1,99 @@
+"""How important everything is, as measured. Higher means keep. Knows neither model nor ranking.
+
+One tensor per axis and way of scoring it, [layer, channel] where each layer has channels of its own, [channel] where
+all layers share them (hidden), [layer] for layers. A file holds them under the same names:
+
+    ffn.batch=l2.sequence=mean      head.magnitude=l1      layer.block_importance      parent.nll
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minitron_cli import io
+from minitron_cli.checkpoint.reader import read_safetensors
+from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.errors import ArtifactError
+from minitron_cli.trim.metric import Activation, Aggregation, Magnitude, Metric, Random
+
+FILE = "scores.safetensors"
+
+
+def key(axis: str, metric: Activation | Magnitude) -> str:
+    """The name of one axis's scores."""
+    match metric:
+        case Activation(batch=batch, sequence=sequence):
+            return f"{axis}.batch={batch}.sequence={sequence}"
+        case Magnitude(norm=norm):
+            return f"{axis}.magnitude={norm}"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All scores of one model."""
+
+    by_name: Mapping[str, Tensor]
+
+    def select(self, axis: str, metric: Metric) -> Tensor:
+        """[layer, channel], [channel] or [layer]. ArtifactError says what there is if it was not measured."""
+        if isinstance(metric, Random):
+            return _random(axis, self._shape(axis), metric.seed)
+        return self._get(axis, key(axis, metric))
+
+    def activation(self, axis: str, batch: Aggregation = "l2", sequence: Aggregation = "mean") -> Tensor:
+        """Activation importance: [layer, channel], or [channel] for hidden."""
+        return self.select(axis, Activation(batch=batch, sequence=sequence))
+
+    def layers(self, metric: str) -> Tensor:
+        """[layer]: block_importance (1 - cosine), perplexity (the change without the layer), nll (nats without it)."""
+        return self._get("layer", f"layer.{metric}")
+
+    @property
+    def parent_nll(self) -> float | None:
+        """Mean nats per calibration token of the whole model; None where layer removal was not measured."""
+        return float(self.by_name["parent.nll"]) if "parent.nll" in self.by_name else None
+
+    def __or__(self, other: "Scores") -> "Scores":
+        return Scores(dict(self.by_name) | dict(other.by_name))
+
+    def _get(self, axis: str, name: str) -> Tensor:
+        if name not in self.by_name:
+            known = ", ".join(self._of_axis(axis) or sorted(self.by_name))
+            raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance`")
+        return self.by_name[name]
+
+    def _shape(self, axis: str) -> tuple[int, ...]:
+        names = self._of_axis(axis)
+        return tuple(self._get(axis, names[0] if names else f"{axis}.random").shape)
+
+    def _of_axis(self, axis: str) -> list[str]:
+        return sorted(name for name in self.by_name if name.startswith(f"{axis}."))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.by_name)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Scores":
+        return cls(dict(tensors))
+
+    def save(self, directory: Path) -> io.FileRecord:
+        """Write `scores.safetensors` into a directory that has none."""
+        return write_safetensors(directory / FILE, self.by_name)
+
+    @classmethod
+    def load(cls, directory: Path) -> "Scores":
+        return cls.from_tensors(read_safetensors(directory / FILE))
+
+
+def _random(axis: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Uniform scores, drawn for each layer from a generator of its own."""
+    *layers, channels = shape
+    rows = [torch.rand(channels, generator=_generator(seed, axis, layer)) for layer in range(*layers or [1])]
+    return torch.stack(rows).reshape(shape)
+
+
+def _generator(seed: int, axis: str, layer: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(io.digest([seed, axis, layer])[:15], 16))
