@@ -62,3 +62,9 @@ class Interrupted(MinitronError):
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def shown(value: object, length: int = 100) -> str:
+    """A value of somebody else's making, for use in a message: printable, and no longer than one can read."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.layout import Layout, parse
 
 NAME_AXIS = re.compile(r"\{(\w+)\}")
@@ -59,7 +59,7 @@ class Family:
             if found := pattern.fullmatch(name):
                 return Match(template, parse(self.tensors[template]), {a: int(i) for a, i in found.groupdict().items()})
         raise CheckpointError(
-            f"tensor {name!r} has no layout in family {self.model_type!r}: "
+            f"tensor {shown(name)} has no layout in family {self.model_type!r}: "
             f"describe it in minitron_cli/model/families/{self.model_type}.py"
         )
 
@@ -71,11 +71,16 @@ class Family:
         sizes = {axis: getattr(config, name, None) for axis, name in self.sizes.items()}
         if "kv_head" in sizes and sizes["kv_head"] is None:
             sizes["kv_head"] = sizes["head"]  # multi-head attention
-        if sizes.get("head_dim") is None:
+        if sizes.get("head_dim") is None and _is_size(sizes["hidden"]) and _is_size(sizes["head"]):
             sizes["head_dim"] = sizes["hidden"] // sizes["head"]
         for axis, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise CheckpointError(f"config field {self.sizes[axis]!r} is {size!r}: it must be a positive integer")
+            if not _is_size(size):
+                raise CheckpointError(
+                    f"config field {self.sizes[axis]!r} is {shown(size)}: it must be a positive integer"
+                )
+        if sizes.get("head", 0) % sizes.get("kv_head", 1):
+            heads, groups = self.sizes["head"], self.sizes["kv_head"]
+            raise CheckpointError(f"config field {heads!r} is {sizes['head']}: it must be a multiple of {groups!r}")
         return sizes
 
     def stored(self, config: Any) -> tuple[str, ...]:
@@ -84,7 +89,11 @@ class Family:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0|[1-9]\\d*)", re.escape(template)))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0|[1-9][0-9]{0,5})", re.escape(template)))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _holds(condition: str | None, config: Any) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.family import NAME_AXIS, Family
 from minitron_cli.model.layout import parse
 
@@ -93,24 +93,26 @@ class Shape:
     def check(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError unless a checkpoint holds exactly these tensors with these shapes."""
         expected = self.tensors()
+        copies = {copy: expected[original] for copy, original in self.family.tied.items() if copy not in expected}
+        allowed = expected | copies
         for name, found in tensors.items():
-            if self.family.ignores(name) or self._is_redundant(name):
+            if self.family.ignores(name):
                 continue
             self.family.match(name)
-            if name not in expected:
-                raise CheckpointError(f"unexpected tensor {name!r}: config.json and the weights disagree; fix config.json")
-            if tuple(found) != expected[name]:
+            if name not in allowed:
                 raise CheckpointError(
-                    f"tensor {name!r} has shape {tuple(found)} where config.json implies {expected[name]}: fix config.json"
+                    f"unexpected tensor {shown(name)}: config.json and the weights disagree; fix config.json"
+                )
+            if tuple(found) != allowed[name]:
+                raise CheckpointError(
+                    f"tensor {name!r} has shape {shown(tuple(found))} where config.json implies {allowed[name]}: "
+                    "fix config.json"
                 )
         if missing := sorted(expected.keys() - tensors.keys()):
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CheckpointError(
                 f"missing tensors {', '.join(missing[:3])}{more}: the checkpoint is incomplete; download it again"
             )
-
-    def _is_redundant(self, name: str) -> bool:
-        return name in self.family.tied and name not in self.templates
 
 
 def _elements(family: Family, template: str, sizes: Mapping[str, int]) -> int:

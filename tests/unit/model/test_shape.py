@@ -1,0 +1,195 @@
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from minitron_cli.checkpoint.aliases import ALIASES
+from minitron_cli.errors import CheckpointError
+from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.family import Family
+from minitron_cli.model.shape import Shape
+from tests.tiny import tiny_model
+
+MIB = 2**20
+
+
+def published(alias: str) -> Shape:
+    fields = dict(ALIASES[alias].config)
+    config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
+    return Shape.of(family_of(config), config)
+
+
+def tiny_shape(model_type="llama", **options) -> Shape:
+    config = tiny_model(model_type, **options).config
+    return Shape.of(family_of(config), config)
+
+
+def test_llama_3_1_8b_and_its_minitrons_have_the_published_sizes():
+    """Llama 3.1 report and Sreenivas et al. 2024 (4.5B, 3.7B without embeddings)."""
+    parent = published("llama-3.1-8b")
+    width = parent.resize(hidden=3072, ffn=9216)
+    depth = parent.resize(layer=16)
+    assert [s.parameters() for s in (parent, width, depth)] == [8_030_261_248, 4_512_746_496, 4_540_469_248]
+    counts = [s.parameters("non_embedding") for s in (parent, width, depth)]
+    assert counts == [6_979_588_096, 3_724_741_632, 3_489_796_096]
+    assert parent.resize(hidden=3072, ffn=9216 + 256).parameters() != width.parameters()
+
+
+@pytest.mark.parametrize(
+    ("alias", "parameters"),
+    [
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("mistral-7b", 7_248_023_552),
+        ("mistral-nemo-12b", 12_247_782_400),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360),
+    ],
+)
+def test_aliases_have_the_parameters_of_their_model_cards(alias, parameters):
+    """As the hub shows them, read from the safetensors headers."""
+    assert published(alias).parameters() == parameters
+
+
+@pytest.mark.parametrize(("layers", "mib"), [(36, 126_214.6), (22, 78_054.4)])
+def test_qwen3_8b_memory_is_weights_plus_cache(layers, mib):
+    """2 params + 2 L batch length kv_heads head_dim 2 bytes, at batch 96 and length 8192 (Model Optimizer's guide)."""
+    shape = published("qwen3-8b").resize(layer=layers)
+    cache = 2 * layers * 96 * 8192 * 8 * 128 * 2
+    assert shape.kv_cache_bytes(96, 8192) == cache
+    assert round((2 * shape.parameters() + shape.kv_cache_bytes(96, 8192)) / MIB, 1) == mib
+
+
+def test_the_cache_grows_with_what_it_holds():
+    shape = tiny_shape()
+    one = shape.kv_cache_bytes(1, 1)
+    assert one == 2 * 4 * 2 * 8 * 2
+    assert shape.kv_cache_bytes(3, 5, dtype_bytes=1) == 15 * one // 2
+    assert shape.resize(kv_head=1).kv_cache_bytes(1, 1) == one // 2
+    assert shape.resize(head=2).kv_cache_bytes(1, 1) == one
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_flops_are_those_that_torch_counts(model_type, tied):
+    model = tiny_model(model_type, tie_word_embeddings=tied)
+    model.set_attn_implementation("eager")  # every product is seen, and no causal half is left out
+    length = 11
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.arange(1, 1 + length)[None], use_cache=False)
+    shape = Shape.of(family_of(model.config), model.config)
+    assert shape.flops_per_token(context=length) * length == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_any_size_counts_what_transformers_builds(model_type):
+    shape = tiny_shape(model_type)
+    for sizes in ({"layer": 2}, {"hidden": 24}, {"ffn": 7}, {"head": 4, "kv_head": 1}, {"vocab": 65, "head_dim": 6}):
+        resized = shape.resize(**sizes)
+        options = {shape.family.sizes[axis]: size for axis, size in sizes.items()}
+        with torch.device("meta"):
+            config = tiny_model(model_type).config.to_dict() | options | {"layer_types": None, "max_window_layers": 0}
+            model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type].from_dict(config))
+        assert resized.parameters() == sum(p.numel() for p in model.parameters())
+        assert resized.tensors() == {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+def test_experts_live_in_names_and_only_some_are_active():
+    family = Family(
+        "mixture",
+        {
+            "embed.weight": "vocab hidden",
+            "layers.{layer}.gate.weight": "expert hidden",
+            "layers.{layer}.experts.{expert}.up.weight": "ffn hidden",
+        },
+        {"vocab": "v", "hidden": "h", "layer": "l", "expert": "e", "ffn": "f", "head_dim": "d"},
+        active={"expert": "a"},
+    )
+    config = type("Config", (), {"v": 10, "h": 4, "l": 2, "e": 3, "f": 5, "d": 1, "a": 1})
+    shape = Shape.of(family, config)
+    assert [n for n in shape.tensors() if "layers.1.experts" in n] == [
+        f"layers.1.experts.{e}.up.weight" for e in range(3)
+    ]
+    assert shape.parameters() == 40 + 2 * (3 * 4 + 3 * 5 * 4)
+    assert shape.parameters("active") == 40 + 2 * (1 * 4 + 1 * 5 * 4)
+    assert shape.parameters() == sum(math.prod(s) for s in shape.tensors().values())
+
+
+def test_a_shape_reads_like_the_command_line():
+    assert str(tiny_shape()) == "layer=4,hidden=32,head=8,kv_head=2,ffn=48"
+
+
+def test_resizing_an_axis_that_is_not_there():
+    with pytest.raises(KeyError, match="expert"):
+        tiny_shape().resize(expert=2)
+
+
+def test_resizing_leaves_the_original_alone():
+    shape = tiny_shape()
+    assert shape.resize(ffn=1).sizes["ffn"] == 1
+    assert shape.sizes["ffn"] == 48
+
+
+class TestCheck:
+    """What a checkpoint must hold."""
+
+    def test_its_own_tensors_pass(self):
+        shape = tiny_shape()
+        shape.check(shape.tensors())
+
+    def test_an_unknown_tensor_names_the_table_to_edit(self):
+        shape = tiny_shape()
+        with pytest.raises(
+            CheckpointError, match=r"'model\.extra' has no layout.*minitron_cli/model/families/llama\.py"
+        ):
+            shape.check(shape.tensors() | {"model.extra": (3,)})
+
+    def test_a_known_tensor_that_the_config_does_not_have(self):
+        shape = tiny_shape(attention_bias=False)
+        with pytest.raises(CheckpointError, match=r"unexpected tensor '.*q_proj\.bias'.*fix config\.json"):
+            shape.check(shape.tensors() | {"model.layers.0.self_attn.q_proj.bias": (64,)})
+
+    def test_a_layer_beyond_the_last(self):
+        shape = tiny_shape()
+        with pytest.raises(CheckpointError, match="unexpected tensor"):
+            shape.check(shape.tensors() | {"model.layers.4.input_layernorm.weight": (32,)})
+
+    @pytest.mark.parametrize("number", ["00", "٣", "-1", "1 ", "9" * 5000])
+    def test_odd_layer_numbers(self, number):
+        shape = tiny_shape()
+        with pytest.raises(CheckpointError) as caught:
+            shape.check(shape.tensors() | {f"model.layers.{number}.input_layernorm.weight": (32,)})
+        assert len(str(caught.value)) <= 300
+
+    def test_another_shape(self):
+        shape = tiny_shape()
+        with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' has shape \(31,\) where .* \(32,\)"):
+            shape.check(shape.tensors() | {"model.norm.weight": (31,)})
+
+    def test_missing_tensors(self):
+        shape = tiny_shape()
+        tensors = {n: s for n, s in shape.tensors().items() if "layers.2" not in n}
+        with pytest.raises(
+            CheckpointError, match=r"missing tensors model\.layers\.2.* and 13 more: .*download it again"
+        ):
+            shape.check(tensors)
+
+    def test_an_untied_head_that_is_missing(self):
+        shape = tiny_shape(tie_word_embeddings=False)
+        with pytest.raises(CheckpointError, match=r"missing tensors lm_head\.weight"):
+            shape.check({n: s for n, s in shape.tensors().items() if n != "lm_head.weight"})
+
+    def test_a_tied_head_may_be_stored_as_well(self):
+        shape = tiny_shape(tie_word_embeddings=True)
+        shape.check(shape.tensors() | {"lm_head.weight": (64, 32)})
+
+    def test_a_tied_head_of_another_shape(self):
+        shape = tiny_shape(tie_word_embeddings=True)
+        with pytest.raises(CheckpointError, match=r"'lm_head\.weight' has shape \(65, 32\)"):
+            shape.check(shape.tensors() | {"lm_head.weight": (65, 32)})
+
+    def test_rotary_buffers_of_older_checkpoints(self):
+        shape = tiny_shape()
+        shape.check(shape.tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": (4,)})

@@ -1,0 +1,57 @@
+"""A tap is right if switching off the channel it shows is the same as switching off the channel."""
+
+import pytest
+import torch
+
+from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.taps import layer_module, taps
+from tests.tiny import tiny_model
+
+EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
+
+
+@EVERY_FAMILY
+def test_each_axis_is_seen_where_it_is_consumed(model_type):
+    found = {}
+    for tap in taps(FAMILIES[model_type]):
+        found.setdefault(tap.axis, []).append((tap.module, tap.side))
+    layer = "model.layers.{layer}."
+    assert found == {
+        "head": [(layer + "self_attn.o_proj", "input")],
+        "ffn": [(layer + "mlp.down_proj", "input")],
+        "hidden": [
+            (layer + "input_layernorm", "output"),
+            (layer + "post_attention_layernorm", "output"),
+            ("model.norm", "output"),
+        ],
+    }
+
+
+@EVERY_FAMILY
+def test_taps_are_modules_and_show_the_axis(model_type):
+    model = tiny_model(model_type)
+    seen = {}
+
+    def watch(name, module, side):
+        if side == "input":
+            module.register_forward_pre_hook(lambda _, args: seen.update({name: args[0].shape}))
+        else:
+            module.register_forward_hook(lambda _, args, output: seen.update({name: output.shape}))
+
+    widths = {"head": 64, "ffn": 48, "hidden": 32}
+    expected = {}
+    for tap in taps(FAMILIES[model_type]):
+        for layer in range(4 if "{layer}" in tap.module else 1):
+            name = tap.module.format(layer=layer)
+            watch(name, model.get_submodule(name), tap.side)
+            expected[name] = (2, 5, widths[tap.axis])
+    with torch.no_grad():
+        model(torch.ones(2, 5, dtype=torch.long), use_cache=False)
+    assert seen == expected
+
+
+@EVERY_FAMILY
+def test_the_decoder_layer(model_type):
+    model = tiny_model(model_type)
+    names = [layer_module(FAMILIES[model_type]).format(layer=i) for i in range(4)]
+    assert [model.get_submodule(name) for name in names] == list(model.model.layers)
