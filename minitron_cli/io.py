@@ -179,6 +179,11 @@ def sweep(directory: Path) -> None:
         disk.remove_tree(path) if path.is_dir() else disk.remove_file(path)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one of a distributed run that writes what all of them made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def file_record(path: Path) -> FileRecord:
     """Hash a file that is already there."""
     with open(path, "rb") as file:

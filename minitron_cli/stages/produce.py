@@ -1,6 +1,7 @@
 """What every stage does around its work: look the result up, else build it aside and commit it whole."""
 
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -91,6 +92,8 @@ def produce(
         return found
     if context.dry_run:
         raise Planned(stage, final, _changes(context.workspace, manifest))
+    if not io.is_first_process():
+        return _follow(context, final, directory / f".scratch-{key[:8]}", build)
     artifact = _build(context, manifest, directory, final, build)
     context.workspace.point(artifact)
     progress.say(f"{stage}: wrote {final}")
@@ -136,6 +139,15 @@ def _build(
     if scratch.is_dir():
         io.remove_tree(scratch)
     return artifact
+
+
+def _follow(context: Context, final: Path, scratch: Path, build: Callable[[Build], None]) -> Artifact:
+    """The part of the processes after the first: they do the work and keep nothing; the first one commits."""
+    with tempfile.TemporaryDirectory() as unused:
+        build(Build(Path(unused), scratch, context.resume))
+    while not final.is_dir():  # a launcher ends us all if the first process fails
+        time.sleep(0.05)
+    return Artifact.open(final)
 
 
 def _where() -> dict[str, Any]:

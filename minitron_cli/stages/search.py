@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minitron_cli import io
-from minitron_cli.checkpoint import strict_json
+from minitron_cli.checkpoint import hf, strict_json
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.search import rank, space
@@ -35,11 +35,12 @@ def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, co
         ranked = rank.by_zero_shot(candidates, _remembered(work.scratch, "zero-shot", zero_shot))
         tau = None
         if config.retrain and len(ranked) > 1:
+            teacher = hf.load_model(parent.path, device=context.device, dtype=context.dtype)
 
             def retrained(candidate: Candidate) -> float:
                 student = cutter.model(candidate.shape)
                 scratch = work.scratch / f"retrain-{candidate.name}"
-                return retrain_lightly(context, parent, student, train, validation, config, scratch)
+                return retrain_lightly(context, teacher, student, train, validation, config, scratch)
 
             ranked = rank.by_retraining(ranked, config.retrain.top, _remembered(work.scratch, "retrained", retrained))
             both = [(r.zero_shot_loss, r.retrained_loss) for r in ranked if r.retrained_loss is not None]

@@ -1,0 +1,69 @@
+"""Train the small teachers on which quality is measured: the demo's teacher is enough to show the chain, not a method.
+
+    python scripts/bench_teacher.py                       # on the Python standard library's source (half an hour, 2 cores)
+    python scripts/bench_teacher.py --name prose --text book.txt --hidden 128   # a second one, on other text
+
+Cached by content: the same text and settings are trained once. A run that was stopped continues.
+"""
+
+import argparse
+from pathlib import Path
+
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.data.sources import DataConfig, PythonStdlib, TextFiles
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.stages import teacher
+from minitron_cli.stages.produce import Context
+from minitron_cli.stages.teacher import TeacherConfig
+
+
+def bench_data(text: list[str] | None, sequence_length: int = 256) -> DataConfig:
+    """The standard library with its own held-out files, or the user's text with a part of it held out."""
+    if text:
+        return DataConfig(sources=(TextFiles(paths=tuple(text)),), sequence_length=sequence_length)
+    return DataConfig(
+        sources=(PythonStdlib(split="train"),),
+        validation=(PythonStdlib(split="validation"),),
+        sequence_length=sequence_length,
+    )
+
+
+def bench_teacher(workspace: Workspace, data: DataConfig, tokens: int, hidden: int) -> Artifact:
+    """Train, or find, the teacher for this text and size."""
+    config = TeacherConfig(
+        hidden=hidden,
+        ffn=hidden * 8 // 3,
+        heads=hidden // 32,
+        training=DistillConfig(
+            tokens=tokens,
+            batch_size=16,
+            micro_batch_size=16,
+            learning_rate=2e-3,
+            min_learning_rate=4e-5,
+            warmup_steps=100,
+            losses=(CrossEntropy(),),
+            eval_every=250,
+            save_every=250,
+        ),
+    )
+    return teacher.run(Context(workspace), data, config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="bench", help="workspace under --runs-dir")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--text", nargs="*", help="files to train on instead of the standard library")
+    parser.add_argument("--tokens", type=int, default=12_000_000)
+    parser.add_argument("--hidden", type=int, default=192)
+    args = parser.parse_args()
+    workspace = Workspace(args.runs_dir / args.name)
+    with workspace.lock():
+        artifact = bench_teacher(workspace, bench_data(args.text), args.tokens, args.hidden)
+    print(artifact.path, artifact.summary)
+
+
+if __name__ == "__main__":
+    main()
