@@ -2,6 +2,7 @@
 
 import sys
 import sysconfig
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -17,16 +18,18 @@ VALIDATION_SHARE = 0.03
 def source_files(split: Split, root: Path | None = None) -> list[Path]:
     """The library's .py files in one split, sorted; a file's split depends on nothing but its path in the library."""
     root = root or Path(sysconfig.get_path("stdlib"))
-    paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    files = [root / path for path in paths if _is_library(path) and _split(path) == split]
+    files = [path for path in _library_files(root) if _split(path.relative_to(root)) == split]
     if not files:
         raise DataError(f"{root}: holds no source of the standard library; name files of your own instead")
-    return files
+    return sorted(files)
 
 
-def _is_library(path: Path) -> bool:
-    """Not a test, and of a module that Python documents as its own (site-packages and build leftovers are not)."""
-    return path.with_suffix("").parts[0] in sys.stdlib_module_names and not TESTS & set(path.parts)
+def _library_files(root: Path) -> Iterator[Path]:
+    """The files of modules that Python documents as its own (not site-packages, not build leftovers), without tests."""
+    for module in root.iterdir():
+        if module.stem in sys.stdlib_module_names:
+            found = [module] if module.suffix == ".py" else module.rglob("*.py")
+            yield from (path for path in found if not TESTS & set(path.relative_to(root).parts))
 
 
 def _split(path: Path) -> Split:

@@ -1,5 +1,6 @@
 """Documents to arrays of token ids, in little memory however long a document is."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,9 +10,10 @@ from minitron_cli.data.rows import Document
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-GROUP_CHARACTERS = 1 << 20  # tokenised at once; what a tokenizer makes of a text takes a hundred times the space
+GROUP_CHARACTERS = 1 << 20  # tokenised at once: a tokenizer's result takes many times the space of its text
 
 
 def tokenised(
@@ -24,10 +26,12 @@ def tokenised(
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError("the tokenizer has no end-of-text token: name one as eos_token in its tokenizer_config.json")
+    encoder = _encoder(tokenizer)
     parts: list[np.ndarray] = []
     for group in _groups(piece for document in documents for piece in _pieces(document.content)):
-        for piece, ids in zip(group, _encode(group, tokenizer), strict=True):
-            parts.append(np.array(ids, np.int64))
+        encodings = encoder.encode_batch_fast([piece.text for piece in group], add_special_tokens=False)
+        for piece, encoding in zip(group, encodings, strict=True):
+            parts.append(np.array(encoding.ids, np.int64))
             if piece.is_last:
                 yield np.concatenate([*parts, [eos]])
                 parts.clear()
@@ -75,12 +79,9 @@ def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield group
 
 
-def _encode(group: list[_Piece], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    encoded = tokenizer(
-        [piece.text for piece in group],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # the text is longer than the model's context, and may be
-    )
-    return encoded["input_ids"]
+def _encoder(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
+    """A copy that gives every id of a text, whatever padding and truncation the tokenizer's file asks for."""
+    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.no_padding()
+    encoder.no_truncation()
+    return encoder

@@ -1,0 +1,199 @@
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from minitron_cli.data.sources import TextFiles, TokenIds
+from minitron_cli.errors import DataError
+
+TEXTS = ["one\ntwo", "drei ½ — 𝄞", "", "four\u2028still four\r\n"]
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=2)
+    elif path.name.startswith("stream"):
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+
+def read(*paths: Path | str, column: str = "text") -> list[str]:
+    documents = list(TextFiles(paths=tuple(map(str, paths)), column=column).open().documents)
+    return [document.content for document in documents]
+
+
+def write_texts(path: Path) -> None:
+    records = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
+    if path.suffix in {".jsonl", ".ndjson"} or path.name == "lines.json":
+        path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n\n", newline="")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records, indent=3))
+    else:
+        kind = pa.large_string() if path.suffix == ".parquet" else pa.string()  # pandas 3 writes large strings
+        write_table(path, pa.table({"id": range(4), "text": pa.array(TEXTS, kind)}))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.NDJSON", "lines.json", "list.json", "a.parquet", "stream.arrow", "file.arrow"]
+)
+def test_every_format_gives_the_same_documents_without_the_empty_ones(name, tmp_path):
+    write_texts(tmp_path / name.lower())
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    assert read(tmp_path / name) == [text for text in TEXTS if text]
+
+
+def test_any_other_file_is_one_document_with_its_line_ends_kept(write):
+    path = write("notes.md", "\ufeffone\r\ntwo\n".encode())
+    assert read(path) == ["one\r\ntwo\n"]
+
+
+def test_patterns_are_sorted_files_are_read_once_and_empty_ones_are_skipped(write, tmp_path):
+    for name in ("b/2.txt", "b/10.txt", "a.txt", "z [1].txt"):
+        write(name, name)
+    write("b/empty.txt", "")
+    expected = ["z [1].txt", "a.txt", "b/10.txt", "b/2.txt"]
+    assert read(tmp_path / "z [1].txt", tmp_path / "**" / "*.txt", tmp_path / "a.txt") == expected
+
+
+def test_sizes_of_the_documents_add_up_to_the_files(write, tmp_path):
+    write_texts(tmp_path / "a.parquet")
+    write("b.jsonl", '{"text": "x"}\n{"text": "yy"}\n')
+    write("c.txt", "zzz")
+    corpus = TextFiles(paths=(str(tmp_path / "*"),)).open()
+    sizes = [document.size_bytes for document in corpus.documents]
+    empty_row = 2  # documents that are skipped count for nothing
+    table_bytes = (tmp_path / "a.parquet").stat().st_size
+    assert corpus.size_bytes == table_bytes + 14 + 15 + 3
+    assert corpus.size_bytes - sum(sizes) == (empty_row + 1) * table_bytes // 4 - empty_row * table_bytes // 4
+
+
+def test_identity_follows_the_content_and_not_the_place(write):
+    def identity(name: str, content: str) -> object:
+        return TextFiles(paths=(str(write(name, content)),)).open().identity
+
+    here = identity("here.txt", "same")
+    assert identity("there/else.txt", "same") == here
+    assert identity("here.txt", "sane") != here
+    assert identity("here.jsonl", "same") != here  # it would be read in another way
+
+
+BROKEN = {
+    "empty.txt": (b"", "empty.txt: is empty; drop it"),
+    "empty.jsonl": (b"", "empty.jsonl: is empty; drop it"),
+    "list.json": (b" [ ]\n", "list.json: is empty; drop it"),
+    "latin.txt": (b"one\ntw\xe9\n", r"latin.txt:2: is not UTF-8 .*; convert the file"),
+    "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', r"latin.jsonl:2: is not UTF-8 .*; convert the file"),
+    "broken.jsonl": (b'{"text": "a"}\n\n{"text": \n', r"broken.jsonl:3: is not JSON \(Expecting value\); write one"),
+    "deep.jsonl": (b"[" * 100_000, r"deep.jsonl:1: is not JSON \(nested too deeply\); write one object per line"),
+    "pretty.json": (b'{\n "text": "a"\n}', r"pretty.json:1: is not JSON .*; write one object per line"),
+    "cut.json": (b'[{"text": "a"},\n{"text": "b"}\n', r"cut.json:3: is not JSON \(',' is missing\); write a list"),
+    "value.json": (b'[{"text": "a"},\n{"text": b}]', r"value.json:2: is not JSON \(Expecting value\); write a list"),
+    "comma.json": (b'[{"text": "a"}\n{"text": "b"}]', r"comma.json:2: is not JSON \(',' is missing\); write a list"),
+    "two.json": (b'[{"text": "a"}]\n[{"text": "b"}]', r"two.json:1: is not JSON \(more text after the list\)"),
+    "array.jsonl": (b'["a"]\n', r"array.jsonl:1: holds list, not an object; write rows such as \{'text'"),
+    "column.jsonl": (b'{"body": "a", "id": 1}\n', r"column.jsonl:1: there is no column 'text' but 'body', 'id'; set"),
+    "null.jsonl": (b'{"text": "a"}\n{"text": null}', r"null.jsonl:2: column 'text' holds null, not text; drop or rep"),
+    "int.json": (b'[{"text": "a"}, {"text": 3}]', r"int.json: item 1: column 'text' holds int, not text; drop or"),
+    "half.jsonl": (
+        b'{"text": "a\\ud800"}',
+        r"half.jsonl:1: character 1 .* is half of a surrogate pair; drop or repair",
+    ),
+    "junk.parquet": (b"PAR1 no table PAR1", r"junk.parquet: is damaged or no Parquet file \(.*\); write it again"),
+    "junk.arrow": (b"no table at all", r"junk.arrow: is damaged or no Arrow file \(.*\); write it again"),
+    "empty.parquet": (b"", "empty.parquet: is empty; drop it"),
+    "table.csv": (b"text\na\n", r"table.csv: .csv files are not read; convert the table to .jsonl or .parquet"),
+    "packed.jsonl.gz": (b"\x1f\x8b", r"packed.jsonl.gz: .gz files are not read; unpack it first"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_with_what_to_do(name, write):
+    content, message = BROKEN[name]
+    with pytest.raises(DataError, match=message) as caught:
+        read(write(name, content))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array(["a", None]), r"row 1: column 'text' holds null, not text"),
+        (pa.array([1, 2]), r"row 0: column 'text' holds int, not text"),
+        (pa.array(["a"]).slice(0, 0), r"is empty; drop it"),
+        (None, r"there is no column 'text' but 'id'; set column"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.parquet", "stream.arrow", "file.arrow"])
+def test_a_broken_table_is_named_with_what_to_do(name, column, message, tmp_path):
+    table = pa.table({"id": pa.array([1])} if column is None else {"text": column})
+    write_table(tmp_path / name, table)
+    with pytest.raises(DataError, match=f"{name}: {message}"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "stream.arrow", "file.arrow"])
+def test_a_truncated_table_is_damaged(name, tmp_path):
+    path = tmp_path / name
+    write_table(path, pa.table({"text": ["some text that is long enough"] * 1000}))
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=r"is damaged or no \w+ file \(.*\); write it again"):
+        read(path)
+
+
+def test_a_table_of_bytes_that_are_no_text_is_damaged(tmp_path):
+    column = pa.array([b"good", b"\xff\xfe"]).view(pa.string())
+    write_table(tmp_path / "a.parquet", pa.table({"text": column}))
+    with pytest.raises(DataError, match=r"a.parquet: is damaged or no Parquet file \(.*utf-8"):
+        read(tmp_path / "a.parquet")
+
+
+def test_paths_that_lead_nowhere_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in {
+        "absent.txt": "there is no such file; correct the path",
+        "*.jsonl": "no file matches the pattern; correct it",
+        ".": r"is a directory; name the files in it, for example .*jsonl",
+        "pipe": "is not a regular file",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            read(tmp_path / name)
+
+
+def token_ids(path: Path, column: str = "input_ids") -> list[list[int]]:
+    return [document.content.tolist() for document in TokenIds(paths=(str(path),), column=column).open().documents]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "list.json", "a.parquet", "stream.arrow", "fixed.arrow"])
+def test_token_ids_are_read_from_every_format(name, tmp_path, write):
+    rows = [[1, 2], [3, 4]] if name == "fixed.arrow" else [[1, 2, 3], [], [70_000]]
+    kind = pa.list_(pa.uint16(), 2) if name == "fixed.arrow" else pa.list_(pa.int32())
+    if name.endswith(("json", "jsonl")):
+        records = [json.dumps({"input_ids": row}) for row in rows]
+        write(name, "\n".join(records) if name == "a.jsonl" else f"[{','.join(records)}]")
+    else:
+        write_table(tmp_path / name, pa.table({"input_ids": pa.array(rows, kind)}))
+    assert token_ids(tmp_path / name) == [row for row in rows if row]
+
+
+@pytest.mark.parametrize(
+    "row", ["null", "3", '"abc"', "[1.5]", "[1, null]", "[[1], [2, 3]]", "[[1]]", "[true]", '["1"]']
+)
+def test_what_is_no_flat_list_of_whole_numbers_is_named(row, write):
+    path = write("a.jsonl", f'{{"input_ids": [1]}}\n{{"input_ids": {row}}}\n')
+    with pytest.raises(
+        DataError, match=r"a.jsonl:2: column 'input_ids' is not a flat list of whole numbers; write one"
+    ):
+        token_ids(path)
+
+
+def test_null_among_the_ids_of_a_table_is_named(tmp_path):
+    for rows in ([[1], None], [[1], [2, None]]):
+        write_table(tmp_path / "a.parquet", pa.table({"input_ids": rows}))
+        with pytest.raises(DataError, match=r"row 1: column 'input_ids' is not a flat list of whole numbers"):
+            token_ids(tmp_path / "a.parquet")

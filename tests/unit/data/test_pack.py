@@ -1,0 +1,286 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minitron_cli import io, progress
+from minitron_cli.data.batches import batch
+from minitron_cli.data.pack import Blocks, prepare
+from minitron_cli.data.sources import DataConfig, TextFiles, TokenIds
+from minitron_cli.errors import DataError, Interrupted
+
+
+def lines(path: Path, contents: list, column: str = "text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({column: content}) + "\n" for content in contents))
+    return path
+
+
+def text_source(path: Path, **options) -> TextFiles:
+    return TextFiles(paths=(str(path),), **options)
+
+
+def everything(*sources, length: int = 2) -> DataConfig:
+    return DataConfig(sources=sources, validation_fraction=0, sequence_length=length)
+
+
+def flat(blocks: Blocks) -> list[int]:
+    return [token for i in range(len(blocks)) for token in blocks.tokens(i).tolist()]
+
+
+def naive_blocks(documents: list[list[int]], length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens and positions of all whole blocks, one token at a time."""
+    tokens, positions = [], []
+    for document in documents:
+        for i, token in enumerate(document):
+            tokens.append(token)
+            positions.append(0 if len(positions) % length == 0 or i == 0 else positions[-1] + 1)
+    whole = range(0, len(tokens) // length * length, length)
+    return [tokens[i : i + length] for i in whole], [positions[i : i + length] for i in whole]
+
+
+@pytest.mark.parametrize("length", [2, 3, 16, 100])
+def test_blocks_equal_a_naive_packing(length, texts, tokenizer, tmp_path):
+    texts[3] = ""
+    path = lines(tmp_path / "a.jsonl", texts)
+    blocks = prepare(everything(text_source(path), length=length), "train", tokenizer, "t", tmp_path / "cache")
+    documents = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts if text]
+    tokens, positions = naive_blocks(documents, length)
+    assert [blocks.tokens(i).tolist() for i in range(len(blocks))] == tokens
+    assert [blocks.positions(i).tolist() for i in range(len(blocks))] == positions
+    assert blocks.tokens(0).dtype == blocks.positions(0).dtype == torch.int64
+    for outside in (-1, len(blocks)):
+        with pytest.raises(IndexError):
+            blocks.tokens(outside)
+
+
+def test_ready_ids_are_packed_as_they_are(tokenizer, tmp_path):
+    rows = [[5, 6, 7], [8], [9, 10, 11, 12]]
+    source = TokenIds(paths=(str(lines(tmp_path / "a.jsonl", rows, "input_ids")),))
+    blocks = prepare(everything(source, length=4), "train", tokenizer, "t", tmp_path / "cache")
+    assert [blocks.tokens(i).tolist() for i in range(2)] == [[5, 6, 7, 8], [9, 10, 11, 12]]
+    assert [blocks.positions(i).tolist() for i in range(2)] == [[0, 1, 2, 0], [0, 1, 2, 3]]
+    lines(tmp_path / "a.jsonl", [[5, 300]], "input_ids")
+    with pytest.raises(DataError, match=rf"a.jsonl:1: token id 300 is not one of the tokenizer's {len(tokenizer)};"):
+        prepare(everything(source), "train", tokenizer, "t", tmp_path / "cache")
+
+
+def test_documents_in_a_block_do_not_see_each_other(tokenizer, texts, tmp_path):
+    """With reset positions and no mask, each document's logits are those of the document alone."""
+    path = lines(tmp_path / "a.jsonl", texts)
+    blocks = prepare(everything(text_source(path), length=128), "train", tokenizer, "t", tmp_path / "cache")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.5,
+        attn_implementation="sdpa",
+    )
+    model = LlamaForCausalLM(config).eval()
+    packed = batch(blocks, range(2))
+    with torch.inference_mode():
+        logits_BTV = model(packed.input_ids_BT, position_ids=packed.position_ids_BT, use_cache=False).logits
+        leaking_BTV = model(packed.input_ids_BT, use_cache=False).logits
+        for b in range(2):
+            starts = [*(packed.position_ids_BT[b] == 0).nonzero().flatten().tolist(), 128]
+            assert len(starts) > 3
+            for start, stop in zip(starts, starts[1:], strict=False):
+                alone_TV = model(packed.input_ids_BT[b : b + 1, start:stop], use_cache=False).logits[0]
+                torch.testing.assert_close(logits_BTV[b, start:stop], alone_TV, atol=1e-4, rtol=1e-4)
+                assert start == 0 or (leaking_BTV[b, start:stop] - alone_TV).abs().max() > 0.1
+
+
+def test_a_held_out_share_is_disjoint_complete_and_keeps_duplicates_together(tokenizer, tmp_path):
+    texts = [f"document {i % 300}" for i in range(900)]
+    source = text_source(lines(tmp_path / "a.jsonl", texts))
+    config = DataConfig(sources=(source,), validation_fraction=0.2, sequence_length=2)
+
+    def documents(split: str) -> list[str]:
+        text = tokenizer.decode(flat(prepare(config, split, tokenizer, "t", tmp_path / "cache")))
+        return text.removesuffix(tokenizer.eos_token).split(tokenizer.eos_token)
+
+    train, validation = documents("train"), documents("validation")
+    whole = lambda split: {text for text in split if text in texts}  # noqa: E731  # the last may be cut
+    assert not whole(train) & whole(validation)
+    assert whole(train) | whole(validation) == set(texts)
+    assert 0.12 < len(whole(validation)) / 300 < 0.28
+    assert len(train) + len(validation) == 900
+
+
+def test_a_document_is_held_out_wherever_it_comes_from(tokenizer, tmp_path):
+    texts = [f"document {i}" for i in range(100)]
+    one = text_source(lines(tmp_path / "a.jsonl", texts))
+    for name, text in enumerate(reversed(texts)):
+        (tmp_path / f"{name:03}.txt").write_text(text)
+    many = text_source(tmp_path / "*.txt")
+    ids = []
+    for source in (one, many):
+        config = DataConfig(sources=(source,), validation_fraction=0.3, sequence_length=2)
+        blocks = prepare(config, "validation", tokenizer, "t", tmp_path / "cache")
+        text = tokenizer.decode(flat(blocks))
+        ids.append({part for part in text.split(tokenizer.eos_token) if part in texts})
+    assert len(ids[0] ^ ids[1]) <= 2  # the last one of either may be cut
+
+
+def test_validation_sources_are_used_whole_and_leave_the_others_whole(tokenizer, texts, tmp_path):
+    train, validation = lines(tmp_path / "a.jsonl", texts), lines(tmp_path / "b.jsonl", texts[:9])
+    config = DataConfig(sources=(text_source(train),), validation=(text_source(validation),), sequence_length=8)
+    for split, path in {"train": train, "validation": validation}.items():
+        blocks = prepare(config, split, tokenizer, "t", tmp_path / "cache")
+        whole = prepare(everything(text_source(path), length=8), "train", tokenizer, "t", tmp_path / "other")
+        assert flat(blocks) == flat(whole)
+
+
+def repeated(path: Path, token: int, lengths: list[int]) -> str:
+    return str(lines(path, [[token] * length for length in lengths], "input_ids"))
+
+
+def test_weights_are_shares_of_the_tokens_until_a_source_runs_out(tokenizer, tmp_path, remarks):
+    rng = np.random.default_rng(0)
+    paths = [repeated(tmp_path / f"{i}.jsonl", i, rng.integers(1, 30, 400).tolist()) for i in range(3)]
+    weights = 1, 2, 5
+    sources = [TokenIds(paths=(path,), weight=weight) for path, weight in zip(paths, weights, strict=True)]
+    tokens = np.array(flat(prepare(everything(*sources), "train", tokenizer, "t", tmp_path / "cache")))
+    for n in (200, 1000, len(tokens)):
+        counts = np.bincount(tokens[:n], minlength=3)
+        assert np.abs(counts - n * np.array(weights) / 8).max() <= 30, n  # one document
+    exhausted = sum(len(json.loads(line)["input_ids"]) for line in Path(paths[2]).read_text().splitlines())
+    assert (tokens == 2).sum() == pytest.approx(exhausted, abs=2)  # all of it but what did not fill a block
+    assert remarks.said == [
+        f"train data end with {paths[2]}, used up after {exhausted:,} tokens; weights keep the shares"
+    ]
+
+
+def test_without_weights_all_of_every_source_is_used_in_order(tokenizer, tmp_path, remarks):
+    paths = [repeated(tmp_path / f"{i}.jsonl", i, [4] * n) for i, n in enumerate([1, 9, 2])]
+    sources = [TokenIds(paths=(path,)) for path in paths]
+    blocks = prepare(everything(*sources), "train", tokenizer, "t", tmp_path / "cache")
+    assert flat(blocks) == [0] * 4 + [1] * 36 + [2] * 8
+    assert remarks.said == []
+
+
+class Refusing:
+    """A tokenizer that must not be used."""
+
+    eos_token_id = 0
+
+    def get_vocab(self):
+        raise AssertionError("tokenised again")
+
+
+def test_tokens_are_made_once_until_something_that_counts_changes(tokenizer, texts, tmp_path):
+    path = lines(tmp_path / "a.jsonl", texts)
+
+    def fingerprint(tokenizer, length: int = 8, key: str = "t", fraction: float = 0, seed: int = 0) -> str:
+        config = DataConfig(
+            sources=(text_source(path),), validation_fraction=fraction, sequence_length=length, seed=seed
+        )
+        return prepare(config, "train", tokenizer, key, tmp_path / "cache").fingerprint
+
+    first = fingerprint(tokenizer)
+    assert fingerprint(Refusing()) == fingerprint(Refusing(), seed=1) == first
+    assert fingerprint(Refusing(), length=9) != first
+    path = path.rename(tmp_path / "moved.jsonl")
+    assert fingerprint(Refusing()) == first
+    for change in ({"key": "u"}, {"fraction": 0.1}):
+        with pytest.raises(AssertionError, match="tokenised again"):
+            fingerprint(Refusing(), **change)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"lazy")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AssertionError, match="tokenised again"):
+        fingerprint(Refusing())
+    assert fingerprint(tokenizer) != first
+
+
+def test_the_fingerprint_is_that_of_the_blocks_and_not_of_how_they_were_made(tokenizer, texts, tmp_path):
+    one = text_source(lines(tmp_path / "a.jsonl", texts))
+    lines(tmp_path / "b" / "1.jsonl", texts[:10])
+    lines(tmp_path / "b" / "2.jsonl", texts[10:])
+    two = text_source(tmp_path / "b" / "*.jsonl")
+    fingerprints = {
+        prepare(everything(source), "train", tokenizer, "t", tmp_path / f"cache{i}").fingerprint
+        for i, source in enumerate([one, two])
+    }
+    assert len(fingerprints) == 1
+
+
+def test_too_few_tokens_for_a_block_are_counted(tokenizer, tmp_path):
+    source = TokenIds(paths=(repeated(tmp_path / "a.jsonl", 1, [1500]),))
+    with pytest.raises(
+        DataError, match=r"train data: 1,500 tokens are fewer than one block of 2,048; add text or lower"
+    ):
+        prepare(everything(source, length=2048), "train", tokenizer, "t", tmp_path / "cache")
+    assert len(prepare(everything(source, length=1500), "train", Refusing(), "t", tmp_path / "cache")) == 1
+
+
+def left(cache: Path) -> list[Path]:
+    return list(cache.iterdir()) if cache.exists() else []
+
+
+def test_sources_without_a_document_are_named_and_leave_nothing(tokenizer, tmp_path):
+    empty = lines(tmp_path / "empty.jsonl", ["", ""])
+    with pytest.raises(DataError, match=r"empty.jsonl: holds only empty documents; drop it"):
+        prepare(everything(text_source(empty)), "train", tokenizer, "t", tmp_path / "cache")
+    config = DataConfig(sources=(text_source(lines(tmp_path / "a.jsonl", ["one document"])),), sequence_length=2)
+    with pytest.raises(
+        DataError, match=r"validation data: data.validation_fraction holds out whole documents and leaves"
+    ):
+        prepare(config, "validation", tokenizer, "t", tmp_path / "cache")
+    broken = lines(tmp_path / "broken.jsonl", ["good", None])
+    with pytest.raises(DataError, match=r"broken.jsonl:2: column 'text' holds null"):
+        prepare(everything(text_source(broken)), "train", tokenizer, "t", tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+
+
+def test_stopped_on_request_it_leaves_nothing(tokenizer, texts, tmp_path, remarks):
+    path = lines(tmp_path / "a.jsonl", texts)
+    remarks.on_step = lambda title: progress.request_stop(15) if title.startswith("tokenise") else None
+    with pytest.raises(Interrupted):
+        prepare(everything(text_source(path)), "train", tokenizer, "t", tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tokenizer, texts, tmp_path, remarks):
+    path = lines(tmp_path / "a.jsonl", texts)
+    remarks.on_step = lambda title: title.startswith("tokenise") and lines(path, [*texts, "one more"])
+    with pytest.raises(DataError, match="train data: changed while it was read; run the command again"):
+        prepare(everything(text_source(path)), "train", tokenizer, "t", tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+
+
+def test_the_bar_reaches_its_end(tokenizer, texts, tmp_path, remarks):
+    (tmp_path / "b.txt").write_text("some text")
+    sources = text_source(lines(tmp_path / "a.jsonl", texts)), text_source(tmp_path / "b.txt")
+    prepare(everything(*sources), "train", tokenizer, "t", tmp_path / "cache")
+    done, total = remarks.done["tokenise train data"]
+    assert done == total == sum(source.open().size_bytes for source in sources)
+
+
+def test_a_killed_run_is_made_good_by_the_next(tokenizer, texts, tmp_path, monkeypatch):
+    config = everything(text_source(lines(tmp_path / "a.jsonl", texts)))
+    expected = prepare(config, "train", tokenizer, "t", tmp_path / "undisturbed").fingerprint
+
+    class Killed(BaseException):
+        pass
+
+    class Torn(io.Disk):
+        def write(self, fd: int, data: memoryview) -> int:
+            super().write(fd, data[: len(data) // 2])
+            raise Killed
+
+        rename = remove_tree = remove_file = write
+
+    monkeypatch.setattr(io, "disk", Torn())
+    with pytest.raises((Killed, TypeError)):
+        prepare(config, "train", tokenizer, "t", tmp_path / "cache")
+    monkeypatch.undo()
+    assert left(tmp_path / "cache") != []
+    assert prepare(config, "train", tokenizer, "t", tmp_path / "cache").fingerprint == expected

@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+
+from minitron_cli import io
+from minitron_cli.data import token_file
+from minitron_cli.errors import EnvironmentFault
+
+DOCUMENTS = [np.array([1, 2, 3]), np.array([65_535]), np.array([0] * 500)]
+FLAT = np.concatenate(DOCUMENTS)
+
+
+@pytest.mark.parametrize(("vocab_size", "item_bytes"), [(2, 2), (65_536, 2), (65_537, 4), (2**31, 4)])
+def test_ids_come_back_in_the_smallest_type_that_holds_the_vocabulary(vocab_size, item_bytes, tmp_path):
+    documents = [ids % vocab_size for ids in [*DOCUMENTS, np.array([vocab_size - 1])]]
+    file = token_file.create(tmp_path / "cache" / "a", "key", vocab_size, iter(documents))
+    np.testing.assert_array_equal(file.tokens, np.concatenate(documents))
+    assert file.starts.tolist() == [0, 3, 4, 504]
+    assert file.tokens.itemsize == item_bytes
+    assert isinstance(file.tokens, np.memmap)
+
+
+def test_the_fingerprint_follows_ids_and_starts_alone(tmp_path):
+    def fingerprint(name, key, documents):
+        return token_file.create(tmp_path / name, key, 70_000, documents).fingerprint
+
+    here = fingerprint("a", "key", DOCUMENTS)
+    assert fingerprint("b", "other key", DOCUMENTS) == here
+    assert fingerprint("c", "key", [FLAT]) != here
+    assert fingerprint("d", "key", [*DOCUMENTS, np.array([1])]) != here
+
+
+def test_a_file_is_found_under_its_key_alone(tmp_path):
+    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    assert token_file.find(tmp_path / "a", "key") is not None
+    assert token_file.find(tmp_path / "a", "other") is None
+    assert token_file.find(tmp_path / "b", "key") is None
+
+
+@pytest.mark.parametrize("name", [token_file.TOKENS, token_file.STARTS, token_file.HEADER])
+@pytest.mark.parametrize("damage", ["flip", "cut", "longer", "zero", "gone"])
+def test_damage_is_found_and_mended(name, damage, tmp_path, remarks):
+    before = token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    path = tmp_path / "a" / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes({"flip": data, "cut": data[:-4], "longer": data + b"\0", "zero": bytes(len(data))}[damage])
+    assert token_file.find(tmp_path / "a", "key") is None
+    after = token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    assert after.fingerprint == before.fingerprint
+    assert remarks.said == [f"{tmp_path / 'a'}: is damaged; the data are tokenised again"]
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
+    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    for path in sorted((tmp_path / "a").iterdir()):
+        whole = path.read_bytes()
+        for bit in range(0, 8 * len(whole), 151):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            assert token_file.find(tmp_path / "a", "key") is None, (path.name, bit)
+        path.write_bytes(whole)
+    assert token_file.find(tmp_path / "a", "key") is not None
+
+
+def test_of_two_writers_at_once_the_first_stands(tmp_path):
+    first = []
+
+    def documents():
+        yield DOCUMENTS[0]
+        first.append(token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS))
+        yield from DOCUMENTS[1:]
+
+    second = token_file.create(tmp_path / "a", "key", 70_000, documents())
+    assert second.fingerprint == first[0].fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_disk_that_returns_other_bytes_is_named(tmp_path, monkeypatch):
+    class Lying(io.Disk):
+        def write(self, fd: int, data: memoryview) -> int:
+            return super().write(fd, memoryview(bytes(len(data))))
+
+    monkeypatch.setattr(io, "disk", Lying())
+    with pytest.raises(EnvironmentFault, match="a: holds other bytes than were written; check the disk"):
+        token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that follows reaches the disk."""
+
+
+KILLABLE = [name for name in vars(io.Disk) if not name.startswith("_") and name != "close"]
+
+
+def dying_disk(lives: int, torn: bool) -> io.Disk:
+    """A disk that can be reached `lives` times, after which the process is gone; its last write may be torn."""
+    disk, left = io.Disk(), [lives]
+
+    def mortal(name):
+        whole = getattr(disk, name)
+
+        def call(*args):
+            left[0] -= 1
+            if left[0] >= 0:
+                return whole(*args)
+            if left[0] == -1 and torn and name == "write":
+                whole(args[0], args[1][: len(args[1]) // 2])
+            raise Killed
+
+        return call
+
+    for name in KILLABLE:
+        setattr(disk, name, mortal(name))
+    return disk
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_at_any_moment_it_leaves_nothing_that_is_trusted(torn, tmp_path, monkeypatch):
+    expected = token_file.create(tmp_path / "undisturbed", "key", 70_000, DOCUMENTS)
+    lives = 0
+    while True:
+        directory = tmp_path / str(lives) / "a"
+        with monkeypatch.context() as patch:
+            patch.setattr(io, "disk", dying_disk(lives, torn))
+            try:
+                token_file.create(directory, "key", 70_000, DOCUMENTS)
+                break
+            except Killed:
+                pass
+        found = token_file.find(directory, "key")
+        assert found is None or found.fingerprint == expected.fingerprint
+        assert directory.exists() == (found is not None)
+        assert token_file.create(directory, "key", 70_000, DOCUMENTS).fingerprint == expected.fingerprint
+        for name in (token_file.TOKENS, token_file.STARTS, token_file.HEADER):
+            assert (directory / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+        lives += 1
+    assert lives >= 19  # every call that changes the disk was the last one once
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "rename", "create"])
+def test_a_failing_disk_leaves_nothing_behind(failing, tmp_path, monkeypatch):
+    disk = io.Disk()
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    setattr(disk, failing, fail)
+    monkeypatch.setattr(io, "disk", disk)
+    with pytest.raises(OSError, match="No space left"):
+        token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [] or failing == "rename"  # what cannot be renamed cannot be removed
