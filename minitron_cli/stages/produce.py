@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from minitron_cli import __version__, io, progress
+from minitron_cli.checkpoint import strict_json
 from minitron_cli.checkpoint.artifact import Artifact, commit
 from minitron_cli.checkpoint.manifest import SCHEMA_VERSION, Manifest, key_of
 from minitron_cli.checkpoint.workspace import Workspace
@@ -46,6 +47,14 @@ class Build:
 
     def write_json(self, name: str, value: Any) -> None:
         io.write_new_json(self.path / name, value)
+
+    def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `compute` returns; on disk as soon as it is known, so that a killed stage does not compute it again."""
+        path = self.scratch / f"{name}.json"
+        if not path.is_file():
+            io.make_dirs(self.scratch)
+            io.replace(path, io.pretty_json(compute()))
+        return strict_json.load(path)
 
 
 class Planned(Exception):

@@ -1,10 +1,6 @@
 """The search stage: a parent, its scores and a budget in, ranked candidate shapes out."""
 
-from collections.abc import Callable
-from pathlib import Path
-
-from minitron_cli import io
-from minitron_cli.checkpoint import hf, strict_json
+from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.search import rank, space
@@ -31,8 +27,7 @@ def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, co
         return cutter.zero_shot_loss(candidate.shape, validation, config.score_blocks)
 
     def build(work: Build) -> None:
-        io.make_dirs(work.scratch)
-        ranked = rank.by_zero_shot(candidates, _remembered(work.scratch, "zero-shot", zero_shot))
+        ranked = rank.by_zero_shot(candidates, _remembered(work, "zero-shot", zero_shot))
         tau = None
         if config.retrain and len(ranked) > 1:
             teacher = hf.load_model(parent.path, device=context.device, dtype=context.dtype)
@@ -42,7 +37,7 @@ def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, co
                 scratch = work.scratch / f"retrain-{candidate.name}"
                 return retrain_lightly(context, teacher, student, train, validation, config, scratch)
 
-            ranked = rank.by_retraining(ranked, config.retrain.top, _remembered(work.scratch, "retrained", retrained))
+            ranked = rank.by_retraining(ranked, config.retrain.top, _remembered(work, "retrained", retrained))
             both = [(r.zero_shot_loss, r.retrained_loss) for r in ranked if r.retrained_loss is not None]
             tau = rank.kendall_tau(*zip(*both, strict=True))
         work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
@@ -63,13 +58,8 @@ def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, co
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
 
 
-def _remembered(scratch: Path, kind: str, score: rank.Score) -> Callable[[Candidate], float]:
-    """`score`, with each result on disk as soon as it is known."""
-
-    def look_up(candidate: Candidate) -> float:
-        path = scratch / f"{kind}-{candidate.name}.json"
-        if not path.is_file():
-            io.replace(path, io.pretty_json({"loss": score(candidate)}))
-        return float(strict_json.load(path)["loss"])
-
-    return look_up
+def _remembered(work: Build, kind: str, score: rank.Score) -> rank.Score:
+    """`score`, computed once per candidate whatever happens to the process."""
+    return lambda candidate: float(
+        work.remember(f"{kind}-{candidate.name}", lambda: {"loss": score(candidate)})["loss"]
+    )

@@ -15,6 +15,7 @@ from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.losses import CrossEntropy
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.spec import Spec
@@ -38,6 +39,23 @@ class TeacherConfig(Spec):
     tie_embeddings: bool = False
     training: DistillConfig
     """How it is trained; its losses must need no teacher."""
+
+
+DEMO = TeacherConfig(
+    training=DistillConfig(
+        tokens=450_000,
+        batch_size=16,
+        micro_batch_size=16,
+        learning_rate=3e-3,
+        min_learning_rate=1e-4,
+        warmup_steps=15,
+        losses=(CrossEntropy(),),
+        eval_every=55,
+        eval_blocks=32,
+        save_every=30,
+    )
+)
+"""Enough to show the chain in two minutes on two cores; not enough to prove a method (see scripts/bench_teacher.py)."""
 
 
 def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
