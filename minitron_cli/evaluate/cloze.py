@@ -1,0 +1,105 @@
+"""A multiple-choice task made from text: which continuation is the true one? Knows text and lm-eval's task format.
+
+A document is cut into passages of equal length, each a context and its continuation. The wrong answers of a question
+are the continuations of other passages of the same document, so style and topic alone do not give the answer away.
+"""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from minitron_cli import io
+from minitron_cli.errors import DataError
+from minitron_cli.evaluate.config import Cloze
+
+WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # with the space before it, so that joined words are the text again
+
+
+def write_task(directory: Path, documents: Sequence[str], config: Cloze, *, name: str = "cloze") -> int:
+    """Write `name`.yaml and `name`.jsonl into `directory`, an lm-eval task; returns how many questions it asks."""
+    items = make_items(documents, config)
+    io.make_dirs(directory)
+    io.write_new(directory / f"{name}.jsonl", "".join(map(_json_line, items)).encode())
+    io.write_new(directory / f"{name}.yaml", _task_yaml(name).encode())
+    return len(items)
+
+
+def make_items(documents: Sequence[str], config: Cloze) -> list[dict[str, Any]]:
+    """Questions `{context, choices, gold}` in text order; the same for the same text and config.
+
+    DataError if no document holds as many passages as there are choices.
+    """
+    random_source = random.Random(config.seed)
+    passages = [_passages(text, config) for text in documents]
+    places = [(d, p) for d, found in enumerate(passages) for p in range(len(found)) if len(found) >= config.choices]
+    random_source.shuffle(places)
+    usable = (place for place in places if _has_choices(passages[place[0]], place[1], config))
+    chosen = sorted(islice(usable, config.items))
+    if not chosen:
+        words = config.choices * (config.context_words + config.continuation_words)
+        raise DataError(
+            f"cloze: no validation document has {words:,} words; lower choices, context_words or continuation_words"
+        )
+    return [_item(passages[d], p, config, random_source) for d, p in chosen]
+
+
+def _passages(text: str, config: Cloze) -> list[tuple[str, str]]:
+    words = WORD.findall(text)
+    length = config.context_words + config.continuation_words
+    cuts = range(0, len(words) - length + 1, length)
+    joined = (("".join(words[i : i + config.context_words]), i + config.context_words) for i in cuts)
+    return [(context, "".join(words[i : i + config.continuation_words])) for context, i in joined]
+
+
+def _has_choices(passages: list[tuple[str, str]], p: int, config: Cloze) -> bool:
+    return len(_distractors(passages, p)) >= config.choices - 1
+
+
+def _distractors(passages: list[tuple[str, str]], p: int) -> list[str]:
+    """Every other continuation of the document, once each; none that also continues this very context somewhere."""
+    context = passages[p][0].strip()
+    true = {continuation.strip() for other, continuation in passages if other.strip() == context}
+    wrong = {continuation.strip(): continuation for _, continuation in passages}
+    return [continuation for stripped, continuation in wrong.items() if stripped not in true]
+
+
+def _item(passages: list[tuple[str, str]], p: int, config: Cloze, random_source: random.Random) -> dict[str, Any]:
+    context, gold = passages[p]
+    choices = random_source.sample(_distractors(passages, p), config.choices - 1)
+    position = random_source.randrange(config.choices)
+    return {"context": context, "choices": [*choices[:position], gold, *choices[position:]], "gold": position}
+
+
+def _json_line(item: dict[str, Any]) -> str:
+    return json.dumps(item, sort_keys=True) + "\n"
+
+
+def _task_yaml(name: str) -> str:
+    """Field names, not templates: text with braces in it is not a template. Paths are relative to the YAML."""
+    return f"""\
+task: {json.dumps(name)}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    validation: {json.dumps(name + ".jsonl")}
+validation_split: validation
+output_type: multiple_choice
+doc_to_text: context
+doc_to_choice: choices
+doc_to_target: gold
+target_delimiter: ""
+num_fewshot: 0
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+  - metric: acc_norm
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1
+"""

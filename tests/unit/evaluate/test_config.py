@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from minitron_cli.errors import RecipeError
+from minitron_cli.evaluate.config import EvaluateConfig, Gates, Task
+
+
+def test_a_task_is_its_name_and_its_shots():
+    assert Task.parse("winogrande:5") == Task(name="winogrande", num_fewshot=5)
+    assert Task.parse("winogrande") == Task(name="winogrande")
+    assert Task.parse("winogrande:0").num_fewshot == 0
+
+
+@pytest.mark.parametrize("text", ["winogrande:", "winogrande:five", ":5", "", "a:-1", "a:1.5"])
+def test_anything_else_after_the_colon_is_refused(text):
+    with pytest.raises(RecipeError, match="NAME:SHOTS"):
+        Task.parse(text)
+
+
+def test_a_recipe_may_write_tasks_as_on_the_command_line():
+    config = EvaluateConfig(tasks=["arc_challenge:25", {"name": "mmlu", "limit": 0.5}])
+    assert config.tasks == (Task(name="arc_challenge", num_fewshot=25), Task(name="mmlu", limit=0.5))
+
+
+def test_a_recipe_round_trips_through_json():
+    config = EvaluateConfig(tasks=["arc_challenge:25"], gates={"minimum": {"arc_challenge.acc": 0.5}})
+    assert EvaluateConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5])
+def test_a_limit_is_a_count_or_a_fraction(limit):
+    with pytest.raises(ValidationError):
+        Task(name="mmlu", limit=limit)
+
+
+def test_our_own_name_is_not_free():
+    with pytest.raises(ValidationError, match="rename it"):
+        Task(name="perplexity")
+
+
+def test_gates_are_read_from_the_command_line():
+    gates = Gates.parse(["a.acc=0.5", "b.exact_match,strict-match=1e-2"], ["perplexity.loss=2"])
+    assert gates == Gates(minimum={"a.acc": 0.5, "b.exact_match,strict-match": 0.01}, maximum={"perplexity.loss": 2})
+
+
+@pytest.mark.parametrize("text", ["a.acc", "a.acc=", "=3", "a.acc=x"])
+def test_a_gate_that_is_no_bound_is_refused(text):
+    with pytest.raises(RecipeError, match=r"TASK\.METRIC=VALUE"):
+        Gates.parse([text])
+
+
+def test_no_bound_is_infinite():
+    with pytest.raises(ValidationError):
+        Gates.parse(["a.acc=nan"])
+
+
+def test_the_config_is_importable_without_torch():
+    code = "import sys, minitron_cli.evaluate.config; print([m for m in ('torch', 'lm_eval') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -1,0 +1,311 @@
+import json
+import logging
+import random
+import shutil
+from pathlib import Path
+
+import lm_eval.tasks
+import numpy as np
+import pytest
+import torch
+import yaml
+from lm_eval.tasks._index import TaskIndex
+
+from minitron_cli import progress
+from minitron_cli.errors import DataError, InputError, Interrupted
+from minitron_cli.evaluate.cloze import write_task
+from minitron_cli.evaluate.config import Cloze, Task
+from minitron_cli.evaluate.harness import fingerprint, load_tasks, run_tasks
+from tests.tiny import tiny_model
+from tests.unit.evaluate.test_cloze import DOCUMENTS
+
+ITEMS = [
+    {
+        "question": f"Q{i}: what is {i} + {i}? A:",
+        "choices": [f" {2 * i}", f" {i} or so"],
+        "gold": 0,
+        "text": f"text {i}",
+    }
+    for i in range(6)
+]
+
+CHOICE = {
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"validation": "items.jsonl"}},
+    "validation_split": "validation",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "gold",
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+}
+ROLLING = {
+    "task": "rolling",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"validation": ["items.jsonl"]}},
+    "validation_split": "validation",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "text",
+    "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+}
+GENERATE = CHOICE | {
+    "task": "generate",
+    "output_type": "generate_until",
+    "doc_to_target": "text",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 2},
+    "metric_list": [{"metric": "exact_match"}],
+}
+GENERATE.pop("doc_to_choice")
+SHUFFLED = ROLLING | {"task": "shuffled", "process_docs": "!function shuffling.shuffled"}
+BOOTSTRAPPED = CHOICE | {
+    "task": "bootstrapped",
+    "output_type": "loglikelihood",
+    "doc_to_target": "text",
+    "metric_list": [{"metric": "perplexity"}],
+}
+BOOTSTRAPPED.pop("doc_to_choice")
+GROUP = {
+    "group": "pair",
+    "task": ["sums", "more_sums"],
+    "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+}
+
+
+@pytest.fixture(scope="module")
+def task_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tasks = all, of them")
+    (directory / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    (directory / "shuffling.py").write_text(
+        "import random\ndef shuffled(docs): return docs.select(random.sample(range(6), 3))\n"
+    )
+    tasks = [
+        CHOICE | {"task": "sums"},
+        CHOICE | {"task": "more_sums"},
+        ROLLING,
+        GENERATE,
+        GROUP,
+        SHUFFLED,
+        BOOTSTRAPPED,
+    ]
+    tasks.append(CHOICE | {"task": "unsafe", "unsafe_code": True})
+    tasks.append(CHOICE | {"task": "fixed", "num_fewshot": 0})
+    tasks.append(CHOICE | {"task": "no_data", "dataset_kwargs": {"data_files": {"validation": "absent.jsonl"}}})
+    tasks.append(CHOICE | {"task": "no_split", "validation_split": "test"})
+    for task in tasks:
+        (directory / f"{task.get('task') if 'group' not in task else 'pair'}.yaml").write_text(_yaml(task))
+    return directory
+
+
+def _yaml(task):
+    return yaml.safe_dump(task).replace("'!function shuffling.shuffled'", "!function shuffling.shuffled")
+
+
+@pytest.fixture(scope="module")
+def run(model, tokenizer, task_dir):
+    return lambda *tasks: run_tasks(model, tokenizer, [Task.parse(t) for t in tasks], include_path=task_dir)
+
+
+def test_local_tasks_run_from_any_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = run("sums", "rolling", "generate")
+    assert set(results["sums"]) == {"acc", "acc_norm"}
+    assert set(results["rolling"]) == {"word_perplexity", "bits_per_byte"}
+    assert set(results["generate"]) == {"exact_match"}
+
+
+def test_accuracy_is_how_often_the_gold_answer_is_likeliest(model, tokenizer, run):
+    def likelihood(question, choice):
+        start, ids = len(tokenizer.encode(question)), tokenizer.encode(question + choice)
+        with torch.no_grad():
+            logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(logp[t - 1, ids[t]].item() for t in range(start, len(ids)))
+
+    right = [likelihood(i["question"], i["choices"][0]) > likelihood(i["question"], i["choices"][1]) for i in ITEMS]
+    acc = run("sums")["sums"]["acc"]
+    assert acc["value"] == sum(right) / 6
+    assert acc["stderr"] == pytest.approx(np.std(right, ddof=1) / np.sqrt(6))
+    assert acc["n"] == 6
+
+
+def test_every_task_has_its_own_shots(run, task_dir):
+    results = run("sums:2", "more_sums:1", "rolling")
+    shots = [results[t][m]["shots"] for t, m in [("sums", "acc"), ("more_sums", "acc"), ("rolling", "bits_per_byte")]]
+    assert shots == [2, 1, 0]
+    tasks = load_tasks([Task.parse("sums:2"), Task.parse("more_sums")], task_dir).task_dict["tasks"]
+    assert _prompt(tasks["sums"]).count("A:") == 3
+    assert _prompt(tasks["more_sums"]).count("A:") == 1
+
+
+def _prompt(task):
+    task.build_all_requests(limit=1)
+    return task.instances[0].args[0]
+
+
+def test_shots_of_a_group_reach_its_members(run):
+    results = run("pair:2")
+    assert {name: results[name]["acc"]["shots"] for name in results} == {"pair": 2, "sums": 2, "more_sums": 2}
+    assert results["pair"]["acc"]["value"] == results["sums"]["acc"]["value"]
+    assert results["pair"]["acc"]["n"] == 12
+
+
+def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
+    assert run("fixed:3")["fixed"]["acc"]["shots"] == 0
+    assert remarks == ["task fixed is defined without examples; num_fewshot=3 has no effect"]
+
+
+@pytest.mark.parametrize(("limit", "n"), [(4, 4), (0.5, 3), (100, 6), (1, 1)])
+def test_each_task_has_its_own_limit(model, tokenizer, task_dir, limit, n):
+    tasks = [Task(name="sums", limit=limit), Task(name="more_sums")]
+    results = run_tasks(model, tokenizer, tasks, include_path=task_dir)
+    assert [results[t]["acc"]["n"] for t in ("sums", "more_sums")] == [n, 6]
+
+
+def test_results_are_the_same_twice_and_plain(run):
+    results = run("pair:2", "rolling", "generate")
+    assert run("pair:2", "rolling", "generate") == results
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_a_task_that_shuffles_shuffles_the_same_way_every_time(run, task_dir):
+    first = run("shuffled")
+    random.seed(11)
+    assert run("shuffled") == first
+    assert first["shuffled"]["bits_per_byte"]["n"] == 3
+
+
+def test_errors_are_bootstrapped_in_this_process(run, monkeypatch, capfd):
+    monkeypatch.setattr("multiprocessing.Pool", None)
+    assert run("bootstrapped")["bootstrapped"]["perplexity"]["stderr"] > 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_value_that_is_not_finite_is_none(tokenizer, task_dir):
+    broken = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(torch.nan)
+    results = run_tasks(broken, tokenizer, [Task(name="rolling")], include_path=task_dir)
+    assert results["rolling"]["bits_per_byte"]["value"] is None
+
+
+def test_nothing_is_printed_and_nothing_is_left_changed(run, tokenizer, capfd):
+    random.seed(5)
+    torch.manual_seed(5)
+    before = random.getstate(), torch.get_rng_state(), logging.getLogger("lm_eval").handlers, len(tokenizer)
+    run("sums:1", "rolling", "generate")
+    assert capfd.readouterr() == ("", "")
+    assert tokenizer.pad_token is None
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert logging.getLogger("lm_eval").handlers == before[2]
+
+
+def test_the_bar_counts_every_request(run, display):
+    run("sums", "rolling")
+    assert display.done == {"tasks": [12, 6]}
+    assert display.totals == {"tasks": [12, 6]}
+
+
+def test_a_stop_request_ends_it_between_two_requests(run):
+    progress.request_stop(15)
+    try:
+        with pytest.raises(Interrupted):
+            run("sums")
+    finally:
+        progress.request_stop(None)
+
+
+def test_requests_longer_than_the_context_are_reported(tokenizer, task_dir, remarks):
+    short = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=24)
+    run_tasks(short, tokenizer, [Task.parse("sums:4")], include_path=task_dir)
+    assert remarks == ["12 requests were longer than the model's context and lost their beginning"]
+
+
+def test_an_unknown_task_suggests_close_ones(run, monkeypatch):
+    own = Path(lm_eval.tasks.__file__).parent  # thousands of files, seconds to read
+    found = TaskIndex._iter_yaml_files
+    monkeypatch.setattr(TaskIndex, "_iter_yaml_files", lambda root: found(root) if root != own else iter(()))
+    with pytest.raises(InputError, match=r"task 'more_sum': no such task in lm-eval or .*; did you mean more_sums"):
+        run("more_sum")
+
+
+def test_a_task_that_runs_code_is_refused_before_anything_is_loaded(run):
+    with pytest.raises(InputError, match="'unsafe' runs code that the model writes"):
+        run("sums", "unsafe")
+
+
+def test_a_task_asked_for_twice_is_refused(run):
+    with pytest.raises(InputError, match="'sums' is asked for twice"):
+        run("sums", "pair")
+
+
+def test_absent_data_is_an_error_of_the_task(run):
+    with pytest.raises(DataError, match="'no_data': its data could not be read"):
+        run("no_data")
+    with pytest.raises(InputError, match="'no_split' could not be loaded"):
+        run("no_split")
+
+
+def test_a_broken_yaml_is_named(model, tokenizer, tmp_path):
+    (tmp_path / "broken.yaml").write_text("task: [")
+    with pytest.raises(InputError, match=r"broken\.yaml: not a readable task YAML"):
+        run_tasks(model, tokenizer, [Task(name="broken")], include_path=tmp_path)
+    with pytest.raises(InputError, match="no such directory of task YAMLs"):
+        run_tasks(model, tokenizer, [Task(name="broken")], include_path=tmp_path / "absent")
+
+
+def test_a_cloze_task_is_answered_offline(model, tokenizer, tmp_path):
+    config = Cloze(items=10, context_words=8, continuation_words=3)
+    write_task(tmp_path, DOCUMENTS, config)
+    acc = run_tasks(model, tokenizer, [Task(name="cloze")], include_path=tmp_path)["cloze"]["acc"]
+    assert acc["n"] == 10
+    task = load_tasks([Task(name="cloze")], tmp_path).task_dict["tasks"]["cloze"]
+    task.build_all_requests()
+    items = [json.loads(line) for line in (tmp_path / "cloze.jsonl").read_text().splitlines()]
+    asked = [instance.args for instance in task.instances]
+    assert asked == [(item["context"], choice) for item in items for choice in item["choices"]]
+
+
+def test_the_fingerprint_is_of_names_and_contents(task_dir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(task_dir, copy)
+    assert fingerprint(copy) == fingerprint(task_dir)
+    (copy / "items.jsonl").write_text("{}")
+    assert fingerprint(copy) != fingerprint(task_dir)
+
+
+class Display:
+    def __init__(self):
+        self.done, self.totals, self.remarks = {}, {}, []
+
+    def start(self, title, total, unit):
+        self.totals.setdefault(title, []).append(total)
+        counts = self.done.setdefault(title, [])
+        counts.append(0)
+
+        def step(n=1, **figures):
+            counts[-1] += n
+
+        return step
+
+    def finish(self, step):
+        pass
+
+    def say(self, text):
+        self.remarks.append(text)
+
+    warn = say
+
+
+@pytest.fixture
+def display():
+    shown = Display()
+    progress.show_on(shown)
+    yield shown
+    progress.show_on(None)
+
+
+@pytest.fixture
+def remarks(display):
+    return display.remarks
