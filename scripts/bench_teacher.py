@@ -1,7 +1,7 @@
 """Train the small teachers on which quality is measured: the demo's teacher is enough to show the chain, not a method.
 
-    python scripts/bench_teacher.py                       # on the Python standard library's source (half an hour, 2 cores)
-    python scripts/bench_teacher.py --name prose --text book.txt --hidden 128   # a second one, on other text
+    python scripts/bench_teacher.py    # on the Python standard library's source: half an hour on two cores
+    python scripts/bench_teacher.py --name prose --text book.txt --hidden 128    # a second one, on other text
 
 Cached by content: the same text and settings are trained once. A run that was stopped continues.
 """

@@ -27,7 +27,7 @@ class SearchConfig(Spec):
 
     budget: Budget
     """How large the child may be."""
-    space: dict[Axis, tuple[int, ...]] = {"hidden": (), "ffn": ()}
+    space: dict[Axis, tuple[int, ...]] = Field({"hidden": (), "ffn": ()}, min_length=1)
     """Choices per axis; an empty list means serving-friendly steps of it. Other axes keep the parent's size."""
     candidates: int = Field(16, ge=1)
     """How many feasible shapes are scored; nearest to an even cut first."""

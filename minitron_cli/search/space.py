@@ -46,7 +46,9 @@ def grid(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
     axes = list(space)
     for axis in axes:
         if too_large := [n for n in space[axis] if not 0 < n <= parent.sizes[axis]]:
-            raise InputError(f"{axis}={too_large[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space")
+            raise InputError(
+                f"{axis}={too_large[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space"
+            )
     sizes = [tuple(space[axis]) or choices(parent, axis) for axis in axes]
     shapes = (parent.resize(**dict(zip(axes, combination, strict=True))) for combination in itertools.product(*sizes))
     return [shape for shape in shapes if buildable(shape)]
@@ -70,7 +72,8 @@ def feasible(
     available = parent.parameters(budget.count)
     if budget.target > available:
         raise InfeasibleError(
-            f"target {budget.target:,} is above the parent's {available:,} {budget.count} parameters: choose a smaller target"
+            f"target {budget.target:,} is above the parent's {available:,} {budget.count} parameters: "
+            "choose a smaller target"
         )
     costed = [_candidate(shape, budget) for shape in grid(parent, space) if shape.sizes != parent.sizes]
     found = [candidate for candidate in costed if budget.admits(candidate.parameters)]

@@ -1,7 +1,6 @@
 """The distill stage: a teacher, a student and text in, the trained student out."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -32,7 +32,7 @@ class Budget(Spec):
     """How far the child may be from the target on either side, as a fraction of it."""
 
     def admits(self, parameters: int) -> bool:
-        return abs(self.error(parameters)) <= self.tolerance
+        return abs(parameters - self.target) <= self.tolerance * self.target
 
     def error(self, parameters: int) -> float:
         """Signed distance from the target as a fraction of it."""

@@ -1,0 +1,104 @@
+"""Does importance know what matters? Zero-shot loss of cuts ranked by importance, at random, and upside down.
+
+    python scripts/bench_teacher.py && python scripts/ranking_study.py
+
+Each seed draws other calibration samples and another random order. Writes docs/results/ranking.md.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from bench_teacher import bench_data
+
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.model.shape import Shape
+from minitron_cli.search import space
+from minitron_cli.stages import importance
+from minitron_cli.stages.cut import Cutter, read_scores
+from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.produce import Context
+from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.trim.metric import Random
+from minitron_cli.trim.spec import Budget, Ranking
+
+BLOCKS = 128
+
+
+def cuts(parent: Shape) -> dict[str, Shape]:
+    """Halved axes one by one, and half of the non-embedding parameters by an even cut of width."""
+    half = Budget(target=parent.parameters("non_embedding") // 2, count="non_embedding")
+    even = space.feasible(parent, {"hidden": (), "ffn": ()}, half)[0].shape
+    return {
+        "neurons to 50 %": parent.resize(ffn=parent.sizes["ffn"] // 2),
+        "hidden channels to 50 %": parent.resize(hidden=parent.sizes["hidden"] // 2),
+        "non-embedding parameters to 50 % (hidden and ffn)": even,
+    }
+
+
+def rankings(seed: int) -> dict[str, Ranking]:
+    return {
+        "importance": Ranking(),
+        "random": Ranking(width=Random(seed=seed)),
+        "inverse": Ranking(invert=True),
+    }
+
+
+def losses(context: Context, parent: Parent, seeds: int, samples: int) -> dict[str, dict[str, list[float]]]:
+    """Cut -> ranking -> loss in nats per token, one per seed."""
+    data = bench_data(None)
+    validation = blocks_of(context, data, "validation", parent.path)
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in range(seeds):
+        artifact = importance.run(
+            context, parent, data, ImportanceConfig(samples=samples, seed=seed, layer_removal=False)
+        )
+        scores = read_scores(artifact, parent)
+        for name, shape in cuts(parent.shape).items():
+            for label, ranking in rankings(seed).items():
+                loss = Cutter(context, parent, scores, ranking).zero_shot_loss(shape, validation, BLOCKS)
+                found.setdefault(f"{name}: {shape}", {}).setdefault(label, []).append(loss)
+                print(seed, name, label, round(loss, 4), flush=True)
+    return found
+
+
+def page(parent: Parent, parent_loss: float, found: dict[str, dict[str, list[float]]], seeds: int) -> str:
+    labels = list(rankings(0))
+    lines = [
+        "# Ranked by importance, at random, upside down",
+        "",
+        f"Zero-shot validation loss in nats per token over {BLOCKS} blocks; mean ± standard deviation over {seeds}",
+        "seeds (other calibration samples and another random order each). The teacher is the one of `make bench-teacher`:",
+        f"{parent.shape.parameters():,} parameters, loss {parent_loss:.3f}.",
+        "",
+        "Regenerate: `make bench-teacher && python scripts/ranking_study.py`",
+        "",
+        "| cut | " + " | ".join(labels) + " |",
+        "|---|" + "---|" * len(labels),
+    ]
+    for name, by_label in found.items():
+        cells = (f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for v in (by_label[label] for label in labels))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/ranking.md"))
+    args = parser.parse_args()
+    workspace = Workspace(args.runs_dir / "bench")
+    teacher = workspace.require("teacher", "make bench-teacher")
+    parent = open_parent(teacher.path)
+    with workspace.lock():
+        found = losses(Context(workspace), parent, args.seeds, args.samples)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(page(parent, teacher.summary["after"]["loss"], found, args.seeds))
+    print(args.output.read_text())
+
+
+if __name__ == "__main__":
+    main()
