@@ -7,6 +7,7 @@ as an object: lm-eval's model strings break on commas and equal signs in paths.
 import contextlib
 import copy
 import difflib
+import functools
 import io as text_io
 import logging
 import math
@@ -70,11 +71,12 @@ class TaskSet:
 
 def load_tasks(tasks: Sequence[Task], include_path: Path | None = None) -> TaskSet:
     """The tasks with their own shots and limits. InputError for one that does not exist, or that runs code."""
-    manager = _manager([task.name for task in tasks], include_path)
     chosen = TaskSet()
-    for task in tasks:
-        _refuse_unsafe_code(task.name, (manager.task_index[task.name].cfg or {}).get("unsafe_code"))
-        _add_(chosen, task, _load(manager, task.name))
+    with _quiet(), _seeded():
+        manager = _manager([task.name for task in tasks], include_path)
+        for task in tasks:
+            _refuse_unsafe_code(task.name, (manager.task_index[task.name].cfg or {}).get("unsafe_code"))
+            _add_(chosen, task, _load(manager, task.name))
     return chosen
 
 
@@ -103,10 +105,15 @@ def _set_shots_(task: Any, num_fewshot: int | None) -> None:
     """The shots asked for, else the task's own, else none. A task fixed at 0 stays there, as in lm-eval."""
     own = task.get_config("num_fewshot")
     if own == 0 and num_fewshot:
-        progress.warn(f"task {task.task_name} is defined without examples; num_fewshot={num_fewshot} has no effect")
+        _warn_once(f"task {task.task_name} is defined without examples; num_fewshot={num_fewshot} has no effect")
     elif num_fewshot is not None:
         task.set_config(key="num_fewshot", value=num_fewshot)
     task.set_fewshot_seed(seed=SEED)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    progress.warn(text)  # tasks are loaded for every model of a table
 
 
 def fingerprint(include_path: Path) -> str:

@@ -152,6 +152,7 @@ def test_shots_of_a_group_reach_its_members(run):
 
 def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
     assert run("fixed:3")["fixed"]["acc"]["shots"] == 0
+    run("fixed:3")
     assert remarks == ["task fixed is defined without examples; num_fewshot=3 has no effect"]
 
 
@@ -187,6 +188,12 @@ def test_a_value_that_is_not_finite_is_none(tokenizer, task_dir):
         broken.model.norm.weight.fill_(torch.nan)
     results = run_tasks(broken, tokenizer, [Task(name="rolling")], include_path=task_dir)
     assert results["rolling"]["bits_per_byte"]["value"] is None
+
+
+def test_checking_tasks_prints_nothing(task_dir, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # so that the data is read anew
+    load_tasks([Task(name="sums")], task_dir)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_is_printed_and_nothing_is_left_changed(run, tokenizer, capfd):
