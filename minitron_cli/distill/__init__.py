@@ -1,0 +1,1 @@
+"""Training a student, most often to repeat its teacher. Knows models, tensors and blocks; no artifacts."""

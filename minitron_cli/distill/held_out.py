@@ -1,0 +1,39 @@
+"""How well the student does on text that it is not trained on."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from minitron_cli.data.batches import batch, rank_slice
+from minitron_cli.data.pack import Blocks
+from minitron_cli.distill.forward import HELD_OUT, Models
+from minitron_cli.distill.targets import targets
+from minitron_cli.distill.world import World
+
+
+def evaluate(
+    models: Models, blocks: Blocks, count: int | None, batch_size: int, world: World, is_stopping: Callable[[], bool]
+) -> dict[str, float] | None:
+    """Means over the tokens of `count` blocks (all): `loss` and, with a teacher, `kl`, in nats. None if stopped."""
+    models.student.eval()
+    ids = spread(len(blocks), count)
+    mine = rank_slice(ids, world.rank, world.size)
+    sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=world.device)
+    for first in range(0, math.ceil(len(ids) / world.size), batch_size):  # equally often in all processes
+        if is_stopping():
+            return None
+        if own := mine[first : first + batch_size]:
+            held_out = batch(blocks, own)
+            target = targets(held_out)
+            sums += torch.cat([models.evaluate(held_out, target), sums.new_tensor([len(target.labels_N)])])
+    world.sum_([sums])
+    *values, tokens = sums.tolist()
+    names = HELD_OUT if models.teacher is not None else HELD_OUT[:1]
+    return {name: value / max(tokens, 1) for name, value in zip(names, values, strict=False)}
+
+
+def spread(total: int, count: int | None) -> list[int]:
+    """`count` of `total` blocks, evenly apart: those side by side may be of one document."""
+    count = total if count is None else min(count, total)
+    return [i * total // count for i in range(count)]

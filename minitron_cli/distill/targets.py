@@ -1,0 +1,25 @@
+"""What each position of a batch has to predict, and which positions count."""
+
+# B sequence, T token, N counted token
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli.data.batches import Batch
+
+
+class Targets(NamedTuple):
+    rows_N: Tensor
+    """The counted positions, as indices into the flattened batch."""
+    labels_N: Tensor
+    """The token that follows each of them."""
+
+
+def targets(batch: Batch) -> Targets:
+    """A position counts if the next one is in the same block and of the same document (positions restart at 0)."""
+    counts_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)
+    counts_BT[:, :-1] = batch.position_ids_BT[:, 1:] != 0
+    rows_N = counts_BT.flatten().nonzero()[:, 0]
+    return Targets(rows_N, batch.input_ids_BT.flatten()[rows_N + 1])

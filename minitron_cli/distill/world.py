@@ -1,0 +1,64 @@
+"""Where a run happens: which of how many processes this is, on what device, in which precision.
+
+Of accelerate this takes the process group and the device only. Its wrapper for models would average gradients over
+processes instead of tokens, and torch's DDP sums in an order that depends on how many steps the process has seen, so
+that a resumed run would differ in the last bits; its mixed precision is global to the process, where two runs in a row
+may differ. So gradients are summed here, and `torch.autocast` is used as it is.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed
+
+Precision = Literal["fp32", "bf16"]
+
+
+class World:
+    """This process among those that train together; there is one, unless a launcher such as torchrun says more."""
+
+    def __init__(self, device: str) -> None:
+        from accelerate import PartialState
+
+        self._state = PartialState(cpu=torch.device(device).type == "cpu")
+        self.rank: int = self._state.process_index
+        self.size: int = self._state.num_processes
+        self.device = torch.device(device) if self.size == 1 else self._state.device
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Put the sum over all processes in each tensor's place."""
+        if self.size > 1:
+            for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
+    def sum(self, value: float) -> float:
+        total = torch.tensor(float(value), dtype=torch.float64)
+        total = total if self.size == 1 or self.device.type == "cpu" else total.to(self.device)
+        self.sum_([total])
+        return total.item()
+
+    def any(self, claim: bool) -> bool:
+        """Whether any process claims it; all of them learn the same."""
+        return self.sum(claim) > 0
+
+    def from_first(self, value: int) -> int:
+        """The first process's value."""
+        return int(self.sum(value if self.rank == 0 else 0))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self._state.wait_for_everyone()
+
+
+def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """What "auto" means here: bf16 where the hardware multiplies it, never fp16."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_bf16(device) else "fp32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

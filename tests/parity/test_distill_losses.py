@@ -1,0 +1,210 @@
+"""The fused objective against autograd through full logits, in fp64 and with torch's own losses."""
+
+# N token, D hidden, V vocab, B sequence, T token of one
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minitron_cli.distill import objective
+from minitron_cli.distill.losses import CrossEntropy, ForwardKL
+from minitron_cli.distill.objective import Side, fused_objective
+from minitron_cli.model.nll import Head
+
+N, V, STUDENT, TEACHER = 13, 29, 6, 9
+
+
+class Case(NamedTuple):
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor
+    teacher_ND: Tensor
+    teacher_VD: Tensor
+    labels_N: Tensor
+
+    def leaves(self) -> list[Tensor]:
+        return [self.hidden_ND, self.weight_VD, self.bias_V]
+
+
+def case(dtype: torch.dtype = torch.float64) -> Case:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    student = [t.requires_grad_() for t in (normal(N, STUDENT), normal(V, STUDENT), normal(V))]
+    return Case(*student, normal(N, TEACHER), normal(V, TEACHER), torch.randint(0, V, (N,), generator=generator))
+
+
+def kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """[N]. kl_div(input, target) is KL(target || input): the teacher is the target."""
+    student_NV, teacher_NV = (F.log_softmax(x / temperature, -1) for x in (student_NV, teacher_NV))
+    return F.kl_div(student_NV, teacher_NV, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def gradients(total: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(total, leaves))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("chunk_tokens", [1, 7, None])
+@pytest.mark.parametrize("masked", [False, True])
+def test_forward_kl(temperature: float, chunk_tokens: int | None, masked: bool) -> None:
+    c = case()
+    mask_N = torch.arange(N) % 4 != 2 if masked else None
+    student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+    loss = ForwardKL(temperature=temperature)
+    ours = fused_objective([loss], student, teacher, None, mask_N, chunk_tokens=chunk_tokens)
+    value_N = kl(c.hidden_ND @ c.weight_VD.T, c.teacher_ND @ c.teacher_VD.T, temperature)
+    theirs = value_N[mask_N].mean() if mask_N is not None else value_N.mean()
+    torch.testing.assert_close(ours.total, theirs)
+    torch.testing.assert_close(ours.each_L[0], theirs.detach())
+    leaves = c.leaves()[:2]
+    torch.testing.assert_close(gradients(ours.total, leaves), gradients(theirs, leaves), atol=1e-14, rtol=1e-9)
+
+
+def test_the_direction_is_teacher_to_student() -> None:
+    """Forward KL is mass-covering: a teacher's token that the student rules out is expensive, not the converse."""
+    two, one = torch.tensor([[0.0, 0.0, -30.0]]), torch.tensor([[0.0, -15.0, -30.0]])
+    student_misses, _ = ForwardKL().value_and_grad(one.clone(), two.clone(), None)
+    student_adds, _ = ForwardKL().value_and_grad(two.clone(), one.clone(), None)
+    assert student_misses.item() == pytest.approx(7.5 - 0.6931, abs=1e-3)
+    assert student_adds.item() == pytest.approx(0.6931, abs=1e-3)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, None])
+def test_cross_entropy(chunk_tokens: int | None) -> None:
+    c = case()
+    ours = fused_objective(
+        [CrossEntropy()], Side(c.hidden_ND, Head(c.weight_VD)), None, c.labels_N, None, None, chunk_tokens
+    )
+    theirs = F.cross_entropy(c.hidden_ND @ c.weight_VD.T, c.labels_N)
+    torch.testing.assert_close(ours.total, theirs)
+    leaves = c.leaves()[:2]
+    torch.testing.assert_close(gradients(ours.total, leaves), gradients(theirs, leaves), atol=1e-14, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mixture_through_biased_scaled_and_capped_heads(order: int) -> None:
+    c = case()
+    student = Side(c.hidden_ND, Head(c.weight_VD, c.bias_V, softcap=5.0, scale=1.7))
+    teacher_bias_V = torch.linspace(-1, 1, V, dtype=torch.float64)
+    teacher = Side(c.teacher_ND, Head(c.teacher_VD, teacher_bias_V, softcap=7.0, scale=0.6))
+    losses = [ForwardKL(temperature=2.0, weight=0.7), CrossEntropy(weight=0.3)][::order]
+    ours = fused_objective(losses, student, teacher, c.labels_N, chunk_tokens=4)
+    student_NV = 5 * torch.tanh(1.7 * (c.hidden_ND @ c.weight_VD.T + c.bias_V) / 5)
+    teacher_NV = 7 * torch.tanh(0.6 * (c.teacher_ND @ c.teacher_VD.T + teacher_bias_V) / 7)
+    each = [kl(student_NV, teacher_NV, 2.0).mean(), F.cross_entropy(student_NV, c.labels_N)]
+    theirs = 0.7 * each[0] + 0.3 * each[1]
+    torch.testing.assert_close(ours.total, theirs)
+    torch.testing.assert_close(ours.each_L, torch.stack(each[::order]).detach())
+    torch.testing.assert_close(gradients(ours.total, c.leaves()), gradients(theirs, c.leaves()), atol=1e-14, rtol=1e-9)
+
+
+def test_a_scaled_head_without_cap() -> None:
+    c = case()
+    student, teacher = Side(c.hidden_ND, Head(c.weight_VD, scale=0.3)), Side(c.teacher_ND, Head(c.teacher_VD))
+    ours = fused_objective([ForwardKL()], student, teacher, None).total
+    theirs = kl(0.3 * c.hidden_ND @ c.weight_VD.T, c.teacher_ND @ c.teacher_VD.T).mean()
+    torch.testing.assert_close(gradients(ours, c.leaves()[:2]), gradients(theirs, c.leaves()[:2]))
+
+
+def test_a_tied_head_gets_both_of_its_gradients() -> None:
+    c = case()
+    mix_DD = torch.randn(STUDENT, STUDENT, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    teacher = Side(c.teacher_ND, Head(c.teacher_VD))
+
+    def hidden_ND() -> Tensor:
+        return torch.tanh(F.embedding(c.labels_N.roll(1), c.weight_VD) @ mix_DD)
+
+    ours = fused_objective([ForwardKL()], Side(hidden_ND(), Head(c.weight_VD)), teacher, None, chunk_tokens=5).total
+    theirs = kl(hidden_ND() @ c.weight_VD.T, c.teacher_ND @ c.teacher_VD.T).mean()
+    torch.testing.assert_close(gradients(ours, [c.weight_VD]), gradients(theirs, [c.weight_VD]))
+
+
+def test_a_factor_on_the_loss_reaches_the_gradient() -> None:
+    c = case()
+    student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+    once = gradients(fused_objective([ForwardKL()], student, teacher, None).total, c.leaves()[:2])
+    thrice = gradients(3 * fused_objective([ForwardKL()], student, teacher, None).total, c.leaves()[:2])
+    torch.testing.assert_close(thrice, [3 * g for g in once])
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    c = case()
+    total = fused_objective([CrossEntropy()], Side(c.hidden_ND, Head(c.weight_VD)), None, c.labels_N).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call backward once"):
+        total.backward()
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    c = case()
+    frozen = Head(c.weight_VD.detach())
+    total = fused_objective([CrossEntropy()], Side(c.hidden_ND, frozen), None, c.labels_N).total
+    theirs = F.cross_entropy(c.hidden_ND @ frozen.weight_VD.T, c.labels_N)
+    torch.testing.assert_close(gradients(total, [c.hidden_ND]), gradients(theirs, [c.hidden_ND]))
+
+
+def test_blocks_smaller_than_a_chunk_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case()
+
+    def all_of_it() -> list[Tensor]:
+        student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+        ours = fused_objective([ForwardKL(), CrossEntropy()], student, teacher, c.labels_N, chunk_tokens=5)
+        return [ours.each_L, *gradients(ours.total, c.leaves()[:2])]
+
+    expected = all_of_it()
+    monkeypatch.setattr(objective, "BLOCK_BYTES", 2 * V * 8)
+    torch.testing.assert_close(all_of_it(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_lower_precisions_differ_by_their_rounding_only(dtype: torch.dtype, autocast: bool) -> None:
+    """fp32 keeps 24 bits. bf16 keeps 8, so a product's logit of size x is off by up to x / 256: some per cent here.
+
+    Softmax and sums are in fp32 in both, so more tokens do not make it worse (the next test).
+    """
+    if autocast and dtype == torch.bfloat16:
+        pytest.skip("autocast is for fp32 weights")
+    exact, rounded = case(), case(dtype)
+
+    def all_of_it(c: Case) -> list[Tensor]:
+        student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and c is rounded):
+            total = fused_objective([ForwardKL()], student, teacher, None, chunk_tokens=4).total
+        return [total.detach(), *gradients(total, c.leaves()[:2])]
+
+    tolerance = 1e-5 if dtype == torch.float32 and not autocast else 0.03
+    for ours, expected in zip(all_of_it(rounded), all_of_it(exact), strict=True):
+        assert ours.dtype in (dtype, torch.float32)
+        assert (ours.double() - expected).norm() <= tolerance * expected.norm()
+
+
+def test_the_head_gradient_is_added_up_in_fp32() -> None:
+    """512 chunks of one token. Added in bf16, sums stop growing at 256 terms of equal size."""
+    many = 512
+    hidden_ND = torch.ones(many, 4, dtype=torch.bfloat16)
+    weight_VD = torch.zeros(8, 4, dtype=torch.bfloat16, requires_grad=True)
+    labels_N = torch.zeros(many, dtype=torch.long)
+    fused_objective([CrossEntropy()], Side(hidden_ND, Head(weight_VD)), None, labels_N, chunk_tokens=1).total.backward()
+    assert weight_VD.grad is not None
+    torch.testing.assert_close(weight_VD.grad[0].float(), torch.full((4,), 1 / 8 - 1), rtol=1e-2, atol=0)
+
+
+def test_without_gradients_the_values_are_the_same() -> None:
+    c = case()
+    arguments: tuple[Any, ...] = (
+        [ForwardKL(), CrossEntropy()],
+        Side(c.hidden_ND, Head(c.weight_VD)),
+        Side(c.teacher_ND, Head(c.teacher_VD)),
+        c.labels_N,
+    )
+    with torch.no_grad():
+        values = fused_objective(*arguments)
+    assert not values.total.requires_grad
+    torch.testing.assert_close(values.each_L, fused_objective(*arguments).each_L, rtol=0, atol=0)

@@ -1,0 +1,17 @@
+"""Which positions count, against a plain loop."""
+
+import torch
+
+from minitron_cli.data.batches import Batch
+from minitron_cli.distill.targets import targets
+
+
+def test_a_position_counts_if_its_document_goes_on_in_the_block() -> None:
+    positions = [[0, 1, 2, 3, 4], [3, 4, 0, 1, 0], [0, 0, 0, 1, 2]]
+    ids = [[10, 11, 12, 13, 14], [20, 21, 22, 23, 24], [30, 31, 32, 33, 34]]
+    expected = [
+        (b * 5 + t, ids[b][t + 1]) for b in range(3) for t in range(4) if positions[b][t + 1] == positions[b][t] + 1
+    ]
+    target = targets(Batch(torch.tensor(ids), torch.tensor(positions), (0, 1, 2)))
+    assert list(zip(target.rows_N.tolist(), target.labels_N.tolist(), strict=True)) == expected
+    assert len(expected) == 4 + 2 + 2
