@@ -69,7 +69,7 @@ def page(parent: Parent, parent_loss: float, found: dict[str, dict[str, list[flo
         "# Ranked by importance, at random, upside down",
         "",
         f"Zero-shot validation loss in nats per token over {BLOCKS} blocks; mean ± standard deviation over {seeds}",
-        "seeds (other calibration samples and another random order each). The teacher is the one of `make bench-teacher`:",
+        "seeds (other calibration samples, another random order). The teacher is that of `make bench-teacher`:",
         f"{parent.shape.parameters():,} parameters, loss {parent_loss:.3f}.",
         "",
         "Regenerate: `make bench-teacher && python scripts/ranking_study.py`",
