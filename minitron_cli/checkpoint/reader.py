@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint import strict_json
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, shown
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
+MAX_DIMS = 8
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -68,7 +69,9 @@ class Checkpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a directory: give the directory of a Hugging Face checkpoint")
-        return cls(path, strict_json.load(path / "config.json"), _locate(path))
+        config, tensors = strict_json.load(path / "config.json"), _locate(path)
+        _refuse_integers(tensors)
+        return cls(path, config, tensors)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -117,6 +120,14 @@ def _read(info: TensorInfo, offset: int, size_bytes: int) -> Tensor:
     return buffer
 
 
+def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
+    for name, info in tensors.items():
+        if name.endswith(".weight") and not info.torch_dtype.is_floating_point:
+            raise CheckpointError(
+                f"tensor {shown(name)} is stored as {info.dtype}: the checkpoint is quantised; give the original weights"
+            )
+
+
 def _locate(directory: Path) -> dict[str, TensorInfo]:
     index, single = directory / INDEX, directory / WEIGHTS
     if index.exists() and single.exists():
@@ -143,27 +154,40 @@ def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
     for file in files:
         for name, info in read_header(file).items():
             if name in found:
-                raise CheckpointError(f"tensor {name!r} stands in {found[name].file.name} and in {file.name}: remove one")
+                raise CheckpointError(f"tensor {shown(name)} stands in {found[name].file.name} and in {file.name}: remove one")
             if weight_map.get(name) != file.name:
-                raise CheckpointError(f"tensor {name!r} stands in {file.name}, which {INDEX} does not say: restore the index")
+                raise CheckpointError(
+                    f"tensor {shown(name)} stands in {file.name}, which {INDEX} does not say: restore the index"
+                )
             found[name] = info
     if absent := sorted(weight_map.keys() - found.keys()):
-        raise CheckpointError(f"tensor {absent[0]!r} of {INDEX} is not in {weight_map[absent[0]]}: download the shard again")
+        raise CheckpointError(
+            f"tensor {shown(absent[0])} of {INDEX} is not in {weight_map[absent[0]]}: download the shard again"
+        )
     return found
 
 
 def _shards(directory: Path, index: Path, weight_map: Mapping[str, Any]) -> list[Path]:
     names = set()
     for value in weight_map.values():
-        # A lexical rule, not a resolved path: hub caches are symbolic links out of the directory.
-        if not isinstance(value, str) or "/" in value or "\\" in value or "\0" in value or value.startswith("."):
-            raise CheckpointError(f"{index} points at {value!r}: a shard must be a plain file name in the same directory")
+        if not _is_plain(value):
+            raise CheckpointError(
+                f"{index} points at {shown(value)}: a shard must be a plain file name in the same directory"
+            )
         if not value.endswith(".safetensors"):
             raise CheckpointError(f"{index} points at {value!r}: only .safetensors shards are read; convert the checkpoint")
         names.add(value)
     if missing := sorted(name for name in names if not (directory / name).exists()):
-        raise CheckpointError(f"{directory} lacks {', '.join(missing[:4])}: download the missing shards")
+        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        raise CheckpointError(f"{directory} lacks {', '.join(missing[:2])}{more}: download the missing shards")
     return [directory / name for name in sorted(names)]
+
+
+def _is_plain(name: object) -> bool:
+    """A lexical rule, not a resolved path: hub caches are symbolic links out of the directory."""
+    if not isinstance(name, str) or not 0 < len(name) <= 100:
+        return False
+    return name.isprintable() and not name.startswith(".") and "/" not in name and "\\" not in name
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -177,7 +201,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if len(prefix) < 8 or length < 2 or length > min(MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(f"{path} is not a complete safetensors file: download it again")
         header = strict_json.parse(file.read(length), f"the header of {path}")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} has metadata that is not text: download it again")
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path} lists {len(header):,} tensors: more than {MAX_TENSORS:,}; check the file")
     tensors = [(name, _tensor_info(path, name, entry, 8 + length)) for name, entry in header.items()]
@@ -190,12 +216,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        sound = len(shape) <= MAX_DIMS and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         sound = sound and end - begin == math.prod(shape) * DTYPES[dtype].itemsize
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise CheckpointError(f"{path} describes tensor {name!r} wrongly: download the file again")
+        raise CheckpointError(f"{path} describes tensor {shown(name)} wrongly: download the file again")
     return TensorInfo(dtype, shape, path, data_start + begin, end - begin)
 
 

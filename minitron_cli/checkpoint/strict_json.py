@@ -1,12 +1,14 @@
 """JSON from files that somebody else wrote: bounded, no duplicate keys, no NaN, only the typed error."""
 
 import json
+import math
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, shown
 
 MAX_BYTES = 64 << 20
 
@@ -21,7 +23,12 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 def parse(content: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as e:
         reason = "it is nested too deeply" if isinstance(e, RecursionError) else str(e).splitlines()[0][:120]
         raise CheckpointError(f"{where} is not valid JSON ({reason}): restore the file") from None
@@ -44,9 +51,15 @@ def regular_size(path: Path) -> int:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"key {shown(name, 60)} stands twice")
     return value
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return number
 
 
 def _no_constant(text: str) -> NoReturn:
