@@ -4,7 +4,9 @@ Code that comes with a checkpoint never runs, the attention kernel is ours to ch
 unexpected or of another shape is an error where transformers would fill in random numbers.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +15,7 @@ from minitron_cli.checkpoint import fingerprint, strict_json
 from minitron_cli.checkpoint.aliases import ALIASES
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
-from minitron_cli.errors import CheckpointError, EnvironmentFault
+from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +46,7 @@ class ModelSource(NamedTuple):
 
 def resolve(model: str, *, offline: bool = False) -> ModelSource:
     """Find a model: a directory, an alias or a hub id. Downloads unless `offline` or HF_HUB_OFFLINE says not to."""
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         path = Path(model)
         return ModelSource(model, path, fingerprint.of_directory(path))
     hub_id = ALIASES[model].hub_id if model in ALIASES else model
@@ -56,8 +58,14 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
 
 
 def _may_be_hub_id(text: str) -> bool:
-    parts = text.split("/")
-    return len(parts) == 2 and all(p and not p.startswith((".", "~")) for p in parts)
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
 
 
 def _aliases() -> str:
@@ -94,10 +102,8 @@ def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
     from transformers import CONFIG_MAPPING
 
     _refuse(raw, where)
-    try:
+    with _refusing(f"{where} is not a valid {raw['model_type']} config", "fix the field"):
         return CONFIG_MAPPING[raw["model_type"]].from_dict(_trusted(raw))
-    except Exception as e:  # transformers raises a dozen types here, and every one of them is about the file
-        raise CheckpointError(f"{where} is not a valid {raw['model_type']} config: {_first_line(e)}; fix the field") from None
 
 
 def _refuse(raw: dict[str, Any], where: str) -> None:
@@ -108,13 +114,14 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
     if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in CONFIG_MAPPING:
         custom = " and its own code is not run" if raw.get("auto_map") else ""
         raise CheckpointError(
-            f"{where}: model type {raw.get('model_type')!r} is not part of transformers{custom}; give a supported model"
+            f"{where}: model type {shown(raw.get('model_type'))} is not part of transformers{custom}; "
+            "give a supported model"
         )
     for name, value in raw.items():
         limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_WIDTH
         is_size = name.endswith(("_size", "_layers", "_heads", "_dim")) and type(value) is int
         if is_size and not 0 <= value <= limit:
-            raise CheckpointError(f"{where}: {name} is {value:,}, outside 0 to {limit:,}; fix the field")
+            raise CheckpointError(f"{where}: {shown(name)} is {shown(value)}, outside 0 to {limit:,}; fix the field")
 
 
 def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
@@ -123,8 +130,21 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in raw.items() if name not in unsafe}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:160].rstrip(".;")
+@contextmanager
+def _refusing(what: str, hint: str) -> Iterator[None]:
+    """Around transformers, which raises a dozen types of error about a file that it cannot use."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno):
+            raise
+        raise CheckpointError(f"{what}: {_last_line(e)}; {hint}") from None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "".join(c if c.isprintable() else " " for c in (lines or [type(error).__name__])[-1])
+    return text[:160].rstrip(".;")
 
 
 def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
@@ -138,18 +158,17 @@ def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreT
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (RuntimeError, ValueError, KeyError) as e:
-        raise CheckpointError(f"{path} does not load: {_first_line(e)}; check that config.json fits the weights") from None
+        with _refusing(f"{path} does not load", "check that config.json fits the weights"):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     finally:
         logging.set_verbosity(verbosity)
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
@@ -182,7 +201,7 @@ def new_model(config: "PretrainedConfig", *, seed: int) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _refusing("the config makes no model", "fix config.json"):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
 
@@ -193,10 +212,8 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CheckpointError(f"{path} has no tokenizer: copy the model's tokenizer files there")
-    try:
+    with _refusing(f"{path}: its tokenizer does not load", "restore the tokenizer files"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except Exception as e:  # KeyError, JSON and Rust errors alike: all of them are about the files
-        raise CheckpointError(f"{path}: its tokenizer does not load ({_first_line(e)}); restore the tokenizer files") from None
 
 
 def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], directory: Path) -> None:

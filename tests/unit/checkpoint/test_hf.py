@@ -1,0 +1,133 @@
+import json
+import socket
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.utils import logging
+
+from minitron_cli.checkpoint import fingerprint, hf
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import CheckpointError, EnvironmentFault
+from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.shape import Shape
+from tests.tiny import tiny_model, write_tiny
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("opened a socket"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked for an address"))
+
+
+def test_a_directory_is_found_as_it_is(tmp_path, no_network):
+    path = write_tiny(tmp_path / "a model, ünicode=1")
+    source = hf.resolve(str(path))
+    assert (source.name, source.path) == (str(path), path)
+    assert source.fingerprint == fingerprint.of_directory(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "foo bar/baz",
+        "a\0/b",
+        "x" * 300,
+        "a/b/c",
+        "/nope",
+        "~/nope",
+        "./nope",
+        "a--b/c",
+        "é/ü",
+        "nope",
+        "a/" + "b" * 200,
+    ],
+)
+def test_what_is_neither_a_directory_nor_a_hub_id(name, no_network):
+    with pytest.raises(
+        CheckpointError, match=r"does not exist: give the directory of a checkpoint, a hub id or one of llama-"
+    ):
+        hf.resolve(name)
+
+
+@pytest.mark.parametrize("offline", ["option", "environment"])
+def test_an_absent_model_offline_is_said_at_once(offline, no_network, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline == "environment")
+    started = time.monotonic()
+    with pytest.raises(
+        EnvironmentFault, match=r"no/such-model is not in the local cache and downloads are off: fetch it with"
+    ):
+        hf.resolve("no/such-model", offline=offline == "option")
+    assert time.monotonic() - started < 3
+
+
+def test_a_loaded_model_is_what_transformers_loads(tmp_path):
+    wanted = tiny_model("qwen3")
+    wanted.save_pretrained(tmp_path)
+    model = hf.load_model(tmp_path)
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), wanted.parameters(), strict=True))
+    assert hf.load_model(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_model_of_tensors_in_memory(tmp_path):
+    wanted = tiny_model("mistral", tie_word_embeddings=True)
+    wanted.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    model = hf.model_of(config, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), wanted.parameters(), strict=True))
+    tensors.pop("model.norm.weight")
+    with pytest.raises(CheckpointError, match=r"does not fit its config at model\.norm\.weight"):
+        hf.model_of(config, tensors)
+
+
+def test_a_new_model_is_a_function_of_its_seed(tmp_path):
+    config = tiny_model("llama").config
+    before = torch.random.get_rng_state()
+    one, same, other = (hf.new_model(config, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_saved_model_has_the_names_and_dtypes_of_its_reference(tied, tmp_path):
+    like = tmp_path / "like"
+    tiny_model("llama", tie_word_embeddings=tied).to(torch.bfloat16).save_pretrained(like)
+    (like / "tokenizer.json").write_text("{}")
+    model = hf.load_model(like, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    out = tmp_path / "out"
+    out.mkdir()
+    hf.save_model(model, like, out)
+    before, after = load_file(like / "model.safetensors"), load_file(out / "model.safetensors")
+    assert list(Checkpoint.open(out).tensors) == list(Checkpoint.open(like).tensors)
+    for name in before:
+        assert after[name].dtype == torch.bfloat16
+        assert torch.equal(after[name], before[name]) != (name == "model.norm.weight")
+    assert (out / "config.json").read_bytes() == (like / "config.json").read_bytes()
+    assert (out / "tokenizer.json").read_bytes() == b"{}"
+    hf.load_model(out)
+
+
+def test_a_model_without_a_checkpoint_is_written(tmp_path):
+    model = tiny_model("llama")
+    hf.write_model(model, Shape.of(LLAMA, model.config).tensors(), tmp_path)
+    assert "transformers_version" not in json.loads((tmp_path / "config.json").read_text())
+    again = hf.load_model(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_what_is_a_checkpoint(tmp_path):
+    assert hf.is_checkpoint(write_tiny(tmp_path / "yes"))
+    assert not hf.is_checkpoint(tmp_path)
