@@ -1,0 +1,228 @@
+"""Random damage to headers, indexes, configs and manifests: it is read as something sound, or refused with our error."""
+
+import json
+import random
+import struct
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from minitron_cli.checkpoint import hf, manifest, strict_json
+from minitron_cli.checkpoint.reader import Checkpoint, read_header, read_safetensors
+from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.errors import ArtifactError, CheckpointError, MinitronError
+from minitron_cli.model.families import family_of
+from minitron_cli.model.shape import Shape
+from tests.tiny import tiny_model, write_tiny
+
+QUICK = settings(deadline=None, derandomize=True, max_examples=120)
+
+ODD_VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    1,
+    7,
+    10**6,
+    10**30,
+    0.5,
+    "",
+    "8",
+    "llama",
+    [],
+    [8],
+    {},
+    {"a": 1},
+    [[]],
+    "\ud800",
+    "é\n",
+]
+ODD_BYTES = [
+    b"",
+    b"0",
+    b"-",
+    b"9" * 20,
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"\0",
+    b"\xff",
+    b"null",
+    b"1e9",
+    b" ",
+]
+
+
+def damage(content: bytes, draw: random.Random) -> bytes:
+    """One to three edits: a byte flipped, removed, doubled, or something odd put in."""
+    data = bytearray(content)
+    for _ in range(draw.randint(1, 3)):
+        at, kind = draw.randrange(len(data)), draw.randrange(5)
+        if kind == 0:
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del data[at : at + draw.randint(1, 4)]
+        elif kind == 2:
+            data[at:at] = data[at : at + draw.randint(1, 40)]
+        elif kind == 3:
+            data[at:at] = draw.choice(ODD_BYTES)
+        else:
+            data[at : at + 1] = draw.choice(ODD_BYTES)
+        if not data:
+            return b""
+    return bytes(data)
+
+
+def test_a_damaged_header_is_refused_or_read_as_safetensors_reads_it(tmp_path):
+    draw, path = random.Random(1), tmp_path / "file.safetensors"
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.bfloat16), "d": torch.tensor(3)}
+    write_safetensors(path, tensors)
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header, payload = content[8 : 8 + length], content[8 + length :]
+    accepted = 0
+    for round_ in range(2500):
+        if round_ % 4:
+            blob = damage(header, draw)
+            path.write_bytes(struct.pack("<Q", len(blob)) + blob + payload)
+        else:
+            path.write_bytes(damage(content, draw))
+        try:
+            found = read_safetensors(path)
+        except CheckpointError as refusal:
+            assert "\n" not in str(refusal)
+            continue
+        accepted += 1
+        with safe_open(path, "pt") as file:
+            assert set(file.keys()) == found.keys()
+            for name, tensor in found.items():
+                assert same_bytes(file.get_tensor(name), tensor)
+    assert 20 < accepted < 1200  # the mutator is neither too kind nor too rough
+
+
+def same_bytes(a, b):
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    return torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
+
+
+def test_every_truncation_is_refused(tmp_path):
+    path = tmp_path / "file.safetensors"
+    write_safetensors(path, {"a": torch.zeros(3), "b": torch.zeros(2, 2)})
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError):
+            read_header(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@QUICK
+@given(entries=st.dictionaries(st.text(max_size=5), json_values, max_size=4), size=st.integers(0, 64))
+def test_any_json_as_a_header(entries, size, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    blob = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(blob)) + blob + bytes(size))
+    try:
+        read_safetensors(path)
+    except CheckpointError:
+        return
+    with safe_open(path, "pt") as file:
+        list(file.keys())
+
+
+@QUICK
+@given(content=st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_as_json(content):
+    try:
+        value = strict_json.parse(content, "here")
+    except CheckpointError:
+        return
+    assert strict_json.parse(json.dumps(value, allow_nan=False).encode(), "there") == value
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sharded")
+    tiny_model("llama", num_hidden_layers=1).save_pretrained(path, max_shard_size="30KB")
+    return path
+
+
+@QUICK
+@given(data=st.data())
+def test_any_weight_map(sharded, data):
+    index = sharded / "model.safetensors.index.json"
+    good = index.read_text()
+    weight_map = dict(json.loads(good)["weight_map"])
+    names = st.sampled_from([*weight_map, "x"])
+    files = st.sampled_from(sorted(set(weight_map.values()))) | st.text(max_size=12) | json_values
+    weight_map |= data.draw(st.dictionaries(names, files, min_size=1, max_size=2))
+    for name in data.draw(st.lists(names, max_size=2)):
+        weight_map.pop(name, None)
+    try:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        found = Checkpoint.open(sharded)
+        assert {name: info.file.name for name, info in found.tensors.items()} == weight_map
+    except CheckpointError as refusal:
+        assert str(refusal).isprintable()
+    finally:
+        index.write_text(good)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_a_damaged_config_is_refused_or_has_a_shape(model_type, tmp_path):
+    draw = random.Random(2)
+    checkpoint = Checkpoint.open(write_tiny(tmp_path, model_type, num_hidden_layers=1))
+    good, refused = dict(checkpoint.config), 0
+    for _ in range(500):
+        raw = json.loads(json.dumps(good))
+        for _ in range(draw.randint(1, 2)):
+            field = draw.choice([*good, "per_layer_config", "quantization_config", "auto_map"])
+            if draw.random() < 0.2:
+                raw.pop(field, None)
+            else:
+                raw[field] = draw.choice(ODD_VALUES)
+        try:
+            config = hf.config_from_dict(raw, "config.json")
+            Shape.of(family_of(config), config).check(checkpoint.shapes)
+        except MinitronError as refusal:
+            refused += 1
+            assert str(refusal).isprintable()
+            assert len(str(refusal)) <= 300
+    assert 100 < refused < 480
+
+
+def test_a_damaged_manifest_is_refused_or_read(tmp_path):
+    draw = random.Random(3)
+    good = manifest.Manifest(
+        schema_version=1,
+        stage="prune",
+        stage_version=1,
+        label="a",
+        key="0" * 64,
+        config={"x": [1, {"y": None}]},
+        inputs={"parent": "f" * 64},
+        summary={"parameters": 12},
+        files={"model.safetensors": ("e" * 64, 100)},
+    )
+    content = json.dumps(good.model_dump(mode="json"), indent=1).encode()
+    for _ in range(500):
+        (tmp_path / "manifest.json").write_bytes(damage(content, draw))
+        try:
+            manifest.read(tmp_path)
+        except ArtifactError as refusal:
+            assert str(refusal).isprintable()
