@@ -27,7 +27,13 @@ METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 
 
 def run(
-    context: Context, teacher: Parent, student: Path, data: DataConfig, config: DistillConfig, *, label: str = "student"
+    context: Context,
+    teacher: Parent,
+    student: Path,
+    data: DataConfig,
+    config: DistillConfig,
+    *,
+    label: str = "distilled",
 ) -> Artifact:
     """Train the checkpoint at `student` on the teacher's predictions; the result has its shape, names and dtypes."""
     start = open_parent(student, offline=context.offline)

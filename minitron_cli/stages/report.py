@@ -1,0 +1,255 @@
+"""The report stage: everything a workspace has made in, one HTML page out."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from minitron_cli import io
+from minitron_cli.checkpoint import fingerprint
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.errors import ArtifactError
+from minitron_cli.model.shape import Shape
+from minitron_cli.report import data as page_data
+from minitron_cli.report.card import model_card
+from minitron_cli.report.data import ReportData
+from minitron_cli.report.ledger import forward_flops, training_flops
+from minitron_cli.report.page import render
+from minitron_cli.spec import Spec
+from minitron_cli.stages.distill import METRICS, VALIDATION
+from minitron_cli.stages.evaluate import PARENT, RESULTS
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.stages.prune import CANDIDATES, PLAN
+from minitron_cli.trim.metric import Activation
+from minitron_cli.trim.scores import Scores
+
+STAGE, VERSION = "report", 1
+PAGE, CARD = "report.html", "model-card.md"
+
+Kind = Literal["parent", "pruned", "distilled", "control"]
+KINDS: dict[str, Kind] = {PARENT: "parent", "pruned": "pruned", "distilled": "distilled"}
+
+
+class ReportConfig(Spec):
+    """What the page is called."""
+
+    title: str
+    model: str
+    """The parent's name."""
+
+
+def run(context: Context) -> Artifact:
+    """Gather the workspace's current results into one page. ArtifactError if there is nothing to show."""
+    made = _Made.of(context.workspace)
+    model = str(context.workspace.settings.get("model") or "the parent")
+    name = Path(model).name if Path(model).is_absolute() else model
+    config = ReportConfig(title=f"{name}: {context.workspace.name}", model=name)
+
+    def build(work: Build) -> None:
+        content = made.page(config)
+        io.write_new(work.path / PAGE, render(content).encode())
+        io.write_new(work.path / CARD, model_card(content).encode())
+
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=made.fingerprints(), build=build)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a workspace holds at present; a stage that has not run is None."""
+
+    importance: Artifact | None
+    search: Artifact | None
+    prune: Artifact | None
+    evaluate: Artifact | None
+    trained: tuple[Artifact, ...]
+    """Everything distilled from the pruned model, controls included."""
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> "_Made":
+        prune = workspace.current("prune")
+        start = fingerprint.of_directory(prune.path) if prune else None
+        trained = tuple(a for a in workspace.artifacts("distill") if a.manifest.inputs["student"] == start)
+        made = cls(
+            workspace.current("importance"), workspace.current("search"), prune, workspace.current("evaluate"), trained
+        )
+        if not made.artifacts:
+            raise ArtifactError(f"{workspace.root} has no results to report: run `minitron importance` first")
+        return made
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        made = (self.importance, self.search, self.prune, *self.trained, self.evaluate)
+        return [artifact for artifact in made if artifact]
+
+    def fingerprints(self) -> dict[str, str]:
+        return {" ".join(filter(None, (a.stage, a.label))): a.fingerprint for a in self.artifacts}
+
+    def page(self, config: ReportConfig) -> ReportData:
+        return ReportData(
+            title=config.title,
+            parent=self._facts(config.model, self._parent),
+            child=self._facts(f"{config.model}, cut", self._child),
+            results=tuple(self._results()),
+            importance=self._importance(),
+            importance_metric="mean over tokens, L2 over samples",
+            kept=self._kept(),
+            layers=self._layers(),
+            candidates=tuple(self._candidates()),
+            runs=tuple(_curves(artifact) for artifact in self.trained),
+            costs=tuple(self._costs()),
+            lineage=tuple(_lineage(artifact) for artifact in self.artifacts),
+            commands=tuple(_command(artifact, config.model) for artifact in self.artifacts),
+        )
+
+    @cached_property
+    def _child(self) -> Shape | None:
+        return open_parent(self.prune.path).shape if self.prune else None
+
+    @cached_property
+    def _parent(self) -> Shape | None:
+        return self._child.resize(**self.prune.summary["parent"]["sizes"]) if self.prune and self._child else None
+
+    def _facts(self, name: str, shape: Shape | None) -> page_data.ModelFacts | None:
+        if shape is None:
+            return None
+        return page_data.ModelFacts(
+            name=name,
+            family=shape.family.model_type,
+            sizes=dict(shape.sizes),
+            parameters=shape.parameters(),
+            non_embedding=shape.parameters("non_embedding"),
+            kv_cache_bytes_per_token=shape.kv_cache_bytes(batch=1, length=1),
+        )
+
+    def _results(self) -> Iterator[page_data.ResultRow]:
+        if self.evaluate is None:
+            return
+        tokens = {artifact.label: artifact.summary["tokens"] for artifact in self.trained}
+        for label, entry in _in_order(self.evaluate.read_json(RESULTS)["models"]):
+            own = entry["results"].get("perplexity", {})
+            yield page_data.ResultRow(
+                label=label,
+                kind=KINDS.get(label, "control"),
+                parameters=entry["parameters"],
+                loss=_measure(own.get("loss")),
+                perplexity=_measure(own.get("perplexity")),
+                kl_to_parent=_measure(own.get("kl")),
+                tokens_trained=tokens.get(label),
+                tasks=_tasks(entry["results"]),
+            )
+
+    def _importance(self) -> dict[str, np.ndarray]:
+        if self.importance is None:
+            return {}
+        scores = Scores.load(self.importance.path)
+        return {axis: scores.select(axis, Activation()).numpy() for axis in ("hidden", "head", "ffn")}
+
+    def _kept(self) -> dict[str, np.ndarray]:
+        plan = self.prune.read_json(PLAN) if self.prune else {}
+        return {axis: np.asarray(indices) for axis, indices in plan.items()}
+
+    def _layers(self) -> page_data.LayerCurves | None:
+        if self.importance is None:
+            return None
+        scores = Scores.load(self.importance.path)
+        has_removal = scores.parent_nll is not None
+        layers = self.importance.summary["sizes"]["layer"]
+        kept = self._kept().get("layer", np.arange(layers))
+        return page_data.LayerCurves(
+            block_importance=scores.layers("block_importance").tolist(),
+            perplexity=scores.layers("perplexity").tolist() if has_removal else None,
+            dropped=tuple(sorted(set(range(layers)) - set(kept.tolist()))),
+        )
+
+    def _candidates(self) -> Iterator[page_data.Candidate]:
+        source = next((a for a in (self.search, self.prune) if a and CANDIDATES in a.manifest.files), None)
+        rows = source.read_json(CANDIDATES)["candidates"] if source else []
+        chosen = dict(self._child.sizes) if self._child else {}
+        for row in rows:
+            yield page_data.Candidate(
+                sizes=row["shape"],
+                parameters=row["parameters"],
+                error=row["error"],
+                zero_shot_loss=row["zero_shot_loss"],
+                retrained_loss=row["retrained_loss"],
+                is_chosen=row["shape"].items() <= chosen.items(),
+            )
+
+    def _costs(self) -> Iterator[page_data.CostRow]:
+        if self._parent is None or self._child is None:
+            return
+        parent, child = self._parent.flops_per_token(), self._child.flops_per_token()
+        if self.importance:
+            tokens = self.importance.summary["tokens"]
+            yield page_data.CostRow("importance", tokens, forward_flops(tokens, parent))
+        for artifact in self.trained:
+            tokens = artifact.summary["tokens"]
+            teacher = parent if "kl" in artifact.summary.get("after", {}) else 0
+            yield page_data.CostRow(f"distill {artifact.label}", tokens, training_flops(tokens, child, teacher))
+
+
+def _in_order(models: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Parent, pruned, distilled, then the controls by name: JSON objects come back sorted."""
+    rank = {label: i for i, label in enumerate(KINDS)}
+    return sorted(models.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0]))
+
+
+def _measure(metric: dict[str, Any] | None) -> page_data.Measure | None:
+    if metric is None or metric["value"] is None:
+        return None
+    return page_data.Measure(metric["value"], metric["stderr"])
+
+
+def _tasks(results: dict[str, Any]) -> dict[str, page_data.Measure]:
+    columns = {}
+    for task, metrics in sorted(results.items()):
+        for name, metric in sorted(metrics.items()):
+            if task != "perplexity" and (measure := _measure(metric)):
+                shots = f", {metric['shots']}-shot" if metric["shots"] is not None else ""
+                columns[f"{task} {name}{shots}"] = measure
+    return columns
+
+
+def _curves(artifact: Artifact) -> page_data.TrainingRun:
+    steps, held_out = _rows(artifact.file(METRICS)), _rows(artifact.file(VALIDATION))
+    return page_data.TrainingRun(
+        label=artifact.label,
+        tokens=[row["tokens"] for row in steps],
+        loss=[row["loss"] for row in steps],
+        learning_rate=[row["learning_rate"] for row in steps],
+        validation_tokens=[row["tokens"] for row in held_out],
+        validation_loss=[row["loss"] for row in held_out],
+        validation_kl=[row["kl"] for row in held_out if "kl" in row],
+    )
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _lineage(artifact: Artifact) -> page_data.LineageRow:
+    return page_data.LineageRow(
+        artifact.stage, artifact.key[:8], artifact.label, tuple(sorted(artifact.manifest.inputs))
+    )
+
+
+def _command(artifact: Artifact, model: str) -> str:
+    """The verb with every setting that decided the artifact."""
+    verb = "eval" if artifact.stage == "evaluate" else artifact.stage
+    settings = " ".join(_settings(artifact.manifest.config))
+    return f"minitron {verb} {model if verb == 'importance' else ''} {settings}".replace("  ", " ")
+
+
+def _settings(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _settings(value, f"{prefix}{name}.")
+        elif value is not None and value != {} and value != []:
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            yield f"{prefix}{name}={text}" if text.isalnum() else f"{prefix}{name}='{text}'"
