@@ -188,6 +188,11 @@ class _Made:
         if self.importance:
             tokens = self.importance.summary["tokens"]
             yield page_data.CostRow("importance", tokens, forward_flops(tokens, parent))
+        if self.search and self.search.manifest.config["retrain"]:
+            tokens = self.search.manifest.config["retrain"]["tokens"]
+            shapes = [self._parent.resize(**row.sizes) for row in self._candidates() if row.retrained_loss is not None]
+            flops = sum(training_flops(tokens, shape.flops_per_token(), parent) for shape in shapes)
+            yield page_data.CostRow("search", tokens * len(shapes), flops)
         for artifact in self.trained:
             tokens = artifact.summary["tokens"]
             teacher = parent if "kl" in artifact.summary.get("after", {}) else 0
@@ -234,9 +239,8 @@ def _rows(path: Path) -> list[dict[str, float]]:
 
 
 def _lineage(artifact: Artifact) -> page_data.LineageRow:
-    return page_data.LineageRow(
-        artifact.stage, artifact.key[:8], artifact.label, tuple(sorted(artifact.manifest.inputs))
-    )
+    inputs = tuple(sorted(artifact.manifest.inputs))
+    return page_data.LineageRow(artifact.stage, artifact.key[:8], artifact.label, inputs)
 
 
 def _command(artifact: Artifact, model: str) -> str:
