@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,8 +121,13 @@ def write_new_json(path: Path, value: Any) -> FileRecord:
 def replace(path: Path, content: Bytes) -> None:
     """Swap the content of a small file in one step: a reader sees the old or the new, never a mixture."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
-    write_new(temporary, content)
-    disk.replace(temporary, path)
+    try:
+        write_new(temporary, content)
+        disk.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            disk.remove_file(temporary)
+        raise
     disk.sync_dir(path.parent)
 
 

@@ -1,0 +1,280 @@
+import errno
+import hashlib
+import json
+import os
+import random
+import stat
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minitron_cli import io
+
+
+class FaultyDisk(io.Disk):
+    """Fails one kind of call, or writes only a little at a time."""
+
+    def __init__(self, fails=None, number=errno.EIO, piece=None):
+        self.fails, self.number, self.piece = fails, number, piece
+        self.calls = []
+
+    def __getattribute__(self, name):
+        if name.startswith("_") or name not in vars(io.Disk):
+            return super().__getattribute__(name)
+        self.calls.append(name)
+        if name == self.fails:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().__getattribute__(name)
+
+    def write(self, fd, data):
+        return super().write(fd, data[: self.piece])
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    def use(disk):
+        monkeypatch.setattr(io, "disk", disk)
+        return disk
+
+    return use
+
+
+def names(directory):
+    return sorted(p.name for p in directory.iterdir())
+
+
+class TestNewFiles:
+    def test_content_hash_and_size(self, tmp_path):
+        record = io.write_new(tmp_path / "f", [b"ab", b"", bytearray(b"c"), memoryview(b"de")])
+        assert (tmp_path / "f").read_bytes() == b"abcde"
+        assert record == (hashlib.sha256(b"abcde").hexdigest(), 5)
+        assert io.file_record(tmp_path / "f") == record
+
+    def test_one_piece_is_one_chunk(self, tmp_path):
+        assert io.write_new(tmp_path / "f", b"abc").size_bytes == 3
+        assert io.write_new(tmp_path / "empty", b"") == io.FileRecord(hashlib.sha256().hexdigest(), 0)
+
+    @pytest.mark.parametrize("piece", [1, 3, 7])
+    def test_short_writes_are_continued(self, tmp_path, on_disk, piece):
+        on_disk(FaultyDisk(piece=piece))
+        content = random.Random(0).randbytes(100)
+        record = io.write_new(tmp_path / "f", [content[:41], content[41:]])
+        assert (tmp_path / "f").read_bytes() == content
+        assert record == io.file_record(tmp_path / "f")
+
+    def test_large_writes_leave_room_for_signals(self, tmp_path, on_disk, monkeypatch):
+        monkeypatch.setattr(io, "WRITE_BYTES", 10)
+        disk = on_disk(FaultyDisk())
+        io.write_new(tmp_path / "f", b"x" * 95)
+        assert disk.calls.count("write") == 10
+
+    def test_nothing_is_overwritten(self, tmp_path):
+        (tmp_path / "f").write_text("old")
+        with pytest.raises(FileExistsError):
+            io.write_new(tmp_path / "f", b"new")
+        (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(FileExistsError):
+            io.write_new(tmp_path / "link", b"new")
+        assert (tmp_path / "f").read_text() == "old"
+        assert not (tmp_path / "elsewhere").exists()
+
+    def test_a_file_is_synced_before_it_is_closed(self, tmp_path, on_disk):
+        disk = on_disk(FaultyDisk())
+        io.write_new(tmp_path / "f", b"x")
+        assert disk.calls == ["create", "write", "fsync", "close"]
+
+    @pytest.mark.parametrize("call", ["create", "write", "fsync", "close"])
+    def test_every_failure_is_reported(self, tmp_path, on_disk, call):
+        on_disk(FaultyDisk(fails=call, number=errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left") as caught:
+            io.write_new(tmp_path / "f", b"x")
+        assert caught.value.errno == errno.ENOSPC
+
+    def test_a_file_is_closed_whatever_happens(self, tmp_path, on_disk):
+        open_before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ZeroDivisionError):
+            io.write_new(tmp_path / "f", (bytes(1 // n) for n in (1, 0)))
+        on_disk(FaultyDisk(fails="fsync"))
+        with pytest.raises(OSError, match="Input/output"):
+            io.write_new(tmp_path / "g", b"x")
+        assert len(os.listdir("/proc/self/fd")) == open_before
+
+    @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+    def test_the_umask_decides_who_may_read(self, tmp_path, umask):
+        before = os.umask(umask)
+        try:
+            io.write_new(tmp_path / "f", b"")
+            io.make_dirs(tmp_path / "d")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o666 & ~umask
+        assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o777 & ~umask
+
+
+class TestReplace:
+    def test_a_reader_sees_the_old_or_the_new(self, tmp_path):
+        path, versions = tmp_path / "f", [bytes([65 + i]) * 5000 for i in range(20)]
+        io.replace(path, versions[0])
+        seen, done = set(), threading.Event()
+
+        def read():
+            while not done.is_set():
+                seen.add(path.read_bytes())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for version in versions:
+            io.replace(path, version)
+        done.set()
+        reader.join()
+        assert seen <= set(versions)
+        assert names(tmp_path) == ["f"]
+
+    def test_content_is_synced_before_it_gets_its_name(self, tmp_path, on_disk):
+        disk = on_disk(FaultyDisk())
+        io.replace(tmp_path / "f", b"x")
+        assert disk.calls == ["create", "write", "fsync", "close", "replace", "sync_dir"]
+
+    @pytest.mark.parametrize("call", ["create", "write", "fsync", "close", "replace"])
+    def test_a_failure_keeps_the_old_and_leaves_nothing(self, tmp_path, on_disk, call):
+        (tmp_path / "f").write_text("old")
+        on_disk(FaultyDisk(fails=call))
+        with pytest.raises(OSError, match="Input/output error"):
+            io.replace(tmp_path / "f", b"new")
+        assert (tmp_path / "f").read_text() == "old"
+        assert names(tmp_path) == ["f"]
+
+
+class TestPublish:
+    def test_a_directory_comes_whole(self, tmp_path, on_disk):
+        temporary = io.temporary_dir(tmp_path, "final")
+        io.write_new(temporary / "f", b"x")
+        disk = on_disk(FaultyDisk())
+        assert io.publish(temporary, tmp_path / "final")
+        assert disk.calls == ["sync_dir", "rename", "sync_dir"]
+        assert names(tmp_path) == ["final"]
+        assert names(tmp_path / "final") == ["f"]
+
+    def test_the_first_writer_stands(self, tmp_path):
+        one, two = io.temporary_dir(tmp_path, "final"), io.temporary_dir(tmp_path, "final")
+        io.write_new(one / "f", b"1")
+        io.write_new(two / "f", b"2")
+        assert io.publish(one, tmp_path / "final")
+        assert not io.publish(two, tmp_path / "final")
+        assert (tmp_path / "final" / "f").read_bytes() == b"1"
+
+    def test_other_failures_are_reported(self, tmp_path, on_disk):
+        temporary = io.temporary_dir(tmp_path, "final")
+        on_disk(FaultyDisk(fails="rename", number=errno.EROFS))
+        with pytest.raises(OSError, match="Read-only"):
+            io.publish(temporary, tmp_path / "final")
+
+    def test_temporary_names_are_nobodys(self, tmp_path):
+        made = {io.temporary_dir(tmp_path, "x").name for _ in range(50)}
+        assert len(made) == 50
+        assert all(name.startswith(io.TEMPORARY) for name in made)
+
+    def test_a_file_system_that_cannot_sync_directories(self, tmp_path, monkeypatch):
+        def refuse(fd):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        io.disk.sync_dir(tmp_path)
+        monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        with pytest.raises(OSError, match="broken"):
+            io.disk.sync_dir(tmp_path)
+
+
+class TestDirectories:
+    def test_parents_are_made(self, tmp_path):
+        io.make_dirs(tmp_path / "a" / "b" / "c")
+        io.make_dirs(tmp_path / "a" / "b" / "c")
+        assert (tmp_path / "a" / "b" / "c").is_dir()
+
+    def test_a_file_in_the_way(self, tmp_path):
+        (tmp_path / "a").write_text("")
+        with pytest.raises(OSError, match=r"exists|Not a directory"):
+            io.make_dirs(tmp_path / "a" / "b")
+        with pytest.raises(FileExistsError):
+            io.make_dirs(tmp_path / "a")
+
+    def test_another_process_that_makes_the_same(self, tmp_path, on_disk):
+        class Slow(io.Disk):
+            def make_dir(self, path):
+                os.makedirs(path, exist_ok=True)
+                super().make_dir(path)
+
+        on_disk(Slow())
+        io.make_dirs(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+
+    def test_a_removed_tree_is_gone_from_view_at_once(self, tmp_path, on_disk):
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "f").write_text("")
+        disk = on_disk(FaultyDisk(fails="remove_tree"))
+        with pytest.raises(OSError, match="Input/output"):
+            io.remove_tree(tmp_path / "d")
+        assert disk.calls == ["rename", "remove_tree"]
+        assert all(name.startswith(io.TEMPORARY) for name in names(tmp_path))
+        on_disk(io.Disk())
+        io.sweep(tmp_path)
+        assert names(tmp_path) == []
+
+    def test_removing_what_is_not_there(self, tmp_path):
+        io.remove_tree(tmp_path / "d")
+
+    def test_a_sweep_takes_leftovers_only(self, tmp_path):
+        (tmp_path / ".tmp-file").write_text("")
+        (tmp_path / ".tmp-dir").mkdir()
+        (tmp_path / ".tmp-dir" / "f").write_text("")
+        (tmp_path / ".scratch-1").mkdir()
+        (tmp_path / "result").mkdir()
+        (tmp_path / "x.tmp-y").write_text("")
+        io.sweep(tmp_path)
+        assert names(tmp_path) == [".scratch-1", "result", "x.tmp-y"]
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+class TestJson:
+    @settings(deadline=None, derandomize=True, max_examples=100)
+    @given(value=json_values, seed=st.integers())
+    def test_bytes_depend_on_the_value_alone(self, value, seed):
+        shuffled = shuffle(value, random.Random(seed))
+        for write in (io.canonical_json, io.pretty_json):
+            assert write(shuffled) == write(value)
+            assert json.loads(write(value)) == value
+        assert io.digest(shuffled) == io.digest(value)
+
+    def test_tuples_are_lists(self):
+        assert io.digest({"a": (1, (2,))}) == io.digest({"a": [1, [2]]})
+
+    @pytest.mark.parametrize(
+        "pair", [({"a": 1}, {"a": 1.5}), ({"a": 1}, {"b": 1}), ([1, 2], [2, 1]), ("1", 1), (0, False)]
+    )
+    def test_other_values_have_other_digests(self, pair):
+        assert io.digest(pair[0]) != io.digest(pair[1])
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")]])
+    @pytest.mark.parametrize("write", [io.canonical_json, io.pretty_json])
+    def test_what_json_cannot_say_is_refused(self, write, value):
+        with pytest.raises(ValueError, match="Out of range"):
+            write(value)
+
+
+def shuffle(value, draw):
+    """The same value with every dictionary filled in another order."""
+    if isinstance(value, dict):
+        return {k: shuffle(value[k], draw) for k in draw.sample(list(value), len(value))}
+    return [shuffle(v, draw) for v in value] if isinstance(value, list) else value
