@@ -1,4 +1,4 @@
-"""Random damage to headers, indexes, configs and manifests: it is read as something sound, or refused with our error."""
+"""Random damage to headers, indexes, configs and manifests: what is left is sound, or refused with our error."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from minitron_cli.checkpoint import hf, manifest, strict_json
 from minitron_cli.checkpoint.reader import Checkpoint, read_header, read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
-from minitron_cli.errors import ArtifactError, CheckpointError, MinitronError
+from minitron_cli.errors import CheckpointError, MinitronError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from tests.tiny import tiny_model, write_tiny
@@ -81,6 +81,15 @@ def damage(content: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
+def refusal_of(call, *arguments) -> str | None:
+    """What our error says, or None if there is none. Any other error is the test's failure."""
+    try:
+        call(*arguments)
+    except MinitronError as refusal:
+        return str(refusal)
+    return None
+
+
 def test_a_damaged_header_is_refused_or_read_as_safetensors_reads_it(tmp_path):
     draw, path = random.Random(1), tmp_path / "file.safetensors"
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.bfloat16), "d": torch.tensor(3)}
@@ -95,12 +104,10 @@ def test_a_damaged_header_is_refused_or_read_as_safetensors_reads_it(tmp_path):
             path.write_bytes(struct.pack("<Q", len(blob)) + blob + payload)
         else:
             path.write_bytes(damage(content, draw))
-        try:
-            found = read_safetensors(path)
-        except CheckpointError as refusal:
-            assert "\n" not in str(refusal)
+        if refusal := refusal_of(read_header, path):
+            assert "\n" not in refusal
             continue
-        accepted += 1
+        found, accepted = read_safetensors(path), accepted + 1
         with safe_open(path, "pt") as file:
             assert set(file.keys()) == found.keys()
             for name, tensor in found.items():
@@ -175,12 +182,17 @@ def test_any_weight_map(sharded, data):
         weight_map.pop(name, None)
     try:
         index.write_text(json.dumps({"weight_map": weight_map}))
-        found = Checkpoint.open(sharded)
-        assert {name: info.file.name for name, info in found.tensors.items()} == weight_map
-    except CheckpointError as refusal:
-        assert str(refusal).isprintable()
+        if refusal := refusal_of(Checkpoint.open, sharded):
+            assert refusal.isprintable()
+        else:
+            assert {n: info.file.name for n, info in Checkpoint.open(sharded).tensors.items()} == weight_map
     finally:
         index.write_text(good)
+
+
+def check_against(raw, checkpoint):
+    config = hf.config_from_dict(raw, "config.json")
+    Shape.of(family_of(config), config).check(checkpoint.shapes)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
@@ -196,13 +208,10 @@ def test_a_damaged_config_is_refused_or_has_a_shape(model_type, tmp_path):
                 raw.pop(field, None)
             else:
                 raw[field] = draw.choice(ODD_VALUES)
-        try:
-            config = hf.config_from_dict(raw, "config.json")
-            Shape.of(family_of(config), config).check(checkpoint.shapes)
-        except MinitronError as refusal:
+        if refusal := refusal_of(check_against, raw, checkpoint):
             refused += 1
-            assert str(refusal).isprintable()
-            assert len(str(refusal)) <= 300
+            assert refusal.isprintable()
+            assert len(refusal) <= 300
     assert 100 < refused < 480
 
 
@@ -222,7 +231,4 @@ def test_a_damaged_manifest_is_refused_or_read(tmp_path):
     content = json.dumps(good.model_dump(mode="json"), indent=1).encode()
     for _ in range(500):
         (tmp_path / "manifest.json").write_bytes(damage(content, draw))
-        try:
-            manifest.read(tmp_path)
-        except ArtifactError as refusal:
-            assert str(refusal).isprintable()
+        assert (refusal_of(manifest.read, tmp_path) or "").isprintable()
