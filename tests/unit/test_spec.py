@@ -83,10 +83,8 @@ def test_what_is_no_whole_number(text):
 
 def test_specs_are_imported_without_torch():
     """The command line's help must not wait for it."""
-    modules = (
-        ["spec", "recipe", "trim.spec", "search.config", "importance.config", "distill.config", "evaluate.config", "data.sources"]
-    )
+    specs = ("spec", "recipe", "trim.spec", "search.config", "importance.config", "distill.config", "evaluate.config")
     heavy = "{'torch', 'transformers', 'datasets', 'lm_eval', 'matplotlib'}"
-    imports = "; ".join(f"import minitron_cli.{module}" for module in modules)
+    imports = "; ".join(f"import minitron_cli.{module}" for module in (*specs, "data.sources"))
     script = f"import sys; {imports}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
