@@ -33,8 +33,8 @@ class Control(Spec):
     def _changes_something(self) -> Self:
         if self.init is None and self.objective is None:
             raise ValueError("nothing is changed; give it an init or an objective")
-        if self.label == "student":
-            raise ValueError("the label 'student' is the distilled model's own; choose another")
+        if self.label in ("parent", "pruned", "student", "distilled"):
+            raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
         return self
 
     def applied_to(self, distill: DistillConfig) -> DistillConfig:
@@ -82,6 +82,11 @@ class Recipe(Spec):
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two controls are labelled {twice[0]!r}; rename one")
         return self
+
+    def seeded(self, seed: int) -> Self:
+        """The same with one seed for everything that draws."""
+        sections = {name: getattr(self, name) for name in ("data", "importance", "search", "distill")}
+        return self.model_copy(update={n: s.model_copy(update={"seed": seed}) for n, s in sections.items() if s})
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:

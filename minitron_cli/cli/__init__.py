@@ -1,0 +1,1 @@
+"""The command line: parses, calls one stage, prints. One file per command; only `show` prints."""

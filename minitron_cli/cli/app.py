@@ -1,0 +1,175 @@
+"""The `minitron` program: its commands, and the one place where errors become exit codes."""
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from minitron_cli import __version__, io, progress
+from minitron_cli.cli import (
+    demo,
+    distill,
+    env,
+    evaluate,
+    faults,
+    importance,
+    inspect,
+    options,
+    prune,
+    recipes,
+    report,
+    run,
+    search,
+    session,
+    show,
+    show_command,
+)
+from minitron_cli.cli.options import Show
+from minitron_cli.errors import Interrupted
+from minitron_cli.stages.produce import Planned
+
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+def main() -> None:
+    """Run the program on `sys.argv`."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)
+    finally:
+        _close_stdout()
+
+
+def _command(body: Callable[..., None]) -> Callable[..., None]:
+    """A command as Typer takes it: flat options, errors turned into exit codes."""
+
+    @wraps(body)
+    def command(**values: Any) -> None:
+        arguments = options.grouped(body, values)
+        shown = next((group for group in arguments.values() if isinstance(group, Show)), Show())
+        with _surroundings(shown):
+            try:
+                body(**arguments)
+                sys.stdout.flush()
+            except (typer.TyperException, typer.Exit, typer.Abort, SystemExit):
+                raise
+            except Planned as plan:
+                show.planned(plan, shown)
+            except BrokenPipeError:
+                raise typer.Exit(BROKEN_PIPE) from None
+            except BaseException as e:
+                raise typer.Exit(_fail(e, shown)) from None
+
+    command.__signature__ = options.flat(body)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in options.flat(body).parameters.values()}
+    return command
+
+
+@contextmanager
+def _surroundings(shown: Show) -> Iterator[None]:
+    """Signals that ask loops to stop, a place for progress to be shown, and libraries that keep to themselves."""
+    progress.request_stop(None)
+    before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    if not shown.verbose:
+        warnings.simplefilter("ignore")
+        for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
+            os.environ.setdefault(name, "error")
+    progress.show_on(show.Terminal(quiet=shown.quiet) if io.is_first_process() else None)
+    try:
+        yield
+    finally:
+        progress.show_on(None)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """Set the flag that every loop looks at; a Ctrl-C after that ends the program where it stands."""
+    if number == signal.SIGINT and progress.stop_requested():
+        os._exit(128 + number)
+    progress.request_stop(number)
+    if io.is_first_process():
+        os.write(2, b"\nstopping at the next step; Ctrl-C again stops at once\n")  # printing is not safe in here
+
+
+def _fail(error: BaseException, shown: Show) -> int:
+    """Say what went wrong, and return the exit code."""
+    fault = faults.explain(error)
+    if not io.is_first_process():
+        return fault.exit_code
+    if shown.debug:
+        show.plain(traceback.format_exc())
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        show.note(fault.sentence)
+    elif fault.is_expected:
+        show.error(fault.sentence)
+    else:
+        show.error(f"{fault.sentence}; {session.kept_traceback(error) or 'run again with --debug to see where'}")
+    return fault.exit_code
+
+
+def _close_stdout() -> None:
+    """Say nothing about a reader that has gone away, as `minitron ... | head` makes it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        show.result(f"minitron {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="minitron",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(epilog="Start with `minitron demo`, or `minitron recipes ls`.")
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Compress Hugging Face language models the Minitron way: score, cut, distil, measure."""
+
+
+for _name, _body in {
+    "importance": importance.importance,
+    "search": search.search,
+    "prune": prune.prune,
+    "distill": distill.distill,
+    "eval": evaluate.evaluate,
+    "report": report.report,
+    "run": run.run,
+    "show": show_command.show_results,
+    "inspect": inspect.inspect,
+    "demo": demo.demo,
+    "env": env.env,
+}.items():
+    app.command(_name)(_command(_body))
+
+_recipes = typer.Typer(no_args_is_help=True, help="The recipes that ship, and their format.")
+for _name, _body in {
+    "ls": recipes.list_recipes,
+    "show": recipes.show_recipe,
+    "cp": recipes.copy_recipe,
+    "schema": recipes.schema,
+}.items():
+    _recipes.command(_name)(_command(_body))
+app.add_typer(_recipes, name="recipes")

@@ -1,0 +1,42 @@
+"""`minitron env`: what this installation runs on, for bug reports."""
+
+import os
+import platform
+from importlib import metadata
+
+from minitron_cli import __version__
+from minitron_cli.cli import show
+from minitron_cli.cli.options import Show
+
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "huggingface-hub", "lm-eval", "pydantic")
+
+
+def env(shown: Show) -> None:
+    """Show versions, devices and threads."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    facts = {
+        "minitron": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: _version(name) for name in LIBRARIES},
+        "cpu": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "accelerator": f"{torch.accelerator.device_count()} x {_name(accelerator)}" if accelerator else None,
+        "offline": os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"),
+    }
+    show.fields("environment", facts, shown)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _name(accelerator: object) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if str(accelerator) == "cuda" else str(accelerator)

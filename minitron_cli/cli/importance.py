@@ -1,0 +1,36 @@
+"""`minitron importance`: score heads, neurons, channels and layers."""
+
+from typing import Annotated
+
+from typer import Option
+
+from minitron_cli.cli import session, show
+from minitron_cli.cli.options import How, RecipeOption, Seed, Text, Words
+
+
+def importance(
+    how: How,
+    text: Text,
+    words: Words = None,
+    recipe: RecipeOption = None,
+    samples: Annotated[int | None, Option(min=1, help="Calibration samples.", show_default="1024")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Samples per forward pass.", show_default="8")] = None,
+    layer_removal: Annotated[
+        bool | None, Option(help="Measure the perplexity without each layer too.", show_default="yes")
+    ] = None,
+    seed: Seed = None,
+) -> None:
+    """Score heads, neurons, hidden channels and layers of MODEL.
+
+    One pass over calibration text gives every axis and every aggregation of the paper.
+
+    For example: minitron importance llama-3.1-8b --data corpus.jsonl
+    """
+    flags = {("samples",): samples, ("batch_size",): batch_size, ("layer_removal",): layer_removal, ("seed",): seed}
+    with session.opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as at:
+        from minitron_cli.importance.config import ImportanceConfig
+        from minitron_cli.stages import importance as stage
+
+        config = at.section(ImportanceConfig, "importance")
+        artifact = stage.run(at.context, at.parent(), at.data(), config)
+    show.artifact(artifact, how)

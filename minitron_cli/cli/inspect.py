@@ -1,0 +1,51 @@
+"""`minitron inspect`: what a model is, from its config and its files' headers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from minitron_cli.cli import show
+from minitron_cli.cli.options import Show
+
+if TYPE_CHECKING:
+    from minitron_cli.checkpoint.reader import Checkpoint
+    from minitron_cli.model.shape import Shape
+
+
+def inspect(
+    shown: Show,
+    model: Annotated[str, Argument(metavar="MODEL", help="A directory, a hub id, or an alias such as llama-3.1-8b.")],
+    batch: Annotated[int, Option(min=1, help="Sequences, for the size of the KV cache.")] = 1,
+    length: Annotated[int, Option(min=1, help="Tokens each, for the size of the KV cache.")] = 8192,
+) -> None:
+    """Show a model's family, axes, parameters and files. Reads headers only; downloads nothing."""
+    from minitron_cli.dry_run import shape_of
+
+    shape, checkpoint = shape_of(model)
+    facts = _facts(shape, batch, length) | (_files(checkpoint) if checkpoint else {"files": None})
+    show.fields(model, facts, shown)
+
+
+def _facts(shape: "Shape", batch: int, length: int) -> dict[str, Any]:
+    return {
+        "family": shape.family.model_type,
+        "axes": dict(shape.sizes),
+        "parameters": shape.parameters(),
+        "non_embedding": shape.parameters("non_embedding"),
+        "active": shape.parameters("active"),
+        "weights_bytes_in_16_bit": 2 * shape.parameters(),
+        f"kv_cache_bytes_{batch}x{length}_in_16_bit": shape.kv_cache_bytes(batch, length),
+        "flops_per_token": shape.flops_per_token(),
+    }
+
+
+def _files(checkpoint: "Checkpoint") -> dict[str, Any]:
+    files = sorted({info.file for info in checkpoint.tensors.values()})
+    dtypes = sorted({info.dtype for info in checkpoint.tensors.values()})
+    return {
+        "dtype": ", ".join(dtypes),
+        "tensors": len(checkpoint.tensors),
+        "stored_bytes": checkpoint.size_bytes,
+        "files": {str(Path(file).name): file.stat().st_size for file in files},
+    }

@@ -1,0 +1,21 @@
+"""Run the same command in several processes, through torch's own launcher."""
+
+import sys
+from typing import NoReturn
+
+
+def again(processes: int) -> NoReturn:
+    """Run this program's command line once per accelerator; end with the exit code of the first to fail."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    launcher = ["--standalone", f"--nproc-per-node={processes}", "-m", "minitron_cli", *sys.argv[1:]]
+    try:
+        run(parse_args(launcher))
+    except ChildFailedError as e:
+        _, failure = e.get_first_failure()
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as e:
+        sys.exit(128 + e.sigval)
+    sys.exit(0)

@@ -1,0 +1,127 @@
+"""The options that commands share, as groups: a command that takes `how: How` has every option of `How`."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option
+
+SHOWN = "What is shown"
+RUN = "How it is run"
+TEXT = "Text"
+
+Json = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=SHOWN)]
+
+
+@dataclass(frozen=True)
+class Show:
+    """What is shown."""
+
+    json: Json = False
+    quiet: Annotated[
+        bool,
+        Option("--quiet", "-q", help="No progress and no remarks; results and errors only.", rich_help_panel=SHOWN),
+    ] = False
+    verbose: Annotated[
+        bool, Option("--verbose", "-v", help="What the libraries have to say, too.", rich_help_panel=SHOWN)
+    ] = False
+    debug: Annotated[
+        bool, Option("--debug", help="The whole traceback of an unexpected error.", rich_help_panel=SHOWN)
+    ] = False
+
+
+@dataclass(frozen=True)
+class Place(Show):
+    """Which workspace, in addition."""
+
+    run: Annotated[
+        str | None,
+        Option(help="The workspace, by name; otherwise the model's or the one used last.", rich_help_panel=RUN),
+    ] = None
+    runs_dir: Annotated[Path, Option(envvar="MINITRON_RUNS", help="Where the workspaces are.", rich_help_panel=RUN)] = (
+        Path("runs")
+    )
+
+
+@dataclass(frozen=True)
+class How(Place):
+    """How to run, in addition: nothing here changes what is made."""
+
+    device: Annotated[
+        str, Option(help="cpu, cuda, cuda:1, mps, or auto: the first accelerator.", rich_help_panel=RUN)
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option(help="In which the parent is run; auto: as it is stored.", rich_help_panel=RUN),
+    ] = "auto"
+    threads: Annotated[int | None, Option(min=1, help="CPU threads; otherwise torch decides.", rich_help_panel=RUN)] = (
+        None
+    )
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=RUN)] = False
+    resume: Annotated[bool, Option(help="Continue work that was stopped half-way.", rich_help_panel=RUN)] = True
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Make it again, even if it is there.", rich_help_panel=RUN)
+    ] = False
+    offline: Annotated[bool, Option("--offline", help="Download nothing.", rich_help_panel=RUN)] = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """What to read. Said once; later commands in the workspace remember it."""
+
+    data: Annotated[
+        list[str] | None,
+        Option(
+            help="A file or pattern (.txt .jsonl .parquet ...), hub:NAME, ids:PATTERN (token ids) or python_stdlib. "
+            "Repeat for several.",
+            rich_help_panel=TEXT,
+        ),
+    ] = None
+    validation: Annotated[
+        list[str] | None, Option(help="The same, held out; otherwise a part of --data is.", rich_help_panel=TEXT)
+    ] = None
+    column: Annotated[str | None, Option(help="The column with the text or the ids.", rich_help_panel=TEXT)] = None
+    sequence_length: Annotated[int | None, Option(min=2, help="Tokens in a block.", rich_help_panel=TEXT)] = None
+
+
+Words = Annotated[list[str] | None, Argument(metavar="[MODEL] [KEY=VALUE]...", show_default=False)]
+Changes = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", show_default=False)]
+RecipeOption = Annotated[
+    str | None, Option("--recipe", metavar="RECIPE", help="Start from this recipe's section, model and data.")
+]
+Output = Annotated[
+    Path | None,
+    Option("--output", "-o", metavar="DIR", help="Copy the resulting checkpoint to this new directory too."),
+]
+Seed = Annotated[int | None, Option(min=0, help="Seed of everything random.")]
+Target = Annotated[str | None, Option(metavar="COUNT", help="Parameters of the child, such as 4B or 350M.")]
+Count = Annotated[
+    Literal["total", "non_embedding", "active"] | None, Option(help="Which parameters the target counts.")
+]
+Tolerance = Annotated[float | None, Option(help="How far from the target, as a fraction of it.", show_default="0.05")]
+
+
+def flat(command: Callable[..., Any]) -> inspect.Signature:
+    """A command's signature with each option group replaced by its options, as Typer wants it."""
+    parameters = inspect.signature(command).parameters.values()
+    groups = [p.annotation for p in parameters if dataclasses.is_dataclass(p.annotation)]
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if not dataclasses.is_dataclass(p.annotation)]
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for group in groups
+        for f in dataclasses.fields(group)
+    ]
+    return inspect.Signature(own + shared)
+
+
+def grouped(command: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a flat signature, put into the command's option groups."""
+    arguments = dict(values)
+    for parameter in inspect.signature(command).parameters.values():
+        if dataclasses.is_dataclass(group := parameter.annotation):
+            names = [f.name for f in dataclasses.fields(group)]
+            arguments[parameter.name] = group(**{name: arguments.pop(name) for name in names})
+    return arguments

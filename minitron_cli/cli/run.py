@@ -1,0 +1,40 @@
+"""`minitron run`: a whole recipe, or what it would come to."""
+
+from typing import Annotated
+
+from typer import Argument
+
+from minitron_cli import recipe as recipes
+from minitron_cli.checkpoint import workspace as workspaces
+from minitron_cli.cli import session, show
+from minitron_cli.cli.options import Changes, How, Seed
+
+
+def run(
+    how: How,
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")],
+    changes: Changes = None,
+    seed: Seed = None,
+) -> None:
+    """Run every stage of RECIPE; stages that are up to date are not run again.
+
+    With --dry-run: the shapes, counts and steps it comes to, computed without a download.
+
+    For example: minitron run llama-3.1-minitron-4b-width prune.shape.ffn=9472 --dry-run
+    """
+    asked = session.located(recipes.load(recipe, changes or ()))
+    if seed is not None:
+        asked = asked.seeded(seed)
+    if how.dry_run:
+        from minitron_cli import dry_run
+
+        show.plan(dry_run.plan(asked), how)
+        return
+    from minitron_cli import pipeline
+
+    default = workspaces.slug(recipes.find(recipe).stem)
+    workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
+    with session.at_work(how, workspace) as context:
+        results = pipeline.run(asked, context)
+    show.artifacts(results.artifacts(), how)
+    pipeline.check_gates(results, asked)

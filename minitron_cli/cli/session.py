@@ -1,0 +1,217 @@
+"""What a command works on: a workspace, and what was asked for there, on the command line or in a recipe."""
+
+import os
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from minitron_cli import document, io
+from minitron_cli import recipe as recipes
+from minitron_cli.checkpoint import workspace as workspaces
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.cli import faults
+from minitron_cli.cli.options import How, Text
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.document import AnySpec, Document, Place
+from minitron_cli.errors import EnvironmentFault, InputError, Interrupted
+from minitron_cli.recipe import Recipe
+from minitron_cli.stages.produce import Context
+
+if TYPE_CHECKING:
+    from minitron_cli.stages.parent import Parent
+
+CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+NULL: Final = object()  # an option that says null; None says nothing
+LOG = "run.log"
+KEPT = "please report it with "
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command at work in one workspace."""
+
+    how: How
+    workspace: Workspace
+    asked: Document
+    """A recipe, or as much of one as was said so far."""
+    context: Context
+
+    def model(self) -> str:
+        if model := self.asked.values.get("model"):
+            return str(model)
+        raise InputError(f"no model is named, and {self.workspace.root} remembers none: give a directory or a hub id")
+
+    def parent(self) -> "Parent":
+        from minitron_cli.stages.parent import open_parent
+
+        return open_parent(self.model(), offline=self.how.offline)
+
+    def data(self) -> DataConfig:
+        if not self.asked.values.get("data"):
+            raise InputError("no text is named: add --data, with a file, hub:NAME or python_stdlib")
+        return document.check(DataConfig, self.asked, ("data",))
+
+    def section(self, kind: type[AnySpec], name: str) -> AnySpec:
+        """One stage's part of what was asked for."""
+        return document.check(kind, self.asked, (name,))
+
+
+@contextmanager
+def opened(
+    how: How,
+    stage: str,
+    words: Sequence[str] | None = None,
+    *,
+    recipe: str | None = None,
+    text: Text | None = None,
+    flags: Mapping[Place, Any] | None = None,
+) -> Iterator[Session]:
+    """A session that holds its workspace's lock. `flags` are options of the stage, by their place in its section."""
+    models, changes = split(words or ())
+    if len(models) > 1:
+        raise InputError(f"{' and '.join(models[:2])}: one model at a time")
+    given = document.read(recipes.find(recipe)) if recipe else Document()
+    model = models[0] if models else given.values.get("model")
+    default = recipes.find(recipe).stem if recipe else model
+    workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default and workspaces.slug(str(default)))
+    asked = _asked(given, workspace.settings, model, text, {(stage, *place): v for place, v in (flags or {}).items()})
+    asked = asked.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
+    with at_work(how, workspace, asked.values) as context:
+        yield Session(how, workspace, asked, context)
+
+
+@contextmanager
+def at_work(how: How, workspace: Workspace, asked: Mapping[str, Any] | None = None) -> Iterator[Context]:
+    """How stages are to run in a workspace, whose lock is held meanwhile.
+
+    When work was done there, later commands may leave the workspace unsaid, and the model and data that were asked for.
+    """
+    with _locked(workspace, how), _traceback_kept(workspace):
+        try:
+            yield _context(how, workspace)
+        except Interrupted:
+            _remember(how, workspace, asked or {})
+            raise
+        _remember(how, workspace, asked or {})
+
+
+def located(recipe: Recipe) -> Recipe:
+    """A recipe whose model is still found when a later command starts elsewhere."""
+    return recipe.model_copy(update={"model": absolute(recipe.model)})
+
+
+def _remember(how: How, workspace: Workspace, asked: Mapping[str, Any]) -> None:
+    if not how.dry_run and io.is_first_process():
+        workspace.save_settings(**{name: asked[name] for name in ("model", "data") if asked.get(name)})
+        workspaces.remember(workspace)
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(models, changes) among a command's words. A directory with an = in its name can be written ./a=b."""
+    return [w for w in words if not CHANGE.match(w)], [w for w in words if CHANGE.match(w)]
+
+
+def _asked(
+    given: Document, settings: Mapping[str, Any], model: str | None, text: Text | None, flags: Mapping[Place, Any]
+) -> Document:
+    """The recipe's word before the workspace's memory, the command line's before both."""
+    asked = given
+    for name in ("model", "data"):
+        if given.values.get(name) is None and settings.get(name) is not None:
+            asked = asked.with_value((name,), settings[name])
+    if model:
+        asked = asked.with_value(("model",), absolute(model))
+    for place, value in {**_text(text), **flags}.items():
+        if value is not None:
+            asked = asked.with_value(place, None if value is NULL else value)
+    return asked
+
+
+def _text(text: Text | None) -> dict[Place, Any]:
+    if text is None:
+        return {}
+    named: dict[Place, Any] = {("data", "sequence_length"): text.sequence_length}
+    if text.data:
+        named |= {("data", "sources"): [_source(one, text.column) for one in text.data], ("data", "validation"): []}
+    if text.validation:
+        named["data", "validation"] = [_source(one, text.column, held_out=True) for one in text.validation]
+    return named
+
+
+def _source(said: str, column: str | None, *, held_out: bool = False) -> dict[str, Any]:
+    options = {"column": column} if column else {}
+    kind, colon, name = said.partition(":")
+    if said == "python_stdlib":
+        return {"kind": said, "split": "validation" if held_out else "train"}
+    if kind == "hub" and colon:
+        return {"kind": "hub", "name": name} | options
+    if kind == "ids" and colon:
+        return {"kind": "input_ids", "paths": [absolute(name)]} | options
+    return {"kind": "files", "paths": [absolute(said)]} | options
+
+
+def absolute(path: str) -> str:
+    """A path that still holds when a later command starts elsewhere; anything that is no path stays as it is."""
+    looks_like_a_path = Path(path).exists() or path.startswith((".", "~")) or any(mark in path for mark in "*?[")
+    return os.path.abspath(os.path.expanduser(path)) if looks_like_a_path else path
+
+
+def _context(how: How, workspace: Workspace) -> Context:
+    """How stages are to run. Imports torch."""
+    if how.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
+    if how.threads:
+        import torch
+
+        torch.set_num_threads(how.threads)
+    return Context(
+        workspace=workspace,
+        device=device(how.device),
+        dtype=how.dtype,
+        dry_run=how.dry_run,
+        overwrite=how.overwrite,
+        resume=how.resume,
+        offline=how.offline,
+    )
+
+
+def device(name: str) -> str:
+    """A device that is there; `auto` is the first accelerator, else the processor."""
+    import torch
+
+    if name == "auto":
+        return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise EnvironmentFault(
+            f"device {name!r} cannot be used here: leave --device out, or see `minitron env`"
+        ) from None
+    return name
+
+
+def _locked(workspace: Workspace, how: How) -> Any:
+    """A dry run changes nothing and waits for nobody; of several processes, the first holds the lock for all."""
+    return nullcontext() if how.dry_run or not io.is_first_process() else workspace.lock()
+
+
+@contextmanager
+def _traceback_kept(workspace: Workspace) -> Iterator[None]:
+    """Put the traceback of an error that is not the user's where they can send it from."""
+    try:
+        yield
+    except Exception as e:
+        if not faults.explain(e).is_expected and workspace.root.is_dir():
+            with suppress(OSError):
+                io.replace(workspace.root / LOG, traceback.format_exc().encode())
+                e.add_note(f"{KEPT}{workspace.root / LOG}")
+        raise
+
+
+def kept_traceback(error: BaseException) -> str | None:
+    """What to tell the user about the traceback, if it was kept."""
+    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(KEPT)), None)

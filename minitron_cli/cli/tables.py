@@ -1,0 +1,190 @@
+"""What an artifact has to tell: as plain values, and as tables of text. Prints nothing."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minitron_cli.checkpoint.artifact import Artifact
+
+if TYPE_CHECKING:
+    from minitron_cli.dry_run import Plan
+    from minitron_cli.model.shape import Shape
+
+AXES = ("layer", "hidden", "head", "kv_head", "ffn")
+
+
+class Sheet(NamedTuple):
+    """One table; the first column is text, the others are numbers."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def values(artifact: Artifact) -> dict[str, Any]:
+    """An artifact for programs."""
+    return {
+        "stage": artifact.stage,
+        "label": artifact.label,
+        "path": str(artifact.path),
+        "key": artifact.key,
+        "summary": artifact.summary,
+        "run": artifact.run,
+        **_details(artifact),
+    }
+
+
+def _details(artifact: Artifact) -> dict[str, Any]:
+    reader = {"importance": _layers, "search": _candidates, "prune": _candidates, "evaluate": _results}.get(
+        artifact.stage
+    )
+    return reader(artifact) if reader else {}
+
+
+def _layers(artifact: Artifact) -> dict[str, Any]:
+    from minitron_cli.checkpoint.reader import read_safetensors
+
+    scores = read_safetensors(artifact.file("scores.safetensors"))
+    return {
+        "layers": {name.removeprefix("layer."): t.tolist() for name, t in scores.items() if name.startswith("layer.")}
+    }
+
+
+def _candidates(artifact: Artifact) -> dict[str, Any]:
+    return artifact.read_json("candidates.json") if "candidates.json" in artifact.manifest.files else {}
+
+
+def _results(artifact: Artifact) -> dict[str, Any]:
+    return artifact.read_json("results.json")
+
+
+def sheets(artifact: Artifact) -> list[Sheet]:
+    """An artifact for people."""
+    makers: dict[str, Callable[[dict[str, Any]], Iterable[Sheet]]] = {
+        "importance": _importance,
+        "search": _search,
+        "prune": _prune,
+        "distill": _distill,
+        "evaluate": _evaluate,
+    }
+    maker = makers.get(artifact.stage)
+    return list(maker(values(artifact))) if maker else []
+
+
+def _importance(found: Mapping[str, Any]) -> Iterable[Sheet]:
+    columns = {"block_importance": "block importance", "nll": "loss without it", "perplexity": "perplexity gained"}
+    measured = {name: found["layers"][name] for name in columns if name in found["layers"]}
+    rows = [
+        [str(i), *(number(column[i]) for column in measured.values())]
+        for i in range(len(next(iter(measured.values()), [])))
+    ]
+    yield Sheet("layers", ["layer", *(columns[name] for name in measured)], rows)
+
+
+def _search(found: Mapping[str, Any]) -> Iterable[Sheet]:
+    yield _candidate_sheet(found["candidates"])
+
+
+def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
+    if found.get("candidates"):
+        yield _candidate_sheet(found["candidates"])
+    parent, child = found["summary"]["parent"], found["summary"]["child"]
+    axes = [
+        [a, f"{parent['sizes'][a]:,}", f"{child['sizes'][a]:,}", _share(child["sizes"][a], parent["sizes"][a])]
+        for a in AXES
+    ]
+    total = ["parameters", f"{parent['parameters']:,}", f"{child['parameters']:,}"]
+    yield Sheet(
+        "cut", ["", "parent", "child", "kept"], [*axes, [*total, _share(child["parameters"], parent["parameters"])]]
+    )
+
+
+def _candidate_sheet(candidates: Sequence[Mapping[str, Any]]) -> Sheet:
+    losses = {"zero_shot_loss": "zero-shot loss", "retrained_loss": "retrained loss"}
+    shown = [name for name in losses if any(c[name] is not None for c in candidates)]
+    varied = [a for a in AXES if len({c["shape"][a] for c in candidates}) > 1] or ["hidden", "ffn"]
+    rows = [
+        [
+            str(i + 1),
+            *(f"{c['shape'][axis]:,}" for axis in varied),
+            f"{c['parameters']:,}",
+            f"{c['error']:+.1%}",
+            *(number(c[name]) for name in shown),
+        ]
+        for i, c in enumerate(candidates)
+    ]
+    return Sheet("candidates, best first", ["", *varied, "parameters", "off target", *(losses[n] for n in shown)], rows)
+
+
+def _distill(found: Mapping[str, Any]) -> Iterable[Sheet]:
+    summary = found["summary"]
+    before, after = summary.get("before", {}), summary.get("after", {})
+    rows = [[name, number(before.get(name)), number(after[name])] for name in ("loss", "kl") if name in after]
+    yield Sheet(
+        f"{found['label']}: {summary['steps']:,} steps, {summary['tokens']:,} tokens",
+        ["held out", "before", "after"],
+        rows,
+    )
+
+
+def _evaluate(found: Mapping[str, Any]) -> Iterable[Sheet]:
+    models = {label: found["models"][label] for label in found["summary"]["models"]}  # JSON objects come back sorted
+    metrics = {
+        f"{task}.{metric}": None for m in models.values() for task, some in m["results"].items() for metric in some
+    }
+    rows = [["parameters", *(f"{m['parameters']:,}" for m in models.values())]]
+    rows += [[name, *(_measured(m["results"], name) for m in models.values())] for name in metrics]
+    yield Sheet("measured", ["", *models], rows)
+
+
+def _measured(results: Mapping[str, Any], name: str) -> str:
+    task, _, metric = name.partition(".")
+    found = results.get(task, {}).get(metric)
+    if not found:
+        return "-"
+    return number(found["value"]) + (f" ± {number(found['stderr'])}" if found["stderr"] is not None else "")
+
+
+def plan_values(plan: "Plan") -> dict[str, Any]:
+    return {
+        "model": plan.model,
+        "parent": _shape_values(plan.parent),
+        "children": {name: _shape_values(shape) for name, shape in plan.children.items()},
+        "steps": dict(plan.steps),
+    }
+
+
+def _shape_values(shape: "Shape") -> dict[str, Any]:
+    return {
+        "sizes": dict(shape.sizes),
+        "parameters": shape.parameters(),
+        "non_embedding": shape.parameters("non_embedding"),
+        "kv_cache_bytes_per_token": shape.kv_cache_bytes(1, 1),
+        "flops_per_token": shape.flops_per_token(),
+    }
+
+
+def plan_sheets(plan: "Plan") -> list[Sheet]:
+    shapes = {"parent": plan.parent} | dict(plan.children)
+    parent = plan.parent.parameters()
+    rows = [
+        [
+            name,
+            *(f"{shape.sizes[axis]:,}" for axis in AXES),
+            f"{shape.parameters():,}",
+            _share(shape.parameters(), parent),
+            f"{shape.parameters('non_embedding'):,}",
+        ]
+        for name, shape in shapes.items()
+    ]
+    columns = ["", *AXES, "parameters", "kept", "without embeddings"]
+    steps = [[name, what] for name, what in plan.steps.items()]
+    return [Sheet(plan.model, columns, rows), Sheet("steps", ["", "what is done"], steps)]
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, as a table has room for."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}"

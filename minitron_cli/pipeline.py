@@ -1,0 +1,63 @@
+"""The chain, readable as a paragraph."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.recipe import Recipe
+from minitron_cli.stages import distill, evaluate, importance, prune, report, search
+from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.produce import Context
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run has made."""
+
+    importance: Artifact
+    search: Artifact | None
+    prune: Artifact
+    distilled: Mapping[str, Artifact]
+    """Label -> trained model: `distilled`, then the controls."""
+    evaluate: Artifact
+    report: Artifact | None
+
+    def artifacts(self) -> list[Artifact]:
+        """All of them, in the order they were made."""
+        some = [self.importance, self.search, self.prune, *self.distilled.values(), self.evaluate, self.report]
+        return [artifact for artifact in some if artifact]
+
+
+def run(recipe: Recipe, context: Context) -> Results:
+    """Every stage of a recipe. A stage that is up to date is not run again."""
+    parent = open_parent(recipe.model, offline=context.offline)
+    scores = importance.run(context, parent, recipe.data, recipe.importance)
+    context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
+    found = search.run(context, parent, scores, recipe.data, recipe.search) if recipe.search else None
+    pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found)
+    distilled = _distilled(recipe, context, parent, pruned)
+    models = [("pruned", pruned.path), *((label, artifact.path) for label, artifact in distilled.items())]
+    measured = evaluate.run(context, models, parent, recipe.data, recipe.evaluate)
+    page = report.run(context) if recipe.report else None
+    return Results(scores, found, pruned, distilled, measured, page)
+
+
+def check_gates(results: Results, recipe: Recipe) -> None:
+    """Raise GateMissed unless the run's last product, distilled or only pruned, meets every gate."""
+    made = "distilled" if "distilled" in results.distilled else "pruned"
+    evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
+
+
+def _distilled(recipe: Recipe, context: Context, parent: Parent, pruned: Artifact) -> dict[str, Artifact]:
+    """The student and the controls. The student stays the workspace's current one."""
+    if recipe.distill is None:
+        return {}
+    student = distill.run(context, parent, pruned.path, recipe.data, recipe.distill)
+    controls = {
+        control.label: distill.run(
+            context, parent, pruned.path, recipe.data, control.applied_to(recipe.distill), label=control.label
+        )
+        for control in recipe.controls
+    }
+    context.workspace.point(student)
+    return {"distilled": student} | controls
