@@ -50,7 +50,8 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
 def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     cut = recipe.prune
     if recipe.search:
-        found = space.feasible(parent, recipe.search.space, recipe.search.budget, recipe.search.candidates)
+        choices = {str(axis): sizes for axis, sizes in recipe.search.space.items()}
+        found = space.feasible(parent, choices, recipe.search.budget, recipe.search.candidates)
     elif cut.budget:
         found = space.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
     else:

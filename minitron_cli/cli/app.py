@@ -149,7 +149,7 @@ def _program(
     """Compress Hugging Face language models the Minitron way: score, cut, distil, measure."""
 
 
-for _name, _body in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "importance": importance.importance,
     "search": search.search,
     "prune": prune.prune,
@@ -161,15 +161,17 @@ for _name, _body in {
     "inspect": inspect.inspect,
     "demo": demo.demo,
     "env": env.env,
-}.items():
+}
+for _name, _body in COMMANDS.items():
     app.command(_name)(_command(_body))
 
-_recipes = typer.Typer(no_args_is_help=True, help="The recipes that ship, and their format.")
-for _name, _body in {
+RECIPES: dict[str, Callable[..., None]] = {
     "ls": recipes.list_recipes,
     "show": recipes.show_recipe,
     "cp": recipes.copy_recipe,
     "schema": recipes.schema,
-}.items():
+}
+_recipes = typer.Typer(no_args_is_help=True, help="The recipes that ship, and their format.")
+for _name, _body in RECIPES.items():
     _recipes.command(_name)(_command(_body))
 app.add_typer(_recipes, name="recipes")

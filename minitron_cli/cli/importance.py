@@ -1,11 +1,12 @@
 """`minitron importance`: score heads, neurons, channels and layers."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
 from minitron_cli.cli import session, show
 from minitron_cli.cli.options import How, RecipeOption, Seed, Text, Words
+from minitron_cli.document import Place
 
 
 def importance(
@@ -26,7 +27,12 @@ def importance(
 
     For example: minitron importance llama-3.1-8b --data corpus.jsonl
     """
-    flags = {("samples",): samples, ("batch_size",): batch_size, ("layer_removal",): layer_removal, ("seed",): seed}
+    flags: dict[Place, Any] = {
+        ("samples",): samples,
+        ("batch_size",): batch_size,
+        ("layer_removal",): layer_removal,
+        ("seed",): seed,
+    }
     with session.opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.importance.config import ImportanceConfig
         from minitron_cli.stages import importance as stage

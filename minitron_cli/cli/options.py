@@ -106,13 +106,11 @@ Tolerance = Annotated[float | None, Option(help="How far from the target, as a f
 
 def flat(command: Callable[..., Any]) -> inspect.Signature:
     """A command's signature with each option group replaced by its options, as Typer wants it."""
-    parameters = inspect.signature(command).parameters.values()
-    groups = [p.annotation for p in parameters if dataclasses.is_dataclass(p.annotation)]
-    own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if not dataclasses.is_dataclass(p.annotation)]
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in _parameters(command) if not _is_group(p)]
     shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for group in groups
-        for f in dataclasses.fields(group)
+        for group in filter(_is_group, _parameters(command))
+        for f in dataclasses.fields(group.annotation)
     ]
     return inspect.Signature(own + shared)
 
@@ -120,8 +118,15 @@ def flat(command: Callable[..., Any]) -> inspect.Signature:
 def grouped(command: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
     """The values of a flat signature, put into the command's option groups."""
     arguments = dict(values)
-    for parameter in inspect.signature(command).parameters.values():
-        if dataclasses.is_dataclass(group := parameter.annotation):
-            names = [f.name for f in dataclasses.fields(group)]
-            arguments[parameter.name] = group(**{name: arguments.pop(name) for name in names})
+    for group in filter(_is_group, _parameters(command)):
+        names = [f.name for f in dataclasses.fields(group.annotation)]
+        arguments[group.name] = group.annotation(**{name: arguments.pop(name) for name in names})
     return arguments
+
+
+def _parameters(command: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(command).parameters.values())
+
+
+def _is_group(parameter: inspect.Parameter) -> bool:
+    return dataclasses.is_dataclass(parameter.annotation)

@@ -1,11 +1,12 @@
 """`minitron search`: find the best shape within a budget."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
 from minitron_cli.cli import session, show
 from minitron_cli.cli.options import Count, How, RecipeOption, Seed, Target, Text, Tolerance, Words
+from minitron_cli.document import Place
 
 
 def search(
@@ -32,7 +33,7 @@ def search(
 
     For example: minitron search --target 6B --retrain-tokens 100M
     """
-    flags = {
+    flags: dict[Place, Any] = {
         ("budget", "target"): target,
         ("budget", "count"): count,
         ("budget", "tolerance"): tolerance,
