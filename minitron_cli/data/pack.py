@@ -18,10 +18,10 @@ from torch import Tensor
 
 from minitron_cli import io, progress
 from minitron_cli.data import token_file
+from minitron_cli.data.encode import checked, encoded
 from minitron_cli.data.rows import Document
 from minitron_cli.data.sources import Corpus, DataConfig, Source, TokenIds
 from minitron_cli.data.token_file import TokenFile
-from minitron_cli.data.tokenise import checked, tokenised
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # T token of a block
 
 FORMAT = 1  # raise it when the same text and tokenizer give another token file
+
+EVERYTHING = (0.0, 1.0)
 
 SplitName = Literal["train", "validation"]
 
@@ -109,13 +111,12 @@ class _Split:
         return self.held == EVERYTHING or self.held[0] <= _hash_fraction(document) < self.held[1]
 
 
-EVERYTHING = (0.0, 1.0)
-
-
 def _open(config: DataConfig, split: SplitName) -> _Split:
-    sources = config.validation if config.validation and split == "validation" else config.sources
-    border = 0.0 if config.validation else config.validation_fraction
-    held = (0.0, border) if split == "validation" and not config.validation else (border, 1.0)
+    if config.validation:
+        sources, held = config.validation if split == "validation" else config.sources, EVERYTHING
+    else:
+        border = config.validation_fraction
+        sources, held = config.sources, (0.0, border) if split == "validation" else (border, 1.0)
     return _Split(split, sources, tuple(source.open() for source in sources), held)
 
 
@@ -150,7 +151,7 @@ def _stream(
     documents = filter(part.holds, _read(part.corpora[i], step))
     if isinstance(part.sources[i], TokenIds):
         return checked(documents, vocab_size)
-    return tokenised(documents, tokenizer, after_group=partial(step, 0))
+    return encoded(documents, tokenizer, after_group=partial(step, 0))
 
 
 def _read(corpus: Corpus, step: progress.Step) -> Iterator[Document]:

@@ -43,7 +43,7 @@ class TextFiles(Spec):
         paths = files.expand(self.paths)
         documents = text_documents(files.rows(paths, self.column), self.column)
         identity = [self.kind, self.column, files.identity(paths)]
-        return Corpus(", ".join(self.paths), identity, files.total_bytes(paths), documents)
+        return Corpus(_label(self.paths), identity, files.total_bytes(paths), documents)
 
 
 class HubDataset(Spec):
@@ -89,7 +89,7 @@ class TokenIds(Spec):
         paths = files.expand(self.paths)
         documents = token_documents(files.rows(paths, self.column), self.column)
         identity = [self.kind, self.column, files.identity(paths)]
-        return Corpus(", ".join(self.paths), identity, files.total_bytes(paths), documents)
+        return Corpus(_label(self.paths), identity, files.total_bytes(paths), documents)
 
 
 class PythonStdlib(Spec):
@@ -106,6 +106,10 @@ class PythonStdlib(Spec):
         paths = standard_library.source_files(self.split)
         documents = text_documents(files.rows(paths, column=""), column="")
         return Corpus("the standard library", [self.kind, files.hashed(paths)], files.total_bytes(paths), documents)
+
+
+def _label(paths: tuple[str, ...]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 Source = Annotated[TextFiles | HubDataset | TokenIds | PythonStdlib, Field(discriminator="kind")]

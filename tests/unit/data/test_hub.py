@@ -50,6 +50,12 @@ def test_what_a_dataset_does_not_have_is_named(local):
         HubDataset(name=local, column="body").open()
 
 
+def test_a_dataset_that_comes_with_code_is_refused(local, write):
+    write("repo/repo.py", "raise SystemExit('ran')")
+    with pytest.raises(DataError, match=r"Dataset scripts are no longer supported.*; check name"):
+        HubDataset(name=local).open()
+
+
 def test_a_dataset_that_is_not_in_the_cache_is_refused_offline():
     with pytest.raises(
         EnvironmentFault, match=r"nobody/nothing: .*; download it once with a network and HF_HUB_OFFLINE"

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli import io, progress
+from minitron_cli.data import encode
 from minitron_cli.data.batches import batch
 from minitron_cli.data.pack import Blocks, prepare
 from minitron_cli.data.sources import DataConfig, TextFiles, TokenIds
@@ -48,7 +49,7 @@ def test_blocks_equal_a_naive_packing(length, texts, tokenizer, tmp_path):
     texts[3] = ""
     path = lines(tmp_path / "a.jsonl", texts)
     blocks = prepare(everything(text_source(path), length=length), "train", tokenizer, "t", tmp_path / "cache")
-    documents = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts if text]
+    documents = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts if text]
     tokens, positions = naive_blocks(documents, length)
     assert [blocks.tokens(i).tolist() for i in range(len(blocks))] == tokens
     assert [blocks.positions(i).tolist() for i in range(len(blocks))] == positions
@@ -247,6 +248,21 @@ def test_stopped_on_request_it_leaves_nothing(tokenizer, texts, tmp_path, remark
     with pytest.raises(Interrupted):
         prepare(everything(text_source(path)), "train", tokenizer, "t", tmp_path / "cache")
     assert left(tmp_path / "cache") == []
+
+
+def test_a_request_to_stop_is_heard_in_the_middle_of_a_document(tokenizer, tmp_path, remarks, monkeypatch):
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 100)
+    (tmp_path / "long.txt").write_text("the lazy fox\n" * 100)
+    steps = []
+
+    def stop_later(title: str) -> None:
+        steps.append(title)
+        if steps.count("tokenise train data") == 3:  # the first is the document's, then come those of its pieces
+            progress.request_stop(2)
+
+    remarks.on_step = stop_later
+    with pytest.raises(Interrupted):
+        prepare(everything(text_source(tmp_path / "long.txt")), "train", tokenizer, "t", tmp_path / "cache")
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tokenizer, texts, tmp_path, remarks):

@@ -66,6 +66,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
     assert token_file.find(tmp_path / "a", "key") is not None
 
 
+def test_an_intact_file_is_not_replaced(tmp_path, remarks):
+    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    inode = (tmp_path / "a").stat().st_ino
+    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    assert (tmp_path / "a").stat().st_ino == inode
+    assert remarks.said == []
+
+
 def test_of_two_writers_at_once_the_first_stands(tmp_path):
     first = []
 

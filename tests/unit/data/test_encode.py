@@ -5,9 +5,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from minitron_cli.data import tokenise
+from minitron_cli.data import encode
+from minitron_cli.data.encode import checked, encoded
 from minitron_cli.data.rows import Document
-from minitron_cli.data.tokenise import checked, tokenised
 from minitron_cli.errors import DataError
 
 
@@ -16,7 +16,7 @@ def documents(contents: list) -> list[Document]:
 
 
 def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    return [ids.tolist() for ids in tokenised(documents(texts), tokenizer, lambda: None)]
+    return [ids.tolist() for ids in encoded(documents(texts), tokenizer, lambda: None)]
 
 
 def expected_ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -50,14 +50,14 @@ def test_a_document_is_what_the_tokenizer_makes_of_it_and_the_end_of_text(tokeni
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 64, 10_000])
 def test_a_long_document_keeps_every_character(limit, characters, monkeypatch):
-    monkeypatch.setattr(tokenise, "GROUP_CHARACTERS", limit)
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", limit)
     rng = random.Random(limit)
     texts = ["".join(rng.choices("abc \n", k=rng.randint(1, 200))) for _ in range(30)]
     assert ids_of(texts, characters) == expected_ids(texts, characters)
 
 
 def test_a_long_document_is_cut_behind_a_line(words, monkeypatch):
-    monkeypatch.setattr(tokenise, "GROUP_CHARACTERS", 40)
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 40)
     rng = random.Random(0)
     lines = [" ".join(rng.choices(["a", "bb", "ccccc"], k=5)) + "\n" for _ in range(400)]
     texts = ["".join(lines[i : i + 40]) for i in range(0, 400, 40)]
@@ -65,9 +65,9 @@ def test_a_long_document_is_cut_behind_a_line(words, monkeypatch):
 
 
 def test_no_more_than_a_group_is_tokenised_at_once(characters, monkeypatch):
-    monkeypatch.setattr(tokenise, "GROUP_CHARACTERS", 50)
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 50)
     groups = []
-    assert len(list(tokenised(documents(["a" * 999, *["b"] * 500]), characters, lambda: groups.append(1)))) == 501
+    assert len(list(encoded(documents(["a" * 999, *["b"] * 500]), characters, lambda: groups.append(1)))) == 501
     assert len(groups) == 30  # 20 pieces of at most 50, then 50 documents at a time
 
 

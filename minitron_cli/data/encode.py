@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GROUP_CHARACTERS = 1 << 20  # tokenised at once: a tokenizer's result takes many times the space of its text
 
 
-def tokenised(
+def encoded(
     documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", after_group: Callable[[], None]
 ) -> Iterator[np.ndarray]:
     """The ids of each text and, behind them, the end-of-text token; no other special token is added.
