@@ -98,7 +98,7 @@ class EvaluateConfig(Spec):
     perplexity: bool = True
     """Whether loss, perplexity and KL to the parent are measured on the validation blocks."""
     blocks: Annotated[int, Field(gt=0)] | None = 64
-    """Validation blocks at most; all if null."""
+    """Validation blocks at most, evenly apart; all if null."""
     cloze: Cloze | None = None
     """Make a multiple-choice task of the validation text, and ask it too."""
     tasks: tuple[Task, ...] = ()

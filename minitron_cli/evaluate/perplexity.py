@@ -1,20 +1,22 @@
 """Loss on token blocks, and the distance to another model's predictions. Knows models and tokens, no files.
 
-Blocks are packed documents: position ids restart at each document and no attention mask is passed,
-so a token sees its own document only. Logits never exist for more than a few hundred tokens.
+Blocks are packed documents: position ids restart at each document and no attention mask is passed, so a token sees
+its own document only. The first token of a document follows nothing, and is not counted. Logits never exist for more
+than a few hundred tokens.
 """
 
-# B batch, T token, D hidden, V vocab, N = B * T
+# B block of the batch, T token, D hidden, V vocab, N = B * (T - 1) predictions, C chunk of N, I block
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from minitron_cli import progress
-from minitron_cli.errors import CheckpointError, RunFailed
+from minitron_cli.errors import CheckpointError, DataError, RunFailed
 from minitron_cli.model.nll import Head, head_of
 
 LOGIT_ELEMENTS = 1 << 24  # of one model at a time while two are compared: 64 MiB in fp32
@@ -34,12 +36,12 @@ class TokenBlocks(Protocol):
 @dataclass(frozen=True)
 class PerplexityResult:
     loss_nats: float
-    """Mean negative log-likelihood of a token given the tokens before it, as Hugging Face computes it."""
+    """Mean negative log-likelihood of a token given the tokens of its document before it."""
     stderr_nats: float | None
     """Standard error of the loss over blocks; None for a single block."""
     perplexity: float
     tokens: int
-    """Predicted tokens: one fewer per block than it holds."""
+    """Tokens predicted."""
     blocks: int
 
     def metrics(self) -> dict[str, dict[str, float | int | None]]:
@@ -54,7 +56,7 @@ class PerplexityResult:
 @dataclass(frozen=True)
 class KLResult:
     kl_nats: float
-    """KL(parent || model), mean per token."""
+    """KL(parent || model), mean per token predicted."""
     stderr_nats: float | None
     """Over blocks; None for a single block."""
     tokens: int
@@ -73,39 +75,80 @@ def _metric(value: float, stderr: float | None, n: int) -> dict[str, float | int
 def perplexity(
     model: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> PerplexityResult:
-    """The mean loss over the first `max_blocks` blocks. RunFailed if it is not finite."""
-    count = _count(blocks, max_blocks)
+    """The mean loss over `max_blocks` blocks, evenly apart, or over all. RunFailed if it is not finite."""
     head = head_of(model)
-    means: list[float] = []
-    with progress.track("perplexity", total=count, unit="blocks") as step:
-        for ids in _batches(count, batch_size):
-            tokens_BT, positions_BT = _batch(blocks, ids, model)
-            hidden_ND = _hidden(model, tokens_BT, positions_BT)[:, :-1].flatten(0, 1)
-            batch_means = _block_means(head.nll(hidden_ND, tokens_BT[:, 1:].flatten()), len(ids))
-            means += batch_means
-            step(len(ids), loss=_mean(batch_means))
-    loss = _finite(_mean(means), "the loss")
-    tokens = count * (tokens_BT.shape[1] - 1)
-    return PerplexityResult(loss, _stderr(means), math.exp(min(loss, LOG_MAX)), tokens, count)
+
+    def losses(batch: _Batch) -> Tensor:
+        return head.nll(_hidden(model, batch), batch.tokens_BT[:, 1:].flatten().to(model.device))
+
+    mean = _mean("perplexity", "loss", losses, blocks, max_blocks, batch_size)
+    return PerplexityResult(mean.value, mean.stderr, math.exp(min(mean.value, LOG_MAX)), mean.tokens, mean.blocks)
 
 
 @torch.inference_mode()
 def kl_to_parent(
     model: Any, parent: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> KLResult:
-    """KL(parent || model) of the next-token distributions, mean over all tokens of the first `max_blocks` blocks."""
+    """KL(parent || model) of the predictions whose loss `perplexity` measures, mean per token."""
     head, parent_head = head_of(model), head_of(parent)
     _check_vocabularies(head, parent_head)
-    count = _count(blocks, max_blocks)
-    means: list[float] = []
-    with progress.track("KL to parent", total=count, unit="blocks") as step:
-        for ids in _batches(count, batch_size):
-            hidden = [_hidden(m, *_batch(blocks, ids, m)).flatten(0, 1) for m in (model, parent)]
-            batch_means = _block_means(_token_kl(head, parent_head, *hidden), len(ids))
-            means += batch_means
-            step(len(ids), kl=_mean(batch_means))
-            block_tokens = len(hidden[0]) // len(ids)
-    return KLResult(_finite(_mean(means), "the KL to the parent"), _stderr(means), count * block_tokens, count)
+
+    def divergences(batch: _Batch) -> Tensor:
+        return _token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
+
+    mean = _mean("KL to parent", "kl", divergences, blocks, max_blocks, batch_size)
+    return KLResult(mean.value, mean.stderr, mean.tokens, mean.blocks)
+
+
+class _Batch(NamedTuple):
+    tokens_BT: Tensor
+    positions_BT: Tensor
+
+
+class _Mean(NamedTuple):
+    value: float
+    stderr: float | None
+    tokens: int
+    blocks: int
+
+
+def _mean(
+    title: str,
+    figure: str,
+    measure: Callable[[_Batch], Tensor],
+    blocks: TokenBlocks,
+    max_blocks: int | None,
+    batch_size: int,
+) -> _Mean:
+    """The mean of `measure`, [N] values of a batch, over the counted tokens of the blocks."""
+    ids = _spread(len(blocks), max_blocks)
+    sums: list[float] = []
+    counts: list[int] = []
+    with progress.track(title, total=len(ids), unit="blocks") as step:
+        for start in range(0, len(ids), batch_size):
+            batch = _batch(blocks, ids[start : start + batch_size])
+            counts_BT = batch.positions_BT[:, 1:] != 0
+            # Sums of thousands of values: in double, which some accelerators lack, hence on the CPU.
+            values_BT = measure(batch).cpu().double().view(counts_BT.shape)
+            sums += values_BT.where(counts_BT, 0).sum(dim=1).tolist()
+            counts += counts_BT.sum(dim=1).tolist()
+            step(len(counts_BT), **{figure: sums[-1] / max(counts[-1], 1)})
+    return _summary(torch.tensor(sums, dtype=torch.float64), torch.tensor(counts), figure)
+
+
+def _summary(sums_I: Tensor, counts_I: Tensor, figure: str) -> _Mean:
+    """The ratio of sums, and its standard error over blocks of unequal counts (ratio estimator)."""
+    blocks, tokens = len(counts_I), int(counts_I.sum())
+    if tokens == 0:
+        raise DataError("no token of the validation blocks follows another of its document: give longer documents")
+    value = float(sums_I.sum()) / tokens
+    if not math.isfinite(value):
+        raise RunFailed(f"{figure} is not finite: the weights or activations overflow; try --dtype float32")
+    if blocks == 1:
+        return _Mean(value, None, tokens, blocks)
+    residuals_I = sums_I - value * counts_I
+    stderr = math.sqrt(float(residuals_I.square().sum()) * blocks / (blocks - 1)) / tokens
+    return _Mean(value, stderr, tokens, blocks)
 
 
 def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND: Tensor) -> Tensor:
@@ -127,42 +170,18 @@ def _check_vocabularies(head: Head, parent_head: Head) -> None:
         )
 
 
-def _hidden(model: Any, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+def _hidden(model: Any, batch: _Batch) -> Tensor:
+    """The states that predict the next token, [N, D]."""
+    tokens_BT, positions_BT = batch.tokens_BT.to(model.device), batch.positions_BT.to(model.device)
     output = model.get_decoder()(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
-    return output.last_hidden_state
+    return output.last_hidden_state[:, :-1].flatten(0, 1)
 
 
-def _batch(blocks: TokenBlocks, ids: range, model: Any) -> tuple[Tensor, Tensor]:
-    tokens_BT = torch.stack([blocks.tokens(i) for i in ids])
-    positions_BT = torch.stack([blocks.positions(i) for i in ids])
-    return tokens_BT.to(model.device), positions_BT.to(model.device)
+def _batch(blocks: TokenBlocks, ids: Sequence[int]) -> _Batch:
+    return _Batch(torch.stack([blocks.tokens(i) for i in ids]), torch.stack([blocks.positions(i) for i in ids]))
 
 
-def _batches(count: int, batch_size: int) -> list[range]:
-    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-
-
-def _count(blocks: TokenBlocks, max_blocks: int | None) -> int:
-    count = len(blocks) if max_blocks is None else min(max_blocks, len(blocks))
-    assert count > 0, "data.prepare refuses an empty dataset"
-    return count
-
-
-def _block_means(values_N: Tensor, blocks: int) -> list[float]:
-    # Sums of thousands of values: in double, which some accelerators lack, hence on the CPU.
-    return values_N.cpu().double().view(blocks, -1).mean(dim=1).tolist()
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def _stderr(values: list[float]) -> float | None:
-    n, mean = len(values), _mean(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-
-
-def _finite(value: float, name: str) -> float:
-    if not math.isfinite(value):
-        raise RunFailed(f"{name} is not finite: the weights or activations overflow; try --dtype float32")
-    return value
+def _spread(total: int, count: int | None) -> list[int]:
+    """`count` of `total` blocks: those side by side may be of one document."""
+    count = total if count is None else min(count, total)
+    return [i * total // count for i in range(count)]

@@ -1,52 +1,67 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from minitron_cli.errors import CheckpointError, RunFailed
+from minitron_cli.errors import CheckpointError, DataError, RunFailed
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from tests.tiny import tiny_model
 from tests.unit.evaluate.conftest import TEXT, Blocks
 
 
+def labels(blocks, i):
+    """transformers' own way to leave out what a document's first token would be predicted from."""
+    return blocks.tokens(i).masked_fill(blocks.positions(i) == 0, -100)[None]
+
+
 def hf_losses(model, blocks):
-    """Each block's loss as transformers computes it from labels."""
-    with torch.no_grad():
-        return [
-            model(
-                input_ids=blocks.tokens(i)[None],
-                position_ids=blocks.positions(i)[None],
-                labels=blocks.tokens(i)[None],
-                use_cache=False,
-            ).loss.item()
-            for i in range(len(blocks))
-        ]
+    """Each block's loss as transformers computes it from labels, and how many tokens it is the mean of."""
+    losses, counts = [], []
+    for i in range(len(blocks)):
+        inputs = {"input_ids": blocks.tokens(i)[None], "position_ids": blocks.positions(i)[None]}
+        with torch.no_grad():
+            losses.append(model(**inputs, labels=labels(blocks, i), use_cache=False).loss.item())
+        counts.append(int((labels(blocks, i)[:, 1:] != -100).sum()))
+    return np.array(losses), np.array(counts)
 
 
 def test_loss_is_the_mean_of_hugging_face_losses(model, blocks):
-    losses = hf_losses(model, blocks)
+    losses, counts = hf_losses(model, blocks)
+    expected = (losses * counts).sum() / counts.sum()
     result = perplexity(model, blocks, batch_size=2)
-    assert result.loss_nats == pytest.approx(sum(losses) / 5, rel=1e-6)
-    assert result.perplexity == pytest.approx(math.exp(sum(losses) / 5), rel=1e-6)
-    assert (result.tokens, result.blocks) == (5 * 23, 5)
+    assert result.loss_nats == pytest.approx(expected, rel=1e-6)
+    assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
+    assert (result.tokens, result.blocks) == (5 * 23 - 1, 5)
 
 
-def test_standard_error_is_that_of_the_block_losses(model, blocks):
-    losses = torch.tensor(hf_losses(model, blocks), dtype=torch.float64)
-    assert perplexity(model, blocks).stderr_nats == pytest.approx((losses.std() / math.sqrt(5)).item(), rel=1e-5)
-    assert perplexity(model, blocks, max_blocks=1).stderr_nats is None
+def test_standard_error_is_that_of_the_mean_over_blocks(model, blocks):
+    """For blocks of equal counts, the textbook formula; else close to a bootstrap over blocks."""
+    even = Blocks(torch.randint(1, 300, (6, 24), generator=torch.Generator().manual_seed(1)))
+    losses, _ = hf_losses(model, even)
+    assert perplexity(model, even).stderr_nats == pytest.approx(losses.std(ddof=1) / math.sqrt(6), rel=1e-5)
+    assert perplexity(model, even, max_blocks=1).stderr_nats is None
+
+
+def test_standard_error_of_unequal_blocks_is_that_of_a_bootstrap(model):
+    generator = torch.Generator().manual_seed(2)
+    tokens_NT = torch.randint(1, 300, (60, 12), generator=generator)
+    tokens_NT[torch.rand(60, 12, generator=generator) < 0.3] = 0
+    uneven = Blocks(tokens_NT)
+    losses, counts = hf_losses(model, uneven)
+    draws = np.random.default_rng(0).integers(60, size=(4000, 60))
+    means = (losses * counts)[draws].sum(1) / counts[draws].sum(1)
+    assert perplexity(model, uneven).stderr_nats == pytest.approx(means.std(), rel=0.1)
 
 
 def test_a_document_does_not_see_the_one_before_it(model, blocks):
-    """The second document of block 2 has the losses it has alone."""
-    start = 9
-    alone = Blocks(blocks.tokens(2)[None, start:])
-    first = Blocks(blocks.tokens(2)[None, : start + 1])
+    """The two documents of block 2 have the losses they have alone."""
     both = perplexity(model, Blocks(blocks.tokens(2)[None]))
-    parts = [perplexity(model, part) for part in (first, alone)]
-    assert both.loss_nats * 23 == pytest.approx(sum(p.loss_nats * p.tokens for p in parts), rel=1e-5)
+    parts = [perplexity(model, Blocks(blocks.tokens(2)[None, part])) for part in (slice(9), slice(9, None))]
+    assert both.loss_nats * both.tokens == pytest.approx(sum(p.loss_nats * p.tokens for p in parts), rel=1e-5)
+    assert both.tokens == sum(p.tokens for p in parts)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -55,10 +70,15 @@ def test_batch_size_does_not_change_the_loss(model, blocks, batch_size):
     assert perplexity(model, blocks, batch_size=batch_size).loss_nats == pytest.approx(expected, rel=1e-6)
 
 
-def test_only_the_first_blocks_are_read(model, blocks):
-    assert (
-        perplexity(model, blocks, max_blocks=2).loss_nats == perplexity(model, Blocks(blocks.tokens_NT[:2])).loss_nats
-    )
+def test_some_blocks_stand_for_all(model, blocks):
+    some = perplexity(model, blocks, max_blocks=2)
+    assert some.loss_nats == perplexity(model, Blocks(blocks.tokens_NT[[0, 2]])).loss_nats
+    assert perplexity(model, blocks, max_blocks=99) == perplexity(model, blocks)
+
+
+def test_blocks_in_which_nothing_is_predicted_are_an_error(model):
+    with pytest.raises(DataError, match="give longer documents"):
+        perplexity(model, Blocks(torch.zeros(2, 8, dtype=torch.long)))
 
 
 def test_loss_equals_lm_eval_rolling_likelihood(model, tokenizer):
@@ -81,13 +101,15 @@ def test_weights_that_overflow_are_an_error(model, blocks):
 
 def brute_force_kl(child, parent, blocks):
     """torch's own KL of the full logits, in double."""
-    total = 0.0
-    with torch.no_grad():
-        for i in range(len(blocks)):
-            call = {"input_ids": blocks.tokens(i)[None], "position_ids": blocks.positions(i)[None], "use_cache": False}
-            logp, parent_logp = (m(**call).logits[0].double().log_softmax(-1) for m in (child, parent))
-            total += torch.nn.functional.kl_div(logp, parent_logp, log_target=True, reduction="batchmean").item()
-    return total / len(blocks)
+    total, count = 0.0, 0
+    for i in range(len(blocks)):
+        inputs = {"input_ids": blocks.tokens(i)[None], "position_ids": blocks.positions(i)[None], "use_cache": False}
+        counted = labels(blocks, i)[0, 1:] != -100
+        with torch.no_grad():
+            logp, parent_logp = (m(**inputs).logits[0, :-1][counted].double().log_softmax(-1) for m in (child, parent))
+        total += torch.nn.functional.kl_div(logp, parent_logp, log_target=True, reduction="sum").item()
+        count += len(logp)
+    return total / count
 
 
 @pytest.mark.parametrize("rows", [1 << 24, 320 * 7])
@@ -97,7 +119,7 @@ def test_kl_is_that_of_the_full_distributions(model, blocks, rows, monkeypatch):
     result = kl_to_parent(child, model, blocks, batch_size=2)
     assert result.kl_nats == pytest.approx(brute_force_kl(child, model, blocks), rel=1e-5)
     assert result.kl_nats != pytest.approx(brute_force_kl(model, child, blocks), rel=1e-2)
-    assert result.tokens == 5 * 24
+    assert result.tokens == 5 * 23 - 1
 
 
 def test_a_model_is_at_no_distance_from_itself(model, blocks):
