@@ -141,7 +141,7 @@ def _measured(results: Mapping[str, Any], name: str) -> str:
     found = results.get(task, {}).get(metric)
     if not found:
         return "-"
-    return number(found["value"]) + (f" ± {number(found['stderr'])}" if found["stderr"] is not None else "")
+    return number(found["value"]) + (f" ± {found['stderr']:.2g}" if found["stderr"] is not None else "")
 
 
 def plan_values(plan: "Plan") -> dict[str, Any]:

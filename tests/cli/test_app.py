@@ -1,0 +1,213 @@
+"""The program as a whole: help, exit codes, messages, signals, pipes."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minitron_cli import __version__, errors, progress, recipe
+from minitron_cli.cli.app import COMMANDS
+from tests.cli.program import Run
+
+PROGRAM = [sys.executable, "-m", "minitron_cli"]
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Make `minitron recipes ls` raise."""
+
+    def shipped() -> dict[str, Path]:
+        raise error
+
+    monkeypatch.setattr(recipe, "shipped", shipped)
+
+
+def test_help_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from minitron_cli.cli.app import app, COMMANDS\n"
+        "for words in ([], *[[name] for name in COMMANDS], ['recipes', 'ls']):\n"
+        "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0, words\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'lm_eval', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"minitron {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does(run: Run, name: str) -> None:
+    result = run(name, "-h")
+    assert result.exit_code == 0
+    assert "Usage: root" in result.stdout or name in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (errors.RecipeError("no; do this"), 2, "error: no; do this"),
+        (errors.CheckpointError("no; do this"), 2, "error: no; do this"),
+        (errors.EnvironmentFault("no; do this"), 3, "error: no; do this"),
+        (errors.RunFailed("no; do this"), 1, "error: no; do this"),
+        (errors.GateMissed("no; do this"), 4, "error: no; do this"),
+        (errors.Interrupted("stopped", signal.SIGINT), 130, "stopped"),
+        (errors.Interrupted("stopped", signal.SIGTERM), 143, "stopped"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (OSError(errno.ENOSPC, "x", "/a/b"), 3, "error: /a/b: no space left on the device; free some, then run"),
+        (OSError(errno.EDQUOT, "x", "/a/b"), 3, "error: /a/b: the disk quota is used up"),
+        (PermissionError(errno.EACCES, "x", "/a/b"), 3, "error: /a/b: permission denied; choose another place"),
+        (PermissionError(errno.EPERM, "x", "/a/b"), 3, "error: /a/b: the operation is not permitted"),
+        (OSError(errno.EROFS, "x", "/a/b"), 3, "error: /a/b: the file system is read-only"),
+        (OSError(errno.EIO, "x"), 3, "error: the device failed to read or write"),
+        (OSError(errno.EMFILE, "x"), 3, "error: too many open files"),
+        (OSError(errno.ENAMETOOLONG, "x", "/a/b"), 3, "error: /a/b: the name is too long"),
+        (MemoryError(), 3, "error: out of memory; lower the batch size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 3, "error: out of memory"),
+        (RuntimeError("[enforce fail] unexpected pos 64 vs 0"), 3, "error: no space left on the device"),
+        (RuntimeError("write: No space left on device (os error 28)"), 3, "error: no space left on the device"),
+        (KeyError("layer"), 1, "error: unexpected KeyError: 'layer'; run again with --debug to see where"),
+        (FileNotFoundError(errno.ENOENT, "gone", "/a"), 1, "error: unexpected FileNotFoundError"),
+    ],
+)
+def test_every_error_is_one_line_and_one_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    fail_with(monkeypatch, error)
+    result = run("recipes", "ls")
+    assert result.exit_code == code
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+def test_torch_running_out_of_memory_is_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    fail_with(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert run("recipes", "ls").exit_code == 3
+
+
+def test_a_library_error_about_a_full_disk_is_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = ValueError("could not build the dataset")
+    outer.__cause__ = OSError(errno.ENOSPC, "x", "/cache")
+    fail_with(monkeypatch, outer)
+    result = run("recipes", "ls")
+    assert result.exit_code == 3
+    assert "/cache: no space left" in result.stderr
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyError("layer"))
+    result = run("recipes", "ls", "--debug")
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "KeyError: 'layer'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["prnue"], ["prune", "--taget", "4B"], ["inspect"], ["run"], ["eval", "--bogus"]]
+)
+def test_misuse_exits_with_2(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert not result.stdout
+
+
+def test_a_misspelt_command_is_suggested(run: Run) -> None:
+    assert "Did you mean 'prune'" in run("prnue").stderr
+
+
+def test_markup_in_a_message_is_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, errors.RecipeError("[bold]x[/bold] [link=y]: change it"))
+    assert "[bold]x[/bold] [link=y]" in run("recipes", "ls").stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_next_loop_and_the_handler_is_taken_back(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    before = signal.getsignal(number)
+    steps = []
+
+    def shipped() -> dict[str, Path]:
+        with progress.track("work", 10) as step:
+            for i in range(10):
+                steps.append(i)
+                if i == 3:
+                    os.kill(os.getpid(), number)
+                step()
+        return {}
+
+    monkeypatch.setattr(recipe, "shipped", shipped)
+    result = run("recipes", "ls")
+    assert result.exit_code == code
+    assert steps == [0, 1, 2, 3]
+    assert "run the same command again to continue" in result.stderr
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_ends_the_program_at_once() -> None:
+    code = (
+        "import os, signal, time; from minitron_cli import recipe; from minitron_cli.cli.app import main\n"
+        "def shipped():\n"
+        "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "recipe.shipped = shipped\n"
+        "import sys; sys.argv = ['minitron', 'recipes', 'ls']; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = "import os, sys; os.close(0); r, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r)\n"
+    code += "sys.argv = ['minitron', 'recipes', 'schema']; from minitron_cli.cli.app import main; main()"
+    ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_the_module_is_the_program() -> None:
+    ended = subprocess.run([*PROGRAM, "recipes", "ls", "--json"], capture_output=True, text=True, check=True)
+    assert set(json.loads(ended.stdout)) == set(recipe.shipped())
+    assert ended.stderr == ""
+
+
+def test_defaults_in_the_help_are_the_specs_own() -> None:
+    from pydantic import TypeAdapter
+
+    from minitron_cli.cli import distill, evaluate, importance, prune, search
+    from minitron_cli.distill.config import DistillConfig
+    from minitron_cli.evaluate.config import EvaluateConfig
+    from minitron_cli.importance.config import ImportanceConfig
+    from minitron_cli.search.config import Retrain, SearchConfig
+    from minitron_cli.spec import Quantity
+    from minitron_cli.trim.spec import Budget, PruneConfig
+
+    specs = {
+        importance.importance: [ImportanceConfig],
+        search.search: [SearchConfig, Budget, Retrain],
+        prune.prune: [PruneConfig, Budget],
+        distill.distill: [DistillConfig],
+        evaluate.evaluate: [EvaluateConfig],
+    }
+    compared = 0
+    for command, owners in specs.items():
+        for name, annotation in command.__annotations__.items():
+            shown = next((getattr(m, "show_default", None) for m in getattr(annotation, "__metadata__", ())), None)
+            field = {"retrain_tokens": "tokens"}.get(name, name)
+            owner = next((o for o in reversed(owners) if field in o.model_fields), None)
+            if not isinstance(shown, str) or owner is None or name == "axes":
+                continue
+            default = owner.model_fields[field].default
+            said = {"yes": True}.get(shown, shown)
+            if isinstance(default, int) and not isinstance(default, bool):
+                said = TypeAdapter(Quantity).validate_python(shown)
+            assert (float(said) if isinstance(default, float) else said) == default, (command.__name__, name)
+            compared += 1
+    assert compared >= 14

@@ -1,0 +1,324 @@
+"""The verbs, one after another on a tiny model: what each makes, and what the next may leave unsaid."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.errors import Interrupted
+from tests.cli.program import invoke
+
+CUT = ("prune", "--shape", "hidden=32,ffn=64", "--drop-layers", "1-2")
+TRAINING = ("--batch-size", 2, "--micro-batch-size", 2, "--warmup-steps", 1, "eval_blocks=2")
+
+
+class Place:
+    """A directory with a tiny model, and what was made there."""
+
+    def __init__(self, root: Path, tiny: Path) -> None:
+        self.root, self.model, self.text = root, tiny / "model", tiny / "text.jsonl"
+        self.workspace = Workspace(root / "runs" / "model")
+
+    def run(self, *arguments: Any, code: int = 0) -> Any:
+        """The JSON that a verb prints; or, with `code`, its one line on stderr."""
+        result = invoke(*arguments, "--runs-dir", self.root / "runs", *(["--json"] if code == 0 else []))
+        assert result.exit_code == code, result.stderr
+        if code == 0:
+            return json.loads(result.stdout)
+        assert "Traceback" not in result.stderr
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("error: ")
+        return last.removeprefix("error: ")
+
+    def importance(self, *more: Any) -> Any:
+        words = ("importance", self.model, "--data", self.text, "--sequence-length", 16, "--samples", 8)
+        return self.run(*words, *more)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Place:
+    """After `importance`."""
+    place = Place(tmp_path_factory.mktemp("verbs"), tiny)
+    place.importance()
+    return place
+
+
+@pytest.fixture(scope="module")
+def exported(place: Place) -> dict[str, Any]:
+    return place.run(*CUT, "-o", place.root / "out/small")
+
+
+@pytest.fixture
+def pruned(place: Place, exported: dict[str, Any]) -> dict[str, Any]:
+    """Current again, whatever the test before has cut."""
+    return place.run(*CUT)
+
+
+@pytest.fixture
+def distilled(place: Place, pruned: dict[str, Any]) -> dict[str, Any]:
+    return place.run("distill", "--steps", 2, *TRAINING)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, tiny: Path) -> Place:
+    return Place(tmp_path, tiny)
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
+
+
+def test_importance_scores_every_layer_and_is_up_to_date_the_second_time(place: Place) -> None:
+    first, second = place.importance(), place.importance()
+    assert len(first["layers"]["block_importance"]) == len(first["layers"]["perplexity"]) == 4
+    assert first["path"] == second["path"]
+    assert first["run"] == second["run"]  # the clock of the run that made it: it was not made again
+
+
+def test_a_changed_setting_is_another_artifact_beside_the_first(place: Place) -> None:
+    other = place.importance("batch_size=4")
+    assert len(place.workspace.artifacts("importance")) == 2
+    place.importance()
+    assert place.workspace.current("importance").path != Path(other["path"])  # type: ignore[union-attr]
+
+
+def test_prune_cuts_what_it_was_told_to(place: Place, pruned: dict[str, Any]) -> None:
+    child = pruned["summary"]["child"]["sizes"]
+    assert (child["layer"], child["hidden"], child["ffn"], child["head"]) == (2, 32, 64, 8)
+
+
+def test_the_output_is_a_checkpoint_that_transformers_loads(place: Place, pruned: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(place.root / "out/small")
+    assert sum(p.numel() for p in model.parameters()) == pruned["summary"]["child"]["parameters"]
+    assert len(AutoTokenizer.from_pretrained(place.root / "out/small")) == 300
+
+
+def test_the_output_is_the_artifact_byte_for_byte_and_its_own_files(place: Place, pruned: dict[str, Any]) -> None:
+    copied, made = hashes(place.root / "out/small"), hashes(Path(pruned["path"]))
+    assert copied == {name: sha256 for name, sha256 in made.items() if name not in ("manifest.json", "run.json")}
+    weights = "model.safetensors"
+    assert not (place.root / "out/small" / weights).samefile(Path(pruned["path"]) / weights)
+
+
+def test_an_output_that_exists_is_refused_before_any_work(place: Place, pruned: dict[str, Any]) -> None:
+    before = len(place.workspace.artifacts("prune"))
+    said = place.run("prune", "--shape", "hidden=16", "-o", place.root / "out", code=2)
+    assert "exists, and nothing is written over: choose a new directory" in said
+    assert len(place.workspace.artifacts("prune")) == before
+
+
+def test_a_target_picks_a_shape_within_the_tolerance(place: Place) -> None:
+    made = place.run("prune", "--width", "--target", "120k", "--tolerance", 0.1, "--candidates", 2)
+    assert abs(made["summary"]["child"]["parameters"] / 120_000 - 1) <= 0.1
+    assert [c["zero_shot_loss"] for c in made["candidates"]] == sorted(c["zero_shot_loss"] for c in made["candidates"])
+    assert made["summary"]["child"]["sizes"]["layer"] == 4
+
+
+def test_search_finds_a_shape_that_prune_then_cuts(place: Place) -> None:
+    found = place.run(
+        *("search", "--target", "120k", "--tolerance", 0.1, "--candidates", 3, "--top", 2),
+        *("--retrain-tokens", 64, "--batch-size", 2, "retrain.micro_batch_size=2", "retrain.warmup_steps=1"),
+        *("--lr", 1e-3, "score_blocks=2"),
+    )
+    assert len(found["candidates"]) == 3
+    assert sum(c["retrained_loss"] is not None for c in found["candidates"]) == 2
+    made = place.run("prune")
+    assert found["summary"]["best"].items() <= made["summary"]["child"]["sizes"].items()
+
+
+def test_search_without_retraining_trusts_the_zero_shot_order(place: Place) -> None:
+    found = place.run("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 2, "score_blocks=2")
+    assert all(c["retrained_loss"] is None for c in found["candidates"])
+
+
+def test_distill_trains_the_pruned_model(place: Place, distilled: dict[str, Any]) -> None:
+    assert distilled["label"] == "distilled"
+    assert distilled["summary"]["tokens"] == 2 * 2 * 16
+    assert distilled["summary"]["sizes"]["hidden"] == 32
+
+
+def test_controls_go_by_their_own_names(place: Place, distilled: dict[str, Any]) -> None:
+    control = place.run("distill", "--tokens", 32, *TRAINING, "--objective", "ce", "--init", "random")
+    assert control["label"] == "random-init-ce"
+    assert control["summary"]["steps"] == 1
+    place.run("distill", "--steps", 2, *TRAINING)  # the student is the current one again, and nothing is trained
+
+
+def test_eval_measures_what_was_made_beside_the_parent(place: Place, distilled: dict[str, Any]) -> None:
+    found = place.run("eval", "blocks=2")
+    assert found["summary"]["models"] == ["parent", "pruned", "distilled"]
+    assert "kl" in found["models"]["distilled"]["results"]["perplexity"]
+    loss = found["models"]["distilled"]["results"]["perplexity"]["loss"]["value"]
+    place.run("eval", "blocks=2", "--max", f"perplexity.loss={loss + 0.01}")
+    assert "1 of 1 gates missed" in place.run("eval", "blocks=2", "--max", f"perplexity.loss={loss - 0.01}", code=4)
+    assert "did you mean" in place.run("eval", "blocks=2", "--max", "perplexity.los=1", code=2)
+
+
+def test_eval_measures_a_model_that_belongs_to_no_workspace(fresh: Place) -> None:
+    found = fresh.run("eval", fresh.model, "--data", fresh.text, "--sequence-length", 16, "blocks=2")
+    assert found["summary"]["models"] == ["parent"]
+
+
+def test_eval_takes_models_by_directory(place: Place, pruned: dict[str, Any]) -> None:
+    found = place.run("eval", place.root / "out/small", "blocks=2")
+    assert found["summary"]["models"] == ["parent", "small"]
+    assert "is not a directory" in place.run("eval", "nowhere", code=2)
+
+
+def test_show_tells_every_stage(place: Place, distilled: dict[str, Any]) -> None:
+    stages = [made["stage"] for made in place.run("show")]
+    assert stages[0] == "importance"
+    assert {"prune", "distill"} <= set(stages)
+    assert place.run("show", "distill")[0]["path"] == distilled["path"]
+    people = invoke("show", "--runs-dir", place.root / "runs")
+    assert people.stdout == ""
+    assert "block importance" in people.stderr
+
+
+def test_report_is_one_page(place: Place, distilled: dict[str, Any]) -> None:
+    made = place.run("report", "-o", place.root / "page.html")
+    page = (place.root / "page.html").read_text()
+    assert page == (Path(made["path"]) / "report.html").read_text()
+    assert "<svg" in page
+
+
+def test_a_dry_run_says_what_changed_and_writes_nothing(place: Place) -> None:
+    before = sorted(place.root.rglob("*"))
+    planned = place.run("prune", "--shape", "hidden=48", "--dry-run")
+    assert planned["stage"] == "prune"
+    assert not Path(planned["path"]).exists()
+    assert sorted(place.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "--target", "9B"), "above the parent's"),
+        (("prune", "--width"), "say what to cut, not how much: add --target"),
+        (("prune", "--shape", "hidden=3x"), "write AXIS=SIZE"),
+        (("prune", "--shape", "hiden=32"), "prune.shape.hiden is not a known key; did you mean hidden?"),
+        (("prune", "--drop-layers", "1_2"), "write layers counted from 0"),
+        (("prune", "--shape", "ffn=64", "--target", "120k"), "give a shape or a budget, not both"),
+        (("prune", "--axes", "hiden", "--target", "120k"), "did you mean hidden?"),
+        (("prune", "rankin.layers=perplexity"), "prune.rankin is not a known key; did you mean ranking?"),
+        (("importance", "sample=3"), "importance.sample is not a known key; did you mean samples?"),
+        (("importance", "data.sequnce_length=3"), "data.sequnce_length is not a known key"),
+        (("importance", "a", "b"), "one model at a time"),
+        (("importance", "--samples", 100_000), "more than the data's"),
+        (("importance", "--data", "/nowhere/*.txt"), "/nowhere"),
+        (("distill", "--tokens", "4Q"), "--tokens: '4Q' is not a quantity"),
+        (("distill",), "how long to train is not said"),
+        (("search",), "search.budget is missing: add it"),
+        (("show", "--run", "../x"), "workspace name '../x'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_exit_2(place: Place, arguments: tuple[Any, ...], message: str) -> None:
+    assert message in place.run(*arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "--shape", "hidden=32"), "name one with --run, or start with `minitron importance MODEL`"),
+        (("importance",), "no current workspace"),
+        (("show",), "no current workspace"),
+        (("importance", "nowhere"), "nowhere does not exist: give the directory of a checkpoint"),
+        (
+            ("prune", "--run", "new", "--shape", "hidden=32"),
+            "has no importance result: run `minitron importance` first",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_left_behind(
+    fresh: Place, arguments: tuple[Any, ...], message: str
+) -> None:
+    assert message in fresh.run(*arguments, code=2)
+    assert not list(fresh.root.iterdir())
+
+
+def test_importance_without_text_asks_for_it(fresh: Place) -> None:
+    assert "no text is named: add --data" in fresh.run("importance", fresh.model, code=2)
+    assert not list(fresh.root.iterdir())
+
+
+def test_scores_of_another_model_are_refused(place: Place, tmp_path: Path) -> None:
+    import shutil
+
+    from tests.tiny import write_tiny
+
+    other = write_tiny(tmp_path / "other", seed=1, vocab_size=300, hidden_size=64, intermediate_size=128)
+    for file in place.model.glob("*token*"):
+        shutil.copy(file, other)
+    said = place.run("prune", other, "--run", "model", "--shape", "hidden=32", code=2)
+    assert "scores another model" in said
+    assert place.workspace.settings["model"] == str(place.model)  # a refused command changes no memory
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_workspace(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minitron_cli.stages import prune
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(prune, "run", broken)
+    said = place.run("prune", code=1)
+    log = place.workspace.root / "run.log"
+    assert said == f"unexpected ZeroDivisionError: boom; please report it with {log}"
+    assert "ZeroDivisionError: boom" in log.read_text()
+
+
+def test_an_interrupted_command_is_continued_without_saying_it_all_again(
+    fresh: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minitron_cli.stages import importance
+
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise Interrupted("stopped on request", 15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importance, "run", stopped)
+        words = ("importance", fresh.model, "--data", fresh.text, "--sequence-length", 16)
+        assert invoke(*words, "--runs-dir", fresh.root / "runs").exit_code == 143
+    assert fresh.run("importance", "--samples", 4)["summary"]["samples"] == 4
+
+
+def test_a_recipe_runs_end_to_end_and_is_up_to_date_afterwards(fresh: Place) -> None:
+    recipe = fresh.root / "small.yaml"
+    recipe.write_text(
+        f"""\
+model: {fresh.model}
+data:
+  sources: [{{kind: files, paths: [{fresh.text}]}}]
+  sequence_length: 16
+importance: {{samples: 4}}
+prune: {{shape: {{ffn: 64}}}}
+distill: {{steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}}
+controls: [{{label: random-init, init: random}}]
+evaluate: {{blocks: 2, gates: {{maximum: {{perplexity.loss: 0.001}}}}}}
+"""
+    )
+    first = invoke("run", recipe, "--runs-dir", fresh.root / "runs", "--json")
+    assert first.exit_code == 4  # the gate, after everything was made
+    made = json.loads(first.stdout)
+    assert [(one["stage"], one["label"]) for one in made] == [
+        ("importance", ""),
+        ("prune", ""),
+        ("distill", "distilled"),
+        ("distill", "random-init"),
+        ("evaluate", ""),
+        ("report", ""),
+    ]
+    assert made[4]["summary"]["models"] == ["parent", "pruned", "distilled", "random-init"]
+    again = fresh.run("run", recipe, "evaluate.gates={}")
+    assert [one["key"] for one in again] == [one["key"] for one in made]
+    assert [one["run"] for one in again] == [one["run"] for one in made]
+    shown = fresh.run("show", "distill")  # the run's workspace is the current one, and the student its current model
+    assert shown[0]["label"] == "distilled"
+    assert fresh.run("prune", "--shape", "ffn=32")["summary"]["child"]["sizes"]["ffn"] == 32
