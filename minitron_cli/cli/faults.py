@@ -20,6 +20,7 @@ ENVIRONMENT = {
     errno.EFBIG: "the file is larger than the system allows; raise the limit (ulimit -f)",
     errno.EACCES: "permission denied; choose another place or change its permissions",
     errno.EPERM: "the operation is not permitted; choose another place or change its permissions",
+    errno.ENOTDIR: "a file stands where a directory is needed; choose another place",
     errno.EROFS: "the file system is read-only; choose another place",
     errno.EIO: "the device failed to read or write; check the disk",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",

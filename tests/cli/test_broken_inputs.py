@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_broken_input_is_refused_in_one_sentence_and_leaves_nothing(name: str, r
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert len(lines[0]) <= 400
-    assert __import__("re").search(message, lines[0]), lines[0]
+    assert re.search(message, lines[0])
     assert without_token_cache(tree(tmp_path)) == before
 
 
