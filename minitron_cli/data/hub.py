@@ -1,12 +1,13 @@
 """Datasets of the Hugging Face Hub: found, downloaded and cached by the `datasets` library."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minitron_cli.data.files import BATCH_ROWS, first_line, table_rows, total_bytes
+from minitron_cli.data.files import BATCH_ROWS, first_line, hashed, table_rows, total_bytes
 from minitron_cli.data.rows import Row, require_column
 from minitron_cli.errors import DataError, EnvironmentFault
 
@@ -38,6 +39,12 @@ def cached_files(dataset: "datasets.Dataset") -> list[Path]:
     return [Path(file["filename"]) for file in dataset.cache_files]
 
 
+def identity(dataset: "datasets.Dataset") -> list[str]:
+    """The commit that the dataset was made from, or what its files hold if it does not come from the hub."""
+    commits = _commits(dataset)
+    return commits if all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits) else hashed(cached_files(dataset))
+
+
 def rows(dataset: "datasets.Dataset", column: str, where: str) -> Iterator[Row]:
     require_column(column, dataset.column_names, where)
     batches = dataset.select_columns([column]).with_format("arrow").iter(BATCH_ROWS)
@@ -53,9 +60,14 @@ def _commit(name: str, revision: str | None) -> str | None:
     return HfApi().dataset_info(name, revision=revision, timeout=ANSWER_SECONDS).sha
 
 
+def _commits(dataset: "datasets.Dataset") -> list[str]:
+    """The names of the directories that hold the dataset: the library names them after the commit."""
+    return sorted({path.parent.name for path in cached_files(dataset)})
+
+
 def _require_revision(dataset: "datasets.Dataset", name: str, revision: str) -> None:
-    """The library takes any cached commit when it is offline; the directory of the cache is named after it."""
-    commits = sorted({path.parent.name for path in cached_files(dataset)})
+    """The library takes any cached commit when it is offline."""
+    commits = _commits(dataset)
     if commits != [revision]:
         raise EnvironmentFault(
             f"hub dataset {name}: revision {revision} cannot be had offline, the cache holds {', '.join(commits)}; "

@@ -75,8 +75,8 @@ def prepare(
     """The blocks of one split, tokenised on the first call and found in `cache_dir` on later ones.
 
     What is found is used if it was made of the same content, by the same tokenizer (`tokenizer_key` is a hash of it)
-    and under the same rules, and is byte for byte what was written. Processes that call at the same time all do the
-    work and end with the same file. DataError if a source is broken or there are too few tokens for one block.
+    and under the same rules, and is whole. Processes that call at the same time all do the work and end with the same
+    file. DataError if a source is broken or there are too few tokens for one block.
     """
     part = _open(config, split)
     key = io.digest([FORMAT, tokenizer_key, part.identity()])

@@ -66,11 +66,10 @@ class HubDataset(Spec):
     def open(self) -> Corpus:
         """The source as it is now. DataError if it does not exist, EnvironmentFault if it can't be downloaded."""
         dataset = hub.load(self.name, self.config_name, self.split, self.revision)
-        paths = hub.cached_files(dataset)
         label = f"hub dataset {self.name}"
         documents = text_documents(hub.rows(dataset, self.column, label), self.column)
-        identity = [self.kind, self.column, self.split, files.hashed(paths)]
-        return Corpus(label, identity, files.total_bytes(paths), documents)
+        identity = [self.kind, self.column, self.config_name, self.split, hub.identity(dataset)]
+        return Corpus(label, identity, files.total_bytes(hub.cached_files(dataset)), documents)
 
 
 class TokenIds(Spec):

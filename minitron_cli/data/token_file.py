@@ -4,6 +4,7 @@ A directory of three files: `tokens.bin` (all ids, uint16 or uint32), `starts.bi
 int64) and `header.json`. All numbers are little-endian.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from minitron_cli.errors import EnvironmentFault
 
 TOKENS, STARTS, HEADER = "tokens.bin", "starts.bin", "header.json"
 START_DTYPE = "<i8"
+STRETCHES, SAMPLE_BYTES = 16, 16 << 20
 
 
 class TokenFile(NamedTuple):
@@ -30,9 +32,9 @@ class TokenFile(NamedTuple):
 
 
 def find(directory: Path, key: str) -> TokenFile | None:
-    """What was written to `directory` under `key`; None if it is not there or not, byte for byte, what was written."""
+    """What was written to `directory` under `key`; None if it is not there, or samples show that it was damaged."""
     header = _header(directory)
-    if header is None or header["key"] != key or _hashes(directory) != header["sha256"]:
+    if header is None or header["key"] != key or _samples(directory) != header["samples"]:
         return None
     return TokenFile(
         tokens=np.memmap(directory / TOKENS, header["dtype"], mode="r"),
@@ -42,7 +44,7 @@ def find(directory: Path, key: str) -> TokenFile | None:
 
 
 def create(directory: Path, key: str, vocab_size: int, documents: Iterable[np.ndarray]) -> TokenFile:
-    """Write the documents under another name, rename it to `directory`, and read it back."""
+    """Write the documents under another name, read them back, and rename: a killed run leaves nothing at `directory`."""
     if directory.exists() and find(directory, key) is None:
         progress.warn(f"{directory}: is damaged; the data are tokenised again")
         io.remove_tree(directory)
@@ -54,8 +56,7 @@ def create(directory: Path, key: str, vocab_size: int, documents: Iterable[np.nd
     finally:
         io.remove_tree(temporary)  # not there any more if it was published
     file = find(directory, key)
-    if file is None:
-        raise EnvironmentFault(f"{directory}: holds other bytes than were written; check the disk and run again")
+    assert file
     return file
 
 
@@ -66,7 +67,10 @@ def _write(directory: Path, key: str, dtype: str, documents: Iterable[np.ndarray
             starts.write(np.array(position, START_DTYPE).tobytes())
             tokens.write(ids.astype(dtype).tobytes())
             position += len(ids)
-    header = {"key": key, "dtype": dtype, "sha256": {f.path.name: f.record().sha256 for f in (tokens, starts)}}
+    written = [tokens.record().sha256, starts.record().sha256]
+    if files.hashed([tokens.path, starts.path]) != written:
+        raise EnvironmentFault(f"{directory}: the disk returns other bytes than were written; check it and run again")
+    header = {"key": key, "dtype": dtype, "sha256": written, "samples": _samples(directory)}
     io.write_new_json(directory / HEADER, header | {"header_sha256": io.digest(header)})
 
 
@@ -80,6 +84,20 @@ def _header(directory: Path) -> dict[str, Any] | None:
     return header if is_whole else None
 
 
-def _hashes(directory: Path) -> dict[str, str]:
-    paths = [path for path in (directory / TOKENS, directory / STARTS) if path.is_file()]
-    return {path.name: sha256 for path, sha256 in zip(paths, files.hashed(paths), strict=True)}
+def _samples(directory: Path) -> list[str]:
+    return [_sample(path) for path in (directory / TOKENS, directory / STARTS) if path.is_file()]
+
+
+def _sample(path: Path) -> str:
+    """A hash of the ends of STRETCHES equal stretches, and so of the whole file unless it is large.
+
+    A complete hash of a hundred billion tokens would keep every stage waiting for minutes.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(STRETCHES):
+            start, stop = i * size // STRETCHES, (i + 1) * size // STRETCHES
+            file.seek(max(start, stop - SAMPLE_BYTES))
+            digest.update(file.read(stop - file.tell()))
+    return digest.hexdigest()

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -41,6 +42,15 @@ def test_identity_tells_parts_of_a_dataset_apart(local):
     assert HubDataset(name=local).open().identity == identities[0]
 
 
+def test_a_dataset_of_the_hub_is_known_by_its_commit_alone(tmp_path, write):
+    def identity(commit: str, name: str) -> list[str]:
+        write(f"{name}/{commit}/part.arrow", name)
+        return hub.identity(SimpleNamespace(cache_files=[{"filename": str(tmp_path / name / commit / "part.arrow")}]))
+
+    assert identity("a" * 40, "here") == identity("a" * 40, "there") != identity("b" * 40, "here")
+    assert identity("hash-of-times", "here") != identity("hash-of-times", "there")
+
+
 def test_what_a_dataset_does_not_have_is_named(local):
     with pytest.raises(DataError, match=r"Unknown split .nosplit.*; check name, config_name, split and revision"):
         HubDataset(name=local, split="nosplit").open()
@@ -69,9 +79,7 @@ def test_another_revision_than_the_cached_one_is_refused_offline(local):
 
 
 def answer(error: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
-    import types
-
-    response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
     return error("an answer\nof many lines", response=response)
 
 

@@ -202,6 +202,16 @@ def test_tokens_are_made_once_until_something_that_counts_changes(tokenizer, tex
     assert fingerprint(tokenizer) != first
 
 
+def test_other_weights_are_another_mixture(tokenizer, tmp_path):
+    paths = [repeated(tmp_path / f"{i}.jsonl", i, [4] * 50) for i in range(2)]
+    shares = []
+    for weight in (1, 3):
+        sources = TokenIds(paths=(paths[0],), weight=1), TokenIds(paths=(paths[1],), weight=weight)
+        tokens = flat(prepare(everything(*sources), "train", tokenizer, "t", tmp_path / "cache"))
+        shares.append(sum(tokens) / len(tokens))
+    assert shares == pytest.approx([1 / 2, 3 / 4], abs=0.02)
+
+
 def test_the_fingerprint_is_that_of_the_blocks_and_not_of_how_they_were_made(tokenizer, texts, tmp_path):
     one = text_source(lines(tmp_path / "a.jsonl", texts))
     lines(tmp_path / "b" / "1.jsonl", texts[:10])

@@ -66,6 +66,22 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
     assert token_file.find(tmp_path / "a", "key") is not None
 
 
+@pytest.mark.parametrize("place", [0.0, 0.4, 1.0])
+def test_of_a_large_file_the_end_the_size_and_much_between_are_checked(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "SAMPLE_BYTES", 8)
+    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)  # 2016 bytes, of which 16 * 8 are looked at
+    path = tmp_path / "a" / token_file.TOKENS
+    data = path.read_bytes()
+    start = int(place * (len(data) - 126))  # as long as a stretch
+    path.unlink()
+    path.write_bytes(data[:start] + b"x" * 126 + data[start + 126 :])
+    assert token_file.find(tmp_path / "a", "key") is None
+    path.write_bytes(data[:-2])
+    assert token_file.find(tmp_path / "a", "key") is None
+    path.write_bytes(data[:100] + b"x" + data[101:])
+    assert token_file.find(tmp_path / "a", "key") is not None  # the price
+
+
 def test_an_intact_file_is_not_replaced(tmp_path, remarks):
     token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     inode = (tmp_path / "a").stat().st_ino
@@ -93,7 +109,7 @@ def test_a_disk_that_returns_other_bytes_is_named(tmp_path, monkeypatch):
             return super().write(fd, memoryview(bytes(len(data))))
 
     monkeypatch.setattr(io, "disk", Lying())
-    with pytest.raises(EnvironmentFault, match="a: holds other bytes than were written; check the disk"):
+    with pytest.raises(EnvironmentFault, match="the disk returns other bytes than were written; check it and run"):
         token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
 
 
