@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
+LOG_MAX = 700.0  # exp of more overflows; a model this bad has no perplexity worth telling apart
+
 
 class Call(NamedTuple):
     """One decoder layer's call. Layers differ in mask (sliding windows), so each keeps its own arguments."""
@@ -61,10 +63,11 @@ class LayerRemoval:
         self._calls.append(Call(layer, layer_input(args, kwargs), args[1:], rest))
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        nll_sum = partial(_nll_sum, self._head, tokens, _predictable(tokens.position_ids_BT))
+        counts = _continues_its_document(tokens.position_ids_BT)
+        nll_sum = partial(_nll_sum, self._head, tokens, counts)
         ends = [nll_sum(self._final_norm(variant_BTD)) for variant_BTD in self._variants()]
         self._nll_sum += torch.stack([*ends, nll_sum(hidden_BTD)]).cpu()
-        self._tokens += int(_predictable(tokens.position_ids_BT).sum())
+        self._tokens += int(counts.sum())
 
     def _variants(self) -> list[Tensor]:
         """The last layer's output without layer 0, without layer 1, ..."""
@@ -83,23 +86,29 @@ class LayerRemoval:
         self._nll_sum, self._tokens = state["nll_sum"], int(state["tokens"])
 
     def scores(self) -> dict[str, Tensor]:
-        """layer.perplexity is the change; layer.nll, parent.nll: mean nats per token without the layer, and with all."""
+        """The change, and from what to what: layer.nll is the mean nats per token without the layer."""
         if not self._tokens:
             raise DataError("no calibration token has a predecessor in its document: use longer texts or blocks")
-        nll_L, parent = (self._nll_sum / self._tokens).split([len(self._nll_sum) - 1, 1])
-        return {"layer.perplexity": nll_L.exp() - parent.exp(), "layer.nll": nll_L, "parent.nll": parent[0]}
+        nll = self._nll_sum / self._tokens
+        without_L, parent = nll[:-1], nll[-1]
+        change_L = _perplexity(without_L) - _perplexity(parent)
+        return {"layer.perplexity": change_L, "layer.nll": without_L, "parent.nll": parent}
 
 
 def _final_norm(family: Family) -> str:
     return next(tap.module for tap in taps(family) if tap.axis == "hidden" and "{layer}" not in tap.module)
 
 
-def _predictable(position_ids_BT: Tensor) -> Tensor:
-    """[B, T-1] bool: whether the next token continues the same document."""
+def _continues_its_document(position_ids_BT: Tensor) -> Tensor:
+    """[B, T - 1] bool: whether the token after each one is of the same document."""
     return position_ids_BT.diff(dim=1) == 1
 
 
-def _nll_sum(head: Head, tokens: Tokens, predictable: Tensor, hidden_BTD: Tensor) -> Tensor:
-    labels_N, hidden_ND = tokens.input_ids_BT[:, 1:][predictable], hidden_BTD[:, :-1][predictable]
+def _perplexity(nll: Tensor) -> Tensor:
+    return nll.clamp(max=LOG_MAX).exp()
+
+
+def _nll_sum(head: Head, tokens: Tokens, counts: Tensor, hidden_BTD: Tensor) -> Tensor:
+    labels_N, hidden_ND = tokens.input_ids_BT[:, 1:][counts], hidden_BTD[:, :-1][counts]
     nll_N = token_nll(hidden_ND, head.weight_VD, labels_N, head.bias_V, head.softcap, head.scale)
     return nll_N.sum(dtype=torch.float64)

@@ -1,0 +1,131 @@
+"""Every registered way to score heads, neurons, hidden channels and layers: what any of them must do."""
+
+import itertools
+from typing import Literal, get_args, get_origin
+
+import pytest
+import torch
+
+from minitron_cli.importance.baselines import magnitude
+from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.layout import parse
+from minitron_cli.model.shape import Shape
+from minitron_cli.trim.metric import Metric, Random
+from minitron_cli.trim.spec import Ranking
+from tests.tiny import tiny_model
+from tests.unit.importance.calibration import samples, score, split
+
+SHAPES = {"head": (4, 8), "ffn": (4, 48), "hidden": (32,)}
+
+
+def variants(kind):
+    """One instance for every combination of a metric's choices."""
+    choices = {
+        name: get_args(field.annotation)
+        for name, field in kind.model_fields.items()
+        if get_origin(field.annotation) is Literal
+    }
+    return [kind(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
+EVERY_METRIC = pytest.mark.parametrize("metric", METRICS, ids=str)
+EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
+EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
+LAYER_METRICS = get_args(Ranking.model_fields["layers"].annotation)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def measure(model, batches):
+    return score(model, batches) | magnitude(model.get_parameter, Shape.of(family_of(model.config), model.config))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """model type -> scores of its tiny model, from two batches."""
+    known = {}
+
+    def get(model_type, **how):
+        key = (model_type, *how)
+        if key not in known:
+            batches = split(samples(4), how.get("sizes", [2, 2]))
+            known[key] = measure(tiny_model(model_type), batches[::-1] if how.get("backwards") else batches)
+        return known[key]
+
+    return get
+
+
+@EVERY_FAMILY
+@EVERY_METRIC
+@EVERY_AXIS
+def test_every_channel_has_a_finite_score(measured, model_type, metric, axis):
+    scores = measured(model_type).select(axis, metric)
+    assert scores.shape == SHAPES[axis]
+    assert scores.isfinite().all()
+    assert len(scores.unique()) > 1
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("metric", LAYER_METRICS)
+def test_every_layer_has_a_finite_score(measured, model_type, metric):
+    scores = measured(model_type).layers(metric)
+    assert scores.shape == (4,)
+    assert scores.isfinite().all()
+
+
+@EVERY_METRIC
+@EVERY_AXIS
+@pytest.mark.parametrize("how", [{"sizes": [4]}, {"sizes": [1, 3]}, {"backwards": True}], ids=str)
+def test_batches_do_not_matter(measured, metric, axis, how):
+    expected, found = measured("llama").select(axis, metric), measured("llama", **how).select(axis, metric)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@EVERY_METRIC
+@EVERY_AXIS
+def test_scores_are_deterministic(measured, metric, axis):
+    again = measured("llama", again=True).select(axis, metric)
+    assert torch.equal(again, measured("llama").select(axis, metric))
+
+
+@pytest.fixture(scope="module")
+def with_dead_channels():
+    """axis -> scores of a model in which one channel of it has no weights at all, and which channels are dead."""
+    known = {}
+
+    def get(axis):
+        if axis not in known:
+            model, dead = tiny_model("llama"), {axis: torch.tensor([2])}
+            if axis == "head":  # a head is silent when its group's values are
+                dead = {"head": torch.arange(4, 8), "kv_head": torch.tensor([1])}
+            known[axis] = measure(silence_(model, dead), split(samples(4), [2, 2])), dead[axis]
+        return known[axis]
+
+    return get
+
+
+@torch.no_grad()
+def silence_(model, dead):
+    """Zero all weights of some channels, wherever the family's table says they are."""
+    shape = Shape.of(family_of(model.config), model.config)
+    for name, parameter in model.named_parameters():
+        layout = parse(shape.family.tensors[shape.family.match(name).template])
+        for dim, index in enumerate(layout.indices(dead.get, shape.sizes)):
+            if index is not None:
+                parameter.index_fill_(dim, index, 0)
+    return model
+
+
+@pytest.mark.parametrize("metric", [m for m in METRICS if not isinstance(m, Random)], ids=str)
+@EVERY_AXIS
+def test_dead_channels_score_lowest(with_dead_channels, metric, axis):
+    scores, dead = with_dead_channels(axis)
+    scores = scores.select(axis, metric)
+    is_dead = torch.zeros(scores.shape[-1], dtype=torch.bool)
+    is_dead[dead] = True
+    assert scores[..., is_dead].max() == 0
+    assert scores[..., ~is_dead].min() > 0

@@ -1,0 +1,199 @@
+"""Importance against formulas written out as loops, on activations captured by hand-named modules."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from minitron_cli.importance.baselines import magnitude
+from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.shape import Shape
+from tests.tiny import tiny_model
+from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
+
+EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
+HOW = ("mean", "l2", "var")
+HEADS, HEAD_DIM = 8, 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def captured(model, batches):
+    """axis -> hook -> [sample][token][channel], as Python floats, from forwards of the whole model."""
+    seen = {"head": {}, "ffn": {}, "hidden": {}}
+    handles = []
+
+    def keep(axis, name, module, of_input):
+        def hook(_, inputs, output):
+            seen[axis].setdefault(name, []).extend((inputs[0] if of_input else output).double().tolist())
+
+        handles.append(module.register_forward_hook(hook))
+
+    for i, layer in enumerate(model.model.layers):
+        keep("head", i, layer.self_attn.o_proj, True)
+        keep("ffn", i, layer.mlp.down_proj, True)
+        keep("hidden", f"{i} in", layer.input_layernorm, False)
+        keep("hidden", f"{i} mid", layer.post_attention_layernorm, False)
+    keep("hidden", "last", model.model.norm, False)
+    with torch.no_grad():
+        for batch in batches:
+            forward(model, batch)
+    for handle in handles:
+        handle.remove()
+    for i, heads in seen["head"].items():
+        seen["head"][i] = [[head_norms(token) for token in sample] for sample in heads]
+    return seen
+
+
+def forward(model, batch, **options):
+    # With a cache, transformers no longer sees from the positions where documents start.
+    return model(batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False, **options)
+
+
+def head_norms(features):
+    return [math.sqrt(sum(features[h * HEAD_DIM + d] ** 2 for d in range(HEAD_DIM))) for h in range(HEADS)]
+
+
+def aggregate(values, how):
+    n = len(values)
+    if how == "mean":
+        return sum(abs(x) for x in values) / n
+    if how == "l2":
+        return math.sqrt(sum(x * x for x in values))
+    mean = sum(values) / n
+    return sum((x - mean) ** 2 for x in values) / n
+
+
+def channel_scores(activations, batch_how, sequence_how):
+    """[channel] of one hook: over the tokens of each sample first, then over the samples."""
+    assert len(activations) == SAMPLES
+    assert len(activations[0]) == TOKENS
+    return [
+        aggregate([aggregate([token[c] for token in sample], sequence_how) for sample in activations], batch_how)
+        for c in range(len(activations[0][0]))
+    ]
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def case(request):
+    """What a model's calibration gave, and what its activations were."""
+    model = tiny_model("llama").to(request.param)
+    with torch.no_grad():
+        model.model.norm.weight.neg_()  # so that an abs matters in every mean
+    batches = split(samples(), [2, 3])
+    return score(model, batches, layer_removal=False), captured(model, batches)
+
+
+@pytest.mark.parametrize("sequence", HOW)
+@pytest.mark.parametrize("batch", HOW)
+@pytest.mark.parametrize("axis", ["head", "ffn"])
+def test_each_layer_is_scored_as_the_formula_says(case, axis, batch, sequence):
+    scores, activations = case
+    expected = [channel_scores(activations[axis][i], batch, sequence) for i in range(4)]
+    found = scores.activation(axis, batch, sequence)
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("sequence", HOW)
+@pytest.mark.parametrize("batch", HOW)
+def test_hidden_channels_are_scored_norm_by_norm_then_summed(case, batch, sequence):
+    scores, activations = case
+    by_norm = [channel_scores(a, batch, sequence) for a in activations["hidden"].values()]
+    assert len(by_norm) == 9
+    expected = torch.tensor(by_norm, dtype=torch.float64).sum(0).float()
+    torch.testing.assert_close(scores.activation("hidden", batch, sequence), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@EVERY_FAMILY
+def test_block_importance_is_one_minus_the_mean_cosine(model_type, dtype):
+    model, batch = tiny_model(model_type).to(dtype), samples()
+    last = []
+    handle = model.model.norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
+    with torch.no_grad():
+        states = forward(model, batch, output_hidden_states=True).hidden_states
+    handle.remove()
+    states = [*states[:-1], last[0]]  # transformers gives the last one after the final norm
+    cosines = [F.cosine_similarity(a.double(), b.double(), dim=-1).mean() for a, b in itertools.pairwise(states)]
+    found = score(model, [batch]).layers("block_importance")
+    torch.testing.assert_close(found.double(), 1 - torch.stack(cosines), rtol=1e-5, atol=1e-6)
+
+
+def without_layer(model, i):
+    """A copy that has lost one layer, cut the way a user of transformers would."""
+    model = copy.deepcopy(model)
+    del model.model.layers[i]
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers -= 1
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [t for j, t in enumerate(model.config.layer_types) if j != i]
+    return model
+
+
+@torch.no_grad()
+def mean_nll(model, batch):
+    """Over the tokens of every document, each run on its own, from full logits."""
+    losses = []
+    for ids_T, positions_T in zip(batch.input_ids_BT, batch.position_ids_BT, strict=True):
+        starts = (positions_T == 0).nonzero().flatten().tolist()
+        for start, stop in zip(starts, [*starts[1:], len(ids_T)], strict=True):
+            document = ids_T[None, start:stop]
+            logits = model(document).logits[0, :-1].double()
+            losses.append(F.cross_entropy(logits, document[0, 1:], reduction="none"))
+    return torch.cat(losses).mean()
+
+
+@EVERY_FAMILY
+def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type):
+    model, batch = tiny_model(model_type), samples(tokens=25)
+    scores = score(model, split(batch, [2, 3]))
+    parent, expected = mean_nll(model, batch), torch.stack([mean_nll(without_layer(model, i), batch) for i in range(4)])
+    torch.testing.assert_close(scores.layers("nll"), expected, rtol=1e-5, atol=1e-5)
+    assert scores.parent_nll == pytest.approx(parent.item(), rel=1e-5)
+    torch.testing.assert_close(scores.layers("perplexity"), expected.exp() - parent.exp(), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@EVERY_FAMILY
+def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, tied):
+    model = tiny_model(model_type, tie_word_embeddings=tied)
+    scores = magnitude(model.get_parameter, Shape.of(family_of(model.config), model.config))
+    matrices = {name: p.detach().double() for name, p in model.named_parameters() if p.ndim == 2}
+
+    def head(i, h):
+        rows = slice(h * HEAD_DIM, (h + 1) * HEAD_DIM)
+        attention = f"model.layers.{i}.self_attn"
+        return [matrices[f"{attention}.q_proj.weight"][rows], matrices[f"{attention}.o_proj.weight"][:, rows]]
+
+    def neuron(i, c):
+        mlp = f"model.layers.{i}.mlp"
+        rows = [matrices[f"{mlp}.{name}_proj.weight"][c] for name in ("gate", "up")]
+        return [*rows, matrices[f"{mlp}.down_proj.weight"][:, c]]
+
+    def hidden(c):
+        written = ("o_proj.weight", "down_proj.weight")  # by these; all others read the residual stream or are it
+        return [m[c] if name.endswith(written) else m[:, c] for name, m in matrices.items()]
+
+    def layer(i):
+        return [m for name, m in matrices.items() if f"layers.{i}." in name]
+
+    def norm(parts, p):
+        return torch.cat([part.flatten() for part in parts]).norm(p=p).item()
+
+    for name, p in (("l1", 1), ("l2", 2)):
+        expected = {
+            "head": [[norm(head(i, h), p) for h in range(HEADS)] for i in range(4)],
+            "ffn": [[norm(neuron(i, c), p) for c in range(48)] for i in range(4)],
+            "hidden": [norm(hidden(c), p) for c in range(32)],
+            "layer": [norm(layer(i), p) for i in range(4)],
+        }
+        for axis, values in expected.items():
+            found = scores.by_name[f"{axis}.magnitude={name}"]
+            torch.testing.assert_close(found, torch.tensor(values), rtol=1e-5, atol=0)

@@ -1,0 +1,33 @@
+"""Calibration batches for tests: random tokens, every block packed with documents of its own lengths."""
+
+from collections.abc import Sequence
+
+import torch
+
+from minitron_cli.data.batches import Batch
+from minitron_cli.importance.collect import collect
+from minitron_cli.model.families import family_of
+from minitron_cli.trim.scores import Scores
+
+SAMPLES, TOKENS = 5, 14  # unlike each other and every axis of the tiny models
+
+
+def samples(count: int = SAMPLES, tokens: int = TOKENS, *, seed: int = 0, documents: bool = True) -> Batch:
+    """One batch of random blocks; each starts a second document somewhere, unless there shall be one only."""
+    generator = torch.Generator().manual_seed(seed)
+    ids_BT = torch.randint(0, 64, (count, tokens), generator=generator)
+    positions_BT = torch.arange(tokens).repeat(count, 1)
+    if documents:
+        for row, start in enumerate(torch.randint(2, tokens - 2, (count,), generator=generator).tolist()):
+            positions_BT[row, start:] -= start
+    return Batch(ids_BT, positions_BT, tuple(range(count)))
+
+
+def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    """The same samples in batches of these sizes."""
+    parts = zip(batch.input_ids_BT.split(list(sizes)), batch.position_ids_BT.split(list(sizes)), strict=True)
+    return [Batch(ids_BT, positions_BT, tuple(range(len(ids_BT)))) for ids_BT, positions_BT in parts]
+
+
+def score(model, batches: Sequence[Batch], **options) -> Scores:
+    return collect(model, family_of(model.config), batches, **options)
