@@ -120,7 +120,7 @@ def write_new_json(path: Path, value: Any) -> FileRecord:
 
 def replace(path: Path, content: Bytes) -> None:
     """Swap the content of a small file in one step: a reader sees the old or the new, never a mixture."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    temporary = _beside(path)
     try:
         write_new(temporary, content)
         disk.replace(temporary, path)
@@ -134,9 +134,14 @@ def replace(path: Path, content: Bytes) -> None:
 TEMPORARY = ".tmp-"  # the prefix of everything that a killed run may leave behind
 
 
+def _beside(path: Path) -> Path:
+    """A name that nobody else uses. It ends in this process's id, so that others leave it alone while we live."""
+    return path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}-{os.getpid()}")
+
+
 def temporary_dir(parent: Path, name: str) -> Path:
     """Create a directory beside `parent/name`, under a name nobody else uses."""
-    path = parent / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(4)}"
+    path = _beside(parent / name)
     disk.make_dir(path)
     return path
 
@@ -165,12 +170,14 @@ def make_dirs(path: Path) -> None:
             disk.make_dir(directory)
         except FileExistsError:
             if not directory.is_dir():
-                raise
+                raise NotADirectoryError(
+                    errno.ENOTDIR, "a file stands where a directory is needed", str(directory)
+                ) from None
 
 
 def remove_tree(path: Path) -> None:
     """Remove a directory; it is renamed first, so that a killed removal never leaves half of it in view."""
-    doomed = path.with_name(f"{TEMPORARY}del-{path.name}-{secrets.token_hex(4)}")
+    doomed = _beside(path.with_name(f"del-{path.name}"))
     try:
         disk.rename(path, doomed)
     except FileNotFoundError:
@@ -179,9 +186,22 @@ def remove_tree(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed runs left in `directory`. Call it only while holding the workspace's lock."""
+    """Remove what killed runs left in `directory`; what another living process is at work on stays."""
     for path in directory.glob(f"{TEMPORARY}*"):
-        disk.remove_tree(path) if path.is_dir() else disk.remove_file(path)
+        if not _is_at_work(path.name.rpartition("-")[2]):
+            disk.remove_tree(path) if path.is_dir() else disk.remove_file(path)
+
+
+def _is_at_work(pid: str) -> bool:
+    if not pid.isdecimal() or int(pid) == os.getpid():  # ours: of an earlier process that had the same number
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def is_first_process() -> bool:

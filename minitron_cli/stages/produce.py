@@ -4,6 +4,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def produce(
     key = key_of(stage, version, resolved, inputs)
     directory = context.workspace.stage_dir(stage)
     final = directory / f"{label}-{key[:8]}".lstrip("-")
+    scratch = directory / f".scratch-{key[:8]}"
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         stage=stage,
@@ -97,20 +99,20 @@ def produce(
     if final.is_dir() and not context.overwrite and (found := _sound(final, key)):
         progress.say(f"{stage}: up to date ({final})")
         if not context.dry_run:
-            context.workspace.point(found)
+            _settle(context, found, scratch)
         return found
     if context.dry_run:
         raise Planned(stage, final, _changes(context.workspace, manifest))
     if not io.is_first_process():
-        return _follow(context, final, directory / f".scratch-{key[:8]}", build)
-    artifact = _build(context, manifest, directory, final, build)
-    context.workspace.point(artifact)
+        return _follow(context, final, scratch, build)
+    artifact = _build(context, manifest, final, scratch, build)
+    _settle(context, artifact, scratch)
     progress.say(f"{stage}: wrote {final}")
     return artifact
 
 
 def _sound(path: Path, key: str) -> Artifact | None:
-    """The artifact at `path` if it is whole and of this key; else the user is told and it is moved away."""
+    """The artifact at `path` if it is whole and of this key; else the user is told that it will be replaced."""
     try:
         artifact = Artifact.open(path, verify=True)
         if artifact.key == key:
@@ -122,39 +124,51 @@ def _sound(path: Path, key: str) -> Artifact | None:
     return None
 
 
-def _build(
-    context: Context, manifest: Manifest, directory: Path, final: Path, build: Callable[[Build], None]
-) -> Artifact:
-    io.make_dirs(directory)
-    scratch = directory / f".scratch-{manifest.key[:8]}"
-    if scratch.is_dir() and not context.resume:
+def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
+    """Make a finished artifact the current one, and remove what the runs that made it, killed ones too, left."""
+    if io.is_first_process():
+        context.workspace.point(artifact)
         io.remove_tree(scratch)
-    io.sweep(directory)
-    temporary = io.temporary_dir(directory, final.name)
+        io.sweep(artifact.path.parent)
+
+
+def _build(
+    context: Context, manifest: Manifest, final: Path, scratch: Path, build: Callable[[Build], None]
+) -> Artifact:
+    io.make_dirs(final.parent)
+    if not context.resume:
+        io.remove_tree(scratch)
+    io.sweep(final.parent)
+    stale = _inode(final)
+    temporary = io.temporary_dir(final.parent, final.name)
     work = Build(temporary, scratch, context.resume)
     started = time.monotonic()
     try:
         build(work)
         run = {"seconds": round(time.monotonic() - started, 3), **_where(), **work.run}
-        if final.is_dir():
+        if stale and stale == _inode(final):  # not if another process has put its result there by now
             io.remove_tree(final)
-        artifact = commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run)
+        return commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run)
     except BaseException:
-        if temporary.is_dir():
+        with suppress(OSError):  # the first error is the one to tell
             io.remove_tree(temporary)
-        if not any(directory.iterdir()):
-            io.disk.remove_dir(directory)
+            for directory in (scratch, final.parent):
+                if directory.is_dir() and not any(directory.iterdir()):
+                    io.disk.remove_dir(directory)
         raise
-    if scratch.is_dir():
-        io.remove_tree(scratch)
-    return artifact
+
+
+def _inode(path: Path) -> int | None:
+    """Which directory stands at `path`, if any does."""
+    return path.stat().st_ino if path.is_dir() else None
 
 
 def _follow(context: Context, final: Path, scratch: Path, build: Callable[[Build], None]) -> Artifact:
     """The part of the processes after the first: they do the work and keep nothing; the first one commits."""
+    stale = _inode(final)
     with tempfile.TemporaryDirectory() as unused:
         build(Build(Path(unused), scratch, context.resume))
-    while not final.is_dir():  # a launcher ends us all if the first process fails
+    while _inode(final) in (None, stale):  # a launcher ends us all if the first process fails
         time.sleep(0.05)
     return Artifact.open(final)
 

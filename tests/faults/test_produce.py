@@ -1,0 +1,60 @@
+"""The frame of every stage under every fault, around a small real cut."""
+
+import pytest
+import torch
+
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.shape import Shape
+from minitron_cli.spec import Spec
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.stages.produce import Context, produce
+from minitron_cli.trim.config import child_config
+from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.trim import write_child
+from tests.faults.harness import HOWS, Range, problems, random_kills, table, trials
+from tests.tiny import write_tiny
+
+
+class Cut(Spec):
+    ffn: int = 3
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A cut that keeps state in its scratch directory, as the long stages do."""
+    options = {"num_hidden_layers": 1, "attention_bias": False, "mlp_bias": False}
+    parent = open_parent(write_tiny(tmp_path_factory.mktemp("parent"), "llama", **options))
+    assert parent.shape == Shape.of(LLAMA, parent.config)
+    plan = PrunePlan(parent.shape, {"ffn": torch.tensor([[5, 6, 7]])})
+
+    def build(work):
+        state = work.remember("state", lambda: {"kept": [5, 6, 7]})
+        write_child(parent.checkpoint, plan, work.path)
+        write_safetensors(work.path / "plan.safetensors", plan.tensors())
+        work.write_json("config.json", child_config(parent.checkpoint.config, plan))
+        work.summary["kept"] = state["kept"]
+
+    def run(root):
+        workspace = Workspace(root / "run")
+        with workspace.lock():
+            inputs = {"model": parent.fingerprint}
+            produce(Context(workspace), stage="prune", version=1, config=Cut(), inputs=inputs, build=build, label="a")
+
+    return run
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how == "kill" else pytest.mark.slow) for how in HOWS])
+def test_every_fault_at_every_call(stage, place, how):
+    done = list(trials(stage, place, hows=[how]))
+    print("\n" + table("produce", done))
+    assert len(done) > (15 if how == "torn" else 50)
+    assert not problems(done)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(stage, place):
+    done = random_kills(Range(stage, place), 60, inside_a_write=10)
+    print("\n" + table("produce", done))
+    assert not problems(done)
