@@ -122,5 +122,5 @@ def channels(features_BTK: Tensor, count: int) -> Tensor:
 def sequence_aggregates(values_BTC: Tensor) -> Tensor:
     """[S, B, C]: each sample's mean |x|, L2 norm and variance over its tokens, in the order of AGGREGATIONS."""
     over_tokens = Moments.of(values_BTC, dim=1)
-    mean_abs_BC = values_BTC.abs().sum(1) / over_tokens.count  # the paper's mean is of |x| (its footnote to sec. 2.2)
+    mean_abs_BC = values_BTC.abs().sum(1) / over_tokens.count  # the paper's mean is (1/n) sum |x|
     return torch.stack([mean_abs_BC if a == "mean" else over_tokens.aggregate(a) for a in AGGREGATIONS])
