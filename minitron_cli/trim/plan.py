@@ -115,6 +115,8 @@ def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ran
 
 def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:
     """Positions of the `count` highest scores of the last dim, ascending. Ties go to the lower position."""
+    if scores.isnan().any():  # it would rank above every number
+        raise InputError("the scores hold NaN, so nothing can be ranked: run importance again, in another dtype")
     order = scores.double().argsort(dim=-1, descending=not ranking.invert, stable=True)
     return order[..., :count].sort(dim=-1).values
 

@@ -1,0 +1,42 @@
+import pytest
+from pydantic import ValidationError
+
+from minitron_cli.trim.spec import Budget, PruneConfig, Ranking
+
+
+@pytest.mark.parametrize(
+    ("parameters", "admitted"), [(95, True), (105, True), (94.9, False), (105.1, False), (100, True), (0, False)]
+)
+def test_a_budget_has_two_sides(parameters, admitted):
+    assert Budget(target=100, tolerance=0.05).admits(parameters) is admitted
+
+
+def test_an_error_is_signed():
+    assert Budget(target="4B").error(5 * 10**9) == pytest.approx(0.25)
+    assert Budget(target="4B").error(3 * 10**9) == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"shape": {"ffn": 3}, "budget": {"target": "4B"}}, "give a shape or a budget, not both"),
+        ({"drop_layers": [1], "budget": {"target": "4B"}}, "give a shape or a budget, not both"),
+        ({"drop_layers": [1], "shape": {"layer": 3}}, "give drop_layers or the number of layers, not both"),
+        ({"drop_layers": [1, 1]}, "drop_layers lists different layers, counted from 0"),
+        ({"drop_layers": [-1]}, "drop_layers lists different layers, counted from 0"),
+        ({"shape": {"vocab": 3}}, "Input should be 'layer', 'hidden', 'head', 'kv_head' or 'ffn'"),
+        ({"budget": {"target": "4B", "tolerance": 0}}, "greater than 0"),
+        ({"budget": {"target": "lots"}}, "is not a quantity"),
+        ({"ranking": {"width": {"kind": "magnitud"}}}, "magnitud"),
+        ({"ranking": {"width": {"kind": "random", "norm": "l2"}}}, "Extra inputs are not permitted"),
+        ({"shap": {}}, "Extra inputs are not permitted"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(fields, says):
+    with pytest.raises(ValidationError, match=says):
+        PruneConfig(**fields)
+
+
+def test_a_config_survives_json():
+    config = PruneConfig(budget={"target": "4B"}, axes=["layer"], ranking=Ranking(invert=True))
+    assert PruneConfig.model_validate(config.model_dump(mode="json")) == config
