@@ -7,7 +7,6 @@ from pathlib import Path
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.errors import RecipeError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import PRUNABLE, Shape
 from minitron_cli.recipe import Recipe
@@ -55,27 +54,8 @@ def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     elif cut.budget:
         found = space.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
     else:
-        return {"child": _named_shape(recipe, parent)}
+        return {"child": space.named(parent, {**(cut.shape or {})}, cut.drop_layers)}
     return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
-
-
-def _named_shape(recipe: Recipe, parent: Shape) -> Shape:
-    cut = recipe.prune
-    sizes: dict[str, int] = {str(axis): size for axis, size in (cut.shape or {}).items()}
-    if cut.drop_layers:
-        sizes["layer"] = parent.sizes["layer"] - len(cut.drop_layers)
-    for axis, size in sizes.items():
-        if not 0 < size <= parent.sizes.get(axis, 0):
-            raise RecipeError(
-                f"prune: {axis}={size} is not within 1 to the parent's {parent.sizes.get(axis)}; change it"
-            )
-    if max(cut.drop_layers, default=0) >= parent.sizes["layer"]:
-        raise RecipeError(
-            f"prune.drop_layers names layer {max(cut.drop_layers)}; the last is {parent.sizes['layer'] - 1}"
-        )
-    if not space.buildable(shape := parent.resize(**sizes)):
-        raise RecipeError(f"prune: {shape} cannot be built; hidden must be a multiple of head, and head of kv_head")
-    return shape
 
 
 def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:

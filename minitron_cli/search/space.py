@@ -54,6 +54,22 @@ def grid(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
     return [shape for shape in shapes if buildable(shape)]
 
 
+def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = ()) -> Shape:
+    """The shape that a user spelled out. InputError if the parent cannot be cut to it."""
+    wanted = dict(sizes) | ({"layer": parent.sizes["layer"] - len(drop_layers)} if drop_layers else {})
+    for axis, size in wanted.items():
+        if axis not in parent.sizes:
+            raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.sizes)}")
+        if not 0 < size <= parent.sizes[axis]:
+            raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
+    if drop_layers and max(drop_layers) >= parent.sizes["layer"]:
+        raise InputError(f"drop_layers names layer {max(drop_layers)}: the last is {parent.sizes['layer'] - 1}")
+    shape = parent.resize(**wanted)
+    if not buildable(shape):
+        raise InputError(f"{shape} cannot be built: hidden must be a multiple of head, and head of kv_head; change one")
+    return shape
+
+
 def buildable(shape: Shape) -> bool:
     """Whether a stock config accepts the shape."""
     sizes = shape.sizes

@@ -63,16 +63,10 @@ def run(
 def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
     if config.budget:
         return space.feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
-    sizes: dict[str, int] = {axis: size for axis, size in (config.shape or {}).items()}
-    if config.drop_layers:
-        sizes["layer"] = parent.shape.sizes["layer"] - len(config.drop_layers)
-    if not sizes:
+    sizes: dict[str, int] = {**(config.shape or {})}
+    if not sizes and not config.drop_layers:
         sizes = _winner(parent, search)
-    for axis in sizes.keys() - parent.shape.sizes.keys():
-        raise InputError(f"{parent.name} has no axis {axis!r}: choose among {', '.join(parent.shape.sizes)}")
-    shape = parent.shape.resize(**sizes)
-    if not space.buildable(shape):
-        raise InputError(f"{shape} cannot be built: hidden must be a multiple of head, and head of kv_head; change one")
+    shape = space.named(parent.shape, sizes, config.drop_layers)
     return [Candidate(shape, shape.parameters(), 0.0)]
 
 

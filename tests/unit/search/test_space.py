@@ -108,3 +108,25 @@ def test_a_space_that_holds_only_the_parent_says_so(llama_8b):
 def test_tolerance_is_a_fraction_of_the_target(error, admitted):
     budget = Budget(target=10**9)
     assert budget.admits(round(10**9 * (1 + error))) is admitted
+
+
+def test_a_named_shape_is_the_parents_but_for_what_is_named(llama_8b):
+    shape = space.named(llama_8b, {"hidden": 3072, "ffn": 9216}, range(30, 32))
+    assert shape.sizes == dict(llama_8b.sizes) | {"hidden": 3072, "ffn": 9216, "layer": 30}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "drop_layers", "message"),
+    [
+        ({"ffm": 8}, (), "no axis 'ffm': choose among"),
+        ({"ffn": 0}, (), "ffn=0 is not within 1 to the parent's 14336"),
+        ({"hidden": 4097}, (), "hidden=4097 is not within 1 to the parent's 4096"),
+        ({"hidden": 3088}, (), "hidden must be a multiple of head"),
+        ({"head": 12}, (), "head of kv_head"),
+        ({}, (32,), "drop_layers names layer 32: the last is 31"),
+        ({}, tuple(range(32)), "layer=0 is not within"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(llama_8b, sizes, drop_layers, message):
+    with pytest.raises(InputError, match=message):
+        space.named(llama_8b, sizes, drop_layers)
