@@ -1,0 +1,146 @@
+"""The model card: Markdown with the hub's metadata in front. Knows no network; uploading is another matter."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from minitron_cli.report.data import Measure, ModelFacts, ReportData, ResultRow, TaskResult
+from minitron_cli.report.text import NOTHING, axis_title, clean, exact, measure, percent, short
+
+TAGS = ("minitron", "pruning", "knowledge-distillation")
+
+
+def model_card(
+    data: ReportData,
+    *,
+    name: str,
+    base_model: str | None = None,
+    license: str | None = None,
+    language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+) -> str:
+    """The card of `data.child`. `base_model`, `license`, `language` and `datasets` are the hub's terms, where known."""
+    metadata = ModelCardData(
+        base_model=base_model,
+        license=license,
+        language=list(language) or None,
+        datasets=list(datasets) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+        model_name=clean(name),
+        eval_results=list(_eval_results(_own_row(data))) or None,
+    )
+    parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name))
+    return clean("\n\n".join(parts)) + "\n"
+
+
+def _own_row(data: ReportData) -> ResultRow | None:
+    rows = {row.kind: row for row in reversed(data.results)}  # the first of each kind
+    return rows.get("distilled") or rows.get("pruned")
+
+
+def _eval_results(row: ResultRow | None) -> Iterator[EvalResult]:
+    for task in row.tasks if row else ():
+        if task.measure.value is not None:
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=clean(task.task),
+                dataset_name=clean(task.task) + _shots(task),
+                metric_type=clean(task.metric),
+                metric_value=round(task.measure.value, 6),
+            )
+
+
+def _shots(task: TaskResult) -> str:
+    return "" if task.shots is None else f" ({task.shots}-shot)"
+
+
+def _body(data: ReportData, name: str) -> Iterator[str]:
+    yield f"# {_inline(name)}"
+    yield _summary(data)
+    if data.parent and data.child:
+        yield "## Shape"
+        yield _shape_table(data.parent, data.child)
+    if data.results:
+        yield "## Results"
+        yield "Loss and KL are in nats per token on held-out text; ± is one standard error."
+        yield _results_table(data.results)
+    yield "## Use"
+    yield _code("python", _usage(name))
+    if data.commands:
+        yield "## How it was made"
+        yield _code("sh", "\n".join(data.commands))
+    yield "## Limits"
+    yield (
+        "Knowledge and skills are lost with parameters, and not evenly: measure what your use needs. "
+        "Biases and risks of the parent model remain."
+    )
+
+
+def _summary(data: ReportData) -> str:
+    if not (data.parent and data.child):
+        return "A language model compressed by structured pruning and knowledge distillation."
+    share = percent(data.child.parameters / data.parent.parameters)
+    text = (
+        f"{_inline(data.parent.name)} cut from {short(data.parent.parameters)} to {short(data.child.parameters)} "
+        f"parameters ({share}) by structured pruning"
+    )
+    row = _own_row(data)
+    if row and row.kind == "distilled":
+        tokens = f" on {short(row.tokens_trained)} tokens" if row.tokens_trained else ""
+        text += f", then trained{tokens} to predict what its parent predicts"
+    return text + "."
+
+
+def _shape_table(parent: ModelFacts, child: ModelFacts) -> str:
+    rows = [(axis_title(axis), exact(size), exact(child.sizes.get(axis))) for axis, size in parent.sizes.items()]
+    rows.append(("parameters", exact(parent.parameters), exact(child.parameters)))
+    return _table(("axis", "parent", "this model"), rows)
+
+
+def _results_table(results: Sequence[ResultRow]) -> str:
+    titles = list(dict.fromkeys(_title(task) for row in results for task in row.tasks))
+    header = ("model", "parameters", "loss", "perplexity", "KL to parent", *titles)
+    return _table(header, [_result_cells(row, titles) for row in results])
+
+
+def _result_cells(row: ResultRow, titles: Sequence[str]) -> tuple[str, ...]:
+    tasks: dict[str, Measure] = {_title(task): task.measure for task in row.tasks}
+    own = (short(row.parameters), measure(row.loss), measure(row.perplexity), measure(row.kl_to_parent))
+    return (row.label, *own, *(measure(tasks.get(title)) for title in titles))
+
+
+def _title(task: TaskResult) -> str:
+    return f"{task.task} {task.metric}{_shots(task)}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(
+        "| " + " | ".join(_inline(cell) if i != 1 else cell for cell in line) + " |" for i, line in enumerate(lines)
+    )
+
+
+def _inline(text: str) -> str:
+    """Text that stays in its line and cell, and is not read as markup."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", flat) or NOTHING
+
+
+def _usage(name: str) -> str:
+    quoted = json.dumps(name, ensure_ascii=False)
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({quoted})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted})"
+    )
+
+
+def _code(language: str, text: str) -> str:
+    """A fenced block that its content cannot end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

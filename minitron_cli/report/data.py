@@ -1,0 +1,167 @@
+"""Everything a report can show, as plain values. Knows no artifacts: a stage fills it in, leaving out what it lacks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["parent", "pruned", "distilled", "control"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One model's geometry."""
+
+    name: str
+    family: str
+    sizes: Mapping[str, int]
+    """Axis -> size."""
+    parameters: int
+    non_embedding: int | None = None
+    kv_cache_bytes_per_token: int | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measured value and its standard error."""
+
+    value: float | None
+    """None where the measurement gave no finite value."""
+    stderr: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One metric of one benchmark task."""
+
+    task: str
+    metric: str
+    measure: Measure
+    shots: int | None = None
+    items: int | None = None
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One model of the results table."""
+
+    label: str
+    kind: Kind
+    parameters: int | None = None
+    loss: Measure | None = None
+    """Nats per token."""
+    perplexity: Measure | None = None
+    kl_to_parent: Measure | None = None
+    """Nats per token."""
+    tokens_trained: int | None = None
+    tasks: tuple[TaskResult, ...] = ()
+
+    @classmethod
+    def from_results(
+        cls,
+        label: str,
+        kind: Kind,
+        results: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        *,
+        parameters: int | None = None,
+        tokens_trained: int | None = None,
+    ) -> "ResultRow":
+        """From an evaluation's `{task: {metric: {value, stderr, n, shots}}}`, of which `perplexity` is our own."""
+        own = {name: _measure(metric) for name, metric in results.get("perplexity", {}).items()}
+        tasks = (
+            TaskResult(task, name, _measure(metric), metric.get("shots"), metric.get("n"))
+            for task, metrics in results.items()
+            if task != "perplexity"
+            for name, metric in metrics.items()
+        )
+        return cls(
+            label, kind, parameters, own.get("loss"), own.get("perplexity"), own.get("kl"), tokens_trained, tuple(tasks)
+        )
+
+
+def _measure(metric: Mapping[str, Any]) -> Measure:
+    return Measure(metric["value"], metric.get("stderr"))
+
+
+@dataclass(frozen=True)
+class LayerCurves:
+    """One value per layer of the parent."""
+
+    block_importance: Sequence[float] | None = None
+    """1 - cosine similarity of what goes into the layer and what comes out."""
+    perplexity: Sequence[float] | None = None
+    """How much perplexity rises without the layer."""
+    dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One shape the search considered, in its ranking's order."""
+
+    sizes: Mapping[str, int]
+    parameters: int
+    error: float | None = None
+    """Parameters against the target, as a fraction."""
+    zero_shot_loss: float | None = None
+    retrained_loss: float | None = None
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training, from first to last step. Sequences of one plot have one length."""
+
+    label: str
+    tokens: Sequence[float] = ()
+    loss: Sequence[float] = ()
+    """The training objective."""
+    learning_rate: Sequence[float] = ()
+    validation_tokens: Sequence[float] = ()
+    validation_loss: Sequence[float] = ()
+    """Nats per token."""
+    validation_kl: Sequence[float] = ()
+    """To the teacher, in nats per token."""
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What one stage spent."""
+
+    stage: str
+    tokens: int | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class LineageRow:
+    """One artifact and what it was made of."""
+
+    stage: str
+    key8: str
+    label: str = ""
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The whole page. A section without data is left out."""
+
+    title: str
+    parent: ModelFacts | None = None
+    child: ModelFacts | None = None
+    results: tuple[ResultRow, ...] = ()
+    """In the order of the table."""
+    importance: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Axis -> importance [layer, channel], or [channel] where all layers share it. Higher is more important."""
+    importance_metric: str = ""
+    """How it was measured, in words."""
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Axis -> indices that survived: [kept], or [layer, kept] where layers differ."""
+    layers: LayerCurves | None = None
+    candidates: tuple[Candidate, ...] = ()
+    runs: tuple[TrainingRun, ...] = ()
+    costs: tuple[CostRow, ...] = ()
+    lineage: tuple[LineageRow, ...] = ()
+    commands: tuple[str, ...] = ()
+    """What to type to get the same result."""

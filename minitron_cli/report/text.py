@@ -1,0 +1,94 @@
+"""Numbers and names as a reader wants them."""
+
+import unicodedata
+
+from minitron_cli.report.data import Measure
+
+NOTHING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+AXES = {
+    "layer": "layers",
+    "hidden": "hidden size",
+    "head": "query heads",
+    "kv_head": "key-value heads",
+    "head_dim": "head size",
+    "ffn": "FFN size",
+    "vocab": "vocabulary",
+    "expert": "experts",
+}
+CHANNELS = {"hidden": "hidden channels", "head": "query heads", "ffn": "FFN neurons", "layer": "layers"}
+
+
+def channel_title(axis: str) -> str:
+    """What an axis's entries are called when they are counted."""
+    return CHANNELS.get(axis, f"{axis} channels")
+
+
+def axis_title(axis: str) -> str:
+    return AXES.get(axis, axis)
+
+
+def short(count: float | None) -> str:
+    """Three digits: 4.51 B."""
+    if count is None:
+        return NOTHING
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= 0.9995 * size:
+            return f"{_three_digits(count / size)} {unit}"
+    return f"{count:g}"
+
+
+def exact(count: int | None) -> str:
+    return NOTHING if count is None else f"{count:,}"
+
+
+def size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.4g} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.4g} GiB"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def signed_percent(share: float) -> str:
+    return f"{100 * share:+.1f} %".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def measure(value: Measure | None) -> str:
+    """2.345 ± 0.012; fewer decimals where the value is large."""
+    if value is None or value.value is None:
+        return NOTHING
+    digits = 3 if abs(value.value) < 20 else 1 if abs(value.value) < 10_000 else 0
+    spread = "" if value.stderr is None else f" ± {value.stderr:,.{digits}f}"
+    return f"{value.value:,.{digits}f}{spread}"
+
+
+def power_of_ten(value: float | None) -> str:
+    """1.23 times 10¹⁵, with the sign for it."""
+    if not value:
+        return NOTHING
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} {TIMES} 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
+
+
+def clean(text: str) -> str:
+    """Text that can be stored and shown: what would break either, or reorder its surroundings, becomes �."""
+    return "".join("\ufffd" if _is_harmful(c) else c for c in text)
+
+
+def _is_harmful(character: str) -> bool:
+    return (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in BIDI_CONTROLS
