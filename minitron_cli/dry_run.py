@@ -54,7 +54,9 @@ def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     elif cut.budget:
         found = space.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
     else:
-        return {"child": space.named(parent, {**(cut.shape or {})}, cut.drop_layers)}
+        return {
+            "child": space.named(parent, {str(axis): size for axis, size in (cut.shape or {}).items()}, cut.drop_layers)
+        }
     return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
 
 

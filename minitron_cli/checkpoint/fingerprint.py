@@ -22,7 +22,14 @@ def of_directory(directory: Path) -> str:
 
 def of_tokenizer(directory: Path) -> str:
     """A content hash over the tokenizer's files alone."""
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json", "merges.txt")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+    )
     return io.digest({n: io.file_record(directory / n).sha256 for n in names if (directory / n).is_file()})
 
 

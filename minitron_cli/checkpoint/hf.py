@@ -49,17 +49,24 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
     if os.path.isdir(model):
         path = Path(model)
         return ModelSource(model, path, fingerprint.of_directory(path))
-    hub_id = ALIASES[model].hub_id if model in ALIASES else model
-    if not _may_be_hub_id(hub_id):
-        raise CheckpointError(f"{model} does not exist: give the directory of a checkpoint, a hub id or one of {_aliases()}")
-    path = _download(hub_id, offline=offline)
+    name = hub_id(model)
+    if not _may_be_hub_id(name):
+        raise CheckpointError(
+            f"{model} does not exist: give the directory of a checkpoint, a hub id or one of {_aliases()}"
+        )
+    path = _download(name, offline=offline)
     commit = path.name if len(path.name) == 40 else fingerprint.of_directory(path)
-    return ModelSource(model, path, f"{hub_id}@{commit}")
+    return ModelSource(model, path, f"{name}@{commit}")
+
+
+def hub_id(model: str) -> str:
+    """What an alias stands for; any other name is its own."""
+    return ALIASES[model].hub_id if model in ALIASES else model
 
 
 def _may_be_hub_id(text: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(text)
@@ -83,7 +90,9 @@ def _download(hub_id: str, *, offline: bool) -> Path:
     except GatedRepoError:
         raise CheckpointError(f"{hub_id} is gated: accept its licence on the hub and run `hf auth login`") from None
     except RepositoryNotFoundError:
-        raise CheckpointError(f"{hub_id} is not on the hub: check the name, or run `hf auth login` if it is private") from None
+        raise CheckpointError(
+            f"{hub_id} is not on the hub: check the name, or run `hf auth login` if it is private"
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
         why = "and downloads are off" if local_only else "and the hub cannot be reached"
         if isinstance(e, OSError) and e.errno:
@@ -110,7 +119,9 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
     from transformers import CONFIG_MAPPING
 
     if raw.get("quantization_config"):
-        raise CheckpointError(f"{where}: the checkpoint is quantised, and cutting needs the original weights; give those")
+        raise CheckpointError(
+            f"{where}: the checkpoint is quantised, and cutting needs the original weights; give those"
+        )
     if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in CONFIG_MAPPING:
         custom = " and its own code is not run" if raw.get("auto_map") else ""
         raise CheckpointError(
@@ -126,7 +137,13 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
 
 def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
     """Without the fields by which a config could choose code, kernels or files."""
-    unsafe = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_name_or_path")
+    unsafe = (
+        "auto_map",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_name_or_path",
+    )
     return {name: value for name, value in raw.items() if name not in unsafe}
 
 
@@ -174,13 +191,15 @@ def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreT
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info.get(kind):
             raise CheckpointError(
-                f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: the checkpoint is incomplete; "
-                "download it again"
+                f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: "
+                "the checkpoint is incomplete; download it again"
             )
     return model.to(device).eval()
 
 
-def model_of(config: dict[str, Any], state: Mapping[str, "Tensor"], *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
+def model_of(
+    config: dict[str, Any], state: Mapping[str, "Tensor"], *, device: str = "cpu", dtype: Any = "auto"
+) -> "PreTrainedModel":
     """A model made of tensors in memory, as if they had been a checkpoint. CheckpointError where they do not fit."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils import logging
@@ -192,7 +211,9 @@ def model_of(config: dict[str, Any], state: Mapping[str, "Tensor"], *, device: s
         None, config=typed, state_dict=dict(state), dtype=dtype, attn_implementation="sdpa", output_loading_info=True
     )
     if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
-        raise CheckpointError(f"the cut model does not fit its config at {min(map(str, wrong))}: report the model's family")
+        raise CheckpointError(
+            f"the cut model does not fit its config at {min(map(str, wrong))}: report the model's family"
+        )
     return model.to(device).eval()
 
 
@@ -230,7 +251,9 @@ def save_model(model: "PreTrainedModel", like: Path, directory: Path) -> None:
     reference = Checkpoint.open(like)
     state = model.state_dict()
     if absent := reference.tensors.keys() - state.keys():
-        raise CheckpointError(f"{like} stores {min(absent)}, which the model in memory does not have: use another checkpoint")
+        raise CheckpointError(
+            f"{like} stores {min(absent)}, which the model in memory does not have: use another checkpoint"
+        )
     specs = {name: TensorSpec(info.shape, info.torch_dtype) for name, info in reference.tensors.items()}
     write_checkpoint(directory, specs, lambda name: [state[name].detach().to(specs[name].dtype)])
     copy_files(like, directory, ("config.json", "generation_config.json", *TOKENIZER_FILES))
@@ -245,4 +268,3 @@ def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     return (path / "config.json").is_file() and ((path / WEIGHTS).is_file() or (path / INDEX).is_file())
-

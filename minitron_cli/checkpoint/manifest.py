@@ -48,7 +48,9 @@ def read(directory: Path) -> Manifest:
     """The manifest of an artifact directory. ArtifactError if there is none that this version can read."""
     path = directory / MANIFEST
     if not path.exists():
-        raise ArtifactError(f"{directory} is not a minitron artifact: it has no {MANIFEST}; give one that a stage wrote")
+        raise ArtifactError(
+            f"{directory} is not a minitron artifact: it has no {MANIFEST}; give one that a stage wrote"
+        )
     try:
         content = strict_json.load(path)
     except CheckpointError as e:

@@ -106,14 +106,16 @@ def _read(info: TensorInfo, offset: int, size_bytes: int) -> Tensor:
     buffer = torch.empty(size_bytes, dtype=torch.uint8)
     if size_bytes == 0:
         return buffer
-    view = memoryview(buffer.numpy())
+    view = buffer.numpy().data
     fd = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         done = 0
         while done < size_bytes:
             count = os.preadv(fd, [view[done:]], info.start + offset + done)
             if count == 0:
-                raise CheckpointError(f"{info.file} became shorter while it was read: nothing else may write to it; try again")
+                raise CheckpointError(
+                    f"{info.file} became shorter while it was read: nothing else may write to it; try again"
+                )
             done += count
     finally:
         os.close(fd)
@@ -124,7 +126,8 @@ def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
     for name, info in tensors.items():
         if name.endswith(".weight") and not info.torch_dtype.is_floating_point:
             raise CheckpointError(
-                f"tensor {shown(name)} is stored as {info.dtype}: the checkpoint is quantised; give the original weights"
+                f"tensor {shown(name)} is stored as {info.dtype}: "
+                "the checkpoint is quantised; give the original weights"
             )
 
 
@@ -154,7 +157,9 @@ def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
     for file in files:
         for name, info in read_header(file).items():
             if name in found:
-                raise CheckpointError(f"tensor {shown(name)} stands in {found[name].file.name} and in {file.name}: remove one")
+                raise CheckpointError(
+                    f"tensor {shown(name)} stands in {found[name].file.name} and in {file.name}: remove one"
+                )
             if weight_map.get(name) != file.name:
                 raise CheckpointError(
                     f"tensor {shown(name)} stands in {file.name}, which {INDEX} does not say: restore the index"
@@ -175,7 +180,9 @@ def _shards(directory: Path, index: Path, weight_map: Mapping[str, Any]) -> list
                 f"{index} points at {shown(value)}: a shard must be a plain file name in the same directory"
             )
         if not value.endswith(".safetensors"):
-            raise CheckpointError(f"{index} points at {value!r}: only .safetensors shards are read; convert the checkpoint")
+            raise CheckpointError(
+                f"{index} points at {value!r}: only .safetensors shards are read; convert the checkpoint"
+            )
         names.add(value)
     if missing := sorted(name for name in names if not (directory / name).exists()):
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""

@@ -17,7 +17,9 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object in a regular file. CheckpointError for anything else."""
     size = regular_size(path)
     if size > max_bytes:
-        raise CheckpointError(f"{path} is {size:,} bytes: more than the {max_bytes:,} a metadata file may have; check the file")
+        raise CheckpointError(
+            f"{path} is {size:,} bytes: more than the {max_bytes:,} a metadata file may have; check the file"
+        )
     return parse(path.read_bytes(), str(path))
 
 

@@ -109,7 +109,9 @@ def open_workspace(runs: Path, name: str | None, *, default: str | None = None) 
     """The workspace called `name`, else `default`, else the one used last."""
     name = name or default or last_used(runs)
     if name is None:
-        raise ArtifactError(f"{runs} has no current workspace: name one with --run, or start with `minitron importance MODEL`")
+        raise ArtifactError(
+            f"{runs} has no current workspace: name one with --run, or start with `minitron importance MODEL`"
+        )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(f"workspace name {name!r}: use letters, digits, '.', '_' and '-'")
     return Workspace(runs / name)

@@ -37,7 +37,8 @@ def write_checkpoint(
     shards = _shards(specs, max_shard_bytes)
     if len(shards) == 1:
         return {WEIGHTS: _write_file(directory / WEIGHTS, shards[0], content)}
-    records, weight_map = {}, {}
+    records: dict[str, io.FileRecord] = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         records[name] = _write_file(directory / name, shard, content)
@@ -93,4 +94,4 @@ def _header(specs: Mapping[str, TensorSpec]) -> bytes:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

@@ -68,7 +68,7 @@ class Family:
 
     def axis_sizes(self, config: Any) -> dict[str, int]:
         """Axis sizes, read as attributes of a `PretrainedConfig`."""
-        sizes = {axis: getattr(config, name, None) for axis, name in self.sizes.items()}
+        sizes: dict[str, Any] = {axis: getattr(config, name, None) for axis, name in self.sizes.items()}
         if "kv_head" in sizes and sizes["kv_head"] is None:
             sizes["kv_head"] = sizes["head"]  # multi-head attention
         if sizes.get("head_dim") is None and _is_size(sizes["hidden"]) and _is_size(sizes["head"]):

@@ -28,7 +28,12 @@ class Shape:
     @classmethod
     def of(cls, family: Family, config: Any) -> "Shape":
         """The shape of a `PretrainedConfig`."""
-        return cls(family, family.axis_sizes(config), family.stored(config), {a: getattr(config, f) for a, f in family.active.items()})
+        return cls(
+            family,
+            family.axis_sizes(config),
+            family.stored(config),
+            {a: getattr(config, f) for a, f in family.active.items()},
+        )
 
     def resize(self, **sizes: int) -> "Shape":
         """The same model at other axis sizes."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def run(
 
     def build(work: Build) -> None:
         results = {
-            label: work.remember(f"results-{label}", lambda subject=subject: bench.measure(work, subject))
+            label: work.remember(f"results-{label}", partial(bench.measure, work, subject))
             for label, subject in subjects.items()
         }
         work.write_json(RESULTS, {"models": results})

@@ -63,7 +63,7 @@ def run(
 def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
     if config.budget:
         return space.feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
-    sizes: dict[str, int] = {**(config.shape or {})}
+    sizes = {str(axis): size for axis, size in (config.shape or {}).items()}
     if not sizes and not config.drop_layers:
         sizes = _winner(parent, search)
     shape = space.named(parent.shape, sizes, config.drop_layers)

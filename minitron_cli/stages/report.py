@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from minitron_cli import io
-from minitron_cli.checkpoint import fingerprint
+from minitron_cli.checkpoint import fingerprint, hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
+from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import data as page_data
 from minitron_cli.report.card import model_card
@@ -42,6 +43,8 @@ class ReportConfig(Spec):
     title: str
     model: str
     """The parent's name."""
+    base_model: str | None = None
+    """The parent's id on the hub, where it has one."""
 
 
 def run(context: Context) -> Artifact:
@@ -49,12 +52,13 @@ def run(context: Context) -> Artifact:
     made = _Made.of(context.workspace)
     model = str(context.workspace.settings.get("model") or "the parent")
     name = Path(model).name if Path(model).is_absolute() else model
-    config = ReportConfig(title=f"{name}: {context.workspace.name}", model=name)
+    base_model = None if Path(model).is_dir() else hf.hub_id(model)
+    config = ReportConfig(title=f"{name}: {context.workspace.name}", model=name, base_model=base_model)
 
     def build(work: Build) -> None:
         content = made.page(config)
         io.write_new(work.path / PAGE, render(content).encode())
-        io.write_new(work.path / CARD, model_card(content).encode())
+        io.write_new(work.path / CARD, model_card(content, name=config.title, base_model=config.base_model).encode())
 
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=made.fingerprints(), build=build)
 
@@ -132,7 +136,7 @@ class _Made:
             return
         tokens = {artifact.label: artifact.summary["tokens"] for artifact in self.trained}
         for label, entry in _in_order(self.evaluate.read_json(RESULTS)["models"]):
-            own = entry["results"].get("perplexity", {})
+            own = entry["results"].get(PERPLEXITY, {})
             yield page_data.ResultRow(
                 label=label,
                 kind=KINDS.get(label, "control"),
@@ -141,7 +145,7 @@ class _Made:
                 perplexity=_measure(own.get("perplexity")),
                 kl_to_parent=_measure(own.get("kl")),
                 tokens_trained=tokens.get(label),
-                tasks=_tasks(entry["results"]),
+                tasks=tuple(_tasks(entry["results"])),
             )
 
     def _importance(self) -> dict[str, np.ndarray]:
@@ -211,14 +215,11 @@ def _measure(metric: dict[str, Any] | None) -> page_data.Measure | None:
     return page_data.Measure(metric["value"], metric["stderr"])
 
 
-def _tasks(results: dict[str, Any]) -> dict[str, page_data.Measure]:
-    columns = {}
+def _tasks(results: dict[str, Any]) -> Iterator[page_data.TaskResult]:
     for task, metrics in sorted(results.items()):
         for name, metric in sorted(metrics.items()):
-            if task != "perplexity" and (measure := _measure(metric)):
-                shots = f", {metric['shots']}-shot" if metric["shots"] is not None else ""
-                columns[f"{task} {name}{shots}"] = measure
-    return columns
+            if task != PERPLEXITY and (measure := _measure(metric)):
+                yield page_data.TaskResult(task, name, measure, metric["shots"], metric["n"])
 
 
 def _curves(artifact: Artifact) -> page_data.TrainingRun:

@@ -19,7 +19,8 @@ STAGE, VERSION = "search", 1
 def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, config: SearchConfig) -> Artifact:
     """Score the feasible shapes zero-shot, retrain the best few, and save the order. Each result survives a kill."""
     cutter = Cutter(context, parent, read_scores(scores, parent), config.ranking)
-    candidates = space.feasible(parent.shape, config.space, config.budget, config.candidates)
+    choices = {str(axis): sizes for axis, sizes in config.space.items()}
+    candidates = space.feasible(parent.shape, choices, config.budget, config.candidates)
     train = blocks_of(context, data, "train", parent.path)
     validation = blocks_of(context, data, "validation", parent.path)
 

@@ -70,7 +70,7 @@ def make_plan(
     """Rank every axis on which the child is smaller and keep the best. InputError if it is larger on one."""
     for axis, size in child.sizes.items():
         if not 0 < size <= parent.sizes[axis]:
-            raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose a smaller size")
+            raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
     kept = {}
     smaller = {axis for axis, size in child.sizes.items() if size < parent.sizes[axis]}
     if "layer" in smaller:
@@ -103,7 +103,8 @@ def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ran
     per_group, kept_per_group = parent.sizes["head"] // groups, child.sizes["head"] // kept_groups
     if child.sizes["head"] % kept_groups or not 0 < kept_per_group <= per_group:
         raise InputError(
-            f"head={child.sizes['head']} with kv_head={kept_groups}: keep a multiple of kv_head, at most {per_group} a group"
+            f"head={child.sizes['head']} with kv_head={kept_groups}: "
+            f"keep a multiple of kv_head, at most {per_group} a group"
         )
     score_LGQ = score_LH.reshape(len(score_LH), groups, per_group)
     group_LK = _best(score_LGQ.sum(-1), kept_groups, ranking)
@@ -119,4 +120,3 @@ def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:
         raise InputError("the scores hold NaN, so nothing can be ranked: run importance again, in another dtype")
     order = scores.double().argsort(dim=-1, descending=not ranking.invert, stable=True)
     return order[..., :count].sort(dim=-1).values
-

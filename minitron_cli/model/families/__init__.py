@@ -15,7 +15,9 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, M
 def family_of(config: Any) -> Family:
     """The table for a `PretrainedConfig`. CheckpointError if the family is unknown or its layers differ in size."""
     if getattr(config, "is_heterogeneous", False):
-        raise CheckpointError("the model's layers differ in size (per_layer_config): only homogeneous models can be cut")
+        raise CheckpointError(
+            "the model's layers differ in size (per_layer_config): only homogeneous models can be cut"
+        )
     if config.model_type not in FAMILIES:
         raise CheckpointError(
             f"model type {config.model_type!r} has no table: known are {', '.join(sorted(FAMILIES))}; "

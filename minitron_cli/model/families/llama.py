@@ -71,9 +71,7 @@ LLAMA = Family(
     model_type="llama",
     tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | MLP | MLP_BIAS | NORMS | FINAL,
     sizes=SIZES,
-    stored_if=UNTIED_HEAD
-    | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias")
-    | dict.fromkeys(MLP_BIAS, "mlp_bias"),
+    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias") | dict.fromkeys(MLP_BIAS, "mlp_bias"),
     links=LINKS,
     tied=TIED,
     ignored=ROTARY_BUFFER,
