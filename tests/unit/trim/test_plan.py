@@ -135,7 +135,7 @@ def test_named_layers_are_dropped(parent):
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ({"hidden": 33}, "hidden=33 is not within 1 to the parent's 32: choose a smaller size"),
+        ({"hidden": 33}, "hidden=33 is not within 1 to the parent's 32: choose another size"),
         ({"ffn": 0}, "ffn=0 is not within 1 to the parent's 48"),
         ({"layer": -1}, "layer=-1 is not within"),
         ({"vocab": 63}, "vocab cannot be cut: choose among layer, hidden, head, kv_head and ffn"),
