@@ -82,7 +82,7 @@ def commit(temporary: Path, final: Path, unhashed: Manifest, run: dict[str, Any]
     files = {path.name: io.file_record(path) for path in sorted(temporary.iterdir())}
     manifest = unhashed.model_copy(update={"files": files})
     io.write_new_json(temporary / RUN, run)
-    io.write_new_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
+    manifests.write(temporary, manifest)
     if not io.publish(temporary, final):
         io.remove_tree(temporary)
     return Artifact.open(final)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from minitron_cli import io
 from minitron_cli.checkpoint import strict_json
@@ -17,6 +17,7 @@ from minitron_cli.spec import Spec
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
+SEAL = "sha256"
 
 
 class Manifest(Spec):
@@ -33,6 +34,13 @@ class Manifest(Spec):
     """Small facts about the content that later stages and the report read."""
     files: dict[str, io.FileRecord]
 
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, io.FileRecord]) -> dict[str, io.FileRecord]:
+        if odd := [name for name in files if Path(name).name != name or not name.isprintable()]:
+            raise ValueError(f"{odd[0]!r} is not a plain file name")
+        return files
+
     @property
     def fingerprint(self) -> str:
         """A content hash of the whole artifact."""
@@ -42,6 +50,12 @@ class Manifest(Spec):
 def key_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The same intent on the same inputs has the same key."""
     return io.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    """Put a manifest into a directory, sealed with its own hash: nothing else vouches for it."""
+    content = manifest.model_dump(mode="json")
+    io.write_new_json(directory / MANIFEST, content | {SEAL: io.digest(content)})
 
 
 def read(directory: Path) -> Manifest:
@@ -58,6 +72,8 @@ def read(directory: Path) -> Manifest:
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {version}, written by a newer minitron: upgrade minitron to read it")
+    if content.pop(SEAL, None) != io.digest(content):
+        raise ArtifactError(f"{path} has changed since it was written: remove the directory and run the stage again")
     try:
         return Manifest.model_validate(content)
     except ValidationError as e:

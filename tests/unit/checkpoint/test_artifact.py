@@ -1,0 +1,172 @@
+import json
+import os
+import random
+import shutil
+
+import pytest
+import torch
+
+from minitron_cli import io
+from minitron_cli.checkpoint import manifest as manifests
+from minitron_cli.checkpoint.artifact import Artifact, commit
+from minitron_cli.checkpoint.manifest import Manifest, key_of
+from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.errors import ArtifactError
+
+
+def unhashed(**fields):
+    usual = {"schema_version": 1, "stage": "prune", "stage_version": 1, "label": "a", "key": "f" * 64}
+    empty = {"config": {"ffn": 3, "rate": 0.1}, "inputs": {"model": "0" * 64}, "summary": {"loss": 2.5}, "files": {}}
+    return Manifest(**usual | empty | fields)
+
+
+def made(directory, name="a-ffffffff", **fields):
+    temporary = io.temporary_dir(directory, name)
+    write_safetensors(temporary / "model.safetensors", {"w": torch.arange(300.0)})
+    io.write_new_json(temporary / "config.json", {"hidden_size": 3})
+    return commit(temporary, directory / name, unhashed(**fields), {"seconds": 1.5})
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    return made(tmp_path)
+
+
+def test_what_was_committed_is_read(artifact, tmp_path):
+    again = Artifact.open(artifact.path, verify=True)
+    assert again == artifact
+    assert (again.stage, again.label, again.key) == ("prune", "a", "f" * 64)
+    assert again.summary == {"loss": 2.5}
+    assert again.run == {"seconds": 1.5}
+    assert again.read_json("config.json") == {"hidden_size": 3}
+    assert again.file("model.safetensors").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["a-ffffffff"]
+
+
+def test_a_file_it_does_not_have(artifact):
+    with pytest.raises(ArtifactError, match=r"has no scores\.json: run prune again with this version of minitron"):
+        artifact.file("scores.json")
+
+
+def test_identity_is_content(tmp_path, artifact):
+    (tmp_path / "other").mkdir()
+    same = made(tmp_path / "other", "another-name")
+    assert same.fingerprint == artifact.fingerprint
+    (same.path / "run.json").write_text("{}")
+    assert Artifact.open(same.path, verify=True).fingerprint == artifact.fingerprint
+    shutil.rmtree(same.path / "run.json", ignore_errors=True)
+
+
+def test_a_missing_or_odd_run_file_is_no_damage(artifact):
+    (artifact.path / "run.json").unlink()
+    assert Artifact.open(artifact.path, verify=True).run == {}
+
+
+def damaged(artifact):
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.open(artifact.path, verify=True)
+    message = str(caught.value).replace(str(artifact.path), "DIR")
+    assert message.isprintable()
+    assert len(message) < 200
+    return message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
+def test_every_flipped_bit_is_found(artifact, name):
+    """The manifest's own bits too: its summary and config steer later stages."""
+    path, draw = artifact.path / name, random.Random(name)
+    content = path.read_bytes()
+    for _ in range(100):
+        at, bit = draw.randrange(len(content)), draw.randrange(8)
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+        damaged(artifact)
+    path.write_bytes(content)
+    Artifact.open(artifact.path, verify=True)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
+@pytest.mark.parametrize("change", ["zero", "truncate", "append", "remove", "empty", "link", "directory"])
+def test_every_other_damage_is_found(artifact, name, change):
+    path = artifact.path / name
+    content = path.read_bytes()
+    path.unlink()
+    if change == "link":
+        (artifact.path.parent / "elsewhere").write_bytes(content[:-2])
+        path.symlink_to(artifact.path.parent / "elsewhere")
+    elif change == "directory":
+        path.mkdir()
+    elif change != "remove":
+        half = len(content) // 2
+        changed = {"zero": content[:half] + bytes(len(content) - half), "truncate": content[:-2], "empty": b""}
+        path.write_bytes(changed.get(change, content + b"\n"))
+    if (name, change) == ("manifest.json", "append"):
+        Artifact.open(artifact.path, verify=True)  # says the same
+    else:
+        damaged(artifact)
+
+
+@pytest.mark.parametrize("name", ["stranger.safetensors", ".hidden", "model-00001-of-00002.safetensors"])
+def test_a_stranger_is_found(artifact, name):
+    (artifact.path / name).write_text("")
+    assert f"{name} does not belong there" in damaged(artifact)
+
+
+def test_a_renamed_file_is_found(artifact):
+    (artifact.path / "config.json").rename(artifact.path / "konfig.json")
+    assert "config.json is missing" in damaged(artifact)
+
+
+def test_sizes_are_checked_without_reading(artifact, monkeypatch):
+    monkeypatch.setattr(io, "file_record", lambda path: pytest.fail("read a file"))
+    Artifact.open(artifact.path)
+    os.truncate(artifact.path / "model.safetensors", 100)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is not the file that was written"):
+        Artifact.open(artifact.path)
+
+
+def test_the_first_commit_of_a_key_stands(tmp_path, artifact):
+    before = (artifact.path / "run.json").stat().st_ino
+    assert made(tmp_path) == artifact
+    assert (artifact.path / "run.json").stat().st_ino == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a-ffffffff"]
+
+
+def test_what_is_no_artifact(tmp_path):
+    with pytest.raises(
+        ArtifactError, match=r"is not a minitron artifact: it has no manifest\.json; give one that a stage"
+    ):
+        Artifact.open(tmp_path)
+    with pytest.raises(ArtifactError, match="is not a minitron artifact"):
+        Artifact.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("schema", [2, 10**30])
+def test_a_newer_schema_asks_for_an_upgrade(artifact, schema):
+    path = artifact.path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": schema, "new": 1}))
+    assert "written by a newer minitron: upgrade minitron to read it" in damaged(artifact)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "", '{"schema_version": "1"}', '{"schema_version": null}', "\0"])
+def test_a_manifest_that_is_none(artifact, content):
+    (artifact.path / "manifest.json").write_text(content)
+    damaged(artifact)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/file", "", ".", "..", "a\0b", "a\nb", "run.json"])
+def test_a_manifest_names_files_of_its_own_directory(artifact, tmp_path, name):
+    """Even one that was sealed by somebody else."""
+    (tmp_path / "outside").write_text("x")
+    path = artifact.path / "manifest.json"
+    path.unlink()
+    record = io.FileRecord("0" * 64, 1)
+    manifests.write(artifact.path, artifact.manifest.model_copy(update={"files": {name: record}}))
+    damaged(artifact)
+
+
+def test_a_key_is_a_function_of_intent():
+    base = {"stage": "prune", "version": 1, "config": {"a": 1, "b": [2]}, "inputs": {"m": "x", "s": "y"}}
+    key = key_of(**base)
+    assert key == key_of("prune", 1, {"b": (2,), "a": 1}, {"s": "y", "m": "x"})
+    others = [{"stage": "cut"}, {"version": 2}, {"config": {"a": 1, "b": [3]}}, {"inputs": {"m": "y", "s": "x"}}]
+    assert len({key, *(key_of(**base | other) for other in others)}) == 5
