@@ -1,5 +1,6 @@
 """`runs/<name>/`: where a model's artifacts live side by side, and which of them are current."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,15 +36,16 @@ class Workspace:
         if not self.stage_dir(stage).is_dir():
             return []
         paths = sorted(p for p in self.stage_dir(stage).iterdir() if p.is_dir() and not p.name.startswith("."))
-        return [Artifact.open(path) for path in paths]
+        return [artifact for path in paths if (artifact := _readable(path))]
 
     def current(self, stage: str) -> Artifact | None:
         """The artifact that the stage made last, or None."""
         pointer = self.stage_dir(stage) / CURRENT
         if not pointer.is_file():
             return None
-        path = self.stage_dir(stage) / pointer.read_text().strip()
-        return Artifact.open(path) if path.is_dir() else None
+        name = pointer.read_text(errors="replace").strip()
+        path = self.stage_dir(stage) / name
+        return Artifact.open(path) if name == path.name and os.path.isdir(path) else None
 
     def require(self, stage: str, command: str) -> Artifact:
         """The current artifact of a stage. ArtifactError names the command that makes it."""
@@ -82,6 +84,14 @@ class Workspace:
         finally:
             lock.release()
             _remove_if_empty(self.root)
+
+
+def _readable(path: Path) -> Artifact | None:
+    try:
+        return Artifact.open(path)
+    except ArtifactError as e:
+        progress.warn(f"passed over: {e}")
+        return None
 
 
 def _remove_if_empty(root: Path) -> None:

@@ -1,0 +1,151 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from minitron_cli import progress
+from minitron_cli.checkpoint.workspace import Workspace, last_used, open_workspace, remember, slug
+from minitron_cli.errors import ArtifactError, InputError, Interrupted
+from tests.unit.checkpoint.test_artifact import made
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path / "runs" / "one")
+
+
+def stored(workspace, name="a-ffffffff", **fields):
+    workspace.stage_dir("prune").mkdir(parents=True, exist_ok=True)
+    return made(workspace.stage_dir("prune"), name, **fields)
+
+
+def test_nothing_is_there_at_first(workspace, tmp_path):
+    assert workspace.current("prune") is None
+    assert workspace.artifacts("prune") == []
+    assert workspace.settings == {}
+    with pytest.raises(ArtifactError, match=r"has no prune result: run `minitron prune` first"):
+        workspace.require("prune", "minitron prune")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_pointer_says_which_is_current(workspace):
+    one, two = stored(workspace), stored(workspace, "b-ffffffff", label="b")
+    assert workspace.current("prune") is None
+    workspace.point(two)
+    assert workspace.current("prune") == workspace.require("prune", "") == two
+    workspace.point(one)
+    assert workspace.current("prune") == one
+    assert workspace.artifacts("prune") == [one, two]
+
+
+def test_pointing_again_writes_nothing(workspace):
+    one = stored(workspace)
+    workspace.point(one)
+    before = (workspace.stage_dir("prune") / "current").stat()
+    workspace.point(one)
+    assert (workspace.stage_dir("prune") / "current").stat() == before
+
+
+@pytest.mark.parametrize("content", ["gone-12345678\n", "", "\n", "../../../etc", "\0", "a" * 5000])
+def test_a_pointer_to_nothing_is_as_none(workspace, content):
+    stored(workspace)
+    (workspace.stage_dir("prune") / "current").write_text(content)
+    assert workspace.current("prune") is None
+
+
+def test_a_damaged_neighbour_does_not_hide_the_sound(workspace):
+    one, two = stored(workspace), stored(workspace, "b-ffffffff", label="b")
+    (two.path / "config.json").unlink()
+    (workspace.stage_dir("prune") / ".tmp-x").mkdir()
+    assert workspace.artifacts("prune") == [one]
+
+
+def test_settings_are_merged(workspace):
+    workspace.save_settings(model="m", data=[1])
+    workspace.save_settings(data=[2])
+    assert workspace.settings == {"model": "m", "data": [2]}
+    before = (workspace.root / "settings.json").stat()
+    workspace.save_settings(model="m")
+    assert (workspace.root / "settings.json").stat() == before
+
+
+def test_the_last_used_workspace_is_found_again(tmp_path):
+    with pytest.raises(ArtifactError, match="has no current workspace: name one with --run, or start with"):
+        open_workspace(tmp_path, None)
+    one = open_workspace(tmp_path, None, default="one")
+    remember(one)
+    assert last_used(tmp_path) == "one"
+    assert open_workspace(tmp_path, None) == one
+    assert open_workspace(tmp_path, "two").root == tmp_path / "two"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "-x", "a b", "a\n", "\0", "~"])
+def test_a_workspace_name_is_one_plain_word(tmp_path, name):
+    with pytest.raises(InputError, match="use letters, digits"):
+        open_workspace(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["meta-llama/Llama-3.1-8B", "./my model", "/a/b/", "..", "é", "", "-", "x" * 400, "a\nb"]
+)
+def test_any_model_has_a_workspace_name(tmp_path, name):
+    open_workspace(tmp_path, slug(name))
+    assert slug("meta-llama/Llama-3.1-8B") == "llama-3.1-8b"
+
+
+class TestLock:
+    def test_an_unused_workspace_disappears(self, workspace, tmp_path):
+        with workspace.lock():
+            assert workspace.root.is_dir()
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_used_workspace_stays(self, workspace):
+        with workspace.lock():
+            workspace.save_settings(model="m")
+        assert workspace.settings == {"model": "m"}
+
+    def test_it_is_released_after_an_error(self, workspace):
+        with pytest.raises(ZeroDivisionError), workspace.lock():
+            raise ZeroDivisionError
+        with workspace.lock():
+            pass
+
+    def holder(self, workspace, seconds=60):
+        script = (
+            "import sys, time; from pathlib import Path; from minitron_cli.checkpoint.workspace import Workspace\n"
+            f"with Workspace(Path({str(workspace.root)!r})).lock(): print('held', flush=True); time.sleep({seconds})"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    def test_a_second_process_waits_and_says_so(self, workspace):
+        said = []
+        progress.show_on(type("Told", (), {"say": lambda self, text: said.append(text)})())
+        process = self.holder(workspace)
+        threading.Timer(2.5, process.terminate).start()
+        with workspace.lock():
+            process.wait()
+        assert said == [f"waiting for another minitron that is working in {workspace.root}"]
+
+    def test_the_wait_can_be_stopped(self, workspace):
+        process = self.holder(workspace)
+        progress.request_stop(15)
+        try:
+            with pytest.raises(Interrupted), workspace.lock():
+                pass
+        finally:
+            process.kill()
+            process.wait()
+
+    def test_a_killed_holder_holds_nothing(self, workspace):
+        process = self.holder(workspace)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        started = time.monotonic()
+        with workspace.lock():
+            assert time.monotonic() - started < 1
