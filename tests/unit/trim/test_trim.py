@@ -38,7 +38,7 @@ def cut(tied):
 
 
 def test_a_stored_copy_of_a_tied_head_is_not_passed_on(tied, cut, tmp_path):
-    shape, store = tied
+    _, store = tied
     embedding = tiny_model("llama", tie_word_embeddings=True, num_hidden_layers=2).model.embed_tokens.weight.detach()
     checkpoint = store(lm_head__weight=embedding.clone())
     assert HEAD in checkpoint.tensors
@@ -54,7 +54,7 @@ def test_a_copy_that_differs_is_refused_before_anything_is_written(tied, cut, tm
     _, store = tied
     checkpoint = store(lm_head__weight=torch.zeros(64, 32))
     (tmp_path / "child").mkdir()
-    with pytest.raises(CheckpointError, match="differs from model.embed_tokens.weight though config.json ties them"):
+    with pytest.raises(CheckpointError, match=r"differs from model\.embed_tokens\.weight though config.json ties them"):
         write_child(checkpoint, cut, tmp_path / "child")
     assert not list((tmp_path / "child").iterdir())
 
