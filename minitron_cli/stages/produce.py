@@ -187,8 +187,11 @@ def _where() -> dict[str, Any]:
 
 
 def _changes(workspace: Workspace, wanted: Manifest) -> list[str]:
-    """Which config fields and inputs differ from the stage's current artifact."""
-    current = workspace.current(wanted.stage)
+    """Which config fields and inputs differ from the stage's current artifact, if there is a readable one."""
+    try:
+        current = workspace.current(wanted.stage)
+    except ArtifactError:
+        current = None
     if current is None:
         return []
     old, new = _flat(current.manifest), _flat(wanted)

@@ -1,0 +1,373 @@
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from minitron_cli import io, progress
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.errors import CheckpointError, Interrupted
+from minitron_cli.spec import Spec
+from minitron_cli.stages.produce import Build, Context, Planned, produce
+
+
+class Inner(Spec):
+    rate: float = 0.5
+
+
+class Config(Spec):
+    size: int = 1
+    inner: Inner = Inner()
+    parts: tuple[int, ...] = (1, 2)
+
+
+class Told:
+    """A display that keeps remarks."""
+
+    def __init__(self):
+        self.said, self.warned = [], []
+        self.say, self.warn = self.said.append, self.warned.append
+
+
+@pytest.fixture
+def told():
+    display = Told()
+    progress.show_on(display)
+    return display
+
+
+class Bench:
+    """A stage that counts how often it works."""
+
+    def __init__(self, root):
+        self.context = {"workspace": Workspace(root)}
+        self.built = 0
+
+    def build(self, work):
+        self.built += 1
+        io.write_new(work.path / "data", b"x" * 100)
+        work.write_json("config.json", {"a": 1})
+        work.summary["n"] = 3
+        work.run["tokens"] = 7
+
+    def __call__(self, config=None, *, build=None, inputs=None, version=1, label="", **context):
+        return produce(
+            Context(**self.context | context),
+            stage="prune",
+            version=version,
+            config=config or Config(),
+            inputs=inputs or {"model": "m"},
+            build=build or self.build,
+            label=label,
+        )
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Bench(tmp_path / "ws")
+
+
+def left(root):
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
+
+
+def test_a_stage_builds_once(run, told):
+    first, again = run(), run()
+    assert (run.built, again) == (1, first)
+    assert told.said == [f"prune: wrote {first.path}", f"prune: up to date ({first.path})"]
+    assert sorted(p.name for p in first.path.iterdir()) == ["config.json", "data", "manifest.json", "run.json"]
+    assert first.summary == {"n": 3}
+    assert first.run["tokens"] == 7
+    assert {"seconds", "host", "torch", "threads", "minitron"} <= first.run.keys()
+    assert run.context["workspace"].current("prune") == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": Config(size=2)},
+        {"config": Config(inner=Inner(rate=0.25))},
+        {"config": Config(parts=(2, 1))},
+        {"inputs": {"model": "other"}},
+        {"inputs": {"model": "m", "scores": "s"}},
+        {"version": 2},
+    ],
+    ids=str,
+)
+def test_another_intent_is_another_artifact(run, change):
+    first, second = run(), run(**change)
+    assert run.built == 2
+    assert first.path != second.path
+    assert first.path.is_dir()
+    assert run.context["workspace"].current("prune") == second
+    assert run() == first
+    assert run.built == 2
+    assert run.context["workspace"].current("prune") == first
+
+
+@pytest.mark.parametrize(
+    "same", [{"config": Config(size=1)}, {"device": "cpu", "dtype": "float32", "offline": True}], ids=str
+)
+def test_how_to_run_is_no_part_of_identity(run, same):
+    run()
+    run(**same)
+    assert run.built == 1
+
+
+def test_a_label_names_the_directory(run):
+    path = run(label="student").path
+    assert path.name.startswith("student-")
+    assert run().path.name == path.name.removeprefix("student-")
+
+
+def test_what_surrounds_a_run_does_not_show_in_its_bytes(tmp_path):
+    script = (
+        "import sys, os; from pathlib import Path; sys.path.insert(0, os.environ['REPO'])\n"
+        "from tests.unit.stages.test_produce import Bench\n"
+        "print(Bench(Path(sys.argv[1]))().path)"
+    )
+    found = []
+    for i, (umask, seed, zone) in enumerate([("022", "0", "UTC"), ("077", "1", "Asia/Tokyo")]):
+        cwd = tmp_path / f"cwd{i}"
+        cwd.mkdir()
+        environment = os.environ | {
+            "PYTHONHASHSEED": seed,
+            "TZ": zone,
+            "REPO": os.getcwd(),
+            "LC_ALL": ["C", "C.UTF-8"][i],
+        }
+        command = [
+            "sh",
+            "-c",
+            f'umask {umask}; exec "$0" -c "$1" "$2"',
+            sys.executable,
+            script,
+            str(tmp_path / f"ws {i}"),
+        ]
+        path = subprocess.check_output(command, cwd=cwd, env=environment, text=True).strip()
+        artifact = Artifact.open(path, verify=True)
+        found.append({p.name: p.read_bytes() for p in artifact.path.iterdir() if p.name != "run.json"})
+    assert found[0] == found[1]
+
+
+class TestDryRun:
+    def test_it_says_what_it_would_write_and_touches_nothing(self, run, tmp_path):
+        with pytest.raises(Planned) as caught:
+            run(dry_run=True)
+        assert (caught.value.stage, caught.value.path.parent, caught.value.changed) == (
+            "prune",
+            tmp_path / "ws" / "prune",
+            [],
+        )
+        assert not list(tmp_path.iterdir())
+        assert run.built == 0
+
+    def test_it_names_what_changed(self, run):
+        run()
+        before = left(run.context["workspace"].root)
+        with pytest.raises(Planned) as caught:
+            run(Config(size=2, inner=Inner(rate=0.1)), inputs={"model": "m", "scores": "s"}, version=2, dry_run=True)
+        assert caught.value.changed == ["inner.rate", "input scores", "size", "stage version"]
+        assert str(caught.value).endswith("(changed: inner.rate, input scores, size, stage version)")
+        assert left(run.context["workspace"].root) == before
+
+    def test_up_to_date_is_said_and_the_pointer_stays(self, run, told):
+        first, second = run(), run(Config(size=2))
+        assert run(dry_run=True) == first
+        assert told.said[-1] == f"prune: up to date ({first.path})"
+        assert run.context["workspace"].current("prune") == second
+
+    def test_a_damaged_result_would_be_made_again(self, run, told):
+        artifact = run()
+        (artifact.path / "data").write_bytes(b"y" * 100)
+        with pytest.raises(Planned):
+            run(dry_run=True)
+        assert (artifact.path / "data").read_bytes() == b"y" * 100
+
+    def test_a_damaged_neighbour_does_not_matter(self, run):
+        artifact = run()
+        (artifact.path / "data").unlink()
+        with pytest.raises(Planned) as caught:
+            run(Config(size=2), dry_run=True)
+        assert caught.value.changed == []
+
+
+class TestDamage:
+    @pytest.mark.parametrize("damage", ["flip", "missing", "extra", "no manifest", "manifest", "empty"])
+    def test_a_damaged_result_is_made_again_with_a_warning(self, run, told, damage):
+        artifact = run()
+        wanted = {p.name: p.read_bytes() for p in artifact.path.iterdir() if p.name != "run.json"}
+        if damage == "flip":
+            (artifact.path / "data").write_bytes(b"x" * 99 + b"y")
+        elif damage == "extra":
+            (artifact.path / "stranger").write_text("")
+        elif damage == "manifest":
+            (artifact.path / "manifest.json").write_text("{}")
+        else:
+            for path in artifact.path.iterdir():
+                if damage == "empty" or path.name == {"missing": "data", "no manifest": "manifest.json"}[damage]:
+                    path.unlink()
+        again = run()
+        assert run.built == 2
+        assert [f"{artifact.path} is made again: " in text for text in told.warned] == [True]
+        assert {p.name: p.read_bytes() for p in again.path.iterdir() if p.name != "run.json"} == wanted
+        assert left(run.context["workspace"].root / "prune") == sorted(
+            [again.path.name, "current", *(f"{again.path.name}/{name}" for name in [*wanted, "run.json"])]
+        )
+
+    def test_another_key_under_the_same_name_is_replaced(self, run, told):
+        artifact, other = run(), run(Config(size=2))
+        for path in artifact.path.iterdir():
+            path.unlink()
+        artifact.path.rmdir()
+        other.path.rename(artifact.path)
+        assert run().key == artifact.key
+        assert "it has another key" in told.warned[0]
+
+    def test_overwriting_keeps_the_old_until_the_new_is_whole(self, run):
+        artifact = run()
+
+        def fail(work):
+            assert Artifact.open(artifact.path, verify=True)
+            raise CheckpointError("no")
+
+        with pytest.raises(CheckpointError):
+            run(overwrite=True, build=fail)
+        assert Artifact.open(artifact.path, verify=True) == artifact
+        before = artifact.path.stat().st_ino
+        assert run(overwrite=True) == artifact
+        assert artifact.path.stat().st_ino != before
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        "error", [CheckpointError("no"), Interrupted("stop", 15), KeyboardInterrupt(), OSError(28, "full")]
+    )
+    def test_nothing_is_left_and_the_error_passes(self, run, tmp_path, error):
+        def fail(work):
+            io.write_new(work.path / "half", b"x")
+            raise error
+
+        with pytest.raises(type(error)):
+            run(build=fail)
+        assert left(tmp_path / "ws") == []
+
+    def test_the_first_error_is_told(self, run, monkeypatch):
+        def fail(work):
+            monkeypatch.setattr(
+                io.disk, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "read-only")), raising=False
+            )
+            raise CheckpointError("the cause")
+
+        monkeypatch.setattr(io, "disk", io.Disk())
+        with pytest.raises(CheckpointError, match="the cause"):
+            run(build=fail)
+
+
+class TestResume:
+    def test_state_survives_a_failure_and_not_a_success(self, run, tmp_path):
+        counted = []
+
+        def build(work):
+            state = work.remember("state", lambda: counted.append(1) or {"n": len(counted)})
+            if state["n"] == 1 and len(counted) == 1 and not fail.is_set():
+                fail.set()
+                raise Interrupted("stop")
+            work.write_json("n.json", state)
+
+        fail = threading.Event()
+        with pytest.raises(Interrupted):
+            run(build=build)
+        assert len(left(tmp_path / "ws")) == 3
+        artifact = run(build=build)
+        assert artifact.read_json("n.json") == {"n": 1}
+        assert counted == [1]
+        assert not [name for name in left(tmp_path / "ws") if ".scratch" in name or ".tmp" in name]
+
+    def test_no_resume_starts_over(self, run):
+        def build(work):
+            assert work.resume == keep
+            io.make_dirs(work.scratch)
+            seen.append(sorted(p.name for p in work.scratch.iterdir()))
+            io.write_new(work.scratch / "state", b"")
+            raise Interrupted("stop")
+
+        seen = []
+        for keep, expected in ((True, []), (False, [])):
+            with pytest.raises(Interrupted):
+                run(build=build, resume=keep)
+            assert seen[-1] == expected
+        keep = True
+        with pytest.raises(FileExistsError):
+            run(build=build)
+        assert seen[-1] == ["state"]
+
+    def test_state_belongs_to_one_key(self, run):
+        def build(work):
+            paths.append(work.scratch)
+            raise Interrupted("stop")
+
+        paths = []
+        for config in (Config(), Config(size=2), Config()):
+            with pytest.raises(Interrupted):
+                run(config, build=build)
+        assert paths[0] == paths[2] != paths[1]
+
+
+class TestOtherProcesses:
+    def test_the_result_of_a_faster_process_stands(self, run, tmp_path):
+        def slow(work):
+            if (faster := os.fork()) == 0:
+                run(build=lambda work: run.build(work) or work.run.update(tokens=8))
+                os._exit(0)
+            assert os.waitpid(faster, 0)[1] == 0
+            run.build(work)
+
+        assert run(build=slow).run["tokens"] == 8
+        assert not [name for name in left(tmp_path / "ws") if ".tmp" in name]
+
+    def test_followers_work_along_and_wait_for_the_first(self, run, monkeypatch):
+        def build(work):
+            worked.append(io.is_first_process())
+            Bench.build(run, work)
+
+        worked, results = [], []
+        monkeypatch.setenv("RANK", "1")
+        follower = threading.Thread(target=lambda: results.append(run(build=build)))
+        follower.start()
+        while not worked:
+            pass
+        follower.join(0.3)
+        assert follower.is_alive()
+        monkeypatch.setenv("RANK", "0")
+        artifact = run(build=build)
+        follower.join(10)
+        assert results == [artifact]
+        assert worked == [False, True]
+
+    def test_followers_wait_for_the_new_where_the_old_is_damaged(self, run, monkeypatch):
+        artifact, results = run(), []
+        (artifact.path / "data").unlink()
+        monkeypatch.setenv("RANK", "1")
+        follower = threading.Thread(target=lambda: results.append(run()))
+        follower.start()
+        follower.join(0.3)
+        assert follower.is_alive()
+        monkeypatch.setenv("RANK", "0")
+        run()
+        follower.join(10)
+        assert results == [artifact]
+
+
+def test_a_build_offers_a_fresh_directory_and_a_scratch_beside_it(run):
+    def build(work: Build):
+        assert list(work.path.iterdir()) == []
+        assert not work.scratch.exists()
+        assert work.path.parent == work.scratch.parent
+        work.write_json("a.json", {})
+        with pytest.raises(FileExistsError):
+            work.write_json("a.json", {})
+
+    run(build=build)
