@@ -83,7 +83,7 @@ def _surroundings(shown: Show) -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
-    progress.show_on(show.Terminal(quiet=shown.quiet) if io.is_first_process() else None)
+    progress.show_on(show.Terminal(quiet=shown.quiet or not io.is_first_process()))
     try:
         yield
     finally:
@@ -104,8 +104,6 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 def _fail(error: BaseException, shown: Show) -> int:
     """Say what went wrong, and return the exit code."""
     fault = faults.explain(error)
-    if not io.is_first_process():
-        return fault.exit_code
     if shown.debug:
         show.plain(traceback.format_exc())
     if isinstance(error, Interrupted | KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """Run the same command in several processes, through torch's own launcher."""
 
+import logging
 import sys
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ def again(processes: int) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    logging.disable(logging.ERROR)  # in this process alone: the first of those it starts says what went wrong
     launcher = ["--standalone", f"--nproc-per-node={processes}", "-m", "minitron_cli", *sys.argv[1:]]
     try:
         run(parse_args(launcher))

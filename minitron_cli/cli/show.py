@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from minitron_cli import io
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.cli import tables
 from minitron_cli.cli.options import Show
@@ -25,8 +26,9 @@ WORTH_A_LINE_SECONDS = 2  # loops shorter than this leave no line behind
 
 
 def result(text: str) -> None:
-    """What was asked for, on stdout."""
-    print(text)
+    """What was asked for, on stdout; of several processes, the first speaks for all."""
+    if io.is_first_process():
+        print(text)
 
 
 def data(value: Any) -> None:
@@ -126,9 +128,10 @@ def planned(work: Planned, shown: Show) -> None:
 
 
 def _people() -> Console:
-    # Where no terminal breaks lines, a line stays one line: logs are searched.
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=10_000)
+    console = Console(stderr=True, highlight=False, quiet=not io.is_first_process())
+    if not console.is_terminal:
+        console.width = 10_000  # where no terminal breaks lines, a line stays one line: logs are searched
+    return console
 
 
 # Progress ------------------------------------------------------------------------------------------------------------

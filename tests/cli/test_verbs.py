@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +324,18 @@ evaluate: {{blocks: 2, gates: {{maximum: {{perplexity.loss: 0.001}}}}}}
     shown = fresh.run("show", "distill")  # the run's workspace is the current one, and the student its current model
     assert shown[0]["label"] == "distilled"
     assert fresh.run("prune", "--shape", "ffn=32")["summary"]["child"]["sizes"]["ffn"] == 32
+
+
+@pytest.mark.slow
+def test_several_processes_speak_with_one_voice_and_one_exit_code(place: Place, pruned: dict[str, Any]) -> None:
+    def distill(*more: Any) -> subprocess.CompletedProcess[str]:
+        words = ("distill", "--gpus", 2, "--device", "cpu", "--batch-size", 4, "--micro-batch-size", 1, *more)
+        command = [sys.executable, "-m", "minitron_cli", *map(str, words), "--runs-dir", str(place.root / "runs")]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    made = distill("--steps", 2, "--warmup-steps", 1, "eval_blocks=2", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["run"]["processes"] == 2
+    failed = distill()
+    assert failed.returncode == 2
+    assert failed.stderr == "error: distill: how long to train is not said; set distill.tokens or distill.steps\n"
