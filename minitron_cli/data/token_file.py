@@ -44,7 +44,7 @@ def find(directory: Path, key: str) -> TokenFile | None:
 
 
 def create(directory: Path, key: str, vocab_size: int, documents: Iterable[np.ndarray]) -> TokenFile:
-    """Write the documents under another name, read them back, and rename: a killed run leaves nothing at `directory`."""
+    """Write the documents under another name, read them back, rename: a killed run leaves nothing at `directory`."""
     if directory.exists() and find(directory, key) is None:
         progress.warn(f"{directory}: is damaged; the data are tokenised again")
         io.remove_tree(directory)

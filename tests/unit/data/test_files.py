@@ -153,6 +153,17 @@ def test_a_table_of_bytes_that_are_no_text_is_damaged(tmp_path):
         read(tmp_path / "a.parquet")
 
 
+def test_a_failing_disk_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+    write_table(tmp_path / "a.parquet", pa.table({"text": ["a"]}))
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read(tmp_path / "a.parquet")
+
+
 def test_paths_that_lead_nowhere_are_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, message in {
