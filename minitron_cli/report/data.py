@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -56,32 +56,6 @@ class ResultRow:
     """Nats per token."""
     tokens_trained: int | None = None
     tasks: tuple[TaskResult, ...] = ()
-
-    @classmethod
-    def from_results(
-        cls,
-        label: str,
-        kind: Kind,
-        results: Mapping[str, Mapping[str, Mapping[str, Any]]],
-        *,
-        parameters: int | None = None,
-        tokens_trained: int | None = None,
-    ) -> "ResultRow":
-        """From an evaluation's `{task: {metric: {value, stderr, n, shots}}}`, of which `perplexity` is our own."""
-        own = {name: _measure(metric) for name, metric in results.get("perplexity", {}).items()}
-        tasks = (
-            TaskResult(task, name, _measure(metric), metric.get("shots"), metric.get("n"))
-            for task, metrics in results.items()
-            if task != "perplexity"
-            for name, metric in metrics.items()
-        )
-        return cls(
-            label, kind, parameters, own.get("loss"), own.get("perplexity"), own.get("kl"), tokens_trained, tuple(tasks)
-        )
-
-
-def _measure(metric: Mapping[str, Any]) -> Measure:
-    return Measure(metric["value"], metric.get("stderr"))
 
 
 @dataclass(frozen=True)

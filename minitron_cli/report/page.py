@@ -249,7 +249,7 @@ def _importance(data: ReportData) -> Section | None:
     if shares:
         svg = plots.kept_shares("importance-kept", shares)
         panels.append(Panel(Markup(svg), "Share of each layer's total importance that survives.", legend))
-    text = f"How much each part of the model matters{_by(data.importance_metric)}; in the maps, a brighter cell matters more."
+    text = f"How much each part matters{_by(data.importance_metric)}; in the maps, a brighter cell matters more."
     if data.kept:
         text += " What lies beyond the red line, or carries a red cross, is gone; a blank row is a dropped layer."
     title = "What was kept" if data.kept else "What matters"

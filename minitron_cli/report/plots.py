@@ -74,7 +74,7 @@ def grid_map(name: str, score_LC: np.ndarray, kept_LK: np.ndarray, dropped: Sequ
 
     def draw(axes: Axes) -> None:
         _show_map(axes, rows_LC, (-0.5, channels - 0.5)).set_label("importance (best = 1)")
-        for colour, width in (("white", 2.6), (CUT_ON_MAP, 1.3)):
+        for colour, width in (("white", 2.6), (CUT_ON_MAP, 1.3)) if cut else ():
             axes.add_patch(PathPatch(_crosses(cut), facecolor="none", edgecolor=colour, linewidth=width))
         axes.set(xlabel="index", ylabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,66 @@
+import pytest
+from huggingface_hub import ModelCard
+
+from minitron_cli.report.card import model_card
+from minitron_cli.report.data import ReportData
+from tests.unit.report.sample import sample
+from tests.unit.report.test_page import HOSTILE
+
+
+@pytest.fixture
+def card():
+    return ModelCard(
+        model_card(
+            sample(),
+            name="me/small",
+            base_model="me/large",
+            license="apache-2.0",
+            language=["en"],
+            datasets=["me/text"],
+        )
+    )
+
+
+def test_the_hub_reads_its_metadata(card):
+    metadata = card.data.to_dict()
+    assert metadata["base_model"] == "me/large"
+    assert metadata["library_name"] == "transformers"
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["language"] == ["en"]
+    assert {"minitron", "pruning"} <= set(metadata["tags"])
+
+
+def test_results_are_those_of_the_distilled_model(card):
+    found = {(r.dataset_type, r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found == {("cloze", "cloze (0-shot)", "acc"): 0.64, ("cloze", "cloze (0-shot)", "acc_norm"): 0.66}
+
+
+def test_what_is_not_known_is_not_claimed():
+    metadata = ModelCard(model_card(ReportData(title="t"), name="small")).data.to_dict()
+    assert not {"license", "base_model", "datasets", "language", "model-index"} & metadata.keys()
+
+
+def test_the_card_says_what_was_done(card):
+    assert "demo/teacher cut from 3.91 M to 2.10 M parameters (54 %)" in card.content
+    assert "then trained on 3.00 M tokens" in card.content
+    assert 'from_pretrained("me/small")' in card.content
+    assert "| FFN size | 1,024 | 512 |" in card.content
+
+
+def test_the_same_data_is_the_same_card():
+    assert model_card(sample(), name="a") == model_card(sample(), name="a")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_name_breaks_out_of_its_place(text):
+    source = model_card(sample(lambda _: text), name=text, base_model="me/large")
+    card = ModelCard(source)
+    assert card.data.base_model == "me/large"
+    assert source.encode()
+    prose = source.split("\n---\n", 1)[1].split("\n## Use", 1)[0]
+    assert "<" not in prose.replace("\\<", "")
+    rows = [line for line in prose.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 7}
+    assert [line for line in source.splitlines() if line.startswith("## ")] == [
+        f"## {title}" for title in ("Shape", "Results", "Use", "How it was made", "Limits")
+    ]

@@ -1,0 +1,258 @@
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from minitron_cli.report.data import LayerCurves, Measure, ModelFacts, ReportData, ResultRow
+from minitron_cli.report.page import render
+from minitron_cli.report.text import NOTHING
+from tests.unit.report.sample import sample
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "'><svg onload=alert(1)>",
+    '" onmouseover="alert(1)',
+    "' onfocus='alert(1)' autofocus='",
+    "javascript:alert(1)",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<iframe src=//evil.example></iframe>",
+    "<link rel=stylesheet href=//evil.example/x.css>",
+    "<meta http-equiv=refresh content='0;url=https://evil.example'>",
+    "<base href=https://evil.example/>",
+    "<form action=https://evil.example><input name=a></form>",
+    "<!-- comment",
+    "--><script>alert(1)</script>",
+    "<![CDATA[ x ]]>",
+    "<?xml version='1.0'?><!DOCTYPE x>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "&#60;script&#62;",
+    "{{ 7 * 7 }}{% for x in y %}",
+    "${7*7} $\\frac{1}{2}$ $",
+    "\\u003cscript\\u003e",
+    "</table></section></main></body></html>",
+    "<style>*{background:url(https://evil.example)}</style>",
+    "a\x00b\x07c\x1b[31m\ud800d",
+    "\u202egnp.exe \u2066x",
+    "x" * 5000,
+    "模型 🧠 ñ <b>é</b>\nsecond line",
+]
+
+
+class Page(HTMLParser):
+    """The page as a tree of tags, checked on the way."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.text = [], Counter(), [], []
+        self.comments = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag, tuple(name for name, _ in attrs)] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_comment(self, data):
+        self.comments.append(data)
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def html():
+    return render(sample())
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def test_every_section_is_there(page):
+    titles = ["Results", "Shape", "Layers", "Training", "Cost", "Lineage", "Reproduce"]
+    assert all(title in page.words for title in [*titles, "What was kept", "Candidate shapes"])
+    assert page.tags["svg", ("viewbox", "role", "aria-label")] == 11
+
+
+def test_the_page_loads_nothing_and_runs_nothing(html, page):
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & {tag for tag, _ in page.tags}
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    links = [value for _, name, value in page.attributes if name in ("href", "src", "xlink:href", "action")]
+    assert all(re.match(r"#[\w-]+$|data:image/png;base64,", link) for link in links)
+    without_pixels = re.sub(r'base64,[^"]*', "", html)
+    assert not re.search(r"https?:|//|@import|url\((?!#)", without_pixels)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("meta", "content", policy) in page.attributes
+
+
+def test_references_inside_the_page_lead_somewhere_and_only_there(page):
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = [value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href") and value[0] == "#"]
+    clips = [target for _, _, value in page.attributes for target in re.findall(r"url\(#([^)]*)\)", value)]
+    assert set(targets + clips) <= set(ids)
+
+
+@pytest.fixture
+def _no_figures(monkeypatch):
+    """Names do not reach figures (see the test below), which take their time."""
+    monkeypatch.setattr("minitron_cli.report.plots._svg", lambda name, description, draw: "<svg></svg>")
+
+
+@pytest.mark.usefixtures("_no_figures")
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_name_changes_the_structure_of_the_page(text):
+    """Same tags with the same attributes as with harmless names: nothing got out of its text."""
+    hostile, harmless = Page(render(sample(lambda _: text))), Page(render(sample(lambda _: "name")))
+    assert hostile.tags == harmless.tags
+    assert hostile.attributes == harmless.attributes
+    assert not hostile.comments
+
+
+def test_no_name_reaches_a_figure(html):
+    figures = re.compile(r"<svg.*?</svg>", re.DOTALL)
+    assert figures.findall(render(sample(lambda _: HOSTILE[0]))) == figures.findall(html)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_are_shown_as_they_are(text, page):
+    data = ReportData(title=text, commands=(text,))
+    shown = "".join(Page(render(data)).text)
+    visible = re.sub(r"[\x00\x07\x1b\ud800\u202e\u2066]", "\ufffd", text)
+    assert shown.count(visible) == 3  # title, heading, command
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_what_is_written_can_be_encoded():
+    assert render(sample(lambda _: HOSTILE[27])).encode()
+
+
+def test_the_same_data_is_the_same_bytes(html):
+    code = "import sys; from tests.unit.report.test_page import *; sys.stdout.buffer.write(render(sample()).encode())"
+    assert render(sample()) == html
+    other = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"}, capture_output=True, check=True)
+    assert other.stdout.decode() == html
+
+
+def test_the_users_matplotlib_settings_neither_matter_nor_change(html):
+    with mpl.rc_context({"font.size": 40, "axes.facecolor": "red", "text.usetex": True}):
+        before = dict(mpl.rcParams)
+        assert render(sample()) == html
+        assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    "field", [f.name for f in fields(ReportData) if f.name not in ("title", "kept", "importance_metric")]
+)
+def test_any_part_may_be_missing_and_any_may_be_alone(field):
+    full = sample()
+    empty = next(f for f in fields(ReportData) if f.name == field)
+    default = empty.default_factory() if callable(empty.default_factory) else empty.default
+    assert Page(render(replace(full, **{field: default}))).words
+    alone = Page(render(ReportData(title="t", **{field: getattr(full, field)})))
+    assert alone.tags["section", ("id",)] == 1
+
+
+def test_a_title_alone_is_a_page():
+    page = Page(render(ReportData(title="nothing yet")))
+    assert page.words == "nothing yet nothing yet"
+    assert not page.tags["section", ("id",)]
+
+
+def test_the_head_tells_the_result(page):
+    assert "3.91 M to 2.10 M parameters, 54 % of its size" in page.words
+    assert "The cut raised its loss from 2.412 to 4.913 nats per token." in page.words
+    assert "After distillation the loss is 2.688; random-init has 3.371 (+0.683)." in page.words
+    regained = (4.913 - 2.688) / (4.913 - 2.412)
+    assert f"damage undone {100 * regained:.0f} % of the loss that the cut cost" in page.words
+
+
+def test_a_distillation_that_made_it_worse_says_so():
+    rows = [
+        ResultRow(kind, kind, loss=Measure(loss))
+        for kind, loss in (("parent", 2.0), ("pruned", 3.0), ("distilled", 3.5))
+    ]
+    page = Page(render(ReportData(title="t", results=tuple(rows))))
+    assert "damage undone -50 %" in page.words
+
+
+def test_results_have_a_row_per_model_and_errors_beside_values(page):
+    assert "distilled 2.10 M 2.688 ± 0.020 +0.276 14.702 0.271 ± 0.010 0.640 ± 0.034 0.660 ± 0.034 3.00 M" in page.words
+
+
+def test_values_that_were_not_measured_leave_no_column():
+    page = Page(render(ReportData(title="t", results=(ResultRow("parent", "parent", loss=Measure(2.0)),))))
+    assert "model loss parent 2.000" in page.words
+    assert f"perplexity {NOTHING}" not in page.words
+
+
+def test_a_value_that_is_not_finite_is_a_dash():
+    rows = (ResultRow("a", "parent", 5, Measure(2.0)), ResultRow("b", "pruned", 5, Measure(None)))
+    assert f"b 5 {NOTHING}" in Page(render(ReportData(title="t", results=rows))).words
+
+
+def test_costs_are_summed(page):
+    assert "total 3.92 M 6.80 \N{MULTIPLICATION SIGN} 10¹³" in page.words
+
+
+def test_dropped_layers_are_named(page):
+    assert "Dropped: layer 8, in red." in page.words
+    layers = LayerCurves(perplexity=[1.0, 2.0], dropped=())
+    assert "All layers were kept." in Page(render(ReportData(title="t", layers=layers))).words
+
+
+def test_a_large_model_makes_a_page_under_a_megabyte():
+    source = np.random.default_rng(0)
+    importance = {"ffn": source.random((80, 4096)), "head": source.random((80, 64)), "hidden": source.random(8192)}
+    kept = {
+        "ffn": np.tile(np.arange(2048), (80, 1)),
+        "head": np.tile(np.arange(32), (80, 1)),
+        "hidden": np.arange(4096),
+    }
+    data = replace(
+        sample(),
+        importance=importance,
+        kept=kept,
+        layers=LayerCurves(source.random(80), source.random(80)),
+        candidates=sample().candidates * 400,
+        runs=tuple(replace(run, tokens=np.arange(50_000.0), loss=source.random(50_000)) for run in sample().runs),
+    )
+    html = render(data)
+    assert len(html.encode()) < 1_000_000
+    assert "The table shows the first 40." in html
+
+
+def test_sizes_of_models_without_a_child_are_shown_alone():
+    parent = ModelFacts("m", "llama", {"hidden": 3072, "experts_per_token": 2}, 4_512_746_496)
+    words = Page(render(ReportData(title="t", parent=parent))).words
+    assert "hidden size 3,072 experts_per_token 2 parameters 4,512,746,496" in words

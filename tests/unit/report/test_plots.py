@@ -1,0 +1,92 @@
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minitron_cli.report import plots
+from minitron_cli.report.data import Candidate
+
+
+def picture(svg):
+    """The map in a figure, RGBA, layer 0 first. The first image is the map, the second the colour bar."""
+    encoded = re.findall(r"base64,([^\"]*)\"", svg)[0]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA"))
+
+
+@pytest.fixture
+def scores():
+    return np.random.default_rng(0).random((4, 10)) + 0.01
+
+
+def brightness(pixels):
+    return pixels[..., :3].astype(float) @ [0.299, 0.587, 0.114]
+
+
+def test_a_map_has_the_kept_channels_first_each_side_from_bright_to_dark(scores):
+    kept_LK = np.array([[0, 1, 2], [3, 4, 5], [7, 8, 9], [1, 5, 9]])
+    light_LC = brightness(picture(plots.sorted_map("m", scores, kept_LK, ())))
+    for row, kept_K, light_C in zip(scores, kept_LK, light_LC, strict=True):
+        order = [*sorted(kept_K, key=lambda c: -row[c]), *sorted(set(range(10)) - set(kept_K), key=lambda c: -row[c])]
+        assert (np.argsort(np.argsort(row[order])) == np.argsort(np.argsort(light_C))).all()
+
+
+def test_a_dropped_layer_is_blank(scores):
+    kept_LK = np.tile(np.arange(5), (4, 1))
+    for svg in (plots.sorted_map("m", scores, kept_LK, (2,)), plots.grid_map("m", scores, kept_LK, (2,))):
+        assert [bool(row[:, 3].any()) for row in picture(svg)] == [True, True, False, True]
+
+
+def test_a_grid_shows_channels_in_their_places_with_a_cross_on_each_that_was_cut(scores):
+    kept_LK = np.array([[0, 1, 2], [3, 4, 5], [7, 8, 9], [1, 5, 9]])
+    svg = plots.grid_map("m", scores, kept_LK, (1,))
+    light_LC = brightness(picture(svg))
+    for row, light_C in zip(scores[[0, 2, 3]], light_LC[[0, 2, 3]], strict=True):
+        assert (np.argsort(row) == np.argsort(light_C)).all()
+    crosses = re.findall(r'd="((?:M [\d. -]+\nL [\d. -]+\n?){4,})"', svg)
+    assert [path.count("M") for path in crosses] == [2 * 3 * 7] * 2  # two strokes, three layers, the halo and the cross
+
+
+def test_nothing_is_marked_where_nothing_was_cut(scores):
+    everything = np.tile(np.arange(10), (4, 1))
+    svgs = [
+        plots.sorted_map("m", scores, everything, ()),
+        plots.grid_map("m", scores, everything, ()),
+        plots.sorted_curve("m", scores[0], everything[0]),
+    ]
+    assert not any(plots.CUT_ON_MAP in svg or "--cut" in svg for svg in svgs)
+
+
+def test_wide_maps_are_averaged_into_columns():
+    scores = np.repeat(np.linspace(1, 0.1, 50)[None], 3, axis=0).repeat(100, axis=1)
+    assert picture(plots.sorted_map("m", scores, np.tile(np.arange(5000), (3, 1)), ())).shape == (3, plots.COLUMNS, 4)
+
+
+def test_a_long_curve_is_thinned_without_moving():
+    x, y = np.arange(90_000.0), np.sin(np.arange(90_000) / 9000)
+    thin_x, thin_y = plots._thinned(x, y)
+    assert len(thin_x) == plots.POINTS
+    np.testing.assert_allclose(thin_y, np.sin(thin_x / 9000), atol=1e-3)
+
+
+def test_colours_follow_the_page():
+    candidates = [Candidate({}, 10, None, 2.0, 1.0, True), Candidate({}, 20, None, 3.0)]
+    svgs = [
+        plots.candidate_scatter("a", candidates),
+        plots.layer_bars("b", [1, 2], "x", (1,)),
+        plots.curves("c", "x", {7: ([1, 2], [3, 4])}, reference=3.5),
+        plots.kept_shares("d", {0: np.array([0.5, np.nan])}),
+    ]
+    for svg in svgs:
+        assert "currentColor" in svg
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert "var(--series-1)" in svgs[2]  # 7 modulo the number of series
+    assert "var(--cut)" in svgs[1]
+
+
+def test_no_mathematics_is_read_into_numbers():
+    svg = plots.layer_bars("b", [1e-3, 1e6], "x", ())
+    assert "mathdefault" not in svg
+    assert ">1e+06<" in svg
