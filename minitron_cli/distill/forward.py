@@ -18,6 +18,7 @@ from minitron_cli.distill.losses import ForwardKL
 from minitron_cli.distill.objective import Side, check_vocab, fused_objective
 from minitron_cli.distill.targets import Targets
 from minitron_cli.distill.world import Precision
+from minitron_cli.errors import CheckpointError
 from minitron_cli.model.nll import head_of
 
 HELD_OUT = ("loss", "kl")
@@ -46,14 +47,16 @@ class Models:
         self.config, self.device, self.precision = config, device, precision
         self.student, self.teacher = student.to(device), teacher
         self.pairs = tuple(pairs) if config.hidden is not None else ()
+        _refuse_non_finite(student, "student")
         _cast_(student, torch.float32)
         self.student_head = head_of(student.eval())
         self.project: nn.Module = nn.Identity()
         if teacher is not None:
             check_vocab(teacher.config, student.config, None, None)
+            _refuse_non_finite(teacher, "teacher")
             _cast_(teacher.to(device).eval().requires_grad_(False), _dtype(precision))
             self.teacher_head = head_of(teacher)
-            widths = student.config.hidden_size, teacher.config.hidden_size
+            widths = self.student_head.weight_VD.shape[1], self.teacher_head.weight_VD.shape[1]
             self.project = projection(*widths, config.seed).to(device) if self.pairs else nn.Identity()
 
     @property
@@ -109,6 +112,12 @@ class Models:
                 use_cache=False,
             )
         return output.last_hidden_state, states
+
+
+def _refuse_non_finite(model: nn.Module, role: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: take an undamaged checkpoint")
 
 
 def _dtype(precision: Precision) -> torch.dtype:

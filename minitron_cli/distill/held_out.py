@@ -10,6 +10,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.forward import HELD_OUT, Models
 from minitron_cli.distill.targets import targets
 from minitron_cli.distill.world import World
+from minitron_cli.errors import DataError
 
 
 def evaluate(
@@ -29,8 +30,10 @@ def evaluate(
             sums += torch.cat([models.evaluate(held_out, target), sums.new_tensor([len(target.labels_N)])])
     world.sum_([sums])
     *values, tokens = sums.tolist()
+    if tokens == 0:
+        raise DataError("no token of the held-out blocks follows another of its document: give longer documents")
     names = HELD_OUT if models.teacher is not None else HELD_OUT[:1]
-    return {name: value / max(tokens, 1) for name, value in zip(names, values, strict=False)}
+    return {name: value / tokens for name, value in zip(names, values, strict=False)}
 
 
 def spread(total: int, count: int | None) -> list[int]:

@@ -61,6 +61,7 @@ def train(
 ) -> TrainResult:
     """Train `student` in place; it comes back in fp32 and evaluation mode, on the device.
 
+    The teacher is moved there too, frozen, and cast to bf16 if that is the precision.
     `scratch` is a directory of this run alone, for its checkpoints; with `resume`, the newest sound one is continued.
     None keeps none. `pairs` are the hidden states to compare where `config.hidden` is set (`hidden.state_pairs`). A
     teacher that no loss needs is still compared with at every evaluation. RunFailed if a loss or gradient is not
@@ -111,6 +112,8 @@ class _Run:
                 f"distill.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} steps: "
                 "the learning rate only rises"
             )
+        if self.validation_blocks is not None and not len(self.validation_blocks):
+            progress.warn("distill: the held-out data fill no block, so nothing is evaluated; hold out more text")
         if self.config.hidden is not None and not pairs:
             progress.warn("distill.hidden has no effect: depth was not cut; say which in distill.hidden.layers")
 
@@ -157,7 +160,7 @@ class _Run:
         hidden_weight = self._hidden_weight()
         figures_F = self._accumulate_(rank_slice(ids, self.world.rank, self.world.size), hidden_weight)
         row = self._row(figures_F, self.optimizer.clip_(), hidden_weight)
-        self._refuse_non_finite(row, ids)
+        self._refuse_non_finite(row, f"on samples {_some(ids)}")
         self.optimizer.step_(row["learning_rate"])
         self.step += 1
         self.metrics.append(row)
@@ -214,15 +217,15 @@ class _Run:
             "grad_norm": grad_norm,
         }
 
-    def _refuse_non_finite(self, row: Row, ids: Sequence[int]) -> None:
+    def _refuse_non_finite(self, row: Row, where: str) -> None:
         wrong = next((name for name, value in row.items() if not math.isfinite(value)), None)
         if wrong is None:
             return
         self.optimizer.drop_gradients_()
         kept = f"the state after step {self.saved_step} is kept" if self.saved_step else "no state was saved yet"
         raise RunFailed(
-            f"distill: {wrong} is {row[wrong]} in step {self.step + 1}, on samples {_some(ids)} ({kept}): "
-            "lower distill.learning_rate, or look at these samples and at both models' weights"
+            f"distill: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
+            "lower distill.learning_rate, or look at what both models make of this text"
         )
 
     def _tokens(self, steps: int) -> int:
@@ -239,10 +242,9 @@ class _Run:
             progress.raise_if_stopped()
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate if this step calls for it and a run before this one has not done it already."""
+        """Evaluate if this step calls for it. Comes after saving, so a run that resumes here does it again."""
         is_due = self.step % self.config.eval_every == 0 or self.step == self.total_steps
-        is_done = bool(self.validation) and self.validation[-1]["step"] == self.step
-        if not self.validation_blocks or not is_due or is_done:
+        if not self.validation_blocks or not is_due:
             return
         c = self.config
         means = evaluate(
@@ -252,7 +254,9 @@ class _Run:
             self._save()
             progress.raise_if_stopped()
         else:
-            self.validation.append({"step": self.step, "tokens": self._tokens(self.step), **means})
+            row = {"step": self.step, "tokens": self._tokens(self.step), **means}
+            self._refuse_non_finite(row, "on held-out text")
+            self.validation.append(row)
 
     def _is_stopping(self) -> bool:
         """Whether any process was asked to stop; then all of them do."""

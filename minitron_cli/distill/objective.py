@@ -47,7 +47,7 @@ def check_vocab(
     teacher_config: Any, student_config: Any, teacher_tokenizer_key: str | None, student_tokenizer_key: str | None
 ) -> None:
     """CheckpointError unless entry i of both distributions is the same token. A key of None is not compared."""
-    sizes = teacher_config.vocab_size, student_config.vocab_size
+    sizes = teacher_config.get_text_config().vocab_size, student_config.get_text_config().vocab_size
     if sizes[0] != sizes[1]:
         raise CheckpointError(
             f"the teacher's vocabulary has {sizes[0]:,} entries and the student's {sizes[1]:,}: "

@@ -83,9 +83,10 @@ def configured(**changes: Any) -> DistillConfig:
 
 def run(scratch: Path | None, config: DistillConfig = CONFIG, **options: Any) -> tuple[LlamaForCausalLM, TrainResult]:
     """The trained student and its figures, from fresh copies of everything."""
-    model = options.pop("student", None) or student()
-    mentor = options.pop("teacher", None) or teacher()
-    blocks, held_out = options.pop("blocks", None) or Text(), options.pop("held_out", None) or Text(5, seed=1)
+    model, mentor = options.pop("student", None), options.pop("teacher", None)
+    model, mentor = model or student(), mentor or teacher()
+    blocks = options.pop("blocks") if "blocks" in options else Text()
+    held_out = options.pop("held_out") if "held_out" in options else Text(5, seed=1)
     return model, train(model, mentor, blocks, held_out, config, scratch, **options)
 
 

@@ -73,7 +73,7 @@ def test_the_newest_by_number_stay(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, display: AfterStep, damage: object) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    damage(tmp_path / "step-000002")  # type: ignore[operator]
+    damage(tmp_path / "step-000002")
     assert checkpoints.newest(tmp_path, RUN) == 1
     assert len(display.warned) == 1
     assert "step-000002 is damaged" in display.warned[0]

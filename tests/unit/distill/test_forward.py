@@ -54,7 +54,7 @@ def test_loss_and_gradients(tied: bool) -> None:
     )
     assert isinstance(hidden, torch.Tensor)
     theirs = kl + 0.3 * ce + 0.7 * hidden
-    theirs.backward()  # type: ignore[no-untyped-call]
+    theirs.backward()
     torch.testing.assert_close(ours.total, theirs)
     torch.testing.assert_close(ours.figures_F, torch.stack([kl, ce, hidden]).detach())
     assert models.figures == ("forward_kl", "cross_entropy", "hidden")

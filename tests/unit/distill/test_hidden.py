@@ -87,7 +87,7 @@ def test_the_loss_against_its_formula(distance: str) -> None:
     teacher = {name: torch.randn(2, 3, 6, generator=generator) for name in "xy"}
     project, rows = projection(4, 6, seed=0), [0, 2, 5]
     pairs = [StatePair("x", "a"), StatePair("y", "b")]
-    total = hidden_loss(pairs, student, teacher, project, distance, torch.tensor(rows), count=7)  # type: ignore[arg-type]
+    total = hidden_loss(pairs, student, teacher, project, distance, torch.tensor(rows), count=7)
     expected = 0.0
     for t, s in (("x", "a"), ("y", "b")):
         for row in rows:
@@ -114,7 +114,7 @@ def test_equal_states_of_equal_width_cost_nothing() -> None:
     assert isinstance(project, nn.Identity)
     states = {"s": torch.randn(1, 3, 4)}
     for distance in ("cosine", "mse"):
-        loss = hidden_loss([StatePair("s", "s")], states, states, project, distance, torch.arange(3), 3)  # type: ignore[arg-type]
+        loss = hidden_loss([StatePair("s", "s")], states, states, project, distance, torch.arange(3), 3)
         assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -122,5 +122,5 @@ def test_the_projection_depends_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = projection(4, 6, seed=3).weight
     torch.manual_seed(2)
-    assert torch.equal(first, projection(4, 6, seed=3).weight)  # type: ignore[arg-type]
-    assert not torch.equal(first, projection(4, 6, seed=4).weight)  # type: ignore[arg-type]
+    assert torch.equal(first, projection(4, 6, seed=3).weight)
+    assert not torch.equal(first, projection(4, 6, seed=4).weight)
