@@ -58,12 +58,9 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
         shown = next((group for group in arguments.values() if isinstance(group, Show)), Show())
         with _surroundings(shown):
             try:
-                body(**arguments)
-                sys.stdout.flush()
+                _run(body, arguments, shown)
             except (typer.TyperException, typer.Exit, typer.Abort, SystemExit):
                 raise
-            except Planned as plan:
-                show.planned(plan, shown)
             except BrokenPipeError:
                 raise typer.Exit(BROKEN_PIPE) from None
             except BaseException as e:
@@ -72,6 +69,14 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = options.flat(body)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in options.flat(body).parameters.values()}
     return command
+
+
+def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> None:
+    try:
+        body(**arguments)
+    except Planned as plan:
+        show.planned(plan, shown)
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def distill(
         from minitron_cli.stages import distill as stage
 
         config = at.section(DistillConfig, "distill")
-        pruned = at.workspace.require("prune", "minitron prune")
+        pruned = at.require("prune")
         artifact = stage.run(at.context, at.parent(), pruned.path, at.data(), config, label=_label(config))
     export.copy(artifact, output)
     show.artifact(artifact, how)

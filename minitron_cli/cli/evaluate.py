@@ -16,7 +16,14 @@ from minitron_cli.errors import InputError
 def evaluate(
     how: How,
     text: Text,
-    words: Annotated[list[str] | None, Argument(metavar="[MODELS]... [KEY=VALUE]...", show_default=False)] = None,
+    words: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="MODEL|KEY=VALUE",
+            help="Directories of checkpoints; and changes to the stage's settings.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: RecipeOption = None,
     tasks: Annotated[
         list[str] | None,
@@ -34,7 +41,7 @@ def evaluate(
     perplexity: Annotated[bool | None, Option(help="Measure loss and KL on held-out text.", show_default="yes")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Sequences per forward pass.", show_default="8")] = None,
 ) -> None:
-    """Measure MODELS beside their parent; without any, what the workspace has made.
+    """Measure models beside their parent; without any named, what the workspace has made.
 
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """

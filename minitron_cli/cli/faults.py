@@ -41,6 +41,8 @@ WITHOUT_ERRNO = {
     "input/output error": errno.EIO,
 }
 
+NETWORK = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")  # whose errors have no errno
+
 OUT_OF_MEMORY = "out of memory; lower the batch size (micro_batch_size for distill), or use --dtype bfloat16"
 
 
@@ -72,6 +74,9 @@ def _environment(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in ENVIRONMENT:
         where = error.filename2 or error.filename
         return f"{f'{where}: ' if where else ''}{ENVIRONMENT[error.errno]}, then run the same command again"
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
+        said = _one_line(str(error))[:100]
+        return f"the network failed ({said}); check the connection, then run the same command again"
     for text, number in WITHOUT_ERRNO.items():
         if text in str(error).lower():
             return f"{ENVIRONMENT[number]}, then run the same command again"

@@ -35,7 +35,7 @@ def _facts(shape: "Shape", batch: int, length: int) -> dict[str, Any]:
         "non_embedding": shape.parameters("non_embedding"),
         "active": shape.parameters("active"),
         "weights_bytes_in_16_bit": 2 * shape.parameters(),
-        f"kv_cache_bytes_{batch}x{length}_in_16_bit": shape.kv_cache_bytes(batch, length),
+        "kv_cache": {"batch": batch, "length": length, "bytes_in_16_bit": shape.kv_cache_bytes(batch, length)},
         "flops_per_token": shape.flops_per_token(),
     }
 

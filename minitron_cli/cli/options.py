@@ -47,8 +47,18 @@ class Place(Show):
 
 
 @dataclass(frozen=True)
-class How(Place):
-    """How to run, in addition: nothing here changes what is made."""
+class Make(Place):
+    """Whether to make it, in addition."""
+
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=RUN)] = False
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Make it again, even if it is there.", rich_help_panel=RUN)
+    ] = False
+
+
+@dataclass(frozen=True)
+class How(Make):
+    """How to compute it, in addition: nothing here changes what is asked for."""
 
     device: Annotated[
         str, Option(help="cpu, cuda, cuda:1, mps, or auto: the first accelerator.", rich_help_panel=RUN)
@@ -60,11 +70,7 @@ class How(Place):
     threads: Annotated[int | None, Option(min=1, help="CPU threads; otherwise torch decides.", rich_help_panel=RUN)] = (
         None
     )
-    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=RUN)] = False
     resume: Annotated[bool, Option(help="Continue work that was stopped half-way.", rich_help_panel=RUN)] = True
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Make it again, even if it is there.", rich_help_panel=RUN)
-    ] = False
     offline: Annotated[bool, Option("--offline", help="Download nothing.", rich_help_panel=RUN)] = False
 
 
@@ -87,8 +93,18 @@ class Text:
     sequence_length: Annotated[int | None, Option(min=2, help="Tokens in a block.", rich_help_panel=TEXT)] = None
 
 
-Words = Annotated[list[str] | None, Argument(metavar="[MODEL] [KEY=VALUE]...", show_default=False)]
-Changes = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", show_default=False)]
+Words = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="MODEL|KEY=VALUE",
+        help="A directory, a hub id or an alias such as llama-3.1-8b; and changes to the stage's settings.",
+        show_default=False,
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as distill.tokens=1000000.", show_default=False),
+]
 RecipeOption = Annotated[
     str | None, Option("--recipe", metavar="RECIPE", help="Start from this recipe's section, model and data.")
 ]

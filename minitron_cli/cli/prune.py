@@ -57,7 +57,7 @@ def prune(
         config = at.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
             raise InputError("--width, --depth and --axes say what to cut, not how much: add --target")
-        scores = at.workspace.require("importance", "minitron importance")
+        scores = at.require("importance")
         chosen = config.shape or config.drop_layers or config.budget
         artifact = stage.run(
             at.context,

@@ -43,6 +43,7 @@ def copy_recipe(
     path = path / source.name if path.is_dir() else path
     if path.exists():
         raise InputError(f"{path} exists, and nothing is written over: choose another file")
+    io.make_dirs(path.parent)
     io.write_new(path, source.read_bytes())
     show.note(f"wrote {path}; run it with: minitron run {path}")
 

@@ -7,11 +7,11 @@ from typer import Option
 
 from minitron_cli import io
 from minitron_cli.cli import export, session, show
-from minitron_cli.cli.options import How
+from minitron_cli.cli.options import Make
 
 
 def report(
-    how: How,
+    how: Make,
     output: Annotated[
         Path | None, Option("--output", "-o", metavar="FILE", help="Copy the page to this new file too.")
     ] = None,
@@ -23,5 +23,6 @@ def report(
 
         artifact = stage.run(at.context)
     if output is not None:
+        io.make_dirs(output.parent)
         io.write_new(output, artifact.file(stage.PAGE).read_bytes())
     show.artifact(artifact, how)

@@ -8,6 +8,7 @@ from minitron_cli import recipe as recipes
 from minitron_cli.checkpoint import workspace as workspaces
 from minitron_cli.cli import session, show
 from minitron_cli.cli.options import Changes, How, Seed
+from minitron_cli.errors import InputError
 
 
 def run(
@@ -22,6 +23,8 @@ def run(
 
     For example: minitron run llama-3.1-minitron-4b-width prune.shape.ffn=9472 --dry-run
     """
+    if recipe == "demo" and not any(change.startswith("model=") for change in changes or ()):
+        raise InputError("the demo trains its own model: run `minitron demo`, or name one with model=DIRECTORY")
     asked = session.located(recipes.load(recipe, changes or ()))
     if seed is not None:
         asked = asked.seeded(seed)

@@ -52,6 +52,6 @@ def search(
         from minitron_cli.stages import search as stage
 
         config = at.section(SearchConfig, "search")
-        scores = at.workspace.require("importance", "minitron importance")
+        scores = at.require("importance")
         artifact = stage.run(at.context, at.parent(), scores, at.data(), config)
     show.artifact(artifact, how)

@@ -4,17 +4,18 @@ import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron_cli import document, io
 from minitron_cli import recipe as recipes
 from minitron_cli.checkpoint import workspace as workspaces
+from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.cli import faults
-from minitron_cli.cli.options import How, Text
+from minitron_cli.cli.options import How, Make, Text
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.document import AnySpec, Document, Place
 from minitron_cli.errors import EnvironmentFault, InputError, Interrupted
@@ -34,7 +35,7 @@ KEPT = "please report it with "
 class Session:
     """One command at work in one workspace."""
 
-    how: How
+    how: Make
     workspace: Workspace
     asked: Document
     """A recipe, or as much of one as was said so far."""
@@ -48,12 +49,20 @@ class Session:
     def parent(self) -> "Parent":
         from minitron_cli.stages.parent import open_parent
 
-        return open_parent(self.model(), offline=self.how.offline)
+        return open_parent(self.model(), offline=self.context.offline)
 
     def data(self) -> DataConfig:
-        if not self.asked.values.get("data"):
+        named = self.asked.values.get("data")
+        if not named or (isinstance(named, dict) and not named.get("sources")):
             raise InputError("no text is named: add --data, with a file, hub:NAME or python_stdlib")
         return document.check(DataConfig, self.asked, ("data",))
+
+    def require(self, stage: str) -> Artifact:
+        """The workspace's current result of a stage. ArtifactError names the command that makes it."""
+        command = f"minitron {stage}" + (
+            f" {self.asked.values.get('model') or 'MODEL'}" if stage == "importance" else ""
+        )
+        return self.workspace.require(stage, command + (f" --run {self.how.run}" if self.how.run else ""))
 
     def section(self, kind: type[AnySpec], name: str) -> AnySpec:
         """One stage's part of what was asked for."""
@@ -62,7 +71,7 @@ class Session:
 
 @contextmanager
 def opened(
-    how: How,
+    how: Make,
     stage: str,
     words: Sequence[str] | None = None,
     *,
@@ -75,6 +84,8 @@ def opened(
     if len(models) > 1:
         raise InputError(f"{' and '.join(models[:2])}: one model at a time")
     given = document.read(recipes.find(recipe)) if recipe else Document()
+    if recipe:
+        document.check(Recipe, given)  # a section with a misspelt name must not go unread
     model = models[0] if models else given.values.get("model")
     default = recipes.find(recipe).stem if recipe else model
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default and workspaces.slug(str(default)))
@@ -85,7 +96,7 @@ def opened(
 
 
 @contextmanager
-def at_work(how: How, workspace: Workspace, asked: Mapping[str, Any] | None = None) -> Iterator[Context]:
+def at_work(how: Make, workspace: Workspace, asked: Mapping[str, Any] | None = None) -> Iterator[Context]:
     """How stages are to run in a workspace, whose lock is held meanwhile.
 
     When work was done there, later commands may leave the workspace unsaid, and the model and data that were asked for.
@@ -104,7 +115,7 @@ def located(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": absolute(recipe.model)})
 
 
-def _remember(how: How, workspace: Workspace, asked: Mapping[str, Any]) -> None:
+def _remember(how: Make, workspace: Workspace, asked: Mapping[str, Any]) -> None:
     if not how.dry_run and io.is_first_process():
         workspace.save_settings(**{name: asked[name] for name in ("model", "data") if asked.get(name)})
         workspaces.remember(workspace)
@@ -160,23 +171,18 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path)) if looks_like_a_path else path
 
 
-def _context(how: How, workspace: Workspace) -> Context:
-    """How stages are to run. Imports torch."""
+def _context(how: Make, workspace: Workspace) -> Context:
+    """How stages are to run. Imports torch where they compute."""
+    context = Context(workspace, dry_run=how.dry_run, overwrite=how.overwrite)
+    if not isinstance(how, How):
+        return context
     if how.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
     if how.threads:
         import torch
 
         torch.set_num_threads(how.threads)
-    return Context(
-        workspace=workspace,
-        device=device(how.device),
-        dtype=how.dtype,
-        dry_run=how.dry_run,
-        overwrite=how.overwrite,
-        resume=how.resume,
-        offline=how.offline,
-    )
+    return replace(context, device=device(how.device), dtype=how.dtype, resume=how.resume, offline=how.offline)
 
 
 def device(name: str) -> str:
@@ -194,7 +200,7 @@ def device(name: str) -> str:
     return name
 
 
-def _locked(workspace: Workspace, how: How) -> Any:
+def _locked(workspace: Workspace, how: Make) -> AbstractContextManager[None]:
     """A dry run changes nothing and waits for nobody; of several processes, the first holds the lock for all."""
     return nullcontext() if how.dry_run or not io.is_first_process() else workspace.lock()
 

@@ -127,8 +127,15 @@ def planned(work: Planned, shown: Show) -> None:
         note(str(work))
 
 
+class _People(Console):
+    """Where people read."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1
+
+
 def _people() -> Console:
-    console = Console(stderr=True, highlight=False, quiet=not io.is_first_process())
+    console = _People(stderr=True, highlight=False, quiet=not io.is_first_process())
     if not console.is_terminal:
         console.width = 10_000  # where no terminal breaks lines, a line stays one line: logs are searched
     return console

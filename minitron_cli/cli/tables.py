@@ -1,5 +1,6 @@
 """What an artifact has to tell: as plain values, and as tables of text. Prints nothing."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,8 +46,16 @@ def _layers(artifact: Artifact) -> dict[str, Any]:
 
     scores = read_safetensors(artifact.file("scores.safetensors"))
     return {
-        "layers": {name.removeprefix("layer."): t.tolist() for name, t in scores.items() if name.startswith("layer.")}
+        "layers": {
+            name.removeprefix("layer."): [_finite(x) for x in t.tolist()]
+            for name, t in scores.items()
+            if name.startswith("layer.")
+        }
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _candidates(artifact: Artifact) -> dict[str, Any]:
