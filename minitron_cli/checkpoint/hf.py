@@ -197,6 +197,22 @@ def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreT
     return model.to(device).eval()
 
 
+def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
+    """The model of a checkpoint directory without its weights, which stay on disk; buffers are real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    checkpoint, config = Checkpoint.open(path), load_config(path)
+    if dtype == "auto":
+        dtype = config.dtype or next(iter(checkpoint.tensors.values())).torch_dtype
+    with init_empty_weights(include_buffers=False), _refusing(f"{path} makes no model", "fix config.json"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model
+
+
 def model_of(
     config: dict[str, Any], state: Mapping[str, "Tensor"], *, device: str = "cpu", dtype: Any = "auto"
 ) -> "PreTrainedModel":

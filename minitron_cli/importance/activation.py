@@ -7,7 +7,7 @@ of those, so memory does not depend on the number of samples.
     B batch, T token, C channel of the axis, K features of the tapped tensor, H hook, S sequence aggregation
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minitron_cli.importance.axes import is_per_layer
 from minitron_cli.importance.moments import Moments
-from minitron_cli.importance.observer import Tokens
+from minitron_cli.importance.observer import Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.model.taps import Tap, taps
 from minitron_cli.trim.metric import Activation, Aggregation
@@ -41,13 +41,27 @@ class Activations:
 
     name = "activation"
 
-    def __init__(self, family: Family, sizes: Mapping[str, int]) -> None:
+    def __init__(self, family: Family, sizes: Mapping[str, int], part: Part) -> None:
         self._sizes = sizes
         self._hooks: dict[str, list[Hook]] = {}
         for tap in taps(family):
-            self._hooks.setdefault(tap.axis, []).extend(_hooks(tap, sizes["layer"], is_per_layer(family, tap.axis)))
+            if hooks := _hooks(tap, part, is_per_layer(family, tap.axis)):
+                self._hooks.setdefault(tap.axis, []).extend(hooks)
         self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # [S, B, C] of each hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Activations]") -> "Activations":
+        """What the observers of all parts of a model saw, as if one had watched the whole."""
+        whole = cls.__new__(cls)
+        axes = list(dict.fromkeys(axis for part in parts for axis in part._hooks))
+        whole._sizes = parts[0]._sizes
+        whole._hooks = {axis: [hook for part in parts for hook in part._hooks.get(axis, [])] for axis in axes}
+        whole._batch = {axis: [] for axis in axes}
+        whole._moments = {
+            axis: Moments.cat([part._moments[axis] for part in parts if axis in part._moments]) for axis in axes
+        }
+        return whole
 
     def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
         for axis, hooks in self._hooks.items():
@@ -76,6 +90,12 @@ class Activations:
             own = {name.removeprefix(f"{axis}."): t for name, t in state.items() if name.startswith(f"{axis}.")}
             self._moments[axis] = Moments.from_tensors(own)
 
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        before = self._moments.copy()
+        self.restore(state)
+        for axis, moments in before.items():
+            self._moments[axis] = moments.merge(self._moments[axis].to(moments.mean.device))
+
     def scores(self) -> dict[str, Tensor]:
         return {
             key(axis, Activation(batch=batch, sequence=sequence)): self._by_row(axis, moments.aggregate(batch)[:, s])
@@ -100,10 +120,10 @@ class Hook(NamedTuple):
     row: int | None  # the layer whose channels it sees; None where all layers share them
 
 
-def _hooks(tap: Tap, layers: int, per_layer: bool) -> list[Hook]:
+def _hooks(tap: Tap, part: Part, per_layer: bool) -> list[Hook]:
     if "{layer}" not in tap.module:
-        return [Hook(tap.module, tap.side, None)]
-    return [Hook(tap.module.format(layer=i), tap.side, i if per_layer else None) for i in range(layers)]
+        return [Hook(tap.module, tap.side, None)] if part.with_final_norm else []
+    return [Hook(tap.module.format(layer=i), tap.side, i if per_layer else None) for i in part.layers]
 
 
 def _register(module: "nn.Module", side: str, see: "Callable[[Tensor], None]") -> "RemovableHandle":

@@ -2,14 +2,14 @@
 
 # B batch, T token, D hidden, L layer
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from minitron_cli.importance.observer import Tokens, decoder_layers, layer_input, layer_output
+from minitron_cli.importance.observer import Part, Tokens, decoder_layers, layer_input, layer_output
 from minitron_cli.model.family import Family
 
 if TYPE_CHECKING:
@@ -25,17 +25,27 @@ class BlockImportance:
 
     name = "block_importance"
 
-    def __init__(self, family: Family, layers: int) -> None:
+    def __init__(self, family: Family, part: Part) -> None:
         self._family = family
-        self._batch: list[Tensor] = [torch.empty(0)] * layers
-        self._cosine_sum_L = torch.zeros(layers, dtype=torch.float64)
+        self._layers = part.layers
+        self._batch: list[Tensor] = [torch.empty(0)] * len(part.layers)
+        self._cosine_sum_L = torch.zeros(len(part.layers), dtype=torch.float64)
         self._tokens = 0
         self._last: tuple[Tensor, Tensor] | None = None  # a layer's output and its norms: the next layer's input
 
+    @classmethod
+    def joined(cls, parts: "Sequence[BlockImportance]") -> "BlockImportance":
+        """What the observers of all layers saw, in the order of the layers."""
+        whole = cls(parts[0]._family, Part(range(sum(len(part._layers) for part in parts)), False))
+        whole._cosine_sum_L = torch.cat([part._cosine_sum_L for part in parts])
+        whole._tokens = parts[0]._tokens
+        return whole
+
     def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
+        layers = decoder_layers(model, self._family)
         return [
-            layer.register_forward_hook(partial(self._see, i), with_kwargs=True)
-            for i, layer in enumerate(decoder_layers(model, self._family))
+            layers[layer].register_forward_hook(partial(self._see, i), with_kwargs=True)
+            for i, layer in enumerate(self._layers)
         ]
 
     def _see(self, i: int, _: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -56,6 +66,10 @@ class BlockImportance:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self._cosine_sum_L, self._tokens = state["cosine_sum"], int(state["tokens"])
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        self._cosine_sum_L = self._cosine_sum_L + state["cosine_sum"]
+        self._tokens += int(state["tokens"])
 
     def scores(self) -> dict[str, Tensor]:
         return {"layer.block_importance": (1 - self._cosine_sum_L / self._tokens).float()}

@@ -14,9 +14,9 @@ from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
-from minitron_cli.importance.observer import Observer, Tokens
-from minitron_cli.importance.perplexity import LayerRemoval
-from minitron_cli.importance.resume import SavedState
+from minitron_cli.importance.observer import Observer, Part, Tokens
+from minitron_cli.importance.removal import LayerRemoval
+from minitron_cli.importance.resume import FILE, SavedState
 from minitron_cli.model.family import Family
 from minitron_cli.trim.scores import Scores
 
@@ -32,6 +32,7 @@ def collect(
     batches: "Iterable[Batch]",
     *,
     layer_removal: bool = True,
+    blocks: Sequence[int] = (),
     samples: int | None = None,
     scratch: Path | None = None,
     resume: bool = True,
@@ -39,13 +40,14 @@ def collect(
 ) -> Scores:
     """Scores of every head, neuron, hidden channel and layer.
 
-    `samples` is for the progress bar. With a `scratch` directory the pass can be killed and, given the same batches
-    again, goes on where it was; the scores are the same bits.
+    With `layer_removal` the perplexity without each layer is measured too, and without each block of as many layers as
+    `blocks` names. `samples` is for the progress bar. With a `scratch` directory the pass can be killed and, given the
+    same batches again, goes on where it was; the scores are the same bits.
     """
     assert not model.training, "dropout would make the scores random"
     with torch.inference_mode(), progress.track("calibrate", total=samples, unit="samples") as step:
-        observers = _observers(model, family, layer_removal)
-        saved = SavedState(scratch, save_every_s) if scratch else None
+        observers = _observers(model, family, removal_lengths(layer_removal, blocks))
+        saved = SavedState(scratch / FILE, save_every_s) if scratch else None
         done = saved.restore(observers) if saved and resume else 0
         count = 0
         for count, batch in enumerate(batches, start=1):
@@ -55,14 +57,23 @@ def collect(
                     saved.save_if_due(observers, count)
             step(len(batch.input_ids_BT))
     if not count:
-        raise DataError("the calibration set is empty: give at least one block of text")
-    return _scores(observers)
+        raise NO_SAMPLES
+    return checked_scores(observers)
 
 
-def _observers(model: "PreTrainedModel", family: Family, layer_removal: bool) -> list[Observer]:
+NO_SAMPLES = DataError("the calibration set is empty: give at least one block of text")
+
+
+def removal_lengths(layer_removal: bool, blocks: Sequence[int]) -> list[int]:
+    """How many layers are removed together, in ascending order."""
+    return sorted({*blocks, *([1] if layer_removal else [])})
+
+
+def _observers(model: "PreTrainedModel", family: Family, lengths: Sequence[int]) -> list[Observer]:
     sizes = family.axis_sizes(model.config)
-    observers: list[Observer] = [Activations(family, sizes), BlockImportance(family, sizes["layer"])]
-    return [*observers, LayerRemoval(model, family, sizes["layer"])] if layer_removal else observers
+    whole = Part(range(sizes["layer"]), True)
+    observers: list[Observer] = [Activations(family, sizes, whole), BlockImportance(family, whole)]
+    return [*observers, LayerRemoval(model, family, lengths)] if lengths else observers
 
 
 def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch") -> None:
@@ -76,17 +87,23 @@ def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Ba
     for observer in observers:
         observer.end_batch(tokens, output.last_hidden_state)
     if not output.last_hidden_state.isfinite().all():  # say so now, not after the last batch
-        _scores(observers)
+        checked_scores(observers)
 
 
-def _scores(observers: Iterable[Observer]) -> Scores:
+DAMAGE = "the weights are damaged, or too large for their dtype: check the checkpoint, or calibrate in float32"
+
+
+def damaged_from(layer: int) -> CheckpointError:
+    return CheckpointError(f"activations are not finite from decoder layer {layer} on; {DAMAGE}")
+
+
+def checked_scores(observers: Iterable[Observer]) -> Scores:
     """What the observers found. CheckpointError names the first layer where it is not a number."""
     tensors = {name: tensor for observer in observers for name, tensor in observer.scores().items()}
-    cause = "the weights are damaged, or too large for their dtype: check the checkpoint, or calibrate in float32"
     damaged = (~tensors["layer.block_importance"].isfinite()).nonzero()
     if len(damaged):
-        raise CheckpointError(f"activations are not finite from decoder layer {int(damaged[0])} on; {cause}")
+        raise damaged_from(int(damaged[0]))
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"scores {name!r} are not finite although every decoder layer's output is; {cause}")
+            raise CheckpointError(f"scores {name!r} are not finite although every decoder layer's output is; {DAMAGE}")
     return Scores.from_tensors(tensors)

@@ -1,8 +1,10 @@
 """What a user says about calibration."""
 
+from typing import Literal
+
 from pydantic import Field
 
-from minitron_cli.spec import Spec
+from minitron_cli.spec import Quantity, Spec
 
 
 class ImportanceConfig(Spec):
@@ -14,5 +16,11 @@ class ImportanceConfig(Spec):
     """Samples per forward pass. Larger is faster and takes more memory; scores agree to rounding."""
     layer_removal: bool = True
     """Measure the perplexity without each layer too; it costs about half as many passes as there are layers."""
+    blocks: tuple[int, ...] = ()
+    """Measure the perplexity without every run of so many layers too; each number costs as much as layer_removal."""
+    mode: Literal["auto", "resident", "layer_major"] = "auto"
+    """Hold the whole model in memory, or one layer at a time; auto: one at a time if the model does not fit."""
+    activation_budget: Quantity = 1_000_000_000
+    """Bytes of hidden states held in memory between two layers in layer-major mode; the rest waits on disk."""
     seed: int = 0
     """Which blocks are drawn."""

@@ -1,6 +1,6 @@
 """Mean and spread of a stream, merged piece by piece without cancellation. Knows nothing of models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,14 @@ class Moments:
             self.mean + shift * (other.count / count),
             self.squares + other.squares + shift.square() * (self.count * other.count / count),
         )
+
+    @classmethod
+    def cat(cls, parts: Sequence["Moments"]) -> "Moments":
+        """Moments of different things over equally many values, side by side along dim 0."""
+        device = parts[0].mean.device
+        assert len({part.count for part in parts}) == 1
+        mean, squares = ([getattr(part, name).to(device) for part in parts] for name in ("mean", "squares"))
+        return cls(parts[0].count, torch.cat(mean), torch.cat(squares))
 
     def aggregate(self, how: Aggregation) -> Tensor:
         """mean, l2 = sqrt(sum x^2), or var = (1/n) sum (x - mean)^2."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from torch import Tensor
 
 from minitron_cli.model.family import Family
-from minitron_cli.model.taps import layer_module
+from minitron_cli.model.taps import layer_module, taps
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +19,13 @@ class Tokens(NamedTuple):
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
+
+
+class Part(NamedTuple):
+    """What of a model runs while an observer watches: these layers, then the final norm or not."""
+
+    layers: range
+    with_final_norm: bool
 
 
 class Observer(Protocol):
@@ -38,9 +45,18 @@ class Observer(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None: ...
 
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add what another process saw, which watched the same part over other samples."""
+        ...
+
     def scores(self) -> dict[str, Tensor]:
         """What the batches so far say, under the names that `Scores` uses."""
         ...
+
+
+def final_norm(family: Family) -> str:
+    """The module whose output the LM head reads."""
+    return next(tap.module for tap in taps(family) if tap.axis == "hidden" and "{layer}" not in tap.module)
 
 
 def decoder_layers(model: "PreTrainedModel", family: Family) -> "list[nn.Module]":

@@ -197,3 +197,20 @@ def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, 
         for axis, values in expected.items():
             found = scores.by_name[f"{axis}.magnitude={name}"]
             torch.testing.assert_close(found, torch.tensor(values), rtol=1e-5, atol=0)
+
+
+def without_layers(model, start, stop):
+    for i in reversed(range(start, stop)):
+        model = without_layer(model, i)
+    return model
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@EVERY_FAMILY
+def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, n):
+    model, batch = tiny_model(model_type), samples(tokens=25)
+    scores = score(model, split(batch, [2, 3]), layer_removal=False, blocks=(n,))
+    expected = torch.stack([mean_nll(without_layers(model, i, i + n), batch) for i in range(4 - n + 1)])
+    torch.testing.assert_close(scores.layers(f"block_nll={n}"), expected, rtol=1e-5, atol=1e-5)
+    change = expected.exp() - mean_nll(model, batch).exp()
+    torch.testing.assert_close(scores.layers(f"block_perplexity={n}"), change, rtol=1e-3, atol=1e-2)

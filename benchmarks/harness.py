@@ -1,0 +1,110 @@
+"""How things are measured: alternately, in one process, on one thread; and where the figures are written."""
+
+import json
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every call. The order turns round after each round, and each function has one call before."""
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(rounds):
+        for name in list(functions)[:: 1 if i % 2 == 0 else -1]:
+            started = time.process_time()
+            functions[name]()
+            seconds[name].append(time.process_time() - started)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], name: str, to: str) -> float:
+    """Median over the rounds of how long one takes beside another; a slow moment hits both."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[to], strict=True))
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that belongs to no file."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell anonymous memory apart")
+
+
+class Peak:
+    start: int
+    highest: int
+
+    @property
+    def grown(self) -> int:
+        return self.highest - self.start
+
+
+@contextmanager
+def peak_memory(every_s: float = 0.002) -> Iterator[Peak]:
+    """The most anonymous memory while the block runs, looked at every so often."""
+    peak, done = Peak(), threading.Event()
+    peak.start = peak.highest = anonymous_bytes()
+
+    def look() -> None:
+        while not done.wait(every_s):
+            peak.highest = max(peak.highest, anonymous_bytes())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def record(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
+    """Write results/NAME.json and NAME.md, and print the table."""
+    facts = {
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"# {title}", "", " · ".join(f"{key} {value}" for key, value in facts.items()), ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+    text = "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"facts": facts, "rows": list(rows)}, indent=2) + "\n")
+    print(text)
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()

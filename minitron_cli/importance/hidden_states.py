@@ -1,0 +1,84 @@
+"""Hidden states between two layers: in memory up to a budget, on disk beyond it. Knows nothing of layers."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minitron_cli import io
+from minitron_cli.checkpoint.reader import read_safetensors
+from minitron_cli.checkpoint.writer import write_safetensors
+
+PREFIX = "hidden-"
+
+
+class HiddenStates:
+    """Tensors by name. Each is put once and taken once, then put again under the same name.
+
+    What was on disk at the last `save` stays there until the next, whatever was taken meanwhile, so that a killed
+    run finds all of it. Tensors come back on the CPU.
+    """
+
+    def __init__(self, directory: Path, budget_bytes: int) -> None:
+        self._directory = directory
+        self._budget_bytes = budget_bytes
+        self._held: dict[str, Tensor] = {}
+        self._held_bytes = 0
+        self._files: dict[str, Path] = {}
+        self._saved: frozenset[Path] = frozenset()
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        assert name not in self
+        tensor = tensor.cpu()
+        if self._held_bytes + tensor.nbytes <= self._budget_bytes:
+            self._held[name] = tensor
+            self._held_bytes += tensor.nbytes
+        else:
+            self._files[name] = self._write(name, tensor)
+
+    def take(self, name: str) -> Tensor:
+        path = self._files.pop(name, None)
+        if (tensor := self._held.pop(name, None)) is not None:
+            self._held_bytes -= tensor.nbytes
+            return tensor
+        assert path is not None
+        tensor = read_safetensors(path)["hidden"]
+        if path not in self._saved:
+            io.disk.remove_file(path)
+        return tensor
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._held or name in self._files
+
+    def _write(self, name: str, tensor: Tensor) -> Path:
+        path = self._directory / f"{PREFIX}{name}-{secrets.token_hex(4)}"
+        write_safetensors(path, {"hidden": tensor})
+        return path
+
+    def save(self) -> Tensor:
+        """Put all of it on disk. The result, kept by the caller, finds it again."""
+        for name, tensor in self._held.items():
+            if name not in self._files:
+                self._files[name] = self._write(name, tensor)
+        names = {name: path.name for name, path in self._files.items()}
+        return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
+
+    def saved(self) -> None:
+        """The caller has kept the last `save`: what only earlier ones needed goes."""
+        self._saved = frozenset(self._files.values())
+        for path in self._on_disk():
+            if path not in self._saved:
+                io.disk.remove_file(path)
+
+    def restore(self, saved: Tensor) -> None:
+        """Be as at that `save`."""
+        names = json.loads(bytes(saved.tolist()))
+        self._held, self._held_bytes = {}, 0
+        self._files = {name: self._directory / file for name, file in names.items()}
+        self.saved()
+
+    def _on_disk(self) -> Iterator[Path]:
+        return self._directory.glob(f"{PREFIX}*")

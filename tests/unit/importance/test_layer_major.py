@@ -1,0 +1,176 @@
+"""One layer at a time gives what the whole model gives, whatever is spilled, stopped or cut."""
+
+import pytest
+import torch
+
+from minitron_cli import progress
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import CheckpointError, DataError, InputError, Interrupted
+from minitron_cli.importance.collect import collect
+from minitron_cli.importance.layer_major import collect_by_layer
+from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.trim.scores import Scores
+from tests.tiny import write_tiny
+from tests.unit.importance.calibration import samples, split
+
+EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("llama"), "llama")
+
+
+BATCHES = split(samples(5, 25), [2, 3])
+
+
+def by_layer(
+    path, scratch, batches=BATCHES, *, activation_budget=10**9, dtype="auto", read=None, model=None, **options
+):
+    model = model or hf.empty_model(path, dtype=dtype)
+    scratch.mkdir(exist_ok=True)
+    read = read or Checkpoint.open(path).read
+    return collect_by_layer(
+        model,
+        family_of(model.config),
+        batches,
+        read,
+        scratch=scratch,
+        activation_budget=activation_budget,
+        **options,
+    )
+
+
+def resident(path, batches=BATCHES, *, dtype="auto", **options) -> Scores:
+    model = hf.load_model(path, dtype=dtype)
+    return collect(model, family_of(model.config), batches, **options)
+
+
+def assert_same_bits(found, expected):
+    assert found.by_name.keys() == expected.by_name.keys()
+    assert [name for name in expected.by_name if not torch.equal(found.by_name[name], expected.by_name[name])] == []
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@EVERY_FAMILY
+def test_scores_are_those_of_the_whole_model(model_type, tied, tmp_path):
+    path = write_tiny(tmp_path / "model", model_type, tie_word_embeddings=tied)
+    expected, found = resident(path, blocks=(2,)), by_layer(path, tmp_path / "scratch", blocks=(2,))
+    assert found.by_name.keys() == expected.by_name.keys()
+    for name, tensor in expected.by_name.items():
+        torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_scores_are_those_of_the_whole_model_in_bf16(llama, tmp_path):
+    expected, found = resident(llama, dtype=torch.bfloat16), by_layer(llama, tmp_path, dtype=torch.bfloat16)
+    for name, tensor in expected.by_name.items():
+        torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("budget", [0, 10_000])
+def test_what_is_spilled_does_not_matter(llama, tmp_path, budget):
+    held = by_layer(llama, tmp_path / "held", blocks=(2,))
+    spilled = by_layer(llama, tmp_path / "spilled", blocks=(2,), activation_budget=budget)
+    assert_same_bits(spilled, held)
+    assert not list((tmp_path / "spilled").iterdir()), "what was spilled was removed when it was read"
+
+
+def test_each_weight_is_read_once_and_only_one_layer_is_held(llama, tmp_path):
+    checkpoint, model, names = Checkpoint.open(llama), hf.empty_model(llama), []
+
+    def read(name):
+        held = [n for n, parameter in model.named_parameters() if not parameter.is_meta]
+        assert all(n.startswith("model.norm") and name.startswith("lm_head") for n in held)
+        names.append(name)
+        return checkpoint.read(name)
+
+    by_layer(llama, tmp_path, read=read, model=model)
+    assert sorted(names) == sorted(checkpoint.tensors)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+@pytest.mark.parametrize("kills", [[1], [3], [5], [2, 3, 5]], ids=str)
+def test_a_killed_pass_goes_on_after_the_last_layer_with_the_same_bits(llama, tmp_path, kills, budget):
+    undisturbed = by_layer(llama, tmp_path / "undisturbed", blocks=(2,))
+    checkpoint = Checkpoint.open(llama)
+    options = {"blocks": (2,), "activation_budget": budget, "save_every_s": 0}
+    done = -1
+    for kill in kills:
+
+        def read(name, kill=kill):
+            if f"model.layers.{kill - 1}." in name or (kill == 5 and name == "lm_head.weight"):
+                raise Killed
+            return checkpoint.read(name)
+
+        with pytest.raises(Killed):
+            by_layer(llama, tmp_path / "scratch", read=read, **options)
+        done = kill - 2
+    names = []
+    again = by_layer(llama, tmp_path / "scratch", read=lambda n: (names.append(n), checkpoint.read(n))[1], **options)
+    assert_same_bits(again, undisturbed)
+    assert not any(f"model.layers.{i}." in name for name in names for i in range(done + 1))
+
+
+def test_a_stop_request_saves_after_the_layer(llama, tmp_path):
+    checkpoint = Checkpoint.open(llama)
+
+    def read(name):
+        if name == "model.layers.2.mlp.down_proj.weight":
+            progress.request_stop(15)
+        return checkpoint.read(name)
+
+    with pytest.raises(Interrupted):
+        by_layer(llama, tmp_path, read=read)
+    progress.request_stop(None)
+    assert_same_bits(by_layer(llama, tmp_path), by_layer(llama, tmp_path / "undisturbed"))
+
+
+def test_without_resume_the_pass_starts_over(llama, tmp_path):
+    def read(name):
+        if "layers.3" in name:
+            raise Killed
+        return Checkpoint.open(llama).read(name)
+
+    with pytest.raises(Killed):
+        by_layer(llama, tmp_path, read=read, save_every_s=0)
+    other = split(samples(4, seed=1), [4])
+    assert_same_bits(by_layer(llama, tmp_path, other, resume=False), by_layer(llama, tmp_path / "new", other))
+
+
+def test_damage_is_named_at_its_layer(llama, tmp_path):
+    def read(name):
+        tensor = Checkpoint.open(llama).read(name)
+        return tensor.fill_(float("nan")) if name == "model.layers.1.mlp.up_proj.weight" else tensor
+
+    with pytest.raises(CheckpointError, match=r"from decoder layer 1 on.*check the checkpoint"):
+        by_layer(llama, tmp_path, read=read)
+
+
+def test_without_layer_removal_the_head_is_not_read(llama, tmp_path):
+    def read(name):
+        assert name != "lm_head.weight"
+        return Checkpoint.open(llama).read(name)
+
+    found = by_layer(llama, tmp_path, read=read, layer_removal=False)
+    assert "layer.perplexity" not in found.by_name
+
+
+def test_an_empty_set_is_an_error(llama, tmp_path):
+    with pytest.raises(DataError, match="give at least one"):
+        by_layer(llama, tmp_path, [])
+
+
+def test_a_block_must_leave_a_layer(llama, tmp_path):
+    with pytest.raises(InputError, match="4 layers cannot be removed from 4"):
+        by_layer(llama, tmp_path, blocks=(4,))

@@ -1,0 +1,37 @@
+"""How much memory the layer-major pass takes, of a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BUDGET = 1_000_000
+LAYERS, HIDDEN, FFN, VOCAB = 16, 1024, 4096, 16000
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch
+from benchmarks.layer_major import batches, measure
+from benchmarks.harness import anonymous_bytes
+torch.set_num_threads(1)
+directory, vocab, budget = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+print(json.dumps(measure(directory, batches(8, 64, vocab, 1), budget, layer_removal=True)))
+"""
+
+
+@pytest.mark.slow
+def test_one_layer_the_embedding_and_the_budget_are_all_that_is_held(tmp_path):
+    layer_major = pytest.importorskip("benchmarks.layer_major", reason="the benchmarks are not part of a release")
+    size = layer_major.write_random(tmp_path, layer_major.llama(LAYERS, HIDDEN, FFN, VOCAB, 8, 4))
+    assert size > 500e6
+    arguments = [str(tmp_path), str(VOCAB), str(BUDGET)]
+    root = Path(__file__).parents[3]
+    run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], cwd=root, capture_output=True, check=True)
+    found = json.loads(run.stdout)
+    layer = 2 * (HIDDEN * HIDDEN * 3 + HIDDEN * FFN * 3)
+    embedding = 2 * VOCAB * HIDDEN
+    grown = (found["peak RssAnon GB"] - found["before GB"]) * 1e9
+    assert grown < layer + embedding + BUDGET + 48e6, "the last is for libraries and one batch's activations"
