@@ -33,7 +33,7 @@ class Control(Spec):
     def _changes_something(self) -> Self:
         if self.init is None and self.objective is None:
             raise ValueError("nothing is changed; give it an init or an objective")
-        if self.label in ("parent", "pruned", "student", "distilled"):
+        if self.label in ("parent", "pruned", "distilled"):
             raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
         return self
 

@@ -57,16 +57,15 @@ class Session:
             raise InputError("no text is named: add --data, with a file, hub:NAME or python_stdlib")
         return document.check(DataConfig, self.asked, ("data",))
 
-    def require(self, stage: str) -> Artifact:
-        """The workspace's current result of a stage. ArtifactError names the command that makes it."""
-        command = f"minitron {stage}" + (
-            f" {self.asked.values.get('model') or 'MODEL'}" if stage == "importance" else ""
-        )
-        return self.workspace.require(stage, command + (f" --run {self.how.run}" if self.how.run else ""))
-
     def section(self, kind: type[AnySpec], name: str) -> AnySpec:
         """One stage's part of what was asked for."""
         return document.check(kind, self.asked, (name,))
+
+    def require(self, stage: str) -> Artifact:
+        """The workspace's current result of a stage. ArtifactError names the command that makes it."""
+        model = [str(self.asked.values.get("model") or "MODEL")] if stage == "importance" else []
+        run = ["--run", self.how.run] if self.how.run else []
+        return self.workspace.require(stage, " ".join(["minitron", stage, *model, *run]))
 
 
 @contextmanager

@@ -45,13 +45,8 @@ def _layers(artifact: Artifact) -> dict[str, Any]:
     from minitron_cli.checkpoint.reader import read_safetensors
 
     scores = read_safetensors(artifact.file("scores.safetensors"))
-    return {
-        "layers": {
-            name.removeprefix("layer."): [_finite(x) for x in t.tolist()]
-            for name, t in scores.items()
-            if name.startswith("layer.")
-        }
-    }
+    layers = {name.removeprefix("layer."): t.tolist() for name, t in scores.items() if name.startswith("layer.")}
+    return {"layers": {name: [_finite(x) for x in column] for name, column in layers.items()}}
 
 
 def _finite(value: float) -> float | None:

@@ -232,7 +232,7 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_2(place: Place, arguments:
         (("importance", "nowhere"), "nowhere does not exist: give the directory of a checkpoint"),
         (
             ("prune", "--run", "new", "--shape", "hidden=32"),
-            "has no importance result: run `minitron importance` first",
+            "run `minitron importance MODEL --run new` first",
         ),
     ],
 )

@@ -151,7 +151,7 @@ def test_one_section_is_read_by_itself() -> None:
     [
         ("search: {budget: {target: 4B}}", "both search and prune choose a shape"),
         ("controls: [{label: a, init: random}, {label: a, init: random}]", "two controls are labelled 'a'"),
-        ("controls: [{label: student, init: random}]", "the distilled model's own"),
+        ("controls: [{label: distilled, init: random}]", "the label 'distilled' is taken"),
         ("controls: [{label: a}]", "nothing is changed"),
     ],
 )
