@@ -168,6 +168,7 @@ def make_dirs(path: Path) -> None:
     for directory in reversed(missing):
         try:
             disk.make_dir(directory)
+            disk.sync_dir(directory.parent)
         except FileExistsError:
             if not directory.is_dir():
                 raise NotADirectoryError(

@@ -193,6 +193,11 @@ class TestDirectories:
         io.make_dirs(tmp_path / "a" / "b" / "c")
         assert (tmp_path / "a" / "b" / "c").is_dir()
 
+    def test_a_new_directory_is_synced_into_its_parent(self, tmp_path, on_disk):
+        disk = on_disk(FaultyDisk())
+        io.make_dirs(tmp_path / "a" / "b")
+        assert disk.calls == ["make_dir", "sync_dir"] * 2
+
     def test_a_file_in_the_way(self, tmp_path):
         (tmp_path / "a").write_text("")
         with pytest.raises(OSError, match=r"a file stands where a directory is needed"):
