@@ -96,7 +96,8 @@ def produce(
         summary={},
         files={},
     )
-    if final.is_dir() and not context.overwrite and (found := _sound(final, key)):
+    stale = _inode(final)  # what stands there before the work, and will be replaced
+    if stale and not context.overwrite and (found := _sound(final, key)):
         progress.say(f"{stage}: up to date ({final})")
         if not context.dry_run:
             _settle(context, found, scratch)
@@ -104,8 +105,8 @@ def produce(
     if context.dry_run:
         raise Planned(stage, final, _changes(context.workspace, manifest))
     if not io.is_first_process():
-        return _follow(context, final, scratch, build)
-    artifact = _build(context, manifest, final, scratch, build)
+        return _follow(context, final, stale, scratch, build)
+    artifact = _build(context, manifest, final, stale, scratch, build)
     _settle(context, artifact, scratch)
     progress.say(f"{stage}: wrote {final}")
     return artifact
@@ -133,13 +134,12 @@ def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
 
 
 def _build(
-    context: Context, manifest: Manifest, final: Path, scratch: Path, build: Callable[[Build], None]
+    context: Context, manifest: Manifest, final: Path, stale: int | None, scratch: Path, build: Callable[[Build], None]
 ) -> Artifact:
     io.make_dirs(final.parent)
     if not context.resume:
         io.remove_tree(scratch)
     io.sweep(final.parent)
-    stale = _inode(final)
     temporary = io.temporary_dir(final.parent, final.name)
     work = Build(temporary, scratch, context.resume)
     started = time.monotonic()
@@ -163,9 +163,10 @@ def _inode(path: Path) -> int | None:
     return path.stat().st_ino if path.is_dir() else None
 
 
-def _follow(context: Context, final: Path, scratch: Path, build: Callable[[Build], None]) -> Artifact:
+def _follow(
+    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[Build], None]
+) -> Artifact:
     """The part of the processes after the first: they do the work and keep nothing; the first one commits."""
-    stale = _inode(final)
     with tempfile.TemporaryDirectory() as unused:
         build(Build(Path(unused), scratch, context.resume))
     while _inode(final) in (None, stale):  # a launcher ends us all if the first process fails
