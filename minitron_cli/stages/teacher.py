@@ -44,15 +44,15 @@ class TeacherConfig(Spec):
 DEMO = TeacherConfig(
     training=DistillConfig(
         tokens=450_000,
-        batch_size=16,
-        micro_batch_size=16,
-        learning_rate=3e-3,
+        batch_size=8,
+        micro_batch_size=8,
+        learning_rate=1.5e-3,
         min_learning_rate=1e-4,
-        warmup_steps=15,
+        warmup_steps=20,
         losses=(CrossEntropy(),),
-        eval_every=55,
+        eval_every=110,
         eval_blocks=32,
-        save_every=30,
+        save_every=60,
     )
 )
 """Enough to show the chain in two minutes on two cores; not enough to prove a method (see scripts/bench_teacher.py)."""
