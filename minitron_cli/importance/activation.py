@@ -51,16 +51,13 @@ class Activations:
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
 
     @classmethod
-    def joined(cls, parts: "Sequence[Activations]") -> "Activations":
+    def joined(cls, family: Family, parts: "Sequence[Activations]") -> "Activations":
         """What the observers of all parts of a model saw, as if one had watched the whole."""
-        whole = cls.__new__(cls)
-        axes = list(dict.fromkeys(axis for part in parts for axis in part._hooks))
-        whole._sizes = parts[0]._sizes
-        whole._hooks = {axis: [hook for part in parts for hook in part._hooks.get(axis, [])] for axis in axes}
-        whole._batch = {axis: [] for axis in axes}
-        whole._moments = {
-            axis: Moments.cat([part._moments[axis] for part in parts if axis in part._moments]) for axis in axes
-        }
+        sizes = parts[0]._sizes
+        whole = cls(family, sizes, Part(range(sizes["layer"]), True))
+        for axis, hooks in whole._hooks.items():
+            seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
+            whole._moments[axis] = Moments.stack([seen[hook] for hook in hooks])
         return whole
 
     def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":

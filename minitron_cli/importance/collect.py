@@ -15,6 +15,7 @@ from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
 from minitron_cli.importance.observer import Observer, Part, Tokens
+from minitron_cli.importance.processes import ALONE, Processes
 from minitron_cli.importance.removal import LayerRemoval
 from minitron_cli.importance.resume import FILE, SavedState
 from minitron_cli.model.family import Family
@@ -37,12 +38,14 @@ def collect(
     scratch: Path | None = None,
     resume: bool = True,
     save_every_s: float = 30,
+    processes: Processes = ALONE,
 ) -> Scores:
     """Scores of every head, neuron, hidden channel and layer.
 
     With `layer_removal` the perplexity without each layer is measured too, and without each block of as many layers as
     `blocks` names. `samples` is for the progress bar. With a `scratch` directory the pass can be killed and, given the
-    same batches again, goes on where it was; the scores are the same bits.
+    same batches again, goes on where it was; the scores are the same bits. Of several `processes` each has batches of
+    its own, and all return the scores of all of them.
     """
     assert not model.training, "dropout would make the scores random"
     with torch.inference_mode(), progress.track("calibrate", total=samples, unit="samples") as step:
@@ -58,6 +61,7 @@ def collect(
             step(len(batch.input_ids_BT))
     if not count:
         raise NO_SAMPLES
+    processes.merge(observers)
     return checked_scores(observers)
 
 

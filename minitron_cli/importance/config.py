@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from minitron_cli.spec import Quantity, Spec
 
@@ -18,9 +18,21 @@ class ImportanceConfig(Spec):
     """Measure the perplexity without each layer too; it costs about half as many passes as there are layers."""
     blocks: tuple[int, ...] = ()
     """Measure the perplexity without every run of so many layers too; each number costs as much as layer_removal."""
+    block_task: str | None = None
+    """Ask the model without each of these blocks an lm-eval task too, such as winogrande:5; higher must be better."""
+    block_metric: str = "acc"
+    """The task's metric that counts."""
     mode: Literal["auto", "resident", "layer_major"] = "auto"
     """Hold the whole model in memory, or one layer at a time; auto: one at a time if the model does not fit."""
     activation_budget: Quantity = 1_000_000_000
     """Bytes of hidden states held in memory between two layers in layer-major mode; the rest waits on disk."""
     seed: int = 0
     """Which blocks are drawn."""
+
+    @model_validator(mode="after")
+    def _task_has_blocks(self) -> "ImportanceConfig":
+        if self.block_task and not self.blocks:
+            raise ValueError("block_task is asked without blocks of layers: say of how many with blocks")
+        if self.block_task and self.mode == "layer_major":
+            raise ValueError("block_task needs the whole model in memory: drop it or set mode to resident")
+        return self

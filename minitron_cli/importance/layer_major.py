@@ -20,6 +20,8 @@ from minitron_cli.importance.block_importance import BlockImportance
 from minitron_cli.importance.collect import NO_SAMPLES, checked_scores, damaged_from, removal_lengths
 from minitron_cli.importance.hidden_states import HiddenStates
 from minitron_cli.importance.observer import Observer, Part, Tokens, decoder_layers, final_norm
+from minitron_cli.importance.passing import calling, passing
+from minitron_cli.importance.processes import ALONE, Processes
 from minitron_cli.importance.removal import Call, Cut, LayerRemoval, advance_, cuts_of
 from minitron_cli.importance.resume import FILE, SavedState, under
 from minitron_cli.model.family import Family
@@ -48,6 +50,7 @@ def collect_by_layer(
     blocks: Sequence[int] = (),
     resume: bool = True,
     save_every_s: float = 30,
+    processes: Processes = ALONE,
 ) -> Scores:
     """The scores of `collect`, to rounding, of a `model` whose weights are not in memory: `read` gives each by name.
 
@@ -73,13 +76,15 @@ def collect_by_layer(
             seen.append(passage.through(layer))
             if saved.is_due():
                 _save(saved, seen, states)
-        return checked_scores(_joined(seen, passage.end()))
+        observers = _joined(family, seen, passage.end())
+        processes.merge(observers)
+        return checked_scores(observers)
 
 
-def _joined(seen: "list[Seen]", end: list[Observer]) -> list[Observer]:
+def _joined(family: Family, seen: "list[Seen]", end: list[Observer]) -> list[Observer]:
     last, *removal = end
     assert isinstance(last, Activations)
-    activations = Activations.joined([*(part[0] for part in seen), last])
+    activations = Activations.joined(family, [*(part[0] for part in seen), last])
     return [activations, BlockImportance.joined([part[1] for part in seen]), *removal]
 
 
@@ -204,7 +209,7 @@ class _Passage:
         """Before it is used, the head is tried on two tokens; the embedding is not in memory, so noise stands in."""
         weight_VD = self._model.get_output_embeddings().weight
         noise_BTD = torch.randn(1, 2, weight_VD.shape[1], generator=torch.Generator().manual_seed(0)).to(weight_VD)
-        with _calling([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):
+        with calling([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):
             return LayerRemoval(self._model, self._family, self._lengths)
 
 
@@ -264,26 +269,3 @@ def _entering(layer: "nn.Module", hidden_BTD: Tensor, calls: list[Call]) -> "lis
         calls.append(Call.seen(layer, args, kwargs))
 
     return [layer.register_forward_pre_hook(hook, with_kwargs=True) for hook in (replace, note)]
-
-
-def _same(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
-@contextmanager
-def passing(modules: "Iterable[nn.Module]") -> Iterator[None]:
-    """Modules hand on what they are given, and need no weights."""
-    with _calling(modules, _same):
-        yield
-
-
-@contextmanager
-def _calling(modules: "Iterable[nn.Module]", forward: Callable[..., Tensor]) -> Iterator[None]:
-    modules = list(modules)
-    for module in modules:
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from minitron_cli.trim.metric import Aggregation
 
+NAMES = ("mean", "squares")
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -40,13 +42,15 @@ class Moments:
             self.squares + other.squares + shift.square() * (self.count * other.count / count),
         )
 
+    def __getitem__(self, i: int) -> "Moments":
+        return Moments(self.count, self.mean[i], self.squares[i])
+
     @classmethod
-    def cat(cls, parts: Sequence["Moments"]) -> "Moments":
-        """Moments of different things over equally many values, side by side along dim 0."""
-        device = parts[0].mean.device
+    def stack(cls, parts: Sequence["Moments"]) -> "Moments":
+        """Moments of different things over equally many values, side by side along a new dim 0."""
         assert len({part.count for part in parts}) == 1
-        mean, squares = ([getattr(part, name).to(device) for part in parts] for name in ("mean", "squares"))
-        return cls(parts[0].count, torch.cat(mean), torch.cat(squares))
+        means, squares = ([getattr(part, name).to(parts[0].mean.device) for part in parts] for name in NAMES)
+        return cls(parts[0].count, torch.stack(means), torch.stack(squares))
 
     def aggregate(self, how: Aggregation) -> Tensor:
         """mean, l2 = sqrt(sum x^2), or var = (1/n) sum (x - mean)^2."""

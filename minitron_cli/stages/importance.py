@@ -1,24 +1,37 @@
 """The importance stage: a model and text in, scores of every axis out."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from minitron_cli import io, progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.data.batches import Batch, batch, sample_ids
+from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.errors import DataError
+from minitron_cli.errors import DataError, InputError
+from minitron_cli.evaluate.config import Task
 from minitron_cli.importance.baselines import magnitude
+from minitron_cli.importance.block_task import without_blocks
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.importance.memory import fits
+from minitron_cli.importance.processes import Processes, join_processes
 from minitron_cli.importance.removal import cuts_of
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim.scores import Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from minitron_cli.evaluate.harness import TaskResults
 
 STAGE, VERSION = "importance", 1
 
@@ -33,9 +46,15 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
             f"{len(blocks)}: lower importance.samples or data.sequence_length, or add text"
         )
 
+    processes, device = join_processes(context.device)
+    if config.samples < processes.size:
+        raise DataError(
+            f"{config.samples} samples are too few for {processes.size} processes: raise importance.samples"
+        )
+    calibration = _Calibration(replace(context, device=device), parent, blocks, config, processes)
+
     def build(work: Build) -> None:
-        io.make_dirs(work.scratch)
-        scores = _calibrate(context, parent, work, blocks, config) | magnitude(parent.checkpoint.read, parent.shape)
+        scores = calibration.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
         scores.save(work.path)
         work.summary |= {
             "sizes": dict(parent.shape.sizes),
@@ -49,44 +68,105 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
 
 
-def _calibrate(context: Context, parent: Parent, work: Build, blocks: Blocks, config: ImportanceConfig) -> Scores:
-    if _is_resident(context, parent, config):
-        return collect(
-            hf.load_model(parent.path, device=context.device, dtype=context.dtype),
-            parent.family,
-            _batches(blocks, config),
-            layer_removal=config.layer_removal,
-            blocks=config.blocks,
-            samples=config.samples,
-            scratch=work.scratch,
+@dataclass(frozen=True)
+class _Calibration:
+    """One process's share of the work."""
+
+    context: Context
+    parent: Parent
+    blocks: Blocks
+    config: ImportanceConfig
+    processes: Processes
+
+    def scores(self, work: Build) -> Scores:
+        scratch = work.scratch / f"{self.processes.rank}-of-{self.processes.size}"
+        io.make_dirs(scratch)
+        if self._is_resident():
+            return self._resident(work, scratch)
+        if self.config.block_task:
+            raise InputError(
+                "importance.block_task needs the whole model in memory, and it does not fit: leave the task out"
+            )
+        return collect_by_layer(
+            hf.empty_model(self.parent.path, device=self.context.device, dtype=self.context.dtype),
+            self.parent.family,
+            list(self._batches()),
+            self.parent.checkpoint.read,
+            device=self.context.device,
+            layer_removal=self.config.layer_removal,
+            blocks=self.config.blocks,
+            activation_budget=self.config.activation_budget,
+            scratch=scratch,
             resume=work.resume,
+            processes=self.processes,
         )
-    return collect_by_layer(
-        hf.empty_model(parent.path, device=context.device, dtype=context.dtype),
-        parent.family,
-        list(_batches(blocks, config)),
-        parent.checkpoint.read,
-        device=context.device,
-        layer_removal=config.layer_removal,
-        blocks=config.blocks,
-        activation_budget=config.activation_budget,
-        scratch=work.scratch,
-        resume=work.resume,
-    )
+
+    def _resident(self, work: Build, scratch: Path) -> Scores:
+        model = hf.load_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
+        scores = collect(
+            model,
+            self.parent.family,
+            self._batches(),
+            layer_removal=self.config.layer_removal,
+            blocks=self.config.blocks,
+            samples=len(self._ids()),
+            scratch=scratch,
+            resume=work.resume,
+            processes=self.processes,
+        )
+        return scores | self._on_task(work, model) if self.config.block_task else scores
+
+    def _is_resident(self) -> bool:
+        if self.config.mode != "auto":
+            return self.config.mode == "resident"
+        item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.context.dtype)
+        shape = self.parent.shape
+        model_bytes = shape.parameters() * item_bytes if item_bytes else self.parent.checkpoint.size_bytes
+        on_cpu = self.context.device == "cpu"
+        together = model_bytes * self.processes.size if on_cpu else model_bytes
+        is_resident = fits(together, self.config.activation_budget, self.context.device)
+        if not is_resident:
+            progress.say(f"{self.parent.name} ({model_bytes / 1e9:.1f} GB) does not fit: one layer at a time is held")
+        return is_resident
+
+    def _ids(self) -> list[int]:
+        ids = sample_ids(self.config.seed, 0, self.config.samples, len(self.blocks))
+        return rank_slice(ids, self.processes.rank, self.processes.size)
+
+    def _batches(self) -> Iterator[Batch]:
+        ids = self._ids()
+        for start in range(0, len(ids), self.config.batch_size):
+            yield batch(self.blocks, ids[start : start + self.config.batch_size])
+
+    def _on_task(self, work: Build, model: "PreTrainedModel") -> Scores:
+        """How much each block's absence costs on the task. The first process alone asks: the others keep nothing."""
+        if not io.is_first_process():
+            return Scores({})
+        from minitron_cli.evaluate.harness import run_tasks
+
+        tokenizer, task = hf.load_tokenizer(self.parent.path), Task.parse(self.config.block_task or "")
+
+        def evaluate(model: "PreTrainedModel") -> float:
+            return _value(run_tasks(model, tokenizer, [task], batch_size=self.config.batch_size), task, self.config)
+
+        def measure() -> dict[str, list[float]]:
+            whole = evaluate(model)
+            return {
+                f"layer.block_task={n}": [
+                    whole - value for _, value in without_blocks(model, self.parent.family, n, evaluate)
+                ]
+                for n in self.config.blocks
+            }
+
+        return Scores({name: torch.tensor(lost) for name, lost in work.remember("block_task", measure).items()})
 
 
-def _is_resident(context: Context, parent: Parent, config: ImportanceConfig) -> bool:
-    if config.mode != "auto":
-        return config.mode == "resident"
-    stored = {"float32": 4, "bfloat16": 2, "float16": 2}.get(context.dtype)
-    model_bytes = parent.shape.parameters() * stored if stored else parent.checkpoint.size_bytes
-    is_resident = fits(model_bytes, config.activation_budget, context.device)
-    if not is_resident:
-        progress.say(f"{parent.name} does not fit in memory ({model_bytes / 1e9:.1f} GB): one layer at a time is held")
-    return is_resident
-
-
-def _batches(blocks: Blocks, config: ImportanceConfig) -> Iterator[Batch]:
-    ids = sample_ids(config.seed, 0, config.samples, len(blocks))
-    for start in range(0, len(ids), config.batch_size):
-        yield batch(blocks, ids[start : start + config.batch_size])
+def _value(results: "TaskResults", task: Task, config: ImportanceConfig) -> float:
+    metrics = results[task.name]
+    found = metrics.get(config.block_metric, {}).get("value")
+    if found is None:
+        raise InputError(
+            f"task {task.name!r} has no {config.block_metric!r}: "
+            f"set importance.block_metric to one of {', '.join(metrics)}"
+        )
+    return found

@@ -1,0 +1,17 @@
+"""Run under torchrun: torchrun --nproc-per-node 2 importance_under_torchrun.py PLACE WORKSPACE MODE"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.stages import importance
+from minitron_cli.stages.parent import open_parent
+from tests.unit.stages.place import context, data
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place, workspace, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    config = ImportanceConfig(samples=7, batch_size=2, mode=mode, blocks=(2,))
+    importance.run(context(workspace), open_parent(place / "model"), data(place), config)
