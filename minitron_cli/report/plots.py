@@ -32,7 +32,6 @@ CELLS = 1024  # of a map that shows every channel in its place
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "minitron",  # else element ids are random
-    "text.parse_math": False,
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,

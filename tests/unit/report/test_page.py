@@ -171,6 +171,7 @@ def test_the_users_matplotlib_settings_neither_matter_nor_change(html):
         assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.usefixtures("_no_figures")
 @pytest.mark.parametrize(
     "field", [f.name for f in fields(ReportData) if f.name not in ("title", "kept", "importance_metric")]
 )
@@ -250,6 +251,19 @@ def test_a_large_model_makes_a_page_under_a_megabyte():
     html = render(data)
     assert len(html.encode()) < 1_000_000
     assert "The table shows the first 40." in html
+    assert html.count('<tr class="marked"><th scope="row">') + html.count('<tr><th scope="row">') < 90
+    assert html.count("<use") < 1500  # of 2,000 candidates, only the best are drawn
+
+
+def test_the_share_of_importance_kept_is_measured_where_there_is_a_layer(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "minitron_cli.report.plots.kept_shares", lambda name, shares: drawn.update(shares) or "<svg></svg>"
+    )
+    scores = np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 8.0]])
+    kept = {"ffn": np.array([[0, 1], [0, 1], [0, 3]])}
+    render(ReportData(title="t", importance={"ffn": scores}, kept=kept, layers=LayerCurves([1, 2, 3], dropped=(1,))))
+    np.testing.assert_allclose(drawn[0], [0.7, np.nan, 1.0])
 
 
 def test_sizes_of_models_without_a_child_are_shown_alone():
