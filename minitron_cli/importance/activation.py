@@ -18,9 +18,10 @@ from minitron_cli.importance.axes import is_per_layer
 from minitron_cli.importance.moments import Moments
 from minitron_cli.importance.observer import Part, Tokens
 from minitron_cli.model.family import Family
+from minitron_cli.model.layout import parse
 from minitron_cli.model.taps import Tap, taps
 from minitron_cli.trim.metric import Activation, Aggregation
-from minitron_cli.trim.scores import key
+from minitron_cli.trim.scores import PRE_ACTIVATION, key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,17 +37,20 @@ class Activations:
     """Importance of every channel of head, ffn and hidden (Muralidharan et al. 2024, sec. 2.2).
 
     head: each token's L2 norm of the head's output. ffn: the input of the matrix that reads the neurons.
-    hidden: the outputs of all norms, scored norm by norm, then summed.
+    hidden: the outputs of all norms, scored norm by norm, then summed. With `pre_activation` each neuron is seen a
+    second time, where the paper prints it: X W1^T, before the activation function (of a gated MLP, the gate's).
     """
 
     name = "activation"
 
-    def __init__(self, family: Family, sizes: Mapping[str, int], part: Part) -> None:
+    def __init__(self, family: Family, sizes: Mapping[str, int], part: Part, pre_activation: bool = False) -> None:
         self._sizes = sizes
         self._hooks: dict[str, list[Hook]] = {}
         for tap in taps(family):
             if hooks := _hooks(tap, part, is_per_layer(family, tap.axis)):
                 self._hooks.setdefault(tap.axis, []).extend(hooks)
+        if pre_activation and (hooks := _hooks(Tap("ffn", _first_mlp_matrix(family), "output"), part, True)):
+            self._hooks[f"ffn.{PRE_ACTIVATION}"] = hooks
         self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # [S, B, C] of each hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
 
@@ -54,7 +58,7 @@ class Activations:
     def joined(cls, family: Family, parts: "Sequence[Activations]") -> "Activations":
         """What the observers of all parts of a model saw, as if one had watched the whole."""
         sizes = parts[0]._sizes
-        whole = cls(family, sizes, Part(range(sizes["layer"]), True))
+        whole = cls(family, sizes, Part(range(sizes["layer"]), True), f"ffn.{PRE_ACTIVATION}" in parts[0]._hooks)
         for axis, hooks in whole._hooks.items():
             seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
             whole._moments[axis] = Moments.stack([seen[hook] for hook in hooks])
@@ -70,7 +74,10 @@ class Activations:
         ]
 
     def _see(self, axis: str, h: int, features_BTK: Tensor) -> None:
-        self._batch[axis][h] = sequence_aggregates(channels(features_BTK, self._sizes[axis]))
+        count = self._sizes[axis.partition(".")[0]]
+        if axis not in self._sizes:
+            features_BTK = features_BTK[..., :count]  # of a matrix that makes gate and up, the gate's come first
+        self._batch[axis][h] = sequence_aggregates(channels(features_BTK, count))
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         for axis, aggregates in self._batch.items():
@@ -95,7 +102,7 @@ class Activations:
 
     def scores(self) -> dict[str, Tensor]:
         return {
-            key(axis, Activation(batch=batch, sequence=sequence)): self._by_row(axis, moments.aggregate(batch)[:, s])
+            _name(axis, batch, sequence): self._by_row(axis, moments.aggregate(batch)[:, s])
             for axis, moments in self._moments.items()
             for batch in AGGREGATIONS
             for s, sequence in enumerate(AGGREGATIONS)
@@ -107,6 +114,17 @@ class Activations:
         shared = torch.tensor([row or 0 for row in rows], device=score_HC.device)
         sums = score_HC.new_zeros(int(shared.max()) + 1, score_HC.shape[1]).index_add(0, shared, score_HC).float().cpu()
         return sums[0] if None in rows else sums
+
+
+def _name(series: str, batch: Aggregation, sequence: Aggregation) -> str:
+    axis, _, neuron = series.partition(".")
+    return key(axis, Activation(batch=batch, sequence=sequence, neuron=PRE_ACTIVATION if neuron else "activation"))
+
+
+def _first_mlp_matrix(family: Family) -> str:
+    """The module that makes neurons of hidden channels: W1, of a gated MLP the gate."""
+    layouts = ((template, parse(text)) for template, text in family.tensors.items())
+    return next(t.removesuffix(".weight") for t, lay in layouts if len(lay.dims) == 2 and "ffn" in lay.axes(0))
 
 
 class Hook(NamedTuple):

@@ -34,6 +34,7 @@ def collect(
     *,
     layer_removal: bool = True,
     blocks: Sequence[int] = (),
+    pre_activation: bool = False,
     samples: int | None = None,
     scratch: Path | None = None,
     resume: bool = True,
@@ -49,7 +50,7 @@ def collect(
     """
     assert not model.training, "dropout would make the scores random"
     with torch.inference_mode(), progress.track("calibrate", total=samples, unit="samples") as step:
-        observers = _observers(model, family, removal_lengths(layer_removal, blocks))
+        observers = _observers(model, family, removal_lengths(layer_removal, blocks), pre_activation)
         saved = SavedState(scratch / FILE, save_every_s) if scratch else None
         done = saved.restore(observers) if saved and resume else 0
         count = 0
@@ -73,10 +74,12 @@ def removal_lengths(layer_removal: bool, blocks: Sequence[int]) -> list[int]:
     return sorted({*blocks, *([1] if layer_removal else [])})
 
 
-def _observers(model: "PreTrainedModel", family: Family, lengths: Sequence[int]) -> list[Observer]:
+def _observers(
+    model: "PreTrainedModel", family: Family, lengths: Sequence[int], pre_activation: bool
+) -> list[Observer]:
     sizes = family.axis_sizes(model.config)
     whole = Part(range(sizes["layer"]), True)
-    observers: list[Observer] = [Activations(family, sizes, whole), BlockImportance(family, whole)]
+    observers: list[Observer] = [Activations(family, sizes, whole, pre_activation), BlockImportance(family, whole)]
     return [*observers, LayerRemoval(model, family, lengths)] if lengths else observers
 
 

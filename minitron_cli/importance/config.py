@@ -14,6 +14,8 @@ class ImportanceConfig(Spec):
     """Blocks of training text to calibrate on (1024 in Muralidharan et al. 2024)."""
     batch_size: int = Field(8, ge=1)
     """Samples per forward pass. Larger is faster and takes more memory; scores agree to rounding."""
+    pre_activation: bool = False
+    """Score neurons before the activation function too, as the paper prints (ranking.width.neuron: pre_activation)."""
     layer_removal: bool = True
     """Measure the perplexity without each layer too; it costs about half as many passes as there are layers."""
     blocks: tuple[int, ...] = ()

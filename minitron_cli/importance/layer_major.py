@@ -48,6 +48,7 @@ def collect_by_layer(
     device: str | torch.device = "cpu",
     layer_removal: bool = True,
     blocks: Sequence[int] = (),
+    pre_activation: bool = False,
     resume: bool = True,
     save_every_s: float = 30,
     processes: Processes = ALONE,
@@ -64,7 +65,9 @@ def collect_by_layer(
     steps = len(batches) * (layers + 2)
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
         states = HiddenStates(scratch, activation_budget)
-        passage = _Passage(model, family, batches, _Weights(model, family, read, device), states, lengths, step)
+        passage = _Passage(
+            model, family, batches, _Weights(model, family, read, device), states, lengths, pre_activation, step
+        )
         saved = SavedState(scratch / FILE, save_every_s)
         seen = _restore(saved, passage, states) if resume else []
         if seen:
@@ -125,10 +128,11 @@ class _Passage:
         weights: "_Weights",
         states: HiddenStates,
         lengths: Sequence[int],
+        pre_activation: bool,
         step: progress.Step,
     ) -> None:
         self._model, self._family, self._batches, self._weights = model, family, batches, weights
-        self._states, self._lengths, self._step = states, lengths, step
+        self._states, self._lengths, self._pre_activation, self._step = states, lengths, pre_activation, step
         self._sizes = family.axis_sizes(model.config)
         self._layers = decoder_layers(model, family)
         self._norm = model.get_submodule(final_norm(family))
@@ -152,7 +156,8 @@ class _Passage:
 
     def observers(self, layer: int) -> Seen:
         part = Part(range(layer, layer + 1), False)
-        return Activations(self._family, self._sizes, part), BlockImportance(self._family, part)
+        activations = Activations(self._family, self._sizes, part, self._pre_activation)
+        return activations, BlockImportance(self._family, part)
 
     def through(self, layer: int) -> Seen:
         """Take every batch, and every variant of it without some layers, past one layer."""

@@ -15,6 +15,8 @@ class Activation(Spec):
     """Aggregation over samples, second."""
     sequence: Aggregation = "mean"
     """Aggregation over the tokens of one sample, first; mean is the mean of absolute values."""
+    neuron: Literal["activation", "pre_activation"] = "activation"
+    """Where a neuron is seen: where the next matrix reads it, or before the activation function, as the paper has it."""
 
 
 class Magnitude(Spec):

@@ -4,6 +4,7 @@ One tensor per axis and way of scoring it, [layer, channel] where each layer has
 all layers share them (hidden), [layer] for layers. A file holds them under the same names:
 
     ffn.batch=l2.sequence=mean      head.magnitude=l1      layer.block_importance      parent.nll
+    ffn.pre_activation.batch=l2.sequence=mean              layer.block_perplexity=4, [layer - 4 + 1]
 """
 
 from collections.abc import Mapping
@@ -20,13 +21,15 @@ from minitron_cli.errors import ArtifactError
 from minitron_cli.trim.metric import Activation, Aggregation, Magnitude, Metric, Random
 
 FILE = "scores.safetensors"
+PRE_ACTIVATION = "pre_activation"
 
 
 def key(axis: str, metric: Activation | Magnitude) -> str:
     """The name of one axis's scores."""
     match metric:
-        case Activation(batch=batch, sequence=sequence):
-            return f"{axis}.batch={batch}.sequence={sequence}"
+        case Activation(batch=batch, sequence=sequence, neuron=neuron):
+            place = f".{PRE_ACTIVATION}" if axis == "ffn" and neuron == PRE_ACTIVATION else ""
+            return f"{axis}{place}.batch={batch}.sequence={sequence}"
         case Magnitude(norm=norm):
             return f"{axis}.magnitude={norm}"
 

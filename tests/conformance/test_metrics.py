@@ -41,7 +41,8 @@ def _one_thread():
 
 
 def measure(model, batches):
-    return score(model, batches) | magnitude(model.get_parameter, Shape.of(family_of(model.config), model.config))
+    scores = score(model, batches, pre_activation=True)
+    return scores | magnitude(model.get_parameter, Shape.of(family_of(model.config), model.config))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from minitron_cli.importance.baselines import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.trim.metric import Activation
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
@@ -108,6 +109,20 @@ def test_hidden_channels_are_scored_norm_by_norm_then_summed(case, batch, sequen
     assert len(by_norm) == 9
     expected = torch.tensor(by_norm, dtype=torch.float64).sum(0).float()
     torch.testing.assert_close(scores.activation("hidden", batch, sequence), expected, rtol=1e-4, atol=1e-7)
+
+
+@EVERY_FAMILY
+def test_neurons_may_be_scored_before_the_activation_function(model_type):
+    model, batch, seen = tiny_model(model_type), samples(), []
+    for layer in model.model.layers:
+        layer.mlp.act_fn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    scores = score(model, split(batch, [2, 3]), pre_activation=True, layer_removal=False)
+    by_layer = [torch.cat([seen[i], seen[i + 4]]).double() for i in range(4)]
+    expected = torch.stack([x.abs().mean(1).square().sum(0).sqrt() for x in by_layer])
+    found = scores.select("ffn", Activation(neuron="pre_activation"))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    assert not torch.allclose(found, scores.select("ffn", Activation()), rtol=0.1)
+    assert torch.equal(scores.select("head", Activation(neuron="pre_activation")), scores.activation("head"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -61,7 +61,8 @@ def assert_same_bits(found, expected):
 @EVERY_FAMILY
 def test_scores_are_those_of_the_whole_model(model_type, tied, tmp_path):
     path = write_tiny(tmp_path / "model", model_type, tie_word_embeddings=tied)
-    expected, found = resident(path, blocks=(2,)), by_layer(path, tmp_path / "scratch", blocks=(2,))
+    options = {"blocks": (2,), "pre_activation": True}
+    expected, found = resident(path, **options), by_layer(path, tmp_path / "scratch", **options)
     assert found.by_name.keys() == expected.by_name.keys()
     for name, tensor in expected.by_name.items():
         torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
