@@ -81,7 +81,7 @@ def opened(
     """A session that holds its workspace's lock. `flags` are options of the stage, by their place in its section."""
     models, changes = split(words or ())
     if len(models) > 1:
-        raise InputError(f"{' and '.join(models[:2])}: one model at a time")
+        raise InputError(f"{' and '.join(models[:2])}: one model at a time; quote a pattern: --data 'corpus/*.jsonl'")
     given = document.read(recipes.find(recipe)) if recipe else Document()
     if recipe:
         document.check(Recipe, given)  # a section with a misspelt name must not go unread
