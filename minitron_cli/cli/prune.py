@@ -31,6 +31,9 @@ def prune(
         str | None, Option(metavar="LAYERS", help="Remove these layers, counted from 0, such as 15-30 or 3,5,7.")
     ] = None,
     candidates: Annotated[int | None, Option(min=1, help="Shapes that a target scores.", show_default="8")] = None,
+    rounds: Annotated[
+        int | None, Option(min=1, help="Cut in so many rounds, scoring again before each.", show_default="1")
+    ] = None,
     output: Output = None,
 ) -> None:
     """Cut MODEL to a shape or a target, by the scores of `minitron importance`.
@@ -49,6 +52,7 @@ def prune(
         ("budget", "tolerance"): tolerance,
         ("axes",): _axes(axes, width, depth),
         ("candidates",): candidates,
+        ("rounds",): rounds,
     }
     with session.opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.stages import prune as stage
@@ -64,7 +68,7 @@ def prune(
             at.parent(),
             config,
             scores=scores,
-            data=at.data() if config.budget else None,
+            data=at.data() if config.budget or config.rounds > 1 else None,
             search=None if chosen else at.workspace.current("search"),
         )
     export.copy(artifact, output)

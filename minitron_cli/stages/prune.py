@@ -4,12 +4,14 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import ArtifactError, InputError
+from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.search import rank, space
 from minitron_cli.search.rank import Ranked
 from minitron_cli.search.space import Candidate
 from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.stages.rounds import plan_in_rounds
 from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan
@@ -43,6 +45,12 @@ def run(
             raise InputError("choosing a shape for a target needs text to score it on: name some with --data")
         blocks = blocks_of(context, data, "validation", parent.path)
         inputs["validation"] = blocks.fingerprint
+    if config.rounds > 1:
+        if data is None:
+            raise InputError("scoring again before each round needs text to score on: name some with --data")
+        calibration = ImportanceConfig(**scores.manifest.config)
+        samples = blocks_of(context, data, "train", parent.path)
+        inputs["train"] = samples.fingerprint
 
     def score(candidate: Candidate) -> float:
         return cutter.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
@@ -53,7 +61,11 @@ def run(
             ranked = rank.by_zero_shot(candidates, score)
             work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
             shape = ranked[0].candidate.shape
-        _write(work, parent, cutter.plan(shape, config.drop_layers))
+        if config.rounds > 1:
+            plan = plan_in_rounds(work, cutter, shape, config.rounds, samples, calibration)
+        else:
+            plan = cutter.plan(shape, config.drop_layers)
+        _write(work, parent, plan)
 
     for candidate in candidates:
         cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written

@@ -16,7 +16,7 @@ class Activation(Spec):
     sequence: Aggregation = "mean"
     """Aggregation over the tokens of one sample, first; mean is the mean of absolute values."""
     neuron: Literal["activation", "pre_activation"] = "activation"
-    """Where a neuron is seen: where the next matrix reads it, or before the activation function, as the paper has it."""
+    """A neuron is seen where the next matrix reads it or, as the paper prints, before the activation function."""
 
 
 class Magnitude(Spec):

@@ -40,6 +40,26 @@ class PrunePlan:
     def child(self) -> Shape:
         return self.parent.resize(**{axis: kept.shape[-1] for axis, kept in self.kept.items()})
 
+    def then(self, further: "PrunePlan") -> "PrunePlan":
+        """The plan that does both: first this one, then `further`, a plan for its child."""
+        kept = dict(self.kept)
+        for axis, after in further.kept.items():
+            before = self.kept.get(axis)
+            if axis == "layer" or after.ndim == 1:
+                kept[axis] = after if before is None else before[after]
+            else:
+                kept[axis] = self._layer_by_layer(axis, after)
+        return PrunePlan(self.parent, kept)
+
+    def _layer_by_layer(self, axis: str, after: Tensor) -> Tensor:
+        """The survivors of an axis in each layer; `after` counts layers and entries as the child does."""
+        layers, size = self.parent.sizes["layer"], self.parent.sizes[axis]
+        before = self.kept.get(axis, torch.arange(size).expand(layers, size))
+        both = before[:, : after.shape[-1]].clone()  # of layers that were dropped, nothing reads it
+        places = self.kept.get("layer", torch.arange(layers))
+        both[places] = before[places].gather(1, after)
+        return both
+
     def child_name(self, name: str) -> str | None:
         """A tensor's name after the cut, renumbered along the axes it carries; None if it is dropped."""
         match = self.parent.family.match(name)

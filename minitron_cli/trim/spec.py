@@ -52,6 +52,8 @@ class PruneConfig(Spec):
     """What a budget may cut. Width before depth, heads last (Muralidharan et al. 2024, best practices)."""
     candidates: int = Field(8, ge=1)
     """How many shapes a budget scores."""
+    rounds: int = Field(1, ge=1)
+    """Cut in so many equal rounds and score what is left before each; one is as good (Muralidharan et al. 2024)."""
     ranking: Ranking = Ranking()
     """How the survivors of every axis are chosen."""
 
@@ -61,6 +63,8 @@ class PruneConfig(Spec):
             raise ValueError("give a shape or a budget, not both")
         if self.drop_layers and (self.shape or {}).get("layer"):
             raise ValueError("give drop_layers or the number of layers, not both")
+        if self.drop_layers and self.rounds > 1:
+            raise ValueError("drop_layers are removed at once: give the number of layers instead, or one round")
         if len(set(self.drop_layers)) < len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
             raise ValueError("drop_layers lists different layers, counted from 0")
         return self

@@ -1,0 +1,95 @@
+"""A cut in several rounds: what is left after each is scored afresh before the next (Muralidharan et al. 2024).
+
+Of T rounds, round i cuts every axis to d_s - i (d_s - d_t) / T. Only indices are carried over: the weights of the child
+are cut from the parent's at the end.
+"""
+
+from collections.abc import Callable
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.batches import batch, sample_ids
+from minitron_cli.data.pack import Blocks
+from minitron_cli.importance.baselines import magnitude
+from minitron_cli.importance.collect import collect
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.model.shape import Shape
+from minitron_cli.search.space import buildable
+from minitron_cli.stages.cut import Cutter
+from minitron_cli.stages.produce import Build
+from minitron_cli.trim.config import child_config
+from minitron_cli.trim.plan import PrunePlan, make_plan
+from minitron_cli.trim.scores import Scores
+from minitron_cli.trim.trim import cut_in_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def plan_in_rounds(
+    work: Build, cutter: Cutter, child: Shape, rounds: int, blocks: Blocks, calibration: ImportanceConfig
+) -> PrunePlan:
+    """The plan from the parent to `child`. Every round is remembered, so that a killed cut repeats none."""
+    shapes = shapes_between(cutter.parent.shape, child, rounds)
+    plan = cutter.plan(shapes[0])
+    for i, shape in enumerate(shapes[1:], start=1):
+        plan = _remembered(
+            work, f"round-{i}", plan, lambda so_far, to=shape: _next(cutter, so_far, to, blocks, calibration)
+        )
+    work.summary["rounds"] = [
+        {"sizes": dict(shape.sizes), "samples_scored": calibration.samples if i else 0}
+        for i, shape in enumerate(shapes)
+    ]
+    return plan
+
+
+def shapes_between(parent: Shape, child: Shape, rounds: int) -> list[Shape]:
+    """The shape after each round; the last is the child's. Sizes are rounded up to what can be built."""
+    shapes = [_between(parent, child, i / rounds) for i in range(1, rounds)]
+    return [*shapes, child]
+
+
+def _between(parent: Shape, child: Shape, share: float) -> Shape:
+    sizes = {axis: ceil(size - share * (size - child.sizes[axis])) for axis, size in parent.sizes.items()}
+    sizes["head"] = sizes["kv_head"] * ceil(sizes["head"] / sizes["kv_head"])
+    shape = parent.resize(**sizes)
+    if not buildable(shape):
+        shape = shape.resize(head=parent.sizes["head"], kv_head=parent.sizes["kv_head"])
+        heads = shape.sizes["head"]
+        shape = shape.resize(hidden=min(parent.sizes["hidden"], heads * ceil(sizes["hidden"] / heads)))
+    return shape
+
+
+def _remembered(work: Build, name: str, plan: PrunePlan, further: Callable[[PrunePlan], PrunePlan]) -> PrunePlan:
+    kept = work.remember(name, lambda: {axis: t.tolist() for axis, t in further(plan).kept.items()})
+    return PrunePlan(plan.parent, {axis: torch.tensor(indices) for axis, indices in kept.items()})
+
+
+def _next(cutter: Cutter, plan: PrunePlan, shape: Shape, blocks: Blocks, calibration: ImportanceConfig) -> PrunePlan:
+    scores = rescore(cutter, plan, blocks, calibration)
+    return plan.then(make_plan(plan.child, shape, scores, cutter.ranking))
+
+
+def rescore(cutter: Cutter, plan: PrunePlan, blocks: Blocks, calibration: ImportanceConfig) -> Scores:
+    """The scores of what a plan leaves, on the samples that the parent was scored on."""
+    model, ids = _model(cutter, plan), sample_ids(calibration.seed, 0, calibration.samples, len(blocks))
+    size = calibration.batch_size
+    activations = collect(
+        model,
+        plan.parent.family,
+        (batch(blocks, ids[start : start + size]) for start in range(0, len(ids), size)),
+        layer_removal=cutter.ranking.layers == "perplexity",
+        pre_activation=calibration.pre_activation,
+        samples=len(ids),
+    )
+    return activations | magnitude(model.get_parameter, plan.child)
+
+
+def _model(cutter: Cutter, plan: PrunePlan) -> "PreTrainedModel":
+    checkpoint = cutter.parent.checkpoint
+    state = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    config = child_config(checkpoint.config, plan)
+    return hf.model_of(config, state, device=cutter.context.device, dtype=cutter.context.dtype)

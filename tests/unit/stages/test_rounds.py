@@ -1,0 +1,124 @@
+"""Cutting in rounds: what is left is scored again, and the child is the parent's own weights."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import InputError
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.stages import importance, prune, rounds
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.scores import Scores
+from minitron_cli.trim.spec import PruneConfig
+from minitron_cli.trim.trim import cut_in_memory
+from tests.unit.stages.place import context, data, write_place
+
+SHAPE = {"layer": 3, "hidden": 16, "head": 4, "ffn": 20}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rounds")
+    write_place(root)
+    return root
+
+
+@pytest.fixture
+def cut(place, tmp_path, monkeypatch):
+    """`cut(2)` in two rounds: the artifact, the scores of the parent, and the samples and scores of later rounds."""
+    parent, rescored = open_parent(place / "model"), []
+    config = ImportanceConfig(samples=6, batch_size=4, layer_removal=False)
+    first = importance.run(context(tmp_path), parent, data(place), config)
+
+    def collect(model, family, batches, **options):
+        batches = list(batches)
+        scores = original(model, family, batches, **options)
+        rescored.append((sum(len(b.sample_ids) for b in batches), scores))
+        return scores
+
+    original = rounds.collect
+    monkeypatch.setattr(rounds, "collect", collect)
+
+    def run(count, *, with_text=True):
+        rescored.clear()
+        made = PruneConfig(shape=SHAPE, rounds=count)
+        return (
+            prune.run(context(tmp_path), parent, made, scores=first, data=data(place) if with_text else None),
+            Scores.load(first.path),
+            rescored,
+        )
+
+    return run
+
+
+def test_one_round_scores_nothing_again(cut):
+    artifact, _, rescored = cut(1)
+    assert rescored == []
+    assert "rounds" not in artifact.summary
+
+
+def test_each_later_round_scores_what_is_left_on_the_same_samples(cut):
+    once = cut(1)[0].read_json("plan.json")
+    artifact, _, rescored = cut(3)
+    assert [samples for samples, _ in rescored] == [6, 6]
+    assert [r["samples_scored"] for r in artifact.summary["rounds"]] == [0, 6, 6]
+    sizes = [r["sizes"] for r in artifact.summary["rounds"]]
+    assert [s["ffn"] for s in sizes] == [39, 30, 20]
+    assert artifact.summary["child"]["sizes"] == sizes[-1]
+    assert rescored[0][1].activation("ffn").shape == (sizes[0]["layer"], 39)
+    assert artifact.read_json("plan.json").keys() == once.keys()
+    assert artifact.read_json("plan.json") != once
+
+
+def test_what_is_left_has_scores_of_its_own(cut):
+    _, scores, rescored = cut(2)
+    parent_scores, own = scores.activation("hidden"), rescored[0][1].activation("hidden")
+    assert len(own) < len(parent_scores)
+    assert not any(torch.isclose(value, parent_scores, rtol=1e-3).any() for value in own[:3])
+
+
+def test_the_child_is_cut_from_the_parent_and_loads(cut, place):
+    artifact, _, _ = cut(3)
+    kept = {axis: torch.tensor(indices) for axis, indices in artifact.read_json("plan.json").items()}
+    parent = open_parent(place / "model")
+    expected = cut_in_memory(PrunePlan(parent.shape, kept), parent.checkpoint.tensors, parent.checkpoint.read)
+    found = Checkpoint.open(artifact.path)
+    assert found.tensors.keys() == expected.keys()
+    assert all(torch.equal(found.read(name), tensor) for name, tensor in expected.items())
+    hf.load_model(artifact.path)
+
+
+def test_two_plans_in_a_row_are_one(place):
+    parent = open_parent(place / "model")
+    layers, ffn = parent.shape.sizes["layer"], parent.shape.sizes["ffn"]
+    generator = torch.Generator().manual_seed(0)
+
+    def some(rows, size, count):
+        return torch.stack([torch.randperm(size, generator=generator)[:count].sort().values for _ in range(rows)])
+
+    first = PrunePlan(parent.shape, {"layer": torch.tensor([0, 2, 3]), "ffn": some(layers, ffn, 30)})
+    second = PrunePlan(first.child, {"layer": torch.tensor([1, 2]), "ffn": some(3, 30, 7), "hidden": torch.arange(8)})
+    read = parent.checkpoint.read
+    between = cut_in_memory(first, parent.checkpoint.tensors, read)
+    expected = cut_in_memory(second, between, between.__getitem__)
+    found = cut_in_memory(first.then(second), parent.checkpoint.tensors, read)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_rounds_need_text(cut):
+    with pytest.raises(InputError, match="before each round needs text"):
+        cut(2, with_text=False)
+
+
+def test_layers_named_by_number_go_at_once():
+    with pytest.raises(ValidationError, match="removed at once"):
+        PruneConfig(drop_layers=(1,), rounds=2)
