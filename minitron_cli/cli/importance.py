@@ -1,10 +1,11 @@
 """`minitron importance`: score heads, neurons, channels and layers."""
 
+import os
 from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import session, show
+from minitron_cli.cli import launch, session, show
 from minitron_cli.cli.options import How, RecipeOption, Seed, Text, Words
 from minitron_cli.document import Place
 
@@ -19,7 +20,20 @@ def importance(
     layer_removal: Annotated[
         bool | None, Option(help="Measure the perplexity without each layer too.", show_default="yes")
     ] = None,
+    layer_major: Annotated[
+        bool | None,
+        Option(
+            "--layer-major/--resident",
+            help="Hold one layer at a time, or the whole model.",
+            show_default="what memory allows",
+        ),
+    ] = None,
+    pre_activation: Annotated[
+        bool | None,
+        Option("--pre-activation", help="Score neurons before the activation function too.", show_default="no"),
+    ] = None,
     seed: Seed = None,
+    gpus: Annotated[int, Option(min=1, help="Processes that share the samples, one accelerator each.")] = 1,
 ) -> None:
     """Score heads, neurons, hidden channels and layers of MODEL.
 
@@ -27,10 +41,14 @@ def importance(
 
     For example: minitron importance llama-3.1-8b --data corpus.jsonl
     """
+    if gpus > 1 and "RANK" not in os.environ:
+        launch.again(gpus)
     flags: dict[Place, Any] = {
         ("samples",): samples,
         ("batch_size",): batch_size,
         ("layer_removal",): layer_removal,
+        ("mode",): None if layer_major is None else "layer_major" if layer_major else "resident",
+        ("pre_activation",): pre_activation,
         ("seed",): seed,
     }
     with session.opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as at:

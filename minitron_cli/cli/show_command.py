@@ -1,24 +1,30 @@
 """`minitron show`: the workspace's results so far."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from typer import Argument
+from typer import Argument, Option
 
+from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.workspace import open_workspace
-from minitron_cli.cli import show
+from minitron_cli.cli import show, tables
 from minitron_cli.cli.options import Place
-from minitron_cli.errors import ArtifactError
+from minitron_cli.errors import ArtifactError, InputError
 
 Stage = Literal["importance", "search", "prune", "distill", "eval"]
 STAGES: dict[Stage, str] = {
     s: "evaluate" if s == "eval" else s for s in ("importance", "search", "prune", "distill", "eval")
 }
+CURVES = ("block_importance", "perplexity")
 
 
 def show_results(
     place: Place,
     stage: Annotated[
         Stage | None, Argument(metavar="[STAGE]", help="importance, search, prune, distill or eval.")
+    ] = None,
+    plot: Annotated[
+        Path | None, Option(metavar="FILE.svg", help="With importance: draw it into this new file too.")
     ] = None,
 ) -> None:
     """Show what STAGE found; without one, what every stage of the workspace did."""
@@ -30,4 +36,35 @@ def show_results(
         raise ArtifactError(
             f"workspace {workspace.root} has no {stage or ''} result: run `{command}` first".replace("  ", " ")
         )
-    show.artifacts(list(found.values()), place)
+    if plot and stage != "importance":
+        raise InputError("--plot draws importance: write `minitron show importance --plot FILE.svg`")
+    if stage == "importance":
+        _importance(found[stage], place, plot)
+    else:
+        show.artifacts(list(found.values()), place)
+
+
+def _importance(artifact: Artifact, place: Place, plot: Path | None) -> None:
+    ranked = tables.ranked(artifact)
+    if plot:
+        _draw(artifact, ranked, plot)
+    if place.json:
+        show.data([tables.values(artifact) | ranked])
+        return
+    show.artifacts([artifact], place)
+    for sheet in tables.ranked_sheets(ranked):
+        show.sheet(sheet)
+
+
+def _draw(artifact: Artifact, ranked: dict[str, Any], path: Path) -> None:
+    from minitron_cli import io
+    from minitron_cli.report.importance import figure
+    from minitron_cli.trim.scores import Scores
+
+    if path.exists():
+        raise InputError(f"{path} exists: name a new file, or remove it")
+    scores = Scores.load(artifact.path)
+    layers = {name: scores.layers(name).tolist() for name in CURVES if f"layer.{name}" in scores.by_name}
+    axes = {axis: scores.activation(axis).numpy() for axis in tables.SCORED}
+    io.write_new(path, figure(axes, layers, ranked["agreement"]).encode())
+    show.note(f"open {path}")

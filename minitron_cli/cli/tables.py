@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minitron_cli.checkpoint.artifact import Artifact
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minitron_cli.dry_run import Plan
     from minitron_cli.model.shape import Shape
 
+SCORED = ("head", "ffn", "hidden")
+DEFAULT_WAY = "l2 of mean"
 AXES = ("layer", "hidden", "head", "kv_head", "ffn")
 
 
@@ -47,6 +51,34 @@ def _layers(artifact: Artifact) -> dict[str, Any]:
     scores = read_safetensors(artifact.file("scores.safetensors"))
     layers = {name.removeprefix("layer."): t.tolist() for name, t in scores.items() if name.startswith("layer.")}
     return {"layers": {name: [_finite(x) for x in column] for name, column in layers.items()}}
+
+
+def ranked(artifact: Artifact) -> dict[str, Any]:
+    """Of an importance result: how each axis is spread, and how far the aggregations agree on its order."""
+    from minitron_cli.importance.agreement import agreement
+    from minitron_cli.trim.scores import Scores
+
+    scores = Scores.load(artifact.path)
+    return {
+        "axes": {axis: _spread(scores.activation(axis)) for axis in SCORED},
+        "agreement": {axis: agreement(scores, axis) for axis in SCORED},
+    }
+
+
+def _spread(score: "Tensor") -> dict[str, float]:
+    return {"least": float(score.min()), "median": float(score.median()), "most": float(score.max())}
+
+
+def ranked_sheets(found: Mapping[str, Any]) -> list[Sheet]:
+    axes = [[axis, *(number(value) for value in spread.values())] for axis, spread in found["axes"].items()]
+    ways = [
+        [way, *(f"{found['agreement'][axis][DEFAULT_WAY][way]:.3f}" for axis in SCORED)]
+        for way in found["agreement"][SCORED[0]]
+    ]
+    return [
+        Sheet(f"importance of a channel, {DEFAULT_WAY}", ["", "least", "median", "most"], axes),
+        Sheet(f"agreement with {DEFAULT_WAY} (Spearman)", ["samples, of tokens", *SCORED], ways),
+    ]
 
 
 def _finite(value: float) -> float | None:

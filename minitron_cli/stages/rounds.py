@@ -5,6 +5,7 @@ are cut from the parent's at the end.
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,8 @@ def plan_in_rounds(
     shapes = shapes_between(cutter.parent.shape, child, rounds)
     plan = cutter.plan(shapes[0])
     for i, shape in enumerate(shapes[1:], start=1):
-        plan = _remembered(
-            work, f"round-{i}", plan, lambda so_far, to=shape: _next(cutter, so_far, to, blocks, calibration)
-        )
+        further = partial(_next, cutter, shape=shape, blocks=blocks, calibration=calibration)
+        plan = _remembered(work, f"round-{i}", plan, further)
     work.summary["rounds"] = [
         {"sizes": dict(shape.sizes), "samples_scored": calibration.samples if i else 0}
         for i, shape in enumerate(shapes)

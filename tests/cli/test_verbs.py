@@ -339,3 +339,24 @@ def test_several_processes_speak_with_one_voice_and_one_exit_code(place: Place, 
     failed = distill()
     assert failed.returncode == 2
     assert failed.stderr == "error: distill: how long to train is not said; set distill.tokens or distill.steps\n"
+
+
+def test_show_importance_ranks_plots_and_compares(place: Place, pruned: dict[str, Any]) -> None:
+    drawn = place.root / "importance.svg"
+    (found,) = place.run("show", "importance", "--plot", drawn)
+    assert set(found["agreement"]) == set(found["axes"]) == {"head", "ffn", "hidden"}
+    ways = found["agreement"]["ffn"]
+    assert len(ways) == 9
+    assert all(ways[a][a] == pytest.approx(1) and ways[a][b] == pytest.approx(ways[b][a]) for a in ways for b in ways)
+    assert -1 <= min(value for row in ways.values() for value in row.values()) < 1
+    assert found["axes"]["head"]["least"] <= found["axes"]["head"]["median"] <= found["axes"]["head"]["most"]
+    assert drawn.read_text().rstrip().endswith("</svg>")
+    assert "exists: name a new file" in place.run("show", "importance", "--plot", drawn, code=2)
+    assert "agreement with l2 of mean" in invoke("show", "importance", "--runs-dir", place.root / "runs").stderr
+
+
+def test_importance_holds_one_layer_at_a_time_if_told_to(place: Place) -> None:
+    one_by_one, whole = place.importance("--layer-major"), place.importance("--resident")
+    for name in ("block_importance", "nll"):
+        assert one_by_one["layers"][name] == pytest.approx(whole["layers"][name], rel=1e-5)
+    place.importance()
