@@ -126,15 +126,24 @@ def fingerprint(include_path: Path) -> str:
 
 
 def _manager(names: Sequence[str], include_path: Path | None) -> lm_eval.tasks.TaskManager:
+    path, content = None, ""
     if include_path is not None:
         _check_yamls(include_path)
-        manager = lm_eval.tasks.TaskManager(include_path=str(include_path), include_defaults=False)
-        if all(name in manager.task_index for name in names):  # reading lm-eval's own 14,000 files takes a while
-            return _with_absolute_paths(manager, include_path)
-    manager = lm_eval.tasks.TaskManager(include_path=str(include_path) if include_path else None)
+        path, content = str(include_path.resolve()), fingerprint(include_path)
+        local = _index(path, content, with_own=False)
+        if all(name in local.task_index for name in names):
+            return local
+    manager = _index(path, content, with_own=True)
     if unknown := [name for name in names if name not in manager.task_index]:
         raise InputError(_unknown_task(unknown[0], manager.all_tasks, include_path))
-    return _with_absolute_paths(manager, include_path) if include_path else manager
+    return manager
+
+
+@functools.lru_cache(maxsize=4)
+def _index(path: str | None, content: str, with_own: bool) -> lm_eval.tasks.TaskManager:
+    """What tasks there are. Kept, by the `content` of the files: lm-eval's own are thousands, and take 10 s to read."""
+    manager = lm_eval.tasks.TaskManager(include_path=path, include_defaults=with_own)
+    return _with_absolute_paths(manager, Path(path)) if path else manager
 
 
 def _unknown_task(name: str, known: list[str], include_path: Path | None) -> str:
@@ -271,7 +280,7 @@ def _quiet() -> Iterator[_Truncations]:
     """No bars, prints, log lines or worker processes of libraries in this block."""
     truncations = _Truncations()
     with contextlib.ExitStack() as stack:
-        for name in ("lm_eval", "datasets", "transformers"):
+        for name in ("lm_eval", "datasets", "huggingface_hub", "transformers"):
             stack.enter_context(_logs_only_to(truncations, logging.getLogger(name)))
         stack.enter_context(_no_bars())
         stack.enter_context(_environment("DISABLE_MULTIPROC", "1"))  # else metrics are bootstrapped by forked workers

@@ -254,6 +254,13 @@ def test_absent_data_is_an_error_of_the_task(run):
         run("no_split")
 
 
+def test_a_task_that_changes_is_read_again(model, tokenizer, tmp_path):
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    for metric in ("acc", "acc_norm"):
+        (tmp_path / "t.yaml").write_text(yaml.safe_dump(CHOICE | {"task": "t", "metric_list": [{"metric": metric}]}))
+        assert list(run_tasks(model, tokenizer, [Task(name="t")], include_path=tmp_path)["t"]) == [metric]
+
+
 def test_a_broken_yaml_is_named(model, tokenizer, tmp_path):
     (tmp_path / "broken.yaml").write_text("task: [")
     with pytest.raises(InputError, match=r"broken\.yaml: not a readable task YAML"):
