@@ -140,7 +140,7 @@ def _key_figures(data: ReportData) -> Iterator[KeyFigure]:
         yield KeyFigure(short(child.parameters), "parameters", f"{share} of the parent's {short(parent.parameters)}")
     result, reference = _row(data, "distilled", "pruned"), _row(data, "parent")
     if (loss := _loss(result)) is not None:
-        yield KeyFigure(f"{loss:.3f}", "loss (nats per token)", _beside(loss, _loss(reference)))
+        yield KeyFigure(f"{loss:.3f}", "loss (nats)", _beside(loss, _loss(reference)))
     if (regained := _regained(data)) is not None:
         yield KeyFigure(percent(regained), "damage undone", "of the loss that the cut cost")
     if result and result.kl_to_parent and result.kl_to_parent.value is not None:

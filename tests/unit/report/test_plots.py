@@ -76,13 +76,13 @@ def test_colours_follow_the_page():
     svgs = [
         plots.candidate_scatter("a", candidates),
         plots.layer_bars("b", [1, 2], "x", (1,)),
-        plots.curves("c", "x", {7: ([1, 2], [3, 4])}, reference=3.5),
+        plots.curves("c", "x", {8: ([1, 2], [3, 4])}, reference=3.5),
         plots.kept_shares("d", {0: np.array([0.5, np.nan])}),
     ]
     for svg in svgs:
         assert "currentColor" in svg
         assert not re.search(r"#[0-9a-f]{6}\b", svg)
-    assert "var(--series-1)" in svgs[2]  # 7 modulo the number of series
+    assert "var(--series-2)" in svgs[2]  # 8 modulo the number of series
     assert "var(--cut)" in svgs[1]
 
 
