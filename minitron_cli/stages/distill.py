@@ -103,7 +103,7 @@ def run_loop(
 
 
 def _lines(rows: list[dict[str, float]]) -> bytes:
-    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+    return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows).encode()
 
 
 def _ends(result: TrainResult) -> dict[str, Any]:
