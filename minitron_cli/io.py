@@ -134,6 +134,9 @@ def replace(path: Path, content: Bytes) -> None:
 TEMPORARY = ".tmp-"  # the prefix of everything that a killed run may leave behind
 
 
+_at_work: set[Path] = set()  # this process's own
+
+
 def _beside(path: Path) -> Path:
     """A name that nobody else uses. It ends in this process's id, so that others leave it alone while we live."""
     return path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}-{os.getpid()}")
@@ -142,6 +145,7 @@ def _beside(path: Path) -> Path:
 def temporary_dir(parent: Path, name: str) -> Path:
     """Create a directory beside `parent/name`, under a name nobody else uses."""
     path = _beside(parent / name)
+    _at_work.add(path)
     disk.make_dir(path)
     return path
 
@@ -187,15 +191,16 @@ def remove_tree(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed runs left in `directory`; what another living process is at work on stays."""
+    """Remove what killed runs left in `directory`; what a living process is at work on stays."""
     for path in directory.glob(f"{TEMPORARY}*"):
-        if not _is_at_work(path.name.rpartition("-")[2]):
+        if not _is_at_work(path):
             disk.remove_tree(path) if path.is_dir() else disk.remove_file(path)
 
 
-def _is_at_work(pid: str) -> bool:
-    if not pid.isdecimal() or int(pid) == os.getpid():  # ours: of an earlier process that had the same number
-        return False
+def _is_at_work(path: Path) -> bool:
+    pid = path.name.rpartition("-")[2]
+    if not pid.isdecimal() or int(pid) == os.getpid():  # an earlier process may have had our number
+        return path in _at_work
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

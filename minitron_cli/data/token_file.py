@@ -49,6 +49,7 @@ def create(directory: Path, key: str, vocab_size: int, documents: Iterable[np.nd
         progress.warn(f"{directory}: is damaged; the data are tokenised again")
         io.remove_tree(directory)
     io.make_dirs(directory.parent)
+    io.sweep(directory.parent)
     temporary = io.temporary_dir(directory.parent, directory.name)
     try:
         _write(temporary, key, "<u2" if vocab_size <= 1 << 16 else "<u4", documents)

@@ -237,10 +237,11 @@ class TestDirectories:
             os._exit(0)
         os.waitpid(child, 0)
         (tmp_path / f".tmp-alive-0a1b2c3d-{os.getppid()}").mkdir()
-        io.temporary_dir(tmp_path, "ours")  # of an earlier process with our number, as in a container
-        assert len(names(tmp_path)) == 3
+        (tmp_path / f".tmp-earlier-0a1b2c3d-{os.getpid()}").mkdir()  # had our number, as happens in containers
+        ours = io.temporary_dir(tmp_path, "ours")
+        assert len(names(tmp_path)) == 4
         io.sweep(tmp_path)
-        assert names(tmp_path) == [f".tmp-alive-0a1b2c3d-{os.getppid()}"]
+        assert names(tmp_path) == [f".tmp-alive-0a1b2c3d-{os.getppid()}", ours.name]
 
     def test_a_sweep_takes_leftovers_only(self, tmp_path):
         (tmp_path / ".tmp-file").write_text("")
