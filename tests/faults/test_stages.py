@@ -1,0 +1,113 @@
+"""Every stage, killed at random moments and in the middle of writes, ends with the bytes of an undisturbed run."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.data.sources import DataConfig, PythonStdlib
+from minitron_cli.distill.config import DistillConfig, HiddenLosses
+from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.evaluate.config import Cloze, EvaluateConfig
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.search.config import Retrain, SearchConfig
+from minitron_cli.stages import distill, evaluate, importance, prune, report, search, teacher
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.stages.produce import Context
+from minitron_cli.stages.teacher import TeacherConfig
+from minitron_cli.trim.spec import Budget, PruneConfig
+from tests.faults.harness import Range, artifacts, here, problems, random_kills, table
+from tests.unit.stages.place import data, write_place
+
+RANDOM_KILLS, INSIDE_A_WRITE = 20, 6
+
+TRAINING = {"batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1, "learning_rate": 1e-2, "precision": "fp32"}
+DISTILL = DistillConfig(
+    steps=4, save_every=1, eval_every=2, eval_blocks=2, hidden=HiddenLosses(layers=((1, 1),)), **TRAINING
+)
+RETRAIN = Retrain(top=2, tokens=64, batch_size=2, learning_rate=1e-2, warmup_steps=1)
+SEARCH = {"space": {"ffn": (24, 32, 40)}, "candidates": 3, "score_blocks": 2}
+
+
+class Chain:
+    """The stages of one small model, each as a callable on a workspace that holds those before it."""
+
+    def __init__(self, place):
+        self.place = place
+        self.data = data(place)
+
+    def parent(self):
+        return open_parent(self.place / "model")
+
+    def in_workspace(self, work):
+        def run(root):
+            workspace = Workspace(root / "run")
+            with workspace.lock():
+                return work(Context(workspace), workspace)
+
+        return run
+
+    def stages(self):
+        parent, text = self.parent(), self.data
+        small = Budget(target=parent.shape.resize(ffn=32).parameters(), tolerance=0.2)
+        config = SearchConfig(budget=small, retrain=RETRAIN, **SEARCH)
+        works = {
+            "importance": lambda c, w: importance.run(c, parent, text, ImportanceConfig(samples=6, batch_size=2)),
+            "search": lambda c, w: search.run(c, parent, w.require("importance", ""), text, config),
+            "prune": lambda c, w: prune.run(
+                c,
+                parent,
+                PruneConfig(shape={"ffn": 24, "hidden": 24, "layer": 3}),
+                scores=w.require("importance", ""),
+                data=text,
+            ),
+            "distill": lambda c, w: distill.run(c, parent, w.require("prune", "").path, text, DISTILL),
+            "evaluate": lambda c, w: evaluate.run(
+                c,
+                [("pruned", w.require("prune", "").path), ("distilled", w.require("distill", "").path)],
+                parent,
+                text,
+                EvaluateConfig(blocks=4, cloze=Cloze(items=4, context_words=8, continuation_words=3)),
+            ),
+            "report": lambda c, w: report.run(c),
+        }
+        return {name: self.in_workspace(work) for name, work in works.items()}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("chain")
+    write_place(place)
+    return Chain(place)
+
+
+@pytest.fixture(scope="module")
+def beginnings(chain, tmp_path_factory):
+    """Stage -> a directory with the results of the stages before it."""
+    made, so_far = {}, tmp_path_factory.mktemp("so_far")
+    for name, stage in chain.stages().items():
+        made[name] = shutil.copytree(so_far, tmp_path_factory.mktemp("before") / name)
+        ended = here(stage, so_far)
+        assert ended.code == 0, ended.trace
+    return made
+
+
+NAMES = ("importance", "search", "prune", "distill", "evaluate", "report")
+
+
+def survive(name, stage, place, start=None):
+    range_ = Range(stage, place, start)
+    done = random_kills(range_, RANDOM_KILLS, inside_a_write=INSIDE_A_WRITE)
+    print(f"\n{range_.seconds:.2f} s, {len(range_.calls)} calls, {range_.calls.count('write')} writes")
+    print(table(name, done))
+    assert not problems(done)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_stage_is_finished_by_running_it_again(chain, beginnings, place, name):
+    survive(name, chain.stages()[name], place, beginnings[name])
