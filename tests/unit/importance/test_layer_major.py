@@ -149,6 +149,26 @@ def test_without_resume_the_pass_starts_over(llama, tmp_path):
     assert_same_bits(by_layer(llama, tmp_path, other, resume=False), by_layer(llama, tmp_path / "new", other))
 
 
+def test_the_state_of_the_other_mode_is_left_alone(llama, tmp_path):
+    """Whether a model fits may change between a kill and the next try."""
+
+    def read(name):
+        if "layers.3" in name:
+            raise Killed
+        return Checkpoint.open(llama).read(name)
+
+    def killed():
+        yield BATCHES[0]
+        raise Killed
+
+    with pytest.raises(Killed):
+        by_layer(llama, tmp_path, read=read, save_every_s=0)
+    assert_same_bits(resident(llama, scratch=tmp_path), resident(llama))
+    with pytest.raises(Killed):
+        resident(llama, killed(), scratch=tmp_path, save_every_s=0)
+    assert_same_bits(by_layer(llama, tmp_path), by_layer(llama, tmp_path / "new"))
+
+
 def test_damage_is_named_at_its_layer(llama, tmp_path):
     def read(name):
         tensor = Checkpoint.open(llama).read(name)

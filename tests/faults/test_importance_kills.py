@@ -1,0 +1,40 @@
+"""Calibration killed at random moments: what is run again gives the same bytes, however the model is held."""
+
+import pytest
+
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.importance import collect, layer_major
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.stages import importance
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.stages.produce import Context
+from tests.faults.harness import Range, problems, random_kills, table
+from tests.unit.stages.place import data, write_place
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("source")
+    write_place(root)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", ["resident", "layer_major"])
+def test_fifty_kills_at_random_moments(source, place, monkeypatch, mode):
+    """State is saved after every batch and every layer, so that most kills find some."""
+    for module, name in ((collect, "collect"), (layer_major, "collect_by_layer")):
+        original = getattr(module, name)
+        monkeypatch.setattr(importance, name, lambda *a, f=original, **k: f(*a, **k, save_every_s=0))
+    parent = open_parent(source / "model")
+    config = ImportanceConfig(samples=12, batch_size=2, mode=mode, activation_budget=2000, blocks=(2,))
+
+    def stage(root):
+        workspace = Workspace(root / "run")
+        with workspace.lock():
+            importance.run(Context(workspace), parent, data(source), config)
+
+    done = random_kills(Range(stage, place), 45, inside_a_write=5)
+    print("\n" + table(f"importance, {mode}", done))
+    assert not problems(done)
