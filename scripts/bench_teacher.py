@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--name", default="bench", help="workspace under --runs-dir")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--text", nargs="*", help="files to train on instead of the standard library")
-    parser.add_argument("--tokens", type=int, default=12_000_000)
+    parser.add_argument("--tokens", type=int, default=8_000_000)
     parser.add_argument("--hidden", type=int, default=192)
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / args.name)
