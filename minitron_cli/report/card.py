@@ -31,15 +31,10 @@ def model_card(
         pipeline_tag="text-generation",
         tags=list(TAGS),
         model_name=clean(name),
-        eval_results=list(_eval_results(_own_row(data))) or None,
+        eval_results=list(_eval_results(data.first("distilled", "pruned"))) or None,
     )
     parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name))
     return clean("\n\n".join(parts)) + "\n"
-
-
-def _own_row(data: ReportData) -> ResultRow | None:
-    rows = {row.kind: row for row in reversed(data.results)}  # the first of each kind
-    return rows.get("distilled") or rows.get("pruned")
 
 
 def _eval_results(row: ResultRow | None) -> Iterator[EvalResult]:
@@ -88,7 +83,7 @@ def _summary(data: ReportData) -> str:
         f"{_inline(data.parent.name)} cut from {short(data.parent.parameters)} to {short(data.child.parameters)} "
         f"parameters ({share}) by structured pruning"
     )
-    row = _own_row(data)
+    row = data.first("distilled", "pruned")
     if row and row.kind == "distilled":
         tokens = f" on {short(row.tokens_trained)} tokens" if row.tokens_trained else ""
         text += f", then trained{tokens} to predict what its parent predicts"

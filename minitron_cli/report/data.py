@@ -139,3 +139,7 @@ class ReportData:
     lineage: tuple[LineageRow, ...] = ()
     commands: tuple[str, ...] = ()
     """What to type to get the same result."""
+
+    def first(self, *kinds: Kind) -> ResultRow | None:
+        """The first row of the first kind that has one."""
+        return next((row for kind in kinds for row in self.results if row.kind == kind), None)

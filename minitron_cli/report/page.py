@@ -103,12 +103,12 @@ def render(data: ReportData) -> str:
 # the head of the page
 
 
-def _row(data: ReportData, *kinds: str) -> ResultRow | None:
-    return next((row for kind in kinds for row in data.results if row.kind == kind), None)
-
-
 def _loss(row: ResultRow | None) -> float | None:
     return row.loss.value if row and row.loss else None
+
+
+def _outcome(data: ReportData) -> tuple[ResultRow | None, ...]:
+    return data.first("parent"), data.first("pruned"), data.first("distilled")
 
 
 def _lead(data: ReportData) -> str:
@@ -120,7 +120,7 @@ def _lead(data: ReportData) -> str:
             f"{data.parent.name} was cut from {short(data.parent.parameters)} to {short(data.child.parameters)} "
             f"parameters, {percent(share)} of its size."
         )
-    parent, pruned, distilled = (_loss(_row(data, kind)) for kind in ("parent", "pruned", "distilled"))
+    parent, pruned, distilled = map(_loss, _outcome(data))
     if parent is not None and pruned is not None:
         sentences.append(f"The cut raised its loss from {parent:.3f} to {pruned:.3f} nats per token.")
     if distilled is not None:
@@ -138,7 +138,7 @@ def _key_figures(data: ReportData) -> Iterator[KeyFigure]:
     if parent and child:
         share = percent(child.parameters / parent.parameters)
         yield KeyFigure(short(child.parameters), "parameters", f"{share} of the parent's {short(parent.parameters)}")
-    result, reference = _row(data, "distilled", "pruned"), _row(data, "parent")
+    result, reference = data.first("distilled", "pruned"), data.first("parent")
     if (loss := _loss(result)) is not None:
         yield KeyFigure(f"{loss:.3f}", "loss (nats)", _beside(loss, _loss(reference)))
     if (regained := _regained(data)) is not None:
@@ -157,7 +157,7 @@ def _beside(loss: float, parent: float | None) -> str:
 
 
 def _regained(data: ReportData) -> float | None:
-    parent, pruned, distilled = (_loss(_row(data, kind)) for kind in ("parent", "pruned", "distilled"))
+    parent, pruned, distilled = map(_loss, _outcome(data))
     if parent is None or pruned is None or distilled is None or pruned <= parent:
         return None
     return (pruned - distilled) / (pruned - parent)
@@ -169,7 +169,7 @@ def _regained(data: ReportData) -> float | None:
 def _results(data: ReportData) -> Section | None:
     if not data.results:
         return None
-    parent = _loss(_row(data, "parent"))
+    parent = _loss(data.first("parent"))
     columns = {
         "parameters": [short(row.parameters) for row in data.results],
         "loss": [measure(row.loss) for row in data.results],
@@ -376,7 +376,7 @@ def _decimals(value: float | None) -> str:
 def _training(data: ReportData) -> Section | None:
     if not data.runs:
         return None
-    parent = _loss(_row(data, "parent"))
+    parent = _loss(data.first("parent"))
     validated = {i: (run.validation_tokens, run.validation_loss) for i, run in enumerate(data.runs)}
     kl = {i: (run.validation_tokens, run.validation_kl) for i, run in enumerate(data.runs)}
     training = {i: (run.tokens, run.loss) for i, run in enumerate(data.runs)}

@@ -2,7 +2,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from minitron_cli.report.card import model_card
-from minitron_cli.report.data import ReportData
+from minitron_cli.report.data import Measure, ReportData, ResultRow, TaskResult
 from tests.unit.report.sample import sample
 from tests.unit.report.test_page import HOSTILE
 
@@ -45,6 +45,25 @@ def test_the_card_says_what_was_done(card):
     assert "then trained on 3.00 M tokens" in card.content
     assert 'from_pretrained("me/small")' in card.content
     assert "| FFN size | 1,024 | 512 |" in card.content
+
+
+def test_of_two_distilled_models_the_first_is_the_cards():
+    rows = [ResultRow("a", "distilled", tasks=(TaskResult("t", "acc", Measure(value)),)) for value in (0.25, 0.5)]
+    card = ModelCard(model_card(ReportData(title="t", results=tuple(rows)), name="small"))
+    assert [result.metric_value for result in card.data.eval_results] == [0.25]
+
+
+def test_a_value_that_is_not_finite_is_no_result():
+    row = ResultRow(
+        "a", "distilled", tasks=(TaskResult("t", "acc", Measure(None)), TaskResult("t", "f1", Measure(0.5)))
+    )
+    card = ModelCard(model_card(ReportData(title="t", results=(row,)), name="small"))
+    assert [result.metric_type for result in card.data.eval_results] == ["f1"]
+
+
+def test_commands_cannot_end_their_block():
+    card = model_card(ReportData(title="t", commands=("echo ```", "# still code")), name="small")
+    assert "````sh\necho ```\n# still code\n````" in card
 
 
 def test_the_same_data_is_the_same_card():
