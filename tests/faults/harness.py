@@ -279,7 +279,7 @@ class Range:
         ended = wait()
         if ended.code != -signal.SIGKILL:
             return None
-        return self.check(root, Trial("kill at random", disk.last or "before the first call", ended))
+        return self.check(root, Trial("kill at random", disk.last or "before any call", ended))
 
     def check(self, root: Path, trial: Trial) -> Trial:
         trial.problems += half_made(root)

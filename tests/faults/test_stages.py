@@ -1,13 +1,11 @@
 """Every stage, killed at random moments and in the middle of writes, ends with the bytes of an undisturbed run."""
 
-import os
 import shutil
 
 import pytest
 import torch
 
 from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.data.sources import DataConfig, PythonStdlib
 from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.distill.losses import CrossEntropy
 from minitron_cli.evaluate.config import Cloze, EvaluateConfig
@@ -18,7 +16,7 @@ from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Context
 from minitron_cli.stages.teacher import TeacherConfig
 from minitron_cli.trim.spec import Budget, PruneConfig
-from tests.faults.harness import Range, artifacts, here, problems, random_kills, table
+from tests.faults.harness import Range, here, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
 
 RANDOM_KILLS, INSIDE_A_WRITE = 20, 6
@@ -26,6 +24,16 @@ RANDOM_KILLS, INSIDE_A_WRITE = 20, 6
 TRAINING = {"batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1, "learning_rate": 1e-2, "precision": "fp32"}
 DISTILL = DistillConfig(
     steps=4, save_every=1, eval_every=2, eval_blocks=2, hidden=HiddenLosses(layers=((1, 1),)), **TRAINING
+)
+TEACHER = TeacherConfig(
+    vocab_size=300,
+    hidden=32,
+    ffn=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    training=DistillConfig(steps=3, save_every=1, eval_every=2, eval_blocks=2, losses=(CrossEntropy(),), **TRAINING),
 )
 RETRAIN = Retrain(top=2, tokens=64, batch_size=2, learning_rate=1e-2, warmup_steps=1)
 SEARCH = {"space": {"ffn": (24, 32, 40)}, "candidates": 3, "score_blocks": 2}
@@ -72,6 +80,7 @@ class Chain:
                 EvaluateConfig(blocks=4, cloze=Cloze(items=4, context_words=8, continuation_words=3)),
             ),
             "report": lambda c, w: report.run(c),
+            "teacher": lambda c, w: teacher.run(c, text, TEACHER),
         }
         return {name: self.in_workspace(work) for name, work in works.items()}
 
@@ -95,7 +104,7 @@ def beginnings(chain, tmp_path_factory):
     return made
 
 
-NAMES = ("importance", "search", "prune", "distill", "evaluate", "report")
+NAMES = ("importance", "search", "prune", "distill", "evaluate", "report", "teacher")
 
 
 def survive(name, stage, place, start=None):
