@@ -45,8 +45,6 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # before a command has begun
         sys.exit(130)
-    finally:
-        _close_stdout()
 
 
 def _command(body: Callable[..., None]) -> Callable[..., None]:
@@ -118,14 +116,6 @@ def _fail(error: BaseException, shown: Show) -> int:
     else:
         show.error(f"{fault.sentence}; {session.kept_traceback(error) or 'run again with --debug to see where'}")
     return fault.exit_code
-
-
-def _close_stdout() -> None:
-    """Say nothing about a reader that has gone away, as `minitron ... | head` makes it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(wanted: bool) -> None:

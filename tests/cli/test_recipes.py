@@ -96,6 +96,14 @@ def test_an_impossible_change_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_demo_recipe_by_itself_names_the_command_that_trains_its_model(run: Run, tmp_path: Path) -> None:
+    for more in ([], ["--dry-run"]):
+        result = run("run", "demo", *more)
+        assert result.exit_code == 2
+        assert "run `minitron demo`, or name one with model=" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_duplicate_key_is_refused_with_its_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("model: a\ndata: {sources: []}\nmodel: b\n")
     result = run("run", "twice.yaml")

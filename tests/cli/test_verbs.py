@@ -161,6 +161,19 @@ def test_eval_measures_what_was_made_beside_the_parent(place: Place, distilled: 
     assert "did you mean" in place.run("eval", "blocks=2", "--max", "perplexity.los=1", code=2)
 
 
+def test_models_stand_in_the_order_they_were_made(place: Place, distilled: dict[str, Any]) -> None:
+    shown = invoke("eval", "blocks=2", "--runs-dir", place.root / "runs").stderr
+    header = next(line for line in shown.splitlines() if "parent" in line)
+    assert header.split() == ["parent", "pruned", "distilled"]
+
+
+def test_a_recipe_given_to_a_verb_is_read_to_the_end(place: Place) -> None:
+    recipe = place.root / "typo.yaml"
+    recipe.write_text(f"model: {place.model}\ndata: {{sources: []}}\nimportence: {{samples: 3}}\n")
+    said = place.run("importance", "--recipe", recipe, "--run", "model", code=2)
+    assert said == f"{recipe}:3: importence is not a known key; did you mean importance?"
+
+
 def test_eval_measures_a_model_that_belongs_to_no_workspace(fresh: Place) -> None:
     found = fresh.run("eval", fresh.model, "--data", fresh.text, "--sequence-length", 16, "blocks=2")
     assert found["summary"]["models"] == ["parent"]

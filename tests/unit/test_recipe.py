@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron_cli import document, recipe
-from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.errors import RecipeError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.recipe import Control, Recipe
@@ -128,6 +128,17 @@ def test_an_error_in_a_file_names_the_line() -> None:
         read(RECIPE + "  stepz: 3\n")
 
 
+def test_a_misspelt_key_is_said_before_the_one_that_is_missing_for_it() -> None:
+    with pytest.raises(RecipeError, match=r"^r\.yaml:1: modle is not a known key; did you mean model\?$"):
+        read(RECIPE.replace("model:", "modle:"))
+
+
+def test_a_change_makes_a_new_document() -> None:
+    written = document.parse(RECIPE, "r.yaml")
+    written.changed(["prune.shape.ffn=1", "distill.steps=9"])
+    assert written == document.parse(RECIPE, "r.yaml")
+
+
 def test_changes_reach_every_depth_and_leave_the_rest() -> None:
     changed = read(RECIPE, "distill.learning_rate=2e-4", "prune.shape.ffn=9472", "data.sources.0.split=validation")
     plain = read(RECIPE)
@@ -161,7 +172,7 @@ def test_sections_that_contradict_each_other_are_refused(addition: str, message:
 
 
 def test_a_control_changes_one_thing() -> None:
-    distill = DistillConfig(steps=7, seed=3)
+    distill = DistillConfig(steps=7, seed=3, hidden=HiddenLosses())
     random = Control(label="random-init", init="random").applied_to(distill)
     assert random == distill.model_copy(update={"init": "random"})
     plain = Control(label="plain", objective="ce").applied_to(distill)
