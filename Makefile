@@ -38,5 +38,5 @@ bench-teacher: $(READY)  ## train the small teachers that quality is measured on
 # Made again when what it was made from has changed. pip takes the pinned versions through the constraints.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -43,7 +43,8 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
             if parameter.ndim == 1:
                 parameter.copy_(1 + 0.3 * noise)
             else:
-                parameter.copy_(noise * (1.0 if parameter.shape[0] == config.vocab_size else 1.5 / parameter.shape[1] ** 0.5))
+                is_embedding = parameter.shape[0] == config.vocab_size
+                parameter.copy_(noise * (1.0 if is_embedding else 1.5 / parameter.shape[1] ** 0.5))
     return model
 
 
