@@ -1,5 +1,6 @@
 """`runs/<name>/`: where a model's artifacts live side by side, and which of them are current."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -113,6 +114,11 @@ def _acquire(lock: FileLock, root: Path) -> None:
                 progress.say(f"waiting for another minitron that is working in {root}")
             waiting = True
             progress.raise_if_stopped()
+        except OSError as e:
+            if e.errno not in (errno.ENOTSUP, errno.ENOLCK):
+                raise
+            progress.warn(f"{root} is on a file system without locks: do not run two minitrons in it at once")
+            return
 
 
 def open_workspace(runs: Path, name: str | None, *, default: str | None = None) -> Workspace:

@@ -1,9 +1,12 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -141,6 +144,18 @@ class TestLock:
         finally:
             process.kill()
             process.wait()
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+    def test_a_file_system_without_locks_is_worked_on(self, workspace, monkeypatch, number):
+        monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+        with warnings.catch_warnings(action="ignore"), workspace.lock():
+            workspace.save_settings(model="m")
+        assert workspace.settings == {"model": "m"}
+
+    def test_a_disk_error_while_locking_is_told(self, workspace, monkeypatch):
+        monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        with pytest.raises(OSError, match="broken"), workspace.lock():
+            pass
 
     def test_a_killed_holder_holds_nothing(self, workspace):
         process = self.holder(workspace)
