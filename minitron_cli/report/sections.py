@@ -1,0 +1,350 @@
+"""What the page says, section by section, in its order. Each is left out where there is nothing to say."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from markupsafe import Markup
+
+from minitron_cli.report import plots
+from minitron_cli.report.data import Candidate, Measure, ModelFacts, ReportData, ResultRow, TaskResult, TrainingRun
+from minitron_cli.report.text import (
+    MINUS,
+    NOTHING,
+    axis_title,
+    channel_title,
+    exact,
+    measure,
+    percent,
+    power_of_ten,
+    short,
+    signed,
+    signed_percent,
+    size,
+)
+
+CANDIDATES_SHOWN = 40
+CANDIDATES_DRAWN = 400
+
+Legend = tuple[tuple[int, str], ...]  # the number of a series' colour, and what it stands for
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column names the row; the others are numbers unless `is_text`."""
+
+    label: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: tuple[int, ...] = ()
+    """Rows that stand out."""
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    svg: Markup
+    caption: str
+    legend: Legend = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    anchor: str
+    title: str
+    text: str
+    """What the reader sees."""
+    tables: tuple[Table, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    legend: Legend = ()
+    """Of all its panels."""
+    code: str = ""
+
+
+def sections(data: ReportData) -> list[Section]:
+    """Those that have something to say."""
+    return [section for make in ALL if (section := make(data))]
+
+
+def loss_of(row: ResultRow | None) -> float | None:
+    return row.loss.value if row and row.loss else None
+
+
+def _results(data: ReportData) -> Section | None:
+    if not data.results:
+        return None
+    parent = loss_of(data.first("parent"))
+    columns = {
+        "parameters": [short(row.parameters) for row in data.results],
+        "loss": [measure(row.loss) for row in data.results],
+        "against parent": [_difference(loss_of(row), parent) for row in data.results],
+        "perplexity": [measure(_alone(row.perplexity)) for row in data.results],
+        "KL to parent": [measure(row.kl_to_parent) for row in data.results],
+    } | {_task_title(task): [_task(row, task) for row in data.results] for task in _tasks(data.results)}
+    columns["tokens trained"] = [short(row.tokens_trained) for row in data.results]
+    shown = {title: cells for title, cells in columns.items() if any(cell != NOTHING for cell in cells)}
+    rows = tuple(zip([row.label for row in data.results], *shown.values(), strict=True))
+    marked = tuple(i for i, row in enumerate(data.results) if row.kind == "distilled")
+    text = (
+        "Every model on the same held-out text and tasks. Loss and KL are in nats per token, lower is better; "
+        "task scores are higher-is-better unless they are perplexities; ± is one standard error."
+    )
+    return Section("results", "Results", text, (Table("Results", ("model", *shown), rows, marked),))
+
+
+def _alone(value: Measure | None) -> Measure | None:
+    """Without the error, which the loss beside it shows already."""
+    return Measure(value.value) if value else None
+
+
+def _difference(loss: float | None, parent: float | None) -> str:
+    return NOTHING if loss is None or parent is None or loss == parent else signed(loss - parent)
+
+
+def _tasks(rows: Sequence[ResultRow]) -> list[TaskResult]:
+    """One example of each column, in the order in which they first come."""
+    return list({_task_title(task): task for row in rows for task in row.tasks}.values())
+
+
+def _task_title(task: TaskResult) -> str:
+    return f"{task.task} {task.metric}" + (f", {task.shots}-shot" if task.shots is not None else "")
+
+
+def _task(row: ResultRow, column: TaskResult) -> str:
+    found = [task.measure for task in row.tasks if _task_title(task) == _task_title(column)]
+    return measure(found[0]) if found else NOTHING
+
+
+def _shape(data: ReportData) -> Section | None:
+    models = [model for model in (data.parent, data.child) if model]
+    if not models:
+        return None
+    rows = [
+        ("family", *(model.family for model in models)),
+        *(_size_row(axis, models) for axis in models[0].sizes),
+        ("parameters", *(exact(model.parameters) for model in models), *_kept([m.parameters for m in models])),
+    ]
+    if all(model.non_embedding for model in models):
+        counts = [model.non_embedding or 0 for model in models]
+        rows.append(("… without embeddings", *map(exact, counts), *_kept(counts)))
+    if all(model.kv_cache_bytes_per_token for model in models):
+        counts = [model.kv_cache_bytes_per_token or 0 for model in models]
+        rows.append(("KV cache per token", *map(size, counts), *_kept(counts)))
+    header = ("", *(model.name for model in models), *(("kept",) if len(models) > 1 else ()))
+    padded = tuple(tuple(row) + ("",) * (len(header) - len(row)) for row in rows)
+    text = "What the model measures along each axis, before and after the cut." if data.child else "What the model is."
+    return Section("shape", "Shape", text, (Table("Shape", header, padded),))
+
+
+def _size_row(axis: str, models: Sequence[ModelFacts]) -> tuple[str, ...]:
+    sizes = [model.sizes.get(axis) for model in models]
+    return (axis_title(axis), *map(exact, sizes), *_kept([s for s in sizes if s is not None]))
+
+
+def _kept(counts: Sequence[int]) -> tuple[str, ...]:
+    return (percent(counts[1] / counts[0]),) if len(counts) == 2 else ()
+
+
+def _importance(data: ReportData) -> Section | None:
+    if not data.importance:
+        return None
+    panels = [_importance_panel(axis, scores, data) for axis, scores in data.importance.items()]
+    shares, legend = _kept_shares(data)
+    if shares:
+        svg = plots.kept_shares("importance-kept", shares)
+        panels.append(Panel(Markup(svg), "Share of each layer's total importance that survives.", legend))
+    text = f"How much each part matters{_by(data.importance_metric)}; in the maps, a brighter cell matters more."
+    if data.kept:
+        text += " What lies beyond the red line, or carries a red cross, is gone; a blank row is a dropped layer."
+    title = "What was kept" if data.kept else "What matters"
+    return Section("importance", title, text, panels=tuple(panels))
+
+
+def _by(metric: str) -> str:
+    return f", by {metric}" if metric else ""
+
+
+def _importance_panel(axis: str, scores: np.ndarray, data: ReportData) -> Panel:
+    name, channels = f"importance-{list(data.importance).index(axis)}", scores.shape[-1]
+    everything = np.broadcast_to(np.arange(channels), scores.shape)
+    kept = np.asarray(data.kept.get(axis, everything))
+    caption = f"{channels:,} {channel_title(axis)}"
+    if axis in data.kept:
+        caption = f"{kept.shape[-1]:,} of {caption} kept"
+    if scores.ndim == 1:
+        return Panel(Markup(plots.sorted_curve(name, scores, kept)), f"{caption}, the same in all layers.")
+    kept = np.broadcast_to(kept, (len(scores), kept.shape[-1]))
+    draw = plots.grid_map if scores.size <= plots.CELLS else plots.sorted_map
+    return Panel(Markup(draw(name, scores, kept, _dropped(data))), f"{caption} in each layer.")
+
+
+def _dropped(data: ReportData) -> tuple[int, ...]:
+    return data.layers.dropped if data.layers else ()
+
+
+def _kept_shares(data: ReportData) -> tuple[dict[int, np.ndarray], Legend]:
+    shares: dict[int, np.ndarray] = {}
+    legend = []
+    for axis, scores in data.importance.items():
+        if scores.ndim == 2 and axis in data.kept and np.ndim(data.kept[axis]) == 2:
+            number = len(shares)
+            kept_L = np.take_along_axis(scores, np.asarray(data.kept[axis]).astype(int), axis=1).sum(axis=1)
+            total_L = scores.sum(axis=1)
+            share_L = np.divide(kept_L, total_L, out=np.ones(len(scores)), where=total_L > 0)
+            share_L[list(_dropped(data))] = np.nan
+            shares[number] = share_L
+            legend.append((number, channel_title(axis)))
+    return shares, tuple(legend)
+
+
+def _layers(data: ReportData) -> Section | None:
+    curves = data.layers
+    if curves is None:
+        return None
+    panels = []
+    if curves.block_importance is not None:
+        svg = plots.layer_bars("block-importance", curves.block_importance, "block importance", curves.dropped)
+        panels.append(
+            Panel(Markup(svg), f"Block importance: how much a layer turns the hidden state (1 {MINUS} cosine).")
+        )
+    if curves.perplexity is not None:
+        svg = plots.layer_bars("layer-perplexity", curves.perplexity, "rise of perplexity", curves.dropped)
+        panels.append(Panel(Markup(svg), "By how much perplexity rises when the layer alone is taken out."))
+    if not panels and not curves.dropped:
+        return None
+    text = "How much the model depends on each layer; low bars are the layers it can best do without. "
+    if curves.dropped:
+        plural = "s" if len(curves.dropped) > 1 else ""
+        text += f"Dropped: layer{plural} {', '.join(map(str, curves.dropped))}, in red."
+    else:
+        text += "All layers were kept."
+    return Section("layers", "Layers", text, panels=tuple(panels))
+
+
+def _candidates(data: ReportData) -> Section | None:
+    if not data.candidates:
+        return None
+    shown = data.candidates[:CANDIDATES_SHOWN]
+    axes = _varying_axes(data.candidates)
+    columns = {
+        **{axis_title(axis): [exact(c.sizes.get(axis)) for c in shown] for axis in axes},
+        "parameters": [exact(c.parameters) for c in shown],
+        "against target": [NOTHING if c.error is None else signed_percent(c.error) for c in shown],
+        "zero-shot loss": [_decimals(c.zero_shot_loss) for c in shown],
+        "retrained loss": [_decimals(c.retrained_loss) for c in shown],
+    }
+    columns = {title: cells for title, cells in columns.items() if any(cell != NOTHING for cell in cells)}
+    rows = tuple(zip(map(str, range(1, len(shown) + 1)), *columns.values(), strict=True))
+    marked = tuple(i for i, c in enumerate(shown) if c.is_chosen)
+    drawn = [c for c in islice(data.candidates, CANDIDATES_DRAWN) if c.zero_shot_loss is not None]
+    panels = (_candidate_panel(drawn),) if len(drawn) > 1 else ()
+    table = Table("Candidate shapes", ("rank", *columns), rows, marked)
+    return Section(
+        "candidates", "Candidate shapes", _about_candidates(data.candidates), (table,), panels, _candidate_legend(drawn)
+    )
+
+
+def _about_candidates(candidates: Sequence[Candidate]) -> str:
+    text = f"{len(candidates)} shapes within the budget, best first; zero-shot means cut and not yet trained."
+    if any(c.retrained_loss is not None for c in candidates):
+        text += " The best few were retrained briefly, because the order can change, and ranked again."
+    if any(c.is_chosen for c in candidates):
+        text += " The shape that was built is highlighted."
+    if len(candidates) > CANDIDATES_SHOWN:
+        text += f" The table shows the first {CANDIDATES_SHOWN}."
+    return text
+
+
+def _candidate_panel(candidates: Sequence[Candidate]) -> Panel:
+    return Panel(
+        Markup(plots.candidate_scatter("candidates", candidates)), "Loss against size; the ring marks the choice."
+    )
+
+
+def _candidate_legend(candidates: Sequence[Candidate]) -> Legend:
+    if len(candidates) < 2 or all(c.retrained_loss is None for c in candidates):
+        return ()
+    return (0, "zero-shot"), (2, "after light retraining")
+
+
+def _varying_axes(candidates: Sequence[Candidate]) -> list[str]:
+    axes = list(candidates[0].sizes)
+    varying = [axis for axis in axes if len({c.sizes.get(axis) for c in candidates}) > 1]
+    return varying or axes
+
+
+def _decimals(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def _training(data: ReportData) -> Section | None:
+    if not data.runs:
+        return None
+    parent = loss_of(data.first("parent"))
+    validated = {i: (run.validation_tokens, run.validation_loss) for i, run in enumerate(data.runs)}
+    kl = {i: (run.validation_tokens, run.validation_kl) for i, run in enumerate(data.runs)}
+    training = {i: (run.tokens, run.loss) for i, run in enumerate(data.runs)}
+    rate = {i: (run.tokens, run.learning_rate) for i, run in enumerate(data.runs)}
+    panels = [
+        *_curve_panel("validation-loss", "validation loss (nats)", validated, _validation_caption(parent), parent),
+        *_curve_panel("validation-kl", "KL to the teacher (nats)", kl, "KL(teacher ‖ student) on held-out text."),
+        *_curve_panel("training-loss", "objective", training, "The training objective, which may differ between runs."),
+        *_curve_panel("learning-rate", "learning rate", rate, "Learning rate."),
+    ]
+    text = f"How {_runs(data.runs)} went, against the number of training tokens."
+    legend = tuple((i, run.label) for i, run in enumerate(data.runs))
+    return Section("training", "Training", text, panels=tuple(panels), legend=legend)
+
+
+def _runs(runs: Sequence[TrainingRun]) -> str:
+    return "the training run" if len(runs) == 1 else f"the {len(runs)} training runs"
+
+
+def _validation_caption(parent: float | None) -> str:
+    return "Loss on held-out text" + ("; the dashed line is the parent's." if parent is not None else ".")
+
+
+def _curve_panel(
+    name: str,
+    label: str,
+    runs: Mapping[int, tuple[Sequence[float], Sequence[float]]],
+    caption: str,
+    reference: float | None = None,
+) -> list[Panel]:
+    runs = {i: (tokens, values) for i, (tokens, values) in runs.items() if len(values) and len(tokens) == len(values)}
+    return [Panel(Markup(plots.curves(name, label, runs, reference)), caption)] if runs else []
+
+
+def _costs(data: ReportData) -> Section | None:
+    if not data.costs:
+        return None
+    rows = [(row.stage, short(row.tokens), power_of_ten(row.flops)) for row in data.costs]
+    total = sum(row.tokens or 0 for row in data.costs), sum(row.flops or 0 for row in data.costs)
+    rows.append(("total", short(total[0]), power_of_ten(total[1])))
+    text = (
+        "What every stage read and computed. A forward pass counts once, training three times, and distillation "
+        "adds the teacher's forward pass."
+    )
+    table = Table("Cost", ("stage", "tokens", "FLOPs"), tuple(rows), marked=(len(rows) - 1,))
+    return Section("cost", "Cost", text, (table,))
+
+
+def _lineage(data: ReportData) -> Section | None:
+    if not data.lineage:
+        return None
+    rows = tuple((row.stage, row.label or NOTHING, row.key8, ", ".join(row.inputs) or NOTHING) for row in data.lineage)
+    text = "Which result was made from which. A key is a hash of a stage's settings and of everything it read."
+    return Section(
+        "lineage", "Lineage", text, (Table("Lineage", ("stage", "label", "key", "made from"), rows, is_text=True),)
+    )
+
+
+def _commands(data: ReportData) -> Section | None:
+    if not data.commands:
+        return None
+    text = "These commands make the same results again; on a CPU, the same bytes."
+    return Section("reproduce", "Reproduce", text, code="\n".join(data.commands))
+
+
+ALL = (_results, _shape, _importance, _layers, _candidates, _training, _costs, _lineage, _commands)
