@@ -90,7 +90,7 @@ def measure(path: Path, samples: list[Batch], budget: int, *, layer_removal: boo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where the checkpoint is written, unless it is there")
-    for name, default in {"layers": 22, "hidden": 4096, "ffn": 11008, "vocab": 32000, "heads": 32}.items():
+    for name, default in {"layers": 11, "hidden": 4096, "ffn": 11008, "vocab": 32000, "heads": 32}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--samples", type=int, default=4)
