@@ -134,6 +134,8 @@ class ReportData:
     """Axis -> indices that survived: [kept], or [layer, kept] where layers differ."""
     layers: LayerCurves | None = None
     candidates: tuple[Candidate, ...] = ()
+    candidate_parameters: str = "parameters"
+    """Which parameters a candidate's number counts, as a column title."""
     runs: tuple[TrainingRun, ...] = ()
     costs: tuple[CostRow, ...] = ()
     lineage: tuple[LineageRow, ...] = ()

@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from minitron_cli.report import plots
-from minitron_cli.report.data import ReportData, ResultRow
+from minitron_cli.report.data import Measure, ReportData, ResultRow
 from minitron_cli.report.sections import loss_of, sections
-from minitron_cli.report.text import clean, percent, short, signed, size
+from minitron_cli.report.text import clean, measure, percent, short, signed, size
 
 TEMPLATE = "page.html.j2"
 
@@ -88,7 +88,7 @@ def _key_figures(data: ReportData) -> Iterator[KeyFigure]:
     if (regained := _regained(data)) is not None:
         yield KeyFigure(percent(regained), "damage undone", "of the loss that the cut cost")
     if result and result.kl_to_parent and result.kl_to_parent.value is not None:
-        yield KeyFigure(f"{result.kl_to_parent.value:.3f}", "KL to the parent", "nats per token")
+        yield KeyFigure(measure(Measure(result.kl_to_parent.value)), "KL to the parent", "nats per token")
     if parent and child and parent.kv_cache_bytes_per_token and child.kv_cache_bytes_per_token:
         share = percent(child.kv_cache_bytes_per_token / parent.kv_cache_bytes_per_token)
         yield KeyFigure(size(child.kv_cache_bytes_per_token), "KV cache a token", f"{share} of the parent's")

@@ -229,7 +229,7 @@ def _candidates(data: ReportData) -> Section | None:
     axes = _varying_axes(data.candidates)
     columns = {
         **{axis_title(axis): [exact(c.sizes.get(axis)) for c in shown] for axis in axes},
-        "parameters": [exact(c.parameters) for c in shown],
+        data.candidate_parameters: [exact(c.parameters) for c in shown],
         "against target": [NOTHING if c.error is None else signed_percent(c.error) for c in shown],
         "zero-shot loss": [_decimals(c.zero_shot_loss) for c in shown],
         "retrained loss": [_decimals(c.retrained_loss) for c in shown],

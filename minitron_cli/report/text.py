@@ -1,5 +1,6 @@
 """Numbers and names as a reader wants them."""
 
+import math
 import unicodedata
 
 from minitron_cli.report.data import Measure
@@ -65,12 +66,21 @@ def signed(value: float) -> str:
 
 
 def measure(value: Measure | None) -> str:
-    """2.345 ± 0.012; fewer decimals where the value is large."""
+    """2.345 ± 0.012; fewer decimals where the value is large, more where the error would read as nothing."""
     if value is None or value.value is None:
         return NOTHING
-    digits = 3 if abs(value.value) < 20 else 1 if abs(value.value) < 10_000 else 0
-    spread = "" if value.stderr is None else f" ± {value.stderr:,.{digits}f}"
-    return f"{value.value:,.{digits}f}{spread}"
+    digits = _decimals(abs(value.value))
+    if value.stderr is None:
+        return f"{value.value:,.{digits}f}"
+    if 0 < value.stderr < 10.0**-digits:
+        digits = min(6, math.ceil(-math.log10(value.stderr)))
+    return f"{value.value:,.{digits}f} ± {value.stderr:,.{digits}f}"
+
+
+def _decimals(size: float) -> int:
+    if 0 < size < 0.01:
+        return 4
+    return 3 if size < 20 else 1 if size < 10_000 else 0
 
 
 def power_of_ten(value: float | None) -> str:

@@ -72,6 +72,7 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
             (8,),
         ),
         candidates=tuple(_candidates(name)),
+        candidate_parameters=name("parameters"),
         runs=(run("distilled", 4.9, 2.6), run("random-init", 8.3, 3.2)),
         costs=(
             CostRow(name("importance"), 524_288, 4.1e12),

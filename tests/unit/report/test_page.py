@@ -14,6 +14,7 @@ from minitron_cli.report.page import render
 from minitron_cli.report.text import NOTHING
 from tests.unit.report.sample import sample
 
+NOT_SECTIONS = ("title", "kept", "importance_metric", "candidate_parameters")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 HOSTILE = [
@@ -172,9 +173,7 @@ def test_the_users_matplotlib_settings_neither_matter_nor_change(html):
 
 
 @pytest.mark.usefixtures("_no_figures")
-@pytest.mark.parametrize(
-    "field", [f.name for f in fields(ReportData) if f.name not in ("title", "kept", "importance_metric")]
-)
+@pytest.mark.parametrize("field", [f.name for f in fields(ReportData) if f.name not in NOT_SECTIONS])
 def test_any_part_may_be_missing_and_any_may_be_alone(field):
     full = sample()
     empty = next(f for f in fields(ReportData) if f.name == field)
