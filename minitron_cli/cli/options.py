@@ -34,7 +34,7 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Place(Show):
+class Where(Show):
     """Which workspace, in addition."""
 
     run: Annotated[
@@ -47,7 +47,7 @@ class Place(Show):
 
 
 @dataclass(frozen=True)
-class Make(Place):
+class Make(Where):
     """Whether to make it, in addition."""
 
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=RUN)] = False

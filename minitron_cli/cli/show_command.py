@@ -8,7 +8,7 @@ from typer import Argument, Option
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.workspace import open_workspace
 from minitron_cli.cli import show, tables
-from minitron_cli.cli.options import Place
+from minitron_cli.cli.options import Where
 from minitron_cli.errors import ArtifactError, InputError
 
 Stage = Literal["importance", "search", "prune", "distill", "eval"]
@@ -19,7 +19,7 @@ CURVES = ("block_importance", "perplexity")
 
 
 def show_results(
-    place: Place,
+    where: Where,
     stage: Annotated[
         Stage | None, Argument(metavar="[STAGE]", help="importance, search, prune, distill or eval.")
     ] = None,
@@ -28,7 +28,7 @@ def show_results(
     ] = None,
 ) -> None:
     """Show what STAGE found; without one, what every stage of the workspace did."""
-    workspace = open_workspace(place.runs_dir, place.run)
+    workspace = open_workspace(where.runs_dir, where.run)
     wanted = [stage] if stage else list(STAGES)
     found = {name: artifact for name in wanted if (artifact := workspace.current(STAGES[name]))}
     if not found:
@@ -39,19 +39,19 @@ def show_results(
     if plot and stage != "importance":
         raise InputError("--plot draws importance: write `minitron show importance --plot FILE.svg`")
     if stage == "importance":
-        _importance(found[stage], place, plot)
+        _importance(found[stage], where, plot)
     else:
-        show.artifacts(list(found.values()), place)
+        show.artifacts(list(found.values()), where)
 
 
-def _importance(artifact: Artifact, place: Place, plot: Path | None) -> None:
+def _importance(artifact: Artifact, where: Where, plot: Path | None) -> None:
     ranked = tables.ranked(artifact)
     if plot:
         _draw(artifact, ranked, plot)
-    if place.json:
+    if where.json:
         show.data([tables.values(artifact) | ranked])
         return
-    show.artifacts([artifact], place)
+    show.artifacts([artifact], where)
     for sheet in tables.ranked_sheets(ranked):
         show.sheet(sheet)
 
