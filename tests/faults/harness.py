@@ -144,12 +144,15 @@ def in_child(stage: Stage, root: Path, disk: io.Disk) -> Callable[[], Ended]:
     return wait
 
 
-def here(stage: Stage, root: Path) -> Ended:
+def here(stage: Stage, root: Path, disk: io.Disk | None = None) -> Ended:
     """Run a stage in this process."""
+    before, io.disk = io.disk, disk or io.disk
     try:
         stage(root)
     except Exception as e:
         return Ended(1, e, traceback.format_exc())
+    finally:
+        io.disk = before
     return Ended(0, None, "")
 
 
@@ -230,8 +233,8 @@ class Trial:
 class Range:
     """A place to run one stage many times. `start` holds what the stage finds when it begins.
 
-    The run after a fault takes place in this process, unless `isolated` asks for a fork: for stages whose libraries
-    start threads, which a fork would lose.
+    What is not to be killed runs in this process, unless `isolated` asks for a fork: for stages whose libraries start
+    threads, which a fork would lose.
     """
 
     def __init__(self, stage: Stage, place: Path, start: Path | None = None, *, isolated: bool = False) -> None:
@@ -260,7 +263,8 @@ class Range:
     def fail_at(self, at: int, how: str) -> Trial:
         """One deterministic fault at the N-th call, then the checks."""
         root, disk = self.fresh(), Faulty(at, how)
-        ended = in_child(self.stage, root, disk)()
+        isolated = how in KILLS or self.isolated
+        ended = in_child(self.stage, root, disk)() if isolated else here(self.stage, root, disk)
         trial = Trial(how, disk.last, ended)
         if how in KILLS and ended.code != -signal.SIGKILL:
             trial.problems.append(f"was not killed: {ended}")

@@ -45,7 +45,7 @@ def stage(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how == "kill" else pytest.mark.slow) for how in HOWS])
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how == "ENOSPC" else pytest.mark.slow) for how in HOWS])
 def test_every_fault_at_every_call(stage, place, how):
     done = list(trials(stage, place, hows=[how]))
     print("\n" + table("produce", done))

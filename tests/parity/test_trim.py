@@ -80,6 +80,7 @@ def wide_checkpoint(path, layers=1):
     return Checkpoint.open(path), shape
 
 
+@pytest.mark.slow
 def test_blocks_of_which_nothing_survives(tmp_path):
     """The last groups only: the first block of q_proj is dropped whole."""
     checkpoint, shape = wide_checkpoint(tmp_path / "parent")

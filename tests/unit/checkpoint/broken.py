@@ -164,8 +164,8 @@ def header_key_twice(d):
 
 @broken("header of .* is not valid JSON .*stands twice")
 def header_key_twice_in_a_crowd(d):
-    crowd = ",".join(f'"{i}":0' for i in range(300_000))
-    (d / WEIGHTS).write_bytes(assemble(f'{{{crowd},"299999":0}}'.encode(), b""))
+    crowd = ",".join(f'"{i}":0' for i in range(100_000))
+    (d / WEIGHTS).write_bytes(assemble(f'{{{crowd},"99999":0}}'.encode(), b""))
 
 
 @broken("header of .* is not valid JSON .*codec")
@@ -196,8 +196,7 @@ def metadata_that_is_a_list(d):
 
 @broken("lists 100,001 tensors: more than 100,000; check the file")
 def header_bomb(d):
-    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    (d / WEIGHTS).write_bytes(assemble({f"t{i}": entry for i in range(100_001)}, b""))
+    (d / WEIGHTS).write_bytes(assemble(dict.fromkeys(map(str, range(100_001)), 0), b""))
 
 
 # Entries

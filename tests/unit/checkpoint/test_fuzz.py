@@ -18,7 +18,7 @@ from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from tests.tiny import tiny_model, write_tiny
 
-QUICK = settings(deadline=None, derandomize=True, max_examples=120)
+QUICK = settings(deadline=None, derandomize=True, max_examples=80)
 
 ODD_VALUES = [
     None,
@@ -98,7 +98,7 @@ def test_a_damaged_header_is_refused_or_read_as_safetensors_reads_it(tmp_path):
     length = struct.unpack("<Q", content[:8])[0]
     header, payload = content[8 : 8 + length], content[8 + length :]
     accepted = 0
-    for round_ in range(2500):
+    for round_ in range(1500):
         if round_ % 4:
             blob = damage(header, draw)
             path.write_bytes(struct.pack("<Q", len(blob)) + blob + payload)
@@ -112,7 +112,7 @@ def test_a_damaged_header_is_refused_or_read_as_safetensors_reads_it(tmp_path):
             assert set(file.keys()) == found.keys()
             for name, tensor in found.items():
                 assert same_bytes(file.get_tensor(name), tensor)
-    assert 20 < accepted < 1200  # the mutator is neither too kind nor too rough
+    assert 20 < accepted < 700  # the mutator is neither too kind nor too rough
 
 
 def same_bytes(a, b):

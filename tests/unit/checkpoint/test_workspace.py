@@ -126,6 +126,7 @@ class TestLock:
         assert process.stdout.readline() == "held\n"
         return process
 
+    @pytest.mark.slow
     def test_a_second_process_waits_and_says_so(self, workspace):
         said = []
         progress.show_on(type("Told", (), {"say": lambda self, text: said.append(text)})())
@@ -135,6 +136,7 @@ class TestLock:
             process.wait()
         assert said == [f"waiting for another minitron that is working in {workspace.root}"]
 
+    @pytest.mark.slow
     def test_the_wait_can_be_stopped(self, workspace):
         process = self.holder(workspace)
         progress.request_stop(15)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.layout import Layout, parse
 
-QUICK = settings(deadline=None, derandomize=True, max_examples=150)
+QUICK = settings(deadline=None, derandomize=True, max_examples=60)
 AXES = ("hidden", "head", "kv_head", "head_dim", "ffn")
 
 factors = st.one_of(st.sampled_from(AXES), st.integers(1, 4))

@@ -122,6 +122,7 @@ def test_a_label_names_the_directory(run):
     assert run().path.name == path.name.removeprefix("student-")
 
 
+@pytest.mark.slow
 def test_what_surrounds_a_run_does_not_show_in_its_bytes(tmp_path):
     script = (
         "import sys, os; from pathlib import Path; sys.path.insert(0, os.environ['REPO'])\n"

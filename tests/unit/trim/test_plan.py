@@ -12,7 +12,7 @@ from minitron_cli.trim.plan import PrunePlan, make_plan
 from minitron_cli.trim.spec import Ranking
 from tests.tiny import tiny_model
 
-QUICK = settings(deadline=None, derandomize=True, max_examples=100)
+QUICK = settings(deadline=None, derandomize=True, max_examples=40)
 SIZES = {"hidden": 32, "layer": 4, "ffn": 48, "head": 8, "kv_head": 2}
 
 
