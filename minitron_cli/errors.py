@@ -1,16 +1,16 @@
 """What can go wrong, as a user sees it. Each message is one sentence that ends in what to do next.
 
-    MinitronError              exit 1
-    ├── InputError             exit 2   what was asked for or handed in is wrong
-    │   ├── RecipeError                 a recipe, an override, an option
-    │   ├── CheckpointError             a model directory
-    │   ├── DataError                   a text or token source
-    │   ├── ArtifactError               a stage's input is missing, damaged or of another model
-    │   └── InfeasibleError             no shape meets the target
-    ├── EnvironmentFault       exit 3   disk, permission, memory, lock, network
-    ├── RunFailed              exit 1   the work itself failed (diverged)
-    ├── GateMissed             exit 4   a measured value misses its gate
-    └── Interrupted            exit 130 or 143, the state is saved
+MinitronError              exit 1
+├── InputError             exit 2   what was asked for or handed in is wrong
+│   ├── RecipeError                 a recipe, an override, an option
+│   ├── CheckpointError             a model directory
+│   ├── DataError                   a text or token source
+│   ├── ArtifactError               a stage's input is missing, damaged or of another model
+│   └── InfeasibleError             no shape meets the target
+├── EnvironmentFault       exit 3   disk, permission, memory, lock, network
+├── RunFailed              exit 1   the work itself failed (diverged)
+├── GateMissed             exit 4   a measured value misses its gate
+└── Interrupted            exit 130 or 143, the state is saved
 """
 
 

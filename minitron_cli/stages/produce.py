@@ -153,8 +153,8 @@ def _build(
         with suppress(OSError):  # the first error is the one to tell
             io.remove_tree(temporary)
             for directory in (scratch, final.parent):
-                if directory.is_dir() and not any(directory.iterdir()):
-                    io.disk.remove_dir(directory)
+                if directory.is_dir() and not any(path.is_file() for path in directory.rglob("*")):
+                    io.remove_tree(directory)
         raise
 
 

@@ -105,6 +105,7 @@ class _Made:
             kept=self._kept(),
             layers=self._layers(),
             candidates=tuple(self._candidates()),
+            candidate_parameters=self._counted(),
             runs=tuple(_curves(artifact) for artifact in self.trained),
             costs=tuple(self._costs()),
             lineage=tuple(_lineage(artifact) for artifact in self.artifacts),
@@ -169,6 +170,14 @@ class _Made:
             block_importance=scores.layers("block_importance").tolist(),
             perplexity=scores.layers("perplexity").tolist() if has_removal else None,
             dropped=tuple(sorted(set(range(layers)) - set(kept.tolist()))),
+        )
+
+    def _counted(self) -> str:
+        """What the budget counts, in words."""
+        config = self.search.manifest.config if self.search else self.prune.manifest.config if self.prune else {}
+        count = (config.get("budget") or {}).get("count", "total")
+        return {"total": "parameters", "non_embedding": "parameters without embeddings"}.get(
+            count, f"{count} parameters"
         )
 
     def _candidates(self) -> Iterator[page_data.Candidate]:
