@@ -1,6 +1,9 @@
 """Every stage, killed at random moments and in the middle of writes, ends with the bytes of an undisturbed run."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Context
 from minitron_cli.stages.teacher import TeacherConfig
 from minitron_cli.trim.spec import Budget, PruneConfig
-from tests.faults.harness import Range, here, problems, random_kills, table
+from tests.faults.harness import Range, artifacts, different, here, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
 
 RANDOM_KILLS, INSIDE_A_WRITE = 20, 6
@@ -120,3 +123,33 @@ def survive(name, stage, place, start=None):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_killed_stage_is_finished_by_running_it_again(chain, beginnings, place, name):
     survive(name, chain.stages()[name], place, beginnings[name])
+
+
+def run_all(place, root):
+    """Every stage in a row; for a process of its own."""
+    torch.set_num_threads(1)
+    for stage in Chain(place).stages().values():
+        ended = here(stage, root)
+        assert ended.code == 0, ended.trace
+
+
+@pytest.mark.slow
+def test_where_and_how_a_chain_runs_does_not_show(chain, tmp_path):
+    """Not in a byte of any artifact: paths, the working directory, the umask, the hash seed, the time zone."""
+    imports = "import sys; from pathlib import Path; from tests.faults.test_stages import run_all"
+    script = f"{imports}; run_all(*map(Path, sys.argv[1:]))"
+    found = []
+    for name, umask, seed, zone in (("one", "022", "0", "UTC"), ("the other", "077", "1", "Asia/Tokyo")):
+        place, root = shutil.copytree(chain.place, tmp_path / name / "place"), tmp_path / name / "root"
+        root.mkdir()
+        settings = {
+            "PYTHONPATH": os.getcwd(),
+            "PYTHONHASHSEED": seed,
+            "TZ": zone,
+            "XDG_CACHE_HOME": str(root / "cache"),
+        }
+        command = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", sys.executable, "-c", script, str(place), str(root)]
+        subprocess.run(command, check=True, cwd=place, env=os.environ | settings)
+        found.append(artifacts(root))
+    assert different(*found) == []
+    assert len(found[0]) == 2 * len(NAMES)
