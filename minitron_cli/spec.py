@@ -30,5 +30,5 @@ def _quantity(value: object) -> object:
     return int(exact)
 
 
-Quantity = Annotated[int, BeforeValidator(_quantity)]
+Quantity = Annotated[int, BeforeValidator(_quantity, json_schema_input_type=int | str)]
 """A positive count; `4B`, `350M` and `64k` are understood."""

@@ -8,7 +8,6 @@ from typer import Option
 from minitron_cli.cli import export, launch, session, show
 from minitron_cli.cli.options import How, Output, RecipeOption, Seed, Text, Words
 from minitron_cli.document import Place
-from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
     from minitron_cli.distill.config import DistillConfig
@@ -47,7 +46,7 @@ def distill(
     if gpus > 1 and "RANK" not in os.environ:
         launch.again(gpus)
     flags: dict[Place, Any] = {
-        ("tokens",): _quantity(tokens) if tokens else session.NULL if steps else None,
+        ("tokens",): tokens or (session.NULL if steps else None),
         ("steps",): steps or (session.NULL if tokens else None),
         ("losses",): _losses(objective) if objective else None,
         ("hidden",): session.NULL if objective == "ce" else None,
@@ -67,17 +66,6 @@ def distill(
         artifact = stage.run(at.context, at.parent(), pruned.path, at.data(), config, label=_label(config))
     export.copy(artifact, output)
     show.artifact(artifact, how)
-
-
-def _quantity(text: str) -> int:
-    from pydantic import TypeAdapter, ValidationError
-
-    from minitron_cli.spec import Quantity
-
-    try:
-        return TypeAdapter(Quantity).validate_python(text)
-    except ValidationError as e:
-        raise InputError(f"--tokens: {e.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _losses(objective: Literal["kl", "ce"]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from minitron_cli.distill.losses import CrossEntropy, ForwardKL, KDLoss
 from minitron_cli.errors import RecipeError
-from minitron_cli.spec import Spec
+from minitron_cli.spec import Quantity, Spec
 
 Objective = Literal["kl", "ce"]
 OBJECTIVES: dict[Objective, tuple[KDLoss, ...]] = {"kl": (ForwardKL(),), "ce": (CrossEntropy(),)}
@@ -53,7 +53,7 @@ class DistillConfig(Spec):
     Where not said otherwise, defaults are those of Llama-3.1-Minitron-4B (Sreenivas et al. 2024, table 4).
     """
 
-    tokens: int | None = Field(None, ge=1)
+    tokens: Quantity | None = None
     """Length of the run in tokens, rounded up to whole steps; give this or `steps`."""
     steps: int | None = Field(None, ge=1)
     """Length of the run in optimizer steps; give this or `tokens`."""

@@ -137,7 +137,7 @@ class _Run:
     def finish(self) -> TrainResult:
         """Do the steps that are left."""
         first, started = self.step, time.monotonic()
-        with progress.track("distill", self.total_steps, "steps") as advance:
+        with progress.track("distill" if self.models.teacher else "train", self.total_steps, "steps") as advance:
             _show(advance, self.step)
             self._evaluate_if_due()
             while self.step < self.total_steps:

@@ -226,7 +226,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: Place) -> None:
         (("importance", "a", "b"), "one model at a time"),
         (("importance", "--samples", 100_000), "more than the data's"),
         (("importance", "--data", "/nowhere/*.txt"), "/nowhere"),
-        (("distill", "--tokens", "4Q"), "--tokens: '4Q' is not a quantity"),
+        (("distill", "--tokens", "4Q"), "distill.tokens: '4Q' is not a quantity"),
         (("distill",), "how long to train is not said"),
         (("search",), "search.budget is missing: add it"),
         (("show", "--run", "../x"), "workspace name '../x'"),
