@@ -148,7 +148,9 @@ def _candidate_sheet(candidates: Sequence[Mapping[str, Any]]) -> Sheet:
         ]
         for i, c in enumerate(candidates)
     ]
-    return Sheet("candidates, best first", ["", *varied, "parameters", "off target", *(losses[n] for n in shown)], rows)
+    return Sheet(
+        "candidates, best first", ["", *varied, "parameters counted", "off target", *(losses[n] for n in shown)], rows
+    )
 
 
 def _distill(found: Mapping[str, Any]) -> Iterable[Sheet]:

@@ -12,6 +12,7 @@ import numpy as np
 from minitron_cli import io
 from minitron_cli.checkpoint import fingerprint, hf
 from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.checkpoint.manifest import MANIFEST
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import PERPLEXITY
@@ -51,7 +52,7 @@ def run(context: Context) -> Artifact:
     """Gather the workspace's current results into one page. ArtifactError if there is nothing to show."""
     made = _Made.of(context.workspace)
     model = str(context.workspace.settings.get("model") or "the parent")
-    name = Path(model).name if Path(model).is_absolute() else model
+    name = _name(model)
     base_model = None if Path(model).is_dir() else hf.hub_id(model)
     config = ReportConfig(title=f"{name}: {context.workspace.name}", model=name, base_model=base_model)
 
@@ -61,6 +62,14 @@ def run(context: Context) -> Artifact:
         io.write_new(work.path / CARD, model_card(content, name=config.title, base_model=config.base_model).encode())
 
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=made.fingerprints(), build=build)
+
+
+def _name(model: str) -> str:
+    """What to call the parent: the stage that made it, its directory's name, or its id on the hub."""
+    path = Path(model)
+    if (path / MANIFEST).is_file():
+        return path.parent.name
+    return path.name if path.is_dir() else model
 
 
 @dataclass(frozen=True)
