@@ -83,8 +83,8 @@ class Workspace:
         try:
             yield
         finally:
+            _remove_if_empty(self.root)  # while nobody else can begin to fill it
             lock.release()
-            _remove_if_empty(self.root)
 
 
 def _readable(path: Path) -> Artifact | None:

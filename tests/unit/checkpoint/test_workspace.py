@@ -100,11 +100,29 @@ def test_any_model_has_a_workspace_name(tmp_path, name):
     assert slug("meta-llama/Llama-3.1-8B") == "llama-3.1-8b"
 
 
+def is_held(root):
+    with open(root / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 class TestLock:
     def test_an_unused_workspace_disappears(self, workspace, tmp_path):
         with workspace.lock():
             assert workspace.root.is_dir()
         assert not (tmp_path / "runs").exists()
+
+    def test_it_disappears_before_another_process_may_fill_it(self, workspace, monkeypatch):
+        held = []
+        monkeypatch.setattr(
+            "minitron_cli.checkpoint.workspace._remove_if_empty", lambda root: held.append(is_held(root))
+        )
+        with workspace.lock():
+            pass
+        assert held == [True]
 
     def test_a_used_workspace_stays(self, workspace):
         with workspace.lock():
