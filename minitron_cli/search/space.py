@@ -37,7 +37,7 @@ def choices(parent: Shape, axis: str) -> tuple[int, ...]:
         return tuple(range(parent.sizes["kv_head"], size + 1, parent.sizes["kv_head"]))
     if axis == "kv_head":
         return (size,)
-    step = next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), 1)
+    step = next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), STEPS[-1] if size >= 4 * STEPS[-1] else 1)
     return tuple(sorted({*range(step, size + 1, step), size}))
 
 
