@@ -131,6 +131,18 @@ class TestHuggingFaceIsReachedSafely:
         assert hf.load_model(path).config._attn_implementation == "sdpa"
         assert hf.new_model(hf.load_config(path), seed=0).config._attn_implementation == "sdpa"
 
+    @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+    def test_the_choice_overrides_a_config_that_was_let_through(self, path, field, monkeypatch):
+        monkeypatch.setattr(hf, "_trusted", lambda raw: raw)
+        edit_config(path, **{field: "eager"})
+        assert hf.load_model(path).config._attn_implementation == "sdpa"
+        assert hf.new_model(hf.load_config(path), seed=0).config._attn_implementation == "sdpa"
+
+    @pytest.mark.parametrize("field", ["auto_map", "attn_implementation", "_attn_implementation", "_name_or_path"])
+    def test_a_config_is_read_without_what_chooses_code(self, path, field):
+        edit_config(path, **{field: {"AutoConfig": "evil.Config"} if field == "auto_map" else "evil/code"})
+        assert "evil" not in repr(vars(hf.load_config(path)))
+
     def test_code_beside_a_known_model_type_does_not_run(self, path):
         edit_config(path, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
         (path / "evil.py").write_text(f"open({str(path / 'canary')!r}, 'w')\n")
