@@ -42,9 +42,12 @@ def head_of(model: Any) -> Head:
 
 @torch.no_grad()
 def _check(model: Any, head: Head) -> None:
-    ids_BT = torch.arange(2, device=head.weight_VD.device)[None]
-    hidden_ND = model.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
-    expected_NV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    seen: list[Tensor] = []
+    hook = model.get_decoder().register_forward_hook(lambda _, args, output: seen.append(output.last_hidden_state[0]))
+    with hook:
+        ids_BT = torch.arange(2, device=head.weight_VD.device)[None]
+        expected_NV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    hidden_ND = seen[0]
     error = (head.logits(hidden_ND).float() - expected_NV).abs().max()
     if error > 0.05 * expected_NV.abs().max():  # bf16 rounding is ten times smaller, a forgotten factor much larger
         raise CheckpointError(
