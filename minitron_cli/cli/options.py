@@ -90,6 +90,10 @@ class Text:
         list[str] | None, Option(help="The same, held out; otherwise a part of --data is.", rich_help_panel=TEXT)
     ] = None
     column: Annotated[str | None, Option(help="The column with the text or the ids.", rich_help_panel=TEXT)] = None
+    format: Annotated[
+        Literal["text", "chat", "completion"] | None,
+        Option(help="What the rows hold; of chats and completions the answers alone count.", rich_help_panel=TEXT),
+    ] = None
     sequence_length: Annotated[int | None, Option(min=2, help="Tokens in a block.", rich_help_panel=TEXT)] = None
 
 

@@ -146,21 +146,22 @@ def _text(text: Text | None) -> dict[Place, Any]:
         return {}
     named: dict[Place, Any] = {("data", "sequence_length"): text.sequence_length}
     if text.data:
-        named |= {("data", "sources"): [_source(one, text.column) for one in text.data], ("data", "validation"): []}
+        named |= {("data", "sources"): [_source(one, text) for one in text.data], ("data", "validation"): []}
     if text.validation:
-        named["data", "validation"] = [_source(one, text.column, held_out=True) for one in text.validation]
+        named["data", "validation"] = [_source(one, text, held_out=True) for one in text.validation]
     return named
 
 
-def _source(said: str, column: str | None, *, held_out: bool = False) -> dict[str, Any]:
-    options = {"column": column} if column else {}
+def _source(said: str, text: Text, *, held_out: bool = False) -> dict[str, Any]:
+    column = {"column": text.column} if text.column else {}
+    options = column | ({"format": text.format} if text.format else {})
     kind, colon, name = said.partition(":")
     if said == "python_stdlib":
         return {"kind": said, "split": "validation" if held_out else "train"}
     if kind == "hub" and colon:
         return {"kind": "hub", "name": name} | options
     if kind == "ids" and colon:
-        return {"kind": "input_ids", "paths": [absolute(name)]} | options
+        return {"kind": "input_ids", "paths": [absolute(name)]} | column
     return {"kind": "files", "paths": [absolute(said)]} | options
 
 

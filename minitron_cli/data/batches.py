@@ -24,6 +24,8 @@ class Batch:
     position_ids_BT: Tensor
     sample_ids: tuple[int, ...]
     """The blocks' indices."""
+    counts_BT: Tensor | None = None
+    """Which tokens are scored or trained on, of chats and completions the answers; None: all."""
 
 
 def sample_ids(seed: int, first: int, count: int, total: int) -> list[int]:
@@ -50,7 +52,14 @@ def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
         torch.stack([blocks.tokens(i) for i in ids]),
         torch.stack([blocks.positions(i) for i in ids]),
         tuple(ids),
+        counts_of(blocks, ids),
     )
+
+
+def counts_of(blocks: Blocks, ids: Sequence[int]) -> Tensor | None:
+    """Which tokens of the blocks count, bool [B, T]; None if all do."""
+    counts = [count for i in ids if (count := blocks.counts(i)) is not None]
+    return torch.stack(counts) if counts else None
 
 
 @lru_cache(maxsize=2)  # a batch may span two epochs

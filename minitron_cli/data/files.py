@@ -4,13 +4,13 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli import progress
-from minitron_cli.data.rows import Row, field, require_column
+from minitron_cli.data.rows import Row, fields, require_columns
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def expand(patterns: Iterable[str]) -> list[Path]:
     return [_readable(path) for path in paths]
 
 
-def rows(paths: Iterable[Path], column: str) -> Iterator[Row]:
+def rows(paths: Iterable[Path], columns: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of the files one after the other, each file read as its suffix says."""
-    return (row for path in paths for row in READERS.get(_suffix(path), _text_row)(path, column))
+    return (row for path in paths for row in READERS.get(_suffix(path), _text_row)(path, columns))
 
 
 def identity(paths: list[Path]) -> list[list[str]]:
@@ -92,31 +92,31 @@ def _empty(path: Path | str) -> DataError:
     return DataError(f"{path}: is empty; drop it from the sources or write it again")
 
 
-def _text_row(path: Path, column: str) -> Iterator[Row]:
+def _text_row(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     data = path.read_bytes()
-    yield Row(_decoded(data, path), str(path), len(data))
+    yield Row((_decoded(data, path),), str(path), len(data))
 
 
-def _json_line_rows(path: Path, column: str) -> Iterator[Row]:
+def _json_line_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     number = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.isspace():
                 where = f"{path}:{number}"
                 record = _parsed(_decoded(line, path, number), where)
-                yield Row(field(record, column, where), where, len(line))
+                yield Row(fields(record, columns, where), where, len(line))
     if not number:
         raise _empty(path)
 
 
-def _json_rows(path: Path, column: str) -> Iterator[Row]:
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """The objects of one list, or one object per line."""
     with open(path, "rb") as file:
         is_list = file.read(READ_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    return _json_list_rows(path, column) if is_list else _json_line_rows(path, column)
+    return _json_list_rows(path, columns) if is_list else _json_line_rows(path, columns)
 
 
-def _json_list_rows(path: Path, column: str) -> Iterator[Row]:
+def _json_list_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """One object after the other: the file's text is held in memory, its objects are not."""
     text = _decoded(path.read_bytes(), path)
     position, item = _after("[", text, 0, path), 0
@@ -124,7 +124,7 @@ def _json_list_rows(path: Path, column: str) -> Iterator[Row]:
         start = _after(",", text, position, path) if item else position
         record, end = _parsed_at(text, start, path)
         where = f"{path}: item {item}"
-        yield Row(field(record, column, where), where, end - start)
+        yield Row(fields(record, columns, where), where, end - start)
         position, item = _after_space(text, end), item + 1
     if _after_space(text, position + 1) < len(text):
         raise _no_json(text, position + 1, path, "more text after the list")
@@ -132,45 +132,47 @@ def _json_list_rows(path: Path, column: str) -> Iterator[Row]:
         raise _empty(path)
 
 
-def _parquet_rows(path: Path, column: str) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with _damage_named(path, "Parquet"), pq.ParquetFile(path) as file:
-        require_column(column, file.schema_arrow.names, str(path))
-        batches = file.iter_batches(BATCH_ROWS, columns=[column])
-        yield from table_rows(batches, column, str(path), file.metadata.num_rows, path.stat().st_size)
+        require_columns(columns, file.schema_arrow.names, str(path))
+        batches = file.iter_batches(BATCH_ROWS, columns=list(columns))
+        yield from table_rows(batches, columns, str(path), file.metadata.num_rows, path.stat().st_size)
 
 
-def _arrow_rows(path: Path, column: str) -> Iterator[Row]:
+def _arrow_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow as pa
 
     with _damage_named(path, "Arrow"), pa.memory_map(str(path)) as file:
         is_file_format = file.read(6) == b"ARROW1"
         file.seek(0)
         table = (pa.ipc.open_file if is_file_format else pa.ipc.open_stream)(file).read_all()  # still on disk
-        require_column(column, table.column_names, str(path))
-        batches = table.select([column]).to_batches(BATCH_ROWS)
-        yield from table_rows(batches, column, str(path), table.num_rows, path.stat().st_size)
+        require_columns(columns, table.column_names, str(path))
+        batches = table.select(list(columns)).to_batches(BATCH_ROWS)
+        yield from table_rows(batches, columns, str(path), table.num_rows, path.stat().st_size)
 
 
 def table_rows(
-    batches: "Iterable[pa.RecordBatch | pa.Table]", column: str, where: str, count: int, size_bytes: int
+    batches: "Iterable[pa.RecordBatch | pa.Table]", columns: Sequence[str], where: str, count: int, size_bytes: int
 ) -> Iterator[Row]:
-    """The values of one column; lists come as numpy arrays."""
+    """The values of some columns; lists of numbers come as numpy arrays."""
     if not count:
         raise _empty(where)
     number = 0
     for batch in batches:
-        for value in _values(batch.column(column)):
+        for values in zip(*(_values(batch.column(column)) for column in columns), strict=True):
             share = (number + 1) * size_bytes // count - number * size_bytes // count
-            yield Row(value, f"{where}: row {number}", share)
+            yield Row(values, f"{where}: row {number}", share)
             number += 1
 
 
 def _values(array: "pa.Array | pa.ChunkedArray") -> list[Any]:
     import pyarrow.types as types
 
-    if not (types.is_list(array.type) or types.is_large_list(array.type) or types.is_fixed_size_list(array.type)):
+    kind = array.type
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not is_list or types.is_nested(kind.value_type):
         return array.to_pylist()
     return [scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in array]
 
@@ -237,7 +239,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
     ".json": _json_rows,
     ".jsonl": _json_line_rows,
     ".ndjson": _json_line_rows,

@@ -1,14 +1,14 @@
 """Datasets of the Hugging Face Hub: found, downloaded and cached by the `datasets` library."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitron_cli.data.files import BATCH_ROWS, first_line, hashed, table_rows, total_bytes
-from minitron_cli.data.rows import Row, require_column
+from minitron_cli.data.rows import Row, require_columns
 from minitron_cli.errors import DataError, EnvironmentFault
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def identity(dataset: "datasets.Dataset") -> list[str]:
     return commits if all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits) else hashed(cached_files(dataset))
 
 
-def rows(dataset: "datasets.Dataset", column: str, where: str) -> Iterator[Row]:
-    require_column(column, dataset.column_names, where)
-    batches = dataset.select_columns([column]).with_format("arrow").iter(BATCH_ROWS)
-    return table_rows(batches, column, where, len(dataset), total_bytes(cached_files(dataset)))
+def rows(dataset: "datasets.Dataset", columns: Sequence[str], where: str) -> Iterator[Row]:
+    require_columns(columns, dataset.column_names, where)
+    batches = dataset.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS)
+    return table_rows(batches, columns, where, len(dataset), total_bytes(cached_files(dataset)))
 
 
 def _commit(name: str, revision: str | None) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from minitron_cli import io, progress
 from minitron_cli.data import token_file
 from minitron_cli.data.encode import checked, encoded
-from minitron_cli.data.rows import Document
+from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.sources import Corpus, DataConfig, Source, TokenIds
 from minitron_cli.data.token_file import TokenFile
 from minitron_cli.errors import DataError
@@ -59,6 +59,12 @@ class Blocks:
         origin_T[starts[first:stop] - span.start] = starts[first:stop] - span.start
         return torch.from_numpy(np.arange(self.sequence_length) - np.maximum.accumulate(origin_T))
 
+    def counts(self, i: int) -> Tensor | None:
+        """Which tokens of block i count, bool [T]; None if all do."""
+        if self._file.counts is None:
+            return None
+        return torch.from_numpy(np.array(self._file.counts[self._span(i)]))
+
     def _span(self, i: int) -> slice:
         if not 0 <= i < len(self):
             raise IndexError(f"block {i} of {len(self)}")
@@ -84,7 +90,9 @@ def prepare(
     file = token_file.find(directory, key)
     if file is None:
         vocab_size = 1 + max(tokenizer.get_vocab().values())
-        file = token_file.create(directory, key, vocab_size, _token_arrays(part, tokenizer, vocab_size))
+        file = token_file.create(
+            directory, key, vocab_size, _token_arrays(part, tokenizer, vocab_size), part.has_counts
+        )
     blocks = Blocks(file, config.sequence_length)
     if not len(blocks):
         raise DataError(
@@ -107,6 +115,10 @@ class _Split:
         weights = [source.weight for source in self.sources]
         return [[corpus.identity for corpus in self.corpora], weights, self.held]
 
+    @property
+    def has_counts(self) -> bool:
+        return any(source.has_counts for source in self.sources)
+
     def holds(self, document: Document) -> bool:
         return self.held == EVERYTHING or self.held[0] <= _hash_fraction(document) < self.held[1]
 
@@ -123,11 +135,14 @@ def _open(config: DataConfig, split: SplitName) -> _Split:
 def _hash_fraction(document: Document) -> float:
     """A number in [0, 1) that equal documents share, wherever they come from."""
     content = document.content
-    data = content.encode() if isinstance(content, str) else content.astype("<i8").tobytes()
+    if isinstance(content, str):
+        data = content.encode()
+    else:
+        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else io.canonical_json(content)
     return (int.from_bytes(blake2b(data, digest_size=8).digest(), "little") >> 11) / 2**53
 
 
-def _token_arrays(part: _Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Iterator[np.ndarray]:
+def _token_arrays(part: _Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Iterator[Ids]:
     """The ids of each document, in the order of the token file. DataError if there is none, or the sources change."""
     is_empty = True
     total = sum(corpus.size_bytes for corpus in part.corpora)
@@ -146,7 +161,7 @@ def _token_arrays(part: _Split, tokenizer: "PreTrainedTokenizerBase", vocab_size
 
 def _stream(
     part: _Split, i: int, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, step: progress.Step
-) -> Iterator[np.ndarray]:
+) -> Iterator[Ids]:
     """The ids of each document of source i that the split holds."""
     documents = filter(part.holds, _read(part.corpora[i], step))
     if isinstance(part.sources[i], TokenIds):
@@ -164,7 +179,7 @@ def _read(corpus: Corpus, step: progress.Step) -> Iterator[Document]:
         raise DataError(f"{corpus.label}: holds only empty documents; drop it from the sources or write it again")
 
 
-def _mixture(part: _Split, streams: list[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
+def _mixture(part: _Split, streams: list[Iterator[Ids]]) -> Iterator[Ids]:
     """One document after the other, always of the source that is furthest behind its share of the tokens.
 
     Without weights, all of the first source, then all of the next.
@@ -179,7 +194,7 @@ def _mixture(part: _Split, streams: list[Iterator[np.ndarray]]) -> Iterator[np.n
         ids = next(streams[turn], None)
         if ids is None:
             break
-        taken[turn] += len(ids)
+        taken[turn] += len(ids.ids)
         yield ids
     if len(streams) > 1:
         label = part.corpora[turn].label

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from minitron_cli.data import files, hub, standard_library
-from minitron_cli.data.rows import Document, text_documents, token_documents
+from minitron_cli.data.rows import Document, Row, chat_documents, completion_documents, text_documents, token_documents
 from minitron_cli.spec import Spec
 
 
@@ -23,8 +23,44 @@ class Corpus(NamedTuple):
     """Read on demand, in a fixed order; a DataError at the first broken one."""
 
 
-class TextFiles(Spec):
-    """Text in local files, read as the suffix says.
+class Readable(Spec):
+    """What the rows of a source mean."""
+
+    format: Literal["text", "chat", "completion"] = "text"
+    """text: all tokens count. chat: a list of messages (role, content), of which the assistant's words count.
+    completion: a prompt and its completion, which alone counts."""
+    column: str | None = None
+    """The column that holds the text, the messages or the completion; if nothing is said, that of its format's name
+    (text, messages, completion)."""
+    prompt_column: str = "prompt"
+    """The column that holds the prompt of a completion."""
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether some tokens of a document may not count."""
+        return self.format != "text"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        column = self.column or {"chat": "messages"}.get(self.format, self.format)
+        return (self.prompt_column, column) if self.format == "completion" else (column,)
+
+    def _documents(self, rows: Iterator[Row]) -> Iterator[Document]:
+        match self.format:
+            case "text":
+                return text_documents(rows, self.columns[0])
+            case "chat":
+                return chat_documents(rows, self.columns[0])
+            case "completion":
+                return completion_documents(rows, (self.columns[0], self.columns[1]))
+
+    def _reading(self) -> list[Any]:
+        """What of it changes the documents."""
+        return [*self.columns] if self.format == "text" else [self.format, *self.columns]
+
+
+class TextFiles(Readable):
+    """Text, chats or completions in local files, read as the suffix says.
 
     .jsonl and .ndjson hold one object per line, .json a list of objects or one object per line, .parquet and .arrow
     a table; a file of any other suffix is one document in UTF-8. Empty documents are skipped.
@@ -33,21 +69,19 @@ class TextFiles(Spec):
     kind: Literal["files"] = "files"
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, or patterns such as corpus/**/*.jsonl; a pattern's files are read in sorted order."""
-    column: str = "text"
-    """The column that holds the text, in files that have columns."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
     def open(self) -> Corpus:
         """The source as it is now. DataError if a file is missing or can't hold text."""
         paths = files.expand(self.paths)
-        documents = text_documents(files.rows(paths, self.column), self.column)
-        identity = [self.kind, self.column, files.identity(paths)]
+        documents = self._documents(files.rows(paths, self.columns))
+        identity = [self.kind, *self._reading(), files.identity(paths)]
         return Corpus(_label(self.paths), identity, files.total_bytes(paths), documents)
 
 
-class HubDataset(Spec):
-    """Text in a dataset of the Hugging Face Hub, downloaded once and read from the library's cache."""
+class HubDataset(Readable):
+    """Text, chats or completions in a dataset of the Hugging Face Hub, downloaded once and read from a cache."""
 
     kind: Literal["hub"] = "hub"
     name: str
@@ -58,8 +92,6 @@ class HubDataset(Spec):
     """The split, or a part of it such as train[:1%]."""
     revision: str | None = None
     """A branch, tag or commit; with a commit the data never change."""
-    column: str = "text"
-    """The column that holds the text."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
@@ -67,8 +99,8 @@ class HubDataset(Spec):
         """The source as it is now. DataError if it does not exist, EnvironmentFault if it can't be downloaded."""
         dataset = hub.load(self.name, self.config_name, self.split, self.revision)
         label = f"hub dataset {self.name}"
-        documents = text_documents(hub.rows(dataset, self.column, label), self.column)
-        identity = [self.kind, self.column, self.config_name, self.split, hub.identity(dataset)]
+        documents = self._documents(hub.rows(dataset, self.columns, label))
+        identity = [self.kind, *self._reading(), self.config_name, self.split, hub.identity(dataset)]
         return Corpus(label, identity, files.total_bytes(hub.cached_files(dataset)), documents)
 
 
@@ -80,14 +112,21 @@ class TokenIds(Spec):
     """Files (.parquet, .arrow, .jsonl, .json), or patterns; a pattern's files are read in sorted order."""
     column: str = "input_ids"
     """The column that holds the lists."""
+    counts_column: str | None = None
+    """A column that holds one 0 or 1 for each id: whether it counts, such as completion_mask. Else all do."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
+
+    @property
+    def has_counts(self) -> bool:
+        return self.counts_column is not None
 
     def open(self) -> Corpus:
         """The source as it is now. DataError if a file is missing or holds no lists."""
         paths = files.expand(self.paths)
-        documents = token_documents(files.rows(paths, self.column), self.column)
-        identity = [self.kind, self.column, files.identity(paths)]
+        columns = (self.column, self.counts_column) if self.counts_column else (self.column,)
+        documents = token_documents(files.rows(paths, columns), columns)
+        identity = [self.kind, *columns, files.identity(paths)]
         return Corpus(_label(self.paths), identity, files.total_bytes(paths), documents)
 
 
@@ -100,10 +139,14 @@ class PythonStdlib(Spec):
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
+    @property
+    def has_counts(self) -> bool:
+        return False
+
     def open(self) -> Corpus:
         """The library of the running interpreter."""
         paths = standard_library.source_files(self.split)
-        documents = text_documents(files.rows(paths, column=""), column="")
+        documents = text_documents(files.rows(paths), column="")
         return Corpus("the standard library", [self.kind, files.hashed(paths)], files.total_bytes(paths), documents)
 
 

@@ -18,8 +18,10 @@ class Targets(NamedTuple):
 
 
 def targets(batch: Batch) -> Targets:
-    """A position counts if the next one is in the same block and of the same document (positions restart at 0)."""
+    """A position counts if the next token does, is in the same block and of the same document."""
     counts_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)
-    counts_BT[:, :-1] = batch.position_ids_BT[:, 1:] != 0
+    counts_BT[:, :-1] = batch.position_ids_BT[:, 1:] != 0  # positions restart at each document
+    if batch.counts_BT is not None:
+        counts_BT[:, :-1] &= batch.counts_BT[:, 1:]
     rows_N = counts_BT.flatten().nonzero()[:, 0]
     return Targets(rows_N, batch.input_ids_BT.flatten()[rows_N + 1])

@@ -1,8 +1,8 @@
 """Loss on token blocks, and the distance to another model's predictions. Knows models and tokens, no files.
 
 Blocks are packed documents: position ids restart at each document and no attention mask is passed, so a token sees
-its own document only. The first token of a document follows nothing, and is not counted. Logits never exist for more
-than a few hundred tokens.
+its own document only. The first token of a document follows nothing, and is not counted; nor is what the data say does
+not count (a chat's questions). Logits never exist for more than a few hundred tokens.
 """
 
 # B block of the batch, T token, D hidden, V vocab, N = B * (T - 1) predictions, C chunk of N, I block
@@ -31,6 +31,8 @@ class TokenBlocks(Protocol):
     def tokens(self, i: int, /) -> Tensor: ...
 
     def positions(self, i: int, /) -> Tensor: ...
+
+    def counts(self, i: int, /) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def kl_to_parent(
 class _Batch(NamedTuple):
     tokens_BT: Tensor
     positions_BT: Tensor
+    counts_BT: Tensor
 
 
 class _Mean(NamedTuple):
@@ -127,7 +130,7 @@ def _mean(
     with progress.track(title, total=len(ids), unit="blocks") as step:
         for start in range(0, len(ids), batch_size):
             batch = _batch(blocks, ids[start : start + batch_size])
-            counts_BT = batch.positions_BT[:, 1:] != 0
+            counts_BT = batch.counts_BT[:, 1:] & (batch.positions_BT[:, 1:] != 0)
             # Sums of thousands of values: in double, which some accelerators lack, hence on the CPU.
             values_BT = measure(batch).cpu().double().view(counts_BT.shape)
             sums += values_BT.where(counts_BT, 0).sum(dim=1).tolist()
@@ -178,7 +181,14 @@ def _hidden(model: Any, batch: _Batch) -> Tensor:
 
 
 def _batch(blocks: TokenBlocks, ids: Sequence[int]) -> _Batch:
-    return _Batch(torch.stack([blocks.tokens(i) for i in ids]), torch.stack([blocks.positions(i) for i in ids]))
+    tokens_BT = torch.stack([blocks.tokens(i) for i in ids])
+    every_T = torch.ones_like(tokens_BT[0], dtype=torch.bool)
+    counts = [blocks.counts(i) for i in ids]
+    return _Batch(
+        tokens_BT,
+        torch.stack([blocks.positions(i) for i in ids]),
+        torch.stack([every_T if counts_T is None else counts_T for counts_T in counts]),
+    )
 
 
 def _spread(total: int, count: int | None) -> list[int]:

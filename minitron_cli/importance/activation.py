@@ -39,6 +39,7 @@ class Activations:
     head: each token's L2 norm of the head's output. ffn: the input of the matrix that reads the neurons.
     hidden: the outputs of all norms, scored norm by norm, then summed. With `pre_activation` each neuron is seen a
     second time, where the paper prints it: X W1^T, before the activation function (of a gated MLP, the gate's).
+    Of a sample only the tokens that count are seen, and a sample in which none does is no sample.
     """
 
     name = "activation"
@@ -53,18 +54,20 @@ class Activations:
             self._hooks[f"ffn.{PRE_ACTIVATION}"] = hooks
         self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # [S, B, C] of each hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
+        self._counts_BT: Tensor | None = None  # of the batch at hand
 
     @classmethod
     def joined(cls, family: Family, parts: "Sequence[Activations]") -> "Activations":
         """What the observers of all parts of a model saw, as if one had watched the whole."""
         sizes = parts[0]._sizes
         whole = cls(family, sizes, Part(range(sizes["layer"]), True), f"ffn.{PRE_ACTIVATION}" in parts[0]._hooks)
-        for axis, hooks in whole._hooks.items():
+        for axis, hooks in whole._hooks.items() if parts[0]._moments else ():
             seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
             whole._moments[axis] = Moments.stack([seen[hook] for hook in hooks])
         return whole
 
-    def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
+        self._counts_BT = tokens.counts_BT
         for axis, hooks in self._hooks.items():
             self._batch[axis] = [torch.empty(0)] * len(hooks)
         return [
@@ -77,11 +80,17 @@ class Activations:
         count = self._sizes[axis.partition(".")[0]]
         if axis not in self._sizes:
             features_BTK = features_BTK[..., :count]  # of a matrix that makes gate and up, the gate's come first
-        self._batch[axis][h] = sequence_aggregates(channels(features_BTK, count))
+        self._batch[axis][h] = sequence_aggregates(channels(features_BTK, count), self._counts_BT)
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        is_sample_B = None if tokens.counts_BT is None else tokens.counts_BT.any(1)
         for axis, aggregates in self._batch.items():
-            batch = Moments.of(torch.stack(aggregates).double(), dim=2)
+            values_HSBC = torch.stack(aggregates).double()
+            if is_sample_B is not None:
+                values_HSBC = values_HSBC[:, :, is_sample_B]
+            if not values_HSBC.shape[2]:
+                continue
+            batch = Moments.of(values_HSBC, dim=2)
             before = self._moments.get(axis)
             self._moments[axis] = batch if before is None else before.to(batch.mean.device).merge(batch)
             aggregates.clear()
@@ -90,7 +99,8 @@ class Activations:
         return {f"{axis}.{name}": t for axis, moments in self._moments.items() for name, t in moments.tensors().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        for axis in self._hooks:
+        self._moments = {}
+        for axis in self._hooks if state else ():
             own = {name.removeprefix(f"{axis}."): t for name, t in state.items() if name.startswith(f"{axis}.")}
             self._moments[axis] = Moments.from_tensors(own)
 
@@ -98,7 +108,8 @@ class Activations:
         before = self._moments.copy()
         self.restore(state)
         for axis, moments in before.items():
-            self._moments[axis] = moments.merge(self._moments[axis].to(moments.mean.device))
+            others = self._moments.get(axis)
+            self._moments[axis] = moments.merge(others.to(moments.mean.device)) if others else moments
 
     def scores(self) -> dict[str, Tensor]:
         return {
@@ -154,8 +165,13 @@ def channels(features_BTK: Tensor, count: int) -> Tensor:
     return torch.linalg.vector_norm(features_BTK.unflatten(-1, (count, -1)), dim=-1, dtype=torch.float32)
 
 
-def sequence_aggregates(values_BTC: Tensor) -> Tensor:
-    """[S, B, C]: each sample's mean |x|, L2 norm and variance over its tokens, in the order of AGGREGATIONS."""
-    over_tokens = Moments.of(values_BTC, dim=1)
-    mean_abs_BC = values_BTC.abs().sum(1) / over_tokens.count  # the paper's mean is (1/n) sum |x|
+def sequence_aggregates(values_BTC: Tensor, counts_BT: Tensor | None = None) -> Tensor:
+    """[S, B, C]: each sample's mean |x|, L2 norm and variance over its tokens, in the order of AGGREGATIONS.
+
+    Over the tokens that count, if that is said; NaN for a sample in which none does.
+    """
+    weights_BT1 = None if counts_BT is None else counts_BT.to(values_BTC.dtype).unsqueeze(-1)
+    over_tokens = Moments.of(values_BTC, dim=1, weights=weights_BT1)
+    counted_BTC = values_BTC if weights_BT1 is None else values_BTC * weights_BT1
+    mean_abs_BC = counted_BTC.abs().sum(1) / over_tokens.count  # the paper's mean is (1/n) sum |x|
     return torch.stack([mean_abs_BC if a == "mean" else over_tokens.aggregate(a) for a in AGGREGATIONS])

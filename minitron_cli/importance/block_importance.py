@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minitron_cli.errors import DataError
 from minitron_cli.importance.observer import Part, Tokens, decoder_layers, layer_input, layer_output
 from minitron_cli.model.family import Family
 
@@ -21,7 +22,7 @@ TINY = 1e-30
 
 
 class BlockImportance:
-    """BI_i = 1 - E cos(x_i, x_{i+1}) over all tokens, where x_i enters layer i. No extra forward."""
+    """BI_i = 1 - E cos(x_i, x_{i+1}) over all tokens that count, where x_i enters layer i. No extra forward."""
 
     name = "block_importance"
 
@@ -31,6 +32,7 @@ class BlockImportance:
         self._batch: list[Tensor] = [torch.empty(0)] * len(part.layers)
         self._cosine_sum_L = torch.zeros(len(part.layers), dtype=torch.float64)
         self._tokens = 0
+        self._counts_BT: Tensor | None = None  # of the batch at hand
         self._last: tuple[Tensor, Tensor] | None = None  # a layer's output and its norms: the next layer's input
 
     @classmethod
@@ -41,7 +43,8 @@ class BlockImportance:
         whole._tokens = parts[0]._tokens
         return whole
 
-    def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
+        self._counts_BT = tokens.counts_BT
         layers = decoder_layers(model, self._family)
         return [
             layers[layer].register_forward_hook(partial(self._see, i), with_kwargs=True)
@@ -53,12 +56,14 @@ class BlockImportance:
         norm_before_BT = self._last[1] if self._last and self._last[0] is before_BTD else _norm(before_BTD)
         norm_after_BT = _norm(after_BTD)
         dot_BT = (before_BTD.float() * after_BTD.float()).sum(-1)
-        self._batch[i] = (dot_BT / (norm_before_BT * norm_after_BT).clamp_min(TINY)).sum(dtype=torch.float64)
+        cosine_BT = dot_BT / (norm_before_BT * norm_after_BT).clamp_min(TINY)
+        counted = cosine_BT if self._counts_BT is None else cosine_BT[self._counts_BT]
+        self._batch[i] = counted.sum(dtype=torch.float64)
         self._last = after_BTD, norm_after_BT
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         self._cosine_sum_L += torch.stack(self._batch).cpu()
-        self._tokens += tokens.input_ids_BT.numel()
+        self._tokens += tokens.input_ids_BT.numel() if tokens.counts_BT is None else int(tokens.counts_BT.sum())
         self._last = None
 
     def state(self) -> dict[str, Tensor]:
@@ -72,6 +77,8 @@ class BlockImportance:
         self._tokens += int(state["tokens"])
 
     def scores(self) -> dict[str, Tensor]:
+        if not self._tokens:
+            raise DataError("no calibration token counts: the blocks hold no answer; raise importance.samples")
         return {"layer.block_importance": (1 - self._cosine_sum_L / self._tokens).float()}
 
 

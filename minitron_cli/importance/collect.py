@@ -84,10 +84,10 @@ def _observers(
 
 
 def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch") -> None:
-    tokens = Tokens(batch.input_ids_BT.to(model.device), batch.position_ids_BT.to(model.device))
+    tokens = Tokens.of(batch, model.device)
     with ExitStack() as hooks:
         for observer in observers:
-            for handle in observer.watch(model):
+            for handle in observer.watch(model, tokens):
                 hooks.callback(handle.remove)
         decoder = model.get_decoder()
         output = decoder(input_ids=tokens.input_ids_BT, position_ids=tokens.position_ids_BT, use_cache=False)

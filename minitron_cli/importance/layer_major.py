@@ -141,7 +141,7 @@ class _Passage:
     def _tokens(self) -> Iterator[tuple[int, Tokens]]:
         device = self._weights.device
         for b, batch in enumerate(self._batches):
-            yield b, Tokens(batch.input_ids_BT.to(device), batch.position_ids_BT.to(device))
+            yield b, Tokens.of(batch, device)
             self._step()
 
     def _decode(self, tokens: Tokens, **inputs: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class _Passage:
             for handle in _entering(live, before_BTD, calls):
                 hooks.callback(handle.remove)
             for observer in observers:
-                for handle in observer.watch(self._model):
+                for handle in observer.watch(self._model, tokens):
                     hooks.callback(handle.remove)
             after_BTD = self._decode(tokens, inputs_embeds=before_BTD)
         for observer in observers:
@@ -203,7 +203,7 @@ class _Passage:
         return [activations, removal] if removal else [activations]
 
     def _normed(self, activations: Activations, tokens: Tokens, hidden_BTD: Tensor) -> Tensor:
-        handles = activations.watch(self._model)
+        handles = activations.watch(self._model, tokens)
         normed_BTD = self._norm(hidden_BTD)
         for handle in handles:
             handle.remove()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from minitron_cli.model.family import Family
@@ -13,12 +14,25 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
+    from minitron_cli.data.batches import Batch
+
 
 class Tokens(NamedTuple):
     """One batch on the model's device. Positions restart where a document starts."""
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
+    counts_BT: Tensor | None = None
+    """Which tokens are scored; None: all."""
+
+    @classmethod
+    def of(cls, batch: "Batch", device: str | torch.device) -> "Tokens":
+        counts_BT = batch.counts_BT
+        return cls(
+            batch.input_ids_BT.to(device),
+            batch.position_ids_BT.to(device),
+            None if counts_BT is None else counts_BT.to(device),
+        )
 
 
 class Part(NamedTuple):
@@ -33,8 +47,8 @@ class Observer(Protocol):
 
     name: str
 
-    def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
-        """Hook onto the model for one forward pass."""
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
+        """Hook onto the model for one forward pass, of these tokens."""
         ...
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:

@@ -77,7 +77,7 @@ def advance_(variants: Variants, cuts: Iterable[Cut], layer: int, call: Call) ->
 class LayerRemoval:
     """Change in perplexity when layers are removed (Muralidharan et al. 2024, sec. 2.2), single ones or blocks.
 
-    Every token counts that has a predecessor in its own document.
+    The loss is that of every token that counts and has a predecessor in its own document.
     """
 
     name = "layer_removal"
@@ -92,7 +92,7 @@ class LayerRemoval:
         self._nll_sum = torch.zeros(len(self.cuts) + 1, dtype=torch.float64)  # of each cut; the whole model last
         self._tokens = 0
 
-    def watch(self, model: "PreTrainedModel") -> "list[RemovableHandle]":
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
         def see(layer: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls.append(Call.seen(layer, args, kwargs))
 
@@ -106,7 +106,7 @@ class LayerRemoval:
 
     def add(self, tokens: Tokens, hidden_BTD: Tensor, variants: Iterable[Tensor]) -> None:
         """One batch: what the head reads of the whole model, and the last layer's output of each cut in turn."""
-        counts = _continues_its_document(tokens.position_ids_BT)
+        counts = _predicted(tokens)
         ends = [self._nll(tokens, counts, self._final_norm(variant_BTD)) for variant_BTD in variants]
         self._nll_sum += torch.stack([*ends, self._nll(tokens, counts, hidden_BTD)]).cpu()
         self._tokens += int(counts.sum())
@@ -145,9 +145,10 @@ class LayerRemoval:
         return found | {"parent.nll": parent}
 
 
-def _continues_its_document(position_ids_BT: Tensor) -> Tensor:
-    """[B, T - 1] bool: whether the token after each one is of the same document."""
-    return position_ids_BT.diff(dim=1) == 1
+def _predicted(tokens: Tokens) -> Tensor:
+    """[B, T - 1] bool: whether the token after each one is of the same document, and counts."""
+    continues = tokens.position_ids_BT.diff(dim=1) == 1
+    return continues if tokens.counts_BT is None else continues & tokens.counts_BT[:, 1:]
 
 
 def _perplexity(nll: Tensor) -> Tensor:

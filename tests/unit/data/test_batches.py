@@ -58,6 +58,9 @@ class Counting:
     def tokens(self, i: int) -> torch.Tensor:
         return torch.arange(3) + 10 * i
 
+    def counts(self, i):
+        return None
+
     def positions(self, i: int) -> torch.Tensor:
         return torch.arange(3) + i
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minitron_cli.data import encode
 from minitron_cli.data.encode import checked, encoded
-from minitron_cli.data.rows import Document
+from minitron_cli.data.rows import Document, Ids
 from minitron_cli.errors import DataError
 
 
@@ -16,7 +16,7 @@ def documents(contents: list) -> list[Document]:
 
 
 def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    return [ids.tolist() for ids in encoded(documents(texts), tokenizer, lambda: None)]
+    return [document.ids.tolist() for document in encoded(documents(texts), tokenizer, lambda: None)]
 
 
 def expected_ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -90,8 +90,8 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(tokenizer):
 
 
 def test_ready_ids_pass_unchanged():
-    arrays = [np.array([0, 299, 5], np.uint16), np.array([7])]
-    assert list(map(list, checked(documents(arrays), 300))) == [[0, 299, 5], [7]]
+    arrays = [Ids(np.array([0, 299, 5], np.uint16)), Ids(np.array([7]), np.array([True]))]
+    assert list(checked(documents(arrays), 300)) == arrays
 
 
 @pytest.mark.parametrize(("ids", "wrong"), [([5, 300], 300), ([-1, 5], -1), ([2**63], 2**63)])
@@ -99,4 +99,4 @@ def test_ids_that_the_tokenizer_does_not_know_are_named(ids, wrong):
     with pytest.raises(
         DataError, match=f"file:1: token id {wrong} is not one of the tokenizer's 300; use the ids of this"
     ):
-        list(checked(documents([np.array([1]), np.array(ids)]), 300))
+        list(checked(documents([Ids(np.array([1])), Ids(np.array(ids))]), 300))

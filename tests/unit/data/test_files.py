@@ -177,7 +177,7 @@ def test_paths_that_lead_nowhere_are_named(tmp_path):
 
 
 def token_ids(path: Path, column: str = "input_ids") -> list[list[int]]:
-    return [document.content.tolist() for document in TokenIds(paths=(str(path),), column=column).open().documents]
+    return [document.content.ids.tolist() for document in TokenIds(paths=(str(path),), column=column).open().documents]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "list.json", "a.parquet", "stream.arrow", "fixed.arrow"])
@@ -208,3 +208,19 @@ def test_null_among_the_ids_of_a_table_is_named(tmp_path):
         write_table(tmp_path / "a.parquet", pa.table({"input_ids": rows}))
         with pytest.raises(DataError, match=r"row 1: column 'input_ids' is not a flat list of whole numbers"):
             token_ids(tmp_path / "a.parquet")
+
+
+def test_which_ids_count_may_be_said_in_a_column(write):
+    path = write("a.jsonl", '{"input_ids": [5, 6, 7], "mask": [0, 1, 1]}\n{"input_ids": [8], "mask": [false]}\n')
+    source = TokenIds(paths=(str(path),), counts_column="mask")
+    contents = [document.content for document in source.open().documents]
+    assert [content.counts.tolist() for content in contents] == [[False, True, True], [False]]
+    assert source.has_counts
+    assert source.open().identity != TokenIds(paths=(str(path),)).open().identity
+
+
+@pytest.mark.parametrize("mask", ["[0, 1]", "[0, 1, 2]", "null", "[0, 1, 0.5]"])
+def test_a_column_that_does_not_say_what_counts_is_named(mask, write):
+    path = write("a.jsonl", f'{{"input_ids": [5, 6, 7], "mask": {mask}}}\n')
+    with pytest.raises(DataError, match=r"a.jsonl:1: column 'mask' (must hold one 0 or 1 for each|is not a flat)"):
+        list(TokenIds(paths=(str(path),), counts_column="mask").open().documents)

@@ -3,17 +3,23 @@ import pytest
 
 from minitron_cli import io
 from minitron_cli.data import token_file
+from minitron_cli.data.rows import Ids
 from minitron_cli.errors import EnvironmentFault
 
-DOCUMENTS = [np.array([1, 2, 3]), np.array([65_535]), np.array([0] * 500)]
-FLAT = np.concatenate(DOCUMENTS)
+ARRAYS = [np.array([1, 2, 3]), np.array([65_535]), np.array([0] * 500)]
+DOCUMENTS = [Ids(ids) for ids in ARRAYS]
+FLAT = np.concatenate(ARRAYS)
+
+
+def create(directory, key, vocab_size, documents, has_counts=False):
+    return token_file.create(directory, key, vocab_size, documents, has_counts)
 
 
 @pytest.mark.parametrize(("vocab_size", "item_bytes"), [(2, 2), (65_536, 2), (65_537, 4), (2**31, 4)])
 def test_ids_come_back_in_the_smallest_type_that_holds_the_vocabulary(vocab_size, item_bytes, tmp_path):
-    documents = [ids % vocab_size for ids in [*DOCUMENTS, np.array([vocab_size - 1])]]
-    file = token_file.create(tmp_path / "cache" / "a", "key", vocab_size, iter(documents))
-    np.testing.assert_array_equal(file.tokens, np.concatenate(documents))
+    arrays = [ids % vocab_size for ids in [*ARRAYS, np.array([vocab_size - 1])]]
+    file = create(tmp_path / "cache" / "a", "key", vocab_size, map(Ids, arrays))
+    np.testing.assert_array_equal(file.tokens, np.concatenate(arrays))
     assert file.starts.tolist() == [0, 3, 4, 504]
     assert file.tokens.itemsize == item_bytes
     assert isinstance(file.tokens, np.memmap)
@@ -21,25 +27,39 @@ def test_ids_come_back_in_the_smallest_type_that_holds_the_vocabulary(vocab_size
 
 def test_the_fingerprint_follows_ids_and_starts_alone(tmp_path):
     def fingerprint(name, key, documents):
-        return token_file.create(tmp_path / name, key, 70_000, documents).fingerprint
+        return create(tmp_path / name, key, 70_000, documents).fingerprint
 
     here = fingerprint("a", "key", DOCUMENTS)
     assert fingerprint("b", "other key", DOCUMENTS) == here
-    assert fingerprint("c", "key", [FLAT]) != here
-    assert fingerprint("d", "key", [*DOCUMENTS, np.array([1])]) != here
+    assert fingerprint("c", "key", [Ids(FLAT)]) != here
+    assert fingerprint("d", "key", [*DOCUMENTS, Ids(np.array([1]))]) != here
 
 
 def test_a_file_is_found_under_its_key_alone(tmp_path):
-    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert token_file.find(tmp_path / "a", "key") is not None
     assert token_file.find(tmp_path / "a", "other") is None
     assert token_file.find(tmp_path / "b", "key") is None
 
 
+def test_which_tokens_count_is_kept_and_is_part_of_the_fingerprint(tmp_path):
+    counts = np.arange(500) % 3 == 0
+    documents = [*DOCUMENTS[:2], Ids(ARRAYS[2], counts)]
+    file = create(tmp_path / "a", "key", 70_000, documents, has_counts=True)
+    assert file.counts.tolist() == [True] * 4 + counts.tolist()
+    assert file.fingerprint != create(tmp_path / "b", "key", 70_000, DOCUMENTS, has_counts=True).fingerprint
+    assert create(tmp_path / "c", "key", 70_000, DOCUMENTS).counts is None
+    path = tmp_path / "a" / token_file.COUNTS
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    assert token_file.find(tmp_path / "a", "key") is None
+    path.unlink()
+    assert token_file.find(tmp_path / "a", "key") is None
+
+
 @pytest.mark.parametrize("name", [token_file.TOKENS, token_file.STARTS, token_file.HEADER])
 @pytest.mark.parametrize("damage", ["flip", "cut", "longer", "zero", "gone"])
 def test_damage_is_found_and_mended(name, damage, tmp_path, remarks):
-    before = token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    before = create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     path = tmp_path / "a" / name
     data = bytearray(path.read_bytes())
     if damage == "flip":
@@ -48,13 +68,13 @@ def test_damage_is_found_and_mended(name, damage, tmp_path, remarks):
     if damage != "gone":
         path.write_bytes({"flip": data, "cut": data[:-4], "longer": data + b"\0", "zero": bytes(len(data))}[damage])
     assert token_file.find(tmp_path / "a", "key") is None
-    after = token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    after = create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert after.fingerprint == before.fingerprint
     assert remarks.said == [f"{tmp_path / 'a'}: is damaged; the data are tokenised again"]
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
-    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     for path in sorted((tmp_path / "a").iterdir()):
         whole = path.read_bytes()
         for bit in range(0, 8 * len(whole), 151):
@@ -69,7 +89,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
 @pytest.mark.parametrize("place", [0.0, 0.4, 1.0])
 def test_of_a_large_file_the_end_the_size_and_much_between_are_checked(place, tmp_path, monkeypatch):
     monkeypatch.setattr(token_file, "SAMPLE_BYTES", 8)
-    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)  # 2016 bytes, of which 16 * 8 are looked at
+    create(tmp_path / "a", "key", 70_000, DOCUMENTS)  # 2016 bytes, of which 16 * 8 are looked at
     path = tmp_path / "a" / token_file.TOKENS
     data = path.read_bytes()
     start = int(place * (len(data) - 126))  # as long as a stretch
@@ -83,9 +103,9 @@ def test_of_a_large_file_the_end_the_size_and_much_between_are_checked(place, tm
 
 
 def test_an_intact_file_is_not_replaced(tmp_path, remarks):
-    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     inode = (tmp_path / "a").stat().st_ino
-    token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+    create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert (tmp_path / "a").stat().st_ino == inode
     assert remarks.said == []
 
@@ -95,10 +115,10 @@ def test_of_two_writers_at_once_the_first_stands(tmp_path):
 
     def documents():
         yield DOCUMENTS[0]
-        first.append(token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS))
+        first.append(create(tmp_path / "a", "key", 70_000, DOCUMENTS))
         yield from DOCUMENTS[1:]
 
-    second = token_file.create(tmp_path / "a", "key", 70_000, documents())
+    second = create(tmp_path / "a", "key", 70_000, documents())
     assert second.fingerprint == first[0].fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -110,7 +130,7 @@ def test_a_disk_that_returns_other_bytes_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(io, "disk", Lying())
     with pytest.raises(EnvironmentFault, match="the disk returns other bytes than were written; check it and run"):
-        token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+        create(tmp_path / "a", "key", 70_000, DOCUMENTS)
 
 
 class Killed(BaseException):
@@ -144,21 +164,21 @@ def dying_disk(lives: int, torn: bool) -> io.Disk:
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_killed_at_any_moment_it_leaves_nothing_that_is_trusted(torn, tmp_path, monkeypatch):
-    expected = token_file.create(tmp_path / "undisturbed", "key", 70_000, DOCUMENTS)
+    expected = create(tmp_path / "undisturbed", "key", 70_000, DOCUMENTS)
     lives = 0
     while True:
         directory = tmp_path / str(lives) / "a"
         with monkeypatch.context() as patch:
             patch.setattr(io, "disk", dying_disk(lives, torn))
             try:
-                token_file.create(directory, "key", 70_000, DOCUMENTS)
+                create(directory, "key", 70_000, DOCUMENTS)
                 break
             except Killed:
                 pass
         found = token_file.find(directory, "key")
         assert found is None or found.fingerprint == expected.fingerprint
         assert directory.exists() == (found is not None)
-        assert token_file.create(directory, "key", 70_000, DOCUMENTS).fingerprint == expected.fingerprint
+        assert create(directory, "key", 70_000, DOCUMENTS).fingerprint == expected.fingerprint
         for name in (token_file.TOKENS, token_file.STARTS, token_file.HEADER):
             assert (directory / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
         lives += 1
@@ -175,6 +195,6 @@ def test_a_failing_disk_leaves_nothing_behind(failing, tmp_path, monkeypatch):
     setattr(disk, failing, fail)
     monkeypatch.setattr(io, "disk", disk)
     with pytest.raises(OSError, match="No space left"):
-        token_file.create(tmp_path / "a", "key", 70_000, DOCUMENTS)
+        create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == [] or failing == "rename"  # what cannot be renamed cannot be removed

@@ -59,6 +59,9 @@ class Text:
         self.seen.append(i)
         return self.ids[i]
 
+    def counts(self, i):
+        return None
+
     def positions(self, i: int) -> Tensor:
         whole = torch.arange(LENGTH)
         return torch.where(whole < 5, whole, whole - 5) if i % 3 == 0 else whole

@@ -430,6 +430,9 @@ class _Empty(Text):
 
 def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
     class Singles(Text):
+        def counts(self, i):
+            return None
+
         def positions(self, i: int) -> torch.Tensor:
             return torch.zeros(self.sequence_length, dtype=torch.long)
 

@@ -15,3 +15,10 @@ def test_a_position_counts_if_its_document_goes_on_in_the_block() -> None:
     target = targets(Batch(torch.tensor(ids), torch.tensor(positions), (0, 1, 2)))
     assert list(zip(target.rows_N.tolist(), target.labels_N.tolist(), strict=True)) == expected
     assert len(expected) == 4 + 2 + 2
+
+
+def test_a_position_counts_only_if_the_token_to_predict_does() -> None:
+    ids, positions = torch.tensor([[10, 11, 12, 13]]), torch.tensor([[0, 1, 2, 3]])
+    target = targets(Batch(ids, positions, (0,), torch.tensor([[True, False, True, True]])))
+    assert target.rows_N.tolist() == [1, 2]
+    assert target.labels_N.tolist() == [12, 13]

@@ -50,6 +50,9 @@ class Blocks:
     def tokens(self, i):
         return self.tokens_NT[i]
 
+    def counts(self, i):
+        return None
+
     def positions(self, i):
         positions, start = [], 0
         for t, token in enumerate(self.tokens_NT[i].tolist()):

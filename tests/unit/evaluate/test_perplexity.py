@@ -37,6 +37,21 @@ def test_loss_is_the_mean_of_hugging_face_losses(model, blocks):
     assert (result.tokens, result.blocks) == (5 * 23 - 1, 5)
 
 
+def test_tokens_that_do_not_count_are_left_out(model, blocks):
+    masked = Blocks(blocks.tokens_NT)
+    counts = torch.rand(blocks.tokens_NT.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    masked.counts = lambda i: counts[i] if i else None  # the first block counts whole
+    losses = []
+    for i in range(5):
+        kept = torch.ones(24, dtype=torch.bool) if i == 0 else counts[i]
+        with torch.no_grad():
+            logits = model(blocks.tokens(i)[None], position_ids=blocks.positions(i)[None], use_cache=False).logits[0]
+        each = torch.nn.functional.cross_entropy(logits[:-1], blocks.tokens(i)[1:], reduction="none")
+        losses += each[kept[1:] & (blocks.positions(i)[1:] > 0)].tolist()
+    result = perplexity(model, masked, batch_size=2)
+    assert (result.tokens, result.loss_nats) == (len(losses), pytest.approx(sum(losses) / len(losses), rel=1e-6))
+
+
 def test_standard_error_is_that_of_the_mean_over_blocks(model, blocks):
     """For blocks of equal counts, the textbook formula; else close to a bootstrap over blocks."""
     even = Blocks(torch.randint(1, 300, (6, 24), generator=torch.Generator().manual_seed(1)))
