@@ -24,6 +24,8 @@ class ImportanceConfig(Spec):
     """Ask the model without each of these blocks an lm-eval task too, such as winogrande:5; higher must be better."""
     block_metric: str = "acc"
     """The task's metric that counts."""
+    block_task_path: str | None = None
+    """A directory of lm-eval task YAMLs in which block_task is looked up too; needs no network."""
     mode: Literal["auto", "resident", "layer_major"] = "auto"
     """Hold the whole model in memory, or one layer at a time; auto: one at a time if the model does not fit."""
     activation_budget: Quantity = 1_000_000_000

@@ -52,6 +52,7 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
             f"{config.samples} samples are too few for {processes.size} processes: raise importance.samples"
         )
     calibration = _Calibration(replace(context, device=device), parent, blocks, config, processes)
+    inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype} | _task_inputs(config)
 
     def build(work: Build) -> None:
         scores = calibration.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
@@ -64,8 +65,23 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
             "parent_loss": scores.parent_nll,
         }
 
-    inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype}
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
+    identity = config.model_copy(update={"block_task_path": None})  # what is there counts, not where
+    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build)
+
+
+def _task_inputs(config: ImportanceConfig) -> dict[str, str]:
+    """The task's fingerprint; one that does not exist is refused here, before a model is loaded."""
+    if not config.block_task:
+        return {}
+    from minitron_cli.evaluate import harness
+
+    path = _task_path(config)
+    harness.load_tasks([Task.parse(config.block_task)], path)
+    return {"block_task": harness.fingerprint(path)} if path else {}
+
+
+def _task_path(config: ImportanceConfig) -> Path | None:
+    return Path(config.block_task_path) if config.block_task_path else None
 
 
 @dataclass(frozen=True)
@@ -147,9 +163,11 @@ class _Calibration:
         from minitron_cli.evaluate.harness import run_tasks
 
         tokenizer, task = hf.load_tokenizer(self.parent.path), Task.parse(self.config.block_task or "")
+        path, size = _task_path(self.config), self.config.batch_size
 
         def evaluate(model: "PreTrainedModel") -> float:
-            return _value(run_tasks(model, tokenizer, [task], batch_size=self.config.batch_size), task, self.config)
+            results = run_tasks(model, tokenizer, [task], include_path=path, batch_size=size)
+            return _value(results, task, self.config)
 
         def measure() -> dict[str, list[float]]:
             whole = evaluate(model)

@@ -10,7 +10,7 @@ from torch import Tensor
 from minitron_cli.errors import InputError
 from minitron_cli.model.shape import Shape
 from minitron_cli.trim.metric import Metric
-from minitron_cli.trim.spec import Ranking
+from minitron_cli.trim.spec import BLOCKS, Ranking
 
 
 class Ranked(Protocol):
@@ -110,11 +110,21 @@ def _surviving_layers(
     parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...]
 ) -> Tensor:
     layers = parent.sizes["layer"]
+    if not drop_layers and ranking.layers in BLOCKS:
+        return _all_but_one_block(layers, child.sizes["layer"], scores, ranking)
     if not drop_layers:
         return _best(scores.layers(ranking.layers), child.sizes["layer"], ranking)
     if max(drop_layers) >= layers:
         raise InputError(f"drop_layers names layer {max(drop_layers)}: the model's layers are 0 to {layers - 1}")
     return torch.tensor([i for i in range(layers) if i not in drop_layers])
+
+
+def _all_but_one_block(layers: int, kept: int, scores: Ranked, ranking: Ranking) -> Tensor:
+    """Without the contiguous block whose removal costs least (Sreenivas et al. 2024: it keeps accuracy)."""
+    length = layers - kept
+    cost = scores.layers(f"{ranking.layers}={length}")
+    start = int(_best(-cost, 1, ranking))
+    return torch.tensor([i for i in range(layers) if not start <= i < start + length])
 
 
 def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ranking) -> dict[str, Tensor]:

@@ -51,7 +51,17 @@ class Scores:
         return self.select(axis, Activation(batch=batch, sequence=sequence))
 
     def layers(self, metric: str) -> Tensor:
-        """[layer]: block_importance (1 - cosine), perplexity (the change without the layer), nll (nats without it)."""
+        """[layer]: block_importance (1 - cosine), perplexity (the change without the layer), nll (nats without it).
+
+        Of blocks of n layers [layer - n + 1], by their first: block_perplexity=n, block_nll=n, block_task=n.
+        """
+        kind, _, length = metric.partition("=")
+        if length and f"layer.{metric}" not in self.by_name:
+            task = " block_task=winogrande:5" if kind == "block_task" else ""
+            raise ArtifactError(
+                f"the scores hold no {kind} of {length} layers: "
+                f"measure it with `minitron importance blocks=[{length}]{task}`"
+            )
         return self._get("layer", f"layer.{metric}")
 
     @property

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from minitron_cli.spec import Quantity, Spec
 from minitron_cli.trim.metric import Activation, Metric
 
+BLOCKS = ("block_perplexity", "block_task")  # rankings of contiguous blocks of layers
+
 Axis = Literal["layer", "hidden", "head", "kv_head", "ffn"]
 
 
@@ -15,8 +17,9 @@ class Ranking(Spec):
 
     width: Metric = Field(Activation(), discriminator="kind")
     """Score of hidden channels, heads and neurons. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
-    layers: Literal["block_importance", "perplexity"] = "block_importance"
-    """Score of layers: 1 - cosine of input and output, or the perplexity gained by removing the layer."""
+    layers: Literal["block_importance", "perplexity", "block_perplexity", "block_task"] = "block_importance"
+    """Score of layers: 1 - cosine of input and output, or the perplexity gained by removing the layer. Or of the
+    contiguous block that goes: the perplexity gained, or the task's score lost (measured with importance.blocks)."""
     invert: bool = False
     """Keep the worst instead of the best: a control for experiments."""
 
@@ -65,6 +68,8 @@ class PruneConfig(Spec):
             raise ValueError("give drop_layers or the number of layers, not both")
         if self.drop_layers and self.rounds > 1:
             raise ValueError("drop_layers are removed at once: give the number of layers instead, or one round")
+        if self.ranking.layers in BLOCKS and self.rounds > 1:
+            raise ValueError("a contiguous block of layers is removed at once: rank layers one by one, or one round")
         if len(set(self.drop_layers)) < len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
             raise ValueError("drop_layers lists different layers, counted from 0")
         return self

@@ -1,6 +1,8 @@
 """The importance stage: the same scores however the model is held, and whatever kills it."""
 
+import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.processes import Processes
 from minitron_cli.stages import importance
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.trim.scores import Scores
-from tests.unit.stages.place import context, data, write_place
+from tests.unit.stages.place import WORDS, context, data, write_place
 
 CONFIG = ImportanceConfig(samples=6, batch_size=4)
 
@@ -87,24 +90,74 @@ def test_fewer_samples_than_processes_are_refused(place, tmp_path, monkeypatch):
         run(place, tmp_path)
 
 
-def test_the_task_is_asked_without_each_block(place, tmp_path, monkeypatch):
-    """By how much a stand-in for a task falls: here the first entry of the logits of a fixed text."""
-    asked = []
+TASK = """task: finish
+dataset_path: json
+dataset_kwargs: {data_files: {validation: %s}}
+validation_split: validation
+output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_choice: choices
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{metric: acc}]
+"""
+DRAW = random.Random(0)
+ITEMS = [  # a context and two ways to go on; which of them is right
+    ([f" {word}" for word in DRAW.sample(WORDS.split(), 3)], i % 2) for i in range(16)
+]
 
-    def run_tasks(model, tokenizer, tasks, *, batch_size):
-        value = model(torch.arange(5)[None], use_cache=False).logits[0, 0, 0].item()
-        asked.append(value)
-        return {tasks[0].name: {"acc": {"value": value}}}
 
-    monkeypatch.setattr("minitron_cli.evaluate.harness.run_tasks", run_tasks)
-    _, scores = run(place, tmp_path, blocks=(2, 3), block_task="made_up:5", mode="resident")
-    whole, *without = asked
-    expected = whole - torch.tensor(without)
-    torch.testing.assert_close(torch.cat([scores["layer.block_task=2"], scores["layer.block_task=3"]]), expected)
-    assert len(set(asked)) == 1 + 3 + 2
+@pytest.fixture
+def tasks(tmp_path):
+    """A directory with one multiple-choice task, its questions beside it."""
+    directory = tmp_path / "tasks"
+    directory.mkdir()
+    rows = [{"context": words[0], "choices": words[1:], "gold": gold} for words, gold in ITEMS]
+    (directory / "finish.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "finish.yaml").write_text(TASK % (directory / "finish.jsonl"))
+    return directory
 
 
-def test_a_metric_that_the_task_lacks_is_an_error(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("minitron_cli.evaluate.harness.run_tasks", lambda *_, **__: {"t": {"acc_norm": {"value": 1.0}}})
-    with pytest.raises(InputError, match=r"no 'acc': set importance.block_metric to one of acc_norm"):
-        run(place, tmp_path, blocks=(2,), block_task="t", mode="resident")
+def accuracy(model, tokenizer):
+    """How often the longer log-likelihood is the right one's, each choice run on its own from full logits."""
+    right = 0
+    for (asked, *choices), gold in ITEMS:
+        sums = []
+        for choice in choices:
+            start = len(tokenizer(asked, add_special_tokens=False).input_ids)
+            ids = torch.tensor(tokenizer(asked + choice, add_special_tokens=False).input_ids)
+            logp = model(ids[None], use_cache=False).logits[0].log_softmax(-1)
+            sums.append(float(logp[range(start - 1, len(ids) - 1), ids[start:]].sum()))
+        right += sums.index(max(sums)) == gold
+    return right / len(ITEMS)
+
+
+def test_the_task_is_asked_without_each_block(place, tmp_path, tasks):
+    found, scores = run(
+        place, tmp_path, blocks=(2, 3), block_task="finish", block_task_path=str(tasks), mode="resident"
+    )
+    model, tokenizer = hf.load_model(place / "model"), hf.load_tokenizer(place / "model")
+    layers = list(model.model.layers)
+    with torch.no_grad():
+        whole, lost = accuracy(model, tokenizer), {}
+        for length in (2, 3):
+            for start in range(4 - length + 1):
+                model.model.layers = torch.nn.ModuleList(layers[:start] + layers[start + length :])
+                model.config.num_hidden_layers = 4 - length
+                lost.setdefault(length, []).append(whole - accuracy(model, tokenizer))
+    for length in (2, 3):
+        torch.testing.assert_close(scores[f"layer.block_task={length}"], torch.tensor(lost[length]))
+    assert len({*lost[2], *lost[3]}) > 1
+    assert "block_task" in found.manifest.inputs
+
+
+def test_a_task_that_does_not_exist_is_refused_first(place, tmp_path, tasks):
+    with pytest.raises(InputError, match="finsh"):
+        run(place, tmp_path, blocks=(2,), block_task="finsh", block_task_path=str(tasks))
+    assert not (tmp_path / "importance").exists()
+
+
+def test_a_metric_that_the_task_lacks_is_an_error(place, tmp_path, tasks):
+    options = {"block_task": "finish", "block_task_path": str(tasks), "block_metric": "f1"}
+    with pytest.raises(InputError, match=r"no 'f1': set importance.block_metric to one of acc"):
+        run(place, tmp_path, blocks=(2,), mode="resident", **options)

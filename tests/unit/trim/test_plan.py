@@ -126,6 +126,15 @@ def test_scores_of_the_asked_metric_are_read_and_no_others(parent):
     assert scores.asked == [("layer", "perplexity")]
 
 
+@pytest.mark.parametrize("kind", ["block_perplexity", "block_task"])
+@pytest.mark.parametrize(("invert", "kept"), [(False, [0, 3]), (True, [2, 3])])
+def test_the_block_of_layers_that_costs_least_goes(parent, kind, invert, kept):
+    scores = Given(layer=[0.5, 0.1, 0.3])  # of layers 0 and 1, 1 and 2, 2 and 3
+    plan = make_plan(parent, parent.resize(layer=2), scores, Ranking(layers=kind, invert=invert))
+    assert plan.at("layer").tolist() == kept
+    assert scores.asked == [("layer", f"{kind}=2")]
+
+
 def test_named_layers_are_dropped(parent):
     plan = make_plan(parent, parent.resize(layer=2), Given(), Ranking(), drop_layers=(3, 1))
     assert plan.at("layer").tolist() == [0, 2]

@@ -70,3 +70,12 @@ def test_scores_of_several_sources_join(scores):
     joined = scores | Scores.from_tensors({"ffn.magnitude=l2": torch.zeros(2, 3)})
     assert torch.equal(joined.select("ffn", Magnitude()), torch.zeros(2, 3))
     assert joined.activation("ffn") is scores.activation("ffn")
+
+
+def test_a_block_that_was_not_measured_is_an_error_that_says_how():
+    scores = Scores({"layer.block_perplexity=2": torch.zeros(3)})
+    assert scores.layers("block_perplexity=2").tolist() == [0, 0, 0]
+    with pytest.raises(ArtifactError, match=r"no block_perplexity of 3 layers: .*`minitron importance blocks=\[3\]`"):
+        scores.layers("block_perplexity=3")
+    with pytest.raises(ArtifactError, match=r"importance blocks=\[2\] block_task=winogrande:5`"):
+        scores.layers("block_task=2")
