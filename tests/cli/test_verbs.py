@@ -354,6 +354,20 @@ def test_several_processes_speak_with_one_voice_and_one_exit_code(place: Place, 
     assert failed.stderr == "error: distill: how long to train is not said; set distill.tokens or distill.steps\n"
 
 
+@pytest.mark.slow
+def test_several_processes_score_what_one_does(place: Place) -> None:
+    place.importance()
+    words = ("importance", place.model, "--data", place.text, "--sequence-length", 16, "--samples", 8)
+    apart = ("--runs-dir", place.root / "two", "--json")
+    command = [sys.executable, "-m", "minitron_cli", *map(str, (*words, "--gpus", 2, "--device", "cpu", *apart))]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["stage"] == "importance"
+    (one,), two = place.run("show", "importance"), json.loads(invoke("show", "importance", *apart).stdout)[0]
+    for name, column in one["layers"].items():
+        assert two["layers"][name] == pytest.approx(column, rel=1e-4, abs=1e-4)
+
+
 def test_show_importance_ranks_plots_and_compares(place: Place, pruned: dict[str, Any]) -> None:
     drawn = place.root / "importance.svg"
     (found,) = place.run("show", "importance", "--plot", drawn)
@@ -366,6 +380,17 @@ def test_show_importance_ranks_plots_and_compares(place: Place, pruned: dict[str
     assert drawn.read_text().rstrip().endswith("</svg>")
     assert "exists: name a new file" in place.run("show", "importance", "--plot", drawn, code=2)
     assert "agreement with l2 of mean" in invoke("show", "importance", "--runs-dir", place.root / "runs").stderr
+
+
+def test_completions_are_scored_without_their_prompts(place: Place, tmp_path: Path) -> None:
+    def measured(prompt: str, completion: str) -> Any:
+        row = {"prompt": prompt * 9, "completion": completion * 9}
+        (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 20)
+        words = ("--data", tmp_path / "pairs.jsonl", "--format", "completion", "--sequence-length", 16, "--samples", 3)
+        return place.run("importance", place.model, *words)["layers"]["nll"]
+
+    assert measured("the cat sat", " on a mat") != pytest.approx(measured("", "the cat sat on a mat"), rel=1e-3)
+    place.importance()
 
 
 def test_importance_holds_one_layer_at_a_time_if_told_to(place: Place) -> None:
