@@ -8,7 +8,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.families import family_of
-from minitron_cli.model.shape import PRUNABLE, Shape
+from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.search import space
 from minitron_cli.stages.parent import published_shape
@@ -68,7 +68,7 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
         retrain = recipe.search.retrain
         lightly = f", the best {min(retrain.top, candidates)} retrained on {retrain.tokens:,} tokens" if retrain else ""
         yield "search", f"{candidates} shapes scored on {recipe.search.score_blocks} blocks{lightly}"
-    cut = [f"{a} {parent.sizes[a]:,} to {child.sizes[a]:,}" for a in PRUNABLE if child.sizes[a] != parent.sizes[a]]
+    cut = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
     yield "prune", ", ".join(cut) if candidates == 1 else f"the best of {candidates} shapes"
     if recipe.distill:
         yield "distill", _training(recipe.distill, parent, child, length)

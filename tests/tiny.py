@@ -25,10 +25,46 @@ BASE = {
 }
 
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "attention_bias": True,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 5,
+        "final_logit_softcapping": 8.0,
+        "attn_logit_softcapping": 4.0,
+    },
+    "gemma3_text": {
+        "attention_bias": True,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 5,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+        },
+    },
+    "gpt_neox": {"head_dim": None, "num_key_value_heads": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
+    "granite": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.7,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.2,
+    },
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "mistral": {"sliding_window": 6},
+    "nemotron": {"attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 0.25},
+    "olmo2": {"attention_bias": True},
+    "phi3": {"sliding_window": 6},
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
     "qwen3": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "smollm3": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 6,
+    },
 }
 
 
@@ -36,7 +72,7 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
     """A random model of a family, fp32, in evaluation mode."""
     config = CONFIG_MAPPING[model_type](**{**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options})
     generator = torch.Generator().manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

@@ -158,6 +158,15 @@ def _refusing(what: str, hint: str) -> Iterator[None]:
         raise CheckpointError(f"{what}: {_last_line(e)}; {hint}") from None
 
 
+def _attention(config: "PretrainedConfig") -> str:
+    """The attention kernel: torch's fused one, or the plain one where a model needs what that cannot do (Gemma 2)."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
+    is_supported = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    return "sdpa" if is_supported and not has_softcap else "eager"
+
+
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = "".join(c if c.isprintable() else " " for c in (lines or [type(error).__name__])[-1])
@@ -180,7 +189,7 @@ def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreT
                 path,
                 config=config,
                 dtype=dtype,
-                attn_implementation="sdpa",
+                attn_implementation=_attention(config),
                 trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=True,
@@ -206,7 +215,7 @@ def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "Pre
     if dtype == "auto":
         dtype = config.dtype or next(iter(checkpoint.tensors.values())).torch_dtype
     with init_empty_weights(include_buffers=False), _refusing(f"{path} makes no model", "fix config.json"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(config)).eval()
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -224,7 +233,12 @@ def model_of(
     logging.disable_progress_bar()
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(typed)]
     model, info = cls.from_pretrained(
-        None, config=typed, state_dict=dict(state), dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        None,
+        config=typed,
+        state_dict=dict(state),
+        dtype=dtype,
+        attn_implementation=_attention(typed),
+        output_loading_info=True,
     )
     if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
         raise CheckpointError(
@@ -240,7 +254,9 @@ def new_model(config: "PretrainedConfig", *, seed: int) -> "PreTrainedModel":
 
     with torch.random.fork_rng(devices=[]), _refusing("the config makes no model", "fix config.json"):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=_attention(config)
+        ).eval()
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
@@ -253,9 +269,16 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
 
 
+def stored_tensors(model: "PreTrainedModel") -> "dict[str, Tensor]":
+    """A model's tensors by the names that its checkpoint has; transformers gives some another in memory."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, model.state_dict())
+
+
 def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], directory: Path) -> None:
     """Write a model that has no checkpoint yet: the tensors of `specs` (name -> shape) and its config."""
-    state = model.state_dict()
+    state = stored_tensors(model)
     sized = {name: TensorSpec(shape, state[name].dtype) for name, shape in specs.items()}
     write_checkpoint(directory, sized, lambda name: [state[name]])
     config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}
@@ -265,7 +288,7 @@ def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], 
 def save_model(model: "PreTrainedModel", like: Path, directory: Path) -> None:
     """Write a model's weights with the names, order and dtypes of the checkpoint `like`, and copy its other files."""
     reference = Checkpoint.open(like)
-    state = model.state_dict()
+    state = stored_tensors(model)
     if absent := reference.tensors.keys() - state.keys():
         raise CheckpointError(
             f"{like} stores {min(absent)}, which the model in memory does not have: use another checkpoint"

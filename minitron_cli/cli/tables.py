@@ -127,6 +127,7 @@ def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
     axes = [
         [a, f"{parent['sizes'][a]:,}", f"{child['sizes'][a]:,}", _share(child["sizes"][a], parent["sizes"][a])]
         for a in AXES
+        if a in parent["sizes"]
     ]
     total = ["parameters", f"{parent['parameters']:,}", f"{child['parameters']:,}"]
     yield Sheet(
@@ -137,7 +138,7 @@ def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
 def _candidate_sheet(candidates: Sequence[Mapping[str, Any]]) -> Sheet:
     losses = {"zero_shot_loss": "zero-shot loss", "retrained_loss": "retrained loss"}
     shown = [name for name in losses if any(c[name] is not None for c in candidates)]
-    varied = [a for a in AXES if len({c["shape"][a] for c in candidates}) > 1] or ["hidden", "ffn"]
+    varied = [a for a in AXES if len({c["shape"].get(a) for c in candidates}) > 1] or ["hidden", "ffn"]
     rows = [
         [
             str(i + 1),
@@ -207,14 +208,14 @@ def plan_sheets(plan: "Plan") -> list[Sheet]:
     rows = [
         [
             name,
-            *(f"{shape.sizes[axis]:,}" for axis in AXES),
+            *(f"{size:,}" for size in shape.prunable.values()),
             f"{shape.parameters():,}",
             _share(shape.parameters(), parent),
             f"{shape.parameters('non_embedding'):,}",
         ]
         for name, shape in shapes.items()
     ]
-    columns = ["", *AXES, "parameters", "kept", "without embeddings"]
+    columns = ["", *plan.parent.prunable, "parameters", "kept", "without embeddings"]
     steps = [[name, what] for name, what in plan.steps.items()]
     return [Sheet(plan.model, columns, rows), Sheet("steps", ["", "what is done"], steps)]
 

@@ -239,7 +239,7 @@ class _Weights:
 
     def __init__(self, model: "PreTrainedModel", family: Family, read: Read, device: str | torch.device) -> None:
         self.device = torch.device(device)
-        self._read = read
+        self._family, self._read = family, read
         self._names = {module: name for name, module in model.named_modules()}
         self._tied = family.tied if model.config.tie_word_embeddings else {}
 
@@ -257,7 +257,8 @@ class _Weights:
                 module.load_state_dict(tensors, assign=True)
 
     def _tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        return self._read(self._tied.get(name, name)).to(self.device, dtype)
+        (stored,) = self._family.live.get(name, (name,))
+        return self._read(self._tied.get(stored, stored)).to(self.device, dtype)
 
 
 def _entering(layer: "nn.Module", hidden_BTD: Tensor, calls: list[Call]) -> "list[RemovableHandle]":

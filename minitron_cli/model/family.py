@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.layout import Layout, parse
@@ -21,6 +22,28 @@ class Match(NamedTuple):
     template: str
     layout: Layout
     at: dict[str, int]  # the position on each axis that the name carries, e.g. {"layer": 3}
+
+
+class Correction(NamedTuple):
+    """Keeps the function where a model computes with an axis's size: times (child's size / parent's size) ** power."""
+
+    axis: str
+    power: float
+    if_tied: bool = False
+    """Only where the head is the embedding, whose correction must not reach the logits."""
+
+
+class OldRope(NamedTuple):
+    """How version 4 of transformers spells what version 5 keeps in `rope_parameters`."""
+
+    fields: Mapping[str, str] = MappingProxyType(
+        {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
+    )
+    """Config field -> its path in `rope_parameters`."""
+    scaled: str = ""
+    """The path of the parameters that `rope_scaling` speaks of; all of them if empty."""
+    scaling: Mapping[str, str] = MappingProxyType({})
+    """Field of `rope_scaling` -> field of the parameters; every field without another spelling if empty."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,10 @@ class Family:
     """Template -> the config flag that says it is stored; `!flag` where it is stored unless the flag is set."""
     links: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Norm -> the tensors that read its output, for folding and rotating."""
+    norm: Literal["rms", "layer"] = "rms"
+    """What its norms over the residual stream do: layer norms subtract the mean as well."""
+    norm_offset: float = 0.0
+    """What is added to a norm's stored weight to make its gain: 1 where gain - 1 is stored."""
     tied: Mapping[str, str] = field(default_factory=dict)
     """Template -> the template it equals when `tie_word_embeddings` is set; some checkpoints store both."""
     ignored: tuple[str, ...] = ()
@@ -46,8 +73,19 @@ class Family:
     """Config lists with one entry per layer."""
     layer_marks: tuple[str, ...] = ()
     """Config integers that count layers from the bottom (`max_window_layers`)."""
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    """Template -> how its numbers change when a size does."""
+    old_rope: OldRope = field(default_factory=OldRope)
     hidden_is_multiple_of_heads: bool = False
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
+    head_dim_table: str = ""
+    """Path of a config list as long as hidden // head implies: where it is set, that quotient must stay."""
+    heads_stay: str = ""
+    """Why no head can go, where none can."""
+    layer_pattern: str = ""
+    """The config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
+    live: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Parameter of the live model -> the tensors on disk that it is made of, where transformers renames them."""
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
@@ -62,6 +100,11 @@ class Family:
             f"tensor {shown(name)} has no layout in family {self.model_type!r}: "
             f"describe it in minitron_cli/model/families/{self.model_type}.py"
         )
+
+    def offset(self, template: str) -> float:
+        """What is added to a tensor's numbers to make what the model multiplies by."""
+        is_norm = self.tensors[template] == "hidden" and template.endswith(".weight")
+        return self.norm_offset if is_norm else 0.0
 
     def ignores(self, name: str) -> bool:
         return any(_pattern(template).fullmatch(name) for template in self.ignored)
@@ -83,9 +126,24 @@ class Family:
             raise CheckpointError(f"config field {heads!r} is {sizes['head']}: it must be a multiple of {groups!r}")
         return sizes
 
+    def kinds(self, config: Any) -> tuple[Any, ...]:
+        """Each layer's kind, where readers expect the parent's pattern; else nothing."""
+        return tuple(getattr(config, self.layer_pattern, None) or ()) if self.layer_pattern else ()
+
+    def keeps_hidden_per_head(self, config: Any) -> bool:
+        """Whether hidden // head must stay: it is the size of a head, or a table in the config has its length."""
+        return "head_dim" not in self.sizes or (bool(self.head_dim_table) and bool(at(config, self.head_dim_table)))
+
     def stored(self, config: Any) -> tuple[str, ...]:
         """The templates that a model of this config stores, in table order."""
         return tuple(t for t in self.tensors if _holds(self.stored_if.get(t), config))
+
+
+def at(config: Any, path: str) -> Any:
+    """What a dotted path names in a config, an object or nested dicts; None where there is nothing."""
+    for name in path.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+    return config
 
 
 def _pattern(template: str) -> re.Pattern[str]:

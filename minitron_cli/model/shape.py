@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from minitron_cli.errors import CheckpointError, shown
@@ -24,6 +24,10 @@ class Shape:
     """The tensors stored: biases and an untied head depend on the config."""
     active: Mapping[str, int]
     """Per axis, how many of its entries one token uses, where that is not all (experts)."""
+    kinds: tuple[Any, ...] = field(default=(), compare=False)
+    """Each layer's kind where readers expect a pattern. A child's are the first of its parent's: these serve it too."""
+    keeps_hidden_per_head: bool = False
+    """Whether hidden // head must stay as it is."""
 
     @classmethod
     def of(cls, family: Family, config: Any) -> "Shape":
@@ -33,6 +37,8 @@ class Shape:
             family.axis_sizes(config),
             family.stored(config),
             {a: getattr(config, f) for a, f in family.active.items()},
+            family.kinds(config),
+            family.keeps_hidden_per_head(config),
         )
 
     def resize(self, **sizes: int) -> "Shape":
@@ -42,8 +48,28 @@ class Shape:
             raise KeyError(f"no axis {sorted(unknown)} in {sorted(self.sizes)}")
         return replace(self, sizes=dict(self.sizes) | sizes)
 
+    @property
+    def groups(self) -> int:
+        """Key-value heads of a layer: as many as heads where the family has no such axis."""
+        return self.sizes.get("kv_head", self.sizes["head"])
+
+    @property
+    def period(self) -> int:
+        """After how many layers their kinds repeat, where readers expect a pattern; else 1."""
+        kinds = self.kinds[: self.sizes["layer"]]
+        return next((p for p in range(1, len(kinds)) if kinds[p:] == kinds[:-p]), max(len(kinds), 1))
+
+    @property
+    def is_tied(self) -> bool:
+        return not self.family.tied.keys() <= set(self.templates)
+
+    @property
+    def prunable(self) -> dict[str, int]:
+        """The sizes a user may change, in the order they are shown."""
+        return {axis: self.sizes[axis] for axis in PRUNABLE if axis in self.sizes}
+
     def __str__(self) -> str:
-        return ",".join(f"{axis}={self.sizes[axis]}" for axis in PRUNABLE if axis in self.sizes)
+        return ",".join(f"{axis}={size}" for axis, size in self.prunable.items())
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the checkpoint stores, name -> shape, in table order."""
@@ -77,7 +103,7 @@ class Shape:
 
     def kv_cache_bytes(self, batch: int, length: int, dtype_bytes: int = 2) -> int:
         """Keys and values of every layer for `batch` sequences of `length` tokens."""
-        per_token = 2 * self.sizes["layer"] * self.sizes["kv_head"] * self.sizes["head_dim"]
+        per_token = 2 * self.sizes["layer"] * self.groups * self.sizes["head_dim"]
         return per_token * batch * length * dtype_bytes
 
     def flops_per_token(self, context: int = 0) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.shape import Shape
+from minitron_cli.trim.plan import named_survivors
+from minitron_cli.trim.refusal import refusal
 from minitron_cli.trim.spec import Budget
 
 STEPS = (256, 128, 64, 32, 16, 8)  # GGUF k-quants want rows of 256, tensor cores 64; tiny models take what fits
@@ -34,7 +36,8 @@ def choices(parent: Shape, axis: str) -> tuple[int, ...]:
     if axis == "layer":
         return tuple(range(1, size + 1))
     if axis == "head":
-        return tuple(range(parent.sizes["kv_head"], size + 1, parent.sizes["kv_head"]))
+        groups = parent.sizes.get("kv_head", 1)
+        return tuple(range(groups, size + 1, groups))
     if axis == "kv_head":
         return (size,)
     step = next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), STEPS[-1] if size >= 4 * STEPS[-1] else 1)
@@ -42,7 +45,11 @@ def choices(parent: Shape, axis: str) -> tuple[int, ...]:
 
 
 def grid(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
-    """Every combination of sizes that transformers can build."""
+    """Every combination of sizes that the parent can be cut to."""
+    return [shape for shape in _combinations(parent, space) if refusal(parent, shape) is None]
+
+
+def _combinations(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
     axes = list(space)
     for axis in axes:
         if too_large := [n for n in space[axis] if not 0 < n <= parent.sizes[axis]]:
@@ -50,8 +57,7 @@ def grid(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
                 f"{axis}={too_large[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space"
             )
     sizes = [tuple(space[axis]) or choices(parent, axis) for axis in axes]
-    shapes = (parent.resize(**dict(zip(axes, combination, strict=True))) for combination in itertools.product(*sizes))
-    return [shape for shape in shapes if buildable(shape)]
+    return [parent.resize(**dict(zip(axes, combination, strict=True))) for combination in itertools.product(*sizes)]
 
 
 def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = ()) -> Shape:
@@ -62,20 +68,10 @@ def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = 
             raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.sizes)}")
         if not 0 < size <= parent.sizes[axis]:
             raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
-    if drop_layers and max(drop_layers) >= parent.sizes["layer"]:
-        raise InputError(f"drop_layers names layer {max(drop_layers)}: the last is {parent.sizes['layer'] - 1}")
     shape = parent.resize(**wanted)
-    if not buildable(shape):
-        raise InputError(f"{shape} cannot be built: hidden must be a multiple of head, and head of kv_head; change one")
+    if reason := refusal(parent, shape, named_survivors(parent, drop_layers)):
+        raise InputError(reason)
     return shape
-
-
-def buildable(shape: Shape) -> bool:
-    """Whether a stock config accepts the shape."""
-    sizes = shape.sizes
-    if sizes["head"] % sizes["kv_head"]:
-        return False
-    return not shape.family.hidden_is_multiple_of_heads or sizes["hidden"] % sizes["head"] == 0
 
 
 def feasible(
@@ -91,12 +87,20 @@ def feasible(
             f"target {budget.target:,} is above the parent's {available:,} {budget.count} parameters: "
             "choose a smaller target"
         )
-    costed = [_candidate(shape, budget) for shape in grid(parent, space) if shape.sizes != parent.sizes]
+    costed = [_candidate(shape, budget) for shape in _smaller(parent, space)]
     found = [candidate for candidate in costed if budget.admits(candidate.parameters)]
     if not found:
         raise InfeasibleError(_nearest_misses(costed, budget))
     found.sort(key=lambda c: (round(unevenness(parent, c.shape, space), 6), abs(c.error), c.name))
     return found[:most]
+
+
+def _smaller(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
+    found = [shape for shape in grid(parent, space) if shape.sizes != parent.sizes]
+    refused = (reason for shape in _combinations(parent, space) if (reason := refusal(parent, shape)))
+    if not found and (reason := next(refused, None)):
+        raise InfeasibleError(f"the space holds no shape that the parent can be cut to: {reason}")
+    return found
 
 
 def _candidate(shape: Shape, budget: Budget) -> Candidate:

@@ -93,7 +93,7 @@ def _winner(parent: Parent, search: Artifact | None) -> dict[str, int]:
 def row(entry: Ranked) -> dict[str, object]:
     """A ranked candidate as a JSON object, for candidates.json."""
     return {
-        "shape": {axis: entry.candidate.shape.sizes[axis] for axis in ("layer", "hidden", "head", "kv_head", "ffn")},
+        "shape": entry.candidate.shape.prunable,
         "parameters": entry.candidate.parameters,
         "error": entry.candidate.error,
         "zero_shot_loss": entry.zero_shot_loss,

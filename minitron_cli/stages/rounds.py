@@ -18,11 +18,11 @@ from minitron_cli.importance.baselines import magnitude
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.space import buildable
 from minitron_cli.stages.cut import Cutter
 from minitron_cli.stages.produce import Build
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan, make_plan
+from minitron_cli.trim.refusal import refusal
 from minitron_cli.trim.scores import Scores
 from minitron_cli.trim.trim import cut_in_memory
 
@@ -54,13 +54,20 @@ def shapes_between(parent: Shape, child: Shape, rounds: int) -> list[Shape]:
 
 def _between(parent: Shape, child: Shape, share: float) -> Shape:
     sizes = {axis: ceil(size - share * (size - child.sizes[axis])) for axis, size in parent.sizes.items()}
-    sizes["head"] = sizes["kv_head"] * ceil(sizes["head"] / sizes["kv_head"])
+    groups = sizes.get("kv_head", 1)
+    sizes["head"] = groups * ceil(sizes["head"] / groups)
+    sizes["layer"] += (parent.sizes["layer"] - sizes["layer"]) % parent.period
+    if parent.keeps_hidden_per_head:
+        sizes["hidden"] = sizes["head"] * (parent.sizes["hidden"] // parent.sizes["head"])
     shape = parent.resize(**sizes)
-    if not buildable(shape):
-        shape = shape.resize(head=parent.sizes["head"], kv_head=parent.sizes["kv_head"])
-        heads = shape.sizes["head"]
-        shape = shape.resize(hidden=min(parent.sizes["hidden"], heads * ceil(sizes["hidden"] / heads)))
-    return shape
+    return shape if refusal(parent, shape) is None else _with_all_heads(parent, shape)
+
+
+def _with_all_heads(parent: Shape, shape: Shape) -> Shape:
+    """With the parent's heads, and hidden rounded up to a multiple of them."""
+    sizes, heads = parent.sizes, parent.sizes["head"]
+    hidden = min(sizes["hidden"], heads * ceil(shape.sizes["hidden"] / heads))
+    return shape.resize(hidden=hidden, **{axis: sizes[axis] for axis in ("head", "kv_head") if axis in sizes})
 
 
 def _remembered(work: Build, name: str, plan: PrunePlan, further: Callable[[PrunePlan], PrunePlan]) -> PrunePlan:
@@ -85,7 +92,7 @@ def rescore(cutter: Cutter, plan: PrunePlan, blocks: Blocks, calibration: Import
         pre_activation=calibration.pre_activation,
         samples=len(ids),
     )
-    return activations | magnitude(model.get_parameter, plan.child)
+    return activations | magnitude(hf.stored_tensors(model).__getitem__, plan.child)
 
 
 def _model(cutter: Cutter, plan: PrunePlan) -> "PreTrainedModel":

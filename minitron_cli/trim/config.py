@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from minitron_cli.model.family import OldRope, at
 from minitron_cli.trim.plan import PrunePlan
 
 # Fields by which a config could choose code, kernels or a path; and a library version that did not write the child.
@@ -14,7 +15,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
     config |= {name: sizes[axis] for axis, name in family.sizes.items()}
-    config |= _old_spellings(config)
+    config |= _old_spellings(config, family.old_rope)
     layers = plan.at("layer")
     if layers is not None:
         kept = layers.tolist()
@@ -23,15 +24,19 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     return config
 
 
-def _old_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _old_spellings(config: Mapping[str, Any], old: OldRope) -> dict[str, Any]:
     """The fields that version 5 of transformers renamed, under the names that version 4 reads.
 
     Without `rope_theta`, version 4 falls back to 10000 and says nothing.
     """
-    old = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
+    spelled = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        old["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type", "default") != "default":
-            old["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
-    return old
+    if not isinstance(rope, dict):
+        return spelled
+    spelled |= {name: value for name, path in old.fields.items() if (value := at(rope, path)) is not None}
+    scaled = at(rope, old.scaled) if old.scaled else rope
+    if isinstance(scaled, dict) and scaled.get("rope_type", "default") != "default":
+        elsewhere = {path.rpartition(".")[-1] for path in old.fields.values()}
+        names = old.scaling or {name: name for name in scaled if name not in elsewhere}
+        spelled["rope_scaling"] = {name: scaled[new] for name, new in names.items() if new in scaled}
+    return spelled

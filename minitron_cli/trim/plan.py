@@ -1,6 +1,6 @@
 """Which entries of every axis survive a cut."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from minitron_cli.errors import InputError
 from minitron_cli.model.shape import Shape
 from minitron_cli.trim.metric import Metric
+from minitron_cli.trim.refusal import refusal
 from minitron_cli.trim.spec import BLOCKS, Ranking
 
 
@@ -79,6 +80,19 @@ class PrunePlan:
         match = self.parent.family.match(name)
         return match.layout.indices(lambda axis: self.at(axis, match.at.get("layer")), self.parent.sizes)
 
+    def correct(self, name: str, block: Tensor) -> Tensor:
+        """Some numbers of a parent's tensor as the child stores them: rescaled where the model computes with a size."""
+        family, template = self.parent.family, self.parent.family.match(name).template
+        correction = family.corrections.get(template)
+        if correction is None or (correction.if_tied and not self.parent.is_tied):
+            return block
+        ratio = self.child.sizes[correction.axis] / self.parent.sizes[correction.axis]
+        if ratio == 1:
+            return block
+        offset = family.offset(template)
+        exact = block.to(torch.promote_types(block.dtype, torch.float32))
+        return ((exact + offset) * ratio**correction.power - offset).to(block.dtype)
+
     def tensors(self) -> dict[str, Tensor]:
         """For a safetensors file: axis -> int32 indices."""
         return {axis: kept.int() for axis, kept in self.kept.items()}
@@ -87,10 +101,12 @@ class PrunePlan:
 def make_plan(
     parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...] = ()
 ) -> PrunePlan:
-    """Rank every axis on which the child is smaller and keep the best. InputError if it is larger on one."""
+    """Rank every axis on which the child is smaller and keep the best. InputError if the parent cannot become it."""
     for axis, size in child.sizes.items():
         if not 0 < size <= parent.sizes[axis]:
             raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
+    if reason := refusal(parent, child, named_survivors(parent, drop_layers)):
+        raise InputError(reason)
     kept = {}
     smaller = {axis for axis, size in child.sizes.items() if size < parent.sizes[axis]}
     if "layer" in smaller:
@@ -106,17 +122,30 @@ def make_plan(
     return PrunePlan(parent, kept)
 
 
+def named_survivors(parent: Shape, drop_layers: Collection[int]) -> list[int] | None:
+    """The layers that are left without the named ones; None if none are named."""
+    layers = parent.sizes["layer"]
+    if not drop_layers:
+        return None
+    if max(drop_layers) >= layers:
+        raise InputError(f"drop_layers names layer {max(drop_layers)}: the model's layers are 0 to {layers - 1}")
+    return [i for i in range(layers) if i not in drop_layers]
+
+
 def _surviving_layers(
     parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...]
 ) -> Tensor:
-    layers = parent.sizes["layer"]
-    if not drop_layers and ranking.layers in BLOCKS:
-        return _all_but_one_block(layers, child.sizes["layer"], scores, ranking)
-    if not drop_layers:
-        return _best(scores.layers(ranking.layers), child.sizes["layer"], ranking)
-    if max(drop_layers) >= layers:
-        raise InputError(f"drop_layers names layer {max(drop_layers)}: the model's layers are 0 to {layers - 1}")
-    return torch.tensor([i for i in range(layers) if i not in drop_layers])
+    """Whole periods go, by the sum of their layers; where no pattern must stay, a period is a layer."""
+    if named := named_survivors(parent, drop_layers):
+        return torch.tensor(named)
+    if ranking.layers in BLOCKS:
+        return _all_but_one_block(parent.sizes["layer"], child.sizes["layer"], scores, ranking)
+    layers, period = parent.sizes["layer"], parent.period
+    periods = layers // period
+    score_P = scores.layers(ranking.layers)[: periods * period].double().reshape(periods, period).sum(1)
+    kept_P = _best(score_P, periods - (layers - child.sizes["layer"]) // period, ranking)
+    kept_L = (kept_P[:, None] * period + torch.arange(period)).flatten()
+    return torch.cat([kept_L, torch.arange(periods * period, layers)])
 
 
 def _all_but_one_block(layers: int, kept: int, scores: Ranked, ranking: Ranking) -> Tensor:
@@ -129,19 +158,14 @@ def _all_but_one_block(layers: int, kept: int, scores: Ranked, ranking: Ranking)
 
 def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ranking) -> dict[str, Tensor]:
     """Whole groups first, by the sum of their heads; then equal numbers of query heads inside each group (GQA)."""
-    groups, kept_groups = parent.sizes["kv_head"], child.sizes["kv_head"]
+    groups, kept_groups = parent.groups, child.groups
     per_group, kept_per_group = parent.sizes["head"] // groups, child.sizes["head"] // kept_groups
-    if child.sizes["head"] % kept_groups or not 0 < kept_per_group <= per_group:
-        raise InputError(
-            f"head={child.sizes['head']} with kv_head={kept_groups}: "
-            f"keep a multiple of kv_head, at most {per_group} a group"
-        )
     score_LGQ = score_LH.reshape(len(score_LH), groups, per_group)
     group_LK = _best(score_LGQ.sum(-1), kept_groups, ranking)
     query_LGQ = _best(score_LGQ, kept_per_group, ranking)
     head_LGQ = torch.arange(groups)[:, None] * per_group + query_LGQ
     head_LK = torch.stack([heads[group].flatten() for heads, group in zip(head_LGQ, group_LK, strict=True)])
-    return {"head": head_LK} | ({"kv_head": group_LK} if kept_groups < groups else {})
+    return {"head": head_LK} | ({"kv_head": group_LK} if child.sizes.get("kv_head", groups) < groups else {})
 
 
 def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:

@@ -28,7 +28,7 @@ def cut_in_memory(plan: PrunePlan, names: Iterable[str], read: Callable[[str], T
         for dim, index in enumerate(plan.indices(name)):
             if index is not None:
                 tensor = tensor.index_select(dim, index.to(tensor.device))
-        child[new] = tensor
+        child[new] = plan.correct(name, tensor)
     return child
 
 
@@ -61,7 +61,7 @@ def _cut_blocks(checkpoint: Checkpoint, plan: PrunePlan, name: str) -> Iterator[
         for dim, index in enumerate(others, start=1):
             if index is not None:
                 block = block.index_select(dim, index)
-        yield block
+        yield plan.correct(name, block)
 
 
 def _check_finite(name: str, block: Tensor) -> None:

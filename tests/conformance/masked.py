@@ -2,7 +2,8 @@
 
 Heads and neurons: their columns in the projection back to the residual stream are zero. Layers: gone from the module
 list, the rest renumbered. Hidden channels: zero wherever they are read or written; an RMS norm then divides by the
-same root of a smaller sum, so its weight is scaled by sqrt(kept / all) and its epsilon by kept / all.
+same root of a smaller sum, so its gain is scaled by sqrt(kept / all) and its epsilon by kept / all. A layer norm would
+spread its mean over the lost channels, so it is replaced by one over the survivors.
 """
 
 import copy
@@ -10,8 +11,10 @@ import random
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from tests.anatomy import Anatomy, anatomy
 
 Indices = list[int]
 
@@ -40,7 +43,9 @@ class Cut:
 def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=None, kv_head=None) -> Cut:
     """Random survivors of the given numbers, other ones in every layer for neurons and heads."""
     draw = random.Random(seed)
-    layers, groups = config.num_hidden_layers, config.num_key_value_heads
+    layers, groups = config.num_hidden_layers, getattr(config, "num_key_value_heads", None)
+    if has_no_groups := groups is None:  # each head has keys of its own, which go with it
+        groups, kv_head = config.num_attention_heads, head
     per_group = config.num_attention_heads // groups
 
     def some(count: int | None, of: int) -> Indices:
@@ -54,57 +59,82 @@ def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=Non
         hidden=None if hidden is None else some(hidden, config.hidden_size),
         ffn=None if ffn is None else [some(ffn, config.intermediate_size) for _ in range(layers)],
         head=None if head is None else heads,
-        kv_head=None if kv_head is None else kept_groups,
+        kv_head=None if kv_head is None or has_no_groups else kept_groups,
     )
 
 
 @torch.no_grad()
 def masked(parent: PreTrainedModel, cut: Cut) -> PreTrainedModel:
     """A copy of the parent that computes what the child must compute."""
-    model = copy.deepcopy(parent)
-    for i, layer in enumerate(model.model.layers):
+    model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
+    for i, layer in enumerate(parts.layers(model)):
         if cut.ffn:
-            layer.mlp.down_proj.weight[:, _others(cut.ffn[i], model.config.intermediate_size)] = 0
+            layer.mlp.get_submodule(parts.down).weight[:, _others(cut.ffn[i], model.config.intermediate_size)] = 0
         if cut.head:
             lost = _others(cut.head[i], model.config.num_attention_heads)
-            by_head = layer.self_attn.o_proj.weight.view(model.config.hidden_size, model.config.num_attention_heads, -1)
+            output = layer.get_submodule(f"{parts.attention}.{parts.output}").weight
+            by_head = output.view(model.config.hidden_size, model.config.num_attention_heads, -1)
             by_head[:, lost] = 0
     if cut.hidden:
-        _mask_hidden(model, cut.hidden)
+        _mask_hidden(model, parts, cut.hidden)
     if cut.layer:
-        _drop_layers(model, cut.layer)
+        _drop_layers(model, parts, cut.layer)
     return model
 
 
-READS_RESIDUAL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
-WRITES_RESIDUAL = ("o_proj", "down_proj")
-NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
-
-
-def _mask_hidden(model: PreTrainedModel, kept: Indices) -> None:
-    lost, share = _others(kept, model.config.hidden_size), len(kept) / model.config.hidden_size
-    model.model.embed_tokens.weight[:, lost] = 0
-    for name, module in model.named_modules():
-        kind = name.rsplit(".", 1)[-1]
-        if kind in READS_RESIDUAL:
-            module.weight[:, lost] = 0
-        elif kind in WRITES_RESIDUAL:
+def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
+    lost = _others(kept, model.config.hidden_size)
+    model.get_input_embeddings().weight[:, lost] = 0
+    norms = {*parts.norms, parts.final_norm}
+    for name, module in list(model.named_modules()):
+        parent, _, kind = name.rpartition(".")
+        if kind in norms:
+            setattr(model.get_submodule(parent), kind, _norm_of(module, kept, parts.norm_offset))
+        elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down):
             module.weight[lost] = 0
             if module.bias is not None:
                 module.bias[lost] = 0
-        elif kind in NORMS:
-            module.weight[lost] = 0
-            module.weight *= share**0.5
-            module.variance_epsilon *= share
+        elif isinstance(module, nn.Linear):
+            module.weight[:, lost] = 0
 
 
-def _drop_layers(model: PreTrainedModel, kept: Indices) -> None:
-    model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in kept)
-    for i, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = i
+def _norm_of(norm: nn.Module, kept: Indices, offset: float) -> nn.Module:
+    """The norm that sees the survivors alone, and gives zero elsewhere."""
+    if isinstance(norm, nn.LayerNorm):
+        return LayerNormOf(norm, kept, offset)
+    share = len(kept) / len(norm.weight)
+    norm.weight.copy_((norm.weight + offset) * share**0.5 - offset)
+    epsilon = "eps" if hasattr(norm, "eps") else "variance_epsilon"
+    setattr(norm, epsilon, getattr(norm, epsilon) * share)
+    return norm
+
+
+class LayerNormOf(nn.Module):
+    """A layer norm whose mean and variance are those of some channels."""
+
+    def __init__(self, norm: nn.LayerNorm, kept: Indices, offset: float) -> None:
+        super().__init__()
+        self.kept, self.eps = kept, norm.eps
+        self.gain, self.bias = norm.weight[kept] + offset, norm.bias[kept]
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        kept = hidden_BTD[..., self.kept]
+        centred = kept - kept.mean(-1, keepdim=True)
+        root = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        out_BTD = torch.zeros_like(hidden_BTD)
+        out_BTD[..., self.kept] = centred / root * self.gain + self.bias
+        return out_BTD
+
+
+def _drop_layers(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
+    layers = parts.layers(model)
+    model.get_submodule(parts.decoder).layers = nn.ModuleList(layers[i] for i in kept)
+    for i, layer in enumerate(parts.layers(model)):
+        layer.get_submodule(parts.attention).layer_idx = i
     model.config.num_hidden_layers = len(kept)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in kept]
+    for name in ("layer_types", "no_rope_layers"):
+        if kinds := getattr(model.config, name, None):
+            setattr(model.config, name, [kinds[i] for i in kept])
 
 
 def _others(kept: Indices, size: int) -> Tensor:

@@ -1,28 +1,37 @@
 """Every registered family against transformers: a trimmed child computes what its masked parent computes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from minitron_cli import io
+from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
+from minitron_cli.errors import InputError
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
+from minitron_cli.search import space
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan, make_plan
 from minitron_cli.trim.spec import Ranking
 from minitron_cli.trim.trim import cut_in_memory, write_child
+from tests.anatomy import ANATOMY, anatomy
 from tests.conformance.masked import Cut, masked, random_cut
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
 
-# Axis sizes of the children. 24 is a multiple of 6 and of 8, which Llama asks of hidden sizes.
+MULTIPLES = ("gemma2", "gemma3_text", "llama")  # transformers divides hidden by heads, and refuses a remainder
+PATTERNED = sorted(model_type for model_type, parts in ANATOMY.items() if parts.pattern)
+
+# Axis sizes of the children. 24 is a multiple of 6 and of 8, which Llama asks of hidden sizes; GPT-NeoX asks hidden
+# and heads to shrink alike, Gemma's and SmolLM's depth to shrink by twos here, OLMo's heads not to shrink.
 CUTS = {
     "ffn": {"ffn": 20},
     "heads": {"head": 4},
@@ -30,8 +39,44 @@ CUTS = {
     "hidden": {"hidden": 24},
     "depth": {"layer": 3},
     "all": {"layer": 3, "hidden": 24, "ffn": 20, "head": 6},
-    "all and groups": {"layer": 2, "hidden": 16, "ffn": 47, "head": 2, "kv_head": 1},
+    "all and groups": {"layer": 2, "hidden": 16, "ffn": 47, "head": 4, "kv_head": 1},
 }
+BY_TWOS = {"depth": {"layer": 2}, "all": {"layer": 2, "hidden": 24, "ffn": 20, "head": 6}}
+OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
+    "gemma2": BY_TWOS,
+    "gemma3_text": BY_TWOS,
+    "smollm3": BY_TWOS,
+    "olmo2": {
+        "heads": {},
+        "groups": {},
+        "all": {"layer": 3, "hidden": 24, "ffn": 20},
+        "all and groups": {"layer": 2, "hidden": 16, "ffn": 47},
+    },
+    "gpt_neox": {
+        "heads": {"head": 4, "hidden": 16},
+        "groups": {},
+        "hidden": {"head": 6, "hidden": 24},
+        "all and groups": {"layer": 2, "hidden": 16, "ffn": 47, "head": 4},
+    },
+}
+# What each family cannot take, and words of the reason.
+REFUSED: list[tuple[str, dict[str, int], str]] = [
+    *((model_type, {"hidden": 21}, "where hidden is a multiple of head; change one") for model_type in MULTIPLES),
+    *((model_type, {"head": 6}, "where hidden is a multiple of head; change one") for model_type in MULTIPLES),
+    *((model_type, {"layer": 3}, "repeat every 2.*drop a multiple of 2 of the 4 layers") for model_type in PATTERNED),
+    ("olmo2", {"head": 4}, "q_norm takes the mean over all heads.*keep all heads"),
+    ("olmo2", {"head": 4, "kv_head": 1}, "q_norm takes the mean"),
+    ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; cut both by the same factor"),
+    ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*cut both by the same factor"),
+    ("gpt_neox", {"hidden": 28, "head": 6}, "must stay 4"),
+]
+
+
+def cut_sizes(model_type: str, cut: str) -> dict[str, int]:
+    return OTHERWISE.get(model_type, {}).get(cut, CUTS[cut])
+
+
+CAN_BE_CUT = [(t, cut) for t in sorted(FAMILIES) for cut in CUTS if cut_sizes(t, cut)]
 BOTH = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
@@ -51,7 +96,8 @@ def parents(tmp_path_factory):
         key = (model_type, *sorted(options.items()))
         if key not in known:
             path = tmp_path_factory.mktemp("parent")
-            model = tiny_model(model_type, rms_norm_eps=0.02, **options)  # large enough for a mistake in it to show
+            epsilon = {anatomy(model_type).epsilon: 0.02}  # large enough for a mistake in it to show
+            model = tiny_model(model_type, **epsilon, **options)
             model.save_pretrained(path)
             known[key] = (model, Checkpoint.open(path))
         return known[key]
@@ -91,8 +137,19 @@ def shape_of(model):
 
 
 def plan_of(model, cut: Cut) -> PrunePlan:
+    """Layers by name, because of a Gemma the ranking drops aligned pairs only."""
     parent = shape_of(model)
-    return make_plan(parent, parent.resize(**cut.sizes), Preferring(cut, parent.sizes), Ranking())
+    dropped = set(range(parent.sizes["layer"])) - set(cut.layer or range(parent.sizes["layer"]))
+    scores = Preferring(cut, parent.sizes)
+    return make_plan(parent, parent.resize(**cut.sizes), scores, Ranking(), tuple(sorted(dropped)))
+
+
+def some_cut(model, seed, cut):
+    """Random survivors, but of layers whose kinds repeat some that keep the pattern."""
+    sizes, config = cut_sizes(model.config.model_type, cut), model.config
+    if "layer" not in sizes or not anatomy(config.model_type).pattern:
+        return random_cut(config, seed, **sizes)
+    return replace(random_cut(config, seed, **sizes), layer=[0, 3])
 
 
 def write(checkpoint, plan, directory):
@@ -165,16 +222,25 @@ def test_every_tensor_of_a_parent_is_known_and_counted(parents, model_type, tied
     assert shape.parameters("non_embedding") == unique_parameters(model) - sum(embeddings.values())
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(("model_type", "cut"), CAN_BE_CUT)
 @BOTH
-@EVERY_FAMILY
 def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, cut, tokens, tmp_path):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    check_cut(model, checkpoint, random_cut(model.config, len(cut), **CUTS[cut]), tokens, tmp_path / "child")
+    check_cut(model, checkpoint, some_cut(model, len(cut), cut), tokens, tmp_path / "child")
+
+
+@pytest.mark.parametrize(("model_type", "sizes", "reason"), REFUSED)
+def test_what_a_family_cannot_take_is_refused_with_the_reason(parents, model_type, sizes, reason):
+    parent = shape_of(parents(model_type)[0])
+    with pytest.raises(InputError, match=reason):
+        make_plan(parent, parent.resize(**sizes), Preferring(Cut(), parent.sizes), Ranking())
+    with pytest.raises(InputError, match=reason):
+        space.named(parent, sizes)
+    assert space.grid(parent, {axis: (size,) for axis, size in sizes.items()}) == []
 
 
 @pytest.mark.parametrize("groups", [1, 8], ids=["multi-query", "multi-head"])
-@EVERY_FAMILY
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gpt_neox", "olmo2"}))
 def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tmp_path):
     model, checkpoint = parents(model_type, num_key_value_heads=groups)
     sizes = {"head": 4} | ({"kv_head": 4} if groups == 8 else {})
@@ -185,14 +251,18 @@ def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tm
 def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     cut = random_cut(model.config, 3, hidden=21)
-    if not FAMILIES[model_type].hidden_is_multiple_of_heads:
+    if model_type == "gpt_neox":
+        pytest.skip("hidden and heads go together")
+    if model_type not in MULTIPLES:
         check_cut(model, checkpoint, cut, tokens, tmp_path / "child")
         return
+    plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(cut.hidden)})  # past our own refusal
     with pytest.raises(Exception, match="multiple"):
-        reload(write(checkpoint, plan_of(model, cut), tmp_path / "child"))
+        reload(write(checkpoint, plan, tmp_path / "child"))
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"qwen3"}))  # Qwen 3's heads are 128 wide unless stated
+# The others take heads of 128 or 256 unless told, or cannot be told
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gemma2", "gemma3_text", "gpt_neox", "qwen3"}))
 def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tokens, tmp_path):
     model = tiny_model(model_type, head_dim=4)  # = hidden / heads, which transformers assumes
     model.save_pretrained(tmp_path / "parent")
@@ -200,12 +270,14 @@ def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tok
     checkpoint = Checkpoint.open(tmp_path / "parent")
     assert "head_dim" not in checkpoint.config
     model = reload(tmp_path / "parent")
-    cut = random_cut(model.config, 3, hidden=16, head=2, kv_head=1)  # 16 / 2 = 8 would be wrong
+    heads = {} if model_type == "olmo2" else {"head": 2, "kv_head": 1}
+    cut = random_cut(model.config, 3, hidden=16, **heads)  # 16 / 2 = 8, or 16 / 8 = 2, would be wrong
     check_cut(model, checkpoint, cut, tokens, tmp_path / "child")
     assert json.loads((tmp_path / "child" / "config.json").read_text())["head_dim"] == 4
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"mistral"}))  # Mistral's config must mention them
+# The others' configs must mention them
+@pytest.mark.parametrize("model_type", ["granite", "llama", "phi3", "qwen2", "qwen3", "smollm3"])
 def test_multi_head_configs_that_do_not_mention_groups(model_type, tokens, tmp_path):
     tiny_model(model_type, num_key_value_heads=8).save_pretrained(tmp_path / "parent")
     raw = json.loads((tmp_path / "parent" / "config.json").read_text()) | {"num_key_value_heads": None}
@@ -239,7 +311,7 @@ def test_cutting_nothing_is_the_parent_bit_for_bit(parents, model_type, tied, to
 @EVERY_FAMILY
 def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, cut, tmp_path, monkeypatch):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    plan = plan_of(model, random_cut(model.config, 9, **CUTS[cut]))
+    plan = plan_of(model, some_cut(model, 9, cut))
     # blocks of at most three rows of the widest matrix, so that every matrix is cut in several pieces
     monkeypatch.setattr("minitron_cli.trim.trim.blocks.__defaults__", (3 * 64 * 4,))
     directory = write(checkpoint, plan, tmp_path / "child")
@@ -252,9 +324,9 @@ def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, cut, tmp_p
 @EVERY_FAMILY
 def test_a_live_models_state_is_cut_like_its_checkpoint(parents, model_type):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, random_cut(model.config, 9, **CUTS["all"]))
+    plan = plan_of(model, some_cut(model, 9, "all"))
     from_disk = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
-    state = model.state_dict()
+    state = hf.stored_tensors(model)
     live = cut_in_memory(plan, state, state.__getitem__)
     assert live.keys() == from_disk.keys()
     assert all(torch.equal(live[name], from_disk[name]) for name in live)
@@ -263,7 +335,7 @@ def test_a_live_models_state_is_cut_like_its_checkpoint(parents, model_type):
 @EVERY_FAMILY
 def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, random_cut(model.config, 4, **CUTS["all"]))
+    plan = plan_of(model, some_cut(model, 4, "all"))
     whole = write(checkpoint, plan, tmp_path / "whole")
     tensors = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
     sharded = tmp_path / "sharded"
@@ -286,7 +358,7 @@ def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="16KB")
     shards = Checkpoint.open(tmp_path / "sharded")
     assert len({info.file for info in shards.tensors.values()}) > 3
-    plan = plan_of(model, random_cut(model.config, 4, **CUTS["all"]))
+    plan = plan_of(model, some_cut(model, 4, "all"))
     found = stored(write(shards, plan, tmp_path / "from_shards"))
     wanted = stored(write(checkpoint, plan, tmp_path / "from_whole"))
     assert found.keys() == wanted.keys()
@@ -297,7 +369,7 @@ def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
 @EVERY_FAMILY
 def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tied, tokens, tmp_path):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    cut = random_cut(model.config, 8, **CUTS["all"])
+    cut = some_cut(model, 8, "all")
     child = reload(write(checkpoint, plan_of(model, cut), tmp_path / "child"))
     same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
     cached = child.generate(tokens, use_cache=True, **same)
@@ -305,50 +377,127 @@ def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, 
     assert torch.equal(cached, child.generate(tokens, use_cache=False, **same))
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 2], [0, 2, 3], [1, 3], [3]], ids=str)
+@pytest.mark.parametrize("kept", [[0, 1, 2], [0, 2, 3], [1, 3], [2, 3], [3]], ids=str)
 @EVERY_FAMILY
 def test_a_depth_cut_keeps_each_layers_kind(parents, model_type, kept, tokens, tmp_path):
     model, checkpoint = parents(model_type)
+    pattern = getattr(model.config, anatomy(model_type).pattern or "none", [])
+    if [pattern[i] for i in kept if pattern] != pattern[: len(kept)]:
+        with pytest.raises(InputError, match=r"kinds that repeat every 2.*drop whole periods, such as layers 0 to 1"):
+            plan_of(model, Cut(layer=kept))
+        return
     check_cut(model, checkpoint, Cut(layer=kept), tokens, tmp_path / "child")
     config = AutoConfig.from_pretrained(tmp_path / "child")
     assert config.num_hidden_layers == len(kept)
     kinds = getattr(model.config, "layer_types", None)
     assert getattr(config, "layer_types", None) == (kinds and [kinds[i] for i in kept])
     assert getattr(config, "sliding_window", None) == getattr(model.config, "sliding_window", None)
-    # a reader without `layer_types` derives each layer's kind from the mark
+    # a reader without the lists derives each layer's kind from the mark or the pattern
     if kinds and "layer_types" in checkpoint.config:
-        edit_config(tmp_path / "child", layer_types=None)
+        edit_config(tmp_path / "child", layer_types=None, no_rope_layers=None)
         assert AutoConfig.from_pretrained(tmp_path / "child").layer_types == [kinds[i] for i in kept]
+
+
+def test_a_gemma_loses_the_least_important_pair_of_layers(parents, tokens, tmp_path):
+    class Scores:
+        def layers(self, metric):
+            return torch.tensor([9.0, 1.0, 2.0, 3.0])  # layer 1 is the least, layers 2 and 3 are the least pair
+
+    model, checkpoint = parents("gemma2")
+    parent = shape_of(model)
+    plan = make_plan(parent, parent.resize(layer=2), Scores(), Ranking())
+    assert plan.at("layer").tolist() == [0, 1]
+    child = reload(write(checkpoint, plan, tmp_path / "child"))
+    assert_same(logits_of(child, tokens), logits_of(masked(model, Cut(layer=[0, 1])), tokens))
+
+
+def rope_of(model_type, rope_type):
+    """Rotary parameters that are no family's default, and what a config of version 4 calls them."""
+    scaling = {"rope_type": "linear", "factor": 2.0} if rope_type == "linear" else {"rope_type": "default"}
+    part = {} if model_type not in ("gpt_neox", "nemotron", "phi3") else {"partial_rotary_factor": 0.25}
+    new, old = scaling | {"rope_theta": 3e4} | part, {"rope_theta": 3e4} | part
+    if model_type == "gpt_neox":
+        old = {"rotary_emb_base": 3e4, "rotary_pct": 0.25}
+    if model_type == "gemma3_text":
+        new = {"full_attention": new, "sliding_attention": {"rope_type": "default", "rope_theta": 700.0}}
+        old |= {"rope_local_base_freq": 700.0}
+    return new, old | ({} if rope_type == "default" else {"rope_scaling": scaling})
 
 
 @pytest.mark.parametrize("rope_type", ["default", "linear"])
 @EVERY_FAMILY
 def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope_type, tokens, tmp_path):
-    rope = {"rope_type": rope_type, "rope_theta": 3e4} | ({"factor": 2.0} if rope_type == "linear" else {})
+    if (model_type, rope_type) == ("phi3", "linear"):
+        pytest.skip("transformers gives Phi 3 another scaling, tested below")
+    rope, old = rope_of(model_type, rope_type)
     model = tiny_model(model_type, rope_parameters=rope)
     model.save_pretrained(tmp_path / "parent")
-    cut = random_cut(model.config, 1, hidden=16)
+    check_old_rope(model, old, tokens, tmp_path)
+
+
+def check_old_rope(model, old, tokens, tmp_path):
+    """The child says `old` too, and to a writer that knows no other spelling it is still the same model."""
+    heads = {"head": 4} if model.config.model_type == "gpt_neox" else {}
+    cut = random_cut(model.config, 1, hidden=16, **heads)
     check_cut(model, Checkpoint.open(tmp_path / "parent"), cut, tokens, tmp_path / "child")
     raw = json.loads((tmp_path / "child" / "config.json").read_text())
-    assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"] == 3e4
-    assert raw.get("rope_scaling") == (None if rope_type == "default" else {"rope_type": "linear", "factor": 2.0})
-    # an older writer knows neither `rope_parameters` nor `dtype`: without them the child is still the same model
+    names = {"rope_theta", "rope_scaling", "rotary_emb_base", "rotary_pct", "rope_local_base_freq"}
+    assert {name: raw[name] for name in {*names, *old} & raw.keys()} == old
     before = logits_of(reload(tmp_path / "child"), tokens)
     edit_config(tmp_path / "child", rope_parameters=None, dtype=None)
     assert torch.equal(logits_of(reload(tmp_path / "child"), tokens), before)
 
 
+class TestLongRope:
+    """Phi 3's tables of factors, one for each pair of rotated features of a head."""
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        tables = {"short_factor": [1.1, 1.7], "long_factor": [2.0, 5.0]}
+        options = {"rope_type": "longrope", "rope_theta": 3e4, **tables}
+        model = tiny_model("phi3", head_dim=4, rope_parameters=options, original_max_position_embeddings=9)
+        model.save_pretrained(tmp_path / "parent")
+        return model
+
+    def test_version_4_wants_these_three_fields(self, model, tokens, tmp_path):
+        cut = random_cut(model.config, 1, hidden=16, head=4)
+        check_cut(model, Checkpoint.open(tmp_path / "parent"), cut, tokens, tmp_path / "child")
+        raw = json.loads((tmp_path / "child" / "config.json").read_text())
+        tables = {"short_factor": [1.1, 1.7], "long_factor": [2.0, 5.0]}
+        assert raw["rope_scaling"] == {"type": "longrope"} | tables
+        assert raw["rope_theta"] == 3e4
+        before = logits_of(reload(tmp_path / "child"), tokens)
+        edit_config(tmp_path / "child", rope_parameters=None)
+        assert torch.equal(logits_of(reload(tmp_path / "child"), tokens), before)
+
+    @pytest.mark.parametrize("sizes", [{"hidden": 16}, {"head": 4}, {"hidden": 24, "head": 4}], ids=str)
+    def test_the_tables_must_keep_their_length(self, model, sizes):
+        parent = shape_of(model)
+        with pytest.raises(InputError, match="hidden / head, which must stay 4; cut both by the same factor"):
+            make_plan(parent, parent.resize(**sizes), Preferring(Cut(), parent.sizes), Ranking())
+
+    def test_transformers_says_so_too(self, model, tmp_path):
+        plan = PrunePlan(shape_of(model), {"hidden": torch.arange(16)})
+        with pytest.raises(Exception, match="short_factor field must have length 1"):
+            reload(write(Checkpoint.open(tmp_path / "parent"), plan, tmp_path / "child"))
+
+
 @EVERY_FAMILY
 def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, random_cut(model.config, 1, **CUTS["all"]))
+    plan = plan_of(model, some_cut(model, 1, "all"))
     child = child_config(checkpoint.config, plan)
-    sizes = {"num_hidden_layers": 3, "hidden_size": 24, "intermediate_size": 20, "num_attention_heads": 6}
-    assert {name: child[name] for name in sizes} == sizes
-    lists = {"layer_types", "max_window_layers"}
-    spelled = {"rope_theta", "torch_dtype", "transformers_version", "head_dim", "num_key_value_heads"}
-    for name in (child.keys() | checkpoint.config.keys()) - sizes.keys() - lists - spelled:
-        assert child[name] == checkpoint.config[name]
+    fields = {
+        "num_hidden_layers": "layer",
+        "hidden_size": "hidden",
+        "intermediate_size": "ffn",
+        "num_attention_heads": "head",
+    }
+    assert {name: child[name] for name in fields} == {name: plan.child.sizes[axis] for name, axis in fields.items()}
+    lists = {"layer_types", "no_rope_layers", "max_window_layers"}
+    spelled = {"torch_dtype", "transformers_version", "head_dim", "num_key_value_heads", *rope_of(model_type, "")[1]}
+    for name in (child.keys() | checkpoint.config.keys()) - fields.keys() - lists - spelled:
+        assert child[name] == checkpoint.config[name], name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -366,28 +515,63 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
 def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     """transformers says which matrices are split by rows and which by columns: those are the pruned axes."""
     family, config = FAMILIES[model_type], tiny_model(model_type).config
-    inner, checked = {"head", "kv_head", "ffn"}, 0
+    inner, checked = {"head", "kv_head", "ffn"}, set()
     for pattern, style in config.base_model_tp_plan.items():
-        layout = parse(family.tensors[f"model.{pattern.replace('*', '{layer}')}.weight"]) if "proj" in pattern else None
-        if layout and style.startswith(("colwise", "rowwise")):
+        name = f"{anatomy(model_type).decoder}.{pattern.replace('*', '{layer}')}.weight"
+        if style.startswith(("colwise", "rowwise")):
+            layout = parse(family.tensors[name])
             split, whole = (0, 1) if style.startswith("colwise") else (1, 0)
             assert layout.axes(split) & inner
             assert layout.axes(whole) == {"hidden"}
-            checked += 1
-    assert checked == 7
+            checked.add(name)
+    assert checked == {t for t, text in family.tensors.items() if "{layer}" in t and len(parse(text).dims) == 2}
 
 
 @EVERY_FAMILY
-def test_links_name_every_reader_of_a_norm(parents, model_type):
-    """Scaling a norm's weight up and its readers' columns down leaves the logits alone; so no reader is left out."""
-    model, checkpoint = parents(model_type)
+def test_links_name_every_reader_of_a_norm(parents, model_type, tmp_path):
+    """Scaling a norm's gain up and its readers' columns down leaves the logits alone; so no reader is left out."""
+    model, checkpoint = parents(model_type, tie_word_embeddings=False)
     tensors = {name: checkpoint.read(name).clone() for name in checkpoint.tensors}
-    before = logits_of(model, torch.arange(1, 20)[None])
+    offset = anatomy(model_type).norm_offset
     for norm, readers in FAMILIES[model_type].links.items():
         for layer in range(4 if "{layer}" in norm else 1):
-            tensors[norm.format(layer=layer)] *= 2
+            weight = norm.format(layer=layer)
+            tensors[weight] = (tensors[weight] + offset) * 2 - offset
+            if (bias := weight.replace(".weight", ".bias")) in tensors:
+                tensors[bias] *= 2
             for reader in readers:
                 tensors[reader.format(layer=layer)] /= 2
-    other = tiny_model(model_type, rms_norm_eps=0.02)
-    other.load_state_dict(tensors)
-    assert_same(logits_of(other, torch.arange(1, 20)[None]), before)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    io.write_new_json(tmp_path / "config.json", dict(checkpoint.config))
+    tokens = torch.arange(1, 20)[None]
+    assert_same(logits_of(reload(tmp_path), tokens), logits_of(model, tokens))
+
+
+@EVERY_FAMILY
+def test_a_table_says_what_its_norms_do(model_type):
+    """A layer norm takes a constant away; and of a gain of zero nothing is left."""
+    family, model = FAMILIES[model_type], tiny_model(model_type)
+    norm = model.get_submodule(f"{anatomy(model_type).decoder}.{anatomy(model_type).final_norm}")
+    ones = torch.ones(1, 1, 32)
+    with torch.no_grad():
+        is_layer_norm = torch.equal(norm(ones), norm(5 * ones))
+        norm.weight.fill_(-family.norm_offset)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.zero_()
+        assert not norm(torch.randn(1, 1, 32)).any()
+    assert (family.norm == "layer") == is_layer_norm
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_a_correction_is_rounded_once(model_type, dtype, tmp_path):
+    """In the checkpoint's dtype, from exact numbers: embeddings times sqrt(32 / 24), a tied head's norm by it."""
+    model = tiny_model(model_type, tie_word_embeddings=True).to(dtype)
+    model.save_pretrained(tmp_path / "parent")
+    cut = random_cut(model.config, 1, hidden=24)
+    found = stored(write(Checkpoint.open(tmp_path / "parent"), plan_of(model, cut), tmp_path / "child"))
+    embedding, norm = model.model.embed_tokens.weight[:, cut.hidden], model.model.norm.weight[cut.hidden]
+    root = (32 / 24) ** 0.5
+    assert torch.equal(found["model.embed_tokens.weight"], (embedding.float() * root).to(dtype))
+    wanted = ((norm.double() + 1) / root - 1).to(dtype)
+    torch.testing.assert_close(found["model.norm.weight"], wanted, rtol=0, atol=2 * torch.finfo(dtype).eps)

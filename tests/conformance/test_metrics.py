@@ -6,6 +6,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 import torch
 
+from minitron_cli.checkpoint import hf
 from minitron_cli.importance.baselines import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
@@ -42,7 +43,7 @@ def _one_thread():
 
 def measure(model, batches):
     scores = score(model, batches, pre_activation=True)
-    return scores | magnitude(model.get_parameter, Shape.of(family_of(model.config), model.config))
+    return scores | magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from minitron_cli.checkpoint import hf
 from minitron_cli.importance.baselines import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.trim.metric import Activation
+from tests.anatomy import anatomy
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
@@ -114,8 +117,9 @@ def test_hidden_channels_are_scored_norm_by_norm_then_summed(case, batch, sequen
 @EVERY_FAMILY
 def test_neurons_may_be_scored_before_the_activation_function(model_type):
     model, batch, seen = tiny_model(model_type), samples(), []
-    for layer in model.model.layers:
-        layer.mlp.act_fn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for layer in anatomy(model_type).layers(model):
+        function = next(part for part in layer.mlp.children() if not isinstance(part, nn.Linear))
+        function.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     scores = score(model, split(batch, [2, 3]), pre_activation=True, layer_removal=False)
     by_layer = [torch.cat([seen[i], seen[i + 4]]).double() for i in range(4)]
     expected = torch.stack([x.abs().mean(1).square().sum(0).sqrt() for x in by_layer])
@@ -130,7 +134,8 @@ def test_neurons_may_be_scored_before_the_activation_function(model_type):
 def test_block_importance_is_one_minus_the_mean_cosine(model_type, dtype):
     model, batch = tiny_model(model_type).to(dtype), samples()
     last = []
-    handle = model.model.norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
+    norm = model.get_decoder().get_submodule(anatomy(model_type).final_norm)
+    handle = norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
     with torch.no_grad():
         states = forward(model, batch, output_hidden_states=True).hidden_states
     handle.remove()
@@ -142,10 +147,10 @@ def test_block_importance_is_one_minus_the_mean_cosine(model_type, dtype):
 
 def without_layer(model, i):
     """A copy that has lost one layer, cut the way a user of transformers would."""
-    model = copy.deepcopy(model)
-    del model.model.layers[i]
-    for index, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = index
+    model, parts = copy.deepcopy(model), anatomy(model.config.model_type)
+    del parts.layers(model)[i]
+    for index, layer in enumerate(parts.layers(model)):
+        layer.get_submodule(parts.attention).layer_idx = index
     model.config.num_hidden_layers -= 1
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [t for j, t in enumerate(model.config.layer_types) if j != i]
@@ -179,21 +184,32 @@ def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type
 @EVERY_FAMILY
 def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, tied):
     model = tiny_model(model_type, tie_word_embeddings=tied)
-    scores = magnitude(model.get_parameter, Shape.of(family_of(model.config), model.config))
+    scores = magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
+    parts = anatomy(model_type)
     matrices = {name: p.detach().double() for name, p in model.named_parameters() if p.ndim == 2}
 
     def head(i, h):
-        rows = slice(h * HEAD_DIM, (h + 1) * HEAD_DIM)
-        attention = f"model.layers.{i}.self_attn"
-        return [matrices[f"{attention}.q_proj.weight"][rows], matrices[f"{attention}.o_proj.weight"][:, rows]]
+        attention = f"{parts.decoder}.layers.{i}.{parts.attention}"
+        output = matrices[f"{attention}.{parts.output}.weight"]
+        size = output.shape[1] // HEADS
+        # of GPT-NeoX a head's query, key and value are side by side; of Phi 3 all queries come first
+        made, rows = {"gpt_neox": ("query_key_value", 3 * size), "phi3": ("qkv_proj", size)}.get(
+            model_type, ("q_proj", size)
+        )
+        produced = matrices[f"{attention}.{made}.weight"][h * rows : (h + 1) * rows]
+        return [produced, output[:, h * size : (h + 1) * size]]
 
     def neuron(i, c):
-        mlp = f"model.layers.{i}.mlp"
-        rows = [matrices[f"{mlp}.{name}_proj.weight"][c] for name in ("gate", "up")]
-        return [*rows, matrices[f"{mlp}.down_proj.weight"][:, c]]
+        mlp = f"{parts.decoder}.layers.{i}.mlp."
+        down = f"{mlp}{parts.down}.weight"
+        rows = [m[c::48] for name, m in matrices.items() if name.startswith(mlp) and name != down]  # gate, then up
+        return [*rows, matrices[down][:, c]]
 
     def hidden(c):
-        written = ("o_proj.weight", "down_proj.weight")  # by these; all others read the residual stream or are it
+        written = (
+            f"{parts.output}.weight",
+            f"{parts.down}.weight",
+        )  # the others read the residual stream or are it
         return [m[c] if name.endswith(written) else m[:, c] for name, m in matrices.items()]
 
     def layer(i):

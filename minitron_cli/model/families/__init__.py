@@ -3,13 +3,37 @@
 from typing import Any
 
 from minitron_cli.errors import CheckpointError
+from minitron_cli.model.families.gemma2 import GEMMA2
+from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
+from minitron_cli.model.families.gpt_neox import GPT_NEOX
+from minitron_cli.model.families.granite import GRANITE
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.families.mistral import MISTRAL
+from minitron_cli.model.families.nemotron import NEMOTRON
+from minitron_cli.model.families.olmo2 import OLMO2
+from minitron_cli.model.families.phi3 import PHI3
 from minitron_cli.model.families.qwen2 import QWEN2
 from minitron_cli.model.families.qwen3 import QWEN3
+from minitron_cli.model.families.smollm3 import SMOLLM3
 from minitron_cli.model.family import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        GEMMA2,
+        GEMMA3_TEXT,
+        GPT_NEOX,
+        GRANITE,
+        LLAMA,
+        MISTRAL,
+        NEMOTRON,
+        OLMO2,
+        PHI3,
+        QWEN2,
+        QWEN3,
+        SMOLLM3,
+    )
+}
 
 
 def family_of(config: Any) -> Family:

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.aliases import ALIASES
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import FAMILIES, family_of
@@ -86,14 +87,19 @@ def test_flops_are_those_that_torch_counts(model_type, tied):
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_any_size_counts_what_transformers_builds(model_type):
     shape = tiny_shape(model_type)
-    for sizes in ({"layer": 2}, {"hidden": 24}, {"ffn": 7}, {"head": 4, "kv_head": 1}, {"vocab": 65, "head_dim": 6}):
+    cuts = [{"layer": 2}, {"ffn": 7}, {"hidden": 24}, {"head": 4, "kv_head": 1}, {"vocab": 65, "head_dim": 6}]
+    if model_type == "gpt_neox":  # the size of a head is hidden / head
+        cuts = [*cuts[:2], {"hidden": 24, "head": 6}, {"vocab": 65}]
+    for sizes in cuts:
         resized = shape.resize(**sizes)
         options = {shape.family.sizes[axis]: size for axis, size in sizes.items()}
         with torch.device("meta"):
             config = tiny_model(model_type).config.to_dict() | options | {"layer_types": None, "max_window_layers": 0}
             model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type].from_dict(config))
         assert resized.parameters() == sum(p.numel() for p in model.parameters())
-        assert resized.tensors() == {n: tuple(p.shape) for n, p in model.named_parameters()}
+        copies = shape.family.tied if model.config.tie_word_embeddings else ()
+        stored = {n: tuple(t.shape) for n, t in hf.stored_tensors(model).items() if n not in copies}
+        assert resized.tensors() == stored
 
 
 def test_experts_live_in_names_and_only_some_are_active():

@@ -5,6 +5,7 @@ import torch
 
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.taps import layer_module, taps
+from tests.anatomy import anatomy
 from tests.tiny import tiny_model
 
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
@@ -12,19 +13,9 @@ EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
 @EVERY_FAMILY
 def test_each_axis_is_seen_where_it_is_consumed(model_type):
-    found = {}
-    for tap in taps(FAMILIES[model_type]):
-        found.setdefault(tap.axis, []).append((tap.module, tap.side))
-    layer = "model.layers.{layer}."
-    assert found == {
-        "head": [(layer + "self_attn.o_proj", "input")],
-        "ffn": [(layer + "mlp.down_proj", "input")],
-        "hidden": [
-            (layer + "input_layernorm", "output"),
-            (layer + "post_attention_layernorm", "output"),
-            ("model.norm", "output"),
-        ],
-    }
+    found = [(tap.axis, tap.module, tap.side) for tap in taps(FAMILIES[model_type])]
+    wanted = [(axis, module, "output" if axis == "hidden" else "input") for axis, module in anatomy(model_type).taps()]
+    assert sorted(found) == sorted(wanted)
 
 
 @EVERY_FAMILY
@@ -38,7 +29,7 @@ def test_taps_are_modules_and_show_the_axis(model_type):
         else:
             module.register_forward_hook(lambda _, args, output: seen.update({name: output.shape}))
 
-    widths = {"head": 64, "ffn": 48, "hidden": 32}
+    widths = {"head": 32 if model_type == "gpt_neox" else 64, "ffn": 48, "hidden": 32}
     expected = {}
     for tap in taps(FAMILIES[model_type]):
         for layer in range(4 if "{layer}" in tap.module else 1):
@@ -54,4 +45,4 @@ def test_taps_are_modules_and_show_the_axis(model_type):
 def test_the_decoder_layer(model_type):
     model = tiny_model(model_type)
     names = [layer_module(FAMILIES[model_type]).format(layer=i) for i in range(4)]
-    assert [model.get_submodule(name) for name in names] == list(model.model.layers)
+    assert [model.get_submodule(name) for name in names] == list(anatomy(model_type).layers(model))

@@ -121,9 +121,9 @@ def test_a_named_shape_is_the_parents_but_for_what_is_named(llama_8b):
         ({"ffm": 8}, (), "no axis 'ffm': choose among"),
         ({"ffn": 0}, (), "ffn=0 is not within 1 to the parent's 14336"),
         ({"hidden": 4097}, (), "hidden=4097 is not within 1 to the parent's 4096"),
-        ({"hidden": 3088}, (), "hidden must be a multiple of head"),
-        ({"head": 12}, (), "head of kv_head"),
-        ({}, (32,), "drop_layers names layer 32: the last is 31"),
+        ({"hidden": 3088}, (), "hidden=3088 with head=32.*where hidden is a multiple of head; change one"),
+        ({"head": 12}, (), "head=12 with kv_head=8: keep a multiple of kv_head, at most 4 a group"),
+        ({}, (32,), "drop_layers names layer 32: the model.s layers are 0 to 31"),
         ({}, tuple(range(32)), "layer=0 is not within"),
     ],
 )

@@ -1,0 +1,31 @@
+"""OLMo 2: norms after attention and after the MLP, none before; one norm over all query heads, one over all keys."""
+
+from minitron_cli.model.families.llama import (
+    ATTENTION,
+    EMBEDDING,
+    FINAL,
+    MLP,
+    O_BIAS,
+    QKV_BIAS,
+    SIZES,
+    TIED,
+    UNTIED_HEAD,
+)
+from minitron_cli.model.family import Family
+
+NORMS = {
+    "model.layers.{layer}.self_attn.q_norm.weight": "(head head_dim)",
+    "model.layers.{layer}.self_attn.k_norm.weight": "(kv_head head_dim)",
+    "model.layers.{layer}.post_attention_layernorm.weight": "hidden",
+    "model.layers.{layer}.post_feedforward_layernorm.weight": "hidden",
+}
+
+OLMO2 = Family(
+    model_type="olmo2",
+    tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | MLP | NORMS | FINAL,
+    sizes=SIZES,
+    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias"),
+    links={"model.norm.weight": ("lm_head.weight",)},
+    tied=TIED,
+    heads_stay="q_norm takes the mean over all heads, so without some the others change",
+)

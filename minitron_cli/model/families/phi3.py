@@ -1,0 +1,30 @@
+"""Phi 3 and 4: query, key and value in one matrix, gate and up in another."""
+
+from minitron_cli.model.families.llama import EMBEDDING, FINAL, NORMS, SIZES, TIED, UNTIED_HEAD
+from minitron_cli.model.family import Family, OldRope
+
+LAYER = {
+    "model.layers.{layer}.self_attn.qkv_proj.weight": "(head head_dim + kv_head head_dim + kv_head head_dim) hidden",
+    "model.layers.{layer}.self_attn.o_proj.weight": "hidden (head head_dim)",
+    "model.layers.{layer}.mlp.gate_up_proj.weight": "(ffn + ffn) hidden",
+    "model.layers.{layer}.mlp.down_proj.weight": "hidden ffn",
+}
+
+LINKS = {
+    "model.layers.{layer}.input_layernorm.weight": ("model.layers.{layer}.self_attn.qkv_proj.weight",),
+    "model.layers.{layer}.post_attention_layernorm.weight": ("model.layers.{layer}.mlp.gate_up_proj.weight",),
+    "model.norm.weight": ("lm_head.weight",),
+}
+
+PHI3 = Family(
+    model_type="phi3",
+    tensors=EMBEDDING | LAYER | NORMS | FINAL,
+    sizes=SIZES,
+    stored_if=UNTIED_HEAD,
+    links=LINKS,
+    tied=TIED,
+    old_rope=OldRope(
+        scaling={"type": "rope_type", "short_factor": "short_factor", "long_factor": "long_factor"},  # no other field
+    ),
+    head_dim_table="rope_parameters.short_factor",
+)

@@ -1,0 +1,71 @@
+"""Where the parts of a live model are, by model type. Knows no product code: tests compare the tables with it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Names of modules, and what cannot be read off them."""
+
+    decoder: str = "model"
+    embedding: str = "embed_tokens"
+    final_norm: str = "norm"
+    attention: str = "self_attn"
+    output: str = "o_proj"
+    """The projection from the heads back to the residual stream."""
+    first: str = "gate_proj"
+    """The MLP's first matrix: the gate, where there is one."""
+    down: str = "down_proj"
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    """A layer's norms over the residual stream, in the order in which they run."""
+    norm_offset: float = 0.0
+    """What a norm adds to its weight."""
+    pattern: str = ""
+    """The config list that llama.cpp computes itself."""
+    epsilon: str = "rms_norm_eps"
+
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+        return model.get_submodule(self.decoder).layers
+
+    def taps(self) -> Iterator[tuple[str, str]]:
+        """(axis, module): heads and neurons are its input, hidden channels its output."""
+        layer = f"{self.decoder}.layers.{{layer}}."
+        yield "head", layer + f"{self.attention}.{self.output}"
+        yield "ffn", layer + f"mlp.{self.down}"
+        yield from (("hidden", layer + norm) for norm in self.norms)
+        yield "hidden", f"{self.decoder}.{self.final_norm}"
+
+
+FOUR_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+ANATOMY = {
+    "gemma2": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
+    "gemma3_text": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
+    "gpt_neox": Anatomy(
+        decoder="gpt_neox",
+        embedding="embed_in",
+        final_norm="final_layer_norm",
+        attention="attention",
+        output="dense",
+        first="dense_h_to_4h",
+        down="dense_4h_to_h",
+        epsilon="layer_norm_eps",
+    ),
+    "nemotron": Anatomy(first="up_proj", norm_offset=1, epsilon="norm_eps"),
+    "olmo2": Anatomy(norms=("post_attention_layernorm", "post_feedforward_layernorm")),
+    "phi3": Anatomy(first="gate_up_proj"),
+    "smollm3": Anatomy(pattern="no_rope_layers"),
+}
+
+
+def anatomy(model_type: str) -> Anatomy:
+    """Llama's, unless something is said of the type."""
+    return ANATOMY.get(model_type, Anatomy())
