@@ -12,7 +12,7 @@ from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
 from minitron_cli.trim.metric import Metric, Random
-from minitron_cli.trim.spec import Ranking
+from minitron_cli.trim.spec import BLOCKS, Ranking
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
@@ -33,7 +33,7 @@ METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
 EVERY_METRIC = pytest.mark.parametrize("metric", METRICS, ids=str)
 EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
-LAYER_METRICS = get_args(Ranking.model_fields["layers"].annotation)
+LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCKS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +42,7 @@ def _one_thread():
 
 
 def measure(model, batches):
-    scores = score(model, batches, pre_activation=True)
+    scores = score(model, batches, pre_activation=True, blocks=(2,))
     return scores | magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
 
 
@@ -76,6 +76,13 @@ def test_every_channel_has_a_finite_score(measured, model_type, metric, axis):
 def test_every_layer_has_a_finite_score(measured, model_type, metric):
     scores = measured(model_type).layers(metric)
     assert scores.shape == (4,)
+    assert scores.isfinite().all()
+
+
+@EVERY_FAMILY
+def test_every_block_of_layers_has_a_finite_score(measured, model_type):
+    scores = measured(model_type).layers("block_perplexity=2")
+    assert scores.shape == (3,)
     assert scores.isfinite().all()
 
 
