@@ -14,7 +14,7 @@ import torch
 from benchmarks.harness import peak_memory, record
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
+from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, write_checkpoint
 from minitron_cli.data.batches import Batch
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.model.families import family_of
@@ -39,7 +39,7 @@ def llama(layers: int, hidden: int, ffn: int, vocab: int, heads: int, kv_heads: 
     }
 
 
-def write_random(directory: Path, config: dict[str, object]) -> int:
+def write_random(directory: Path, config: dict[str, object], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """Write a checkpoint of random weights, a block of rows at a time; its size in bytes."""
     typed = hf.config_from_dict(config, "the benchmark")
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def write_random(directory: Path, config: dict[str, object]) -> int:
             scale = 1 / columns[0] ** 0.5 if columns else 0.1
             yield (torch.randn(size, generator=generator) * scale + (0 if columns else 1)).bfloat16()
 
-    write_checkpoint(directory, specs, content)
+    write_checkpoint(directory, specs, content, max_shard_bytes)
     (directory / "config.json").write_text(json.dumps(config))
     return sum(spec.size_bytes for spec in specs.values())
 

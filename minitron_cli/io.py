@@ -12,11 +12,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-WRITE_BYTES = 16 << 20  # C code holds the GIL while it writes: smaller pieces let a signal in between
+WRITE_BYTES = 16 << 20  # smaller pieces let a signal in between
+HASHERS = 4  # files that are hashed at once
 
 Bytes = bytes | bytearray | memoryview
 
@@ -34,8 +36,15 @@ class Disk:
     def create(self, path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
-    def write(self, fd: int, data: memoryview) -> int:
-        return os.write(fd, data)
+    def reserve(self, fd: int, size_bytes: int) -> None:
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems learn that they are full on the way
+                raise
+
+    def write(self, fd: int, data: memoryview, offset: int) -> int:
+        return os.pwrite(fd, data, offset)
 
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
@@ -75,35 +84,65 @@ class Disk:
 disk = Disk()
 
 
-class NewFile:
-    """A file being written for the first time, hashed on the way."""
+class SizedFile:
+    """A new file of known size, filled in any order and by several threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
+        self._fd = fd
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            count = disk.write(self._fd, view[:WRITE_BYTES], offset)
+            view, offset = view[count:], offset + count
+
+
+class NewFile(SizedFile):
+    """A file being written for the first time, from one end to the other, and hashed on the way."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        super().__init__(path, fd)
         self.size_bytes = 0
         self._sha256 = hashlib.sha256()
-        self._fd = disk.create(path)
 
     def write(self, data: Bytes) -> None:
         view = memoryview(data).cast("B")
         self._sha256.update(view)
+        self.write_at(self.size_bytes, view)
         self.size_bytes += len(view)
-        while view:
-            view = view[disk.write(self._fd, view[:WRITE_BYTES]) :]
 
     def record(self) -> FileRecord:
         return FileRecord(self._sha256.hexdigest(), self.size_bytes)
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[NewFile]:
+def _created(path: Path) -> Iterator[int]:
     """Create `path`, which must not exist, and sync it to disk once the block ends without an error."""
-    file = NewFile(path)
+    fd = disk.create(path)
     try:
-        yield file
-        disk.fsync(file._fd)
+        yield fd
+        disk.fsync(fd)
     finally:
-        disk.close(file._fd)
+        disk.close(fd)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[NewFile]:
+    """A file to write in order; it is synced to disk once the block ends without an error."""
+    with _created(path) as fd:
+        yield NewFile(path, fd)
+
+
+@contextmanager
+def sized_file(path: Path, size_bytes: int) -> Iterator[SizedFile]:
+    """A file of that many bytes, one at least, to fill in any order; synced as `new_file` is.
+
+    The space is taken at once: a full disk is known before the work.
+    """
+    with _created(path) as fd:
+        disk.reserve(fd, size_bytes)
+        yield SizedFile(path, fd)
 
 
 def write_new(path: Path, chunks: Iterable[Bytes] | Bytes) -> FileRecord:
@@ -220,6 +259,12 @@ def file_record(path: Path) -> FileRecord:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         return FileRecord(digest.hexdigest(), file.tell())
+
+
+def file_records(paths: Iterable[Path]) -> Iterator[FileRecord]:
+    """Hash files that are already there, several at once; in their order."""
+    with ThreadPoolExecutor(HASHERS) as pool:
+        yield from pool.map(file_record, paths)
 
 
 def canonical_json(value: Any) -> bytes:

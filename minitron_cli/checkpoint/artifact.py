@@ -79,7 +79,8 @@ def commit(temporary: Path, final: Path, unhashed: Manifest, run: dict[str, Any]
 
     A reader sees the whole artifact or none. If another process committed the same key first, its stands.
     """
-    files = {path.name: io.file_record(path) for path in sorted(temporary.iterdir())}
+    paths = sorted(temporary.iterdir())
+    files = {path.name: record for path, record in zip(paths, io.file_records(paths), strict=True)}
     manifest = unhashed.model_copy(update={"files": files})
     io.write_new_json(temporary / RUN, run)
     manifests.write(temporary, manifest)

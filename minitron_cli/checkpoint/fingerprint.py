@@ -43,10 +43,10 @@ def _hashes(paths: list[Path]) -> list[str]:
     missing = [path for path in paths if known.get(path) is None]
     if missing:
         with progress.track("hash the model", sum(p.stat().st_size for p in missing), "bytes") as step:
-            for path in missing:
-                before = _stat(path)
-                known.put(before, io.file_record(path).sha256)
-                step(before[2])
+            before = [_stat(path) for path in missing]
+            for stat, record in zip(before, io.file_records(missing), strict=True):
+                known.put(stat, record.sha256)
+                step(record.size_bytes)
         known.save()
     return [known.get(path) or io.file_record(path).sha256 for path in paths]
 

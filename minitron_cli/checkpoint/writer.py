@@ -1,10 +1,12 @@
-"""Safetensors, written as a stream: shapes first, then the header, then one block of bytes after another.
+"""Safetensors: shapes first, then the headers, then the tensors' bytes, a block at a time and in any order.
 
 The same tensors give the same bytes, whatever order of events led there.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,30 +32,86 @@ class TensorSpec(NamedTuple):
 Content = Callable[[str], Iterable[Tensor]]  # a tensor's blocks, in row-major order
 
 
+class Blank:
+    """Tensors that have their places on disk, and get their bytes a block at a time, from any thread."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self.specs = specs
+        self.missing_bytes = sum(spec.size_bytes for spec in specs.values())
+        self._places: dict[str, tuple[io.SizedFile, int]] = {}
+        self._lock = threading.Lock()
+
+    def place(self, file: io.SizedFile, specs: Mapping[str, TensorSpec], start: int) -> None:
+        for name, spec in specs.items():
+            self._places[name] = file, start
+            start += spec.size_bytes
+
+    def write_at(self, name: str, offset: int, block: Tensor) -> None:
+        """Put a block into a tensor, `offset` bytes from its beginning. No two blocks may overlap."""
+        (file, start), spec = self._places[name], self.specs[name]
+        assert block.dtype == spec.dtype, f"{name}: a block is {block.dtype}, the header says {spec.dtype}"
+        assert offset + block.nbytes <= spec.size_bytes, f"{name}: its blocks do not add up to {spec.shape}"
+        file.write_at(start + offset, _bytes(block))
+        with self._lock:
+            self.missing_bytes -= block.nbytes
+
+    def fill(self, name: str, blocks: Iterable[Tensor]) -> None:
+        """A whole tensor from its blocks in row-major order."""
+        offset = 0
+        for block in blocks:
+            self.write_at(name, offset, block)
+            offset += block.nbytes
+
+
+@contextmanager
+def blank_checkpoint(
+    directory: Path, specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Iterator[Blank]:
+    """`model.safetensors`, or shards and their index, in a fresh directory: at full size, with headers, to be filled.
+
+    All of it is synced to disk once the block ends without an error.
+    """
+    shards = _shards(specs, max_shard_bytes)
+    numbered = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = numbered if len(shards) > 1 else [WEIGHTS]
+    with _blank({directory / name: shard for name, shard in zip(names, shards, strict=True)}) as blank:
+        yield blank
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(spec.size_bytes for spec in specs.values())
+        io.write_new_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
 def write_checkpoint(
     directory: Path, specs: Mapping[str, TensorSpec], content: Content, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> dict[str, io.FileRecord]:
-    """Write `model.safetensors`, or shards and their index, into a fresh directory. Holds one block at a time."""
-    shards = _shards(specs, max_shard_bytes)
-    if len(shards) == 1:
-        return {WEIGHTS: _write_file(directory / WEIGHTS, shards[0], content)}
-    records: dict[str, io.FileRecord] = {}
-    weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards):
-        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        records[name] = _write_file(directory / name, shard, content)
-        weight_map |= dict.fromkeys(shard, name)
-    total = sum(spec.size_bytes for spec in specs.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    records[INDEX] = io.write_new_json(directory / INDEX, index)
-    return records
+) -> None:
+    """Fill a checkpoint in a fresh directory, tensor by tensor. Holds one block at a time."""
+    with blank_checkpoint(directory, specs, max_shard_bytes) as blank:
+        for name in specs:
+            blank.fill(name, content(name))
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> io.FileRecord:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one new file. Names are sorted, so the bytes do not depend on the mapping's order."""
-    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    ordered = {name: tensors[name] for name in sorted(tensors)}
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in ordered.items()}
-    return _write_file(path, specs, lambda name: [ordered[name]])
+    with _blank({path: specs}) as blank:
+        for name, tensor in ordered.items():
+            blank.fill(name, [tensor])
+
+
+@contextmanager
+def _blank(files: Mapping[Path, Mapping[str, TensorSpec]]) -> Iterator[Blank]:
+    blank = Blank({name: spec for specs in files.values() for name, spec in specs.items()})
+    with ExitStack() as opened:
+        for path, specs in files.items():
+            header = _header(specs)
+            payload = sum(spec.size_bytes for spec in specs.values())
+            file = opened.enter_context(io.sized_file(path, len(header) + payload))
+            file.write_at(0, header)
+            blank.place(file, specs, len(header))
+        yield blank
+        assert not blank.missing_bytes, f"{blank.missing_bytes} bytes do not add up to what the headers say"
 
 
 def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, TensorSpec]]:
@@ -66,18 +124,6 @@ def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, T
         shards[-1][name] = spec
         room -= spec.size_bytes
     return shards
-
-
-def _write_file(path: Path, specs: Mapping[str, TensorSpec], content: Content) -> io.FileRecord:
-    with io.new_file(path) as file:
-        file.write(_header(specs))
-        for name, spec in specs.items():
-            before = file.size_bytes
-            for block in content(name):
-                assert block.dtype == spec.dtype, f"{name}: a block is {block.dtype}, the header says {spec.dtype}"
-                file.write(_bytes(block))
-            assert file.size_bytes - before == spec.size_bytes, f"{name}: its blocks do not add up to {spec.shape}"
-    return file.record()
 
 
 def _header(specs: Mapping[str, TensorSpec]) -> bytes:

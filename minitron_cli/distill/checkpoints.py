@@ -38,7 +38,8 @@ def save(
     io.make_dirs(scratch)
     temporary = io.temporary_dir(scratch, _name(step))
     try:
-        file = write_safetensors(temporary / TENSORS, tensors)
+        write_safetensors(temporary / TENSORS, tensors)
+        file = io.file_record(temporary / TENSORS)
         content = {"schema": SCHEMA_VERSION, "run": run, "step": step, "tensors": file._asdict(), "record": record}
         io.write_new_json(temporary / RECORD, {"sha256": io.digest(content), "content": content})
         io.publish(temporary, scratch / _name(step))

@@ -92,9 +92,9 @@ class Scores:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Scores":
         return cls(dict(tensors))
 
-    def save(self, directory: Path) -> io.FileRecord:
+    def save(self, directory: Path) -> None:
         """Write `scores.safetensors` into a directory that has none."""
-        return write_safetensors(directory / FILE, self.by_name)
+        write_safetensors(directory / FILE, self.by_name)
 
     @classmethod
     def load(cls, directory: Path) -> "Scores":

@@ -1,16 +1,25 @@
 """Apply a plan to a checkpoint, one block of one tensor at a time."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.checkpoint.reader import Checkpoint, blocks
-from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
+from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint
 from minitron_cli.errors import CheckpointError
+from minitron_cli.trim.bits import check_finite, select
 from minitron_cli.trim.plan import PrunePlan
+
+BLOCK_BYTES = 1 << 20  # fits a core's cache, so a block is looked at and cut without going to memory again
+MAX_WORKERS = 4
+AHEAD = 4  # pieces that wait for each worker
 
 
 def surviving(plan: PrunePlan, names: Iterable[str]) -> dict[str, str]:
@@ -22,51 +31,95 @@ def surviving(plan: PrunePlan, names: Iterable[str]) -> dict[str, str]:
 
 def cut_in_memory(plan: PrunePlan, names: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """The child's tensors; `read` gives the parent's, and only those that survive are read."""
-    child = {}
-    for new, name in surviving(plan, names).items():
-        tensor = read(name)
-        for dim, index in enumerate(plan.indices(name)):
-            if index is not None:
-                tensor = tensor.index_select(dim, index.to(tensor.device))
-        child[new] = plan.correct(name, tensor)
-    return child
+    return {new: cut_block(plan, name, read(name), plan.indices(name)) for new, name in surviving(plan, names).items()}
 
 
-def write_child(checkpoint: Checkpoint, plan: PrunePlan, directory: Path) -> None:
+def cut_block(plan: PrunePlan, name: str, block: Tensor, survivors: Sequence[Tensor | None]) -> Tensor:
+    """What the child has of some rows of a tensor: the one place where the numbers of a child are made.
+
+    `survivors` gives positions within the block, per dim, or None where all of them survive.
+    """
+    return plan.correct(name, select(block, survivors))
+
+
+def write_child(
+    checkpoint: Checkpoint, plan: PrunePlan, directory: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
     """Write the child's weights into a fresh directory. Memory does not grow with the model.
 
-    Shapes are computed from the table first, so the headers are written before a tensor is read.
+    Shapes are computed from the table first, so every byte has its place before a tensor is read, and a few threads
+    read, cut and write pieces in any order.
     """
     check_ties(checkpoint, plan)
     origin = surviving(plan, checkpoint.tensors)
     shapes = plan.child.tensors()
     specs = {new: TensorSpec(shapes[new], checkpoint.tensors[old].torch_dtype) for new, old in origin.items()}
-    with progress.track("trim", sum(spec.size_bytes for spec in specs.values()), "bytes") as step:
+    pieces = (piece for new, old in origin.items() for piece in _pieces(checkpoint, plan, old, new))
+    total = sum(spec.size_bytes for spec in specs.values())
+    with (
+        progress.track("trim", total, "bytes") as step,
+        blank_checkpoint(directory, specs, max_shard_bytes) as child,
+    ):
 
-        def content(name: str) -> Iterator[Tensor]:
-            for block in _cut_blocks(checkpoint, plan, origin[name]):
-                yield block
-                step(block.nbytes)
+        def write(piece: Piece) -> int:
+            block = checkpoint.read_rows(piece.name, piece.start, piece.stop)
+            check_finite(piece.name, block)
+            cut = cut_block(plan, piece.name, block, piece.survivors)
+            child.write_at(piece.child, piece.offset, cut)
+            return cut.nbytes
 
-        write_checkpoint(directory, specs, content)
+        _in_threads(write, pieces, step)
 
 
-def _cut_blocks(checkpoint: Checkpoint, plan: PrunePlan, name: str) -> Iterator[Tensor]:
+class Piece(NamedTuple):
+    """Neighbouring rows of one tensor, which are read at once, and where their survivors go."""
+
+    name: str
+    child: str
+    start: int
+    stop: int
+    survivors: tuple[Tensor | None, ...]
+    """As `cut_block` takes them: positions of rows count from `start`."""
+    offset: int
+    """Bytes from the beginning of the child's tensor."""
+
+
+def _pieces(checkpoint: Checkpoint, plan: PrunePlan, name: str, child: str) -> Iterator[Piece]:
+    """A tensor in pieces of at most a block, or a row if that is more. Rows before, between and after are not read."""
+    info = checkpoint.tensors[name]
     rows, *others = plan.indices(name)
-    for start, block in blocks(checkpoint, name):
-        _check_finite(name, block)
-        if rows is not None:
-            inside = rows[(rows >= start) & (rows < start + len(block))] - start
-            block = block.index_select(0, inside)
-        for dim, index in enumerate(others, start=1):
-            if index is not None:
-                block = block.index_select(dim, index)
-        yield plan.correct(name, block)
+    kept_bytes = info.torch_dtype.itemsize * math.prod(
+        size if index is None else len(index) for size, index in zip(info.shape[1:], others, strict=True)
+    )
+    step = max(1, BLOCK_BYTES * info.shape[0] // max(1, info.size_bytes))
+    for start in range(0, info.shape[0], step):
+        stop = min(start + step, info.shape[0])
+        if rows is None:
+            yield Piece(name, child, start, stop, (None, *others), start * kept_bytes)
+            continue
+        first, last = torch.searchsorted(rows, torch.tensor([start, stop])).tolist()
+        if first < last:
+            inside = rows[first:last]
+            start, stop = int(inside[0]), int(inside[-1]) + 1
+            yield Piece(name, child, start, stop, (inside - start, *others), first * kept_bytes)
 
 
-def _check_finite(name: str, block: Tensor) -> None:
-    if block.is_floating_point() and not torch.isfinite(block.float() if block.element_size() == 1 else block).all():
-        raise CheckpointError(f"tensor {name!r} holds NaN or infinity: the checkpoint is damaged; download it again")
+def _in_threads(work: Callable[[Piece], int], pieces: Iterable[Piece], step: progress.Step) -> None:
+    """Do the work with a few threads, and step by what each piece returns. The first error, or a stop, ends it."""
+    threads = torch.get_num_threads()
+    workers = min(threads, MAX_WORKERS)
+    torch.set_num_threads(1)  # each worker computes alone
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            ahead = deque[Future[int]]()
+            for piece in pieces:
+                ahead.append(pool.submit(work, piece))
+                if len(ahead) > AHEAD * workers:
+                    step(ahead.popleft().result())
+            for done in ahead:
+                step(done.result())
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_ties(checkpoint: Checkpoint, plan: PrunePlan) -> None:

@@ -68,9 +68,15 @@ class Recorder(io.Disk):
         self.change(path.parent, (path.name, self.open_files[fd]))
         return fd
 
-    def write(self, fd: int, data: memoryview) -> int:
-        count = super().write(fd, data)
-        self.open_files[fd].data += bytes(data[:count])
+    def reserve(self, fd: int, size_bytes: int) -> None:
+        super().reserve(fd, size_bytes)
+        self.open_files[fd].data = bytes(size_bytes)
+        self.moment()
+
+    def write(self, fd: int, data: memoryview, offset: int) -> int:
+        count = super().write(fd, data, offset)
+        before = self.open_files[fd].data.ljust(offset, b"\0")
+        self.open_files[fd].data = before[:offset] + bytes(data[:count]) + before[offset + count :]
         self.moment()
         return count
 

@@ -12,6 +12,7 @@ import pickle
 import random
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections import Counter
@@ -35,7 +36,7 @@ HOWS = (*KILLS, *ERRORS, "full")
 TOKENS = "tokens"  # not a stage: what is tokenised once for all of them
 
 CALLS = [name for name in vars(io.Disk) if not name.startswith("_")]
-GROWS = ("create", "write", "make_dir", "fsync")  # what a full disk refuses
+GROWS = ("create", "reserve", "write", "make_dir", "fsync")  # what a full disk refuses
 
 
 class Watched(io.Disk):
@@ -46,6 +47,7 @@ class Watched(io.Disk):
         self.hit = False
         self.paths: dict[int, Path] = {}
         self.under_way = mmap.mmap(-1, 512)
+        self.lock = threading.Lock()  # a stage may write from several threads
 
     def before(self, call: str, arguments: tuple[Any, ...]) -> None:
         pass
@@ -63,10 +65,11 @@ def _watch(call: str) -> Callable[..., Any]:
     original = getattr(io.Disk, call)
 
     def watched(self: Watched, *arguments: Any) -> Any:
-        self.count += 1
-        target = self.paths.get(arguments[0], Path("?")) if isinstance(arguments[0], int) else arguments[0]
-        self.note(f"in {call} {target.name}")
-        self.before(call, arguments)
+        with self.lock:
+            self.count += 1
+            target = self.paths.get(arguments[0], Path("?")) if isinstance(arguments[0], int) else arguments[0]
+            self.note(f"in {call} {target.name}")
+            self.before(call, arguments)
         result = original(self, *arguments)
         if call == "create":
             self.paths[result] = target
@@ -108,8 +111,8 @@ class Faulty(Watched):
         if self.count != self.at:
             return
         if self.how == "torn" and call == "write":
-            fd, data = arguments
-            os.write(fd, data[: len(data) // 3])
+            fd, data, offset = arguments
+            os.pwrite(fd, data[: len(data) // 3], offset)
         if self.how in KILLS:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how in ERRORS:

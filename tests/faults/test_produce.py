@@ -10,6 +10,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.spec import Spec
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Context, produce
+from minitron_cli.trim import trim
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.trim import write_child
@@ -23,15 +24,19 @@ class Cut(Spec):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
+    return cut_of(tmp_path_factory.mktemp("parent"))
+
+
+def cut_of(directory, **options):
     """A cut that keeps state in its scratch directory, as the long stages do."""
-    options = {"num_hidden_layers": 1, "attention_bias": False, "mlp_bias": False}
-    parent = open_parent(write_tiny(tmp_path_factory.mktemp("parent"), "llama", **options))
+    model = {"num_hidden_layers": 1, "attention_bias": False, "mlp_bias": False}
+    parent = open_parent(write_tiny(directory, "llama", **model))
     assert parent.shape == Shape.of(LLAMA, parent.config)
     plan = PrunePlan(parent.shape, {"ffn": torch.tensor([[5, 6, 7]])})
 
     def build(work):
         state = work.remember("state", lambda: {"kept": [5, 6, 7]})
-        write_child(parent.checkpoint, plan, work.path)
+        write_child(parent.checkpoint, plan, work.path, **options)
         write_safetensors(work.path / "plan.safetensors", plan.tensors())
         work.write_json("config.json", child_config(parent.checkpoint.config, plan))
         work.summary["kept"] = state["kept"]
@@ -50,6 +55,20 @@ def test_every_fault_at_every_call(stage, place, how):
     done = list(trials(stage, place, hows=[how]))
     print("\n" + table("produce", done))
     assert len(done) > (15 if how == "torn" else 50)
+    assert not problems(done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOWS)
+def test_every_fault_with_several_threads_and_shards(tmp_path, monkeypatch, place, how):
+    """Which thread the fault meets is left to chance; what is left behind is not."""
+    monkeypatch.setattr(trim, "BLOCK_BYTES", 2000)
+    stage = cut_of(tmp_path, max_shard_bytes=10_000)
+    torch.set_num_threads(3)
+    done = list(trials(stage, place, hows=[how]))
+    torch.set_num_threads(1)
+    print("\n" + table("several threads", done))
+    assert len(done) > 30
     assert not problems(done)
 
 

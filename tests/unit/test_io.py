@@ -5,6 +5,7 @@ import os
 import random
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -28,8 +29,8 @@ class FaultyDisk(io.Disk):
             raise OSError(self.number, os.strerror(self.number))
         return super().__getattribute__(name)
 
-    def write(self, fd, data):
-        return super().write(fd, data[: self.piece])
+    def write(self, fd, data, offset):
+        return super().write(fd, data[: self.piece], offset)
 
 
 @pytest.fixture
@@ -111,6 +112,55 @@ class TestNewFiles:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o666 & ~umask
         assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o777 & ~umask
+
+
+class TestSizedFiles:
+    @pytest.mark.parametrize("piece", [None, 1, 7])
+    def test_pieces_may_come_in_any_order_from_any_thread(self, tmp_path, on_disk, monkeypatch, piece):
+        on_disk(FaultyDisk(piece=piece))
+        monkeypatch.setattr(io, "WRITE_BYTES", 10)
+        content = random.Random(0).randbytes(1000)
+        starts = random.Random(1).sample(range(0, 1000, 25), 40)
+        with io.sized_file(tmp_path / "f", 1000) as file, ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda at: file.write_at(at, content[at : at + 25]), starts))
+        assert (tmp_path / "f").read_bytes() == content
+
+    def test_its_space_is_taken_before_anything_is_written(self, tmp_path, on_disk):
+        disk = on_disk(FaultyDisk())
+        with io.sized_file(tmp_path / "f", 100_000):
+            assert (tmp_path / "f").stat().st_size == 100_000
+            assert (tmp_path / "f").stat().st_blocks * 512 >= 100_000
+        assert disk.calls == ["create", "reserve", "fsync", "close"]
+
+    @pytest.mark.parametrize("call", ["create", "reserve", "write", "fsync", "close"])
+    def test_every_failure_is_reported_and_the_file_closed(self, tmp_path, on_disk, call):
+        on_disk(FaultyDisk(fails=call, number=errno.ENOSPC))
+        open_before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match="No space left"), io.sized_file(tmp_path / "f", 3) as file:
+            file.write_at(1, b"x")
+        assert len(os.listdir("/proc/self/fd")) == open_before + (call == "close")
+
+    def test_a_file_system_that_cannot_reserve(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        with io.sized_file(tmp_path / "f", 3) as file:
+            file.write_at(1, b"xy")
+        assert (tmp_path / "f").read_bytes() == b"\0xy"
+
+    def test_a_disk_without_room_says_so_at_once(self, tmp_path):
+        with pytest.raises(OSError, match=r"No space left|File too large"), io.sized_file(tmp_path / "f", 1 << 50):
+            pytest.fail("came to write")
+
+
+class TestHashing:
+    def test_records_come_in_order(self, tmp_path, monkeypatch):
+        sizes = [300_000, 0, 5, 1_000_000, 17]
+        for i, size in enumerate(sizes):
+            (tmp_path / str(i)).write_bytes(bytes([i]) * size)
+        found = list(io.file_records(tmp_path / str(i) for i in range(5)))
+        assert found == [(hashlib.sha256(bytes([i]) * n).hexdigest(), n) for i, n in enumerate(sizes)]
 
 
 class TestReplace:

@@ -49,11 +49,12 @@ def test_payloads_are_aligned(tmp_path):
 
 def test_bytes_do_not_depend_on_the_order_of_a_mapping(tmp_path):
     tensors = of_every_dtype()
-    record = write_safetensors(tmp_path / "f", tensors)
+    write_safetensors(tmp_path / "f", tensors)
     names = list(tensors)
     for i in range(5):
         random.Random(i).shuffle(names)
-        assert write_safetensors(tmp_path / str(i), {name: tensors[name] for name in names}) == record
+        write_safetensors(tmp_path / str(i), {name: tensors[name] for name in names})
+        assert (tmp_path / str(i)).read_bytes() == (tmp_path / "f").read_bytes()
 
 
 def test_views_are_written_as_they_look(tmp_path):
@@ -113,8 +114,7 @@ def test_shards_are_as_large_as_they_may_be(tmp_path, limit):
     sizes = [10, 3, 7, 1, 10, 2, 2]
     tensors = {f"t{i}": torch.full((size,), float(i)) for i, size in enumerate(sizes)}
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    records = write_checkpoint(tmp_path, specs, lambda name: [tensors[name]], max_shard_bytes=limit)
-    assert set(records) == {p.name for p in tmp_path.iterdir()}
+    write_checkpoint(tmp_path, specs, lambda name: [tensors[name]], max_shard_bytes=limit)
     shards = sorted(tmp_path.glob("*.safetensors"))
     held = [[4 * len(t) for t in load_file(shard).values()] for shard in shards]
     assert all(sum(shard) <= limit or len(shard) == 1 for shard in held)

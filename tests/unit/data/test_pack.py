@@ -299,8 +299,8 @@ def test_a_killed_run_is_made_good_by_the_next(tokenizer, texts, tmp_path, monke
         pass
 
     class Torn(io.Disk):
-        def write(self, fd: int, data: memoryview) -> int:
-            super().write(fd, data[: len(data) // 2])
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            super().write(fd, data[: len(data) // 2], offset)
             raise Killed
 
         def rename(self, old: Path, new: Path) -> None:

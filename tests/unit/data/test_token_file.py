@@ -125,8 +125,8 @@ def test_of_two_writers_at_once_the_first_stands(tmp_path):
 
 def test_a_disk_that_returns_other_bytes_is_named(tmp_path, monkeypatch):
     class Lying(io.Disk):
-        def write(self, fd: int, data: memoryview) -> int:
-            return super().write(fd, memoryview(bytes(len(data))))
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            return super().write(fd, memoryview(bytes(len(data))), offset)
 
     monkeypatch.setattr(io, "disk", Lying())
     with pytest.raises(EnvironmentFault, match="the disk returns other bytes than were written; check it and run"):

@@ -111,7 +111,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
     save(tmp_path, 1)
 
     class Full(io.Disk):
-        def write(self, fd: int, data: memoryview) -> int:
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(io, "disk", Full())

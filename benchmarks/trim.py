@@ -1,0 +1,306 @@
+"""Cutting a checkpoint beside copying the bytes that are kept, and beside loading, slicing and saving the model.
+
+    python -m benchmarks trim                    # all parts but 8b; 1.6 and 4.4 GB of random weights are written
+    python -m benchmarks trim core --rounds 7    # some parts
+    python -m benchmarks trim 8b --at DIRECTORY  # Llama-3.1-8B's shape to 4B's: 16 GB, and 9 GB for the child
+
+Parts: core (ours, a copy of the kept bytes, transformers), memory (the core's, at two sizes), verb (what a whole
+`minitron prune` spends where), 8b. Every run has a process of its own; seconds leave out imports. The page
+cache is warm.
+"""
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import record
+from benchmarks.layer_major import llama, write_random
+from minitron_cli import io
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.model.shape import Shape
+from minitron_cli.stages import prune
+from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.produce import Context, produce
+from minitron_cli.trim import trim
+from minitron_cli.trim.plan import PrunePlan, make_plan
+from minitron_cli.trim.scores import Scores
+from minitron_cli.trim.spec import PruneConfig, Ranking
+
+SMALL = {"layers": 15, "hidden": 2048, "ffn": 5632, "vocab": 32000, "heads": 32, "kv_heads": 4}
+LARGE = {"layers": 11, "hidden": 4096, "ffn": 11008, "vocab": 32000, "heads": 32, "kv_heads": 8}
+LLAMA_8B = {"layers": 32, "hidden": 4096, "ffn": 14336, "vocab": 128256, "heads": 32, "kv_heads": 8}
+CUTS = {
+    "small": (SMALL, {"hidden": 1536, "ffn": 3840}),
+    "large": (LARGE, {"hidden": 3072, "ffn": 7424}),
+    "8b": (LLAMA_8B, {"hidden": 3072, "ffn": 9216}),
+}
+SHARD_BYTES = {"small": 4 * 10**8, "large": 5 * 10**9, "8b": 5 * 10**9}
+COPY_BYTES = 1 << 20
+
+Row = dict[str, Any]
+
+
+# What one process measures
+
+
+class Stopwatch(io.Disk):
+    """A disk that says how long it took to sync files."""
+
+    def __init__(self) -> None:
+        self.syncing = 0.0
+
+    def fsync(self, fd: int) -> None:
+        started = time.perf_counter()
+        super().fsync(fd)
+        self.syncing += time.perf_counter() - started
+
+
+def random_scores(shape: Shape) -> Scores:
+    draw = torch.Generator().manual_seed(0)
+    layers = shape.sizes["layer"]
+    sizes = {"hidden": (shape.sizes["hidden"],), "ffn": (layers, shape.sizes["ffn"]), "head": (layers, 8)}
+    return Scores({f"{axis}.batch=l2.sequence=mean": torch.rand(size, generator=draw) for axis, size in sizes.items()})
+
+
+def plan_of(parent: Parent, name: str) -> PrunePlan:
+    return make_plan(parent.shape, parent.shape.resize(**CUTS[name][1]), random_scores(parent.shape), Ranking())
+
+
+def ours(name: str, parent: Parent, out: Path) -> Row:
+    plan = plan_of(parent, name)
+    io.disk = watch = Stopwatch()
+    with clocked() as row:
+        trim.write_child(parent.checkpoint, plan, out)
+    return row | {"seconds": row["seconds"] - watch.syncing, "fsync": watch.syncing}
+
+
+def copy(name: str, parent: Parent, out: Path) -> Row:
+    """Read every byte, write the share that is kept, with as many threads as ours."""
+    plan = plan_of(parent, name)
+    kept = plan.child.parameters() / plan.parent.parameters()
+    with clocked() as row:
+        for file in sorted({info.file for info in parent.checkpoint.tensors.values()}):
+            copy_share(file, out / file.name, kept)
+    return row
+
+
+def copy_share(source: Path, target: Path, kept: float) -> None:
+    reader, writer = os.open(source, os.O_RDONLY), os.open(target, os.O_WRONLY | os.O_CREAT)
+    workers, blocks = torch.get_num_threads(), -(-source.stat().st_size // COPY_BYTES)
+
+    def work(first: int) -> None:
+        buffer = memoryview(bytearray(COPY_BYTES))
+        for i in range(first, blocks, workers):
+            count = os.preadv(reader, [buffer], i * COPY_BYTES)
+            os.pwrite(writer, buffer[: int(count * kept)], i * int(COPY_BYTES * kept))
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(workers)))
+    os.close(reader)
+    os.close(writer)
+
+
+def transformers(name: str, parent: Parent, out: Path) -> Row:
+    """The usual way: the whole model in memory, its matrices indexed, saved again."""
+    from transformers import AutoModelForCausalLM
+
+    plan = plan_of(parent, name)
+    with clocked() as row, torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(parent.path, dtype=torch.bfloat16)
+        for tensor_name, parameter in model.named_parameters():
+            kept = parameter.data
+            for dim, index in enumerate(plan.indices(tensor_name)):
+                if index is not None:
+                    kept = kept[index] if dim == 0 else kept[:, index]
+            parameter.data = kept
+        model.config.hidden_size, model.config.intermediate_size = (plan.child.sizes[a] for a in ("hidden", "ffn"))
+        model.save_pretrained(out)
+    return row
+
+
+def verb(name: str, parent: Parent, out: Path) -> Row:
+    """The prune stage as the command line runs it, and the parts of it that take time."""
+    workspace = Workspace(out / "run")
+    scores = importance(workspace, parent)
+    config = PruneConfig(shape=CUTS[name][1])
+    spent: dict[str, float] = {}
+    io.disk = watch = Stopwatch()
+    prune.write_child = timed(prune.write_child, "cut", spent)
+    io.file_records = timed(lambda paths, f=io.file_records: list(f(paths)), "hash", spent)
+    with clocked() as row:
+        again = open_parent(parent.path)
+        spent["open"] = time.perf_counter() - row["started"]
+        prune.run(Context(workspace), again, config, scores=scores)
+    cut = spent["cut"] - watch.syncing
+    rest = row["seconds"] - spent["open"] - spent["cut"] - spent["hash"]
+    return row | {"core": cut, "fsync": watch.syncing, "hash": spent["hash"], "open": spent["open"], "rest": rest}
+
+
+def importance(workspace: Workspace, parent: Parent) -> Artifact:
+    return produce(
+        Context(workspace),
+        stage="importance",
+        version=1,
+        config=ImportanceConfig(),
+        inputs={"model": parent.fingerprint},
+        build=lambda work: random_scores(parent.shape).save(work.path),
+    )
+
+
+def timed(function: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
+    def run(*args: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+    return run
+
+
+@contextmanager
+def clocked() -> Iterator[Row]:
+    """Seconds, and how far the most resident memory (VmHWM) rises above what there is at the start."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, row, cpu = status_mib("VmRSS"), {"started": time.perf_counter()}, time.process_time()
+    yield row
+    row["seconds"] = time.perf_counter() - row["started"]
+    row["cpu"] = time.process_time() - cpu
+    row["peak MiB"] = status_mib("VmHWM")
+    row["over start MiB"] = row["peak MiB"] - before
+
+
+def status_mib(field: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+WAYS: dict[str, Callable[[str, Parent, Path], Row]] = {
+    "ours": ours,
+    "copy": copy,
+    "transformers": transformers,
+    "verb": verb,
+}
+
+
+def measure_here(way: str, name: str, parent: Path, out: Path) -> None:
+    print(json.dumps(WAYS[way](name, open_parent(parent), out)))
+
+
+# What the measurements are made of
+
+
+def measured(way: str, name: str, parent: Path) -> Row:
+    """One run in a fresh process; what it wrote is removed."""
+    with tempfile.TemporaryDirectory(dir=parent.parent) as out:
+        command = [sys.executable, "-m", "benchmarks.trim", way, name, str(parent), out]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def written(name: str, at: Path) -> Path:
+    parent = at / name
+    if not (parent / "config.json").exists():
+        shutil.rmtree(parent, ignore_errors=True)
+        parent.mkdir(parents=True)
+        write_random(parent, llama(**CUTS[name][0]), SHARD_BYTES[name])
+    for path in parent.iterdir():
+        path.read_bytes() if path.stat().st_size < 1 << 30 else None
+    return parent
+
+
+def alternately(ways: list[str], name: str, parent: Path, rounds: int) -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {way: [] for way in ways}
+    for i in range(rounds):
+        for way in ways[:: 1 if i % 2 == 0 else -1]:
+            rows[way].append(measured(way, name, parent))
+            print(name, way, {k: round(v, 3) for k, v in rows[way][-1].items()}, file=sys.stderr, flush=True)
+    return rows
+
+
+def summary(what: str, rows: list[Row], **more: Any) -> Row:
+    seconds = [row["seconds"] for row in rows]
+    fields = {"what": what, "min s": min(seconds), "median s": statistics.median(seconds)}
+    fields["min cpu s"] = min(row["cpu"] for row in rows)
+    return fields | {"over start MiB": max(row["over start MiB"] for row in rows), **more}
+
+
+def core(at: Path, rounds: int) -> list[Row]:
+    found = alternately(["ours", "copy", "transformers"], "small", written("small", at), rounds)
+    best = {way: min(row["seconds"] for row in rows) for way, rows in found.items()}
+    middle = {way: statistics.median(row["seconds"] for row in rows) for way, rows in found.items()}
+    return [
+        summary(way, rows, **{"min x copy": best[way] / best["copy"], "median x copy": middle[way] / middle["copy"]})
+        for way, rows in found.items()
+    ]
+
+
+def memory(at: Path, rounds: int) -> list[Row]:
+    rows = []
+    for name in ("small", "large"):
+        parent = written(name, at)
+        gigabytes = Checkpoint.open(parent).size_bytes / 1e9
+        rows.append(summary(f"ours, {gigabytes:.2f} GB", [measured("ours", name, parent) for _ in range(3)]))
+    return rows
+
+
+def whole_verb(at: Path, rounds: int) -> list[Row]:
+    found = alternately(["verb"], "small", written("small", at), rounds)["verb"]
+    parts = ("seconds", "core", "fsync", "hash", "open", "rest")
+    middle = {part: statistics.median(row[part] for row in found) for part in parts}
+    return [{"what": part, "median s": middle[part], "x core": middle[part] / middle["core"]} for part in parts]
+
+
+def eight_billion(at: Path, rounds: int) -> list[Row]:
+    parent = written("8b", at)
+    found = [measured("ours", "8b", parent) for _ in range(rounds)]
+    return [
+        {"what": "Llama-3.1-8B's shape to 4B's", "parent GB": Checkpoint.open(parent).size_bytes / 1e9} | row
+        for row in ({k: v for k, v in one.items() if k != "started"} for one in found)
+    ]
+
+
+PARTS = {"core": core, "memory": memory, "verb": whole_verb, "8b": eight_billion}
+TITLES = {
+    "core": "Trim: 1.58 GB of bf16 to 0.96 GB, hashing and fsync left out",
+    "memory": "Trim: memory",
+    "verb": "Trim: where a whole `minitron prune` of 1.58 GB spends its time",
+    "8b": "Trim: an 8B-shaped checkpoint",
+}
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] and arguments[0] in WAYS:
+        return measure_here(arguments[0], arguments[1], Path(arguments[2]), Path(arguments[3]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks trim")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=["core", "memory", "verb"])
+    parser.add_argument("--at", type=Path, help="where the checkpoints are written, and left")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        for part in options.parts:
+            load = os.getloadavg()[0]
+            rows = PARTS[part](options.at or Path(temporary), options.rounds)
+            note = f"Load of the {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after."
+            record(f"trim-{part}", TITLES[part], rows, [note])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
