@@ -1,6 +1,8 @@
 """Apply a plan to a checkpoint, one block of one tensor at a time."""
 
+import itertools
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,20 +90,29 @@ def _pieces(checkpoint: Checkpoint, plan: PrunePlan, name: str, child: str) -> I
     """A tensor in pieces of at most a block, or a row if that is more. Rows before, between and after are not read."""
     info = checkpoint.tensors[name]
     rows, *others = plan.indices(name)
+    size_bytes = max(1, info.size_bytes)
     kept_bytes = info.torch_dtype.itemsize * math.prod(
         size if index is None else len(index) for size, index in zip(info.shape[1:], others, strict=True)
     )
-    step = max(1, BLOCK_BYTES * info.shape[0] // max(1, info.size_bytes))
-    for start in range(0, info.shape[0], step):
-        stop = min(start + step, info.shape[0])
-        if rows is None:
-            yield Piece(name, child, start, stop, (None, *others), start * kept_bytes)
-            continue
-        first, last = torch.searchsorted(rows, torch.tensor([start, stop])).tolist()
+    for start, stop, first, inside in _spans(rows, info.shape[0], max(1, BLOCK_BYTES * info.shape[0] // size_bytes)):
+        yield Piece(name, child, start, stop, (inside, *others), first * kept_bytes)
+
+
+def _spans(rows: Tensor | None, count: int, step: int) -> Iterator[tuple[int, int, int, Tensor | None]]:
+    """(first row, last row + 1, how many survivors came before, survivors counted from the first) of each `step` rows.
+
+    From the first survivor to the last: nothing else need be read.
+    """
+    edges = range(0, count + step, step)
+    if rows is None:
+        yield from ((start, min(start + step, count), start, None) for start in edges[:-1])
+        return
+    places = rows.tolist()
+    before = (bisect_left(places, edge) for edge in edges)
+    for first, last in itertools.pairwise(before):
         if first < last:
-            inside = rows[first:last]
-            start, stop = int(inside[0]), int(inside[-1]) + 1
-            yield Piece(name, child, start, stop, (inside - start, *others), first * kept_bytes)
+            start, end = places[first], places[last - 1]
+            yield start, end + 1, first, rows[first:last] - start
 
 
 def _in_threads(work: Callable[[Piece], int], pieces: Iterable[Piece], step: progress.Step) -> None:
