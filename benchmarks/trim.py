@@ -142,7 +142,7 @@ def verb(name: str, parent: Parent, out: Path) -> Row:
     config = PruneConfig(shape=CUTS[name][1])
     spent: dict[str, float] = {}
     io.disk = watch = Stopwatch()
-    prune.write_child = timed(prune.write_child, "cut", spent)
+    trim.write_child = timed(trim.write_child, "cut", spent)
     io.file_records = timed(lambda paths, f=io.file_records: list(f(paths)), "hash", spent)
     with clocked() as row:
         again = open_parent(parent.path)

@@ -37,7 +37,7 @@ class Blank:
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
-        self.missing_bytes = sum(spec.size_bytes for spec in specs.values())
+        self.missing_bytes = _payload(specs)
         self._places: dict[str, tuple[io.SizedFile, int]] = {}
         self._lock = threading.Lock()
 
@@ -78,8 +78,7 @@ def blank_checkpoint(
         yield blank
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        total = sum(spec.size_bytes for spec in specs.values())
-        io.write_new_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        io.write_new_json(directory / INDEX, {"metadata": {"total_size": _payload(specs)}, "weight_map": weight_map})
 
 
 def write_checkpoint(
@@ -89,6 +88,11 @@ def write_checkpoint(
     with blank_checkpoint(directory, specs, max_shard_bytes) as blank:
         for name in specs:
             blank.fill(name, content(name))
+
+
+def size_on_disk(specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+    """Bytes of the weights' files, headers and all."""
+    return sum(len(_header(shard)) + _payload(shard) for shard in _shards(specs, max_shard_bytes))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -106,8 +110,7 @@ def _blank(files: Mapping[Path, Mapping[str, TensorSpec]]) -> Iterator[Blank]:
     with ExitStack() as opened:
         for path, specs in files.items():
             header = _header(specs)
-            payload = sum(spec.size_bytes for spec in specs.values())
-            file = opened.enter_context(io.sized_file(path, len(header) + payload))
+            file = opened.enter_context(io.sized_file(path, len(header) + _payload(specs)))
             file.write_at(0, header)
             blank.place(file, specs, len(header))
         yield blank
@@ -124,6 +127,10 @@ def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, T
         shards[-1][name] = spec
         room -= spec.size_bytes
     return shards
+
+
+def _payload(specs: Mapping[str, TensorSpec]) -> int:
+    return sum(spec.size_bytes for spec in specs.values())
 
 
 def _header(specs: Mapping[str, TensorSpec]) -> bytes:

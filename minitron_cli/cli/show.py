@@ -122,9 +122,12 @@ def plan(planned: "Plan", shown: Show) -> None:
 def planned(work: Planned, shown: Show) -> None:
     """What a dry run would do next."""
     if shown.json:
-        data({"stage": work.stage, "path": str(work.path), "changed": work.changed})
-    else:
-        note(str(work))
+        known = {"forecast": work.forecast} if work.forecast else {}
+        data({"stage": work.stage, "path": str(work.path), "changed": work.changed} | known)
+        return
+    note(str(work))
+    if work.forecast:
+        fields("", work.forecast, shown)
 
 
 class _People(Console):

@@ -61,9 +61,9 @@ class Build:
 class Planned(Exception):
     """A dry run came to work that it will not do; what would be done is known."""
 
-    def __init__(self, stage: str, path: Path, changed: list[str]) -> None:
+    def __init__(self, stage: str, path: Path, changed: list[str], forecast: Mapping[str, Any]) -> None:
         super().__init__(f"{stage}: would write {path}" + (f" (changed: {', '.join(changed)})" if changed else ""))
-        self.stage, self.path, self.changed = stage, path, changed
+        self.stage, self.path, self.changed, self.forecast = stage, path, changed, forecast
 
 
 def produce(
@@ -75,9 +75,11 @@ def produce(
     inputs: Mapping[str, str],
     build: Callable[[Build], None],
     label: str = "",
+    forecast: Callable[[], Mapping[str, Any]] = dict,
 ) -> Artifact:
     """The artifact of this config and these inputs (name -> fingerprint): found, or built and committed.
 
+    `forecast` tells a dry run what is known of the result before the work.
     `version` is raised by hand when the stage's code would write other bytes for the same config and inputs.
     """
     resolved = config.model_dump(mode="json")
@@ -103,7 +105,7 @@ def produce(
             _settle(context, found, scratch)
         return found
     if context.dry_run:
-        raise Planned(stage, final, _changes(context.workspace, manifest))
+        raise Planned(stage, final, _changes(context.workspace, manifest), forecast())
     if not io.is_first_process():
         return _follow(context, final, stale, scratch, build)
     artifact = _build(context, manifest, final, stale, scratch, build)

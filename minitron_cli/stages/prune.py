@@ -1,5 +1,7 @@
 """The prune stage: a parent and its scores in, a smaller checkpoint out."""
 
+from typing import Any
+
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.sources import DataConfig
@@ -13,10 +15,10 @@ from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.rounds import plan_in_rounds
 from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.trim import trim
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.spec import PruneConfig
-from minitron_cli.trim.trim import write_child
 
 STAGE, VERSION = "prune", 1
 SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
@@ -67,9 +69,23 @@ def run(
             plan = cutter.plan(shape, config.drop_layers)
         _write(work, parent, plan)
 
+    def forecast() -> dict[str, Any]:
+        if len(candidates) > 1:
+            return {f"candidate {i + 1}": f"{c.shape}: {c.parameters:,} parameters" for i, c in enumerate(candidates)}
+        return trim.forecast(parent.checkpoint, cutter.plan(candidates[0].shape, config.drop_layers))
+
     for candidate in candidates:
         cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=label)
+    return produce(
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        build=build,
+        label=label,
+        forecast=forecast,
+    )
 
 
 def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
@@ -102,7 +118,7 @@ def row(entry: Ranked) -> dict[str, object]:
 
 
 def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
-    write_child(parent.checkpoint, plan, work.path)
+    trim.write_child(parent.checkpoint, plan, work.path)
     work.write_json("config.json", child_config(parent.checkpoint.config, plan))
     hf.copy_files(parent.path, work.path, ("generation_config.json", *hf.TOKENIZER_FILES))
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})

@@ -4,17 +4,17 @@ import itertools
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.checkpoint.reader import Checkpoint, blocks
-from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint
+from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint, size_on_disk
 from minitron_cli.errors import CheckpointError
 from minitron_cli.trim.bits import check_finite, select
 from minitron_cli.trim.plan import PrunePlan
@@ -54,8 +54,7 @@ def write_child(
     """
     check_ties(checkpoint, plan)
     origin = surviving(plan, checkpoint.tensors)
-    shapes = plan.child.tensors()
-    specs = {new: TensorSpec(shapes[new], checkpoint.tensors[old].torch_dtype) for new, old in origin.items()}
+    specs = _specs(checkpoint, plan, origin)
     pieces = (piece for new, old in origin.items() for piece in _pieces(checkpoint, plan, old, new))
     total = sum(spec.size_bytes for spec in specs.values())
     with (
@@ -71,6 +70,23 @@ def write_child(
             return cut.nbytes
 
         _in_threads(write, pieces, step)
+
+
+def forecast(checkpoint: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
+    """What a cut would write, from headers alone."""
+    origin = surviving(plan, checkpoint.tensors)
+    return {
+        "sizes": dict(plan.child.sizes),
+        "parameters": plan.child.parameters(),
+        "weights_bytes": size_on_disk(_specs(checkpoint, plan, origin)),
+        "tensors": len(origin),
+        "tensors_dropped": len(checkpoint.tensors) - len(origin),
+    }
+
+
+def _specs(checkpoint: Checkpoint, plan: PrunePlan, origin: Mapping[str, str]) -> dict[str, TensorSpec]:
+    shapes = plan.child.tensors()
+    return {new: TensorSpec(shapes[new], checkpoint.tensors[old].torch_dtype) for new, old in origin.items()}
 
 
 class Piece(NamedTuple):

@@ -206,6 +206,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: Place) -> None:
     before = sorted(place.root.rglob("*"))
     planned = place.run("prune", "--shape", "hidden=48", "--dry-run")
     assert planned["stage"] == "prune"
+    assert planned["forecast"]["sizes"]["hidden"] == 48
     assert not Path(planned["path"]).exists()
     assert sorted(place.root.rglob("*")) == before
 

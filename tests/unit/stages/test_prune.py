@@ -1,0 +1,82 @@
+"""Several cuts from one set of scores, and what a dry run tells of a cut from headers alone."""
+
+import pytest
+import torch
+
+from minitron_cli.checkpoint import reader
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.stages import prune
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.stages.produce import Planned, produce
+from minitron_cli.trim.scores import Scores
+from minitron_cli.trim.spec import Budget, PruneConfig
+from tests.tiny import write_tiny
+from tests.unit.stages.place import context
+
+SHAPES = ({"ffn": 24}, {"hidden": 16}, {"layer": 2, "ffn": 8})
+
+
+@pytest.fixture
+def parent(tmp_path):
+    return open_parent(write_tiny(tmp_path / "model"))
+
+
+@pytest.fixture
+def scores(tmp_path, parent):
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"hidden": (32,), "ffn": (4, 48), "head": (4, 8)}
+    found = {f"{axis}.batch=l2.sequence=mean": torch.rand(size, generator=draw) for axis, size in sizes.items()}
+    found["layer.block_importance"] = torch.rand(4, generator=draw)
+    return produce(
+        context(tmp_path / "run"),
+        stage="importance",
+        version=1,
+        config=ImportanceConfig(),
+        inputs={"model": parent.fingerprint},
+        build=lambda work: Scores(found).save(work.path),
+    )
+
+
+def test_one_set_of_scores_serves_several_cuts(tmp_path, parent, scores, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("a model ran"))
+    made = [prune.run(context(tmp_path / "run"), parent, PruneConfig(shape=shape), scores=scores) for shape in SHAPES]
+    assert len({artifact.path for artifact in made}) == len(SHAPES)
+    for artifact, shape in zip(made, SHAPES, strict=True):
+        sizes = artifact.summary["child"]["sizes"]
+        assert {axis: sizes[axis] for axis in shape} == shape
+        assert artifact.path.is_dir()
+        assert artifact.manifest.inputs["scores"] == scores.fingerprint
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_dry_run_foretells_what_is_written_and_touches_nothing(tmp_path, parent, scores, monkeypatch, shape):
+    config, before = PruneConfig(shape=shape), sorted((tmp_path / "run").rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "read", lambda *_: pytest.fail("read a tensor"))
+        patch.setattr(Checkpoint, "read_rows", lambda *_: pytest.fail("read a tensor"))
+        with pytest.raises(Planned) as caught:
+            prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+    made = prune.run(context(tmp_path / "run"), parent, config, scores=scores)
+    found = reader.read_header(made.path / "model.safetensors")
+    assert caught.value.path == made.path
+    assert caught.value.forecast == {
+        "sizes": made.summary["child"]["sizes"],
+        "parameters": sum(torch.Size(info.shape).numel() for info in found.values()),
+        "weights_bytes": (made.path / "model.safetensors").stat().st_size,
+        "tensors": len(found),
+        "tensors_dropped": len(parent.checkpoint.tensors) - len(found),
+    }
+    assert (caught.value.forecast["tensors_dropped"] > 0) == ("layer" in shape)
+
+
+def test_a_dry_run_names_the_candidates_of_a_budget(tmp_path, parent, scores, monkeypatch):
+    blocks = type("Blocks", (), {"fingerprint": "f"})()
+    monkeypatch.setattr(prune, "blocks_of", lambda *_: blocks)
+    target = parent.shape.resize(ffn=32).parameters()
+    config = PruneConfig(budget=Budget(target=target, tolerance=0.2), candidates=3)
+    with pytest.raises(Planned) as caught:
+        prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores, data=object())
+    assert list(caught.value.forecast) == ["candidate 1", "candidate 2", "candidate 3"]
+    assert all("hidden=" in said and said.endswith("parameters") for said in caught.value.forecast.values())
