@@ -101,7 +101,7 @@ def test_blocks_of_which_nothing_survives(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """A checkpoint of 690 MB is cut with a few blocks of 16 MiB."""
+    """A checkpoint of 690 MB is cut in pieces of a megabyte, a few of them at a time."""
     checkpoint, shape = wide_checkpoint(tmp_path / "parent", layers=5)
     assert checkpoint.size_bytes > 600e6
     plan = PrunePlan(shape, {"hidden": torch.arange(0, 1024, 2), "ffn": torch.arange(0, 4096, 2).repeat(5, 1)})
@@ -117,7 +117,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     write_child(checkpoint, plan, tmp_path / "child")
     done.set()
     watcher.join()
-    assert 0 < peak[0] - before < 120e6
+    assert 0 < peak[0] - before < 24 << 20
 
 
 def anonymous_bytes():
