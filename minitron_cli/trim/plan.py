@@ -13,6 +13,8 @@ from minitron_cli.trim.metric import Metric
 from minitron_cli.trim.refusal import refusal
 from minitron_cli.trim.spec import BLOCKS, Ranking
 
+RESIDUAL = {"paper": 1, "laco": -1}  # the factor of each kind
+
 
 class Ranked(Protocol):
     """Scores as a plan reads them: higher means keep."""
@@ -31,6 +33,7 @@ class PrunePlan:
 
     parent: Shape
     kept: Mapping[str, Tensor]
+    residual: "Residual | None" = None
 
     def at(self, axis: str, layer: int | None = None) -> Tensor | None:
         """Survivors of an axis, or None where all survive."""
@@ -93,9 +96,30 @@ class PrunePlan:
         exact = block.to(torch.promote_types(block.dtype, torch.float32))
         return ((exact + offset) * ratio**correction.power - offset).to(block.dtype)
 
+    def partner_rows(self, name: str) -> Tensor | None:
+        """For each surviving row of a parent's tensor, the row whose difference is added; itself where none is."""
+        match = self.parent.family.match(name)
+        layer = match.at.get("layer")
+        if self.residual is None or layer is None or "head" not in match.layout.axes(0):
+            return None
+        partners = self.residual.partners_LH[layer]
+        return match.layout.indices(
+            lambda axis: partners if axis == "head" else self.at(axis, layer), self.parent.sizes
+        )[0]
+
     def tensors(self) -> dict[str, Tensor]:
         """For a safetensors file: axis -> int32 indices."""
         return {axis: kept.int() for axis, kept in self.kept.items()}
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Query heads that stay and take something over from heads that go."""
+
+    partners_LH: Tensor
+    """For each head that survives, the parent's head it takes from; itself where it takes nothing."""
+    factor: int
+    """q becomes q + factor (q - q'): 1 as the paper prints it, -1 as LaCo has it."""
 
 
 def make_plan(
@@ -115,11 +139,17 @@ def make_plan(
         kept["hidden"] = _best(scores.select("hidden", ranking.width), child.sizes["hidden"], ranking)
     if "ffn" in smaller:
         kept["ffn"] = _best(scores.select("ffn", ranking.width), child.sizes["ffn"], ranking)
+    residual = None
     if smaller & {"head", "kv_head"}:
-        kept |= _surviving_heads(parent, child, scores.select("head", ranking.width), ranking)
+        score_LH = scores.select("head", ranking.width)
+        kept |= _surviving_heads(parent, child, score_LH, ranking)
+        if ranking.head_residual != "none":
+            residual = Residual(
+                _partners(parent, child, kept["head"], score_LH, ranking), RESIDUAL[ranking.head_residual]
+            )
     if odd := smaller - kept.keys():
         raise InputError(f"{min(odd)} cannot be cut: choose among layer, hidden, head, kv_head and ffn")
-    return PrunePlan(parent, kept)
+    return PrunePlan(parent, kept, residual)
 
 
 def named_survivors(parent: Shape, drop_layers: Collection[int]) -> list[int] | None:
@@ -168,9 +198,31 @@ def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ran
     return {"head": head_LK} | ({"kv_head": group_LK} if child.sizes.get("kv_head", groups) < groups else {})
 
 
+def _partners(parent: Shape, child: Shape, head_LK: Tensor, score_LH: Tensor, ranking: Ranking) -> Tensor:
+    """The residual's other head for each head that stays, [layer, kept]; the same head for most.
+
+    Of L heads in a group, best first and counted from 1, K stay, and head i of max(1, 2K - L + 1) <= i <= K takes from
+    head 2K - i + 1: the last that stays from the first that goes, and so on. (The paper prints the range from 2K - L,
+    whose partner L + 1 does not exist.)
+    """
+    groups = parent.sizes["kv_head"]
+    order_LGQ = _order(score_LH.reshape(len(score_LH), groups, -1), ranking)
+    rank_LGQ = order_LGQ.argsort(-1)  # from 0
+    kept, per_group = child.sizes["head"] // child.sizes["kv_head"], rank_LGQ.shape[-1]
+    other_LGQ = 2 * kept - 1 - rank_LGQ
+    takes_LGQ = (rank_LGQ < kept) & (other_LGQ < per_group)
+    partner_LGQ = order_LGQ.gather(-1, torch.where(takes_LGQ, other_LGQ, rank_LGQ))
+    partner_LH = (partner_LGQ + torch.arange(groups)[:, None] * per_group).flatten(1)
+    return partner_LH.gather(1, head_LK)
+
+
 def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:
     """Positions of the `count` highest scores of the last dim, ascending. Ties go to the lower position."""
     if scores.isnan().any():  # it would rank above every number
         raise InputError("the scores hold NaN, so nothing can be ranked: run importance again, in another dtype")
-    order = scores.double().argsort(dim=-1, descending=not ranking.invert, stable=True)
-    return order[..., :count].sort(dim=-1).values
+    return _order(scores, ranking)[..., :count].sort(dim=-1).values
+
+
+def _order(scores: Tensor, ranking: Ranking) -> Tensor:
+    """Positions, the best first. Ties go to the lower position."""
+    return scores.double().argsort(dim=-1, descending=not ranking.invert, stable=True)

@@ -22,6 +22,9 @@ class Ranking(Spec):
     contiguous block that goes: the perplexity gained, or the task's score lost (measured with importance.blocks)."""
     invert: bool = False
     """Keep the worst instead of the best: a control for experiments."""
+    head_residual: Literal["none", "paper", "laco"] = "none"
+    """What the least important query heads that stay take over from those that go (Muralidharan et al. 2024, sec. 2.3).
+    paper: q + (q - q'), as printed; laco: q + (q' - q), with the sign of the work it cites."""
 
 
 class Budget(Spec):
@@ -70,6 +73,8 @@ class PruneConfig(Spec):
             raise ValueError("drop_layers are removed at once: give the number of layers instead, or one round")
         if self.ranking.layers in BLOCKS and self.rounds > 1:
             raise ValueError("a contiguous block of layers is removed at once: rank layers one by one, or one round")
+        if self.ranking.head_residual != "none" and self.rounds > 1:
+            raise ValueError("head_residual changes weights, and rounds carry over indices alone: use one round")
         if len(set(self.drop_layers)) < len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
             raise ValueError("drop_layers lists different layers, counted from 0")
         return self
