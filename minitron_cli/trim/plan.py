@@ -205,10 +205,10 @@ def _partners(parent: Shape, child: Shape, head_LK: Tensor, score_LH: Tensor, ra
     head 2K - i + 1: the last that stays from the first that goes, and so on. (The paper prints the range from 2K - L,
     whose partner L + 1 does not exist.)
     """
-    groups = parent.sizes["kv_head"]
+    groups = parent.groups
     order_LGQ = _order(score_LH.reshape(len(score_LH), groups, -1), ranking)
     rank_LGQ = order_LGQ.argsort(-1)  # from 0
-    kept, per_group = child.sizes["head"] // child.sizes["kv_head"], rank_LGQ.shape[-1]
+    kept, per_group = child.sizes["head"] // child.groups, rank_LGQ.shape[-1]
     other_LGQ = 2 * kept - 1 - rank_LGQ
     takes_LGQ = (rank_LGQ < kept) & (other_LGQ < per_group)
     partner_LGQ = order_LGQ.gather(-1, torch.where(takes_LGQ, other_LGQ, rank_LGQ))
