@@ -102,10 +102,16 @@ class PrunePlan:
         layer = match.at.get("layer")
         if self.residual is None or layer is None or "head" not in match.layout.axes(0):
             return None
-        partners = self.residual.partners_LH[layer]
+        partners = self.residual.partners_LK[layer]
         return match.layout.indices(
             lambda axis: partners if axis == "head" else self.at(axis, layer), self.parent.sizes
         )[0]
+
+    def add_residual(self, rows: Tensor, partners: Tensor) -> Tensor:
+        """Rows that survive, each with what it takes over from its partner."""
+        assert self.residual is not None
+        own, other = (tensor.to(torch.promote_types(rows.dtype, torch.float32)) for tensor in (rows, partners))
+        return (own + self.residual.factor * (own - other)).to(rows.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a safetensors file: axis -> int32 indices."""
@@ -116,7 +122,7 @@ class PrunePlan:
 class Residual:
     """Query heads that stay and take something over from heads that go."""
 
-    partners_LH: Tensor
+    partners_LK: Tensor
     """For each head that survives, the parent's head it takes from; itself where it takes nothing."""
     factor: int
     """q becomes q + factor (q - q'): 1 as the paper prints it, -1 as LaCo has it."""

@@ -39,9 +39,13 @@ def cut_in_memory(plan: PrunePlan, names: Iterable[str], read: Callable[[str], T
 def cut_block(plan: PrunePlan, name: str, block: Tensor, survivors: Sequence[Tensor | None]) -> Tensor:
     """What the child has of some rows of a tensor: the one place where the numbers of a child are made.
 
-    `survivors` gives positions within the block, per dim, or None where all of them survive.
+    `survivors` gives positions within the block, per dim, or None where all of them survive. A tensor whose rows take
+    from other rows comes whole.
     """
-    return plan.correct(name, select(block, survivors))
+    kept, partners = select(block, survivors), plan.partner_rows(name)
+    if partners is not None:
+        kept = plan.add_residual(kept, select(block, (partners, *survivors[1:])))
+    return plan.correct(name, kept)
 
 
 def write_child(
@@ -103,9 +107,15 @@ class Piece(NamedTuple):
 
 
 def _pieces(checkpoint: Checkpoint, plan: PrunePlan, name: str, child: str) -> Iterator[Piece]:
-    """A tensor in pieces of at most a block, or a row if that is more. Rows before, between and after are not read."""
+    """A tensor in pieces of at most a block, or a row if that is more. Rows before, between and after are not read.
+
+    Whole where rows take from other rows.
+    """
     info = checkpoint.tensors[name]
     rows, *others = plan.indices(name)
+    if plan.partner_rows(name) is not None:
+        yield Piece(name, child, 0, info.shape[0], (rows, *others), 0)
+        return
     size_bytes = max(1, info.size_bytes)
     kept_bytes = info.torch_dtype.itemsize * math.prod(
         size if index is None else len(index) for size, index in zip(info.shape[1:], others, strict=True)

@@ -42,7 +42,7 @@ def printed(query, scores, kept_groups, kept):
 @pytest.fixture(scope="module", params=["llama", "phi3"])
 def parent(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("parent")
-    model = tiny_model(request.param)
+    model = tiny_model(request.param, hidden_size=48)  # a multiple of every number of heads
     model.save_pretrained(path)
     return Shape.of(family_of(model.config), model.config), Checkpoint.open(path)
 
@@ -70,6 +70,11 @@ def test_the_paper_s_residual_is_as_printed(parent, sizes, seed, tmp_path):
         torch.testing.assert_close(child[name][:rows], expected)
         assert not torch.equal(child[name][:rows], without[name][:rows])
         assert torch.equal(child[name][rows:], without[name][rows:])  # keys and values of a fused matrix
+        if (bias := name.replace("weight", "bias")) in child:
+            parts = checkpoint.read(bias).split(HEAD_DIM)
+            torch.testing.assert_close(
+                child[bias], printed(parts, scores.scores[layer], groups, sizes["head"] // len(groups))
+            )
     others = [name for name in child if "q_proj" not in name and "qkv_proj" not in name]
     assert all(torch.equal(child[name], without[name]) for name in others)
     write_child(checkpoint, plan, tmp_path)
