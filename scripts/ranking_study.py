@@ -1,5 +1,7 @@
 """Does importance know what matters? Zero-shot loss of cuts ranked by importance, at random, and upside down.
 
+And does it help that query heads which go leave a residual in those that stay?
+
     python scripts/bench_teacher.py && python scripts/ranking_study.py
 
 Each seed draws other calibration samples and another random order. Writes docs/results/ranking.md.
@@ -7,6 +9,7 @@ Each seed draws other calibration samples and another random order. Writes docs/
 
 import argparse
 import statistics
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench_teacher import bench_data
@@ -45,11 +48,27 @@ def rankings(seed: int) -> dict[str, Ranking]:
     }
 
 
-def losses(context: Context, parent: Parent, seeds: int, samples: int) -> dict[str, dict[str, list[float]]]:
+def head_cuts(parent: Shape) -> dict[str, Shape]:
+    """Two thirds and one third of the query heads, the same number in every group."""
+    groups, heads = parent.sizes["kv_head"], parent.sizes["head"]
+    kept = (max(1, 2 * heads // groups // 3) * groups, max(1, heads // groups // 3) * groups)
+    return {f"query heads {heads} to {n}": parent.resize(head=n) for n in kept}
+
+
+def residuals(seed: int) -> dict[str, Ranking]:
+    return {kind: Ranking(head_residual=kind) for kind in ("none", "paper", "laco")}
+
+
+Cuts = Callable[[Shape], dict[str, Shape]]
+Rankings = Callable[[int], dict[str, Ranking]]
+Found = dict[str, dict[str, list[float]]]
+
+
+def losses(context: Context, parent: Parent, seeds: int, samples: int, cuts: Cuts, rankings: Rankings) -> Found:
     """Cut -> ranking -> loss in nats per token, one per seed."""
     data = bench_data(None)
     validation = blocks_of(context, data, "validation", parent.path)
-    found: dict[str, dict[str, list[float]]] = {}
+    found: Found = {}
     for seed in range(seeds):
         artifact = importance.run(
             context, parent, data, ImportanceConfig(samples=samples, seed=seed, layer_removal=False)
@@ -63,8 +82,7 @@ def losses(context: Context, parent: Parent, seeds: int, samples: int) -> dict[s
     return found
 
 
-def page(parent: Parent, parent_loss: float, found: dict[str, dict[str, list[float]]], seeds: int) -> str:
-    labels = list(rankings(0))
+def page(parent: Parent, parent_loss: float, ranked: Found, residual: Found, seeds: int) -> str:
     lines = [
         "# Ranked by importance, at random, upside down",
         "",
@@ -74,13 +92,24 @@ def page(parent: Parent, parent_loss: float, found: dict[str, dict[str, list[flo
         "",
         "Regenerate: `make bench-teacher && python scripts/ranking_study.py`",
         "",
-        "| cut | " + " | ".join(labels) + " |",
-        "|---|" + "---|" * len(labels),
+        *table(ranked, list(rankings(0))),
+        "",
+        "## The head residual",
+        "",
+        "Query heads that stay take over from those that go (`prune.ranking.head_residual`): as the paper prints it, and",
+        "with the sign of LaCo, which the paper cites. The same measure, the same seeds.",
+        "",
+        *table(residual, list(residuals(0))),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def table(found: Found, labels: list[str]) -> Iterator[str]:
+    yield "| cut | " + " | ".join(labels) + " |"
+    yield "|---|" + "---|" * len(labels)
     for name, by_label in found.items():
         cells = (f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for v in (by_label[label] for label in labels))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -94,9 +123,11 @@ def main() -> None:
     teacher = workspace.require("teacher", "make bench-teacher")
     parent = open_parent(teacher.path)
     with workspace.lock():
-        found = losses(Context(workspace), parent, args.seeds, args.samples)
+        context = Context(workspace)
+        ranked = losses(context, parent, args.seeds, args.samples, cuts, rankings)
+        residual = losses(context, parent, args.seeds, args.samples, head_cuts, residuals)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(page(parent, teacher.summary["after"]["loss"], found, args.seeds))
+    args.output.write_text(page(parent, teacher.summary["after"]["loss"], ranked, residual, args.seeds))
     print(args.output.read_text())
 
 

@@ -93,6 +93,16 @@ class Family:
 
     def match(self, name: str) -> Match:
         """The template, layout and position of one tensor. CheckpointError names the table to edit."""
+        if name not in self._matched:
+            self._matched[name] = self._match(name)
+        return self._matched[name]
+
+    @cached_property
+    def _matched(self) -> dict[str, Match]:
+        """Every name that was asked for: a model's few thousand, each asked for once a block."""
+        return {}
+
+    def _match(self, name: str) -> Match:
         for pattern, template in self._patterns:
             if found := pattern.fullmatch(name):
                 return Match(template, parse(self.tensors[template]), {a: int(i) for a, i in found.groupdict().items()})

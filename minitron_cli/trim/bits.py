@@ -1,5 +1,6 @@
 """A block of weights as bits: which of its entries survive, and whether all of them are numbers."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,5 +35,5 @@ def check_finite(name: str, block: Tensor) -> None:
         return
     numbers = block.float() if block.itemsize == 1 else block
     # A sum that is a number has only numbers in it, and takes a tenth of the time; it may overflow, though.
-    if not numbers.sum().isfinite() and not numbers.isfinite().all():
+    if not math.isfinite(numbers.sum()) and not numbers.isfinite().all():
         raise CheckpointError(f"tensor {name!r} holds NaN or infinity: the checkpoint is damaged; download it again")
