@@ -96,8 +96,8 @@ def page(parent: Parent, parent_loss: float, ranked: Found, residual: Found, see
         "",
         "## The head residual",
         "",
-        "Query heads that stay take over from those that go (`prune.ranking.head_residual`): as the paper prints it, and",
-        "with the sign of LaCo, which the paper cites. The same measure, the same seeds.",
+        "Query heads that stay take over from those that go (`prune.ranking.head_residual`): as the paper prints it,",
+        "and with the sign of LaCo, which the paper cites. The same measure, the same seeds.",
         "",
         *table(residual, list(residuals(0))),
     ]
