@@ -421,6 +421,8 @@ def rope_of(model_type, rope_type):
     if model_type == "gemma3_text":
         new = {"full_attention": new, "sliding_attention": {"rope_type": "default", "rope_theta": 700.0}}
         old |= {"rope_local_base_freq": 700.0}
+    if model_type == "olmo2" and rope_type == "linear":
+        scaling = {"type": "linear", "factor": 2.0}
     return new, old | ({} if rope_type == "default" else {"rope_scaling": scaling})
 
 
