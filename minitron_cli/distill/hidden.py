@@ -31,8 +31,8 @@ class Norms(NamedTuple):
         final = [template for template in templates if "{layer}" not in template]
         if len(layered) != 2 or len(final) != 1:
             raise RecipeError(
-                f"distill.hidden needs norms before attention, before the MLP and at the end, not {', '.join(templates)}; "
-                "drop distill.hidden"
+                "distill.hidden needs norms before attention, before the MLP and at the end, "
+                f"not {', '.join(templates)}; drop distill.hidden"
             )
         return cls(*layered, *final)
 
