@@ -389,6 +389,8 @@ def test_a_depth_cut_keeps_each_layers_kind(parents, model_type, kept, tokens, t
     check_cut(model, checkpoint, Cut(layer=kept), tokens, tmp_path / "child")
     config = AutoConfig.from_pretrained(tmp_path / "child")
     assert config.num_hidden_layers == len(kept)
+    raw = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert [name for name, value in raw.items() if isinstance(value, list) and len(value) == 4] == []
     kinds = getattr(model.config, "layer_types", None)
     assert getattr(config, "layer_types", None) == (kinds and [kinds[i] for i in kept])
     assert getattr(config, "sliding_window", None) == getattr(model.config, "sliding_window", None)
