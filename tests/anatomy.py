@@ -12,13 +12,10 @@ class Anatomy:
     """Names of modules, and what cannot be read off them."""
 
     decoder: str = "model"
-    embedding: str = "embed_tokens"
     final_norm: str = "norm"
     attention: str = "self_attn"
     output: str = "o_proj"
     """The projection from the heads back to the residual stream."""
-    first: str = "gate_proj"
-    """The MLP's first matrix: the gate, where there is one."""
     down: str = "down_proj"
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     """A layer's norms over the residual stream, in the order in which they run."""
@@ -51,18 +48,16 @@ ANATOMY = {
     "gemma3_text": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
     "gpt_neox": Anatomy(
         decoder="gpt_neox",
-        embedding="embed_in",
         final_norm="final_layer_norm",
         attention="attention",
         output="dense",
-        first="dense_h_to_4h",
         down="dense_4h_to_h",
         epsilon="layer_norm_eps",
     ),
-    "nemotron": Anatomy(first="up_proj", norm_offset=1, epsilon="norm_eps"),
+    "nemotron": Anatomy(norm_offset=1, epsilon="norm_eps"),
     "olmo2": Anatomy(norms=("post_attention_layernorm", "post_feedforward_layernorm")),
-    "phi3": Anatomy(first="gate_up_proj"),
     "smollm3": Anatomy(pattern="no_rope_layers"),
+    "starcoder2": Anatomy(down="c_proj", epsilon="norm_epsilon"),
 }
 
 

@@ -65,6 +65,7 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "use_sliding_window": True,
         "sliding_window": 6,
     },
+    "starcoder2": {"sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
 }
 
 

@@ -25,14 +25,14 @@ class Norms(NamedTuple):
 
     @classmethod
     def of(cls, templates: Iterable[str]) -> "Norms":
-        """From the taps of `hidden` in table order: a layer's two norms, and the final one."""
+        """From the norms that a matrix reads, in the order of the links: a layer's two, and the final one."""
         templates = list(templates)
         layered = [template for template in templates if "{layer}" in template]
         final = [template for template in templates if "{layer}" not in template]
         if len(layered) != 2 or len(final) != 1:
             raise RecipeError(
-                f"distill.hidden needs a family with two norms per layer and a final one, not {', '.join(templates)}; "
-                "drop distill.hidden"
+                "distill.hidden needs norms before attention, before the MLP and at the end, "
+                f"not {', '.join(templates)}; drop distill.hidden"
             )
         return cls(*layered, *final)
 

@@ -13,7 +13,6 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.hidden import Norms, StatePair, state_pairs
 from minitron_cli.distill.loop import TrainResult, train
 from minitron_cli.distill.objective import check_vocab
-from minitron_cli.model.taps import taps
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Build, Context, produce
@@ -70,7 +69,7 @@ def _initial(context: Context, start: Parent, config: DistillConfig) -> "PreTrai
 def _pairs(config: DistillConfig, teacher: Parent, student: Parent) -> tuple[StatePair, ...]:
     if config.hidden is None:
         return ()
-    norms = Norms.of(tap.module for tap in taps(teacher.family) if tap.axis == "hidden")
+    norms = Norms.of(norm.removesuffix(".weight") for norm in teacher.family.links)
     return state_pairs(config.hidden, norms, teacher.shape.sizes["layer"], student.shape.sizes["layer"])
 
 

@@ -389,6 +389,8 @@ def test_a_depth_cut_keeps_each_layers_kind(parents, model_type, kept, tokens, t
     check_cut(model, checkpoint, Cut(layer=kept), tokens, tmp_path / "child")
     config = AutoConfig.from_pretrained(tmp_path / "child")
     assert config.num_hidden_layers == len(kept)
+    raw = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert [name for name, value in raw.items() if isinstance(value, list) and len(value) == 4] == []
     kinds = getattr(model.config, "layer_types", None)
     assert getattr(config, "layer_types", None) == (kinds and [kinds[i] for i in kept])
     assert getattr(config, "sliding_window", None) == getattr(model.config, "sliding_window", None)
@@ -421,6 +423,8 @@ def rope_of(model_type, rope_type):
     if model_type == "gemma3_text":
         new = {"full_attention": new, "sliding_attention": {"rope_type": "default", "rope_theta": 700.0}}
         old |= {"rope_local_base_freq": 700.0}
+    if model_type == "olmo2" and rope_type == "linear":
+        scaling = {"type": "linear", "factor": 2.0}
     return new, old | ({} if rope_type == "default" else {"rope_scaling": scaling})
 
 

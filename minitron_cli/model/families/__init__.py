@@ -15,6 +15,7 @@ from minitron_cli.model.families.phi3 import PHI3
 from minitron_cli.model.families.qwen2 import QWEN2
 from minitron_cli.model.families.qwen3 import QWEN3
 from minitron_cli.model.families.smollm3 import SMOLLM3
+from minitron_cli.model.families.starcoder2 import STARCODER2
 from minitron_cli.model.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
         QWEN2,
         QWEN3,
         SMOLLM3,
+        STARCODER2,
     )
 }
 

@@ -23,8 +23,8 @@ PHI3 = Family(
     stored_if=UNTIED_HEAD,
     links=LINKS,
     tied=TIED,
-    old_rope=OldRope(
-        scaling={"type": "rope_type", "short_factor": "short_factor", "long_factor": "long_factor"},  # no other field
+    old_rope=OldRope(  # version 4 takes no other field
+        scaling={"type": "rope_type", "short_factor": "short_factor", "long_factor": "long_factor"}
     ),
     head_dim_table="rope_parameters.short_factor",
 )

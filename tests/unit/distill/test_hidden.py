@@ -17,17 +17,27 @@ from minitron_cli.distill.hidden import (
     state_pairs,
 )
 from minitron_cli.errors import RecipeError
-from minitron_cli.model.families import family_of
-from minitron_cli.model.taps import taps
+from minitron_cli.model.families import FAMILIES
 from tests.unit.distill import small
 
 NORMS = Norms("model.layers.{layer}.input_layernorm", "model.layers.{layer}.post_attention_layernorm", "model.norm")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
-def test_the_norms_of_a_family_are_its_hidden_taps(model_type: str) -> None:
-    family = family_of(type("Config", (), {"model_type": model_type})())
-    assert Norms.of(tap.module for tap in taps(family) if tap.axis == "hidden") == NORMS
+@pytest.mark.parametrize("model_type", ["granite", "llama", "mistral", "nemotron", "phi3", "qwen2", "qwen3", "smollm3"])
+def test_the_norms_of_a_family_are_those_that_a_matrix_reads(model_type: str) -> None:
+    assert Norms.of(norms_read(model_type)) == NORMS
+
+
+def test_a_norm_of_what_a_layer_adds_is_no_state() -> None:
+    """Gemma normalises what attention gives before it joins the residual stream; OLMo 2 nothing else."""
+    before_mlp = "model.layers.{layer}.pre_feedforward_layernorm"
+    assert Norms.of(norms_read("gemma2")) == NORMS._replace(mlp_input=before_mlp)
+    with pytest.raises(RecipeError, match=r"needs norms before attention, before the MLP.*drop distill\.hidden"):
+        Norms.of(norms_read("olmo2"))
+
+
+def norms_read(model_type: str) -> list[str]:
+    return [norm.removesuffix(".weight") for norm in FAMILIES[model_type].links]
 
 
 def test_a_family_with_other_norms_is_refused() -> None:

@@ -41,17 +41,39 @@ def test_llama_3_1_8b_and_its_minitrons_have_the_published_sizes():
 @pytest.mark.parametrize(
     ("alias", "parameters"),
     [
+        ("gemma-2-2b", 2_614_341_888),
+        ("gemma-2-9b", 9_241_705_984),
+        ("gemma-3-1b", 999_885_952),
         ("llama-3.2-1b", 1_235_814_400),
         ("llama-3.2-3b", 3_212_749_824),
         ("mistral-7b", 7_248_023_552),
         ("mistral-nemo-12b", 12_247_782_400),
+        ("olmo-2-7b", 7_298_617_344),
+        ("phi-3-mini", 3_821_079_552),
+        ("phi-4", 14_659_507_200),
+        ("pythia-1.4b", 1_414_647_808),
+        ("pythia-6.9b", 6_857_302_016),
         ("qwen3-4b", 4_022_468_096),
         ("qwen3-8b", 8_190_735_360),
+        ("smollm3-3b", 3_075_098_624),
     ],
 )
 def test_aliases_have_the_parameters_of_their_model_cards(alias, parameters):
     """As the hub shows them, read from the safetensors headers."""
     assert published(alias).parameters() == parameters
+
+
+@pytest.mark.parametrize(("alias", "total", "others"), [("minitron-8b", 8.3, 6.2), ("minitron-4b", 4.2, 2.6)])
+def test_the_first_minitrons_have_the_published_sizes(alias, total, others):
+    """In billions, with and without embeddings (Muralidharan et al. 2024)."""
+    shape = published(alias)
+    assert [round(shape.parameters(count) / 1e9, 1) for count in ("total", "non_embedding")] == [total, others]
+
+
+@pytest.mark.parametrize(("model", "others"), [("pythia-1.4b", 1_208_602_624), ("pythia-6.9b", 6_444_163_072)])
+def test_pythias_without_embeddings(model, others):
+    """As Biderman et al. 2023 count them."""
+    assert published(model).parameters("non_embedding") == others
 
 
 @pytest.mark.parametrize(("layers", "mib"), [(36, 126_214.6), (22, 78_054.4)])

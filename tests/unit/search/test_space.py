@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from transformers import LlamaConfig, MistralConfig
+from transformers import Gemma2Config, GPTNeoXConfig, LlamaConfig, MistralConfig
 
 from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.families import family_of
@@ -130,3 +130,17 @@ def test_a_named_shape_is_the_parents_but_for_what_is_named(llama_8b):
 def test_a_shape_that_cannot_be_is_refused(llama_8b, sizes, drop_layers, message):
     with pytest.raises(InputError, match=message):
         space.named(llama_8b, sizes, drop_layers)
+
+
+def test_only_shapes_that_the_family_can_take_are_candidates():
+    neox = shape_of(GPTNeoXConfig(**DIMS))
+    found = space.grid(neox, {"hidden": (2048, 3072), "head": (16, 24)})
+    assert [(s.sizes["hidden"], s.sizes["head"]) for s in found] == [(2048, 16), (3072, 24)]
+    gemma = shape_of(Gemma2Config(**DIMS))
+    assert [s.sizes["layer"] for s in space.grid(gemma, {"layer": ()})] == list(range(2, 33, 2))
+
+
+def test_a_space_of_which_nothing_can_be_taken_says_why():
+    neox = shape_of(GPTNeoXConfig(**DIMS))
+    with pytest.raises(InfeasibleError, match=r"parent can be cut to: hidden=2048 with head=32.*cut both"):
+        space.feasible(neox, {"hidden": (2048,)}, Budget(target="1B"))

@@ -1,5 +1,7 @@
 """Cutting in rounds: what is left is scored again, and the child is the parent's own weights."""
 
+import itertools
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -8,12 +10,16 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.shape import Shape
 from minitron_cli.stages import importance, prune, rounds
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.refusal import refusal
 from minitron_cli.trim.scores import Scores
 from minitron_cli.trim.spec import PruneConfig
 from minitron_cli.trim.trim import cut_in_memory
+from tests.tiny import tiny_model
 from tests.unit.stages.place import context, data, write_place
 
 SHAPE = {"layer": 3, "hidden": 16, "head": 4, "ffn": 20}
@@ -112,6 +118,23 @@ def test_two_plans_in_a_row_are_one(place):
     found = cut_in_memory(first.then(second), parent.checkpoint.tensors, read)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "between"),
+    [
+        ("gemma2", {"layer": 2, "hidden": 16}, [(4, 32, 8), (4, 24, 8)]),  # by pairs of layers
+        ("gpt_neox", {"hidden": 16, "head": 4, "layer": 2}, [(4, 28, 7), (3, 24, 6)]),  # hidden and heads alike
+        ("llama", {"hidden": 16, "head": 4}, [(4, 32, 8), (4, 24, 8)]),  # hidden is a multiple of heads
+    ],
+)
+def test_what_is_between_can_be_built(model_type, sizes, between):
+    parent = Shape.of(FAMILIES[model_type], tiny_model(model_type).config)
+    *found, last = rounds.shapes_between(parent, parent.resize(**sizes), 3)
+    assert [(s.sizes["layer"], s.sizes["hidden"], s.sizes["head"]) for s in found] == between
+    assert last == parent.resize(**sizes)
+    for before, after in itertools.pairwise([parent, *found, last]):
+        assert refusal(before, after) is None
 
 
 def test_rounds_need_text(cut):

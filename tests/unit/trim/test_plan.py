@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron_cli.errors import CheckpointError, InputError
+from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.mistral import MISTRAL
 from minitron_cli.model.shape import Shape
 from minitron_cli.trim.metric import Activation
@@ -157,6 +158,44 @@ def test_named_layers_are_dropped(parent):
 def test_sizes_that_cannot_be_met(parent, sizes, says):
     with pytest.raises(InputError, match=says):
         make_plan(parent, parent.resize(**sizes), random_scores(0), Ranking())
+
+
+class TestPeriods:
+    """Eight layers of kinds S S F S S F S S: two whole periods, and two layers over."""
+
+    @pytest.fixture(scope="class")
+    def gemma(self):
+        config = tiny_model("gemma3_text", num_hidden_layers=8, sliding_window_pattern=3).config
+        return Shape.of(GEMMA3_TEXT, config)
+
+    @pytest.mark.parametrize(("worst", "kept"), [(1, [3, 4, 5, 6, 7]), (5, [0, 1, 2, 6, 7])])
+    @pytest.mark.parametrize("invert", [False, True])
+    def test_the_period_with_the_smallest_sum_goes(self, gemma, worst, kept, invert):
+        score = torch.tensor([2.0, 2, 2, 2, 2, 2, 0, 0])  # the layers over are the least, and stay
+        score[worst] = 3 if invert else 1
+        plan = make_plan(gemma, gemma.resize(layer=5), Given(layer=score), Ranking(invert=invert))
+        assert plan.at("layer").tolist() == kept
+
+    def test_all_periods_may_go(self, gemma):
+        plan = make_plan(gemma, gemma.resize(layer=2), Given(layer=torch.zeros(8)), Ranking())
+        assert plan.at("layer").tolist() == [6, 7]
+
+    @pytest.mark.parametrize("layers", [1, 3, 4, 6, 7])
+    def test_other_numbers_are_refused(self, gemma, layers):
+        with pytest.raises(InputError, match=rf"layer={layers}: .* drop a multiple of 3 of the 8 layers"):
+            make_plan(gemma, gemma.resize(layer=layers), Given(layer=torch.zeros(8)), Ranking())
+
+    @pytest.mark.parametrize("dropped", [(7,), (6, 7), (0, 1, 2), (1, 2, 3), (2, 4, 6), (5, 6, 7)])
+    def test_named_layers_may_go_where_the_pattern_stays(self, gemma, dropped):
+        kinds = "SSFSSFSS"
+        left = "".join(kinds[i] for i in range(8) if i not in dropped)
+        child = gemma.resize(layer=8 - len(dropped))
+        if kinds.startswith(left):
+            plan = make_plan(gemma, child, Given(), Ranking(), dropped)
+            assert plan.at("layer").tolist() == [i for i in range(8) if i not in dropped]
+        else:
+            with pytest.raises(InputError, match="drop whole periods, such as layers 0 to 2"):
+                make_plan(gemma, child, Given(), Ranking(), dropped)
 
 
 def test_a_layer_that_is_not_there(parent):

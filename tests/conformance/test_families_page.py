@@ -1,0 +1,50 @@
+"""docs/families.md says what the tables say."""
+
+from pathlib import Path
+
+from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.family import Family
+from minitron_cli.model.shape import PRUNABLE
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+AXES = ("ffn", "head", "kv_head", "hidden", "layer")
+
+
+def cell(family: Family, axis: str) -> str:
+    """What becomes of a cut of this axis, in the words that the page explains."""
+    if axis not in family.sizes:
+        return "-"
+    if axis == "layer":
+        return "whole periods" if family.layer_pattern else "exact"
+    if axis in ("head", "kv_head") and family.heads_stay:
+        return "refused"
+    other = {"head": "hidden", "hidden": "head"}.get(axis, "")
+    if other and "head_dim" not in family.sizes:
+        return f"with {other}"
+    word = "corrected" if axis in {c.axis for c in family.corrections.values()} else "exact"
+    if other and family.head_dim_table:
+        return f"{word}, LongRoPE with {other}"
+    if other and family.hidden_is_multiple_of_heads:
+        return f"{word}, multiples"
+    return word
+
+
+def table() -> str:
+    head = [" | ".join(["| family", *AXES]) + " |", "|---" * (len(AXES) + 1) + "|"]
+    cells = {name: [cell(FAMILIES[name], axis) for axis in AXES] for name in sorted(FAMILIES)}
+    rows = [" | ".join([f"| {name}", *row]) + " |" for name, row in cells.items()]
+    return "\n".join([*head, *rows])
+
+
+def test_the_page_says_what_the_tables_say():
+    assert set(PRUNABLE) >= set(AXES)
+    assert table() in PAGE.read_text(), f"put this into {PAGE.name}:\n{table()}"
+
+
+def test_every_word_of_the_table_is_explained():
+    text = PAGE.read_text()
+    words = {part for family in FAMILIES.values() for axis in AXES for part in cell(family, axis).split(", ")}
+    for word in words - {"-"}:
+        assert f"**{word}**" in text, word
+    for family in FAMILIES.values():
+        assert not family.heads_stay or family.heads_stay in " ".join(text.split())
