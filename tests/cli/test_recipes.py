@@ -82,8 +82,8 @@ def test_the_work_of_a_run_is_counted(run: Run) -> None:
     [
         ("prune.shape.fnn=9216", "prune.shape.fnn is not a known key; did you mean ffn?"),
         ("prune.shape.ffn=20000", "ffn=20000 is not within 1 to the parent's 14336"),
-        ("prune.shape.hidden=3001", "cannot be built: hidden must be a multiple of head"),
-        ("prune.drop_layers=[40]", "drop_layers names layer 40: the last is 31"),
+        ("prune.shape.hidden=3001", "hidden=3001 with head=32: transformers takes a llama model only where"),
+        ("prune.drop_layers=[40]", "drop_layers names layer 40: the model's layers are 0 to 31"),
         ("model=llama-3.2-1b", "hidden=3072 is not within 1 to the parent's 2048"),
     ],
 )
