@@ -20,9 +20,9 @@ from minitron_cli.importance.block_task import without_blocks
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
-from minitron_cli.importance.memory import fits
 from minitron_cli.importance.processes import Processes, join_processes
 from minitron_cli.importance.removal import cuts_of
+from minitron_cli.memory import fits
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of

@@ -1,9 +1,11 @@
 """The prune stage: a parent and its scores in, a smaller checkpoint out."""
 
+import time
 from typing import Any
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.importance.config import ImportanceConfig
@@ -15,12 +17,12 @@ from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.rounds import plan_in_rounds
 from minitron_cli.stages.tokens import blocks_of
-from minitron_cli.trim import trim
+from minitron_cli.trim import guard, trim
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.spec import PruneConfig
 
-STAGE, VERSION = "prune", 1
+STAGE, VERSION = "prune", 3
 SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
 CANDIDATES = "candidates.json"
 PLAN = "plan.json"
@@ -120,10 +122,21 @@ def row(entry: Ranked) -> dict[str, object]:
 def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
     trim.write_child(parent.checkpoint, plan, work.path)
     work.write_json("config.json", child_config(parent.checkpoint.config, plan))
-    hf.copy_files(parent.path, work.path, ("generation_config.json", *hf.TOKENIZER_FILES))
+    hf.copy_files(parent.path, work.path, guard.COPIED)
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
+    _check(work, parent, plan)
     work.summary |= {
         "parent": {"sizes": dict(plan.parent.sizes), "parameters": plan.parent.parameters()},
         "child": {"sizes": dict(plan.child.sizes), "parameters": plan.child.parameters()},
         "non_embedding": plan.child.parameters("non_embedding"),
     }
+
+
+def _check(work: Build, parent: Parent, plan: PrunePlan) -> None:
+    """The export guard: a child that fails is never committed."""
+    started = time.monotonic()
+    others = {PLAN} | ({CANDIDATES} & {path.name for path in work.path.iterdir()})
+    mode = guard.mode_for(Checkpoint.open(work.path).size_bytes)
+    written = guard.Written(work.path, parent.checkpoint, plan, mode, frozenset(others))
+    work.summary["checks"] = guard.check_child(written)
+    work.run["export_check"] = {"compared": mode, "seconds": round(time.monotonic() - started, 3)}

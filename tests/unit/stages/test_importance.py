@@ -52,7 +52,7 @@ def test_a_model_held_layer_by_layer_has_the_same_scores(place, tmp_path):
 @pytest.mark.parametrize(("available", "mode"), [(10**9, "resident"), (1000, "layer_major")])
 def test_memory_decides_how_it_is_held(place, tmp_path, monkeypatch, available, mode):
     calls = []
-    monkeypatch.setattr("minitron_cli.importance.memory.available_bytes", lambda device: available)
+    monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: available)
     for name in ("collect", "collect_by_layer"):
         original = getattr(importance, name)
         monkeypatch.setattr(importance, name, lambda *a, f=original, n=name, **k: (calls.append(n), f(*a, **k))[1])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minitron_cli.importance import memory
+from minitron_cli import memory
 
 
 @pytest.fixture

@@ -1,0 +1,65 @@
+"""The prune stage: what it makes is checked before it is kept."""
+
+import pytest
+import torch
+
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.errors import RunFailed
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.stages import importance, prune
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.trim import guard
+from minitron_cli.trim.spec import PruneConfig
+from tests.unit.stages.place import context, data, write_place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("prune")
+    write_place(root)
+    return root
+
+
+@pytest.fixture
+def cut(place, tmp_path):
+    """`cut()`: the artifact."""
+    parent, small = open_parent(place / "model"), ImportanceConfig(samples=4, batch_size=4, layer_removal=False)
+
+    def run():
+        scores = importance.run(context(tmp_path), parent, data(place), small)
+        return prune.run(context(tmp_path), parent, PruneConfig(shape={"ffn": 32, "layer": 3}), scores=scores)
+
+    return run
+
+
+@pytest.mark.parametrize(("available", "compared"), [(10**12, "whole"), (0, "sampled")])
+def test_what_was_checked_is_on_record_and_the_machine_is_not_in_the_identity(cut, monkeypatch, available, compared):
+    monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: available)
+    made = cut()
+    assert made.summary["checks"] == [*guard.CHECKS, "live"]
+    assert made.run["export_check"]["compared"] == compared
+    assert made.run["export_check"]["seconds"] > 0
+    assert "compared" not in str(made.summary)
+
+
+def test_a_child_that_fails_is_not_kept(cut, tmp_path, monkeypatch):
+    def spoilt(checkpoint, plan, directory, **options):
+        write_child(checkpoint, plan, directory, **options)
+        with open(directory / "model.safetensors", "r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"\x00\x00\xc0\x7f")  # NaN
+
+    write_child = prune.trim.write_child
+    with monkeypatch.context() as patch:
+        patch.setattr(prune.trim, "write_child", spoilt)
+        with pytest.raises(
+            RunFailed, match=r"failed its 'finite' check and was not kept: model\.norm\.weight holds NaN"
+        ) as e:
+            cut()
+    assert e.value.exit_code == 1
+    workspace = Workspace(tmp_path)
+    assert workspace.artifacts("prune") == []
+    assert workspace.current("prune") is None
+    assert not list(tmp_path.rglob("model.safetensors"))
+    assert cut().summary["checks"]
