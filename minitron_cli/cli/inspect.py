@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from minitron_cli.cli import show
+from minitron_cli.cli import show, tables
 from minitron_cli.cli.options import Show
 
 if TYPE_CHECKING:
@@ -19,12 +19,20 @@ def inspect(
     batch: Annotated[int, Option(min=1, help="Sequences, for the size of the KV cache.")] = 1,
     length: Annotated[int, Option(min=1, help="Tokens each, for the size of the KV cache.")] = 8192,
 ) -> None:
-    """Show a model's family, axes, parameters and files. Reads headers only; downloads nothing."""
+    """Show a model's family, axes, parameters and files, and what serving it takes.
+
+    Reads headers only; downloads nothing.
+    """
     from minitron_cli.dry_run import shape_of
 
     shape, checkpoint = shape_of(model)
     facts = _facts(shape, batch, length) | (_files(checkpoint) if checkpoint else {"files": None})
+    serving = _serving(shape, checkpoint)
+    if shown.json:
+        show.data(facts | {"serving": serving})
+        return
     show.fields(model, facts, shown)
+    show.sheet(tables.serving_sheet(serving))
 
 
 def _facts(shape: "Shape", batch: int, length: int) -> dict[str, Any]:
@@ -38,6 +46,14 @@ def _facts(shape: "Shape", batch: int, length: int) -> dict[str, Any]:
         "kv_cache": {"batch": batch, "length": length, "bytes_in_16_bit": shape.kv_cache_bytes(batch, length)},
         "flops_per_token": shape.flops_per_token(),
     }
+
+
+def _serving(shape: "Shape", checkpoint: "Checkpoint | None") -> list[dict[str, Any]]:
+    from minitron_cli.checkpoint import hf
+    from minitron_cli.model.serving import findings
+
+    config = hf.load_config(checkpoint.path) if checkpoint else None
+    return [finding._asdict() for finding in findings(shape, getattr(config, "layer_types", None))]
 
 
 def _files(checkpoint: "Checkpoint") -> dict[str, Any]:

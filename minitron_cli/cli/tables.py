@@ -134,6 +134,23 @@ def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
         "cut", ["", "parent", "child", "kept"], [*axes, [*total, _share(child["parameters"], parent["parameters"])]]
     )
 
+    if check := found["run"].get("export_check"):
+        passed = ", ".join(found["summary"]["checks"])
+        yield Sheet("export check", ["", ""], [[f"{check['compared']}, in {check['seconds']:.1f} s", passed]])
+    remarks = [row for row in found["summary"].get("serving", ()) if row["level"] != "ok"]
+    if remarks:
+        yield serving_sheet(remarks)
+
+
+def serving_sheet(findings: Sequence[Mapping[str, Any]]) -> Sheet:
+    """What those who load or quantise the model will make of its shape (docs/serving.md)."""
+    rows = [[row["reader"], row["level"], row["reason"], _sizes(row["nearest"])] for row in findings]
+    return Sheet("to serve it", ["", "", "because", "nearest shape without"], rows)
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+
 
 def _candidate_sheet(candidates: Sequence[Mapping[str, Any]]) -> Sheet:
     losses = {"zero_shot_loss": "zero-shot loss", "retrained_loss": "retrained loss"}
@@ -184,12 +201,20 @@ def _measured(results: Mapping[str, Any], name: str) -> str:
 
 
 def plan_values(plan: "Plan") -> dict[str, Any]:
+    remarks = _remarks(plan)
     return {
         "model": plan.model,
         "parent": _shape_values(plan.parent),
-        "children": {name: _shape_values(shape) for name, shape in plan.children.items()},
+        "children": {name: _shape_values(shape) | {"serving": remarks[name]} for name, shape in plan.children.items()},
         "steps": dict(plan.steps),
     }
+
+
+def _remarks(plan: "Plan") -> dict[str, list[dict[str, Any]]]:
+    """What is not ok about serving each child."""
+    from minitron_cli.model.serving import remarks
+
+    return {name: [row._asdict() for row in remarks(shape)] for name, shape in plan.children.items()}
 
 
 def _shape_values(shape: "Shape") -> dict[str, Any]:
@@ -217,7 +242,11 @@ def plan_sheets(plan: "Plan") -> list[Sheet]:
     ]
     columns = ["", *plan.parent.prunable, "parameters", "kept", "without embeddings"]
     steps = [[name, what] for name, what in plan.steps.items()]
-    return [Sheet(plan.model, columns, rows), Sheet("steps", ["", "what is done"], steps)]
+    sheets = [Sheet(plan.model, columns, rows), Sheet("steps", ["", "what is done"], steps)]
+    serving = [[name, *row] for name, some in _remarks(plan).items() for row in serving_sheet(some).rows]
+    if serving:
+        sheets.append(Sheet("to serve it", ["", *serving_sheet([]).columns], serving))
+    return sheets
 
 
 def number(value: float | None) -> str:

@@ -99,6 +99,17 @@ class TrainingRun:
 
 
 @dataclass(frozen=True)
+class ServingRow:
+    """How one program that loads or quantises the model will fare."""
+
+    reader: str
+    level: str
+    reason: str
+    nearest: Mapping[str, int]
+    """Axis -> size, for the axes of the nearest shape without the trouble that differ."""
+
+
+@dataclass(frozen=True)
 class CostRow:
     """What one stage spent."""
 
@@ -136,6 +147,9 @@ class ReportData:
     candidates: tuple[Candidate, ...] = ()
     candidate_parameters: str = "parameters"
     """Which parameters a candidate's number counts, as a column title."""
+    checks: tuple[str, ...] = ()
+    """What the child passed before it was kept."""
+    serving: tuple[ServingRow, ...] = ()
     runs: tuple[TrainingRun, ...] = ()
     costs: tuple[CostRow, ...] = ()
     lineage: tuple[LineageRow, ...] = ()

@@ -278,6 +278,20 @@ def _decimals(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4f}"
 
 
+def _serving(data: ReportData) -> Section | None:
+    if not data.serving and not data.checks:
+        return None
+    rows = tuple(
+        (row.reader, row.level, row.reason, ", ".join(f"{axis_title(a)} {exact(n)}" for a, n in row.nearest.items()))
+        for row in data.serving
+    )
+    text = "What the programs that load or quantise the pruned model will make of its shape."
+    if data.checks:
+        text += f" Before it was kept, it was compared with the parent, cut in memory: {', '.join(data.checks)}."
+    table = Table("Serving", ("", "level", "because", "nearest shape without"), rows, is_text=True)
+    return Section("serving", "Serving", text, (table,) if rows else ())
+
+
 def _training(data: ReportData) -> Section | None:
     if not data.runs:
         return None
@@ -347,4 +361,4 @@ def _commands(data: ReportData) -> Section | None:
     return Section("reproduce", "Reproduce", text, code="\n".join(data.commands))
 
 
-ALL = (_results, _shape, _importance, _layers, _candidates, _training, _costs, _lineage, _commands)
+ALL = (_results, _shape, _serving, _importance, _layers, _candidates, _training, _costs, _lineage, _commands)

@@ -9,6 +9,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.model import serving
 from minitron_cli.search import rank, space
 from minitron_cli.search.rank import Ranked
 from minitron_cli.search.space import Candidate
@@ -125,7 +126,9 @@ def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
     hf.copy_files(parent.path, work.path, guard.COPIED)
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
     _check(work, parent, plan)
+    layer_types = getattr(hf.load_config(work.path), "layer_types", None)
     work.summary |= {
+        "serving": [finding._asdict() for finding in serving.findings(plan.child, layer_types)],
         "parent": {"sizes": dict(plan.parent.sizes), "parameters": plan.parent.parameters()},
         "child": {"sizes": dict(plan.child.sizes), "parameters": plan.child.parameters()},
         "non_embedding": plan.child.parameters("non_embedding"),

@@ -115,6 +115,8 @@ class _Made:
             layers=self._layers(),
             candidates=tuple(self._candidates()),
             candidate_parameters=self._counted(),
+            checks=tuple(self.prune.summary["checks"]) if self.prune else (),
+            serving=tuple(page_data.ServingRow(**row) for row in self.prune.summary["serving"]) if self.prune else (),
             runs=tuple(_curves(artifact) for artifact in self.trained),
             costs=tuple(self._costs()),
             lineage=tuple(_lineage(artifact) for artifact in self.artifacts),

@@ -58,6 +58,14 @@ def test_the_width_recipe_comes_to_the_published_count(run: Run, changes: list[s
     assert f"{parameters:,}" in run("run", WIDTH, *changes, "--dry-run").stderr
 
 
+def test_a_dry_run_tells_what_is_not_well_about_serving(run: Run) -> None:
+    odd = ("run", WIDTH, "prune.shape.ffn=9210", "--dry-run")
+    child = json.loads(run(*odd, "--json").stdout)["children"]["child"]
+    assert {row["reader"]: row["nearest"] for row in child["serving"]}["GGUF K-quants"] == {"ffn": 9216}
+    assert "to serve it" in run(*odd).stderr
+    assert "to serve it" not in run("run", WIDTH, "--dry-run").stderr
+
+
 def test_the_depth_recipe_comes_to_the_published_count(run: Run) -> None:
     planned = json.loads(run("run", "llama-3.1-minitron-4b-depth", "--dry-run", "--json").stdout)
     assert planned["children"]["child"]["parameters"] == 4_540_469_248

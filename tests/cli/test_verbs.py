@@ -195,11 +195,29 @@ def test_show_tells_every_stage(place: Place, distilled: dict[str, Any]) -> None
     assert "block importance" in people.stderr
 
 
+def test_what_a_cut_passed_and_how_it_is_served_is_shown(place: Place, pruned: dict[str, Any]) -> None:
+    served = {row["reader"]: row for row in pruned["summary"]["serving"]}
+    assert served["GGUF K-quants"]["level"] == "slower"
+    assert served["GGUF K-quants"]["nearest"] == {"hidden": 256, "ffn": 256, "head": 32}
+    people = invoke("show", "prune", "--runs-dir", place.root / "runs").stderr
+    assert "GGUF K-quants" in people
+    assert "ffn=256,head=32,hidden=256" in people
+    assert "transformers  ok" not in people  # what is well is not remarked upon
+    assert "headers, files, copies, config, finite, weights, live" in people
+
+
+def test_inspect_tells_how_a_model_is_served(place: Place) -> None:
+    rows = json.loads(invoke("inspect", place.model, "--json").stdout)["serving"]
+    assert {"reader": "llama.cpp", "level": "ok", "reason": "it reads head_dim", "nearest": {}} in rows
+    assert "it reads head_dim" in invoke("inspect", place.model).stderr
+
+
 def test_report_is_one_page(place: Place, distilled: dict[str, Any]) -> None:
     made = place.run("report", "-o", place.root / "page.html")
     page = (place.root / "page.html").read_text()
     assert page == (Path(made["path"]) / "report.html").read_text()
     assert "<svg" in page
+    assert "nearest shape without" in page
 
 
 def test_a_dry_run_says_what_changed_and_writes_nothing(place: Place) -> None:

@@ -13,6 +13,7 @@ from minitron_cli.report.data import (
     ModelFacts,
     ReportData,
     ResultRow,
+    ServingRow,
     TaskResult,
     TrainingRun,
 )
@@ -73,6 +74,11 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
         ),
         candidates=tuple(_candidates(name)),
         candidate_parameters=name("parameters"),
+        checks=(name("headers"), name("live")),
+        serving=(
+            ServingRow(name("vLLM"), "ok", name("it reads head_dim"), {}),
+            ServingRow(name("GGUF K-quants"), "slower", name("hidden 384"), _renamed({"hidden": 512}, name)),
+        ),
         runs=(run("distilled", 4.9, 2.6), run("random-init", 8.3, 3.2)),
         costs=(
             CostRow(name("importance"), 524_288, 4.1e12),

@@ -1,0 +1,122 @@
+"""The serving table against the published shapes, and against divisibility written out by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from minitron_cli.model import serving
+from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.shape import Shape
+from minitron_cli.stages.parent import published_shape
+
+LLAMA = published_shape("llama-3.1-8b")
+
+
+def levels(shape, **options):
+    return {f.reader: f.level for f in serving.findings(shape, **options)}
+
+
+def row(shape, reader, **options):
+    return next(f for f in serving.findings(shape, **options) if f.reader == reader)
+
+
+def of_type(model_type: str, **sizes: int) -> Shape:
+    """Llama 3.1 8B's shape under another name: a stand-in for families that have no table."""
+    return replace(LLAMA, family=replace(FAMILIES["llama"], model_type=model_type)).resize(**sizes)
+
+
+def test_the_published_cuts_are_served_everywhere():
+    for shape in (LLAMA, LLAMA.resize(hidden=3072, ffn=9216), LLAMA.resize(layer=16)):
+        assert serving.remarks(shape) == []
+
+
+def test_an_odd_width_names_the_nearest_that_fits():
+    found = {f.reader: f for f in serving.remarks(LLAMA.resize(ffn=9210))}
+    assert found.keys() == {
+        "tensor parallel",
+        "GGUF Q4_0, Q8_0",
+        "GGUF K-quants",
+        *(b.name for b in serving.BLOCKS[2:]),
+    }
+    assert found["GGUF K-quants"].nearest == {"ffn": 9216}  # 36 x 256
+    assert found["GGUF Q4_0, Q8_0"].nearest == {"ffn": 9216}  # 288 x 32
+    assert found["fp8"].nearest == {"ffn": 9216}  # 576 x 16; 9200 is farther
+    assert found["tensor parallel"].nearest == {"ffn": 9208}  # 1151 x 8
+    assert found["tensor parallel"].reason == "over 1 and 2 devices, not over 4 and 8 (ffn 9,210)"
+    assert "ffn 9,210" in found["fp8"].reason
+    assert found["fp8"].level == "fails"
+
+
+@pytest.mark.parametrize("size", range(8, 700, 9))
+def test_what_is_named_as_nearest_has_no_such_trouble(size):
+    shape = published_shape("qwen3-8b").resize(ffn=size, hidden=size + 1, head=24)
+    for finding in serving.remarks(shape):
+        if finding.nearest:
+            assert levels(shape.resize(**finding.nearest))[finding.reader] == "ok"
+
+
+def test_a_hidden_size_that_the_config_refuses():
+    found = row(LLAMA.resize(hidden=3000, head=32), "transformers")
+    assert (found.level, found.nearest) == ("fails", {"hidden": 3008})  # 94 x 32
+    assert row(published_shape("qwen3-8b").resize(hidden=3000), "transformers").level == "ok"
+
+
+def test_llama_is_told_hidden_sizes_that_its_heads_divide():
+    nearest = row(LLAMA.resize(hidden=3000, head=24), "GGUF K-quants").nearest["hidden"]
+    assert nearest == 3072  # 768, which 24 and 256 divide, times 4
+
+
+@pytest.mark.parametrize(
+    ("model_type", "vllm", "llama_cpp"),
+    [
+        ("llama", "ok", "ok"),
+        ("qwen3", "ok", "ok"),
+        ("qwen2", "fails", "fails"),
+        ("olmo2", "slower", "fails"),
+        ("nemotron", "ok", "fails"),
+        ("smollm3", "slower", "ok"),
+        ("new_model", "unknown", "unknown"),
+    ],
+)
+def test_readers_that_derive_the_size_of_a_head(model_type, vllm, llama_cpp):
+    cut = levels(of_type(model_type, hidden=3072))  # 32 heads of 128 are 4096
+    assert (cut["vLLM"], cut["llama.cpp"]) == (vllm, llama_cpp)
+    whole = levels(of_type(model_type, hidden=4096, ffn=9216))
+    assert whole["vLLM"] in ("ok", "slower", "unknown")
+    if llama_cpp == "fails":
+        assert whole["llama.cpp"] == "ok"
+        assert row(of_type(model_type, hidden=3072), "llama.cpp").nearest == {"hidden": 4096}
+
+
+def test_a_vllm_that_fails_is_served_through_transformers():
+    assert "--model-impl transformers" in row(of_type("qwen2", hidden=3072), "vLLM").reason
+
+
+@pytest.mark.parametrize(
+    ("head", "kv_head", "level", "reason"),
+    [
+        (32, 8, "ok", "over 1, 2, 4 and 8 devices"),
+        (32, 2, "ok", "over 1, 2, 4 and 8 devices"),  # more devices than groups: groups are copied
+        (28, 4, "slower", "over 1, 2 and 4 devices, not over 8 (head 28)"),
+        (24, 6, "slower", "over 1 and 2 devices, not over 4 and 8 (kv_head 6)"),
+        (15, 5, "fails", "over 1 devices, not over 2, 4 and 8 (head 15, kv_head 5)"),
+    ],
+)
+def test_tensor_parallel_sizes_that_work(head, kv_head, level, reason):
+    found = row(LLAMA.resize(head=head, kv_head=kv_head), "tensor parallel")
+    assert (found.level, found.reason) == (level, reason)
+
+
+def test_layers_that_llama_cpp_will_take_for_others():
+    sliding, full = "sliding_attention", "full_attention"
+    gemma = of_type("gemma2", layer=4)
+    assert row(gemma, "llama.cpp layers", layer_types=[sliding, full] * 2).level == "ok"
+    assert row(gemma, "llama.cpp layers", layer_types=[sliding, sliding, full, full]).level == "fails"
+    assert "llama.cpp layers" not in levels(gemma)
+    assert "llama.cpp layers" not in levels(LLAMA, layer_types=[full] * 4)
+
+
+def test_vocabulary_and_heads():
+    assert row(LLAMA.resize(vocab=50257), "vocabulary").reason == "50,257 is padded to 50,304, a multiple of 64"
+    assert row(LLAMA.resize(head_dim=100), "attention kernels").level == "slower"
+    assert row(LLAMA.resize(head_dim=512), "attention kernels").level == "slower"
