@@ -5,10 +5,10 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt bench bench-teacher
+.PHONY: help demo test test-fast check fmt bench bench-teacher client-transformers-4 client-llama-cpp
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
 demo: $(READY)  ## compress a small model end to end, then show the report (minutes)
 	$(BIN)/minitron demo
@@ -34,6 +34,37 @@ bench: $(READY)  ## measure speed and memory
 
 bench-teacher: $(READY)  ## train the small teachers that quality is measured on (an hour)
 	$(BIN)/python scripts/bench_teacher.py
+
+# Programs that users load a child with, each in an environment of its own. Not part of `make test`: they are downloaded.
+CLIENTS := .client-venvs
+CHILDREN := $(CLIENTS)/children
+RESULTS := benchmarks/results
+LLAMA_CPP := 0.3.36
+ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+$(CHILDREN): $(READY) FORCE
+	rm -rf $@ && mkdir -p $(CLIENTS)
+	$(ONE_THREAD) $(BIN)/python -m tests.clients.write $@
+
+FORCE:
+
+client-transformers-4: $(CHILDREN)  ## read children of every family with transformers 4.57
+	test -x $(CLIENTS)/transformers-4/bin/python || $(PYTHON) -m venv $(CLIENTS)/transformers-4
+	$(CLIENTS)/transformers-4/bin/pip install -qq transformers==4.57.6 $$(grep ^torch== constraints.txt)
+	$(ONE_THREAD) $(CLIENTS)/transformers-4/bin/python tests/clients/run_transformers_4.py \
+		$(CHILDREN) $(RESULTS)/client-transformers-4.json
+
+client-llama-cpp: $(CHILDREN)  ## convert children, run and quantise them with llama.cpp (built first: ten minutes)
+	test -x $(CLIENTS)/llama-cpp/bin/python || $(PYTHON) -m venv $(CLIENTS)/llama-cpp
+	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF" \
+		$(CLIENTS)/llama-cpp/bin/pip install -qq -c constraints.txt \
+		llama-cpp-python==$(LLAMA_CPP) gguf safetensors sentencepiece protobuf torch transformers
+	test -d $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP) || { \
+		$(CLIENTS)/llama-cpp/bin/pip download -qq --no-deps --no-binary llama-cpp-python -d $(CLIENTS) \
+			llama-cpp-python==$(LLAMA_CPP) && \
+		tar -xzf $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $(CLIENTS); }
+	$(ONE_THREAD) $(CLIENTS)/llama-cpp/bin/python tests/clients/run_llama_cpp.py \
+		$(CHILDREN) $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp $(RESULTS)/client-llama-cpp.json
 
 # Made again when what it was made from has changed. pip takes the pinned versions through the constraints.
 $(READY): pyproject.toml constraints.txt

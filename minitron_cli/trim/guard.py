@@ -275,11 +275,10 @@ def _check_cache(model: "PreTrainedModel", tokens_BT: Tensor) -> None:
         do_sample=False,
         min_new_tokens=GENERATED,
         max_new_tokens=GENERATED,
-        use_cache=True,
         pad_token_id=0,
+        return_dict_in_generate=True,
         output_logits=True,
     )
-    greedy.return_dict_in_generate = True
     made = model.generate(tokens_BT, generation_config=greedy, attention_mask=torch.ones_like(tokens_BT))
     if made.sequences.shape[1] != PROMPT + GENERATED:
         raise _Refused(f"it generated {made.sequences.shape[1] - PROMPT} tokens, not {GENERATED}")

@@ -14,7 +14,7 @@ from tests.tiny import write_tiny
 WORDS = "the cat sat on a mat and the dog ran over hills while birds sing in tall trees near old stone walls"
 
 
-def write_place(root: Path, model_type: str = "llama") -> None:
+def write_place(root: Path, model_type: str = "llama", **options: object) -> None:
     """`model/` and `text.txt` under `root`."""
     draw = random.Random(0)
     documents = [" ".join(draw.choices(WORDS.split(), k=60)) for _ in range(100)]
@@ -22,7 +22,7 @@ def write_place(root: Path, model_type: str = "llama") -> None:
     for i, document in enumerate(documents):
         (root / "text" / f"{i}.txt").write_text(document)
     train_bpe(documents, 300, root / "tokenizer")
-    write_tiny(root / "model", model_type, vocab_size=300)
+    write_tiny(root / "model", model_type, vocab_size=300, **options)
     for file in (root / "tokenizer").iterdir():
         shutil.copy(file, root / "model")
 

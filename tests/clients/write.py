@@ -1,0 +1,78 @@
+"""`python -m tests.clients.write DIRECTORY`: children of every family, and what transformers 5 computes with them.
+
+A client in another environment loads `CASE/child` and compares with `CASE/expected.safetensors`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import GenerationConfig
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.model.families import FAMILIES
+from minitron_cli.stages import importance, prune
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.trim.spec import PruneConfig
+from tests.unit.stages.place import context, data, write_place
+
+CUTS: dict[str, dict[str, int]] = {
+    "neurons": {"ffn": 36},
+    "width": {"hidden": 24, "ffn": 36},
+    "heads": {"head": 4},
+    "depth": {"layer": 2},
+}
+# 8 heads of 4 make the hidden size of 32, as readers expect that derive one from the other; and no window that they
+# leave out for the parent as well.
+PARENT = {"head_dim": 4, "max_position_embeddings": 512}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"attention_bias": False},
+}
+PROMPT, GENERATED = 24, 8
+
+
+def main(root: Path) -> None:
+    torch.set_num_threads(1)
+    cases = [case for model_type in sorted(FAMILIES) for case in _cases(root / model_type, model_type)]
+    (root / "cases.json").write_text(json.dumps(cases, indent=2))
+    print(f"wrote {len(cases)} children to {root}")
+
+
+def _cases(root: Path, model_type: str) -> list[dict[str, Any]]:
+    write_place(root, model_type, **(PARENT | OPTIONS.get(model_type, {})))
+    parent, here = open_parent(root / "model"), context(root / "runs")
+    scores = importance.run(here, parent, data(root), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))
+    cases = []
+    for name, sizes in CUTS.items():
+        child = prune.run(here, parent, PruneConfig(shape=sizes), scores=scores)
+        save_file(_expected(child.path), root / f"{name}.safetensors")
+        levels = {row["reader"]: row["level"] for row in child.summary["serving"]}
+        cases.append(
+            {
+                "model_type": model_type,
+                "cut": name,
+                "child": str(child.path.relative_to(root.parent)),
+                "expected": f"{model_type}/{name}.safetensors",
+                "foretold": levels,
+            }
+        )
+    return cases
+
+
+def _expected(child: Path) -> dict[str, torch.Tensor]:
+    model = hf.load_model(child)
+    tokens_BT = torch.randint(1, 300, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    model.generation_config = GenerationConfig(pad_token_id=0)  # no token ends it
+    greedy = model.generate(tokens_BT, do_sample=False, max_new_tokens=GENERATED)
+    with torch.no_grad():
+        return {"tokens": tokens_BT, "logits": model(tokens_BT).logits.contiguous(), "greedy": greedy}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
