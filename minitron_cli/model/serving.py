@@ -53,12 +53,12 @@ VLLM = Reader(
 LLAMA_CPP = Reader(
     "llama.cpp",
     _types(
-        "llama mistral mixtral qwen3 qwen3_moe gemma gemma2 gemma3_text granite smollm3 arcee apertus seed_oss glm4 "
+        "llama mistral mixtral qwen3 qwen3_moe gemma gemma2 gemma3_text smollm3 arcee apertus seed_oss glm4 "
         "ernie4_5 gpt_oss"
     ),
     _types(
         "qwen2 qwen2_moe phi phi3 phimoe olmo olmo2 olmo3 olmoe nemotron starcoder2 cohere cohere2 exaone4 stablelm "
-        "gpt2 gpt_neox"
+        "granite gpt2 gpt_neox"
     ),
 )
 # Every so many layers, llama.cpp takes one to attend to everything, whatever `layer_types` says.
@@ -147,14 +147,13 @@ def _tensor_parallel(shape: Shape) -> Finding:
 
 def _split_sizes(shape: Shape, devices: int) -> dict[str, int]:
     """The axes that are shared out: heads, neurons, and groups unless there are fewer of them than devices."""
-    groups = shape.sizes["kv_head"]
     axes = {axis for layout in _matrices(shape) for dim in range(len(layout.dims)) for axis in layout.axes(dim)}
     shared = sorted(axes - {"hidden", "head_dim", "expert", "vocab"})
-    return {axis: shape.sizes[axis] for axis in shared if axis != "kv_head" or devices % groups}
+    return {axis: shape.sizes[axis] for axis in shared if axis != "kv_head" or devices % shape.groups}
 
 
 def _split_multiple(shape: Shape, axis: str, devices: int) -> int:
-    return math.lcm(devices, shape.sizes["kv_head"]) if axis == "head" else devices
+    return math.lcm(devices, shape.groups) if axis == "head" else devices
 
 
 def _attention_kernels(shape: Shape) -> Finding:
@@ -205,7 +204,9 @@ def _needs(blocks: Blocks, shape: Shape) -> dict[frozenset[str], tuple[int, int]
 
 
 def _friendlier(shape: Shape, axes: frozenset[str], multiple: int) -> dict[str, int]:
-    """Sizes near those of the shape at which a dim over these axes is a multiple; none where that takes head_dim."""
+    """Sizes near the shape's at which a dim over these axes is a multiple; none where one alone cannot change."""
+    if shape.keeps_hidden_per_head and axes & {"hidden", "head"}:
+        return {}
     if axes == {"hidden"}:
         heads = shape.sizes["head"] if shape.family.hidden_is_multiple_of_heads else 1
         return {"hidden": _nearest(shape.sizes["hidden"], math.lcm(multiple, heads))}
@@ -214,7 +215,7 @@ def _friendlier(shape: Shape, axes: frozenset[str], multiple: int) -> dict[str, 
     if "head" not in axes:
         return {}
     heads = multiple // math.gcd(multiple, shape.sizes["head_dim"])
-    return {"head": _nearest(shape.sizes["head"], math.lcm(heads, shape.sizes["kv_head"]))}
+    return {"head": _nearest(shape.sizes["head"], math.lcm(heads, shape.groups))}
 
 
 def _matrices(shape: Shape) -> list[Layout]:

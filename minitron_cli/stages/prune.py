@@ -23,7 +23,7 @@ from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.spec import PruneConfig
 
-STAGE, VERSION = "prune", 3
+STAGE, VERSION = "prune", 2
 SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
 CANDIDATES = "candidates.json"
 PLAN = "plan.json"

@@ -21,6 +21,7 @@ from minitron_cli.checkpoint import hf, strict_json
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
+from minitron_cli.model.family import at
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.trim import cut_in_memory, surviving
@@ -57,6 +58,11 @@ class Written:
     others: frozenset[str] = field(default_factory=frozenset)
     """Files that belong there and are not the checkpoint's."""
 
+    @property
+    def both(self) -> tuple[Path, Path]:
+        """The child's directory and the parent's."""
+        return self.path, self.source.path
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint.open(self.path)
@@ -68,10 +74,7 @@ class Written:
 
     def cut(self, name: str) -> Tensor:
         """A child's tensor, from the parent."""
-        parent = self.plan.parent
-        match = parent.family.match(self.origin[name])
-        layer = match.at.get("layer")
-        return match.layout.select(self.source.read(self.origin[name]), lambda a: self.plan.at(a, layer), parent.sizes)
+        return cut_in_memory(self.plan, [self.origin[name]], self.source.read)[name]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -166,18 +169,21 @@ def _check_config(written: Written) -> None:
     for axis, name in written.plan.parent.family.sizes.items():
         if raw.get(name) != written.plan.child.sizes[axis]:
             raise _Refused(f"config.json does not state {name}={written.plan.child.sizes[axis]}")
-    _check_rope(raw, hf.load_config(written.path), hf.load_config(written.source.path))
+    _check_rope(written, raw)
 
 
-def _check_rope(raw: Mapping[str, Any], child: Any, parent: Any) -> None:
+def _check_rope(written: Written, raw: Mapping[str, Any]) -> None:
     """Positions are encoded as in the parent, whichever version of transformers reads the config."""
-    rope: Any = getattr(parent, "rope_parameters", None)
-    if getattr(child, "rope_parameters", None) != rope:
-        raise _Refused(f"rope_parameters read as {shown(child.rope_parameters)}, not {shown(rope)}")
-    if isinstance(raw.get("rope_parameters"), dict) and "rope_theta" in raw["rope_parameters"]:
-        if raw.get("rope_theta") != rope["rope_theta"]:
-            raise _Refused("config.json does not state rope_theta beside rope_parameters")
-        if rope.get("rope_type", "default") != "default" and not raw.get("rope_scaling"):
+    found, wanted = (getattr(hf.load_config(path), "rope_parameters", None) for path in written.both)
+    if found != wanted:
+        raise _Refused(f"rope_parameters read as {shown(found)}, not {shown(wanted)}")
+    rope, old = raw.get("rope_parameters"), written.plan.parent.family.old_rope
+    if isinstance(rope, dict):
+        for name, path in old.fields.items():
+            if raw.get(name) != at(rope, path):
+                raise _Refused(f"config.json says {name}={shown(raw.get(name))} beside other rope_parameters")
+        scaled = at(rope, old.scaled) if old.scaled else rope
+        if scaled and scaled.get("rope_type", "default") != "default" and not raw.get("rope_scaling"):
             raise _Refused("config.json does not state rope_scaling beside rope_parameters")
 
 

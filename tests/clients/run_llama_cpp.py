@@ -28,7 +28,7 @@ def main(root: Path, source: Path, result: Path) -> None:
     result.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
     for row in rows:
         print(*row.values(), sep="  ")
-    sys.exit(not all(row["as_foretold"] for row in rows))
+    sys.exit(any(row["as_foretold"] is False for row in rows))
 
 
 def _outcome(root: Path, source: Path, case: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,9 @@ def _outcome(root: Path, source: Path, case: dict[str, Any]) -> dict[str, Any]:
         error = _compare(path, load_file(root / case["expected"]))
     except Exception as e:
         outcome = f"{type(e).__name__}: {str(e).strip().splitlines()[-1][:200].replace(str(root), '...')}"
-        return {"outcome": outcome, "quantised": {}, "as_foretold": foretold["llama.cpp"] == "fails"}
+        not_tried = "tokenizer.model" in outcome  # the converter takes this family with SentencePiece alone
+        fails = "fails" in (foretold["llama.cpp"], foretold.get("llama.cpp layers"))
+        return {"outcome": outcome, "quantised": {}, "as_foretold": None if not_tried else fails}
     types = {name: _quantised(path, name) for name in ("Q8_0", "Q4_K_M")}
     is_whole = "F16" not in types["Q8_0"]  # every matrix took the type that was asked for
     as_foretold = foretold["llama.cpp"] == "ok" and is_whole == (foretold["GGUF Q4_0, Q8_0"] == "ok")
