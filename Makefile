@@ -57,8 +57,8 @@ client-transformers-4: $(CHILDREN)  ## read children of every family with transf
 client-llama-cpp: $(CHILDREN)  ## convert children, run and quantise them with llama.cpp (built first: ten minutes)
 	test -x $(CLIENTS)/llama-cpp/bin/python || $(PYTHON) -m venv $(CLIENTS)/llama-cpp
 	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF" \
-		$(CLIENTS)/llama-cpp/bin/pip install -qq -c constraints.txt \
-		llama-cpp-python==$(LLAMA_CPP) gguf safetensors sentencepiece protobuf torch transformers
+		$(CLIENTS)/llama-cpp/bin/pip install -qq llama-cpp-python==$(LLAMA_CPP) safetensors sentencepiece protobuf \
+		transformers==4.57.6 $$(grep -E '^(torch|gguf)==' constraints.txt)
 	test -d $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP) || { \
 		$(CLIENTS)/llama-cpp/bin/pip download -qq --no-deps --no-binary llama-cpp-python -d $(CLIENTS) \
 			llama-cpp-python==$(LLAMA_CPP) && \
