@@ -17,6 +17,9 @@ class Anatomy:
     output: str = "o_proj"
     """The projection from the heads back to the residual stream."""
     down: str = "down_proj"
+    experts: str = ""
+    """Of a layer, the module in which its experts are joined."""
+    router: str = ""
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     """A layer's norms over the residual stream, in the order in which they run."""
     norm_offset: float = 0.0
@@ -32,7 +35,8 @@ class Anatomy:
         """(axis, module): heads and neurons are its input, hidden channels its output."""
         layer = f"{self.decoder}.layers.{{layer}}."
         yield "head", layer + f"{self.attention}.{self.output}"
-        yield "ffn", layer + f"mlp.{self.down}"
+        if not self.experts:
+            yield "ffn", layer + f"mlp.{self.down}"
         yield from (("hidden", layer + norm) for norm in self.norms)
         yield "hidden", f"{self.decoder}.{self.final_norm}"
 
@@ -54,8 +58,10 @@ ANATOMY = {
         down="dense_4h_to_h",
         epsilon="layer_norm_eps",
     ),
+    "mixtral": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "nemotron": Anatomy(norm_offset=1, epsilon="norm_eps"),
     "olmo2": Anatomy(norms=("post_attention_layernorm", "post_feedforward_layernorm")),
+    "qwen3_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "smollm3": Anatomy(pattern="no_rope_layers"),
     "starcoder2": Anatomy(down="c_proj", epsilon="norm_epsilon"),
 }

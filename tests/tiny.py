@@ -53,11 +53,19 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "mistral": {"sliding_window": 6},
+    "mixtral": {"sliding_window": 6, "num_local_experts": 6, "num_experts_per_tok": 2},
     "nemotron": {"attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 0.25},
     "olmo2": {"attention_bias": True},
     "phi3": {"sliding_window": 6},
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
     "qwen3": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "qwen3_moe": {
+        "attention_bias": True,
+        "intermediate_size": 40,  # of layers without experts: there are none
+        "moe_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+    },
     "smollm3": {
         "attention_bias": True,
         "mlp_bias": True,
@@ -81,7 +89,7 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
                 parameter.copy_(1 + 0.3 * noise)
             else:
                 is_embedding = parameter.shape[0] == config.vocab_size
-                parameter.copy_(noise * (1.0 if is_embedding else 1.5 / parameter.shape[1] ** 0.5))
+                parameter.copy_(noise * (1.0 if is_embedding else 1.5 / parameter.shape[-1] ** 0.5))
     return model
 
 

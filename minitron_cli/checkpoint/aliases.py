@@ -148,6 +148,22 @@ ALIASES: dict[str, Alias] = {
             "tie_word_embeddings": False,
         },
     ),
+    "mixtral-8x7b": Alias(
+        "mistralai/Mixtral-8x7B-v0.1",
+        {
+            "model_type": "mixtral",
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
     "olmo-2-7b": Alias(
         "allenai/OLMo-2-1124-7B",
         {
@@ -230,6 +246,17 @@ ALIASES: dict[str, Alias] = {
         num_hidden_layers=36,
         num_attention_heads=32,
         num_key_value_heads=8,
+    ),
+    "qwen3-30b-a3b": _qwen3(
+        "Qwen/Qwen3-30B-A3B-Base",
+        model_type="qwen3_moe",
+        hidden_size=2048,
+        moe_intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        num_experts=128,
+        num_experts_per_tok=8,
     ),
     "smollm3-3b": Alias(
         "HuggingFaceTB/SmolLM3-3B-Base",

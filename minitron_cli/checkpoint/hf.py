@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_LAYERS = 1_000
+MAX_EXPERTS = 10_000
 MAX_WIDTH = 1_000_000  # of any dimension; a config beyond it would be built for minutes before it fails
 
 TOKENIZER_FILES = (
@@ -129,8 +130,8 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
             "give a supported model"
         )
     for name, value in raw.items():
-        limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_WIDTH
-        is_size = name.endswith(("_size", "_layers", "_heads", "_dim")) and type(value) is int
+        limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH
+        is_size = name.endswith(("_size", "_layers", "_heads", "_experts", "_dim")) and type(value) is int
         if is_size and not 0 <= value <= limit:
             raise CheckpointError(f"{where}: {shown(name)} is {shown(value)}, outside 0 to {limit:,}; fix the field")
 
@@ -270,7 +271,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
 
 def stored_tensors(model: "PreTrainedModel") -> "dict[str, Tensor]":
-    """A model's tensors by the names that its checkpoint has; transformers gives some another in memory."""
+    """A model's tensors as its checkpoint has them: transformers renames some in memory, and joins experts."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(model, model.state_dict())

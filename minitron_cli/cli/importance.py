@@ -1,4 +1,4 @@
-"""`minitron importance`: score heads, neurons, channels and layers."""
+"""`minitron importance`: score heads, neurons, experts, channels and layers."""
 
 import os
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ def importance(
     seed: Seed = None,
     gpus: Annotated[int, Option(min=1, help="Processes that share the samples, one accelerator each.")] = 1,
 ) -> None:
-    """Score heads, neurons, hidden channels and layers of MODEL.
+    """Score heads, neurons, experts, hidden channels and layers of MODEL.
 
     One pass over calibration text gives every axis and every aggregation of the paper.
 

@@ -22,7 +22,7 @@ def prune(
     width: Annotated[bool, Option("--width", help="Let the target cut hidden channels and neurons.")] = False,
     depth: Annotated[bool, Option("--depth", help="Let the target cut layers.")] = False,
     axes: Annotated[
-        str | None, Option(metavar="A,B", help="Let the target cut these: hidden, ffn, head, kv_head, layer.")
+        str | None, Option(metavar="A,B", help="Let the target cut these: hidden, ffn, head, kv_head, expert, layer.")
     ] = None,
     shape: Annotated[
         str | None, Option(metavar="AXIS=SIZE,..", help="Cut to these sizes, such as hidden=3072,ffn=9216.")

@@ -65,6 +65,6 @@ def _draw(artifact: Artifact, ranked: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path} exists: name a new file, or remove it")
     scores = Scores.load(artifact.path)
     layers = {name: scores.layers(name).tolist() for name in CURVES if f"layer.{name}" in scores.by_name}
-    axes = {axis: scores.activation(axis).numpy() for axis in tables.SCORED}
+    axes = {axis: scores.by_layer(axis).numpy() for axis in tables.SCORED}
     io.write_new(path, figure(axes, layers, ranked["agreement"]).encode())
     show.note(f"open {path}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCORED = ("head", "ffn", "hidden")
 DEFAULT_WAY = "l2 of mean"
-AXES = ("layer", "hidden", "head", "kv_head", "ffn")
+AXES = ("layer", "hidden", "head", "kv_head", "expert", "ffn")
 
 
 class Sheet(NamedTuple):
@@ -60,7 +60,7 @@ def ranked(artifact: Artifact) -> dict[str, Any]:
 
     scores = Scores.load(artifact.path)
     return {
-        "axes": {axis: _spread(scores.activation(axis)) for axis in SCORED},
+        "axes": {axis: _spread(scores.activation(axis)) for axis in (*SCORED, *["expert"] * scores.has_experts)},
         "agreement": {axis: agreement(scores, axis) for axis in SCORED},
     }
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from minitron_cli.importance.axes import is_per_layer
 from minitron_cli.importance.moments import Moments
 from minitron_cli.importance.observer import Part, Tokens
 from minitron_cli.model.family import Family
@@ -34,7 +33,7 @@ AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 
 class Activations:
-    """Importance of every channel of head, ffn and hidden (Muralidharan et al. 2024, sec. 2.2).
+    """Importance of every channel of head, ffn and hidden (Muralidharan et al. 2024, sec. 2.2), experts aside.
 
     head: each token's L2 norm of the head's output. ffn: the input of the matrix that reads the neurons.
     hidden: the outputs of all norms, scored norm by norm, then summed. With `pre_activation` each neuron is seen a
@@ -48,9 +47,10 @@ class Activations:
         self._sizes = sizes
         self._hooks: dict[str, list[Hook]] = {}
         for tap in taps(family):
-            if hooks := _hooks(tap, part, is_per_layer(family, tap.axis)):
+            if hooks := _hooks(tap, part, "layer" in family.owners(tap.axis)):
                 self._hooks.setdefault(tap.axis, []).extend(hooks)
-        if pre_activation and (hooks := _hooks(Tap("ffn", _first_mlp_matrix(family), "output"), part, True)):
+        first = _first_mlp_matrix(family) if pre_activation else None
+        if first and (hooks := _hooks(Tap("ffn", first, "output"), part, True)):
             self._hooks[f"ffn.{PRE_ACTIVATION}"] = hooks
         self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # [S, B, C] of each hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
@@ -132,10 +132,11 @@ def _name(series: str, batch: Aggregation, sequence: Aggregation) -> str:
     return key(axis, Activation(batch=batch, sequence=sequence, neuron=PRE_ACTIVATION if neuron else "activation"))
 
 
-def _first_mlp_matrix(family: Family) -> str:
-    """The module that makes neurons of hidden channels: W1, of a gated MLP the gate."""
-    layouts = ((template, parse(text)) for template, text in family.tensors.items())
-    return next(t.removesuffix(".weight") for t, lay in layouts if len(lay.dims) == 2 and "ffn" in lay.axes(0))
+def _first_mlp_matrix(family: Family) -> str | None:
+    """The module that makes neurons of hidden channels: W1, of a gated MLP the gate. None where only experts do."""
+    layouts = ((template, parse(text)) for template, text in family.tensors.items() if "{expert}" not in template)
+    makers = (t.removesuffix(".weight") for t, lay in layouts if len(lay.dims) == 2 and "ffn" in lay.axes(0))
+    return next(makers, None)
 
 
 class Hook(NamedTuple):
@@ -168,7 +169,7 @@ def channels(features_BTK: Tensor, count: int) -> Tensor:
 def sequence_aggregates(values_BTC: Tensor, counts_BT: Tensor | None = None) -> Tensor:
     """[S, B, C]: each sample's mean |x|, L2 norm and variance over its tokens, in the order of AGGREGATIONS.
 
-    Over the tokens that count, if that is said; NaN for a sample in which none does.
+    Over the tokens that count, if that is said; no numbers for a sample in which none does.
     """
     weights_BT1 = None if counts_BT is None else counts_BT.to(values_BTC.dtype).unsqueeze(-1)
     over_tokens = Moments.of(values_BTC, dim=1, weights=weights_BT1)

@@ -16,8 +16,9 @@ WAYS = {f"{b} of {s}": Activation(batch=b, sequence=s) for b, s in itertools.pro
 
 
 def agreement(scores: Scores, axis: str) -> dict[str, dict[str, float]]:
-    """Spearman's rank correlation of every two aggregations; the mean over the layers where each ranks its own."""
-    ranks = {way: _ranks(torch.atleast_2d(scores.select(axis, metric))) for way, metric in WAYS.items()}
+    """Spearman's rank correlation of every two aggregations; the mean over the layers, or experts, that rank apart."""
+    found = {way: scores.select(axis, metric) for way, metric in WAYS.items()}
+    ranks = {way: _ranks(score.reshape(-1, score.shape[-1])) for way, score in found.items()}
     return {a: {b: _correlation(ranks[a], ranks[b]) for b in WAYS} for a in WAYS}
 
 
@@ -32,4 +33,6 @@ def _ranks(score_LC: Tensor) -> Tensor:
 
 
 def _correlation(a_LC: Tensor, b_LC: Tensor) -> float:
-    return float((a_LC * b_LC).sum(1).mean())
+    """Rows without an order, such as the neurons of an expert that no token chose, have no say."""
+    has_order_L = a_LC.any(1) & b_LC.any(1)
+    return float((a_LC * b_LC).sum() / has_order_L.sum().clamp_min(1))

@@ -3,33 +3,33 @@
 # R rows, K columns of a matrix; P the norms; C channel of an axis
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from minitron_cli import progress
-from minitron_cli.importance.axes import is_per_layer
 from minitron_cli.model.layout import Dim
 from minitron_cli.model.shape import Shape
 from minitron_cli.trim.metric import Magnitude
 from minitron_cli.trim.scores import Scores, key
 
 NORMS = (Magnitude(norm="l1"), Magnitude(norm="l2"))
-AXES = ("head", "ffn", "hidden")
+AXES = ("head", "expert", "ffn", "hidden")
 BLOCK_ELEMENTS = 16 << 20
 
 
 @torch.no_grad()
 def magnitude(read: Callable[[str], Tensor], shape: Shape) -> Scores:
-    """L1 and L2 norms of the weights of every head, neuron, hidden channel and layer.
+    """L1 and L2 norms of the weights of every head, neuron, expert, hidden channel and layer.
 
     A channel's weights are the rows of the matrices that produce it and the columns of those that consume it: in
     q_proj and o_proj for a head, gate, up and down_proj for a neuron, every matrix for a hidden channel. A layer's
-    are all its matrices. Norm weights and biases do not count.
+    are all its matrices; an expert's too, and its row of the router. Norm weights and biases do not count.
     """
     matrices = [name for name, size in shape.tensors().items() if len(size) == 2]
-    sums = {axis: torch.zeros(len(NORMS), *_rows(shape, axis), dtype=torch.float64) for axis in (*AXES, "layer")}
+    axes = [axis for axis in (*AXES, "layer") if axis in shape.sizes]
+    sums = {axis: torch.zeros(len(NORMS), *_rows(shape, axis), dtype=torch.float64) for axis in axes}
     with progress.track("magnitude", total=len(matrices), unit="tensors") as step:
         for name in matrices:
             _add_(sums, shape, name, read(name))
@@ -38,9 +38,7 @@ def magnitude(read: Callable[[str], Tensor], shape: Shape) -> Scores:
 
 
 def _rows(shape: Shape, axis: str) -> tuple[int, ...]:
-    if axis != "layer" and is_per_layer(shape.family, axis):
-        return shape.sizes["layer"], shape.sizes[axis]
-    return (shape.sizes[axis],)
+    return tuple(shape.sizes[owner] for owner in (*shape.family.owners(axis), axis))
 
 
 def _root(norm: Magnitude, sums: Tensor) -> Tensor:
@@ -50,13 +48,20 @@ def _root(norm: Magnitude, sums: Tensor) -> Tensor:
 def _add_(sums: dict[str, Tensor], shape: Shape, name: str, matrix_RK: Tensor) -> None:
     match = shape.family.match(name)
     by_dim = _powers(matrix_RK)
-    layer = match.at.get("layer")
-    if layer is not None:
-        sums["layer"][:, layer] += by_dim[0].sum(1)
+    for axis in match.at:  # all of the matrix is one entry's
+        _owned(sums, shape, axis, match.at)[:, match.at[axis]] += by_dim[0].sum(1)
     for d, sums_PK in enumerate(by_dim):
         for axis in match.layout.axes(d).intersection(AXES):
-            target = sums[axis][:, layer] if is_per_layer(shape.family, axis) else sums[axis]
+            target = _owned(sums, shape, axis, match.at)
             target += _by_channel(sums_PK, match.layout.dims[d], axis, shape)
+
+
+def _owned(sums: dict[str, Tensor], shape: Shape, axis: str, at: Mapping[str, int]) -> Tensor:
+    """[P, C]: the sums of an axis in one layer, or in one expert of it, or in the model."""
+    target = sums[axis]
+    for owner in shape.family.owners(axis):
+        target = target[:, at[owner]]
+    return target
 
 
 def _powers(matrix_RK: Tensor) -> tuple[Tensor, Tensor]:

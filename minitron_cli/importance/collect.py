@@ -3,7 +3,7 @@
 Only the decoder runs: no logits where none are needed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
+from minitron_cli.importance.experts import Experts
 from minitron_cli.importance.observer import Observer, Part, Tokens
 from minitron_cli.importance.processes import ALONE, Processes
 from minitron_cli.importance.removal import LayerRemoval
@@ -41,7 +42,7 @@ def collect(
     save_every_s: float = 30,
     processes: Processes = ALONE,
 ) -> Scores:
-    """Scores of every head, neuron, hidden channel and layer.
+    """Scores of every head, neuron, expert, hidden channel and layer.
 
     With `layer_removal` the perplexity without each layer is measured too, and without each block of as many layers as
     `blocks` names. `samples` is for the progress bar. With a `scratch` directory the pass can be killed and, given the
@@ -79,8 +80,17 @@ def _observers(
 ) -> list[Observer]:
     sizes = family.axis_sizes(model.config)
     whole = Part(range(sizes["layer"]), True)
-    observers: list[Observer] = [Activations(family, sizes, whole, pre_activation), BlockImportance(family, whole)]
-    return [*observers, LayerRemoval(model, family, lengths)] if lengths else observers
+    observers = of_layers(family, sizes, whole, pre_activation)
+    return [*observers, LayerRemoval(model, family, lengths)] if lengths else [*observers]
+
+
+OfLayers = tuple[Activations, BlockImportance, Experts]
+
+
+def of_layers(family: Family, sizes: Mapping[str, int], part: Part, pre_activation: bool) -> OfLayers:
+    """What watches decoder layers, whichever of them run."""
+    activations = Activations(family, sizes, part, pre_activation)
+    return activations, BlockImportance(family, part), Experts(family, sizes, part, pre_activation)
 
 
 def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch") -> None:

@@ -6,7 +6,7 @@ they watch a whole model. Hidden states wait between layers, on disk where they 
 
 # B batch, T token, D hidden
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,15 @@ from torch import Tensor
 from minitron_cli import progress
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
-from minitron_cli.importance.collect import NO_SAMPLES, checked_scores, damaged_from, removal_lengths
+from minitron_cli.importance.collect import (
+    NO_SAMPLES,
+    OfLayers,
+    checked_scores,
+    damaged_from,
+    of_layers,
+    removal_lengths,
+)
+from minitron_cli.importance.experts import Experts
 from minitron_cli.importance.hidden_states import HiddenStates
 from minitron_cli.importance.observer import Observer, Part, Tokens, decoder_layers, final_norm
 from minitron_cli.importance.passing import calling, passing
@@ -25,6 +33,7 @@ from minitron_cli.importance.processes import ALONE, Processes
 from minitron_cli.importance.removal import Call, Cut, LayerRemoval, advance_, cuts_of
 from minitron_cli.importance.resume import FILE, SavedState, under
 from minitron_cli.model.family import Family
+from minitron_cli.model.live import live_tensor
 from minitron_cli.trim.scores import Scores
 
 if TYPE_CHECKING:
@@ -61,7 +70,8 @@ def collect_by_layer(
     if not batches:
         raise NO_SAMPLES
     lengths = removal_lengths(layer_removal, blocks)
-    layers = family.axis_sizes(model.config)["layer"]
+    sizes = family.axis_sizes(model.config)
+    layers = sizes["layer"]
     steps = len(batches) * (layers + 2)
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
         states = HiddenStates(scratch, activation_budget)
@@ -79,22 +89,25 @@ def collect_by_layer(
             seen.append(passage.through(layer))
             if saved.is_due():
                 _save(saved, seen, states)
-        observers = _joined(family, seen, passage.end())
+        observers = _joined(family, sizes, seen, passage.end())
         processes.merge(observers)
         return checked_scores(observers)
 
 
-def _joined(family: Family, seen: "list[Seen]", end: list[Observer]) -> list[Observer]:
-    last, *removal = end
-    assert isinstance(last, Activations)
-    activations = Activations.joined(family, [*(part[0] for part in seen), last])
-    return [activations, BlockImportance.joined([part[1] for part in seen]), *removal]
+def _joined(
+    family: Family, sizes: Mapping[str, int], seen: list[OfLayers], end: tuple[Activations, list[LayerRemoval]]
+) -> list[Observer]:
+    activations, block_importance, experts = zip(*seen, strict=True)
+    last, removal = end
+    return [
+        Activations.joined(family, [*activations, last]),
+        BlockImportance.joined(block_importance),
+        Experts.joined(family, sizes, experts),
+        *removal,
+    ]
 
 
-Seen = tuple[Activations, BlockImportance]  # of one layer
-
-
-def _save(saved: SavedState, seen: list[Seen], states: HiddenStates) -> None:
+def _save(saved: SavedState, seen: list[OfLayers], states: HiddenStates) -> None:
     tensors = {
         f"{layer}.{observer.name}.{name}": tensor
         for layer, observers in enumerate(seen)
@@ -105,7 +118,7 @@ def _save(saved: SavedState, seen: list[Seen], states: HiddenStates) -> None:
     states.saved()
 
 
-def _restore(saved: SavedState, passage: "_Passage", states: HiddenStates) -> list[Seen]:
+def _restore(saved: SavedState, passage: "_Passage", states: HiddenStates) -> list[OfLayers]:
     tensors = saved.read()
     if "layers" not in tensors:
         return []
@@ -154,12 +167,10 @@ class _Passage:
             for b, tokens in self._tokens():
                 self._states.put(f"{b}", self._decode(tokens, input_ids=tokens.input_ids_BT))
 
-    def observers(self, layer: int) -> Seen:
-        part = Part(range(layer, layer + 1), False)
-        activations = Activations(self._family, self._sizes, part, self._pre_activation)
-        return activations, BlockImportance(self._family, part)
+    def observers(self, layer: int) -> OfLayers:
+        return of_layers(self._family, self._sizes, Part(range(layer, layer + 1), False), self._pre_activation)
 
-    def through(self, layer: int) -> Seen:
+    def through(self, layer: int) -> OfLayers:
         """Take every batch, and every variant of it without some layers, past one layer."""
         live, observers = self._layers[layer], self.observers(layer)
         others = [module for module in (*self._layers, self._norm) if module is not live]
@@ -179,8 +190,8 @@ class _Passage:
         """The decoder's own forward makes the layer's arguments; only what enters the layer is put in its place."""
         calls: list[Call] = []
         with ExitStack() as hooks:
-            for handle in _entering(live, before_BTD, calls):
-                hooks.callback(handle.remove)
+            for hook in _entering(live, before_BTD, calls):
+                hooks.callback(hook.remove)
             for observer in observers:
                 for handle in observer.watch(self._model, tokens):
                     hooks.callback(handle.remove)
@@ -189,7 +200,7 @@ class _Passage:
             observer.end_batch(tokens, after_BTD)
         return calls[0], after_BTD
 
-    def end(self) -> list[Observer]:
+    def end(self) -> tuple[Activations, list[LayerRemoval]]:
         """What is seen after the last layer: the final norm's output and, through the LM head, the losses."""
         activations = Activations(self._family, self._sizes, Part(range(0), True))
         modules = [self._norm, *([self._model.get_output_embeddings()] if self._cuts else [])]
@@ -200,7 +211,7 @@ class _Passage:
                 if removal:
                     variants = _Variants(self._states, b, self._weights.device)
                     removal.add(tokens, hidden_BTD, (variants.pop(cut) for cut in self._cuts))
-        return [activations, removal] if removal else [activations]
+        return activations, [removal] if removal else []
 
     def _normed(self, activations: Activations, tokens: Tokens, hidden_BTD: Tensor) -> Tensor:
         handles = activations.watch(self._model, tokens)
@@ -249,16 +260,18 @@ class _Weights:
         empty = [module.state_dict() for module in modules]
         try:
             for module, tensors in zip(modules, empty, strict=True):
-                full = {name: self._tensor(f"{self._names[module]}.{name}", t.dtype) for name, t in tensors.items()}
+                full = {name: self._tensor(f"{self._names[module]}.{name}", t) for name, t in tensors.items()}
                 module.load_state_dict(full, assign=True)
             yield
         finally:
             for module, tensors in zip(modules, empty, strict=True):
                 module.load_state_dict(tensors, assign=True)
 
-    def _tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        (stored,) = self._family.live.get(name, (name,))
-        return self._read(self._tied.get(stored, stored)).to(self.device, dtype)
+    def _tensor(self, name: str, like: Tensor) -> Tensor:
+        return live_tensor(self._family, name, like, self._stored, self.device)
+
+    def _stored(self, name: str) -> Tensor:
+        return self._read(self._tied.get(name, name))
 
 
 def _entering(layer: "nn.Module", hidden_BTD: Tensor, calls: list[Call]) -> "list[RemovableHandle]":

@@ -37,18 +37,18 @@ class Moments:
             deviations = values - mean.unsqueeze(dim)
         else:
             count = weights.sum(dim)
-            mean = (values * weights).sum(dim) / count
+            mean = (values * weights).sum(dim) / _some(count)
             deviations = (values - mean.unsqueeze(dim)) * weights
         return cls(count, mean, deviations.square_().sum(dim))
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both together (Chan, Golub and LeVeque 1983)."""
         count = self.count + other.count
-        shift = other.mean - self.mean
+        share, shift = other.count / _some(count), other.mean - self.mean
         return Moments(
             count,
-            self.mean + shift * (other.count / count),
-            self.squares + other.squares + shift.square() * (self.count * other.count / count),
+            self.mean + shift * share,
+            self.squares + other.squares + shift.square() * (self.count * share),
         )
 
     def __getitem__(self, i: int) -> "Moments":
@@ -69,14 +69,21 @@ class Moments:
             case "l2":
                 return (self.squares + self.count * self.mean.square()).sqrt()
             case "var":
-                return self.squares / self.count
+                return self.squares / _some(self.count)
 
     def to(self, device: torch.device) -> "Moments":
-        return Moments(self.count, self.mean.to(device), self.squares.to(device))
+        count = self.count.to(device) if isinstance(self.count, Tensor) else self.count
+        return Moments(count, self.mean.to(device), self.squares.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"count": torch.as_tensor(self.count), "mean": self.mean, "squares": self.squares}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Moments":
-        return cls(int(tensors["count"]), tensors["mean"], tensors["squares"])
+        count = tensors["count"]
+        return cls(count if count.ndim else int(count), tensors["mean"], tensors["squares"])
+
+
+def _some(count: int | Tensor) -> int | Tensor:
+    """A count to divide by: what nothing was seen of has mean 0."""
+    return count.clamp_min(1) if isinstance(count, Tensor) else count

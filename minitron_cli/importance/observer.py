@@ -1,6 +1,6 @@
 """What takes part in a calibration pass: it watches a model's forward, folds each batch away and gives scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -11,7 +11,6 @@ from minitron_cli.model.taps import layer_module, taps
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
     from minitron_cli.data.batches import Batch
@@ -42,12 +41,16 @@ class Part(NamedTuple):
     with_final_norm: bool
 
 
+class Handle(Protocol):
+    def remove(self) -> None: ...
+
+
 class Observer(Protocol):
     """Its memory does not grow with the number of batches, and between two batches `state` is all of it."""
 
     name: str
 
-    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> Sequence[Handle]:
         """Hook onto the model for one forward pass, of these tokens."""
         ...
 

@@ -84,12 +84,19 @@ class Family:
     """Why no head can go, where none can."""
     layer_pattern: str = ""
     """The config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
+    width_multiple: int = 1
+    """What hidden and ffn must be multiples of: experts are multiplied in groups, whose rows are 16-byte steps."""
     live: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parameter of the live model -> the tensors on disk that it is made of, where transformers renames them."""
+    """Parameter of the live model -> the tensors on disk that transformers joins in it: one below the other, and where
+    their names have an axis that its own has not (`{expert}`), once for each entry of that axis along a new dim 0."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """Config field -> the name by which other versions of transformers read it; a child's config has both."""
+    uniform_if: Mapping[str, Any] = field(default_factory=dict)
+    """Config field -> the value that says that all layers are of the kind the table describes."""
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(template), template) for template in self.tensors]
+        return [(pattern(template), template) for template in self.tensors]
 
     def match(self, name: str) -> Match:
         """The template, layout and position of one tensor. CheckpointError names the table to edit."""
@@ -117,7 +124,7 @@ class Family:
         return self.norm_offset if is_norm else 0.0
 
     def ignores(self, name: str) -> bool:
-        return any(_pattern(template).fullmatch(name) for template in self.ignored)
+        return any(pattern(template).fullmatch(name) for template in self.ignored)
 
     def axis_sizes(self, config: Any) -> dict[str, int]:
         """Axis sizes, read as attributes of a `PretrainedConfig`."""
@@ -144,6 +151,21 @@ class Family:
         """Whether hidden // head must stay: it is the size of a head, or a table in the config has its length."""
         return "head_dim" not in self.sizes or (bool(self.head_dim_table) and bool(at(config, self.head_dim_table)))
 
+    def active_sizes(self, config: Any, sizes: Mapping[str, int]) -> dict[str, int]:
+        """How many entries one token uses, of the axes where that is not all."""
+        used: dict[str, Any] = {axis: getattr(config, name, None) for axis, name in self.active.items()}
+        for axis, count in used.items():
+            if not _is_size(count) or count > sizes[axis]:
+                raise CheckpointError(
+                    f"config field {self.active[axis]!r} is {shown(count)}: it must be within 1 to {sizes[axis]}"
+                )
+        return used
+
+    def owners(self, axis: str) -> tuple[str, ...]:
+        """The axes whose every entry has an `axis` of its own: layers have heads, layers and experts have neurons."""
+        names = [NAME_AXIS.findall(t) for t, text in self.tensors.items() if axis in _axes(t, text)]
+        return tuple(a for a in names[0] if a != axis and all(a in others for others in names))
+
     def stored(self, config: Any) -> tuple[str, ...]:
         """The templates that a model of this config stores, in table order."""
         return tuple(t for t in self.tensors if _holds(self.stored_if.get(t), config))
@@ -156,7 +178,13 @@ def at(config: Any, path: str) -> Any:
     return config
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def _axes(template: str, text: str) -> frozenset[str]:
+    layout = parse(text)
+    return frozenset(NAME_AXIS.findall(template)).union(*(layout.axes(d) for d in range(len(layout.dims))))
+
+
+def pattern(template: str) -> re.Pattern[str]:
+    """What a name must be to be the template's, with a group for each axis that it carries."""
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0|[1-9][0-9]{0,5})", re.escape(template)))
 
 

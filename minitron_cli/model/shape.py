@@ -11,7 +11,8 @@ from minitron_cli.model.layout import parse
 
 Count = Literal["total", "non_embedding", "active"]
 
-PRUNABLE = ("layer", "hidden", "head", "kv_head", "ffn")  # the axes a user may resize, in the order they are shown
+# What a user may resize, in the order it is shown.
+PRUNABLE = ("layer", "hidden", "head", "kv_head", "expert", "ffn")
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ class Shape:
     @classmethod
     def of(cls, family: Family, config: Any) -> "Shape":
         """The shape of a `PretrainedConfig`."""
+        sizes = family.axis_sizes(config)
         return cls(
             family,
-            family.axis_sizes(config),
+            sizes,
             family.stored(config),
-            {a: getattr(config, f) for a, f in family.active.items()},
+            family.active_sizes(config, sizes),
             family.kinds(config),
             family.keeps_hidden_per_head(config),
         )
@@ -91,12 +93,20 @@ class Shape:
         non_embedding: without the token embedding and the language-model head.
         active: those one token's forward pass reads, the embedding table included.
         """
-        sizes = dict(self.sizes) | (dict(self.active) if count == "active" else {})
+        used = self.active if count == "active" else {}
         return sum(
-            _elements(self.family, template, sizes)
+            self._elements(template, used)
             for template in self.templates
             if count != "non_embedding" or not self._is_embedding(template)
         )
+
+    def _elements(self, template: str, used: Mapping[str, int]) -> int:
+        """Numbers stored under a template, or of those in `used` entries of an axis in its name.
+
+        Only whole tensors go unused: a router scores all experts, of which one token uses a few.
+        """
+        copies = math.prod(used.get(axis, self.sizes[axis]) for axis in NAME_AXIS.findall(template))
+        return copies * math.prod(parse(self.family.tensors[template]).shape(self.sizes))
 
     def _is_embedding(self, template: str) -> bool:
         return "vocab" in parse(self.family.tensors[template]).axes(0)
@@ -113,7 +123,7 @@ class Shape:
         and four per head channel and attended position, `context` of them.
         """
         matrices = sum(
-            _elements(self.family, template, dict(self.sizes) | dict(self.active))
+            self._elements(template, self.active)
             for template in self.templates
             if len(parse(self.family.tensors[template]).dims) > 1 and not self._is_embedding(template)
         )
@@ -144,8 +154,3 @@ class Shape:
             raise CheckpointError(
                 f"missing tensors {', '.join(missing[:3])}{more}: the checkpoint is incomplete; download it again"
             )
-
-
-def _elements(family: Family, template: str, sizes: Mapping[str, int]) -> int:
-    copies = math.prod(sizes[axis] for axis in NAME_AXIS.findall(template))
-    return copies * math.prod(parse(family.tensors[template]).shape(sizes))

@@ -2,7 +2,7 @@
 
 A channel of `ffn` or `head` is an input channel of the matrix that consumes it, so the tap is that module's
 input. A channel of `hidden` is seen after every norm, so the tap is the output of each module whose weight is
-a plain `hidden` vector.
+a plain `hidden` vector. Neurons inside experts have no tap: the live model joins all experts in one module.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def taps(family: Family) -> tuple[Tap, ...]:
 def _consumers(family: Family, axis: str) -> Iterator[Tap]:
     for template, text in family.tensors.items():
         layout = parse(text)
-        if len(layout.dims) == 2 and axis in layout.axes(1):
+        if len(layout.dims) == 2 and axis in layout.axes(1) and "{expert}" not in template:
             yield Tap(axis, template.removesuffix(".weight"), "input")
 
 

@@ -19,7 +19,13 @@ AXES = {
     "vocab": "vocabulary",
     "expert": "experts",
 }
-CHANNELS = {"hidden": "hidden channels", "head": "query heads", "ffn": "FFN neurons", "layer": "layers"}
+CHANNELS = {
+    "hidden": "hidden channels",
+    "head": "query heads",
+    "expert": "experts",
+    "ffn": "FFN neurons",
+    "layer": "layers",
+}
 
 
 def channel_title(axis: str) -> str:

@@ -41,7 +41,8 @@ def choices(parent: Shape, axis: str) -> tuple[int, ...]:
     if axis == "kv_head":
         return (size,)
     step = next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), STEPS[-1] if size >= 4 * STEPS[-1] else 1)
-    return tuple(sorted({*range(step, size + 1, step), size}))
+    least = parent.active.get(axis, 1)
+    return tuple(sorted({*range(step * -(-least // step), size + 1, step), size}))
 
 
 def grid(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:

@@ -37,7 +37,7 @@ STAGE, VERSION = "importance", 1
 
 
 def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceConfig) -> Artifact:
-    """Score heads, neurons, hidden channels and layers of `parent` in one pass over calibration samples."""
+    """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
     cuts_of(parent.shape.sizes["layer"], config.blocks)  # refuse what cannot be removed before anything is read
     blocks = blocks_of(context, data, "train", parent.path)
     if config.samples > len(blocks):

@@ -28,7 +28,6 @@ from minitron_cli.stages.evaluate import PARENT, RESULTS
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import CANDIDATES, PLAN
-from minitron_cli.trim.metric import Activation
 from minitron_cli.trim.scores import Scores
 
 STAGE, VERSION = "report", 1
@@ -164,11 +163,16 @@ class _Made:
         if self.importance is None:
             return {}
         scores = Scores.load(self.importance.path)
-        return {axis: scores.select(axis, Activation()).numpy() for axis in ("hidden", "head", "ffn")}
+        axes = ("hidden", "head", *["expert"] * scores.has_experts, "ffn")
+        return {axis: scores.by_layer(axis).numpy() for axis in axes}
 
     def _kept(self) -> dict[str, np.ndarray]:
         plan = self.prune.read_json(PLAN) if self.prune else {}
-        return {axis: np.asarray(indices) for axis, indices in plan.items()}
+        kept = {axis: np.asarray(indices) for axis, indices in plan.items()}
+        sizes = self.prune.summary["parent"]["sizes"] if self.prune else {}
+        if "expert" in sizes and kept.keys() & {"expert", "ffn"}:
+            kept["ffn"] = _side_by_side(kept, sizes)
+        return kept
 
     def _layers(self) -> page_data.LayerCurves | None:
         if self.importance is None:
@@ -221,6 +225,15 @@ class _Made:
             tokens = artifact.summary["tokens"]
             teacher = parent if "kl" in artifact.summary.get("after", {}) else 0
             yield page_data.CostRow(f"distill {artifact.label}", tokens, training_flops(tokens, child, teacher))
+
+
+def _side_by_side(kept: dict[str, np.ndarray], sizes: dict[str, int]) -> np.ndarray:
+    """[layer, kept]: the neurons that survive in any expert, counted through all experts of the layer."""
+    shape_LEF = sizes["layer"], sizes["expert"], sizes["ffn"]
+    expert_LK = kept.get("expert", np.broadcast_to(np.arange(shape_LEF[1]), shape_LEF[:2]))[:, :, None]
+    neuron_LEK = kept.get("ffn", np.broadcast_to(np.arange(shape_LEF[2]), shape_LEF))
+    neuron_LEK = np.take_along_axis(neuron_LEK, expert_LK, axis=1)
+    return (expert_LK * shape_LEF[2] + neuron_LEK).reshape(shape_LEF[0], -1)
 
 
 def _in_order(models: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -57,6 +57,9 @@ def _between(parent: Shape, child: Shape, share: float) -> Shape:
     groups = sizes.get("kv_head", 1)
     sizes["head"] = groups * ceil(sizes["head"] / groups)
     sizes["layer"] += (parent.sizes["layer"] - sizes["layer"]) % parent.period
+    for axis in ("hidden", "ffn"):
+        step = parent.family.width_multiple
+        sizes[axis] = min(parent.sizes[axis], step * ceil(sizes[axis] / step))
     if parent.keeps_hidden_per_head:
         sizes["hidden"] = sizes["head"] * (parent.sizes["hidden"] // parent.sizes["head"])
     shape = parent.resize(**sizes)

@@ -15,6 +15,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
     config |= {name: sizes[axis] for axis, name in family.sizes.items()}
+    config |= {other: config[name] for name, other in family.spelled.items()}
     config |= _old_spellings(config, family.old_rope)
     layers = plan.at("layer")
     if layers is not None:

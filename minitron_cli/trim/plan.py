@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import InputError
-from minitron_cli.model.shape import Shape
+from minitron_cli.model.shape import PRUNABLE, Shape
 from minitron_cli.trim.metric import Metric
 from minitron_cli.trim.refusal import refusal
 from minitron_cli.trim.spec import BLOCKS, Ranking
@@ -28,17 +28,20 @@ class Ranked(Protocol):
 class PrunePlan:
     """Surviving indices per axis, ascending: [kept] for the model, or [layer, kept] where layers differ.
 
-    Layers are the parent's, so a dropped layer has indices too; nothing reads them.
+    Where every expert has neurons of its own, [layer, expert, kept]. Layers and experts are the parent's, so one that
+    is dropped has indices too; nothing reads them.
     """
 
     parent: Shape
     kept: Mapping[str, Tensor]
     residual: "Residual | None" = None
 
-    def at(self, axis: str, layer: int | None = None) -> Tensor | None:
+    def at(self, axis: str, layer: int | None = None, expert: int | None = None) -> Tensor | None:
         """Survivors of an axis, or None where all survive."""
         kept = self.kept.get(axis)
-        return kept if kept is None or kept.ndim == 1 else kept[layer]
+        if kept is None or kept.ndim == 1:
+            return kept
+        return kept[layer] if kept.ndim == 2 else kept[layer, expert]
 
     @property
     def child(self) -> Shape:
@@ -52,17 +55,23 @@ class PrunePlan:
             if axis == "layer" or after.ndim == 1:
                 kept[axis] = after if before is None else before[after]
             else:
-                kept[axis] = self._layer_by_layer(axis, after)
+                kept[axis] = self._owner_by_owner(axis, after)
         return PrunePlan(self.parent, kept)
 
-    def _layer_by_layer(self, axis: str, after: Tensor) -> Tensor:
-        """The survivors of an axis in each layer; `after` counts layers and entries as the child does."""
-        layers, size = self.parent.sizes["layer"], self.parent.sizes[axis]
-        before = self.kept.get(axis, torch.arange(size).expand(layers, size))
-        both = before[:, : after.shape[-1]].clone()  # of layers that were dropped, nothing reads it
-        places = self.kept.get("layer", torch.arange(layers))
-        both[places] = before[places].gather(1, after)
+    def _owner_by_owner(self, axis: str, after: Tensor) -> Tensor:
+        """The survivors of an axis in each layer or expert; `after` counts owners and entries as the child does."""
+        before = self._kept_or_all(axis, after.ndim - 1)
+        both = before[..., : after.shape[-1]].clone()  # of owners that were dropped, nothing reads it
+        owners: tuple[Tensor, ...] = (self._kept_or_all("layer", 0),)
+        if after.ndim == 3:
+            owners = (owners[0][:, None], self._kept_or_all("expert", 1)[owners[0]])
+        both[owners] = before[owners].gather(-1, after)
         return both
+
+    def _kept_or_all(self, axis: str, owners: int) -> Tensor:
+        sizes = self.parent.sizes
+        shape = [sizes[owner] for owner in ("layer", "expert")[:owners]]
+        return self.kept.get(axis, torch.arange(sizes[axis]).expand(*shape, sizes[axis]))
 
     def child_name(self, name: str) -> str | None:
         """A tensor's name after the cut, renumbered along the axes it carries; None if it is dropped."""
@@ -81,7 +90,8 @@ class PrunePlan:
     def indices(self, name: str) -> tuple[Tensor | None, ...]:
         """Per dim of a parent's tensor, the positions that survive, or None where the dim is whole."""
         match = self.parent.family.match(name)
-        return match.layout.indices(lambda axis: self.at(axis, match.at.get("layer")), self.parent.sizes)
+        layer, expert = match.at.get("layer"), match.at.get("expert")
+        return match.layout.indices(lambda axis: self.at(axis, layer, expert), self.parent.sizes)
 
     def correct(self, name: str, block: Tensor) -> Tensor:
         """Some numbers of a parent's tensor as the child stores them: rescaled where the model computes with a size."""
@@ -143,8 +153,8 @@ def make_plan(
         kept["layer"] = _surviving_layers(parent, child, scores, ranking, drop_layers)
     if "hidden" in smaller:
         kept["hidden"] = _best(scores.select("hidden", ranking.width), child.sizes["hidden"], ranking)
-    if "ffn" in smaller:
-        kept["ffn"] = _best(scores.select("ffn", ranking.width), child.sizes["ffn"], ranking)
+    for axis in sorted(smaller & {"expert", "ffn"}):
+        kept[axis] = _best(scores.select(axis, ranking.width), child.sizes[axis], ranking)
     residual = None
     if smaller & {"head", "kv_head"}:
         score_LH = scores.select("head", ranking.width)
@@ -154,7 +164,8 @@ def make_plan(
                 _partners(parent, child, kept["head"], score_LH, ranking), RESIDUAL[ranking.head_residual]
             )
     if odd := smaller - kept.keys():
-        raise InputError(f"{min(odd)} cannot be cut: choose among layer, hidden, head, kv_head and ffn")
+        *first, last = (axis for axis in PRUNABLE if axis in parent.sizes)
+        raise InputError(f"{min(odd)} cannot be cut: choose among {', '.join(first)} and {last}")
     return PrunePlan(parent, kept, residual)
 
 

@@ -52,7 +52,32 @@ def _hidden_is_multiple(parent: Shape, child: Shape) -> str | None:
     )
 
 
-RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (_groups, _heads_stay, _hidden_per_head, _hidden_is_multiple)
+def _experts(parent: Shape, child: Shape) -> str | None:
+    for axis, count in parent.active.items():
+        if child.sizes[axis] < count:
+            return f"{axis}={child.sizes[axis]}: every token uses {count}; keep at least as many"
+    return None
+
+
+def _widths(parent: Shape, child: Shape) -> str | None:
+    step = parent.family.width_multiple
+    odd = [axis for axis in ("hidden", "ffn") if child.sizes[axis] % step and child.sizes[axis] != parent.sizes[axis]]
+    if not odd:
+        return None
+    return (
+        f"{odd[0]}={child.sizes[odd[0]]}: a {parent.family.model_type} model multiplies its experts in groups, whose "
+        f"rows are steps of 16 bytes; keep a multiple of {step}"
+    )
+
+
+RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
+    _groups,
+    _heads_stay,
+    _hidden_per_head,
+    _hidden_is_multiple,
+    _experts,
+    _widths,
+)
 
 
 def _depth(parent: Shape, child: Shape) -> str | None:

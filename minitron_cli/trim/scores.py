@@ -1,12 +1,15 @@
 """How important everything is, as measured. Higher means keep. Knows neither model nor ranking.
 
-One tensor per axis and way of scoring it, [layer, channel] where each layer has channels of its own, [channel] where
-all layers share them (hidden), [layer] for layers. A file holds them under the same names:
+One tensor per axis and way of scoring it, [layer, channel] where each layer has channels of its own (heads, experts,
+neurons), [layer, expert, channel] where each expert has (its neurons), [channel] where all layers share them (hidden),
+[layer] for layers. A file holds them under the same names:
 
     ffn.batch=l2.sequence=mean      head.magnitude=l1      layer.block_importance      parent.nll
     ffn.pre_activation.batch=l2.sequence=mean              layer.block_perplexity=4, [layer - 4 + 1]
+    expert.output_norm
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +25,14 @@ from minitron_cli.trim.metric import Activation, Aggregation, Magnitude, Metric,
 
 FILE = "scores.safetensors"
 PRE_ACTIVATION = "pre_activation"
+OUTPUT_NORM = "expert.output_norm"
 
 
 def key(axis: str, metric: Activation | Magnitude) -> str:
     """The name of one axis's scores."""
     match metric:
+        case Activation() if axis == "expert":
+            return OUTPUT_NORM  # what a token adds to the residual stream is one number: nothing to aggregate
         case Activation(batch=batch, sequence=sequence, neuron=neuron):
             place = f".{PRE_ACTIVATION}" if axis == "ffn" and neuron == PRE_ACTIVATION else ""
             return f"{axis}{place}.batch={batch}.sequence={sequence}"
@@ -41,7 +47,7 @@ class Scores:
     by_name: Mapping[str, Tensor]
 
     def select(self, axis: str, metric: Metric) -> Tensor:
-        """[layer, channel], [channel] or [layer]. ArtifactError says what there is if it was not measured."""
+        """One of the shapes above. ArtifactError says what there is if it was not measured."""
         if isinstance(metric, Random):
             return _random(axis, self._shape(axis), metric.seed)
         return self._get(axis, key(axis, metric))
@@ -49,6 +55,11 @@ class Scores:
     def activation(self, axis: str, batch: Aggregation = "l2", sequence: Aggregation = "mean") -> Tensor:
         """Activation importance: [layer, channel], or [channel] for hidden."""
         return self.select(axis, Activation(batch=batch, sequence=sequence))
+
+    def by_layer(self, axis: str) -> Tensor:
+        """Activation importance, the neurons of a layer's experts side by side: [layer, channel] or [channel]."""
+        score = self.activation(axis)
+        return score.flatten(1) if score.ndim > 2 else score
 
     def layers(self, metric: str) -> Tensor:
         """[layer]: block_importance (1 - cosine), perplexity (the change without the layer), nll (nats without it).
@@ -68,6 +79,10 @@ class Scores:
     def parent_nll(self) -> float | None:
         """Mean nats per calibration token of the whole model; None where layer removal was not measured."""
         return float(self.by_name["parent.nll"]) if "parent.nll" in self.by_name else None
+
+    @property
+    def has_experts(self) -> bool:
+        return OUTPUT_NORM in self.by_name
 
     def __or__(self, other: "Scores") -> "Scores":
         return Scores(dict(self.by_name) | dict(other.by_name))
@@ -102,11 +117,11 @@ class Scores:
 
 
 def _random(axis: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Uniform scores, drawn for each layer from a generator of its own."""
-    *layers, channels = shape
-    rows = [torch.rand(channels, generator=_generator(seed, axis, layer)) for layer in range(*layers or [1])]
+    """Uniform scores, drawn for each layer, or expert of a layer, from a generator of its own."""
+    *owners, channels = shape
+    rows = [torch.rand(channels, generator=_generator(seed, axis, row)) for row in range(math.prod(owners))]
     return torch.stack(rows).reshape(shape)
 
 
-def _generator(seed: int, axis: str, layer: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(io.digest([seed, axis, layer])[:15], 16))
+def _generator(seed: int, axis: str, row: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(io.digest([seed, axis, row])[:15], 16))

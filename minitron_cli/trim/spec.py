@@ -9,14 +9,14 @@ from minitron_cli.trim.metric import Activation, Metric
 
 BLOCKS = ("block_perplexity", "block_task")  # rankings of contiguous blocks of layers
 
-Axis = Literal["layer", "hidden", "head", "kv_head", "ffn"]
+Axis = Literal["layer", "hidden", "head", "kv_head", "expert", "ffn"]
 
 
 class Ranking(Spec):
     """How the survivors of every axis are chosen."""
 
     width: Metric = Field(Activation(), discriminator="kind")
-    """Score of hidden channels, heads and neurons. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
+    """Score of channels, heads, neurons and experts. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
     layers: Literal["block_importance", "perplexity", "block_perplexity", "block_task"] = "block_importance"
     """Score of layers: 1 - cosine of input and output, or the perplexity gained by removing the layer. Or of the
     contiguous block that goes: the perplexity gained, or the task's score lost (measured with importance.blocks)."""

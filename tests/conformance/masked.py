@@ -3,7 +3,8 @@
 Heads and neurons: their columns in the projection back to the residual stream are zero. Layers: gone from the module
 list, the rest renumbered. Hidden channels: zero wherever they are read or written; an RMS norm then divides by the
 same root of a smaller sum, so its gain is scaled by sqrt(kept / all) and its epsilon by kept / all. A layer norm would
-spread its mean over the lost channels, so it is replaced by one over the survivors.
+spread its mean over the lost channels, so it is replaced by one over the survivors. Experts:
+the router's logit is minus infinity, before the softmax.
 """
 
 import copy
@@ -25,22 +26,23 @@ class Cut:
 
     layer: Indices | None = None
     hidden: Indices | None = None
-    ffn: list[Indices] | None = None
+    ffn: list[Indices] | list[list[Indices]] | None = None  # of each layer, or of each expert of it
     head: list[Indices] | None = None
     kv_head: list[Indices] | None = None
+    expert: list[Indices] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
         """The child's sizes on the axes that are cut."""
-        kept = {name: getattr(self, name) for name in ("layer", "hidden", "ffn", "head", "kv_head")}
-        return {
-            name: len(indices if isinstance(indices[0], int) else indices[0])
-            for name, indices in kept.items()
-            if indices is not None
-        }
+        kept = {name: getattr(self, name) for name in ("layer", "hidden", "ffn", "head", "kv_head", "expert")}
+        return {name: _count(indices) for name, indices in kept.items() if indices is not None}
 
 
-def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=None, kv_head=None) -> Cut:
+def _count(indices) -> int:
+    return len(indices) if isinstance(indices[0], int) else _count(indices[0])
+
+
+def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=None, kv_head=None, expert=None) -> Cut:
     """Random survivors of the given numbers, other ones in every layer for neurons and heads."""
     draw = random.Random(seed)
     layers, groups = config.num_hidden_layers, getattr(config, "num_key_value_heads", None)
@@ -53,13 +55,20 @@ def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=Non
 
     kept_groups = [some(kv_head, groups) for _ in range(layers)]
     kept_per_group = None if head is None else head // (kv_head or groups)
+    experts = getattr(config, "num_experts", None)
+
+    def neurons() -> Indices | list[Indices]:
+        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        return [some(ffn, width) for _ in range(experts)] if experts else some(ffn, width)
+
     heads = [[g * per_group + q for g in kept for q in some(kept_per_group, per_group)] for kept in kept_groups]
     return Cut(
         layer=None if layer is None else some(layer, layers),
         hidden=None if hidden is None else some(hidden, config.hidden_size),
-        ffn=None if ffn is None else [some(ffn, config.intermediate_size) for _ in range(layers)],
+        ffn=None if ffn is None else [neurons() for _ in range(layers)],
         head=None if head is None else heads,
         kv_head=None if kv_head is None or has_no_groups else kept_groups,
+        expert=None if expert is None else [some(expert, experts) for _ in range(layers)],
     )
 
 
@@ -68,8 +77,13 @@ def masked(parent: PreTrainedModel, cut: Cut) -> PreTrainedModel:
     """A copy of the parent that computes what the child must compute."""
     model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
     for i, layer in enumerate(parts.layers(model)):
-        if cut.ffn:
+        if cut.ffn and parts.experts:
+            for down_DF, kept in zip(layer.get_submodule(parts.experts).down_proj, cut.ffn[i], strict=True):
+                down_DF[:, _others(kept, down_DF.shape[1])] = 0
+        elif cut.ffn:
             layer.mlp.get_submodule(parts.down).weight[:, _others(cut.ffn[i], model.config.intermediate_size)] = 0
+        if cut.expert:
+            _close_router(layer.get_submodule(parts.router), cut.expert[i], model.config)
         if cut.head:
             lost = _others(cut.head[i], model.config.num_attention_heads)
             output = layer.get_submodule(f"{parts.attention}.{parts.output}").weight
@@ -82,6 +96,20 @@ def masked(parent: PreTrainedModel, cut: Cut) -> PreTrainedModel:
     return model
 
 
+def _close_router(gate: nn.Module, kept: Indices, config) -> None:
+    """The router of Mixtral and Qwen 3 as their papers have it, some of the experts out of its reach."""
+    is_normed = getattr(config, "norm_topk_prob", True)  # Mixtral always does
+
+    def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = hidden @ gate.weight.T
+        logits[:, _others(kept, config.num_experts)] = -torch.inf
+        chosen = logits.softmax(-1).topk(config.num_experts_per_tok)
+        weights = chosen.values / chosen.values.sum(-1, keepdim=True) if is_normed else chosen.values
+        return logits, weights, chosen.indices
+
+    gate.forward = forward
+
+
 def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
     lost = _others(kept, model.config.hidden_size)
     model.get_input_embeddings().weight[:, lost] = 0
@@ -90,6 +118,11 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
         parent, _, kind = name.rpartition(".")
         if kind in norms:
             setattr(model.get_submodule(parent), kind, _norm_of(module, kept, parts.norm_offset))
+        elif parts.experts and name.endswith(parts.experts):
+            module.gate_up_proj[:, :, lost] = 0
+            module.down_proj[:, lost] = 0
+        elif parts.router and name.endswith(parts.router):
+            module.weight[:, lost] = 0
         elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down):
             module.weight[lost] = 0
             if module.bias is not None:

@@ -28,6 +28,7 @@ from tests.conformance.masked import Cut, masked, random_cut
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
 
 MULTIPLES = ("gemma2", "gemma3_text", "llama")  # transformers divides hidden by heads, and refuses a remainder
+MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
 PATTERNED = sorted(model_type for model_type, parts in ANATOMY.items() if parts.pattern)
 
 # Axis sizes of the children. 24 is a multiple of 6 and of 8, which Llama asks of hidden sizes; GPT-NeoX asks hidden
@@ -42,10 +43,17 @@ CUTS = {
     "all and groups": {"layer": 2, "hidden": 16, "ffn": 47, "head": 4, "kv_head": 1},
 }
 BY_TWOS = {"depth": {"layer": 2}, "all": {"layer": 2, "hidden": 24, "ffn": 20, "head": 6}}
+BY_EIGHTS = {
+    "ffn": {"ffn": 16},
+    "all": {"layer": 3, "hidden": 24, "ffn": 16, "head": 6},
+    "all and groups": {"layer": 2, "hidden": 16, "ffn": 40, "head": 4, "kv_head": 1},
+}
 OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
     "gemma2": BY_TWOS,
     "gemma3_text": BY_TWOS,
     "smollm3": BY_TWOS,
+    "mixtral": BY_EIGHTS,
+    "qwen3_moe": BY_EIGHTS,
     "olmo2": {
         "heads": {},
         "groups": {},
@@ -69,6 +77,9 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; cut both by the same factor"),
     ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*cut both by the same factor"),
     ("gpt_neox", {"hidden": 28, "head": 6}, "must stay 4"),
+    *((model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
+    *((model_type, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
+    *((model_type, {"expert": 1}, "expert=1: every token uses 2; keep at least as many") for model_type in MIXTURES),
 ]
 
 
@@ -253,6 +264,12 @@ def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, t
     cut = random_cut(model.config, 3, hidden=21)
     if model_type == "gpt_neox":
         pytest.skip("hidden and heads go together")
+    if FAMILIES[model_type].width_multiple > 1:
+        plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(cut.hidden)})  # past our own refusal
+        child = reload(write(checkpoint, plan, tmp_path / "child"))
+        with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+            logits_of(child, tokens)
+        return
     if model_type not in MULTIPLES:
         check_cut(model, checkpoint, cut, tokens, tmp_path / "child")
         return
@@ -491,15 +508,12 @@ def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_cut(model, 1, "all"))
     child = child_config(checkpoint.config, plan)
-    fields = {
-        "num_hidden_layers": "layer",
-        "hidden_size": "hidden",
-        "intermediate_size": "ffn",
-        "num_attention_heads": "head",
-    }
+    family = FAMILIES[model_type]
+    fields = {family.sizes[axis]: axis for axis in ("layer", "hidden", "ffn", "head")}
     assert {name: child[name] for name in fields} == {name: plan.child.sizes[axis] for name, axis in fields.items()}
     lists = {"layer_types", "no_rope_layers", "max_window_layers"}
     spelled = {"torch_dtype", "transformers_version", "head_dim", "num_key_value_heads", *rope_of(model_type, "")[1]}
+    spelled |= family.spelled.keys()
     for name in (child.keys() | checkpoint.config.keys()) - fields.keys() - lists - spelled:
         assert child[name] == checkpoint.config[name], name
 
@@ -522,13 +536,15 @@ def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     inner, checked = {"head", "kv_head", "ffn"}, set()
     for pattern, style in config.base_model_tp_plan.items():
         name = f"{anatomy(model_type).decoder}.{pattern.replace('*', '{layer}')}.weight"
-        if style.startswith(("colwise", "rowwise")):
+        is_joined = anatomy(model_type).experts and ".mlp." in name
+        if style.startswith(("colwise", "rowwise")) and not is_joined:
             layout = parse(family.tensors[name])
             split, whole = (0, 1) if style.startswith("colwise") else (1, 0)
             assert layout.axes(split) & inner
             assert layout.axes(whole) == {"hidden"}
             checked.add(name)
-    assert checked == {t for t, text in family.tensors.items() if "{layer}" in t and len(parse(text).dims) == 2}
+    matrices = {t for t, text in family.tensors.items() if "{layer}" in t and len(parse(text).dims) == 2}
+    assert checked == {t for t in matrices if "expert" not in family.tensors[t] and "{expert}" not in t}
 
 
 @EVERY_FAMILY
@@ -536,15 +552,16 @@ def test_links_name_every_reader_of_a_norm(parents, model_type, tmp_path):
     """Scaling a norm's gain up and its readers' columns down leaves the logits alone; so no reader is left out."""
     model, checkpoint = parents(model_type, tie_word_embeddings=False)
     tensors = {name: checkpoint.read(name).clone() for name in checkpoint.tensors}
+    templates = {name: FAMILIES[model_type].match(name).template for name in tensors}
     offset = anatomy(model_type).norm_offset
     for norm, readers in FAMILIES[model_type].links.items():
-        for layer in range(4 if "{layer}" in norm else 1):
-            weight = norm.format(layer=layer)
-            tensors[weight] = (tensors[weight] + offset) * 2 - offset
-            if (bias := weight.replace(".weight", ".bias")) in tensors:
-                tensors[bias] *= 2
-            for reader in readers:
-                tensors[reader.format(layer=layer)] /= 2
+        for name, template in templates.items():
+            if template == norm:
+                tensors[name] = (tensors[name] + offset) * 2 - offset
+            elif template == norm.replace(".weight", ".bias"):
+                tensors[name] *= 2
+            elif template in readers:
+                tensors[name] /= 2
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     io.write_new_json(tmp_path / "config.json", dict(checkpoint.config))
     tokens = torch.arange(1, 20)[None]

@@ -7,7 +7,7 @@ from minitron_cli.model.family import Family
 from minitron_cli.model.shape import PRUNABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
-AXES = ("ffn", "head", "kv_head", "hidden", "layer")
+AXES = ("ffn", "head", "kv_head", "hidden", "expert", "layer")
 
 
 def cell(family: Family, axis: str) -> str:
@@ -24,6 +24,8 @@ def cell(family: Family, axis: str) -> str:
     word = "corrected" if axis in {c.axis for c in family.corrections.values()} else "exact"
     if other and family.head_dim_table:
         return f"{word}, LongRoPE with {other}"
+    if axis in ("hidden", "ffn") and family.width_multiple > 1:
+        return f"{word}, by {family.width_multiple}"
     if other and family.hidden_is_multiple_of_heads:
         return f"{word}, multiples"
     return word

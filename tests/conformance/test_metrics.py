@@ -17,6 +17,7 @@ from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
 SHAPES = {"head": (4, 8), "ffn": (4, 48), "hidden": (32,)}
+EXPERT_SHAPES = {"expert": (4, 6), "ffn": (4, 6, 48)}
 
 
 def variants(kind):
@@ -66,9 +67,19 @@ def measured():
 @EVERY_AXIS
 def test_every_channel_has_a_finite_score(measured, model_type, metric, axis):
     scores = measured(model_type).select(axis, metric)
-    assert scores.shape == SHAPES[axis]
+    has_experts = "expert" in FAMILIES[model_type].sizes
+    assert scores.shape == (SHAPES | EXPERT_SHAPES if has_experts else SHAPES)[axis]
     assert scores.isfinite().all()
     assert len(scores.unique()) > 1
+
+
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if "expert" in family.sizes])
+@EVERY_METRIC
+def test_every_expert_has_a_finite_score(measured, model_type, metric):
+    scores = measured(model_type).select("expert", metric)
+    assert scores.shape == EXPERT_SHAPES["expert"]
+    assert scores.isfinite().all()
+    assert len(scores.unique()) > 12, "an expert without a token scores 0"
 
 
 @EVERY_FAMILY

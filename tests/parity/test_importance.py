@@ -19,6 +19,8 @@ from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
+DENSE = sorted(name for name, family in FAMILIES.items() if "expert" not in family.sizes)
+EVERY_DENSE_FAMILY = pytest.mark.parametrize("model_type", DENSE)  # of the others: test_experts
 HOW = ("mean", "l2", "var")
 HEADS, HEAD_DIM = 8, 8
 
@@ -114,7 +116,7 @@ def test_hidden_channels_are_scored_norm_by_norm_then_summed(case, batch, sequen
     torch.testing.assert_close(scores.activation("hidden", batch, sequence), expected, rtol=1e-4, atol=1e-7)
 
 
-@EVERY_FAMILY
+@EVERY_DENSE_FAMILY
 def test_neurons_may_be_scored_before_the_activation_function(model_type):
     model, batch, seen = tiny_model(model_type), samples(), []
     for layer in anatomy(model_type).layers(model):
@@ -181,7 +183,7 @@ def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@EVERY_FAMILY
+@EVERY_DENSE_FAMILY
 def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, tied):
     model = tiny_model(model_type, tie_word_embeddings=tied)
     scores = magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))

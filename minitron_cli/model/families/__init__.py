@@ -2,18 +2,20 @@
 
 from typing import Any
 
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.families.gemma2 import GEMMA2
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.granite import GRANITE
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.families.mistral import MISTRAL
+from minitron_cli.model.families.mixtral import MIXTRAL
 from minitron_cli.model.families.nemotron import NEMOTRON
 from minitron_cli.model.families.olmo2 import OLMO2
 from minitron_cli.model.families.phi3 import PHI3
 from minitron_cli.model.families.qwen2 import QWEN2
 from minitron_cli.model.families.qwen3 import QWEN3
+from minitron_cli.model.families.qwen3_moe import QWEN3_MOE
 from minitron_cli.model.families.smollm3 import SMOLLM3
 from minitron_cli.model.families.starcoder2 import STARCODER2
 from minitron_cli.model.family import Family
@@ -27,11 +29,13 @@ FAMILIES: dict[str, Family] = {
         GRANITE,
         LLAMA,
         MISTRAL,
+        MIXTRAL,
         NEMOTRON,
         OLMO2,
         PHI3,
         QWEN2,
         QWEN3,
+        QWEN3_MOE,
         SMOLLM3,
         STARCODER2,
     )
@@ -49,4 +53,11 @@ def family_of(config: Any) -> Family:
             f"model type {config.model_type!r} has no table: known are {', '.join(sorted(FAMILIES))}; "
             "describe it in minitron_cli/model/families/ (docs/extending.md)"
         )
-    return FAMILIES[config.model_type]
+    family = FAMILIES[config.model_type]
+    for name, wanted in family.uniform_if.items():
+        if (found := getattr(config, name)) != wanted:
+            raise CheckpointError(
+                f"config field {name!r} is {shown(found)}, so the model's layers differ in kind: "
+                f"only models where it is {wanted} can be cut"
+            )
+    return family

@@ -562,6 +562,11 @@ def config_of_an_endless_width(d):
     edit_config(d, hidden_size=10**4000)
 
 
+@broken("'num_local_experts' is 1000000, outside 0 to 10,000; fix the field")
+def config_of_a_million_experts(d):
+    edit_config(d, num_local_experts=10**6)
+
+
 @broken("'num_hidden_layers' is -1, outside")
 def config_of_minus_one_layer(d):
     edit_config(d, num_hidden_layers=-1)

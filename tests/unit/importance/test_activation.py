@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from minitron_cli.importance.activation import AGGREGATIONS, channels, sequence_aggregates
-from minitron_cli.importance.axes import is_per_layer
 from minitron_cli.model.families import FAMILIES
 
 
@@ -31,5 +30,6 @@ def test_a_neuron_is_a_channel_and_keeps_its_sign():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_only_the_residual_stream_is_shared_by_all_layers(family):
-    assert not is_per_layer(family, "hidden")
-    assert all(is_per_layer(family, axis) for axis in ("head", "kv_head", "ffn"))
+    assert family.owners("hidden") == ()
+    assert all(family.owners(axis) == ("layer",) for axis in ("head", "kv_head") if axis in family.sizes)
+    assert family.owners("ffn") == (("layer", "expert") if "expert" in family.sizes else ("layer",))

@@ -31,3 +31,9 @@ def test_one_swap_of_neighbours_costs_six_times_the_squared_steps_over_n3_less_n
 def test_equal_scores_share_a_rank():
     found = agreement(scores(mean_of_mean=torch.tensor([[1.0, 1.0, 2.0, 2.0]])), "ffn")
     assert found["mean of mean"]["l2 of mean"] == pytest.approx(2 / 5**0.5)
+
+
+def test_rows_that_are_all_equal_have_no_say():
+    rows = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])
+    found = agreement(Scores({key("ffn", metric): rows for metric in WAYS.values()}), "ffn")
+    assert found["mean of mean"]["l2 of mean"] == pytest.approx(1)

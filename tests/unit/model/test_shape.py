@@ -99,6 +99,7 @@ def test_the_cache_grows_with_what_it_holds():
 def test_flops_are_those_that_torch_counts(model_type, tied):
     model = tiny_model(model_type, tie_word_embeddings=tied)
     model.set_attn_implementation("eager")  # every product is seen, and no causal half is left out
+    model.set_experts_implementation("eager")
     length = 11
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(1, 1 + length)[None], use_cache=False)
@@ -124,6 +125,16 @@ def test_any_size_counts_what_transformers_builds(model_type):
         assert resized.tensors() == stored
 
 
+def test_mixtures_have_their_published_sizes():
+    """Mixtral 8x7B: 47B, of which a token uses 13B. Qwen3-30B-A3B: 30.5B and 3.3B, 29.9B without embeddings."""
+    shape = published("mixtral-8x7b")
+    assert (shape.parameters(), shape.parameters("active")) == (46_702_792_704, 12_879_925_248)
+    shape = published("qwen3-30b-a3b")
+    assert f"{shape.parameters() / 1e9:.1f} {shape.parameters('non_embedding') / 1e9:.1f}" == "30.5 29.9"
+    assert 3.25e9 < shape.parameters("active") < 3.4e9
+    assert str(shape) == "layer=48,hidden=2048,head=32,kv_head=4,expert=128,ffn=768"
+
+
 def test_experts_live_in_names_and_only_some_are_active():
     family = Family(
         "mixture",
@@ -141,7 +152,7 @@ def test_experts_live_in_names_and_only_some_are_active():
         f"layers.1.experts.{e}.up.weight" for e in range(3)
     ]
     assert shape.parameters() == 40 + 2 * (3 * 4 + 3 * 5 * 4)
-    assert shape.parameters("active") == 40 + 2 * (1 * 4 + 1 * 5 * 4)
+    assert shape.parameters("active") == 40 + 2 * (3 * 4 + 1 * 5 * 4), "the router scores every expert"
     assert shape.parameters() == sum(math.prod(s) for s in shape.tensors().values())
 
 

@@ -24,7 +24,7 @@ def test_an_error_is_signed():
         ({"drop_layers": [1], "shape": {"layer": 3}}, "give drop_layers or the number of layers, not both"),
         ({"drop_layers": [1, 1]}, "drop_layers lists different layers, counted from 0"),
         ({"drop_layers": [-1]}, "drop_layers lists different layers, counted from 0"),
-        ({"shape": {"vocab": 3}}, "Input should be 'layer', 'hidden', 'head', 'kv_head' or 'ffn'"),
+        ({"shape": {"vocab": 3}}, "Input should be 'layer', 'hidden', 'head', 'kv_head', 'expert' or 'ffn'"),
         ({"budget": {"target": "4B", "tolerance": 0}}, "greater than 0"),
         ({"budget": {"target": "lots"}}, "is not a quantity"),
         ({"ranking": {"width": {"kind": "magnitud"}}}, "magnitud"),

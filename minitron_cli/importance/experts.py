@@ -1,0 +1,191 @@
+"""Importance of experts and of the neurons inside them.
+
+The live model holds all experts of a layer in one module, which has no parts to hook onto. While it is watched, that
+module computes one expert after the other, and shows what each one computes.
+
+    B batch, T token, N token of any sample, R token routed to one expert, K expert of a token, E expert, F neuron
+    D hidden, S sequence aggregation, L layer
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from minitron_cli.importance.activation import AGGREGATIONS
+from minitron_cli.importance.moments import Moments
+from minitron_cli.importance.observer import Part, Tokens
+from minitron_cli.model.family import Family
+from minitron_cli.model.live import experts_module
+from minitron_cli.trim.metric import Activation
+from minitron_cli.trim.scores import OUTPUT_NORM, key
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Neuron = Literal["activation", "pre_activation"]
+
+
+class Experts:
+    """Importance of every expert, and of every neuron in it; nothing in a model without experts.
+
+    expert: the mean L2 norm of what it adds to the residual stream, its output times the router's weight, over the
+    tokens routed to it. ffn: the input of its down projection, aggregated like any neuron, but of each sample only over
+    the tokens routed to the expert. A sample of which it gets none is no sample for it, so neither how samples are
+    batched nor what other experts get matters. An expert that is never chosen scores 0, and so do its neurons.
+    """
+
+    name = "experts"
+
+    def __init__(self, family: Family, sizes: Mapping[str, int], part: Part, pre_activation: bool = False) -> None:
+        self._module = experts_module(family)
+        self._layers = part.layers if self._module else range(0)
+        self._neurons: tuple[Neuron, ...] = ("activation", "pre_activation") if pre_activation else ("activation",)
+        self._experts = sizes.get("expert", 0)
+        self._moments: dict[str, Moments] = {}  # "expert.3": over tokens, [E]; "activation.3": over samples, [E, S, F]
+
+    @classmethod
+    def joined(cls, family: Family, sizes: Mapping[str, int], parts: "Sequence[Experts]") -> "Experts":
+        """What the observers of all layers saw, as if one had watched the whole."""
+        whole = cls(family, sizes, Part(range(sizes["layer"]), True), len(parts[0]._neurons) > 1)
+        for part in parts:
+            whole._moments |= part._moments
+        return whole
+
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[Replaced]":
+        module = self._module or ""
+        return [
+            Replaced(model.get_submodule(module.format(layer=layer)), partial(self._forward, layer, tokens))
+            for layer in self._layers
+        ]
+
+    def _forward(
+        self, layer: int, tokens: Tokens, module: "nn.Module", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
+    ) -> Tensor:
+        """The module's own result, added up in fp32."""
+        added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
+        seen: dict[int, dict[str, Moments]] = {}
+        for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
+            added_ND.index_add_(0, routed.token_R, routed.added_RD.float())
+            seen[routed.expert] = self._seen(routed, membership(tokens, routed.token_R))
+        for name in next(iter(seen.values())):
+            self._fold(f"{name}.{layer}", _spread([m[name] for m in seen.values()], list(seen), self._experts))
+        return added_ND.to(hidden_ND.dtype)
+
+    def _seen(self, routed: "Routed", member_BR: Tensor) -> dict[str, Moments]:
+        norm_R = torch.linalg.vector_norm(routed.added_RD, dim=-1, dtype=torch.float32).double()
+        values = {"activation": routed.neuron_RF, "pre_activation": routed.gate_RF}
+        neurons: dict[str, Moments] = {n: over_samples(values[n].float(), member_BR) for n in self._neurons}
+        return {"expert": Moments.of(norm_R, dim=0, weights=member_BR.sum(0).double())} | neurons
+
+    def _fold(self, name: str, batch: Moments) -> None:
+        before = self._moments.get(name)
+        self._moments[name] = batch if before is None else before.to(batch.mean.device).merge(batch)
+
+    def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        """Each layer folded its share when it ran."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{name}.{part}": t for name, moments in self._moments.items() for part, t in moments.tensors().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        names = {name.rpartition(".")[0] for name in state}
+        self._moments = {
+            name: Moments.from_tensors({part: state[f"{name}.{part}"] for part in ("count", "mean", "squares")})
+            for name in names
+        }
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        before = self._moments
+        self.restore(state)
+        for name, moments in before.items():
+            self._moments[name] = moments.merge(self._moments[name].to(moments.mean.device))
+
+    def scores(self) -> dict[str, Tensor]:
+        if not self._layers:
+            return {}
+        found = {OUTPUT_NORM: torch.stack([m.mean.float().cpu() for m in self._of("expert")])}
+        for neuron in self._neurons:
+            for batch in AGGREGATIONS:
+                score_LESF = torch.stack([m.aggregate(batch).float().cpu() for m in self._of(neuron)])
+                for s, sequence in enumerate(AGGREGATIONS):
+                    metric = Activation(batch=batch, sequence=sequence, neuron=neuron)
+                    found[key("ffn", metric)] = score_LESF[:, :, s].contiguous()
+        return found
+
+    def _of(self, name: str) -> list[Moments]:
+        return [self._moments[f"{name}.{layer}"] for layer in self._layers]
+
+
+class Replaced:
+    """A module that computes with `forward`, given itself and its arguments, until the handle is removed."""
+
+    def __init__(self, module: "nn.Module", forward: partial[Tensor]) -> None:
+        self._module = module
+        module.forward = partial(forward, module)
+
+    def remove(self) -> None:
+        del self._module.forward
+
+
+class Routed(NamedTuple):
+    """What one expert computes of the tokens that the router sends it."""
+
+    expert: int
+    token_R: Tensor
+    gate_RF: Tensor
+    """Before the activation function."""
+    neuron_RF: Tensor
+    added_RD: Tensor
+    """Its output times the router's weight."""
+
+
+def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Iterator[Routed]:
+    """The experts that got a token, in turn, computed as the module would."""
+    flat = index_NK.flatten()
+    order = flat.argsort(stable=True)
+    counts = flat.bincount(minlength=len(module.down_proj)).tolist()
+    for expert, place_R in enumerate(order.split(counts)):
+        if not len(place_R):
+            continue
+        token_R = place_R // index_NK.shape[1]
+        both_RF = linear(hidden_ND[token_R], module.gate_up_proj[expert])
+        neuron_RF = module._apply_gate(both_RF)
+        weighted_RD = linear(neuron_RF, module.down_proj[expert]) * weight_NK.flatten()[place_R, None]
+        yield Routed(expert, token_R, both_RF[:, : neuron_RF.shape[1]], neuron_RF, weighted_RD)
+
+
+def membership(tokens: Tokens, token_R: Tensor) -> Tensor:
+    """[B, R]: 1 where a routed token is of the sample and counts, else 0."""
+    samples, length = tokens.input_ids_BT.shape
+    member_BR = token_R // length == torch.arange(samples, device=token_R.device)[:, None]
+    if tokens.counts_BT is not None:
+        member_BR &= tokens.counts_BT.flatten()[token_R]
+    return member_BR.float()
+
+
+def over_samples(values_RF: Tensor, member_BR: Tensor) -> Moments:
+    """Moments, over the samples that have tokens here, of each one's aggregates over these tokens; [S, F]."""
+    count_B1 = member_BR.sum(1, keepdim=True)
+    some_B1 = count_B1.clamp_min(1)
+    mean_BF = member_BR @ values_RF / some_B1
+    squares_BF = member_BR @ (values_RF - member_BR.T @ mean_BF).square()
+    tokens = Moments(some_B1, mean_BF, squares_BF)
+    mean_abs_BF = member_BR @ values_RF.abs() / some_B1  # the paper's mean is (1/n) sum |x|
+    aggregates_SBF = torch.stack([mean_abs_BF if a == "mean" else tokens.aggregate(a) for a in AGGREGATIONS])
+    return Moments.of(aggregates_SBF.double(), dim=1, weights=(count_B1 > 0).double()[None])
+
+
+def _spread(parts: Sequence[Moments], experts: Iterable[int], count: int) -> Moments:
+    """Moments of all experts, side by side; of those that saw nothing, zeros."""
+    place = torch.tensor(list(experts), device=parts[0].mean.device)
+
+    def spread(tensors: Sequence[Tensor]) -> Tensor:
+        stacked = torch.stack(list(tensors))
+        return stacked.new_zeros(count, *stacked.shape[1:]).index_copy_(0, place, stacked)
+
+    return Moments(*(spread([part.tensors()[name] for part in parts]) for name in ("count", "mean", "squares")))

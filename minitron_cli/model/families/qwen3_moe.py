@@ -1,0 +1,54 @@
+"""Qwen 3 with experts in every layer: its `ffn` is the width of one expert."""
+
+from minitron_cli.model.families.llama import (
+    ATTENTION,
+    EMBEDDING,
+    FINAL,
+    LINKS,
+    NORMS,
+    O_BIAS,
+    QKV_BIAS,
+    SIZES,
+    TIED,
+    UNTIED_HEAD,
+)
+from minitron_cli.model.families.qwen3 import QK_NORM
+from minitron_cli.model.family import Family
+
+MLP = "model.layers.{layer}.mlp"
+
+EXPERTS = {
+    f"{MLP}.gate.weight": "expert hidden",
+    f"{MLP}.experts.{{expert}}.gate_proj.weight": "ffn hidden",
+    f"{MLP}.experts.{{expert}}.up_proj.weight": "ffn hidden",
+    f"{MLP}.experts.{{expert}}.down_proj.weight": "hidden ffn",
+}
+
+LIVE = {
+    f"{MLP}.experts.gate_up_proj": (
+        f"{MLP}.experts.{{expert}}.gate_proj.weight",
+        f"{MLP}.experts.{{expert}}.up_proj.weight",
+    ),
+    f"{MLP}.experts.down_proj": (f"{MLP}.experts.{{expert}}.down_proj.weight",),
+}
+
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | QK_NORM | EXPERTS | NORMS | FINAL,
+    sizes=SIZES | {"expert": "num_experts", "ffn": "moe_intermediate_size"},
+    active={"expert": "num_experts_per_tok"},
+    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias"),
+    links=LINKS
+    | {
+        "model.layers.{layer}.post_attention_layernorm.weight": (
+            f"{MLP}.gate.weight",
+            f"{MLP}.experts.{{expert}}.gate_proj.weight",
+            f"{MLP}.experts.{{expert}}.up_proj.weight",
+        )
+    },
+    tied=TIED,
+    width_multiple=8,
+    live=LIVE,
+    spelled={"num_experts": "num_local_experts"},
+    uniform_if={"decoder_sparse_step": 1, "mlp_only_layers": []},
+)

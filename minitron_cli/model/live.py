@@ -1,0 +1,33 @@
+"""What a live model's parameters are made of: transformers joins experts that a checkpoint stores one by one."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from minitron_cli.model.family import NAME_AXIS, Family, pattern
+
+Read = Callable[[str], Tensor]  # a tensor on disk by its name
+
+
+def live_tensor(family: Family, name: str, like: Tensor, read: Read, device: torch.device) -> Tensor:
+    """A parameter of the live model by its name there; `like` has its shape and dtype. One part is read at a time."""
+    for template, sources in family.live.items():
+        if found := pattern(template).fullmatch(name):
+            return _joined(sources, found.groupdict(), like, read, device)
+    return read(name).to(device, like.dtype)
+
+
+def _joined(sources: tuple[str, ...], at: dict[str, str], like: Tensor, read: Read, device: torch.device) -> Tensor:
+    joined = torch.empty(like.shape, dtype=like.dtype, device=device)
+    stacked = [axis for axis in NAME_AXIS.findall(sources[0]) if axis not in at]
+    for i, entry in enumerate(joined if stacked else [joined]):
+        for source, part in zip(sources, entry.chunk(len(sources)), strict=True):
+            part.copy_(read(source.format(**at, **dict.fromkeys(stacked, i))))
+    return joined
+
+
+def experts_module(family: Family) -> str | None:
+    """The live module that holds a layer's experts, such as "model.layers.{layer}.mlp.experts"; None without any."""
+    joined = (name for name, sources in family.live.items() if "{expert}" in sources[0])
+    return next((name.rpartition(".")[0] for name in joined), None)

@@ -1,0 +1,189 @@
+"""Families with experts: whole experts and the neurons inside them are cut as a masked parent computes."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import CheckpointError
+from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.search import space
+from minitron_cli.stages.rounds import shapes_between
+from minitron_cli.trim.config import child_config
+from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.refusal import refusal
+from minitron_cli.trim.trim import cut_in_memory
+from tests.conformance.masked import masked, random_cut
+from tests.conformance.test_families import (
+    BOTH,
+    assert_same,
+    check_cut,
+    edit_config,
+    logits_of,
+    plan_of,
+    reload,
+    shape_of,
+    stored,
+    write,
+)
+from tests.tiny import BASE, tiny_model
+
+MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
+EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
+CUTS = {
+    "experts": {"expert": 4},
+    "as few as a token uses": {"expert": 2},
+    "experts and neurons": {"expert": 3, "ffn": 24},
+    "experts and layers": {"expert": 4, "layer": 3},
+    "everything": {"layer": 3, "hidden": 24, "ffn": 16, "head": 2, "kv_head": 1, "expert": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    """(model_type, options) -> the model and the checkpoint that transformers wrote of it."""
+    known = {}
+
+    def get(model_type, **options):
+        key = (model_type, *sorted(options.items()))
+        if key not in known:
+            path = tmp_path_factory.mktemp("parent")
+            model = tiny_model(model_type, rms_norm_eps=0.02, **options)
+            model.save_pretrained(path)
+            known[key] = (model, Checkpoint.open(path))
+        return known[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@BOTH
+@EVERY_MIXTURE
+def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, cut, tokens, tmp_path):
+    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+    check_cut(model, checkpoint, random_cut(model.config, len(cut), **CUTS[cut]), tokens, tmp_path / "child")
+
+
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_a_router_that_does_not_norm_its_weights(parents, is_normed, tokens, tmp_path):
+    model, checkpoint = parents("qwen3_moe", norm_topk_prob=is_normed)
+    check_cut(model, checkpoint, random_cut(model.config, 3, expert=3), tokens, tmp_path / "child")
+
+
+@EVERY_MIXTURE
+def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp_path):
+    model, checkpoint = parents(model_type)
+    plan = plan_of(model, random_cut(model.config, 1, **CUTS["everything"]))
+    tensors = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    child = hf.model_of(child_config(checkpoint.config, plan), tensors)
+    on_disk = write(checkpoint, plan, tmp_path / "child")
+    assert torch.equal(logits_of(child, tokens), logits_of(reload(on_disk), tokens))
+    (tmp_path / "saved").mkdir()
+    hf.save_model(child, on_disk, tmp_path / "saved")
+    found, wanted = stored(tmp_path / "saved"), stored(on_disk)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@EVERY_MIXTURE
+def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tokens, tmp_path):
+    model, checkpoint = parents(model_type)
+    cut = random_cut(model.config, 8, **CUTS["everything"])
+    child = reload(write(checkpoint, plan_of(model, cut), tmp_path / "child"))
+    same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
+    cached = child.generate(tokens, use_cache=True, **same)
+    assert torch.equal(cached, child.generate(tokens, use_cache=False, **same))
+
+
+@EVERY_MIXTURE
+def test_two_cuts_are_one_cut(parents, model_type, tokens, tmp_path):
+    """Also of experts and of layers that the first cut has renumbered."""
+    model, checkpoint = parents(model_type)
+    first = plan_of(model, random_cut(model.config, 1, expert=4, ffn=40, layer=3))
+    between = reload(write(checkpoint, first, tmp_path / "between"))
+    cut = random_cut(between.config, 2, expert=3, ffn=16, layer=2)
+    both = first.then(plan_of(between, cut))
+    child = reload(write(checkpoint, both, tmp_path / "child"))
+    assert_same(logits_of(child, tokens), logits_of(masked(between, cut), tokens))
+
+
+@EVERY_MIXTURE
+def test_the_number_of_experts_is_written_for_readers_of_either_version(parents, model_type, tokens, tmp_path):
+    """Version 4 of transformers reads `num_experts` of Qwen 3, version 5 writes `num_local_experts`."""
+    model, checkpoint = parents(model_type)
+    plan = plan_of(model, random_cut(model.config, 1, expert=4))
+    directory = write(checkpoint, plan, tmp_path / "child")
+    before = logits_of(reload(directory), tokens)
+    raw = json.loads((directory / "config.json").read_text())
+    names = {"qwen3_moe": ["num_experts", "num_local_experts"], "mixtral": ["num_local_experts"]}[model_type]
+    assert [raw[name] for name in names] == [4] * len(names)
+    for name in names[1:]:
+        edit_config(directory, **{name: None})
+        assert torch.equal(logits_of(reload(directory), tokens), before)
+
+
+def test_a_parent_with_the_older_name(parents, tokens, tmp_path):
+    """Qwen's own checkpoints say `num_experts`."""
+    model, _ = parents("qwen3_moe")
+    model.save_pretrained(tmp_path / "parent")
+    edit_config(tmp_path / "parent", num_local_experts=None, num_experts=6)
+    older = Checkpoint.open(tmp_path / "parent")
+    cut = random_cut(model.config, 1, expert=4)
+    check_cut(model, older, cut, tokens, tmp_path / "child")
+    assert AutoConfig.from_pretrained(tmp_path / "child").num_experts == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mlp_only_layers", [1]), ("decoder_sparse_step", 2)], ids=["some layers", "every other layer"]
+)
+def test_dense_layers_among_those_with_experts_are_refused(field, value):
+    config = tiny_model("qwen3_moe", **{field: value}).config
+    with pytest.raises(CheckpointError, match=f"'{field}' is .*, so the model's layers differ in kind: only models"):
+        family_of(config)
+
+
+@pytest.mark.parametrize("count", [0, 7, None, "2"])
+def test_a_token_uses_as_many_experts_as_there_are_or_fewer(count):
+    config = tiny_model("mixtral").config
+    object.__setattr__(config, "num_experts_per_tok", count)
+    with pytest.raises(CheckpointError, match=r"'num_experts_per_tok' is .*: it must be within 1 to 6"):
+        shape_of(type("Model", (), {"config": config}))
+
+
+def test_choices_are_enough_for_a_token_and_wide_enough_for_groups(parents):
+    parent = shape_of(parents("mixtral")[0])
+    assert space.choices(parent, "expert") == (2, 3, 4, 5, 6)
+    assert space.choices(parent.resize(expert=128), "expert") == tuple(range(8, 129, 8))
+    assert [s.sizes["expert"] for s in space.grid(parent, {"expert": (1, 2)})] == [2]
+    assert [s.sizes["ffn"] for s in space.grid(parent, {"ffn": (20, 24)})] == [24]
+
+
+def test_the_shapes_between_rounds_can_be_built(parents):
+    parent = shape_of(parents("mixtral")[0])
+    child = parent.resize(ffn=16, hidden=16, expert=2, layer=3)
+    shapes = shapes_between(parent, child, 3)
+    assert [refusal(parent, shape) for shape in shapes] == [None] * 3
+    assert [shape.sizes["expert"] for shape in shapes] == [5, 4, 2]
+    assert [shape.sizes["ffn"] for shape in shapes] == [40, 32, 16]
+
+
+@EVERY_MIXTURE
+def test_experts_inside_a_plan(parents, model_type):
+    model, _ = parents(model_type)
+    ffn = torch.arange(4 * 6 * 5).reshape(4, 6, 5) % 48
+    plan = PrunePlan(shape_of(model), {"expert": torch.tensor([[1, 3], [0, 5], [2, 3], [4, 5]]), "ffn": ffn})
+    assert plan.child.sizes["expert"] == 2
+    assert torch.equal(plan.at("ffn", 2, 3), ffn[2, 3])
+    template = next(t for t in plan.parent.templates if "{expert}" in t)
+    assert plan.child_name(template.format(layer=1, expert=5)) == template.format(layer=1, expert=1)
+    assert plan.child_name(template.format(layer=1, expert=1)) is None
+    router = next(t for t in plan.parent.templates if "gate.weight" in t)
+    assert plan.indices(router.format(layer=3))[0].tolist() == [4, 5]
