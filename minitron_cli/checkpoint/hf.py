@@ -53,7 +53,7 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
     name = hub_id(model)
     if not _may_be_hub_id(name):
         raise CheckpointError(
-            f"{model} does not exist: give the directory of a checkpoint, a hub id or one of {_aliases()}"
+            f"{model} does not exist: give the directory of a checkpoint, a hub id or an alias such as {_aliases()}"
         )
     path = _download(name, offline=offline)
     commit = path.name if len(path.name) == 40 else fingerprint.of_directory(path)
@@ -77,7 +77,8 @@ def _may_be_hub_id(text: str) -> bool:
 
 
 def _aliases() -> str:
-    return ", ".join(ALIASES)
+    families = {name.partition("-")[0]: name for name in ALIASES}  # one of each: an error is one short sentence
+    return ", ".join(families.values())
 
 
 def _download(hub_id: str, *, offline: bool) -> Path:

@@ -51,7 +51,8 @@ def test_a_directory_is_found_as_it_is(tmp_path, no_network):
 )
 def test_what_is_neither_a_directory_nor_a_hub_id(name, no_network):
     with pytest.raises(
-        CheckpointError, match=r"does not exist: give the directory of a checkpoint, a hub id or one of .*llama-"
+        CheckpointError,
+        match=r"does not exist: give the directory of a checkpoint, a hub id or an alias such as .*llama-",
     ):
         hf.resolve(name)
 
