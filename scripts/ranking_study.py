@@ -1,6 +1,6 @@
 """Does importance know what matters? Zero-shot loss of cuts ranked by importance, at random, and upside down.
 
-And does it help that query heads which go leave a residual in those that stay?
+And does it help that query heads which go leave a residual in those that stay? And does bf16 rank as fp32 does?
 
     python scripts/bench_teacher.py && python scripts/ranking_study.py
 
@@ -9,12 +9,15 @@ Each seed draws other calibration samples and another random order. Writes docs/
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from bench_teacher import bench_data
 
 from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.importance.agreement import WAYS
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model.shape import Shape
 from minitron_cli.search import space
@@ -27,6 +30,7 @@ from minitron_cli.trim.metric import Random
 from minitron_cli.trim.spec import Budget, Ranking
 
 BLOCKS = 128
+DTYPES = ("float32", "bfloat16")
 
 
 def cuts(parent: Shape) -> dict[str, Shape]:
@@ -82,7 +86,29 @@ def losses(context: Context, parent: Parent, seeds: int, samples: int, cuts: Cut
     return found
 
 
-def page(parent: Parent, parent_loss: float, ranked: Found, residual: Found, seeds: int) -> str:
+def low_precision(context: Context, parent: Parent, samples: int) -> Iterator[str]:
+    """Spearman's correlation of bf16's scores with fp32's: every layer and all nine aggregations."""
+    config = ImportanceConfig(samples=samples, layer_removal=False)
+    runs = (importance.run(replace(context, dtype=dtype), parent, bench_data(None), config) for dtype in DTYPES)
+    exact, rounded = (read_scores(artifact, parent) for artifact in runs)
+    yield "| axis | rankings | median | lowest |"
+    yield "|---|---|---|---|"
+    for axis in ("head", "ffn", "hidden"):
+        found = []
+        for metric in WAYS.values():
+            pairs = zip(*(torch.atleast_2d(scores.select(axis, metric)) for scores in (exact, rounded)), strict=True)
+            found += [spearman(a, b) for a, b in pairs]
+        yield f"| {axis} | {len(found)} | {statistics.median(found):.5f} | {min(found):.5f} |"
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def page(
+    parent: Parent, parent_loss: float, ranked: Found, residual: Found, low_precision: Iterable[str], seeds: int
+) -> str:
     lines = [
         "# Ranked by importance, at random, upside down",
         "",
@@ -100,6 +126,13 @@ def page(parent: Parent, parent_loss: float, ranked: Found, residual: Found, see
         "and with the sign of LaCo, which the paper cites. The same measure, the same seeds.",
         "",
         *table(residual, list(residuals(0))),
+        "",
+        "## bf16 beside fp32",
+        "",
+        "Spearman's correlation of the scores of a pass in bf16 with those of a pass in fp32, same samples; a ranking is",
+        "one layer (of hidden channels, the model) under one of the nine aggregations.",
+        "",
+        *low_precision,
     ]
     return "\n".join(lines) + "\n"
 
@@ -126,8 +159,9 @@ def main() -> None:
         context = Context(workspace)
         ranked = losses(context, parent, args.seeds, args.samples, cuts, rankings)
         residual = losses(context, parent, args.seeds, args.samples, head_cuts, residuals)
+        precision = list(low_precision(context, parent, args.samples))
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(page(parent, teacher.summary["after"]["loss"], ranked, residual, args.seeds))
+    args.output.write_text(page(parent, teacher.summary["after"]["loss"], ranked, residual, precision, args.seeds))
     print(args.output.read_text())
 
 
