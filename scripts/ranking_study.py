@@ -129,8 +129,8 @@ def page(
         "",
         "## bf16 beside fp32",
         "",
-        "Spearman's correlation of the scores of a pass in bf16 with those of a pass in fp32, same samples; a ranking is",
-        "one layer (of hidden channels, the model) under one of the nine aggregations.",
+        "Spearman's correlation of the scores of a pass in bf16 with those of a pass in fp32, same samples. A ranking",
+        "is one layer (of hidden channels, the model) under one of the nine aggregations.",
         "",
         *low_precision,
     ]
