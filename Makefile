@@ -16,7 +16,7 @@ demo: $(READY)  ## compress a small model end to end, then show the report (minu
 test: test-fast  ## every test that needs neither an accelerator nor the network
 	$(PYTEST) -m "slow and not gpu and not network"
 
-test-fast: $(READY)  ## the tests that take a minute in all
+test-fast: $(READY)  ## the tests that take a few minutes in all
 	$(PYTEST) -m "not slow and not gpu and not network"
 
 check: $(READY)  ## style, types and import layers

@@ -151,6 +151,7 @@ def test_the_task_is_asked_without_each_block(place, tmp_path, tasks):
     assert "block_task" in found.manifest.inputs
 
 
+@pytest.mark.slow  # lm-eval looks through all of its own tasks first
 def test_a_task_that_does_not_exist_is_refused_first(place, tmp_path, tasks):
     with pytest.raises(InputError, match="finsh"):
         run(place, tmp_path, blocks=(2,), block_task="finsh", block_task_path=str(tasks))
