@@ -29,7 +29,7 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Shapes, counts and work of a recipe. Reads a config at most; needs no network for an alias."""
     parent, _ = shape_of(recipe.model)
-    children = _children(recipe, parent)
+    children = _children(recipe, parent.untied() if recipe.prune.untie else parent)
     largest = max(children.values(), key=Shape.parameters)
     return Plan(recipe.model, parent, children, dict(_steps(recipe, parent, largest, len(children))))
 

@@ -1,7 +1,7 @@
 """`minitron prune`: cut a model, and write a smaller checkpoint."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -34,6 +34,18 @@ def prune(
     rounds: Annotated[
         int | None, Option(min=1, help="Cut in so many rounds, scoring again before each.", show_default="1")
     ] = None,
+    repair: Annotated[
+        Literal["none", "rotate", "least_squares", "rescale", "all"] | None,
+        Option(
+            help="Mend the cut without training: keep the directions of the residual stream that matter instead of "
+            "channels, let what is kept stand in for what is dropped, set norms right, or all of it.",
+            show_default="none",
+        ),
+    ] = None,
+    untie: Annotated[
+        bool,
+        Option("--untie", help="Give a tied model a head of its own, as rotate needs; it counts as parameters."),
+    ] = False,
     output: Output = None,
 ) -> None:
     """Cut MODEL to a shape or a target, by the scores of `minitron importance`.
@@ -53,6 +65,8 @@ def prune(
         ("axes",): _axes(axes, width, depth),
         ("candidates",): candidates,
         ("rounds",): rounds,
+        ("repair",): repair,
+        ("untie",): untie or None,
     }
     with session.opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.stages import prune as stage
@@ -68,7 +82,7 @@ def prune(
             at.parent(),
             config,
             scores=scores,
-            data=at.data() if config.budget or config.rounds > 1 else None,
+            data=at.data() if config.budget or config.rounds > 1 or config.repairs else None,
             search=None if chosen else at.workspace.current("search"),
         )
     export.copy(artifact, output)

@@ -133,6 +133,10 @@ def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
     yield Sheet(
         "cut", ["", "parent", "child", "kept"], [*axes, [*total, _share(child["parameters"], parent["parameters"])]]
     )
+    mended = found["summary"].get("repair", {})
+    if "after" in mended:
+        rows = [[name, number(mended["before"][name]), number(mended["after"][name])] for name in ("loss", "kl")]
+        yield Sheet(f"repair: {', '.join(mended['repairs'])}", ["held out", "before", "after"], rows)
 
     if check := found["run"].get("export_check"):
         passed = ", ".join(found["summary"]["checks"])

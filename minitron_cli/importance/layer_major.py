@@ -1,15 +1,10 @@
-"""The calibration pass for models larger than memory: one layer at a time, and through it all batches.
-
-Knows which module holds weights when; what is measured is in the observers, which watch the one live layer just as
-they watch a whole model. Hidden states wait between layers, on disk where they exceed a budget.
-"""
+"""The calibration pass for models larger than memory: one layer at a time, and through it all batches."""
 
 # B batch, T token, D hidden
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,29 +16,24 @@ from minitron_cli.importance.collect import (
     NO_SAMPLES,
     OfLayers,
     checked_scores,
-    damaged_from,
     of_layers,
     removal_lengths,
 )
 from minitron_cli.importance.experts import Experts
 from minitron_cli.importance.hidden_states import HiddenStates
-from minitron_cli.importance.observer import Observer, Part, Tokens, decoder_layers, final_norm
-from minitron_cli.importance.passing import calling, passing
+from minitron_cli.importance.observer import Observer, Part
+from minitron_cli.importance.passage import Passage, Read, StoredWeights
+from minitron_cli.importance.passing import calling
 from minitron_cli.importance.processes import ALONE, Processes
 from minitron_cli.importance.removal import Call, Cut, LayerRemoval, advance_, cuts_of
 from minitron_cli.importance.resume import FILE, SavedState, under
 from minitron_cli.model.family import Family
-from minitron_cli.model.live import live_tensor
 from minitron_cli.trim.scores import Scores
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
     from minitron_cli.data.batches import Batch
-
-Read = Callable[[str], Tensor]
 
 
 def collect_by_layer(
@@ -75,21 +65,20 @@ def collect_by_layer(
     steps = len(batches) * (layers + 2)
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
         states = HiddenStates(scratch, activation_budget)
-        passage = _Passage(
-            model, family, batches, _Weights(model, family, read, device), states, lengths, pre_activation, step
-        )
+        passage = Passage(model, family, batches, StoredWeights(model, family, read, device), states, step)
+        scoring = _Scoring(passage, states, lengths, pre_activation)
         saved = SavedState(scratch / FILE, save_every_s)
-        seen = _restore(saved, passage, states) if resume else []
+        seen = _restore(saved, scoring, states) if resume else []
         if seen:
             step(len(batches) * (len(seen) + 1))
         else:
             states.saved()
             passage.embed()
         for layer in range(len(seen), layers):
-            seen.append(passage.through(layer))
+            seen.append(scoring.through(layer))
             if saved.is_due():
                 _save(saved, seen, states)
-        observers = _joined(family, sizes, seen, passage.end())
+        observers = _joined(family, sizes, seen, scoring.end())
         processes.merge(observers)
         return checked_scores(observers)
 
@@ -118,108 +107,50 @@ def _save(saved: SavedState, seen: list[OfLayers], states: HiddenStates) -> None
     states.saved()
 
 
-def _restore(saved: SavedState, passage: "_Passage", states: HiddenStates) -> list[OfLayers]:
+def _restore(saved: SavedState, scoring: "_Scoring", states: HiddenStates) -> list[OfLayers]:
     tensors = saved.read()
     if "layers" not in tensors:
         return []
     states.restore(tensors["hidden"])
-    seen = [passage.observers(layer) for layer in range(int(tensors["layers"]))]
+    seen = [scoring.observers(layer) for layer in range(int(tensors["layers"]))]
     for layer, observers in enumerate(seen):
         for observer in observers:
             observer.restore(under(f"{layer}.{observer.name}", tensors))
     return seen
 
 
-class _Passage:
-    """All batches on their way through a model."""
+class _Scoring:
+    """What is measured on the way."""
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        family: Family,
-        batches: "Sequence[Batch]",
-        weights: "_Weights",
-        states: HiddenStates,
-        lengths: Sequence[int],
-        pre_activation: bool,
-        step: progress.Step,
-    ) -> None:
-        self._model, self._family, self._batches, self._weights = model, family, batches, weights
-        self._states, self._lengths, self._pre_activation, self._step = states, lengths, pre_activation, step
-        self._sizes = family.axis_sizes(model.config)
-        self._layers = decoder_layers(model, family)
-        self._norm = model.get_submodule(final_norm(family))
+    def __init__(self, passage: Passage, states: HiddenStates, lengths: Sequence[int], pre_activation: bool) -> None:
+        self._passage, self._states, self._lengths, self._pre_activation = passage, states, lengths, pre_activation
+        self._model, self._family = passage.model, passage.family
+        self._sizes = self._family.axis_sizes(self._model.config)
         self._cuts = cuts_of(self._sizes["layer"], lengths)
-
-    def _tokens(self) -> Iterator[tuple[int, Tokens]]:
-        device = self._weights.device
-        for b, batch in enumerate(self._batches):
-            yield b, Tokens.of(batch, device)
-            self._step()
-
-    def _decode(self, tokens: Tokens, **inputs: Tensor) -> Tensor:
-        decoder = self._model.get_decoder()
-        return decoder(position_ids=tokens.position_ids_BT, use_cache=False, **inputs).last_hidden_state
-
-    def embed(self) -> None:
-        embedding = self._model.get_input_embeddings()
-        with self._weights.live(embedding), passing([*self._layers, self._norm]):
-            for b, tokens in self._tokens():
-                self._states.put(f"{b}", self._decode(tokens, input_ids=tokens.input_ids_BT))
 
     def observers(self, layer: int) -> OfLayers:
         return of_layers(self._family, self._sizes, Part(range(layer, layer + 1), False), self._pre_activation)
 
     def through(self, layer: int) -> OfLayers:
         """Take every batch, and every variant of it without some layers, past one layer."""
-        live, observers = self._layers[layer], self.observers(layer)
-        others = [module for module in (*self._layers, self._norm) if module is not live]
-        with self._weights.live(live), passing(others):
-            for b, tokens in self._tokens():
-                before_BTD = self._states.take(f"{b}").to(self._weights.device)
-                call, after_BTD = self._watched(live, observers, tokens, before_BTD)
-                if not after_BTD.isfinite().all():
-                    raise damaged_from(layer)
-                advance_(_Variants(self._states, b, self._weights.device), self._cuts, layer, call)
-                self._states.put(f"{b}", after_BTD)
-        return observers
+        observers = self.observers(layer)
 
-    def _watched(
-        self, live: "nn.Module", observers: Iterable[Observer], tokens: Tokens, before_BTD: Tensor
-    ) -> tuple[Call, Tensor]:
-        """The decoder's own forward makes the layer's arguments; only what enters the layer is put in its place."""
-        calls: list[Call] = []
-        with ExitStack() as hooks:
-            for hook in _entering(live, before_BTD, calls):
-                hooks.callback(hook.remove)
-            for observer in observers:
-                for handle in observer.watch(self._model, tokens):
-                    hooks.callback(handle.remove)
-            after_BTD = self._decode(tokens, inputs_embeds=before_BTD)
-        for observer in observers:
-            observer.end_batch(tokens, after_BTD)
-        return calls[0], after_BTD
+        def variants(b: int, call: Call) -> None:
+            advance_(_Variants(self._states, b, self._passage.device), self._cuts, layer, call)
+
+        self._passage.through(layer, observers, variants)
+        return observers
 
     def end(self) -> tuple[Activations, list[LayerRemoval]]:
         """What is seen after the last layer: the final norm's output and, through the LM head, the losses."""
         activations = Activations(self._family, self._sizes, Part(range(0), True))
-        modules = [self._norm, *([self._model.get_output_embeddings()] if self._cuts else [])]
-        with self._weights.live(*modules), passing(self._layers):
+        with self._passage.at_end(*([self._model.get_output_embeddings()] if self._cuts else [])):
             removal = self._removal() if self._cuts else None
-            for b, tokens in self._tokens():
-                hidden_BTD = self._normed(activations, tokens, self._states.take(f"{b}").to(self._weights.device))
+            for b, tokens, hidden_BTD in self._passage.normed(activations):
                 if removal:
-                    variants = _Variants(self._states, b, self._weights.device)
+                    variants = _Variants(self._states, b, self._passage.device)
                     removal.add(tokens, hidden_BTD, (variants.pop(cut) for cut in self._cuts))
         return activations, [removal] if removal else []
-
-    def _normed(self, activations: Activations, tokens: Tokens, hidden_BTD: Tensor) -> Tensor:
-        handles = activations.watch(self._model, tokens)
-        normed_BTD = self._norm(hidden_BTD)
-        for handle in handles:
-            handle.remove()
-        activations.end_batch(tokens, normed_BTD)
-        return normed_BTD
 
     def _removal(self) -> LayerRemoval:
         """Before it is used, the head is tried on two tokens; the embedding is not in memory, so noise stands in."""
@@ -243,48 +174,3 @@ class _Variants:
 
     def _name(self, cut: Cut) -> str:
         return f"{self._batch}-without-{cut.start}-{cut.stop}"
-
-
-class _Weights:
-    """The weights on disk, and which of them are in memory."""
-
-    def __init__(self, model: "PreTrainedModel", family: Family, read: Read, device: str | torch.device) -> None:
-        self.device = torch.device(device)
-        self._family, self._read = family, read
-        self._names = {module: name for name, module in model.named_modules()}
-        self._tied = family.tied if model.config.tie_word_embeddings else {}
-
-    @contextmanager
-    def live(self, *modules: "nn.Module") -> Iterator[None]:
-        """Give some modules their weights for a while."""
-        empty = [module.state_dict() for module in modules]
-        try:
-            for module, tensors in zip(modules, empty, strict=True):
-                full = {name: self._tensor(f"{self._names[module]}.{name}", t) for name, t in tensors.items()}
-                module.load_state_dict(full, assign=True)
-            yield
-        finally:
-            for module, tensors in zip(modules, empty, strict=True):
-                module.load_state_dict(tensors, assign=True)
-
-    def _tensor(self, name: str, like: Tensor) -> Tensor:
-        return live_tensor(self._family, name, like, self._stored, self.device)
-
-    def _stored(self, name: str) -> Tensor:
-        return self._read(self._tied.get(name, name))
-
-
-def _entering(layer: "nn.Module", hidden_BTD: Tensor, calls: list[Call]) -> "list[RemovableHandle]":
-    """Hooks that replace what enters a layer, and note the call."""
-
-    def replace(
-        _: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (hidden_BTD, *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": hidden_BTD}
-
-    def note(layer: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(Call.seen(layer, args, kwargs))
-
-    return [layer.register_forward_pre_hook(hook, with_kwargs=True) for hook in (replace, note)]

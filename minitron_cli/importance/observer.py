@@ -45,10 +45,8 @@ class Handle(Protocol):
     def remove(self) -> None: ...
 
 
-class Observer(Protocol):
-    """Its memory does not grow with the number of batches, and between two batches `state` is all of it."""
-
-    name: str
+class Watcher(Protocol):
+    """Sees batches go by."""
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> Sequence[Handle]:
         """Hook onto the model for one forward pass, of these tokens."""
@@ -57,6 +55,12 @@ class Observer(Protocol):
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         """Fold one batch away, hooks off. `hidden_BTD` is what the LM head would read."""
         ...
+
+
+class Observer(Watcher, Protocol):
+    """Its memory does not grow with the number of batches, and between two batches `state` is all of it."""
+
+    name: str
 
     def state(self) -> dict[str, Tensor]: ...
 

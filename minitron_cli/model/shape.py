@@ -65,6 +65,12 @@ class Shape:
     def is_tied(self) -> bool:
         return not self.family.tied.keys() <= set(self.templates)
 
+    def untied(self) -> "Shape":
+        """The same model with a language-model head of its own."""
+        return replace(
+            self, templates=tuple(t for t in self.family.tensors if t in {*self.templates, *self.family.tied})
+        )
+
     @property
     def prunable(self) -> dict[str, int]:
         """The sizes a user may change, in the order they are shown."""
@@ -78,10 +84,11 @@ class Shape:
         return {
             name: parse(self.family.tensors[template]).shape(self.sizes)
             for template in self.templates
-            for name in self._names(template)
+            for name in self.names(template)
         }
 
-    def _names(self, template: str) -> Iterator[str]:
+    def names(self, template: str) -> Iterator[str]:
+        """The tensors of one template, in order."""
         names: list[dict[str, int]] = [{}]
         for axis in NAME_AXIS.findall(template):
             names = [at | {axis: i} for at in names for i in range(self.sizes[axis])]
@@ -97,7 +104,7 @@ class Shape:
         return sum(
             self._elements(template, used)
             for template in self.templates
-            if count != "non_embedding" or not self._is_embedding(template)
+            if count != "non_embedding" or not self.is_embedding(template)
         )
 
     def _elements(self, template: str, used: Mapping[str, int]) -> int:
@@ -108,7 +115,8 @@ class Shape:
         copies = math.prod(used.get(axis, self.sizes[axis]) for axis in NAME_AXIS.findall(template))
         return copies * math.prod(parse(self.family.tensors[template]).shape(self.sizes))
 
-    def _is_embedding(self, template: str) -> bool:
+    def is_embedding(self, template: str) -> bool:
+        """Whether it is the token embedding or the language-model head."""
         return "vocab" in parse(self.family.tensors[template]).axes(0)
 
     def kv_cache_bytes(self, batch: int, length: int, dtype_bytes: int = 2) -> int:
@@ -125,7 +133,7 @@ class Shape:
         matrices = sum(
             self._elements(template, self.active)
             for template in self.templates
-            if len(parse(self.family.tensors[template]).dims) > 1 and not self._is_embedding(template)
+            if len(parse(self.family.tensors[template]).dims) > 1 and not self.is_embedding(template)
         )
         head = self.sizes["vocab"] * self.sizes["hidden"]
         attention = 4 * self.sizes["layer"] * self.sizes["head"] * self.sizes["head_dim"] * context

@@ -83,6 +83,17 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class RepairFacts:
+    """What mending the cut was worth, before any training; loss and KL in nats per token."""
+
+    repairs: tuple[str, ...]
+    parent_loss: float
+    before: tuple[float, float]
+    """Loss and KL to the parent of the plain cut."""
+    after: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """One training, from first to last step. Sequences of one plot have one length."""
 
@@ -150,6 +161,7 @@ class ReportData:
     checks: tuple[str, ...] = ()
     """What the child passed before it was kept."""
     serving: tuple[ServingRow, ...] = ()
+    repair: RepairFacts | None = None
     runs: tuple[TrainingRun, ...] = ()
     costs: tuple[CostRow, ...] = ()
     lineage: tuple[LineageRow, ...] = ()

@@ -268,6 +268,23 @@ def _candidate_legend(candidates: Sequence[Candidate]) -> Legend:
     return (0, "zero-shot"), (2, "after light retraining")
 
 
+def _repair(data: ReportData) -> Section | None:
+    found = data.repair
+    if found is None:
+        return None
+    gaps = found.before[0] - found.parent_loss, found.before[1]
+    left = found.after[0] - found.parent_loss, found.after[1]
+    rows = tuple(
+        (name, _decimals(before), _decimals(after), percent(1 - end / start) if start > 0 else NOTHING)
+        for name, before, after, start, end in zip(
+            ("loss", "KL to the parent"), found.before, found.after, gaps, left, strict=True
+        )
+    )
+    text = f"The cut was mended before any training: {', '.join(found.repairs).replace('_', ' ')}. In nats per token."
+    table = Table("Repair", ("", "plain cut", "mended", "gap closed"), rows)
+    return Section("repair", "Repair", text, (table,))
+
+
 def _varying_axes(candidates: Sequence[Candidate]) -> list[str]:
     axes = list(candidates[0].sizes)
     varying = [axis for axis in axes if len({c.sizes.get(axis) for c in candidates}) > 1]
@@ -361,4 +378,16 @@ def _commands(data: ReportData) -> Section | None:
     return Section("reproduce", "Reproduce", text, code="\n".join(data.commands))
 
 
-ALL = (_results, _shape, _serving, _importance, _layers, _candidates, _training, _costs, _lineage, _commands)
+ALL = (
+    _results,
+    _shape,
+    _serving,
+    _importance,
+    _layers,
+    _candidates,
+    _repair,
+    _training,
+    _costs,
+    _lineage,
+    _commands,
+)

@@ -42,9 +42,8 @@ class Cutter:
     def plan(self, shape: Shape, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
         return make_plan(self.parent.shape, shape, self.scores, self.ranking, drop_layers)
 
-    def model(self, shape: Shape) -> "PreTrainedModel":
+    def model(self, plan: PrunePlan) -> "PreTrainedModel":
         """The cut model, in memory."""
-        plan = self.plan(shape)
         checkpoint = self.parent.checkpoint
         state = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
         config = child_config(checkpoint.config, plan)
@@ -52,4 +51,4 @@ class Cutter:
 
     def zero_shot_loss(self, shape: Shape, blocks: Blocks, max_blocks: int) -> float:
         """Loss of the cut model in nats per token, before any training."""
-        return perplexity(self.model(shape), blocks, max_blocks=max_blocks).loss_nats
+        return perplexity(self.model(self.plan(shape)), blocks, max_blocks=max_blocks).loss_nats

@@ -1,12 +1,13 @@
 """A model to work on: its files, its config, its family's table and its shape, checked against each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.aliases import ALIASES
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import InputError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.family import Family
 from minitron_cli.model.shape import Shape
@@ -27,6 +28,22 @@ class Parent:
     @property
     def family(self) -> Family:
         return self.shape.family
+
+    def size_bytes(self, dtype: str) -> int:
+        """The size of its weights in memory; `auto`: as they are stored."""
+        item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
+        return self.shape.parameters() * item_bytes if item_bytes else self.checkpoint.size_bytes
+
+    def untied(self) -> "Parent":
+        """The same function with a language-model head of its own, which is a second look at the embedding."""
+        if not self.shape.is_tied:
+            raise InputError(f"{self.name} has a language-model head of its own: leave --untie out")
+        checkpoint = self.checkpoint
+        heads = {head: checkpoint.tensors[embedding] for head, embedding in self.family.tied.items()}
+        raw = dict(checkpoint.config) | {"tie_word_embeddings": False}
+        config = hf.config_from_dict(dict(raw), str(self.path / "config.json"))
+        view = Checkpoint(checkpoint.path, raw, dict(checkpoint.tensors) | heads)
+        return replace(self, checkpoint=view, config=config, shape=self.shape.untied())
 
 
 def open_parent(model: str | Path, *, offline: bool = False) -> Parent:

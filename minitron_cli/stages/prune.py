@@ -7,12 +7,13 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.errors import ArtifactError, InputError
+from minitron_cli.errors import ArtifactError, DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model import serving
 from minitron_cli.search import rank, space
 from minitron_cli.search.rank import Ranked
 from minitron_cli.search.space import Candidate
+from minitron_cli.stages import repair
 from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
@@ -40,6 +41,8 @@ def run(
     label: str = "",
 ) -> Artifact:
     """Cut `parent` to the config's shape, to the best shape within its budget, or to the search's winner."""
+    if config.untie:
+        parent = parent.untied()
     cutter = Cutter(context, parent, read_scores(scores, parent), config.ranking)
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     candidates = _candidates(parent, config, search)
@@ -57,6 +60,18 @@ def run(
         samples = blocks_of(context, data, "train", parent.path)
         inputs["train"] = samples.fingerprint
 
+    if config.repairs:
+        if data is None:
+            raise InputError("a repair needs text to be fitted on: name some with --data")
+        calibration = ImportanceConfig(**scores.manifest.config)
+        fitting, held_out = (blocks_of(context, data, split, parent.path) for split in ("train", "validation"))
+        if config.repair_samples > len(fitting):
+            raise DataError(
+                f"{config.repair_samples} samples to fit a repair on are more than the data's {len(fitting)}: "
+                "lower prune.repair_samples or data.sequence_length, or add text"
+            )
+        inputs |= {"train": fitting.fingerprint, "validation": held_out.fingerprint, "dtype": context.dtype}
+
     def score(candidate: Candidate) -> float:
         return cutter.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
 
@@ -70,6 +85,8 @@ def run(
             plan = plan_in_rounds(work, cutter, shape, config.rounds, samples, calibration)
         else:
             plan = cutter.plan(shape, config.drop_layers)
+        if config.repairs:
+            plan = repair.repaired(work, cutter, plan, config, calibration, fitting, held_out)
         _write(work, parent, plan)
 
     def forecast() -> dict[str, Any]:
@@ -78,7 +95,8 @@ def run(
         return trim.forecast(parent.checkpoint, cutter.plan(candidates[0].shape, config.drop_layers))
 
     for candidate in candidates:
-        cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written
+        plan = cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written
+        repair.applicable(plan, config.repairs)
     return produce(
         context,
         stage=STAGE,

@@ -116,6 +116,7 @@ class _Made:
             candidate_parameters=self._counted(),
             checks=tuple(self.prune.summary["checks"]) if self.prune else (),
             serving=tuple(page_data.ServingRow(**row) for row in self.prune.summary["serving"]) if self.prune else (),
+            repair=self._repair(),
             runs=tuple(_curves(artifact) for artifact in self.trained),
             costs=tuple(self._costs()),
             lineage=tuple(_lineage(artifact) for artifact in self.artifacts),
@@ -208,6 +209,13 @@ class _Made:
                 retrained_loss=row["retrained_loss"],
                 is_chosen=row["shape"].items() <= chosen.items(),
             )
+
+    def _repair(self) -> page_data.RepairFacts | None:
+        found = self.prune.summary.get("repair", {}) if self.prune else {}
+        if "after" not in found:
+            return None
+        before, after = ((found[when]["loss"], found[when]["kl"]) for when in ("before", "after"))
+        return page_data.RepairFacts(tuple(found["repairs"]), found["parent_loss"], before, after)
 
     def _costs(self) -> Iterator[page_data.CostRow]:
         if self._parent is None or self._child is None:

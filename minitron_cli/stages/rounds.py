@@ -7,7 +7,6 @@ are cut from the parent's at the end.
 from collections.abc import Callable
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,14 +19,9 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model.shape import Shape
 from minitron_cli.stages.cut import Cutter
 from minitron_cli.stages.produce import Build
-from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan, make_plan
 from minitron_cli.trim.refusal import refusal
 from minitron_cli.trim.scores import Scores
-from minitron_cli.trim.trim import cut_in_memory
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def plan_in_rounds(
@@ -85,7 +79,7 @@ def _next(cutter: Cutter, plan: PrunePlan, shape: Shape, blocks: Blocks, calibra
 
 def rescore(cutter: Cutter, plan: PrunePlan, blocks: Blocks, calibration: ImportanceConfig) -> Scores:
     """The scores of what a plan leaves, on the samples that the parent was scored on."""
-    model, ids = _model(cutter, plan), sample_ids(calibration.seed, 0, calibration.samples, len(blocks))
+    model, ids = cutter.model(plan), sample_ids(calibration.seed, 0, calibration.samples, len(blocks))
     size = calibration.batch_size
     activations = collect(
         model,
@@ -96,10 +90,3 @@ def rescore(cutter: Cutter, plan: PrunePlan, blocks: Blocks, calibration: Import
         samples=len(ids),
     )
     return activations | magnitude(hf.stored_tensors(model).__getitem__, plan.child)
-
-
-def _model(cutter: Cutter, plan: PrunePlan) -> "PreTrainedModel":
-    checkpoint = cutter.parent.checkpoint
-    state = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
-    config = child_config(checkpoint.config, plan)
-    return hf.model_of(config, state, device=cutter.context.device, dtype=cutter.context.dtype)

@@ -34,7 +34,7 @@ def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, co
             teacher = hf.load_model(parent.path, device=context.device, dtype=context.dtype)
 
             def retrained(candidate: Candidate) -> float:
-                student = cutter.model(candidate.shape)
+                student = cutter.model(cutter.plan(candidate.shape))
                 scratch = work.scratch / f"retrain-{candidate.name}"
                 return retrain_lightly(context, teacher, student, train, validation, config, scratch)
 

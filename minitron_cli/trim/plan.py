@@ -1,7 +1,7 @@
 """Which entries of every axis survive a cut."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.model.shape import PRUNABLE, Shape
 from minitron_cli.trim.metric import Metric
 from minitron_cli.trim.refusal import refusal
+from minitron_cli.trim.repair.repair import PLAIN, Repair
 from minitron_cli.trim.spec import BLOCKS, Ranking
 
 RESIDUAL = {"paper": 1, "laco": -1}  # the factor of each kind
@@ -29,12 +30,14 @@ class PrunePlan:
     """Surviving indices per axis, ascending: [kept] for the model, or [layer, kept] where layers differ.
 
     Where every expert has neurons of its own, [layer, expert, kept]. Layers and experts are the parent's, so one that
-    is dropped has indices too; nothing reads them.
+    is dropped has indices too; nothing reads them. A repaired plan may keep directions of the residual stream instead
+    of channels; then `kept` does not speak of hidden.
     """
 
     parent: Shape
     kept: Mapping[str, Tensor]
     residual: "Residual | None" = None
+    repair: Repair = PLAIN
 
     def at(self, axis: str, layer: int | None = None, expert: int | None = None) -> Tensor | None:
         """Survivors of an axis, or None where all survive."""
@@ -45,7 +48,15 @@ class PrunePlan:
 
     @property
     def child(self) -> Shape:
-        return self.parent.resize(**{axis: kept.shape[-1] for axis, kept in self.kept.items()})
+        sizes = {axis: kept.shape[-1] for axis, kept in self.kept.items()}
+        if self.repair.basis_DK is not None:
+            sizes["hidden"] = self.repair.basis_DK.shape[1]
+        return self.parent.resize(**sizes)
+
+    def repaired(self, repair: Repair) -> "PrunePlan":
+        """The same cut, mended."""
+        kept = {axis: t for axis, t in self.kept.items() if axis != "hidden" or repair.basis_DK is None}
+        return replace(self, kept=kept, repair=repair)
 
     def then(self, further: "PrunePlan") -> "PrunePlan":
         """The plan that does both: first this one, then `further`, a plan for its child."""

@@ -45,6 +45,10 @@ class Budget(Spec):
         return parameters / self.target - 1
 
 
+REPAIRS = ("rotate", "least_squares", "rescale")
+RepairName = Literal["none", "rotate", "least_squares", "rescale", "all"]
+
+
 class PruneConfig(Spec):
     """One cut. Give a `shape`, or a `budget` and the `axes` to cut; without either the search's winner is cut."""
 
@@ -62,6 +66,18 @@ class PruneConfig(Spec):
     """Cut in so many equal rounds and score what is left before each; one is as good (Muralidharan et al. 2024)."""
     ranking: Ranking = Ranking()
     """How the survivors of every axis are chosen."""
+    repair: RepairName = "none"
+    """Mend what the cut damages, without training: keep directions of the residual stream instead of channels (rotate),
+    let what is kept stand in for what is dropped (least_squares), set norms right (rescale), or all of it."""
+    repair_samples: int = Field(128, ge=1)
+    """Blocks of training text that a repair is fitted on."""
+    untie: bool = False
+    """Give a model whose embedding is its language-model head too a head of its own, as rotate needs; it is counted."""
+
+    @property
+    def repairs(self) -> frozenset[str]:
+        """What is to be mended, by name."""
+        return frozenset(REPAIRS) if self.repair == "all" else frozenset({self.repair} & set(REPAIRS))
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> "PruneConfig":

@@ -4,7 +4,7 @@ import itertools
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from minitron_cli import progress
 from minitron_cli.checkpoint.reader import Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint, size_on_disk
 from minitron_cli.errors import CheckpointError
-from minitron_cli.trim.bits import check_finite, select
+from minitron_cli.trim.bits import check_finite
+from minitron_cli.trim.cut import Map, cut_block, cut_tensor, kept_size, maps, mixes_rows
 from minitron_cli.trim.plan import PrunePlan
 
 BLOCK_BYTES = 1 << 20  # fits a core's cache, so a block is looked at and cut without going to memory again
@@ -33,19 +34,9 @@ def surviving(plan: PrunePlan, names: Iterable[str]) -> dict[str, str]:
 
 def cut_in_memory(plan: PrunePlan, names: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """The child's tensors; `read` gives the parent's, and only those that survive are read."""
-    return {new: cut_block(plan, name, read(name), plan.indices(name)) for new, name in surviving(plan, names).items()}
-
-
-def cut_block(plan: PrunePlan, name: str, block: Tensor, survivors: Sequence[Tensor | None]) -> Tensor:
-    """What the child has of some rows of a tensor: the one place where the numbers of a child are made.
-
-    `survivors` gives positions within the block, per dim, or None where all of them survive. A tensor whose rows take
-    from other rows comes whole.
-    """
-    kept, partners = select(block, survivors), plan.partner_rows(name)
-    if partners is not None:
-        kept = plan.add_residual(kept, select(block, (partners, *survivors[1:])))
-    return plan.correct(name, kept)
+    solved = plan.repair.solved
+    reads = {name: solved.read if solved and name in solved.tensors else read for name in names}
+    return {new: cut_tensor(plan, name, [(0, reads[name](name))]) for new, name in surviving(plan, names).items()}
 
 
 def write_child(
@@ -67,9 +58,7 @@ def write_child(
     ):
 
         def write(piece: Piece) -> int:
-            block = checkpoint.read_rows(piece.name, piece.start, piece.stop)
-            check_finite(piece.name, block)
-            cut = cut_block(plan, piece.name, block, piece.survivors)
+            cut = _cut(_source(checkpoint, plan, piece.name), plan, piece)
             child.write_at(piece.child, piece.offset, cut)
             return cut.nbytes
 
@@ -93,6 +82,26 @@ def _specs(checkpoint: Checkpoint, plan: PrunePlan, origin: Mapping[str, str]) -
     return {new: TensorSpec(shapes[new], checkpoint.tensors[old].torch_dtype) for new, old in origin.items()}
 
 
+def _source(checkpoint: Checkpoint, plan: PrunePlan, name: str) -> Checkpoint:
+    """Where a tensor's numbers come from: the parent, or what was solved for."""
+    solved = plan.repair.solved
+    return solved if solved and name in solved.tensors else checkpoint
+
+
+def _cut(source: Checkpoint, plan: PrunePlan, piece: "Piece") -> Tensor:
+    if mixes_rows(piece.maps):
+        return cut_tensor(plan, piece.name, _checked(source, piece.name))
+    block = source.read_rows(piece.name, piece.start, piece.stop)
+    check_finite(piece.name, block)
+    return cut_block(plan, piece.name, block, piece.maps)
+
+
+def _checked(source: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
+    for start, block in blocks(source, name, BLOCK_BYTES):
+        check_finite(name, block)
+        yield start, block
+
+
 class Piece(NamedTuple):
     """Neighbouring rows of one tensor, which are read at once, and where their survivors go."""
 
@@ -100,7 +109,7 @@ class Piece(NamedTuple):
     child: str
     start: int
     stop: int
-    survivors: tuple[Tensor | None, ...]
+    maps: tuple[Map, ...]
     """As `cut_block` takes them: positions of rows count from `start`."""
     offset: int
     """Bytes from the beginning of the child's tensor."""
@@ -109,17 +118,15 @@ class Piece(NamedTuple):
 def _pieces(checkpoint: Checkpoint, plan: PrunePlan, name: str, child: str) -> Iterator[Piece]:
     """A tensor in pieces of at most a block, or a row if that is more. Rows before, between and after are not read.
 
-    Whole where rows take from other rows.
+    One for all of it where rows take from other rows.
     """
-    info = checkpoint.tensors[name]
-    rows, *others = plan.indices(name)
-    if plan.partner_rows(name) is not None:
+    info = _source(checkpoint, plan, name).tensors[name]
+    rows, *others = maps(plan, name)
+    if plan.partner_rows(name) is not None or mixes_rows((rows, *others)):
         yield Piece(name, child, 0, info.shape[0], (rows, *others), 0)
         return
     size_bytes = max(1, info.size_bytes)
-    kept_bytes = info.torch_dtype.itemsize * math.prod(
-        size if index is None else len(index) for size, index in zip(info.shape[1:], others, strict=True)
-    )
+    kept_bytes = info.torch_dtype.itemsize * math.prod(map(kept_size, others, info.shape[1:]))
     for start, stop, first, inside in _spans(rows, info.shape[0], max(1, BLOCK_BYTES * info.shape[0] // size_bytes)):
         yield Piece(name, child, start, stop, (inside, *others), first * kept_bytes)
 

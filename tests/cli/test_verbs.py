@@ -92,6 +92,15 @@ def test_prune_cuts_what_it_was_told_to(place: Place, pruned: dict[str, Any]) ->
     assert (child["layer"], child["hidden"], child["ffn"], child["head"]) == (2, 32, 64, 8)
 
 
+def test_prune_mends_what_it_cut_and_says_what_that_was_worth(place: Place, pruned: dict[str, Any]) -> None:
+    made = place.run(*CUT, "--repair", "all", "repair_samples=8")
+    assert made["summary"]["child"] == pruned["summary"]["child"]
+    mended = made["summary"]["repair"]
+    assert mended["repairs"] == ["least_squares", "rescale", "rotate"]
+    assert mended["before"].keys() == mended["after"].keys() == {"loss", "kl"}
+    assert "leave --untie out" in place.run(*CUT, "--untie", code=2)
+
+
 def test_the_output_is_a_checkpoint_that_transformers_loads(place: Place, pruned: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

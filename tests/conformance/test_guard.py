@@ -227,13 +227,13 @@ def test_the_loaded_model_tells_as_well(children, spoil, mode, what, tmp_path, m
 def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children, monkeypatch):
     source, plan, child = children("llama")
     written = guard.Written(child, source, plan, "whole")
-    monkeypatch.setattr(guard, "_check_state", lambda found, wanted: None)
+    monkeypatch.setattr(guard, "_check_state", lambda *_: None)
 
     def refused(change, match):
         found, wanted = next(written.models())
         change(found)
         with pytest.raises(Exception, match=match):
-            guard._check_live(found, wanted)
+            guard._check_live(written, found, wanted)
 
     refused(lambda m: m.model.norm.weight.data.mul_(torch.linspace(1, 1.01, 24)), "its logits are .* away")
     refused(lambda m: m.set_output_embeddings(m.get_input_embeddings()), "are tied once loaded")

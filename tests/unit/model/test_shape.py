@@ -232,3 +232,11 @@ class TestCheck:
     def test_rotary_buffers_of_older_checkpoints(self):
         shape = tiny_shape()
         shape.check(shape.tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": (4,)})
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_untied_it_is_the_shape_of_the_untied_config(model_type):
+    tied, untied = (tiny_shape(model_type, tie_word_embeddings=is_tied) for is_tied in (True, False))
+    assert tied.untied().tensors() == untied.tensors()
+    assert list(tied.untied().tensors()) == list(untied.tensors())
+    assert tied.untied().parameters() == tied.parameters() + math.prod(tied.sizes[axis] for axis in ("vocab", "hidden"))

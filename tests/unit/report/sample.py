@@ -11,6 +11,7 @@ from minitron_cli.report.data import (
     LineageRow,
     Measure,
     ModelFacts,
+    RepairFacts,
     ReportData,
     ResultRow,
     ServingRow,
@@ -79,6 +80,7 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
             ServingRow(name("vLLM"), "ok", name("it reads head_dim"), {}),
             ServingRow(name("GGUF K-quants"), "slower", name("hidden 384"), _renamed({"hidden": 512}, name)),
         ),
+        repair=RepairFacts((name("least_squares"), name("rotate")), 2.412, (6.213, 3.71), (4.913, 2.31)),
         runs=(run("distilled", 4.9, 2.6), run("random-init", 8.3, 3.2)),
         costs=(
             CostRow(name("importance"), 524_288, 4.1e12),

@@ -1,0 +1,57 @@
+"""How a family's tensors stand to the residual stream: which norm each reads it through, and whether it may be turned.
+
+An RMS norm without its weight commutes with every rotation, so a model that reads the stream through RMS norms only,
+and writes to it through none, computes the same in any orthonormal basis once the norms' weights are folded into the
+matrices that read them. All of it follows from the table and its links.
+"""
+
+from collections.abc import Iterator
+
+from minitron_cli.model.family import Family
+from minitron_cli.model.layout import parse
+from minitron_cli.model.shape import Shape
+
+HIDDEN = (("hidden",),)  # a dim that is the residual stream
+
+
+def norm_of(family: Family) -> dict[str, str]:
+    """Reader -> the norm whose output it reads, as templates."""
+    return {reader: norm for norm, readers in family.links.items() for reader in readers}
+
+
+def foldable(shape: Shape) -> tuple[str, ...]:
+    """The norms whose weight can go into their readers: all of these are stored as matrices. A tied head is not."""
+    return tuple(norm for norm, readers in shape.family.links.items() if set(readers) <= set(shape.templates))
+
+
+def norms(family: Family) -> tuple[str, ...]:
+    """The templates of all norms over the residual stream, in table order."""
+    return tuple(t for t, layout in family.tensors.items() if layout == "hidden" and t.endswith(".weight"))
+
+
+def why_not_rotated(shape: Shape) -> str | None:
+    """Why another basis of the residual stream is another function; None where it is the same function."""
+    return next(_obstacles(shape), None)
+
+
+def _obstacles(shape: Shape) -> Iterator[str]:
+    family = shape.family
+    if family.norm != "rms":
+        yield "its norms subtract the mean, which another basis does not know"
+    for norm in norms(family):
+        if norm not in family.links:
+            yield f"{norm} scales what is written to the residual stream, and no rotation commutes with that"
+    readers = norm_of(family)
+    for template in shape.templates:
+        layout = parse(family.tensors[template])
+        for d, dim in enumerate(layout.dims):
+            if "hidden" in layout.axes(d) and dim != HIDDEN:
+                yield f"{template} has the residual stream and another axis in one dim"
+        reads = len(layout.dims) > 1 and layout.dims[-1] == HIDDEN
+        if reads and template not in readers and not shape.is_embedding(template):
+            yield f"its table does not say through which norm {template} reads"
+    if shape.is_tied:
+        yield (
+            "its embedding is its language-model head too, and the final norm's weight fits one of them only; "
+            "give it a head of its own with --untie"
+        )

@@ -1,0 +1,244 @@
+"""Every family that may be rotated, against plain arithmetic in transformers' own modules."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.reader import Checkpoint, read_header
+from minitron_cli.errors import CheckpointError, RunFailed
+from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.residual import foldable, why_not_rotated
+from minitron_cli.model.shape import Shape
+from minitron_cli.trim import guard
+from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.repair.repair import Repair, gains
+from minitron_cli.trim.repair.rotate import check_rotatable
+from minitron_cli.trim.repair.store import Store
+from minitron_cli.trim.trim import cut_in_memory
+from tests.conformance.masked import masked, random_cut
+from tests.conformance.test_families import assert_same, logits_of, plan_of, reload, shape_of, stored, write
+from tests.tiny import BASE, tiny_model
+
+HIDDEN = BASE["hidden_size"]
+
+
+def rotatable():
+    """Families whose tiny model, untied, has no obstacle."""
+    return [t for t in sorted(FAMILIES) if why_not_rotated(shape_of(tiny_model(t, tie_word_embeddings=False))) is None]
+
+
+OTHERS = {"gemma2", "gemma3_text", "gpt_neox", "nemotron", "olmo2"}  # their norms scale what is written, or centre it
+ROTATABLE = pytest.mark.parametrize("model_type", rotatable())
+DENSE = pytest.mark.parametrize("model_type", [t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet():
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
+
+
+def saved(path, model_type, **options):
+    model = tiny_model(model_type, **{"rms_norm_eps": 0.02, "tie_word_embeddings": False} | options)
+    model.save_pretrained(path)
+    return model, Checkpoint.open(path)
+
+
+def random_basis(count, seed=0):
+    noise = torch.randn(HIDDEN, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(noise).Q[:, :count].float()
+
+
+def turned(plan, checkpoint, basis_DK):
+    return plan.repaired(Repair(basis_DK, gains(plan.parent, plan.parent.family.links, checkpoint.read)))
+
+
+def test_the_families_that_must_be_rotatable_are():
+    known = {"granite", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
+    assert known <= set(rotatable())
+    assert not OTHERS & set(rotatable())
+
+
+@ROTATABLE
+def test_in_another_basis_the_whole_model_is_the_parent(model_type, tokens, tmp_path):
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    plan = turned(PrunePlan(shape_of(model), {}), checkpoint, random_basis(HIDDEN))
+    child = reload(write(checkpoint, plan, tmp_path / "child"))
+    assert not torch.allclose(child.model.embed_tokens.weight, model.model.embed_tokens.weight, atol=0.1)
+    assert_same(logits_of(child, tokens), logits_of(model, tokens))
+
+
+def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
+    """Logits of a parent that keeps of its residual stream only some directions, module by module in plain torch.
+
+    transformers' modules do the attention and the MLP, in the parent's coordinates. `mixing` makes what a norm lets
+    through out of what is left of the stream; `scales` is what each norm's output is multiplied by.
+    """
+    model, config = parent.model, parent.config
+    project = kept_DK @ kept_DK.T
+    names = {module: f"{name}.weight" for name, module in parent.named_modules()}
+    residual = getattr(config, "residual_multiplier", 1.0)
+
+    def norm(module, x):
+        left = x @ kept_DK
+        left = left * torch.rsqrt(left.square().mean(-1, keepdim=True) + module.variance_epsilon)
+        through = left @ (mixing[names[module]] if mixing else kept_DK).T
+        return through * module.weight * (scales[names[module]] if scales else 1.0)
+
+    x = model.embed_tokens(tokens) * getattr(config, "embedding_multiplier", 1.0) @ project
+    rotary = model.rotary_emb(x, torch.arange(tokens.shape[1])[None])
+    for layer in model.layers:
+        mask = causal(tokens.shape[1], window_of(layer, config))
+        written, _ = layer.self_attn(norm(layer.input_layernorm, x), position_embeddings=rotary, attention_mask=mask)
+        x = x + written @ project * residual
+        x = x + layer.mlp(norm(layer.post_attention_layernorm, x)) @ project * residual
+    return parent.lm_head(norm(model.norm, x)) / getattr(config, "logits_scaling", 1.0)
+
+
+def window_of(layer, config):
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds[layer.self_attn.layer_idx] == "sliding_attention" if kinds else True
+    return getattr(config, "sliding_window", None) if slides else None
+
+
+def causal(length, window):
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    seen = (distance >= 0) & (distance < (window or length))
+    return torch.zeros(length, length).masked_fill(~seen, float("-inf"))[None, None]
+
+
+@ROTATABLE
+@torch.no_grad()
+def test_cut_in_a_basis_is_the_parent_without_the_other_directions(model_type, tokens, tmp_path):
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    plan = turned(PrunePlan(shape_of(model), {"hidden": torch.arange(24)}), checkpoint, random_basis(24))
+    assert plan.child.sizes["hidden"] == 24
+    assert "hidden" not in plan.kept
+    child = reload(write(checkpoint, plan, tmp_path / "child"))
+    assert_same(logits_of(child, tokens), by_hand(model, random_basis(24), tokens))
+
+
+@DENSE
+def test_with_other_axes_cut_too_the_basis_is_that_of_the_masked_parent(model_type, tokens, tmp_path):
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    cut = random_cut(model.config, 3, head=4, ffn=20)
+    plain = plan_of(model, cut)
+    same = turned(plain, checkpoint, random_basis(HIDDEN))
+    children = [reload(write(checkpoint, p, tmp_path / name)) for name, p in (("plain", plain), ("turned", same))]
+    assert_same(logits_of(children[1], tokens), logits_of(children[0], tokens))
+
+
+@DENSE
+def test_streamed_is_in_memory(model_type, tmp_path, monkeypatch):
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
+    monkeypatch.setattr("minitron_cli.trim.trim.BLOCK_BYTES", 3 * 64 * 4)
+    read, sizes = Checkpoint.read_rows, []
+
+    def noted(self, name, start, stop):
+        rows = read(self, name, start, stop)
+        sizes.append(rows.nbytes)
+        return rows
+
+    monkeypatch.setattr(Checkpoint, "read_rows", noted)
+    streamed = stored(write(checkpoint, plan, tmp_path / "child"))
+    assert max(sizes) <= 3 * 64 * 4, "where rows are mixed too, no more than a block is read at once"
+    in_memory = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    assert streamed.keys() == in_memory.keys() == plan.child.tensors().keys()
+    for name, tensor in in_memory.items():
+        torch.testing.assert_close(streamed[name], tensor, rtol=1e-5, atol=1e-6)  # sums in another order
+
+
+def readings_of(model, kept_DK, directory, seed=3):
+    """Random maps from what is left of the stream to what each norm lets through, as a checkpoint and as tensors."""
+    directory.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    family = family_of(model.config)
+    names = [name for template in family.links for name in shape_of(model).names(template)]
+    mixing = {name: kept_DK.contiguous() + 0.2 * torch.randn(HIDDEN, 24, generator=generator) for name in names}
+    save_file(mixing, directory / "readings.safetensors")
+    return Checkpoint(directory, {}, read_header(directory / "readings.safetensors")), mixing
+
+
+@pytest.mark.parametrize("is_turned", [False, True], ids=["channels", "directions"])
+@DENSE
+@torch.no_grad()
+def test_everything_at_once_is_what_plain_arithmetic_gives(model_type, is_turned, tokens, tmp_path):
+    """Basis or channels, solved matrices, readings and scales, with heads and neurons cut as well."""
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    cut = random_cut(model.config, 5, hidden=24, ffn=20, head=4)
+    plan, parent = plan_of(model, cut), masked(model, replace(cut, hidden=None))
+    kept_DK = random_basis(24) if is_turned else torch.eye(HIDDEN)[:, cut.hidden]
+    readings, mixing = readings_of(model, kept_DK, tmp_path / "readings")
+    scales = {name: 0.5 + i / 10 for i, name in enumerate(mixing)}
+    store = Store(tmp_path / "readings")
+    for layer in range(4):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        columns = torch.randn(HIDDEN, 20, generator=torch.Generator().manual_seed(layer)) / 5
+        store.put_solved(layer, {name: columns})
+        parent.get_parameter(name)[:, cut.ffn[layer]] = columns
+    gain_D = gains(plan.parent, plan.parent.family.links, checkpoint.read)
+    repair = Repair(kept_DK if is_turned else None, gain_D, readings, scales, store.solved())
+    child = reload(write(checkpoint, plan.repaired(repair), tmp_path / "child"))
+    assert_same(logits_of(child, tokens), by_hand(parent, kept_DK, tokens, mixing, scales))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("model_type", sorted(t for t, family in FAMILIES.items() if family.norm == "rms"))
+def test_norms_folded_into_their_readers_change_nothing(model_type, tied, tokens, tmp_path):
+    """Where the stream is cut to channels, sandwiched or tied too: each family's offset, and which norms can be."""
+    model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
+    cut = random_cut(model.config, 5, hidden=24)
+    plan, kept_DK = plan_of(model, cut), torch.eye(HIDDEN)[:, cut.hidden].contiguous()
+    gain_D = gains(plan.parent, foldable(plan.parent), checkpoint.read)
+    assert len(gain_D) == len(list(norms_of(plan.parent))) - tied, "the norm before a tied head stays"
+    (tmp_path / "readings").mkdir()
+    save_file({name: kept_DK.clone() for name in gain_D}, tmp_path / "readings/all.safetensors")
+    readings = Checkpoint(tmp_path, {}, read_header(tmp_path / "readings/all.safetensors"))
+    folded = plan.repaired(Repair(gain_D=gain_D, readings=readings))
+    child, plain = (reload(write(checkpoint, p, tmp_path / name)) for p, name in ((folded, "child"), (plan, "plain")))
+    assert_same(logits_of(child, tokens), logits_of(plain, tokens))
+    for name in gain_D:
+        weight = child.get_parameter(name) + plan.parent.family.norm_offset
+        assert torch.equal(weight, torch.ones(24))
+
+
+def norms_of(shape):
+    return (name for template in shape.family.links for name in shape.names(template))
+
+
+@pytest.mark.parametrize("model_type", sorted(set(FAMILIES)))
+def test_what_cannot_be_rotated_says_why(model_type, tmp_path):
+    """A tied model never can; whether an untied one can is claimed by its table, and shown above."""
+    model, _ = saved(tmp_path / "parent", model_type, tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match="cannot be rotated"):
+        check_rotatable(Shape.of(family_of(model.config), model.config))
+
+
+@pytest.mark.parametrize("mode", ["whole", "sampled"])
+@DENSE
+def test_the_export_check_knows_a_mended_child_from_a_damaged_one(model_type, mode, tmp_path):
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
+    child = write(checkpoint, plan, tmp_path / "child")
+    hf.copy_files(checkpoint.path, child, guard.COPIED)
+    written = guard.Written(child, checkpoint, plan, mode)
+    weights, source = load_file(child / "model.safetensors"), torch.Generator().manual_seed(0)
+    noise = {
+        name: t + 1e-7 * t.std() * torch.randn(t.shape, generator=source) for name, t in weights.items() if t.ndim > 1
+    }
+    save_file(weights | noise, child / "model.safetensors", metadata={"format": "pt"})
+    guard.check_child(written)  # other sums round otherwise
+    name = "model.layers.3.mlp.down_proj.weight"
+    save_file(weights | {name: weights[name].flip(0)}, child / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match="other numbers than the parent, cut"):
+        guard.check_child(guard.Written(child, checkpoint, plan, mode))

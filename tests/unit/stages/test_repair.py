@@ -1,0 +1,136 @@
+"""A mended cut, from the verb's side: what is written, said, remembered and refused."""
+
+import json
+
+import pytest
+import torch
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import CheckpointError, DataError, InputError
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.stages import importance, prune, repair
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.trim.spec import PruneConfig
+from tests.tiny import tiny_model
+from tests.unit.stages.place import context, data, write_place
+
+SHAPE = {"hidden": 16, "head": 4, "ffn": 20}
+REPAIRS = ["rotate", "least_squares", "rescale", "all"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("repair")
+    write_place(root)
+    return root
+
+
+@pytest.fixture
+def cut(place, tmp_path):
+    """`cut(repair="all")`: the prune artifact."""
+    here = context(tmp_path)
+
+    def run(model=None, with_text=True, **options):
+        parent = open_parent(model or place / "model")
+        scores = importance.run(
+            here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False)
+        )
+        config = PruneConfig(**{"shape": SHAPE, "repair_samples": 12} | options)
+        return prune.run(here, parent, config, scores=scores, data=data(place) if with_text else None)
+
+    return run
+
+
+@pytest.mark.parametrize("kind", REPAIRS)
+def test_a_mended_child_loads_and_is_another(cut, kind):
+    plain, mended = Checkpoint.open(cut().path), Checkpoint.open(cut(repair=kind).path)
+    assert plain.shapes == mended.shapes
+    assert plain.config == mended.config
+    hf.load_model(mended.path)
+    changed = {name for name in plain.tensors if not torch.equal(plain.read(name), mended.read(name))}
+    solved = {name for name in plain.tensors if name.endswith(("o_proj.weight", "down_proj.weight"))}
+    readers = {name for name in plain.tensors if name.endswith("proj.weight") or "norm" in name or "lm_head" in name}
+    if kind == "least_squares":
+        assert changed == solved | readers
+    if kind in ("rotate", "all"):
+        assert changed >= {name for name in plain.tensors if "proj.weight" in name or "embed" in name}
+    if kind == "rescale":
+        assert all("norm" in name for name in changed)
+
+
+@pytest.mark.parametrize("kind", REPAIRS)
+def test_the_summary_says_what_it_was_worth(cut, kind):
+    found = cut(repair=kind).summary["repair"]
+    assert found["repairs"] == (["least_squares", "rescale", "rotate"] if kind == "all" else [kind])
+    assert found["after"]["kl"] < found["before"]["kl"]
+    assert found["samples"] == 12
+    assert set(found.get("strengths", {}).values()) <= {0.0, 0.5, 1.0}
+    assert "repair" not in cut().summary
+
+
+def test_the_loss_in_the_summary_is_that_of_the_written_child(cut, place):
+    from minitron_cli.evaluate.perplexity import perplexity
+    from minitron_cli.stages.tokens import blocks_of
+
+    artifact = cut(repair="all")
+    blocks = blocks_of(context(place), data(place), "validation", place / "model")
+    loss = perplexity(hf.load_model(artifact.path), blocks, max_blocks=repair.SCORE_BLOCKS).loss_nats
+    assert loss == pytest.approx(artifact.summary["repair"]["after"]["loss"], rel=1e-5)
+
+
+def test_one_layer_at_a_time_gives_the_same_child_but_rescales_nothing(cut, monkeypatch):
+    resident = Checkpoint.open(cut(repair="rotate").path)
+    monkeypatch.setattr(repair, "fits", lambda *_: False)
+    artifact = cut(repair="rotate", rounds=1, candidates=7)  # another key
+    by_layer = Checkpoint.open(artifact.path)
+    for name in resident.tensors:
+        torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-4, atol=1e-4)
+    assert artifact.summary["repair"] == {"repairs": ["rotate"], "samples": 12}
+
+
+def test_what_is_not_cut_is_not_mended(cut):
+    artifact = cut(repair="all", shape={"ffn": 20})
+    assert artifact.summary["repair"]["repairs"] == ["least_squares"]
+    assert "repair" not in cut(repair="rotate", shape={"ffn": 20}).summary
+
+
+@pytest.fixture
+def tied(place, tmp_path):
+    path = tmp_path / "tied"
+    tiny_model("llama", vocab_size=300, tie_word_embeddings=True).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((place / "model" / name).read_bytes())
+    return path
+
+
+def test_a_tied_model_is_refused_until_it_is_untied(cut, tied):
+    with pytest.raises(CheckpointError, match=r"embedding is its language-model head too.*--untie"):
+        cut(tied, repair="all")
+    plain, mended = cut(tied), cut(tied, repair="all", untie=True)
+    assert mended.summary["child"]["parameters"] == plain.summary["child"]["parameters"] + 300 * SHAPE["hidden"]
+    child = hf.load_model(mended.path)
+    assert json.loads((mended.path / "config.json").read_text())["tie_word_embeddings"] is False
+    assert child.lm_head.weight.data_ptr() != child.model.embed_tokens.weight.data_ptr()
+    assert mended.summary["repair"]["after"]["kl"] < mended.summary["repair"]["before"]["kl"]
+
+
+def test_untied_and_cut_plainly_is_the_tied_childs_function(cut, tied):
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        logits = [hf.load_model(cut(tied, untie=untie).path)(ids).logits for untie in (False, True)]
+    assert torch.equal(*logits)
+    with pytest.raises(InputError, match="has a language-model head of its own: leave --untie out"):
+        cut(untie=True)
+
+
+def test_text_is_needed_and_enough_of_it(cut):
+    with pytest.raises(InputError, match="a repair needs text"):
+        cut(repair="all", with_text=False)
+    with pytest.raises(DataError, match=r"lower prune\.repair_samples"):
+        cut(repair="all", repair_samples=10**6)
