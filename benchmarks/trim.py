@@ -38,7 +38,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.stages import prune
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Context, produce
-from minitron_cli.trim import trim
+from minitron_cli.trim import guard, trim
 from minitron_cli.trim.plan import PrunePlan, make_plan
 from minitron_cli.trim.scores import Scores
 from minitron_cli.trim.spec import PruneConfig, Ranking
@@ -53,6 +53,7 @@ CUTS = {
 }
 SHARD_BYTES = {"small": 4 * 10**8, "large": 5 * 10**9, "8b": 5 * 10**9}
 COPY_BYTES = 1 << 20
+ONE = "--one-way"  # what a process is told that measures one run
 
 Row = dict[str, Any]
 
@@ -91,19 +92,23 @@ def ours(name: str, parent: Parent, out: Path) -> Row:
     return row | {"seconds": row["seconds"] - watch.syncing, "fsync": watch.syncing}
 
 
-def copy(name: str, parent: Parent, out: Path) -> Row:
-    """Read every byte, write the share that is kept, with as many threads as ours."""
+def copy(name: str, parent: Parent, out: Path, workers: int = 1) -> Row:
+    """Read every byte, write the share that is kept, as `cp` would: one block after the other."""
     plan = plan_of(parent, name)
     kept = plan.child.parameters() / plan.parent.parameters()
     with clocked() as row:
         for file in sorted({info.file for info in parent.checkpoint.tensors.values()}):
-            copy_share(file, out / file.name, kept)
+            copy_share(file, out / file.name, kept, workers)
     return row
 
 
-def copy_share(source: Path, target: Path, kept: float) -> None:
+def copy_in_threads(name: str, parent: Parent, out: Path) -> Row:
+    return copy(name, parent, out, torch.get_num_threads())
+
+
+def copy_share(source: Path, target: Path, kept: float, workers: int) -> None:
     reader, writer = os.open(source, os.O_RDONLY), os.open(target, os.O_WRONLY | os.O_CREAT)
-    workers, blocks = torch.get_num_threads(), -(-source.stat().st_size // COPY_BYTES)
+    blocks = -(-source.stat().st_size // COPY_BYTES)
 
     def work(first: int) -> None:
         buffer = memoryview(bytearray(COPY_BYTES))
@@ -137,20 +142,24 @@ def transformers(name: str, parent: Parent, out: Path) -> Row:
 
 def verb(name: str, parent: Parent, out: Path) -> Row:
     """The prune stage as the command line runs it, and the parts of it that take time."""
+    from transformers.models.llama import modeling_llama  # noqa: F401  # what the export check would import
+
     workspace = Workspace(out / "run")
     scores = importance(workspace, parent)
     config = PruneConfig(shape=CUTS[name][1])
     spent: dict[str, float] = {}
     io.disk = watch = Stopwatch()
     trim.write_child = timed(trim.write_child, "cut", spent)
+    guard.check_child = timed(guard.check_child, "check", spent)
     io.file_records = timed(lambda paths, f=io.file_records: list(f(paths)), "hash", spent)
     with clocked() as row:
         again = open_parent(parent.path)
         spent["open"] = time.perf_counter() - row["started"]
         prune.run(Context(workspace), again, config, scores=scores)
     cut = spent["cut"] - watch.syncing
-    rest = row["seconds"] - spent["open"] - spent["cut"] - spent["hash"]
-    return row | {"core": cut, "fsync": watch.syncing, "hash": spent["hash"], "open": spent["open"], "rest": rest}
+    rest = row["seconds"] - spent["open"] - spent["cut"] - spent["hash"] - spent["check"]
+    parts = {part: spent[part] for part in ("hash", "check", "open")}
+    return row | {"core": cut, "fsync": watch.syncing, **parts, "rest": rest}
 
 
 def importance(workspace: Workspace, parent: Parent) -> Artifact:
@@ -195,6 +204,7 @@ def status_mib(field: str) -> float:
 WAYS: dict[str, Callable[[str, Parent, Path], Row]] = {
     "ours": ours,
     "copy": copy,
+    "copy-in-threads": copy_in_threads,
     "transformers": transformers,
     "verb": verb,
 }
@@ -210,7 +220,7 @@ def measure_here(way: str, name: str, parent: Path, out: Path) -> None:
 def measured(way: str, name: str, parent: Path) -> Row:
     """One run in a fresh process; what it wrote is removed."""
     with tempfile.TemporaryDirectory(dir=parent.parent) as out:
-        command = [sys.executable, "-m", "benchmarks.trim", way, name, str(parent), out]
+        command = [sys.executable, "-m", "benchmarks.trim", ONE, way, name, str(parent), out]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -243,7 +253,7 @@ def summary(what: str, rows: list[Row], **more: Any) -> Row:
 
 
 def core(at: Path, rounds: int) -> list[Row]:
-    found = alternately(["ours", "copy", "transformers"], "small", written("small", at), rounds)
+    found = alternately(["ours", "copy", "copy-in-threads", "transformers"], "small", written("small", at), rounds)
     best = {way: min(row["seconds"] for row in rows) for way, rows in found.items()}
     middle = {way: statistics.median(row["seconds"] for row in rows) for way, rows in found.items()}
     return [
@@ -263,7 +273,7 @@ def memory(at: Path, rounds: int) -> list[Row]:
 
 def whole_verb(at: Path, rounds: int) -> list[Row]:
     found = alternately(["verb"], "small", written("small", at), rounds)["verb"]
-    parts = ("seconds", "core", "fsync", "hash", "open", "rest")
+    parts = ("seconds", "core", "fsync", "hash", "check", "open", "rest")
     middle = {part: statistics.median(row[part] for row in found) for part in parts}
     return [{"what": part, "median s": middle[part], "x core": middle[part] / middle["core"]} for part in parts]
 
@@ -287,8 +297,8 @@ TITLES = {
 
 
 def main(arguments: list[str]) -> None:
-    if arguments[:1] and arguments[0] in WAYS:
-        return measure_here(arguments[0], arguments[1], Path(arguments[2]), Path(arguments[3]))
+    if arguments[:1] == [ONE]:
+        return measure_here(*arguments[1:3], *map(Path, arguments[3:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks trim")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=["core", "memory", "verb"])
     parser.add_argument("--at", type=Path, help="where the checkpoints are written, and left")

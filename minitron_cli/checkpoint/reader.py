@@ -6,7 +6,7 @@ bounded and must account for every byte, and no pickle is ever opened.
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,11 +86,11 @@ class Checkpoint:
         info = self.tensors[name]
         return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
 
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start:stop` of dim 0."""
+    def read_rows(self, name: str, start: int, stop: int, buffer: Callable[[int], Tensor] | None = None) -> Tensor:
+        """Rows `start:stop` of dim 0. `buffer` gives the memory, as so many bytes; else it is new."""
         info = self.tensors[name]
         row_bytes = info.size_bytes // info.shape[0]
-        rows = _read(info, start * row_bytes, (stop - start) * row_bytes)
+        rows = _read(info, start * row_bytes, (stop - start) * row_bytes, buffer)
         return rows.view(info.torch_dtype).reshape(stop - start, *info.shape[1:])
 
 
@@ -102,11 +102,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _read(info: TensorInfo, offset: int, size_bytes: int) -> Tensor:
-    buffer = torch.empty(size_bytes, dtype=torch.uint8)
+def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Callable[[int], Tensor] | None = None) -> Tensor:
+    content = buffer(size_bytes) if buffer else torch.empty(size_bytes, dtype=torch.uint8)
     if size_bytes == 0:
-        return buffer
-    view = buffer.numpy().data
+        return content
+    view = content.numpy().data
     fd = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         done = 0
@@ -119,7 +119,7 @@ def _read(info: TensorInfo, offset: int, size_bytes: int) -> Tensor:
             done += count
     finally:
         os.close(fd)
-    return buffer
+    return content
 
 
 def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:

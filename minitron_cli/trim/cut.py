@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from minitron_cli.model.residual import HIDDEN, norm_of
-from minitron_cli.trim.bits import select
+from minitron_cli.trim.bits import Spare, select
 from minitron_cli.trim.plan import PrunePlan
 
 Map = Tensor | None  # indices, a matrix, or None where the dim is whole
@@ -58,15 +58,15 @@ def cut_tensor(plan: PrunePlan, name: str, blocks: Blocks) -> Tensor:
     return plan.correct(name, total.to(dtype))
 
 
-def cut_block(plan: PrunePlan, name: str, block: Tensor, maps: Sequence[Map]) -> Tensor:
+def cut_block(plan: PrunePlan, name: str, block: Tensor, maps: Sequence[Map], spare: Spare | None = None) -> Tensor:
     """What the child has of some rows of a tensor.
 
     `maps` gives positions within the block, per dim, directions, or None where all of it survives. A tensor whose rows
-    take from other rows comes whole.
+    take from other rows comes whole. With `spare` memory the result holds until the next call.
     """
     if _is_norm(plan, name):
         return _norm(plan, name, block, maps)
-    kept, partners = select(block, _positions(maps)), plan.partner_rows(name)
+    kept, partners = select(block, _positions(maps), spare), plan.partner_rows(name)
     if partners is not None:
         kept = plan.add_residual(kept, select(block, (partners, *_positions(maps[1:]))))
     return plan.correct(name, _multiplied(kept, maps[1:]))

@@ -1,8 +1,8 @@
 """The export guard: what was written is the child that was asked for, and stock transformers runs it.
 
 The written directory is held against the parent, cut in memory: its files, its config, its headers, its numbers, and
-what the loaded model computes. Where memory does not hold the child twice, the numbers are sampled, and slivers stand
-for the model: one layer between the first rows of the embedding and of the head.
+what the loaded model computes. Of a large child the numbers are sampled, and slivers stand for the model: one layer
+between the first rows of the embedding and of the head.
 """
 
 import itertools
@@ -22,10 +22,12 @@ from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
 from minitron_cli.model.family import at
+from minitron_cli.trim.bits import is_finite
 from minitron_cli.trim.config import child_config
+from minitron_cli.trim.cut import cut_block, maps
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.repair.repair import PLAIN
-from minitron_cli.trim.trim import cut_in_memory, surviving
+from minitron_cli.trim.trim import BLOCK_BYTES, cut_in_memory, surviving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
 Mode = Literal["whole", "sampled"]
 
 COPIED = ("generation_config.json", *hf.TOKENIZER_FILES)
+WHOLE_BYTES = 256 << 20  # a larger child would be loaded and run for longer than it took to cut
 COPIES = 3  # of the child in memory: as written, as cut, and what is being read
 PROMPT, GENERATED = 12, 4  # tokens
-SLIVER_VOCAB = 256
+STRETCH = 256  # tokens, where not all are looked at
 SMALL_BYTES = 1 << 20  # tensors up to this size are all compared, norms among them, which tell layers apart
 
 # Of the logits' norm. The same numbers run through the same code, but may be laid out otherwise in memory.
@@ -73,9 +76,30 @@ class Written:
         """Child's tensor name -> parent's."""
         return surviving(self.plan, self.source.tensors)
 
-    def cut(self, name: str) -> Tensor:
-        """A child's tensor, from the parent."""
-        return cut_in_memory(self.plan, [self.origin[name]], self.source.read)[name]
+    def written(self, name: str, tokens: range | None = None) -> Tensor:
+        """A child's tensor, as it lies on disk; with `tokens`, of an embedding or a head only their rows."""
+        if tokens is None or not self._is_of_tokens(name):
+            return self.checkpoint.read(name)
+        return self.checkpoint.read_rows(name, tokens.start, tokens.stop)
+
+    def cut(self, name: str, tokens: range | None = None) -> Tensor:
+        """The same from the parent."""
+        origin = self.origin[name]
+        if tokens is None or not self._is_of_tokens(name):
+            return cut_in_memory(self.plan, [origin], self.source.read)[name]
+        block = self.source.read_rows(origin, tokens.start, tokens.stop)
+        return cut_block(self.plan, origin, block, (None, *maps(self.plan, origin)[1:]))
+
+    def stretches(self, name: str) -> list[range | None]:
+        """The first, middle and last rows of an embedding or a head; of any other tensor, all of it."""
+        if not self._is_of_tokens(name):
+            return [None]
+        vocab = self.plan.child.sizes["vocab"]
+        starts = {0, max(0, vocab // 2 - STRETCH), max(0, vocab - STRETCH)}
+        return [range(start, min(start + STRETCH, vocab)) for start in sorted(starts)]
+
+    def _is_of_tokens(self, name: str) -> bool:
+        return "vocab" in self.plan.child.family.match(name).layout.axes(0)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -98,19 +122,17 @@ class Written:
             return
         depth = self.plan.child.sizes["layer"]
         for layer in sorted({0, depth // 2, depth - 1}):
-            part = self._sliver(layer)
-            yield (
-                hf.model_of(_part_config(self.checkpoint.config, part), self._part(part, self.checkpoint.read)),
-                hf.model_of(_part_config(self.config, part), self._part(part, self.cut)),
-            )
+            yield self._sliver(layer, self.checkpoint.config, self.written), self._sliver(layer, self.config, self.cut)
 
-    def _sliver(self, layer: int) -> PrunePlan:
+    def _sliver(
+        self, layer: int, config: Mapping[str, Any], read: Callable[[str, range | None], Tensor]
+    ) -> "PreTrainedModel":
         child = self.plan.child
-        rows = min(SLIVER_VOCAB, child.sizes["vocab"])
-        return PrunePlan(child, {"layer": torch.tensor([layer]), "vocab": torch.arange(rows)})
-
-    def _part(self, part: PrunePlan, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        return cut_in_memory(part, self.origin, read)
+        tokens = range(min(STRETCH, child.sizes["vocab"]))
+        part = PrunePlan(child.resize(vocab=len(tokens)), {"layer": torch.tensor([layer])})
+        return hf.model_of(
+            _part_config(config, part), cut_in_memory(part, self.origin, lambda name: read(name, tokens))
+        )
 
 
 def _part_config(config: Mapping[str, Any], part: PrunePlan) -> dict[str, Any]:
@@ -119,7 +141,8 @@ def _part_config(config: Mapping[str, Any], part: PrunePlan) -> dict[str, Any]:
 
 def mode_for(size_bytes: int) -> Mode:
     """Whether a child of this size is compared whole."""
-    return "whole" if memory.fits(size_bytes, (COPIES - 1) * size_bytes, "cpu") else "sampled"
+    is_whole = size_bytes <= WHOLE_BYTES and memory.fits(size_bytes, (COPIES - 1) * size_bytes, "cpu")
+    return "whole" if is_whole else "sampled"
 
 
 def check_child(written: Written) -> list[str]:
@@ -222,16 +245,16 @@ def _check_shards(written: Written) -> None:
 
 def _check_finite(written: Written) -> None:
     for name in written.checkpoint.tensors:
-        for _, block in blocks(written.checkpoint, name):
-            if not torch.isfinite(block.float() if block.element_size() == 1 else block).all():
-                raise _Refused(f"{name} holds NaN or infinity")
+        if not all(is_finite(block) for _, block in blocks(written.checkpoint, name, BLOCK_BYTES)):
+            raise _Refused(f"{name} holds NaN or infinity")
 
 
 def _check_weights(written: Written) -> None:
     """A sample in either mode; the model loaded whole is compared whole."""
     for name in _sample(written):
-        if not written.is_same(written.checkpoint.read(name), written.cut(name)):
-            raise _Refused(f"{name} holds other numbers than the parent, cut")
+        for tokens in written.stretches(name):
+            if not written.is_same(written.written(name, tokens), written.cut(name, tokens)):
+                raise _Refused(f"{name} holds other numbers than the parent, cut")
 
 
 def _sample(written: Written) -> Iterator[str]:

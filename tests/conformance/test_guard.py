@@ -249,3 +249,6 @@ def test_memory_decides_what_is_compared(monkeypatch):
     monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: 10_000)
     assert guard.mode_for(2_000) == "whole"
     assert guard.mode_for(4_000) == "sampled"
+    monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: 10**12)
+    assert guard.mode_for(guard.WHOLE_BYTES) == "whole"
+    assert guard.mode_for(guard.WHOLE_BYTES + 1) == "sampled"

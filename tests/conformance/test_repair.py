@@ -144,8 +144,8 @@ def test_streamed_is_in_memory(model_type, tmp_path, monkeypatch):
     monkeypatch.setattr("minitron_cli.trim.trim.BLOCK_BYTES", 3 * 64 * 4)
     read, sizes = Checkpoint.read_rows, []
 
-    def noted(self, name, start, stop):
-        rows = read(self, name, start, stop)
+    def noted(self, name, start, stop, *buffer):
+        rows = read(self, name, start, stop, *buffer)
         sizes.append(rows.nbytes)
         return rows
 

@@ -132,9 +132,9 @@ def test_rows_that_go_are_not_read(tmp_path, monkeypatch):
     plan = PrunePlan(shape, {"ffn": torch.tensor([[3, 5, 31], [3, 5, 31], [3, 5, 31]])})
     read, original = [], Checkpoint.read_rows
 
-    def noted(self, name, start, stop):
+    def noted(self, name, start, stop, *buffer):
         read.append((name, start, stop))
-        return original(self, name, start, stop)
+        return original(self, name, start, stop, *buffer)
 
     monkeypatch.setattr(Checkpoint, "read_rows", noted)
     written(checkpoint, plan, tmp_path / "child")
@@ -149,11 +149,11 @@ def test_what_a_worker_meets_is_what_is_raised(tmp_path, monkeypatch, threads):
     checkpoint, shape = parent(tmp_path / "parent")
     seen, before, original = [], set(os.listdir("/proc/self/fd")), Checkpoint.read_rows
 
-    def failing(self, name, start, stop):
+    def failing(self, name, start, stop, *buffer):
         seen.append(name)
         if len(seen) == 20:
             raise CheckpointError("became shorter while it was read")
-        return original(self, name, start, stop)
+        return original(self, name, start, stop, *buffer)
 
     monkeypatch.setattr(Checkpoint, "read_rows", failing)
     (tmp_path / "child").mkdir()
