@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -13,22 +14,23 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 
 class Spare(threading.local):
-    """Memory that each thread uses again for every block: fresh memory would cost as much as the cut itself."""
+    """Memory that each thread uses again for every block: two buffers in turn, for what comes in and what goes out."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers = deque([torch.empty(0, dtype=torch.uint8)] * 2)
 
-    def take(self, use: str, size_bytes: int) -> Tensor:
-        """So many bytes, which what was taken before for the same use overwrites."""
-        if use not in self._buffers or len(self._buffers[use]) < size_bytes:
-            self._buffers[use] = torch.empty(size_bytes, dtype=torch.uint8)
-        return self._buffers[use][:size_bytes]
+    def take(self, size_bytes: int) -> Tensor:
+        """So many bytes. What was taken before stays as it is, what was taken before that does not."""
+        self._buffers.rotate()
+        if len(self._buffers[0]) < size_bytes:
+            self._buffers[0] = torch.empty(size_bytes, dtype=torch.uint8)
+        return self._buffers[0][:size_bytes]
 
 
 def select(block: Tensor, survivors: Sequence[Tensor | None], spare: Spare | None = None) -> Tensor:
     """The entries at these positions of each dim; None takes them all. Bits move and nothing else.
 
-    With `spare` memory the result holds until the next call.
+    With `spare` memory the block, if it is in there as well, may be overwritten.
     """
     bits = block.view(INTEGERS[block.itemsize])
     for dim, index in enumerate(survivors):
@@ -41,7 +43,7 @@ def _take(bits: Tensor, dim: int, index: Tensor, spare: Spare | None) -> Tensor:
     shape = [len(index) if d == dim else size for d, size in enumerate(bits.shape)]
     out = None
     if spare:
-        out = spare.take(f"dim {dim}", math.prod(shape) * bits.itemsize).view(bits.dtype).view(shape)
+        out = spare.take(math.prod(shape) * bits.itemsize).view(bits.dtype).view(shape)
     if dim == 0:  # whole rows
         return torch.index_select(bits, 0, index, out=out)
     # A repeated index costs no memory, and this is three times as fast as `index_select`.

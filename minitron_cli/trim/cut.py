@@ -62,13 +62,16 @@ def cut_block(plan: PrunePlan, name: str, block: Tensor, maps: Sequence[Map], sp
     """What the child has of some rows of a tensor.
 
     `maps` gives positions within the block, per dim, directions, or None where all of it survives. A tensor whose rows
-    take from other rows comes whole. With `spare` memory the result holds until the next call.
+    take from other rows comes whole. With `spare` memory the block, if it is in there as well, may be overwritten.
     """
     if _is_norm(plan, name):
         return _norm(plan, name, block, maps)
-    kept, partners = select(block, _positions(maps), spare), plan.partner_rows(name)
-    if partners is not None:
-        kept = plan.add_residual(kept, select(block, (partners, *_positions(maps[1:]))))
+    partners = plan.partner_rows(name)
+    if partners is None:
+        kept = select(block, _positions(maps), spare)
+    else:
+        own, others = (select(block, (rows, *_positions(maps[1:]))) for rows in (maps[0], partners))
+        kept = plan.add_residual(own, others)
     return plan.correct(name, _multiplied(kept, maps[1:]))
 
 

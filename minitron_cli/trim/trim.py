@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +92,7 @@ def _source(checkpoint: Checkpoint, plan: PrunePlan, name: str) -> Checkpoint:
 def _cut(source: Checkpoint, plan: PrunePlan, piece: "Piece", spare: Spare) -> Tensor:
     if mixes_rows(piece.maps):
         return cut_tensor(plan, piece.name, _checked(source, piece.name))
-    block = source.read_rows(piece.name, piece.start, piece.stop, partial(spare.take, "read"))
+    block = source.read_rows(piece.name, piece.start, piece.stop, spare.take)
     check_finite(piece.name, block)
     return cut_block(plan, piece.name, block, piece.maps, spare)
 
