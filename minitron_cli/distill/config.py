@@ -87,10 +87,21 @@ class DistillConfig(Spec):
     """Steps between two checkpoints."""
     keep_last: int = Field(2, ge=2)
     """Checkpoints that stay; two, so that a damaged one has an heir."""
+    export: Literal["last", "best"] = "last"
+    """Whose weights the result has: the last step's, where the schedule was to end, or those of the evaluation with the
+    lowest held-out loss, which are then kept too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast over fp32 weights, teacher in bf16. auto: bf16 where the hardware multiplies it natively."""
     seed: int = 0
     """Of the data order, dropout and the projection."""
+    sharding: Literal["auto", "none", "full"] = Field("auto", exclude=True)
+    """full: several processes hold one copy of weights, gradients, moments and teacher between them, instead of one
+    each. auto: if one each does not fit. Changes memory and speed, and the result by rounding only."""
+    activation_checkpointing: bool = Field(False, exclude=True)
+    """Compute each layer's activations a second time instead of keeping them: less memory, a third more work."""
+    trackers: tuple[str, ...] = Field((), exclude=True)
+    """Where the curves are shown too, such as tensorboard or wandb: accelerate's trackers, each with a package of its
+    own."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "DistillConfig":
