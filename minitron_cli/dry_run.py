@@ -70,6 +70,8 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
         yield "search", f"{candidates} shapes scored on {recipe.search.score_blocks} blocks{lightly}"
     cut = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
     yield "prune", ", ".join(cut) if candidates == 1 else f"the best of {candidates} shapes"
+    if recipe.correct:
+        yield "correct", _training(recipe.correct, parent, parent, length)
     if recipe.distill:
         yield "distill", _training(recipe.distill, parent, child, length)
     yield from ((f"distill {control.label}", "the same, as a control") for control in recipe.controls)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.recipe import Recipe
-from minitron_cli.stages import distill, evaluate, importance, prune, report, search
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Context
 
@@ -17,6 +17,7 @@ class Results:
     importance: Artifact
     search: Artifact | None
     prune: Artifact
+    correct: Artifact | None
     distilled: Mapping[str, Artifact]
     """Label -> trained model: `distilled`, then the controls."""
     evaluate: Artifact
@@ -24,7 +25,8 @@ class Results:
 
     def artifacts(self) -> list[Artifact]:
         """All of them, in the order they were made."""
-        some = [self.importance, self.search, self.prune, *self.distilled.values(), self.evaluate, self.report]
+        before = [self.importance, self.search, self.prune, self.correct]
+        some = [*before, *self.distilled.values(), self.evaluate, self.report]
         return [artifact for artifact in some if artifact]
 
 
@@ -35,11 +37,13 @@ def run(recipe: Recipe, context: Context) -> Results:
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
     found = search.run(context, parent, scores, recipe.data, recipe.search) if recipe.search else None
     pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found)
-    distilled = _distilled(recipe, context, parent, pruned)
-    models = [("pruned", pruned.path), *((label, artifact.path) for label, artifact in distilled.items())]
+    corrected = correct.run(context, parent, recipe.data, recipe.correct) if recipe.correct else None
+    distilled = _distilled(recipe, context, _teacher(recipe, context, parent, corrected), pruned)
+    made = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
+    models = [(label, artifact.path) for label, artifact in made.items()]
     measured = evaluate.run(context, models, parent, recipe.data, recipe.evaluate)
     page = report.run(context) if recipe.report else None
-    return Results(scores, found, pruned, distilled, measured, page)
+    return Results(scores, found, pruned, corrected, distilled, measured, page)
 
 
 def check_gates(results: Results, recipe: Recipe) -> None:
@@ -48,14 +52,19 @@ def check_gates(results: Results, recipe: Recipe) -> None:
     evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
 
 
-def _distilled(recipe: Recipe, context: Context, parent: Parent, pruned: Artifact) -> dict[str, Artifact]:
+def _teacher(recipe: Recipe, context: Context, parent: Parent, corrected: Artifact | None) -> Parent:
+    named = corrected.path if corrected else recipe.teacher
+    return open_parent(named, offline=context.offline) if named else parent
+
+
+def _distilled(recipe: Recipe, context: Context, teacher: Parent, pruned: Artifact) -> dict[str, Artifact]:
     """The student and the controls. The student stays the workspace's current one."""
     if recipe.distill is None:
         return {}
-    student = distill.run(context, parent, pruned.path, recipe.data, recipe.distill)
+    student = distill.run(context, teacher, pruned.path, recipe.data, recipe.distill)
     controls = {
         control.label: distill.run(
-            context, parent, pruned.path, recipe.data, control.applied_to(recipe.distill), label=control.label
+            context, teacher, pruned.path, recipe.data, control.applied_to(recipe.distill), label=control.label
         )
         for control in recipe.controls
     }

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from minitron_cli import document
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill.config import OBJECTIVES, DistillConfig, Objective
+from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, Objective
 from minitron_cli.errors import RecipeError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
@@ -33,7 +33,7 @@ class Control(Spec):
     def _changes_something(self) -> Self:
         if self.init is None and self.objective is None:
             raise ValueError("nothing is changed; give it an init or an objective")
-        if self.label in ("parent", "pruned", "distilled"):
+        if self.label in ("parent", "pruned", "corrected", "distilled"):
             raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
         return self
 
@@ -62,6 +62,10 @@ class Recipe(Spec):
     """What is cut."""
     distill: DistillConfig | None = None
     """How the pruned model is retrained; null to stop after the cut."""
+    correct: CorrectConfig | None = None
+    """Train the model itself on the text first, and let the pruned one learn from that; without it, from the model."""
+    teacher: str | None = None
+    """Another model to learn from: a directory, a hub id or an alias."""
     controls: tuple[Control, ...] = ()
     """Further distillations to compare with."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -78,6 +82,10 @@ class Recipe(Spec):
             raise ValueError("both search and prune choose a shape; remove search, or the shape or budget under prune")
         if self.controls and self.distill is None:
             raise ValueError("controls are distillations, and there is no distill section; add one or remove them")
+        if (self.correct or self.teacher) and self.distill is None:
+            raise ValueError("a teacher is named or corrected, and there is no distill section; add one or remove it")
+        if self.correct and self.teacher:
+            raise ValueError("correct makes the teacher, and teacher names another; remove one")
         labels = [control.label for control in self.controls]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two controls are labelled {twice[0]!r}; rename one")
@@ -85,7 +93,7 @@ class Recipe(Spec):
 
     def seeded(self, seed: int) -> Self:
         """The same with one seed for everything that draws."""
-        sections = {name: getattr(self, name) for name in ("data", "importance", "search", "distill")}
+        sections = {name: getattr(self, name) for name in ("data", "importance", "search", "correct", "distill")}
         return self.model_copy(update={n: s.model_copy(update={"seed": seed}) for n, s in sections.items() if s})
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +23,23 @@ from minitron_cli.report.data import ReportData
 from minitron_cli.report.ledger import forward_flops, training_flops
 from minitron_cli.report.page import render
 from minitron_cli.spec import Spec
-from minitron_cli.stages.distill import METRICS, VALIDATION
+from minitron_cli.stages import correct
 from minitron_cli.stages.evaluate import PARENT, RESULTS
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import CANDIDATES, PLAN
+from minitron_cli.stages.training import METRICS, VALIDATION
 from minitron_cli.trim.scores import Scores
 
 STAGE, VERSION = "report", 1
 PAGE, CARD = "report.html", "model-card.md"
 
-Kind = Literal["parent", "pruned", "distilled", "control"]
-KINDS: dict[str, Kind] = {PARENT: "parent", "pruned": "pruned", "distilled": "distilled"}
+KINDS: dict[str, page_data.Kind] = {
+    PARENT: "parent",
+    correct.LABEL: "teacher",
+    "pruned": "pruned",
+    "distilled": "distilled",
+}
 
 
 class ReportConfig(Spec):
@@ -79,6 +84,7 @@ class _Made:
     search: Artifact | None
     prune: Artifact | None
     evaluate: Artifact | None
+    correct: Artifact | None
     trained: tuple[Artifact, ...]
     """Everything distilled from the pruned model, controls included."""
 
@@ -88,7 +94,12 @@ class _Made:
         start = fingerprint.of_directory(prune.path) if prune else None
         trained = tuple(a for a in workspace.artifacts("distill") if a.manifest.inputs["student"] == start)
         made = cls(
-            workspace.current("importance"), workspace.current("search"), prune, workspace.current("evaluate"), trained
+            workspace.current("importance"),
+            workspace.current("search"),
+            prune,
+            workspace.current("evaluate"),
+            workspace.current(correct.STAGE),
+            trained,
         )
         if not made.artifacts:
             raise ArtifactError(f"{workspace.root} has no results to report: run `minitron importance` first")
@@ -96,7 +107,7 @@ class _Made:
 
     @property
     def artifacts(self) -> list[Artifact]:
-        made = (self.importance, self.search, self.prune, *self.trained, self.evaluate)
+        made = (self.importance, self.search, self.prune, self.correct, *self.trained, self.evaluate)
         return [artifact for artifact in made if artifact]
 
     def fingerprints(self) -> dict[str, str]:
@@ -117,7 +128,7 @@ class _Made:
             checks=tuple(self.prune.summary["checks"]) if self.prune else (),
             serving=tuple(page_data.ServingRow(**row) for row in self.prune.summary["serving"]) if self.prune else (),
             repair=self._repair(),
-            runs=tuple(_curves(artifact) for artifact in self.trained),
+            runs=tuple(_curves(artifact) for artifact in (self.correct, *self.trained) if artifact),
             costs=tuple(self._costs()),
             lineage=tuple(_lineage(artifact) for artifact in self.artifacts),
             commands=tuple(_command(artifact, config.model) for artifact in self.artifacts),
@@ -146,7 +157,8 @@ class _Made:
     def _results(self) -> Iterator[page_data.ResultRow]:
         if self.evaluate is None:
             return
-        tokens = {artifact.label: artifact.summary["tokens"] for artifact in self.trained}
+        trained = (self.correct, *self.trained)
+        tokens = {artifact.label: artifact.summary["tokens"] for artifact in trained if artifact}
         for label, entry in _in_order(self.evaluate.read_json(RESULTS)["models"]):
             own = entry["results"].get(PERPLEXITY, {})
             yield page_data.ResultRow(
@@ -229,6 +241,9 @@ class _Made:
             shapes = [self._parent.resize(**row.sizes) for row in self._candidates() if row.retrained_loss is not None]
             flops = sum(training_flops(tokens, shape.flops_per_token(), parent) for shape in shapes)
             yield page_data.CostRow("search", tokens * len(shapes), flops)
+        if self.correct:
+            tokens = self.correct.summary["tokens"]
+            yield page_data.CostRow("correct", tokens, training_flops(tokens, parent))
         for artifact in self.trained:
             tokens = artifact.summary["tokens"]
             teacher = parent if "kl" in artifact.summary.get("after", {}) else 0

@@ -56,7 +56,7 @@ def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, co
         "train": train.fingerprint,
         "validation": validation.fingerprint,
     }
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
 
 
 def _remembered(work: Build, kind: str, score: rank.Score) -> rank.Score:
