@@ -1,6 +1,6 @@
 """The chain, readable as a paragraph."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minitron_cli.checkpoint.artifact import Artifact
@@ -38,7 +38,12 @@ def run(recipe: Recipe, context: Context) -> Results:
     found = search.run(context, parent, scores, recipe.data, recipe.search) if recipe.search else None
     pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found)
     corrected = correct.run(context, parent, recipe.data, recipe.correct) if recipe.correct else None
-    distilled = _distilled(recipe, context, _teacher(recipe, context, parent, corrected), pruned)
+    teacher = _teacher(recipe, context, parent, corrected)
+
+    def cut_at_random(label: str) -> Artifact:
+        return prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
+
+    distilled = _distilled(recipe, context, teacher, pruned, cut_at_random)
     made = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
     models = [(label, artifact.path) for label, artifact in made.items()]
     measured = evaluate.run(context, models, parent, recipe.data, recipe.evaluate)
@@ -57,16 +62,18 @@ def _teacher(recipe: Recipe, context: Context, parent: Parent, corrected: Artifa
     return open_parent(named, offline=context.offline) if named else parent
 
 
-def _distilled(recipe: Recipe, context: Context, teacher: Parent, pruned: Artifact) -> dict[str, Artifact]:
-    """The student and the controls. The student stays the workspace's current one."""
+def _distilled(
+    recipe: Recipe, context: Context, teacher: Parent, pruned: Artifact, cut_at_random: Callable[[str], Artifact]
+) -> dict[str, Artifact]:
+    """The student and the controls. The student and its cut stay the workspace's current ones."""
     if recipe.distill is None:
         return {}
     student = distill.run(context, teacher, pruned.path, recipe.data, recipe.distill)
-    controls = {
-        control.label: distill.run(
-            context, teacher, pruned.path, recipe.data, control.applied_to(recipe.distill), label=control.label
-        )
-        for control in recipe.controls
-    }
-    context.workspace.point(student)
-    return {"distilled": student} | controls
+    trained = {"distilled": student}
+    for control in recipe.controls:
+        start = cut_at_random(control.label) if control.cut else pruned
+        config = control.applied_to(recipe.distill)
+        trained[control.label] = distill.run(context, teacher, start.path, recipe.data, config, label=control.label)
+    for current in (pruned, student):
+        context.workspace.point(current)
+    return trained

@@ -28,11 +28,13 @@ class Control(Spec):
     """Where training starts, if not where the student's does; random: fresh weights of the student's shape."""
     objective: Objective | None = None
     """kl: distillation; ce: conventional training on the text alone, without the teacher."""
+    cut: Literal["random"] | None = None
+    """random: start from as large a cut that chose its channels, heads and neurons at random."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if self.init is None and self.objective is None:
-            raise ValueError("nothing is changed; give it an init or an objective")
+        if self.init is None and self.objective is None and self.cut is None:
+            raise ValueError("nothing is changed; give it an init, an objective or a cut")
         if self.label in ("parent", "pruned", "corrected", "distilled"):
             raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
         return self

@@ -91,8 +91,9 @@ class _Made:
     @classmethod
     def of(cls, workspace: Workspace) -> "_Made":
         prune = workspace.current("prune")
-        start = fingerprint.of_directory(prune.path) if prune else None
-        trained = tuple(a for a in workspace.artifacts("distill") if a.manifest.inputs["student"] == start)
+        cuts = [a for a in workspace.artifacts("prune") if prune and _is_control_of(prune, a)]
+        starts = {fingerprint.of_directory(cut.path) for cut in [prune, *cuts] if cut}
+        trained = tuple(a for a in workspace.artifacts("distill") if a.manifest.inputs["student"] in starts)
         made = cls(
             workspace.current("importance"),
             workspace.current("search"),
@@ -248,6 +249,12 @@ class _Made:
             tokens = artifact.summary["tokens"]
             teacher = parent if "kl" in artifact.summary.get("after", {}) else 0
             yield page_data.CostRow(f"distill {artifact.label}", tokens, training_flops(tokens, child, teacher))
+
+
+def _is_control_of(prune: Artifact, cut: Artifact) -> bool:
+    """Whether it is another way to cut the same parent to the same shape, made for comparison."""
+    same = ("parent", "child")
+    return bool(cut.label) and all(cut.summary[side] == prune.summary[side] for side in same)
 
 
 def _side_by_side(kept: dict[str, np.ndarray], sizes: dict[str, int]) -> np.ndarray:
