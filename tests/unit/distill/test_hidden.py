@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minitron_cli.data.batches import batch
+from minitron_cli.data.batches import batch, sample_ids
 from minitron_cli.distill import relation
-from minitron_cli.distill.forward import Models
 from minitron_cli.distill.hidden import (
     HiddenLosses,
     Norms,
@@ -271,11 +270,9 @@ def test_relations_of_two_models() -> None:
     student, teacher = small.student(), small.teacher()
     sizes = [{"layer": layers, "head": 4, "kv_head": 2, "head_dim": 4} for layers in (3, 2)]
     pairs = relation_pairs(config, FAMILIES["llama"], *sizes)
-    settings = small.configured(hidden=config.model_dump(), losses=[{"kind": "cross_entropy"}])
-    models = Models(student, teacher, settings, pairs, torch.device("cpu"), "fp32")
-    part = batch(small.Text(), [3, 1])
+    settings = small.configured(hidden=config.model_dump(), steps=1, batch_size=2, warmup_steps=0)
+    part = batch(small.Text(), sample_ids(settings.seed, 0, 2, len(small.Text())))
     target = targets(part)
-    found = models.losses(part, target, len(target.labels_N), hidden_weight=1.0)
     counted_BT = torch.zeros(part.input_ids_BT.shape, dtype=torch.bool)
     counted_BT.view(-1)[target.rows_N] = True
     document_BT = (part.position_ids_BT == 0).cumsum(1)
@@ -292,8 +289,5 @@ def test_relations_of_two_models() -> None:
         for s, t in zip(made(student, 1), made(teacher, 2), strict=True)
     )
     assert isinstance(expected, Tensor)
-    torch.testing.assert_close(found.figures_F[1], expected.detach() / len(target.labels_N), rtol=1e-4, atol=0)
-    found.total.backward()
-    gradient = student.model.layers[1].self_attn.k_proj.weight.grad
-    assert gradient is not None
-    assert gradient.norm() > 1e-3
+    _, result = small.run(None, settings, student=small.student(), pairs=pairs, held_out=None)
+    assert result.metrics[0]["hidden"] == pytest.approx(expected.item() / len(target.labels_N), rel=1e-4)

@@ -4,11 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from minitron_cli.data.batches import batch
 from minitron_cli.distill import by_tokens, by_vocab
-from minitron_cli.distill.forward import Models
 from minitron_cli.distill.objective import check_vocab
-from minitron_cli.distill.targets import targets
 from minitron_cli.errors import CheckpointError
 from tests.unit.distill import small
 
@@ -31,17 +28,9 @@ def test_another_tokenizer_is_refused() -> None:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_a_run_takes_the_way_that_is_asked_for(low_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through a model the two differ in nothing but rounding."""
-    losses = [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.3}]
-    part = batch(small.Text(), [3, 1])
-    results = []
-    for low in (False, low_memory):
-        monkeypatch.setattr(by_vocab if not low else by_tokens, "run", None)
-        config = small.configured(losses=losses, low_memory=low)
-        models = Models(small.student(), small.teacher(), config, (), torch.device("cpu"), "fp32")
-        target = targets(part)
-        found = models.losses(part, target, len(target.labels_N), 0.0)
-        found.total.backward()
-        results.append([found.figures_F, *(p.grad for p in models.trained().values())])
-        monkeypatch.undo()
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    """The two differ in nothing but rounding, so training goes the same way."""
+    settings = {"losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.3}], "steps": 3}
+    expected, _ = small.run(None, small.configured(**settings, low_memory=not low_memory), held_out=None)
+    monkeypatch.setattr(by_tokens if low_memory else by_vocab, "run", None)
+    student, _ = small.run(None, small.configured(**settings, low_memory=low_memory), held_out=None)
+    torch.testing.assert_close(small.state(student), small.state(expected), rtol=1e-3, atol=1e-5)
