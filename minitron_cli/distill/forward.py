@@ -16,7 +16,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.hidden import StatePair, capture, hidden_loss, projection
 from minitron_cli.distill.losses import ForwardKL
 from minitron_cli.distill.objective import Side, check_vocab, fused_objective
-from minitron_cli.distill.targets import Targets
+from minitron_cli.distill.targets import Targets, documents
 from minitron_cli.distill.world import Precision
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.nll import head_of
@@ -80,11 +80,20 @@ class Models:
                     teacher_BTD, teacher_states = self._decode(self.teacher, batch, [p.teacher for p in self.pairs])
                 teacher_side = Side(teacher_BTD.flatten(0, 1), self.teacher_head).rows(rows_N)
             student_side = Side(student_BTD.flatten(0, 1), self.student_head).rows(rows_N)
-            objective = fused_objective(self.config.losses, student_side, teacher_side, labels_N, count=count)
+            objective = fused_objective(
+                self.config.losses, student_side, teacher_side, labels_N, count=count, low_memory=self.config.low_memory
+            )
             if not self.pairs or self.config.hidden is None:
                 return Losses(*objective)
             hidden = hidden_loss(
-                self.pairs, student_states, teacher_states, self.project, self.config.hidden.distance, rows_N, count
+                self.pairs,
+                student_states,
+                teacher_states,
+                self.project,
+                self.config.hidden.distance,
+                rows_N,
+                count,
+                documents(batch).to(self.device),
             )
         return Losses(
             objective.total + hidden_weight * hidden, torch.cat([objective.each_L, hidden.detach().reshape(1)])
@@ -100,7 +109,7 @@ class Models:
             kl = torch.zeros_like(nll)
             if self.teacher is not None:
                 teacher = Side(self._decode(self.teacher, batch)[0].flatten(0, 1), self.teacher_head).rows(rows_N)
-                kl += fused_objective([ForwardKL()], student, teacher, None, count=1).total
+                kl += fused_objective([ForwardKL()], student, teacher, None, count=1, low_memory=True).total
         return torch.stack([nll, kl])
 
     def _decode(self, model: Any, batch: Batch, modules: Iterable[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.hidden import Norms, StatePair, state_pairs
+from minitron_cli.distill.hidden import Norms, StatePair, relation_pairs, state_pairs
 from minitron_cli.distill.loop import TrainResult, train
 from minitron_cli.distill.objective import check_vocab
 from minitron_cli.search.config import SearchConfig
@@ -70,7 +70,11 @@ def _pairs(config: DistillConfig, teacher: Parent, student: Parent) -> tuple[Sta
     if config.hidden is None:
         return ()
     norms = Norms.of(norm.removesuffix(".weight") for norm in teacher.family.links)
-    return state_pairs(config.hidden, norms, teacher.shape.sizes["layer"], student.shape.sizes["layer"])
+    sizes = teacher.shape.sizes, student.shape.sizes
+    return (
+        *state_pairs(config.hidden, norms, *(s["layer"] for s in sizes)),
+        *relation_pairs(config.hidden, teacher.family, *sizes),
+    )
 
 
 def run_loop(
