@@ -143,7 +143,8 @@ def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
     work.write_json("config.json", child_config(parent.checkpoint.config, plan))
     hf.copy_files(parent.path, work.path, guard.COPIED)
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
-    _check(work, parent, plan)
+    with work.hashing():
+        _check(work, parent, plan)
     layer_types = getattr(hf.load_config(work.path), "layer_types", None)
     work.summary |= {
         "serving": [finding._asdict() for finding in serving.findings(plan.child, layer_types)],
