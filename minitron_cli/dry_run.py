@@ -10,7 +10,8 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
-from minitron_cli.search import space
+from minitron_cli.search import feasible, space
+from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages.parent import published_shape
 
 
@@ -49,15 +50,20 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
 def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     cut = recipe.prune
     if recipe.search:
-        choices = {str(axis): sizes for axis, sizes in recipe.search.space.items()}
-        found = space.feasible(parent, choices, recipe.search.budget, recipe.search.candidates)
+        found = _searched(recipe.search, parent)
     elif cut.budget:
-        found = space.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
+        found = feasible.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
     else:
         return {
             "child": space.named(parent, {str(axis): size for axis, size in (cut.shape or {}).items()}, cut.drop_layers)
         }
     return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
+
+
+def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
+    """Shapes that would be scored: which ones keep most importance is not known yet, so the most even cuts."""
+    found = [feasible.admitted(parent, search.axes, search.constraints_of(label)) for label in search.labels]
+    return [c for some in found for c in feasible.evenly(parent, search.axes, some)[: search.candidates]]
 
 
 def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
