@@ -17,7 +17,7 @@ def run(
     changes: Changes = None,
     seed: Seed = None,
 ) -> None:
-    """Run every stage of RECIPE; stages that are up to date are not run again.
+    """Run every stage of RECIPE, and every step of a chain; stages that are up to date are not run again.
 
     With --dry-run: the shapes, counts and steps it comes to, computed without a download.
 
@@ -39,5 +39,5 @@ def run(
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
     with session.at_work(how, workspace) as context:
         results = pipeline.run(asked, context)
-    show.artifacts(results.artifacts(), how)
-    pipeline.check_gates(results, asked)
+    show.artifacts([artifact for step in results for artifact in step.artifacts()], how)
+    pipeline.check_gates(results[-1], asked)

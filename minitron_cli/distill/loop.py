@@ -58,6 +58,8 @@ def train(
     resume: bool = True,
     pairs: Sequence[StatePair] = (),
     device: str = "cpu",
+    until: int | None = None,
+    alone: bool = False,
 ) -> TrainResult:
     """Train `student` in place; it comes back in fp32 and evaluation mode, on the device.
 
@@ -66,12 +68,14 @@ def train(
     None keeps none. `pairs` are the hidden states to compare where `config.hidden` is set (`hidden.state_pairs`). A
     teacher that no loss needs is still compared with at every evaluation. RunFailed if a loss or gradient is not
     finite, before it reaches the weights; Interrupted after a stop was requested, once the state is saved.
+    `until` is a step to stop after, with the state saved, for a later call to go on from. `alone`: no other process has
+    a part in this run.
     """
-    world = World(device)
+    world = World(device, alone=alone)
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, world)
         run.start(resume)
-        return run.finish()
+        return run.finish(until)
 
 
 class _Run:
@@ -88,7 +92,7 @@ class _Run:
     ) -> None:
         self.config, self.scratch, self.world = config, scratch, world
         self.train_blocks, self.validation_blocks = train_blocks, validation_blocks
-        self.total_steps = config.total_steps(train_blocks.sequence_length)
+        self.total_steps = self.last_step = config.total_steps(train_blocks.sequence_length)
         self._check(pairs)
         self.models = Models(
             student, teacher, config, pairs, world.device, resolve_precision(config.precision, world.device)
@@ -134,13 +138,14 @@ class _Run:
             self.step = self.saved_step = step
             progress.say(f"distill: continues after step {step:,} of {self.total_steps:,}")
 
-    def finish(self) -> TrainResult:
-        """Do the steps that are left."""
+    def finish(self, until: int | None = None) -> TrainResult:
+        """Do the steps that are left, or those up to `until`."""
+        self.last_step = min(until or self.total_steps, self.total_steps)
         first, started = self.step, time.monotonic()
         with progress.track("distill" if self.models.teacher else "train", self.total_steps, "steps") as advance:
             _show(advance, self.step)
             self._evaluate_if_due()
-            while self.step < self.total_steps:
+            while self.step < self.last_step:
                 row = self._optimize()
                 _show(advance, 1, loss=row["loss"])
                 self._save_if_due()
@@ -236,14 +241,14 @@ class _Run:
     def _save_if_due(self) -> None:
         """Save when it is time, when the run is over, and when it is to stop."""
         is_stopping = self._is_stopping()
-        if is_stopping or self.step % self.config.save_every == 0 or self.step == self.total_steps:
+        if is_stopping or self.step % self.config.save_every == 0 or self.step == self.last_step:
             self._save()
         if is_stopping:
             progress.raise_if_stopped()
 
     def _evaluate_if_due(self) -> None:
         """Evaluate if this step calls for it. Comes after saving, so a run that resumes here does it again."""
-        is_due = self.step % self.config.eval_every == 0 or self.step == self.total_steps
+        is_due = self.step % self.config.eval_every == 0 or self.step == self.last_step
         if not self.validation_blocks or not is_due:
             return
         c = self.config

@@ -18,12 +18,12 @@ Precision = Literal["fp32", "bf16"]
 class World:
     """This process among those that train together; there is one, unless a launcher such as torchrun says more."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, alone: bool = False) -> None:
         from accelerate import PartialState
 
         self._state = PartialState(cpu=torch.device(device).type == "cpu")
-        self.rank: int = self._state.process_index
-        self.size: int = self._state.num_processes
+        self.rank: int = 0 if alone else self._state.process_index
+        self.size: int = 1 if alone else self._state.num_processes
         self.device = torch.device(device) if self.size == 1 else self._state.device
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -48,7 +48,8 @@ class World:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self._state.wait_for_everyone()
+        if self.size > 1:
+            self._state.wait_for_everyone()
 
 
 def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:

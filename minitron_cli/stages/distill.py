@@ -13,7 +13,6 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.hidden import Norms, StatePair, relation_pairs, state_pairs
 from minitron_cli.distill.loop import TrainResult, train
 from minitron_cli.distill.objective import check_vocab
-from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of
@@ -111,29 +110,3 @@ def _lines(rows: list[dict[str, float]]) -> bytes:
 
 def _ends(result: TrainResult) -> dict[str, Any]:
     return {"before": result.validation[0], "after": result.validation[-1]} if result.validation else {}
-
-
-def retrain_lightly(
-    context: Context,
-    teacher: "PreTrainedModel",
-    student: "PreTrainedModel",
-    train_blocks: Blocks,
-    validation_blocks: Blocks,
-    config: SearchConfig,
-    scratch: Path,
-) -> float:
-    """Validation loss in nats per token after a candidate's lightweight retraining."""
-    assert config.retrain is not None
-    settings = DistillConfig(
-        tokens=config.retrain.tokens,
-        batch_size=config.retrain.batch_size,
-        micro_batch_size=config.retrain.micro_batch_size,
-        learning_rate=config.retrain.learning_rate,
-        min_learning_rate=config.retrain.learning_rate / 10,
-        warmup_steps=config.retrain.warmup_steps,
-        eval_blocks=config.score_blocks,
-        eval_every=10**9,
-        seed=config.seed,
-    )
-    result = train(student, teacher, train_blocks, validation_blocks, settings, scratch, device=context.device)
-    return result.validation[-1]["loss"]
