@@ -1,7 +1,7 @@
 """What an evaluation is asked for. Importable without torch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,8 @@ class Task(Spec):
     """Solved examples shown before each question; the task's own default if absent."""
     limit: int | float | None = Field(None, gt=0)
     """The first so many items; below 1 a fraction of them. All if absent."""
+    document: str | None = None
+    """A column of the task's data: items with the same value there share a document, and are not independent."""
 
     @classmethod
     def parse(cls, text: str) -> "Task":
@@ -51,6 +53,23 @@ def _split_shots(text: str) -> dict[str, Any]:
     if not name or (colon and not shots.isdecimal()):
         raise RecipeError(f"task {text!r}: write NAME or NAME:SHOTS, for example winogrande:5")
     return {"name": name, "num_fewshot": int(shots) if colon else None}
+
+
+SUITES: dict[str, tuple[Task, ...]] = {
+    "minitron": (
+        Task(name="winogrande", num_fewshot=5),
+        Task(name="arc_challenge", num_fewshot=25),
+        Task(name="mmlu", num_fewshot=5),
+        Task(name="hellaswag", num_fewshot=10),
+        Task(name="gsm8k", num_fewshot=5),
+        Task(name="truthfulqa_mc2", num_fewshot=0),
+        Task(name="xlsum_en", num_fewshot=3, limit=0.2),
+        Task(name="mbpp", num_fewshot=0),
+        Task(name="humaneval", num_fewshot=0),
+    )
+}
+"""What Minitron measures (Sreenivas et al. 2024, table 1). HumanEval: 20 answers at temperature 0.2, top-p 0.95."""
+CODE_TASKS = frozenset({"mbpp", "humaneval"})  # those of the suites that run what the model writes
 
 
 class Cloze(Spec):
@@ -101,11 +120,22 @@ class EvaluateConfig(Spec):
     """Validation blocks at most, evenly apart; all if null."""
     cloze: Cloze | None = None
     """Make a multiple-choice task of the validation text, and ask it too."""
+    suite: Literal["minitron"] | None = None
+    """Tasks that belong together, before those of `tasks`: the nine that Minitron is measured on, with their shots."""
     tasks: tuple[Task, ...] = ()
     """lm-eval tasks."""
     include_path: str | None = None
     """A directory of further lm-eval task YAMLs. They may run Python of their own: name only what you trust."""
+    task_data: str | None = None
+    """A directory with the data of tasks, `winogrande/validation.jsonl` and so on; what is not there is fetched."""
     batch_size: int = Field(8, gt=0)
     """Sequences per forward pass."""
     gates: Gates = Gates()
     """What the measured values must reach; missing one ends in exit code 4."""
+
+    def asked(self, *, allow_code: bool) -> tuple[Task, ...]:
+        """Every task, those of the suite first, unless `tasks` names one otherwise. Without leave to run code, the
+        suite is asked without the tasks that do."""
+        named = {task.name for task in self.tasks}
+        suite = SUITES[self.suite] if self.suite else ()
+        return *(t for t in suite if t.name not in named and (allow_code or t.name not in CODE_TASKS)), *self.tasks
