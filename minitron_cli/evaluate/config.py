@@ -1,7 +1,8 @@
 """What an evaluation is asked for. Importable without torch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -87,18 +88,116 @@ class Cloze(Spec):
     """Which passages are asked about, and where the true one stands."""
 
 
+class Speed(Spec):
+    """How speed is measured."""
+
+    batch_size: int = Field(1, gt=0)
+    """Sequences generated at once."""
+    prompt_tokens: int = Field(512, gt=0)
+    """Tokens read before the first new one."""
+    new_tokens: int = Field(64, ge=2)
+    """Tokens generated after the prompt."""
+    rounds: int = Field(5, gt=0)
+    """Times that parent and child each generate, in turns; figures are medians."""
+    cache: Literal["dynamic", "static"] = "dynamic"
+    """transformers' key-value cache: grown token by token, or of its final size from the start."""
+
+
+class _Gate(Spec):
+    """What every kind of gate has."""
+
+    metric: str = Field(pattern=r"^.+\..+$")
+    """What is measured, as `task.metric`: winogrande.acc, perplexity.loss."""
+    confidence: float | None = Field(None, gt=0, lt=1)
+    """Not the value but the nearer end of its interval at this confidence must pass, such as 0.95: a value that passes
+    by luck does not."""
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        names = [name for name in type(self).model_fields if name.startswith(("min", "max"))]
+        if all(getattr(self, name) is None for name in names):
+            raise ValueError(f"a gate needs a bound; give one of {', '.join(names)}")
+        return self
+
+
+class Absolute(_Gate):
+    """The value itself."""
+
+    kind: Literal["absolute"] = "absolute"
+    min: float | None = None
+    """At least this."""
+    max: float | None = None
+    """At most this."""
+
+
+class _Relative(_Gate):
+    """The value less another model's, or over it."""
+
+    min_difference: float | None = None
+    """The value less the other's is at least this: -0.01 lets an accuracy lose a point."""
+    max_difference: float | None = None
+    """The value less the other's is at most this."""
+    min_ratio: float | None = None
+    """The value over the other's is at least this: 0.95 keeps 95 % of it."""
+    max_ratio: float | None = None
+    """The value over the other's is at most this."""
+
+
+class AgainstParent(_Relative):
+    """Against the parent on the same items, whose difference is far surer than either value."""
+
+    kind: Literal["parent"] = "parent"
+
+
+class AgainstBaseline(_Relative):
+    """Against what was measured before, and kept in a file. Items are not paired, so confidence is cautious."""
+
+    kind: Literal["baseline"] = "baseline"
+    file: str
+    """`results.json` of an earlier evaluation, or what `minitron eval --json` printed; relative to the gate file."""
+    model: str | None = None
+    """Which of its models; the one of the same name, or the only one beside the parent, if absent."""
+
+
+Gate = Annotated[Absolute | AgainstParent | AgainstBaseline, Field(discriminator="kind")]
+
+
 class Gates(Spec):
-    """Bounds on measured values, by `task.metric`; `perplexity.loss` and the like for our own measurements."""
+    """What measured values must reach, by `task.metric`; `perplexity.loss` and the like for our own measurements."""
 
     minimum: Mapping[str, float] = {}
     """The value must be at least this: `{winogrande.acc: 0.7}`."""
     maximum: Mapping[str, float] = {}
     """The value must be at most this: `{perplexity.loss: 2.5}`."""
+    rules: tuple[Gate, ...] = ()
+    """Gates of every kind: absolute, against the parent, against a baseline, each with confidence or without."""
 
     @classmethod
     def parse(cls, minimum: Sequence[str] = (), maximum: Sequence[str] = ()) -> "Gates":
         """From `task.metric=value` strings, as on the command line."""
         return cls(minimum=dict(map(_bound, minimum)), maximum=dict(map(_bound, maximum)))
+
+    def all(self) -> tuple[Absolute | AgainstParent | AgainstBaseline, ...]:
+        """Every gate, in the one form that has room for all."""
+        least = (Absolute(metric=name, min=bound) for name, bound in self.minimum.items())
+        most = (Absolute(metric=name, max=bound) for name, bound in self.maximum.items())
+        return (*least, *most, *self.rules)
+
+    def joined(self, other: "Gates") -> "Gates":
+        """Both; of two bounds on one side of one value, the other's."""
+        return Gates(
+            minimum={**self.minimum, **other.minimum},
+            maximum={**self.maximum, **other.maximum},
+            rules=self.rules + other.rules,
+        )
+
+    def beside(self, directory: Path) -> "Gates":
+        """With the files of baselines found from `directory`."""
+        rules = (
+            rule.model_copy(update={"file": str(directory / rule.file)}) if isinstance(rule, AgainstBaseline) else rule
+            for rule in self.rules
+        )
+        return self.model_copy(update={"rules": tuple(rules)})
 
 
 def _bound(text: str) -> tuple[str, float]:
@@ -128,6 +227,8 @@ class EvaluateConfig(Spec):
     """A directory of further lm-eval task YAMLs. They may run Python of their own: name only what you trust."""
     task_data: str | None = None
     """A directory with the data of tasks, `winogrande/validation.jsonl` and so on; what is not there is fetched."""
+    speed: Speed | None = None
+    """Time generation beside the parent, and measure memory."""
     batch_size: int = Field(8, gt=0)
     """Sequences per forward pass."""
     gates: Gates = Gates()

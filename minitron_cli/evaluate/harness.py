@@ -32,7 +32,8 @@ class Answers:
     """What tasks say of one model."""
 
     results: TaskResults
-    """Task -> metric -> {value, stderr, n, shots}; a group is followed by its members. Values not finite are None.
+    """Task -> metric -> {value, stderr, n, shots}, and clusters where items share documents; a group is followed by its
+    members. Values that are not finite are None.
 
     A metric has lm-eval's name, with the filter after a comma where there is a choice of filters
     (`exact_match,strict-match`).
@@ -110,7 +111,7 @@ def _answers(raw: Any, chosen: TaskSet) -> Answers:
     }
     for task in chosen.documents:  # lm-eval takes all items for independent
         for metric, found in items[task].items():
-            results[task][metric]["stderr"] = found.stderr
+            results[task][metric] |= {"stderr": found.stderr, "clusters": found.clusters}
     return Answers(results, {task: some for task, some in items.items() if some})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
+LOG_MAX = 700.0  # exp of more overflows; a model this bad has no perplexity worth telling apart
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,19 @@ def compare(model: Items, parent: Items) -> Paired:
     return Paired(
         difference, stderr, low, high, ratio, ratio_stderr, len(apart_I), model.clusters, *(split or (None, None, None))
     )
+
+
+def compare_exponentials(model: Items, parent: Items) -> Paired:
+    """The same of the exponentials of the means, to first order: of perplexities, when the items are losses."""
+    logs = compare(model, parent)
+    values = math.exp(min(model.mean, LOG_MAX)), math.exp(min(parent.mean, LOG_MAX))
+    residuals_I, parent_residuals_I = (np.asarray(items.values, float) - items.mean for items in (model, parent))
+    difference = values[0] - values[1]
+    stderr = model._error(values[0] * residuals_I - values[1] * parent_residuals_I)
+    low, high = interval(difference, stderr, logs.clusters) or (None, None)
+    ratio = math.exp(min(logs.difference, LOG_MAX))
+    ratio_stderr = None if logs.stderr is None else ratio * logs.stderr
+    return Paired(difference, stderr, low, high, ratio, ratio_stderr, logs.items, logs.clusters)
 
 
 def _ratio(model: Items, parent: Items) -> tuple[float | None, float | None]:

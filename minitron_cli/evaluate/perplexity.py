@@ -21,11 +21,10 @@ from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
-from minitron_cli.evaluate.paired import Items
+from minitron_cli.evaluate.paired import LOG_MAX, Items
 from minitron_cli.model.nll import Head, head_of
 
 LOGIT_ELEMENTS = 1 << 24  # of one model at a time while two are compared: 64 MiB in fp32
-LOG_MAX = 700.0  # exp of more overflows; a model this bad has no perplexity worth telling apart
 FEW_DOCUMENTS = 8  # fewer say little about what documents differ by
 
 
