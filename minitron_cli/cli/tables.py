@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minitron_cli.dry_run import Plan
+    from minitron_cli.evaluate.gate import Outcome
     from minitron_cli.model.shape import Shape
 
 SCORED = ("head", "ffn", "hidden")
@@ -249,14 +250,71 @@ def _evaluate(found: Mapping[str, Any]) -> Iterable[Sheet]:
     rows = [["parameters", *(f"{m['parameters']:,}" for m in models.values())]]
     rows += [[name, *(_measured(m["results"], name) for m in models.values())] for name in metrics]
     yield Sheet("measured", ["", *models], rows)
+    others = {label: m["against_parent"] for label, m in models.items() if m.get("against_parent")}
+    apart = [[name, *(_apart(some, name) for some in others.values())] for name in metrics]
+    if apart := [row for row in apart if set(row[1:]) != {"-"}]:
+        yield Sheet("less the parent's, on the same items (95 % interval)", ["", *others], apart)
+    if timed := found["run"].get("speed"):
+        yield _speed(timed)
 
 
 def _measured(results: Mapping[str, Any], name: str) -> str:
-    task, _, metric = name.partition(".")
-    found = results.get(task, {}).get(metric)
+    found = _metric(results, name)
     if not found:
         return "-"
     return number(found["value"]) + (f" ± {found['stderr']:.2g}" if found["stderr"] is not None else "")
+
+
+def _metric(results: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    task, _, metric = name.partition(".")
+    return results.get(task, {}).get(metric)
+
+
+def _apart(against: Mapping[str, Any], name: str) -> str:
+    found = _metric(against, name)
+    if not found:
+        return "-"
+    ends = f" ({found['low']:+.3g} to {found['high']:+.3g})" if found["low"] is not None else ""
+    chance = f", p {found['mcnemar']:.2g}" if found["mcnemar"] is not None else ""
+    return f"{found['difference']:+.4g}{ends}{chance}"
+
+
+def _speed(timed: Mapping[str, Any]) -> Sheet:
+    settings, models = timed["settings"], timed["models"]
+    figures = {
+        "prefill tokens/s": lambda m: _times(m["prefill_tokens_per_second"], m.get("prefill_ratio")),
+        "decode tokens/s": lambda m: _times(m["decode_tokens_per_second"], m.get("decode_ratio")),
+        "first token, ms": lambda m: number(1000 * m["time_to_first_token_seconds"]),
+        "peak memory, MiB": lambda m: number(m["peak_bytes"] / 2**20) if "peak_bytes" in m else "-",
+    }
+    title = f"speed: {settings['batch_size']} x {settings['prompt_tokens']} + {settings['new_tokens']} tokens"
+    order = sorted(models, key=lambda label: label != "parent")
+    return Sheet(title, ["", *order], [[name, *(cell(models[m]) for m in order)] for name, cell in figures.items()])
+
+
+def _times(value: float, ratio: float | None) -> str:
+    return number(value) + (f" ({ratio:.2f} x)" if ratio is not None else "")
+
+
+def gate_sheet(found: "Sequence[Outcome]") -> Sheet:
+    """Every bound, the value held against it, and by how much it was met or missed."""
+    rows = [
+        [
+            outcome.title,
+            number(outcome.value),
+            number(outcome.compared),
+            "-" if outcome.margin is None else f"{outcome.margin:+.3g}",
+            "met" if outcome.passed else "MISSED",
+        ]
+        for outcome in found
+    ]
+    return Sheet("gates", ["", "value", "compared", "margin", ""], rows)
+
+
+def task_sheet(tasks: Sequence[Mapping[str, Any]]) -> Sheet:
+    """What tasks a dry run would ask."""
+    columns = ("task", "shots", "items", "metrics", "data", "note")
+    return Sheet("tasks", ["", *columns[1:-1], ""], [[str(row[name]) for name in columns] for row in tasks])
 
 
 def plan_values(plan: "Plan") -> dict[str, Any]:

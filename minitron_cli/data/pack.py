@@ -58,6 +58,11 @@ class Blocks:
         origin_T[starts[first:stop] - span.start] = starts[first:stop] - span.start
         return torch.from_numpy(np.arange(self.sequence_length) - np.maximum.accumulate(origin_T))
 
+    def documents(self, i: int) -> Tensor:
+        """Which document, by its number, each token is of; int64 [T]."""
+        span = self._span(i)
+        return torch.from_numpy(np.searchsorted(self._file.starts, np.arange(span.start, span.stop), side="right") - 1)
+
     def counts(self, i: int) -> Tensor | None:
         """Which tokens of block i count, bool [T]; None if all do."""
         if self._file.counts is None:

@@ -73,11 +73,11 @@ def _task_inputs(config: ImportanceConfig) -> dict[str, str]:
     """The task's fingerprint; one that does not exist is refused here, before a model is loaded."""
     if not config.block_task:
         return {}
-    from minitron_cli.evaluate import harness
+    from minitron_cli.evaluate import tasks
 
     path = _task_path(config)
-    harness.load_tasks([Task.parse(config.block_task)], path)
-    return {"block_task": harness.fingerprint(path)} if path else {}
+    tasks.load_tasks([Task.parse(config.block_task)], tasks.Places(path))
+    return {"block_task": tasks.fingerprint(path)} if path else {}
 
 
 def _task_path(config: ImportanceConfig) -> Path | None:
@@ -161,13 +161,14 @@ class _Calibration:
         if not io.is_first_process():
             return Scores({})
         from minitron_cli.evaluate.harness import run_tasks
+        from minitron_cli.evaluate.tasks import Places
 
         tokenizer, task = hf.load_tokenizer(self.parent.path), Task.parse(self.config.block_task or "")
-        path, size = _task_path(self.config), self.config.batch_size
+        places, size = Places(_task_path(self.config)), self.config.batch_size
 
         def evaluate(model: "PreTrainedModel") -> float:
-            results = run_tasks(model, tokenizer, [task], include_path=path, batch_size=size)
-            return _value(results, task, self.config)
+            answers = run_tasks(model, tokenizer, [task], places=places, batch_size=size)
+            return _value(answers.results, task, self.config)
 
         def measure() -> dict[str, list[float]]:
             whole = evaluate(model)

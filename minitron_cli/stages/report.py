@@ -16,6 +16,7 @@ from minitron_cli.checkpoint.manifest import MANIFEST
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import data as page_data
 from minitron_cli.report.card import model_card
@@ -26,7 +27,7 @@ from minitron_cli.spec import Spec
 from minitron_cli.stages import candidates
 from minitron_cli.stages.candidates import CANDIDATES
 from minitron_cli.stages.distill import METRICS, VALIDATION
-from minitron_cli.stages.evaluate import PARENT, RESULTS
+from minitron_cli.stages.evaluate import RESULTS
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import PLAN
