@@ -14,7 +14,6 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.loop import train
-from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.importance.processes import Processes, join_processes
@@ -29,6 +28,7 @@ from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import row
 from minitron_cli.stages.stopwatch import Stopwatch
+from minitron_cli.stages.task_value import TaskValue
 from minitron_cli.stages.tokens import blocks_of
 
 if TYPE_CHECKING:
@@ -130,12 +130,8 @@ class _Judge:
         """Fingerprints; an unknown task is refused here, before a model is loaded."""
         inputs = {} if self.teacher.fingerprint == self.parent.fingerprint else {"teacher": self.teacher.fingerprint}
         objective = self.config.objective
-        if isinstance(objective, TaskObjective):
-            from minitron_cli.evaluate import harness
-
-            harness.load_tasks([Task.parse(objective.task)], _path(objective))
-            if path := _path(objective):
-                inputs["task"] = harness.fingerprint(path)
+        if isinstance(objective, TaskObjective) and (found := _value_of(objective).fingerprint()):
+            inputs["task"] = found
         return inputs
 
     @cached_property
@@ -150,26 +146,12 @@ class _Judge:
             case "kl":
                 return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=blocks).kl_nats
             case objective:
-                return _sign(objective) * self._on_task(model, objective)
-
-    def _on_task(self, model: "PreTrainedModel", objective: TaskObjective) -> float:
-        from minitron_cli.evaluate.harness import run_tasks
-
-        task = Task.parse(objective.task)
-        metrics = run_tasks(model, hf.load_tokenizer(self.parent.path), [task], include_path=_path(objective))[
-            task.name
-        ]
-        found = metrics.get(objective.metric, {}).get("value")
-        if found is None:
-            raise InputError(
-                f"task {task.name!r} has no {objective.metric!r}: "
-                f"set search.objective.metric to one of {', '.join(metrics)}"
-            )
-        return found
+                return _sign(objective) * _value_of(objective)(model, hf.load_tokenizer(self.parent.path))
 
 
-def _path(objective: TaskObjective) -> Path | None:
-    return Path(objective.path) if objective.path else None
+def _value_of(objective: TaskObjective) -> TaskValue:
+    path = Path(objective.path) if objective.path else None
+    return TaskValue(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
 
 
 def _sign(objective: str | TaskObjective) -> int:
