@@ -37,8 +37,8 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model.shape import Shape
 from minitron_cli.stages import prune
 from minitron_cli.stages.parent import Parent, open_parent
-from minitron_cli.stages.produce import Context, produce
-from minitron_cli.trim import guard, trim
+from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.trim import trim
 from minitron_cli.trim.plan import PrunePlan, make_plan
 from minitron_cli.trim.scores import Scores
 from minitron_cli.trim.spec import PruneConfig, Ranking
@@ -150,15 +150,14 @@ def verb(name: str, parent: Parent, out: Path) -> Row:
     spent: dict[str, float] = {}
     io.disk = watch = Stopwatch()
     trim.write_child = timed(trim.write_child, "cut", spent)
-    guard.check_child = timed(guard.check_child, "check", spent)
-    io.file_records = timed(lambda paths, f=io.file_records: list(f(paths)), "hash", spent)
+    Build.hashing = contextmanager(timed_around(Build.hashing, "hash and check", spent))
     with clocked() as row:
         again = open_parent(parent.path)
         spent["open"] = time.perf_counter() - row["started"]
         prune.run(Context(workspace), again, config, scores=scores)
     cut = spent["cut"] - watch.syncing
-    rest = row["seconds"] - spent["open"] - spent["cut"] - spent["hash"] - spent["check"]
-    parts = {part: spent[part] for part in ("hash", "check", "open")}
+    rest = row["seconds"] - sum(spent.values())
+    parts = {part: spent[part] for part in ("hash and check", "open")}
     return row | {"core": cut, "fsync": watch.syncing, **parts, "rest": rest}
 
 
@@ -180,6 +179,16 @@ def timed(function: Callable[..., Any], name: str, spent: dict[str, float]) -> C
             return function(*args, **options)
         finally:
             spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+    return run
+
+
+def timed_around(manager: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Iterator[None]]:
+    def run(*args: Any) -> Iterator[None]:
+        started = time.perf_counter()
+        with manager(*args):
+            yield
+        spent[name] = time.perf_counter() - started
 
     return run
 
@@ -273,7 +282,7 @@ def memory(at: Path, rounds: int) -> list[Row]:
 
 def whole_verb(at: Path, rounds: int) -> list[Row]:
     found = alternately(["verb"], "small", written("small", at), rounds)["verb"]
-    parts = ("seconds", "core", "fsync", "hash", "check", "open", "rest")
+    parts = ("seconds", "core", "fsync", "hash and check", "open", "rest")
     middle = {part: statistics.median(row[part] for row in found) for part in parts}
     return [{"what": part, "median s": middle[part], "x core": middle[part] / middle["core"]} for part in parts]
 

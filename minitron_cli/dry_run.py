@@ -1,5 +1,6 @@
 """What a recipe comes to, computed from the family's table and the dimensions alone: nothing is run or downloaded."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
-from minitron_cli.search import space
+from minitron_cli.search import feasible, halving, space
+from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages.parent import published_shape
 
 
@@ -27,11 +29,29 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Shapes, counts and work of a recipe. Reads a config at most; needs no network for an alias."""
-    parent, _ = shape_of(recipe.model)
+    """Shapes, counts and work of a recipe. Reads a config at most; needs no network for an alias.
+
+    Of a chain, every step: where a shape is yet to be chosen, the first of its candidates stands for the next parent.
+    """
+    model = recipe.closest(lambda name, budget: shape_of(name)[0].parameters(budget.count))
+    parent, _ = shape_of(model)
+    original = parent if model == recipe.model else shape_of(recipe.model)[0]
+    if not recipe.steps:
+        return _plan(recipe, model, parent, original)
+    plans = {}
+    for step in recipe.steps:
+        plans[step.label] = _plan(recipe.at(step), model, parent, original)
+        parent = next(iter(plans[step.label].children.values()))
+    children = {f"{label}: {name}": c for label, one in plans.items() for name, c in one.children.items()}
+    steps = {f"{label}: {name}": what for label, one in plans.items() for name, what in one.steps.items()}
+    return Plan(recipe.model, original, children, steps)
+
+
+def _plan(recipe: Recipe, model: str, parent: Shape, original: Shape) -> Plan:
     children = _children(recipe, parent.untied() if recipe.prune.untie else parent)
     largest = max(children.values(), key=Shape.parameters)
-    return Plan(recipe.model, parent, children, dict(_steps(recipe, parent, largest, len(children))))
+    teacher = {"original": original, "parent": parent}.get(recipe.teacher) or shape_of(recipe.teacher)[0]
+    return Plan(model, parent, children, dict(_steps(recipe, parent, teacher, largest, len(children))))
 
 
 def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
@@ -49,10 +69,9 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
 def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     cut = recipe.prune
     if recipe.search:
-        choices = {str(axis): sizes for axis, sizes in recipe.search.space.items()}
-        found = space.feasible(parent, choices, recipe.search.budget, recipe.search.candidates)
+        found = _searched(recipe.search, parent)
     elif cut.budget:
-        found = space.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
+        found = feasible.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
     else:
         return {
             "child": space.named(parent, {str(axis): size for axis, size in (cut.shape or {}).items()}, cut.drop_layers)
@@ -60,20 +79,25 @@ def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
 
 
-def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
+def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
+    """Shapes that would be scored: which ones keep most importance is not known yet, so the most even cuts."""
+    found = [feasible.admitted(parent, search.axes, search.constraints_of(label)) for label in search.labels]
+    return [c for some in found for c in feasible.evenly(parent, search.axes, some)[: search.candidates]]
+
+
+def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
     length = recipe.data.sequence_length
     samples = recipe.importance.samples
     yield "importance", f"{samples:,} samples of {length:,} tokens"
+    if recipe.correct:
+        yield "correct", _training(recipe.correct, teacher, teacher, length)
     if recipe.search:
-        retrain = recipe.search.retrain
-        lightly = f", the best {min(retrain.top, candidates)} retrained on {retrain.tokens:,} tokens" if retrain else ""
-        yield "search", f"{candidates} shapes scored on {recipe.search.score_blocks} blocks{lightly}"
+        blocks = recipe.search.score_blocks
+        yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
     cut = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
     yield "prune", ", ".join(cut) if candidates == 1 else f"the best of {candidates} shapes"
-    if recipe.correct:
-        yield "correct", _training(recipe.correct, parent, parent, length)
     if recipe.distill:
-        yield "distill", _training(recipe.distill, parent, child, length)
+        yield "distill", _training(recipe.distill, teacher, child, length)
     yield from ((f"distill {control.label}", "the same, as a control") for control in recipe.controls)
     yield (
         "eval",
@@ -83,6 +107,26 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
                 *(task.name for task in recipe.evaluate.tasks),
             ]
         ),
+    )
+
+
+def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
+    """How many tokens the rungs come to, were they all for one target."""
+    retrain = search.retrain
+    if retrain is None or candidates < 2:
+        return ""
+    running = min(retrain.top, candidates)
+    if retrain.rungs == 1:
+        return f", the best {running} retrained on {retrain.tokens:,} tokens"
+    total = math.ceil(retrain.tokens / (retrain.batch_size * length))
+    steps, left = [0, *halving.rung_steps(total, retrain.rungs, retrain.keep)], []
+    for _ in steps[1:]:
+        left.append(running)
+        running = halving.survivors(running, retrain.keep)
+    trained = sum(n * (b - a) for n, a, b in zip(left, steps, steps[1:], strict=False))
+    counts = ", then ".join(map(str, left))
+    return (
+        f", the best {counts} retrained on up to {retrain.tokens:,} tokens: {trained * retrain.batch_size * length:,}"
     )
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 
 SPARE = 1.2  # times the weights: what loading them takes at its peak
@@ -21,6 +22,18 @@ def available_bytes(device: str) -> float:
 
         return torch.cuda.mem_get_info(device)[0]
     return min(_machine(), _container())
+
+
+def peak_bytes(device: str) -> int | None:
+    """The most that this process has held on a device so far; None where the system does not tell."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if not STATUS.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024  # getrusage would count what the process was before it was ours
 
 
 def _machine() -> int:

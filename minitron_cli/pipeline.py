@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from minitron_cli import progress
 from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search
-from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.parent import Parent, open_parent, published_shape
 from minitron_cli.stages.produce import Context
 
 
@@ -23,30 +25,59 @@ class Results:
     evaluate: Artifact
     report: Artifact | None
 
+    @property
+    def product(self) -> Artifact:
+        """The last model: distilled, or only pruned."""
+        return self.distilled.get("distilled", self.prune)
+
     def artifacts(self) -> list[Artifact]:
         """All of them, in the order they were made."""
-        before = [self.importance, self.search, self.prune, self.correct]
+        before = [self.importance, self.correct, self.search, self.prune]
         some = [*before, *self.distilled.values(), self.evaluate, self.report]
         return [artifact for artifact in some if artifact]
 
 
-def run(recipe: Recipe, context: Context) -> Results:
-    """Every stage of a recipe. A stage that is up to date is not run again."""
+def run(recipe: Recipe, context: Context) -> list[Results]:
+    """Every stage of a recipe, step by step: what a step made is the next one's parent.
+
+    A stage that is up to date is not run again.
+    """
+    original = recipe.model
+    parent = recipe.closest(lambda model, budget: _shape(model, context).parameters(budget.count))
+    if parent != original:
+        progress.say(f"{parent} is cut: of the models given it is closest to the target")
+    made: list[Results] = []
+    for step in recipe.steps or (None,):
+        asked = recipe.at(step) if step else recipe
+        teacher = {"original": original, "parent": parent}.get(asked.teacher, asked.teacher)
+        located = asked.model_copy(update={"model": parent})
+        made.append(_run_step(located, context, teacher, label=step.label if step else ""))
+        parent = str(made[-1].product.path)
+    return made
+
+
+def _shape(model: str, context: Context) -> Shape:
+    return published_shape(model) or open_parent(model, offline=context.offline).shape
+
+
+def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -> Results:
+    """One cut and what follows it."""
     parent = open_parent(recipe.model, offline=context.offline)
+    teacher = parent if teacher_name == recipe.model else open_parent(teacher_name, offline=context.offline)
     scores = importance.run(context, parent, recipe.data, recipe.importance)
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
-    found = search.run(context, parent, scores, recipe.data, recipe.search) if recipe.search else None
-    pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found)
-    corrected = correct.run(context, parent, recipe.data, recipe.correct) if recipe.correct else None
-    teacher = _teacher(recipe, context, parent, corrected)
+    corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
+    teacher = open_parent(corrected.path) if corrected else teacher
+    found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher) if recipe.search else None
+    pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
 
     def cut_at_random(label: str) -> Artifact:
         return prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
 
     distilled = _distilled(recipe, context, teacher, pruned, cut_at_random)
-    made = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
-    models = [(label, artifact.path) for label, artifact in made.items()]
-    measured = evaluate.run(context, models, parent, recipe.data, recipe.evaluate)
+    models = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
+    labelled = [(label, artifact.path) for label, artifact in models.items()]
+    measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
     page = report.run(context) if recipe.report else None
     return Results(scores, found, pruned, corrected, distilled, measured, page)
 
@@ -55,11 +86,6 @@ def check_gates(results: Results, recipe: Recipe) -> None:
     """Raise GateMissed unless the run's last product, distilled or only pruned, meets every gate."""
     made = "distilled" if "distilled" in results.distilled else "pruned"
     evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
-
-
-def _teacher(recipe: Recipe, context: Context, parent: Parent, corrected: Artifact | None) -> Parent:
-    named = corrected.path if corrected else recipe.teacher
-    return open_parent(named, offline=context.offline) if named else parent
 
 
 def _distilled(

@@ -1,7 +1,7 @@
 """The user's intent for a whole run: one section per stage, each owned by its package. Importable without torch."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +16,7 @@ from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.spec import Spec
-from minitron_cli.trim.spec import PruneConfig
+from minitron_cli.trim.spec import Budget, PruneConfig
 
 
 class Control(Spec):
@@ -49,11 +49,34 @@ class Control(Spec):
         return distill.model_copy(update=changes)
 
 
+class Step(Spec):
+    """One cut of a chain: what it does otherwise than the recipe. Its parent is what the step before it made."""
+
+    label: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Its name, such as 8b."""
+    importance: ImportanceConfig | None = None
+    """How its parent is scored, if not as the recipe says."""
+    search: SearchConfig | None = None
+    """How its shape is searched; with search or prune given, the recipe's own ones do not hold."""
+    prune: PruneConfig | None = None
+    """What it cuts."""
+    distill: DistillConfig | None = None
+    """How what was cut is retrained, if not as the recipe says."""
+    teacher: str | None = None
+    """Who teaches, if not whom the recipe says."""
+
+
 class Recipe(Spec):
     """A model, the text to work with, and what each stage does."""
 
     model: str
     """The parent: a directory, a hub id, or an alias such as llama-3.1-8b."""
+    relatives: tuple[str, ...] = ()
+    """Smaller models with its tokenizer that may be cut in its place: whichever is closest to the target is
+    (Muralidharan et al. 2024, best practice 8), and `model` teaches it."""
+    teacher: str = "original"
+    """Who teaches a student that was cut from another model than `model`. original: `model`, which the paper found
+    better in the last step of its chain (15B, 8B, 4B); parent: what was cut. Or any model by its directory or id."""
     data: DataConfig
     """The text to calibrate, train and validate on."""
     importance: ImportanceConfig = ImportanceConfig()
@@ -65,38 +88,80 @@ class Recipe(Spec):
     distill: DistillConfig | None = None
     """How the pruned model is retrained; null to stop after the cut."""
     correct: CorrectConfig | None = None
-    """Train the model itself on the text first, and let the pruned one learn from that; without it, from the model."""
-    teacher: str | None = None
-    """Another model to learn from: a directory, a hub id or an alias."""
+    """Train the teacher on the text first, and learn from what comes of it; without it, from the teacher as it is."""
     controls: tuple[Control, ...] = ()
     """Further distillations to compare with."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured on the parent and on everything made from it."""
+    steps: tuple[Step, ...] = ()
+    """Cut and retrain several times, each time what the last step made; what a step leaves out is as above."""
     report: bool = True
     """Whether the HTML page is made at the end."""
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
-        cut = self.prune
-        if self.search is None and not (cut.shape or cut.budget or cut.drop_layers):
-            raise ValueError("nothing says how much to cut; add prune.shape, prune.budget or a search section")
-        if self.search is not None and (cut.shape or cut.budget or cut.drop_layers):
-            raise ValueError("both search and prune choose a shape; remove search, or the shape or budget under prune")
+        for step in self.steps:
+            self.at(step)._says_what_to_cut(f" in step {step.label}")
+        if not self.steps:
+            self._says_what_to_cut()
+        labels = [step.label for step in self.steps]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"two steps are labelled {twice[0]!r}; rename one")
+        if self.relatives and not self._goal():
+            raise ValueError("relatives are compared by the target; give it as a number of parameters, in a budget")
         if self.controls and self.distill is None:
             raise ValueError("controls are distillations, and there is no distill section; add one or remove them")
-        if (self.correct or self.teacher) and self.distill is None:
-            raise ValueError("a teacher is named or corrected, and there is no distill section; add one or remove it")
-        if self.correct and self.teacher:
-            raise ValueError("correct makes the teacher, and teacher names another; remove one")
+        if self.correct and self.distill is None:
+            raise ValueError("correct makes a teacher, and there is no distill section; add one or remove it")
         labels = [control.label for control in self.controls]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two controls are labelled {twice[0]!r}; rename one")
         return self
 
+    def _says_what_to_cut(self, where: str = "") -> None:
+        cut = self.prune
+        has_shape = bool(cut.shape or cut.budget or cut.drop_layers)
+        if self.search is None and not has_shape:
+            raise ValueError(f"nothing says how much to cut{where}; add prune.shape, prune.budget or a search section")
+        if self.search is not None and has_shape:
+            raise ValueError(
+                f"both search and prune choose a shape{where}; remove search, or the shape or budget under prune"
+            )
+        if self.search is not None and self.search.targets and cut.size is None:
+            raise ValueError(f"the search has several winners{where}; say which to cut with prune.size")
+
+    def at(self, step: Step) -> Self:
+        """The recipe of one step."""
+        given = {name: getattr(step, name) for name in ("importance", "distill", "teacher") if getattr(step, name)}
+        if step.search or step.prune:
+            given |= {"search": step.search, "prune": step.prune or PruneConfig()}
+        return self.model_copy(update=given | {"steps": ()})
+
+    def _goal(self) -> Budget | None:
+        """The number of parameters that relatives are compared by."""
+        first = self.at(self.steps[0]) if self.steps else self
+        budget = first.search.budget if first.search else first.prune.budget
+        return budget if budget and not isinstance(budget.target, str) else None
+
+    def closest(self, parameters: Callable[[str, Budget], int]) -> str:
+        """The smallest of the model and its relatives that has as many parameters as the target, or the model."""
+        goal = self._goal()
+        if not self.relatives or goal is None:
+            return self.model
+        counts = {name: parameters(name, goal) for name in (self.model, *self.relatives)}
+        enough = [name for name, count in counts.items() if count >= goal.goal()]
+        return min(enough, key=lambda name: counts[name], default=self.model)
+
     def seeded(self, seed: int) -> Self:
-        """The same with one seed for everything that draws."""
-        sections = {name: getattr(self, name) for name in ("data", "importance", "search", "correct", "distill")}
-        return self.model_copy(update={n: s.model_copy(update={"seed": seed}) for n, s in sections.items() if s})
+        """The same with one seed for everything that draws, in every step."""
+        steps = tuple(step.model_copy(update=_reseeded(step, seed)) for step in self.steps)
+        return self.model_copy(update=_reseeded(self, seed) | {"steps": steps})
+
+
+def _reseeded(part: Spec, seed: int) -> dict[str, Any]:
+    names = ("data", "importance", "search", "correct", "distill")
+    sections = {name: getattr(part, name, None) for name in names}
+    return {name: section.model_copy(update={"seed": seed}) for name, section in sections.items() if section}
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -30,5 +30,55 @@ def _quantity(value: object) -> object:
     return int(exact)
 
 
+def _share(text: str) -> str | None:
+    """`50%`, in one spelling; None for anything that is no share."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)
+    return f"{float(found[1]):g}%" if found and float(found[1]) > 0 else None
+
+
+def _amount(value: object) -> object:
+    """A quantity, or a share of the parent's."""
+    return _share(str(value).strip()) or _quantity(value)
+
+
+BYTES = (
+    {"": 1}
+    | {f"{p}B": 1000 ** (i + 1) for i, p in enumerate("kMGT")}
+    | {f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")}
+)
+
+
+def _bytes(value: object) -> object:
+    """Read 16GiB, 24GB, 80% or a number of bytes."""
+    text = str(value).strip().replace("_", "").replace(",", "")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if share := _share(text):
+        return share
+    if isinstance(value, bool) or found is None or found[2] not in BYTES:
+        raise ValueError(f"{value!r} is not a size in memory: write 16GiB, 24GB, 80% or a number of bytes")
+    return round(Fraction(found[1]) * BYTES[found[2]])
+
+
+def _measure(value: object) -> object:
+    """A number, or a share of the parent's."""
+    if share := _share(str(value).strip()):
+        return share
+    return value
+
+
+def of_whole(amount: float | str, whole: float) -> float:
+    """What an amount comes to, where a share is one of `whole`."""
+    return float(amount[:-1]) / 100 * whole if isinstance(amount, str) else amount
+
+
 Quantity = Annotated[int, BeforeValidator(_quantity, json_schema_input_type=int | str)]
 """A positive count; `4B`, `350M` and `64k` are understood."""
+
+Amount = Annotated[int | str, BeforeValidator(_amount, json_schema_input_type=int | str)]
+"""A count, or a share of the parent's, such as `50%`."""
+
+Bytes = Annotated[int | str, BeforeValidator(_bytes, json_schema_input_type=int | str)]
+"""A size in memory such as `16GiB`, or a share of the parent's."""
+
+Reading = Annotated[float | str, BeforeValidator(_measure, json_schema_input_type=float | str)]
+"""A measured value, or a share of the parent's."""

@@ -20,7 +20,7 @@ from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.importance.agreement import WAYS
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model.shape import Shape
-from minitron_cli.search import space
+from minitron_cli.search.feasible import feasible
 from minitron_cli.stages import importance
 from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent, open_parent
@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16")
 def cuts(parent: Shape) -> dict[str, Shape]:
     """Halved axes one by one, and half of the non-embedding parameters by an even cut of width."""
     half = Budget(target=parent.parameters("non_embedding") // 2, count="non_embedding")
-    even = space.feasible(parent, {"hidden": (), "ffn": ()}, half)[0].shape
+    even = feasible(parent, {"hidden": (), "ffn": ()}, half)[0].shape
     return {
         "neurons to 50 %": parent.resize(ffn=parent.sizes["ffn"] // 2),
         "hidden channels to 50 %": parent.resize(hidden=parent.sizes["hidden"] // 2),

@@ -30,7 +30,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.loop import train
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.search import space
+from minitron_cli.search.feasible import feasible
 from minitron_cli.stages import importance, repair
 from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent, open_parent
@@ -96,7 +96,7 @@ class Study:
         config = ImportanceConfig(samples=self.samples, seed=seed, layer_removal=False)
         scores = read_scores(importance.run(self.context, self.parent, self.data, config), self.parent)
         budget = Budget(target=int(ratio * self.parent.shape.parameters("non_embedding")), count="non_embedding")
-        shape = space.feasible(self.parent.shape, {"hidden": (), "ffn": ()}, budget)[0].shape
+        shape = feasible(self.parent.shape, {"hidden": (), "ffn": ()}, budget)[0].shape
         cutter = Cutter(self.context, self.parent, scores, Ranking())
         return Cell(self, cutter, cutter.plan(shape), ratio, seed)
 

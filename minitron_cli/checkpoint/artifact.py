@@ -2,8 +2,10 @@
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from minitron_cli import io
@@ -11,6 +13,7 @@ from minitron_cli.checkpoint import manifest as manifests
 from minitron_cli.checkpoint import strict_json
 from minitron_cli.checkpoint.manifest import MANIFEST, RUN, Manifest
 from minitron_cli.errors import ArtifactError
+from minitron_cli.io import FileRecord
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,21 @@ class Artifact:
         return strict_json.load(self.file(name))
 
 
-def commit(temporary: Path, final: Path, unhashed: Manifest, run: dict[str, Any]) -> Artifact:
-    """Hash what a stage wrote, add the manifest last, and rename the directory into place.
+def commit(
+    temporary: Path,
+    final: Path,
+    unhashed: Manifest,
+    run: dict[str, Any],
+    hashed: Mapping[Path, FileRecord] = MappingProxyType({}),
+) -> Artifact:
+    """Hash what a stage wrote and has not hashed, add the manifest last, and rename the directory into place.
 
     A reader sees the whole artifact or none. If another process committed the same key first, its stands.
     """
     paths = sorted(temporary.iterdir())
-    files = {path.name: record for path, record in zip(paths, io.file_records(paths), strict=True)}
+    unknown = [path for path in paths if path not in hashed]
+    records = {**hashed, **dict(zip(unknown, io.file_records(unknown), strict=True))}
+    files = {path.name: records[path] for path in paths}
     manifest = unhashed.model_copy(update={"files": files})
     io.write_new_json(temporary / RUN, run)
     manifests.write(temporary, manifest)

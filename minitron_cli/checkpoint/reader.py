@@ -41,6 +41,9 @@ DTYPES = {
 }
 
 
+Buffer = Callable[[int], Tensor]  # gives memory for so many bytes
+
+
 class TensorInfo(NamedTuple):
     """One tensor's place on disk. `start` counts bytes from the beginning of `file`."""
 
@@ -86,8 +89,8 @@ class Checkpoint:
         info = self.tensors[name]
         return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
 
-    def read_rows(self, name: str, start: int, stop: int, buffer: Callable[[int], Tensor] | None = None) -> Tensor:
-        """Rows `start:stop` of dim 0. `buffer` gives the memory, as so many bytes; else it is new."""
+    def read_rows(self, name: str, start: int, stop: int, buffer: Buffer | None = None) -> Tensor:
+        """Rows `start:stop` of dim 0, in the memory that `buffer` gives; else it is new."""
         info = self.tensors[name]
         row_bytes = info.size_bytes // info.shape[0]
         rows = _read(info, start * row_bytes, (stop - start) * row_bytes, buffer)
@@ -102,7 +105,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Callable[[int], Tensor] | None = None) -> Tensor:
+def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Buffer | None = None) -> Tensor:
     content = buffer(size_bytes) if buffer else torch.empty(size_bytes, dtype=torch.uint8)
     if size_bytes == 0:
         return content
@@ -240,7 +243,9 @@ def _gapless_end(tensors: list[tuple[str, TensorInfo]], start: int) -> int | Non
     return start
 
 
-def blocks(checkpoint: Checkpoint, name: str, block_bytes: int = 16 << 20) -> Iterator[tuple[int, Tensor]]:
+def blocks(
+    checkpoint: Checkpoint, name: str, block_bytes: int = 16 << 20, buffer: Buffer | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """(first row, rows) of one tensor, a bounded piece at a time; a vector or scalar is one piece."""
     info = checkpoint.tensors[name]
     if len(info.shape) < 2:
@@ -248,4 +253,4 @@ def blocks(checkpoint: Checkpoint, name: str, block_bytes: int = 16 << 20) -> It
         return
     step = max(1, block_bytes * info.shape[0] // max(1, info.size_bytes))
     for start in range(0, info.shape[0], step):
-        yield start, checkpoint.read_rows(name, start, min(start + step, info.shape[0]))
+        yield start, checkpoint.read_rows(name, start, min(start + step, info.shape[0]), buffer)

@@ -20,4 +20,4 @@ def demo(how: How, changes: Changes = None) -> None:
         trained = teacher.run(context, asked.data, teacher.DEMO)
         asked = asked.model_copy(update={"model": str(trained.path)})
         results = pipeline.run(session.located(asked), context)
-    show.artifacts(results.artifacts(), how)
+    show.artifacts(results[-1].artifacts(), how)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minitron_cli.stages.parent import Parent
 
 ORIGINAL = "original"
+OF_THE_RUN = (ORIGINAL, "parent")  # what a recipe may say instead of a model's name
 
 
 def distill(
@@ -71,9 +72,10 @@ def _teacher(at: "Session", said: str | None) -> "Parent":
     from minitron_cli.stages import correct
     from minitron_cli.stages.parent import open_parent
 
-    named = said or at.asked.values.get("teacher")
+    in_recipe = str(at.asked.values.get("teacher", ORIGINAL))
+    named = said or (in_recipe if in_recipe not in OF_THE_RUN else None)
     if named and named != ORIGINAL:
-        return open_parent(str(named), offline=at.context.offline)
+        return open_parent(named, offline=at.context.offline)
     original = at.parent()
     corrected = None if named else correct.of(at.context, original)
     if corrected is None:

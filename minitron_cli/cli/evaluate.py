@@ -2,15 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from minitron_cli import document, io
+from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.workspace import Workspace, last_used, slug
-from minitron_cli.cli import session, show
+from minitron_cli.cli import session, show, tables
 from minitron_cli.cli.options import How, RecipeOption, Text
 from minitron_cli.document import Place
 from minitron_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from minitron_cli.evaluate.config import Gates
+    from minitron_cli.evaluate.gate import Outcome
+
+GATES = "Gates"
 
 
 def evaluate(
@@ -25,45 +33,146 @@ def evaluate(
         ),
     ] = None,
     recipe: RecipeOption = None,
+    suite: Annotated[
+        Literal["minitron"] | None, Option(help="The nine tasks that Minitron is measured on, with their shots.")
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         Option(metavar="TASK[:SHOTS]", help="An lm-eval task, such as winogrande:5. Repeat for several."),
     ] = None,
+    task_data: Annotated[
+        Path | None,
+        Option(help="A directory with data of tasks, such as winogrande/validation.jsonl. The rest is fetched."),
+    ] = None,
     include_path: Annotated[
         Path | None, Option(help="A directory of further task YAMLs. They can run Python: name only what you trust.")
     ] = None,
+    allow_code_execution: Annotated[
+        bool, Option("--allow-code-execution", help="Ask tasks that run what the model writes, too. It is no sandbox.")
+    ] = False,
+    perplexity: Annotated[bool | None, Option(help="Measure loss and KL on held-out text.", show_default="yes")] = None,
+    cloze: Annotated[
+        bool | None,
+        Option(help="Ask which continuation is the true one, in the held-out text.", show_default="no"),
+    ] = None,
+    speed: Annotated[
+        bool | None,
+        Option(help="Time generation beside the parent; see speed.batch_size=N and so on.", show_default="no"),
+    ] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Sequences per forward pass.", show_default="8")] = None,
     minimum: Annotated[
-        list[str] | None, Option("--min", metavar="TASK.METRIC=VALUE", help="Exit with 4 if a value is below this.")
+        list[str] | None,
+        Option(
+            "--min", metavar="TASK.METRIC=VALUE", help="Exit with 4 if a value is below this.", rich_help_panel=GATES
+        ),
     ] = None,
     maximum: Annotated[
-        list[str] | None, Option("--max", metavar="TASK.METRIC=VALUE", help="Exit with 4 if a value is above this.")
+        list[str] | None,
+        Option(
+            "--max", metavar="TASK.METRIC=VALUE", help="Exit with 4 if a value is above this.", rich_help_panel=GATES
+        ),
     ] = None,
-    perplexity: Annotated[bool | None, Option(help="Measure loss and KL on held-out text.", show_default="yes")] = None,
-    batch_size: Annotated[int | None, Option(min=1, help="Sequences per forward pass.", show_default="8")] = None,
+    gate: Annotated[
+        list[Path] | None,
+        Option(help="A YAML file of gates, also against the parent or a baseline.", rich_help_panel=GATES),
+    ] = None,
+    junit: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the gates as JUnit's XML.", rich_help_panel=GATES)
+    ] = None,
+    summary: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Add the values and the gates to this Markdown file.", rich_help_panel=GATES),
+    ] = None,
 ) -> None:
     """Measure models beside their parent; without any named, what the workspace has made.
 
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """
+    wanted = _gates(minimum or (), maximum or (), gate or ())
     flags: dict[Place, Any] = {
+        ("suite",): suite,
         ("tasks",): [task for some in tasks for task in some.split(",")] if tasks else None,
+        ("task_data",): str(task_data) if task_data else None,
         ("include_path",): str(include_path) if include_path else None,
         ("perplexity",): perplexity,
+        ("cloze",): _section(cloze),
+        ("speed",): _section(speed),
         ("batch_size",): batch_size,
-        ("gates",): _gates(minimum, maximum) if minimum or maximum else None,
     }
     models, changes = session.split(words or ())
     parent = [] if how.run or recipe or last_used(how.runs_dir) else models[:1]  # nowhere yet: measure the model itself
     with session.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.evaluate.config import EvaluateConfig
+        from minitron_cli.evaluate.gate import PARENT
         from minitron_cli.stages import evaluate as stage
 
         config = at.section(EvaluateConfig, "evaluate")
         named = _named(models[len(parent) :]) if models else _made(at.workspace)
         data = at.data() if config.perplexity or config.cloze else None
-        artifact = stage.run(at.context, named, at.parent(), data, config)
+        artifact = stage.run(at.context, named, at.parent(), data, config, allow_code=allow_code_execution)
+    label = named[-1][0] if named else PARENT
+    found = _judged(artifact, config.gates.joined(wanted), label, how)
+    _write(artifact, found, label, junit, summary)
+    _require(found)
+
+
+def _section(wanted: bool | None) -> Any:
+    """A part of the recipe with its defaults, or none at all."""
+    return {} if wanted else session.NULL if wanted is False else None
+
+
+def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]) -> "Gates":
+    """Everything demanded on the command line. What is wrong with it is said before anything is measured."""
+    from minitron_cli.evaluate.config import AgainstBaseline, Gates
+
+    gates = Gates.parse(minimum, maximum)
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is no file: give gates in YAML, such as `minimum: {{winogrande.acc: 0.7}}`")
+        gates = gates.joined(document.check(Gates, document.read(file)).beside(file.parent))
+    if baselines := {Path(rule.file) for rule in gates.rules if isinstance(rule, AgainstBaseline)}:
+        from minitron_cli.evaluate.gate import read_models
+
+        for baseline in sorted(baselines):
+            read_models(baseline)
+    return gates
+
+
+def _judged(artifact: Artifact, gates: "Gates", label: str, how: How) -> "list[Outcome]":
+    """Show what was measured, and how it compares with what was demanded."""
+    from minitron_cli.stages import evaluate as stage
+
+    found = stage.judged(artifact, gates, label)
+    if how.json:
+        show.data(tables.values(artifact) | ({"gates": [outcome.json() for outcome in found]} if found else {}))
+        return found
     show.artifact(artifact, how)
-    stage.check_gates(artifact, config.gates, named[-1][0] if named else stage.PARENT)
+    if found:
+        show.sheet(tables.gate_sheet(found))
+    return found
+
+
+def _write(
+    artifact: Artifact, found: "Sequence[Outcome]", label: str, junit: Path | None, summary: Path | None
+) -> None:
+    from minitron_cli.stages import evaluate as stage
+    from minitron_cli.stages import verdict
+
+    for file in filter(None, (junit, summary)):
+        io.make_dirs(file.parent)
+    if junit:
+        io.replace(junit, verdict.junit(found, label))
+    if summary:
+        before = summary.read_bytes() if summary.exists() else b""  # a page may have other parts, as on GitHub
+        models = artifact.read_json(stage.RESULTS)["models"]
+        in_order = {name: models[name] for name in artifact.summary["models"]}
+        io.replace(summary, before + verdict.summary(in_order, found, label).encode())
+
+
+def _require(found: "Sequence[Outcome]") -> None:
+    from minitron_cli.evaluate import gate
+
+    gate.require(found)
 
 
 def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
@@ -81,9 +190,3 @@ def _made(workspace: Workspace) -> list[tuple[str, Path]]:
     """The workspace's current results."""
     made = {"pruned": workspace.current("prune"), "distilled": workspace.current("distill")}
     return [(label, artifact.path) for label, artifact in made.items() if artifact]
-
-
-def _gates(minimum: Sequence[str] | None, maximum: Sequence[str] | None) -> dict[str, Any]:
-    from minitron_cli.evaluate.config import Gates
-
-    return Gates.parse(minimum or (), maximum or ()).model_dump()

@@ -117,7 +117,9 @@ Output = Annotated[
     Option("--output", "-o", metavar="DIR", help="Copy the resulting checkpoint to this new directory too."),
 ]
 Seed = Annotated[int | None, Option(min=0, help="Seed of everything random.")]
-Target = Annotated[str | None, Option(metavar="COUNT", help="Parameters of the child, such as 4B or 350M.")]
+Target = Annotated[
+    str | None, Option(metavar="COUNT", help="Parameters of the child, such as 4B, or 50% of the parent's.")
+]
 Count = Annotated[
     Literal["total", "non_embedding", "active"] | None, Option(help="Which parameters the target counts.")
 ]

@@ -31,6 +31,9 @@ def prune(
         str | None, Option(metavar="LAYERS", help="Remove these layers, counted from 0, such as 15-30 or 3,5,7.")
     ] = None,
     candidates: Annotated[int | None, Option(min=1, help="Shapes that a target scores.", show_default="8")] = None,
+    size: Annotated[
+        str | None, Option(metavar="TARGET", help="Of a search for several sizes, the one to cut, such as 50%.")
+    ] = None,
     rounds: Annotated[
         int | None, Option(min=1, help="Cut in so many rounds, scoring again before each.", show_default="1")
     ] = None,
@@ -64,6 +67,7 @@ def prune(
         ("budget", "tolerance"): tolerance,
         ("axes",): _axes(axes, width, depth),
         ("candidates",): candidates,
+        ("size",): size,
         ("rounds",): rounds,
         ("repair",): repair,
         ("untie",): untie or None,

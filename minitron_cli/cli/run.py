@@ -18,7 +18,7 @@ def run(
     seed: Seed = None,
     gpus: Annotated[int, Option(min=1, help="Processes that calibrate and train, one accelerator each.")] = 1,
 ) -> None:
-    """Run every stage of RECIPE; stages that are up to date are not run again.
+    """Run every stage of RECIPE, and every step of a chain; stages that are up to date are not run again.
 
     With --dry-run: the shapes, counts and steps it comes to, computed without a download.
 
@@ -41,5 +41,5 @@ def run(
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
     with session.at_work(how, workspace) as context:
         results = pipeline.run(asked, context)
-    show.artifacts(results.artifacts(), how)
-    pipeline.check_gates(results, asked)
+    show.artifacts([artifact for step in results for artifact in step.artifacts()], how)
+    pipeline.check_gates(results[-1], asked)

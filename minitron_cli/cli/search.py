@@ -5,8 +5,9 @@ from typing import Annotated, Any
 from typer import Option
 
 from minitron_cli.cli import session, show
-from minitron_cli.cli.options import Count, How, RecipeOption, Seed, Target, Text, Tolerance, Words
+from minitron_cli.cli.options import Count, How, RecipeOption, Seed, Text, Tolerance, Words
 from minitron_cli.document import Place
+from minitron_cli.search.sizes import PRESETS
 
 
 def search(
@@ -14,33 +15,51 @@ def search(
     text: Text,
     words: Words = None,
     recipe: RecipeOption = None,
-    target: Target = None,
+    target: Annotated[
+        list[str] | None,
+        Option(
+            metavar="COUNT", help="Parameters of the child, such as 4B, or 50% of the parent's; repeat for several."
+        ),
+    ] = None,
     count: Count = None,
     tolerance: Tolerance = None,
     axes: Annotated[str | None, Option(metavar="A,B", help="What may be cut.", show_default="hidden,ffn")] = None,
+    space: Annotated[str | None, Option(metavar="NAME", help=f"A published space: {', '.join(PRESETS)}.")] = None,
+    objective: Annotated[
+        str | None,
+        Option(metavar="NAME", help="What is best: loss, kl, or a task such as winogrande:5.", show_default="loss"),
+    ] = None,
     candidates: Annotated[int | None, Option(min=1, help="Feasible shapes to score.", show_default="16")] = None,
     top: Annotated[int | None, Option(min=1, help="How many of them to retrain.", show_default="4")] = None,
     retrain_tokens: Annotated[
         str | None, Option(metavar="COUNT", help="Tokens to retrain each one on; 0 for none.", show_default="1.8B")
     ] = None,
+    rungs: Annotated[
+        int | None, Option(min=1, help="How often they are compared; some stop each time.", show_default="3")
+    ] = None,
     learning_rate: Annotated[float | None, Option("--lr", help="Peak of the retraining.", show_default="2e-4")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Sequences per retraining step.", show_default="1152")] = None,
     seed: Seed = None,
 ) -> None:
-    """Find the best shape within a budget.
+    """Find the best shape within a budget, or for each of several.
 
-    Feasible shapes are scored zero-shot; the best few are retrained lightly, which settles their order.
+    Of the feasible shapes, those that keep most importance are scored zero-shot; the best few are retrained lightly,
+    which settles their order. Limits on memory, FLOPs, latency or throughput are constraints=[..]: see docs/search.md.
 
-    For example: minitron search --target 6B --retrain-tokens 100M
+    For example: minitron search --target 75% --target 50% --retrain-tokens 100M
     """
+    first, further = (target[0], target[1:]) if target else (None, None)
     flags: dict[Place, Any] = {
-        ("budget", "target"): target,
+        ("budget", "target"): first,
+        ("targets",): further,
         ("budget", "count"): count,
         ("budget", "tolerance"): tolerance,
-        ("space",): {axis: [] for axis in axes.split(",")} if axes else None,
+        ("space",): space or ({axis: [] for axis in axes.split(",")} if axes else None),
+        ("objective",): objective,
         ("candidates",): candidates,
         ("retrain", "top"): top,
         ("retrain", "tokens"): retrain_tokens,
+        ("retrain", "rungs"): rungs,
         ("retrain", "learning_rate"): learning_rate,
         ("retrain", "batch_size"): batch_size,
         ("seed",): seed,

@@ -110,8 +110,9 @@ def at_work(how: Make, workspace: Workspace, asked: Mapping[str, Any] | None = N
 
 
 def located(recipe: Recipe) -> Recipe:
-    """A recipe whose model is still found when a later command starts elsewhere."""
-    return recipe.model_copy(update={"model": absolute(recipe.model)})
+    """A recipe whose models are still found when a later command starts elsewhere."""
+    relatives = tuple(map(absolute, recipe.relatives))
+    return recipe.model_copy(update={"model": absolute(recipe.model), "relatives": relatives})
 
 
 def _remember(how: Make, workspace: Workspace, asked: Mapping[str, Any]) -> None:

@@ -126,8 +126,11 @@ def planned(work: Planned, shown: Show) -> None:
         data({"stage": work.stage, "path": str(work.path), "changed": work.changed} | known)
         return
     note(str(work))
-    if work.forecast:
-        fields("", work.forecast, shown)
+    facts = dict(work.forecast)
+    if tasks := facts.pop("tasks", None):
+        sheet(tables.task_sheet(tasks))
+    if facts:
+        fields("", facts, shown)
 
 
 class _People(Console):

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.cli.canvas import Point, scatter
+from minitron_cli.search.pareto import cost_of, judged, score_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minitron_cli.dry_run import Plan
+    from minitron_cli.evaluate.gate import Outcome
     from minitron_cli.model.shape import Shape
 
 SCORED = ("head", "ffn", "hidden")
@@ -86,7 +89,9 @@ def _finite(value: float) -> float | None:
 
 
 def _candidates(artifact: Artifact) -> dict[str, Any]:
-    return artifact.read_json("candidates.json") if "candidates.json" in artifact.manifest.files else {}
+    from minitron_cli.stages import candidates
+
+    return candidates.read(artifact)
 
 
 def _results(artifact: Artifact) -> dict[str, Any]:
@@ -118,7 +123,61 @@ def _importance(found: Mapping[str, Any]) -> Iterable[Sheet]:
 
 
 def _search(found: Mapping[str, Any]) -> Iterable[Sheet]:
-    yield _candidate_sheet(found["candidates"])
+    targets = dict.fromkeys(row["target"] for row in found["candidates"])
+    for target in targets:
+        rows = [row for row in found["candidates"] if row["target"] == target]
+        for sheet in _one_search(found, rows, found["summary"]["winners"][target]["stability"]):
+            title = f"{sheet.title}, target {target}" if len(targets) > 1 else sheet.title
+            yield sheet._replace(title=title)
+
+
+def _one_search(found: Mapping[str, Any], rows: Sequence[dict[str, Any]], stability: Sequence[Any]) -> Iterable[Sheet]:
+    objective = found["objective"]
+    yield _candidate_sheet(rows, objective["name"])
+    if any(row["rungs"] for row in rows):
+        yield _rung_sheet(rows, found["rung_tokens"])
+    if stability:
+        cells = [[f"{t['from']} to {t['to']}", f"{t['tau']:+.2f}", str(t["candidates"])] for t in stability]
+        yield Sheet("rank stability (Kendall)", ["", "tau", "candidates"], cells)
+    if len(rows) > 1:
+        for cost in ("parameters", *rows[0]["costs"]):
+            if cost != "mass":
+                yield _pareto_sheet(rows, cost, objective)
+
+
+def _rung_sheet(rows: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> Sheet:
+    columns = ["", "zero-shot", *(f"{_short(n)} tokens" for n in tokens)]
+    shown = [[str(i + 1), number(row["zero_shot"]), *map(number, row["rungs"])] for i, row in enumerate(rows)]
+    cells = [[*some, *["-"] * (len(columns) - len(some))] for some in shown if len(some) > 2]
+    return Sheet("retraining, rung by rung", columns, cells)
+
+
+def _short(count: int) -> str:
+    unit, name = next((u, n) for u, n in ((10**9, "B"), (10**6, "M"), (10**3, "k"), (1, "")) if count >= u)
+    return f"{count / unit:.3g}{name}"
+
+
+def _pareto_sheet(rows: Sequence[dict[str, Any]], cost: str, objective: Mapping[str, str]) -> Sheet:
+    """Quality against one cost, of candidates that got equally far: a text plot."""
+    points = [
+        Point(cost_of(row, cost), score_of(row), "o" if cost in row["unsurpassed"] else ".") for row in judged(rows)
+    ]
+    points.append(points[0]._replace(mark="#"))
+    lines = scatter(points, lambda x: _spelled(cost, x), number)
+    title = f"{objective['name']} against {cost}: # chosen, o none is better in both, . the others"
+    return Sheet(title, [""], [[line] for line in lines])
+
+
+def _spelled(cost: str, value: float) -> str:
+    match cost:
+        case "memory":
+            return f"{value / 2**30:,.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.2f} MiB"
+        case "latency":
+            return f"{value:.3g} ms"
+        case "throughput":
+            return f"{value:,.4g} tokens/s"
+        case _:
+            return _short(round(value))
 
 
 def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
@@ -157,23 +216,20 @@ def _sizes(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
-def _candidate_sheet(candidates: Sequence[Mapping[str, Any]]) -> Sheet:
-    losses = {"zero_shot_loss": "zero-shot loss", "retrained_loss": "retrained loss"}
-    shown = [name for name in losses if any(c[name] is not None for c in candidates)]
+def _candidate_sheet(candidates: Sequence[Mapping[str, Any]], objective: str = "loss") -> Sheet:
     varied = [a for a in AXES if len({c["shape"].get(a) for c in candidates}) > 1] or ["hidden", "ffn"]
-    rows = [
-        [
-            str(i + 1),
-            *(f"{c['shape'][axis]:,}" for axis in varied),
-            f"{c['parameters']:,}",
-            f"{c['error']:+.1%}",
-            *(number(c[name]) for name in shown),
-        ]
-        for i, c in enumerate(candidates)
-    ]
-    return Sheet(
-        "candidates, best first", ["", *varied, "parameters counted", "off target", *(losses[n] for n in shown)], rows
-    )
+    costs = [name for name in candidates[0]["costs"] if name != "mass"]
+    columns: dict[str, list[str]] = {axis: [f"{c['shape'][axis]:,}" for c in candidates] for axis in varied}
+    columns["parameters counted"] = [f"{c['parameters']:,}" for c in candidates]
+    columns["off target"] = ["-" if c["error"] is None else f"{c['error']:+.1%}" for c in candidates]
+    columns |= {name: [_spelled(name, c["costs"][name]) for c in candidates] for name in costs}
+    if "mass" in candidates[0]["costs"]:
+        columns["importance kept"] = [f"{math.exp(c['costs']['mass']):.1%}" for c in candidates]
+    columns[f"zero-shot {objective}"] = [number(c["zero_shot"]) for c in candidates]
+    columns[f"retrained {objective}"] = [number(c["retrained"]) for c in candidates]
+    shown = {title: cells for title, cells in columns.items() if any(cell != "-" for cell in cells)}
+    rows = [[str(i + 1), *cells] for i, cells in enumerate(zip(*shown.values(), strict=True))]
+    return Sheet("candidates, best first", ["", *shown], rows)
 
 
 def _trained(found: Mapping[str, Any]) -> Iterable[Sheet]:
@@ -197,14 +253,71 @@ def _evaluate(found: Mapping[str, Any]) -> Iterable[Sheet]:
     rows = [["parameters", *(f"{m['parameters']:,}" for m in models.values())]]
     rows += [[name, *(_measured(m["results"], name) for m in models.values())] for name in metrics]
     yield Sheet("measured", ["", *models], rows)
+    others = {label: m["against_parent"] for label, m in models.items() if m.get("against_parent")}
+    apart = [[name, *(_apart(some, name) for some in others.values())] for name in metrics]
+    if apart := [row for row in apart if set(row[1:]) != {"-"}]:
+        yield Sheet("less the parent's, on the same items (95 % interval)", ["", *others], apart)
+    if timed := found["run"].get("speed"):
+        yield _speed(timed)
 
 
 def _measured(results: Mapping[str, Any], name: str) -> str:
-    task, _, metric = name.partition(".")
-    found = results.get(task, {}).get(metric)
+    found = _metric(results, name)
     if not found:
         return "-"
     return number(found["value"]) + (f" ± {found['stderr']:.2g}" if found["stderr"] is not None else "")
+
+
+def _metric(results: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    task, _, metric = name.partition(".")
+    return results.get(task, {}).get(metric)
+
+
+def _apart(against: Mapping[str, Any], name: str) -> str:
+    found = _metric(against, name)
+    if not found:
+        return "-"
+    ends = f" ({found['low']:+.3g} to {found['high']:+.3g})" if found["low"] is not None else ""
+    chance = f", p {found['mcnemar']:.2g}" if found["mcnemar"] is not None else ""
+    return f"{found['difference']:+.4g}{ends}{chance}"
+
+
+def _speed(timed: Mapping[str, Any]) -> Sheet:
+    settings, models = timed["settings"], timed["models"]
+    figures = {
+        "prefill tokens/s": lambda m: _times(m["prefill_tokens_per_second"], m.get("prefill_ratio")),
+        "decode tokens/s": lambda m: _times(m["decode_tokens_per_second"], m.get("decode_ratio")),
+        "first token, ms": lambda m: number(1000 * m["time_to_first_token_seconds"]),
+        "peak memory, MiB": lambda m: number(m["peak_bytes"] / 2**20) if "peak_bytes" in m else "-",
+    }
+    title = f"speed: {settings['batch_size']} x {settings['prompt_tokens']} + {settings['new_tokens']} tokens"
+    order = sorted(models, key=lambda label: label != "parent")
+    return Sheet(title, ["", *order], [[name, *(cell(models[m]) for m in order)] for name, cell in figures.items()])
+
+
+def _times(value: float, ratio: float | None) -> str:
+    return number(value) + (f" ({ratio:.2f} x)" if ratio is not None else "")
+
+
+def gate_sheet(found: "Sequence[Outcome]") -> Sheet:
+    """Every bound, the value held against it, and by how much it was met or missed."""
+    rows = [
+        [
+            outcome.title,
+            number(outcome.value),
+            number(outcome.compared),
+            "-" if outcome.margin is None else f"{outcome.margin:+.3g}",
+            "met" if outcome.passed else "MISSED",
+        ]
+        for outcome in found
+    ]
+    return Sheet("gates", ["", "value", "compared", "margin", ""], rows)
+
+
+def task_sheet(tasks: Sequence[Mapping[str, Any]]) -> Sheet:
+    """What tasks a dry run would ask."""
+    columns = ("task", "shots", "items", "metrics", "data", "note")
+    return Sheet("tasks", ["", *columns[1:-1], ""], [[str(row[name]) for name in columns] for row in tasks])
 
 
 def plan_values(plan: "Plan") -> dict[str, Any]:

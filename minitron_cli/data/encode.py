@@ -1,76 +1,89 @@
 """Documents to arrays of token ids, in little memory however long a text is."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minitron_cli.data.marked import Marked, marked
-from minitron_cli.data.rows import Chat, Completion, Document, Ids
+from minitron_cli.data.marked import marked
+from minitron_cli.data.rows import Document, Ids
+from minitron_cli.data.workers import Map
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 GROUP_CHARACTERS = 1 << 20  # tokenised at once: a tokenizer's result takes many times the space of its text
 
 
+class Piece(NamedTuple):
+    """Text that is tokenised as one."""
+
+    text: str
+    is_last: bool = True
+    """Of its document."""
+    ends_with_eos: bool = True
+    spans: tuple[tuple[int, int], ...] | None = None
+    """Half-open ranges of characters that count; None: all do."""
+
+
 def encoded(
-    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", after_group: Callable[[], None]
+    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", encode: Map, after_group: Callable[[], None]
 ) -> Iterator[Ids]:
     """The ids of each document and, behind those of a text, the end-of-text token; no other special token is added.
 
-    A text longer than GROUP_CHARACTERS is tokenised in pieces.
+    A text longer than GROUP_CHARACTERS is tokenised in pieces. `encode` maps `Encoder` over groups of pieces.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise DataError("the tokenizer has no end-of-text token: name one as eos_token in its tokenizer_config.json")
-    encoder = _encoder(tokenizer)
-    for is_marked, some in groupby(documents, lambda document: isinstance(document.content, Chat | Completion)):
-        if is_marked:
-            yield from _marked_ids(some, tokenizer, encoder, eos, after_group)
-        else:
-            yield from _text_ids(some, encoder, eos, after_group)
-
-
-def _text_ids(
-    documents: Iterable[Document], encoder: "Tokenizer", eos: int, after_group: Callable[[], None]
-) -> Iterator[Ids]:
     parts: list[np.ndarray] = []
-    for group in _groups(piece for document in documents for piece in _pieces(str(document.content))):
-        encodings = encoder.encode_batch_fast([piece.text for piece in group], add_special_tokens=False)
-        for piece, encoding in zip(group, encodings, strict=True):
-            parts.append(np.array(encoding.ids, np.int64))
-            if piece.is_last:
-                yield Ids(np.concatenate([*parts, [eos]]))
+    for group in encode(_groups(piece for document in documents for piece in _pieces(document, tokenizer))):
+        for ids, is_last in group:
+            if is_last and not parts:
+                yield ids
+                continue
+            parts.append(ids.ids)
+            if is_last:
+                yield Ids(np.concatenate(parts))
                 parts.clear()
         after_group()
 
 
-def _marked_ids(
-    documents: Iterable[Document],
-    tokenizer: "PreTrainedTokenizerBase",
-    encoder: "Tokenizer",
-    eos: int,
-    after_group: Callable[[], None],
-) -> Iterator[Ids]:
-    for document in documents:
-        yield _counted(marked(document, tokenizer), encoder, eos)
-        after_group()
+def encoder_arguments(tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, ...]:
+    """What an `Encoder` is made of, here or in another process."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-text token: name one as eos_token in its tokenizer_config.json")
+    return tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id
 
 
-def _counted(text: Marked, encoder: "Tokenizer", eos: int) -> Ids:
-    """A token counts if its first character does."""
-    encoding = encoder.encode(text.text, add_special_tokens=False)
-    starts = np.array([start for start, _ in encoding.offsets], np.int64)
+class Encoder:
+    """Pieces to ids, every id of a text whatever padding and truncation the tokenizer's file asks for."""
+
+    def __init__(self, tokenizer_json: str, eos: int) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer, self._eos = Tokenizer.from_str(tokenizer_json), eos
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def __call__(self, pieces: list[Piece]) -> list[tuple[Ids, bool]]:
+        """The ids of each piece, and whether it is its document's last."""
+        needs_offsets = any(piece.spans is not None for piece in pieces)
+        encode = self._tokenizer.encode_batch if needs_offsets else self._tokenizer.encode_batch_fast
+        encodings = encode([piece.text for piece in pieces], add_special_tokens=False)
+        return [(self._ids(piece, e), piece.is_last) for piece, e in zip(pieces, encodings, strict=True)]
+
+    def _ids(self, piece: Piece, encoding: Any) -> Ids:
+        tail = [self._eos] if piece.ends_with_eos else []
+        ids = np.array([*encoding.ids, *tail], np.int64)
+        return Ids(ids) if piece.spans is None else Ids(ids, _counts(piece.spans, encoding.offsets, len(tail)))
+
+
+def _counts(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]], tail: int) -> np.ndarray:
+    """A token counts if its first character does; so does the end."""
+    starts = np.array([start for start, _ in offsets], np.int64)
     counts = np.zeros(len(starts), bool)
-    for start, stop in text.spans:
+    for start, stop in spans:
         counts |= (start <= starts) & (starts < stop)
-    tail = [eos] if text.ends_with_eos else []
-    return Ids(np.array([*encoding.ids, *tail], np.int64), np.append(counts, [True] * len(tail)).astype(bool))
+    return np.append(counts, [True] * tail).astype(bool)
 
 
 def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
@@ -87,22 +100,25 @@ def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
         yield content
 
 
-class _Piece(NamedTuple):
-    text: str
-    is_last: bool
+def _pieces(document: Document, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Piece]:
+    if isinstance(document.content, str):
+        yield from _text_pieces(document.content)
+    else:
+        text, spans, ends_with_eos = marked(document, tokenizer)
+        yield Piece(text, True, ends_with_eos, spans)
 
 
-def _pieces(text: str) -> Iterator[_Piece]:
+def _text_pieces(text: str) -> Iterator[Piece]:
     """The text, cut behind a line's end where it is longer than GROUP_CHARACTERS."""
     start = 0
     while len(text) - start > GROUP_CHARACTERS:
         end = text.rfind("\n", start, start + GROUP_CHARACTERS) + 1 or start + GROUP_CHARACTERS
-        yield _Piece(text[start:end], is_last=False)
+        yield Piece(text[start:end], is_last=False, ends_with_eos=False)
         start = end
-    yield _Piece(text[start:], is_last=True)
+    yield Piece(text[start:])
 
 
-def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """The pieces in lists of about GROUP_CHARACTERS."""
     group, characters = [], 0
     for piece in pieces:
@@ -113,11 +129,3 @@ def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
             group, characters = [], 0
     if group:
         yield group
-
-
-def _encoder(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
-    """A copy that gives every id of a text, whatever padding and truncation the tokenizer's file asks for."""
-    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
-    encoder.no_padding()
-    encoder.no_truncation()
-    return encoder

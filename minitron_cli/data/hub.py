@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitron_cli.data.files import BATCH_ROWS, first_line, hashed, table_rows, total_bytes
-from minitron_cli.data.rows import Row, require_columns
+from minitron_cli.data.rows import Row, fields, require_columns
 from minitron_cli.errors import DataError, EnvironmentFault
+from minitron_cli.io import digest
 
 if TYPE_CHECKING:
     import datasets
@@ -32,6 +34,35 @@ def load(name: str, config_name: str | None, split: str, revision: str | None) -
     if revision and is_offline_mode():
         _require_revision(dataset, name, revision)
     return dataset
+
+
+@lru_cache(maxsize=8)
+def stream(
+    name: str, config_name: str | None, split: str, revision: str | None
+) -> tuple["datasets.IterableDataset", str]:
+    """The dataset, nothing of it downloaded yet, and the commit (of a local directory: a hash of its files)."""
+    import datasets
+
+    with _failure_named(name):
+        commit = _commit(name, revision)
+        dataset = datasets.load_dataset(name, config_name, split=split, revision=commit, streaming=True)
+    local = sorted(path for path in Path(name).rglob("*") if path.is_file()) if Path(name).is_dir() else []
+    return dataset, commit or digest(hashed(local))
+
+
+def streamed_rows(dataset: "datasets.IterableDataset", columns: Sequence[str], where: str, count: int) -> Iterator[Row]:
+    """The first `count` rows, read over the network as they are asked for."""
+    records = islice(iter(dataset), count)
+    number = 0
+    while True:
+        with _failure_named(where.removeprefix("hub dataset ")):
+            record = next(records, None)
+        if record is None:
+            return
+        place = f"{where}: row {number}"
+        values = fields(record, columns, place)
+        yield Row(values, place, sum(len(str(value)) for value in values))
+        number += 1
 
 
 def cached_files(dataset: "datasets.Dataset") -> list[Path]:

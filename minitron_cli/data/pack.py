@@ -4,13 +4,13 @@ The documents of a split follow each other, each text ended by the end-of-text t
 of this sequence; what is left at its end is dropped.
 """
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import partial
-from hashlib import blake2b
-from itertools import chain
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor
 
 from minitron_cli import io, progress
 from minitron_cli.data import token_file
-from minitron_cli.data.encode import checked, encoded
-from minitron_cli.data.rows import Document, Ids
-from minitron_cli.data.sources import Corpus, DataConfig, Source, TokenIds
-from minitron_cli.data.token_file import TokenFile
+from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
+from minitron_cli.data.rows import Ids
+from minitron_cli.data.sources import DataConfig, TokenIds
+from minitron_cli.data.split import Split, SplitName
+from minitron_cli.data.token_file import Place, TokenFile
+from minitron_cli.data.workers import Map, mapping, processes_for
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,11 +31,8 @@ if TYPE_CHECKING:
 
 # T token of a block
 
-FORMAT = 1  # raise it when the same text and tokenizer give another token file
-
-EVERYTHING = (0.0, 1.0)
-
-SplitName = Literal["train", "validation"]
+FORMAT = 2  # raise it when the same text and tokenizer give another token file
+WAIT_SECONDS = 0.2
 
 
 class Blocks:
@@ -59,6 +58,11 @@ class Blocks:
         origin_T[starts[first:stop] - span.start] = starts[first:stop] - span.start
         return torch.from_numpy(np.arange(self.sequence_length) - np.maximum.accumulate(origin_T))
 
+    def documents(self, i: int) -> Tensor:
+        """Which document, by its number, each token is of; int64 [T]."""
+        span = self._span(i)
+        return torch.from_numpy(np.searchsorted(self._file.starts, np.arange(span.start, span.stop), side="right") - 1)
+
     def counts(self, i: int) -> Tensor | None:
         """Which tokens of block i count, bool [T]; None if all do."""
         if self._file.counts is None:
@@ -73,7 +77,7 @@ class Blocks:
 
 def prepare(
     config: DataConfig,
-    split: SplitName,
+    name: SplitName,
     tokenizer: "PreTrainedTokenizerBase",
     tokenizer_key: str,
     cache_dir: Path,
@@ -81,123 +85,98 @@ def prepare(
     """The blocks of one split, tokenised on the first call and found in `cache_dir` on later ones.
 
     What is found is used if it was made of the same content, by the same tokenizer (`tokenizer_key` is a hash of it)
-    and under the same rules, and is whole. Processes that call at the same time all do the work and end with the same
-    file. DataError if a source is broken or there are too few tokens for one block.
+    and under the same rules, and is whole. Of the processes of a distributed run the first does the work, the others
+    wait. DataError if a source is broken or there are too few tokens for one block.
     """
-    part = _open(config, split)
-    key = io.digest([FORMAT, tokenizer_key, part.identity()])
+    split = Split.open(config, name)
+    key = io.digest([FORMAT, tokenizer_key, split.identity()])
     directory = cache_dir / key[:16]
     file = token_file.find(directory, key)
     if file is None:
-        vocab_size = 1 + max(tokenizer.get_vocab().values())
-        file = token_file.create(
-            directory, key, vocab_size, _token_arrays(part, tokenizer, vocab_size), part.has_counts
-        )
+        file = _create(directory, key, split, tokenizer) if io.is_first_process() else _wait_for(directory, key)
     blocks = Blocks(file, config.sequence_length)
     if not len(blocks):
         raise DataError(
-            f"{split} data: {len(file.tokens):,} tokens are fewer than one block of {config.sequence_length:,}; "
+            f"{name} data: {len(file.tokens):,} tokens are fewer than one block of {config.sequence_length:,}; "
             "add text or lower data.sequence_length"
         )
     return blocks
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The documents of some sources whose hash, as a number from 0 to 1, lies in a half-open range."""
-
-    name: SplitName
-    sources: tuple[Source, ...]
-    corpora: tuple[Corpus, ...]
-    held: tuple[float, float]
-
-    def identity(self) -> list[object]:
-        weights = [source.weight for source in self.sources]
-        return [[corpus.identity for corpus in self.corpora], weights, self.held]
-
-    @property
-    def has_counts(self) -> bool:
-        return any(source.has_counts for source in self.sources)
-
-    def holds(self, document: Document) -> bool:
-        return self.held == EVERYTHING or self.held[0] <= _hash_fraction(document) < self.held[1]
+def _create(directory: Path, key: str, split: Split, tokenizer: "PreTrainedTokenizerBase") -> TokenFile:
+    vocab_size = 1 + max(tokenizer.get_vocab().values())
+    with ExitStack() as opened:
+        documents = partial(_documents, split, tokenizer, vocab_size, opened)
+        return token_file.create(directory, key, vocab_size, documents, split.has_counts)
 
 
-def _open(config: DataConfig, split: SplitName) -> _Split:
-    if config.validation:
-        sources, held = config.validation if split == "validation" else config.sources, EVERYTHING
-    else:
-        border = config.validation_fraction
-        sources, held = config.sources, (0.0, border) if split == "validation" else (border, 1.0)
-    return _Split(split, sources, tuple(source.open() for source in sources), held)
+def _wait_for(directory: Path, key: str) -> TokenFile:
+    """A launcher ends us all if the first process fails."""
+    while (file := token_file.find(directory, key)) is None:
+        progress.raise_if_stopped()
+        time.sleep(WAIT_SECONDS)
+    return file
 
 
-def _hash_fraction(document: Document) -> float:
-    """A number in [0, 1) that equal documents share, wherever they come from."""
-    content = document.content
-    if isinstance(content, str):
-        data = content.encode()
-    else:
-        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else io.canonical_json(content)
-    return (int.from_bytes(blake2b(data, digest_size=8).digest(), "little") >> 11) / 2**53
+def _documents(
+    split: Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, opened: ExitStack, after: Place | None
+) -> Iterator[tuple[Ids, Place]]:
+    """The ids of each document in the order of the token file, and the place behind it.
 
-
-def _token_arrays(part: _Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Iterator[Ids]:
-    """The ids of each document, in the order of the token file. DataError if there is none, or the sources change."""
-    is_empty = True
-    total = sum(corpus.size_bytes for corpus in part.corpora)
-    with progress.track(f"tokenise {part.name} data", total=total, unit="bytes") as step:
-        for ids in _mixture(part, [_stream(part, i, tokenizer, vocab_size, step) for i in range(len(part.sources))]):
-            is_empty = False
-            yield ids
-    if is_empty:
-        raise DataError(
-            f"{part.name} data: data.validation_fraction holds out whole documents and leaves none here; "
-            "name data.validation sources, or cut the text into more documents"
-        )
-    if [source.open().identity for source in part.sources] != [corpus.identity for corpus in part.corpora]:
-        raise DataError(f"{part.name} data: changed while it was read; run the command again")
+    DataError if there is none, or the sources change meanwhile. Those before the place `after` are read, not encoded.
+    """
+    place = after or [[0, 0] for _ in split.sources]
+    step = opened.enter_context(progress.track(f"tokenise {split.name} data", total=split.size_bytes, unit="bytes"))
+    encode = None
+    if not all(isinstance(source, TokenIds) for source in split.sources):
+        processes = processes_for(split.size_bytes)
+        encode = opened.enter_context(mapping(Encoder, encoder_arguments(tokenizer), processes))
+    streams = [
+        _stream(split, i, tokenizer, vocab_size, step, encode, skip=documents) for i, (documents, _) in enumerate(place)
+    ]
+    for turn, ids in _mixture(split, streams, [tokens for _, tokens in place]):
+        place = [[n + (i == turn), tokens + (i == turn) * len(ids.ids)] for i, (n, tokens) in enumerate(place)]
+        yield ids, place
+    if not any(tokens for _, tokens in place):
+        raise split.nothing()
+    split.check_unchanged()
 
 
 def _stream(
-    part: _Split, i: int, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, step: progress.Step
+    split: Split,
+    i: int,
+    tokenizer: "PreTrainedTokenizerBase",
+    vocab_size: int,
+    step: progress.Step,
+    encode: Map | None,
+    skip: int,
 ) -> Iterator[Ids]:
-    """The ids of each document of source i that the split holds."""
-    documents = filter(part.holds, _read(part.corpora[i], step))
-    if isinstance(part.sources[i], TokenIds):
+    """The ids of each document of source i that the split holds, but for the first ones."""
+    documents = islice(split.documents(i, step), skip, None)
+    if isinstance(split.sources[i], TokenIds):
         return checked(documents, vocab_size)
-    return encoded(documents, tokenizer, after_group=partial(step, 0))
+    assert encode
+    return encoded(documents, tokenizer, encode, after_group=partial(step, 0))
 
 
-def _read(corpus: Corpus, step: progress.Step) -> Iterator[Document]:
-    is_empty = True
-    for document in corpus.documents:
-        is_empty = False
-        step(document.size_bytes)
-        yield document
-    if is_empty:
-        raise DataError(f"{corpus.label}: holds only empty documents; drop it from the sources or write it again")
+def _mixture(split: Split, streams: list[Iterator[Ids]], taken: list[int]) -> Iterator[tuple[int, Ids]]:
+    """One document after the other and its source: always the one that is furthest behind its share of the tokens.
 
-
-def _mixture(part: _Split, streams: list[Iterator[Ids]]) -> Iterator[Ids]:
-    """One document after the other, always of the source that is furthest behind its share of the tokens.
-
-    Without weights, all of the first source, then all of the next.
+    Without weights, all of the first source, then all of the next. `taken` is how many tokens of each came before.
     """
-    weights = [source.weight for source in part.sources if source.weight]
+    weights = [weight for weight in split.weights if weight]
     if not weights:
-        yield from chain(*streams)
+        yield from ((i, ids) for i, stream in enumerate(streams) for ids in stream)
         return
-    taken = [0] * len(streams)
     while True:
         turn = min(range(len(streams)), key=lambda i: taken[i] / weights[i])
         ids = next(streams[turn], None)
         if ids is None:
             break
         taken[turn] += len(ids.ids)
-        yield ids
+        yield turn, ids
     if len(streams) > 1:
-        label = part.corpora[turn].label
+        label = split.corpora[turn].label
         progress.say(
-            f"{part.name} data end with {label}, used up after {taken[turn]:,} tokens; weights keep the shares"
+            f"{split.name} data end with {label}, used up after {taken[turn]:,} tokens; weights keep the shares"
         )

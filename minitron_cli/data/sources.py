@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from minitron_cli.data import files, hub, standard_library
 from minitron_cli.data.rows import Document, Row, chat_documents, completion_documents, text_documents, token_documents
-from minitron_cli.spec import Spec
+from minitron_cli.spec import Quantity, Spec
 
 
 class Corpus(NamedTuple):
@@ -17,8 +17,8 @@ class Corpus(NamedTuple):
     """Its name in messages."""
     identity: list[Any]
     """A JSON value that changes when a byte of the content does, and does not when the content moves."""
-    size_bytes: int
-    """About what the documents' `size_bytes` add up to."""
+    size_bytes: int | None
+    """About what the documents' `size_bytes` add up to; None if that is not known before they are read."""
     documents: Iterator[Document]
     """Read on demand, in a fixed order; a DataError at the first broken one."""
 
@@ -81,7 +81,11 @@ class TextFiles(Readable):
 
 
 class HubDataset(Readable):
-    """Text, chats or completions in a dataset of the Hugging Face Hub, downloaded once and read from a cache."""
+    """Text, chats or completions in a dataset of the Hugging Face Hub, downloaded once and read from a cache.
+
+    With `documents`, the first so many are read over the network and tokenised, and no more of it is downloaded: what
+    training needs of a dataset that no disk holds.
+    """
 
     kind: Literal["hub"] = "hub"
     name: str
@@ -92,11 +96,23 @@ class HubDataset(Readable):
     """The split, or a part of it such as train[:1%]."""
     revision: str | None = None
     """A branch, tag or commit; with a commit the data never change."""
+    documents: Quantity | None = None
+    """Take the first so many rows, such as 200k, without downloading the rest; none: all of them."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
     def open(self) -> Corpus:
         """The source as it is now. DataError if it does not exist, EnvironmentFault if it can't be downloaded."""
+        return self._stored() if self.documents is None else self._streamed(self.documents)
+
+    def _streamed(self, count: int) -> Corpus:
+        dataset, commit = hub.stream(self.name, self.config_name, self.split, self.revision)
+        label = f"hub dataset {self.name}"
+        documents = self._documents(hub.streamed_rows(dataset, self.columns, label, count))
+        identity = [self.kind, *self._reading(), self.name, self.config_name, self.split, commit, count]
+        return Corpus(label, identity, None, documents)
+
+    def _stored(self) -> Corpus:
         dataset = hub.load(self.name, self.config_name, self.split, self.revision)
         label = f"hub dataset {self.name}"
         documents = self._documents(hub.rows(dataset, self.columns, label))

@@ -2,12 +2,15 @@
 
 A directory of `tokens.bin` (all ids, uint16 or uint32), `starts.bin` (where each document begins in it, int64),
 `counts.bin` if some tokens may not count (a byte of 0 or 1 each) and `header.json`. All numbers are little-endian.
+A long corpus is written in parts, directories of the same form, which are joined at the end: a killed run continues
+after the last part that it finished.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +19,19 @@ import numpy as np
 from minitron_cli import io, progress
 from minitron_cli.data import files
 from minitron_cli.data.rows import Ids
-from minitron_cli.errors import EnvironmentFault
+from minitron_cli.errors import DataError, EnvironmentFault
 
 TOKENS, STARTS, COUNTS, HEADER = "tokens.bin", "starts.bin", "counts.bin", "header.json"
 START_DTYPE = "<i8"
 STRETCHES, SAMPLE_BYTES = 16, 16 << 20
+PART_TOKENS = 1 << 26  # a minute's work of one core
+PARTS = ".parts"  # behind the directory's name
+COPY_BYTES = 16 << 20
+
+Place = list[list[int]]
+"""How far the sources were read: each one's documents and tokens so far."""
+Documents = Callable[[Place | None], Iterable[tuple[Ids, Place]]]
+"""The documents after a place (None: all of them), each with the place behind it."""
 
 
 class TokenFile(NamedTuple):
@@ -48,41 +59,142 @@ def find(directory: Path, key: str) -> TokenFile | None:
     )
 
 
-def create(directory: Path, key: str, vocab_size: int, documents: Iterable[Ids], has_counts: bool) -> TokenFile:
-    """Write the documents under another name, read them back, rename: a killed run leaves nothing at `directory`."""
+def create(directory: Path, key: str, vocab_size: int, documents: Documents, has_counts: bool) -> TokenFile:
+    """Write the documents under another name, read them back, rename: a killed run leaves nothing at `directory`.
+
+    What it does leave beside it are the parts that it finished; they are not made again.
+    """
     if directory.exists() and find(directory, key) is None:
         progress.warn(f"{directory}: is damaged; the data are tokenised again")
         io.remove_tree(directory)
     io.make_dirs(directory.parent)
-    io.sweep(directory.parent)
-    temporary = io.temporary_dir(directory.parent, directory.name)
+    _sweep(directory.parent)
     try:
-        _write(temporary, key, "<u2" if vocab_size <= 1 << 16 else "<u4", documents, has_counts)
-        io.publish(temporary, directory)
-    finally:
-        io.remove_tree(temporary)  # not there any more if it was published
+        _Work(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_counts).do(documents)
+    except FileNotFoundError:  # another process did the same work, was faster, and removed the parts
+        if find(directory, key) is None:
+            raise
     file = find(directory, key)
     assert file
     return file
 
 
-def _write(directory: Path, key: str, dtype: str, documents: Iterable[Ids], has_counts: bool) -> None:
-    position = 0
-    with ExitStack() as opened:
-        tokens, starts = (opened.enter_context(io.new_file(directory / name)) for name in (TOKENS, STARTS))
-        counts = opened.enter_context(io.new_file(directory / COUNTS)) if has_counts else None
-        for document in documents:
-            starts.write(np.array(position, START_DTYPE).tobytes())
-            tokens.write(document.ids.astype(dtype).tobytes())
-            if counts:
-                counts.write(_all_or(document).tobytes())
-            position += len(document.ids)
-    written = [file for file in (tokens, starts, counts) if file]
-    sha256 = [file.record().sha256 for file in written]
-    if files.hashed([file.path for file in written]) != sha256:
-        raise EnvironmentFault(f"{directory}: the disk returns other bytes than were written; check it and run again")
-    header = {"key": key, "dtype": dtype, "sha256": sha256, "samples": _samples(directory)}
-    io.write_new_json(directory / HEADER, header | {"header_sha256": io.digest(header)})
+def _sweep(directory: Path) -> None:
+    """Remove what killed runs left, but for the parts of files that are not made yet."""
+    io.sweep(directory)
+    for parts in directory.glob(f"*{PARTS}"):
+        if parts.with_suffix("").exists():
+            io.remove_tree(parts)
+
+
+class _Work:
+    """The making of one token file."""
+
+    def __init__(self, directory: Path, key: str, dtype: str, has_counts: bool) -> None:
+        self.directory, self.key, self.dtype = directory, key, dtype
+        self.names = (TOKENS, STARTS, COUNTS) if has_counts else (TOKENS, STARTS)
+        self.parts_directory = directory.with_name(directory.name + PARTS)
+
+    def do(self, documents: Documents) -> None:
+        parts = self._sound_parts()
+        place = _header_of(parts[-1])["to"] if parts else None
+        if place:
+            progress.say(f"tokenising continues after {sum(tokens for _, tokens in place):,} tokens")
+        try:
+            self._write_all(iter(documents(place)), parts, place)
+        except DataError:
+            io.remove_tree(self.parts_directory)  # what they were made of is broken, or not the same any more
+            raise
+        io.remove_tree(self.parts_directory)
+
+    def _write_all(self, stream: Iterator[tuple[Ids, Place]], parts: list[Path], place: Place | None) -> None:
+        first = next(stream, None)
+        while first is not None:
+            with _temporary(self.directory) as temporary:
+                place = self._write(temporary, chain([first], stream), place)
+                first = next(stream, None)
+                if first is None and not parts:
+                    io.publish(temporary, self.directory)
+                    return
+                io.make_dirs(self.parts_directory)
+                parts.append(self.parts_directory / _part_name(len(parts)))
+                io.publish(temporary, parts[-1])
+        with _temporary(self.directory) as temporary:
+            self._join(temporary, parts)
+            io.publish(temporary, self.directory)
+
+    def _write(self, directory: Path, documents: Iterable[tuple[Ids, Place]], place: Place | None) -> Place:
+        """Documents until a part is full; the place behind the last of them."""
+        start, end, position = place, place, 0
+        with self._new_files(directory) as (tokens, starts, *counts):
+            for ids, end in documents:  # noqa: B007  # the last one is what counts
+                starts.write(np.array(position, START_DTYPE).tobytes())
+                tokens.write(ids.ids.astype(self.dtype).tobytes())
+                for file in counts:
+                    file.write(_all_or(ids).tobytes())
+                position += len(ids.ids)
+                if position >= PART_TOKENS:
+                    break
+        assert end is not None
+        self._seal(directory, [tokens, starts, *counts], {"from": start, "to": end})
+        return end
+
+    def _join(self, directory: Path, parts: Iterable[Path]) -> None:
+        """The parts' content behind each other."""
+        with self._new_files(directory) as (tokens, starts, *counts):
+            for part in parts:
+                base = tokens.size_bytes // np.dtype(self.dtype).itemsize
+                starts.write((np.fromfile(part / STARTS, START_DTYPE) + base).astype(START_DTYPE).tobytes())
+                for file in (tokens, *counts):
+                    _copy(part / file.path.name, file)
+        self._seal(directory, [tokens, starts, *counts], {})
+
+    @contextmanager
+    def _new_files(self, directory: Path) -> Iterator[list[io.NewFile]]:
+        with ExitStack() as opened:
+            yield [opened.enter_context(io.new_file(directory / name)) for name in self.names]
+
+    def _seal(self, directory: Path, written: list[io.NewFile], more: dict[str, Any]) -> None:
+        sha256 = [file.record().sha256 for file in written]
+        if files.hashed([file.path for file in written]) != sha256:
+            raise EnvironmentFault(
+                f"{directory}: the disk returns other bytes than were written; check it and run again"
+            )
+        header = {"key": self.key, "dtype": self.dtype, "sha256": sha256, "samples": _samples(directory)} | more
+        io.write_new_json(directory / HEADER, header | {"header_sha256": io.digest(header)})
+
+    def _sound_parts(self) -> list[Path]:
+        """The parts of an earlier run, as far as each continues the one before; the others are removed."""
+        parts: list[Path] = []
+        place = None
+        for part in sorted(self.parts_directory.glob("*")):
+            header = _header(part) if find(part, self.key) else None
+            if header and part.name == _part_name(len(parts)) and header["from"] == place:
+                parts.append(part)
+                place = header["to"]
+            else:
+                io.remove_tree(part)
+        return parts
+
+
+def _part_name(i: int) -> str:
+    return f"{i:05}"
+
+
+@contextmanager
+def _temporary(directory: Path) -> Iterator[Path]:
+    temporary = io.temporary_dir(directory.parent, directory.name)
+    try:
+        yield temporary
+    finally:
+        io.remove_tree(temporary)  # not there any more if it was published
+
+
+def _copy(path: Path, file: io.NewFile) -> None:
+    with open(path, "rb") as source:
+        while piece := source.read(COPY_BYTES):
+            file.write(piece)
+            progress.raise_if_stopped()
 
 
 def _all_or(document: Ids) -> np.ndarray:
@@ -97,6 +209,12 @@ def _header(directory: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return header if is_whole else None
+
+
+def _header_of(directory: Path) -> dict[str, Any]:
+    header = _header(directory)
+    assert header
+    return header
 
 
 def _samples(directory: Path) -> list[str]:

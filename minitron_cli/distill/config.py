@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minitron_cli.distill.losses import CrossEntropy, ForwardKL, KDLoss
+from minitron_cli.distill.losses import ByVocab, CrossEntropy, ForwardKL, KDLoss
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Quantity, Spec
 
@@ -13,7 +13,7 @@ Objective = Literal["kl", "ce"]
 OBJECTIVES: dict[Objective, tuple[KDLoss, ...]] = {"kl": (ForwardKL(),), "ce": (CrossEntropy(),)}
 """Names for the two usual choices of `losses`: distillation, and conventional training as its control."""
 
-State = Literal["embedding", "mlp_input", "block_output"]
+State = Literal["embedding", "attention_relation", "mlp_input", "block_output"]
 
 
 class HiddenLosses(Spec):
@@ -25,13 +25,18 @@ class HiddenLosses(Spec):
     """
 
     states: Annotated[tuple[State, ...], Field(min_length=1)] = ("block_output", "embedding")
-    """Which states: the embeddings, each mapped layer's MLP input, each mapped layer's output."""
+    """Which states: the embeddings; of each mapped layer its MLP's input, its output, and its attention relations, that
+    is which tokens its queries, keys and values find alike (MiniLMv2: Wang et al. 2021), which need no projection."""
     layers: tuple[tuple[int, int], ...] | None = None
     """(teacher, student) pairs of layers from 0; not given: the last but two of both if depth was cut, else none."""
     distance: Literal["cosine", "mse"] = "cosine"
-    """1 - cosine, the best of those tried (Muralidharan et al. 2024, sec. 3), or the mean squared difference."""
+    """1 - cosine, the best of those tried (Muralidharan et al. 2024, sec. 3), or the mean squared difference. Attention
+    relations are compared by KL(teacher || student), averaged over relation heads."""
     weight: float | Literal["dynamic"] = "dynamic"
-    """alpha in L_logits + alpha * L_hidden; "dynamic" is L_logits / L_hidden of the step before, and 0 in the first."""
+    """alpha in L_logits + alpha * L_hidden. "dynamic", better than a constant (Muralidharan et al. 2024, sec. 3), makes
+    both count alike: L_logits / L_hidden, a number without gradient. It is of the step before, and 0 in the first:
+    that of a micro-batch would make the result depend on `micro_batch_size`, and that of the whole step is known only
+    when its gradients are."""
 
     @model_validator(mode="after")
     def _weight_is_positive(self) -> "HiddenLosses":
@@ -75,6 +80,9 @@ class DistillConfig(Spec):
     """Largest norm of the gradient (Parmar et al. 2024)."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (ForwardKL(),)
     """Losses on the next token's distribution, added up with their weights."""
+    low_memory: bool = False
+    """Hold logits of a part of the vocabulary at a time, and make them twice: some megabytes instead of some hundred,
+    for a step that is longer by each model's product with its head. For forward_kl, reverse_kl and cross_entropy."""
     hidden: HiddenLosses | None = None
     """Losses on hidden states, in addition."""
     init: Literal["student", "random"] = "student"
@@ -109,6 +117,8 @@ class DistillConfig(Spec):
             raise ValueError("tokens and steps both say how long to train; keep one of them")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.low_memory and (whole := [loss.kind for loss in self.losses if not isinstance(loss, ByVocab)]):
+            raise ValueError(f"low_memory is not for {whole[0]}, which needs a token's whole logits; drop one of them")
         return self
 
     @property

@@ -19,7 +19,7 @@ from minitron_cli.distill.hidden import StatePair, capture, hidden_loss, project
 from minitron_cli.distill.losses import ForwardKL
 from minitron_cli.distill.objective import Side, check_vocab, fused_objective
 from minitron_cli.distill.sharding import Rows
-from minitron_cli.distill.targets import Targets
+from minitron_cli.distill.targets import Targets, documents
 from minitron_cli.distill.world import Precision, World
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import family_of
@@ -133,11 +133,20 @@ class Models:
                     teacher_BTD, teacher_states = self._decode(self._guide, batch, [p.teacher for p in self.pairs])
                 teacher_side = Side(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
             student_side = Side(student_BTD.flatten(0, 1), self._learner.head).rows(rows_N)
-            objective = fused_objective(self.config.losses, student_side, teacher_side, labels_N, count=count)
+            objective = fused_objective(
+                self.config.losses, student_side, teacher_side, labels_N, count=count, low_memory=self.config.low_memory
+            )
             if not self.pairs or self.config.hidden is None:
                 return Losses(*objective)
             hidden = hidden_loss(
-                self.pairs, student_states, teacher_states, self.project, self.config.hidden.distance, rows_N, count
+                self.pairs,
+                student_states,
+                teacher_states,
+                self.project,
+                self.config.hidden.distance,
+                rows_N,
+                count,
+                documents(batch).to(self.device),
             )
         return Losses(
             objective.total + hidden_weight * hidden, torch.cat([objective.each_L, hidden.detach().reshape(1)])
@@ -155,7 +164,7 @@ class Models:
             if self.teacher is not None:
                 teacher_BTD, _ = self._decode(self._guide, batch)
                 teacher = Side(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
-                kl += fused_objective([ForwardKL()], student, teacher, None, count=1).total
+                kl += fused_objective([ForwardKL()], student, teacher, None, count=1, low_memory=True).total
         return torch.stack([nll, kl])
 
     def release(self) -> None:

@@ -1,10 +1,12 @@
 """Losses between the hidden states of teacher and student: which states, seen where, and how far apart.
 
-States are seen at the outputs of norms, whose module names the caller gives: this knows no family.
+States are seen at the outputs of norms, whose module names the caller gives, and attention relations at those of the
+matrices that make queries, keys and values, which are read off a family's table.
 """
 
-# B sequence, T token, N counted token, D hidden
+# B sequence, T token, N counted token, D hidden, W width of a matrix's output
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -13,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli.distill.config import HiddenLosses
+from minitron_cli.distill.relation import relation_loss
 from minitron_cli.errors import RecipeError
+from minitron_cli.model.family import Family
+from minitron_cli.model.layout import Dim, parse
 
 
 class Norms(NamedTuple):
@@ -37,15 +42,61 @@ class Norms(NamedTuple):
         return cls(*layered, *final)
 
 
+class Relation(NamedTuple):
+    """What is in the output of a matrix that makes queries, keys or values, or several of them side by side."""
+
+    layout: str
+    teacher_sizes: dict[str, int]
+    student_sizes: dict[str, int]
+    heads: int
+    """Relation heads: the most that divide the key-value heads of both, so that a group of heads is never split."""
+
+
 class StatePair(NamedTuple):
     """One hidden state of each model, as names of the modules that put it out."""
 
     teacher: str
     student: str
+    relation: Relation | None = None
+    """Not the states are compared, but which tokens are alike in them."""
 
 
 def state_pairs(config: HiddenLosses, norms: Norms, teacher_layers: int, student_layers: int) -> tuple[StatePair, ...]:
-    """Every pair of states that `config` compares; none where layers are wanted but depth was not cut."""
+    """Every pair of states at norms that `config` compares; none where layers are wanted but depth was not cut."""
+    layers = _layers(config, teacher_layers, student_layers)
+    return tuple(
+        StatePair(_module(norms, state, teacher, teacher_layers), _module(norms, state, student, student_layers))
+        for state in config.states
+        if state != "attention_relation"
+        for teacher, student in ([(0, 0)] if state == "embedding" else layers)
+    )
+
+
+def relation_pairs(
+    config: HiddenLosses, family: Family, teacher_sizes: Mapping[str, int], student_sizes: Mapping[str, int]
+) -> tuple[StatePair, ...]:
+    """Every pair of matrices whose outputs' relations `config` compares."""
+    if "attention_relation" not in config.states:
+        return ()
+    sizes = dict(teacher_sizes), dict(student_sizes)
+    heads = math.gcd(*(s.get("kv_head", s["head"]) for s in sizes))
+    return tuple(
+        StatePair(module.format(layer=teacher), module.format(layer=student), Relation(layout, *sizes, heads))
+        for teacher, student in _layers(config, sizes[0]["layer"], sizes[1]["layer"])
+        for module, layout in _attention(family)
+    )
+
+
+def _attention(family: Family) -> Iterator[tuple[str, str]]:
+    """Modules that make queries, keys and values of the residual stream, and their layouts."""
+    for template, text in family.tensors.items():
+        layout = parse(text)
+        of_heads = all("head_dim" in section for section in layout.dims[0])
+        if of_heads and len(layout.dims) == 2 and layout.axes(1) == {"hidden"}:
+            yield template.removesuffix(".weight"), text
+
+
+def _layers(config: HiddenLosses, teacher_layers: int, student_layers: int) -> tuple[tuple[int, int], ...]:
     layers = config.layers
     if layers is None:
         layers = default_layers(teacher_layers, student_layers)
@@ -55,11 +106,7 @@ def state_pairs(config: HiddenLosses, norms: Norms, teacher_layers: int, student
                 f"distill.hidden.layers: ({teacher}, {student}) is outside the teacher's {teacher_layers} "
                 f"or the student's {student_layers} layers, which count from 0; correct the pair"
             )
-    return tuple(
-        StatePair(_module(norms, state, teacher, teacher_layers), _module(norms, state, student, student_layers))
-        for state in config.states
-        for teacher, student in ([(0, 0)] if state == "embedding" else layers)
-    )
+    return layers
 
 
 def default_layers(teacher_layers: int, student_layers: int) -> tuple[tuple[int, int], ...]:
@@ -115,17 +162,51 @@ def hidden_loss(
     distance: Literal["cosine", "mse"],
     rows_N: Tensor,
     count: int,
+    document_BT: Tensor,
 ) -> Tensor:
-    """The distances of all pairs added up, over the tokens `rows_N` of the flattened batch, divided by `count`."""
-    distances = []
+    """The distances of all pairs added up, over the tokens `rows_N` of the flattened batch, divided by `count`.
+
+    Tokens with the same number in `document_BT` and the same sequence are of one document.
+    """
+    losses = []
     for pair in pairs:
-        teacher_ND = teacher[pair.teacher].detach().flatten(0, 1).index_select(0, rows_N).float()
-        student_ND = project(student[pair.student].flatten(0, 1).index_select(0, rows_N)).float()
-        distances.append(_distance(student_ND, teacher_ND, distance).sum() / count)
-    return torch.stack(distances).sum()
+        states = student[pair.student], teacher[pair.teacher].detach()
+        if pair.relation is None:
+            student_ND, teacher_ND = (state.flatten(0, 1).index_select(0, rows_N) for state in states)
+            loss = _distance(project(student_ND).float(), teacher_ND.float(), distance).sum()
+        else:
+            loss = _relations(pair.relation, *states, rows_N, document_BT)
+        losses.append(loss / count)
+    return torch.stack(losses).sum()
 
 
 def _distance(student_ND: Tensor, teacher_ND: Tensor, distance: Literal["cosine", "mse"]) -> Tensor:
     if distance == "cosine":
         return 1 - nn.functional.cosine_similarity(student_ND, teacher_ND, dim=-1)
     return (student_ND - teacher_ND).square().mean(-1)
+
+
+def _relations(
+    relation: Relation, student_BTW: Tensor, teacher_BTW: Tensor, rows_N: Tensor, document_BT: Tensor
+) -> Tensor:
+    """Summed over the counted tokens, and over queries, keys and values as far as the matrix makes them."""
+    counted_BT = torch.zeros_like(document_BT, dtype=torch.bool)
+    counted_BT.view(-1)[rows_N] = True
+    dim = parse(relation.layout).dims[0]
+    parts = zip(
+        vectors(student_BTW, dim, relation.student_sizes),
+        vectors(teacher_BTW, dim, relation.teacher_sizes),
+        strict=True,
+    )
+    return torch.stack([relation_loss(s, t, relation.heads, counted_BT, document_BT) for s, t in parts]).sum()
+
+
+def vectors(output: Tensor, dim: Dim, sizes: Mapping[str, int]) -> Iterator[Tensor]:
+    """Queries, keys, values: each [..., heads * head_dim], whether they lie one after the other or head by head."""
+    shapes = [[f if isinstance(f, int) else sizes[f] for f in section] for section in dim]
+    pieces = output.split([math.prod(shape) for shape in shapes], -1)
+    for piece, section, shape in zip(pieces, dim, shapes, strict=True):
+        shaped = piece.unflatten(-1, shape)
+        side_by_side = [i for i, f in enumerate(section) if isinstance(f, int)]
+        kinds = shaped.unbind(side_by_side[0] - len(section)) if side_by_side else [shaped]
+        yield from (kind.flatten(-2) for kind in kinds)

@@ -75,6 +75,8 @@ def train(
     device: str = "cpu",
     placing: Placing = Placing(),
     log: Callable[[Row], None] = lambda row: None,
+    until: int | None = None,
+    alone: bool = False,
 ) -> TrainResult:
     """Train `student` in place; it comes back in fp32 and evaluation mode, on the device, sharded if that is how.
 
@@ -84,12 +86,14 @@ def train(
     `pairs` are the hidden states to compare where `config.hidden` is set (`hidden.state_pairs`). A
     teacher that no loss needs is still compared with at every evaluation. RunFailed if a loss or gradient is not
     finite, before it reaches the weights; Interrupted after a stop was requested, once the state is saved.
+    `until` is a step to stop after, with the state saved, for a later call to go on from. `alone`: no other process has
+    a part in this run.
     """
-    world = World(device)
+    world = World(device, alone=alone)
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, world, placing, log)
         run.start(resume)
-        return run.finish()
+        return run.finish(until)
 
 
 class _Run:
@@ -109,7 +113,7 @@ class _Run:
         self.config, self.scratch, self.world = config, scratch, world
         self.log = log if world.rank == 0 else lambda row: None
         self.train_blocks, self.validation_blocks = train_blocks, validation_blocks
-        self.total_steps = config.total_steps(train_blocks.sequence_length)
+        self.total_steps = self.last_step = config.total_steps(train_blocks.sequence_length)
         self._check(pairs)
         self.models = Models(
             student,
@@ -172,13 +176,14 @@ class _Run:
                     "the same samples in the same order, sums rounded differently"
                 )
 
-    def finish(self) -> TrainResult:
-        """Do the steps that are left."""
+    def finish(self, until: int | None = None) -> TrainResult:
+        """Do the steps that are left, or those up to `until`."""
+        self.last_step = min(until or self.total_steps, self.total_steps)
         started = time.monotonic()
         with progress.track("distill" if self.models.teacher else "train", self.total_steps, "steps") as advance:
             _show(advance, self.step)
             self._evaluate_if_due()
-            while self.step < self.total_steps:
+            while self.step < self.last_step:
                 row = self._optimize()
                 _show(advance, 1, loss=row["loss"], **self._speed())
                 self._save_if_due()
@@ -191,7 +196,8 @@ class _Run:
     def _export_(self) -> int:
         """Leave in the student what the run is to give; the step it is of."""
         best = self._best_step()
-        if self.config.export == "last" or best is None or self.scratch is None:
+        is_over = self.step == self.total_steps
+        if self.config.export == "last" or best is None or self.scratch is None or not is_over:
             return self.step
         is_there = self.world.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
         if not self.world.from_first(is_there):
@@ -298,14 +304,14 @@ class _Run:
     def _save_if_due(self) -> None:
         """Save when it is time, when the run is over, and when it is to stop."""
         is_stopping = self._is_stopping()
-        if is_stopping or self.step % self.config.save_every == 0 or self.step == self.total_steps:
+        if is_stopping or self.step % self.config.save_every == 0 or self.step == self.last_step:
             self._save()
         if is_stopping:
             progress.raise_if_stopped()
 
     def _evaluate_if_due(self) -> None:
         """Evaluate if this step calls for it. Comes after saving, so a run that resumes here does it again."""
-        is_due = self.step % self.config.eval_every == 0 or self.step == self.total_steps
+        is_due = self.step % self.config.eval_every == 0 or self.step == self.last_step
         if not self.validation_blocks or not is_due:
             return
         c = self.config

@@ -1,4 +1,4 @@
-"""What each position of a batch has to predict, and which positions count."""
+"""What each position of a batch has to predict, which positions count, and which are of one document."""
 
 # B sequence, T token, N counted token
 
@@ -25,3 +25,8 @@ def targets(batch: Batch) -> Targets:
         counts_BT[:, :-1] &= batch.counts_BT[:, 1:]
     rows_N = counts_BT.flatten().nonzero()[:, 0]
     return Targets(rows_N, batch.input_ids_BT.flatten()[rows_N + 1])
+
+
+def documents(batch: Batch) -> Tensor:
+    """The number of each token's document in its sequence, [B, T]."""
+    return (batch.position_ids_BT == 0).cumsum(1)

@@ -17,20 +17,18 @@ from torch import Tensor, distributed
 Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
 
-PATIENCE = timedelta(
-    hours=2
-)  # with the others, who may be hashing a checkpoint or tokenising; a launcher ends the dead
+PATIENCE = timedelta(hours=2)  # with others, who may be tokenising or hashing a checkpoint; a launcher ends the dead
 
 
 class World:
     """This process among those that train together; there is one, unless a launcher such as torchrun says more."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, alone: bool = False) -> None:
         from accelerate import PartialState
 
         self._state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
-        self.rank: int = self._state.process_index
-        self.size: int = self._state.num_processes
+        self.rank: int = 0 if alone else self._state.process_index
+        self.size: int = 1 if alone else self._state.num_processes
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         self.device = torch.device(device) if self.size == 1 else self._state.device
 
@@ -66,7 +64,8 @@ class World:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self._state.wait_for_everyone()
+        if self.size > 1:
+            self._state.wait_for_everyone()
 
 
 def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:

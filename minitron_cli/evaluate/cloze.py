@@ -29,7 +29,7 @@ def write_task(directory: Path, documents: Sequence[str], config: Cloze, *, name
 
 
 def make_items(documents: Sequence[str], config: Cloze) -> list[dict[str, Any]]:
-    """Questions `{context, choices, gold}` in text order; the same for the same text and config.
+    """Questions `{context, choices, gold, document}` in text order; the same for the same text and config.
 
     DataError if no document holds as many passages as there are choices.
     """
@@ -44,7 +44,7 @@ def make_items(documents: Sequence[str], config: Cloze) -> list[dict[str, Any]]:
         raise DataError(
             f"cloze: no validation document has {words:,} words; lower choices, context_words or continuation_words"
         )
-    return [_item(passages[d], p, config, random_source) for d, p in chosen]
+    return [_item(passages[d], p, config, random_source) | {"document": d} for d, p in chosen]
 
 
 def _passages(text: str, config: Cloze) -> list[tuple[str, str]]:

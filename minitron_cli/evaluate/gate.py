@@ -1,69 +1,177 @@
-"""Measured values against their bounds. Knows no model: plain results in, misses out."""
+"""Measured values against their bounds. Knows no model: plain results in, one outcome per bound out."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from minitron_cli.checkpoint import strict_json
 from minitron_cli.errors import GateMissed, RecipeError
-from minitron_cli.evaluate.config import Gates
+from minitron_cli.evaluate.config import Absolute, AgainstBaseline, AgainstParent, Gates
+from minitron_cli.evaluate.paired import interval
 
-Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # task -> metric -> {"value": .., "stderr": .., ...}
+Models = Mapping[str, Mapping[str, Any]]  # label -> {"results": task -> metric -> {"value": .., "stderr": .., "n": ..}}
+Rule = Absolute | AgainstParent | AgainstBaseline
+
+PARENT = "parent"
+QUANTITIES = {"": "{}", "difference": "{} - {}", "ratio": "{} / {}"}
 
 
 @dataclass(frozen=True)
-class Miss:
-    """One value on the wrong side of its bound."""
+class Outcome:
+    """One bound, and the value that was held against it."""
 
-    name: str
-    kind: Literal["minimum", "maximum"]
+    metric: str
+    kind: str
+    what: str
+    """What is bounded, in words: `mmlu.acc / parent`."""
+    is_minimum: bool
     bound: float
     value: float | None
-    """None where the metric has no finite value; that misses every bound."""
+    """None where there is no finite value; that misses every bound."""
+    confidence: float | None = None
+    compared: float | None = None
+    """The end of the interval that was held against the bound, where confidence was asked for; else the value."""
 
     @property
-    def by(self) -> float | None:
-        """How far the value is from its bound, always positive."""
-        return None if self.value is None else abs(self.value - self.bound)
+    def margin(self) -> float | None:
+        """How far it is on the right side; below 0 it is missed by as much."""
+        if self.compared is None:
+            return None
+        return self.compared - self.bound if self.is_minimum else self.bound - self.compared
+
+    @property
+    def passed(self) -> bool:
+        return self.margin is not None and self.margin >= 0
+
+    @property
+    def title(self) -> str:
+        sure = f" ({self.confidence:.4g} sure)" if self.confidence else ""
+        return f"{self.what} {'>=' if self.is_minimum else '<='} {self.bound:g}{sure}"
 
     def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.name} has no value where its {self.kind} is {self.bound:g}"
-        return f"{self.name} is {self.value:.6g}, {self.by:.3g} {_SIDE[self.kind]} {self.bound:g}"
+        side = "minimum" if self.is_minimum else "maximum"
+        if self.compared is None or self.margin is None:
+            return f"{self.what} has no value where its {side} is {self.bound:g}"
+        low_or_high = "" if self.confidence is None else f", {self.compared:.6g} at {self.confidence:.4g} confidence"
+        beyond = f"{abs(self.margin):.3g} {'below' if self.is_minimum else 'above'}"
+        if self.passed:
+            beyond = f"{self.margin:.3g} {'above' if self.is_minimum else 'below'}"
+        return f"{self.what} is {self.value:.6g}{low_or_high}, {beyond} its {side} {self.bound:g}"
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "gate": self.title,
+            "kind": self.kind,
+            "metric": self.metric,
+            "passed": self.passed,
+            "bound": self.bound,
+            "value": self.value,
+            "compared": self.compared,
+            "margin": self.margin,
+        }
 
 
-_SIDE = {"minimum": "below its minimum", "maximum": "above its maximum"}
+class _Estimate(NamedTuple):
+    value: float | None
+    stderr: float | None
+    clusters: int
 
 
-def check(gates: Gates, results: Results) -> None:
-    """Raise GateMissed, listing the misses, unless every gate is met."""
-    if found := misses(gates, results):
-        total = len(gates.minimum) + len(gates.maximum)
-        raise GateMissed(f"{len(found)} of {total} gates missed: " + "; ".join(map(str, found)))
+def outcomes(gates: Gates, models: Models, label: str) -> list[Outcome]:
+    """Every bound on the model called `label`. RecipeError for one on something that was not measured."""
+    return [outcome for rule in gates.all() for outcome in _of_rule(rule, models, label)]
 
 
-def misses(gates: Gates, results: Results) -> list[Miss]:
-    """The gates not met, minima first. RecipeError for a gate on something that was not measured."""
-    values = {f"{task}.{metric}": m["value"] for task, metrics in results.items() for metric, m in metrics.items()}
-    return [miss for miss in _all(gates, values) if _is_missed(miss)]
+def require(found: Sequence[Outcome]) -> None:
+    """Raise GateMissed, listing the misses, unless every bound is met."""
+    if missed := [outcome for outcome in found if not outcome.passed]:
+        raise GateMissed(f"{len(missed)} of {len(found)} gates missed: " + "; ".join(map(str, missed)))
 
 
-def _all(gates: Gates, values: Mapping[str, float | None]) -> Iterator[Miss]:
-    for name, bound in gates.minimum.items():
-        yield Miss(name, "minimum", bound, _measured(name, values))
-    for name, bound in gates.maximum.items():
-        yield Miss(name, "maximum", bound, _measured(name, values))
+def _of_rule(rule: Rule, models: Models, label: str) -> Iterator[Outcome]:
+    for name, bound in rule.model_dump(include=_bounds(rule)).items():
+        side, _, quantity = name.partition("_")
+        if bound is not None:
+            found = _estimate(rule, quantity, models, label)
+            what = QUANTITIES[quantity].format(rule.metric, rule.kind)
+            compared = _compared(rule, found, what, is_minimum=side == "min")
+            yield Outcome(rule.metric, rule.kind, what, side == "min", bound, found.value, rule.confidence, compared)
 
 
-def _is_missed(miss: Miss) -> bool:
-    if miss.value is None:
-        return True
-    return miss.value < miss.bound if miss.kind == "minimum" else miss.value > miss.bound
+def _bounds(rule: Rule) -> set[str]:
+    return {name for name in type(rule).model_fields if name.startswith(("min", "max"))}
 
 
-def _measured(name: str, values: Mapping[str, float | None]) -> float | None:
+def _compared(rule: Rule, found: _Estimate, what: str, *, is_minimum: bool) -> float | None:
+    if rule.confidence is None or found.value is None:
+        return found.value
+    ends = interval(found.value, found.stderr, found.clusters, rule.confidence)
+    if ends is None:
+        raise RecipeError(
+            f"gate on {what}: it has no standard error to be {rule.confidence:g} sure by; "
+            "measure more items, or leave confidence out"
+        )
+    return ends[0] if is_minimum else ends[1]
+
+
+def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> _Estimate:
+    own = _measured(rule.metric, models[label])
+    if isinstance(rule, Absolute):
+        return own
+    if isinstance(rule, AgainstBaseline):
+        return _apart(own, _baseline(rule, label), quantity)
+    if label == PARENT:
+        raise RecipeError(f"gate on {rule.metric}: the parent cannot be held against itself; name a model made from it")
+    task, _, metric = rule.metric.partition(".")
+    paired = models[label].get("against_parent", {}).get(task, {}).get(metric)
+    if paired is None:  # no mean over items
+        return _apart(own, _measured(rule.metric, models[PARENT]), quantity)
+    error = "stderr" if quantity == "difference" else "ratio_stderr"
+    return _Estimate(paired[quantity], paired[error], paired["clusters"])
+
+
+def _apart(own: _Estimate, other: _Estimate, quantity: str) -> _Estimate:
+    """Two values measured apart, taken for independent: as they are of the same items, the error is overstated."""
+    clusters = min(own.clusters, other.clusters)
+    if own.value is None or other.value is None or (quantity == "ratio" and other.value <= 0):
+        return _Estimate(None, None, clusters)
+    has_errors = own.stderr is not None and other.stderr is not None
+    errors = (own.stderr or 0.0, other.stderr or 0.0)
+    if quantity == "difference":
+        return _Estimate(own.value - other.value, math.hypot(*errors) if has_errors else None, clusters)
+    ratio = own.value / other.value
+    return _Estimate(ratio, math.hypot(errors[0], ratio * errors[1]) / other.value if has_errors else None, clusters)
+
+
+def _baseline(rule: AgainstBaseline, label: str) -> _Estimate:
+    models = read_models(Path(rule.file))
+    others = [name for name in models if name != PARENT]
+    name = rule.model or (label if label in models else others[0] if len(others) == 1 else None)
+    if name is None or name not in models:
+        raise RecipeError(
+            f"gate on {rule.metric}: {rule.file} measures {', '.join(sorted(models))}; say which with model: NAME"
+        )
+    return _measured(rule.metric, models[name])
+
+
+def read_models(file: Path) -> Models:
+    """What an earlier evaluation measured, model by model. RecipeError for any other file."""
+    if not file.is_file():
+        raise RecipeError(f"baseline {file} does not exist: keep one with `minitron eval --json > {file.name}`")
+    models = strict_json.load(file).get("models")
+    if not isinstance(models, dict) or not all(isinstance(m, dict) and "results" in m for m in models.values()):
+        raise RecipeError(f"baseline {file} holds no results: keep one with `minitron eval --json > {file.name}`")
+    return models
+
+
+def _measured(name: str, model: Mapping[str, Any]) -> _Estimate:
+    values = {f"{task}.{metric}": m for task, metrics in model["results"].items() for metric, m in metrics.items()}
     if name in values:
-        return values[name]
+        found = values[name]
+        return _Estimate(found["value"], found.get("stderr"), found.get("clusters") or found.get("n") or 0)
     if close := difflib.get_close_matches(name, values, n=1):
         hint = f"did you mean {close[0]!r}?"
     else:

@@ -3,12 +3,16 @@
 Blocks are packed documents: position ids restart at each document and no attention mask is passed, so a token sees
 its own document only. The first token of a document follows nothing, and is not counted; nor is what the data say does
 not count (a chat's questions). Logits never exist for more than a few hundred tokens.
+
+Standard errors are over documents, the tokens of one being alike; over blocks where there are few documents, and then
+they speak of other parts of these texts, not of other texts.
 """
 
-# B block of the batch, T token, D hidden, V vocab, N = B * (T - 1) predictions, C chunk of N, I block
+# B block of the batch, T token, D hidden, V vocab, N = B * (T - 1) predictions, C chunk of N, I item
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +21,11 @@ from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
+from minitron_cli.evaluate.paired import LOG_MAX, Items
 from minitron_cli.model.nll import Head, head_of
 
 LOGIT_ELEMENTS = 1 << 24  # of one model at a time while two are compared: 64 MiB in fp32
-LOG_MAX = 700.0  # exp of more overflows; a model this bad has no perplexity worth telling apart
+FEW_DOCUMENTS = 8  # fewer say little about what documents differ by
 
 
 class TokenBlocks(Protocol):
@@ -32,6 +37,8 @@ class TokenBlocks(Protocol):
 
     def positions(self, i: int, /) -> Tensor: ...
 
+    def documents(self, i: int, /) -> Tensor: ...
+
     def counts(self, i: int, /) -> Tensor | None: ...
 
 
@@ -40,18 +47,19 @@ class PerplexityResult:
     loss_nats: float
     """Mean negative log-likelihood of a token given the tokens of its document before it."""
     stderr_nats: float | None
-    """Standard error of the loss over blocks; None for a single block."""
+    """Standard error of the loss; None for a single block."""
     perplexity: float
     tokens: int
     """Tokens predicted."""
-    blocks: int
+    items: Items
+    """The loss of each document, or of each block, and how many tokens it is the mean of."""
 
     def metrics(self) -> dict[str, dict[str, float | int | None]]:
         """Plain values in the form that task results have."""
         spread = None if self.stderr_nats is None else self.perplexity * self.stderr_nats  # to first order
         return {
-            "loss": _metric(self.loss_nats, self.stderr_nats, self.blocks),
-            "perplexity": _metric(self.perplexity, spread, self.blocks),
+            "loss": _metric(self.loss_nats, self.stderr_nats, self.items.clusters),
+            "perplexity": _metric(self.perplexity, spread, self.items.clusters),
         }
 
 
@@ -60,13 +68,13 @@ class KLResult:
     kl_nats: float
     """KL(parent || model), mean per token predicted."""
     stderr_nats: float | None
-    """Over blocks; None for a single block."""
+    """None for a single block."""
     tokens: int
-    blocks: int
+    items: Items
 
     def metrics(self) -> dict[str, dict[str, float | int | None]]:
         """Plain values in the form that task results have."""
-        return {"kl": _metric(self.kl_nats, self.stderr_nats, self.blocks)}
+        return {"kl": _metric(self.kl_nats, self.stderr_nats, self.items.clusters)}
 
 
 def _metric(value: float, stderr: float | None, n: int) -> dict[str, float | int | None]:
@@ -84,7 +92,7 @@ def perplexity(
         return head.nll(_hidden(model, batch), batch.tokens_BT[:, 1:].flatten().to(model.device))
 
     mean = _mean("perplexity", "loss", losses, blocks, max_blocks, batch_size)
-    return PerplexityResult(mean.value, mean.stderr, math.exp(min(mean.value, LOG_MAX)), mean.tokens, mean.blocks)
+    return PerplexityResult(mean.value, mean.items.stderr, math.exp(min(mean.value, LOG_MAX)), mean.tokens, mean.items)
 
 
 @torch.inference_mode()
@@ -99,20 +107,29 @@ def kl_to_parent(
         return _token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
 
     mean = _mean("KL to parent", "kl", divergences, blocks, max_blocks, batch_size)
-    return KLResult(mean.value, mean.stderr, mean.tokens, mean.blocks)
+    return KLResult(mean.value, mean.items.stderr, mean.tokens, mean.items)
 
 
 class _Batch(NamedTuple):
     tokens_BT: Tensor
     positions_BT: Tensor
+    documents_BT: Tensor
     counts_BT: Tensor
 
 
 class _Mean(NamedTuple):
     value: float
-    stderr: float | None
     tokens: int
-    blocks: int
+    items: Items
+
+
+class _Piece(NamedTuple):
+    """What one block holds of one document."""
+
+    block: int
+    document: int
+    total: float
+    tokens: int
 
 
 def _mean(
@@ -125,33 +142,47 @@ def _mean(
 ) -> _Mean:
     """The mean of `measure`, [N] values of a batch, over the counted tokens of the blocks."""
     ids = _spread(len(blocks), max_blocks)
-    sums: list[float] = []
-    counts: list[int] = []
+    pieces: list[_Piece] = []
     with progress.track(title, total=len(ids), unit="blocks") as step:
         for start in range(0, len(ids), batch_size):
             batch = _batch(blocks, ids[start : start + batch_size])
-            counts_BT = batch.counts_BT[:, 1:] & (batch.positions_BT[:, 1:] != 0)
             # Sums of thousands of values: in double, which some accelerators lack, hence on the CPU.
-            values_BT = measure(batch).cpu().double().view(counts_BT.shape)
-            sums += values_BT.where(counts_BT, 0).sum(dim=1).tolist()
-            counts += counts_BT.sum(dim=1).tolist()
-            step(len(counts_BT), **{figure: sums[-1] / max(counts[-1], 1)})
-    return _summary(torch.tensor(sums, dtype=torch.float64), torch.tensor(counts), figure)
+            values_BT = measure(batch).cpu().double().view(len(batch.tokens_BT), -1)
+            pieces += _pieces(start, batch, values_BT)
+            step(len(values_BT), **({figure: pieces[-1].total / pieces[-1].tokens} if pieces else {}))
+    return _summary(pieces, figure)
 
 
-def _summary(sums_I: Tensor, counts_I: Tensor, figure: str) -> _Mean:
-    """The ratio of sums, and its standard error over blocks of unequal counts (ratio estimator)."""
-    blocks, tokens = len(counts_I), int(counts_I.sum())
+def _pieces(first: int, batch: _Batch, values_BT: Tensor) -> Iterator[_Piece]:
+    """The sum over each document of each block; of those with a token that counts."""
+    counts_BT = batch.counts_BT[:, 1:] & (batch.positions_BT[:, 1:] != 0)
+    for i, documents_T in enumerate(batch.documents_BT[:, 1:]):
+        numbers, index_T = documents_T[counts_BT[i]].unique(return_inverse=True)
+        sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, index_T, values_BT[i][counts_BT[i]])
+        for number, total, tokens in zip(numbers.tolist(), sums.tolist(), index_T.bincount().tolist(), strict=True):
+            yield _Piece(first + i, number, total, tokens)
+
+
+def _summary(pieces: list[_Piece], figure: str) -> _Mean:
+    tokens = sum(piece.tokens for piece in pieces)
     if tokens == 0:
         raise DataError("no token of the validation blocks follows another of its document: give longer documents")
-    value = float(sums_I.sum()) / tokens
+    value = math.fsum(piece.total for piece in pieces) / tokens
     if not math.isfinite(value):
         raise RunFailed(f"{figure} is not finite: the weights or activations overflow; try --dtype float32")
-    if blocks == 1:
-        return _Mean(value, None, tokens, blocks)
-    residuals_I = sums_I - value * counts_I
-    stderr = math.sqrt(float(residuals_I.square().sum()) * blocks / (blocks - 1)) / tokens
-    return _Mean(value, stderr, tokens, blocks)
+    return _Mean(value, tokens, _items(pieces))
+
+
+def _items(pieces: list[_Piece]) -> Items:
+    """The pieces put together by document; or by block, where the documents are few."""
+    few = len({piece.document for piece in pieces}) < FEW_DOCUMENTS
+    totals: dict[int, float] = defaultdict(float)
+    tokens: dict[int, int] = defaultdict(int)
+    for piece in pieces:
+        key = piece.block if few else piece.document
+        totals[key] += piece.total
+        tokens[key] += piece.tokens
+    return Items([totals[key] / tokens[key] for key in totals], list(tokens.values()))
 
 
 def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND: Tensor) -> Tensor:
@@ -187,6 +218,7 @@ def _batch(blocks: TokenBlocks, ids: Sequence[int]) -> _Batch:
     return _Batch(
         tokens_BT,
         torch.stack([blocks.positions(i) for i in ids]),
+        torch.stack([blocks.documents(i) for i in ids]),
         torch.stack([every_T if counts_T is None else counts_T for counts_T in counts]),
     )
 

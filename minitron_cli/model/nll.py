@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import CheckpointError
+from minitron_cli.model.softmax import OnlineSoftmax
 
 TOKENS = 1024  # rows whose logits over one chunk of the vocab are held at a time
 
@@ -82,8 +83,8 @@ def _rows_nll(
     hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, bias_V: Tensor | None, softcap: float | None, scale: float
 ) -> Tensor:
     acc = torch.promote_types(hidden_ND.dtype, torch.float32)
-    max_N = torch.full(labels_N.shape, -torch.inf, dtype=acc, device=hidden_ND.device)
-    sum_N, label_logit_N = torch.zeros_like(max_N), torch.zeros_like(max_N)
+    label_logit_N = torch.zeros(labels_N.shape, dtype=acc, device=hidden_ND.device)
+    softmax = OnlineSoftmax(label_logit_N[:, None])
     size = 1024 if hidden_ND.device.type == "cpu" else 16384  # fits a core's cache; fills an accelerator
     for start in range(0, len(head_VD), size):
         chunk_CD = head_VD[start : start + size].to(hidden_ND.dtype)
@@ -96,10 +97,8 @@ def _rows_nll(
         inside_N = (offset_N >= 0) & (offset_N < len(chunk_CD))
         own_N = logits_NC.gather(1, offset_N.clamp(0, len(chunk_CD) - 1)[:, None])[:, 0]
         label_logit_N = torch.where(inside_N, own_N, label_logit_N)
-        new_max_N = torch.maximum(max_N, logits_NC.amax(1))
-        sum_N.mul_((max_N - new_max_N).exp_()).add_(logits_NC.sub_(new_max_N[:, None]).exp_().sum(1))
-        max_N = new_max_N
-    return max_N + sum_N.log() - label_logit_N
+        softmax.read_(logits_NC)
+    return softmax.log_z_N1[:, 0] - label_logit_N
 
 
 def _finish(logits_NV: Tensor, softcap: float | None, scale: float) -> Tensor:

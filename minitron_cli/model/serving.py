@@ -108,6 +108,17 @@ def remarks(shape: Shape, layer_types: Sequence[str] | None = None) -> list[Find
     return [finding for finding in findings(shape, layer_types) if finding.level != "ok"]
 
 
+def fails_on(shape: Shape) -> frozenset[str]:
+    """The programs that cannot run a shape at all."""
+    rows = (_transformers(shape), _architecture(VLLM, shape), _architecture(LLAMA_CPP, shape))
+    return frozenset(row.reader for row in rows if row.level == "fails")
+
+
+def splits_over(shape: Shape, devices: int) -> bool:
+    """Whether tensor parallelism can share it among so many."""
+    return devices == 1 or all(size % devices == 0 for size in _split_sizes(shape, devices).values())
+
+
 def _transformers(shape: Shape) -> Finding:
     hidden, heads = shape.sizes["hidden"], shape.sizes["head"]
     if shape.family.hidden_is_multiple_of_heads and hidden % heads:

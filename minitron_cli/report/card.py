@@ -1,13 +1,13 @@
 """The model card: Markdown with the hub's metadata in front. Knows no network; uploading is another matter."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from minitron_cli.report.data import Measure, ModelFacts, ReportData, ResultRow, TaskResult
-from minitron_cli.report.text import NOTHING, axis_title, clean, exact, measure, percent, short
+from minitron_cli.report.markdown import code, inline, table
+from minitron_cli.report.text import axis_title, clean, exact, measure, percent, short
 
 TAGS = ("minitron", "pruning", "knowledge-distillation")
 
@@ -54,7 +54,7 @@ def _shots(task: TaskResult) -> str:
 
 
 def _body(data: ReportData, name: str) -> Iterator[str]:
-    yield f"# {_inline(name)}"
+    yield f"# {inline(name)}"
     yield _summary(data)
     if data.parent and data.child:
         yield "## Shape"
@@ -64,10 +64,10 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
         yield "Loss and KL are in nats per token on held-out text; ± is one standard error."
         yield _results_table(data.results)
     yield "## Use"
-    yield _code("python", _usage(name))
+    yield code("python", _usage(name))
     if data.commands:
         yield "## How it was made"
-        yield _code("sh", "\n".join(data.commands))
+        yield code("sh", "\n".join(data.commands))
     yield "## Limits"
     yield (
         "Knowledge and skills are lost with parameters, and not evenly: measure what your use needs. "
@@ -80,7 +80,7 @@ def _summary(data: ReportData) -> str:
         return "A language model compressed by structured pruning and knowledge distillation."
     share = percent(data.child.parameters / data.parent.parameters)
     text = (
-        f"{_inline(data.parent.name)} cut from {short(data.parent.parameters)} to {short(data.child.parameters)} "
+        f"{inline(data.parent.name)} cut from {short(data.parent.parameters)} to {short(data.child.parameters)} "
         f"parameters ({share}) by structured pruning"
     )
     row = data.first("distilled", "pruned")
@@ -93,13 +93,13 @@ def _summary(data: ReportData) -> str:
 def _shape_table(parent: ModelFacts, child: ModelFacts) -> str:
     rows = [(axis_title(axis), exact(size), exact(child.sizes.get(axis))) for axis, size in parent.sizes.items()]
     rows.append(("parameters", exact(parent.parameters), exact(child.parameters)))
-    return _table(("axis", "parent", "this model"), rows)
+    return table(("axis", "parent", "this model"), rows)
 
 
 def _results_table(results: Sequence[ResultRow]) -> str:
     titles = list(dict.fromkeys(_title(task) for row in results for task in row.tasks))
     header = ("model", "parameters", "loss", "perplexity", "KL to parent", *titles)
-    return _table(header, [_result_cells(row, titles) for row in results])
+    return table(header, [_result_cells(row, titles) for row in results])
 
 
 def _result_cells(row: ResultRow, titles: Sequence[str]) -> tuple[str, ...]:
@@ -112,19 +112,6 @@ def _title(task: TaskResult) -> str:
     return f"{task.task} {task.metric}{_shots(task)}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(
-        "| " + " | ".join(_inline(cell) if i != 1 else cell for cell in line) + " |" for i, line in enumerate(lines)
-    )
-
-
-def _inline(text: str) -> str:
-    """Text that stays in its line and cell, and is not read as markup."""
-    flat = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", flat) or NOTHING
-
-
 def _usage(name: str) -> str:
     quoted = json.dumps(name, ensure_ascii=False)
     return (
@@ -132,10 +119,3 @@ def _usage(name: str) -> str:
         f"model = AutoModelForCausalLM.from_pretrained({quoted})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({quoted})"
     )
-
-
-def _code(language: str, text: str) -> str:
-    """A fenced block that its content cannot end."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"

@@ -77,9 +77,40 @@ class Candidate:
     parameters: int
     error: float | None = None
     """Parameters against the target, as a fraction."""
-    zero_shot_loss: float | None = None
-    retrained_loss: float | None = None
+    zero_shot: float | None = None
+    retrained: float | None = None
     is_chosen: bool = False
+    rungs: tuple[float, ...] = ()
+    """Its score at each rung of retraining that it reached."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """What else it costs: memory in bytes, flops per token, latency in ms, throughput in tokens per second."""
+    unsurpassed: frozenset[str] = frozenset()
+    """The costs, `parameters` too, at which no other candidate is as cheap and as good, and better in one."""
+    target: str = ""
+    """The size it was a candidate for, where there were several."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How far two rankings of the same candidates agree."""
+
+    before: str
+    after: str
+    candidates: int
+    tau: float
+    """Kendall's: 1 the same order, -1 reversed."""
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How candidates were compared."""
+
+    objective: str = "loss"
+    """By what."""
+    rung_tokens: tuple[int, ...] = ()
+    """Tokens of retraining at each rung."""
+    stability: tuple[Stability, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +189,8 @@ class ReportData:
     candidates: tuple[Candidate, ...] = ()
     candidate_parameters: str = "parameters"
     """Which parameters a candidate's number counts, as a column title."""
+    comparison: Comparison = Comparison()
+    """How they were compared."""
     checks: tuple[str, ...] = ()
     """What the child passed before it was kept."""
     serving: tuple[ServingRow, ...] = ()

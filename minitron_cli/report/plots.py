@@ -17,8 +17,6 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from minitron_cli.report.data import Candidate
-
 # L layer, C channel, K kept
 
 SERIES = ("#2563eb", "#c2410c", "#0f766e", "#be185d", "#7c3aed", "#64748b")  # var(--series-0) and so on in the page
@@ -149,27 +147,35 @@ def layer_bars(name: str, values_L: Sequence[float], label: str, dropped: Sequen
     return _svg(name, f"{label.capitalize()} by layer", draw)
 
 
-def candidate_scatter(name: str, candidates: Sequence[Candidate]) -> str:
-    """Loss against parameters: before retraining in the first colour, after it in the third; the chosen one ringed."""
+def pareto_scatter(name: str, points: Sequence[tuple[float, float, bool, bool]], x: str, y: str) -> str:
+    """Score against a cost, of (cost, score, is chosen, is unsurpassed) points; a line through the unsurpassed."""
 
     def draw(axes: Axes) -> None:
-        _points(axes, candidates, lambda c: c.zero_shot_loss, SERIES[0])
-        _points(axes, candidates, lambda c: c.retrained_loss, SERIES[2])
+        front = sorted((cost, score) for cost, score, _, is_unsurpassed in points if is_unsurpassed)
+        axes.plot([c for c, _ in front], [s for _, s in front], color=SERIES[5], linestyle=(0, (4, 3)), linewidth=1.2)
+        axes.scatter([p[0] for p in points], [p[1] for p in points], color=SERIES[2], s=28, alpha=0.85)
+        chosen = [(cost, score) for cost, score, is_chosen, _ in points if is_chosen]
+        axes.scatter([c for c, _ in chosen], [s for _, s in chosen], s=110, facecolor="none", edgecolor=SERIES[1])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set(xlabel="parameters", ylabel="loss (nats)")
+        axes.set(xlabel=x, ylabel=y)
         axes.margins(0.1)
 
-    return _svg(name, "Loss of every candidate against its parameters", draw)
+    return _svg(name, "Score of every candidate against what it costs", draw)
 
 
-def _points(
-    axes: Axes, candidates: Sequence[Candidate], loss: Callable[[Candidate], float | None], colour: str
-) -> None:
-    measured = [(c.parameters, value, c.is_chosen) for c in candidates if (value := loss(c)) is not None]
-    axes.scatter([x for x, _, _ in measured], [y for _, y, _ in measured], color=colour, s=28, alpha=0.85)
-    chosen = [(x, y) for x, y, is_chosen in measured if is_chosen]
-    axes.scatter([x for x, _ in chosen], [y for _, y in chosen], s=110, facecolor="none", edgecolor=SERIES[1])
+def halving_curves(name: str, lines: Sequence[tuple[Sequence[float], Sequence[float], bool]], y: str) -> str:
+    """Scores against tokens, a line per candidate, the chosen one in colour; each ends where it was dropped."""
+
+    def draw(axes: Axes) -> None:
+        for tokens, scores, is_chosen in sorted(lines, key=lambda line: line[2]):
+            colour, alpha = (SERIES[1], 1.0) if is_chosen else (SERIES[2], 0.55)
+            axes.plot(tokens, scores, marker="o", color=colour, alpha=alpha)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set(xlabel="tokens of retraining", ylabel=y)
+
+    return _svg(name, "Score of every retrained candidate, rung by rung", draw)
 
 
 def curves(

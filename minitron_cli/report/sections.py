@@ -25,7 +25,7 @@ from minitron_cli.report.text import (
 )
 
 CANDIDATES_SHOWN = 40
-CANDIDATES_DRAWN = 400
+CANDIDATES_DRAWN = 200
 
 Legend = tuple[tuple[int, str], ...]  # the number of a series' colour, and what it stands for
 
@@ -228,44 +228,90 @@ def _candidates(data: ReportData) -> Section | None:
     shown = data.candidates[:CANDIDATES_SHOWN]
     axes = _varying_axes(data.candidates)
     columns = {
+        "target": [c.target or NOTHING for c in shown] if len({c.target for c in shown}) > 1 else [NOTHING],
         **{axis_title(axis): [exact(c.sizes.get(axis)) for c in shown] for axis in axes},
         data.candidate_parameters: [exact(c.parameters) for c in shown],
         "against target": [NOTHING if c.error is None else signed_percent(c.error) for c in shown],
-        "zero-shot loss": [_decimals(c.zero_shot_loss) for c in shown],
-        "retrained loss": [_decimals(c.retrained_loss) for c in shown],
+        **{_cost_title(name): [_cost(name, c.costs.get(name)) for c in shown] for name in _costs_of(data.candidates)},
+        f"zero-shot {data.comparison.objective}": [_decimals(c.zero_shot) for c in shown],
+        f"retrained {data.comparison.objective}": [_decimals(c.retrained) for c in shown],
     }
     columns = {title: cells for title, cells in columns.items() if any(cell != NOTHING for cell in cells)}
     rows = tuple(zip(map(str, range(1, len(shown) + 1)), *columns.values(), strict=True))
     marked = tuple(i for i, c in enumerate(shown) if c.is_chosen)
-    drawn = [c for c in islice(data.candidates, CANDIDATES_DRAWN) if c.zero_shot_loss is not None]
-    panels = (_candidate_panel(drawn),) if len(drawn) > 1 else ()
-    table = Table("Candidate shapes", ("rank", *columns), rows, marked)
-    return Section(
-        "candidates", "Candidate shapes", _about_candidates(data.candidates), (table,), panels, _candidate_legend(drawn)
+    tables = [Table("Candidate shapes", ("rank", *columns), rows, marked), *_stability(data)]
+    panels = (*_halving(data), *_paretos(data))
+    return Section("candidates", "Candidate shapes", _about_candidates(data), tuple(tables), panels)
+
+
+COSTS = {"memory": "bytes of memory", "flops": "FLOP per token", "latency": "latency (ms)", "throughput": "tokens/s"}
+
+
+def _cost_title(name: str) -> str:
+    return COSTS.get(name, name)
+
+
+def _cost(name: str, value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return size(round(value)) if name == "memory" else short(round(value)) if name == "flops" else f"{value:,.4g}"
+
+
+def _costs_of(candidates: Sequence[Candidate]) -> list[str]:
+    return list(candidates[0].costs)
+
+
+def _stability(data: ReportData) -> list[Table]:
+    several = len({row.target for row in data.comparison.stability}) > 1
+    rows = tuple(
+        (f"{row.before} to {row.after}{f', {row.target}' if several else ''}", signed(row.tau), exact(row.candidates))
+        for row in data.comparison.stability
     )
+    return [Table("Rank stability", ("", "Kendall's τ", "candidates"), rows)] if rows else []
 
 
-def _about_candidates(candidates: Sequence[Candidate]) -> str:
-    text = f"{len(candidates)} shapes within the budget, best first; zero-shot means cut and not yet trained."
-    if any(c.retrained_loss is not None for c in candidates):
+def _halving(data: ReportData) -> list[Panel]:
+    lines = [
+        ((0, *data.comparison.rung_tokens[: len(c.rungs)]), (c.zero_shot, *c.rungs), c.is_chosen)
+        for c in data.candidates
+        if c.rungs and c.zero_shot is not None
+    ]
+    if not lines:
+        return []
+    svg = plots.halving_curves("halving", lines[:CANDIDATES_SHOWN], "score")
+    name = data.comparison.objective.capitalize()
+    caption = f"{name} in light retraining, a line for each candidate, until it was dropped."
+    return [Panel(Markup(svg), caption)]
+
+
+def _paretos(data: ReportData) -> list[Panel]:
+    """Of candidates that were judged alike: those that were retrained, if any were."""
+    drawn = list(islice(data.candidates, CANDIDATES_DRAWN))
+    judged = [c for c in drawn if c.retrained is not None] or [c for c in drawn if c.zero_shot is not None]
+    return [_pareto(data, judged, cost) for cost in ("parameters", *_costs_of(judged))] if len(judged) > 1 else []
+
+
+def _pareto(data: ReportData, judged: Sequence[Candidate], cost: str) -> Panel:
+    points = [
+        (float(c.parameters if cost == "parameters" else c.costs[cost]), score, c.is_chosen, cost in c.unsurpassed)
+        for c in judged
+        if (score := c.zero_shot if c.retrained is None else c.retrained) is not None
+    ]
+    svg = plots.pareto_scatter(f"candidates-{cost}", points, _cost_title(cost), "score")
+    name = data.comparison.objective.capitalize()
+    caption = f"{name} against {_cost_title(cost)}; the ring marks the choice, the line what none surpasses."
+    return Panel(Markup(svg), caption)
+
+
+def _about_candidates(data: ReportData) -> str:
+    text = f"{len(data.candidates)} shapes that meet every constraint, best first; zero-shot: cut and not yet trained."
+    if any(c.retrained is not None for c in data.candidates):
         text += " The best few were retrained briefly, because the order can change, and ranked again."
-    if any(c.is_chosen for c in candidates):
+    if any(c.is_chosen for c in data.candidates):
         text += " The shape that was built is highlighted."
-    if len(candidates) > CANDIDATES_SHOWN:
+    if len(data.candidates) > CANDIDATES_SHOWN:
         text += f" The table shows the first {CANDIDATES_SHOWN}."
     return text
-
-
-def _candidate_panel(candidates: Sequence[Candidate]) -> Panel:
-    return Panel(
-        Markup(plots.candidate_scatter("candidates", candidates)), "Loss against size; the ring marks the choice."
-    )
-
-
-def _candidate_legend(candidates: Sequence[Candidate]) -> Legend:
-    if len(candidates) < 2 or all(c.retrained_loss is None for c in candidates):
-        return ()
-    return (0, "zero-shot"), (2, "after light retraining")
 
 
 def _repair(data: ReportData) -> Section | None:

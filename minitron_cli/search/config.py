@@ -1,18 +1,31 @@
 """What a user says about a search."""
 
-from pydantic import Field
+from typing import Annotated, Any, Literal
 
-from minitron_cli.spec import Quantity, Spec
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from minitron_cli.search.constraints import Constraint
+from minitron_cli.search.constraints.parameters import Parameters
+from minitron_cli.search.sizes import PRESETS, AxisSizes, Preset
+from minitron_cli.spec import Amount, Quantity, Spec
 from minitron_cli.trim.spec import Axis, Budget, Ranking
 
 
 class Retrain(Spec):
-    """Lightweight retraining of the best candidates, which settles their order (Muralidharan et al. 2024, sec. 2.3)."""
+    """Lightweight retraining of the best candidates, which settles their order (Muralidharan et al. 2024, sec. 2.3).
+
+    Successive halving: at every rung the candidates are compared and some go on. The learning rate is one cosine over
+    all of `tokens`, which the survivors of the last rung see; nobody starts again.
+    """
 
     top: int = Field(4, ge=1)
     """How many candidates, best zero-shot first."""
     tokens: Quantity = 1_800_000_000
-    """Tokens each; the paper's 1.8B. Rankings changed up to about 300 of its 400 steps."""
+    """Tokens of those that stay to the end; the paper's 1.8B. Ranks changed up to about 300 of its 400 steps."""
+    rungs: int = Field(3, ge=1)
+    """How often they are compared, the last time at the end; 1: all are trained to the end, as in the paper."""
+    keep: float = Field(0.5, gt=0, le=1)
+    """The share that goes on after a rung, two at least; each rung is at this share of the next one's tokens."""
     batch_size: int = Field(1152, ge=1)
     """Sequences per optimizer step."""
     micro_batch_size: int = Field(1, ge=1)
@@ -20,17 +33,58 @@ class Retrain(Spec):
     learning_rate: float = Field(2e-4, gt=0)
     """Peak of the cosine."""
     warmup_steps: int = Field(10, ge=0)
+    save_every: int = Field(100, ge=1)
+    """Steps between two checkpoints of a candidate."""
+
+
+LOWER_IS_BETTER = ("loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
+
+
+class TaskObjective(Spec):
+    """An lm-eval task decides. On the command line and in short, `winogrande:5`."""
+
+    kind: Literal["task"] = "task"
+    task: str = Field(min_length=1)
+    """Its name, with the number of shots after a colon."""
+    metric: str = "acc"
+    """Which of its metrics."""
+    better: Literal["higher", "lower"] | None = None
+    """Which way is better; if absent, lower for perplexities, losses and the like, else higher."""
+    path: str | None = None
+    """A directory of lm-eval task YAMLs in which the task is looked up too; needs no network."""
+
+    @property
+    def is_lower_better(self) -> bool:
+        return self.better == "lower" if self.better else self.metric in LOWER_IS_BETTER
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.metric}"
+
+
+def _objective(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) and value not in ("loss", "kl") else value
+
+
+Objective = Annotated[Literal["loss", "kl"] | TaskObjective, BeforeValidator(_objective)]
 
 
 class SearchConfig(Spec):
-    """Enumerate shapes, keep those within the budget, score them, retrain the best few, choose."""
+    """Enumerate shapes, keep those that meet the constraints, score them, retrain the best few, choose."""
 
-    budget: Budget
-    """How large the child may be."""
-    space: dict[Axis, tuple[int, ...]] = Field({"hidden": (), "ffn": ()}, min_length=1)
-    """Choices per axis; an empty list means serving-friendly steps of it. Other axes keep the parent's size."""
+    budget: Budget | None = None
+    """How large the child may be; a short way to say a `parameters` constraint."""
+    targets: tuple[Amount, ...] = ()
+    """Further sizes beside budget.target from the same search, each with a winner of its own."""
+    constraints: tuple[Constraint, ...] = ()
+    """What else a child must keep to: parameters, memory, flops, serving, or measured here: latency, throughput."""
+    space: dict[Axis, AxisSizes] | Preset = Field({"hidden": (), "ffn": ()})
+    """Choices per axis: a list of sizes, a range, or an empty list for serving-friendly steps; or the name of one of
+    the paper's tables. Other axes keep the parent's size."""
     candidates: int = Field(16, ge=1)
-    """How many feasible shapes are scored; nearest to an even cut first."""
+    """How many feasible shapes are scored, for each target: those that keep most of the importance."""
+    objective: Objective = "loss"
+    """What is best: the least loss, the least kl to the parent, or an lm-eval task such as winogrande:5."""
     score_blocks: int = Field(64, ge=1)
     """Validation blocks for one score."""
     ranking: Ranking = Ranking()
@@ -38,3 +92,38 @@ class SearchConfig(Spec):
     retrain: Retrain | None = Retrain()
     """Lightweight retraining; null to trust the zero-shot order."""
     seed: int = 0
+
+    @field_validator("space")
+    @classmethod
+    def _space_has_an_axis(cls, space: Any) -> Any:
+        if not space:
+            raise ValueError("no axis may be cut; name one, or leave the space out")
+        return space
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> "SearchConfig":
+        if self.budget is None and not self.constraints:
+            raise ValueError("nothing says how small; give budget.target, or constraints")
+        if self.targets and self.budget is None:
+            raise ValueError("targets are further sizes; give the first as budget.target")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("a target is given twice; keep one of them")
+        return self
+
+    @property
+    def axes(self) -> dict[str, AxisSizes]:
+        """Axis -> its choices, presets spelled out."""
+        space = PRESETS[self.space] if isinstance(self.space, str) else self.space
+        return {str(axis): sizes for axis, sizes in space.items()}
+
+    @property
+    def labels(self) -> list[str]:
+        """What the winners go by: each target as it was given; one nameless winner without a target."""
+        return [str(target) for target in (self.budget.target, *self.targets)] if self.budget else [""]
+
+    def constraints_of(self, label: str) -> list[Constraint]:
+        """All that hold for one of the targets."""
+        if self.budget is None:
+            return list(self.constraints)
+        target = next(t for t in (self.budget.target, *self.targets) if str(t) == label)
+        return [Parameters.of(self.budget.model_copy(update={"target": target})), *self.constraints]

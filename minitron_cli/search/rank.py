@@ -1,12 +1,12 @@
-"""Order candidates: by a zero-shot score, then by their score after lightweight retraining."""
+"""Order candidates: by a zero-shot score, then by their scores while they are lightly retrained. Lower is better."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from minitron_cli import progress
-from minitron_cli.search.space import Candidate
+from minitron_cli.search.feasible import Candidate
 
-Score = Callable[[Candidate], float]  # lower is better: a loss in nats
+Score = Callable[[Candidate], float]  # lower is better: a loss in nats, say
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,13 @@ class Ranked:
     """A candidate with what is known of its quality."""
 
     candidate: Candidate
-    zero_shot_loss: float
-    retrained_loss: float | None = None
+    zero_shot: float
+    rungs: tuple[float, ...] = ()
+    """Its score at each rung that it reached."""
 
     @property
-    def loss(self) -> float:
-        return self.zero_shot_loss if self.retrained_loss is None else self.retrained_loss
+    def retrained(self) -> float | None:
+        return self.rungs[-1] if self.rungs else None
 
 
 def by_zero_shot(candidates: Sequence[Candidate], score: Score) -> list[Ranked]:
@@ -28,18 +29,15 @@ def by_zero_shot(candidates: Sequence[Candidate], score: Score) -> list[Ranked]:
     with progress.track("score candidates", len(candidates), "candidates") as step:
         for candidate in candidates:
             ranked.append(Ranked(candidate, score(candidate)))
-            step(1, loss=ranked[-1].zero_shot_loss)
-    return sorted(ranked, key=lambda r: (r.zero_shot_loss, r.candidate.name))
+            step(1, loss=ranked[-1].zero_shot)
+    return sorted(ranked, key=lambda r: (r.zero_shot, r.candidate.name))
 
 
-def by_retraining(ranked: Sequence[Ranked], top: int, retrain: Score) -> list[Ranked]:
-    """Retrain the best `top` and order them by the loss they reach; the others follow in their old order."""
-    retrained = []
-    with progress.track("retrain candidates", min(top, len(ranked)), "candidates") as step:
-        for entry in ranked[:top]:
-            retrained.append(replace(entry, retrained_loss=retrain(entry.candidate)))
-            step(1, loss=retrained[-1].loss)
-    return [*sorted(retrained, key=lambda r: (r.loss, r.candidate.name)), *ranked[top:]]
+def by_retraining(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """Those that got furthest first, by the score there; those that were not retrained stay in their order."""
+    retrained = [entry for entry in ranked if entry.rungs]
+    retrained.sort(key=lambda r: (-len(r.rungs), r.rungs[-1], r.candidate.name))
+    return [*retrained, *(entry for entry in ranked if not entry.rungs)]
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -48,6 +46,25 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
     if not pairs:
         return None
     return sum(_sign(a[i] - a[j]) * _sign(b[i] - b[j]) for i, j in pairs) / len(pairs)
+
+
+def stability(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
+    """Kendall's tau of every two neighbouring scores of a ranking, and of the first with the last order.
+
+    `ranked` is the final order. Each row says over how many candidates: those that have both scores.
+    """
+    retrained = [entry for entry in ranked if entry.rungs]
+    rows = [_row("zero-shot", "rung 1", [(e.zero_shot, e.rungs[0]) for e in retrained])]
+    for i in range(1, max((len(entry.rungs) for entry in retrained), default=0)):
+        both = [(e.rungs[i - 1], e.rungs[i]) for e in retrained if len(e.rungs) > i]
+        rows.append(_row(f"rung {i}", f"rung {i + 1}", both))
+    rows.append(_row("zero-shot", "final order", [(e.zero_shot, float(i)) for i, e in enumerate(retrained)]))
+    return [row for row in rows if row["tau"] is not None]
+
+
+def _row(before: str, after: str, pairs: Sequence[tuple[float, float]]) -> dict[str, object]:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    return {"from": before, "to": after, "candidates": len(pairs), "tau": kendall_tau(first, second)}
 
 
 def _sign(x: float) -> int:

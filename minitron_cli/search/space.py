@@ -1,64 +1,92 @@
-"""Shapes that a parent can be cut to, and those of them that fit a budget."""
+"""Shapes that a parent can be cut to."""
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.shape import Shape
+from minitron_cli.search.sizes import AxisSizes, Expansion, Range
 from minitron_cli.trim.plan import named_survivors
 from minitron_cli.trim.refusal import refusal
-from minitron_cli.trim.spec import Budget
 
 STEPS = (256, 128, 64, 32, 16, 8)  # GGUF k-quants want rows of 256, tensor cores 64; tiny models take what fits
 CHOICES_PER_AXIS = 12  # a step is friendly only while it leaves about this many sizes to choose from
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A feasible shape and what its size costs."""
-
-    shape: Shape
-    parameters: int
-    """In the budget's way of counting."""
-    error: float
-    """Signed distance from the target as a fraction of it."""
-
-    @property
-    def name(self) -> str:
-        return str(self.shape)
+def choices(parent: Shape, axis: str, wanted: Range | None = None) -> tuple[int, ...]:
+    """Serving-friendly sizes of one axis, up to the parent's own, within the range."""
+    wanted = wanted or Range()
+    step = wanted.multiple_of or _step(parent, axis)
+    least, most = wanted.bounds(parent.sizes[axis])
+    if axis == "kv_head" and wanted == Range():
+        return (parent.sizes[axis],)  # groups go only if asked for
+    least = max(least, parent.active.get(axis, 1))
+    own = {parent.sizes[axis]} & {most}
+    return tuple(sorted({*range(step * -(-least // step), most + 1, step), *own}))
 
 
-def choices(parent: Shape, axis: str) -> tuple[int, ...]:
-    """Serving-friendly sizes of one axis, up to the parent's own."""
+def _step(parent: Shape, axis: str) -> int:
     size = parent.sizes[axis]
     if axis == "layer":
-        return tuple(range(1, size + 1))
+        return 1
     if axis == "head":
-        groups = parent.sizes.get("kv_head", 1)
-        return tuple(range(groups, size + 1, groups))
+        return parent.sizes.get("kv_head", 1)
     if axis == "kv_head":
-        return (size,)
-    step = next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), STEPS[-1] if size >= 4 * STEPS[-1] else 1)
-    least = parent.active.get(axis, 1)
-    return tuple(sorted({*range(step * -(-least // step), size + 1, step), size}))
+        return 1
+    return next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), STEPS[-1] if size >= 4 * STEPS[-1] else 1)
 
 
-def grid(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
+def grid(parent: Shape, space: Mapping[str, AxisSizes]) -> list[Shape]:
     """Every combination of sizes that the parent can be cut to."""
     return [shape for shape in _combinations(parent, space) if refusal(parent, shape) is None]
 
 
-def _combinations(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
-    axes = list(space)
-    for axis in axes:
-        if too_large := [n for n in space[axis] if not 0 < n <= parent.sizes[axis]]:
+def smaller(parent: Shape, space: Mapping[str, AxisSizes]) -> list[Shape]:
+    """The grid without the parent. InfeasibleError if nothing is left."""
+    found = [shape for shape in grid(parent, space) if shape.sizes != parent.sizes]
+    if found:
+        return found
+    refused = (reason for shape in _combinations(parent, space) if (reason := refusal(parent, shape)))
+    if reason := next(refused, None):
+        raise InfeasibleError(f"the space holds no shape that the parent can be cut to: {reason}")
+    raise InfeasibleError("the space holds no shape smaller than the parent: give more sizes")
+
+
+def _combinations(parent: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
+    _check(parent, space)
+    axes = [axis for axis in space if not isinstance(space[axis], Expansion)]
+    for sizes in itertools.product(*(_sizes(parent, axis, space[axis]) for axis in axes)):
+        yield from _expanded(parent, parent.resize(**dict(zip(axes, sizes, strict=True))), space)
+
+
+def _check(parent: Shape, space: Mapping[str, AxisSizes]) -> None:
+    for axis, sizes in space.items():
+        if axis not in parent.sizes:
+            raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.prunable)}")
+        if isinstance(sizes, Expansion) and axis != "ffn":
+            raise InputError(f"search.space.{axis}: only ffn is given as a multiple of hidden; list its sizes")
+        if isinstance(sizes, tuple) and (odd := [n for n in sizes if not 0 < n <= parent.sizes[axis]]):
             raise InputError(
-                f"{axis}={too_large[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space"
+                f"{axis}={odd[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space"
             )
-    sizes = [tuple(space[axis]) or choices(parent, axis) for axis in axes]
-    return [parent.resize(**dict(zip(axes, combination, strict=True))) for combination in itertools.product(*sizes)]
+
+
+def _sizes(parent: Shape, axis: str, sizes: AxisSizes) -> Sequence[int]:
+    if isinstance(sizes, Range):
+        return choices(parent, axis, sizes)
+    assert not isinstance(sizes, Expansion)
+    return sizes or choices(parent, axis)
+
+
+def _expanded(parent: Shape, shape: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
+    """The shape, or those with each of its expansions that the parent is wide enough for."""
+    expansion = space.get("ffn")
+    if not isinstance(expansion, Expansion):
+        yield shape
+        return
+    sizes = (size for size in expansion.sizes(shape.sizes["hidden"]) if size <= parent.sizes["ffn"])
+    yield from (shape.resize(ffn=size) for size in sizes)
 
 
 def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = ()) -> Shape:
@@ -75,52 +103,7 @@ def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = 
     return shape
 
 
-def feasible(
-    parent: Shape, space: Mapping[str, Sequence[int]], budget: Budget, most: int | None = None
-) -> list[Candidate]:
-    """The grid's shapes within the budget, nearest to an even cut of its axes first.
-
-    InfeasibleError names the nearest misses.
-    """
-    available = parent.parameters(budget.count)
-    if budget.target > available:
-        raise InfeasibleError(
-            f"target {budget.target:,} is above the parent's {available:,} {budget.count} parameters: "
-            "choose a smaller target"
-        )
-    costed = [_candidate(shape, budget) for shape in _smaller(parent, space)]
-    found = [candidate for candidate in costed if budget.admits(candidate.parameters)]
-    if not found:
-        raise InfeasibleError(_nearest_misses(costed, budget))
-    found.sort(key=lambda c: (round(unevenness(parent, c.shape, space), 6), abs(c.error), c.name))
-    return found[:most]
-
-
-def _smaller(parent: Shape, space: Mapping[str, Sequence[int]]) -> list[Shape]:
-    found = [shape for shape in grid(parent, space) if shape.sizes != parent.sizes]
-    refused = (reason for shape in _combinations(parent, space) if (reason := refusal(parent, shape)))
-    if not found and (reason := next(refused, None)):
-        raise InfeasibleError(f"the space holds no shape that the parent can be cut to: {reason}")
-    return found
-
-
-def _candidate(shape: Shape, budget: Budget) -> Candidate:
-    parameters = shape.parameters(budget.count)
-    return Candidate(shape, parameters, budget.error(parameters))
-
-
 def unevenness(parent: Shape, child: Shape, axes: Iterable[str]) -> float:
     """Spread of the kept ratios over the axes, in log units: 0 where every axis keeps the same share."""
     logs = [math.log(child.sizes[axis] / parent.sizes[axis]) for axis in axes]
     return max(logs) - min(logs)
-
-
-def _nearest_misses(costed: list[Candidate], budget: Budget) -> str:
-    if not costed:
-        return "the space holds no shape smaller than the parent: give more sizes"
-    nearest = sorted(costed, key=lambda c: (abs(c.error), c.name))[:3]
-    listed = "; ".join(f"{c.name} has {c.parameters:,} ({c.error:+.1%})" for c in nearest)
-    return (
-        f"no shape has {budget.target:,} {budget.count} parameters within {budget.tolerance:.0%}: nearest {listed}; "
-        "widen the tolerance, move the target or allow more sizes"
-    )

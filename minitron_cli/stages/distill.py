@@ -5,21 +5,18 @@ from typing import TYPE_CHECKING
 
 from minitron_cli.checkpoint import fingerprint
 from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import trackers
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.hidden import Norms, StatePair, state_pairs
-from minitron_cli.distill.loop import train
+from minitron_cli.distill.hidden import Norms, StatePair, relation_pairs, state_pairs
 from minitron_cli.distill.objective import check_vocab
-from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages import training
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 STAGE, VERSION = "distill", 2
 
@@ -65,30 +62,8 @@ def _pairs(config: DistillConfig, teacher: Parent, student: Parent) -> tuple[Sta
     if config.hidden is None:
         return ()
     norms = Norms.of(norm.removesuffix(".weight") for norm in teacher.family.links)
-    return state_pairs(config.hidden, norms, teacher.shape.sizes["layer"], student.shape.sizes["layer"])
-
-
-def retrain_lightly(
-    context: Context,
-    teacher: "PreTrainedModel",
-    student: "PreTrainedModel",
-    train_blocks: Blocks,
-    validation_blocks: Blocks,
-    config: SearchConfig,
-    scratch: Path,
-) -> float:
-    """Validation loss in nats per token after a candidate's lightweight retraining."""
-    assert config.retrain is not None
-    settings = DistillConfig(
-        tokens=config.retrain.tokens,
-        batch_size=config.retrain.batch_size,
-        micro_batch_size=config.retrain.micro_batch_size,
-        learning_rate=config.retrain.learning_rate,
-        min_learning_rate=config.retrain.learning_rate / 10,
-        warmup_steps=config.retrain.warmup_steps,
-        eval_blocks=config.score_blocks,
-        eval_every=10**9,
-        seed=config.seed,
+    sizes = teacher.shape.sizes, student.shape.sizes
+    return (
+        *state_pairs(config.hidden, norms, *(s["layer"] for s in sizes)),
+        *relation_pairs(config.hidden, teacher.family, *sizes),
     )
-    result = train(student, teacher, train_blocks, validation_blocks, settings, scratch, device=context.device)
-    return result.validation[-1]["loss"]

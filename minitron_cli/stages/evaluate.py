@@ -1,22 +1,25 @@
 """The evaluate stage: models in, one table of measured values out, the parent's beside them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitron_cli import io
+from minitron_cli import io, progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate import cloze, gate, harness
-from minitron_cli.evaluate.config import Cloze, EvaluateConfig, Gates, Task
+from minitron_cli.evaluate import cloze, gate, harness, speed, tasks
+from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, EvaluateConfig, Gates, Task
+from minitron_cli.evaluate.gate import PARENT, Outcome
+from minitron_cli.evaluate.paired import Items, compare, compare_exponentials
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.evaluate.tasks import Places
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of
@@ -24,33 +27,96 @@ from minitron_cli.stages.tokens import blocks_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "evaluate", 1
-RESULTS = "results.json"
-PARENT = "parent"
+STAGE, VERSION = "evaluate", 2
+RESULTS, ITEMS = "results.json", "items.json"
 
 Labelled = tuple[str, Path]
-Values = dict[str, Any]  # task -> metric -> {value, stderr, n, shots}
+
+
+@dataclass
+class _Measured:
+    """What is known of one model."""
+
+    results: harness.TaskResults = field(default_factory=dict)
+    items: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Task -> metric -> each item's score, of the metrics that are means of such scores."""
+
+    def add(self, answers: harness.Answers) -> None:
+        self.results |= answers.results
+        self.items |= {
+            task: {name: items.json() for name, items in some.items()} for task, some in answers.items.items()
+        }
 
 
 def run(
-    context: Context, models: Sequence[Labelled], parent: Parent, data: DataConfig | None, config: EvaluateConfig
+    context: Context,
+    models: Sequence[Labelled],
+    parent: Parent,
+    data: DataConfig | None,
+    config: EvaluateConfig,
+    *,
+    allow_code: bool = False,
 ) -> Artifact:
-    """Measure the parent and every labelled checkpoint on the same text and tasks."""
+    """Measure the parent and every labelled checkpoint on the same text and tasks.
+
+    Without `allow_code`, a suite is asked without the tasks that run what the model writes.
+    """
     subjects = {PARENT: parent} | {label: open_parent(path, offline=context.offline) for label, path in models}
-    bench = _Bench(context, parent, _held_out(context, parent, data, config), config)
+    config = _asked(config, allow_code)
+    bench = _Bench(context, parent, _held_out(context, parent, data, config), config, allow_code)
 
     def build(work: Build) -> None:
-        results = {
+        found = {
             label: work.remember(f"results-{label}", partial(bench.measure, work, subject))
             for label, subject in subjects.items()
         }
-        work.write_json(RESULTS, {"models": results})
+        for label in found.keys() - {PARENT}:
+            found[label]["against_parent"] = _against(found[label]["items"], found[PARENT]["items"])
+        work.write_json(ITEMS, {"models": {label: model.pop("items") for label, model in found.items()}})
+        work.write_json(RESULTS, {"models": found})
         work.summary |= {"models": list(subjects)}
+        if config.speed:
+            work.run["speed"] = bench.speed(subjects)
 
     inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | bench.inputs()
     # What is measured is identity; where the task files lie and what is demanded of the values is not.
-    identity = config.model_copy(update={"include_path": None, "gates": Gates()})
-    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build)
+    identity = config.model_copy(update={"include_path": None, "task_data": None, "gates": Gates()})
+    return produce(
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=identity,
+        inputs=inputs,
+        build=build,
+        forecast=bench.forecast,
+    )
+
+
+def _asked(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
+    """With the suite's tasks among the others."""
+    asked = config.asked(allow_code=allow_code)
+    if left_out := sorted({task.name for task in config.asked(allow_code=True)} & CODE_TASKS - {t.name for t in asked}):
+        progress.warn(
+            f"{' and '.join(left_out)} run code that the model writes, and are left out; "
+            "`minitron eval --allow-code-execution` asks them too"
+        )
+    return config.model_copy(update={"suite": None, "tasks": asked})
+
+
+def _against(items: dict[str, Any], parent_items: dict[str, Any]) -> dict[str, Any]:
+    """Task -> metric -> how far the model is from its parent, item by item."""
+    against: dict[str, Any] = {
+        task: {
+            name: asdict(compare(Items(**found), Items(**parent_items[task][name])))
+            for name, found in metrics.items()
+            if name in parent_items.get(task, {})
+        }
+        for task, metrics in items.items()
+    }
+    if PERPLEXITY in items:
+        losses = (Items(**some[PERPLEXITY]["loss"]) for some in (items, parent_items))
+        against[PERPLEXITY]["perplexity"] = asdict(compare_exponentials(*losses))
+    return against
 
 
 def _held_out(context: Context, parent: Parent, data: DataConfig | None, config: EvaluateConfig) -> Blocks | None:
@@ -69,52 +135,85 @@ class _Bench:
     parent: Parent
     blocks: Blocks | None
     config: EvaluateConfig
+    allow_code: bool
 
-    @property
-    def tasks_path(self) -> Path | None:
-        return Path(self.config.include_path) if self.config.include_path else None
+    @cached_property
+    def places(self) -> Places:
+        own, data = self.config.include_path, self.config.task_data
+        if data and not Path(data).is_dir():
+            raise InputError(f"{data} is not a directory: give --task-data one with a directory for each task")
+        return Places(Path(own) if own else None, Path(data) if data else None)
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints; an unknown task is refused here, before a model is loaded."""
         if self.config.tasks:
-            harness.load_tasks(self.config.tasks, self.tasks_path)
+            self._check_tasks()
         blocks = {"validation": self.blocks.fingerprint} if self.blocks else {}
-        tasks = {"tasks": harness.fingerprint(self.tasks_path)} if self.tasks_path else {}
-        return {"dtype": self.context.dtype} | blocks | tasks
+        return {"dtype": self.context.dtype} | blocks | self.places.fingerprints(self.config.tasks)
+
+    def _check_tasks(self) -> None:
+        if self.context.dry_run:
+            tasks.forecast(self.config.tasks, self.places)  # fetches nothing
+        else:
+            tasks.load_tasks(self.config.tasks, self.places, allow_code=self.allow_code)
+
+    def forecast(self) -> dict[str, Any]:
+        """The tasks that a dry run would ask."""
+        found = tasks.forecast(self.config.tasks, self.places) if self.config.tasks else []
+        return {"tasks": [row._asdict() for row in found]} if found else {}
 
     def measure(self, work: Build, subject: Parent) -> dict[str, Any]:
         model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
-        values: Values = {}
+        found = _Measured()
         if self.blocks and self.config.perplexity:
-            values |= self._on_text(model, self.blocks, is_parent=subject is self.parent)
+            self._on_text_(found, model, self.blocks, is_parent=subject is self.parent)
         if self.blocks and self.config.cloze:
             directory = _cloze_task(work, tokenizer, self.blocks, self.config.cloze)
-            values |= self._on_tasks(model, tokenizer, [Task(name="cloze")], directory)
+            found.add(self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], Places(directory)))
         if self.config.tasks:
-            values |= self._on_tasks(model, tokenizer, self.config.tasks, self.tasks_path)
+            found.add(self._on_tasks(model, tokenizer, self.config.tasks, self.places))
         return {
             "parameters": subject.shape.parameters(),
             "non_embedding": subject.shape.parameters("non_embedding"),
-            "results": values,
+            **asdict(found),
         }
+
+    def speed(self, subjects: dict[str, Parent]) -> dict[str, Any]:
+        """Every model's figures beside the parent's; clocks, and so no part of the identity."""
+        assert self.config.speed
+        loaded, found = self._load(self.parent), {}
+        for label, subject in subjects.items():
+            model = loaded if label == PARENT else self._load(subject)
+            timed = asdict(speed.compare(model, loaded, self.config.speed))
+            ratios = {} if label == PARENT else {name: timed[name] for name in ("prefill_ratio", "decode_ratio")}
+            found[label] = timed["model"] | ratios | self._memory(subject)
+        return {"settings": self.config.speed.model_dump(), "device": self.context.device, "models": found}
+
+    def _memory(self, subject: Parent) -> dict[str, int]:
+        assert self.config.speed
+        context = self.context
+        return speed.peak_memory(subject.path, self.config.speed, device=context.device, dtype=context.dtype)
 
     def _load(self, subject: Parent) -> "PreTrainedModel":
         return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
 
-    def _on_text(self, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> Values:
+    def _on_text_(self, found: _Measured, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> None:
         """Loss and perplexity, and KL to the parent for anything but the parent."""
         most, size = self.config.blocks, self.config.batch_size
-        metrics = perplexity(model, blocks, max_blocks=most, batch_size=size).metrics()
+        measured = perplexity(model, blocks, max_blocks=most, batch_size=size)
+        found.results[PERPLEXITY] = measured.metrics()
+        found.items[PERPLEXITY] = {"loss": measured.items.json()}
         if not is_parent:
             parent = self._load(self.parent)
-            metrics |= kl_to_parent(model, parent, blocks, max_blocks=most, batch_size=size).metrics()
-        return {"perplexity": metrics}
+            kl = kl_to_parent(model, parent, blocks, max_blocks=most, batch_size=size)
+            found.results[PERPLEXITY] |= kl.metrics()
 
     def _on_tasks(
-        self, model: "PreTrainedModel", tokenizer: Any, tasks: Sequence[Task], include_path: Path | None
-    ) -> Values:
-        size = self.config.batch_size
-        return dict(harness.run_tasks(model, tokenizer, tasks, include_path=include_path, batch_size=size))
+        self, model: "PreTrainedModel", tokenizer: Any, asked: Sequence[Task], places: Places
+    ) -> harness.Answers:
+        return harness.run_tasks(
+            model, tokenizer, asked, places=places, allow_code=self.allow_code, batch_size=self.config.batch_size
+        )
 
 
 def _cloze_task(work: Build, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:
@@ -136,6 +235,11 @@ def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
+def judged(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:
+    """Every gate held against the model called `label`."""
+    return gate.outcomes(gates, artifact.read_json(RESULTS)["models"], label)
+
+
 def check_gates(artifact: Artifact, gates: Gates, label: str) -> None:
     """Raise GateMissed unless the model called `label` meets every gate."""
-    gate.check(gates, artifact.read_json(RESULTS)["models"][label]["results"])
+    gate.require(judged(artifact, gates, label))

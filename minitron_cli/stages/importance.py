@@ -25,13 +25,12 @@ from minitron_cli.importance.removal import cuts_of
 from minitron_cli.memory import fits
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.stages.task_value import TaskValue
 from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from minitron_cli.evaluate.harness import TaskResults
 
 STAGE, VERSION = "importance", 1
 
@@ -52,7 +51,9 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
             f"{config.samples} samples are too few for {processes.size} processes: raise importance.samples"
         )
     calibration = _Calibration(replace(context, device=device), parent, blocks, config, processes)
-    inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype} | _task_inputs(config)
+    inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype}
+    if (task := _block_task(config)) and (found := task.fingerprint()):
+        inputs["block_task"] = found
 
     def build(work: Build) -> None:
         scores = calibration.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
@@ -69,19 +70,11 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
     return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
 
 
-def _task_inputs(config: ImportanceConfig) -> dict[str, str]:
-    """The task's fingerprint; one that does not exist is refused here, before a model is loaded."""
+def _block_task(config: ImportanceConfig) -> TaskValue | None:
     if not config.block_task:
-        return {}
-    from minitron_cli.evaluate import harness
-
-    path = _task_path(config)
-    harness.load_tasks([Task.parse(config.block_task)], path)
-    return {"block_task": harness.fingerprint(path)} if path else {}
-
-
-def _task_path(config: ImportanceConfig) -> Path | None:
-    return Path(config.block_task_path) if config.block_task_path else None
+        return None
+    path = Path(config.block_task_path) if config.block_task_path else None
+    return TaskValue(Task.parse(config.block_task), config.block_metric, path, "importance.block_metric")
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,8 @@ class _Calibration:
             resume=work.resume,
             processes=self.processes,
         )
-        return scores | self._on_task(work, model) if self.config.block_task else scores
+        task = _block_task(self.config)
+        return scores | self._on_task(work, model, task) if task else scores
 
     def _is_resident(self) -> bool:
         if self.config.mode != "auto":
@@ -156,18 +150,14 @@ class _Calibration:
         for start in range(0, len(ids), self.config.batch_size):
             yield batch(self.blocks, ids[start : start + self.config.batch_size])
 
-    def _on_task(self, work: Build, model: "PreTrainedModel") -> Scores:
+    def _on_task(self, work: Build, model: "PreTrainedModel", task: TaskValue) -> Scores:
         """How much each block's absence costs on the task. The first process alone asks: the others keep nothing."""
         if not io.is_first_process():
             return Scores({})
-        from minitron_cli.evaluate.harness import run_tasks
-
-        tokenizer, task = hf.load_tokenizer(self.parent.path), Task.parse(self.config.block_task or "")
-        path, size = _task_path(self.config), self.config.batch_size
+        tokenizer = hf.load_tokenizer(self.parent.path)
 
         def evaluate(model: "PreTrainedModel") -> float:
-            results = run_tasks(model, tokenizer, [task], include_path=path, batch_size=size)
-            return _value(results, task, self.config)
+            return task(model, tokenizer, self.config.batch_size)
 
         def measure() -> dict[str, list[float]]:
             whole = evaluate(model)
@@ -179,14 +169,3 @@ class _Calibration:
             }
 
         return Scores({name: torch.tensor(lost) for name, lost in work.remember("block_task", measure).items()})
-
-
-def _value(results: "TaskResults", task: Task, config: ImportanceConfig) -> float:
-    metrics = results[task.name]
-    found = metrics.get(config.block_metric, {}).get("value")
-    if found is None:
-        raise InputError(
-            f"task {task.name!r} has no {config.block_metric!r}: "
-            f"set importance.block_metric to one of {', '.join(metrics)}"
-        )
-    return found

@@ -3,8 +3,9 @@
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,26 @@ class Build:
     """Small facts for later stages and the report; part of the artifact's identity."""
     run: dict[str, Any] = field(default_factory=dict)
     """Clock and speed: kept beside the artifact, outside its identity."""
+    hashed: dict[Path, io.FileRecord] = field(default_factory=dict)
+    """Files that nothing changes any more; the others are hashed when the work is done."""
 
     def write_json(self, name: str, value: Any) -> None:
         io.write_new_json(self.path / name, value)
+
+    @contextmanager
+    def hashing(self) -> Iterator[None]:
+        """Hash what is there so far while the block runs, which only reads and leaves a processor for it."""
+        import torch
+
+        paths, threads = sorted(self.path.iterdir()), torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - 1))
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                records = pool.submit(lambda: list(io.file_records(paths)))
+                yield
+                self.hashed |= dict(zip(paths, records.result(), strict=True))
+        finally:
+            torch.set_num_threads(threads)
 
     def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `compute` returns; on disk as soon as it is known, so that a killed stage does not compute it again."""
@@ -152,7 +170,7 @@ def _build(
         run = {"seconds": round(time.monotonic() - started, 3), **_where(), **work.run}
         if stale and stale == _inode(final):  # not if another process has put its result there by now
             io.remove_tree(final)
-        return commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run)
+        return commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run, work.hashed)
     except BaseException:
         with suppress(OSError):  # the first error is the one to tell
             io.remove_tree(temporary)

@@ -12,9 +12,11 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model import serving
 from minitron_cli.model.shape import PRUNABLE
 from minitron_cli.search import rank, space
+from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import Ranked
-from minitron_cli.search.space import Candidate
+from minitron_cli.spec import Amount
 from minitron_cli.stages import repair
+from minitron_cli.stages.candidates import CANDIDATES
 from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
@@ -28,7 +30,6 @@ from minitron_cli.trim.spec import PruneConfig
 
 STAGE, VERSION = "prune", 2
 SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
-CANDIDATES = "candidates.json"
 PLAN = "plan.json"
 
 
@@ -126,30 +127,41 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
 
 def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
     if config.budget:
-        return space.feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
+        return feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
     sizes = {str(axis): size for axis, size in (config.shape or {}).items()}
     if not sizes and not config.drop_layers:
-        sizes = _winner(parent, search)
+        sizes = _winner(parent, search, config.size)
     shape = space.named(parent.shape, sizes, config.drop_layers)
     return [Candidate(shape, shape.parameters(), 0.0)]
 
 
-def _winner(parent: Parent, search: Artifact | None) -> dict[str, int]:
+def _winner(parent: Parent, search: Artifact | None, size: Amount | None) -> dict[str, int]:
+    """The shape that the search found best, of the size asked for."""
     if search is None:
         raise ArtifactError("there is no shape to cut to: give --target or --shape, or run `minitron search` first")
     if search.manifest.inputs["model"] != parent.fingerprint:
         raise ArtifactError(f"{search.path} searched another model than {parent.name}: run `minitron search` again")
-    return {axis: int(size) for axis, size in search.summary["best"].items()}
+    winners = search.summary["winners"]
+    if size is None and len(winners) > 1:
+        raise InputError(f"the search has a winner for each of {', '.join(winners)}: say which to cut with --size")
+    if size is not None and str(size) not in winners:
+        raise InputError(f"the search has no winner for {size}: choose among {', '.join(winners) or 'none'}")
+    label = next(iter(winners)) if size is None else str(size)
+    return {axis: int(n) for axis, n in winners[label]["sizes"].items()}
 
 
-def row(entry: Ranked) -> dict[str, object]:
-    """A ranked candidate as a JSON object, for candidates.json."""
+def row(entry: Ranked, sign: int = 1, target: str = "") -> dict[str, Any]:
+    """A ranked candidate as a JSON object, for candidates.json; scores times `sign`, as the objective has them."""
+    candidate = entry.candidate
     return {
-        "shape": entry.candidate.shape.prunable,
-        "parameters": entry.candidate.parameters,
-        "error": entry.candidate.error,
-        "zero_shot_loss": entry.zero_shot_loss,
-        "retrained_loss": entry.retrained_loss,
+        "target": target,
+        "shape": candidate.shape.prunable,
+        "parameters": candidate.parameters,
+        "error": candidate.error,
+        "costs": dict(candidate.costs),
+        "zero_shot": sign * entry.zero_shot,
+        "rungs": [sign * score for score in entry.rungs],
+        "retrained": None if entry.retrained is None else sign * entry.retrained,
     }
 
 
@@ -158,7 +170,8 @@ def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
     work.write_json("config.json", child_config(parent.checkpoint.config, plan))
     hf.copy_files(parent.path, work.path, guard.COPIED)
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
-    _check(work, parent, plan)
+    with work.hashing():
+        _check(work, parent, plan)
     layer_types = getattr(hf.load_config(work.path), "layer_types", None)
     work.summary |= {
         "serving": [finding._asdict() for finding in serving.findings(plan.child, layer_types)],

@@ -66,6 +66,9 @@ class Chosen:
     def positions(self, i: int) -> Tensor:
         return self.blocks.positions(self.ids[i])
 
+    def documents(self, i: int) -> Tensor:
+        return self.blocks.documents(self.ids[i])
+
     def counts(self, i: int) -> Tensor | None:
         return self.blocks.counts(self.ids[i])
 

@@ -16,6 +16,7 @@ from minitron_cli.checkpoint.manifest import MANIFEST
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import data as page_data
 from minitron_cli.report.card import model_card
@@ -23,11 +24,12 @@ from minitron_cli.report.data import ReportData
 from minitron_cli.report.ledger import forward_flops, training_flops
 from minitron_cli.report.page import render
 from minitron_cli.spec import Spec
-from minitron_cli.stages import correct
-from minitron_cli.stages.evaluate import PARENT, RESULTS
+from minitron_cli.stages import candidates, correct
+from minitron_cli.stages.candidates import CANDIDATES
+from minitron_cli.stages.evaluate import RESULTS
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.prune import CANDIDATES, PLAN
+from minitron_cli.stages.prune import PLAN
 from minitron_cli.stages.training import METRICS, VALIDATION
 from minitron_cli.trim.scores import Scores
 
@@ -126,6 +128,7 @@ class _Made:
             layers=self._layers(),
             candidates=tuple(self._candidates()),
             candidate_parameters=self._counted(),
+            comparison=self._comparison(),
             checks=tuple(self.prune.summary["checks"]) if self.prune else (),
             serving=tuple(page_data.ServingRow(**row) for row in self.prune.summary["serving"]) if self.prune else (),
             repair=self._repair(),
@@ -211,17 +214,35 @@ class _Made:
 
     def _candidates(self) -> Iterator[page_data.Candidate]:
         source = next((a for a in (self.search, self.prune) if a and CANDIDATES in a.manifest.files), None)
-        rows = source.read_json(CANDIDATES)["candidates"] if source else []
+        rows = candidates.read(source)["candidates"] if source else []
         chosen = dict(self._child.sizes) if self._child else {}
         for row in rows:
             yield page_data.Candidate(
                 sizes=row["shape"],
                 parameters=row["parameters"],
                 error=row["error"],
-                zero_shot_loss=row["zero_shot_loss"],
-                retrained_loss=row["retrained_loss"],
+                zero_shot=row["zero_shot"],
+                retrained=row["retrained"],
                 is_chosen=row["shape"].items() <= chosen.items(),
+                rungs=tuple(row["rungs"]),
+                costs={cost: row["costs"][cost] for cost in candidates.costs_of(row) if cost != "parameters"},
+                unsurpassed=frozenset(row["unsurpassed"]),
+                target=row["target"],
             )
+
+    def _comparison(self) -> page_data.Comparison:
+        if self.search is None:
+            return page_data.Comparison()
+        found = candidates.read(self.search)
+        return page_data.Comparison(
+            objective=found["objective"]["name"],
+            rung_tokens=tuple(found["rung_tokens"]),
+            stability=tuple(
+                page_data.Stability(row["from"], row["to"], row["candidates"], row["tau"], label)
+                for label, winner in self.search.summary["winners"].items()
+                for row in winner["stability"]
+            ),
+        )
 
     def _repair(self) -> page_data.RepairFacts | None:
         found = self.prune.summary.get("repair", {}) if self.prune else {}
@@ -238,10 +259,13 @@ class _Made:
             tokens = self.importance.summary["tokens"]
             yield page_data.CostRow("importance", tokens, forward_flops(tokens, parent))
         if self.search and self.search.manifest.config["retrain"]:
-            tokens = self.search.manifest.config["retrain"]["tokens"]
-            shapes = [self._parent.resize(**row.sizes) for row in self._candidates() if row.retrained_loss is not None]
-            flops = sum(training_flops(tokens, shape.flops_per_token(), parent) for shape in shapes)
-            yield page_data.CostRow("search", tokens * len(shapes), flops)
+            at_rung = self.search.read_json(CANDIDATES)["rung_tokens"]
+            trained = [(at_rung[len(row.rungs) - 1], row.sizes) for row in self._candidates() if row.rungs]
+            flops = sum(
+                training_flops(tokens, self._parent.resize(**sizes).flops_per_token(), parent)
+                for tokens, sizes in trained
+            )
+            yield page_data.CostRow("search", sum(tokens for tokens, _ in trained), flops)
         if self.correct:
             tokens = self.correct.summary["tokens"]
             yield page_data.CostRow("correct", tokens, training_flops(tokens, parent))

@@ -1,66 +1,316 @@
-"""The search stage: a parent, its scores and a budget in, ranked candidate shapes out."""
+"""The search stage: a parent, its scores and constraints in, ranked candidate shapes out, for each size asked for."""
 
-from minitron_cli.checkpoint import hf
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minitron_cli import io, progress
+from minitron_cli.checkpoint import hf, strict_json
 from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.search import rank, space
-from minitron_cli.search.config import SearchConfig
-from minitron_cli.search.space import Candidate
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.loop import train
+from minitron_cli.evaluate.config import Task
+from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.importance.processes import Processes, join_processes
+from minitron_cli.search import feasible, halving, rank
+from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
+from minitron_cli.search.feasible import Candidate
+from minitron_cli.search.mass import Mass
+from minitron_cli.search.rank import Ranked
+from minitron_cli.stages.candidates import CANDIDATES, MEASURED, key
 from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.distill import retrain_lightly
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.prune import CANDIDATES, row
+from minitron_cli.stages.prune import row
+from minitron_cli.stages.stopwatch import Stopwatch
+from minitron_cli.stages.task_value import TaskValue
 from minitron_cli.stages.tokens import blocks_of
 
-STAGE, VERSION = "search", 1
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STAGE, VERSION = "search", 2
+POLL_SECONDS = 0.2
 
 
-def run(context: Context, parent: Parent, scores: Artifact, data: DataConfig, config: SearchConfig) -> Artifact:
-    """Score the feasible shapes zero-shot, retrain the best few, and save the order. Each result survives a kill."""
-    cutter = Cutter(context, parent, read_scores(scores, parent), config.ranking)
-    choices = {str(axis): sizes for axis, sizes in config.space.items()}
-    candidates = space.feasible(parent.shape, choices, config.budget, config.candidates)
-    train = blocks_of(context, data, "train", parent.path)
+def run(
+    context: Context,
+    parent: Parent,
+    scores: Artifact,
+    data: DataConfig,
+    config: SearchConfig,
+    *,
+    teacher: Parent | None = None,
+) -> Artifact:
+    """Score the feasible shapes zero-shot, retrain the best few, and save the order. Each result survives a kill.
+
+    `teacher` is whose predictions candidates are retrained on; the parent, if no other is named.
+    """
+    processes, device = join_processes(context.device)
+    here = replace(context, device=device)
+    cutter = Cutter(here, parent, read_scores(scores, parent), config.ranking)
+    shapes = {
+        label: feasible.admitted(parent.shape, config.axes, config.constraints_of(label)) for label in config.labels
+    }
+    train_blocks = blocks_of(context, data, "train", parent.path)
     validation = blocks_of(context, data, "validation", parent.path)
-
-    def zero_shot(candidate: Candidate) -> float:
-        return cutter.zero_shot_loss(candidate.shape, validation, config.score_blocks)
-
-    def build(work: Build) -> None:
-        ranked = rank.by_zero_shot(candidates, _remembered(work, "zero-shot", zero_shot))
-        tau = None
-        if config.retrain and len(ranked) > 1:
-            teacher = hf.load_model(parent.path, device=context.device, dtype=context.dtype)
-
-            def retrained(candidate: Candidate) -> float:
-                student = cutter.model(cutter.plan(candidate.shape))
-                scratch = work.scratch / f"retrain-{candidate.name}"
-                return retrain_lightly(context, teacher, student, train, validation, config, scratch)
-
-            ranked = rank.by_retraining(ranked, config.retrain.top, _remembered(work, "retrained", retrained))
-            both = [(r.zero_shot_loss, r.retrained_loss) for r in ranked if r.retrained_loss is not None]
-            tau = rank.kendall_tau(*zip(*both, strict=True))
-        work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
-        best = ranked[0].candidate
-        work.summary |= {
-            "best": {axis: best.shape.sizes[axis] for axis in config.space},
-            "parameters": best.parameters,
-            "feasible": len(candidates),
-            "kendall_tau": tau,
-        }
-
+    judge = _Judge(parent, teacher or parent, here, validation, config)
     inputs = {
         "model": parent.fingerprint,
         "scores": scores.fingerprint,
-        "train": train.fingerprint,
+        "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
-    }
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    } | judge.inputs()
+
+    def build(work: Build) -> None:
+        crew = _Crew(work, processes)
+        crew.meet()
+        search = _Search(cutter, judge, train_blocks, config, crew)
+        found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
+        _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
+        crew.meet()
+
+    identity = config
+    if isinstance(config.objective, TaskObjective):  # what is there counts, not where
+        identity = config.model_copy(update={"objective": config.objective.model_copy(update={"path": None})})
+    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
 
 
-def _remembered(work: Build, kind: str, score: rank.Score) -> rank.Score:
-    """`score`, computed once per candidate whatever happens to the process."""
-    return lambda candidate: float(
-        work.remember(f"{kind}-{candidate.name}", lambda: {"loss": score(candidate)})["loss"]
+@dataclass(frozen=True)
+class _Crew:
+    """The processes that share a search. What one finds out, the others read in the scratch directory."""
+
+    work: Build
+    processes: Processes
+
+    def each(self, title: str, names: Sequence[str], compute: Callable[[int], float]) -> list[float]:
+        """A value for every name; each process computes its share, and each value is computed once."""
+        mine = range(self.processes.rank, len(names), self.processes.size)
+        with progress.track(title, len(mine), "candidates") as step:
+            for i in mine:
+                found = self.work.remember(names[i], lambda i=i: {"value": compute(i)})  # type: ignore[misc]
+                step(1, score=found["value"])
+        return [float(self._found(name)["value"]) for name in names]
+
+    def first(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the first process computes, for all."""
+        return self.work.remember(name, compute) if self.processes.rank == 0 else self._found(name)
+
+    def _found(self, name: str) -> dict[str, Any]:
+        path = self.work.scratch / f"{name}.json"
+        while not path.is_file():  # a launcher ends us all if the process that is to write it fails
+            time.sleep(POLL_SECONDS)
+            progress.raise_if_stopped()
+        return dict(strict_json.load(path))
+
+    def meet(self) -> None:
+        """Before anything is read that an earlier run may have left, and after everything is."""
+        if self.processes.size > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """How good a model is; lower is better."""
+
+    parent: Parent
+    teacher: Parent
+    context: Context
+    validation: Blocks
+    config: SearchConfig
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints; an unknown task is refused here, before a model is loaded."""
+        inputs = {} if self.teacher.fingerprint == self.parent.fingerprint else {"teacher": self.teacher.fingerprint}
+        objective = self.config.objective
+        if isinstance(objective, TaskObjective) and (found := _value_of(objective).fingerprint()):
+            inputs["task"] = found
+        return inputs
+
+    @cached_property
+    def teacher_model(self) -> "PreTrainedModel":
+        return hf.load_model(self.teacher.path, device=self.context.device, dtype=self.context.dtype)
+
+    def __call__(self, model: "PreTrainedModel") -> float:
+        blocks = self.config.score_blocks
+        match self.config.objective:
+            case "loss":
+                return perplexity(model, self.validation, max_blocks=blocks).loss_nats
+            case "kl":
+                return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=blocks).kl_nats
+            case objective:
+                return _sign(objective) * _value_of(objective)(model, hf.load_tokenizer(self.parent.path))
+
+
+def _value_of(objective: TaskObjective) -> TaskValue:
+    path = Path(objective.path) if objective.path else None
+    return TaskValue(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
+
+
+def _sign(objective: str | TaskObjective) -> int:
+    """What an objective's values are multiplied by so that lower is better."""
+    return 1 if isinstance(objective, str) or objective.is_lower_better else -1
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One process's part of the work."""
+
+    cutter: Cutter
+    judge: _Judge
+    train_blocks: Blocks
+    config: SearchConfig
+    crew: _Crew
+
+    def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
+        """Those that keep most importance; where a constraint is measured, of those that meet it."""
+        mass = Mass(self.cutter.parent.shape, self.cutter.scores, self.config.ranking)
+        by_mass = sorted(
+            (replace(c, costs=dict(c.costs) | {"mass": mass(c.shape)}) for c in admitted),
+            key=lambda c: (-c.costs["mass"], c.name),
+        )
+        constraints, most = self.config.constraints_of(label), self.config.candidates
+        if not any(constraint.is_measured for constraint in constraints):
+            return by_mass[:most]
+
+        def timed() -> dict[str, Any]:
+            stopwatch = Stopwatch(self.cutter)
+            found = feasible.timed(self.cutter.parent.shape, by_mass, constraints, most, stopwatch)
+            return {"chosen": [[c.name, dict(c.costs)] for c in found]}
+
+        by_name = {c.name: c for c in by_mass}
+        chosen = self.crew.first(f"chosen-{label}", timed)["chosen"]
+        return [replace(by_name[name], costs=costs) for name, costs in chosen]
+
+    def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Ranked]]:
+        """All zero-shot scores first, so that no score depends on what was trained before it."""
+        every = {c.name: c for some in chosen.values() for c in some}
+        scores = self.crew.each(
+            "score candidates", [f"zero-shot-{n}" for n in every], partial(self._score, list(every.values()))
+        )
+        score_of = dict(zip(every, scores, strict=True))
+        ranked = {label: rank.by_zero_shot(some, lambda c: score_of[c.name]) for label, some in chosen.items()}
+        retrain = self.config.retrain
+        if retrain is None:
+            return ranked
+        return {label: self._retrained(some, retrain) if len(some) > 1 else some for label, some in ranked.items()}
+
+    def _score(self, candidates: Sequence[Candidate], i: int) -> float:
+        return self.judge(self._cut(candidates[i]))
+
+    def _cut(self, candidate: Candidate) -> "PreTrainedModel":
+        return self.cutter.model(self.cutter.plan(candidate.shape))
+
+    def rung_tokens(self) -> list[int]:
+        """Tokens that a candidate has seen at each rung."""
+        retrain = self.config.retrain
+        if retrain is None:
+            return []
+        per_step = retrain.batch_size * self.train_blocks.sequence_length
+        return [steps * per_step for steps in self._rungs(retrain)]
+
+    def _rungs(self, retrain: Retrain) -> list[int]:
+        total = training(retrain, self.config.seed).total_steps(self.train_blocks.sequence_length)
+        return halving.rung_steps(total, retrain.rungs, retrain.keep)
+
+    def _retrained(self, ranked: Sequence[Ranked], retrain: Retrain) -> list[Ranked]:
+        settings, steps = training(retrain, self.config.seed), self._rungs(retrain)
+
+        def to_rung(running: Sequence[Ranked], i: int) -> list[float]:
+            names = [f"rung-{i + 1}-{entry.candidate.name}" for entry in running]
+            title = f"retrain to step {steps[i]:,} of {steps[-1]:,}"
+            return self.crew.each(title, names, lambda k: self._train(running[k].candidate, settings, steps[i]))
+
+        return halving.halve(ranked, retrain.top, len(steps), retrain.keep, to_rung, self._forget)
+
+    def _train(self, candidate: Candidate, settings: DistillConfig, until: int) -> float:
+        """The score after step `until` of a candidate's one training, from wherever that was left."""
+        student = self._cut(candidate)
+        train(
+            student,
+            self.judge.teacher_model,
+            self.train_blocks,
+            None,
+            settings,
+            self._checkpoints(candidate),
+            device=self.cutter.context.device,
+            until=until,
+            alone=True,
+        )
+        return self.judge(student)
+
+    def _forget(self, dropped: Sequence[Ranked]) -> None:
+        """The training state of those that go no further: it is three times their weights in fp32."""
+        if self.crew.processes.rank == 0:
+            for entry in dropped:
+                io.remove_tree(self._checkpoints(entry.candidate))
+
+    def _checkpoints(self, candidate: Candidate) -> Path:
+        return self.crew.work.scratch / f"retrain-{candidate.name}"
+
+
+def training(retrain: Retrain, seed: int) -> DistillConfig:
+    """A candidate's lightweight retraining as the training loop takes it."""
+    return DistillConfig(
+        tokens=retrain.tokens,
+        batch_size=retrain.batch_size,
+        micro_batch_size=retrain.micro_batch_size,
+        learning_rate=retrain.learning_rate,
+        min_learning_rate=retrain.learning_rate / 10,
+        warmup_steps=retrain.warmup_steps,
+        eval_every=10**9,
+        save_every=retrain.save_every,
+        seed=seed,
     )
+
+
+def _write(
+    work: Build,
+    config: SearchConfig,
+    found: Mapping[str, list[Ranked]],
+    feasible: Mapping[str, int],
+    rung_tokens: Sequence[int],
+) -> None:
+    sign, timed = _sign(config.objective), {c.kind for c in config.constraints if c.is_measured}
+    rows = [row(entry, sign, target=label) for label, ranked in found.items() for entry in ranked]
+    measured = {
+        key(entry.candidate.shape.prunable): {kind: entry.candidate.costs[kind] for kind in sorted(timed)}
+        for ranked in found.values()
+        for entry in ranked
+    }
+    for one in rows:
+        for kind in timed:  # a clock's word is kept outside identity
+            one["costs"].pop(kind)
+    objective = _described(config.objective)
+    work.write_json(CANDIDATES, {"objective": objective, "rung_tokens": rung_tokens, "candidates": rows})
+    if timed:
+        work.run[MEASURED] = measured
+    winners = {label: ranked[0].candidate for label, ranked in found.items()}
+    first = winners[config.labels[0]]
+    work.summary |= {
+        "best": {axis: first.shape.sizes[axis] for axis in config.axes},
+        "parameters": first.parameters,
+        "feasible": feasible[config.labels[0]],
+        "winners": {
+            label: {
+                "sizes": {axis: candidate.shape.sizes[axis] for axis in config.axes},
+                "parameters": candidate.parameters,
+                "feasible": feasible[label],
+                "stability": rank.stability(found[label]),
+            }
+            for label, candidate in winners.items()
+        },
+    }
+
+
+def _described(objective: str | TaskObjective) -> dict[str, Any]:
+    if isinstance(objective, TaskObjective):
+        return {"name": objective.name, "better": "lower" if objective.is_lower_better else "higher"}
+    return {"name": objective, "better": "lower"}

@@ -1,8 +1,8 @@
 """The export guard: what was written is the child that was asked for, and stock transformers runs it.
 
 The written directory is held against the parent, cut in memory: its files, its config, its headers, its numbers, and
-what the loaded model computes. Of a large child the numbers are sampled, and slivers stand for the model: one layer
-between the first rows of the embedding and of the head.
+what the loaded model computes. Of a large child the numbers are sampled, and slivers stand for the model: one layer of
+each kind between the first rows of the embedding and of the head.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
 from minitron_cli.model.family import at
-from minitron_cli.trim.bits import is_finite
+from minitron_cli.trim.bits import Spare, is_finite
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.cut import cut_block, maps
 from minitron_cli.trim.plan import PrunePlan
@@ -120,9 +120,23 @@ class Written:
         if self.mode == "whole":
             yield hf.load_model(self.path), hf.model_of(self.config, {name: self.cut(name) for name in self.origin})
             return
-        depth = self.plan.child.sizes["layer"]
-        for layer in sorted({0, depth // 2, depth - 1}):
+        for layer in self._layers():
             yield self._sliver(layer, self.checkpoint.config, self.written), self._sliver(layer, self.config, self.cut)
+
+    def _layers(self) -> list[int]:
+        """The last layer of each kind. Kinds differ in the tensors they hold or in what the config says of them."""
+        family, depth = self.plan.child.family, self.plan.child.sizes["layer"]
+        templates: list[set[str]] = [set() for _ in range(depth)]
+        for match in map(family.match, self.plan.child.tensors()):
+            if "layer" in match.at:
+                templates[match.at["layer"]].add(match.template)
+        lists = [found for name in family.layer_lists if isinstance(found := self.config.get(name), list)]
+        marks = [found for name in family.layer_marks if isinstance(found := self.config.get(name), int)]
+        kinds = {
+            (*sorted(templates[i]), *(str(values[i]) for values in lists), *(i < mark for mark in marks)): i
+            for i in range(depth)
+        }
+        return sorted(kinds.values())
 
     def _sliver(
         self, layer: int, config: Mapping[str, Any], read: Callable[[str, range | None], Tensor]
@@ -244,8 +258,9 @@ def _check_shards(written: Written) -> None:
 
 
 def _check_finite(written: Written) -> None:
+    spare = Spare()
     for name in written.checkpoint.tensors:
-        if not all(is_finite(block) for _, block in blocks(written.checkpoint, name, BLOCK_BYTES)):
+        if not all(is_finite(block) for _, block in blocks(written.checkpoint, name, BLOCK_BYTES, spare.take)):
             raise _Refused(f"{name} holds NaN or infinity")
 
 

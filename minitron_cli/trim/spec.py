@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from minitron_cli.spec import Quantity, Spec
+from minitron_cli.spec import Amount, Spec, of_whole
 from minitron_cli.trim.metric import Activation, Metric
 
 BLOCKS = ("block_perplexity", "block_task")  # rankings of contiguous blocks of layers
@@ -30,19 +30,23 @@ class Ranking(Spec):
 class Budget(Spec):
     """How large the child may be."""
 
-    target: Quantity
-    """Parameters of the child, such as 4B."""
+    target: Amount
+    """Parameters of the child, such as 4B, or 50% of the parent's."""
     count: Literal["total", "non_embedding", "active"] = "total"
     """Which parameters the target counts. The published "4B" of Llama-3.1-Minitron is 4.51B in total."""
     tolerance: float = Field(0.05, gt=0, lt=1)
     """How far the child may be from the target on either side, as a fraction of it."""
 
-    def admits(self, parameters: int) -> bool:
-        return abs(parameters - self.target) <= self.tolerance * self.target
+    def goal(self, whole: int = 0) -> int:
+        """The target in parameters, where the parent has `whole`."""
+        return round(of_whole(self.target, whole))
 
-    def error(self, parameters: int) -> float:
+    def admits(self, parameters: int, whole: int = 0) -> bool:
+        return abs(parameters - self.goal(whole)) <= self.tolerance * self.goal(whole)
+
+    def error(self, parameters: int, whole: int = 0) -> float:
         """Signed distance from the target as a fraction of it."""
-        return parameters / self.target - 1
+        return parameters / self.goal(whole) - 1
 
 
 REPAIRS = ("rotate", "least_squares", "rescale")
@@ -62,6 +66,8 @@ class PruneConfig(Spec):
     """What a budget may cut. Width before depth, heads last (Muralidharan et al. 2024, best practices)."""
     candidates: int = Field(8, ge=1)
     """How many shapes a budget scores."""
+    size: Amount | None = None
+    """Of a search for several sizes, the one to cut: its target, as it was given there."""
     rounds: int = Field(1, ge=1)
     """Cut in so many equal rounds and score what is left before each; one is as good (Muralidharan et al. 2024)."""
     ranking: Ranking = Ranking()
@@ -83,6 +89,8 @@ class PruneConfig(Spec):
     def _one_way_to_say_it(self) -> "PruneConfig":
         if self.budget and (self.shape or self.drop_layers):
             raise ValueError("give a shape or a budget, not both")
+        if self.size and (self.budget or self.shape or self.drop_layers):
+            raise ValueError("size picks a winner of the search: leave out the shape or the budget")
         if self.drop_layers and (self.shape or {}).get("layer"):
             raise ValueError("give drop_layers or the number of layers, not both")
         if self.drop_layers and self.rounds > 1:

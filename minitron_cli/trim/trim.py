@@ -16,7 +16,7 @@ from minitron_cli import progress
 from minitron_cli.checkpoint.reader import Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint, size_on_disk
 from minitron_cli.errors import CheckpointError
-from minitron_cli.trim.bits import Spare, check_finite
+from minitron_cli.trim.bits import Spare, check_finite, is_finite
 from minitron_cli.trim.cut import Map, cut_block, cut_tensor, kept_size, maps, mixes_rows
 from minitron_cli.trim.plan import PrunePlan
 
@@ -93,8 +93,10 @@ def _cut(source: Checkpoint, plan: PrunePlan, piece: "Piece", spare: Spare) -> T
     if mixes_rows(piece.maps):
         return cut_tensor(plan, piece.name, _checked(source, piece.name))
     block = source.read_rows(piece.name, piece.start, piece.stop, spare.take)
-    check_finite(piece.name, block)
-    return cut_block(plan, piece.name, block, piece.maps, spare)
+    cut = cut_block(plan, piece.name, block, piece.maps, spare)
+    if not is_finite(cut):  # is it the parent? The block has been overwritten
+        check_finite(piece.name, source.read_rows(piece.name, piece.start, piece.stop))
+    return cut
 
 
 def _checked(source: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:

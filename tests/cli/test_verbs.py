@@ -128,7 +128,7 @@ def test_an_output_that_exists_is_refused_before_any_work(place: Place, pruned: 
 def test_a_target_picks_a_shape_within_the_tolerance(place: Place) -> None:
     made = place.run("prune", "--width", "--target", "120k", "--tolerance", 0.1, "--candidates", 2)
     assert abs(made["summary"]["child"]["parameters"] / 120_000 - 1) <= 0.1
-    assert [c["zero_shot_loss"] for c in made["candidates"]] == sorted(c["zero_shot_loss"] for c in made["candidates"])
+    assert [c["zero_shot"] for c in made["candidates"]] == sorted(c["zero_shot"] for c in made["candidates"])
     assert made["summary"]["child"]["sizes"]["layer"] == 4
 
 
@@ -139,14 +139,14 @@ def test_search_finds_a_shape_that_prune_then_cuts(place: Place) -> None:
         *("--lr", 1e-3, "score_blocks=2"),
     )
     assert len(found["candidates"]) == 3
-    assert sum(c["retrained_loss"] is not None for c in found["candidates"]) == 2
+    assert sum(c["retrained"] is not None for c in found["candidates"]) == 2
     made = place.run("prune")
     assert found["summary"]["best"].items() <= made["summary"]["child"]["sizes"].items()
 
 
 def test_search_without_retraining_trusts_the_zero_shot_order(place: Place) -> None:
     found = place.run("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 2, "score_blocks=2")
-    assert all(c["retrained_loss"] is None for c in found["candidates"])
+    assert all(c["retrained"] is None for c in found["candidates"])
 
 
 def test_distill_trains_the_pruned_model(place: Place, distilled: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: Place) -> None:
         (("importance", "--data", "/nowhere/*.txt"), "/nowhere"),
         (("distill", "--tokens", "4Q"), "distill.tokens: '4Q' is not a quantity"),
         (("distill",), "how long to train is not said"),
-        (("search",), "search.budget is missing: add it"),
+        (("search",), "nothing says how small; give budget.target, or constraints"),
         (("show", "--run", "../x"), "workspace name '../x'"),
     ],
 )

@@ -104,7 +104,7 @@ def layer(i, name):
 
 
 def swapped_tensors(child):
-    edit_weights(child, lambda t: swap(t, layer(1, "mlp.gate_proj"), layer(1, "mlp.up_proj")))
+    edit_weights(child, lambda t: swap(t, layer(2, "mlp.gate_proj"), layer(2, "mlp.up_proj")))
 
 
 def swapped_layers(child):
@@ -222,6 +222,18 @@ def test_the_loaded_model_tells_as_well(children, spoil, mode, what, tmp_path, m
     spoil(child)
     with pytest.raises(RunFailed, match=what):
         guard.check_child(guard.Written(child, source, plan, mode))
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", "full_attention"])
+def test_a_sliver_stands_for_every_kind_of_layer(children, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "CHECKS", {})
+    source, plan, written = children("gemma2", {"hidden": 24, "ffn": 20})
+    kinds = json.loads((written / "config.json").read_text())["layer_types"]
+    last = max(i for i, name in enumerate(kinds) if name == kind)
+    child = shutil.copytree(written, tmp_path / "child")
+    edit_weights(child, lambda t: swap(t, layer(last, "mlp.gate_proj"), layer(last, "mlp.up_proj")))
+    with pytest.raises(RunFailed, match=r"gate_proj.weight is loaded with other numbers"):
+        guard.check_child(guard.Written(child, source, plan, "sampled"))
 
 
 def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children, monkeypatch):

@@ -1,11 +1,12 @@
 """Cross-entropy with the text's next token: conventional training, the control that distillation has to beat."""
 
-# N token, V vocab
+# N token, V vocab, C one chunk of it
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from minitron_cli.model.softmax import OnlineSoftmax
 from minitron_cli.spec import Spec
 
 if TYPE_CHECKING:
@@ -33,3 +34,31 @@ class CrossEntropy(Spec):
         grad_NV = student_NV.div_(z_N1)
         grad_NV.scatter_add_(1, labels_N1, own_N1.new_full(own_N1.shape, -1.0))
         return (z_N1.log() - own_N1)[:, 0], grad_NV
+
+    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
+        return _TwoPass(zeros_N1)
+
+
+class _TwoPass:
+    def __init__(self, zeros_N1: "Tensor") -> None:
+        self.student, self.own_N1 = OnlineSoftmax(zeros_N1), zeros_N1.clone()
+
+    def read_(self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int) -> None:
+        at_N1, inside_N1 = self._own(student_NC, labels_N, first)
+        self.own_N1 += student_NC.gather(1, at_N1) * inside_N1
+        self.student.read_(student_NC)
+
+    def values(self) -> "Tensor":
+        return (self.student.log_z_N1 - self.own_N1)[:, 0]
+
+    def grad_(
+        self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int
+    ) -> "Tensor":
+        at_N1, inside_N1 = self._own(student_NC, labels_N, first)
+        return student_NC.sub_(self.student.log_z_N1).exp_().scatter_add_(1, at_N1, -inside_N1.to(student_NC.dtype))
+
+    def _own(self, student_NC: "Tensor", labels_N: "Tensor | None", first: int) -> "tuple[Tensor, Tensor]":
+        """Where in the chunk each token's label is, [N, 1], and whether it is there at all."""
+        assert labels_N is not None
+        at_N1, last = labels_N[:, None] - first, student_NC.shape[1] - 1
+        return at_N1.clamp(0, last), (at_N1 >= 0) & (at_N1 <= last)

@@ -1,11 +1,12 @@
 """Forward KL: the student is to give every token the probability that the teacher gives it."""
 
-# N token, V vocab
+# N token, V vocab, C one chunk of it
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from minitron_cli.model.softmax import OnlineSoftmax
 from minitron_cli.spec import Spec
 
 if TYPE_CHECKING:
@@ -46,3 +47,37 @@ class ForwardKL(Spec):
         kl_N = cross_N + (z_student_N1 / z_teacher_N1).log_()[:, 0]
         grad_NV = student_NV.mul_(self.temperature / z_student_N1).addcmul_(p_NV, -self.temperature / z_teacher_N1)
         return kl_N * self.temperature**2, grad_NV
+
+    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
+        return _TwoPass(self.temperature, zeros_N1)
+
+
+class _TwoPass:
+    """KL = E_teacher[t - s] - log z_t + log z_s, of logits divided by the temperature."""
+
+    def __init__(self, temperature: float, zeros_N1: "Tensor") -> None:
+        self.temperature = temperature
+        self.student, self.teacher = OnlineSoftmax(zeros_N1), OnlineSoftmax(zeros_N1)
+
+    def read_(self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int) -> None:
+        assert teacher_NC is not None
+        if self.temperature != 1:
+            student_NC.div_(self.temperature)
+            teacher_NC.div_(self.temperature)
+        self.teacher.read_(teacher_NC, teacher_NC - student_NC)
+        self.student.read_(student_NC)
+
+    def values(self) -> "Tensor":
+        kl_N1 = self.teacher.mean_N1 - self.teacher.log_z_N1 + self.student.log_z_N1
+        return kl_N1[:, 0] * self.temperature**2
+
+    def grad_(
+        self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int
+    ) -> "Tensor":
+        assert teacher_NC is not None
+        if self.temperature != 1:
+            student_NC.div_(self.temperature)
+            teacher_NC.div_(self.temperature)
+        p_student_NC = student_NC.sub_(self.student.log_z_N1).exp_()
+        grad_NC = p_student_NC.sub_(teacher_NC.sub_(self.teacher.log_z_N1).exp_())
+        return grad_NC if self.temperature == 1 else grad_NC.mul_(self.temperature)

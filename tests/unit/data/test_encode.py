@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minitron_cli.data import encode
-from minitron_cli.data.encode import checked, encoded
+from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
 from minitron_cli.data.rows import Document, Ids
 from minitron_cli.errors import DataError
 
@@ -15,8 +15,13 @@ def documents(contents: list) -> list[Document]:
     return [Document(content, f"file:{i}", 1) for i, content in enumerate(contents)]
 
 
+def arrays_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, after_group=lambda: None) -> list[Ids]:
+    encode = Encoder(*encoder_arguments(tokenizer))
+    return list(encoded(documents(texts), tokenizer, lambda groups: map(encode, groups), after_group))
+
+
 def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    return [document.ids.tolist() for document in encoded(documents(texts), tokenizer, lambda: None)]
+    return [document.ids.tolist() for document in arrays_of(texts, tokenizer)]
 
 
 def expected_ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -67,7 +72,7 @@ def test_a_long_document_is_cut_behind_a_line(words, monkeypatch):
 def test_no_more_than_a_group_is_tokenised_at_once(characters, monkeypatch):
     monkeypatch.setattr(encode, "GROUP_CHARACTERS", 50)
     groups = []
-    assert len(list(encoded(documents(["a" * 999, *["b"] * 500]), characters, lambda: groups.append(1)))) == 501
+    assert len(arrays_of(["a" * 999, *["b"] * 500], characters, lambda: groups.append(1))) == 501
     assert len(groups) == 30  # 20 pieces of at most 50, then 50 documents at a time
 
 

@@ -123,3 +123,21 @@ def test_a_full_disk_is_not_blamed_on_the_dataset(local, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(OSError, match="No space left"):
         HubDataset(name=local).open()
+
+
+def test_of_a_dataset_too_large_to_download_the_first_documents_are_read(local, write):
+    write("repo/train.jsonl", "\n".join(json.dumps({"text": text}) for text in ["one", "", "three", "four"]))
+    write("repo/train_more.jsonl", '{"text"')  # broken, and never read
+    corpus = HubDataset(name=local, documents=3).open()
+    assert [document.content for document in corpus.documents] == ["one", "three"]
+    assert corpus.size_bytes is None
+    identities = [HubDataset(name=local, documents=n).open().identity for n in (3, 4)]
+    assert identities[0] != identities[1]
+    assert identities[0] == corpus.identity
+    with pytest.raises(DataError, match=r"row 0: there is no column 'body' but 'text'; set column"):
+        list(HubDataset(name=local, documents=3, column="body").open().documents)
+
+
+def test_a_dataset_that_cannot_be_reached_is_refused_offline():
+    with pytest.raises(EnvironmentFault, match=r"hub dataset some/dataset: .*download it once with a network"):
+        HubDataset(name="some/dataset", documents=3).open()

@@ -37,9 +37,7 @@ def chatty(tokenizer, monkeypatch):
 
 def counted(tokenizer, path, **options):
     """The text of all tokens, and of those that count."""
-    config = DataConfig(
-        sources=(TextFiles(paths=(str(path),), **options),), sequence_length=2, validation=(TextFiles(paths=("x",)),)
-    )
+    config = DataConfig(sources=(TextFiles(paths=(str(path),), **options),), sequence_length=2, validation_fraction=0)
     blocks = prepare(config, "train", tokenizer, "key", path.parent / "cache")
     tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
     counts = torch.cat([blocks.counts(i) for i in range(len(blocks))])
@@ -89,7 +87,7 @@ def test_text_beside_chats_counts_whole(chatty, tmp_path):
     chat = TextFiles(paths=(str(written(tmp_path / "a.jsonl", [{"messages": CHAT}])),), format="chat")
     (tmp_path / "b.txt").write_text("the lazy dog " * 3)
     config = DataConfig(
-        sources=(chat, TextFiles(paths=(str(tmp_path / "b.txt"),))), sequence_length=2, validation=(chat,)
+        sources=(chat, TextFiles(paths=(str(tmp_path / "b.txt"),))), sequence_length=2, validation_fraction=0
     )
     blocks = prepare(config, "train", chatty, "key", tmp_path / "cache")
     counts = batch(blocks, range(len(blocks))).counts_BT.flatten()

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli import io, progress
-from minitron_cli.data import encode
+from minitron_cli.data import encode, pack, token_file
 from minitron_cli.data.batches import batch
 from minitron_cli.data.pack import Blocks, prepare
 from minitron_cli.data.sources import DataConfig, TextFiles, TokenIds
@@ -65,6 +66,7 @@ def test_ready_ids_are_packed_as_they_are(tokenizer, tmp_path):
     blocks = prepare(everything(source, length=4), "train", tokenizer, "t", tmp_path / "cache")
     assert [blocks.tokens(i).tolist() for i in range(2)] == [[5, 6, 7, 8], [9, 10, 11, 12]]
     assert [blocks.positions(i).tolist() for i in range(2)] == [[0, 1, 2, 0], [0, 1, 2, 3]]
+    assert [blocks.documents(i).tolist() for i in range(2)] == [[0, 0, 0, 1], [2, 2, 2, 2]]
     lines(tmp_path / "a.jsonl", [[5, 300]], "input_ids")
     with pytest.raises(DataError, match=rf"a.jsonl:1: token id 300 is not one of the tokenizer's {len(tokenizer)};"):
         prepare(everything(source), "train", tokenizer, "t", tmp_path / "cache")
@@ -131,13 +133,42 @@ def test_a_document_is_held_out_wherever_it_comes_from(tokenizer, tmp_path):
     assert len(ids[0] ^ ids[1]) <= 2  # the last one of either may be cut
 
 
-def test_validation_sources_are_used_whole_and_leave_the_others_whole(tokenizer, texts, tmp_path):
-    train, validation = lines(tmp_path / "a.jsonl", texts), lines(tmp_path / "b.jsonl", texts[:9])
+def test_validation_sources_are_used_whole_and_their_documents_are_not_trained_on(tokenizer, texts, tmp_path, remarks):
+    held_out = [*texts[:9], "text of its own"]
+    train = lines(tmp_path / "a.jsonl", [*texts, texts[3].upper().replace(" ", "\n\n")])
+    validation = lines(tmp_path / "b.jsonl", held_out)
     config = DataConfig(sources=(text_source(train),), validation=(text_source(validation),), sequence_length=8)
-    for split, path in {"train": train, "validation": validation}.items():
+    for split, left in {"train": texts[9:], "validation": held_out}.items():
         blocks = prepare(config, split, tokenizer, "t", tmp_path / "cache")
-        whole = prepare(everything(text_source(path), length=8), "train", tokenizer, "t", tmp_path / "other")
-        assert flat(blocks) == flat(whole)
+        alone = text_source(lines(tmp_path / f"{split}.jsonl", left))
+        assert flat(blocks) == flat(prepare(everything(alone, length=8), "train", tokenizer, "t", tmp_path / "other"))
+    assert remarks.said == [f"{train}: 10 documents are validated on and therefore not trained on"]
+
+
+def test_other_validation_text_is_another_training_set(tokenizer, texts, tmp_path):
+    train, validation = lines(tmp_path / "a.jsonl", texts), lines(tmp_path / "b.jsonl", ["of its own"])
+    config = DataConfig(sources=(text_source(train),), validation=(text_source(validation),), sequence_length=8)
+    before = flat(prepare(config, "train", tokenizer, "t", tmp_path / "cache"))
+    lines(tmp_path / "b.jsonl", texts[:5])
+    after = flat(prepare(config, "train", tokenizer, "t", tmp_path / "cache"))
+    assert after == before[-len(after) :] or len(after) < len(before)
+    lines(tmp_path / "b.jsonl", texts)
+    with pytest.raises(DataError, match=r"train data: every document is in data.validation too; name other text"):
+        prepare(config, "train", tokenizer, "t", tmp_path / "cache")
+
+
+def test_documents_that_differ_in_case_or_white_space_are_on_one_side(tokenizer, tmp_path):
+    """A text that was reflowed is no new text to validate on."""
+    texts = [f"number {i} of many" for i in range(200)]
+    changed = [text.title().replace(" ", " \n") for text in texts]
+    sides = []
+    for name, variant in {"a": texts, "b": changed}.items():
+        source = text_source(lines(tmp_path / f"{name}.jsonl", variant))
+        config = DataConfig(sources=(source,), validation_fraction=0.3, sequence_length=2)
+        text = tokenizer.decode(flat(prepare(config, "validation", tokenizer, "t", tmp_path / "cache")))
+        sides.append({" ".join(part.lower().split()) for part in text.split(tokenizer.eos_token)} & set(texts))
+    assert len(sides[0]) > 40
+    assert len(sides[0] ^ sides[1]) <= 2  # the last one of either may be cut
 
 
 def repeated(path: Path, token: int, lengths: list[int]) -> str:
@@ -312,3 +343,76 @@ def test_a_killed_run_is_made_good_by_the_next(tokenizer, texts, tmp_path, monke
     monkeypatch.undo()
     assert [path.name.startswith(io.TEMPORARY) for path in left(tmp_path / "cache")] == [True]
     assert prepare(config, "train", tokenizer, "t", tmp_path / "cache").fingerprint == expected
+
+
+class Counting(encode.Encoder):
+    pieces = 0
+
+    def __call__(self, pieces):
+        type(self).pieces += len(pieces)
+        return super().__call__(pieces)
+
+
+@pytest.mark.parametrize("weights", [(None, None), (1, 2)])
+def test_a_killed_run_continues_behind_the_parts_that_it_finished(weights, tokenizer, texts, tmp_path, monkeypatch):
+    paths = lines(tmp_path / "a.jsonl", texts), lines(tmp_path / "b.jsonl", [text.upper() for text in texts])
+    sources = [text_source(path, weight=weight) for path, weight in zip(paths, weights, strict=True)]
+    config = DataConfig(sources=sources, validation_fraction=0.1, sequence_length=8)
+    monkeypatch.setattr(pack, "Encoder", Counting)
+    monkeypatch.setattr(Counting, "pieces", 0)
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 300)
+    expected = prepare(config, "train", tokenizer, "t", tmp_path / "undisturbed").fingerprint
+    all_pieces, Counting.pieces = Counting.pieces, 0
+
+    class Killed(BaseException):
+        pass
+
+    done = []
+
+    def killed_later(groups):
+        for group in groups:
+            if sum(done) > all_pieces // 2:
+                raise Killed
+            done.append(len(group))
+            yield encode.Encoder(*encode.encoder_arguments(tokenizer))(group)
+
+    monkeypatch.setattr(token_file, "PART_TOKENS", 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "mapping", lambda *args: nullcontext(killed_later))
+        with pytest.raises(Killed):
+            prepare(config, "train", tokenizer, "t", tmp_path / "cache")
+    assert [path.suffix for path in left(tmp_path / "cache")] == [token_file.PARTS]
+    assert prepare(config, "train", tokenizer, "t", tmp_path / "cache").fingerprint == expected
+    assert all_pieces - sum(done) <= Counting.pieces < all_pieces - sum(done) // 2
+    assert [path.suffix for path in left(tmp_path / "cache")] == [""]
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same_tokens_as_one(tokenizer, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 100)
+    plain = text_source(lines(tmp_path / "a.jsonl", texts), weight=1)
+    rows = [{"prompt": text, "completion": text[::-1]} for text in texts]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = text_source(tmp_path / "b.jsonl", format="completion", weight=2)
+    fingerprints = []
+    for processes in (1, 2):
+        monkeypatch.setattr(pack, "processes_for", lambda size, n=processes: n)
+        blocks = prepare(everything(plain, answers), "train", tokenizer, "t", tmp_path / str(processes))
+        fingerprints.append(blocks.fingerprint)
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_of_a_distributed_run_the_first_process_does_the_work(tokenizer, texts, tmp_path, monkeypatch):
+    config = everything(text_source(lines(tmp_path / "a.jsonl", texts)))
+    waited = []
+
+    def meanwhile(seconds: float) -> None:
+        waited.append(seconds)
+        with monkeypatch.context() as patch:
+            patch.setenv("RANK", "0")
+            prepare(config, "train", tokenizer, "t", tmp_path / "cache")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(pack.time, "sleep", meanwhile)
+    assert len(prepare(config, "train", Refusing(), "t", tmp_path / "cache"))
+    assert len(waited) == 1

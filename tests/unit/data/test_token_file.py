@@ -1,10 +1,12 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 
 from minitron_cli import io
 from minitron_cli.data import token_file
 from minitron_cli.data.rows import Ids
-from minitron_cli.errors import EnvironmentFault
+from minitron_cli.errors import DataError, EnvironmentFault
 
 ARRAYS = [np.array([1, 2, 3]), np.array([65_535]), np.array([0] * 500)]
 DOCUMENTS = [Ids(ids) for ids in ARRAYS]
@@ -12,7 +14,19 @@ FLAT = np.concatenate(ARRAYS)
 
 
 def create(directory, key, vocab_size, documents, has_counts=False):
-    return token_file.create(directory, key, vocab_size, documents, has_counts)
+    return token_file.create(directory, key, vocab_size, placed(documents), has_counts)
+
+
+def placed(documents):
+    """Documents of one source, after a place."""
+
+    def after(place):
+        count, tokens = place[0] if place else (0, 0)
+        for ids in islice(documents, count, None):
+            count, tokens = count + 1, tokens + len(ids.ids)
+            yield ids, [[count, tokens]]
+
+    return after
 
 
 @pytest.mark.parametrize(("vocab_size", "item_bytes"), [(2, 2), (65_536, 2), (65_537, 4), (2**31, 4)])
@@ -110,7 +124,9 @@ def test_an_intact_file_is_not_replaced(tmp_path, remarks):
     assert remarks.said == []
 
 
-def test_of_two_writers_at_once_the_first_stands(tmp_path):
+@pytest.mark.parametrize("part_tokens", [token_file.PART_TOKENS, 3])
+def test_of_two_writers_at_once_the_first_stands(part_tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "PART_TOKENS", part_tokens)
     first = []
 
     def documents():
@@ -121,6 +137,63 @@ def test_of_two_writers_at_once_the_first_stands(tmp_path):
     second = create(tmp_path / "a", "key", 70_000, documents())
     assert second.fingerprint == first[0].fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_parts_are_joined_to_what_one_piece_would_have_been(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    documents = [Ids(rng.integers(0, 70_000, n), rng.random(n) < 0.5) for n in rng.integers(1, 30, 50)]
+    whole = create(tmp_path / "whole", "key", 70_000, documents, has_counts=True)
+    for tokens in (1, 100, whole.tokens.size):
+        monkeypatch.setattr(token_file, "PART_TOKENS", tokens)
+        joined = create(tmp_path / str(tokens), "key", 70_000, documents, has_counts=True)
+        assert joined.fingerprint == whole.fingerprint
+        for name in (token_file.TOKENS, token_file.STARTS, token_file.COUNTS):
+            assert (tmp_path / str(tokens) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def stopped_after(documents, count: int):
+    yield from documents[:count]
+    raise Killed
+
+
+def test_a_part_that_was_finished_is_not_made_again(tmp_path, monkeypatch, remarks):
+    monkeypatch.setattr(token_file, "PART_TOKENS", 4)
+    documents = [Ids(np.array([i, i])) for i in range(9)]
+    with pytest.raises(Killed):
+        create(tmp_path / "a", "key", 70_000, stopped_after(documents, 5))
+    asked = []
+
+    def after(place):
+        asked.append(place)
+        return placed(documents)(place)
+
+    assert token_file.create(tmp_path / "a", "key", 70_000, after, False).starts.tolist() == list(range(0, 18, 2))
+    assert asked == [[[4, 8]]]  # two parts of two documents each; the fifth was in none
+    assert remarks.said == ["tokenising continues after 8 tokens"]
+
+
+@pytest.mark.parametrize("damaged", ["0", "1"])
+def test_a_damaged_part_and_those_behind_it_are_made_again(damaged, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "PART_TOKENS", 4)
+    documents = [Ids(np.array([i, i])) for i in range(9)]
+    with pytest.raises(Killed):
+        create(tmp_path / "a", "key", 70_000, stopped_after(documents, 7))
+    path = tmp_path / "a.parts" / f"0000{damaged}" / token_file.TOKENS
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    assert create(tmp_path / "a", "key", 70_000, documents).tokens.tolist() == [i for i in range(9) for _ in range(2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_parts_of_broken_data_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "PART_TOKENS", 4)
+
+    def broken():
+        yield from DOCUMENTS
+        raise DataError("row 4 is no text")
+
+    with pytest.raises(DataError, match="row 4"):
+        create(tmp_path / "a", "key", 70_000, broken())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_returns_other_bytes_is_named(tmp_path, monkeypatch):
@@ -162,8 +235,10 @@ def dying_disk(lives: int, torn: bool) -> io.Disk:
     return disk
 
 
+@pytest.mark.parametrize("part_tokens", [token_file.PART_TOKENS, 3])
 @pytest.mark.parametrize("torn", [False, True])
-def test_killed_at_any_moment_it_leaves_nothing_that_is_trusted(torn, tmp_path, monkeypatch):
+def test_killed_at_any_moment_it_leaves_nothing_that_is_trusted(torn, part_tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "PART_TOKENS", part_tokens)
     expected = create(tmp_path / "undisturbed", "key", 70_000, DOCUMENTS)
     lives = 0
     while True:
@@ -181,6 +256,8 @@ def test_killed_at_any_moment_it_leaves_nothing_that_is_trusted(torn, tmp_path, 
         assert create(directory, "key", 70_000, DOCUMENTS).fingerprint == expected.fingerprint
         for name in (token_file.TOKENS, token_file.STARTS, token_file.HEADER):
             assert (directory / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+        left = [path.name for path in directory.parent.iterdir() if not path.name.startswith(io.TEMPORARY)]
+        assert left == ["a"]  # what the killed process was at work on is swept once it is gone
         lives += 1
     assert lives >= 19  # every call that changes the disk was the last one once
 

@@ -2,10 +2,14 @@
 
 # B sequence, T token, N counted token, D hidden
 
+from collections.abc import Sequence
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from minitron_cli.data.batches import batch, sample_ids
+from minitron_cli.distill import relation
 from minitron_cli.distill.hidden import (
     HiddenLosses,
     Norms,
@@ -14,13 +18,20 @@ from minitron_cli.distill.hidden import (
     default_layers,
     hidden_loss,
     projection,
+    relation_pairs,
     state_pairs,
+    vectors,
 )
+from minitron_cli.distill.relation import relation_loss
+from minitron_cli.distill.targets import targets
 from minitron_cli.errors import RecipeError
 from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.layout import parse
 from tests.unit.distill import small
 
 NORMS = Norms("model.layers.{layer}.input_layernorm", "model.layers.{layer}.post_attention_layernorm", "model.norm")
+
+NONE = torch.zeros(0)  # of documents only relations need to know
 
 
 @pytest.mark.parametrize("model_type", ["granite", "llama", "mistral", "nemotron", "phi3", "qwen2", "qwen3", "smollm3"])
@@ -97,7 +108,7 @@ def test_the_loss_against_its_formula(distance: str) -> None:
     teacher = {name: torch.randn(2, 3, 6, generator=generator) for name in "xy"}
     project, rows = projection(4, 6, seed=0), [0, 2, 5]
     pairs = [StatePair("x", "a"), StatePair("y", "b")]
-    total = hidden_loss(pairs, student, teacher, project, distance, torch.tensor(rows), count=7)
+    total = hidden_loss(pairs, student, teacher, project, distance, torch.tensor(rows), 7, NONE)
     expected = 0.0
     for t, s in (("x", "a"), ("y", "b")):
         for row in rows:
@@ -112,7 +123,7 @@ def test_gradients_reach_student_and_projection_and_not_the_teacher() -> None:
     student, teacher = torch.randn(1, 3, 4, requires_grad=True), torch.randn(1, 3, 6, requires_grad=True)
     project = projection(4, 6, seed=0)
     pair = StatePair("t", "s")
-    hidden_loss([pair], {"s": student}, {"t": teacher}, project, "mse", torch.arange(3), 3).backward()
+    hidden_loss([pair], {"s": student}, {"t": teacher}, project, "mse", torch.arange(3), 3, NONE).backward()
     assert student.grad is not None
     assert student.grad.abs().min() > 0
     assert next(project.parameters()).grad is not None
@@ -124,7 +135,7 @@ def test_equal_states_of_equal_width_cost_nothing() -> None:
     assert isinstance(project, nn.Identity)
     states = {"s": torch.randn(1, 3, 4)}
     for distance in ("cosine", "mse"):
-        loss = hidden_loss([StatePair("s", "s")], states, states, project, distance, torch.arange(3), 3)
+        loss = hidden_loss([StatePair("s", "s")], states, states, project, distance, torch.arange(3), 3, NONE)
         assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -134,3 +145,149 @@ def test_the_projection_depends_on_the_seed_alone() -> None:
     torch.manual_seed(2)
     assert torch.equal(first, projection(4, 6, seed=3).weight)
     assert not torch.equal(first, projection(4, 6, seed=4).weight)
+
+
+# Attention relations
+
+
+def relations(vectors_TW: Tensor, heads: int, document: Sequence[int]) -> list[list[Tensor]]:
+    """By head and token: the distribution over the tokens so far of its document (Wang et al. 2021, eq. 6)."""
+    result = []
+    for own_TD in vectors_TW.chunk(heads, -1):
+        alike_TT = own_TD @ own_TD.T / own_TD.shape[-1] ** 0.5
+        seen = [[j for j in range(i + 1) if document[j] == document[i]] for i in range(len(document))]
+        result.append([alike_TT[i, seen[i]].softmax(-1) for i in range(len(document))])
+    return result
+
+
+def expected_relation_loss(
+    student_BTW: Tensor, teacher_BTW: Tensor, heads: int, counted_BT: Tensor, document_BT: Tensor
+) -> Tensor:
+    total = student_BTW.new_zeros(())
+    for b, document in enumerate(document_BT.tolist()):
+        pairs = zip(relations(student_BTW[b], heads, document), relations(teacher_BTW[b], heads, document), strict=True)
+        for student, teacher in pairs:
+            for i in counted_BT[b].nonzero()[:, 0].tolist():
+                total = total + (teacher[i] * (teacher[i] / student[i]).log()).sum() / heads
+    return total
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("chunk_bytes", [1, 3 * 7 * 8 * 2, 1 << 20])
+def test_relations_against_their_formula(heads: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(relation.CHUNK_BYTES, "cpu", chunk_bytes)
+    student_BTW, teacher_BTW = normal(2, 7, 6, seed=0).requires_grad_(), normal(2, 7, 12, seed=1).requires_grad_()
+    document_BT = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 2, 3]])
+    counted_BT = torch.tensor([[1, 1, 0, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1, 0]], dtype=torch.bool)
+    ours = 3 * relation_loss(student_BTW, teacher_BTW, heads, counted_BT, document_BT)
+    theirs = 3 * expected_relation_loss(student_BTW, teacher_BTW.detach(), heads, counted_BT, document_BT)
+    torch.testing.assert_close(ours, theirs)
+    found, expected = (torch.autograd.grad(loss, student_BTW)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+    assert expected.norm() > 0.1
+    ours = relation_loss(student_BTW, teacher_BTW, heads, counted_BT, document_BT)
+    assert torch.autograd.grad(ours, teacher_BTW, allow_unused=True) == (None,)
+
+
+def test_packed_documents_have_the_relations_that_they_have_alone() -> None:
+    student_TW, teacher_TW = normal(9, 4, seed=0), normal(9, 4, seed=1)
+
+    def loss(*parts: slice) -> Tensor:
+        """Of sequences with one document each."""
+        whole = [
+            relation_loss(s[None], t[None], 2, torch.ones(1, len(s), dtype=torch.bool), torch.zeros(1, len(s)))
+            for s, t in ((student_TW[p], teacher_TW[p]) for p in parts)
+        ]
+        return torch.stack(whole).sum()
+
+    packed = relation_loss(
+        student_TW[None],
+        teacher_TW[None],
+        2,
+        torch.ones(1, 9, dtype=torch.bool),
+        (torch.arange(9) >= 4).long()[None],
+    )
+    torch.testing.assert_close(packed, loss(slice(0, 4), slice(4, 9)))
+    assert (packed - loss(slice(0, 9))).abs() > 0.01
+
+
+def test_queries_keys_and_values_are_read_off_the_table() -> None:
+    sizes = {"layer": 4, "head": 4, "kv_head": 2, "head_dim": 3}
+    config = HiddenLosses(states=("attention_relation",), layers=((3, 1),))
+
+    def pairs(model_type: str) -> list[tuple[str, str]]:
+        found = relation_pairs(config, FAMILIES[model_type], sizes, sizes | {"layer": 2})
+        return [(pair.teacher.split("layers.")[1], pair.student.split("layers.")[1]) for pair in found]
+
+    assert pairs("llama") == [(f"3.self_attn.{x}_proj", f"1.self_attn.{x}_proj") for x in "qkv"]
+    assert pairs("phi3") == [("3.self_attn.qkv_proj", "1.self_attn.qkv_proj")]
+    assert pairs("gpt_neox") == [("3.attention.query_key_value", "1.attention.query_key_value")]
+    assert relation_pairs(HiddenLosses(layers=((3, 1),)), FAMILIES["llama"], sizes, sizes) == ()
+    assert relation_pairs(HiddenLosses(states=("attention_relation",)), FAMILIES["llama"], sizes, sizes) == ()
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_every_family_has_three_relations(model_type: str) -> None:
+    config = HiddenLosses(states=("attention_relation",), layers=((0, 0),))
+    sizes = {"layer": 4, "head": 4, "kv_head": 2, "head_dim": 3}
+    found = 0
+    for pair in relation_pairs(config, FAMILIES[model_type], sizes, sizes):
+        assert pair.relation is not None
+        dim = parse(pair.relation.layout).dims[0]
+        width = parse(pair.relation.layout).shape({**sizes, "hidden": 1})[0]
+        found += sum(1 for _ in vectors(torch.zeros(1, width), dim, sizes))
+    assert found == 3
+
+
+def test_vectors_that_share_a_matrix_are_taken_apart_as_transformers_does() -> None:
+    sizes = {"head": 4, "kv_head": 2, "head_dim": 3}
+    joined = torch.arange(24)[None]
+    phi = list(vectors(joined, parse("(head head_dim + kv_head head_dim + kv_head head_dim) hidden").dims[0], sizes))
+    for found, expected in zip(phi, joined.split([12, 6, 6], -1), strict=True):  # modeling_phi3.Phi3Attention
+        assert torch.equal(found, expected)
+    joined = torch.arange(36)[None]
+    neox = list(vectors(joined, parse("(head 3 head_dim) hidden").dims[0], sizes))
+    for found, expected in zip(neox, joined.view(1, 4, 9).chunk(3, -1), strict=True):  # GPTNeoXAttention
+        assert torch.equal(found, expected.flatten(1))
+
+
+def test_relation_heads_never_split_a_group() -> None:
+    config = HiddenLosses(states=("attention_relation",), layers=((0, 0),))
+    teacher = {"layer": 2, "head": 32, "kv_head": 8, "head_dim": 4}
+    for student, heads in (({"head": 24}, 8), ({"head": 24, "kv_head": 6}, 2)):
+        for pair in relation_pairs(config, FAMILIES["llama"], teacher, teacher | student):
+            assert pair.relation is not None
+            assert pair.relation.heads == heads
+
+
+def test_relations_of_two_models() -> None:
+    """Beside the vectors that the models' own matrices make."""
+    config = HiddenLosses(states=("attention_relation",), layers=((2, 1),))
+    student, teacher = small.student(), small.teacher()
+    sizes = [{"layer": layers, "head": 4, "kv_head": 2, "head_dim": 4} for layers in (3, 2)]
+    pairs = relation_pairs(config, FAMILIES["llama"], *sizes)
+    settings = small.configured(hidden=config.model_dump(), steps=1, batch_size=2, warmup_steps=0)
+    part = batch(small.Text(), sample_ids(settings.seed, 0, 2, len(small.Text())))
+    target = targets(part)
+    counted_BT = torch.zeros(part.input_ids_BT.shape, dtype=torch.bool)
+    counted_BT.view(-1)[target.rows_N] = True
+    document_BT = (part.position_ids_BT == 0).cumsum(1)
+
+    def made(model: nn.Module, layer: int) -> list[Tensor]:
+        packed = {"position_ids": part.position_ids_BT, "use_cache": False}  # with a cache documents see each other
+        output = model(part.input_ids_BT, output_hidden_states=True, **packed)
+        block = model.model.layers[layer]
+        state = block.input_layernorm(output.hidden_states[layer])
+        return [getattr(block.self_attn, f"{x}_proj")(state) for x in "qkv"]
+
+    expected = sum(
+        expected_relation_loss(s, t, 2, counted_BT, document_BT)
+        for s, t in zip(made(student, 1), made(teacher, 2), strict=True)
+    )
+    assert isinstance(expected, Tensor)
+    _, result = small.run(None, settings, student=small.student(), pairs=pairs, held_out=None)
+    assert result.metrics[0]["hidden"] == pytest.approx(expected.item() / len(target.labels_N), rel=1e-4)

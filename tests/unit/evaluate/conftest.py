@@ -53,6 +53,11 @@ class Blocks:
     def counts(self, i):
         return None
 
+    def documents(self, i):
+        starts = self.tokens_NT == 0
+        starts[:, 0] = True
+        return starts.flatten().cumsum(0).view(starts.shape)[i]
+
     def positions(self, i):
         positions, start = [], 0
         for t, token in enumerate(self.tokens_NT[i].tolist()):

@@ -1,60 +1,185 @@
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import asdict
+
 import pytest
+from pydantic import ValidationError
 
 from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Gates
-from minitron_cli.evaluate.gate import Miss, check, misses
+from minitron_cli.evaluate.gate import outcomes, require
+from minitron_cli.evaluate.paired import Items, compare
+from minitron_cli.stages.verdict import junit, summary
+from tests.unit.report.test_page import HOSTILE
 
-RESULTS = {
-    "perplexity": {"loss": {"value": 2.5, "stderr": 0.1}},
-    "winogrande": {"acc": {"value": 0.61}, "acc_norm": {"value": None}},
+PARENT_ITEMS = Items([1.0] * 80 + [0.0] * 20)
+CHILD_ITEMS = Items([1.0] * 70 + [0.0] * 30)
+
+
+def metric(value, stderr=None, n=100):
+    return {"value": value, "stderr": stderr, "n": n, "shots": None}
+
+
+PARENT = {"results": {"quiz": {"acc": metric(0.8, PARENT_ITEMS.stderr), "f1": metric(0.5, 0.03)}}}
+CHILD = {
+    "results": {
+        "quiz": {"acc": metric(0.7, CHILD_ITEMS.stderr), "f1": metric(0.4, 0.04), "odd": metric(None)},
+        "text": {"loss": metric(2.5, 0.1)},
+        "alone": {"acc": metric(0.5, None, 1)},
+    },
+    "against_parent": {"quiz": {"acc": asdict(compare(CHILD_ITEMS, PARENT_ITEMS))}},
 }
+BEFORE = {"results": {"quiz": {"acc": metric(0.72, 0.03)}}}
+MODELS = {"parent": PARENT, "child": CHILD}
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    file = tmp_path / "baseline.json"
+    file.write_text(json.dumps({"models": {"parent": PARENT, "child": BEFORE}}))
+    return file
+
+
+def outcome(rule, models=MODELS, label="child"):
+    (found,) = outcomes(Gates(rules=[rule]), models, label)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("gates", "missed"),
+    ("rule", "passes", "margin"),
     [
-        ({"minimum": {"winogrande.acc": 0.6}}, []),
-        ({"minimum": {"winogrande.acc": 0.61}}, []),  # a bound is met by reaching it
-        ({"minimum": {"winogrande.acc": 0.62}}, ["winogrande.acc"]),
-        ({"maximum": {"perplexity.loss": 2.5}}, []),
-        ({"maximum": {"perplexity.loss": 2.4}}, ["perplexity.loss"]),
-        (
-            {"minimum": {"perplexity.loss": 2.6}, "maximum": {"winogrande.acc": 0.5}},
-            ["perplexity.loss", "winogrande.acc"],
-        ),
-        ({"maximum": {"winogrande.acc_norm": 9}}, ["winogrande.acc_norm"]),  # no value meets no bound
-        ({}, []),
+        # 1.96 standard errors of 0.0461 is 0.0914 by Student's t of 99 degrees: from 0.6086 to 0.7914
+        ({"kind": "absolute", "metric": "quiz.acc", "min": 0.7}, True, 0),  # a bound is met by reaching it
+        ({"kind": "absolute", "metric": "quiz.acc", "min": 0.71}, False, -0.01),
+        ({"kind": "absolute", "metric": "text.loss", "max": 2.5}, True, 0),
+        ({"kind": "absolute", "metric": "text.loss", "max": 2.4}, False, -0.1),
+        ({"kind": "absolute", "metric": "quiz.acc", "min": 0.6, "confidence": 0.95}, True, 0.0086),
+        ({"kind": "absolute", "metric": "quiz.acc", "min": 0.65, "confidence": 0.95}, False, -0.0414),
+        ({"kind": "absolute", "metric": "quiz.acc", "max": 0.8, "confidence": 0.95}, True, 0.0086),
+        ({"kind": "absolute", "metric": "quiz.acc", "max": 0.75, "confidence": 0.95}, False, -0.0414),
+        # the ten items lost of a hundred: -0.1 with a standard error of 0.03015, so from -0.1598 to -0.0402
+        ({"kind": "parent", "metric": "quiz.acc", "min_difference": -0.11}, True, 0.01),
+        ({"kind": "parent", "metric": "quiz.acc", "min_difference": -0.09}, False, -0.01),
+        ({"kind": "parent", "metric": "quiz.acc", "min_difference": -0.17, "confidence": 0.95}, True, 0.0102),
+        ({"kind": "parent", "metric": "quiz.acc", "min_difference": -0.15, "confidence": 0.95}, False, -0.0098),
+        ({"kind": "parent", "metric": "quiz.acc", "max_difference": -0.05, "confidence": 0.95}, False, -0.0098),
+        ({"kind": "parent", "metric": "quiz.acc", "min_ratio": 0.87}, True, 0.005),
+        ({"kind": "parent", "metric": "quiz.acc", "min_ratio": 0.88}, False, -0.005),
+        ({"kind": "parent", "metric": "quiz.acc", "min_ratio": 0.85, "confidence": 0.95}, False, -0.0488),
+        ({"kind": "parent", "metric": "quiz.f1", "max_ratio": 0.8}, True, 0),  # no mean of items, yet comparable
+        # 0.7 with 0.0461 against 0.72 with 0.03, as if independent: -0.02 with 0.0550
+        ({"kind": "baseline", "metric": "quiz.acc", "min_difference": -0.03}, True, 0.01),
+        ({"kind": "baseline", "metric": "quiz.acc", "min_difference": -0.01}, False, -0.01),
+        ({"kind": "baseline", "metric": "quiz.acc", "min_difference": -0.2, "confidence": 0.95}, True, 0.0709),
+        ({"kind": "baseline", "metric": "quiz.acc", "min_difference": -0.1, "confidence": 0.95}, False, -0.0291),
+        ({"kind": "baseline", "metric": "quiz.acc", "max_ratio": 0.98}, True, 0.0078),
+        ({"kind": "baseline", "metric": "quiz.acc", "min_ratio": 1}, False, -0.0278),
+        ({"kind": "baseline", "metric": "quiz.acc", "model": "parent", "min_ratio": 0.8}, True, 0.075),
     ],
 )
-def test_a_value_beyond_its_bound_is_missed(gates, missed):
-    assert [miss.name for miss in misses(Gates(**gates), RESULTS)] == missed
+def test_every_kind_of_gate_passes_and_fails_as_it_should(rule, passes, margin, baseline):
+    found = outcome(rule | ({"file": str(baseline)} if rule["kind"] == "baseline" else {}))
+    assert found.margin == pytest.approx(margin, abs=1e-4)
+    assert found.passed is passes
+    (case,) = ET.fromstring(junit([found], "child")).iter("testcase")
+    assert (case.find("failure") is None) is passes
+    assert ("MISSED" in summary(MODELS, [found], "child")) is not passes
+    if passes:
+        require([found])
+    else:
+        with pytest.raises(GateMissed) as caught:
+            require([found])
+        assert caught.value.exit_code == 4
 
 
-def test_a_miss_says_by_how_much():
-    (miss,) = misses(Gates(minimum={"winogrande.acc": 0.7}), RESULTS)
-    assert miss == Miss("winogrande.acc", "minimum", 0.7, 0.61)
-    assert miss.by == pytest.approx(0.09)
+def test_short_bounds_are_absolute_gates():
+    gates = Gates(minimum={"quiz.acc": 0.6}, maximum={"text.loss": 2.4})
+    assert [(o.kind, o.title, o.passed) for o in outcomes(gates, MODELS, "child")] == [
+        ("absolute", "quiz.acc >= 0.6", True),
+        ("absolute", "text.loss <= 2.4", False),
+    ]
 
 
-def test_the_error_lists_every_miss():
-    gates = Gates(minimum={"winogrande.acc": 0.7, "perplexity.loss": 1}, maximum={"perplexity.loss": 2})
+def test_no_value_meets_no_bound():
+    found = outcome({"kind": "absolute", "metric": "quiz.odd", "max": 9})
+    assert (found.passed, found.margin) == (False, None)
+    assert str(found) == "quiz.odd has no value where its maximum is 9"
+
+
+def test_the_error_lists_every_miss_and_by_how_much():
+    gates = Gates(minimum={"quiz.acc": 0.75, "text.loss": 1}, maximum={"text.loss": 2})
     with pytest.raises(GateMissed) as caught:
-        check(gates, RESULTS)
+        require(outcomes(gates, MODELS, "child"))
     assert str(caught.value) == (
-        "2 of 3 gates missed: winogrande.acc is 0.61, 0.09 below its minimum 0.7; "
-        "perplexity.loss is 2.5, 0.5 above its maximum 2"
+        "2 of 3 gates missed: quiz.acc is 0.7, 0.05 below its minimum 0.75; text.loss is 2.5, 0.5 above its maximum 2"
     )
-    assert caught.value.exit_code == 4
 
 
-def test_met_gates_pass_silently():
-    assert check(Gates(maximum={"perplexity.loss": 3}), RESULTS) is None
+def test_gates_that_cannot_be_judged_say_why(baseline):
+    def refused(rule, models=MODELS, label="child"):
+        with pytest.raises(RecipeError) as caught:
+            outcome(rule, models, label)
+        return str(caught.value)
+
+    acc = {"metric": "quiz.acc", "min_ratio": 0.9}
+    assert "no standard error to be 0.95 sure by" in refused(
+        {"kind": "absolute", "metric": "alone.acc", "min": 0.1, "confidence": 0.95}
+    )
+    assert "the parent cannot be held against itself" in refused(acc | {"kind": "parent"}, MODELS, "parent")
+    assert "does not exist: keep one with `minitron eval --json > gone.json`" in refused(
+        acc | {"kind": "baseline", "file": "gone.json"}
+    )
+    elsewhere = MODELS | {"other": CHILD, "third": CHILD}
+    baseline.write_text(json.dumps({"models": {"parent": PARENT, "a": BEFORE, "b": BEFORE}}))
+    assert "measures a, b, parent; say which with model: NAME" in refused(
+        acc | {"kind": "baseline", "file": str(baseline)}, elsewhere, "other"
+    )
+    baseline.write_text("{}")
+    assert "holds no results" in refused(acc | {"kind": "baseline", "file": str(baseline)})
+    assert "did you mean 'quiz.acc'?" in refused({"kind": "absolute", "metric": "quizz.acc", "min": 0.1})
 
 
-def test_a_gate_on_nothing_measured_suggests_what_was_meant():
-    with pytest.raises(RecipeError, match=r"did you mean 'winogrande\.acc'\?"):
-        check(Gates(minimum={"winogrand.acc": 0.7}), RESULTS)
-    with pytest.raises(RecipeError, match=r"gates can name perplexity\.loss, winogrande\.acc"):
-        check(Gates(minimum={"x": 0.7}), RESULTS)
-    with pytest.raises(RecipeError, match="nothing was measured"):
-        check(Gates(minimum={"x": 0.7}), {})
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "absolute", "metric": "a.b"},
+        {"kind": "absolute", "metric": "ab", "min": 1},
+        {"kind": "parent", "metric": "a.b", "min": 1},
+        {"kind": "baseline", "metric": "a.b", "min_ratio": 1},
+        {"kind": "absolute", "metric": "a.b", "min": 1, "confidence": 95},
+        {"kind": "absolute", "metric": "a.b", "min": float("nan")},
+    ],
+)
+def test_a_rule_that_makes_no_gate_is_refused(rule):
+    with pytest.raises(ValidationError):
+        Gates(rules=[rule])
+
+
+def test_junit_is_what_ci_reads():
+    found = outcomes(Gates(minimum={"quiz.acc": 0.75, "text.loss": 1}), MODELS, "child")
+    root = ET.fromstring(junit(found, "child"))
+    (suite,) = root
+    assert (root.tag, suite.tag) == ("testsuites", "testsuite")
+    assert {key: suite.get(key) for key in ("tests", "failures", "errors")} == {
+        "tests": "2",
+        "failures": "1",
+        "errors": "0",
+    }
+    assert suite[0].find("failure").get("message") == str(found[0])
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_name_breaks_out_of_the_xml_or_the_markdown(text):
+    task = text or "t"
+    child = {"results": {task: {"acc": metric(0.7, 0.1)}}, "against_parent": {}}
+    gates = Gates(minimum={f"{task}.acc": 0.9})
+    try:
+        found = outcomes(gates, {"parent": child, text: child}, text)
+    except ValidationError:  # a name that is no metric's
+        return
+    (case,) = ET.fromstring(junit(found, text)).iter("testcase")
+    assert len(list(case)) == 1
+    lines = summary({"parent": child, text: child}, found, text).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} <= {5, 6}
+    assert "<" not in "".join(lines).replace("\\<", "").replace("<=", "")

@@ -34,7 +34,7 @@ def test_loss_is_the_mean_of_hugging_face_losses(model, blocks):
     result = perplexity(model, blocks, batch_size=2)
     assert result.loss_nats == pytest.approx(expected, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
-    assert (result.tokens, result.blocks) == (5 * 23 - 1, 5)
+    assert (result.tokens, result.items.clusters) == (5 * 23 - 1, 5)
 
 
 def test_tokens_that_do_not_count_are_left_out(model, blocks):
@@ -52,23 +52,38 @@ def test_tokens_that_do_not_count_are_left_out(model, blocks):
     assert (result.tokens, result.loss_nats) == (len(losses), pytest.approx(sum(losses) / len(losses), rel=1e-6))
 
 
-def test_standard_error_is_that_of_the_mean_over_blocks(model, blocks):
-    """For blocks of equal counts, the textbook formula; else close to a bootstrap over blocks."""
+def test_standard_error_of_few_documents_is_that_of_the_mean_over_blocks(model):
+    """For blocks of equal counts, the textbook formula."""
     even = Blocks(torch.randint(1, 300, (6, 24), generator=torch.Generator().manual_seed(1)))
     losses, _ = hf_losses(model, even)
     assert perplexity(model, even).stderr_nats == pytest.approx(losses.std(ddof=1) / math.sqrt(6), rel=1e-5)
     assert perplexity(model, even, max_blocks=1).stderr_nats is None
 
 
-def test_standard_error_of_unequal_blocks_is_that_of_a_bootstrap(model):
+def test_standard_error_of_many_documents_is_that_of_a_bootstrap_over_documents(model):
+    """Documents go on from block to block here, and their tokens have a loss of their own: blocks would be too sure."""
     generator = torch.Generator().manual_seed(2)
-    tokens_NT = torch.randint(1, 300, (60, 12), generator=generator)
-    tokens_NT[torch.rand(60, 12, generator=generator) < 0.3] = 0
-    uneven = Blocks(tokens_NT)
-    losses, counts = hf_losses(model, uneven)
-    draws = np.random.default_rng(0).integers(60, size=(4000, 60))
-    means = (losses * counts)[draws].sum(1) / counts[draws].sum(1)
-    assert perplexity(model, uneven).stderr_nats == pytest.approx(means.std(), rel=0.1)
+    tokens_NT = torch.randint(1, 300, (90, 12), generator=generator)
+    length = torch.randint(20, 60, (30,), generator=generator).cumsum(0)
+    documents_NT = torch.searchsorted(length, torch.arange(90 * 12), right=True).view(90, 12)
+    repeated = documents_NT % 3 == 0
+    tokens_NT[repeated] = (documents_NT[repeated] + 7) % 300  # the same token again and again
+    long = Blocks(tokens_NT)
+    long.documents = lambda i: documents_NT[i]
+    totals, counts = np.zeros(30), np.zeros(30)
+    for i in range(90):
+        with torch.no_grad():
+            logits = model(tokens_NT[i][None], use_cache=False).logits[0]
+        each = torch.nn.functional.cross_entropy(logits[:-1], tokens_NT[i][1:], reduction="none")
+        np.add.at(totals, documents_NT[i][1:].numpy(), each.numpy())
+        np.add.at(counts, documents_NT[i][1:].numpy(), 1)
+    used = counts > 0
+    draws = np.random.default_rng(0).integers(used.sum(), size=(4000, used.sum()))
+    means = totals[used][draws].sum(1) / counts[used][draws].sum(1)
+    found = perplexity(model, long)
+    assert found.items.clusters == used.sum()
+    assert found.stderr_nats == pytest.approx(means.std(), rel=0.1)
+    np.testing.assert_allclose(np.array(found.items.values) * found.items.weights, totals[used], rtol=1e-5)
 
 
 def test_a_document_does_not_see_the_one_before_it(model, blocks):
@@ -96,13 +111,15 @@ def test_blocks_in_which_nothing_is_predicted_are_an_error(model):
         perplexity(model, Blocks(torch.zeros(2, 8, dtype=torch.long)))
 
 
-def test_loss_equals_lm_eval_rolling_likelihood(model, tokenizer):
+@pytest.mark.parametrize("length", [40, 400])
+def test_loss_equals_lm_eval_rolling_likelihood_to_a_ten_thousandth(model, tokenizer, length):
     """lm-eval puts the end-of-text token before the text, as a packed block does."""
-    text = TEXT[:400]
+    text = TEXT[:length]
     request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
     (total,) = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood_rolling([request], disable_tqdm=True)
     ids = [tokenizer.eos_token_id, *tokenizer.encode(text)]
     result = perplexity(model, Blocks(torch.tensor([ids])))
+    assert result.perplexity == pytest.approx(math.exp(-total / (len(ids) - 1)), rel=1e-4)
     assert result.loss_nats * result.tokens == pytest.approx(-total, rel=1e-5)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from minitron_cli.report.data import (
     Candidate,
+    Comparison,
     CostRow,
     LayerCurves,
     LineageRow,
@@ -15,6 +16,7 @@ from minitron_cli.report.data import (
     ReportData,
     ResultRow,
     ServingRow,
+    Stability,
     TaskResult,
     TrainingRun,
 )
@@ -75,6 +77,11 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
         ),
         candidates=tuple(_candidates(name)),
         candidate_parameters=name("parameters"),
+        comparison=Comparison(
+            name("loss"),
+            (65_536, 131_072),
+            (Stability(name("zero-shot"), name("rung 1"), 3, 0.333, name("")),),
+        ),
         checks=(name("headers"), name("live")),
         serving=(
             ServingRow(name("vLLM"), "ok", name("it reads head_dim"), {}),
@@ -111,7 +118,11 @@ def _candidates(name):
     ]
     for i, (hidden, ffn, parameters, error, zero_shot, retrained) in enumerate(table):
         sizes = _renamed({"hidden": hidden, "ffn": ffn, "head": 12}, name)
-        yield Candidate(sizes, parameters, error, zero_shot, retrained, is_chosen=i == 0)
+        rungs = (retrained + 0.3, retrained) if retrained else ()
+        costs = {"memory": 2.0 * parameters, "latency": 1.5 + hidden / 400}
+        yield Candidate(
+            sizes, parameters, error, zero_shot, retrained, i == 0, rungs, costs, frozenset({"memory"} if i < 2 else ())
+        )
 
 
 def _renamed(table, name):

@@ -14,7 +14,7 @@ from minitron_cli.report.page import render
 from minitron_cli.report.text import NOTHING
 from tests.unit.report.sample import sample
 
-NOT_SECTIONS = ("title", "kept", "importance_metric", "candidate_parameters")
+NOT_SECTIONS = ("title", "kept", "importance_metric", "candidate_parameters", "comparison")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 HOSTILE = [
@@ -102,7 +102,7 @@ def page(html):
 def test_every_section_is_there(page):
     titles = ["Results", "Shape", "Layers", "Training", "Cost", "Lineage", "Reproduce"]
     assert all(title in page.words for title in [*titles, "What was kept", "Candidate shapes"])
-    assert page.tags["svg", ("viewbox", "role", "aria-label")] == 11
+    assert page.tags["svg", ("viewbox", "role", "aria-label")] == 14
 
 
 def test_the_page_loads_nothing_and_runs_nothing(html, page):

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from minitron_cli.report import plots
-from minitron_cli.report.data import Candidate
 
 
 def picture(svg):
@@ -72,12 +71,12 @@ def test_a_long_curve_is_thinned_without_moving():
 
 
 def test_colours_follow_the_page():
-    candidates = [Candidate({}, 10, None, 2.0, 1.0, True), Candidate({}, 20, None, 3.0)]
     svgs = [
-        plots.candidate_scatter("a", candidates),
+        plots.pareto_scatter("a", [(10, 2.0, True, True), (20, 3.0, False, False)], "x", "y"),
         plots.layer_bars("b", [1, 2], "x", (1,)),
         plots.curves("c", "x", {8: ([1, 2], [3, 4])}, reference=3.5),
         plots.kept_shares("d", {0: np.array([0.5, np.nan])}),
+        plots.halving_curves("e", [((0, 1, 2), (3.0, 2.0, 1.0), True), ((0, 1), (4.0, 3.0), False)], "y"),
     ]
     for svg in svgs:
         assert "currentColor" in svg

@@ -1,5 +1,6 @@
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -8,7 +9,7 @@ from transformers import LlamaConfig
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.search import rank
-from minitron_cli.search.space import Candidate
+from minitron_cli.search.feasible import Candidate
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +24,27 @@ def test_lowest_zero_shot_loss_is_first(candidates):
     assert [r.candidate.parameters for r in ranked] == [6, 5, 4, 3, 2, 1]
 
 
-def test_retraining_reorders_the_best_few_and_touches_no_other(candidates):
+def test_who_got_furthest_is_first_and_who_was_not_retrained_keeps_its_place(candidates):
     ranked = rank.by_zero_shot(candidates, lambda c: c.parameters)
-    asked = []
+    rungs = [(5.0, 4.0), (3.0,), (6.0, 3.5), (), (), ()]
+    ranked = [replace(entry, rungs=scores) for entry, scores in zip(ranked, rungs, strict=True)]
+    again = rank.by_retraining(ranked)
+    assert [r.candidate.parameters for r in again] == [3, 1, 2, 4, 5, 6]
+    assert [r.retrained for r in again] == [3.5, 4.0, 3.0, None, None, None]
 
-    def retrain(candidate: Candidate) -> float:
-        asked.append(candidate.parameters)
-        return -candidate.parameters
 
-    again = rank.by_retraining(ranked, 3, retrain)
-    assert asked == [1, 2, 3]
-    assert [r.candidate.parameters for r in again] == [3, 2, 1, 4, 5, 6]
-    assert [r.retrained_loss for r in again] == [-3, -2, -1, None, None, None]
+def test_stability_compares_those_that_have_both_scores(candidates):
+    zero_shot = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+    ranked = rank.by_zero_shot(candidates[:4], lambda c: zero_shot[c.parameters])
+    rungs = [(0.9, 0.7), (0.8, 0.8), (1.1,), (1.0,)]  # after rung 1: 2, 1, 4, 3; then 1 is before 2
+    found = rank.stability(rank.by_retraining([replace(e, rungs=r) for e, r in zip(ranked, rungs, strict=True)]))
+    assert [(row["from"], row["to"], row["candidates"]) for row in found] == [
+        ("zero-shot", "rung 1", 4),
+        ("rung 1", "rung 2", 2),
+        ("zero-shot", "final order", 4),
+    ]
+    first = scipy.stats.kendalltau([1, 2, 3, 4], [0.9, 0.8, 1.1, 1.0]).statistic
+    assert [row["tau"] for row in found] == pytest.approx([first, -1.0, 4 / 6])  # 1, 2, 4, 3
 
 
 def test_equal_losses_are_ordered_by_shape_not_by_chance(candidates):

@@ -7,6 +7,7 @@ from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.search import space
+from minitron_cli.search.feasible import feasible
 from minitron_cli.trim.spec import Budget
 
 DIMS = {
@@ -36,7 +37,7 @@ def parameters_by_hand(hidden: int, ffn: int, layers: int = 32, heads: int = 32)
 def test_the_feasible_set_is_what_counting_by_hand_admits(llama_8b):
     sizes = {"hidden": (2560, 3072, 3584), "ffn": (8192, 9216, 10240, 12288)}
     budget = Budget(target="4.5B")
-    found = space.feasible(llama_8b, sizes, budget)
+    found = feasible(llama_8b, sizes, budget)
     by_hand = {
         (hidden, ffn)
         for hidden, ffn in itertools.product(*sizes.values())
@@ -50,18 +51,18 @@ def test_the_feasible_set_is_what_counting_by_hand_admits(llama_8b):
 def test_the_published_4b_is_not_within_five_percent_of_four_billion(llama_8b):
     published = {"hidden": (3072,), "ffn": (9216,)}
     with pytest.raises(InfeasibleError, match=r"hidden=3072.*4,512,746,496 \(\+12\.8%\)"):
-        space.feasible(llama_8b, published, Budget(target="4B"))
-    assert space.feasible(llama_8b, published, Budget(target="4B", tolerance=0.13))
+        feasible(llama_8b, published, Budget(target="4B"))
+    assert feasible(llama_8b, published, Budget(target="4B", tolerance=0.13))
 
 
 def test_the_window_has_two_sides(llama_8b):
     sizes = {"ffn": (1024, 9216, 14336)}
-    found = space.feasible(llama_8b, sizes, Budget(target="6B", tolerance=0.1))
+    found = feasible(llama_8b, sizes, Budget(target="6B", tolerance=0.1))
     assert [c.shape.sizes["ffn"] for c in found] == [9216]
 
 
 def test_non_embedding_budgets_do_not_count_the_embeddings(llama_8b):
-    (found,) = space.feasible(
+    (found,) = feasible(
         llama_8b,
         {"hidden": (3072,), "ffn": (9216,)},
         Budget(target=3_724_741_632, count="non_embedding", tolerance=1e-9),
@@ -70,7 +71,7 @@ def test_non_embedding_budgets_do_not_count_the_embeddings(llama_8b):
 
 
 def test_even_cuts_come_first(llama_8b):
-    found = space.feasible(llama_8b, {"hidden": (), "ffn": ()}, Budget(target="4B"))
+    found = feasible(llama_8b, {"hidden": (), "ffn": ()}, Budget(target="4B"))
     ratios = [(c.shape.sizes["hidden"] / 4096, c.shape.sizes["ffn"] / 14336) for c in found]
     spreads = [max(pair) / min(pair) for pair in ratios]
     assert spreads[0] < 1.1
@@ -91,17 +92,17 @@ def test_a_hidden_size_that_heads_do_not_divide_is_left_out_for_llama_only(llama
 
 def test_a_target_above_the_parent_is_refused(llama_8b):
     with pytest.raises(InfeasibleError, match="above the parent's 8,030,261,248 total parameters: choose a smaller"):
-        space.feasible(llama_8b, {"ffn": ()}, Budget(target="9B"))
+        feasible(llama_8b, {"ffn": ()}, Budget(target="9B"))
 
 
 def test_a_size_above_the_parents_is_refused(llama_8b):
     with pytest.raises(InputError, match="hidden=8192 is not within 1 to the parent's 4096"):
-        space.feasible(llama_8b, {"hidden": (8192,)}, Budget(target="4B"))
+        feasible(llama_8b, {"hidden": (8192,)}, Budget(target="4B"))
 
 
 def test_a_space_that_holds_only_the_parent_says_so(llama_8b):
     with pytest.raises(InfeasibleError, match="no shape smaller than the parent"):
-        space.feasible(llama_8b, {"hidden": (4096,)}, Budget(target="4B"))
+        feasible(llama_8b, {"hidden": (4096,)}, Budget(target="4B"))
 
 
 @pytest.mark.parametrize(("error", "admitted"), [(0.05, True), (-0.05, True), (0.0501, False), (-0.0501, False)])
@@ -143,4 +144,4 @@ def test_only_shapes_that_the_family_can_take_are_candidates():
 def test_a_space_of_which_nothing_can_be_taken_says_why():
     neox = shape_of(GPTNeoXConfig(**DIMS))
     with pytest.raises(InfeasibleError, match=r"parent can be cut to: hidden=2048 with head=32.*cut both"):
-        space.feasible(neox, {"hidden": (2048,)}, Budget(target="1B"))
+        feasible(neox, {"hidden": (2048,)}, Budget(target="1B"))

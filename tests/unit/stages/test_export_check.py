@@ -1,8 +1,11 @@
 """The prune stage: what it makes is checked before it is kept."""
 
+import hashlib
+
 import pytest
 import torch
 
+from minitron_cli import io
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import RunFailed
 from minitron_cli.importance.config import ImportanceConfig
@@ -41,6 +44,16 @@ def test_what_was_checked_is_on_record_and_the_machine_is_not_in_the_identity(cu
     assert made.run["export_check"]["compared"] == compared
     assert made.run["export_check"]["seconds"] > 0
     assert "compared" not in str(made.summary)
+
+
+def test_its_files_are_hashed_once_and_truly(cut, monkeypatch):
+    hashed, original = [], io.file_record
+    monkeypatch.setattr(io, "file_record", lambda path: hashed.append(path.name) or original(path))
+    made = cut()
+    assert hashed.count("model.safetensors") == 1
+    for name, record in made.manifest.files.items():
+        content = (made.path / name).read_bytes()
+        assert record == (hashlib.sha256(content).hexdigest(), len(content))
 
 
 def test_a_child_that_fails_is_not_kept(cut, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
 from minitron_cli.trim import bits, trim
-from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.plan import PrunePlan, Residual
 
 SIZES = {"vocab": 29, "hidden": 15, "layer": 3, "head": 6, "kv_head": 3, "head_dim": 5, "ffn": 37}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64)
@@ -228,6 +228,35 @@ def test_one_that_is_none_is_found_anywhere(dtype):
         block[3], block[700] = float("inf"), float("-inf")  # which would add up to NaN
         with pytest.raises(CheckpointError):
             bits.check_finite("w", block)
+
+
+def test_numbers_that_are_too_large_once_they_are_cut_are_no_damage(tmp_path):
+    """The export check refuses them; the parent is not to be downloaded again."""
+    checkpoint, shape = parent(tmp_path / "parent", torch.float16)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    for name in tensors:
+        if "q_proj" in name:
+            tensors[name] = torch.full((6, 5, 15), 6e4, dtype=torch.float16)
+            tensors[name][1::2] *= -1  # every other head
+            tensors[name] = tensors[name].flatten(0, 1)
+    (tmp_path / "parent" / "model.safetensors").unlink()
+    write_safetensors(tmp_path / "parent" / "model.safetensors", tensors)
+    heads = torch.tensor([[0, 2, 4]] * 3)
+    plan = PrunePlan(shape, {"head": heads}, Residual(heads + 1, 1))
+    child = written(Checkpoint.open(tmp_path / "parent"), plan, tmp_path / "child")
+    assert torch.tensor(child["model.layers.0.self_attn.q_proj.weight"]).view(torch.float16).isinf().all()
+
+
+def test_a_number_that_is_none_is_the_parents_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(trim, "BLOCK_BYTES", 100)  # three rows, of which the first goes
+    checkpoint, shape = parent(tmp_path / "parent")
+    name, plan = "model.layers.1.mlp.up_proj.weight", PrunePlan(shape, {"ffn": torch.tensor([[4, 5]] * 3)})
+    info = checkpoint.tensors[name]
+    with open(info.file, "r+b") as file:
+        file.seek(info.start + 2 * (5 * 15 + 14))
+        file.write(b"\xc0\x7f")  # NaN
+    with pytest.raises(CheckpointError, match=f"'{name}' holds NaN or infinity: the checkpoint is damaged"):
+        written(checkpoint, plan, tmp_path / "child")
 
 
 def test_indices_are_no_weights():

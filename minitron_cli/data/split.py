@@ -1,0 +1,116 @@
+"""Which documents are trained on and which are held out, so that none is in both. Knows no token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Literal
+
+from minitron_cli import io, progress
+from minitron_cli.data.rows import Document, Ids
+from minitron_cli.data.sources import Corpus, DataConfig, Source
+from minitron_cli.errors import DataError
+
+EVERYTHING = (0.0, 1.0)
+
+SplitName = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The documents of some sources whose hash, as a number from 0 to 1, lies in a half-open range.
+
+    Those of other sources, which are validated on, are left out.
+    """
+
+    name: SplitName
+    sources: tuple[Source, ...]
+    corpora: tuple[Corpus, ...]
+    held: tuple[float, float]
+    excluded: tuple[Source, ...] = ()
+
+    @classmethod
+    def open(cls, config: DataConfig, name: SplitName) -> "Split":
+        sources, held, excluded = config.sources, EVERYTHING, config.validation
+        if config.validation and name == "validation":
+            sources, excluded = config.validation, ()
+        elif not config.validation:
+            border = config.validation_fraction
+            held = (0.0, border) if name == "validation" else (border, 1.0)
+        return cls(name, sources, tuple(source.open() for source in sources), held, excluded)
+
+    def identity(self) -> list[object]:
+        """Changes when another document, or one more, may be in it."""
+        excluded = [source.open().identity for source in self.excluded]
+        return [[corpus.identity for corpus in self.corpora], self.weights, self.held, excluded]
+
+    @property
+    def weights(self) -> list[float | None]:
+        return [source.weight for source in self.sources]
+
+    @property
+    def has_counts(self) -> bool:
+        return any(source.has_counts for source in self.sources)
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Of all sources; None if one does not know."""
+        sizes = [corpus.size_bytes for corpus in self.corpora]
+        return None if None in sizes else sum(size for size in sizes if size)
+
+    def documents(self, i: int, step: progress.Step) -> Iterator[Document]:
+        """Those of source i that the split holds. DataError if the source has none at all."""
+        corpus, left_out, is_empty = self.corpora[i], 0, True
+        for document in corpus.documents:
+            is_empty = False
+            step(document.size_bytes)
+            if self._excludes(document):
+                left_out += 1
+            elif self._holds(document):
+                yield document
+        if is_empty:
+            raise DataError(f"{corpus.label}: holds only empty documents; drop it from the sources or write it again")
+        if left_out:
+            progress.say(f"{corpus.label}: {left_out:,} documents are validated on and therefore not trained on")
+
+    def check_unchanged(self) -> None:
+        """DataError if a source is not what it was when the split was opened."""
+        if [source.open().identity for source in self.sources] != [corpus.identity for corpus in self.corpora]:
+            raise DataError(f"{self.name} data: changed while it was read; run the command again")
+
+    def nothing(self) -> DataError:
+        """The error to raise where the split holds no document."""
+        if self.excluded:
+            return DataError(f"{self.name} data: every document is in data.validation too; name other text there")
+        return DataError(
+            f"{self.name} data: data.validation_fraction holds out whole documents and leaves none here; "
+            "name data.validation sources, or cut the text into more documents"
+        )
+
+    def _holds(self, document: Document) -> bool:
+        return self.held == EVERYTHING or self.held[0] <= _hash(document) / 2**64 < self.held[1]
+
+    def _excludes(self, document: Document) -> bool:
+        return bool(self.excluded) and _hash(document) in self._excluded_hashes
+
+    @cached_property
+    def _excluded_hashes(self) -> frozenset[int]:
+        corpora = [source.open() for source in self.excluded]
+        sizes = sum(corpus.size_bytes or 0 for corpus in corpora)
+        with progress.track("read the validation data", total=sizes or None, unit="bytes") as step:
+            return frozenset(_stepped(document, step) for corpus in corpora for document in corpus.documents)
+
+
+def _stepped(document: Document, step: progress.Step) -> int:
+    step(document.size_bytes)
+    return _hash(document)
+
+
+def _hash(document: Document) -> int:
+    """64 bits that equal documents share, wherever they come from. Letter case and white space make no difference."""
+    content = document.content
+    if isinstance(content, str):
+        data = " ".join(content.casefold().split()).encode()
+    else:
+        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else io.canonical_json(content)
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")

@@ -1,0 +1,65 @@
+"""Programs that a model wrote, run to see whether they work. Knows processes; it is no sandbox.
+
+A program has a process of its own, with an empty environment and directory, and little time and memory. It can still
+read what the user can read and reach the network: whoever asks for such tasks has to say so.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+TIMEOUT_SECONDS = 10.0
+MEMORY_BYTES = 4 << 30
+FILE_BYTES = 16 << 20
+AT_ONCE = 4
+
+
+def passes(program: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
+    """Whether a Python program ends by itself, in time and without an error."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=directory,
+            env={"PATH": os.defpath, "HOME": directory, "TMPDIR": directory},  # no token, no proxy, no path of ours
+            start_new_session=True,
+            preexec_fn=lambda: _limit(timeout_seconds),
+        )
+        try:
+            process.communicate(program.encode(errors="replace"), timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            _end(process)
+    return process.returncode == 0
+
+
+def pass_rate(programs: Sequence[str]) -> float:
+    """The share of programs that pass; unbiased for pass@1 (Chen et al. 2021)."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return sum(pool.map(passes, programs)) / len(programs)
+
+
+def _limit(timeout_seconds: float) -> None:
+    for kind, limit in (
+        (resource.RLIMIT_CPU, int(timeout_seconds) + 1),
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """What the program started ends with it: they are one session."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,89 @@
+"""Libraries that keep to themselves for a while: no bars, no prints, no worker processes, no random state left over."""
+
+import contextlib
+import io as text_io
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import tqdm
+
+SEED = 1234  # lm-eval's own, for the choice of few-shot examples
+
+
+class Truncations(logging.Handler):
+    """Counts the one thing lm-eval logs that changes results."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "Truncating" in record.getMessage()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[Truncations]:
+    """No bars, prints, log lines or worker processes of libraries in this block."""
+    truncations = Truncations()
+    with contextlib.ExitStack() as stack:
+        for name in ("lm_eval", "datasets", "huggingface_hub", "transformers"):
+            stack.enter_context(_logs_only_to(truncations, logging.getLogger(name)))
+        stack.enter_context(_no_bars())
+        stack.enter_context(_environment("DISABLE_MULTIPROC", "1"))  # else metrics are bootstrapped by forked workers
+        stack.enter_context(contextlib.redirect_stdout(text_io.StringIO()))
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        yield truncations
+
+
+@contextlib.contextmanager
+def _logs_only_to(handler: logging.Handler, logger: logging.Logger) -> Iterator[None]:
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """lm-eval switches its bars on by argument, so the default cannot switch them off."""
+    original = tqdm.tqdm.__init__
+    tqdm.tqdm.__init__ = lambda self, *args, **options: original(self, *args, **options | {"disable": True})
+    try:
+        yield
+    finally:
+        tqdm.tqdm.__init__ = original
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Some tasks shuffle their choices with the global generators; the caller's are left as they were."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(SEED)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

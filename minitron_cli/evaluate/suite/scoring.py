@@ -1,0 +1,27 @@
+"""What the tasks beside this file count as right."""
+
+from typing import Any
+
+from rouge_score.rouge_scorer import RougeScorer
+
+from minitron_cli.evaluate.program import pass_rate
+
+ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def rouge_l(references: list[str], predictions: list[str]) -> float:
+    """F-measure of the longest common subsequence of words."""
+    return float(ROUGE.score(references[0], predictions[0])["rougeL"].fmeasure)
+
+
+def completed(responses: list[list[str]], documents: list[dict[str, Any]]) -> list[list[str]]:
+    """The function that each answer completes."""
+    return [
+        [document["prompt"] + answer for answer in some] for some, document in zip(responses, documents, strict=True)
+    ]
+
+
+def pass_at_1(references: list[str], predictions: list[Any]) -> float:
+    """The share of a task's answers that pass its tests."""
+    answers = [predictions[0]] if isinstance(predictions[0], str) else predictions[0]
+    return pass_rate([f"{answer}\n{references[0]}" for answer in answers])

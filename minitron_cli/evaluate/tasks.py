@@ -1,0 +1,400 @@
+"""Which tasks there are, and where their data come from. Knows lm-eval's index and its YAML; runs nothing.
+
+A task is looked for in the user's own directory, then among the few the Minitron suite is made of, and only then among
+the thousands that lm-eval brings, which take ten seconds to read. Its data come from a local directory where there is
+one, laid out as the hub lays it out, or from the hub.
+"""
+
+import copy
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import lm_eval.tasks
+from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from minitron_cli import io, progress
+from minitron_cli.errors import DataError, EnvironmentFault, InputError
+from minitron_cli.evaluate.config import SUITES, Task
+from minitron_cli.evaluate.quiet import SEED, quiet, seeded
+
+OWN = Path(__file__).parent / "suite"
+THEIRS = Path(lm_eval.tasks.__file__).parent
+NEAR = {
+    "winogrande": THEIRS / "winogrande",
+    "arc_challenge": THEIRS / "arc",
+    "mmlu": THEIRS / "mmlu" / "default",
+    "hellaswag": THEIRS / "hellaswag",
+    "gsm8k": THEIRS / "gsm8k",
+    "truthfulqa_mc2": THEIRS / "truthfulqa",
+    "xlsum_en": OWN,
+    "mbpp": OWN,
+    "humaneval": OWN,
+}
+"""Where the suite's tasks are defined. Ours stand before lm-eval's of the same name."""
+assert {task.name for tasks in SUITES.values() for task in tasks} <= NEAR.keys()
+
+SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+Index = dict[str, Entry]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where to look before lm-eval's own collection and the hub."""
+
+    tasks: Path | None = None
+    """A directory of task YAMLs."""
+    data: Path | None = None
+    """A directory with a directory of data for each task that is not to be fetched."""
+
+    def fingerprints(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """Of the YAMLs, and of the data that the tasks have here."""
+        found = {"tasks": fingerprint(self.tasks)} if self.tasks else {}
+        local = [self.data / task.name for task in tasks if self.data and (self.data / task.name).is_dir()]
+        return found | {f"task data {path.name}": fingerprint(path) for path in local}
+
+
+NOWHERE = Places()
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Tasks as lm-eval takes them."""
+
+    task_dict: dict[str, dict[str, Any]] = field(default_factory=lambda: {"tasks": {}, "groups": {}, "group_map": {}})
+    items: dict[str, list[int]] = field(default_factory=dict)
+    """Of every task with a limit, the items to ask; lm-eval itself has one limit for all."""
+    documents: dict[str, str] = field(default_factory=dict)
+    """Of every task whose items come from shared documents, the column that says which."""
+
+
+class Forecast(NamedTuple):
+    """What asking a task will come to."""
+
+    task: str
+    shots: int
+    items: str
+    metrics: str
+    data: str
+    note: str
+
+
+def load_tasks(tasks: Sequence[Task], places: Places = NOWHERE, *, allow_code: bool = False) -> TaskSet:
+    """The tasks with their own shots and limits. InputError for one that does not exist, or runs code unasked."""
+    chosen = TaskSet()
+    with quiet(), seeded():
+        manager = _manager([task.name for task in tasks], places.tasks)
+        for task in tasks:
+            if not allow_code:
+                _refuse_unsafe_code(task.name, (manager.task_index[task.name].cfg or {}).get("unsafe_code"))
+            _add_(chosen, task, _load(_with_local_data(manager, task, places.data), task.name), allow_code)
+    return chosen
+
+
+def forecast(tasks: Sequence[Task], places: Places = NOWHERE) -> list[Forecast]:
+    """What the tasks come to, read from their YAMLs: no data are fetched. InputError for one that does not exist."""
+    with quiet():
+        manager = _manager([task.name for task in tasks], places.tasks)
+        return [_forecast(_with_local_data(manager, task, places.data).task_index, task) for task in tasks]
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash of every file under a directory, by relative name."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return io.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
+
+
+def _add_(chosen: TaskSet, task: Task, loaded: Any, allow_code: bool) -> None:
+    for name, member in loaded["tasks"].items():
+        if name in chosen.task_dict["tasks"]:
+            raise InputError(f"task {name!r} is asked for twice, by name or as part of a group; name it once")
+        if not allow_code:
+            _refuse_unsafe_code(name, getattr(member, "UNSAFE_CODE", False))
+        _set_shots_(member, task.num_fewshot)
+        if task.limit is not None:
+            chosen.items[name] = list(range(_item_count(task.limit, len(member.eval_docs))))
+        if task.document is not None:
+            chosen.documents[name] = task.document
+    for kind, entries in chosen.task_dict.items():
+        entries.update(loaded[kind])
+
+
+def _item_count(limit: int | float, total: int) -> int:
+    return min(total, math.ceil(limit * total) if limit < 1 else int(limit))
+
+
+def _refuse_unsafe_code(name: str, is_unsafe: Any) -> None:
+    if is_unsafe:
+        raise InputError(
+            f"task {name!r} runs code that the model writes: leave it out, or add --allow-code-execution to "
+            "`minitron eval` on a machine where that may do no harm"
+        )
+
+
+def _set_shots_(task: Any, num_fewshot: int | None) -> None:
+    """The shots asked for, else the task's own, else none. A task fixed at 0 stays there, as in lm-eval."""
+    own = task.get_config("num_fewshot")
+    if own == 0 and num_fewshot:
+        _warn_once(f"task {task.task_name} is defined without examples; num_fewshot={num_fewshot} has no effect")
+    elif num_fewshot is not None:
+        task.set_config(key="num_fewshot", value=num_fewshot)
+    shots, examples = task.get_config("num_fewshot") or 0, len(getattr(getattr(task, "sampler", None), "df", ()))
+    if shots > examples:
+        raise DataError(
+            f"task {task.task_name!r} is to show {shots} solved examples and its data have {examples}; "
+            "give more of them, or ask for fewer with NAME:SHOTS"
+        )
+    task.set_fewshot_seed(seed=SEED)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    progress.warn(text)  # tasks are loaded for every model of a table
+
+
+# the index
+
+
+def _manager(names: Sequence[str], own: Path | None) -> lm_eval.tasks.TaskManager:
+    path, content = None, ""
+    if own is not None:
+        _check_yamls(own)
+        path, content = str(own.resolve()), fingerprint(own)
+    near = tuple(sorted({str(NEAR[name]) for name in names if name in NEAR}))
+    manager = _index(path, content, near)
+    if all(name in manager.task_index and (name in NEAR or _is_in(manager, name, path)) for name in names):
+        return manager
+    manager = _index(path, content, (str(THEIRS), str(OWN)))
+    if unknown := [name for name in names if name not in manager.task_index]:
+        raise InputError(_unknown_task(unknown[0], manager.all_tasks, own))
+    return manager
+
+
+def _is_in(manager: lm_eval.tasks.TaskManager, name: str, path: str | None) -> bool:
+    """Whether a task is of the user's directory. What a near directory holds besides, such as tags, may be partial."""
+    return path is not None and name in _index(path, fingerprint(Path(path)), ()).task_index
+
+
+@functools.lru_cache(maxsize=8)
+def _index(path: str | None, content: str, others: tuple[str, ...]) -> lm_eval.tasks.TaskManager:
+    """What tasks there are in a directory and the others. Kept, by the `content` of the files."""
+    manager = lm_eval.tasks.TaskManager(include_path=[*others, *([path] if path else [])], include_defaults=False)
+    return _with_absolute_paths(manager, Path(path)) if path else manager
+
+
+def _unknown_task(name: str, known: list[str], own: Path | None) -> str:
+    where = f"lm-eval or {own}" if own else "lm-eval"
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "list the names with `lm-eval ls tasks`"
+    return f"task {name!r}: no such task in {where}; {hint}"
+
+
+def _check_yamls(own: Path) -> None:
+    """lm-eval skips a YAML that it cannot read, and would then say that its task does not exist."""
+    if not own.is_dir():
+        raise InputError(f"{own}: no such directory of task YAMLs; check include_path")
+    for path in sorted(own.rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as e:  # YAML, encoding or include errors, as lm-eval raises them
+            raise InputError(f"{path}: not a readable task YAML ({_first_line(e)}); fix or remove it") from e
+
+
+def _with_absolute_paths(manager: lm_eval.tasks.TaskManager, own: Path) -> lm_eval.tasks.TaskManager:
+    """Data files named relative to their YAML, where lm-eval would look in the working directory."""
+    for entry in manager.task_index.values():
+        if entry.yaml_path and entry.yaml_path.is_relative_to(own) and entry.kind is Kind.TASK:
+            _make_paths_absolute_(entry)
+    return manager
+
+
+def _make_paths_absolute_(entry: Entry) -> None:
+    assert entry.yaml_path
+    assert entry.cfg
+    files = (entry.cfg.get("dataset_kwargs") or {}).get("data_files")
+    absolute = _absolute(files, entry.yaml_path.parent.resolve())
+    if absolute != files:
+        entry.cfg = load_yaml(entry.yaml_path)  # again, with the functions it names
+        entry.cfg["dataset_kwargs"]["data_files"] = absolute
+        entry.yaml_path = None  # lm-eval reads `cfg` where there is no file
+
+
+def _absolute(files: Any, directory: Path) -> Any:
+    if isinstance(files, dict):
+        return {split: _absolute(value, directory) for split, value in files.items()}
+    if isinstance(files, list):
+        return [_absolute(value, directory) for value in files]
+    if isinstance(files, str) and "://" not in files:
+        return str(directory / files)
+    return files
+
+
+def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
+    try:
+        return manager.load([name])
+    except ConnectionError as e:
+        raise EnvironmentFault(
+            f"task {name!r}: its data could not be fetched ({_first_line(e)}); go online once, or use --task-data"
+        ) from e
+    except (FileNotFoundError, datasets.exceptions.DatasetsError) as e:
+        raise DataError(f"task {name!r}: its data could not be read ({_first_line(e)}); check its YAML") from e
+    except Exception as e:  # a task is a program of its author's; what it raises is not ours to know
+        raise InputError(f"task {name!r} could not be loaded ({_first_line(e)}); check its YAML and its data") from e
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+# local data
+
+
+def _with_local_data(manager: lm_eval.tasks.TaskManager, task: Task, data: Path | None) -> lm_eval.tasks.TaskManager:
+    """A manager whose `task` reads its files under `data`, if there is a directory for it."""
+    if data is None or not (data / task.name).is_dir():
+        return manager
+    index: Index = {name: dataclasses.replace(e, tags=set(e.tags)) for name, e in manager.task_index.items()}
+    leaves = _leaves(index, task.name)
+    found = {name: files for name in leaves if (files := _local_files(data / task.name, index[name]))}
+    if not found:
+        raise DataError(f"{data / task.name} has no data of task {task.name!r}: {_expected(index[leaves[0]])}")
+    if len(found) < len(leaves):
+        _warn_once(f"{data / task.name} has data of {len(found)} of the {len(leaves)} parts of {task.name}; only those")
+        _drop_(index, set(leaves) - found.keys())
+    for name, files in found.items():
+        _read_locally_(index[name], files, task.num_fewshot, data / task.name)
+    local = copy.copy(manager)
+    local._index = index
+    return local
+
+
+def _leaves(index: Mapping[str, Entry], name: str) -> list[str]:
+    """The tasks that a task, group or tag consists of."""
+    entry = index[name]
+    if entry.kind is Kind.TAG:
+        return sorted(entry.tags)
+    if entry.kind is Kind.GROUP:
+        children = (entry.cfg or {}).get("task") or []
+        return [leaf for child in children if isinstance(child, str) for leaf in _leaves(index, child)]
+    return [name]
+
+
+def _local_files(directory: Path, entry: Entry) -> dict[str, list[str]]:
+    """Split -> files, of the splits that a task reads; as the hub lays them out, or simply by name."""
+    cfg = entry.cfg or {}
+    inner = str(cfg.get("dataset_name") or "data")
+    places = [directory / entry.name, directory / inner, directory / "data", directory]
+    is_member = entry.name != directory.name  # files beside the members' directories are of no member
+    for place in places[: -2 if is_member else None]:
+        if files := {split: paths for split in _splits(cfg) if (paths := list(_files_of(place, split)))}:
+            return files
+    return {}
+
+
+def _splits(cfg: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(str(cfg[key]) for key in SPLITS if cfg.get(key)))
+
+
+def _files_of(place: Path, split: str) -> Iterator[str]:
+    """The file or the shards of a split."""
+    for suffix in SUFFIXES:
+        for pattern in (f"{split}{suffix}", f"{split}-*{suffix}", f"{split}/*{suffix}"):
+            if paths := sorted(place.glob(pattern)):
+                yield from map(str, paths)
+                return
+
+
+def _expected(entry: Entry) -> str:
+    splits = ", ".join(f"{split}.jsonl" for split in _splits(entry.cfg or {}))
+    inner = (entry.cfg or {}).get("dataset_name")
+    return f"put {splits} (or .parquet) there" + (f", or into {inner}/ in it" if inner else "")
+
+
+def _drop_(index: Index, absent: set[str]) -> None:
+    """Take tasks out of their tags and groups, and groups that are left empty out of theirs."""
+    for entry in index.values():
+        entry.tags -= absent
+    for entry in index.values():
+        if entry.kind is Kind.GROUP and entry.cfg:
+            children = [c for c in entry.cfg.get("task") or [] if not isinstance(c, str) or _leaves(index, c)]
+            entry.cfg, entry.yaml_path = {**entry.cfg, "task": [c for c in children if c not in absent]}, None
+
+
+def _read_locally_(entry: Entry, files: dict[str, list[str]], shots: int | None, directory: Path) -> None:
+    assert entry.yaml_path or entry.cfg
+    cfg = dict(load_yaml(entry.yaml_path) if entry.yaml_path else entry.cfg)  # with the functions it names
+    examples = cfg.get("fewshot_split") or cfg.get("training_split")
+    asked = cfg.get("test_split") or cfg.get("validation_split")
+    needed = [asked, *([examples] if shots or (shots is None and cfg.get("num_fewshot")) else [])]
+    if absent := [split for split in needed if split and split not in files]:
+        raise DataError(
+            f"task {entry.name!r}: {directory} has no {absent[0]} split, which it reads: {_expected(entry)}"
+        )
+    kinds = {SUFFIXES[Path(path).suffix] for paths in files.values() for path in paths}
+    if len(kinds) > 1:
+        raise DataError(f"task {entry.name!r}: {directory} mixes JSON and Parquet; keep one of them")
+    cfg |= {key: None for key in SPLITS if cfg.get(key) not in files}
+    cfg |= {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    entry.cfg, entry.yaml_path = cfg, None
+
+
+# what is ahead
+
+
+def _forecast(index: Mapping[str, Entry], task: Task) -> Forecast:
+    leaves = [index[name].cfg or {} for name in _leaves(index, task.name)]
+    cfg = leaves[0]
+    own = cfg.get("num_fewshot")
+    shots = own if own == 0 or task.num_fewshot is None else task.num_fewshot
+    return Forecast(
+        task.name,
+        shots or 0,
+        _items(task.limit) + (f", {cfg['repeats']} answers each" if cfg.get("repeats", 1) > 1 else ""),
+        ", ".join(_metrics(cfg)),
+        _source(leaves),
+        "runs code that the model writes" if cfg.get("unsafe_code") else "",
+    )
+
+
+def _items(limit: int | float | None) -> str:
+    if limit is None:
+        return "all"
+    return f"first {limit:.0%}" if limit < 1 else f"first {limit:,}"
+
+
+def _metrics(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """The names that results will have. A function stands in the YAML as the path to it."""
+    filters = [f["name"] for f in cfg.get("filter_list") or [{"name": "none"}]]
+    for metric in cfg.get("metric_list") or []:
+        name = str(getattr(metric["metric"], "__name__", metric["metric"])).rpartition(".")[2]
+        yield from (name if f == "none" else f"{name},{f}" for f in filters)
+
+
+def _source(leaves: Sequence[Mapping[str, Any]]) -> str:
+    places = sorted({_place(cfg) for cfg in leaves})
+    parts = f" ({len(leaves)} parts)" if len(leaves) > 1 else ""
+    return ", ".join(places) + parts
+
+
+def _place(cfg: Mapping[str, Any]) -> str:
+    files = (cfg.get("dataset_kwargs") or {}).get("data_files")
+    if not files:
+        return f"the hub: {cfg.get('dataset_path')}"
+    first = next(_each(files))
+    return f"the hub: {first.removeprefix('hf://').partition('@')[0]}" if "://" in first else str(Path(first).parent)
+
+
+def _each(files: Any) -> Iterator[str]:
+    values: Iterable[Any] = files.values() if isinstance(files, dict) else files if isinstance(files, list) else ()
+    yield from (inner for value in values for inner in _each(value))
+    if isinstance(files, str):
+        yield files

@@ -1,0 +1,34 @@
+"""The softmax of logits that come a chunk of the vocabulary at a time. Importable without torch."""
+
+# N token, C one chunk of the vocab
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OnlineSoftmax:
+    """Each token's normaliser and, of what is given with the logits, its mean under the softmax."""
+
+    def __init__(self, zeros_N1: "Tensor") -> None:
+        self._max_N1 = zeros_N1.clone().fill_(float("-inf"))
+        self._sum_N1, self._weighted_N1 = zeros_N1.clone(), zeros_N1.clone()
+
+    def read_(self, logits_NC: "Tensor", of_NC: "Tensor | None" = None) -> None:
+        """Take in one chunk. Overwrites both."""
+        max_N1 = self._max_N1.maximum(logits_NC.amax(-1, keepdim=True))
+        shrink_N1 = self._max_N1.sub_(max_N1).exp_()
+        exp_NC = logits_NC.sub_(max_N1).exp_()
+        self._sum_N1.mul_(shrink_N1).add_(exp_NC.sum(-1, keepdim=True))
+        if of_NC is not None:
+            self._weighted_N1.mul_(shrink_N1).add_(of_NC.mul_(exp_NC).sum(-1, keepdim=True))
+        self._max_N1 = max_N1
+
+    @property
+    def log_z_N1(self) -> "Tensor":
+        return self._sum_N1.log() + self._max_N1
+
+    @property
+    def mean_N1(self) -> "Tensor":
+        return self._weighted_N1 / self._sum_N1

@@ -1,0 +1,27 @@
+"""Markdown whose places no text can leave. Knows no model."""
+
+import re
+from collections.abc import Sequence
+
+from minitron_cli.report.text import NOTHING
+
+
+def inline(text: str) -> str:
+    """Text that stays in its line and cell, and is not read as markup."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", flat) or NOTHING
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column names the row, the others are numbers."""
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(
+        "| " + " | ".join(inline(cell) if i != 1 else cell for cell in line) + " |" for i, line in enumerate(lines)
+    )
+
+
+def code(language: str, text: str) -> str:
+    """A fenced block that its content cannot end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

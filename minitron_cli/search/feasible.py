@@ -1,0 +1,161 @@
+"""Which shapes meet every constraint; where none does, which constraint is to blame and what comes nearest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from minitron_cli.errors import InfeasibleError
+from minitron_cli.model.shape import Shape
+from minitron_cli.search.constraints import Constraint
+from minitron_cli.search.constraints.base import Bounded, Clock, Limits
+from minitron_cli.search.constraints.memory import Memory
+from minitron_cli.search.constraints.parameters import Parameters
+from minitron_cli.search.sizes import AxisSizes
+from minitron_cli.search.space import smaller, unevenness
+from minitron_cli.trim.spec import Budget
+
+NEAREST = 3  # shapes that a refusal names
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A feasible shape and what its size costs."""
+
+    shape: Shape
+    parameters: int
+    """In the budget's way of counting."""
+    error: float | None
+    """Signed distance from the target as a fraction of it; None without a target."""
+    costs: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Kind of constraint -> cost, and `memory` always: a column each, and an axis to plot quality against."""
+
+    @property
+    def name(self) -> str:
+        return str(self.shape)
+
+
+class Costed(NamedTuple):
+    """A shape with its cost and limits under each constraint, in the constraints' order."""
+
+    shape: Shape
+    costs: tuple[float, ...]
+    limits: tuple[Limits, ...]
+
+    def misses(self) -> list[float]:
+        return [limits.miss(cost) for cost, limits in zip(self.costs, self.limits, strict=True)]
+
+
+def feasible(parent: Shape, space: Mapping[str, AxisSizes], budget: Budget, most: int | None = None) -> list[Candidate]:
+    """The grid's shapes within a budget, nearest to an even cut of its axes first.
+
+    InfeasibleError names the nearest misses.
+    """
+    return evenly(parent, space, admitted(parent, space, [Parameters.of(budget)]))[:most]
+
+
+def evenly(parent: Shape, space: Mapping[str, AxisSizes], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Nearest to an even cut of the space's axes first."""
+    return sorted(candidates, key=lambda c: (round(unevenness(parent, c.shape, space), 6), abs(c.error or 0.0), c.name))
+
+
+def admitted(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequence[Constraint]) -> list[Candidate]:
+    """The grid's shapes that meet every constraint that needs no measuring."""
+    counted = [constraint for constraint in constraints if not constraint.is_measured]
+    wholes = [constraint.cost(parent) for constraint in counted]
+    limits = tuple(constraint.limits(whole) for constraint, whole in zip(counted, wholes, strict=True))
+    _refuse_growth(counted, limits, wholes)
+    shapes = smaller(parent, space)
+    rows = (_costed(shape, counted, limits) for shape in shapes)
+    found = [row for row in rows if row is not None]
+    if not found:
+        every = [Costed(shape, tuple(constraint.cost(shape) for constraint in counted), limits) for shape in shapes]
+        raise InfeasibleError(_why_not(counted, wholes, every))
+    return [_candidate(row, counted) for row in found]
+
+
+def _costed(shape: Shape, constraints: Sequence[Bounded], limits: tuple[Limits, ...]) -> Costed | None:
+    """None for a shape that misses one; what else it costs is not counted then, as there may be 100,000."""
+    costs = []
+    for constraint, limit in zip(constraints, limits, strict=True):
+        costs.append(constraint.cost(shape))
+        if not limit.admit(costs[-1]):
+            return None
+    return Costed(shape, tuple(costs), limits)
+
+
+def _refuse_growth(constraints: Sequence[Bounded], limits: Sequence[Limits], wholes: Sequence[float]) -> None:
+    for constraint, limit, whole in zip(constraints, limits, wholes, strict=True):
+        if isinstance(constraint, Parameters) and constraint.target is not None:
+            goal = (limit.low + limit.high) / 2
+            if goal > whole:
+                raise InfeasibleError(
+                    f"target {round(goal):,} is above the parent's {whole:,} {constraint.count} parameters: "
+                    "choose a smaller target"
+                )
+
+
+def _candidate(row: Costed, constraints: Sequence[Bounded]) -> Candidate:
+    costs = {constraint.kind: cost for constraint, cost in zip(constraints, row.costs, strict=True)}  # type: ignore[attr-defined]
+    costs.pop("parameters", None)
+    costs.pop("serving", None)
+    costs.setdefault("memory", Memory(at_most="100%").cost(row.shape))
+    for constraint, cost, limits in zip(constraints, row.costs, row.limits, strict=True):
+        if isinstance(constraint, Parameters) and constraint.target is not None:
+            return Candidate(row.shape, round(cost), cost / ((limits.low + limits.high) / 2) - 1, costs)
+    return Candidate(row.shape, row.shape.parameters(), None, costs)
+
+
+def timed(
+    parent: Shape, candidates: Sequence[Candidate], constraints: Sequence[Constraint], most: int, clock: Clock
+) -> list[Candidate]:
+    """The first `most` candidates that meet the measured constraints too; no more are timed than it takes."""
+    measured = [constraint for constraint in constraints if constraint.is_measured]
+    if not measured:
+        return list(candidates[:most])
+    found: list[Candidate] = []
+    costed: list[Costed] = []
+    wholes: list[float] = []
+    for candidate in candidates:
+        costs = [constraint.measure(candidate.shape, parent, clock) for constraint in measured]
+        wholes = [cost.whole for cost in costs]
+        limits = tuple(constraint.limits(cost.whole) for constraint, cost in zip(measured, costs, strict=True))
+        costed.append(Costed(candidate.shape, tuple(cost.value for cost in costs), limits))
+        if not any(costed[-1].misses()):
+            of_kind = {constraint.kind: cost.value for constraint, cost in zip(measured, costs, strict=True)}
+            found.append(replace(candidate, costs=dict(candidate.costs) | of_kind))
+        if len(found) == most:
+            break
+    if not found:
+        raise InfeasibleError(_why_not(measured, wholes, costed))
+    return found
+
+
+def _why_not(constraints: Sequence[Bounded], wholes: Sequence[float], costed: Sequence[Costed]) -> str:
+    """The constraint to blame: without it there is a shape, or it alone excludes most."""
+    misses = [row.misses() for row in costed]
+    without = [sum(not any(m[:i] + m[i + 1 :]) for m in misses) for i in range(len(constraints))]
+    alone = [sum(bool(m[i]) for m in misses) for i in range(len(constraints))]
+    worst = max(range(len(constraints)), key=lambda i: (without[i], alone[i], -i))
+    others = [m[:worst] + m[worst + 1 :] for m in misses]
+    pool = [row for row, m in zip(costed, others, strict=True) if not any(m)] or costed
+    listed = "; ".join(_miss(constraints[worst], worst, row) for row in _nearest(pool))
+    if isinstance(constraints[worst], Parameters) and len(constraints) == 1:
+        return (
+            f"no shape has {constraints[worst].says(wholes[worst])}: nearest {listed}; "
+            "widen the tolerance, move the target or allow more sizes"
+        )
+    binding = f"no shape of {len(costed):,} meets every constraint: {constraints[worst].says(wholes[worst])} is "
+    binding += f"what {without[worst]:,} of them miss" if without[worst] else f"missed by {alone[worst]:,} of them"
+    return f"{binding}; nearest {listed}; relax it, or allow more sizes"
+
+
+def _nearest(costed: Sequence[Costed]) -> list[Costed]:
+    return sorted(costed, key=lambda row: (sum(map(abs, row.misses())), str(row.shape)))[:NEAREST]
+
+
+def _miss(constraint: Bounded, place: int, row: Costed) -> str:
+    cost, limits = row.costs[place], row.limits[place]
+    off = limits.miss(cost)
+    if isinstance(constraint, Parameters) and constraint.target is not None:
+        off = cost / ((limits.low + limits.high) / 2) - 1
+    return f"{row.shape} has {constraint.spelled(cost)} ({off:+.1%})"

@@ -1,0 +1,32 @@
+"""Which candidates nobody would pass over."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]  # of candidates.json
+MORE_IS_BETTER = ("throughput",)
+
+
+def judged(rows: Sequence[Row]) -> list[Row]:
+    """Of candidates.json's rows, those whose scores compare: the retrained ones, if any were."""
+    return [row for row in rows if row["retrained"] is not None] or list(rows)
+
+
+def score_of(row: Row) -> float:
+    """The last one known."""
+    return float(row["zero_shot"] if row["retrained"] is None else row["retrained"])
+
+
+def cost_of(row: Row, cost: str) -> float:
+    return float(row["parameters"] if cost == "parameters" else row["costs"][cost])
+
+
+def unsurpassed(rows: Sequence[Row], cost: str, is_lower_better: bool) -> list[bool]:
+    """Which rows no other one is as good as in this cost and in score, and better in one of them."""
+    signs = -1 if cost in MORE_IS_BETTER else 1, 1 if is_lower_better else -1
+    points = [(signs[0] * cost_of(row, cost), signs[1] * score_of(row)) for row in rows]
+    return [not any(_beats(other, point) for other in points) for point in points]
+
+
+def _beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[0] <= b[0] and a[1] <= b[1] and a != b

@@ -1,0 +1,306 @@
+"""Does a search that retrains its candidates find a better shape than scaling evenly, or than zero-shot scores alone?
+
+    python scripts/bench_teacher.py && python scripts/search_study.py
+
+Searches the bench teacher at half of its parameters without embeddings, over a grid that the evenly scaled shape is not
+in; then trains three shapes in full, with three seeds each: the search's winner, the one with the best zero-shot score,
+and the evenly scaled one. A further search, zero-shot, has to keep a latency that is measured here. Whatever is true is
+written to docs/results/search.md. What was stopped continues.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_teacher import bench_data
+
+from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.cli.tables import number
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.report import plots
+from minitron_cli.search.config import Retrain, SearchConfig
+from minitron_cli.search.rank import kendall_tau
+from minitron_cli.stages import candidates, distill, importance, prune, search
+from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.produce import Context
+from minitron_cli.trim.spec import Budget, PruneConfig
+
+SPACE = {
+    "layer": (5, 6, 7, 8),
+    "hidden": (112, 128, 144, 160, 176, 192),
+    "head": (4, 6),
+    "ffn": tuple(range(192, 513, 32)),
+}
+EVEN = {"hidden": 128, "ffn": 344}  # both to two thirds: half of the parameters without embeddings
+BUDGET = Budget(target="50%", count="non_embedding")
+LATENCY = {"kind": "latency", "phase": "decode", "batch": 1, "length": 128, "repeats": 9}
+SEEDS = (0, 1, 2)
+Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of each seed
+SVG_COLOURS = ("#2563eb", "#c2410c", "#0f766e", "#be185d", "#7c3aed", "#64748b")
+
+
+@dataclass(frozen=True)
+class Study:
+    context: Context
+    parent: Parent
+    args: argparse.Namespace
+
+    @property
+    def data(self) -> Any:
+        return bench_data(None)
+
+    def scores(self) -> Artifact:
+        config = ImportanceConfig(samples=128, layer_removal=False)
+        return importance.run(self.context, self.parent, self.data, config)
+
+    def found(self, scores: Artifact) -> Artifact:
+        """The search in question."""
+        retrain = Retrain(
+            top=self.args.top,
+            tokens=self.args.retrain_tokens,
+            batch_size=16,
+            micro_batch_size=16,
+            learning_rate=1e-3,
+            warmup_steps=2,
+        )
+        config = SearchConfig(
+            budget=BUDGET, space=SPACE, candidates=self.args.candidates, score_blocks=self.args.blocks, retrain=retrain
+        )
+        with self.timed("search"):
+            return search.run(self.context, self.parent, scores, self.data, config)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add up the CPU seconds of a part, over all runs that it took."""
+        started = time.process_time()
+        try:
+            yield
+        finally:
+            spent = self.cpu | {name: self.cpu.get(name, 0.0) + time.process_time() - started}
+            self.cpu_path.write_text(json.dumps(spent))
+
+    @property
+    def cpu_path(self) -> Path:
+        return self.context.workspace.root / "cpu-seconds.json"
+
+    @property
+    def cpu(self) -> dict[str, float]:
+        return json.loads(self.cpu_path.read_text()) if self.cpu_path.is_file() else {}
+
+    def fast(self, scores: Artifact, share: str) -> Artifact:
+        """The same without retraining, of shapes that are fast enough here."""
+        config = SearchConfig(
+            budget=BUDGET,
+            space=SPACE,
+            candidates=self.args.fast_candidates,
+            score_blocks=self.args.blocks,
+            constraints=({**LATENCY, "at_most": share},),
+            retrain=None,
+        )
+        return search.run(self.context, self.parent, scores, self.data, config)
+
+    def trained(self, scores: Artifact, shape: Mapping[str, int], seed: int) -> dict[str, float]:
+        """Held-out loss and KL to the teacher after full distillation."""
+        sizes = {axis: size for axis, size in shape.items() if size != self.parent.shape.sizes[axis]}
+        child = prune.run(self.context, self.parent, PruneConfig(shape=sizes), scores=scores)
+        config = DistillConfig(
+            tokens=self.args.tokens,
+            batch_size=16,
+            micro_batch_size=16,
+            learning_rate=1e-3,
+            min_learning_rate=1e-4,
+            warmup_steps=5,
+            eval_every=10**6,
+            eval_blocks=self.args.final_blocks,
+            save_every=10,
+            seed=seed,
+        )
+        after = distill.run(self.context, self.parent, child.path, self.data, config).summary["after"]
+        print(sizes, seed, after, flush=True)
+        return {name: after[name] for name in ("loss", "kl")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--candidates", type=int, default=32, help="shapes scored zero-shot")
+    parser.add_argument("--fast-candidates", type=int, default=8, help="of the search with a latency")
+    parser.add_argument("--latency", default="60%", help="of the parent's, at most")
+    parser.add_argument("--top", type=int, default=8, help="shapes retrained")
+    parser.add_argument("--blocks", type=int, default=32, help="validation blocks of a score")
+    parser.add_argument("--final-blocks", type=int, default=128, help="validation blocks of the last measure")
+    parser.add_argument("--retrain-tokens", type=int, default=65_536)
+    parser.add_argument("--tokens", type=int, default=98_304, help="of a full distillation")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"))
+    args = parser.parse_args()
+    workspace = Workspace(args.runs_dir / "bench")
+    parent = open_parent(workspace.require("teacher", "make bench-teacher").path)
+    own = Workspace(args.runs_dir / "search-study")  # others may be at work in the teacher's
+    with own.lock():
+        study = Study(Context(own), parent, args)
+        scores = study.scores()
+        found = study.found(scores)
+        fast = study.fast(scores, args.latency)
+        rows = candidates.read(found)["candidates"]
+        shapes = {
+            "search's winner": rows[0]["shape"],
+            "best zero-shot": min(rows, key=lambda row: row["zero_shot"])["shape"],
+            "scaled evenly": dict(parent.shape.prunable) | EVEN,
+        }
+        finals = {name: [study.trained(scores, shape, seed) for seed in SEEDS] for name, shape in shapes.items()}
+    write(args.output, page(study, found, fast, shapes, finals), curves(found))
+
+
+def write(output: Path, text: str, svg: str) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text)
+    output.with_suffix(".svg").write_text(svg)
+    print(text)
+
+
+def curves(found: Artifact) -> str:
+    """The rungs as a picture that stands alone."""
+    told = candidates.read(found)
+    lines = [
+        ((0, *told["rung_tokens"][: len(row["rungs"])]), (row["zero_shot"], *row["rungs"]), i == 0)
+        for i, row in enumerate(told["candidates"])
+        if row["rungs"]
+    ]
+    svg = plots.halving_curves("halving", lines, "loss (nats)").replace("currentColor", "#334155")
+    for i, colour in enumerate(SVG_COLOURS):
+        svg = svg.replace(f"var(--series-{i})", colour)
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
+    return svg.replace("<svg ", f'<svg {names} style="background:#fff" ', 1) + "\n"
+
+
+def page(
+    study: Study,
+    found: Artifact,
+    fast: Artifact,
+    shapes: Mapping[str, Any],
+    finals: Mapping[str, list[dict[str, float]]],
+) -> str:
+    parent, args = study.parent.shape, study.args
+    told = candidates.read(found)
+    rows = told["candidates"]
+    lines = [
+        "# A search that retrains its candidates",
+        "",
+        f"The teacher of `make bench-teacher` ({parent.parameters():,} parameters), to 50 % ± 5 % of its",
+        f"{parent.parameters('non_embedding'):,} parameters without embeddings, by depth and width together. "
+        f"{found.summary['feasible']} shapes of the grid are",
+        f"feasible; {len(rows)} were scored on {args.blocks} held-out blocks, {args.top} retrained on "
+        f"{' / '.join(f'{n:,}' for n in told['rung_tokens'])} tokens. The",
+        f"evenly scaled shape is not in the grid. The search took {study.cpu['search'] / 60:.1f} minutes of one CPU "
+        "thread.",
+        "",
+        "Regenerate: `make bench-teacher && python scripts/search_study.py`",
+        "",
+        "## After full distillation",
+        "",
+        f"{args.tokens:,} tokens, {args.final_blocks} held-out blocks; mean ± standard deviation over {len(SEEDS)}",
+        "seeds (another order of the data).",
+        "",
+        *final_table(study, shapes, finals),
+        "",
+        *paired(finals),
+        "",
+        "## The candidates",
+        "",
+        *candidate_table(rows),
+        "",
+        "![loss of every retrained candidate, rung by rung](search.svg)",
+        "",
+        "## How stable the order is",
+        "",
+        *stability(found, rows),
+        "",
+        "## With a latency to keep",
+        "",
+        *latency(study, rows, fast),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def final_table(study: Study, shapes: Mapping[str, Any], finals: Finals) -> Iterator[str]:
+    yield "| shape | | without embeddings | loss | KL to the teacher |"
+    yield "|---|---|---|---|---|"
+    for name, shape in shapes.items():
+        count = study.parent.shape.resize(**shape).parameters("non_embedding")
+        loss, kl = (spread([one[figure] for one in finals[name]]) for figure in ("loss", "kl"))
+        yield f"| {name} | {spelled(shape)} | {count:,} | {loss} | {kl} |"
+
+
+def paired(finals: Finals) -> Iterator[str]:
+    first, *others = finals
+    for other in others:
+        gaps = [a["loss"] - b["loss"] for a, b in zip(finals[first], finals[other], strict=True)]
+        if any(gaps):
+            text = ", ".join(f"{gap:+.4f}" for gap in gaps)
+            yield f"The {first} against {other}, seed by seed: {text} nats (negative: the {first} is better)."
+        else:
+            yield f"The {first} and {other} are one shape."
+
+
+def candidate_table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    rungs = max(len(row["rungs"]) for row in rows)
+    yield (
+        "| | shape | parameters | importance kept | zero-shot | "
+        + " | ".join(f"rung {i + 1}" for i in range(rungs))
+        + " |"
+    )
+    yield "|---|---|---|---|---|" + "---|" * rungs
+    for i, row in enumerate(rows):
+        reached = [*map(number, row["rungs"]), *[""] * (rungs - len(row["rungs"]))]
+        mass = f"{math.exp(row['costs']['mass']):.1%}"
+        cells = [str(i + 1), spelled(row["shape"]), f"{row['parameters']:,}", mass, number(row["zero_shot"]), *reached]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def stability(found: Artifact, rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| from | to | candidates | Kendall's tau |"
+    yield "|---|---|---|---|"
+    mass = kendall_tau([-row["costs"]["mass"] for row in rows], [row["zero_shot"] for row in rows])
+    yield f"| importance kept | zero-shot | {len(rows)} | {mass:+.2f} |"
+    for row in next(iter(found.summary["winners"].values()))["stability"]:
+        yield f"| {row['from']} | {row['to']} | {row['candidates']} | {row['tau']:+.2f} |"
+
+
+def latency(study: Study, rows: list[dict[str, Any]], fast: Artifact) -> Iterator[str]:
+    quick = candidates.read(fast)["candidates"]
+    free = min(rows, key=lambda row: row["zero_shot"])
+    yield f"One token more at a time, {LATENCY['length']} in the cache, at most {study.args.latency} of the parent's"
+    yield "time; candidate and parent timed in turn on this CPU, one thread, medians. By zero-shot loss the choice is:"
+    yield ""
+    yield "| | shape | zero-shot loss | ms per token |"
+    yield "|---|---|---|---|"
+    yield f"| without the constraint | {spelled(free['shape'])} | {number(free['zero_shot'])} | |"
+    best = quick[0]
+    yield f"| with it | {spelled(best['shape'])} | {number(best['zero_shot'])} | {best['costs']['latency']:.2f} |"
+    yield ""
+    with_it, without = (statistics.mean(row["shape"]["layer"] for row in some) for some in (quick, rows))
+    yield f"The {len(quick)} shapes that keep it have {with_it:.1f} layers on average, the {len(rows)} scored without"
+    yield f"it {without:.1f}. Every time is measured once and cached."
+
+
+def spelled(shape: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {shape[axis]}" for axis in ("layer", "hidden", "head", "ffn"))
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,65 @@
+"""Every registered family: documents packed into one block do not see each other, in the student or in the teacher."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.batches import Batch
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.forward import Models
+from minitron_cli.distill.losses import CrossEntropy, ForwardKL
+from minitron_cli.distill.targets import targets
+from minitron_cli.model.families import FAMILIES
+from tests.tiny import write_tiny
+
+LENGTHS = 7, 1, 10, 4  # of the documents
+POSITIONS_T = torch.cat([torch.arange(length) for length in LENGTHS])
+THIRD = slice(8, 18)  # longer than the tiny models' sliding windows
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def models(request, tmp_path_factory) -> Models:
+    """A student and a teacher of one family, as the training loop loads and runs them."""
+    directory: Path = tmp_path_factory.mktemp(request.param)
+    student, teacher = (hf.load_model(write_tiny(directory / str(seed), request.param, seed=seed)) for seed in (0, 1))
+    config = DistillConfig(steps=1, losses=(ForwardKL(), CrossEntropy()), precision="fp32")
+    return Models(student, teacher, config, (), torch.device("cpu"), "fp32")
+
+
+def measured(models: Models, tokens_BT: Tensor, positions_T: Tensor) -> list[Tensor]:
+    """Both losses of the third document, both held-out figures, and every gradient."""
+    counts_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    counts_BT[:, THIRD] = True
+    batch = Batch(tokens_BT, positions_T.expand_as(tokens_BT), tuple(range(len(tokens_BT))), counts_BT)
+    target = targets(batch)
+    models.student.train().zero_grad()
+    losses = models.losses(batch, target, len(target.labels_N), 0.0)
+    losses.total.backward()
+    gradients = [p.grad.clone() for p in models.trained().values() if p.grad is not None]
+    models.student.eval()
+    return [losses.figures_F, models.evaluate(batch, target), *gradients]
+
+
+def among_others(tokens_BT: Tensor) -> Tensor:
+    """The third document beside other documents, each of whose tokens is another one."""
+    changed_BT = (tokens_BT + 1 + torch.arange(tokens_BT.shape[1])) % 64
+    changed_BT[:, THIRD] = tokens_BT[:, THIRD]
+    return changed_BT
+
+
+def test_losses_and_gradients_of_a_document_do_not_depend_on_those_beside_it(models):
+    tokens_BT = torch.randint(64, (2, sum(LENGTHS)), generator=torch.Generator().manual_seed(0))
+    here, there = (measured(models, tokens, POSITIONS_T) for tokens in (tokens_BT, among_others(tokens_BT)))
+    torch.testing.assert_close(here, there, atol=2e-5, rtol=1e-4)  # experts sum other numbers of rows at once
+
+
+def test_without_restarting_positions_the_same_documents_do_see_each_other(models):
+    """What the test above could not see if it looked in the wrong place."""
+    tokens_BT = torch.randint(64, (2, sum(LENGTHS)), generator=torch.Generator().manual_seed(0))
+    run_on_T = torch.arange(sum(LENGTHS))
+    here, there = (measured(models, tokens, run_on_T) for tokens in (tokens_BT, among_others(tokens_BT)))
+    for figures, other_figures in zip(here[:2], there[:2], strict=True):
+        assert ((figures - other_figures).abs() > 1e-3).all()

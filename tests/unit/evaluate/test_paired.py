@@ -1,0 +1,124 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from minitron_cli.evaluate.paired import Items, compare, interval, mcnemar, student_t
+
+DRAWS = 4000
+
+
+def clustered(seed, groups=60, largest=12, weighted=False):
+    """Two models on items in groups of unequal sizes; each has a difficulty and a gap of its own."""
+    source = np.random.default_rng(seed)
+    sizes = source.integers(1, largest + 1, groups)
+    groups_I = np.repeat(np.arange(groups), sizes)
+    difficulty, gap = source.normal(0, 1, groups)[groups_I], source.normal(0.3, 0.5, groups)[groups_I]
+    parent_I = difficulty + source.normal(2, 0.3, len(groups_I))
+    weights = source.integers(1, 50, len(groups_I)).tolist() if weighted else None
+    model = Items((parent_I + gap + source.normal(0, 0.2, len(groups_I))).tolist(), weights, groups_I.tolist())
+    return model, Items(parent_I.tolist(), weights, groups_I.tolist())
+
+
+def bootstrap(model, parent, statistic):
+    """The spread of a statistic of both models' means when whole groups are drawn again."""
+    source = np.random.default_rng(1)
+    weights = np.ones(len(model.values)) if model.weights is None else np.array(model.weights, float)
+    groups = np.arange(len(model.values)) if model.groups is None else np.array(model.groups)
+    count = groups.max() + 1
+
+    def sums(values):
+        return np.array([(values * weights)[groups == g].sum() for g in range(count)])
+
+    totals = np.array([weights[groups == g].sum() for g in range(count)])
+    drawn = source.integers(count, size=(DRAWS, count))
+    means = [sums(np.array(items.values))[drawn].sum(1) / totals[drawn].sum(1) for items in (model, parent)]
+    return statistic(*means).std()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_standard_errors_are_those_of_a_bootstrap_over_groups(seed, weighted):
+    model, parent = clustered(seed, weighted=weighted)
+    found = compare(model, parent)
+    assert found.stderr == pytest.approx(bootstrap(model, parent, np.subtract), rel=0.1)
+    assert found.ratio_stderr == pytest.approx(bootstrap(model, parent, np.divide), rel=0.1)
+    assert model.stderr == pytest.approx(bootstrap(model, parent, lambda m, p: m), rel=0.1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_standard_errors_of_independent_right_and_wrong_answers_are_those_of_a_bootstrap(seed):
+    source = np.random.default_rng(seed)
+    parent = (source.random(400) < 0.7).astype(float)
+    model = np.where(source.random(400) < 0.15, 1 - parent, parent)
+    model, parent = Items(model.tolist()), Items(parent.tolist())
+    found = compare(model, parent)
+    assert found.stderr == pytest.approx(bootstrap(model, parent, np.subtract), rel=0.1)
+    assert found.ratio_stderr == pytest.approx(bootstrap(model, parent, np.divide), rel=0.1)
+
+
+def test_errors_that_ignore_groups_or_pairs_are_far_off():
+    """What the test above would not forgive."""
+    model, parent = clustered(0)
+    truth = bootstrap(model, parent, np.subtract)
+    alone = compare(Items(model.values), Items(parent.values))
+    assert alone.stderr < 0.7 * truth
+    assert math.hypot(model.stderr, parent.stderr) > 1.5 * truth
+
+
+def test_the_difference_is_that_of_the_weighted_means():
+    found = compare(Items([1.0, 5.0], [3, 1]), Items([0.0, 1.0], [3, 1]))
+    assert found.difference == pytest.approx(2 - 0.25)
+    assert found.ratio == pytest.approx(8)
+
+
+def test_equal_models_are_not_apart_and_a_single_group_has_no_error():
+    items = Items([0.0, 1.0, 1.0])
+    found = compare(items, items)
+    assert (found.difference, found.stderr, found.ratio, found.mcnemar) == (0, 0, 1, 1)
+    alone = compare(Items([0.0, 1.0], groups=[4, 4]), Items([1.0, 1.0], groups=[4, 4]))
+    assert (alone.difference, alone.stderr, alone.low, alone.clusters) == (-0.5, None, None, 1)
+
+
+def test_there_is_no_ratio_to_nothing():
+    found = compare(Items([1.0, 0.0]), Items([0.0, 0.0]))
+    assert (found.ratio, found.ratio_stderr) == (None, None)
+
+
+def test_nine_intervals_in_ten_hold_the_truth():
+    """Of many small experiments, at 90 %."""
+    source, held = np.random.default_rng(0), 0
+    for _ in range(1000):
+        items = Items(source.normal(1, 2, 6).tolist())
+        low, high = interval(items.mean, items.stderr, items.clusters, 0.9)
+        held += low < 1 < high
+    assert held == pytest.approx(900, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "published"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (10**6, 1.960)],
+)
+def test_quantiles_are_those_of_the_printed_table(freedom, published):
+    assert student_t(0.95, freedom) == pytest.approx(published, rel=5e-3)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 11), (11, 3), (7, 7), (40, 21)])
+def test_mcnemar_is_the_exact_binomial_test(better, worse):
+    total = better + worse
+    tail = sum(Fraction(math.comb(total, k), 2**total) for k in range(min(better, worse) + 1))
+    assert mcnemar(better, worse) == pytest.approx(float(min(Fraction(1), 2 * tail)))
+
+
+def test_mcnemar_of_many_items_does_not_overflow():
+    assert mcnemar(20_000, 20_000) == 1
+    assert 0 < mcnemar(5_300, 5_000) < 0.005
+
+
+def test_mcnemar_is_left_out_where_items_are_not_right_or_wrong_or_not_independent():
+    right, wrong = [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]
+    assert compare(Items(right), Items(wrong)).mcnemar == 1
+    grouped = compare(Items(right, groups=[0, 0, 1]), Items(wrong, groups=[0, 0, 1]))
+    assert (grouped.better, grouped.worse, grouped.mcnemar) == (1, 0, None)
+    assert compare(Items([0.5, 1.0]), Items([1.0, 1.0])).better is None
