@@ -50,7 +50,7 @@ def plan(recipe: Recipe) -> Plan:
 def _plan(recipe: Recipe, model: str, parent: Shape, original: Shape) -> Plan:
     children = _children(recipe, parent.untied() if recipe.prune.untie else parent)
     largest = max(children.values(), key=Shape.parameters)
-    teacher = original if recipe.teacher == "original" else parent
+    teacher = {"original": original, "parent": parent}.get(recipe.teacher) or shape_of(recipe.teacher)[0]
     return Plan(model, parent, children, dict(_steps(recipe, parent, teacher, largest, len(children))))
 
 
@@ -89,6 +89,8 @@ def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidat
     length = recipe.data.sequence_length
     samples = recipe.importance.samples
     yield "importance", f"{samples:,} samples of {length:,} tokens"
+    if recipe.correct:
+        yield "correct", _training(recipe.correct, teacher, teacher, length)
     if recipe.search:
         blocks = recipe.search.score_blocks
         yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"

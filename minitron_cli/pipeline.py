@@ -1,13 +1,13 @@
 """The chain, readable as a paragraph."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minitron_cli import progress
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
-from minitron_cli.stages import distill, evaluate, importance, prune, report, search
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search
 from minitron_cli.stages.parent import Parent, open_parent, published_shape
 from minitron_cli.stages.produce import Context
 
@@ -19,6 +19,7 @@ class Results:
     importance: Artifact
     search: Artifact | None
     prune: Artifact
+    correct: Artifact | None
     distilled: Mapping[str, Artifact]
     """Label -> trained model: `distilled`, then the controls."""
     evaluate: Artifact
@@ -31,7 +32,8 @@ class Results:
 
     def artifacts(self) -> list[Artifact]:
         """All of them, in the order they were made."""
-        some = [self.importance, self.search, self.prune, *self.distilled.values(), self.evaluate, self.report]
+        before = [self.importance, self.correct, self.search, self.prune]
+        some = [*before, *self.distilled.values(), self.evaluate, self.report]
         return [artifact for artifact in some if artifact]
 
 
@@ -47,7 +49,7 @@ def run(recipe: Recipe, context: Context) -> list[Results]:
     made: list[Results] = []
     for step in recipe.steps or (None,):
         asked = recipe.at(step) if step else recipe
-        teacher = original if asked.teacher == "original" else parent
+        teacher = {"original": original, "parent": parent}.get(asked.teacher, asked.teacher)
         located = asked.model_copy(update={"model": parent})
         made.append(_run_step(located, context, teacher, label=step.label if step else ""))
         parent = str(made[-1].product.path)
@@ -64,13 +66,20 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -
     teacher = parent if teacher_name == recipe.model else open_parent(teacher_name, offline=context.offline)
     scores = importance.run(context, parent, recipe.data, recipe.importance)
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
+    corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
+    teacher = open_parent(corrected.path) if corrected else teacher
     found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher) if recipe.search else None
     pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
-    distilled = _distilled(recipe, context, teacher, pruned)
-    models = [("pruned", pruned.path), *((label, artifact.path) for label, artifact in distilled.items())]
-    measured = evaluate.run(context, models, parent, recipe.data, recipe.evaluate)
+
+    def cut_at_random(label: str) -> Artifact:
+        return prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
+
+    distilled = _distilled(recipe, context, teacher, pruned, cut_at_random)
+    models = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
+    labelled = [(label, artifact.path) for label, artifact in models.items()]
+    measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
     page = report.run(context) if recipe.report else None
-    return Results(scores, found, pruned, distilled, measured, page)
+    return Results(scores, found, pruned, corrected, distilled, measured, page)
 
 
 def check_gates(results: Results, recipe: Recipe) -> None:
@@ -79,16 +88,18 @@ def check_gates(results: Results, recipe: Recipe) -> None:
     evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
 
 
-def _distilled(recipe: Recipe, context: Context, teacher: Parent, pruned: Artifact) -> dict[str, Artifact]:
-    """The student and the controls. The student stays the workspace's current one."""
+def _distilled(
+    recipe: Recipe, context: Context, teacher: Parent, pruned: Artifact, cut_at_random: Callable[[str], Artifact]
+) -> dict[str, Artifact]:
+    """The student and the controls. The student and its cut stay the workspace's current ones."""
     if recipe.distill is None:
         return {}
     student = distill.run(context, teacher, pruned.path, recipe.data, recipe.distill)
-    controls = {
-        control.label: distill.run(
-            context, teacher, pruned.path, recipe.data, control.applied_to(recipe.distill), label=control.label
-        )
-        for control in recipe.controls
-    }
-    context.workspace.point(student)
-    return {"distilled": student} | controls
+    trained = {"distilled": student}
+    for control in recipe.controls:
+        start = cut_at_random(control.label) if control.cut else pruned
+        config = control.applied_to(recipe.distill)
+        trained[control.label] = distill.run(context, teacher, start.path, recipe.data, config, label=control.label)
+    for current in (pruned, student):
+        context.workspace.point(current)
+    return trained

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from minitron_cli import document
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill.config import OBJECTIVES, DistillConfig, Objective
+from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, Objective
 from minitron_cli.errors import RecipeError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
@@ -28,12 +28,14 @@ class Control(Spec):
     """Where training starts, if not where the student's does; random: fresh weights of the student's shape."""
     objective: Objective | None = None
     """kl: distillation; ce: conventional training on the text alone, without the teacher."""
+    cut: Literal["random"] | None = None
+    """random: start from as large a cut that chose its channels, heads and neurons at random."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if self.init is None and self.objective is None:
-            raise ValueError("nothing is changed; give it an init or an objective")
-        if self.label in ("parent", "pruned", "distilled"):
+        if self.init is None and self.objective is None and self.cut is None:
+            raise ValueError("nothing is changed; give it an init, an objective or a cut")
+        if self.label in ("parent", "pruned", "corrected", "distilled"):
             raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
         return self
 
@@ -45,9 +47,6 @@ class Control(Spec):
                 "hidden": None if self.objective == "ce" else distill.hidden,
             }
         return distill.model_copy(update=changes)
-
-
-Teacher = Literal["original", "parent"]
 
 
 class Step(Spec):
@@ -63,7 +62,7 @@ class Step(Spec):
     """What it cuts."""
     distill: DistillConfig | None = None
     """How what was cut is retrained, if not as the recipe says."""
-    teacher: Teacher | None = None
+    teacher: str | None = None
     """Who teaches, if not whom the recipe says."""
 
 
@@ -75,9 +74,9 @@ class Recipe(Spec):
     relatives: tuple[str, ...] = ()
     """Smaller models with its tokenizer that may be cut in its place: whichever is closest to the target is
     (Muralidharan et al. 2024, best practice 8), and `model` teaches it."""
-    teacher: Teacher = "original"
-    """Who teaches a student that was cut from another model than `model`: `model`, which the paper found better in the
-    last step of its chain (15B, 8B, 4B), or the parent that was cut."""
+    teacher: str = "original"
+    """Who teaches a student that was cut from another model than `model`. original: `model`, which the paper found
+    better in the last step of its chain (15B, 8B, 4B); parent: what was cut. Or any model by its directory or id."""
     data: DataConfig
     """The text to calibrate, train and validate on."""
     importance: ImportanceConfig = ImportanceConfig()
@@ -88,6 +87,8 @@ class Recipe(Spec):
     """What is cut."""
     distill: DistillConfig | None = None
     """How the pruned model is retrained; null to stop after the cut."""
+    correct: CorrectConfig | None = None
+    """Train the teacher on the text first, and learn from what comes of it; without it, from the teacher as it is."""
     controls: tuple[Control, ...] = ()
     """Further distillations to compare with."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -110,6 +111,8 @@ class Recipe(Spec):
             raise ValueError("relatives are compared by the target; give it as a number of parameters, in a budget")
         if self.controls and self.distill is None:
             raise ValueError("controls are distillations, and there is no distill section; add one or remove them")
+        if self.correct and self.distill is None:
+            raise ValueError("correct makes a teacher, and there is no distill section; add one or remove it")
         labels = [control.label for control in self.controls]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two controls are labelled {twice[0]!r}; rename one")
@@ -156,7 +159,8 @@ class Recipe(Spec):
 
 
 def _reseeded(part: Spec, seed: int) -> dict[str, Any]:
-    sections = {name: getattr(part, name, None) for name in ("data", "importance", "search", "distill")}
+    names = ("data", "importance", "search", "correct", "distill")
+    sections = {name: getattr(part, name, None) for name in names}
     return {name: section.model_copy(update={"seed": seed}) for name, section in sections.items() if section}
 
 

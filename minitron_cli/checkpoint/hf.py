@@ -5,7 +5,7 @@ unexpected or of another shape is an error where transformers would fill in rand
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ from minitron_cli import io
 from minitron_cli.checkpoint import fingerprint, strict_json
 from minitron_cli.checkpoint.aliases import ALIASES
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
-from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
+from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
 
 if TYPE_CHECKING:
@@ -175,8 +175,13 @@ def _last_line(error: Exception) -> str:
     return text[:160].rstrip(".;")
 
 
-def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
-    """The model in evaluation mode. CheckpointError on any key that is missing, unexpected or of another shape."""
+def load_model(
+    path: Path, *, device: str = "cpu", dtype: Any = "auto", device_map: Mapping[str, Any] | None = None
+) -> "PreTrainedModel":
+    """The model in evaluation mode. CheckpointError on any key that is missing, unexpected or of another shape.
+
+    With a `device_map` (module -> device, see `spread`) accelerate places it on several devices.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -196,6 +201,7 @@ def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreT
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                device_map=device_map,
             )
     finally:
         logging.set_verbosity(verbosity)
@@ -205,7 +211,22 @@ def load_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreT
                 f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: "
                 "the checkpoint is incomplete; download it again"
             )
-    return model.to(device).eval()
+    return model.eval() if device_map else model.to(device).eval()
+
+
+def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> dict[str, Any]:
+    """A `device_map` for a model that exceeds one accelerator. EnvironmentFault if it exceeds all of them."""
+    from accelerate import infer_auto_device_map
+
+    model = empty_model(path, dtype=dtype)
+    whole = getattr(model, "_no_split_modules", None)
+    found = infer_auto_device_map(model, dict(free_bytes), no_split_module_classes=whole, dtype=model.dtype)
+    if not set(found.values()) <= free_bytes.keys():
+        raise EnvironmentFault(
+            f"{path} does not fit on the {len(free_bytes)} accelerators of this machine beside the student: "
+            "run in several processes (--gpus) that hold one copy between them (distill.sharding=full)"
+        )
+    return dict(found)
 
 
 def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
@@ -218,6 +239,7 @@ def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "Pre
         dtype = config.dtype or next(iter(checkpoint.tensors.values())).torch_dtype
     with init_empty_weights(include_buffers=False), _refusing(f"{path} makes no model", "fix config.json"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(config)).eval()
+    model.tie_weights()  # which the empty weights have undone
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -287,16 +309,23 @@ def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], 
     io.write_new_json(directory / "config.json", config)
 
 
-def save_model(model: "PreTrainedModel", like: Path, directory: Path) -> None:
-    """Write a model's weights with the names, order and dtypes of the checkpoint `like`, and copy its other files."""
+def save_like(like: Path, names: Iterable[str], directory: Path, tensors: "Iterable[tuple[str, Tensor]]") -> None:
+    """Write the tensors `names` of the checkpoint `like`, in its order and dtypes, and copy its other files.
+
+    `tensors` come in any order, one at a time, and may be more.
+    """
     reference = Checkpoint.open(like)
-    state = stored_tensors(model)
-    if absent := reference.tensors.keys() - state.keys():
-        raise CheckpointError(
-            f"{like} stores {min(absent)}, which the model in memory does not have: use another checkpoint"
-        )
-    specs = {name: TensorSpec(info.shape, info.torch_dtype) for name, info in reference.tensors.items()}
-    write_checkpoint(directory, specs, lambda name: [state[name].detach().to(specs[name].dtype)])
+    specs = {name: TensorSpec(reference.tensors[name].shape, reference.tensors[name].torch_dtype) for name in names}
+    missing = set(specs)
+    with blank_checkpoint(directory, specs) as blank:
+        for name, tensor in tensors:
+            if name in missing:
+                blank.fill(name, [tensor.detach().to(specs[name].dtype)])
+                missing.remove(name)
+        if missing:
+            raise CheckpointError(
+                f"{like} stores {min(missing)}, which the model in memory does not have: use another checkpoint"
+            )
     copy_files(like, directory, ("config.json", "generation_config.json", *TOKENIZER_FILES))
 
 

@@ -15,6 +15,7 @@ import typer
 
 from minitron_cli import __version__, io, progress
 from minitron_cli.cli import (
+    correct,
     demo,
     distill,
     env,
@@ -146,6 +147,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "importance": importance.importance,
     "search": search.search,
     "prune": prune.prune,
+    "correct": correct.correct,
     "distill": distill.distill,
     "eval": evaluate.evaluate,
     "report": report.report,

@@ -1,25 +1,36 @@
 """`minitron distill`: retrain the pruned model on the original's predictions."""
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import export, launch, session, show
+from minitron_cli.cli import export, launch, session, show, training
 from minitron_cli.cli.options import How, Output, RecipeOption, Seed, Text, Words
+from minitron_cli.cli.training import Training
 from minitron_cli.document import Place
 
 if TYPE_CHECKING:
+    from minitron_cli.cli.session import Session
     from minitron_cli.distill.config import DistillConfig
+    from minitron_cli.stages.parent import Parent
+
+ORIGINAL = "original"
+OF_THE_RUN = (ORIGINAL, "parent")  # what a recipe may say instead of a model's name
 
 
 def distill(
     how: How,
     text: Text,
+    training_options: Training,
     words: Words = None,
     recipe: RecipeOption = None,
-    tokens: Annotated[str | None, Option(metavar="COUNT", help="How long to train, such as 50M.")] = None,
-    steps: Annotated[int | None, Option(min=1, help="The same in optimizer steps.")] = None,
+    teacher: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL",
+            help="Whom to learn from: a model, or `original`; otherwise the corrected original where there is one.",
+        ),
+    ] = None,
     objective: Annotated[
         Literal["kl", "ce"] | None,
         Option(help="kl: learn the teacher's predictions; ce: the text alone, as a control.", show_default="kl"),
@@ -28,12 +39,7 @@ def distill(
         Literal["student", "random"] | None,
         Option(help="random: fresh weights of the student's shape, as a control.", show_default="student"),
     ] = None,
-    learning_rate: Annotated[float | None, Option("--lr", help="Peak of the schedule.", show_default="1e-4")] = None,
-    batch_size: Annotated[int | None, Option(min=1, help="Sequences per optimizer step.", show_default="1152")] = None,
-    micro_batch_size: Annotated[int | None, Option(min=1, help="Sequences at a time.", show_default="1")] = None,
-    warmup_steps: Annotated[int | None, Option(min=0, help="Steps until the peak.", show_default="40")] = None,
     seed: Seed = None,
-    gpus: Annotated[int, Option(min=1, help="Processes to train with, one accelerator each.")] = 1,
     output: Output = None,
 ) -> None:
     """Retrain the pruned model on the predictions of the original.
@@ -43,19 +49,11 @@ def distill(
     For example: minitron distill --tokens 50M --lr 1e-4 -o student
     """
     export.check_new(output)
-    if gpus > 1 and "RANK" not in os.environ:
-        launch.again(gpus)
-    flags: dict[Place, Any] = {
-        ("tokens",): tokens or (session.NULL if steps else None),
-        ("steps",): steps or (session.NULL if tokens else None),
+    launch.if_asked(training_options.gpus)
+    flags: dict[Place, Any] = training.flags(training_options, seed) | {
         ("losses",): _losses(objective) if objective else None,
         ("hidden",): session.NULL if objective == "ce" else None,
         ("init",): init,
-        ("learning_rate",): learning_rate,
-        ("batch_size",): batch_size,
-        ("micro_batch_size",): micro_batch_size,
-        ("warmup_steps",): warmup_steps,
-        ("seed",): seed,
     }
     with session.opened(how, "distill", words, recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.distill.config import DistillConfig
@@ -63,9 +61,27 @@ def distill(
 
         config = at.section(DistillConfig, "distill")
         pruned = at.require("prune")
-        artifact = stage.run(at.context, at.parent(), pruned.path, at.data(), config, label=_label(config))
+        artifact = stage.run(at.context, _teacher(at, teacher), pruned.path, at.data(), config, label=_label(config))
     export.copy(artifact, output)
     show.artifact(artifact, how)
+
+
+def _teacher(at: "Session", said: str | None) -> "Parent":
+    """The one that was named, here or in the recipe; else the corrected original; else the original."""
+    from minitron_cli import progress
+    from minitron_cli.stages import correct
+    from minitron_cli.stages.parent import open_parent
+
+    in_recipe = str(at.asked.values.get("teacher", ORIGINAL))
+    named = said or (in_recipe if in_recipe not in OF_THE_RUN else None)
+    if named and named != ORIGINAL:
+        return open_parent(named, offline=at.context.offline)
+    original = at.parent()
+    corrected = None if named else correct.of(at.context, original)
+    if corrected is None:
+        return original
+    progress.say(f"distill: the teacher is the corrected original, {corrected.path}")
+    return open_parent(corrected.path, offline=at.context.offline)
 
 
 def _losses(objective: Literal["kl", "ce"]) -> list[dict[str, Any]]:

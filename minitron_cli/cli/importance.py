@@ -1,6 +1,5 @@
 """`minitron importance`: score heads, neurons, experts, channels and layers."""
 
-import os
 from typing import Annotated, Any
 
 from typer import Option
@@ -41,8 +40,7 @@ def importance(
 
     For example: minitron importance llama-3.1-8b --data corpus.jsonl
     """
-    if gpus > 1 and "RANK" not in os.environ:
-        launch.again(gpus)
+    launch.if_asked(gpus)
     flags: dict[Place, Any] = {
         ("samples",): samples,
         ("batch_size",): batch_size,

@@ -1,8 +1,15 @@
 """Run the same command in several processes, through torch's own launcher."""
 
 import logging
+import os
 import sys
 from typing import NoReturn
+
+
+def if_asked(processes: int) -> None:
+    """Run this program's command line in so many processes, unless it is one of several already."""
+    if processes > 1 and "RANK" not in os.environ:
+        again(processes)
 
 
 def again(processes: int) -> NoReturn:

@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from typer import Argument
+from typer import Argument, Option
 
 from minitron_cli import recipe as recipes
 from minitron_cli.checkpoint import workspace as workspaces
-from minitron_cli.cli import session, show
+from minitron_cli.cli import launch, session, show
 from minitron_cli.cli.options import Changes, How, Seed
 from minitron_cli.errors import InputError
 
@@ -16,6 +16,7 @@ def run(
     recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")],
     changes: Changes = None,
     seed: Seed = None,
+    gpus: Annotated[int, Option(min=1, help="Processes that calibrate and train, one accelerator each.")] = 1,
 ) -> None:
     """Run every stage of RECIPE, and every step of a chain; stages that are up to date are not run again.
 
@@ -33,6 +34,7 @@ def run(
 
         show.plan(dry_run.plan(asked), how)
         return
+    launch.if_asked(gpus)
     from minitron_cli import pipeline
 
     default = workspaces.slug(recipes.find(recipe).stem)

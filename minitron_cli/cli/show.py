@@ -192,9 +192,11 @@ class _Loop:
     def __init__(self, console: Console, title: str, total: int | None, unit: str) -> None:
         self.console, self.title, self.total, self.unit = console, title, total, unit
         self.done, self.figures, self.started = 0, "", time.monotonic()
+        self.first: tuple[int, float] | None = None  # what was done at the first call, which a resumed loop begins with
 
     def __call__(self, n: int = 1, **figures: float | int | str) -> None:
         self.done += n
+        self.first = self.first or (self.done, time.monotonic())
         self.figures = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items()) or self.figures
         self.show()
 
@@ -220,8 +222,15 @@ class _Lines(_Loop):
         if now - self.last < LINE_SECONDS:
             return
         self.last = now
-        left = (now - self.started) * (self.total - self.done) / self.done if self.total and self.done else None
+        left = self._left(now)
         self.console.print(self.line() + (f"  {_duration(left)} left" if left else ""), markup=False)
+
+    def _left(self, now: float) -> float | None:
+        """Seconds, at the speed since the first call."""
+        if not self.total or self.first is None or self.done == self.first[0]:
+            return None
+        done, started = self.first
+        return (now - started) * (self.total - self.done) / (self.done - done)
 
 
 class _Bar(_Loop):

@@ -1,7 +1,7 @@
 """`minitron show`: the workspace's results so far."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from typer import Argument, Option
 
@@ -11,17 +11,15 @@ from minitron_cli.cli import show, tables
 from minitron_cli.cli.options import Where
 from minitron_cli.errors import ArtifactError, InputError
 
-Stage = Literal["importance", "search", "prune", "distill", "eval"]
-STAGES: dict[Stage, str] = {
-    s: "evaluate" if s == "eval" else s for s in ("importance", "search", "prune", "distill", "eval")
-}
+Stage = Literal["importance", "search", "prune", "correct", "distill", "eval"]
+STAGES: dict[Stage, str] = {s: "evaluate" if s == "eval" else s for s in get_args(Stage)}
 CURVES = ("block_importance", "perplexity")
 
 
 def show_results(
     where: Where,
     stage: Annotated[
-        Stage | None, Argument(metavar="[STAGE]", help="importance, search, prune, distill or eval.")
+        Stage | None, Argument(metavar="[STAGE]", help="importance, search, prune, correct, distill or eval.")
     ] = None,
     plot: Annotated[
         Path | None, Option(metavar="FILE.svg", help="With importance: draw it into this new file too.")

@@ -104,7 +104,8 @@ def sheets(artifact: Artifact) -> list[Sheet]:
         "importance": _importance,
         "search": _search,
         "prune": _prune,
-        "distill": _distill,
+        "correct": _trained,
+        "distill": _trained,
         "evaluate": _evaluate,
     }
     maker = makers.get(artifact.stage)
@@ -231,12 +232,14 @@ def _candidate_sheet(candidates: Sequence[Mapping[str, Any]], objective: str = "
     return Sheet("candidates, best first", ["", *shown], rows)
 
 
-def _distill(found: Mapping[str, Any]) -> Iterable[Sheet]:
+def _trained(found: Mapping[str, Any]) -> Iterable[Sheet]:
     summary = found["summary"]
     before, after = summary.get("before", {}), summary.get("after", {})
     rows = [[name, number(before.get(name)), number(after[name])] for name in ("loss", "kl") if name in after]
+    best = f", the weights of step {summary['weights_of_step']:,}"
+    is_last = summary["weights_of_step"] == summary["steps"]
     yield Sheet(
-        f"{found['label']}: {summary['steps']:,} steps, {summary['tokens']:,} tokens",
+        f"{found['label']}: {summary['steps']:,} steps, {summary['tokens']:,} tokens{'' if is_last else best}",
         ["held out", "before", "after"],
         rows,
     )

@@ -95,10 +95,21 @@ class DistillConfig(Spec):
     """Steps between two checkpoints."""
     keep_last: int = Field(2, ge=2)
     """Checkpoints that stay; two, so that a damaged one has an heir."""
+    export: Literal["last", "best"] = "last"
+    """Whose weights the result has: the last step's, where the schedule was to end, or those of the evaluation with the
+    lowest held-out loss, which are then kept too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast over fp32 weights, teacher in bf16. auto: bf16 where the hardware multiplies it natively."""
     seed: int = 0
     """Of the data order, dropout and the projection."""
+    sharding: Literal["auto", "none", "full"] = Field("auto", exclude=True)
+    """full: several processes hold one copy of weights, gradients, moments and teacher between them, instead of one
+    each. auto: if one each does not fit. Changes memory and speed, and the result by rounding only."""
+    activation_checkpointing: bool = Field(False, exclude=True)
+    """Compute each layer's activations a second time instead of keeping them: less memory, a third more work."""
+    trackers: tuple[str, ...] = Field((), exclude=True)
+    """Where the curves are shown too, such as tensorboard or wandb: accelerate's trackers, each with a package of its
+    own."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "DistillConfig":
@@ -121,3 +132,28 @@ class DistillConfig(Spec):
         if self.tokens is None:
             raise RecipeError("distill: how long to train is not said; set distill.tokens or distill.steps")
         return math.ceil(self.tokens / (self.batch_size * sequence_length))
+
+
+class CorrectConfig(DistillConfig):
+    """Teacher correction: the teacher itself is trained on the text, before it teaches.
+
+    Published with about 127B tokens and a fifth of the peak rate that the model was trained with, the rest as it was
+    trained (Sreenivas et al. 2024, sec. 2.2).
+    """
+
+    learning_rate: float = Field(2e-5, gt=0)
+    """Peak of the schedule: a fifth of the model's own in pre-training, where that is known."""
+    min_learning_rate: float = Field(2e-6, ge=0)
+    """Where the cosine ends, in the last step."""
+    warmup_steps: int = Field(120, ge=0)
+    """Steps until the peak (Sreenivas et al. 2024, sec. 2.2)."""
+    losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (CrossEntropy(),)
+    """Losses on the next token's distribution; those that need no teacher."""
+
+    @model_validator(mode="after")
+    def _has_no_teacher(self) -> "CorrectConfig":
+        if self.needs_teacher:
+            raise ValueError("the teacher has no teacher: take cross_entropy as the only loss, and no hidden")
+        if self.init != "student":
+            raise ValueError("init is the model to correct: leave it out")
+        return self

@@ -8,9 +8,12 @@ import torch
 from minitron_cli.data.batches import batch, rank_slice
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.forward import HELD_OUT, Models
-from minitron_cli.distill.targets import targets
+from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.distill.world import World
 from minitron_cli.errors import DataError
+
+NOTHING = Targets(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+"""No token counts: for a process that has no text of its own and takes part because the models are sharded."""
 
 
 def evaluate(
@@ -18,15 +21,25 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Means over the tokens of `count` blocks (all): `loss` and, with a teacher, `kl`, in nats. None if stopped."""
     models.student.eval()
+    try:
+        return _evaluate(models, blocks, count, batch_size, world, is_stopping)
+    finally:
+        models.release()
+
+
+def _evaluate(
+    models: Models, blocks: Blocks, count: int | None, batch_size: int, world: World, is_stopping: Callable[[], bool]
+) -> dict[str, float] | None:
     ids = spread(len(blocks), count)
     mine = rank_slice(ids, world.rank, world.size)
     sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=world.device)
     for first in range(0, math.ceil(len(ids) / world.size), batch_size):  # equally often in all processes
         if is_stopping():
             return None
-        if own := mine[first : first + batch_size]:
-            held_out = batch(blocks, own)
-            target = targets(held_out)
+        own = mine[first : first + batch_size]
+        if own or models.is_sharded:
+            held_out = batch(blocks, own or ids[:1])
+            target = targets(held_out) if own else NOTHING  # whose weights the others need
             sums += torch.cat([models.evaluate(held_out, target), sums.new_tensor([len(target.labels_N)])])
     world.sum_([sums])
     *values, tokens = sums.tolist()

@@ -6,7 +6,7 @@ the optimizer's moments and the figures so far; it is saved between two steps an
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,15 +23,28 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import checkpoints
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.forward import Models
-from minitron_cli.distill.held_out import evaluate
+from minitron_cli.distill.held_out import NOTHING, evaluate
 from minitron_cli.distill.hidden import StatePair
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.schedule import learning_rate
+from minitron_cli.distill.sharding import Rows
+from minitron_cli.distill.speed import peak_flops, step_flops
 from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.distill.world import World, resolve_precision
 from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
 
 Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Placing:
+    """How a run's models lie in memory; nothing of it changes a number but by rounding."""
+
+    is_sharded: bool = False
+    """Whether the processes hold one copy between them (`sharding.is_wanted`)."""
+    student_rows: Rows | None = None
+    """Where weights are that are not in memory yet: then the model is on the meta device. Sharded runs only."""
+    teacher_rows: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +56,10 @@ class TrainResult:
     """A row per step: step (from 1), tokens, loss, each loss by its kind, hidden, learning_rate, grad_norm."""
     validation: list[Row]
     """A row per evaluation: step (0 before the first), tokens, loss and, with a teacher, kl; in nats per token."""
-    throughput: dict[str, float | str]
-    """Of this process's part of the run: steps, tokens, seconds, tokens_per_second, processes, precision."""
+    throughput: dict[str, float | str | bool]
+    """Of this process's part of the run: steps, tokens, seconds, tokens_per_second, processes, precision, ..."""
+    exported: int
+    """The step whose weights the student has: the last, or the best."""
 
 
 def train(
@@ -58,14 +73,17 @@ def train(
     resume: bool = True,
     pairs: Sequence[StatePair] = (),
     device: str = "cpu",
+    placing: Placing = Placing(),
+    log: Callable[[Row], None] = lambda row: None,
     until: int | None = None,
     alone: bool = False,
 ) -> TrainResult:
-    """Train `student` in place; it comes back in fp32 and evaluation mode, on the device.
+    """Train `student` in place; it comes back in fp32 and evaluation mode, on the device, sharded if that is how.
 
     The teacher is moved there too, frozen, and cast to bf16 if that is the precision.
     `scratch` is a directory of this run alone, for its checkpoints; with `resume`, the newest sound one is continued.
-    None keeps none. `pairs` are the hidden states to compare where `config.hidden` is set (`hidden.state_pairs`). A
+    None keeps none, and exports the last weights. `log` is called in the first process with every row as it comes.
+    `pairs` are the hidden states to compare where `config.hidden` is set (`hidden.state_pairs`). A
     teacher that no loss needs is still compared with at every evaluation. RunFailed if a loss or gradient is not
     finite, before it reaches the weights; Interrupted after a stop was requested, once the state is saved.
     `until` is a step to stop after, with the state saved, for a later call to go on from. `alone`: no other process has
@@ -73,7 +91,7 @@ def train(
     """
     world = World(device, alone=alone)
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, world)
+        run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, world, placing, log)
         run.start(resume)
         return run.finish(until)
 
@@ -89,17 +107,32 @@ class _Run:
         scratch: Path | None,
         pairs: Sequence[StatePair],
         world: World,
+        placing: Placing,
+        log: Callable[[Row], None],
     ) -> None:
         self.config, self.scratch, self.world = config, scratch, world
+        self.log = log if world.rank == 0 else lambda row: None
         self.train_blocks, self.validation_blocks = train_blocks, validation_blocks
         self.total_steps = self.last_step = config.total_steps(train_blocks.sequence_length)
         self._check(pairs)
         self.models = Models(
-            student, teacher, config, pairs, world.device, resolve_precision(config.precision, world.device)
+            student,
+            teacher,
+            config,
+            pairs,
+            world,
+            resolve_precision(config.precision, world.device),
+            is_sharded=placing.is_sharded,
+            student_rows=placing.student_rows,
+            teacher_rows=placing.teacher_rows,
         )
         self.optimizer = Optimizer(self.models.trained(), config)
         self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs)
-        self.step = 0
+        length, needed = train_blocks.sequence_length, teacher if config.needs_teacher else None
+        self.step_flops = step_flops(student, needed, config.batch_size * length, length)
+        self.peak_flops = peak_flops(world.device, self.models.precision)
+        self.training_seconds = 0.0
+        self.step = self.first_step = 0
         self.saved_step = 0
         self.metrics: list[Row] = []
         self.validation: list[Row] = []
@@ -133,32 +166,56 @@ class _Run:
         step = self.world.from_first(step)
         if step:
             saved = checkpoints.load(self.scratch, step)
-            self.optimizer.load_(saved.tensors)
+            self.optimizer.load_(saved, self.world)
             self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
-            self.step = self.saved_step = step
+            self.step = self.first_step = self.saved_step = step
             progress.say(f"distill: continues after step {step:,} of {self.total_steps:,}")
+            if (processes := saved.record["processes"]) != self.world.size:
+                progress.say(
+                    f"distill: saved by {processes} processes and continued by {self.world.size}: "
+                    "the same samples in the same order, sums rounded differently"
+                )
 
     def finish(self, until: int | None = None) -> TrainResult:
         """Do the steps that are left, or those up to `until`."""
         self.last_step = min(until or self.total_steps, self.total_steps)
-        first, started = self.step, time.monotonic()
+        started = time.monotonic()
         with progress.track("distill" if self.models.teacher else "train", self.total_steps, "steps") as advance:
             _show(advance, self.step)
             self._evaluate_if_due()
             while self.step < self.last_step:
                 row = self._optimize()
-                _show(advance, 1, loss=row["loss"])
+                _show(advance, 1, loss=row["loss"], **self._speed())
                 self._save_if_due()
                 self._evaluate_if_due()
+        exported = self._export_()
         self.models.student.eval()
-        throughput = self._throughput(self.step - first, time.monotonic() - started)
-        return TrainResult(self.step, self._tokens(self.step), self.metrics, self.validation, throughput)
+        throughput = self._throughput(time.monotonic() - started)
+        return TrainResult(self.step, self._tokens(self.step), self.metrics, self.validation, throughput, exported)
+
+    def _export_(self) -> int:
+        """Leave in the student what the run is to give; the step it is of."""
+        best = self._best_step()
+        is_over = self.step == self.total_steps
+        if self.config.export == "last" or best is None or self.scratch is None or not is_over:
+            return self.step
+        is_there = self.world.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
+        if not self.world.from_first(is_there):
+            progress.warn(f"distill: the weights of step {best:,}, the best, were lost; the last step's are used")
+            return self.step
+        self.optimizer.load_(checkpoints.load(self.scratch, best, "best"), self.world)
+        return best
+
+    def _best_step(self) -> int | None:
+        """The evaluated step with the lowest held-out loss, the first of several."""
+        best = min(self.validation, key=lambda row: row["loss"], default=None)
+        return None if best is None else int(best["step"])
 
     # One step
 
     def _optimize(self) -> Row:
         """Do the next step. RunFailed, with weights and moments as they were, if it is not finite."""
-        size = self.config.batch_size
+        started, size = time.monotonic(), self.config.batch_size
         ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
         torch.manual_seed(_step_seed(self.config.seed, self.step, self.world.rank))
         self.models.student.train()
@@ -169,6 +226,8 @@ class _Run:
         self.optimizer.step_(row["learning_rate"])
         self.step += 1
         self.metrics.append(row)
+        self.log(row)
+        self.training_seconds += time.monotonic() - started
         return row
 
     def _accumulate_(self, ids: Sequence[int], hidden_weight: float) -> Tensor:
@@ -191,7 +250,11 @@ class _Run:
     def _micro_batches(self, ids: Sequence[int]) -> list[tuple[Batch, Targets]]:
         size = self.config.micro_batch_size
         batches = [batch(self.train_blocks, ids[i : i + size]) for i in range(0, len(ids), size)]
-        return [(part, targets(part)) for part in batches]
+        parts = [(part, targets(part)) for part in batches]
+        if self.models.is_sharded:  # every process runs equally often, as the others need its rows
+            most = math.ceil(math.ceil(self.config.batch_size / self.world.size) / size)
+            parts += [(batches[0], NOTHING)] * (most - len(parts))
+        return parts
 
     def _hidden_weight(self) -> float:
         """alpha: from the step before, over all its tokens, so how a batch is divided changes nothing."""
@@ -262,6 +325,9 @@ class _Run:
             row = {"step": self.step, "tokens": self._tokens(self.step), **means}
             self._refuse_non_finite(row, "on held-out text")
             self.validation.append(row)
+            self.log({f"held_out/{name}": value for name, value in row.items()} | {"step": self.step})
+            if self.config.export == "best" and self._best_step() == self.step:
+                self._save_best()
 
     def _is_stopping(self) -> bool:
         """Whether any process was asked to stop; then all of them do."""
@@ -273,26 +339,57 @@ class _Run:
     def _save(self) -> None:
         if self.scratch is None or self.step in (0, self.saved_step):
             return
-        if self.world.rank == 0:
-            record = {"metrics": self.metrics, "validation": self.validation}
-            tensors = self.optimizer.tensors()
-            checkpoints.save(self.scratch, self.identity, self.step, tensors, record, self.config.keep_last)
+        record = {"metrics": self.metrics, "validation": self.validation, "processes": self.world.size}
+        self._write("step", self.optimizer.tensors(), record, self.config.keep_last)
         self.saved_step = self.step
+
+    def _save_best(self) -> None:
+        if self.scratch is not None:
+            self._write("best", self.optimizer.weights(), {}, 1)
+
+    def _write(self, kind: checkpoints.Kind, tensors: dict[str, Tensor], record: dict[str, Any], keep: int) -> None:
+        """Sharded, all processes write what they have; else the first, what all of them have."""
+        assert self.scratch is not None
+        world = self.world if self.models.is_sharded else None
+        if world or self.world.rank == 0:
+            checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, world=world)
         self.world.wait()
 
-    def _throughput(self, steps: int, seconds: float) -> dict[str, float | str]:
-        tokens = self._tokens(steps)
+    def _speed(self) -> dict[str, float | str]:
+        """What the progress line says of it."""
+        steps = self.step - self.first_step
+        speed: dict[str, float | str] = {"tokens/s": f"{self._tokens(steps) / self.training_seconds:,.0f}"}
+        if mfu := self._mfu():
+            speed["MFU"] = f"{mfu:.1%}"
+        return speed
+
+    def _mfu(self) -> float | None:
+        """The part of the devices' peak that the steps took, where the peak is known."""
+        if self.peak_flops is None or not self.training_seconds:
+            return None
+        flops = (self.step - self.first_step) * self.step_flops
+        return flops / self.training_seconds / (self.peak_flops * self.world.size)
+
+    def _throughput(self, seconds: float) -> dict[str, float | str | bool]:
+        """Evaluations and checkpoints are in `seconds`, and not in what is said per second."""
+        steps = self.step - self.first_step
+        tokens, training = self._tokens(steps), self.training_seconds
+        known = {"mfu": round(mfu, 4)} if (mfu := self._mfu()) else {}
         return {
             "steps": steps,
             "tokens": tokens,
             "seconds": round(seconds, 3),
-            "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
+            "training_seconds": round(training, 3),
+            "tokens_per_second": round(tokens / training, 1) if training else 0.0,
+            "flops_per_step": self.step_flops,
+            **known,
             "processes": self.world.size,
             "precision": self.models.precision,
+            "sharded": self.models.is_sharded,
         }
 
 
-def _show(advance: progress.Step, steps: int, **figures: float) -> None:
+def _show(advance: progress.Step, steps: int, **figures: float | str) -> None:
     with suppress(Interrupted):  # the run stops by itself, after its state is saved
         advance(steps, **figures)
 

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from minitron_cli.distill.checkpoints import Saved
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.sharding import local, span, whole
+from minitron_cli.distill.world import World
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -24,11 +28,13 @@ class Optimizer:
 
     @property
     def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
+        """Those that every process has for itself; of sharded parameters they are added up by the backward pass."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
 
     def clip_(self) -> Tensor:
         """The gradient's norm, as it was before it was cut to at most `clip`."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
+        return whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._clip))
 
     def step_(self, learning_rate: float) -> None:
         """Apply the gradients and drop them."""
@@ -40,18 +46,26 @@ class Optimizer:
     def drop_gradients_(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
 
+    def weights(self) -> dict[str, Tensor]:
+        """What this process has of every parameter, not copied: `parameter.NAME`."""
+        return {f"parameter.{name}": local(p.data) for name, p in self.parameters.items()}
+
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state, not copied: `parameter.NAME`, and the moments of those that have had a gradient."""
-        tensors = {f"parameter.{name}": p.data for name, p in self.parameters.items()}
+        """The same of the whole state: the weights, and the moments of parameters that have had a gradient."""
+        tensors = self.weights()
         for name, p in self.parameters.items():
             tensors |= {
-                f"{moment}.{name}": self._adamw.state[p][moment] for moment in MOMENTS if p in self._adamw.state
+                f"{moment}.{name}": local(self._adamw.state[p][moment]) for moment in MOMENTS if p in self._adamw.state
             }
         return tensors
 
-    def load_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a state that `tensors` gave."""
+    def load_(self, saved: Saved, world: World) -> None:
+        """Take over a state that `tensors` gave, of any number of processes; of `weights`, those alone."""
         for name, p in self.parameters.items():
-            p.data.copy_(tensors[f"parameter.{name}"])
-            if f"step.{name}" in tensors:
-                self._adamw.state[p] = {moment: tensors[f"{moment}.{name}"].to(p.device) for moment in MOMENTS}
+            rows = span(p.data, world)
+            local(p.data).copy_(saved.rows(f"parameter.{name}", *rows))
+            if f"step.{name}" in saved:
+                state = self._adamw.state[p] = {moment: torch.empty_like(p.data) for moment in MOMENTS[1:]}
+                for moment, tensor in state.items():
+                    local(tensor).copy_(saved.rows(f"{moment}.{name}", *rows))
+                state["step"] = saved.rows(f"step.{name}").to(p.device)

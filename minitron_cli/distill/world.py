@@ -6,13 +6,18 @@ that a resumed run would differ in the last bits; its mixed precision is global 
 may differ. So gradients are summed here, and `torch.autocast` is used as it is.
 """
 
+import os
 from collections.abc import Sequence
-from typing import Literal
+from datetime import timedelta
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 Precision = Literal["fp32", "bf16"]
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)  # with others, who may be tokenising or hashing a checkpoint; a launcher ends the dead
 
 
 class World:
@@ -21,9 +26,10 @@ class World:
     def __init__(self, device: str, *, alone: bool = False) -> None:
         from accelerate import PartialState
 
-        self._state = PartialState(cpu=torch.device(device).type == "cpu")
+        self._state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
         self.rank: int = 0 if alone else self._state.process_index
         self.size: int = 1 if alone else self._state.num_processes
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         self.device = torch.device(device) if self.size == 1 else self._state.device
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -42,9 +48,19 @@ class World:
         """Whether any process claims it; all of them learn the same."""
         return self.sum(claim) > 0
 
-    def from_first(self, value: int) -> int:
+    def from_first(self, value: T) -> T:
         """The first process's value."""
-        return int(self.sum(value if self.rank == 0 else 0))
+        values: list[T] = [value]
+        if self.size > 1:
+            distributed.broadcast_object_list(values)
+        return values[0]
+
+    def from_all(self, value: T) -> list[T]:
+        """Every process's value, in their order."""
+        values = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -1,6 +1,6 @@
 """What a live model's parameters are made of: transformers joins experts that a checkpoint stores one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +25,22 @@ def _joined(sources: tuple[str, ...], at: dict[str, str], like: Tensor, read: Re
         for source, part in zip(sources, entry.chunk(len(sources)), strict=True):
             part.copy_(read(source.format(**at, **dict.fromkeys(stacked, i))))
     return joined
+
+
+def disk_tensors(family: Family, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What `live_tensor` joins: a live parameter as the checkpoint has it, by the names there."""
+    for template, sources in family.live.items():
+        if found := pattern(template).fullmatch(name):
+            yield from _parted(sources, found.groupdict(), tensor)
+            return
+    yield name, tensor
+
+
+def _parted(sources: tuple[str, ...], at: dict[str, str], joined: Tensor) -> Iterator[tuple[str, Tensor]]:
+    stacked = [axis for axis in NAME_AXIS.findall(sources[0]) if axis not in at]
+    for i, entry in enumerate(joined if stacked else [joined]):
+        for source, part in zip(sources, entry.chunk(len(sources)), strict=True):
+            yield source.format(**at, **dict.fromkeys(stacked, i)), part
 
 
 def experts_module(family: Family) -> str | None:

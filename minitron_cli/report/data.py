@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["parent", "pruned", "distilled", "control"]
+Kind = Literal["parent", "teacher", "pruned", "distilled", "control"]
 
 
 @dataclass(frozen=True)

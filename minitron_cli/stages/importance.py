@@ -67,7 +67,7 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
         }
 
     identity = config.model_copy(update={"block_task_path": None})  # what is there counts, not where
-    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build)
+    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
 
 
 def _block_task(config: ImportanceConfig) -> TaskValue | None:

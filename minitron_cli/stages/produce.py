@@ -94,9 +94,11 @@ def produce(
     build: Callable[[Build], None],
     label: str = "",
     forecast: Callable[[], Mapping[str, Any]] = dict,
+    together: bool = False,
 ) -> Artifact:
     """The artifact of this config and these inputs (name -> fingerprint): found, or built and committed.
 
+    Of several processes the first builds; the others wait for it or, if the work is done `together`, take part.
     `forecast` tells a dry run what is known of the result before the work.
     `version` is raised by hand when the stage's code would write other bytes for the same config and inputs.
     """
@@ -125,7 +127,7 @@ def produce(
     if context.dry_run:
         raise Planned(stage, final, _changes(context.workspace, manifest), forecast())
     if not io.is_first_process():
-        return _follow(context, final, stale, scratch, build)
+        return _follow(context, final, stale, scratch, build if together else None)
     artifact = _build(context, manifest, final, stale, scratch, build)
     _settle(context, artifact, scratch)
     progress.say(f"{stage}: wrote {final}")
@@ -184,12 +186,14 @@ def _inode(path: Path) -> int | None:
 
 
 def _follow(
-    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[Build], None]
+    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[Build], None] | None
 ) -> Artifact:
-    """The part of the processes after the first: they do the work and keep nothing; the first one commits."""
-    with tempfile.TemporaryDirectory() as unused:
-        build(Build(Path(unused), scratch, context.resume))
+    """The part of the processes after the first: they keep nothing of what they do; the first one commits."""
+    if build:
+        with tempfile.TemporaryDirectory() as unused:
+            build(Build(Path(unused), scratch, context.resume))
     while _inode(final) in (None, stale):  # a launcher ends us all if the first process fails
+        progress.raise_if_stopped()
         time.sleep(0.05)
     return Artifact.open(final)
 

@@ -10,6 +10,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import ArtifactError, DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model import serving
+from minitron_cli.model.shape import PRUNABLE
 from minitron_cli.search import rank, space
 from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import Ranked
@@ -23,6 +24,7 @@ from minitron_cli.stages.rounds import plan_in_rounds
 from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim import guard, trim
 from minitron_cli.trim.config import child_config
+from minitron_cli.trim.metric import Random
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.spec import PruneConfig
 
@@ -108,6 +110,19 @@ def run(
         label=label,
         forecast=forecast,
     )
+
+
+def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
+    """A cut to the shape of another, with channels, heads and neurons chosen at random, and nothing mended.
+
+    Layers are the same ones: to leave out others is another question.
+    """
+    before, after = like.summary["parent"]["sizes"], like.summary["child"]["sizes"]
+    changed = {axis: after[axis] for axis in PRUNABLE if after.get(axis) != before.get(axis)}
+    if config.drop_layers:
+        changed.pop("layer", None)
+    ranking = config.ranking.model_copy(update={"width": Random(), "head_residual": "none"})
+    return PruneConfig(shape=changed or None, drop_layers=config.drop_layers, ranking=ranking, untie=config.untie)
 
 
 def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:

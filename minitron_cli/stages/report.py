@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,20 +24,24 @@ from minitron_cli.report.data import ReportData
 from minitron_cli.report.ledger import forward_flops, training_flops
 from minitron_cli.report.page import render
 from minitron_cli.spec import Spec
-from minitron_cli.stages import candidates
+from minitron_cli.stages import candidates, correct
 from minitron_cli.stages.candidates import CANDIDATES
-from minitron_cli.stages.distill import METRICS, VALIDATION
 from minitron_cli.stages.evaluate import RESULTS
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import PLAN
+from minitron_cli.stages.training import METRICS, VALIDATION
 from minitron_cli.trim.scores import Scores
 
 STAGE, VERSION = "report", 1
 PAGE, CARD = "report.html", "model-card.md"
 
-Kind = Literal["parent", "pruned", "distilled", "control"]
-KINDS: dict[str, Kind] = {PARENT: "parent", "pruned": "pruned", "distilled": "distilled"}
+KINDS: dict[str, page_data.Kind] = {
+    PARENT: "parent",
+    correct.LABEL: "teacher",
+    "pruned": "pruned",
+    "distilled": "distilled",
+}
 
 
 class ReportConfig(Spec):
@@ -82,16 +86,23 @@ class _Made:
     search: Artifact | None
     prune: Artifact | None
     evaluate: Artifact | None
+    correct: Artifact | None
     trained: tuple[Artifact, ...]
     """Everything distilled from the pruned model, controls included."""
 
     @classmethod
     def of(cls, workspace: Workspace) -> "_Made":
         prune = workspace.current("prune")
-        start = fingerprint.of_directory(prune.path) if prune else None
-        trained = tuple(a for a in workspace.artifacts("distill") if a.manifest.inputs["student"] == start)
+        cuts = [a for a in workspace.artifacts("prune") if prune and _is_control_of(prune, a)]
+        starts = {fingerprint.of_directory(cut.path) for cut in [prune, *cuts] if cut}
+        trained = tuple(a for a in workspace.artifacts("distill") if a.manifest.inputs["student"] in starts)
         made = cls(
-            workspace.current("importance"), workspace.current("search"), prune, workspace.current("evaluate"), trained
+            workspace.current("importance"),
+            workspace.current("search"),
+            prune,
+            workspace.current("evaluate"),
+            workspace.current(correct.STAGE),
+            trained,
         )
         if not made.artifacts:
             raise ArtifactError(f"{workspace.root} has no results to report: run `minitron importance` first")
@@ -99,7 +110,7 @@ class _Made:
 
     @property
     def artifacts(self) -> list[Artifact]:
-        made = (self.importance, self.search, self.prune, *self.trained, self.evaluate)
+        made = (self.importance, self.search, self.prune, self.correct, *self.trained, self.evaluate)
         return [artifact for artifact in made if artifact]
 
     def fingerprints(self) -> dict[str, str]:
@@ -121,7 +132,7 @@ class _Made:
             checks=tuple(self.prune.summary["checks"]) if self.prune else (),
             serving=tuple(page_data.ServingRow(**row) for row in self.prune.summary["serving"]) if self.prune else (),
             repair=self._repair(),
-            runs=tuple(_curves(artifact) for artifact in self.trained),
+            runs=tuple(_curves(artifact) for artifact in (self.correct, *self.trained) if artifact),
             costs=tuple(self._costs()),
             lineage=tuple(_lineage(artifact) for artifact in self.artifacts),
             commands=tuple(_command(artifact, config.model) for artifact in self.artifacts),
@@ -150,7 +161,8 @@ class _Made:
     def _results(self) -> Iterator[page_data.ResultRow]:
         if self.evaluate is None:
             return
-        tokens = {artifact.label: artifact.summary["tokens"] for artifact in self.trained}
+        trained = (self.correct, *self.trained)
+        tokens = {artifact.label: artifact.summary["tokens"] for artifact in trained if artifact}
         for label, entry in _in_order(self.evaluate.read_json(RESULTS)["models"]):
             own = entry["results"].get(PERPLEXITY, {})
             yield page_data.ResultRow(
@@ -254,10 +266,19 @@ class _Made:
                 for tokens, sizes in trained
             )
             yield page_data.CostRow("search", sum(tokens for tokens, _ in trained), flops)
+        if self.correct:
+            tokens = self.correct.summary["tokens"]
+            yield page_data.CostRow("correct", tokens, training_flops(tokens, parent))
         for artifact in self.trained:
             tokens = artifact.summary["tokens"]
             teacher = parent if "kl" in artifact.summary.get("after", {}) else 0
             yield page_data.CostRow(f"distill {artifact.label}", tokens, training_flops(tokens, child, teacher))
+
+
+def _is_control_of(prune: Artifact, cut: Artifact) -> bool:
+    """Whether it is another way to cut the same parent to the same shape, made for comparison."""
+    same = ("parent", "child")
+    return bool(cut.label) and all(cut.summary[side] == prune.summary[side] for side in same)
 
 
 def _side_by_side(kept: dict[str, np.ndarray], sizes: dict[str, int]) -> np.ndarray:

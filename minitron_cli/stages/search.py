@@ -78,7 +78,7 @@ def run(
     identity = config
     if isinstance(config.objective, TaskObjective):  # what is there counts, not where
         identity = config.model_copy(update={"objective": config.objective.model_copy(update={"path": None})})
-    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build)
+    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
 
 
 @dataclass(frozen=True)

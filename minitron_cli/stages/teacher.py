@@ -19,7 +19,7 @@ from minitron_cli.distill.losses import CrossEntropy
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.spec import Spec
-from minitron_cli.stages.distill import run_loop
+from minitron_cli.stages import training
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of
 
@@ -68,12 +68,13 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
         train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
-        result = run_loop(context, work, model, None, train, validation, config.training)
+        models = training.Models(model)
+        result = training.run_loop(context, work, models, train, validation, config.training, name=STAGE)
         hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
         hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)
         work.summary |= {"parameters": sum(p.numel() for p in model.parameters()), **result}
 
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build)
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
 
 
 def _tokenizer(work: Build, data: DataConfig, vocab_size: int) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import __version__, errors, progress, recipe
+from minitron_cli.cli import show
 from minitron_cli.cli.app import COMMANDS
 from tests.cli.program import Run
 
@@ -212,3 +213,17 @@ def test_defaults_in_the_help_are_the_specs_own() -> None:
             assert (float(said) if isinstance(default, float) else said) == default, (command.__name__, name)
             compared += 1
     assert compared >= 14
+
+
+def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """90 of 100 steps were done before; one step takes 20 seconds now."""
+    printed: list[str] = []
+    now = 1000.0
+    monkeypatch.setattr(show.time, "monotonic", lambda: now)
+    console = type("Console", (), {"print": lambda self, text, markup: printed.append(text)})()
+    step = show._Lines(console, "distill", 100, "steps")
+    step(90)
+    for _ in range(2):
+        now += 20
+        step(1, loss=0.5)
+    assert printed == ["distill  91/100 steps  loss 0.5  3:00 left", "distill  92/100 steps  loss 0.5  2:40 left"]

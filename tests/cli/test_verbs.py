@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from minitron_cli.checkpoint.fingerprint import of_directory
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import Interrupted
 from tests.cli.program import invoke
@@ -367,6 +369,61 @@ evaluate: {{blocks: 2, gates: {{maximum: {{perplexity.loss: 0.001}}}}}}
     assert fresh.run("prune", "--shape", "ffn=32")["summary"]["child"]["sizes"]["ffn"] == 32
 
 
+def test_a_recipe_corrects_its_teacher_and_compares_with_a_random_cut(fresh: Place) -> None:
+    recipe = fresh.root / "small.yaml"
+    recipe.write_text(
+        f"""\
+model: {fresh.model}
+data:
+  sources: [{{kind: files, paths: [{fresh.text}]}}]
+  sequence_length: 16
+importance: {{samples: 4}}
+prune: {{shape: {{ffn: 64, hidden: 48}}, drop_layers: [1]}}
+correct: {{steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}}
+distill: {{steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}}
+controls: [{{label: random-cut, cut: random}}]
+evaluate: {{blocks: 2}}
+"""
+    )
+    made = fresh.run("run", recipe)
+    by_name = {(one["stage"], one["label"]): one for one in made}
+    assert by_name["evaluate", ""]["summary"]["models"] == ["parent", "pruned", "corrected", "distilled", "random-cut"]
+    workspace = Workspace(fresh.root / "runs" / "small")
+    plain, random_cut = (
+        next(a for a in workspace.artifacts("prune") if a.label == label) for label in ("", "random-cut")
+    )
+    assert plain.summary["child"] == random_cut.summary["child"]
+    kept, drawn = plain.read_json("plan.json"), random_cut.read_json("plan.json")
+    assert kept["layer"] == drawn["layer"]
+    assert kept["hidden"] != drawn["hidden"]
+    corrected = workspace.current("correct")
+    students = {a.label: a.manifest.inputs for a in workspace.artifacts("distill")}
+    teachers = {inputs["teacher"] for inputs in students.values()}
+    assert corrected is not None
+    assert teachers == {of_directory(corrected.path)}
+    assert students["distilled"]["student"] == of_directory(plain.path)
+    assert students["random-cut"]["student"] == of_directory(random_cut.path)
+    assert workspace.current("prune") == plain
+    page = (Path(by_name["report", ""]["path"]) / "report.html").read_text()
+    assert all(name in page for name in ("corrected", "random-cut", "minitron correct"))
+    shown = fresh.run("show", "correct")
+    assert shown[0]["summary"]["steps"] == 1
+
+
+def test_distill_learns_from_the_corrected_original_where_there_is_one(place: Place, pruned: dict[str, Any]) -> None:
+    def teacher_of(*more: Any) -> str:
+        path = Path(place.run("distill", "--steps", 1, *TRAINING, *more)["path"])
+        return str(json.loads((path / "manifest.json").read_text())["inputs"]["teacher"])
+
+    original = teacher_of()
+    corrected = place.run("correct", "--steps", 1, "--lr", "1e-3", *TRAINING, "-o", place.root / "out/corrected")
+    assert (place.root / "out/corrected/model.safetensors").is_file()
+    assert teacher_of() == of_directory(Path(corrected["path"])) != original
+    assert teacher_of("--teacher", "original") == original
+    assert teacher_of("--teacher", place.root / "out/corrected") != original
+    shutil.rmtree(Path(corrected["path"]).parent)
+
+
 @pytest.mark.slow
 def test_several_processes_speak_with_one_voice_and_one_exit_code(place: Place, pruned: dict[str, Any]) -> None:
     def distill(*more: Any) -> subprocess.CompletedProcess[str]:
@@ -374,9 +431,10 @@ def test_several_processes_speak_with_one_voice_and_one_exit_code(place: Place, 
         command = [sys.executable, "-m", "minitron_cli", *map(str, words), "--runs-dir", str(place.root / "runs")]
         return subprocess.run(command, capture_output=True, text=True)
 
-    made = distill("--steps", 2, "--warmup-steps", 1, "eval_blocks=2", "--json")
+    made = distill("--steps", 2, "--warmup-steps", 1, "eval_blocks=2", "--sharding", "full", "--json")
     assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["run"]["processes"] == 2
+    run = json.loads(made.stdout)["run"]
+    assert (run["processes"], run["sharded"]) == (2, True)
     failed = distill()
     assert failed.returncode == 2
     assert failed.stderr == "error: distill: how long to train is not said; set distill.tokens or distill.steps\n"

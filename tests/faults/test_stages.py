@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.distill.config import DistillConfig, HiddenLosses
+from minitron_cli.distill.config import CorrectConfig, DistillConfig, HiddenLosses
 from minitron_cli.distill.losses import CrossEntropy
 from minitron_cli.evaluate.config import Cloze, EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.search.config import Retrain, SearchConfig
-from minitron_cli.stages import distill, evaluate, importance, prune, report, search, teacher
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, teacher
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Context
 from minitron_cli.stages.teacher import TeacherConfig
@@ -28,6 +28,7 @@ TRAINING = {"batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1, "learning
 DISTILL = DistillConfig(
     steps=4, save_every=1, eval_every=2, eval_blocks=2, hidden=HiddenLosses(layers=((1, 1),)), **TRAINING
 )
+CORRECT = CorrectConfig(steps=3, save_every=1, eval_every=2, eval_blocks=2, export="best", **TRAINING)
 TEACHER = TeacherConfig(
     vocab_size=300,
     hidden=32,
@@ -74,6 +75,7 @@ class Chain:
                 scores=w.require("importance", ""),
                 data=text,
             ),
+            "correct": lambda c, w: correct.run(c, parent, text, CORRECT),
             "distill": lambda c, w: distill.run(c, parent, w.require("prune", "").path, text, DISTILL),
             "evaluate": lambda c, w: evaluate.run(
                 c,
@@ -107,7 +109,7 @@ def beginnings(chain, tmp_path_factory):
     return made
 
 
-NAMES = ("importance", "search", "prune", "distill", "evaluate", "report", "teacher")
+NAMES = ("importance", "search", "prune", "correct", "distill", "evaluate", "report", "teacher")
 
 
 def survive(name, stage, place, start=None):

@@ -348,6 +348,84 @@ def test_a_bf16_student_is_trained_in_fp32() -> None:
     assert not student.training
 
 
+# Which weights come out
+
+
+BEST = configured(steps=12, eval_every=2, save_every=5, export="best", learning_rate=0.3, min_learning_rate=0.3)
+
+
+def lowest(result: TrainResult) -> int:
+    return int(min(result.validation, key=lambda row: row["loss"])["step"])
+
+
+def test_the_best_weights_are_those_of_the_lowest_held_out_loss(tmp_path: Path) -> None:
+    """So large a step makes the student worse in the end."""
+    student, result = run(tmp_path, BEST)
+    assert 0 < lowest(result) < 12
+    assert result.exported == lowest(result)
+    assert sorted(path.name for path in tmp_path.iterdir() if "best" in path.name) == [f"best-{result.exported:06d}"]
+    again = configured(**{**BEST.model_dump(), "steps": 1, "learning_rate": 1e-12, "min_learning_rate": 0.0})
+    found = run(None, again, student=student)[1].validation[0]["loss"]
+    assert found == pytest.approx(min(row["loss"] for row in result.validation), rel=1e-6)
+    last, result = run(None, configured(**{**BEST.model_dump(), "export": "last"}))
+    assert result.exported == 12
+    assert not torch.equal(small.state(last)["model.norm.weight"], small.state(student)["model.norm.weight"])
+
+
+@pytest.mark.parametrize("cut", [2, 3, 7, 12])
+def test_a_resumed_run_has_the_same_best(tmp_path: Path, cut: int) -> None:
+    undisturbed = run(tmp_path / "a", BEST)
+    interrupt_after(cut, lambda: run(tmp_path / "b", BEST))
+    resumed = run(tmp_path / "b", BEST)
+    assert_same_bits(resumed, undisturbed)
+    assert resumed[1].exported == undisturbed[1].exported
+
+
+def test_best_weights_that_were_lost_give_way_to_the_last(tmp_path: Path) -> None:
+    undisturbed = run(None, configured(**{**BEST.model_dump(), "export": "last"}))
+    best = lowest(run(tmp_path, BEST)[1])
+    (tmp_path / f"best-{best:06d}" / "state.safetensors").unlink()
+    display = AfterStep()
+    progress.show_on(display)
+    found = run(tmp_path, BEST)
+    assert "were lost" in display.warned[0]
+    assert_same_bits(found, undisturbed)
+
+
+# What is told on the way
+
+
+def test_the_progress_line_tells_speed_and_how_much_of_the_device_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+
+    class Kept(AfterStep):
+        def start(self, title: str, total: int | None, unit: str) -> progress.Step:
+            return lambda n=1, **figures: shown.append(figures)
+
+    monkeypatch.setattr("minitron_cli.distill.loop.peak_flops", lambda device, precision: 1e9)
+    progress.show_on(Kept())
+    throughput = run(None)[1].throughput
+    assert shown[-1].keys() == {"loss", "tokens/s", "MFU"}
+    tokens_per_second = float(throughput["tokens_per_second"])
+    # Two FLOPs per weight and token, the embedding aside, and four per head channel and position: 6 of 12 on average.
+    student, teacher = (2 * weights + 4 * layers * 16 * 6 for weights, layers in ((STUDENT, 2), (TEACHER, 3)))
+    assert throughput["flops_per_step"] == 4 * 12 * (3 * student + teacher)
+    assert throughput["mfu"] == pytest.approx(tokens_per_second * (3 * student + teacher) / 1e9, rel=1e-2)
+    assert throughput["training_seconds"] <= throughput["seconds"]
+
+
+# Matrices of the two models: q, k, v, o, three of the MLP, and the head.
+STUDENT = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 16 * 24 * 3) + 61 * 16
+TEACHER = 3 * (24 * 16 * 2 + 24 * 8 * 2 + 24 * 24 * 3) + 61 * 24
+
+
+def test_every_row_is_logged_as_it_comes() -> None:
+    rows: list[dict[str, float]] = []
+    result = run(None, log=rows.append)[1]
+    assert [row for row in rows if "grad_norm" in row] == result.metrics
+    assert [row["held_out/loss"] for row in rows if "held_out/loss" in row] == [r["loss"] for r in result.validation]
+
+
 # What stops it
 
 

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -52,7 +53,7 @@ class Bench:
         work.summary["n"] = 3
         work.run["tokens"] = 7
 
-    def __call__(self, config=None, *, build=None, inputs=None, version=1, label="", **context):
+    def __call__(self, config=None, *, build=None, inputs=None, version=1, label="", together=False, **context):
         return produce(
             Context(**self.context | context),
             stage="prune",
@@ -61,6 +62,7 @@ class Bench:
             inputs=inputs or {"model": "m"},
             build=build or self.build,
             label=label,
+            together=together,
         )
 
 
@@ -336,17 +338,36 @@ class TestOtherProcesses:
 
         worked, results = [], []
         monkeypatch.setenv("RANK", "1")
-        follower = threading.Thread(target=lambda: results.append(run(build=build)))
+        follower = threading.Thread(target=lambda: results.append(run(build=build, together=True)))
         follower.start()
         while not worked:
             pass
         follower.join(0.3)
         assert follower.is_alive()
         monkeypatch.setenv("RANK", "0")
-        artifact = run(build=build)
+        artifact = run(build=build, together=True)
         follower.join(10)
         assert results == [artifact]
         assert worked == [False, True]
+
+    def test_followers_only_wait_where_one_process_does_it_all(self, run, monkeypatch):
+        results = []
+        monkeypatch.setenv("RANK", "1")
+        follower = threading.Thread(target=lambda: results.append(run()))
+        follower.start()
+        follower.join(0.3)
+        assert follower.is_alive()
+        monkeypatch.setenv("RANK", "0")
+        artifact = run()
+        follower.join(10)
+        assert results == [artifact]
+        assert run.built == 1
+
+    def test_a_follower_that_is_asked_to_stop_waits_no_longer(self, run, monkeypatch):
+        monkeypatch.setenv("RANK", "1")
+        progress.request_stop(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            run()
 
     def test_followers_wait_for_the_new_where_the_old_is_damaged(self, run, monkeypatch):
         artifact, results = run(), []

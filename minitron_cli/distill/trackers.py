@@ -1,0 +1,66 @@
+"""Experiment trackers, such as TensorBoard: accelerate knows them, this opens and feeds them.
+
+They keep logs of their own, outside of any artifact; what they show is in the artifact's curves too.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from minitron_cli import io
+from minitron_cli.errors import RecipeError
+
+PACKAGES = {"comet_ml": "comet-ml"}
+"""Where a tracker's package is not called like the tracker."""
+
+
+def check(names: Sequence[str]) -> None:
+    """RecipeError unless every tracker exists and its package is installed."""
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise RecipeError(f"tracker {name!r} is unknown: choose from {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name not in available:
+            raise RecipeError(
+                f"tracker {name!r} needs a package that is not there: run `pip install {PACKAGES.get(name, name)}`, "
+                "or leave the tracker out"
+            )
+
+
+@contextmanager
+def opened(
+    names: Sequence[str], directory: Path, run: str, settings: Mapping[str, Any]
+) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """What to call with each row of figures; its step is among them. Only the first process shows anything."""
+    check(names)
+    with ExitStack() as stack:
+        trackers = [_open(name, directory, run, settings, stack) for name in names] if io.is_first_process() else []
+
+        def log(row: Mapping[str, float]) -> None:
+            figures = {name: value for name, value in row.items() if name != "step"}
+            for tracker in trackers:
+                tracker.log(figures, step=int(row["step"]))
+
+        yield log
+
+
+def _open(name: str, directory: Path, run: str, settings: Mapping[str, Any], stack: ExitStack) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    if kind.requires_logging_directory:
+        io.make_dirs(directory)
+    tracker = kind(run, logging_dir=directory) if kind.requires_logging_directory else kind(run)
+    tracker.start()
+    stack.callback(tracker.finish)
+    tracker.store_init_configuration({name: value for name, value in settings.items() if _is_plain(value)})
+    return tracker
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
