@@ -186,7 +186,7 @@ def distance(case: Case, way: Callable[[], object]) -> float:
     return float((found - case.exact).norm() / case.exact.norm())
 
 
-def every_loss(rounds: int = 3) -> Rows:
+def every_loss(rounds: int = 2) -> Rows:
     case = Case()
     ways = {
         loss.kind + (", low memory" if low else ""): lambda loss=loss, low=low: case.ours(loss, low)
