@@ -17,7 +17,7 @@ from minitron_cli.distill.losses import ByVocab
 from minitron_cli.distill.mixture import to_overwrite, weighted_sum_
 from minitron_cli.distill.products import Gradients, Logits, parts, through_head_
 
-TOKENS = {"cpu": 512, "accelerator": 4096}
+TOKENS = {"cpu": 512, "accelerator": 2048}
 VOCAB = {"cpu": 1024, "accelerator": 16384}
 """Sizes of a block of logits: one fits a core's cache, the other fills an accelerator."""
 
@@ -42,12 +42,11 @@ def run(
     chunk_tokens: int | None,
 ) -> Tensor:
     """Every token's losses, [L, N]; adds their gradients up on the way, or makes one pass only if none is wanted."""
-    where = "cpu" if student.hidden_ND.device.type == "cpu" else "accelerator"
-    values = [
-        _Block(losses, student, teacher, labels_N, tokens, VOCAB[where]).run(gradients)
-        for tokens in parts(len(student.hidden_ND), chunk_tokens or TOKENS[where])
-    ]
-    return torch.cat(values, dim=1)
+    where, count = "cpu" if student.hidden_ND.device.type == "cpu" else "accelerator", len(student.hidden_ND)
+    values_LN = student.hidden_ND.new_empty((len(losses), count), dtype=student.acc_dtype)
+    for tokens in parts(count, chunk_tokens or TOKENS[where]):
+        values_LN[:, tokens] = _Block(losses, student, teacher, labels_N, tokens, VOCAB[where]).run(gradients)
+    return values_LN
 
 
 class _Block:
