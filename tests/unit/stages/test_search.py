@@ -12,6 +12,7 @@ from minitron_cli import progress
 from minitron_cli.errors import InfeasibleError, InputError, Interrupted
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze
+from minitron_cli.evaluate.speed import Compared, Rates
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import candidates, importance, prune, report, search
@@ -149,15 +150,16 @@ def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place,
 
 def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, parent, scores, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    built, original = [], search.Stopwatch._turn
+    built = []
 
-    def turn(self, config, workload):
-        built.append(config["num_hidden_layers"])
-        monkeypatch.setattr("minitron_cli.stages.stopwatch._decode", lambda *_: config["num_hidden_layers"] / 1000)
-        original(self, config, workload)
-        return lambda: config["num_hidden_layers"] / 1000
+    def compare(child, parent, config):
+        """A layer takes a millisecond a token."""
+        layers = [model.config.num_hidden_layers for model in (child, parent)]
+        built.append(layers)
+        rates = [Rates(0.0, config.batch_size * 1000 / n, 0.0) for n in layers]
+        return Compared(rates[1], rates[0], 0.0, layers[1] / layers[0])
 
-    monkeypatch.setattr(search.Stopwatch, "_turn", turn)
+    monkeypatch.setattr("minitron_cli.stages.stopwatch.compare", compare)
     limit = ({"kind": "latency", "length": 8, "repeats": 1, "at_most": "80%"},)
     wanted = config(parent, constraints=limit, candidates=2, retrain=None)
     found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
