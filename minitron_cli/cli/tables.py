@@ -208,12 +208,14 @@ def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
 
 def serving_sheet(findings: Sequence[Mapping[str, Any]]) -> Sheet:
     """What those who load or quantise the model will make of its shape (docs/serving.md)."""
-    rows = [[row["reader"], row["level"], row["reason"], _sizes(row["nearest"])] for row in findings]
+    rows = [[row["reader"], row["level"], row["reason"], _nearest(row)] for row in findings]
     return Sheet("to serve it", ["", "", "because", "nearest shape without"], rows)
 
 
-def _sizes(sizes: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+def _nearest(finding: Mapping[str, Any]) -> str:
+    if finding["level"] in ("slower", "fails") and not finding["nearest"]:
+        return "none"
+    return ",".join(f"{axis}={size}" for axis, size in finding["nearest"].items())
 
 
 def _candidate_sheet(candidates: Sequence[Mapping[str, Any]], objective: str = "loss") -> Sheet:
@@ -334,7 +336,9 @@ def _remarks(plan: "Plan") -> dict[str, list[dict[str, Any]]]:
     """What is not ok about serving each child."""
     from minitron_cli.model.serving import remarks
 
-    return {name: [row._asdict() for row in remarks(shape)] for name, shape in plan.children.items()}
+    return {
+        name: [row._asdict() for row in remarks(shape, parent=plan.parent)] for name, shape in plan.children.items()
+    }
 
 
 def _shape_values(shape: "Shape") -> dict[str, Any]:

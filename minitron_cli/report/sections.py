@@ -8,7 +8,16 @@ import numpy as np
 from markupsafe import Markup
 
 from minitron_cli.report import plots
-from minitron_cli.report.data import Candidate, Measure, ModelFacts, ReportData, ResultRow, TaskResult, TrainingRun
+from minitron_cli.report.data import (
+    Candidate,
+    Measure,
+    ModelFacts,
+    ReportData,
+    ResultRow,
+    ServingRow,
+    TaskResult,
+    TrainingRun,
+)
 from minitron_cli.report.text import (
     MINUS,
     NOTHING,
@@ -344,15 +353,18 @@ def _decimals(value: float | None) -> str:
 def _serving(data: ReportData) -> Section | None:
     if not data.serving and not data.checks:
         return None
-    rows = tuple(
-        (row.reader, row.level, row.reason, ", ".join(f"{axis_title(a)} {exact(n)}" for a, n in row.nearest.items()))
-        for row in data.serving
-    )
+    rows = tuple((row.reader, row.level, row.reason, _nearest(row)) for row in data.serving)
     text = "What the programs that load or quantise the pruned model will make of its shape."
     if data.checks:
         text += f" Before it was kept, it was compared with the parent, cut in memory: {', '.join(data.checks)}."
     table = Table("Serving", ("", "level", "because", "nearest shape without"), rows, is_text=True)
     return Section("serving", "Serving", text, (table,) if rows else ())
+
+
+def _nearest(row: ServingRow) -> str:
+    if row.level in ("slower", "fails") and not row.nearest:
+        return "none"
+    return ", ".join(f"{axis_title(axis)} {exact(size)}" for axis, size in row.nearest.items())
 
 
 def _training(data: ReportData) -> Section | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -209,10 +210,10 @@ def test_show_tells_every_stage(place: Place, distilled: dict[str, Any]) -> None
 def test_what_a_cut_passed_and_how_it_is_served_is_shown(place: Place, pruned: dict[str, Any]) -> None:
     served = {row["reader"]: row for row in pruned["summary"]["serving"]}
     assert served["GGUF K-quants"]["level"] == "slower"
-    assert served["GGUF K-quants"]["nearest"] == {"hidden": 256, "ffn": 256, "head": 32}
+    assert served["GGUF K-quants"]["nearest"] == {}  # a block is longer than the parent is wide
     people = invoke("show", "prune", "--runs-dir", place.root / "runs").stderr
     assert "GGUF K-quants" in people
-    assert "ffn=256,head=32,hidden=256" in people
+    assert re.search(r"GGUF K-quants +slower .* none *$", people, re.MULTILINE)
     assert "transformers  ok" not in people  # what is well is not remarked upon
     assert "headers, files, copies, config, finite, weights, live" in people
 
