@@ -245,7 +245,11 @@ def _distill(found: Mapping[str, Any]) -> Iterable[Sheet]:
 def _evaluate(found: Mapping[str, Any]) -> Iterable[Sheet]:
     models = {label: found["models"][label] for label in found["summary"]["models"]}  # JSON objects come back sorted
     metrics = {
-        f"{task}.{metric}": None for m in models.values() for task, some in m["results"].items() for metric in some
+        f"{task}.{metric}": None
+        for m in models.values()
+        for task, some in m["results"].items()
+        for metric, value in some.items()
+        if "part_of" not in value  # a group's members are in the JSON
     }
     rows = [["parameters", *(f"{m['parameters']:,}" for m in models.values())]]
     rows += [[name, *(_measured(m["results"], name) for m in models.values())] for name in metrics]

@@ -23,7 +23,7 @@ from minitron_cli.evaluate.tasks import NOWHERE, Places, TaskSet, load_tasks
 
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
 
-TaskResults = dict[str, dict[str, dict[str, float | int | None]]]
+TaskResults = dict[str, dict[str, dict[str, Any]]]
 TaskItems = dict[str, dict[str, Items]]
 
 
@@ -32,8 +32,8 @@ class Answers:
     """What tasks say of one model."""
 
     results: TaskResults
-    """Task -> metric -> {value, stderr, n, shots}, and clusters where items share documents; a group is followed by its
-    members. Values that are not finite are None.
+    """Task -> metric -> {value, stderr, n, shots}, clusters where items share documents, part_of for a group's members,
+    which follow it. Values that are not finite are None.
 
     A metric has lm-eval's name, with the filter after a comma where there is a choice of filters
     (`exact_match,strict-match`).
@@ -117,6 +117,7 @@ def _answers(raw: Any, chosen: TaskSet) -> Answers:
 
 def _results(raw: Any) -> TaskResults:
     results: TaskResults = {}
+    groups = {member: group for group, members in raw.get("group_subtasks", {}).items() for member in members}
     for task, entries in raw["results"].items():
         for key, value in entries.items():
             metric, comma, filter_name = key.partition(",")
@@ -127,7 +128,7 @@ def _results(raw: Any) -> TaskResults:
                 "stderr": _finite(entries.get(f"{metric}_stderr,{filter_name}")),
                 "n": int(entries["sample_len"]),
                 "shots": _shots(raw, task),
-            }
+            } | ({"part_of": groups[task]} if task in groups else {})
     return results
 
 

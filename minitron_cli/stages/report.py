@@ -17,6 +17,7 @@ from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT
+from minitron_cli.evaluate.paired import interval
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import data as page_data
 from minitron_cli.report.card import model_card
@@ -111,6 +112,9 @@ class _Made:
             parent=self._facts(config.model, self._parent),
             child=self._facts(f"{config.model}, cut", self._child),
             results=tuple(self._results()),
+            benchmarks=tuple(_benchmarks(self._models)),
+            speed=tuple(self._speed()),
+            speed_settings=_speed_settings(self._timed),
             importance=self._importance(),
             importance_metric="mean over tokens, L2 over samples",
             kept=self._kept(),
@@ -151,7 +155,7 @@ class _Made:
         if self.evaluate is None:
             return
         tokens = {artifact.label: artifact.summary["tokens"] for artifact in self.trained}
-        for label, entry in _in_order(self.evaluate.read_json(RESULTS)["models"]):
+        for label, entry in self._models.items():
             own = entry["results"].get(PERPLEXITY, {})
             yield page_data.ResultRow(
                 label=label,
@@ -163,6 +167,19 @@ class _Made:
                 tokens_trained=tokens.get(label),
                 tasks=tuple(_tasks(entry["results"])),
             )
+
+    @cached_property
+    def _models(self) -> dict[str, Any]:
+        """What was measured of each model."""
+        return dict(_in_order(self.evaluate.read_json(RESULTS)["models"])) if self.evaluate else {}
+
+    @cached_property
+    def _timed(self) -> dict[str, Any]:
+        return self.evaluate.run.get("speed", {}) if self.evaluate else {}
+
+    def _speed(self) -> Iterator[page_data.SpeedRow]:
+        for label, figures in _in_order(self._timed.get("models", {})):
+            yield page_data.SpeedRow(label, **{n: value for n, value in figures.items() if n != "libraries_bytes"})
 
     def _importance(self) -> dict[str, np.ndarray]:
         if self.importance is None:
@@ -284,8 +301,43 @@ def _measure(metric: dict[str, Any] | None) -> page_data.Measure | None:
 def _tasks(results: dict[str, Any]) -> Iterator[page_data.TaskResult]:
     for task, metrics in sorted(results.items()):
         for name, metric in sorted(metrics.items()):
-            if task != PERPLEXITY and (measure := _measure(metric)):
+            if task != PERPLEXITY and "part_of" not in metric and (measure := _measure(metric)):
                 yield page_data.TaskResult(task, name, measure, metric["shots"], metric["n"])
+
+
+def _benchmarks(models: dict[str, Any]) -> Iterator[page_data.Benchmark]:
+    """Our own metrics, then the tasks; of a group without its members."""
+    names = {(t, m): x for entry in models.values() for t, some in entry["results"].items() for m, x in some.items()}
+    for task, metric in sorted(names, key=lambda name: (name[0] != PERPLEXITY, name)):
+        if "part_of" in names[task, metric]:
+            continue
+        found = {label: entry["results"].get(task, {}).get(metric) for label, entry in models.items()}
+        apart = {label: entry.get("against_parent", {}).get(task, {}).get(metric) for label, entry in models.items()}
+        shots = names[task, metric]["shots"]
+        yield page_data.Benchmark(
+            title=f"{task} {metric}" + (f", {shots}-shot" if shots is not None else ""),
+            items=names[task, metric]["n"],
+            values={label: _interval(x) for label, x in found.items() if x and x["value"] is not None},
+            differences={
+                label: page_data.Interval(x["difference"], x["low"], x["high"]) for label, x in apart.items() if x
+            },
+            chances={label: x["mcnemar"] for label, x in apart.items() if x and x["mcnemar"] is not None},
+        )
+
+
+def _interval(metric: dict[str, Any]) -> page_data.Interval:
+    ends = interval(metric["value"], metric["stderr"], metric.get("clusters", metric["n"]))
+    return page_data.Interval(metric["value"], *(ends or ()))
+
+
+def _speed_settings(timed: dict[str, Any]) -> str:
+    if not timed:
+        return ""
+    how = timed["settings"]
+    return (
+        f"Batch {how['batch_size']}, prompt {how['prompt_tokens']:,} tokens, {how['new_tokens']:,} new ones, "
+        f"{how['cache']} cache, on {timed['device']}."
+    )
 
 
 def _curves(artifact: Artifact) -> page_data.TrainingRun:
