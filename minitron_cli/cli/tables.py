@@ -315,6 +315,12 @@ def gate_sheet(found: "Sequence[Outcome]") -> Sheet:
     return Sheet("gates", ["", "value", "compared", "margin", ""], rows)
 
 
+def file_sheet(title: str, sizes: Mapping[str, int]) -> Sheet:
+    """Files and their sizes, and what they come to."""
+    rows = [[name, f"{size:,}"] for name, size in sorted(sizes.items())]
+    return Sheet(title, ["", "bytes"], [*rows, [f"{len(sizes)} files", f"{sum(sizes.values()):,}"]])
+
+
 def task_sheet(tasks: Sequence[Mapping[str, Any]]) -> Sheet:
     """What tasks a dry run would ask."""
     columns = ("task", "shots", "items", "metrics", "data", "note")

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lm_eval.evaluator
@@ -40,6 +40,8 @@ class Answers:
     """
     items: TaskItems
     """Task -> metric -> each item's score, of the metrics that are means of such scores."""
+    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    """Task -> dataset, config and split on the hub; nothing of a task whose data are local."""
 
 
 def run_tasks(
@@ -112,7 +114,26 @@ def _answers(raw: Any, chosen: TaskSet) -> Answers:
     for task in chosen.documents:  # lm-eval takes all items for independent
         for metric, found in items[task].items():
             results[task][metric] |= {"stderr": found.stderr, "clusters": found.clusters}
-    return Answers(results, {task: some for task, some in items.items() if some})
+    return Answers(results, {task: some for task, some in items.items() if some}, _sources(raw, chosen))
+
+
+def _sources(raw: Any, chosen: TaskSet) -> dict[str, dict[str, str | None]]:
+    """Of a group, what all its members have in common."""
+    tasks = chosen.task_dict["tasks"]
+    sources = {}
+    for name in raw["results"]:
+        found = [_source(tasks[member]) for member in _members(raw, name) if member in tasks]
+        common = dict(set.intersection(*(set(source.items()) for source in found))) if found else {}
+        if common.get("dataset"):
+            sources[name] = {key: common.get(key) for key in ("dataset", "config", "split")}
+    return sources
+
+
+def _source(task: Any) -> dict[str, str | None]:
+    if (task.get_config("dataset_kwargs") or {}).get("data_files"):
+        return {}
+    split = task.get_config("test_split") or task.get_config("validation_split")
+    return {"dataset": task.get_config("dataset_path"), "config": task.get_config("dataset_name"), "split": split}
 
 
 def _results(raw: Any) -> TaskResults:

@@ -40,6 +40,10 @@ class TaskResult:
     measure: Measure
     shots: int | None = None
     items: int | None = None
+    dataset: str | None = None
+    """Its items' place on the hub, where they come from there."""
+    config: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
