@@ -249,3 +249,16 @@ def test_a_text_too_short_for_questions_says_so(place: Place) -> None:
     result = invoke("eval", place.child, "--cloze", "cloze.context_words=2000", "--no-perplexity", *place.runs)
     assert result.exit_code == 2
     assert "lower choices, context_words or continuation_words" in result.stderr
+
+
+def test_the_same_command_twice_measures_the_same(place: Place, tiny: Path) -> None:
+    assert place.json(place.parent, place.child)["path"] == place.found["path"]
+    alone = invoke("eval", place.parent, "blocks=2", *place.runs, "--json")
+    assert json.loads(alone.stdout)["models"].keys() == {"parent"}
+
+
+def test_a_child_may_be_called_parent(place: Place) -> None:
+    called = shutil.copytree(place.child, place.root / "parent", dirs_exist_ok=True)
+    found = json.loads(invoke("eval", called, "blocks=2", *place.runs, "--json").stdout)["models"]
+    assert found.keys() == {"parent", "parent-1"}
+    assert found["parent"]["parameters"] != found["parent-1"]["parameters"]
