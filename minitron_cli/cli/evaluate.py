@@ -53,11 +53,11 @@ def evaluate(
     perplexity: Annotated[bool | None, Option(help="Measure loss and KL on held-out text.", show_default="yes")] = None,
     cloze: Annotated[
         bool | None,
-        Option(help="Ask which continuation is the true one, in the held-out text.", show_default="no"),
+        Option(help="Ask which continuation is the true one, in the held-out text."),
     ] = None,
     speed: Annotated[
         bool | None,
-        Option(help="Time generation beside the parent; see speed.batch_size=N and so on.", show_default="no"),
+        Option(help="Time generation beside the parent; see speed.batch_size=N and so on."),
     ] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Sequences per forward pass.", show_default="8")] = None,
     minimum: Annotated[

@@ -204,7 +204,7 @@ def test_the_fingerprint_is_of_the_data_that_are_asked_for(data, tmp_path):
 )
 def test_a_program_passes_if_it_ends_in_time_without_an_error(program, expected, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "secret")
-    assert passes(program, timeout_seconds=1.5) is expected
+    assert passes(program, timeout_seconds=1 if program.startswith("while") else 60) is expected
 
 
 def test_rouge_is_one_for_the_same_words_and_none_for_others():
