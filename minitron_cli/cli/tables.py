@@ -250,7 +250,11 @@ def _trained(found: Mapping[str, Any]) -> Iterable[Sheet]:
 def _evaluate(found: Mapping[str, Any]) -> Iterable[Sheet]:
     models = {label: found["models"][label] for label in found["summary"]["models"]}  # JSON objects come back sorted
     metrics = {
-        f"{task}.{metric}": None for m in models.values() for task, some in m["results"].items() for metric in some
+        f"{task}.{metric}": None
+        for m in models.values()
+        for task, some in m["results"].items()
+        for metric, value in some.items()
+        if "part_of" not in value  # a group's members are in the JSON
     }
     rows = [["parameters", *(f"{m['parameters']:,}" for m in models.values())]]
     rows += [[name, *(_measured(m["results"], name) for m in models.values())] for name in metrics]
@@ -314,6 +318,12 @@ def gate_sheet(found: "Sequence[Outcome]") -> Sheet:
         for outcome in found
     ]
     return Sheet("gates", ["", "value", "compared", "margin", ""], rows)
+
+
+def file_sheet(title: str, sizes: Mapping[str, int]) -> Sheet:
+    """Files and their sizes, and what they come to."""
+    rows = [[name, f"{size:,}"] for name, size in sorted(sizes.items())]
+    return Sheet(title, ["", "bytes"], [*rows, [f"{len(sizes)} files", f"{sum(sizes.values()):,}"]])
 
 
 def task_sheet(tasks: Sequence[Mapping[str, Any]]) -> Sheet:
