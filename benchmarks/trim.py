@@ -4,9 +4,9 @@
     python -m benchmarks trim core --rounds 7    # some parts
     python -m benchmarks trim 8b --at DIRECTORY  # Llama-3.1-8B's shape to 4B's: 16 GB, and 9 GB for the child
 
-Parts: core (ours, a copy of the kept bytes, transformers), memory (the core's, at two sizes), verb (what a whole
-`minitron prune` spends where), 8b. Every run has a process of its own; seconds leave out imports. The page
-cache is warm.
+Parts: core (ours, a copy of the kept bytes, that copy with a gather in between, transformers), memory (the core's, at
+two sizes), verb (what a whole `minitron prune` spends where), 8b. Every run has a process of its own; seconds leave out
+imports. The page cache is warm.
 """
 
 import argparse
@@ -53,6 +53,7 @@ CUTS = {
 }
 SHARD_BYTES = {"small": 4 * 10**8, "large": 5 * 10**9, "8b": 5 * 10**9}
 COPY_BYTES = 1 << 20
+WIDTH = 2048  # numbers of 16 bits in a row
 ONE = "--one-way"  # what a process is told that measures one run
 
 Row = dict[str, Any]
@@ -92,13 +93,13 @@ def ours(name: str, parent: Parent, out: Path) -> Row:
     return row | {"seconds": row["seconds"] - watch.syncing, "fsync": watch.syncing}
 
 
-def copy(name: str, parent: Parent, out: Path, workers: int = 1) -> Row:
+def copy(name: str, parent: Parent, out: Path, workers: int = 1, gather: bool = False) -> Row:
     """Read every byte, write the share that is kept, as `cp` would: one block after the other."""
     plan = plan_of(parent, name)
     kept = plan.child.parameters() / plan.parent.parameters()
     with clocked() as row:
         for file in sorted({info.file for info in parent.checkpoint.tensors.values()}):
-            copy_share(file, out / file.name, kept, workers)
+            copy_share(file, out / file.name, kept, workers, gather)
     return row
 
 
@@ -106,15 +107,29 @@ def copy_in_threads(name: str, parent: Parent, out: Path) -> Row:
     return copy(name, parent, out, torch.get_num_threads())
 
 
-def copy_share(source: Path, target: Path, kept: float, workers: int) -> None:
+def gather_in_threads(name: str, parent: Parent, out: Path) -> Row:
+    """The same, with columns picked in between: what a cut costs without anything that knows what it cuts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # in each worker
+    return copy(name, parent, out, threads, gather=True)
+
+
+def copy_share(source: Path, target: Path, kept: float, workers: int, gather: bool) -> None:
     reader, writer = os.open(source, os.O_RDONLY), os.open(target, os.O_WRONLY | os.O_CREAT)
     blocks = -(-source.stat().st_size // COPY_BYTES)
+    columns = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(0))[: int(WIDTH * kept)].sort().values
 
     def work(first: int) -> None:
-        buffer = memoryview(bytearray(COPY_BYTES))
+        block = torch.empty(COPY_BYTES // 2, dtype=torch.int16).view(-1, WIDTH)
+        buffer = result = block.view(-1).view(torch.uint8).numpy().data
+        if gather:
+            index, picked = columns.expand(len(block), -1), torch.empty(len(block), len(columns), dtype=torch.int16)
+            result = picked.view(-1).view(torch.uint8).numpy().data
         for i in range(first, blocks, workers):
             count = os.preadv(reader, [buffer], i * COPY_BYTES)
-            os.pwrite(writer, buffer[: int(count * kept)], i * int(COPY_BYTES * kept))
+            if gather:
+                torch.gather(block, 1, index, out=picked)
+            os.pwrite(writer, result[: int(count * kept)], i * int(COPY_BYTES * kept))
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, range(workers)))
@@ -214,6 +229,7 @@ WAYS: dict[str, Callable[[str, Parent, Path], Row]] = {
     "ours": ours,
     "copy": copy,
     "copy-in-threads": copy_in_threads,
+    "gather-in-threads": gather_in_threads,
     "transformers": transformers,
     "verb": verb,
 }
@@ -262,7 +278,8 @@ def summary(what: str, rows: list[Row], **more: Any) -> Row:
 
 
 def core(at: Path, rounds: int) -> list[Row]:
-    found = alternately(["ours", "copy", "copy-in-threads", "transformers"], "small", written("small", at), rounds)
+    ways = ["ours", "copy", "copy-in-threads", "gather-in-threads", "transformers"]
+    found = alternately(ways, "small", written("small", at), rounds)
     best = {way: min(row["seconds"] for row in rows) for way, rows in found.items()}
     middle = {way: statistics.median(row["seconds"] for row in rows) for way, rows in found.items()}
     return [

@@ -46,7 +46,7 @@ def cut_tensor(plan: PrunePlan, name: str, blocks: Blocks) -> Tensor:
     kept = maps(plan, name)
     if not mixes_rows(kept):
         ((_, whole),) = blocks
-        return cut_block(plan, name, whole, kept)
+        return cut_block(plan, name, whole, kept, partners=plan.partner_rows(name))
     directions_RK, *others = kept
     assert directions_RK is not None
     total = dtype = None
@@ -58,15 +58,22 @@ def cut_tensor(plan: PrunePlan, name: str, blocks: Blocks) -> Tensor:
     return plan.correct(name, total.to(dtype))
 
 
-def cut_block(plan: PrunePlan, name: str, block: Tensor, maps: Sequence[Map], spare: Spare | None = None) -> Tensor:
+def cut_block(
+    plan: PrunePlan,
+    name: str,
+    block: Tensor,
+    maps: Sequence[Map],
+    spare: Spare | None = None,
+    partners: Tensor | None = None,
+) -> Tensor:
     """What the child has of some rows of a tensor.
 
-    `maps` gives positions within the block, per dim, directions, or None where all of it survives. A tensor whose rows
-    take from other rows comes whole. With `spare` memory the block, if it is in there as well, may be overwritten.
+    `maps` gives positions within the block, per dim, directions, or None where all of it survives; `partners` the rows
+    of the block that survivors take from (`PrunePlan.partner_rows`). With `spare` memory the block, if it is in there
+    as well, may be overwritten.
     """
     if _is_norm(plan, name):
         return _norm(plan, name, block, maps)
-    partners = plan.partner_rows(name)
     if partners is None:
         kept = select(block, _positions(maps), spare)
     else:

@@ -93,7 +93,7 @@ def _cut(source: Checkpoint, plan: PrunePlan, piece: "Piece", spare: Spare) -> T
     if mixes_rows(piece.maps):
         return cut_tensor(plan, piece.name, _checked(source, piece.name))
     block = source.read_rows(piece.name, piece.start, piece.stop, spare.take)
-    cut = cut_block(plan, piece.name, block, piece.maps, spare)
+    cut = cut_block(plan, piece.name, block, piece.maps, spare, piece.partners)
     if not is_finite(cut):  # is it the parent? The block has been overwritten
         check_finite(piece.name, source.read_rows(piece.name, piece.start, piece.stop))
     return cut
@@ -116,39 +116,59 @@ class Piece(NamedTuple):
     """As `cut_block` takes them: positions of rows count from `start`."""
     offset: int
     """Bytes from the beginning of the child's tensor."""
+    partners: Tensor | None = None
+    """The rows that survivors take from, counted in the same way."""
+
+
+class Span(NamedTuple):
+    """Neighbouring rows, some of which survive."""
+
+    start: int
+    stop: int
+    before: int
+    """How many survivors come earlier."""
+    rows: Tensor | None
+    """Those among these rows, counted from `start`; None if all survive."""
+    partners: Tensor | None = None
 
 
 def _pieces(checkpoint: Checkpoint, plan: PrunePlan, name: str, child: str) -> Iterator[Piece]:
     """A tensor in pieces of at most a block, or a row if that is more. Rows before, between and after are not read.
 
-    One for all of it where rows take from other rows.
+    A piece whose rows take from partners reaches to these: to the end of their group of heads. There is one for all of
+    the tensor where every row takes from all.
     """
     info = _source(checkpoint, plan, name).tensors[name]
     rows, *others = maps(plan, name)
-    if plan.partner_rows(name) is not None or mixes_rows((rows, *others)):
+    if mixes_rows((rows, *others)):
         yield Piece(name, child, 0, info.shape[0], (rows, *others), 0)
         return
     size_bytes = max(1, info.size_bytes)
     kept_bytes = info.torch_dtype.itemsize * math.prod(map(kept_size, others, info.shape[1:]))
-    for start, stop, first, inside in _spans(rows, info.shape[0], max(1, BLOCK_BYTES * info.shape[0] // size_bytes)):
-        yield Piece(name, child, start, stop, (inside, *others), first * kept_bytes)
+    step = max(1, BLOCK_BYTES * info.shape[0] // size_bytes)
+    for span in _spans(rows, plan.partner_rows(name), info.shape[0], step):
+        places = (span.rows, *others)
+        yield Piece(name, child, span.start, span.stop, places, span.before * kept_bytes, span.partners)
 
 
-def _spans(rows: Tensor | None, count: int, step: int) -> Iterator[tuple[int, int, int, Tensor | None]]:
-    """(first row, last row + 1, how many survivors came before, survivors counted from the first) of each `step` rows.
-
-    From the first survivor to the last: nothing else need be read.
-    """
+def _spans(rows: Tensor | None, partners: Tensor | None, count: int, step: int) -> Iterator[Span]:
+    """Of each `step` rows, from the first survivor or partner to the last: nothing else need be read."""
     edges = range(0, count + step, step)
     if rows is None:
-        yield from ((start, min(start + step, count), start, None) for start in edges[:-1])
+        yield from (Span(start, min(start + step, count), start, None) for start in edges[:-1])
         return
     places = rows.tolist()
     before = (bisect_left(places, edge) for edge in edges)
     for first, last in itertools.pairwise(before):
-        if first < last:
-            start, end = places[first], places[last - 1]
-            yield start, end + 1, first, rows[first:last] - start
+        if first == last:
+            continue
+        start, end = places[first], places[last - 1]
+        if partners is None:
+            yield Span(start, end + 1, first, rows[first:last] - start)
+            continue
+        others = partners[first:last]
+        start, end = min(start, int(others.min())), max(end, int(others.max()))
+        yield Span(start, end + 1, first, rows[first:last] - start, others - start)
 
 
 def _in_threads(work: Callable[[Piece], int], pieces: Iterable[Piece], step: progress.Step) -> None:

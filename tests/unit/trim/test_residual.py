@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.trim import trim
 from minitron_cli.trim.plan import make_plan
 from minitron_cli.trim.spec import PruneConfig, Ranking
 from minitron_cli.trim.trim import cut_in_memory, write_child
@@ -80,6 +81,28 @@ def test_the_paper_s_residual_is_as_printed(parent, sizes, seed, tmp_path):
     write_child(checkpoint, plan, tmp_path)
     written = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(written[name], child[name]) for name in child)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 500, 3000])
+def test_heads_and_their_partners_are_read_a_few_rows_at_a_time(parent, tmp_path, monkeypatch, block_bytes):
+    shape, checkpoint = parent
+    plan = make_plan(shape, shape.resize(head=6), Given(0), Ranking(head_residual="paper"))
+    wanted = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    read, original = [], Checkpoint.read_rows
+
+    def noted(self, name, start, stop, *buffer):
+        read.append((name, start, stop))
+        return original(self, name, start, stop, *buffer)
+
+    monkeypatch.setattr(Checkpoint, "read_rows", noted)
+    monkeypatch.setattr(trim, "BLOCK_BYTES", block_bytes)
+    write_child(checkpoint, plan, tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(written[name], wanted[name]) for name in wanted)
+    row_bytes = 4 * shape.sizes["hidden"]
+    name = query_name(checkpoint, 1)
+    longest = max(stop - start for n, start, stop in read if n == name)
+    assert longest <= max(1, block_bytes // row_bytes) + PER_GROUP * HEAD_DIM
 
 
 def test_laco_has_the_other_sign(parent):
