@@ -42,12 +42,11 @@ def run(
     chunk_tokens: int | None,
 ) -> Tensor:
     """Every token's losses, [L, N]; adds their gradients up on the way, or makes one pass only if none is wanted."""
-    where = "cpu" if student.hidden_ND.device.type == "cpu" else "accelerator"
-    values = [
-        _Block(losses, student, teacher, labels_N, tokens, VOCAB[where]).run(gradients)
-        for tokens in parts(len(student.hidden_ND), chunk_tokens or TOKENS[where])
-    ]
-    return torch.cat(values, dim=1)
+    where, count = "cpu" if student.hidden_ND.device.type == "cpu" else "accelerator", len(student.hidden_ND)
+    values_LN = student.hidden_ND.new_empty((len(losses), count), dtype=student.acc_dtype)
+    for tokens in parts(count, chunk_tokens or TOKENS[where]):
+        values_LN[:, tokens] = _Block(losses, student, teacher, labels_N, tokens, VOCAB[where]).run(gradients)
+    return values_LN
 
 
 class _Block:
