@@ -18,6 +18,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ def distance(case: Case, way: Callable[[], object]) -> float:
     return float((found - case.exact).norm() / case.exact.norm())
 
 
-def every_loss(rounds: int = 3) -> Rows:
+def every_loss(rounds: int = 2) -> Rows:
     case = Case()
     ways = {
         loss.kind + (", low memory" if low else ""): lambda loss=loss, low=low: case.ours(loss, low)
@@ -221,7 +222,7 @@ class Step:
                 *state_pairs(config.hidden, norms, LAYERS, LAYERS),
                 *relation_pairs(config.hidden, LLAMA, sizes, sizes),
             )
-        models = model_of(STUDENT_HIDDEN), model_of(TEACHER_HIDDEN)
+        models = model_of(STUDENT_HIDDEN), model_of(TEACHER_HIDDEN, precision)
         self.models = Models(*models, config, pairs, World("cpu"), precision)
         self.models.student.train()
         self.optimizer = Optimizer(self.models.trained(), config)
@@ -236,7 +237,8 @@ class Step:
         self.optimizer.step_(1e-5)
 
 
-def model_of(hidden: int) -> Any:
+@cache  # the steps share models, and each has an optimizer of its own
+def model_of(hidden: int, precision: str = "fp32") -> Any:
     config = llama(LAYERS, hidden, 3 * hidden, STEP_VOCAB, 8, 4) | {"head_dim": 64, "tie_word_embeddings": True}
     torch.manual_seed(hidden)
     typed = hf.config_from_dict(config, "the benchmark")

@@ -104,7 +104,9 @@ def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidat
         ", ".join(
             [
                 *["loss and KL to the parent"] * recipe.evaluate.perplexity,
-                *(task.name for task in recipe.evaluate.tasks),
+                *["a choice of continuations"] * (recipe.evaluate.cloze is not None),
+                *(task.name for task in recipe.evaluate.asked(allow_code=False)),
+                *["speed"] * (recipe.evaluate.speed is not None),
             ]
         ),
     )

@@ -44,7 +44,6 @@ SPACE = {
 EVEN = {"hidden": 128, "ffn": 344}  # both to two thirds: half of the parameters without embeddings
 BUDGET = Budget(target="50%", count="non_embedding")
 LATENCY = {"kind": "latency", "phase": "decode", "batch": 1, "length": 128, "repeats": 9}
-SEEDS = (0, 1, 2)
 Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of each seed
 SVG_COLOURS = ("#2563eb", "#c2410c", "#0f766e", "#be185d", "#7c3aed", "#64748b")
 
@@ -139,8 +138,9 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=8, help="shapes retrained")
     parser.add_argument("--blocks", type=int, default=32, help="validation blocks of a score")
     parser.add_argument("--final-blocks", type=int, default=128, help="validation blocks of the last measure")
-    parser.add_argument("--retrain-tokens", type=int, default=65_536)
-    parser.add_argument("--tokens", type=int, default=98_304, help="of a full distillation")
+    parser.add_argument("--retrain-tokens", type=int, default=131_072)
+    parser.add_argument("--tokens", type=int, default=196_608, help="of a full distillation")
+    parser.add_argument("--seeds", type=int, default=3, help="orders of the data in full distillation")
     parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"))
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / "bench")
@@ -157,7 +157,8 @@ def main() -> None:
             "best zero-shot": min(rows, key=lambda row: row["zero_shot"])["shape"],
             "scaled evenly": dict(parent.shape.prunable) | EVEN,
         }
-        finals = {name: [study.trained(scores, shape, seed) for seed in SEEDS] for name, shape in shapes.items()}
+        by_seed = [{n: study.trained(scores, s, seed) for n, s in shapes.items()} for seed in range(args.seeds)]
+        finals = {name: [found[name] for found in by_seed] for name in shapes}
     write(args.output, page(study, found, fast, shapes, finals), curves(found))
 
 
@@ -208,7 +209,7 @@ def page(
         "",
         "## After full distillation",
         "",
-        f"{args.tokens:,} tokens, {args.final_blocks} held-out blocks; mean ± standard deviation over {len(SEEDS)}",
+        f"{args.tokens:,} tokens, {args.final_blocks} held-out blocks; mean ± standard deviation over {args.seeds}",
         "seeds (another order of the data).",
         "",
         *final_table(study, shapes, finals),

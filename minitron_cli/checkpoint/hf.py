@@ -65,6 +65,14 @@ def hub_id(model: str) -> str:
     return ALIASES[model].hub_id if model in ALIASES else model
 
 
+def cached(model: str) -> Path | None:
+    """Where a hub model lies on this machine, if it does."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id(model), "config.json") if _may_be_hub_id(hub_id(model)) else None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def _may_be_hub_id(text: str) -> bool:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -85,7 +93,7 @@ def _download(hub_id: str, *, offline: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "README.md"]
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3))

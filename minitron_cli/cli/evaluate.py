@@ -53,11 +53,11 @@ def evaluate(
     perplexity: Annotated[bool | None, Option(help="Measure loss and KL on held-out text.", show_default="yes")] = None,
     cloze: Annotated[
         bool | None,
-        Option(help="Ask which continuation is the true one, in the held-out text.", show_default="no"),
+        Option(help="Ask which continuation is the true one, in the held-out text."),
     ] = None,
     speed: Annotated[
         bool | None,
-        Option(help="Time generation beside the parent; see speed.batch_size=N and so on.", show_default="no"),
+        Option(help="Time generation beside the parent; see speed.batch_size=N and so on."),
     ] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Sequences per forward pass.", show_default="8")] = None,
     minimum: Annotated[
@@ -100,20 +100,28 @@ def evaluate(
         ("batch_size",): batch_size,
     }
     models, changes = session.split(words or ())
-    parent = [] if how.run or recipe or last_used(how.runs_dir) else models[:1]  # nowhere yet: measure the model itself
+    known = _known_parent(how)
+    parent = models[:1] if known is None and not recipe else []  # nowhere yet: the first model is the parent
+    others = models[1:] if parent or (models and session.absolute(models[0]) == known) else models
     with session.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.evaluate.config import EvaluateConfig
         from minitron_cli.evaluate.gate import PARENT
         from minitron_cli.stages import evaluate as stage
 
         config = at.section(EvaluateConfig, "evaluate")
-        named = _named(models[len(parent) :]) if models else _made(at.workspace)
+        named = _named(others) if models else _made(at.workspace)
         data = at.data() if config.perplexity or config.cloze else None
         artifact = stage.run(at.context, named, at.parent(), data, config, allow_code=allow_code_execution)
     label = named[-1][0] if named else PARENT
     found = _judged(artifact, config.gates.joined(wanted), label, how)
     _write(artifact, found, label, junit, summary)
     _require(found)
+
+
+def _known_parent(how: How) -> str | None:
+    """The model that the workspace remembers."""
+    name = how.run or last_used(how.runs_dir)
+    return Workspace(how.runs_dir / name).settings.get("model") if name else None
 
 
 def _section(wanted: bool | None) -> Any:
@@ -125,7 +133,7 @@ def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]
     """Everything demanded on the command line. What is wrong with it is said before anything is measured."""
     from minitron_cli.evaluate.config import AgainstBaseline, Gates
 
-    gates = Gates.parse(minimum, maximum)
+    gates = Gates()
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} is no file: give gates in YAML, such as `minimum: {{winogrande.acc: 0.7}}`")
@@ -135,7 +143,7 @@ def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]
 
         for baseline in sorted(baselines):
             read_models(baseline)
-    return gates
+    return gates.joined(Gates.parse(minimum, maximum))
 
 
 def _judged(artifact: Artifact, gates: "Gates", label: str, how: How) -> "list[Outcome]":
@@ -181,7 +189,7 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
         raise InputError(f"{absent[0]} is not a directory: give checkpoints made from the workspace's model")
     labels = [slug(model) for model in models]
     return [
-        (label if labels.count(label) == 1 else f"{label}-{i + 1}", Path(model))
+        (label if labels.count(label) == 1 and label != "parent" else f"{label}-{i + 1}", Path(model))
         for i, (label, model) in enumerate(zip(labels, models, strict=True))
     ]
 

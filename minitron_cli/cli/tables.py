@@ -208,12 +208,14 @@ def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
 
 def serving_sheet(findings: Sequence[Mapping[str, Any]]) -> Sheet:
     """What those who load or quantise the model will make of its shape (docs/serving.md)."""
-    rows = [[row["reader"], row["level"], row["reason"], _sizes(row["nearest"])] for row in findings]
+    rows = [[row["reader"], row["level"], row["reason"], _nearest(row)] for row in findings]
     return Sheet("to serve it", ["", "", "because", "nearest shape without"], rows)
 
 
-def _sizes(sizes: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+def _nearest(finding: Mapping[str, Any]) -> str:
+    if finding["level"] in ("slower", "fails") and not finding["nearest"]:
+        return "none"
+    return ",".join(f"{axis}={size}" for axis, size in finding["nearest"].items())
 
 
 def _candidate_sheet(candidates: Sequence[Mapping[str, Any]], objective: str = "loss") -> Sheet:
@@ -248,7 +250,11 @@ def _trained(found: Mapping[str, Any]) -> Iterable[Sheet]:
 def _evaluate(found: Mapping[str, Any]) -> Iterable[Sheet]:
     models = {label: found["models"][label] for label in found["summary"]["models"]}  # JSON objects come back sorted
     metrics = {
-        f"{task}.{metric}": None for m in models.values() for task, some in m["results"].items() for metric in some
+        f"{task}.{metric}": None
+        for m in models.values()
+        for task, some in m["results"].items()
+        for metric, value in some.items()
+        if "part_of" not in value  # a group's members are in the JSON
     }
     rows = [["parameters", *(f"{m['parameters']:,}" for m in models.values())]]
     rows += [[name, *(_measured(m["results"], name) for m in models.values())] for name in metrics]
@@ -314,6 +320,12 @@ def gate_sheet(found: "Sequence[Outcome]") -> Sheet:
     return Sheet("gates", ["", "value", "compared", "margin", ""], rows)
 
 
+def file_sheet(title: str, sizes: Mapping[str, int]) -> Sheet:
+    """Files and their sizes, and what they come to."""
+    rows = [[name, f"{size:,}"] for name, size in sorted(sizes.items())]
+    return Sheet(title, ["", "bytes"], [*rows, [f"{len(sizes)} files", f"{sum(sizes.values()):,}"]])
+
+
 def task_sheet(tasks: Sequence[Mapping[str, Any]]) -> Sheet:
     """What tasks a dry run would ask."""
     columns = ("task", "shots", "items", "metrics", "data", "note")
@@ -334,7 +346,9 @@ def _remarks(plan: "Plan") -> dict[str, list[dict[str, Any]]]:
     """What is not ok about serving each child."""
     from minitron_cli.model.serving import remarks
 
-    return {name: [row._asdict() for row in remarks(shape)] for name, shape in plan.children.items()}
+    return {
+        name: [row._asdict() for row in remarks(shape, parent=plan.parent)] for name, shape in plan.children.items()
+    }
 
 
 def _shape_values(shape: "Shape") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from minitron_cli.distill.losses import ByVocab
 from minitron_cli.distill.mixture import to_overwrite, weighted_sum_
 from minitron_cli.distill.products import Gradients, Logits, parts, through_head_
 
-TOKENS = {"cpu": 512, "accelerator": 4096}
+TOKENS = {"cpu": 512, "accelerator": 2048}
 VOCAB = {"cpu": 1024, "accelerator": 16384}
 """Sizes of a block of logits: one fits a core's cache, the other fills an accelerator."""
 

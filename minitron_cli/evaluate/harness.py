@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lm_eval.evaluator
@@ -23,7 +23,7 @@ from minitron_cli.evaluate.tasks import NOWHERE, Places, TaskSet, load_tasks
 
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
 
-TaskResults = dict[str, dict[str, dict[str, float | int | None]]]
+TaskResults = dict[str, dict[str, dict[str, Any]]]
 TaskItems = dict[str, dict[str, Items]]
 
 
@@ -32,14 +32,16 @@ class Answers:
     """What tasks say of one model."""
 
     results: TaskResults
-    """Task -> metric -> {value, stderr, n, shots}, and clusters where items share documents; a group is followed by its
-    members. Values that are not finite are None.
+    """Task -> metric -> {value, stderr, n, shots}, clusters where items share documents, part_of for a group's members,
+    which follow it. Values that are not finite are None.
 
     A metric has lm-eval's name, with the filter after a comma where there is a choice of filters
     (`exact_match,strict-match`).
     """
     items: TaskItems
     """Task -> metric -> each item's score, of the metrics that are means of such scores."""
+    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    """Task -> dataset, config and split on the hub; nothing of a task whose data are local."""
 
 
 def run_tasks(
@@ -112,11 +114,31 @@ def _answers(raw: Any, chosen: TaskSet) -> Answers:
     for task in chosen.documents:  # lm-eval takes all items for independent
         for metric, found in items[task].items():
             results[task][metric] |= {"stderr": found.stderr, "clusters": found.clusters}
-    return Answers(results, {task: some for task, some in items.items() if some})
+    return Answers(results, {task: some for task, some in items.items() if some}, _sources(raw, chosen))
+
+
+def _sources(raw: Any, chosen: TaskSet) -> dict[str, dict[str, str | None]]:
+    """Of a group, what all its members have in common."""
+    tasks = chosen.task_dict["tasks"]
+    sources = {}
+    for name in raw["results"]:
+        found = [_source(tasks[member]) for member in _members(raw, name) if member in tasks]
+        common = dict(set.intersection(*(set(source.items()) for source in found))) if found else {}
+        if common.get("dataset"):
+            sources[name] = {key: common.get(key) for key in ("dataset", "config", "split")}
+    return sources
+
+
+def _source(task: Any) -> dict[str, str | None]:
+    if (task.get_config("dataset_kwargs") or {}).get("data_files"):
+        return {}
+    split = task.get_config("test_split") or task.get_config("validation_split")
+    return {"dataset": task.get_config("dataset_path"), "config": task.get_config("dataset_name"), "split": split}
 
 
 def _results(raw: Any) -> TaskResults:
     results: TaskResults = {}
+    groups = {member: group for group, members in raw.get("group_subtasks", {}).items() for member in members}
     for task, entries in raw["results"].items():
         for key, value in entries.items():
             metric, comma, filter_name = key.partition(",")
@@ -127,7 +149,7 @@ def _results(raw: Any) -> TaskResults:
                 "stderr": _finite(entries.get(f"{metric}_stderr,{filter_name}")),
                 "n": int(entries["sample_len"]),
                 "shots": _shots(raw, task),
-            }
+            } | ({"part_of": groups[task]} if task in groups else {})
     return results
 
 

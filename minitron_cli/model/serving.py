@@ -16,13 +16,13 @@ Level = Literal["ok", "slower", "fails", "unknown"]
 
 
 class Finding(NamedTuple):
-    """One row: who reads the model, how it will fare, why, and the nearest shape that has no such trouble."""
+    """One row: who reads the model, how it will fare, why, and the nearest cut of the parent without that trouble."""
 
     reader: str
     level: Level
     reason: str
     nearest: Mapping[str, int] = {}
-    """Axis -> size, for the axes to change."""
+    """Axis -> size, for the axes to change; none where no cut helps."""
 
 
 class Reader(NamedTuple):
@@ -89,28 +89,32 @@ BLOCKS = (
 )
 
 
-def findings(shape: Shape, layer_types: Sequence[str] | None = None) -> list[Finding]:
-    """Every row for a shape. `layer_types` are the layers' kinds of attention, where the config lists them."""
+def findings(shape: Shape, layer_types: Sequence[str] | None = None, parent: Shape | None = None) -> list[Finding]:
+    """Every row for a shape. `layer_types` are the layers' kinds of attention, where the config lists them.
+
+    What is named as nearest can be cut from the parent; without one, from the shape itself.
+    """
+    parent = parent or shape
     return [
-        _transformers(shape),
-        _architecture(VLLM, shape),
-        _tensor_parallel(shape),
+        _transformers(shape, parent),
+        _architecture(VLLM, shape, parent),
+        _tensor_parallel(shape, parent),
         _attention_kernels(shape),
         _vocabulary(shape),
-        _architecture(LLAMA_CPP, shape),
+        _architecture(LLAMA_CPP, shape, parent),
         *_periods(shape, layer_types),
-        *(_blocks(blocks, shape) for blocks in BLOCKS),
+        *(_blocks(blocks, shape, parent) for blocks in BLOCKS),
     ]
 
 
-def remarks(shape: Shape, layer_types: Sequence[str] | None = None) -> list[Finding]:
+def remarks(shape: Shape, layer_types: Sequence[str] | None = None, parent: Shape | None = None) -> list[Finding]:
     """The rows that are not ok."""
-    return [finding for finding in findings(shape, layer_types) if finding.level != "ok"]
+    return [finding for finding in findings(shape, layer_types, parent) if finding.level != "ok"]
 
 
 def fails_on(shape: Shape) -> frozenset[str]:
     """The programs that cannot run a shape at all."""
-    rows = (_transformers(shape), _architecture(VLLM, shape), _architecture(LLAMA_CPP, shape))
+    rows = (_transformers(shape, shape), *(_architecture(reader, shape, shape) for reader in (VLLM, LLAMA_CPP)))
     return frozenset(row.reader for row in rows if row.level == "fails")
 
 
@@ -119,15 +123,15 @@ def splits_over(shape: Shape, devices: int) -> bool:
     return devices == 1 or all(size % devices == 0 for size in _split_sizes(shape, devices).values())
 
 
-def _transformers(shape: Shape) -> Finding:
+def _transformers(shape: Shape, parent: Shape) -> Finding:
     hidden, heads = shape.sizes["hidden"], shape.sizes["head"]
     if shape.family.hidden_is_multiple_of_heads and hidden % heads:
         reason = f"its config refuses hidden {hidden:,} with {heads} heads: not a multiple"
-        return Finding("transformers", "fails", reason, {"hidden": _nearest(hidden, heads)})
+        return Finding("transformers", "fails", reason, _nearest(shape, parent, {"hidden": heads}))
     return Finding("transformers", "ok", "4.57 and 5 read the config, with the names of both")
 
 
-def _architecture(reader: Reader, shape: Shape) -> Finding:
+def _architecture(reader: Reader, shape: Shape, parent: Shape) -> Finding:
     kind, sizes = shape.family.model_type, shape.sizes
     if kind in reader.through_transformers:
         return Finding(reader.name, "slower", f"{kind} runs through transformers' own code")
@@ -140,19 +144,21 @@ def _architecture(reader: Reader, shape: Shape) -> Finding:
         return Finding(reader.name, "ok", "heads x head_dim is the hidden size, which it assumes")
     reason = f"it takes head_dim to be hidden / heads for {kind}, and {sizes['head']} x {sizes['head_dim']} is not "
     through = ": serve with --model-impl transformers" if reader is VLLM else ""
-    return Finding(reader.name, "fails", f"{reason}{sizes['hidden']:,}{through}", {"hidden": width})
+    nearest = {"hidden": width} if width <= parent.sizes["hidden"] else {}
+    return Finding(reader.name, "fails", f"{reason}{sizes['hidden']:,}{through}", nearest)
 
 
-def _tensor_parallel(shape: Shape) -> Finding:
+def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
     works = [1, *(n for n in TENSOR_PARALLEL if all(not size % n for size in _split_sizes(shape, n).values()))]
     refused = [n for n in TENSOR_PARALLEL if n not in works]
     reason = f"over {_listed(works)} devices"
     if not refused:
         return Finding("tensor parallel", "ok", reason)
-    odd = {axis: size for axis, size in _split_sizes(shape, max(refused)).items() if size % max(refused)}
+    most = max(refused)
+    odd = {axis: size for axis, size in _split_sizes(shape, most).items() if size % most}
     why = ", ".join(f"{axis} {size:,}" for axis, size in odd.items())
-    nearest = {axis: _nearest(size, _split_multiple(shape, axis, max(refused))) for axis, size in odd.items()}
     level: Level = "slower" if len(works) > 1 else "fails"
+    nearest = _nearest(shape, parent, dict.fromkeys(_split_sizes(shape, most), most), groups_are_copied=True)
     return Finding("tensor parallel", level, f"{reason}, not over {_listed(refused)} ({why})", nearest)
 
 
@@ -161,10 +167,6 @@ def _split_sizes(shape: Shape, devices: int) -> dict[str, int]:
     axes = {axis for layout in _matrices(shape) for dim in range(len(layout.dims)) for axis in layout.axes(dim)}
     shared = sorted(axes - {"hidden", "head_dim", "expert", "vocab"})
     return {axis: shape.sizes[axis] for axis in shared if axis != "kv_head" or devices % shape.groups}
-
-
-def _split_multiple(shape: Shape, axis: str, devices: int) -> int:
-    return math.lcm(devices, shape.groups) if axis == "head" else devices
 
 
 def _attention_kernels(shape: Shape) -> Finding:
@@ -194,14 +196,13 @@ def _periods(shape: Shape, layer_types: Sequence[str] | None) -> Iterator[Findin
         yield Finding("llama.cpp layers", "fails", reason)
 
 
-def _blocks(blocks: Blocks, shape: Shape) -> Finding:
-    odd = {axes: size for axes, (size, multiple) in _needs(blocks, shape).items() if size % multiple}
+def _blocks(blocks: Blocks, shape: Shape, parent: Shape) -> Finding:
+    needs = _needs(blocks, shape)
+    odd = {axes: size for axes, (size, multiple) in needs.items() if size % multiple}
     if not odd:
         return Finding(blocks.name, "ok", f"multiples of {max(blocks.inputs, blocks.outputs)}")
     sizes = ", ".join(f"{' x '.join(sorted(axes))} {size:,}" for axes, size in odd.items())
-    nearest: dict[str, int] = {}
-    for axes in odd:
-        nearest |= _friendlier(shape, axes, _needs(blocks, shape)[axes][1])
+    nearest = _nearest(shape, parent, _multiples(shape, {axes: multiple for axes, (_, multiple) in needs.items()}))
     return Finding(blocks.name, blocks.level, f"matrices of {sizes} are {blocks.otherwise}", nearest)
 
 
@@ -210,23 +211,18 @@ def _needs(blocks: Blocks, shape: Shape) -> dict[frozenset[str], tuple[int, int]
     needs: dict[frozenset[str], tuple[int, int]] = {}
     for layout, (dim, multiple) in product(_matrices(shape), ((-1, blocks.inputs), (-2, blocks.outputs))):
         axes, size = layout.axes(dim), layout.shape(shape.sizes)[dim]
-        needs[axes] = size, math.lcm(multiple, needs.get(axes, (size, 1))[1])
+        before, other = needs.get(axes, (size, 1))
+        needs[axes] = math.gcd(size, before), math.lcm(multiple, other)  # fused matrices are twice as long
     return needs
 
 
-def _friendlier(shape: Shape, axes: frozenset[str], multiple: int) -> dict[str, int]:
-    """Sizes near the shape's at which a dim over these axes is a multiple; none where one alone cannot change."""
-    if shape.keeps_hidden_per_head and axes & {"hidden", "head"}:
-        return {}
-    if axes == {"hidden"}:
-        heads = shape.sizes["head"] if shape.family.hidden_is_multiple_of_heads else 1
-        return {"hidden": _nearest(shape.sizes["hidden"], math.lcm(multiple, heads))}
-    if len(axes) == 1:
-        return {axis: _nearest(shape.sizes[axis], multiple) for axis in axes}
-    if "head" not in axes:
-        return {}
-    heads = multiple // math.gcd(multiple, shape.sizes["head_dim"])
-    return {"head": _nearest(shape.sizes["head"], math.lcm(heads, shape.groups))}
+def _multiples(shape: Shape, needs: Mapping[frozenset[str], int]) -> dict[str, int]:
+    """Axis -> what must divide its size, so that dims over these axes are multiples. Of heads, their number changes."""
+    found: dict[str, int] = {}
+    for axes, multiple in needs.items():
+        share = math.gcd(multiple, shape.sizes["head_dim"]) if "head_dim" in axes else 1
+        found |= {axis: math.lcm(multiple // share, found.get(axis, 1)) for axis in axes - {"head_dim"}}
+    return found
 
 
 def _matrices(shape: Shape) -> list[Layout]:
@@ -241,9 +237,31 @@ def _matrices(shape: Shape) -> list[Layout]:
     ]
 
 
-def _nearest(size: int, multiple: int) -> int:
-    """The multiple nearest to a size, the larger of two, and never 0."""
-    return max(1, (2 * size + multiple) // (2 * multiple)) * multiple
+def _nearest(
+    shape: Shape, parent: Shape, multiples: Mapping[str, int], *, groups_are_copied: bool = False
+) -> dict[str, int]:
+    """The sizes to change for these numbers to divide all of theirs. None if the parent cannot be cut to them."""
+    family, most, sizes = shape.family, parent.sizes, dict(shape.sizes)
+    if of := multiples.get("kv_head"):
+        sizes["kv_head"] = _multiple(sizes["kv_head"], of, most["kv_head"])
+        if groups_are_copied and not sizes["kv_head"]:
+            sizes["kv_head"] = max(n for n in range(1, most["kv_head"] + 1) if not of % n)
+    groups = sizes.get("kv_head", 1)
+    most_heads = groups * most["head"] // most.get("kv_head", 1)
+    sizes["head"] = _multiple(sizes["head"], math.lcm(multiples.get("head", 1), groups), most_heads)
+    heads = sizes["head"] if family.hidden_is_multiple_of_heads else 1
+    for axis, multiple in {"hidden": heads, "ffn": 1}.items():
+        multiple = math.lcm(max(1, multiple), multiples.get(axis, 1))
+        if sizes[axis] % multiple:
+            sizes[axis] = _multiple(sizes[axis], math.lcm(multiple, family.width_multiple), most[axis])
+    changed = {axis: size for axis, size in sizes.items() if size != shape.sizes[axis]}
+    stay = {"head", "kv_head"} if family.heads_stay else {"head", "hidden"} if shape.keeps_hidden_per_head else set()
+    return {} if 0 in changed.values() or changed.keys() & stay else changed
+
+
+def _multiple(size: int, of: int, most: int) -> int:
+    """The multiple nearest to a size and not above `most`, the larger of two; 0 if there is none."""
+    return min(max(1, (2 * size + of) // (2 * of)), most // of) * of if of else 0
 
 
 def _listed(numbers: Sequence[int]) -> str:

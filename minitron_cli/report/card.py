@@ -2,31 +2,59 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minitron_cli.report.data import Measure, ModelFacts, ReportData, ResultRow, TaskResult
 from minitron_cli.report.markdown import code, inline, table
 from minitron_cli.report.text import axis_title, clean, exact, measure, percent, short
 
 TAGS = ("minitron", "pruning", "knowledge-distillation")
+RELATION = "finetune"  # of the hub's four, the one that is true of a smaller model with its own weights
 
 
-def model_card(
-    data: ReportData,
-    *,
-    name: str,
-    base_model: str | None = None,
-    license: str | None = None,
-    language: Sequence[str] = (),
-    datasets: Sequence[str] = (),
-) -> str:
-    """The card of `data.child`. `base_model`, `license`, `language` and `datasets` are the hub's terms, where known."""
+@dataclass(frozen=True)
+class HubFacts:
+    """What the hub is told of a model, in its terms, where known."""
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+
+    @classmethod
+    def of_card(cls, text: str, base_model: str | None = None) -> "HubFacts":
+        """What a model made from another inherits from its parent's card. A card that cannot be read gives nothing."""
+        try:
+            found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+        except Exception:  # YAML of somebody else's making
+            found = {}
+        known = {name: found[name] for name in ("license", "license_name", "license_link") if _is_word(found.get(name))}
+        language = found.get("language") or ()
+        languages = tuple(filter(_is_word, [language] if isinstance(language, str) else language))
+        return cls(base_model, **known, language=languages)
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+NOTHING_KNOWN = HubFacts()
+
+
+def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) -> str:
+    """The card of `data.child`."""
     metadata = ModelCardData(
-        base_model=base_model,
-        license=license,
-        language=list(language) or None,
-        datasets=list(datasets) or None,
+        base_model=hub.base_model,
+        base_model_relation=RELATION if hub.base_model else None,
+        license=hub.license,
+        license_name=hub.license_name,
+        license_link=hub.license_link,
+        language=list(hub.language) or None,
+        datasets=list(hub.datasets) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=list(TAGS),
@@ -42,8 +70,11 @@ def _eval_results(row: ResultRow | None) -> Iterator[EvalResult]:
         if task.measure.value is not None:
             yield EvalResult(
                 task_type="text-generation",
-                dataset_type=clean(task.task),
+                dataset_type=clean(task.dataset or task.task),
                 dataset_name=clean(task.task) + _shots(task),
+                dataset_config=task.config and clean(task.config),
+                dataset_split=task.split and clean(task.split),
+                dataset_args=None if task.shots is None else {"num_few_shot": task.shots},
                 metric_type=clean(task.metric),
                 metric_value=round(task.measure.value, 6),
             )

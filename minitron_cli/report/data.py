@@ -40,6 +40,10 @@ class TaskResult:
     measure: Measure
     shots: int | None = None
     items: int | None = None
+    dataset: str | None = None
+    """Its items' place on the hub, where they come from there."""
+    config: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,44 @@ class ResultRow:
     """Nats per token."""
     tokens_trained: int | None = None
     tasks: tuple[TaskResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One metric of one task, of every model."""
+
+    title: str
+    """Task, metric and shots."""
+    items: int | None
+    values: Mapping[str, Interval]
+    """Model -> value."""
+    differences: Mapping[str, Interval] = field(default_factory=dict)
+    """Model -> its value less the parent's, on the same items."""
+    chances: Mapping[str, float] = field(default_factory=dict)
+    """Model -> McNemar's exact probability that it is as good as its parent."""
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """How fast one model generates."""
+
+    label: str
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    time_to_first_token_seconds: float
+    peak_bytes: int | None = None
+    prefill_ratio: float | None = None
+    """How many times as fast as the parent, measured in turns."""
+    decode_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +221,11 @@ class ReportData:
     child: ModelFacts | None = None
     results: tuple[ResultRow, ...] = ()
     """In the order of the table."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Every value with its interval, and how far each model is from its parent."""
+    speed: tuple[SpeedRow, ...] = ()
+    speed_settings: str = ""
+    """What was generated and where, in words."""
     importance: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Axis -> importance [layer, channel], or [channel] where all layers share it. Higher is more important."""
     importance_metric: str = ""

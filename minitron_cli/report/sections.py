@@ -8,13 +8,25 @@ import numpy as np
 from markupsafe import Markup
 
 from minitron_cli.report import plots
-from minitron_cli.report.data import Candidate, Measure, ModelFacts, ReportData, ResultRow, TaskResult, TrainingRun
+from minitron_cli.report.data import (
+    Benchmark,
+    Candidate,
+    Measure,
+    ModelFacts,
+    ReportData,
+    ResultRow,
+    ServingRow,
+    TaskResult,
+    TrainingRun,
+)
 from minitron_cli.report.text import (
     MINUS,
     NOTHING,
+    TIMES,
     axis_title,
     channel_title,
     exact,
+    interval,
     measure,
     percent,
     power_of_ten,
@@ -81,7 +93,9 @@ def _results(data: ReportData) -> Section | None:
         "against parent": [_difference(loss_of(row), parent) for row in data.results],
         "perplexity": [measure(_alone(row.perplexity)) for row in data.results],
         "KL to parent": [measure(row.kl_to_parent) for row in data.results],
-    } | {_task_title(task): [_task(row, task) for row in data.results] for task in _tasks(data.results)}
+    }
+    if not data.benchmarks:
+        columns |= {_task_title(task): [_task(row, task) for row in data.results] for task in _tasks(data.results)}
     columns["tokens trained"] = [short(row.tokens_trained) for row in data.results]
     shown = {title: cells for title, cells in columns.items() if any(cell != NOTHING for cell in cells)}
     rows = tuple(zip([row.label for row in data.results], *shown.values(), strict=True))
@@ -114,6 +128,54 @@ def _task_title(task: TaskResult) -> str:
 def _task(row: ResultRow, column: TaskResult) -> str:
     found = [task.measure for task in row.tasks if _task_title(task) == _task_title(column)]
     return measure(found[0]) if found else NOTHING
+
+
+def _benchmarks(data: ReportData) -> Section | None:
+    if not data.benchmarks:
+        return None
+    labels = list(dict.fromkeys(label for row in data.benchmarks for label in row.values))
+    values = tuple(
+        (row.title, exact(row.items), *(interval(row.values.get(m)) for m in labels)) for row in data.benchmarks
+    )
+    tables = [Table("Values", ("", "items", *labels), values)]
+    others = [label for label in labels if any(label in row.differences for row in data.benchmarks)]
+    if others:
+        apart = tuple((row.title, *(_apart(row, m) for m in others)) for row in data.benchmarks if row.differences)
+        tables.append(Table("Less the parent's", ("", *others), apart))
+    text = (
+        "In brackets, 95 % intervals. What counts is the second table: both models answered the same items, so their "
+        "difference is far surer than either value. Items of one document are counted together. p is McNemar's exact "
+        "probability of such a difference between equals."
+    )
+    return Section("benchmarks", "Benchmarks", text, tuple(tables))
+
+
+def _apart(row: Benchmark, label: str) -> str:
+    chance = f", p {row.chances[label]:.2g}" if label in row.chances else ""
+    return interval(row.differences.get(label), is_difference=True) + chance
+
+
+def _speed(data: ReportData) -> Section | None:
+    if not data.speed:
+        return None
+    columns = {
+        "prefill tokens/s": [short(row.prefill_tokens_per_second) for row in data.speed],
+        "against parent": [_times(row.prefill_ratio) for row in data.speed],
+        "decode tokens/s": [short(row.decode_tokens_per_second) for row in data.speed],
+        "decode against parent": [_times(row.decode_ratio) for row in data.speed],
+        "first token": [f"{1000 * row.time_to_first_token_seconds:.4g} ms" for row in data.speed],
+        "peak memory": [NOTHING if row.peak_bytes is None else size(row.peak_bytes) for row in data.speed],
+    }
+    rows = tuple(zip([row.label for row in data.speed], *columns.values(), strict=True))
+    text = (
+        "Generation with transformers, medians of rounds in which parent and child took turns. Memory is the peak of a "
+        f"process that loads the model and generates once. {data.speed_settings}"
+    )
+    return Section("speed", "Speed", text, (Table("Speed", ("model", *columns), rows),))
+
+
+def _times(ratio: float | None) -> str:
+    return NOTHING if ratio is None else f"{ratio:.2f} {TIMES}"
 
 
 def _shape(data: ReportData) -> Section | None:
@@ -344,15 +406,18 @@ def _decimals(value: float | None) -> str:
 def _serving(data: ReportData) -> Section | None:
     if not data.serving and not data.checks:
         return None
-    rows = tuple(
-        (row.reader, row.level, row.reason, ", ".join(f"{axis_title(a)} {exact(n)}" for a, n in row.nearest.items()))
-        for row in data.serving
-    )
+    rows = tuple((row.reader, row.level, row.reason, _nearest(row)) for row in data.serving)
     text = "What the programs that load or quantise the pruned model will make of its shape."
     if data.checks:
         text += f" Before it was kept, it was compared with the parent, cut in memory: {', '.join(data.checks)}."
     table = Table("Serving", ("", "level", "because", "nearest shape without"), rows, is_text=True)
     return Section("serving", "Serving", text, (table,) if rows else ())
+
+
+def _nearest(row: ServingRow) -> str:
+    if row.level in ("slower", "fails") and not row.nearest:
+        return "none"
+    return ", ".join(f"{axis_title(axis)} {exact(size)}" for axis, size in row.nearest.items())
 
 
 def _training(data: ReportData) -> Section | None:
@@ -426,6 +491,8 @@ def _commands(data: ReportData) -> Section | None:
 
 ALL = (
     _results,
+    _benchmarks,
+    _speed,
     _shape,
     _serving,
     _importance,

@@ -3,7 +3,7 @@
 import math
 import unicodedata
 
-from minitron_cli.report.data import Measure
+from minitron_cli.report.data import Interval, Measure
 
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -81,6 +81,18 @@ def measure(value: Measure | None) -> str:
     if 0 < value.stderr < 10.0**-digits:
         digits = min(6, math.ceil(-math.log10(value.stderr)))
     return f"{value.value:,.{digits}f} ± {value.stderr:,.{digits}f}"
+
+
+def interval(found: Interval | None, *, is_difference: bool = False) -> str:
+    """0.640 (0.573 to 0.707); with signs where it is a difference."""
+    if found is None:
+        return NOTHING
+    digits = _decimals(max(abs(x) for x in (found.value, found.low, found.high) if x is not None))
+    value, low, high = (
+        "" if x is None else f"{x:{'+' if is_difference else ''},.{digits}f}".replace("-", MINUS)
+        for x in (found.value, found.low, found.high)
+    )
+    return f"{value} ({low} to {high})" if low else value
 
 
 def _decimals(size: float) -> int:

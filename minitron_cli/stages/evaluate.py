@@ -40,9 +40,12 @@ class _Measured:
     results: harness.TaskResults = field(default_factory=dict)
     items: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Task -> metric -> each item's score, of the metrics that are means of such scores."""
+    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    """Task -> where on the hub its items come from."""
 
     def add(self, answers: harness.Answers) -> None:
         self.results |= answers.results
+        self.sources |= answers.sources
         self.items |= {
             task: {name: items.json() for name, items in some.items()} for task, some in answers.items.items()
         }

@@ -28,7 +28,7 @@ from minitron_cli.trim.metric import Random
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.spec import PruneConfig
 
-STAGE, VERSION = "prune", 2
+STAGE, VERSION = "prune", 3
 SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
 PLAN = "plan.json"
 
@@ -174,7 +174,7 @@ def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
         _check(work, parent, plan)
     layer_types = getattr(hf.load_config(work.path), "layer_types", None)
     work.summary |= {
-        "serving": [finding._asdict() for finding in serving.findings(plan.child, layer_types)],
+        "serving": [finding._asdict() for finding in serving.findings(plan.child, layer_types, plan.parent)],
         "parent": {"sizes": dict(plan.parent.sizes), "parameters": plan.parent.parameters()},
         "child": {"sizes": dict(plan.child.sizes), "parameters": plan.child.parameters()},
         "non_embedding": plan.child.parameters("non_embedding"),

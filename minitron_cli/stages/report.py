@@ -1,8 +1,8 @@
 """The report stage: everything a workspace has made in, one HTML page out."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT
+from minitron_cli.evaluate.paired import interval
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import data as page_data
-from minitron_cli.report.card import model_card
+from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.ledger import forward_flops, training_flops
 from minitron_cli.report.page import render
@@ -35,6 +36,7 @@ from minitron_cli.trim.scores import Scores
 
 STAGE, VERSION = "report", 1
 PAGE, CARD = "report.html", "model-card.md"
+MAX_CARD = 1 << 20  # characters read of a parent's card
 
 KINDS: dict[str, page_data.Kind] = {
     PARENT: "parent",
@@ -50,24 +52,48 @@ class ReportConfig(Spec):
     title: str
     model: str
     """The parent's name."""
-    base_model: str | None = None
-    """The parent's id on the hub, where it has one."""
+    hub: Mapping[str, Any] = {}
+    """What the hub is told of the model: its parent there, and the parent's licence and languages."""
 
 
 def run(context: Context) -> Artifact:
     """Gather the workspace's current results into one page. ArtifactError if there is nothing to show."""
     made = _Made.of(context.workspace)
-    model = str(context.workspace.settings.get("model") or "the parent")
-    name = _name(model)
-    base_model = None if Path(model).is_dir() else hf.hub_id(model)
-    config = ReportConfig(title=f"{name}: {context.workspace.name}", model=name, base_model=base_model)
+    config = _config(context.workspace)
 
     def build(work: Build) -> None:
         content = made.page(config)
         io.write_new(work.path / PAGE, render(content).encode())
-        io.write_new(work.path / CARD, model_card(content, name=config.title, base_model=config.base_model).encode())
+        io.write_new(work.path / CARD, _card(content, config, config.title).encode())
 
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=made.fingerprints(), build=build)
+
+
+def card(workspace: Workspace, name: str) -> str:
+    """The model card of what the workspace has made, under the name that it will have on the hub."""
+    config = _config(workspace)
+    return _card(_Made.of(workspace).page(config), config, name)
+
+
+def _card(content: ReportData, config: ReportConfig, name: str) -> str:
+    return model_card(content, name=name, hub=HubFacts(**config.hub))
+
+
+def _config(workspace: Workspace) -> ReportConfig:
+    model = str(workspace.settings.get("model") or "the parent")
+    name = _name(model)
+    known = {key: value for key, value in asdict(_hub_facts(model)).items() if value}
+    return ReportConfig(title=f"{name}: {workspace.name}", model=name, hub=known)
+
+
+def _hub_facts(model: str) -> HubFacts:
+    """What the parent's own card says, if it is on this machine."""
+    is_local = Path(model).is_dir()
+    path = Path(model) if is_local else hf.cached(model)
+    base_model = None if is_local else hf.hub_id(model)
+    readme = path / "README.md" if path else None
+    text = readme.read_text(errors="replace")[:MAX_CARD] if readme and readme.is_file() else ""
+    return HubFacts.of_card(text, base_model)
 
 
 def _name(model: str) -> str:
@@ -122,6 +148,9 @@ class _Made:
             parent=self._facts(config.model, self._parent),
             child=self._facts(f"{config.model}, cut", self._child),
             results=tuple(self._results()),
+            benchmarks=tuple(_benchmarks(self._models)),
+            speed=tuple(self._speed()),
+            speed_settings=_speed_settings(self._timed),
             importance=self._importance(),
             importance_metric="mean over tokens, L2 over samples",
             kept=self._kept(),
@@ -163,7 +192,7 @@ class _Made:
             return
         trained = (self.correct, *self.trained)
         tokens = {artifact.label: artifact.summary["tokens"] for artifact in trained if artifact}
-        for label, entry in _in_order(self.evaluate.read_json(RESULTS)["models"]):
+        for label, entry in self._models.items():
             own = entry["results"].get(PERPLEXITY, {})
             yield page_data.ResultRow(
                 label=label,
@@ -173,8 +202,21 @@ class _Made:
                 perplexity=_measure(own.get("perplexity")),
                 kl_to_parent=_measure(own.get("kl")),
                 tokens_trained=tokens.get(label),
-                tasks=tuple(_tasks(entry["results"])),
+                tasks=tuple(_tasks(entry["results"], entry.get("sources", {}))),
             )
+
+    @cached_property
+    def _models(self) -> dict[str, Any]:
+        """What was measured of each model."""
+        return dict(_in_order(self.evaluate.read_json(RESULTS)["models"])) if self.evaluate else {}
+
+    @cached_property
+    def _timed(self) -> dict[str, Any]:
+        return self.evaluate.run.get("speed", {}) if self.evaluate else {}
+
+    def _speed(self) -> Iterator[page_data.SpeedRow]:
+        for label, figures in _in_order(self._timed.get("models", {})):
+            yield page_data.SpeedRow(label, **{n: value for n, value in figures.items() if n != "libraries_bytes"})
 
     def _importance(self) -> dict[str, np.ndarray]:
         if self.importance is None:
@@ -302,11 +344,46 @@ def _measure(metric: dict[str, Any] | None) -> page_data.Measure | None:
     return page_data.Measure(metric["value"], metric["stderr"])
 
 
-def _tasks(results: dict[str, Any]) -> Iterator[page_data.TaskResult]:
+def _tasks(results: dict[str, Any], sources: dict[str, Any]) -> Iterator[page_data.TaskResult]:
     for task, metrics in sorted(results.items()):
         for name, metric in sorted(metrics.items()):
-            if task != PERPLEXITY and (measure := _measure(metric)):
-                yield page_data.TaskResult(task, name, measure, metric["shots"], metric["n"])
+            if task != PERPLEXITY and "part_of" not in metric and (measure := _measure(metric)):
+                yield page_data.TaskResult(task, name, measure, metric["shots"], metric["n"], **sources.get(task, {}))
+
+
+def _benchmarks(models: dict[str, Any]) -> Iterator[page_data.Benchmark]:
+    """Our own metrics, then the tasks; of a group without its members."""
+    names = {(t, m): x for entry in models.values() for t, some in entry["results"].items() for m, x in some.items()}
+    for task, metric in sorted(names, key=lambda name: (name[0] != PERPLEXITY, name)):
+        if "part_of" in names[task, metric]:
+            continue
+        found = {label: entry["results"].get(task, {}).get(metric) for label, entry in models.items()}
+        apart = {label: entry.get("against_parent", {}).get(task, {}).get(metric) for label, entry in models.items()}
+        shots = names[task, metric]["shots"]
+        yield page_data.Benchmark(
+            title=f"{task} {metric}" + (f", {shots}-shot" if shots is not None else ""),
+            items=names[task, metric]["n"],
+            values={label: _interval(x) for label, x in found.items() if x and x["value"] is not None},
+            differences={
+                label: page_data.Interval(x["difference"], x["low"], x["high"]) for label, x in apart.items() if x
+            },
+            chances={label: x["mcnemar"] for label, x in apart.items() if x and x["mcnemar"] is not None},
+        )
+
+
+def _interval(metric: dict[str, Any]) -> page_data.Interval:
+    ends = interval(metric["value"], metric["stderr"], metric.get("clusters", metric["n"]))
+    return page_data.Interval(metric["value"], *(ends or ()))
+
+
+def _speed_settings(timed: dict[str, Any]) -> str:
+    if not timed:
+        return ""
+    how = timed["settings"]
+    return (
+        f"Batch {how['batch_size']}, prompt {how['prompt_tokens']:,} tokens, {how['new_tokens']:,} new ones, "
+        f"{how['cache']} cache, on {timed['device']}."
+    )
 
 
 def _curves(artifact: Artifact) -> page_data.TrainingRun:

@@ -2,9 +2,6 @@
 
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitron_cli import io, progress
+from minitron_cli import io
 from minitron_cli.checkpoint import hf, strict_json
+from minitron_cli.errors import InputError
+from minitron_cli.evaluate.config import Speed
+from minitron_cli.evaluate.speed import compare
 from minitron_cli.model.shape import Shape
 from minitron_cli.search.constraints.base import Timing, Workload
 from minitron_cli.stages.cut import Cutter
@@ -22,7 +22,7 @@ from minitron_cli.trim.config import child_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DECODED = 4  # tokens of one turn, whose mean counts
+NEW_TOKENS = 8  # generated in one turn
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,33 @@ class Stopwatch:
         }
 
     def _time(self, shape: Shape, workload: Workload) -> Timing:
-        child = self._turn(child_config(self.cutter.parent.checkpoint.config, self.cutter.plan(shape)), workload)
-        own, theirs = [], []
-        with progress.track(f"time {shape}", workload.repeats, "turns") as step:
-            for _ in range(workload.repeats):  # in turn, so that what else the machine does hits both
-                theirs.append(self._parent_turn(workload)())
-                own.append(child())
-                step(1, ms=1000 * own[-1])
-        return Timing(statistics.median(own), statistics.median(theirs))
-
-    def _parent_turn(self, workload: Workload) -> Callable[[], float]:
-        if workload not in self._parents:
-            self._parents[workload] = self._turn(dict(self.cutter.parent.checkpoint.config), workload)
-        return self._parents[workload]
+        child = self._model(child_config(self.cutter.parent.checkpoint.config, self.cutter.plan(shape)))
+        positions = child.config.max_position_embeddings
+        if workload.length + NEW_TOKENS > positions:
+            raise InputError(
+                f"search.constraints: {workload.length:,} tokens and {NEW_TOKENS} new ones are more than the model's "
+                f"{positions:,} positions; lower length"
+            )
+        found = compare(
+            child,
+            self._parent,
+            Speed(
+                batch_size=workload.batch,
+                prompt_tokens=workload.length,
+                new_tokens=NEW_TOKENS,
+                rounds=workload.repeats,
+            ),
+        )
+        if workload.phase == "prefill":
+            speed, ratio = found.model.prefill_tokens_per_second, found.prefill_ratio
+        else:
+            speed, ratio = found.model.decode_tokens_per_second, found.decode_ratio
+        seconds = workload.tokens / speed
+        return Timing(seconds, seconds * ratio)  # the ratio is the steadier figure: both are timed in turn
 
     @cached_property
-    def _parents(self) -> dict[Workload, Callable[[], float]]:
-        return {}
+    def _parent(self) -> "PreTrainedModel":
+        return self._model(dict(self.cutter.parent.checkpoint.config))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -80,44 +90,10 @@ class Stopwatch:
         stored = next(iter(self.cutter.parent.checkpoint.tensors.values())).torch_dtype
         return stored if self.cutter.context.dtype == "auto" else getattr(torch, self.cutter.context.dtype)
 
-    def _turn(self, config: dict[str, Any], workload: Workload) -> Callable[[], float]:
-        """A function that runs a model of the config once and says how many seconds it took; warmed up."""
-        device = self.cutter.context.device
+    def _model(self, config: dict[str, Any]) -> "PreTrainedModel":
+        """A model of the config with random weights."""
         model = hf.new_model(hf.config_from_dict(config, "the config of the cut model"), seed=0)
-        model = model.to(device=device, dtype=self._dtype)
-        ids_BT = torch.randint(model.config.vocab_size, (workload.batch, workload.length), device=device)
-        turn = _prefill if workload.phase == "prefill" else _decode
-        turn(model, ids_BT)
-        return lambda: turn(model, ids_BT)
-
-
-@torch.inference_mode()
-def _prefill(model: "PreTrainedModel", ids_BT: torch.Tensor) -> float:
-    return _seconds(lambda: model(input_ids=ids_BT, use_cache=False, logits_to_keep=1), model.device)
-
-
-@torch.inference_mode()
-def _decode(model: "PreTrainedModel", ids_BT: torch.Tensor) -> float:
-    cache = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).past_key_values
-
-    def write() -> None:
-        for _ in range(DECODED):
-            model(input_ids=ids_BT[:, :1], past_key_values=cache, use_cache=True)
-
-    return _seconds(write, model.device) / DECODED
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    started = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+        return model.to(device=self.cutter.context.device, dtype=self._dtype)
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -22,23 +22,24 @@ from minitron_cli.trim.spec import PruneConfig
 from tests.unit.stages.place import context, data, write_place
 
 CUTS: dict[str, dict[str, int]] = {
-    "neurons": {"ffn": 36},
-    "width": {"hidden": 24, "ffn": 36},
+    "neurons": {"ffn": 40},
+    "width": {"hidden": 24, "ffn": 40},
     "heads": {"head": 4},
     "depth": {"layer": 3},
     "half the depth": {"layer": 2},
     "half of twelve layers": {"layer": 6},
+    "experts": {"expert": 3},
 }
 # 8 heads of 4 make the hidden size of 32, as readers expect that derive one from the other; and no window that they
 # leave out for the parent as well, nor biases that no published model has.
 PARENT = {"head_dim": 4, "max_position_embeddings": 512}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "gemma2": {"attention_bias": False},
+    "gemma2": {"attention_bias": False, "query_pre_attn_scalar": 4},  # llama.cpp takes it to be the size of a head
     "gemma3_text": {
         "attention_bias": False,
         "sliding_window_pattern": 6,
         "num_hidden_layers": 12,
-        "query_pre_attn_scalar": 4,  # llama.cpp takes it to be the size of a head
+        "query_pre_attn_scalar": 4,
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 1e6},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},  # as it assumes
@@ -46,12 +47,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "granite": {"attention_bias": False, "mlp_bias": False},
     "mistral": {"sliding_window": None},
-    "nemotron": {"attention_bias": False, "mlp_bias": False},
+    "mixtral": {"sliding_window": None},
+    "nemotron": {"attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 0.5},  # two of four
     "olmo2": {"attention_bias": False},
     "phi3": {"sliding_window": None},
     "qwen2": {"use_sliding_window": False},
     "qwen3": {"attention_bias": False},
+    "qwen3_moe": {"attention_bias": False, "norm_topk_prob": True},  # as all published ones
     "smollm3": {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "no_rope_layer_interval": 4},
+    "starcoder2": {"sliding_window": None},
 }
 PROMPT, GENERATED = 24, 8
 

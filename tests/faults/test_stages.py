@@ -25,8 +25,9 @@ from tests.unit.stages.place import data, write_place
 RANDOM_KILLS, INSIDE_A_WRITE = 20, 6
 
 TRAINING = {"batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1, "learning_rate": 1e-2, "precision": "fp32"}
+STATES = ("block_output", "attention_relation", "embedding")
 DISTILL = DistillConfig(
-    steps=4, save_every=1, eval_every=2, eval_blocks=2, hidden=HiddenLosses(layers=((1, 1),)), **TRAINING
+    steps=4, save_every=1, eval_every=2, eval_blocks=2, hidden=HiddenLosses(states=STATES, layers=((1, 1),)), **TRAINING
 )
 CORRECT = CorrectConfig(steps=3, save_every=1, eval_every=2, eval_blocks=2, export="best", **TRAINING)
 TEACHER = TeacherConfig(

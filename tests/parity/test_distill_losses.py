@@ -198,6 +198,17 @@ def test_two_losses_that_both_read_the_teacher() -> None:
 
 
 @low_memory_too
+def test_a_part_without_counted_tokens_adds_nothing(low_memory: bool) -> None:
+    c = case()
+    student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+    none_N = torch.zeros(N, dtype=torch.bool)
+    total = fused_objective([ForwardKL()], student, teacher, None, none_N, count=5, low_memory=low_memory).total
+    assert total == 0
+    for gradient in gradients(total, c.leaves()[:2]):
+        assert gradient.abs().max() == 0
+
+
+@low_memory_too
 def test_the_hidden_gradient_is_added_up_in_fp32(low_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 512 chunks of one entry each: the same, along the vocabulary."""
     monkeypatch.setitem(by_vocab.VOCAB, "cpu", 1)

@@ -2,30 +2,22 @@
 
 # N token, V vocab, C one chunk of it
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
+from minitron_cli.distill.losses.comparison import Comparison
 from minitron_cli.model.softmax import OnlineSoftmax
-from minitron_cli.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ForwardKL(Spec):
+class ForwardKL(Comparison):
     """KL(teacher || student) in nats per token, times temperature squared (Hinton et al. 2015, sec. 2).
 
     Alone it beat every mixture with cross-entropy and every other loss on logits (Muralidharan et al. 2024, table 16).
     """
 
     kind: Literal["forward_kl"] = "forward_kl"
-    weight: float = Field(1.0, gt=0)
-    """Factor of this loss in the sum."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides both models' logits; 1.0 was best of 0.1, 0.5, 1.0 and 3.0 (Muralidharan et al. 2024, sec. 3)."""
-
-    needs_teacher: ClassVar[bool] = True
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
@@ -35,9 +27,7 @@ class ForwardKL(Spec):
         The gradient is temperature * (p_student - p_teacher).
         """
         assert teacher_NV is not None
-        if self.temperature != 1:
-            student_NV.div_(self.temperature)
-            teacher_NV.div_(self.temperature)
+        self.soften_(student_NV, teacher_NV)
         # With each row's maximum gone, KL = sum(p_t (t - s)) - log z_t + log z_s, whose terms are all of KL's size.
         p_NV = teacher_NV.sub_(teacher_NV.amax(-1, keepdim=True)).exp()
         z_teacher_N1 = p_NV.sum(-1, keepdim=True)
@@ -49,35 +39,31 @@ class ForwardKL(Spec):
         return kl_N * self.temperature**2, grad_NV
 
     def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(self.temperature, zeros_N1)
+        return _TwoPass(self, zeros_N1)
 
 
 class _TwoPass:
     """KL = E_teacher[t - s] - log z_t + log z_s, of logits divided by the temperature."""
 
-    def __init__(self, temperature: float, zeros_N1: "Tensor") -> None:
-        self.temperature = temperature
+    def __init__(self, loss: ForwardKL, zeros_N1: "Tensor") -> None:
+        self.loss = loss
         self.student, self.teacher = OnlineSoftmax(zeros_N1), OnlineSoftmax(zeros_N1)
 
     def read_(self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int) -> None:
         assert teacher_NC is not None
-        if self.temperature != 1:
-            student_NC.div_(self.temperature)
-            teacher_NC.div_(self.temperature)
+        self.loss.soften_(student_NC, teacher_NC)
         self.teacher.read_(teacher_NC, teacher_NC - student_NC)
         self.student.read_(student_NC)
 
     def values(self) -> "Tensor":
         kl_N1 = self.teacher.mean_N1 - self.teacher.log_z_N1 + self.student.log_z_N1
-        return kl_N1[:, 0] * self.temperature**2
+        return kl_N1[:, 0] * self.loss.temperature**2
 
     def grad_(
         self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int
     ) -> "Tensor":
         assert teacher_NC is not None
-        if self.temperature != 1:
-            student_NC.div_(self.temperature)
-            teacher_NC.div_(self.temperature)
+        self.loss.soften_(student_NC, teacher_NC)
         p_student_NC = student_NC.sub_(self.student.log_z_N1).exp_()
         grad_NC = p_student_NC.sub_(teacher_NC.sub_(self.teacher.log_z_N1).exp_())
-        return grad_NC if self.temperature == 1 else grad_NC.mul_(self.temperature)
+        return grad_NC if self.loss.temperature == 1 else grad_NC.mul_(self.loss.temperature)

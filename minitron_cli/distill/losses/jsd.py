@@ -2,11 +2,11 @@
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.spec import Spec
+from minitron_cli.distill.losses.comparison import Comparison
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LARGEST_LOG_RATIO = 80.0  # exp of it is within fp32; a student's probability e**80 below the teacher's is 0
 
 
-class JSD(Spec):
+class JSD(Comparison):
     """beta KL(teacher || m) + (1 - beta) KL(student || m) in nats, with m = beta teacher + (1 - beta) student.
 
     Times temperature squared (Agarwal et al. 2024, eq. 1). Bounded, and between the two KLs: divided by beta it becomes
@@ -22,14 +22,8 @@ class JSD(Spec):
     """
 
     kind: Literal["jsd"] = "jsd"
-    weight: float = Field(1.0, gt=0)
-    """Factor of this loss in the sum."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides both models' logits."""
     beta: float = Field(0.5, gt=0, lt=1)
     """The teacher's share of the mixture."""
-
-    needs_teacher: ClassVar[bool] = True
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
@@ -51,7 +45,6 @@ class JSD(Spec):
         return value_N1[:, 0] * self.temperature**2, grad_NV
 
     def _log_softmax_(self, logits_NV: "Tensor") -> "Tensor":
-        if self.temperature != 1:
-            logits_NV.div_(self.temperature)
+        self.soften_(logits_NV)
         logits_NV.sub_(logits_NV.amax(-1, keepdim=True))
         return logits_NV.sub_(logits_NV.exp().sum(-1, keepdim=True).log_())

@@ -2,17 +2,15 @@
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from minitron_cli.spec import Spec
+from minitron_cli.distill.losses.comparison import Comparison
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MSE(Spec):
+class MSE(Comparison):
     """Sum over the vocabulary of (p_student - p_teacher)**2, times temperature squared.
 
     On the softmax p(x, temperature), not on logits (Muralidharan et al. 2024, sec. 3). The sum and not the mean: over a
@@ -20,12 +18,6 @@ class MSE(Spec):
     """
 
     kind: Literal["mse"] = "mse"
-    weight: float = Field(1.0, gt=0)
-    """Factor of this loss in the sum."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides both models' logits."""
-
-    needs_teacher: ClassVar[bool] = True
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
@@ -43,7 +35,6 @@ class MSE(Spec):
         return value_N * self.temperature**2, grad_NV
 
     def _softmax_(self, logits_NV: "Tensor") -> "Tensor":
-        if self.temperature != 1:
-            logits_NV.div_(self.temperature)
+        self.soften_(logits_NV)
         exp_NV = logits_NV.sub_(logits_NV.amax(-1, keepdim=True)).exp_()
         return exp_NV.div_(exp_NV.sum(-1, keepdim=True))

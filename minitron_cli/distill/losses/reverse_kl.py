@@ -2,18 +2,16 @@
 
 # N token, V vocab, C one chunk of it
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
+from minitron_cli.distill.losses.comparison import Comparison
 from minitron_cli.model.softmax import OnlineSoftmax
-from minitron_cli.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ReverseKL(Spec):
+class ReverseKL(Comparison):
     """KL(student || teacher) in nats per token, times temperature squared (Gu et al. 2024, eq. 1).
 
     It seeks the teacher's mode where forward KL covers all of it; behind forward KL on both of the paper's models
@@ -21,12 +19,6 @@ class ReverseKL(Spec):
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
-    weight: float = Field(1.0, gt=0)
-    """Factor of this loss in the sum."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides both models' logits."""
-
-    needs_teacher: ClassVar[bool] = True
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
@@ -36,9 +28,7 @@ class ReverseKL(Spec):
         The gradient is temperature * p_student * (log(p_student / p_teacher) - KL).
         """
         assert teacher_NV is not None
-        if self.temperature != 1:
-            student_NV.div_(self.temperature)
-            teacher_NV.div_(self.temperature)
+        self.soften_(student_NV, teacher_NV)
         # With each row's maximum gone, KL = sum(p_s (s - t)) - log z_s + log z_t, whose terms are all of KL's size.
         student_NV.sub_(student_NV.amax(-1, keepdim=True))
         z_teacher_N1 = teacher_NV.sub_(teacher_NV.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)
@@ -51,36 +41,32 @@ class ReverseKL(Spec):
         return kl_N1[:, 0] * self.temperature**2, grad_NV
 
     def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(self.temperature, zeros_N1)
+        return _TwoPass(self, zeros_N1)
 
 
 class _TwoPass:
     """KL = E_student[s - t] - log z_s + log z_t, of logits divided by the temperature."""
 
-    def __init__(self, temperature: float, zeros_N1: "Tensor") -> None:
-        self.temperature = temperature
+    def __init__(self, loss: ReverseKL, zeros_N1: "Tensor") -> None:
+        self.loss = loss
         self.student, self.teacher = OnlineSoftmax(zeros_N1), OnlineSoftmax(zeros_N1)
 
     def read_(self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int) -> None:
         assert teacher_NC is not None
-        if self.temperature != 1:
-            student_NC.div_(self.temperature)
-            teacher_NC.div_(self.temperature)
+        self.loss.soften_(student_NC, teacher_NC)
         apart_NC = student_NC - teacher_NC
         self.student.read_(student_NC, apart_NC)
         self.teacher.read_(teacher_NC)
 
     def values(self) -> "Tensor":
         kl_N1 = self.student.mean_N1 - self.student.log_z_N1 + self.teacher.log_z_N1
-        return kl_N1[:, 0] * self.temperature**2
+        return kl_N1[:, 0] * self.loss.temperature**2
 
     def grad_(
         self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int
     ) -> "Tensor":
         assert teacher_NC is not None
-        if self.temperature != 1:
-            student_NC.div_(self.temperature)
-            teacher_NC.div_(self.temperature)
+        self.loss.soften_(student_NC, teacher_NC)
         apart_NC = teacher_NC.neg_().add_(student_NC).sub_(self.student.mean_N1)
         p_NC = student_NC.sub_(self.student.log_z_N1).exp_()
-        return p_NC.mul_(apart_NC if self.temperature == 1 else apart_NC.mul_(self.temperature))
+        return p_NC.mul_(apart_NC if self.loss.temperature == 1 else apart_NC.mul_(self.loss.temperature))

@@ -3,6 +3,7 @@
 # B sequence, T token, N counted token, D hidden
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +146,15 @@ def test_the_projection_depends_on_the_seed_alone() -> None:
     torch.manual_seed(2)
     assert torch.equal(first, projection(4, 6, seed=3).weight)
     assert not torch.equal(first, projection(4, 6, seed=4).weight)
+
+
+def test_the_projection_is_saved_to_resume_and_not_with_the_student(tmp_path: Path) -> None:
+    config = HiddenLosses(layers=((2, 1),))
+    settings = small.configured(hidden=config.model_dump(), steps=2, warmup_steps=0)
+    student, _ = small.run(tmp_path, settings, pairs=state_pairs(config, NORMS, 3, 2), held_out=None)
+    saved = b"".join(file.read_bytes() for file in tmp_path.rglob("*.safetensors"))
+    assert b"projection.weight" in saved
+    assert not any("projection" in name for name in student.state_dict())
 
 
 # Attention relations

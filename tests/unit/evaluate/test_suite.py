@@ -52,7 +52,22 @@ def remarks(monkeypatch):
     return said
 
 
+@pytest.fixture
+def _short_answers(monkeypatch):
+    """A random model never stops by itself; sixteen tokens show as much as five hundred."""
+
+    def load_short(*arguments, **options):
+        chosen = load_tasks(*arguments, **options)
+        for task in chosen.task_dict["tasks"].values():
+            if task.get_config("generation_kwargs"):
+                task.set_config("generation_kwargs", {"max_gen_toks": 16}, update=True)
+        return chosen
+
+    monkeypatch.setattr(harness, "load_tasks", load_short)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_short_answers")
 def test_all_nine_tasks_run_on_local_files_with_their_own_shots(tokenizer, data):
     model = tiny_model("llama", vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=8192)
     found = harness.run_tasks(model, tokenizer, TASKS, places=Places(data=data), allow_code=True, batch_size=64)
@@ -189,7 +204,7 @@ def test_the_fingerprint_is_of_the_data_that_are_asked_for(data, tmp_path):
 )
 def test_a_program_passes_if_it_ends_in_time_without_an_error(program, expected, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "secret")
-    assert passes(program, timeout_seconds=1.5) is expected
+    assert passes(program, timeout_seconds=1 if program.startswith("while") else 60) is expected
 
 
 def test_rouge_is_one_for_the_same_words_and_none_for_others():

@@ -8,6 +8,7 @@ from minitron_cli.model import serving
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
 from minitron_cli.stages.parent import published_shape
+from minitron_cli.trim.refusal import refusal
 
 LLAMA = published_shape("llama-3.1-8b")
 
@@ -16,8 +17,32 @@ def levels(shape, **options):
     return {f.reader: f.level for f in serving.findings(shape, **options)}
 
 
-def row(shape, reader, **options):
-    return next(f for f in serving.findings(shape, **options) if f.reader == reader)
+NEAR = {
+    "llama-3.1-8b": [{"ffn": 9210}, {"hidden": 3000, "head": 24}, {"head": 24, "kv_head": 6}, {"ffn": 14330}],
+    "qwen3-8b": [{"ffn": 12281, "hidden": 4001}, {"head": 20, "kv_head": 5}, {"head": 12, "kv_head": 3, "ffn": 40}],
+    "qwen3-30b-a3b": [{"ffn": 760}, {"hidden": 2040, "ffn": 8}],
+    "pythia-1.4b": [{"ffn": 8190}, {"hidden": 1000}],
+    "gemma-2-2b": [{"hidden": 2000, "ffn": 9000}, {"head": 6, "kv_head": 3}],
+    "phi-3-mini": [{"ffn": 8000}, {"hidden": 3000}, {"ffn": 100}],
+    "mixtral-8x7b": [{"ffn": 14008}, {"hidden": 3992}, {"head": 20, "kv_head": 5}],
+}
+
+
+@pytest.mark.parametrize(("name", "sizes"), [(name, sizes) for name in NEAR for sizes in NEAR[name]], ids=str)
+def test_what_is_named_as_nearest_can_be_cut_and_has_no_such_trouble(name, sizes):
+    parent = published_shape(name)
+    shape = parent.resize(**sizes)
+    for finding in serving.remarks(shape, parent=parent):
+        if finding.nearest:
+            better = shape.resize(**finding.nearest)
+            assert all(size <= parent.sizes[axis] for axis, size in better.sizes.items()), finding
+            assert levels(better)[finding.reader] == "ok", finding
+            if refusal(parent, shape) is None:
+                assert refusal(parent, better) is None, finding
+
+
+def row(shape, reader, parent=LLAMA, **options):
+    return next(f for f in serving.findings(shape, parent=parent, **options) if f.reader == reader)
 
 
 def of_type(model_type: str, **sizes: int) -> Shape:
@@ -31,7 +56,7 @@ def test_the_published_cuts_are_served_everywhere():
 
 
 def test_an_odd_width_names_the_nearest_that_fits():
-    found = {f.reader: f for f in serving.remarks(LLAMA.resize(ffn=9210))}
+    found = {f.reader: f for f in serving.remarks(LLAMA.resize(ffn=9210), parent=LLAMA)}
     assert found.keys() == {
         "tensor parallel",
         "GGUF Q4_0, Q8_0",
@@ -49,10 +74,32 @@ def test_an_odd_width_names_the_nearest_that_fits():
 
 @pytest.mark.parametrize("size", range(8, 700, 9))
 def test_what_is_named_as_nearest_has_no_such_trouble(size):
-    shape = published_shape("qwen3-8b").resize(ffn=size, hidden=size + 1, head=24)
-    for finding in serving.remarks(shape):
+    parent = published_shape("qwen3-8b")
+    shape = parent.resize(ffn=size, hidden=size + 1, head=24)
+    for finding in serving.remarks(shape, parent=parent):
         if finding.nearest:
             assert levels(shape.resize(**finding.nearest))[finding.reader] == "ok"
+
+
+@pytest.mark.parametrize("reader", ["GGUF K-quants", "GPTQ, AWQ (Marlin)", "2:4 sparsity"])
+def test_where_the_parent_is_too_small_no_shape_is_named(reader):
+    parent = LLAMA.resize(hidden=2048, ffn=60)
+    found = row(parent.resize(ffn=40), reader, parent)
+    assert (found.level != "ok", found.nearest) == (True, {})
+
+
+def test_a_model_is_not_told_to_grow():
+    """It is cut, or left as it is."""
+    found = row(LLAMA.resize(ffn=9215), "GGUF K-quants", None)
+    assert found.nearest == {"ffn": 8960}  # 35 x 256; 36 x 256 is nearer, and more than there is
+    assert row(LLAMA.resize(ffn=9215), "GGUF K-quants").nearest == {"ffn": 9216}
+    assert row(of_type("qwen2", hidden=3072), "llama.cpp", None).nearest == {}  # heads x head_dim is 4096
+
+
+def test_groups_are_copied_or_shared_out():
+    few = published_shape("qwen3-8b").resize(head=24, kv_head=6)
+    assert row(few, "tensor parallel", few).nearest == {"kv_head": 4, "head": 16}
+    assert row(few, "tensor parallel", published_shape("qwen3-8b")).nearest == {"kv_head": 8}
 
 
 def test_a_hidden_size_that_the_config_refuses():

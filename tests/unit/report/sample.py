@@ -5,9 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from minitron_cli.report.data import (
+    Benchmark,
     Candidate,
     Comparison,
     CostRow,
+    Interval,
     LayerCurves,
     LineageRow,
     Measure,
@@ -16,6 +18,7 @@ from minitron_cli.report.data import (
     ReportData,
     ResultRow,
     ServingRow,
+    SpeedRow,
     Stability,
     TaskResult,
     TrainingRun,
@@ -67,6 +70,20 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
             row("distilled", "distilled", 2.688, 0.271, 0.64, 3_000_000),
             row("random-init", "control", 3.371, 0.93, 0.41, 3_000_000),
         ),
+        benchmarks=(
+            Benchmark(
+                name("cloze acc, 0-shot"),
+                200,
+                {name("parent"): Interval(0.71, 0.645, 0.775), name("distilled"): Interval(0.64, 0.573, 0.707)},
+                {name("distilled"): Interval(-0.07, -0.121, -0.019)},
+                {name("distilled"): 0.0093},
+            ),
+        ),
+        speed=(
+            SpeedRow(name("parent"), 1520.0, 41.2, 0.337, 912 << 20),
+            SpeedRow(name("distilled"), 2610.0, 63.9, 0.196, 733 << 20, 1.72, 1.55),
+        ),
+        speed_settings=name("Batch 1, on a CPU."),
         importance=_renamed({"ffn": ffn, "head": head, "hidden": hidden}, name),
         importance_metric=name("the L2 norm over samples of the mean absolute activation"),
         kept=_renamed({"ffn": _best(ffn, 512), "head": _best(head, 12), "hidden": _best(hidden, 384)}, name),

@@ -1,10 +1,24 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from minitron_cli.report.card import model_card
+from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import Measure, ReportData, ResultRow, TaskResult
 from tests.unit.report.sample import sample
 from tests.unit.report.test_page import HOSTILE
+
+KEYS = {
+    "base_model",
+    "base_model_relation",
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "datasets",
+    "library_name",
+    "pipeline_tag",
+    "tags",
+    "model-index",
+}
 
 
 @pytest.fixture
@@ -13,10 +27,7 @@ def card():
         model_card(
             sample(),
             name="me/small",
-            base_model="me/large",
-            license="apache-2.0",
-            language=["en"],
-            datasets=["me/text"],
+            hub=HubFacts("me/large", "apache-2.0", language=("en",), datasets=("me/text",)),
         )
     )
 
@@ -25,7 +36,9 @@ def test_the_hub_reads_its_metadata(card):
     metadata = card.data.to_dict()
     assert metadata["base_model"] == "me/large"
     assert metadata["library_name"] == "transformers"
+    assert metadata["base_model_relation"] in {"adapter", "merge", "quantized", "finetune"}  # the hub knows no other
     assert metadata["license"] == "apache-2.0"
+    assert metadata.keys() <= KEYS
     assert metadata["language"] == ["en"]
     assert {"minitron", "pruning"} <= set(metadata["tags"])
 
@@ -33,6 +46,41 @@ def test_the_hub_reads_its_metadata(card):
 def test_results_are_those_of_the_distilled_model(card):
     found = {(r.dataset_type, r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert found == {("cloze", "cloze (0-shot)", "acc"): 0.64, ("cloze", "cloze (0-shot)", "acc_norm"): 0.66}
+
+
+def test_results_name_their_dataset_as_the_hub_does():
+    task = TaskResult("winogrande", "acc", Measure(0.5), 5, 1267, "allenai/winogrande", "winogrande_xl", "validation")
+    row = ResultRow("a", "distilled", tasks=(task,))
+    (found,) = ModelCard(model_card(ReportData(title="t", results=(row,)), name="small")).data.eval_results
+    assert (found.dataset_type, found.dataset_config, found.dataset_split) == (
+        "allenai/winogrande",
+        "winogrande_xl",
+        "validation",
+    )
+    assert (found.task_type, found.metric_type, found.metric_value) == ("text-generation", "acc", 0.5)
+    assert found.dataset_args == {"num_few_shot": 5}
+
+
+def test_licence_and_languages_are_carried_over_from_the_parents_card():
+    parent = (
+        "---\nlicense: other\nlicense_name: llama3.1\nlicense_link: LICENSE\nlanguage: [en, de]\ntags: [x]\n---\n# P"
+    )
+    metadata = ModelCard(
+        model_card(ReportData(title="t"), name="small", hub=HubFacts.of_card(parent, "me/large"))
+    ).data.to_dict()
+    assert {name: metadata[name] for name in ("license", "license_name", "license_link", "language", "base_model")} == {
+        "license": "other",
+        "license_name": "llama3.1",
+        "license_link": "LICENSE",
+        "language": ["en", "de"],
+        "base_model": "me/large",
+    }
+    assert "x" not in metadata["tags"]
+
+
+@pytest.mark.parametrize("text", ["", "no metadata", "---\nlicense: [a\n---", "---\n- a\n---", "---\nlicense: 3\n---"])
+def test_a_parents_card_without_facts_gives_none(text):
+    assert HubFacts.of_card(text) == HubFacts()
 
 
 def test_what_is_not_known_is_not_claimed():
@@ -72,9 +120,11 @@ def test_the_same_data_is_the_same_card():
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_name_breaks_out_of_its_place(text):
-    source = model_card(sample(lambda _: text), name=text, base_model="me/large")
+    hub = HubFacts("me/large", text, text, text, (text,))
+    source = model_card(sample(lambda _: text), name=text, hub=hub)
     card = ModelCard(source)
     assert card.data.base_model == "me/large"
+    assert card.data.to_dict().keys() <= KEYS
     assert source.encode()
     prose = source.split("\n---\n", 1)[1].split("\n## Use", 1)[0]
     assert "<" not in prose.replace("\\<", "")

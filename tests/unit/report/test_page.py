@@ -11,10 +11,10 @@ import pytest
 
 from minitron_cli.report.data import LayerCurves, Measure, ModelFacts, ReportData, ResultRow
 from minitron_cli.report.page import render
-from minitron_cli.report.text import NOTHING
+from minitron_cli.report.text import MINUS, NOTHING, TIMES
 from tests.unit.report.sample import sample
 
-NOT_SECTIONS = ("title", "kept", "importance_metric", "candidate_parameters", "comparison")
+NOT_SECTIONS = ("title", "kept", "importance_metric", "candidate_parameters", "comparison", "speed_settings")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 HOSTILE = [
@@ -100,7 +100,7 @@ def page(html):
 
 
 def test_every_section_is_there(page):
-    titles = ["Results", "Shape", "Layers", "Training", "Cost", "Lineage", "Reproduce"]
+    titles = ["Results", "Benchmarks", "Speed", "Shape", "Layers", "Training", "Cost", "Lineage", "Reproduce"]
     assert all(title in page.words for title in [*titles, "What was kept", "Candidate shapes"])
     assert page.tags["svg", ("viewbox", "role", "aria-label")] == 14
 
@@ -207,7 +207,18 @@ def test_a_distillation_that_made_it_worse_says_so():
 
 
 def test_results_have_a_row_per_model_and_errors_beside_values(page):
-    assert "distilled 2.10 M 2.688 ± 0.020 +0.276 14.702 0.271 ± 0.010 0.640 ± 0.034 0.660 ± 0.034 3.00 M" in page.words
+    assert "distilled 2.10 M 2.688 ± 0.020 +0.276 14.702 0.271 ± 0.010 3.00 M" in page.words
+    without = Page(render(replace(sample(), benchmarks=())))
+    assert "0.271 ± 0.010 0.640 ± 0.034 0.660 ± 0.034 3.00 M" in without.words
+
+
+def test_benchmarks_have_a_row_each_with_intervals_beside_the_parent(page):
+    assert "items parent distilled cloze acc, 0-shot 200 0.710 (0.645 to 0.775) 0.640 (0.573 to 0.707)" in page.words
+    assert f"cloze acc, 0-shot {MINUS}0.070 ({MINUS}0.121 to {MINUS}0.019), p 0.0093" in page.words
+
+
+def test_speed_is_told_beside_the_parents(page):
+    assert f"distilled 2.61 k 1.72 {TIMES} 63.9 1.55 {TIMES} 196 ms 733 MiB" in page.words
 
 
 def test_values_that_were_not_measured_leave_no_column():

@@ -1,0 +1,90 @@
+"""Files to the hub, in one commit. Knows no model; what is downloaded is another matter (`hf`)."""
+
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from minitron_cli import progress
+from minitron_cli.errors import EnvironmentFault, InputError
+
+REACH_SECONDS = 2.0  # to say within three that there is no network
+
+Content = Path | bytes
+
+
+def check_name(repo: str) -> None:
+    """InputError unless the hub could have a repository of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise InputError(
+            f"{repo!r} is no name on the hub: write OWNER/NAME, in letters, digits, '-', '_' and '.'"
+        ) from None
+    if "/" not in repo:
+        raise InputError(f"{repo!r} does not say whose it is: write OWNER/{repo}")
+
+
+def upload(repo: str, files: Mapping[str, Content], *, private: bool, message: str) -> str:
+    """The address of the repository, made if need be, with the files committed to it. Files it has besides stay."""
+    _check_reachable()
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not get_token():
+        raise EnvironmentFault(f"nobody is logged in, and {repo} takes no strangers: run `hf auth login` first")
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    progress.say(f"uploading {len(operations)} files to {repo}")
+    api = HfApi(library_name="minitron")
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.create_commit(repo, operations, commit_message=message)
+    except HfHubHTTPError as e:
+        raise EnvironmentFault(_refusal(repo, e)) from None
+    return str(url)
+
+
+def _refusal(repo: str, error: Any) -> str:
+    status = getattr(error.response, "status_code", None)
+    if status in (401, 403):
+        return f"the hub does not let this token write to {repo} ({status}): run `hf auth login` with one that may"
+    said = " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
+    return f"the hub refused the upload ({said}); run the same command again, or see its status page"
+
+
+def _check_reachable() -> None:
+    """EnvironmentFault, at once, where nothing can be sent."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        raise EnvironmentFault("the hub is off: HF_HUB_OFFLINE is set; unset it to push")
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return  # the proxy alone knows
+    if not _answers(address.hostname or "", address.port or (80 if address.scheme == "http" else 443)):
+        raise EnvironmentFault(
+            f"{address.hostname} cannot be reached: check the connection, then run the same command again"
+        )
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a connection can be made in time. Names are looked up in a thread: that has no timeout of its own."""
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((host, port), timeout=REACH_SECONDS):
+                reached.set()
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return reached.is_set()

@@ -1,0 +1,264 @@
+"""`minitron eval` on two tiny models: comparison, gates, what CI reads, the suite's dry run, speed."""
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from minitron_cli.errors import GateMissed
+from tests.cli.program import invoke
+from tests.tiny import write_tiny
+from tests.unit.evaluate import suite_data
+
+ASKED = ("blocks=40", "--cloze", "cloze.items=30", "cloze.context_words=6", "cloze.continuation_words=2")
+
+
+class Place:
+    """A workspace in which a model and another, made up as its child, have been measured."""
+
+    def __init__(self, root: Path, tiny: Path) -> None:
+        self.root, self.parent, self.child = root, tiny / "model", root / "child"
+        self.runs = ("--runs-dir", root / "runs")
+        write_tiny(self.child, vocab_size=300, hidden_size=48, intermediate_size=96, seed=3)
+        for file in (tiny / "tokenizer").iterdir():
+            shutil.copy(file, self.child)
+        words = (self.parent, self.child, "--data", tiny / "text.jsonl", "--sequence-length", 64)
+        self.found = self.json(*words)
+
+    def json(self, *words: Any) -> Any:
+        result = invoke("eval", *words, *ASKED, *self.runs, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    def run(self, *words: Any) -> Any:
+        return invoke("eval", self.child, *ASKED, *self.runs, *words)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Place:
+    return Place(tmp_path_factory.mktemp("eval"), tiny)
+
+
+def test_the_difference_is_that_of_the_items(place: Place) -> None:
+    items = json.loads((Path(place.found["path"]) / "items.json").read_text())["models"]
+    models = place.found["models"]
+    for task, metric in (("perplexity", "loss"), ("cloze", "acc")):
+        child, parent = (items[label][task][metric] for label in ("child", "parent"))
+        weights = child["weights"] or np.ones(len(child["values"]))
+        means = [np.average(side["values"], weights=weights) for side in (child, parent)]
+        assert models["child"]["results"][task][metric]["value"] == pytest.approx(means[0])
+        assert models["parent"]["results"][task][metric]["value"] == pytest.approx(means[1])
+        apart = models["child"]["against_parent"][task][metric]
+        assert apart["difference"] == pytest.approx(means[0] - means[1])
+        assert apart["low"] < apart["difference"] < apart["high"]
+    assert "against_parent" not in models["parent"]
+    losses = models["child"]["against_parent"]["perplexity"]
+    assert losses["perplexity"]["ratio"] == pytest.approx(np.exp(losses["loss"]["difference"]))
+    assert losses["perplexity"]["ratio_stderr"] == pytest.approx(
+        losses["perplexity"]["ratio"] * losses["loss"]["stderr"]
+    )
+
+
+def test_questions_of_one_document_are_counted_together(place: Place) -> None:
+    accuracy = place.found["models"]["child"]["results"]["cloze"]["acc"]
+    groups = json.loads((Path(place.found["path"]) / "items.json").read_text())["models"]["child"]["cloze"]["acc"]
+    assert accuracy["clusters"] == len(set(groups["groups"])) < accuracy["n"] == 30
+    assert place.found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
+
+
+def gates(place: Place) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Kind -> a rule that passes, and one that does not."""
+    child = place.found["models"]["child"]
+    apart = child["against_parent"]["perplexity"]["loss"]
+    loss = child["results"]["perplexity"]["loss"]["value"]
+    spread = child["results"]["perplexity"]["loss"]["stderr"]
+    baseline = place.root / "baseline.json"
+    if not baseline.exists():
+        baseline.write_text(json.dumps(place.found))
+    relative = {"metric": "perplexity.loss"}
+    against = {"kind": "baseline", "file": "baseline.json", "metric": "perplexity.loss"}
+    return {
+        "absolute": (
+            {"kind": "absolute", "metric": "perplexity.loss", "max": loss + 1e-6},
+            {"kind": "absolute", "metric": "perplexity.loss", "max": loss - 1e-6},
+        ),
+        "absolute with confidence": (
+            {"kind": "absolute", "metric": "perplexity.loss", "max": loss + 3 * spread, "confidence": 0.95},
+            {"kind": "absolute", "metric": "perplexity.loss", "max": loss + spread, "confidence": 0.95},
+        ),
+        "parent": (
+            relative | {"kind": "parent", "max_ratio": apart["ratio"] + 1e-6},
+            relative | {"kind": "parent", "max_ratio": apart["ratio"] - 1e-6},
+        ),
+        "parent with confidence": (
+            relative | {"kind": "parent", "max_difference": apart["high"] + 1e-6, "confidence": 0.95},
+            relative | {"kind": "parent", "max_difference": apart["high"] - 1e-6, "confidence": 0.95},
+        ),
+        "baseline": (against | {"max_difference": 0}, against | {"max_difference": -1e-6}),
+        "baseline with confidence": (
+            against | {"max_difference": 5 * spread, "confidence": 0.95},
+            against | {"max_difference": spread, "confidence": 0.95},
+        ),
+    }
+
+
+KINDS = [
+    "absolute",
+    "absolute with confidence",
+    "parent",
+    "parent with confidence",
+    "baseline",
+    "baseline with confidence",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("passes", [True, False])
+def test_every_kind_of_gate_decides_the_exit_code(place: Place, tmp_path: Path, kind: str, passes: bool) -> None:
+    rule = gates(place)[kind][0 if passes else 1]
+    file = place.root / "gates.yaml"
+    file.write_text(yaml.safe_dump({"rules": [rule]}))
+    junit, summary = tmp_path / "out/junit.xml", tmp_path / "out/summary.md"
+    result = place.run("--gate", file, "--junit", junit, "--summary", summary)
+    assert result.exit_code == (0 if passes else GateMissed.exit_code), result.stderr
+    suites = ET.parse(junit).getroot()
+    assert (suites.get("tests"), suites.get("failures")) == ("1", "0" if passes else "1")
+    assert ("MISSED" in result.stderr) is not passes
+    assert ("1 of 1 gates missed" in summary.read_text()) is not passes
+
+
+def test_short_gates_files_and_json_come_together(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "gates.yaml").write_text("minimum: {cloze.acc: 2}\nmaximum: {perplexity.loss: 100}\n")
+    result = place.run("--gate", tmp_path / "gates.yaml", "--min", "perplexity.loss=0.1", "--json")
+    assert result.exit_code == 4
+    found = {gate["gate"]: gate["passed"] for gate in json.loads(result.stdout)["gates"]}
+    assert found == {"cloze.acc >= 2": False, "perplexity.loss >= 0.1": True, "perplexity.loss <= 100": True}
+    assert result.stderr.splitlines()[-1].startswith("error: 1 of 3 gates missed: cloze.acc is ")
+
+
+def test_a_summary_is_added_to_what_a_page_has(place: Place, tmp_path: Path) -> None:
+    page = tmp_path / "summary.md"
+    page.write_text("# Nightly\n")
+    for _ in range(2):
+        assert place.run("--summary", page).exit_code == 0
+    text = page.read_text()
+    assert text.startswith("# Nightly\n")
+    assert text.count("## minitron eval: child") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("minimum: {a.b: x}", "minimum.a.b is 'x'"),
+        ("minimums: {a.b: 1}", "did you mean minimum?"),
+        ("rules: [{kind: parents, metric: a.b, min_ratio: 1}]", "did you mean parent?"),
+        ("rules: [{kind: parent, metric: a.b, min: 1}]", "min is not a known key"),
+        ("rules: [{kind: parent, metric: a.b}]", "a gate needs a bound; give one of min_difference"),
+        ("rules: [{kind: baseline, file: gone.json, metric: a.b, min_ratio: 1}]", "gone.json does not exist"),
+        ("minimum: {a.b: 1}\nminimum: {a.c: 1}", 'key "minimum" stands twice'),
+        ("minimum: {a.b: 1}", "gate 'a.b': no such value was measured"),
+        ("rules: [{kind: absolute, metric: cloze.acc, min: 0, confidence: 95}]", "confidence is 95"),
+    ],
+)
+def test_a_gate_file_that_is_wrong_is_one_sentence(place: Place, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "gates.yaml").write_text(text)
+    result = place.run("--gate", tmp_path / "gates.yaml")
+    assert result.exit_code == 2, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "is no file" in place.run("--gate", tmp_path / "absent.yaml").stderr
+
+
+def test_a_dry_run_of_the_suite_lists_tasks_shots_metrics_and_sources(place: Place, tmp_path: Path) -> None:
+    data = suite_data.write(tmp_path / "data")
+    shutil.rmtree(data / "gsm8k")
+    words = (
+        "eval",
+        place.child,
+        "--suite",
+        "minitron",
+        "--task-data",
+        data,
+        "--dry-run",
+        "--no-perplexity",
+        *place.runs,
+    )
+    result = invoke(*words, "--allow-code-execution", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = {row["task"]: row for row in json.loads(result.stdout)["forecast"]["tasks"]}
+    assert {name: row["shots"] for name, row in found.items()} == {
+        "winogrande": 5,
+        "arc_challenge": 25,
+        "mmlu": 5,
+        "hellaswag": 10,
+        "gsm8k": 5,
+        "truthfulqa_mc2": 0,
+        "xlsum_en": 3,
+        "mbpp": 0,
+        "humaneval": 0,
+    }
+    assert found["gsm8k"]["data"] == "the hub: openai/gsm8k"
+    assert found["gsm8k"]["metrics"] == "exact_match,strict-match, exact_match,flexible-extract"
+    assert found["hellaswag"]["data"] == str(data / "hellaswag/data")
+    shown = invoke(*words).stderr
+    assert "humaneval and mbpp run code" in shown
+    assert "xlsum_en" in shown
+    assert "humaneval  " not in shown
+
+
+def test_code_is_not_run_unasked(place: Place, tmp_path: Path) -> None:
+    data = suite_data.write(tmp_path / "data")
+    words = ("--tasks", "mbpp", "--task-data", data, "--no-perplexity")
+    result = invoke("eval", place.child, *words, *place.runs)
+    assert result.exit_code == 2
+    assert "add --allow-code-execution" in result.stderr
+
+
+def test_speed_stands_beside_the_result_and_not_in_it(place: Place) -> None:
+    words = ("--speed", "speed.prompt_tokens=16", "speed.new_tokens=4", "speed.rounds=2", "--no-cloze")
+    result = invoke("eval", place.child, "blocks=40", *words, *place.runs, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    timed = found["run"]["speed"]
+    assert timed["settings"]["new_tokens"] == 4
+    assert timed["models"].keys() == {"parent", "child"}
+    for figures in timed["models"].values():
+        assert all(value > 0 for value in figures.values())
+        assert figures["peak_bytes"] >= figures["libraries_bytes"]
+    assert {"prefill_ratio", "decode_ratio"} <= timed["models"]["child"].keys()
+    named = (Path(found["path"]) / name for name in ("manifest.json", "results.json"))
+    assert not any("per_second" in file.read_text() for file in named)
+    shown = invoke("eval", place.child, "blocks=40", *words, *place.runs)
+    assert "up to date" in shown.stderr
+    assert "decode tokens/s" in shown.stderr
+
+
+def test_more_tokens_than_positions_are_refused_before_generating(place: Place) -> None:
+    result = place.run("--speed", "speed.prompt_tokens=4000")
+    assert result.exit_code == 2
+    assert "lower speed.prompt_tokens or speed.new_tokens" in result.stderr
+
+
+def test_a_text_too_short_for_questions_says_so(place: Place) -> None:
+    result = invoke("eval", place.child, "--cloze", "cloze.context_words=2000", "--no-perplexity", *place.runs)
+    assert result.exit_code == 2
+    assert "lower choices, context_words or continuation_words" in result.stderr
+
+
+def test_the_same_command_twice_measures_the_same(place: Place, tiny: Path) -> None:
+    assert place.json(place.parent, place.child)["path"] == place.found["path"]
+    alone = invoke("eval", place.parent, "blocks=2", *place.runs, "--json")
+    assert json.loads(alone.stdout)["models"].keys() == {"parent"}
+
+
+def test_a_child_may_be_called_parent(place: Place) -> None:
+    called = shutil.copytree(place.child, place.root / "parent", dirs_exist_ok=True)
+    found = json.loads(invoke("eval", called, "blocks=2", *place.runs, "--json").stdout)["models"]
+    assert found.keys() == {"parent", "parent-1"}
+    assert found["parent"]["parameters"] != found["parent-1"]["parameters"]

@@ -1,0 +1,99 @@
+"""docs/evaluation.md: its commands are commands, its gate file and its workflow do what they say."""
+
+import os
+import re
+import shlex
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from minitron_cli import document
+from minitron_cli.cli.app import app
+from minitron_cli.evaluate.config import SUITES, Gates
+from tests.cli.program import Run, invoke
+from tests.tiny import write_tiny
+
+PAGE = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    minitron ")]
+
+
+def block(mark: str) -> str:
+    found = re.search(rf"<!-- {re.escape(mark)} -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def steps() -> list[dict[str, object]]:
+    workflow = yaml.safe_load(block("workflow"))
+    assert workflow[True] == ["push"]  # YAML 1.1 reads `on` so, and GitHub knows
+    (job,) = workflow["jobs"].values()
+    return job["steps"]
+
+
+def parsed(line: str) -> None:
+    """Raises unless the line's verb has its options."""
+    program, verb, *words = shlex.split(line.partition(" > ")[0])
+    assert program == "minitron"
+    group = typer.main.get_command(app)
+    command = group.commands[verb]  # type: ignore[attr-defined]
+    command.make_context(verb, words)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_on_the_page_is_one(line: str) -> None:
+    parsed(line)
+
+
+def test_a_command_that_is_none_would_be_noticed() -> None:
+    with pytest.raises(typer.TyperException, match="gates"):
+        parsed("minitron eval --gates x")
+
+
+def test_every_step_of_the_workflow_can_be_run() -> None:
+    runs = [str(step["run"]) for step in steps() if "run" in step]
+    assert [line.split()[0] for line in runs] == ["pip", "minitron"]
+    assert Path(__file__).parents[2].joinpath("constraints.txt").is_file()
+    parsed(runs[1])
+    assert all("run" in step or re.fullmatch(r"[\w-]+/[\w-]+@v\d+", str(step["uses"])) for step in steps())
+
+
+def test_the_workflow_measures_and_gates(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step itself, beside the page's own gate file, with a baseline made as the page says."""
+    page = tmp_path / "step_summary"
+    page.write_text("")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    shutil.copytree(tiny / "model", "models/parent")
+    write_tiny(tmp_path / "models/child", vocab_size=300, hidden_size=48, intermediate_size=96, seed=3)
+    for file in (tiny / "tokenizer").iterdir():
+        shutil.copy(file, "models/child")
+    shutil.copy(tiny / "text.jsonl", "held-out.jsonl")
+    Path("gates.yaml").write_text(block("gates.yaml"))
+    (line,) = [str(step["run"]) for step in steps() if str(step.get("run", "")).startswith("minitron")]
+    words = shlex.split(os.path.expandvars(line))[1:]
+    missing = invoke(*words)
+    assert missing.exit_code == 2
+    assert (
+        "baseline baseline.json does not exist: keep one with `minitron eval --json > baseline.json`" in missing.stderr
+    )
+    without_gates = [word for word in words if word not in ("--gate", "gates.yaml")]
+    Path("baseline.json").write_text(invoke(*without_gates, "--json").stdout)
+    result = invoke(*words)
+    assert result.exit_code == 0, result.stderr
+    suites = ET.parse("junit.xml").getroot()
+    assert (suites.get("tests"), suites.get("failures")) == ("6", "0")
+    assert "All 6 gates are met." in page.read_text()
+    assert invoke(*words, "--min", "cloze.acc=1.1").exit_code == 4  # said last, said louder
+
+
+def test_the_gate_file_is_read_strictly() -> None:
+    gates = document.check(Gates, document.parse(block("gates.yaml"), "gates.yaml"))
+    assert {rule.kind for rule in gates.rules} == {"absolute", "parent", "baseline"}
+
+
+def test_the_table_of_the_suite_is_the_suite() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+)", PAGE, re.MULTILINE)
+    assert [(name, int(shots)) for name, shots in rows] == [(t.name, t.num_fewshot) for t in SUITES["minitron"]]

@@ -1,0 +1,77 @@
+"""What holds for every kind of constraint."""
+
+import typing
+
+import pytest
+from transformers import LlamaConfig
+
+from minitron_cli.model.families import family_of
+from minitron_cli.model.shape import Shape
+from minitron_cli.search.constraints import Constraint
+from minitron_cli.search.constraints.base import Timing
+from minitron_cli.search.constraints.serving import Serving
+
+KINDS = typing.get_args(typing.get_args(Constraint)[0])
+SIZES = [kind for kind in KINDS if kind is not Serving]  # which counts programs
+CUTS = ({"layer": 2}, {"hidden": 16}, {"head": 4}, {"ffn": 32}, {"kv_head": 1, "head": 4})
+
+
+@pytest.fixture(scope="module")
+def parent() -> Shape:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+    return Shape.of(family_of(config), config)
+
+
+def clock(shape, workload) -> Timing:
+    return Timing(shape.flops_per_token(workload.length) / 1e9, 1.0)
+
+
+def cost(constraint, shape, parent) -> float:
+    found = constraint.measure(shape, parent, clock).value
+    return -found if constraint.kind == "throughput" else found
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_smaller_shape_costs_less(parent, kind, cut):
+    options = {"context": 16} if kind.model_fields.keys() & {"context"} else {}
+    constraint = kind(at_most="100%", **options)
+    before, after = cost(constraint, parent, parent), cost(constraint, parent.resize(**cut), parent)
+    assert after <= before
+    if kind.model_fields["kind"].default not in ("memory",) or cut != {"head": 4}:
+        assert after < before
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_limits_are_where_they_are_said_to_be(kind):
+    limits = kind(at_least="20%", at_most="50%").limits(1000)
+    assert [limits.admit(value) for value in (199, 200, 500, 501)] == [False, True, True, False]
+    assert limits.miss(100) == pytest.approx(-0.5)
+    assert limits.miss(750) == pytest.approx(0.5)
+    assert limits.miss(300) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_says_what_it_demands(kind):
+    constraint = kind() if kind is Serving else kind(at_most="50%")
+    assert constraint.says(2000.0)
+    assert constraint.spelled(3.0)
+    assert kind.model_fields["kind"].default == constraint.kind
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whether_it_is_measured_decides_who_may_ask(parent, kind):
+    constraint = kind() if kind is Serving else kind(at_most="50%")
+    if constraint.is_measured:
+        with pytest.raises(NotImplementedError):
+            constraint.cost(parent)
+    else:
+        assert constraint.cost(parent) >= 0

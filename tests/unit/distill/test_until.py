@@ -1,0 +1,24 @@
+"""A run that stops at a step and goes on later is the uninterrupted run."""
+
+import torch
+
+from tests.unit.distill import small
+
+
+def test_a_run_in_parts_is_the_run_at_once(tmp_path):
+    whole, at_once = small.run(tmp_path / "whole")
+    for until in (1, 4):
+        _, part = small.run(tmp_path / "parts", until=until)
+        assert part.steps == until
+        assert part.metrics == at_once.metrics[:until], "one schedule, whatever the part"
+    last, in_parts = small.run(tmp_path / "parts")
+    assert in_parts.metrics == at_once.metrics
+    torch.testing.assert_close(small.state(last), small.state(whole), rtol=0, atol=0)
+
+
+def test_a_part_that_is_done_trains_nothing(tmp_path):
+    first, _ = small.run(tmp_path, until=3, held_out=None)
+    blocks = small.Text()
+    again, result = small.run(tmp_path, until=3, blocks=blocks, held_out=None)
+    assert (result.steps, blocks.seen) == (3, [])
+    torch.testing.assert_close(small.state(again), small.state(first), rtol=0, atol=0)

@@ -1,0 +1,62 @@
+"""The share of importance that survives, against sums over what a plan keeps."""
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from minitron_cli.model.families import family_of
+from minitron_cli.model.shape import Shape
+from minitron_cli.search.mass import Mass
+from minitron_cli.trim.plan import make_plan
+from minitron_cli.trim.scores import Scores
+from minitron_cli.trim.spec import Ranking
+
+
+@pytest.fixture(scope="module")
+def parent() -> Shape:
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4
+    )
+    return Shape.of(family_of(config), config)
+
+
+@pytest.fixture(scope="module")
+def scores() -> Scores:
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"hidden": (32,), "ffn": (4, 48), "head": (4, 8)}
+    found = {f"{axis}.batch=l2.sequence=mean": torch.rand(size, generator=draw) for axis, size in sizes.items()}
+    found["layer.block_importance"] = torch.rand(4, generator=draw)
+    found["layer.perplexity"] = torch.tensor([3.0, -1.0, 1.0, 4.0])
+    return Scores(found)
+
+
+def by_plan(parent: Shape, child: Shape, scores: Scores, ranking: Ranking) -> float:
+    """The same from the indices that a plan keeps."""
+    plan, total = make_plan(parent, child, scores, ranking), 0.0
+    for axis in plan.kept.keys() - {"kv_head"}:
+        score = scores.layers(ranking.layers).clamp(min=0) if axis == "layer" else scores.select(axis, ranking.width)
+        score, kept = torch.atleast_2d(score.double()), torch.atleast_2d(plan.kept[axis])
+        total += math.log(float((score.gather(1, kept).sum(1) / score.sum(1)).mean()))
+    return total
+
+
+@pytest.mark.parametrize("ranking", [Ranking(), Ranking(layers="perplexity"), Ranking(invert=True)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [{"hidden": 16}, {"ffn": 7}, {"layer": 3}, {"head": 4}, {"hidden": 24, "ffn": 30, "layer": 2, "head": 4}],
+    ids=str,
+)
+def test_mass_is_what_the_plan_keeps(parent, scores, ranking, sizes):
+    child = parent.resize(**sizes)
+    assert Mass(parent, scores, ranking)(child) == pytest.approx(by_plan(parent, child, scores, ranking))
+
+
+def test_groups_that_go_take_their_heads(parent, scores):
+    child = parent.resize(kv_head=2, head=4)
+    assert Mass(parent, scores, Ranking())(child) == pytest.approx(by_plan(parent, child, scores, Ranking()))
+
+
+def test_the_parent_keeps_all(parent, scores):
+    assert Mass(parent, scores, Ranking())(parent) == 0

@@ -1,0 +1,44 @@
+import random
+
+import pytest
+
+from minitron_cli.search.pareto import judged, unsurpassed
+
+
+def rows(points):
+    return [
+        {"parameters": cost, "costs": {"throughput": cost}, "zero_shot": s, "retrained": None} for cost, s in points
+    ]
+
+
+def test_a_shape_that_is_larger_and_worse_is_surpassed():
+    assert unsurpassed(rows([(1, 3.0), (2, 2.0), (3, 2.5), (2, 2.0), (1, 4.0)]), "parameters", True) == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cost", "is_lower_better"), [("parameters", True), ("parameters", False), ("throughput", True)]
+)
+def test_the_front_is_what_no_other_row_beats(cost, is_lower_better):
+    draw = random.Random(1)
+    points = [(draw.randrange(6), draw.randrange(6)) for _ in range(40)]
+    found = {p for p, best in zip(points, unsurpassed(rows(points), cost, is_lower_better), strict=True) if best}
+    x, y = -1 if cost == "throughput" else 1, 1 if is_lower_better else -1
+    by_sweep, best = set(), float("inf")
+    for point in sorted(set(points), key=lambda p: (x * p[0], y * p[1])):
+        if y * point[1] < best:
+            by_sweep.add(point)
+            best = y * point[1]
+    assert found == by_sweep
+
+
+def test_those_that_were_retrained_are_compared_with_each_other():
+    some = rows([(1, 3.0), (2, 2.0)])
+    some[1]["retrained"] = 1.0
+    assert judged(some) == [some[1]]
+    assert judged(some[:1]) == some[:1]

@@ -1,0 +1,243 @@
+"""A search of a tiny model: what it remembers, what it measures, and what a cut makes of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minitron_cli import progress
+from minitron_cli.errors import InfeasibleError, InputError, Interrupted
+from minitron_cli.evaluate.cloze import write_task
+from minitron_cli.evaluate.config import Cloze
+from minitron_cli.evaluate.speed import Compared, Rates
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.search.config import Retrain, SearchConfig
+from minitron_cli.stages import candidates, importance, prune, report, search
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.trim.spec import Budget, PruneConfig
+from tests.unit.stages.place import WORDS, context, data, write_place
+
+ROOT = Path(__file__).parents[3]
+RETRAIN = Retrain(
+    top=4, tokens=256, rungs=3, batch_size=2, micro_batch_size=2, learning_rate=1e-2, warmup_steps=1, save_every=1
+)
+SPACE = {"ffn": (16, 24, 32, 40), "layer": (3, 4)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("search")
+    write_place(root)
+    return root
+
+
+@pytest.fixture
+def parent(place):
+    return open_parent(place / "model")
+
+
+@pytest.fixture(scope="module")
+def scores(place):
+    config = ImportanceConfig(samples=4, batch_size=2, layer_removal=False)
+    return importance.run(context(place / "scores"), open_parent(place / "model"), data(place), config)
+
+
+def config(parent, **changes):
+    small = Budget(target=parent.shape.resize(ffn=28).parameters(), tolerance=0.2)
+    return SearchConfig(**{"budget": small, "space": SPACE, "score_blocks": 2, "retrain": RETRAIN, **changes})
+
+
+def rows_of(artifact):
+    return candidates.read(artifact)["candidates"]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Every step that a candidate took: (its shape, the step it began with, the step it stopped after)."""
+    taken, original = [], search.train
+
+    def train(student, *arguments, until, **options):
+        scratch = arguments[4]
+        steps = [int(p.name.removeprefix("step-")) for p in scratch.glob("step-*")] if scratch.is_dir() else []
+        taken.append((scratch.name, max(steps, default=0), until))
+        return original(student, *arguments, until=until, **options)
+
+    monkeypatch.setattr(search, "train", train)
+    return taken
+
+
+@pytest.mark.slow
+def test_candidates_go_on_from_where_they_were(tmp_path, place, parent, scores, trained):
+    found = search.run(context(tmp_path / "run"), parent, scores, data(place), config(parent))
+    steps = candidates.read(found)["rung_tokens"]
+    assert steps == [64, 128, 256]  # of 2 x 16 tokens a step
+    by_rung = [[(start, until) for _, start, until in trained if until == n] for n in (2, 4, 8)]
+    assert by_rung == [[(0, 2)] * 4, [(2, 4)] * 2, [(4, 8)] * 2]
+    rows = rows_of(found)
+    assert [len(row["rungs"]) for row in rows] == [3, 3, 1, 1, *[0] * (len(rows) - 4)]
+    assert found.summary["winners"][str(config(parent).budget.target)]["sizes"] == found.summary["best"]
+    assert rows[0]["shape"].items() >= found.summary["best"].items()
+
+
+@pytest.mark.slow
+def test_a_stopped_search_takes_no_step_again(tmp_path, place, parent, scores, trained, monkeypatch):
+    whole = search.run(context(tmp_path / "whole"), parent, scores, data(place), config(parent))
+    trained.clear()
+    stops = iter([3, 9])
+
+    class Stopping:
+        """Asks to stop after some figures were recorded."""
+
+        left = next(stops)
+
+        def start(self, title, total, unit):
+            return self.step if title.startswith("retrain") else lambda n=1, **figures: None
+
+        def step(self, n=1, **figures):
+            self.left -= 1
+            if self.left == 0:
+                progress.request_stop(2)
+
+        def finish(self, step):
+            pass
+
+        def say(self, text):
+            pass
+
+        def warn(self, text):
+            pass
+
+    display = Stopping()
+    for _ in range(2):
+        progress.show_on(display)
+        with pytest.raises(Interrupted):
+            search.run(context(tmp_path / "run"), parent, scores, data(place), config(parent))
+        progress.request_stop(None)
+        display.left = 3
+    progress.show_on(None)
+    again = search.run(context(tmp_path / "run"), parent, scores, data(place), config(parent))
+    assert again.manifest.files == whole.manifest.files
+    taken = [(name, step) for name, start, until in trained for step in range(start, until)]
+    assert len(taken) == len(set(taken)), "no candidate takes a step twice"
+
+
+@pytest.mark.slow
+def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place, parent, scores, monkeypatch):
+    scored = []
+    original = search._Search._score
+    monkeypatch.setattr(
+        search._Search, "_score", lambda self, some, i: scored.append(some[i].name) or original(self, some, i)
+    )
+    wanted = config(parent, budget=Budget(target="85%", tolerance=0.1), targets=("78%",), retrain=None)
+    found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
+    assert set(found.summary["winners"]) == {"85%", "78%"}
+    assert len(scored) == len(set(scored)), "a shape that is feasible for both is scored once"
+    rows = rows_of(found)
+    assert len(rows) > len(scored), "some are"
+    whole = parent.shape.parameters()
+    for target, share in (("85%", 0.85), ("78%", 0.78)):
+        assert all(abs(row["parameters"] / whole / share - 1) <= 0.1 for row in rows if row["target"] == target)
+    with pytest.raises(InputError, match="a winner for each of 78%, 85%: say which to cut with --size"):
+        prune.run(context(tmp_path / "run"), parent, PruneConfig(), scores=scores, search=found)
+    with pytest.raises(InputError, match="no winner for 50%: choose among 78%, 85%"):
+        prune.run(context(tmp_path / "run"), parent, PruneConfig(size="50%"), scores=scores, search=found)
+    child = prune.run(context(tmp_path / "run"), parent, PruneConfig(size="78%"), scores=scores, search=found)
+    assert found.summary["winners"]["78%"]["sizes"].items() <= child.summary["child"]["sizes"].items()
+
+
+def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, parent, scores, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    built = []
+
+    def compare(child, parent, config):
+        """A layer takes a millisecond a token."""
+        layers = [model.config.num_hidden_layers for model in (child, parent)]
+        built.append(layers)
+        rates = [Rates(0.0, config.batch_size * 1000 / n, 0.0) for n in layers]
+        return Compared(rates[1], rates[0], 0.0, layers[1] / layers[0])
+
+    monkeypatch.setattr("minitron_cli.stages.stopwatch.compare", compare)
+    limit = ({"kind": "latency", "length": 8, "repeats": 1, "at_most": "80%"},)
+    wanted = config(parent, constraints=limit, candidates=2, retrain=None)
+    found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
+    rows = rows_of(found)
+    assert [row["shape"]["layer"] for row in rows] == [3, 3], "3 of 4 layers take 75 % of the time"
+    assert [row["costs"]["latency"] for row in rows] == [3.0, 3.0]
+    assert "latency" not in found.file(candidates.CANDIDATES).read_text()
+    asked = len(built)
+    again = search.run(context(tmp_path / "other"), parent, scores, data(place), wanted)
+    assert again.manifest.files == found.manifest.files
+    assert len(built) == asked, "the cache answers"
+    too_fast = config(parent, constraints=({**limit[0], "at_most": "10%"},), retrain=None)
+    with pytest.raises(InfeasibleError, match="latency of decode at 1 x 8 tokens"):
+        search.run(context(tmp_path / "none"), parent, scores, data(place), too_fast)
+
+
+def test_a_model_is_really_timed(tmp_path, place, parent, scores, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for phase in ("prefill", "decode"):
+        limit = ({"kind": "throughput", "phase": phase, "batch": 2, "length": 8, "repeats": 1, "at_least": 1e-3},)
+        wanted = config(parent, constraints=limit, candidates=1, retrain=None)
+        found = search.run(context(tmp_path / phase), parent, scores, data(place), wanted)
+        assert rows_of(found)[0]["costs"]["throughput"] > 0
+
+
+def test_a_task_decides_and_higher_is_better(tmp_path, place, parent, scores):
+    words = WORDS.split()
+    text = [" ".join(words[(7 * i + 3 * j) % len(words)] for j in range(200)) for i in range(3)]
+    write_task(tmp_path / "tasks", text, Cloze(items=8, context_words=6, continuation_words=3))
+    objective = {"task": "cloze", "path": str(tmp_path / "tasks")}
+    wanted = config(parent, objective=objective, candidates=3, retrain=None)
+    found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
+    values = [row["zero_shot"] for row in rows_of(found)]
+    assert values == sorted(values, reverse=True)
+    assert all(0 <= value <= 1 for value in values)
+    assert candidates.read(found)["objective"] == {"name": "cloze acc", "better": "higher"}
+    with pytest.raises(InputError, match=r"no 'f1': set search\.objective\.metric to one of acc"):
+        search.run(
+            context(tmp_path / "odd"),
+            parent,
+            scores,
+            data(place),
+            config(parent, objective={**objective, "metric": "f1"}, candidates=1, retrain=None),
+        )
+
+
+def test_the_distance_to_the_parent_decides(tmp_path, place, parent, scores):
+    wanted = config(parent, objective="kl", candidates=3, retrain=None)
+    found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
+    values = [row["zero_shot"] for row in rows_of(found)]
+    assert values == sorted(values)
+    assert all(value > 0 for value in values)
+
+
+@pytest.mark.slow
+def test_the_report_shows_how_it_was_decided(tmp_path, place, parent, scores):
+    at = context(tmp_path / "run")
+    calibration = ImportanceConfig(samples=4, batch_size=2, layer_removal=False)
+    own = importance.run(at, parent, data(place), calibration)
+    search.run(at, parent, own, data(place), config(parent))
+    page = (report.run(at).path / "report.html").read_text()
+    for text in ("Rank stability", "zero-shot to final order", "rung 1 to rung 2", "retrained loss", "bytes of memory"):
+        assert text in page
+    assert "halving" in page
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_candidates(tmp_path, place, parent, scores):
+    alone = search.run(context(tmp_path / "alone"), parent, scores, data(place), config(parent))
+    script = str(Path(__file__).with_name("search_under_torchrun.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [str(place), str(scores.path), str(tmp_path / "both")]
+    subprocess.run([*command, *arguments], env=environment, check=True, timeout=240)
+    files = [json.loads((tmp_path / f"both-{rank}.json").read_text()) for rank in range(2)]
+    assert files[0]["files"] == files[1]["files"] == {n: list(r) for n, r in alone.manifest.files.items()}
+    trained = [set(map(tuple, one["trained"])) for one in files]
+    assert trained[0], "both work"
+    assert trained[1]
+    assert not trained[0] & trained[1]
+    assert len(trained[0] | trained[1]) == 4 + 2 + 2
