@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt bench bench-teacher client-transformers-4 client-llama-cpp
+.PHONY: help demo test test-fast check fmt bench kills bench-teacher client-transformers-4 client-llama-cpp
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
@@ -31,6 +31,9 @@ fmt: $(READY)  ## format and sort imports
 
 bench: $(READY)  ## measure speed and memory
 	$(BIN)/python -m benchmarks
+
+kills: $(READY)  ## kill trainings a hundred times and compare each with an undisturbed one (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.training_kills --out $(RESULTS)/training-kills.json
 
 bench-teacher: $(READY)  ## train the small teachers that quality is measured on (an hour)
 	$(BIN)/python scripts/bench_teacher.py

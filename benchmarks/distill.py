@@ -36,6 +36,7 @@ from minitron_cli.distill.losses import JSD, MSE, Cosine, CrossEntropy, ForwardK
 from minitron_cli.distill.objective import Side, fused_objective
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.targets import targets
+from minitron_cli.distill.world import World
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.nll import Head
 
@@ -222,7 +223,7 @@ class Step:
                 *relation_pairs(config.hidden, LLAMA, sizes, sizes),
             )
         models = model_of(STUDENT_HIDDEN), model_of(TEACHER_HIDDEN, precision)
-        self.models = Models(*models, config, pairs, torch.device("cpu"), precision)
+        self.models = Models(*models, config, pairs, World("cpu"), precision)
         self.models.student.train()
         self.optimizer = Optimizer(self.models.trained(), config)
         self.batch = batches(2, 256, STEP_VOCAB, 2)[0]
