@@ -15,7 +15,7 @@ from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.manifest import MANIFEST
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
-from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.evaluate.paired import interval
 from minitron_cli.model.shape import Shape
@@ -412,6 +412,8 @@ def _command(artifact: Artifact, model: str) -> str:
     """The verb with every setting that decided the artifact."""
     verb = "eval" if artifact.stage == "evaluate" else artifact.stage
     settings = " ".join(_settings(artifact.manifest.config))
+    if any(task["name"] in CODE_TASKS for task in artifact.manifest.config.get("tasks", ())):
+        settings += " --allow-code-execution"
     return f"minitron {verb} {model if verb == 'importance' else ''} {settings}".replace("  ", " ")
 
 
