@@ -194,11 +194,7 @@ def curves(found: Artifact) -> str:
 
 
 def page(
-    study: Study,
-    found: Artifact,
-    fast: Artifact,
-    shapes: Mapping[str, Any],
-    finals: Mapping[str, list[dict[str, float]]],
+    study: Study, scores: Artifact, found: Artifact, fast: Artifact, shapes: Mapping[str, Any], finals: Finals
 ) -> str:
     parent, args = study.parent.shape, study.args
     told = candidates.read(found)
