@@ -41,22 +41,28 @@ class Expansion(Spec):
         return tuple(round(factor * hidden) for factor in self.of_hidden)
 
 
-AxisSizes = tuple[int, ...] | Range | Expansion
+class Among(Spec):
+    """Those of some sizes that the parent has; a plain list must fit it whole."""
+
+    among: tuple[int, ...] = Field(min_length=1)
+
+
+AxisSizes = tuple[int, ...] | Range | Expansion | Among
 Space = Mapping[Axis, AxisSizes]
 Preset = Literal["nemotron-15b-to-8b", "nemotron-15b-to-4b"]
 
 EXPANSIONS = Expansion(of_hidden=(2.5, 3, 3.5, 4))
 PRESETS: dict[Preset, dict[Axis, AxisSizes]] = {
     "nemotron-15b-to-8b": {
-        "layer": (29, 30, 31, 32),
-        "head": (32, 48),
-        "hidden": (4096, 4608, 5120, 5632, 6144),
+        "layer": Among(among=(29, 30, 31, 32)),
+        "head": Among(among=(32, 48)),
+        "hidden": Among(among=(4096, 4608, 5120, 5632, 6144)),
         "ffn": EXPANSIONS,
     },
     "nemotron-15b-to-4b": {
-        "layer": (29, 30, 31, 32),
-        "head": (24, 32, 48),
-        "hidden": (2560, 3072, 3584, 4096, 4608),
+        "layer": Among(among=(29, 30, 31, 32)),
+        "head": Among(among=(24, 32, 48)),
+        "hidden": Among(among=(2560, 3072, 3584, 4096, 4608)),
         "ffn": EXPANSIONS,
     },
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.sizes import AxisSizes, Expansion, Range
+from minitron_cli.search.sizes import Among, AxisSizes, Expansion, Range
 from minitron_cli.trim.plan import named_survivors
 from minitron_cli.trim.refusal import refusal
 
@@ -75,6 +75,8 @@ def _check(parent: Shape, space: Mapping[str, AxisSizes]) -> None:
 def _sizes(parent: Shape, axis: str, sizes: AxisSizes) -> Sequence[int]:
     if isinstance(sizes, Range):
         return choices(parent, axis, sizes)
+    if isinstance(sizes, Among):
+        return [size for size in sizes.among if size <= parent.sizes[axis]]
     assert not isinstance(sizes, Expansion)
     return sizes or choices(parent, axis)
 

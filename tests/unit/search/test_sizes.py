@@ -7,7 +7,7 @@ from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.search import space
 from minitron_cli.search.config import SearchConfig
-from minitron_cli.search.sizes import Expansion, Range
+from minitron_cli.search.sizes import Among, Expansion, Range
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,12 @@ def test_spaces_are_read_as_they_are_written():
         "head": (),
     }
     preset = SearchConfig.model_validate({"budget": {"target": "4B"}, "space": "nemotron-15b-to-4b"})
-    assert preset.axes["hidden"] == (2560, 3072, 3584, 4096, 4608)
+    assert preset.axes["hidden"] == Among(among=(2560, 3072, 3584, 4096, 4608))
+
+
+def test_a_published_space_serves_a_smaller_parent(llama):
+    found = space.grid(llama.resize(hidden=3072), {"hidden": Among(among=(2560, 3072, 3584)), "layer": (32,)})
+    assert [s.sizes["hidden"] for s in found] == [2560, 3072]
 
 
 @pytest.mark.parametrize(

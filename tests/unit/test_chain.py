@@ -1,0 +1,120 @@
+"""Several cuts in a row: whose parent is whose, who teaches, and which of several models is cut."""
+
+import pytest
+
+from minitron_cli import dry_run, pipeline
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.document import check, parse
+from minitron_cli.errors import RecipeError
+from minitron_cli.evaluate.config import EvaluateConfig
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.recipe import Recipe, Step
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.trim.spec import Budget, PruneConfig
+from tests.tiny import write_tiny
+from tests.unit.stages.place import context, data, write_place
+
+TRAINING = DistillConfig(steps=2, batch_size=2, micro_batch_size=2, warmup_steps=1, eval_blocks=2, precision="fp32")
+
+
+def recipe(model, text, **changes):
+    sections = {
+        "model": str(model),
+        "data": text,
+        "importance": ImportanceConfig(samples=4, layer_removal=False),
+        "distill": TRAINING,
+        "evaluate": EvaluateConfig(blocks=2),
+        "report": False,
+    }
+    return Recipe(**sections | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["original", "parent"])
+def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
+    write_place(tmp_path)
+    steps = (
+        Step(label="wide", prune=PruneConfig(shape={"ffn": 32})),
+        Step(label="narrow", prune=PruneConfig(shape={"ffn": 16}), teacher=teacher),
+    )
+    asked = recipe(tmp_path / "model", data(tmp_path), steps=steps)
+    first, second = pipeline.run(asked, context(tmp_path / "run"))
+    original = open_parent(tmp_path / "model").fingerprint
+    made = open_parent(first.product.path).fingerprint
+    assert first.prune.manifest.inputs["model"] == original
+    assert second.prune.manifest.inputs["model"] == second.importance.manifest.inputs["model"] == made
+    assert first.product.manifest.inputs["teacher"] == original
+    assert second.product.manifest.inputs["teacher"] == {"original": original, "parent": made}[teacher]
+    assert second.product.summary["sizes"]["ffn"] == 16
+    assert [step.prune.label for step in (first, second)] == ["wide", "narrow"]
+    again = pipeline.run(asked, context(tmp_path / "run"))
+    assert [step.product.path for step in again] == [first.product.path, second.product.path]
+
+
+def test_the_relative_closest_to_the_target_is_cut(tmp_path):
+    sizes = {"large": 96, "middle": 64, "small": 32}
+    models = {name: str(write_tiny(tmp_path / name, intermediate_size=ffn)) for name, ffn in sizes.items()}
+    shapes = {path: dry_run.shape_of(path)[0] for path in models.values()}
+    goal = shapes[models["middle"]].resize(ffn=48).parameters()
+
+    def cut(target, count="total"):
+        budget = PruneConfig(budget=Budget(target=target, count=count))
+        asked = recipe(models["large"], data(tmp_path), prune=budget, relatives=(models["small"], models["middle"]))
+        return asked.closest(lambda name, budget: shapes[name].parameters(budget.count))
+
+    assert cut(goal) == models["middle"]
+    assert cut(shapes[models["small"]].parameters()) == models["small"], "as large as the target is enough"
+    assert cut(shapes[models["middle"]].parameters() + 1) == models["large"]
+    without_embeddings = shapes[models["middle"]].parameters("non_embedding")
+    assert cut(without_embeddings, "non_embedding") == models["middle"]
+
+
+def test_a_dry_run_lists_every_step(tmp_path):
+    model = write_tiny(tmp_path / "model")
+    steps = (
+        Step(label="a", prune=PruneConfig(shape={"ffn": 32})),
+        Step(label="b", prune=PruneConfig(shape={"hidden": 16})),
+    )
+    plan = dry_run.plan(recipe(model, data(tmp_path), steps=steps))
+    assert {name: (s.sizes["ffn"], s.sizes["hidden"]) for name, s in plan.children.items()} == {
+        "a: child": (32, 32),
+        "b: child": (32, 16),
+    }
+    assert plan.steps["b: prune"] == "hidden 32 to 16"
+
+
+RECIPE = """model: m
+data: {sources: [{kind: python_stdlib}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: [{label: a}]", "nothing says how much to cut in step a; add prune.shape"),
+        (
+            "steps: [{label: a, search: {budget: {target: 4B}}, prune: {shape: {ffn: 8}}}]",
+            "both search and prune choose a shape in step a",
+        ),
+        (
+            "steps: [{label: a, prune: {shape: {ffn: 8}}}, {label: a, prune: {shape: {ffn: 4}}}]",
+            "two steps are labelled",
+        ),
+        ("prune: {budget: {target: 50%}}\nrelatives: [n]", "relatives are compared by the target; give it as a number"),
+        ("search: {budget: {target: 75%}, targets: [50%]}", "the search has several winners; say which to cut"),
+        ("search: {budget: {target: 75%}}\nprune: {size: 75%, shape: {ffn: 8}}", "size picks a winner of the search"),
+    ],
+)
+def test_a_chain_that_makes_no_sense_is_refused(text, message):
+    with pytest.raises(RecipeError, match=message):
+        check(Recipe, parse(RECIPE + text, "r.yaml"))
+
+
+def test_a_step_takes_what_it_does_not_say_from_the_recipe():
+    text = "distill: {steps: 3}\nimportance: {samples: 7}\nsearch: {budget: {target: 4B}}\nsteps:\n"
+    text += "- {label: a, distill: {steps: 5}}\n- {label: b, prune: {shape: {ffn: 8}}}"
+    asked = check(Recipe, parse(RECIPE + text, "r.yaml"))
+    a, b = (asked.at(step) for step in asked.steps)
+    assert (a.distill.steps, a.importance.samples, a.search) == (5, 7, asked.search)
+    assert (b.distill.steps, b.search, b.prune.shape) == (3, None, {"ffn": 8})
+    assert {step.distill.seed for step in asked.seeded(3).steps if step.distill} == {3}
