@@ -1,11 +1,11 @@
 """The distillation loss and step beside the common ways to compute them.
 
-    python -m benchmarks distill            # all of it, some ten minutes on one thread
+    python -m benchmarks distill            # all of it, some fifteen minutes on one thread
     python -m benchmarks distill loss step  # some parts
 
-Parts: loss (forward KL with both LM heads, forward and backward, a vocabulary of 128256), losses (the others and the
-low-memory mode, beside forward KL), bf16 (loss, in bf16), step (a whole step beside a bare teacher forward and a bare
-cross-entropy step of the student).
+Parts: loss (forward KL with both LM heads, forward and backward, a vocabulary of 128256, beside TRL's), rivals (beside
+others), losses (the other losses beside forward KL), bf16 (loss in bf16), step (a whole step beside a bare teacher
+forward and a bare cross-entropy step of the student).
 
 Where TRL and liger-kernel can be imported, their own functions are measured. Else TRL's is written out, as torchtune's
 always is: its last release does not import with a current torchao.
@@ -62,10 +62,13 @@ class Case:
         self.student_VD = normal(VOCAB, STUDENT, 2 * STUDENT**-0.5).requires_grad_()
         self.labels_N = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
 
-    def ways(self) -> Ways:
+    def beside_trl(self) -> Ways:
         """From the leanest to the greediest, as what has been freed may be used again unseen."""
+        low, fast = (lambda low=low: self.ours(ForwardKL(), low) for low in (True, False))
+        return {"ours, low memory": low, "ours": fast, **self.trl()}
+
+    def rivals(self) -> Ways:
         return {
-            "ours, low memory": lambda: self.ours(ForwardKL(), low_memory=True),
             "ours": lambda: self.ours(ForwardKL()),
             **self.liger(),
             "full logits, as DistillKit and ModelOpt": self.full_logits,
@@ -137,16 +140,25 @@ def as_trl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> 
     return F.kl_div(log_p_NV, log_target_NV, reduction="none", log_target=True).sum() / len(student_NV)
 
 
-def loss_beside_others(dtype: torch.dtype = torch.float32, rounds: int = 3) -> Rows:
+def loss(dtype: torch.dtype = torch.float32) -> Rows:
     case = Case(dtype)
-    ways = case.ways()
+    return beside_each_other(case, case.beside_trl())
+
+
+def rivals() -> Rows:
+    case = Case()
+    return beside_each_other(case, case.rivals(), {"the products alone": case.products})
+
+
+def beside_each_other(case: Case, ways: Ways, more: Ways | None = None, rounds: int = 2) -> Rows:
     to = "TRL" if "TRL" in ways else "full logits, as TRL"
     beyond, wrong = {}, {}
     for name, way in ways.items():
         beyond[name] = memory(way) - case.student_VD.nbytes
         wrong[name] = distance(case, way)
-    seconds = alternate({**ways, "the products alone": case.products}, rounds)
-    bars = {"ours": (0.82, 1 / 3), "ours, low memory": (1.1, 1 / 60)} if dtype == torch.float32 else {}
+    seconds = alternate({**ways, **(more or {})}, rounds)
+    is_fp32 = case.student_VD.dtype == torch.float32
+    bars = {"ours": (0.82, 3), "ours, low memory": (1.1, 60)} if is_fp32 else {}
     rows = []
     for name in seconds:
         bar = bars.get(name)
@@ -160,7 +172,7 @@ def loss_beside_others(dtype: torch.dtype = torch.float32, rounds: int = 3) -> R
             row |= {
                 "MiB beyond the head's gradient": beyond[name] / MiB,
                 f"1 / of {to}'s": beyond[to] / beyond[name],
-                "bar, memory": 1 / bar[1] if bar else "",
+                "bar, memory": bar[1] if bar else "",
                 "gradients off by": wrong[name],
             }
         rows.append(row)
@@ -272,7 +284,7 @@ def bare() -> tuple[Callable[[], None], Callable[[], None]]:
 HIDDEN_STATES = "ours, fp32, hidden states"
 
 
-def step(rounds: int = 3) -> Rows:
+def step(rounds: int = 2) -> Rows:
     plain, naive = bare()
     states = ("block_output", "embedding")
     layers = ((LAYERS - 3, LAYERS - 3),)
@@ -306,7 +318,12 @@ def step(rounds: int = 3) -> Rows:
 PARTS: dict[str, tuple[str, Callable[[], Rows], str]] = {
     "loss": (
         "forward KL and its gradients",
-        loss_beside_others,
+        loss,
+        f"{TOKENS} tokens, vocabulary {VOCAB}, teacher's hidden size {TEACHER}, student's {STUDENT}, fp32.",
+    ),
+    "rivals": (
+        "forward KL and its gradients, all ways",
+        rivals,
         f"{TOKENS} tokens, vocabulary {VOCAB}, teacher's hidden size {TEACHER}, student's {STUDENT}, fp32.",
     ),
     "losses": (
@@ -316,7 +333,7 @@ PARTS: dict[str, tuple[str, Callable[[], Rows], str]] = {
     ),
     "bf16": (
         "forward KL and its gradients in bf16",
-        lambda: loss_beside_others(torch.bfloat16),
+        lambda: loss(torch.bfloat16),
         f"{TOKENS} tokens, vocabulary {VOCAB}, teacher's hidden size {TEACHER}, student's {STUDENT}, bf16. Gradients "
         "beside ours; those of who takes the softmax in bf16 are off.",
     ),
