@@ -238,10 +238,10 @@ def _trained(found: Mapping[str, Any]) -> Iterable[Sheet]:
     summary = found["summary"]
     before, after = summary.get("before", {}), summary.get("after", {})
     rows = [[name, number(before.get(name)), number(after[name])] for name in ("loss", "kl") if name in after]
-    best = f", the weights of step {summary['weights_of_step']:,}"
-    is_last = summary["weights_of_step"] == summary["steps"]
+    kept = summary.get("weights_of_step", summary["steps"])  # older results have the last
+    best = f", the weights of step {kept:,}" if kept != summary["steps"] else ""
     yield Sheet(
-        f"{found['label']}: {summary['steps']:,} steps, {summary['tokens']:,} tokens{'' if is_last else best}",
+        f"{found['label']}: {summary['steps']:,} steps, {summary['tokens']:,} tokens{best}",
         ["held out", "before", "after"],
         rows,
     )

@@ -74,8 +74,8 @@ def test_two_processes_train_like_one(is_sharded: bool) -> None:
 
 
 def test_uneven_shares_are_weighed_by_their_tokens() -> None:
-    """Five samples of unequal length for two processes, two at a time, and an evaluation that only one has text for."""
-    config = changed(batch_size=5, micro_batch_size=2, eval_blocks=1)
+    """Five samples of unequal length, and three to evaluate on, for two processes: one of them has none in the end."""
+    config = changed(batch_size=5, micro_batch_size=1, eval_blocks=3)
     alone, (first, second) = one(None, config, Placing()), together(2, in_process, None, config, SHARDED)
     for ours in (first, second):
         close(ours[1][2], alone[1][2])
@@ -128,6 +128,27 @@ def test_from_one_process_to_two_and_back(tmp_path: Path, is_sharded: bool) -> N
     close(theirs[3], undisturbed[1][3])
     for name, weight in undisturbed[2].items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sharding_", "size", "device", "expected"),
+    [
+        ("auto", 2, "cuda", False),  # 16 bytes for each of 10 parameters, and 30 of the teacher's, 1.2 times: 228
+        ("auto", 2, "cpu", True),  # where both processes use the same memory
+        ("none", 2, "cpu", False),
+        ("full", 2, "cuda", True),
+        ("full", 1, "cuda", False),  # nobody to share with
+    ],
+)
+def test_sharding_is_chosen_where_one_copy_each_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, sharding_: str, size: int, device: str, expected: bool
+) -> None:
+    monkeypatch.setattr(sharding.memory, "available_bytes", lambda device: 228)
+    world = type(
+        "Two", (), {"size": size, "local_size": size, "device": torch.device(device), "any": staticmethod(bool)}
+    )
+    assert sharding.is_wanted(changed(sharding=sharding_), world, 10, 30) == expected  # type: ignore[arg-type]
+    assert not sharding.is_wanted(changed(sharding="auto"), world, 4, 30) or device == "cpu"  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
