@@ -28,7 +28,7 @@ def write(root: Path) -> Path:
         "xlsum_en/train/0000.parquet": [xlsum(i) for i in range(SHOTS)],
         "xlsum_en/test/0000.parquet": [xlsum(i) for i in range(20)],  # of which the first 20 % are asked
         "mbpp/test.jsonl": [mbpp(i) for i in range(4)],
-        "humaneval/test.jsonl": [humaneval(i) for i in range(4)],
+        "humaneval/openai_humaneval/test-00000-of-00001.parquet": [humaneval(i) for i in range(4)],
     }.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
