@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--retrain-tokens", type=int, default=131_072)
     parser.add_argument("--tokens", type=int, default=163_840, help="of a full distillation")
     parser.add_argument("--seeds", type=int, default=3, help="orders of the data in full distillation")
+    parser.add_argument("--search-only", action="store_true", help="no latency, no full distillation")
     parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"))
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / "bench")
@@ -159,16 +160,31 @@ def main() -> None:
         study = Study(Context(own), parent, args)
         scores = study.scores()
         found = study.found(scores)
-        fast = study.fast(scores, args.latency)
         rows = candidates.read(found)["candidates"]
         shapes = {
             "search's winner": rows[0]["shape"],
             "best zero-shot": min(rows, key=lambda row: row["zero_shot"])["shape"],
             "scaled evenly": dict(parent.shape.prunable) | EVEN,
         }
-        by_seed = [{n: study.trained(scores, s, seed) for n, s in shapes.items()} for seed in range(args.seeds)]
-        finals = {name: [found[name] for found in by_seed] for name in shapes}
-    write(args.output, page(study, scores, found, fast, shapes, finals), curves(found))
+        finals: dict[str, list[dict[str, float]]] = {name: [] for name in shapes}
+        tell(study, scores, found, None, shapes, finals)
+        fast = None if args.search_only else study.fast(scores, args.latency)
+        for seed in range(0 if args.search_only else args.seeds):
+            for name, shape in shapes.items():
+                finals[name].append(study.trained(scores, shape, seed))
+            tell(study, scores, found, fast, shapes, finals)
+
+
+def tell(
+    study: Study,
+    scores: Artifact,
+    found: Artifact,
+    fast: Artifact | None,
+    shapes: Mapping[str, Any],
+    finals: Finals,
+) -> None:
+    """Write what is known so far."""
+    write(study.args.output, page(study, scores, found, fast, shapes, finals), curves(found))
 
 
 def write(output: Path, text: str, svg: str) -> None:
@@ -194,7 +210,12 @@ def curves(found: Artifact) -> str:
 
 
 def page(
-    study: Study, scores: Artifact, found: Artifact, fast: Artifact, shapes: Mapping[str, Any], finals: Finals
+    study: Study,
+    scores: Artifact,
+    found: Artifact,
+    fast: Artifact | None,
+    shapes: Mapping[str, Any],
+    finals: Finals,
 ) -> str:
     parent, args = study.parent.shape, study.args
     told = candidates.read(found)
@@ -212,15 +233,7 @@ def page(
         "",
         "Regenerate: `make bench-teacher && python scripts/search_study.py`",
         "",
-        "## After full distillation",
-        "",
-        f"{args.tokens:,} tokens, {args.final_blocks} held-out blocks; mean ± standard deviation over {args.seeds}",
-        "seeds (another order of the data).",
-        "",
-        *final_table(study, shapes, finals),
-        "",
-        *paired(finals),
-        "",
+        *(after_distillation(study, shapes, finals) if any(finals.values()) else ()),
         "## The candidates",
         "",
         *candidate_table(rows),
@@ -230,12 +243,20 @@ def page(
         "## How stable the order is",
         "",
         *stability(found, rows),
-        "",
-        "## With a latency to keep",
-        "",
-        *latency(study, scores, rows, fast),
+        *(latency(study, scores, rows, fast) if fast else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def after_distillation(study: Study, shapes: Mapping[str, Any], finals: Finals) -> Iterator[str]:
+    args, seeds = study.args, len(next(iter(finals.values())))
+    yield from ("## After full distillation", "")
+    yield f"{args.tokens:,} tokens, {args.final_blocks} held-out blocks; mean ± standard deviation over {seeds} seeds"
+    yield from ("(another order of the data).", "")
+    yield from final_table(study, shapes, finals)
+    yield ""
+    yield from paired(finals)
+    yield ""
 
 
 def final_table(study: Study, shapes: Mapping[str, Any], finals: Finals) -> Iterator[str]:
@@ -283,6 +304,7 @@ def stability(found: Artifact, rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def latency(study: Study, scores: Artifact, rows: list[dict[str, Any]], fast: Artifact) -> Iterator[str]:
+    yield from ("", "## With a latency to keep", "")
     quick = candidates.read(fast)["candidates"]
     free = min(rows, key=lambda row: row["zero_shot"])
     yield f"One token more at a time, {LATENCY['length']} in the cache, at most {study.args.latency} of the parent's"
@@ -306,7 +328,8 @@ def spelled(shape: Mapping[str, int]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    error = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{error}"
 
 
 if __name__ == "__main__":

@@ -129,6 +129,10 @@ def _search(found: Mapping[str, Any]) -> Iterable[Sheet]:
         for sheet in _one_search(found, rows, found["summary"]["winners"][target]["stability"]):
             title = f"{sheet.title}, target {target}" if len(targets) > 1 else sheet.title
             yield sheet._replace(title=title)
+    if len(compared := judged(found["candidates"])) > 1:
+        for cost in ("parameters", *compared[0]["costs"]):
+            if cost != "mass":
+                yield _pareto_sheet(compared, cost, found)
 
 
 def _one_search(found: Mapping[str, Any], rows: Sequence[dict[str, Any]], stability: Sequence[Any]) -> Iterable[Sheet]:
@@ -139,10 +143,6 @@ def _one_search(found: Mapping[str, Any], rows: Sequence[dict[str, Any]], stabil
     if stability:
         cells = [[f"{t['from']} to {t['to']}", f"{t['tau']:+.2f}", str(t["candidates"])] for t in stability]
         yield Sheet("rank stability (Kendall)", ["", "tau", "candidates"], cells)
-    if len(rows) > 1:
-        for cost in ("parameters", *rows[0]["costs"]):
-            if cost != "mass":
-                yield _pareto_sheet(rows, cost, objective)
 
 
 def _rung_sheet(rows: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> Sheet:
@@ -157,14 +157,14 @@ def _short(count: int) -> str:
     return f"{count / unit:.3g}{name}"
 
 
-def _pareto_sheet(rows: Sequence[dict[str, Any]], cost: str, objective: Mapping[str, str]) -> Sheet:
-    """Quality against one cost, of candidates that got equally far: a text plot."""
-    points = [
-        Point(cost_of(row, cost), score_of(row), "o" if cost in row["unsurpassed"] else ".") for row in judged(rows)
-    ]
-    points.append(points[0]._replace(mark="#"))
+def _pareto_sheet(rows: Sequence[dict[str, Any]], cost: str, found: Mapping[str, Any]) -> Sheet:
+    """Quality after equal training against one cost: a text plot."""
+    chosen = {row["target"]: row for row in reversed(found["candidates"])}.values()
+    points = [Point(cost_of(row, cost), score_of(row), "o" if cost in row["unsurpassed"] else ".") for row in rows]
+    points += [Point(cost_of(row, cost), score_of(row), "#") for row in chosen if row in rows]
     lines = scatter(points, lambda x: _spelled(cost, x), number)
-    title = f"{objective['name']} against {cost}: # chosen, o none is better in both, . the others"
+    when = f" after {_short(found['rung_tokens'][0])} tokens" if rows[0]["rungs"] else ", zero-shot,"
+    title = f"{found['objective']['name']}{when} against {cost}: # chosen, o unsurpassed in both, . the others"
     return Sheet(title, [""], [[line] for line in lines])
 
 

@@ -349,7 +349,7 @@ def _halving(data: ReportData) -> list[Panel]:
 def _paretos(data: ReportData) -> list[Panel]:
     """Of candidates that were judged alike: those that were retrained, if any were."""
     drawn = list(islice(data.candidates, CANDIDATES_DRAWN))
-    judged = [c for c in drawn if c.retrained is not None] or [c for c in drawn if c.zero_shot is not None]
+    judged = [c for c in drawn if c.rungs] or [c for c in drawn if c.zero_shot is not None]
     return [_pareto(data, judged, cost) for cost in ("parameters", *_costs_of(judged))] if len(judged) > 1 else []
 
 
@@ -357,11 +357,12 @@ def _pareto(data: ReportData, judged: Sequence[Candidate], cost: str) -> Panel:
     points = [
         (float(c.parameters if cost == "parameters" else c.costs[cost]), score, c.is_chosen, cost in c.unsurpassed)
         for c in judged
-        if (score := c.zero_shot if c.retrained is None else c.retrained) is not None
+        if (score := c.rungs[0] if c.rungs else c.zero_shot) is not None
     ]
     svg = plots.pareto_scatter(f"candidates-{cost}", points, _cost_title(cost), "score")
     name = data.comparison.objective.capitalize()
-    caption = f"{name} against {_cost_title(cost)}; the ring marks the choice, the line what none surpasses."
+    when = "after the first rung" if judged[0].rungs else "zero-shot"
+    caption = f"{name} {when} against {_cost_title(cost)}; the ring marks the choice, the line what none surpasses."
     return Panel(Markup(svg), caption)
 
 

@@ -9,12 +9,12 @@ MORE_IS_BETTER = ("throughput",)
 
 def judged(rows: Sequence[Row]) -> list[Row]:
     """Of candidates.json's rows, those whose scores compare: the retrained ones, if any were."""
-    return [row for row in rows if row["retrained"] is not None] or list(rows)
+    return [row for row in rows if row["rungs"]] or list(rows)
 
 
 def score_of(row: Row) -> float:
-    """The last one known."""
-    return float(row["zero_shot"] if row["retrained"] is None else row["retrained"])
+    """After equal training: at the first rung, which all that were retrained have reached."""
+    return float(row["rungs"][0] if row["rungs"] else row["zero_shot"])
 
 
 def cost_of(row: Row, cost: str) -> float:

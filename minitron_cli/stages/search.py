@@ -275,7 +275,7 @@ def _write(
     work: Build,
     config: SearchConfig,
     found: Mapping[str, list[Ranked]],
-    feasible: Mapping[str, int],
+    counts: Mapping[str, int],
     rung_tokens: Sequence[int],
 ) -> None:
     sign, timed = _sign(config.objective), {c.kind for c in config.constraints if c.is_measured}
@@ -297,12 +297,12 @@ def _write(
     work.summary |= {
         "best": {axis: first.shape.sizes[axis] for axis in config.axes},
         "parameters": first.parameters,
-        "feasible": feasible[config.labels[0]],
+        "feasible": counts[config.labels[0]],
         "winners": {
             label: {
                 "sizes": {axis: candidate.shape.sizes[axis] for axis in config.axes},
                 "parameters": candidate.parameters,
-                "feasible": feasible[label],
+                "feasible": counts[label],
                 "stability": rank.stability(found[label]),
             }
             for label, candidate in winners.items()

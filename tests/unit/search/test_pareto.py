@@ -6,9 +6,7 @@ from minitron_cli.search.pareto import judged, unsurpassed
 
 
 def rows(points):
-    return [
-        {"parameters": cost, "costs": {"throughput": cost}, "zero_shot": s, "retrained": None} for cost, s in points
-    ]
+    return [{"parameters": x, "costs": {"throughput": x}, "zero_shot": y, "rungs": []} for x, y in points]
 
 
 def test_a_shape_that_is_larger_and_worse_is_surpassed():
@@ -37,8 +35,9 @@ def test_the_front_is_what_no_other_row_beats(cost, is_lower_better):
     assert found == by_sweep
 
 
-def test_those_that_were_retrained_are_compared_with_each_other():
-    some = rows([(1, 3.0), (2, 2.0)])
-    some[1]["retrained"] = 1.0
-    assert judged(some) == [some[1]]
-    assert judged(some[:1]) == some[:1]
+def test_those_that_were_retrained_are_compared_after_equal_training():
+    some = rows([(1, 3.0), (2, 2.0), (3, 9.0)])
+    some[0]["rungs"], some[1]["rungs"] = [1.5], [2.5, 1.0]
+    assert judged(some) == some[:2]
+    assert unsurpassed(some[:2], "parameters", True) == [True, False], "at the first rung the small one is better"
+    assert judged(some[2:]) == some[2:]
