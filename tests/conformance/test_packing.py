@@ -12,6 +12,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.forward import Models
 from minitron_cli.distill.losses import CrossEntropy, ForwardKL
 from minitron_cli.distill.targets import targets
+from minitron_cli.distill.world import World
 from minitron_cli.model.families import FAMILIES
 from tests.tiny import write_tiny
 
@@ -26,7 +27,7 @@ def models(request, tmp_path_factory) -> Models:
     directory: Path = tmp_path_factory.mktemp(request.param)
     student, teacher = (hf.load_model(write_tiny(directory / str(seed), request.param, seed=seed)) for seed in (0, 1))
     config = DistillConfig(steps=1, losses=(ForwardKL(), CrossEntropy()), precision="fp32")
-    return Models(student, teacher, config, (), torch.device("cpu"), "fp32")
+    return Models(student, teacher, config, (), World("cpu"), "fp32")
 
 
 def measured(models: Models, tokens_BT: Tensor, positions_T: Tensor) -> list[Tensor]:
