@@ -219,7 +219,18 @@ def section(cut: Cut, figure: str) -> Iterator[str]:
     for first, second, what in EXPECTED:
         cells = (spread(_differences(results, first, second, key), "{:+.3f}") for key in ("loss", "kl"))
         yield f"| {what} | {first.label} - {second.label} | " + " | ".join(cells) + " |"
-    yield from ("", f"![Loss and KL to the parent on held-out text against tokens]({figure})", "")
+    yield from ("", _verdict(results), "")
+    yield from (f"![Loss and KL to the parent on held-out text against tokens]({figure})", "")
+
+
+def _verdict(results: dict[Arm, list[Figures]]) -> str:
+    """How often the order holds that the papers lead one to expect."""
+    order = (ARMS[0], ARMS[1], ARMS[3])
+    found = []
+    for key, name in (("loss", "loss"), ("kl", "KL")):
+        by_seed = zip(*([run["after"][key] for run in results[arm]] for arm in order), strict=True)
+        found.append(f"{sum(a < b < c for a, b, c in by_seed)} of {len(results[ARMS[0]])} seeds by {name}")
+    return f"Expected is {' < '.join(arm.label for arm in order).replace(', ', ' with ')}: so in {' and '.join(found)}."
 
 
 def _differences(results: dict[Arm, list[Figures]], first: Arm, second: Arm, key: str) -> list[float]:
