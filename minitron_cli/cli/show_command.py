@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal, get_args
 from typer import Argument, Option
 
 from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import open_workspace
+from minitron_cli.checkpoint.workspace import Workspace, open_workspace
 from minitron_cli.cli import show, tables
 from minitron_cli.cli.options import Where
 from minitron_cli.errors import ArtifactError, InputError
 
 Stage = Literal["importance", "search", "prune", "correct", "distill", "eval"]
+What = Literal[Stage, "cost"]
+PRODUCTS = ("distill", "prune", "search", "importance")
 STAGES: dict[Stage, str] = {s: "evaluate" if s == "eval" else s for s in get_args(Stage)}
 CURVES = ("block_importance", "perplexity")
 
@@ -19,7 +21,8 @@ CURVES = ("block_importance", "perplexity")
 def show_results(
     where: Where,
     stage: Annotated[
-        Stage | None, Argument(metavar="[STAGE]", help="importance, search, prune, correct, distill or eval.")
+        What | None,
+        Argument(metavar="[STAGE]", help="importance, search, prune, correct, distill, eval; or cost, of all."),
     ] = None,
     plot: Annotated[
         Path | None, Option(metavar="FILE.svg", help="With importance: draw it into this new file too.")
@@ -27,6 +30,9 @@ def show_results(
 ) -> None:
     """Show what STAGE found; without one, what every stage of the workspace did."""
     workspace = open_workspace(where.runs_dir, where.run)
+    if stage == "cost":
+        _cost(workspace, where)
+        return
     wanted = [stage] if stage else list(STAGES)
     found = {name: artifact for name in wanted if (artifact := workspace.current(STAGES[name]))}
     if not found:
@@ -40,6 +46,17 @@ def show_results(
         _importance(found[stage], where, plot)
     else:
         show.artifacts(list(found.values()), where)
+
+
+def _cost(workspace: Workspace, where: Where) -> None:
+    product = next((artifact for stage in PRODUCTS if (artifact := workspace.current(stage))), None)
+    if product is None:
+        raise ArtifactError(f"workspace {workspace.root} has no result: run `minitron importance MODEL` first")
+    found = tables.costs(workspace, product)
+    if where.json:
+        show.data(found)
+    else:
+        show.sheet(tables.cost_sheet(found))
 
 
 def _importance(artifact: Artifact, where: Where, plot: Path | None) -> None:

@@ -11,6 +11,7 @@ from minitron_cli.search.pareto import cost_of, judged, score_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minitron_cli.checkpoint.workspace import Workspace
     from minitron_cli.dry_run import Plan
     from minitron_cli.evaluate.gate import Outcome
     from minitron_cli.model.shape import Shape
@@ -110,6 +111,28 @@ def sheets(artifact: Artifact) -> list[Sheet]:
     }
     maker = makers.get(artifact.stage)
     return list(maker(values(artifact))) if maker else []
+
+
+def costs(workspace: "Workspace", product: Artifact) -> dict[str, Any]:
+    """What it took to make it, with everything that it was made of."""
+    from minitron_cli.report import ledger
+    from minitron_cli.stages.lineage import device_hours, lineage, spent
+
+    made_of = lineage(workspace, product)
+    return {
+        "of": product.stage,
+        "ledger": {f"{one.stage}-{one.key[:8]}": ledger.as_json(spent(one)) for one in made_of},
+        "total": ledger.as_json([ledger.total(entry for one in made_of for entry in spent(one))]),
+        "device_hours": device_hours(made_of),
+    }
+
+
+def cost_sheet(found: Mapping[str, Any]) -> Sheet:
+    spent = [(name.partition("-")[0], entry) for name, entries in found["ledger"].items() for entry in entries]
+    rows = [[f"{stage}: {e['work']}", f"{e['tokens']:,}", number(e["flops"])] for stage, e in spent]
+    rows += [["total", f"{e['tokens']:,}", number(e["flops"])] for e in found["total"]]
+    rows += [[f"hours of {device}", "", number(hours)] for device, hours in found["device_hours"].items()]
+    return Sheet(f"cost of the {found['of']} result and all that it was made of", ["", "tokens", "FLOPs"], rows)
 
 
 def _importance(found: Mapping[str, Any]) -> Iterable[Sheet]:

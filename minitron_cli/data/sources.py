@@ -183,7 +183,7 @@ class DataConfig(Spec):
     whose turn it is has no more. Without, all documents of all sources are used.
     """
     validation: tuple[Source, ...] = ()
-    """What to validate on; if nothing is named, a part of the sources is held out."""
+    """What to validate on, and therefore not to train on; if nothing is named, a part of the sources is held out."""
     validation_fraction: float = Field(0.02, ge=0, lt=1)
     """How many of the documents are held out, chosen by a hash of their content; not used beside `validation`."""
     sequence_length: int = Field(2048, ge=2)

@@ -124,7 +124,7 @@ class Shape:
         per_token = 2 * self.sizes["layer"] * self.groups * self.sizes["head_dim"]
         return per_token * batch * length * dtype_bytes
 
-    def flops_per_token(self, context: int = 0) -> int:
+    def flops_per_token(self, context: int = 0, *, with_head: bool = True) -> int:
         """Floating-point operations of one token's forward pass.
 
         Two per weight of every matrix that multiplies (the head included, tied or not; the embedding look-up not),
@@ -135,7 +135,7 @@ class Shape:
             for template in self.templates
             if len(parse(self.family.tensors[template]).dims) > 1 and not self.is_embedding(template)
         )
-        head = self.sizes["vocab"] * self.sizes["hidden"]
+        head = self.sizes["vocab"] * self.sizes["hidden"] if with_head else 0
         attention = 4 * self.sizes["layer"] * self.sizes["head"] * self.sizes["head_dim"] * context
         return 2 * (matrices + head) + attention
 

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minitron_cli.report.data import Measure, ModelFacts, ReportData, ResultRow, TaskResult
 from minitron_cli.report.markdown import code, inline, table
-from minitron_cli.report.text import axis_title, clean, exact, measure, percent, short
+from minitron_cli.report.text import axis_title, clean, cost_rows, cost_total, exact, hours, measure, percent, short
 
 TAGS = ("minitron", "pruning", "knowledge-distillation")
 RELATION = "finetune"  # of the hub's four, the one that is true of a smaller model with its own weights
@@ -94,6 +94,12 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
         yield "## Results"
         yield "Loss and KL are in nats per token on held-out text; ± is one standard error."
         yield _results_table(data.results)
+    if needed := [row for row in data.costs if row.is_needed]:
+        yield "## Cost"
+        rows = (*cost_rows(needed), ("total", "", *cost_total(needed)))
+        yield table(("stage", "work", "tokens", "FLOPs"), rows)
+        if text := hours(data.device_hours):
+            yield inline(text)
     yield "## Use"
     yield code("python", _usage(name))
     if data.commands:

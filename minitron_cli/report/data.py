@@ -195,11 +195,14 @@ class ServingRow:
 
 @dataclass(frozen=True)
 class CostRow:
-    """What one stage spent."""
+    """What one stage spent on one kind of work."""
 
     stage: str
     tokens: int | None = None
     flops: float | None = None
+    work: str = ""
+    is_needed: bool = True
+    """Whether the product could not be made without it: controls and measurements could be left out."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,8 @@ class ReportData:
     repair: RepairFacts | None = None
     runs: tuple[TrainingRun, ...] = ()
     costs: tuple[CostRow, ...] = ()
+    device_hours: Mapping[str, float] = field(default_factory=dict)
+    """Accelerator -> hours of all that were used to make the product."""
     lineage: tuple[LineageRow, ...] = ()
     commands: tuple[str, ...] = ()
     """What to type to get the same result."""

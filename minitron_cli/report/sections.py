@@ -25,11 +25,13 @@ from minitron_cli.report.text import (
     TIMES,
     axis_title,
     channel_title,
+    cost_rows,
+    cost_total,
     exact,
+    hours,
     interval,
     measure,
     percent,
-    power_of_ten,
     short,
     signed,
     signed_percent,
@@ -462,15 +464,18 @@ def _curve_panel(
 def _costs(data: ReportData) -> Section | None:
     if not data.costs:
         return None
-    rows = [(row.stage, short(row.tokens), power_of_ten(row.flops)) for row in data.costs]
-    total = sum(row.tokens or 0 for row in data.costs), sum(row.flops or 0 for row in data.costs)
-    rows.append(("total", short(total[0]), power_of_ten(total[1])))
+    needed = [row for row in data.costs if row.is_needed]
+    beside = [row for row in data.costs if not row.is_needed]
+    rows = (*cost_rows(needed), ("total", "", *cost_total(needed)))
+    columns = ("stage", "work", "tokens", "FLOPs")
+    tables = [Table("Cost", columns, rows, marked=(len(rows) - 1,))]
+    if beside:
+        tables.append(Table("Controls and measurements, which the result did not need", columns, cost_rows(beside)))
     text = (
-        "What every stage read and computed. A forward pass counts once, training three times, and distillation "
-        "adds the teacher's forward pass."
+        "What the result took, stage by stage, back to the model that was given. A forward pass counts two FLOPs per "
+        "weight that multiplies and four per head channel and position attended to, a backward pass twice that."
     )
-    table = Table("Cost", ("stage", "tokens", "FLOPs"), tuple(rows), marked=(len(rows) - 1,))
-    return Section("cost", "Cost", text, (table,))
+    return Section("cost", "Cost", " ".join(filter(None, (text, hours(data.device_hours)))), tuple(tables))
 
 
 def _lineage(data: ReportData) -> Section | None:

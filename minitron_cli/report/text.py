@@ -2,8 +2,9 @@
 
 import math
 import unicodedata
+from collections.abc import Mapping, Sequence
 
-from minitron_cli.report.data import Interval, Measure
+from minitron_cli.report.data import CostRow, Interval, Measure
 
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -120,3 +121,19 @@ def clean(text: str) -> str:
 
 def _is_harmful(character: str) -> bool:
     return (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in BIDI_CONTROLS
+
+
+def cost_rows(costs: Sequence[CostRow]) -> tuple[tuple[str, ...], ...]:
+    """Stage, work, tokens, FLOPs."""
+    return tuple((row.stage, row.work or NOTHING, short(row.tokens), power_of_ten(row.flops)) for row in costs)
+
+
+def cost_total(costs: Sequence[CostRow]) -> tuple[str, str]:
+    """Tokens and FLOPs."""
+    return short(sum(row.tokens or 0 for row in costs)), power_of_ten(sum(row.flops or 0 for row in costs))
+
+
+def hours(by_device: Mapping[str, float]) -> str:
+    """A sentence on what devices were busy for how long, or nothing."""
+    found = ", ".join(f"{spent:,.3g} hours of {clean(device)}" for device, spent in by_device.items())
+    return f"It took {found}." if found else ""

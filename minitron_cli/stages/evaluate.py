@@ -1,6 +1,6 @@
 """The evaluate stage: models in, one table of measured values out, the parent's beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.paired import Items, compare, compare_exponentials
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.evaluate.tasks import Places
+from minitron_cli.report import ledger
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of
@@ -77,7 +78,7 @@ def run(
             found[label]["against_parent"] = _against(found[label]["items"], found[PARENT]["items"])
         work.write_json(ITEMS, {"models": {label: model.pop("items") for label, model in found.items()}})
         work.write_json(RESULTS, {"models": found})
-        work.summary |= {"models": list(subjects)}
+        work.summary |= {"models": list(subjects), "ledger": ledger.as_json(bench.spent(subjects.values()))}
         if config.speed:
             work.run["speed"] = bench.speed(subjects)
 
@@ -180,6 +181,15 @@ class _Bench:
             "non_embedding": subject.shape.parameters("non_embedding"),
             **asdict(found),
         }
+
+    def spent(self, subjects: Iterable[Parent]) -> list[ledger.Entry]:
+        """On the loss of each and, but for the parent, on the KL, for which the parent reads the text again."""
+        if self.blocks is None or not self.config.perplexity:
+            return []
+        count, length = self.config.blocks or len(self.blocks), self.blocks.sequence_length
+        parent, others = self.parent.shape, [s.shape for s in subjects if s is not self.parent]
+        readers = [parent, *(reader for shape in others for reader in (shape, shape, parent))]
+        return [ledger.held_out(readers, min(count, len(self.blocks)) * length, length)]
 
     def speed(self, subjects: dict[str, Parent]) -> dict[str, Any]:
         """Every model's figures beside the parent's; clocks, and so no part of the identity."""

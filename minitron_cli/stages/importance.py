@@ -23,6 +23,8 @@ from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.importance.processes import Processes, join_processes
 from minitron_cli.importance.removal import cuts_of
 from minitron_cli.memory import fits
+from minitron_cli.model.shape import Shape
+from minitron_cli.report import ledger
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.task_value import TaskValue
@@ -64,10 +66,16 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
             "samples": config.samples,
             "tokens": config.samples * blocks.sequence_length,
             "parent_loss": scores.parent_nll,
+            "ledger": ledger.as_json(_spent(parent.shape, config, blocks.sequence_length)),
         }
 
     identity = config.model_copy(update={"block_task_path": None})  # what is there counts, not where
     return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
+
+
+def _spent(shape: Shape, config: ImportanceConfig, length: int) -> list[ledger.Entry]:
+    removed = (*([1] if config.layer_removal else []), *config.blocks)
+    return ledger.calibration(shape, config.samples * length, length, removed)
 
 
 def _block_task(config: ImportanceConfig) -> TaskValue | None:

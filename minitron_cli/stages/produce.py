@@ -18,6 +18,7 @@ from minitron_cli.checkpoint.artifact import Artifact, commit
 from minitron_cli.checkpoint.manifest import SCHEMA_VERSION, Manifest, key_of
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.errors import ArtifactError
+from minitron_cli.stages.clock import Clock, devices
 
 
 @dataclass(frozen=True)
@@ -162,17 +163,20 @@ def _build(
     if not context.resume:
         io.remove_tree(scratch)
     io.sweep(final.parent)
+    clock, started = Clock(scratch), time.monotonic()
     temporary = io.temporary_dir(final.parent, final.name)
     work = Build(temporary, scratch, context.resume)
-    started = time.monotonic()
     try:
         build(work)
         run = {"seconds": round(time.monotonic() - started, 3), **_where(), **work.run}
+        run |= {"seconds_in_all": clock.seconds, **devices(context.device)}
         if stale and stale == _inode(final):  # not if another process has put its result there by now
             io.remove_tree(final)
         return commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run, work.hashed)
     except BaseException:
         with suppress(OSError):  # the first error is the one to tell
+            clock.stop()
+        with suppress(OSError):
             io.remove_tree(temporary)
             for directory in (scratch, final.parent):
                 if directory.is_dir() and not any(path.is_file() for path in directory.rglob("*")):

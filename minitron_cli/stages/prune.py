@@ -1,16 +1,21 @@
 """The prune stage: a parent and its scores in, a smaller checkpoint out."""
 
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import ArtifactError, DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model import serving
 from minitron_cli.model.shape import PRUNABLE
+from minitron_cli.report import ledger
+from minitron_cli.report.ledger import Entry
 from minitron_cli.search import rank, space
 from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import Ranked
@@ -91,6 +96,14 @@ def run(
         if config.repairs:
             plan = repair.repaired(work, cutter, plan, config, calibration, fitting, held_out)
         _write(work, parent, plan)
+        entries = []
+        if len(candidates) > 1:
+            entries += _on_candidates(candidates, blocks)
+        if config.rounds > 1:
+            entries += _on_rounds(work.summary["rounds"], plan, config, samples.sequence_length)
+        if config.repairs:
+            entries += _on_repair(work.summary.get("repair"), plan, held_out)
+        work.summary["ledger"] = ledger.as_json(ledger.merged(entries))
 
     def forecast() -> dict[str, Any]:
         if len(candidates) > 1:
@@ -163,6 +176,31 @@ def row(entry: Ranked, sign: int = 1, target: str = "") -> dict[str, Any]:
         "rungs": [sign * score for score in entry.rungs],
         "retrained": None if entry.retrained is None else sign * entry.retrained,
     }
+
+
+def _on_candidates(candidates: list[Candidate], blocks: Blocks) -> list[Entry]:
+    length = blocks.sequence_length
+    return [ledger.held_out([c.shape], min(SCORE_BLOCKS, len(blocks)) * length, length) for c in candidates]
+
+
+def _on_rounds(rounds: list[dict[str, Any]], plan: PrunePlan, config: PruneConfig, length: int) -> Iterator[Entry]:
+    """Every round but the first scores what the one before it left."""
+    removed = [1] if config.ranking.layers == "perplexity" else []
+    for before, scored in pairwise(rounds):
+        tokens = scored["samples_scored"] * length
+        yield from ledger.calibration(plan.parent.resize(**before["sizes"]), tokens, length, removed)
+
+
+def _on_repair(found: dict[str, Any] | None, plan: PrunePlan, held_out: Blocks) -> Iterator[Entry]:
+    """The pass that it is fitted on and, where it was measured, loss and KL before and after; no trials of norms."""
+    if found is None:  # there was nothing to mend
+        return
+    length = held_out.sequence_length
+    yield ledger.forward("repair", plan.parent, found["samples"] * length, length, with_head=False)
+    if "after" in found:
+        tokens = min(repair.SCORE_BLOCKS, len(held_out)) * length
+        both = [plan.child, plan.child, plan.parent]  # the loss, and the KL
+        yield ledger.held_out([plan.parent, *both, *both], tokens, length)
 
 
 def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:

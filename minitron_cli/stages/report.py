@@ -22,12 +22,12 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.report import data as page_data
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.ledger import forward_flops, training_flops
 from minitron_cli.report.page import render
 from minitron_cli.spec import Spec
 from minitron_cli.stages import candidates, correct
 from minitron_cli.stages.candidates import CANDIDATES
 from minitron_cli.stages.evaluate import RESULTS
+from minitron_cli.stages.lineage import accelerator_hours, lineage, spent
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import PLAN
@@ -115,6 +115,7 @@ class _Made:
     correct: Artifact | None
     trained: tuple[Artifact, ...]
     """Everything distilled from the pruned model, controls included."""
+    workspace: Workspace
 
     @classmethod
     def of(cls, workspace: Workspace) -> "_Made":
@@ -129,10 +130,15 @@ class _Made:
             workspace.current("evaluate"),
             workspace.current(correct.STAGE),
             trained,
+            workspace,
         )
         if not made.artifacts:
             raise ArtifactError(f"{workspace.root} has no results to report: run `minitron importance` first")
         return made
+
+    @cached_property
+    def lineage(self) -> list[Artifact]:
+        return lineage(self.workspace, self._product)
 
     @property
     def artifacts(self) -> list[Artifact]:
@@ -163,6 +169,7 @@ class _Made:
             repair=self._repair(),
             runs=tuple(_curves(artifact) for artifact in (self.correct, *self.trained) if artifact),
             costs=tuple(self._costs()),
+            device_hours=accelerator_hours(self.lineage),
             lineage=tuple(_lineage(artifact) for artifact in self.artifacts),
             commands=tuple(_command(artifact, config.model) for artifact in self.artifacts),
         )
@@ -293,28 +300,19 @@ class _Made:
         before, after = ((found[when]["loss"], found[when]["kl"]) for when in ("before", "after"))
         return page_data.RepairFacts(tuple(found["repairs"]), found["parent_loss"], before, after)
 
+    @property
+    def _product(self) -> Artifact:
+        """What all of it was for: the student, or what there is of it so far."""
+        student = next((artifact for artifact in self.trained if artifact.label == "distilled"), None)
+        return student or self.prune or self.search or self.artifacts[0]
+
     def _costs(self) -> Iterator[page_data.CostRow]:
-        if self._parent is None or self._child is None:
-            return
-        parent, child = self._parent.flops_per_token(), self._child.flops_per_token()
-        if self.importance:
-            tokens = self.importance.summary["tokens"]
-            yield page_data.CostRow("importance", tokens, forward_flops(tokens, parent))
-        if self.search and self.search.manifest.config["retrain"]:
-            at_rung = self.search.read_json(CANDIDATES)["rung_tokens"]
-            trained = [(at_rung[len(row.rungs) - 1], row.sizes) for row in self._candidates() if row.rungs]
-            flops = sum(
-                training_flops(tokens, self._parent.resize(**sizes).flops_per_token(), parent)
-                for tokens, sizes in trained
-            )
-            yield page_data.CostRow("search", sum(tokens for tokens, _ in trained), flops)
-        if self.correct:
-            tokens = self.correct.summary["tokens"]
-            yield page_data.CostRow("correct", tokens, training_flops(tokens, parent))
-        for artifact in self.trained:
-            tokens = artifact.summary["tokens"]
-            teacher = parent if "kl" in artifact.summary.get("after", {}) else 0
-            yield page_data.CostRow(f"distill {artifact.label}", tokens, training_flops(tokens, child, teacher))
+        made_of = {artifact.key for artifact in self.lineage}
+        beside = [artifact for artifact in self.artifacts if artifact.key not in made_of]
+        for artifact in (*self.lineage, *beside):
+            stage = " ".join(filter(None, (artifact.stage, artifact.label)))
+            for entry in spent(artifact):
+                yield page_data.CostRow(stage, entry.tokens, entry.flops, entry.work, artifact.key in made_of)
 
 
 def _is_control_of(prune: Artifact, cut: Artifact) -> bool:

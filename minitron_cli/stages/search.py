@@ -17,6 +17,8 @@ from minitron_cli.distill.loop import train
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.importance.processes import Processes, join_processes
+from minitron_cli.model.shape import Shape
+from minitron_cli.report import ledger
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
 from minitron_cli.search.feasible import Candidate
@@ -73,6 +75,7 @@ def run(
         search = _Search(cutter, judge, train_blocks, config, crew)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
         _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
+        work.summary["ledger"] = ledger.as_json(search.spent(found))
         crew.meet()
 
     identity = config
@@ -147,6 +150,15 @@ class _Judge:
                 return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=blocks).kl_nats
             case objective:
                 return _sign(objective) * _value_of(objective)(model, hf.load_tokenizer(self.parent.path))
+
+    @property
+    def tokens(self) -> int:
+        """Of held-out text, each time."""
+        return min(self.config.score_blocks, len(self.validation)) * self.validation.sequence_length
+
+    def reading(self, shape: Shape) -> list[Shape]:
+        """The models that read it: one that is judged and, for KL, its teacher."""
+        return {"loss": [shape], "kl": [shape, self.teacher.shape]}.get(str(self.config.objective), [])
 
 
 def _value_of(objective: TaskObjective) -> TaskValue:
@@ -245,6 +257,18 @@ class _Search:
             alone=True,
         )
         return self.judge(student)
+
+    def spent(self, found: Mapping[str, Sequence[Ranked]]) -> list[ledger.Entry]:
+        """On candidates, each once whatever sizes it is a candidate for; not on tasks."""
+        teacher, length = self.judge.teacher.shape, self.train_blocks.sequence_length
+        entries = []
+        for entry in {entry.candidate.name: entry for ranked in found.values() for entry in ranked}.values():
+            shape, rungs = entry.candidate.shape, len(entry.rungs)
+            if judges := self.judge.reading(shape):
+                entries.append(ledger.held_out(judges, (1 + rungs) * self.judge.tokens, length))
+            if rungs:
+                entries += ledger.training(shape, teacher, self.rung_tokens()[rungs - 1], length)
+        return ledger.merged(entries)
 
     def _forget(self, dropped: Sequence[Ranked]) -> None:
         """The training state of those that go no further: it is three times their weights in fp32."""

@@ -20,6 +20,7 @@ from minitron_cli.distill.world import World, resolve_precision
 from minitron_cli.model.live import disk_tensors, live_tensor
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context
+from minitron_cli.stages.training_cost import ledger_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,7 +120,9 @@ def run_loop(
     io.write_new(work.path / METRICS, _lines(result.metrics))
     io.write_new(work.path / VALIDATION, _lines(result.validation))
     work.run |= result.throughput
-    return {"steps": result.steps, "tokens": result.tokens, "weights_of_step": result.exported, **_ends(result)}
+    spent = ledger_of(result, models.student, models.teacher, config, train_blocks, validation_blocks)
+    facts = {"steps": result.steps, "tokens": result.tokens, "weights_of_step": result.exported, "ledger": spent}
+    return facts | _ends(result)
 
 
 def _lines(rows: list[dict[str, float]]) -> bytes:

@@ -207,6 +207,18 @@ def test_show_tells_every_stage(place: Place, distilled: dict[str, Any]) -> None
     assert "block importance" in people.stderr
 
 
+def test_show_adds_up_what_a_student_cost(place: Place, distilled: dict[str, Any]) -> None:
+    found = place.run("show", "cost")
+    entries = [entry for artifact in found["ledger"].values() for entry in artifact]
+    assert [name.partition("-")[0] for name in found["ledger"]] == ["importance", "prune", "distill"]
+    assert {entry["work"] for entry in entries} >= {"calibration", "training", "teacher", "held-out text"}
+    assert found["total"][0]["flops"] == sum(entry["flops"] for entry in entries)
+    assert found["device_hours"].keys() == {"cpu"}
+    people = invoke("show", "cost", "--runs-dir", place.root / "runs").stderr
+    assert "cost of the distill result and all that it was made of" in people
+    assert "importance: calibration" in people
+
+
 def test_what_a_cut_passed_and_how_it_is_served_is_shown(place: Place, pruned: dict[str, Any]) -> None:
     served = {row["reader"]: row for row in pruned["summary"]["serving"]}
     assert served["GGUF K-quants"]["level"] == "slower"

@@ -107,10 +107,12 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
         repair=RepairFacts((name("least_squares"), name("rotate")), 2.412, (6.213, 3.71), (4.913, 2.31)),
         runs=(run("distilled", 4.9, 2.6), run("random-init", 8.3, 3.2)),
         costs=(
-            CostRow(name("importance"), 524_288, 4.1e12),
+            CostRow(name("importance"), 524_288, 4.1e12, name("calibration")),
             CostRow(name("search"), 393_216, 2.9e12),
-            CostRow(name("distill"), 3_000_000, 6.1e13),
+            CostRow(name("distill"), 3_000_000, 6.1e13, name("training")),
+            CostRow(name("evaluate"), 65_536, 8.2e11, name("held-out text"), is_needed=False),
         ),
+        device_hours={name("NVIDIA H200"): 12.53},
         lineage=(
             LineageRow(name("importance"), "4f1a22c0", "", (name("demo/teacher"),)),
             LineageRow(name("search"), "91be7710", "", (name("importance"),)),

@@ -129,7 +129,7 @@ def test_no_name_breaks_out_of_its_place(text):
     prose = source.split("\n---\n", 1)[1].split("\n## Use", 1)[0]
     assert "<" not in prose.replace("\\<", "")
     rows = [line for line in prose.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 7}
+    assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 5, 7}
     assert [line for line in source.splitlines() if line.startswith("## ")] == [
-        f"## {title}" for title in ("Shape", "Results", "Use", "How it was made", "Limits")
+        f"## {title}" for title in ("Shape", "Results", "Cost", "Use", "How it was made", "Limits")
     ]

@@ -14,7 +14,15 @@ from minitron_cli.report.page import render
 from minitron_cli.report.text import MINUS, NOTHING, TIMES
 from tests.unit.report.sample import sample
 
-NOT_SECTIONS = ("title", "kept", "importance_metric", "candidate_parameters", "comparison", "speed_settings")
+NOT_SECTIONS = (
+    "title",
+    "kept",
+    "importance_metric",
+    "candidate_parameters",
+    "comparison",
+    "speed_settings",
+    "device_hours",
+)
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 HOSTILE = [
@@ -232,7 +240,9 @@ def test_a_value_that_is_not_finite_is_a_dash():
     assert f"b 5 {NOTHING}" in Page(render(ReportData(title="t", results=rows))).words
 
 
-def test_costs_are_summed(page):
+def test_costs_are_summed_without_what_could_have_been_left_out(page):
+    assert "evaluate held-out text 65.5 k" in page.words
+    assert "It took 12.5 hours of NVIDIA H200." in page.words
     assert "total 3.92 M 6.80 \N{MULTIPLICATION SIGN} 10¹³" in page.words
 
 

@@ -283,7 +283,7 @@ class TestResume:
         fail = threading.Event()
         with pytest.raises(Interrupted):
             run(build=build)
-        assert len(left(tmp_path / "ws")) == 3
+        assert len(left(tmp_path / "ws")) == 4
         artifact = run(build=build)
         assert artifact.read_json("n.json") == {"n": 1}
         assert counted == [1]
@@ -305,7 +305,7 @@ class TestResume:
         keep = True
         with pytest.raises(FileExistsError):
             run(build=build)
-        assert seen[-1] == ["state"]
+        assert seen[-1] == ["clock.json", "state"]
 
     def test_state_belongs_to_one_key(self, run):
         def build(work):

@@ -1,0 +1,341 @@
+"""What does a child owe to its teacher's predictions, to the channels that were kept, and to the parent's weights?
+
+    python scripts/bench_teacher.py && python scripts/distill_study.py
+
+One cut, no repair, the same number of tokens for every arm: the channels that importance keeps distilled or trained on
+the text alone, random channels distilled, and random weights in the same shape either way. A seed draws other
+calibration samples, another random order, other random weights and another order of the text. Each arm's learning rate
+is the best of a few short runs with a seed of their own. A run that is finished is kept under
+runs/NAME/distill-study, so that a stopped study goes on. Writes docs/results/distillation.md and a figure beside it.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from bench_teacher import bench_data
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from repair_study import spread
+
+from minitron_cli import io
+from minitron_cli.checkpoint import hf, strict_json
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.data.pack import Blocks
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.distill.config import OBJECTIVES, DistillConfig, Objective
+from minitron_cli.distill.loop import train
+from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.model.shape import Shape
+from minitron_cli.report.plots import SERIES, SETTINGS
+from minitron_cli.search.feasible import feasible
+from minitron_cli.stages import importance
+from minitron_cli.stages.cut import Cutter, read_scores
+from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.produce import Context
+from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.trim.config import child_config
+from minitron_cli.trim.metric import Random
+from minitron_cli.trim.spec import Budget, Ranking
+
+Figures = dict[str, Any]
+
+TRIAL_SEED = 100
+CURVE_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class Arm:
+    label: str
+    start: str
+    objective: Objective
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    """Learning rates to try; one alone is not tried but taken."""
+
+
+ARMS = (
+    Arm("pruned, KD", "importance", "kl"),
+    Arm("pruned, CE", "importance", "ce"),
+    Arm("random channels, KD", "random channels", "kl", (1e-3,)),  # as the pruned one, whose weights they are too
+    Arm("random weights, KD", "random weights", "kl", (1e-3, 2e-3, 4e-3)),
+    Arm("random weights, CE", "random weights", "ce", (1e-3, 2e-3, 4e-3)),
+)
+EXPECTED = (
+    (ARMS[1], ARMS[0], "what the teacher's predictions add to the text"),
+    (ARMS[2], ARMS[0], "what importance adds to pruning"),
+    (ARMS[3], ARMS[0], "what the parent's weights add, with a teacher"),
+    (ARMS[4], ARMS[1], "what the parent's weights add, without"),
+    (ARMS[4], ARMS[0], "all of it"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One teacher, one text, and how much of it each run sees."""
+
+    context: Context
+    parent: Parent
+    data: DataConfig
+    samples: int
+    blocks: int
+    tokens: int
+    trial_tokens: int
+    """Length of a run that tries a learning rate."""
+
+    @cached_property
+    def teacher(self) -> Any:
+        return hf.load_model(self.parent.path, dtype="float32")
+
+    @cached_property
+    def train(self) -> Blocks:
+        return blocks_of(self.context, self.data, "train", self.parent.path)
+
+    @cached_property
+    def validation(self) -> Blocks:
+        return blocks_of(self.context, self.data, "validation", self.parent.path)
+
+    @property
+    def directory(self) -> Path:
+        return self.context.workspace.root / "distill-study" / f"{self.parent.fingerprint[:8]}-{self.samples}"
+
+    def remembered(self, name: str, compute: Callable[[], Figures]) -> Figures:
+        path = self.directory / f"{name}-{self.blocks}.json"
+        if not path.is_file():
+            io.make_dirs(path.parent)
+            io.replace(path, io.pretty_json(compute()))
+        return strict_json.load(path)
+
+    def measured(self, model: Any) -> Figures:
+        kl = kl_to_parent(model, self.teacher, self.validation, max_blocks=self.blocks).kl_nats
+        return {"loss": self._loss(model), "kl": kl}
+
+    def parent_loss(self) -> float:
+        return self.remembered("parent", lambda: {"loss": self._loss(self.teacher)})["loss"]
+
+    def _loss(self, model: Any) -> float:
+        return perplexity(model, self.validation, max_blocks=self.blocks).loss_nats
+
+
+@dataclass(frozen=True)
+class Cut:
+    """All runs of one cut."""
+
+    study: Study
+    ratio: float
+    seeds: int
+    trial_ratio: float
+    """Of the cut whose short runs choose the learning rates."""
+
+    @cached_property
+    def shape(self) -> Shape:
+        """An even cut of width to this share of the parameters without embeddings."""
+        parent = self.study.parent.shape
+        budget = Budget(target=int(self.ratio * parent.parameters("non_embedding")), count="non_embedding")
+        return feasible(parent, {"hidden": (), "ffn": ()}, budget)[0].shape
+
+    def student(self, arm: Arm, seed: int) -> Any:
+        study = self.study
+        config = ImportanceConfig(samples=study.samples, seed=seed, layer_removal=False)
+        scores = read_scores(importance.run(study.context, study.parent, study.data, config), study.parent)
+        ranking = Ranking(width=Random(seed=seed)) if arm.start == "random channels" else Ranking()
+        cutter = Cutter(study.context, study.parent, scores, ranking)
+        plan = cutter.plan(self.shape)
+        if arm.start != "random weights":
+            return cutter.model(plan)
+        config_of_child = child_config(study.parent.checkpoint.config, plan)
+        return hf.new_model(hf.config_from_dict(config_of_child, "the child"), seed=seed)
+
+    def rate(self, arm: Arm) -> float:
+        """The learning rate whose short run ends lowest: in KL for KD, in loss for CE."""
+        if len(arm.rates) == 1:
+            return arm.rates[0]
+        figure = "kl" if arm.objective == "kl" else "loss"
+        return min(arm.rates, key=lambda rate: self.trial(arm, rate)[figure])
+
+    def trial(self, arm: Arm, rate: float) -> Figures:
+        cut = replace(self, ratio=self.trial_ratio)
+        return cut.run(arm, TRIAL_SEED, rate, self.study.trial_tokens, points=1)["after"]
+
+    def result(self, arm: Arm, seed: int) -> Figures:
+        return self.run(arm, seed, self.rate(arm), self.study.tokens, points=12)
+
+    def run(self, arm: Arm, seed: int, rate: float, tokens: int, points: int) -> Figures:
+        name = f"{self.ratio}-{arm.label.replace(', ', '-').replace(' ', '-')}-{seed}-{rate:g}-{tokens}"
+        study = self.study
+        batch = 8 * study.train.sequence_length
+        config = DistillConfig(
+            tokens=tokens,
+            batch_size=8,
+            micro_batch_size=8,
+            learning_rate=rate,
+            min_learning_rate=rate / 10,
+            warmup_steps=tokens // (10 * batch),
+            losses=OBJECTIVES[arm.objective],
+            eval_every=max(1, tokens // (points * batch)),
+            eval_blocks=CURVE_BLOCKS,
+            save_every=50,
+            seed=seed,
+        )
+
+        def compute() -> Figures:
+            student = self.student(arm, seed)
+            teacher = hf.load_model(study.parent.path)  # training may leave it in bf16
+            result = train(student, teacher, study.train, study.validation, config, study.directory / name)
+            io.remove_tree(study.directory / name)
+            figures = {"after": study.measured(student), "curve": result.validation, "run": result.throughput}
+            print(name, figures["after"], result.throughput["seconds"], flush=True)
+            return figures
+
+        return study.remembered(name, compute)
+
+    def results(self) -> dict[Arm, list[Figures]]:
+        return {arm: [self.result(arm, seed) for seed in range(self.seeds)] for arm in ARMS}
+
+
+def section(cut: Cut, figure: str) -> Iterator[str]:
+    results = cut.results()
+    sizes = ", ".join(f"{axis} {size}" for axis, size in cut.shape.prunable.items())
+    kept, total = cut.shape.parameters("non_embedding"), cut.shape.parameters()
+    share = kept / cut.study.parent.shape.parameters("non_embedding")
+    yield from (
+        f"## {share:.0%} of the non-embedding parameters kept",
+        "",
+        f"{sizes}: {kept:,} parameters without embeddings, {total:,} in all.",
+        "",
+        "| start, objective | learning rate | loss | KL to the parent |",
+        "|---|---|---|---|",
+    )
+    for arm, of_arm in results.items():
+        loss, kl = (spread([found["after"][key] for found in of_arm]) for key in ("loss", "kl"))
+        yield f"| {arm.label} | {cut.rate(arm):g} | {loss} | {kl} |"
+    yield from ("", "Differences within a seed, positive where the second is better:", "")
+    yield from ("| | first - second | loss | KL |", "|---|---|---|---|")
+    for first, second, what in EXPECTED:
+        cells = (spread(_differences(results, first, second, key), "{:+.3f}") for key in ("loss", "kl"))
+        yield f"| {what} | {first.label} - {second.label} | " + " | ".join(cells) + " |"
+    yield from ("", _verdict(results), "")
+    yield from (f"![Loss and KL to the parent on held-out text against tokens]({figure})", "")
+
+
+def _verdict(results: dict[Arm, list[Figures]]) -> str:
+    """How often the order holds that the papers lead one to expect."""
+    order = (ARMS[0], ARMS[1], ARMS[3])
+    found = []
+    for key, name in (("loss", "loss"), ("kl", "KL")):
+        by_seed = zip(*([run["after"][key] for run in results[arm]] for arm in order), strict=True)
+        found.append(f"{sum(a < b < c for a, b, c in by_seed)} of {len(results[ARMS[0]])} seeds by {name}")
+    return f"Expected is {' < '.join(arm.label for arm in order).replace(', ', ' with ')}: so in {' and '.join(found)}."
+
+
+def _differences(results: dict[Arm, list[Figures]], first: Arm, second: Arm, key: str) -> list[float]:
+    return [a["after"][key] - b["after"][key] for a, b in zip(results[first], results[second], strict=True)]
+
+
+def trials(cut: Cut) -> Iterator[str]:
+    study = cut.study
+    yield from (
+        "## Learning rates",
+        "",
+        f"Short runs of {study.trial_tokens:,} tokens on the first cut chose the learning rates of all; loss / KL:",
+        "",
+    )
+    rates = sorted({rate for arm in ARMS for rate in arm.rates})
+    yield "| start, objective | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
+    yield "|---|" + "---|" * len(rates)
+    for arm in ARMS:
+        found = {rate: cut.trial(arm, rate) for rate in arm.rates if len(arm.rates) > 1}
+        cells = (f"{found[r]['loss']:.3f} / {found[r]['kl']:.3f}" if r in found else "" for r in rates)
+        yield f"| {arm.label} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def draw(cut: Cut, parent_loss: float, path: Path) -> None:
+    """The mean over seeds of each arm, in a band from the lowest to the highest seed."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS | {"savefig.facecolor": "white", "lines.markersize": 3.0})
+        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, key, label in zip(panels, ("loss", "kl"), ("loss (nats)", "KL to the parent (nats)"), strict=True):
+            for (arm, of_arm), colour in zip(cut.results().items(), SERIES, strict=False):
+                tokens = [point["tokens"] for point in of_arm[0]["curve"]]
+                by_point = list(zip(*([point[key] for point in found["curve"]] for found in of_arm), strict=True))
+                axes.plot(tokens, [statistics.mean(v) for v in by_point], color=colour, marker="o", label=arm.label)
+                axes.fill_between(tokens, *([f(v) for v in by_point] for f in (min, max)), color=colour, alpha=0.15)
+            axes.set(xlabel="tokens", ylabel=label, yscale="log")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+        panels[0].axhline(parent_loss, color="black", linestyle=(0, (4, 3)), linewidth=1.2, alpha=0.7, label="parent")
+        panels[0].legend(frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def page(study: Study, cuts: Sequence[Cut], output: Path) -> Iterator[str]:
+    parent = study.parent_loss()
+    precision = cuts[0].result(ARMS[0], 0)["run"]["precision"]
+    yield from (
+        "# What distillation, importance and the parent's weights are worth",
+        "",
+        f"The teacher is that of `make bench-teacher`: {study.parent.shape.parameters():,} parameters, held-out loss "
+        f"{parent:.3f}.",
+        "Its width is cut evenly (hidden and ffn), with no repair, and every arm is trained on the same number of",
+        f"tokens ({study.tokens:,}, {study.tokens / len(study.train) / study.train.sequence_length:.2f} epochs) by the",
+        f"same loop: 8 blocks of {study.train.sequence_length} a step, AdamW, cosine to a tenth, {precision}. KD is",
+        "forward KL at temperature 1 with no other loss, CE is conventional training on the text, which needs no",
+        "forward pass of the teacher: KD's tokens are dearer.",
+        "",
+        f"Loss and KL(parent ‖ child) in nats per token over {study.blocks} held-out blocks; mean and 95 % interval",
+        f"(Student's t) over {cuts[0].seeds} seeds. A seed draws other calibration samples, random orders and",
+        "weights, and another order of the text. Learning rates: for each arm the best of those tried in short runs",
+        "with another seed, by the figure that it minimises.",
+        "",
+        "Regenerate: `make bench-teacher && python scripts/distill_study.py`",
+        "",
+    )
+    for cut in cuts:
+        figure = output.with_name(f"{output.stem}-{cut.ratio:g}.svg")
+        yield from section(cut, figure.name)
+        draw(cut, parent, figure)
+    yield from trials(cuts[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--name", default="bench", help="workspace with a teacher")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=128, help="calibration blocks")
+    parser.add_argument("--blocks", type=int, default=256, help="held-out blocks that results are measured on")
+    parser.add_argument("--tokens", type=int, default=256_000, help="of each run")
+    parser.add_argument("--trial-tokens", type=int, default=64_000, help="of each short run")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/distillation.md"))
+    args = parser.parse_args()
+    workspace = Workspace(args.runs_dir / args.name)
+    teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {args.name}")
+    with workspace.lock():
+        study = Study(
+            Context(workspace),
+            open_parent(teacher.path),
+            bench_data(None),
+            args.samples,
+            args.blocks,
+            args.tokens,
+            args.trial_tokens,
+        )
+        lines = list(page(study, [Cut(study, ratio, args.seeds, args.ratios[0]) for ratio in args.ratios], args.output))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text("\n".join(lines).rstrip() + "\n")
+    print(args.output.read_text())
+
+
+if __name__ == "__main__":
+    main()

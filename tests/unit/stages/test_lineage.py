@@ -1,0 +1,179 @@
+"""What a result cost, added up from the manifests of all that it was made of."""
+
+import pytest
+
+from minitron_cli.distill.config import OBJECTIVES, DistillConfig
+from minitron_cli.evaluate.config import EvaluateConfig
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.report import ledger
+from minitron_cli.report.ledger import Entry
+from minitron_cli.report.text import NOTHING, power_of_ten
+from minitron_cli.search.config import Retrain, SearchConfig
+from minitron_cli.stages import distill, evaluate, importance, prune, report, search
+from minitron_cli.stages.candidates import CANDIDATES
+from minitron_cli.stages.lineage import accelerator_hours, device_hours, lineage, spent
+from minitron_cli.stages.parent import open_parent
+from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.trim.spec import Budget, PruneConfig
+from tests.unit.stages.place import context, data, write_place
+
+LENGTH = 16
+TRAINING = DistillConfig(steps=3, batch_size=4, micro_batch_size=4, eval_every=2, eval_blocks=3, warmup_steps=0)
+SCORING = ImportanceConfig(samples=6, batch_size=2)
+
+
+def forward(shape, with_head: bool = True) -> int:
+    """Of one token, eight attended to: two per weight of q, k, v, o and the three matrices of the FFN, and the rest."""
+    s = shape.sizes
+    heads, groups = s["head"] * s["head_dim"], s["kv_head"] * s["head_dim"]
+    weights = s["hidden"] * (2 * heads + 2 * groups + 3 * s["ffn"])
+    layers = s["layer"] * (2 * weights + 4 * heads * LENGTH // 2)
+    return layers + with_head * 2 * s["hidden"] * s["vocab"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Scores, a cut, a student and a control, in a workspace whose model is `place/model`."""
+    place = tmp_path_factory.mktemp("place")
+    write_place(place)
+    at, parent, text = context(place / "runs" / "one"), open_parent(place / "model"), data(place, LENGTH)
+    at.workspace.save_settings(model=str(place / "model"))
+    scores = importance.run(at, parent, text, SCORING)
+    child = prune.run(at, parent, PruneConfig(shape={"ffn": 32, "layer": 3}), scores=scores)
+    control = TRAINING.model_copy(update={"losses": OBJECTIVES["ce"]})
+    found = {
+        "scores": scores,
+        "child": child,
+        "student": distill.run(at, parent, child.path, text, TRAINING),
+        "control": distill.run(at, parent, child.path, text, control, label="ce"),
+        "measured": evaluate.run(at, [("pruned", child.path)], parent, text, EvaluateConfig(blocks=2)),
+    }
+    at.workspace.point(found["student"])
+    return place, at, text, parent, found
+
+
+def test_a_manifest_says_what_its_stage_spent(made):
+    _, _, _, parent, found = made
+    big, small = parent.shape, open_parent(found["child"].path).shape
+    layer, head = forward(big, with_head=False) // 4, forward(big) - forward(big, with_head=False)
+    assert spent(found["scores"]) == [
+        Entry("calibration", 96, 96 * 4 * layer),
+        Entry("layer removal", 96, 96 * (6 * layer + 5 * head)),
+    ]
+    assert spent(found["child"]) == []  # a cut to a shape that was given reads no text
+    trained, text = 3 * 4 * LENGTH, 3 * 3 * LENGTH  # three evaluations: before, after step 2, after step 3
+    evaluated = Entry("held-out text", 2 * text, text * (forward(big) + forward(small)))
+    training = Entry("training", trained, 3 * trained * forward(small))
+    assert spent(found["student"]) == [training, Entry("teacher", trained, trained * forward(big)), evaluated]
+    assert spent(found["control"]) == [training, evaluated]
+    twice = 2 * LENGTH  # the parent's loss, the child's loss, and their KL
+    assert spent(found["measured"]) == [Entry("held-out text", 4 * twice, twice * 2 * (forward(big) + forward(small)))]
+
+
+def test_a_search_counts_what_every_candidate_went_through(made):
+    _, at, text, parent, found = made
+    retrain = Retrain(top=2, tokens=256, batch_size=4, micro_batch_size=4, rungs=2, warmup_steps=0)
+    budget = Budget(target=parent.shape.resize(ffn=32).parameters(), tolerance=0.2)
+    config = SearchConfig(budget=budget, space={"ffn": (24, 32, 40)}, candidates=3, score_blocks=2, retrain=retrain)
+    searched = search.run(at, parent, found["scores"], text, config)
+    cost = {row["shape"]["ffn"]: forward(parent.shape.resize(**row["shape"])) for row in rows_of(searched)}
+    # Four steps of 4 x 16 tokens: both are compared after the second and after the last, and judged on 32 tokens.
+    trained = [row["shape"]["ffn"] for row in rows_of(searched) if row["rungs"]]
+    assert len(trained) == 2
+    judged = sum(32 * flops for flops in cost.values()) + sum(2 * 32 * cost[ffn] for ffn in trained)
+    assert set(spent(searched)) == {
+        Entry("held-out text", 32 * (3 + 2 * 2), judged),
+        Entry("training", 2 * 256, 256 * 3 * sum(cost[ffn] for ffn in trained)),
+        Entry("teacher", 2 * 256, 2 * 256 * forward(parent.shape)),
+    }
+
+
+def rows_of(searched) -> list[dict]:
+    return searched.read_json(CANDIDATES)["candidates"]
+
+
+def test_a_cut_counts_candidates_rounds_and_repair(made):
+    _, at, text, parent, found = made
+    big, blocks = parent.shape, blocks_of(at, text, "validation", parent.path)
+    held_out = len(blocks) * LENGTH
+    assert len(blocks) < 64, "all are used"
+    config = PruneConfig(shape={"ffn": 24}, repair="least_squares", repair_samples=5)
+    mended = prune.run(at, parent, config, scores=found["scores"], data=text)
+    small = big.resize(ffn=24)
+    assert spent(mended) == [
+        Entry("repair", 5 * LENGTH, 5 * LENGTH * forward(big, with_head=False)),
+        Entry("held-out text", 7 * held_out, held_out * (3 * forward(big) + 4 * forward(small))),
+    ]
+    rounds = prune.run(at, parent, PruneConfig(shape={"ffn": 24}, rounds=2), scores=found["scores"], data=text)
+    between = big.resize(ffn=36)
+    assert spent(rounds) == [Entry("calibration", 96, 96 * forward(between, with_head=False))]
+    budget = Budget(target=small.parameters(), tolerance=0.1)
+    chosen = prune.run(at, parent, PruneConfig(budget=budget, axes=("ffn",)), scores=found["scores"], data=text)
+    shapes = [big.resize(**row["shape"]) for row in rows_of(chosen)]
+    assert len(shapes) > 1
+    assert spent(chosen) == [Entry("held-out text", len(shapes) * held_out, held_out * sum(map(forward, shapes)))]
+    at.workspace.point(found["child"])
+
+
+def test_what_it_cost_is_no_part_of_what_an_artifact_is(made):
+    _, _, _, _, found = made
+    manifest = found["student"].manifest
+    without = manifest.model_copy(update={"summary": {}})
+    assert (without.key, without.fingerprint) == (manifest.key, manifest.fingerprint)
+
+
+def test_everything_that_a_student_was_made_of_counts_once(made):
+    """The scores lead to it through the cut alone, the cut directly; control and measurement lead nowhere."""
+    _, at, text, parent, found = made
+    keys = [artifact.key for artifact in lineage(at.workspace, found["student"])]
+    assert keys == [found[name].key for name in ("scores", "child", "student")]
+    distill.run(at, parent, found["child"].path, text, TRAINING)  # up to date: nothing is spent again
+    assert [artifact.key for artifact in lineage(at.workspace, found["student"])] == keys
+
+
+def test_a_chain_includes_what_its_parent_took(made):
+    place, _, text, _, found = made
+    other = context(place / "runs" / "two")
+    middle = open_parent(found["student"].path)
+    other.workspace.save_settings(model=str(found["student"].path))
+    scores = importance.run(other, middle, text, SCORING)
+    child = prune.run(other, middle, PruneConfig(shape={"ffn": 16}), scores=scores)
+    keys = [artifact.key for artifact in lineage(other.workspace, child)]
+    assert keys == [*(found[name].key for name in ("scores", "child", "student")), scores.key, child.key]
+
+
+def test_hours_are_those_of_all_processes_and_of_accelerators_in_a_report(made):
+    class Run:
+        def __init__(self, **run):
+            self.run = run
+
+    runs = [
+        Run(device="NVIDIA H200", processes=8, seconds_in_all=900.0),
+        Run(device="NVIDIA H200", processes=1, seconds_in_all=1800.0),
+        Run(device="cpu", processes=2, seconds_in_all=3600.0),
+        Run(seconds=5.0),  # of an older version
+    ]
+    assert device_hours(runs) == {"NVIDIA H200": 2.5, "cpu": 2.0}
+    assert accelerator_hours(runs) == {"NVIDIA H200": 2.5}
+    _, _, _, _, found = made
+    assert set(device_hours(found.values())) == {"cpu"}
+
+
+def test_page_and_card_show_what_the_student_took_and_beside_it_the_rest(made):
+    _, at, _, _, found = made
+    needed = [entry for name in ("scores", "student") for entry in spent(found[name])]
+    total = ledger.total(needed)
+    page = (report.run(at).path / "report.html").read_text()
+    card = (report.run(at).path / "model-card.md").read_text()
+    rows = [line for line in card[card.index("## Cost") :].splitlines() if line.startswith("|")][2:]
+    assert [row.split("|")[1:3] for row in rows] == [
+        [" importance ", " calibration "],
+        [" importance ", " layer removal "],
+        [" distill distilled ", " training "],
+        [" distill distilled ", " teacher "],
+        [" distill distilled ", " held-out text "],
+        [" total ", f" {NOTHING} "],
+    ]
+    assert f"| {total.tokens} | {power_of_ten(total.flops)} |" in rows[-1]
+    assert "distill ce" in page[page.index("Controls and measurements") :]
+    assert "hours of" not in page + card
