@@ -82,8 +82,8 @@ class PruneConfig(Spec):
 
     @property
     def repairs(self) -> frozenset[str]:
-        """What is to be mended, by name."""
-        return frozenset(REPAIRS) if self.repair == "all" else frozenset({self.repair} & set(REPAIRS))
+        """What is to be mended, by name. A norm that was solved for has nothing left to rescale."""
+        return frozenset({"rotate", "least_squares"} if self.repair == "all" else {self.repair} & set(REPAIRS))
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> "PruneConfig":

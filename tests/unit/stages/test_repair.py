@@ -7,7 +7,7 @@ import torch
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.errors import CheckpointError, DataError, InputError
+from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.stages import importance, prune, repair
 from minitron_cli.stages.parent import open_parent
@@ -57,7 +57,7 @@ def test_a_mended_child_loads_and_is_another(cut, kind):
     solved = {name for name in plain.tensors if name.endswith(("o_proj.weight", "down_proj.weight"))}
     readers = {name for name in plain.tensors if name.endswith("proj.weight") or "norm" in name or "lm_head" in name}
     if kind == "least_squares":
-        assert changed == solved | readers
+        assert readers <= changed <= solved | readers, "all but the embedding; a matrix may do best as it was cut"
     if kind in ("rotate", "all"):
         assert changed >= {name for name in plain.tensors if "proj.weight" in name or "embed" in name}
     if kind == "rescale":
@@ -67,7 +67,7 @@ def test_a_mended_child_loads_and_is_another(cut, kind):
 @pytest.mark.parametrize("kind", REPAIRS)
 def test_the_summary_says_what_it_was_worth(cut, kind):
     found = cut(repair=kind).summary["repair"]
-    assert found["repairs"] == (["least_squares", "rescale", "rotate"] if kind == "all" else [kind])
+    assert found["repairs"] == (["least_squares", "rotate"] if kind == "all" else [kind])
     assert found["after"]["kl"] < found["before"]["kl"]
     assert found["samples"] == 12
     assert set(found.get("strengths", {}).values()) <= {0.0, 0.5, 1.0}
@@ -84,14 +84,36 @@ def test_the_loss_in_the_summary_is_that_of_the_written_child(cut, place):
     assert loss == pytest.approx(artifact.summary["repair"]["after"]["loss"], rel=1e-5)
 
 
-def test_one_layer_at_a_time_gives_the_same_child_but_rescales_nothing(cut, monkeypatch):
-    resident = Checkpoint.open(cut(repair="rotate").path)
+def test_one_layer_at_a_time_gives_the_same_child(cut, monkeypatch):
+    resident = Checkpoint.open(cut(repair="all").path)
     monkeypatch.setattr(repair, "fits", lambda *_: False)
-    artifact = cut(repair="rotate", rounds=1, candidates=7)  # another key
+    artifact = cut(repair="all", candidates=7)  # another key
     by_layer = Checkpoint.open(artifact.path)
     for name in resident.tensors:
-        torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-4, atol=1e-4)
-    assert artifact.summary["repair"] == {"repairs": ["rotate"], "samples": 12}
+        torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-3, atol=1e-3)
+    assert artifact.summary["repair"] == {"repairs": ["least_squares", "rotate"], "samples": 12}
+
+
+def test_rescaling_is_refused_where_it_could_not_be_judged(cut, monkeypatch):
+    monkeypatch.setattr(repair, "fits", lambda *_: False)
+    with pytest.raises(EnvironmentFault, match=r"rescale .* in memory together.*use --repair all"):
+        cut(repair="rescale")
+
+
+def test_a_head_residual_is_there_before_the_fit(cut):
+    """The child's own heads are what o_proj is fitted to."""
+    ranking = {"head_residual": "laco"}
+    plain, residual = cut(repair="least_squares"), cut(repair="least_squares", ranking=ranking)
+    worse = cut(ranking=ranking).summary
+    assert "repair" not in worse
+    assert residual.summary["repair"]["after"]["kl"] < residual.summary["repair"]["before"]["kl"]
+    changed = [Checkpoint.open(made.path).read("model.layers.0.self_attn.o_proj.weight") for made in (plain, residual)]
+    assert not torch.allclose(*changed, atol=1e-4)
+
+
+def test_layers_that_go_are_made_up_for(cut):
+    found = cut(repair="least_squares", shape={}, drop_layers=(1,)).summary["repair"]
+    assert found["after"]["kl"] < found["before"]["kl"]
 
 
 def test_what_is_not_cut_is_not_mended(cut):
