@@ -7,7 +7,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.errors import ArtifactError, DataError, InputError
+from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model import serving
 from minitron_cli.model.shape import PRUNABLE
@@ -68,19 +68,18 @@ def run(
             raise InputError("a repair needs text to be fitted on: name some with --data")
         calibration = ImportanceConfig(**scores.manifest.config)
         fitting, held_out = (blocks_of(context, data, split, parent.path) for split in ("train", "validation"))
-        if config.repair_samples > len(fitting):
-            raise DataError(
-                f"{config.repair_samples} samples to fit a repair on are more than the data's {len(fitting)}: "
-                "lower prune.repair_samples or data.sequence_length, or add text"
-            )
+        repair.check_enough(config, fitting)
         inputs |= {"train": fitting.fingerprint, "validation": held_out.fingerprint, "dtype": context.dtype}
-
-    def score(candidate: Candidate) -> float:
-        return cutter.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
 
     def build(work: Build) -> None:
         shape = candidates[0].shape
         if len(candidates) > 1:
+            scratch = work.scratch / "repair"
+            judged = repair.mending(cutter, config, calibration, fitting, scratch) if config.repairs else cutter
+
+            def score(candidate: Candidate) -> float:
+                return judged.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
+
             ranked = rank.by_zero_shot(candidates, score)
             work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
             shape = ranked[0].candidate.shape

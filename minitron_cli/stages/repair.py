@@ -12,7 +12,7 @@ from minitron_cli import io, progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch, batch, sample_ids
 from minitron_cli.data.pack import Blocks
-from minitron_cli.errors import CheckpointError, EnvironmentFault
+from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.passage import ResidentWeights, StoredWeights, Weights
@@ -77,38 +77,68 @@ def repaired(
     if not repairs:
         progress.warn(f"--repair {config.repair} has nothing to mend: the cut leaves its axes alone")
         return plan
-    context, parent = cutter.context, cutter.parent
-    fitting = Chosen(train, sample_ids(calibration.seed, 0, config.repair_samples, len(train)))
     is_resident = _is_resident(cutter, calibration)
     if "rescale" in repairs and not is_resident:
         raise EnvironmentFault(
             "rescale tries strengths on parent and child in memory together, and they do not fit: use --repair all, "
             "which sets norms right one layer at a time"
         )
-    load = hf.load_model if is_resident else hf.empty_model
-    model = load(parent.path, device=context.device, dtype=context.dtype)
-    fit = Fit(
-        cutter,
-        fitting,
-        work.scratch / "repair",
-        model,
-        calibration.batch_size,
-        calibration.activation_budget,
-        resume=work.resume,
-    )
+    fit = fit_of(cutter, config, calibration, train, work.scratch / "repair", resume=work.resume)
     after = fit.mended(plan, repairs)
     summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": config.repair_samples}
     if "rescale" in repairs:
-        after, summary["strengths"] = fit.rescaled(after, Chosen(train, fitting.ids[:KL_BLOCKS]))
+        after, summary["strengths"] = fit.rescaled(after)
     if is_resident:
-        measured = _Measured(cutter, model, validation)
-        summary |= {"parent_loss": measured.loss(model), "before": measured.of(plan), "after": measured.of(after)}
+        measured = _Measured(cutter, fit.model, validation)
+        summary |= {"parent_loss": measured.loss(fit.model), "before": measured.of(plan), "after": measured.of(after)}
         if summary["after"]["kl"] > summary["before"]["kl"]:
             progress.warn("the repair took the child further from its parent: look at the KL, or leave it out")
     else:
         progress.warn("parent and child do not fit into memory together: what the repair is worth is not measured")
     work.summary["repair"] = summary
     return after
+
+
+def fit_of(
+    cutter: Cutter,
+    config: PruneConfig,
+    calibration: ImportanceConfig,
+    train: Blocks,
+    scratch: Path,
+    *,
+    resume: bool = True,
+) -> "Fit":
+    """Ready to mend any cut of the parent, on the samples that the config asks for."""
+    context, path = cutter.context, cutter.parent.path
+    load = hf.load_model if _is_resident(cutter, calibration) else hf.empty_model
+    return Fit(
+        cutter,
+        Chosen(train, sample_ids(calibration.seed, 0, config.repair_samples, len(train))),
+        scratch,
+        load(path, device=context.device, dtype=context.dtype),
+        calibration.batch_size,
+        calibration.activation_budget,
+        resume=resume,
+    )
+
+
+def mending(cutter: Cutter, config: PruneConfig, calibration: ImportanceConfig, train: Blocks, scratch: Path) -> Cutter:
+    """A cutter whose candidates are mended before they are scored. `rescale` is left to the cut: it needs trials."""
+    fit = fit_of(cutter, config, calibration, train, scratch)
+
+    def mend(plan: PrunePlan) -> PrunePlan:
+        return fit.mended(plan, applicable(plan, config.repairs) - {"rescale"}, str(plan.child))
+
+    return replace(cutter, mend=mend)
+
+
+def check_enough(config: PruneConfig, train: Blocks) -> None:
+    """Raise DataError if there is less text than a repair is to be fitted on."""
+    if config.repair_samples > len(train):
+        raise DataError(
+            f"{config.repair_samples} samples to fit a repair on are more than the data's {len(train)}: "
+            "lower prune.repair_samples or data.sequence_length, or add text"
+        )
 
 
 def _is_resident(cutter: Cutter, calibration: ImportanceConfig) -> bool:
@@ -150,7 +180,7 @@ def applicable(plan: PrunePlan, repairs: Iterable[str]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Fit:
-    """What closed forms make of a cut, from samples of text."""
+    """What closed forms make of a cut, from samples of text. What does not depend on the cut is found once."""
 
     cutter: Cutter
     samples: Chosen
@@ -192,6 +222,8 @@ class Fit:
         """Every matrix of the child that reads a norm or writes to the stream, fitted to what the parent computes."""
         context, checkpoint = self.cutter.context, self.cutter.parent.checkpoint
         fitted = FittedChild(plan, checkpoint, store)
+        if store.is_complete:
+            return fitted.plan
         config = hf.config_from_dict(child_config(checkpoint.config, plan), "the config of the cut model")
         child = hf.empty_model_of(config, device=context.device, dtype=self.model.dtype)
         fit_side_by_side(
@@ -203,6 +235,7 @@ class Fit:
             resume=self.resume,
             save_every_s=self.save_every_s,
         )
+        store.complete()
         return fitted.plan
 
     def _store(self, name: str) -> Store:
@@ -215,8 +248,9 @@ class Fit:
             return StoredWeights(self.model, parent.family, parent.checkpoint.read, context.device)
         return ResidentWeights(self.model)
 
-    def rescaled(self, plan: PrunePlan, samples: Chosen) -> tuple[PrunePlan, dict[str, float]]:
+    def rescaled(self, plan: PrunePlan) -> tuple[PrunePlan, dict[str, float]]:
         """The plan with those norms set right that bring it nearer to the parent, and how strongly each kind was."""
+        few = Chosen(self.samples.blocks, self.samples.ids[:KL_BLOCKS])
         self.moments()
         child, kept = self.cutter.model(plan), _kept_hidden(plan)
         kinds: dict[str, dict[str, float]] = {template: {} for template in plan.parent.family.links}
@@ -232,7 +266,7 @@ class Fit:
         def distance(scales: Mapping[str, float]) -> float:
             for name, parameter in plain.items():
                 parameter.copy_(weights[name] * scales.get(name, 1.0))
-            return kl_to_parent(child, self.model, samples).kl_nats
+            return kl_to_parent(child, self.model, few).kl_nats
 
         strengths = rescale.strengths(kinds, distance)
         repair = replace(plan.repair, scales=rescale.scales(kinds, strengths))

@@ -12,7 +12,7 @@ from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo, read_header, 
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.trim.repair.moments import NormMoments
 
-NORMS, TOKENS, TOTAL = "norms", "tokens.", "total"
+NORMS, TOKENS, TOTAL, COMPLETE = "norms", "tokens.", "total", "complete"
 
 
 class Store:
@@ -38,6 +38,14 @@ class Store:
         if not path.exists():
             self._put(TOTAL, {TOTAL: compute()})
         return read_safetensors(path)[TOTAL]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to be solved for."""
+        return self._path(COMPLETE).exists()
+
+    def complete(self) -> None:
+        self._put(COMPLETE, {COMPLETE: torch.tensor(True)})
 
     def put(self, kind: str, name: str, tensor: Tensor) -> None:
         found = self._found(kind)

@@ -9,7 +9,8 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, InputError
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.stages import importance, prune, repair
+from minitron_cli.search.config import SearchConfig
+from minitron_cli.stages import importance, prune, repair, search
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.trim.spec import PruneConfig
 from tests.tiny import tiny_model
@@ -156,3 +157,35 @@ def test_text_is_needed_and_enough_of_it(cut):
         cut(repair="all", with_text=False)
     with pytest.raises(DataError, match=r"lower prune\.repair_samples"):
         cut(repair="all", repair_samples=10**6)
+
+
+def loss_of(child, place):
+    from minitron_cli.evaluate.perplexity import perplexity
+    from minitron_cli.stages.tokens import blocks_of
+
+    blocks = blocks_of(context(place), data(place), "validation", place / "model")
+    return perplexity(child, blocks, max_blocks=64).loss_nats
+
+
+@pytest.mark.parametrize("stage", ["search", "prune"])
+def test_candidates_are_scored_as_they_would_be_mended(cut, place, tmp_path, stage, monkeypatch):
+    """A candidate's score is the loss of the child that would be written; norms are looked at once for all."""
+    passes, watched = [], repair.second_moments
+    monkeypatch.setattr(repair, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
+    here, parent = context(tmp_path), open_parent(place / "model")
+    scores = importance.run(here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False))
+    budget = {"target": int(0.7 * parent.shape.parameters()), "tolerance": 0.2}
+    mend = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)
+    if stage == "search":
+        config = SearchConfig(budget=budget, candidates=2, retrain=None)
+        made = search.run(here, parent, scores, data(place), config, cut=mend)
+        plain = search.run(here, parent, scores, data(place), config)
+        assert plain.path != made.path
+    else:
+        options = {"repair": "all", "repair_samples": 12}
+        config = PruneConfig(budget=budget, candidates=2, **options)
+        made = prune.run(here, parent, config, scores=scores, data=data(place))
+    assert len(passes) == 1
+    for row in json.loads((made.path / "candidates.json").read_text())["candidates"]:
+        written = cut(repair="all", shape=row["shape"])
+        assert row["zero_shot"] == pytest.approx(loss_of(hf.load_model(written.path), place), rel=1e-4)
