@@ -5,28 +5,34 @@ an error that one part leaves is seen by the next, which makes up for it. Only o
 the sums of one part.
 """
 
-# B batch, T token, D hidden of the parent, K of the child, I input of a part, O output
+# B batch, T token, N token of any sample, R token routed to one expert, K expert of a token
+# D hidden of the parent, K of the child, I input of a part, O output, F neuron
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from minitron_cli import io, progress
 from minitron_cli.importance.collect import NO_SAMPLES
+from minitron_cli.importance.experts import Replaced, Routed, each_expert
 from minitron_cli.importance.hidden_states import HiddenStates
 from minitron_cli.importance.observer import Tokens, final_norm
 from minitron_cli.importance.passage import Passage, Seen, StoredWeights, Weights, seeing
 from minitron_cli.importance.resume import FILE, SavedState
 from minitron_cli.model.family import Family
-from minitron_cli.model.residual import adds_as_it_is, blocks
+from minitron_cli.model.live import experts_module
+from minitron_cli.model.residual import adds_as_it_is, blocks, expert_writer
 from minitron_cli.model.taps import layer_module
 from minitron_cli.trim.repair.moments import Evidence
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
@@ -44,6 +50,14 @@ class Fitted(Protocol):
 
     def kept(self, x_BTD: Tensor, /) -> Tensor:
         """What is left of the parent's stream, [B, T, K]."""
+        ...
+
+    def kept_inputs(self, name: str, inputs_RI: Tensor, /) -> Tensor:
+        """What is left of what a matrix of the parent reads."""
+        ...
+
+    def is_cut(self, name: str, /) -> bool:
+        """Whether the child has a matrix, and less of what it reads."""
         ...
 
     def is_folded(self, norm: str, /) -> bool:
@@ -178,9 +192,11 @@ class _Walk:
     def through(self, layer: int, place: int) -> None:
         """Take all batches past a layer of the parent, and past the child's once that is solved for."""
         self._past_dropped(self._models.layers[place - 1] + 1 if place else 0, layer)
-        parts = self._parts(layer, place)
-        self._parent.through(layer, [_Watch(parts, self._want)])
+        parts, experts = self._parts(layer, place), _Experts(self._models.family, layer, self._fitted)
+        self._parent.through(layer, [_Watch(parts, self._want), experts])
         with self._child.at(place):
+            while experts.evidence:
+                self._renew(place, self._fitted.solve_writer(*experts.evidence.popitem()))
             for part in parts:
                 if part.norm:
                     self._renew(place, self._fitted.solve_norm(part.norm.weight, self._of_norm(place, part.norm)))
@@ -249,6 +265,45 @@ class _Walk:
         with self._child.at_end():
             evidence = Evidence.of((normed, self._wanted.take(f"{b}")) for b, _, normed in self._child.normed())
         (self._fitted.solve_norm if is_folded else self._fitted.solve_gain)(name, evidence)
+
+
+class _Experts:
+    """What each expert of a layer of the parent reads and writes, of the tokens that the router sends it."""
+
+    def __init__(self, family: Family, layer: int, fitted: Fitted) -> None:
+        self.evidence: dict[str, Evidence] = {}
+        """By names of the matrices that write."""
+        self._module, self._writer = experts_module(family), expert_writer(family)
+        self._layer, self._fitted = layer, fitted
+        self._samples = 0
+
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> list[Replaced]:
+        if self._module is None:
+            return []
+        module = model.get_submodule(self._module.format(layer=self._layer))
+        return [Replaced(module, partial(self._forward, tokens))]
+
+    def _forward(
+        self, tokens: Tokens, module: "nn.Module", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
+    ) -> Tensor:
+        added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
+        for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
+            added_ND.index_add_(0, routed.token_R, routed.added_RD.float())
+            self._see(module, routed, self._samples + routed.token_R // tokens.input_ids_BT.shape[1])
+        return added_ND.to(hidden_ND.dtype)
+
+    def _see(self, module: Any, routed: Routed, samples_R: Tensor) -> None:
+        name = (self._writer or "").format(layer=self._layer, expert=routed.expert)
+        if not self._fitted.is_cut(name):
+            return
+        inputs_RI = self._fitted.kept_inputs(name, routed.neuron_RF)
+        outputs_RO = self._fitted.kept(linear(routed.neuron_RF, module.down_proj[routed.expert]))
+        if name not in self.evidence:
+            self.evidence[name] = Evidence.empty(outputs_RO.shape[1], inputs_RI.shape[1], inputs_RI.device)
+        self.evidence[name].add_(inputs_RI, outputs_RO, samples_R)
+
+    def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        self._samples += len(hidden_BTD)
 
 
 def _states(directory: Path, budget: int) -> HiddenStates:

@@ -49,6 +49,12 @@ def _writer(family: Family, axis: str) -> str | None:
     return next((t for t in made if _has(family, t, 1, axis)), None)
 
 
+def expert_writer(family: Family) -> str | None:
+    """The matrix by which an expert writes to the stream; None without experts."""
+    of_experts = (t for t, text in family.tensors.items() if "{expert}" in t and len(parse(text).dims) == 2)
+    return next((t for t in of_experts if _has(family, t, 1, "ffn")), None)
+
+
 def _has(family: Family, template: str, dim: int, axis: str) -> bool:
     return axis in parse(family.tensors[template]).axes(dim)
 

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from minitron_cli import progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -63,6 +64,9 @@ def run(
         samples = blocks_of(context, data, "train", parent.path)
         inputs["train"] = samples.fingerprint
 
+    if data is None and config.repair == "auto":
+        progress.say("the cut is not mended: that needs text to be fitted on, which --data names")
+        config = config.model_copy(update={"repair": "none"})
     if config.repairs:
         if data is None:
             raise InputError("a repair needs text to be fitted on: name some with --data")
@@ -98,7 +102,7 @@ def run(
 
     for candidate in candidates:
         plan = cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written
-        repair.applicable(plan, config.repairs)
+        repair.applicable(plan, config)
     return produce(
         context,
         stage=STAGE,

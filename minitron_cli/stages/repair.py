@@ -1,6 +1,6 @@
 """Mending a cut: what a pass over the parent says, what is made of it, and what it is worth."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from minitron_cli.importance.passage import ResidentWeights, StoredWeights, Weig
 from minitron_cli.importance.second_moments import second_moments
 from minitron_cli.importance.side_by_side import Models, fit_side_by_side
 from minitron_cli.memory import fits
+from minitron_cli.model.residual import why_not_rotated
 from minitron_cli.stages.cut import Cutter
 from minitron_cli.stages.produce import Build
 from minitron_cli.trim.config import child_config
@@ -73,10 +74,13 @@ def repaired(
     validation: Blocks,
 ) -> PrunePlan:
     """The plan, mended; loss and KL before and after go into the summary. Remembered, so that a kill repeats little."""
-    repairs = applicable(plan, config.repairs)
+    repairs = applicable(plan, config)
     if not repairs:
-        progress.warn(f"--repair {config.repair} has nothing to mend: the cut leaves its axes alone")
+        if config.repair != "auto":
+            progress.warn(f"--repair {config.repair} has nothing to mend: the cut leaves its axes alone")
         return plan
+    if "hidden" in plan.kept and config.repair == "auto" and (reason := why_not_rotated(plan.parent)):
+        progress.say(f"the residual stream is cut to channels, not to directions: {reason}")
     is_resident = _is_resident(cutter, calibration)
     if "rescale" in repairs and not is_resident:
         raise EnvironmentFault(
@@ -85,7 +89,7 @@ def repaired(
         )
     fit = fit_of(cutter, config, calibration, train, work.scratch / "repair", resume=work.resume)
     after = fit.mended(plan, repairs)
-    summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": config.repair_samples}
+    summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": len(fit.samples)}
     if "rescale" in repairs:
         after, summary["strengths"] = fit.rescaled(after)
     if is_resident:
@@ -113,7 +117,7 @@ def fit_of(
     load = hf.load_model if _is_resident(cutter, calibration) else hf.empty_model
     return Fit(
         cutter,
-        Chosen(train, sample_ids(calibration.seed, 0, config.repair_samples, len(train))),
+        Chosen(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
         scratch,
         load(path, device=context.device, dtype=context.dtype),
         calibration.batch_size,
@@ -127,14 +131,14 @@ def mending(cutter: Cutter, config: PruneConfig, calibration: ImportanceConfig, 
     fit = fit_of(cutter, config, calibration, train, scratch)
 
     def mend(plan: PrunePlan) -> PrunePlan:
-        return fit.mended(plan, applicable(plan, config.repairs) - {"rescale"}, str(plan.child))
+        return fit.mended(plan, applicable(plan, config) - {"rescale"}, str(plan.child))
 
     return replace(cutter, mend=mend)
 
 
 def check_enough(config: PruneConfig, train: Blocks) -> None:
-    """Raise DataError if there is less text than a repair is to be fitted on."""
-    if config.repair_samples > len(train):
+    """Raise DataError if there is less text than a repair that was asked for is to be fitted on."""
+    if config.repair != "auto" and config.repair_samples > len(train):
         raise DataError(
             f"{config.repair_samples} samples to fit a repair on are more than the data's {len(train)}: "
             "lower prune.repair_samples or data.sequence_length, or add text"
@@ -166,16 +170,18 @@ class _Measured:
         return {"loss": self.loss(child), "kl": kl}
 
 
-def applicable(plan: PrunePlan, repairs: Iterable[str]) -> frozenset[str]:
-    """Those of the repairs that have something to mend. CheckpointError if the model cannot be rotated."""
+def applicable(plan: PrunePlan, config: PruneConfig) -> frozenset[str]:
+    """Those of the repairs that have something to mend. CheckpointError if one was asked for that the model refuses."""
     cut = {axis for axis, size in plan.child.sizes.items() if size < plan.parent.sizes[axis]}
     mends = {"rotate": {"hidden"}, "rescale": {"hidden"}, "least_squares": {"layer", "hidden", "head", "ffn"}}
-    found = frozenset(name for name in repairs if mends[name] & cut)
+    found = {name for name in config.repairs if mends[name] & cut}
+    if config.repair == "auto" and why_not_rotated(plan.parent):
+        found.discard("rotate")
     if "rotate" in found:
         check_rotatable(plan.parent)
     if "rescale" in found and plan.parent.family.norm != "rms":
         raise CheckpointError(f"{plan.parent.family.model_type}'s norms cannot be rescaled: they subtract the mean")
-    return found
+    return frozenset(found)
 
 
 @dataclass(frozen=True)

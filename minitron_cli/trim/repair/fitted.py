@@ -49,6 +49,15 @@ class FittedChild:
         channels = self._start.at("hidden")
         return x_BTD if channels is None else x_BTD[..., channels.to(x_BTD.device)]
 
+    def kept_inputs(self, name: str, inputs_RI: Tensor) -> Tensor:
+        """What is left of what a matrix of the parent reads."""
+        kept = self._start.indices(name)[-1]
+        return inputs_RI if kept is None else inputs_RI[:, kept.to(inputs_RI.device)]
+
+    def is_cut(self, name: str) -> bool:
+        """Whether the child has a tensor, and less of what it reads."""
+        return name in self._children and self._start.indices(name)[-1] is not None
+
     def is_folded(self, norm: str) -> bool:
         return norm in self._start.repair.gain_D
 

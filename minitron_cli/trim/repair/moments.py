@@ -44,6 +44,12 @@ class Evidence:
 
         return cls(Pairs(zeros(inputs), zeros(outputs)), Pairs(zeros(inputs), zeros(outputs)))
 
+    def add_(self, inputs_RI: Tensor, outputs_RO: Tensor, samples_R: Tensor) -> None:
+        """Add tokens of any samples, by their numbers."""
+        is_held_R = samples_R % HELD_OUT == HELD_OUT - 1
+        for part, of_part_R in ((self.fit, ~is_held_R), (self.held, is_held_R)):
+            part.add_(inputs_RI[of_part_R].float(), outputs_RO[of_part_R].float())
+
     @classmethod
     def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "Evidence":
         """Of batches of inputs [B, T, I] and outputs [B, T, O]. Sample by sample: batch sizes leave no trace."""

@@ -39,12 +39,7 @@ def _one_ridge(monkeypatch):
 
 
 def parent_of(path, model_type, **options):
-    model = tiny_model(model_type, **{"rms_norm_eps": 0.02} | options)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(generator=torch.Generator().manual_seed(1))
-    model.save_pretrained(path)
+    tiny_model(model_type, **{"rms_norm_eps": 0.02} | options).save_pretrained(path)
     return hf.load_model(path), Checkpoint.open(path)
 
 
@@ -182,8 +177,7 @@ def check_reader(model, child, parent, mended, kept, norm, its_norm, weight, fou
 @pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
 @pytest.mark.parametrize("model_type", SUMMED)
 def test_every_part_makes_up_for_what_went_before(model_type, turned, tmp_path):
-    biases = {"attention_bias": True, "mlp_bias": True} if model_type == "llama" else {}
-    model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False, **biases)
+    model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
     plan = fit(model, checkpoint, cut_of(model, checkpoint, turned=turned), tmp_path / "scratch")
     check_parts(model, plan, reload(write(checkpoint, plan, tmp_path / "child")), range(4))
 
@@ -236,6 +230,40 @@ def test_routers_and_experts_read_the_fitted_norm(model_type, tmp_path):
         weight = model.get_parameter(f"model.layers.1.mlp.{part}").double()
         found = child.get_parameter(f"model.layers.1.mlp.{part}")
         torch.testing.assert_close(found, (weight @ reading).float(), rtol=2e-3, atol=2e-3)
+
+
+def routed_in(model, layer, expert):
+    """What the tokens that the router sends to an expert enter it as, fp64, from a forward pass of the whole model."""
+    entered = []
+
+    def hook(_, args):
+        hidden, index, _weights = args
+        entered.append(hidden[(index == expert).any(-1)].double())
+
+    handle = model.get_submodule(f"model.layers.{layer}.mlp.experts").register_forward_pre_hook(hook)
+    with torch.no_grad():
+        for batch in BATCHES:
+            model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
+    handle.remove()
+    return torch.cat(entered)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_type, turned, tmp_path):
+    model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
+    plan = fit(model, checkpoint, cut_of(model, checkpoint, turned=turned, ffn=16), tmp_path / "scratch")
+    child = reload(write(checkpoint, plan, tmp_path / "child"))
+    experts, mended = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, child))
+    directions = kept_directions(plan)
+    for expert in range(len(experts.down_proj)):
+        entered = routed_in(model, 1, expert)
+        gate, up = (entered @ experts.gate_up_proj[expert].double().T).chunk(2, dim=-1)
+        neurons, weight = torch.nn.functional.silu(gate) * up, experts.down_proj[expert].double()
+        kept = plan.at("ffn", 1, expert)
+        start = directions.T @ weight[:, kept]
+        expected = ridge_regression(neurons[:, kept], neurons @ weight.T @ directions, start) if len(entered) else start
+        torch.testing.assert_close(mended.down_proj[expert], expected.float(), rtol=2e-3, atol=2e-3)
 
 
 @pytest.fixture
