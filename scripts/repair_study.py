@@ -201,7 +201,8 @@ class Cell:
         def compute() -> Figures:
             student = self.cutter.model(self.mended(combination)[0])
             scratch = self.study.directory / name
-            result = train(student, self.study.teacher, self.study.train, self.study.validation, config, scratch)
+            teacher = hf.load_model(self.study.parent.path)  # training casts it
+            result = train(student, teacher, self.study.train, self.study.validation, config, scratch)
             io.remove_tree(scratch)
             return {"curve": result.validation}
 

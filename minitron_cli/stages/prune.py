@@ -125,7 +125,9 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
     if config.drop_layers:
         changed.pop("layer", None)
     ranking = config.ranking.model_copy(update={"width": Random(), "head_residual": "none"})
-    return PruneConfig(shape=changed or None, drop_layers=config.drop_layers, ranking=ranking, untie=config.untie)
+    return PruneConfig(
+        shape=changed or None, drop_layers=config.drop_layers, ranking=ranking, repair="none", untie=config.untie
+    )
 
 
 def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
