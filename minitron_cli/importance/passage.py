@@ -164,16 +164,15 @@ class Passage:
         The layer must run (`at`); the batches stay before it.
         """
         for b, tokens in self._tokens():
-            before_BTD = self._states.take(f"{b}")
-            self._states.put(f"{b}", before_BTD)
+            before_BTD = self._states.look_at(f"{b}").to(self.device)
             seen: dict[str, Seen] = {}
             with ExitStack() as hooks:
-                for hook in _entering(self._layers[layer], before_BTD.to(self.device), []):
+                for hook in _entering(self._layers[layer], before_BTD, []):
                     hooks.callback(hook.remove)
                 for name in names:
                     hooks.callback(seeing(self.model, name, seen, is_last=name == names[-1]).remove)
                 with suppress(_Enough):
-                    self._decode(tokens, inputs_embeds=before_BTD.to(self.device))
+                    self._decode(tokens, inputs_embeds=before_BTD)
             yield tuple(seen[name] for name in names)
 
     def _watched(

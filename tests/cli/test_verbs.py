@@ -397,7 +397,7 @@ evaluate: {{blocks: 2}}
     assert plain.summary["child"] == random_cut.summary["child"]
     kept, drawn = plain.read_json("plan.json"), random_cut.read_json("plan.json")
     assert kept["layer"] == drawn["layer"]
-    assert kept["hidden"] != drawn["hidden"]
+    assert kept["ffn"] != drawn["ffn"]
     corrected = workspace.current("correct")
     students = {a.label: a.manifest.inputs for a in workspace.artifacts("distill")}
     teachers = {inputs["teacher"] for inputs in students.values()}
