@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-APART = ("harness", "layer_major")  # needs a directory for its checkpoint: python -m benchmarks.layer_major
+APART = ("harness", "layer_major", "repair")  # two need a directory for a checkpoint: python -m benchmarks.repair
 
 if __name__ == "__main__":
     found = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))

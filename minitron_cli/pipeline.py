@@ -68,7 +68,9 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
     corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
     teacher = open_parent(corrected.path) if corrected else teacher
-    found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher) if recipe.search else None
+    found = None
+    if recipe.search:
+        found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, cut=recipe.prune)
     pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
 
     def cut_at_random(label: str) -> Artifact:

@@ -239,13 +239,19 @@ def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> di
 
 def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
     """The model of a checkpoint directory without its weights, which stay on disk; buffers are real."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
     checkpoint, config = Checkpoint.open(path), load_config(path)
     if dtype == "auto":
         dtype = config.dtype or next(iter(checkpoint.tensors.values())).torch_dtype
-    with init_empty_weights(include_buffers=False), _refusing(f"{path} makes no model", "fix config.json"):
+    with _refusing(f"{path} makes no model", "fix config.json"):
+        return empty_model_of(config, device=device, dtype=dtype)
+
+
+def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "PreTrainedModel":
+    """The model of a config without weights; buffers are real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(config)).eval()
     model.tie_weights()  # which the empty weights have undone
     for module in model.modules():

@@ -38,11 +38,11 @@ def prune(
         int | None, Option(min=1, help="Cut in so many rounds, scoring again before each.", show_default="1")
     ] = None,
     repair: Annotated[
-        Literal["none", "rotate", "least_squares", "rescale", "all"] | None,
+        Literal["auto", "none", "rotate", "least_squares", "rescale", "all"] | None,
         Option(
             help="Mend the cut without training: keep the directions of the residual stream that matter instead of "
-            "channels, let what is kept stand in for what is dropped, set norms right, or all of it.",
-            show_default="none",
+            "channels, fit each matrix to what the parent computes, or both (all). auto: as far as the model allows.",
+            show_default="auto",
         ),
     ] = None,
     untie: Annotated[
@@ -80,13 +80,14 @@ def prune(
         if (width or depth or axes) and config.budget is None:
             raise InputError("--width, --depth and --axes say what to cut, not how much: add --target")
         scores = at.require("importance")
+        needs_text = config.budget or config.rounds > 1 or (config.repairs and config.repair != "auto")
         chosen = config.shape or config.drop_layers or config.budget
         artifact = stage.run(
             at.context,
             at.parent(),
             config,
             scores=scores,
-            data=at.data() if config.budget or config.rounds > 1 or config.repairs else None,
+            data=at.data() if needs_text or (config.repairs and at.names_data) else None,
             search=None if chosen else at.workspace.current("search"),
         )
     export.copy(artifact, output)

@@ -69,8 +69,9 @@ def search(
     with session.opened(how, "search", words, recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.search.config import SearchConfig
         from minitron_cli.stages import search as stage
+        from minitron_cli.trim.spec import PruneConfig
 
-        config = at.section(SearchConfig, "search")
+        config, cut = at.section(SearchConfig, "search"), at.section(PruneConfig, "prune")
         scores = at.require("importance")
-        artifact = stage.run(at.context, at.parent(), scores, at.data(), config)
+        artifact = stage.run(at.context, at.parent(), scores, at.data(), config, cut=cut)
     show.artifact(artifact, how)

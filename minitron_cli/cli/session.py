@@ -51,9 +51,13 @@ class Session:
 
         return open_parent(self.model(), offline=self.context.offline)
 
-    def data(self) -> DataConfig:
+    @property
+    def names_data(self) -> bool:
         named = self.asked.values.get("data")
-        if not named or (isinstance(named, dict) and not named.get("sources")):
+        return bool(named and (not isinstance(named, dict) or named.get("sources")))
+
+    def data(self) -> DataConfig:
+        if not self.names_data:
             raise InputError("no text is named: add --data, with a file, hub:NAME or python_stdlib")
         return document.check(DataConfig, self.asked, ("data",))
 

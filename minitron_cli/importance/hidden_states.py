@@ -50,6 +50,10 @@ class HiddenStates:
             io.disk.remove_file(path)
         return tensor
 
+    def look_at(self, name: str) -> Tensor:
+        """What `take` would give; it stays."""
+        return self._held[name] if name in self._held else read_safetensors(self._files[name])["hidden"]
+
     def __contains__(self, name: str) -> bool:
         return name in self._held or name in self._files
 

@@ -6,9 +6,9 @@ watch a whole model. Hidden states wait between layers, on disk where they excee
 
 # B batch, T token, D hidden
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from minitron_cli.importance.observer import Tokens, Watcher, decoder_layers, fi
 from minitron_cli.importance.passing import passing
 from minitron_cli.importance.removal import Call
 from minitron_cli.model.family import Family
-from minitron_cli.model.live import live_tensor
+from minitron_cli.model.live import is_made_of, live_tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,6 +61,13 @@ class StoredWeights:
         self._names = {module: name for name, module in model.named_modules()}
         self._tied = family.tied if model.config.tie_word_embeddings else {}
 
+    def renew_(self, module: "nn.Module", changed: Collection[str]) -> None:
+        """Read again those weights of a live module that are made of tensors on disk of these names."""
+        for name, parameter in module.named_parameters():
+            full = f"{self._names[module]}.{name}"
+            if is_made_of(self._family, full, changed):
+                parameter.copy_(self._tensor(full, parameter))
+
     @contextmanager
     def live(self, *modules: "nn.Module") -> Iterator[None]:
         """Give some modules their weights for a while."""
@@ -79,6 +86,17 @@ class StoredWeights:
 
     def _stored(self, name: str) -> Tensor:
         return self._read(self._tied.get(name, name))
+
+
+class Seen(NamedTuple):
+    """What one module of a layer was given and gave, for one batch."""
+
+    inputs_BTI: Tensor
+    outputs_BTO: Tensor
+
+
+class _Enough(Exception):
+    """What follows in a forward pass is not needed."""
 
 
 class Passage:
@@ -117,16 +135,45 @@ class Passage:
         self, layer: int, observers: Sequence[Watcher], then: Callable[[int, Call], None] = lambda *_: None
     ) -> None:
         """Take every batch past one layer; `then` is told of each call that was made of it."""
+        with self.at(layer):
+            self.past(layer, observers, then)
+
+    def past(
+        self, layer: int, observers: Sequence[Watcher] = (), then: Callable[[int, Call], None] = lambda *_: None
+    ) -> None:
+        """`through` a layer that runs already (`at`)."""
+        for b, tokens in self._tokens():
+            before_BTD = self._states.take(f"{b}").to(self.device)
+            call, after_BTD = self._watched(self._layers[layer], observers, tokens, before_BTD)
+            if not after_BTD.isfinite().all():
+                raise damaged_from(layer)
+            then(b, call)
+            self._states.put(f"{b}", after_BTD)
+
+    @contextmanager
+    def at(self, layer: int) -> Iterator[None]:
+        """One layer runs and has its weights, and nothing else does."""
         live = self._layers[layer]
         others = [module for module in (*self._layers, self._norm) if module is not live]
         with self._weights.live(live), passing(others):
-            for b, tokens in self._tokens():
-                before_BTD = self._states.take(f"{b}").to(self.device)
-                call, after_BTD = self._watched(live, observers, tokens, before_BTD)
-                if not after_BTD.isfinite().all():
-                    raise damaged_from(layer)
-                then(b, call)
-                self._states.put(f"{b}", after_BTD)
+            yield
+
+    def up_to(self, layer: int, *names: str) -> Iterator[tuple[Seen, ...]]:
+        """What some modules of a layer see of every batch; what comes after the last of them is not computed.
+
+        The layer must run (`at`); the batches stay before it.
+        """
+        for b, tokens in self._tokens():
+            before_BTD = self._states.look_at(f"{b}").to(self.device)
+            seen: dict[str, Seen] = {}
+            with ExitStack() as hooks:
+                for hook in _entering(self._layers[layer], before_BTD, []):
+                    hooks.callback(hook.remove)
+                for name in names:
+                    hooks.callback(seeing(self.model, name, seen, is_last=name == names[-1]).remove)
+                with suppress(_Enough):
+                    self._decode(tokens, inputs_embeds=before_BTD)
+            yield tuple(seen[name] for name in names)
 
     def _watched(
         self, live: "nn.Module", observers: Iterable[Watcher], tokens: Tokens, before_BTD: Tensor
@@ -150,15 +197,27 @@ class Passage:
         with self._weights.live(self._norm, *modules), passing(self._layers):
             yield
 
-    def normed(self, observer: Watcher) -> Iterator[tuple[int, Tokens, Tensor]]:
+    def normed(self, *observers: Watcher) -> Iterator[tuple[int, Tokens, Tensor]]:
         """Every batch, and what the LM head would read of it."""
         for b, tokens in self._tokens():
-            handles = observer.watch(self.model, tokens)
+            handles = [handle for observer in observers for handle in observer.watch(self.model, tokens)]
             hidden_BTD = self._norm(self._states.take(f"{b}").to(self.device))
             for handle in handles:
                 handle.remove()
-            observer.end_batch(tokens, hidden_BTD)
+            for observer in observers:
+                observer.end_batch(tokens, hidden_BTD)
             yield b, tokens, hidden_BTD
+
+
+def seeing(model: "PreTrainedModel", name: str, seen: dict[str, Seen], *, is_last: bool = False) -> "RemovableHandle":
+    """A hook that notes what a module is given and gives; after the last module the forward pass ends."""
+
+    def note(_: "nn.Module", args: tuple[Any, ...], output: Tensor) -> None:
+        seen[name] = Seen(args[0], output)
+        if is_last:
+            raise _Enough
+
+    return model.get_submodule(name).register_forward_hook(note)
 
 
 def _entering(layer: "nn.Module", hidden_BTD: Tensor, calls: list[Call]) -> "list[RemovableHandle]":

@@ -65,6 +65,8 @@ class Family:
     """What its norms over the residual stream do: layer norms subtract the mean as well."""
     norm_offset: float = 0.0
     """What is added to a norm's stored weight to make its gain: 1 where gain - 1 is stored."""
+    residual_multiplier: str = ""
+    """The config field by which what a block writes is multiplied before it is added to the stream, if there is one."""
     tied: Mapping[str, str] = field(default_factory=dict)
     """Template -> the template it equals when `tie_word_embeddings` is set; some checkpoints store both."""
     ignored: tuple[str, ...] = ()

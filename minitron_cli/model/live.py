@@ -1,6 +1,6 @@
 """What a live model's parameters are made of: transformers joins experts that a checkpoint stores one by one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +16,22 @@ def live_tensor(family: Family, name: str, like: Tensor, read: Read, device: tor
         if found := pattern(template).fullmatch(name):
             return _joined(sources, found.groupdict(), like, read, device)
     return read(name).to(device, like.dtype)
+
+
+def is_made_of(family: Family, name: str, tensors: Collection[str]) -> bool:
+    """Whether a parameter of the live model holds any of these tensors on disk."""
+    for template, sources in family.live.items():
+        if found := pattern(template).fullmatch(name):
+            parts = [pattern(_filled(source, found.groupdict())) for source in sources]
+            return any(part.fullmatch(tensor) for part in parts for tensor in tensors)
+    return name in tensors
+
+
+def _filled(template: str, at: dict[str, str]) -> str:
+    """A template with some of its axes at a position."""
+    for axis, place in at.items():
+        template = template.replace(f"{{{axis}}}", place)
+    return template
 
 
 def _joined(sources: tuple[str, ...], at: dict[str, str], like: Tensor, read: Read, device: torch.device) -> Tensor:

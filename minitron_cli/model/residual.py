@@ -6,6 +6,7 @@ matrices that read them. All of it follows from the table and its links.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
@@ -22,6 +23,45 @@ def norm_of(family: Family) -> dict[str, str]:
 def foldable(shape: Shape) -> tuple[str, ...]:
     """The norms whose weight can go into their readers: all of these are stored as matrices. A tied head is not."""
     return tuple(norm for norm, readers in shape.family.links.items() if set(readers) <= set(shape.templates))
+
+
+class Block(NamedTuple):
+    """Half of a decoder layer, in templates: a norm that lets the stream in, and a matrix that writes to the stream."""
+
+    norm: str | None
+    """None where the stream is read as it is."""
+    writer: str | None
+    """None where it is no matrix of the layer's own: experts."""
+
+
+def blocks(family: Family) -> tuple[Block, ...]:
+    """Attention and MLP, in the order in which they are computed."""
+    return tuple(Block(_norm_before(family, axis), _writer(family, axis)) for axis in ("head", "ffn"))
+
+
+def _norm_before(family: Family, axis: str) -> str | None:
+    """The norm whose readers make heads, or neurons."""
+    return next((norm for reader, norm in norm_of(family).items() if _has(family, reader, 0, axis)), None)
+
+
+def _writer(family: Family, axis: str) -> str | None:
+    made = (t for t, text in family.tensors.items() if "{expert}" not in t and len(parse(text).dims) == 2)
+    return next((t for t in made if _has(family, t, 1, axis)), None)
+
+
+def expert_writer(family: Family) -> str | None:
+    """The matrix by which an expert writes to the stream; None without experts."""
+    of_experts = (t for t, text in family.tensors.items() if "{expert}" in t and len(parse(text).dims) == 2)
+    return next((t for t in of_experts if _has(family, t, 1, "ffn")), None)
+
+
+def _has(family: Family, template: str, dim: int, axis: str) -> bool:
+    return axis in parse(family.tensors[template]).axes(dim)
+
+
+def adds_as_it_is(family: Family) -> bool:
+    """Whether what a block writes is added to the stream as it is, or times a number, before the next block reads."""
+    return family.norm == "rms" and set(norms(family)) <= set(family.links)
 
 
 def norms(family: Family) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Cut models in memory: what search and prune score before anything is written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ class Cutter:
     parent: Parent
     scores: Scores
     ranking: Ranking
+    mend: Callable[[PrunePlan], PrunePlan] | None = None
+    """What is done to a candidate's cut before it is scored."""
 
     def plan(self, shape: Shape, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
         return make_plan(self.parent.shape, shape, self.scores, self.ranking, drop_layers)
@@ -51,4 +54,9 @@ class Cutter:
 
     def zero_shot_loss(self, shape: Shape, blocks: Blocks, max_blocks: int) -> float:
         """Loss of the cut model in nats per token, before any training."""
-        return perplexity(self.model(self.plan(shape)), blocks, max_blocks=max_blocks).loss_nats
+        return perplexity(self.candidate(shape), blocks, max_blocks=max_blocks).loss_nats
+
+    def candidate(self, shape: Shape) -> "PreTrainedModel":
+        """The model of a shape as a search judges it, in memory."""
+        plan = self.plan(shape)
+        return self.model(self.mend(plan) if self.mend else plan)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from minitron_cli import progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.errors import ArtifactError, DataError, InputError
+from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model import serving
 from minitron_cli.model.shape import PRUNABLE
@@ -68,24 +69,26 @@ def run(
         samples = blocks_of(context, data, "train", parent.path)
         inputs["train"] = samples.fingerprint
 
+    if data is None and config.repair == "auto":
+        progress.say("the cut is not mended: that needs text to be fitted on, which --data names")
+        config = config.model_copy(update={"repair": "none"})
     if config.repairs:
         if data is None:
             raise InputError("a repair needs text to be fitted on: name some with --data")
         calibration = ImportanceConfig(**scores.manifest.config)
         fitting, held_out = (blocks_of(context, data, split, parent.path) for split in ("train", "validation"))
-        if config.repair_samples > len(fitting):
-            raise DataError(
-                f"{config.repair_samples} samples to fit a repair on are more than the data's {len(fitting)}: "
-                "lower prune.repair_samples or data.sequence_length, or add text"
-            )
+        repair.check_enough(config, fitting)
         inputs |= {"train": fitting.fingerprint, "validation": held_out.fingerprint, "dtype": context.dtype}
-
-    def score(candidate: Candidate) -> float:
-        return cutter.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
 
     def build(work: Build) -> None:
         shape = candidates[0].shape
         if len(candidates) > 1:
+            scratch = work.scratch / "repair"
+            judged = repair.mending(cutter, config, calibration, fitting, scratch) if config.repairs else cutter
+
+            def score(candidate: Candidate) -> float:
+                return judged.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
+
             ranked = rank.by_zero_shot(candidates, score)
             work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
             shape = ranked[0].candidate.shape
@@ -112,7 +115,7 @@ def run(
 
     for candidate in candidates:
         plan = cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written
-        repair.applicable(plan, config.repairs)
+        repair.applicable(plan, config)
     return produce(
         context,
         stage=STAGE,
@@ -135,7 +138,9 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
     if config.drop_layers:
         changed.pop("layer", None)
     ranking = config.ranking.model_copy(update={"width": Random(), "head_residual": "none"})
-    return PruneConfig(shape=changed or None, drop_layers=config.drop_layers, ranking=ranking, untie=config.untie)
+    return PruneConfig(
+        shape=changed or None, drop_layers=config.drop_layers, ranking=ranking, repair="none", untie=config.untie
+    )
 
 
 def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:

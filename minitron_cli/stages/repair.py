@@ -1,8 +1,7 @@
 """Mending a cut: what a pass over the parent says, what is made of it, and what it is worth."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +12,20 @@ from minitron_cli import io, progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch, batch, sample_ids
 from minitron_cli.data.pack import Blocks
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.passage import ResidentWeights, StoredWeights, Weights
 from minitron_cli.importance.second_moments import second_moments
+from minitron_cli.importance.side_by_side import Models, fit_side_by_side
 from minitron_cli.memory import fits
-from minitron_cli.model.family import NAME_AXIS
-from minitron_cli.model.residual import foldable
-from minitron_cli.model.taps import taps
+from minitron_cli.model.residual import why_not_rotated
 from minitron_cli.stages.cut import Cutter
-from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build
+from minitron_cli.trim.config import child_config
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.repair import rescale
-from minitron_cli.trim.repair.gram import Gram, NormMoments
-from minitron_cli.trim.repair.least_squares import reading, solve
+from minitron_cli.trim.repair.fitted import FittedChild
 from minitron_cli.trim.repair.repair import Repair, gains
 from minitron_cli.trim.repair.rotate import check_rotatable, leading_directions
 from minitron_cli.trim.repair.store import Store
@@ -39,15 +36,6 @@ if TYPE_CHECKING:
 
 KL_BLOCKS = 32  # of the blocks fitted on, to choose a norm's strength by
 SCORE_BLOCKS = 64  # held-out blocks that tell what a repair is worth
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a pass over the parent says about one cut."""
-
-    moments_DD: Tensor
-    """Of the inputs of all norms."""
-    store: Store
 
 
 @dataclass(frozen=True)
@@ -86,40 +74,83 @@ def repaired(
     validation: Blocks,
 ) -> PrunePlan:
     """The plan, mended; loss and KL before and after go into the summary. Remembered, so that a kill repeats little."""
-    repairs = applicable(plan, config.repairs)
+    repairs = applicable(plan, config)
     if not repairs:
-        progress.warn(f"--repair {config.repair} has nothing to mend: the cut leaves its axes alone")
+        if config.repair != "auto":
+            progress.warn(f"--repair {config.repair} has nothing to mend: the cut leaves its axes alone")
         return plan
-    context, parent = cutter.context, cutter.parent
-    fitting = Chosen(train, sample_ids(calibration.seed, 0, config.repair_samples, len(train)))
-    is_resident = fits(2 * parent.size_bytes(context.dtype), calibration.activation_budget, context.device)
-    load = hf.load_model if is_resident else hf.empty_model
-    model = load(parent.path, device=context.device, dtype=context.dtype)
-    findings = find(
-        cutter,
-        plan,
-        repairs,
-        fitting,
-        work.scratch / "repair",
-        model=model,
-        batch_size=calibration.batch_size,
-        activation_budget=calibration.activation_budget,
-        resume=work.resume,
-    )
-    after = mended(plan, findings, repairs, parent)
-    summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": config.repair_samples}
+    if "hidden" in plan.kept and config.repair == "auto" and (reason := why_not_rotated(plan.parent)):
+        progress.say(f"the residual stream is cut to channels, not to directions: {reason}")
+    is_resident = _is_resident(cutter, calibration)
+    if "rescale" in repairs and not is_resident:
+        raise EnvironmentFault(
+            "rescale tries strengths on parent and child in memory together, and they do not fit: use --repair all, "
+            "which sets norms right one layer at a time"
+        )
+    fit = fit_of(cutter, config, calibration, train, work.scratch / "repair", resume=work.resume)
+    after = fit.mended(plan, repairs)
+    summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": len(fit.samples)}
+    if "rescale" in repairs:
+        after, summary["strengths"] = fit.rescaled(after)
     if is_resident:
-        measured = _Measured(cutter, model, validation)
-        if "rescale" in repairs:
-            few = Chosen(train, fitting.ids[:KL_BLOCKS])
-            after, summary["strengths"] = rescaled(cutter, after, findings, model, few)
-        summary |= {"parent_loss": measured.loss(model), "before": measured.of(plan), "after": measured.of(after)}
+        measured = _Measured(cutter, fit.model, validation)
+        summary |= {"parent_loss": measured.loss(fit.model), "before": measured.of(plan), "after": measured.of(after)}
         if summary["after"]["kl"] > summary["before"]["kl"]:
             progress.warn("the repair took the child further from its parent: look at the KL, or leave it out")
     else:
-        progress.warn("parent and child do not fit into memory together: nothing is rescaled, and no loss is measured")
+        progress.warn("parent and child do not fit into memory together: what the repair is worth is not measured")
     work.summary["repair"] = summary
     return after
+
+
+def fit_of(
+    cutter: Cutter,
+    config: PruneConfig,
+    calibration: ImportanceConfig,
+    train: Blocks,
+    scratch: Path,
+    *,
+    resume: bool = True,
+) -> "Fit":
+    """Ready to mend any cut of the parent, on the samples that the config asks for."""
+    context, path = cutter.context, cutter.parent.path
+    load = hf.load_model if _is_resident(cutter, calibration) else hf.empty_model
+    return Fit(
+        cutter,
+        Chosen(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
+        scratch,
+        load(path, device=context.device, dtype=context.dtype),
+        calibration.batch_size,
+        calibration.activation_budget,
+        resume=resume,
+    )
+
+
+def mending(cutter: Cutter, config: PruneConfig, calibration: ImportanceConfig, train: Blocks, scratch: Path) -> Cutter:
+    """A cutter whose candidates are mended before they are scored. `rescale` is left to the cut: it needs trials."""
+    fit = fit_of(cutter, config, calibration, train, scratch)
+
+    def mend(plan: PrunePlan) -> PrunePlan:
+        return fit.mended(plan, applicable(plan, config) - {"rescale"}, str(plan.child))
+
+    return replace(cutter, mend=mend)
+
+
+def check_enough(config: PruneConfig, train: Blocks) -> None:
+    """Raise DataError if there is less text than a repair that was asked for is to be fitted on."""
+    if config.repair != "auto" and config.repair_samples > len(train):
+        raise DataError(
+            f"{config.repair_samples} samples to fit a repair on are more than the data's {len(train)}: "
+            "lower prune.repair_samples or data.sequence_length, or add text"
+        )
+
+
+def _is_resident(cutter: Cutter, calibration: ImportanceConfig) -> bool:
+    """Whether parent and child may be in memory together."""
+    context, parent = cutter.context, cutter.parent
+    if calibration.mode != "auto":
+        return calibration.mode == "resident"
+    return fits(2 * parent.size_bytes(context.dtype), calibration.activation_budget, context.device)
 
 
 @dataclass(frozen=True)
@@ -139,126 +170,118 @@ class _Measured:
         return {"loss": self.loss(child), "kl": kl}
 
 
-def applicable(plan: PrunePlan, repairs: Iterable[str]) -> frozenset[str]:
-    """Those of the repairs that have something to mend. CheckpointError if the model cannot be rotated."""
+def applicable(plan: PrunePlan, config: PruneConfig) -> frozenset[str]:
+    """Those of the repairs that have something to mend. CheckpointError if one was asked for that the model refuses."""
     cut = {axis for axis, size in plan.child.sizes.items() if size < plan.parent.sizes[axis]}
-    mends = {"rotate": {"hidden"}, "rescale": {"hidden"}, "least_squares": {"hidden", "head", "ffn"}}
-    found = frozenset(name for name in repairs if mends[name] & cut)
+    mends = {"rotate": {"hidden"}, "rescale": {"hidden"}, "least_squares": {"layer", "hidden", "head", "ffn"}}
+    found = {name for name in config.repairs if mends[name] & cut}
+    if config.repair == "auto" and why_not_rotated(plan.parent):
+        found.discard("rotate")
     if "rotate" in found:
         check_rotatable(plan.parent)
     if "rescale" in found and plan.parent.family.norm != "rms":
         raise CheckpointError(f"{plan.parent.family.model_type}'s norms cannot be rescaled: they subtract the mean")
-    return found
+    return frozenset(found)
 
 
-def find(
-    cutter: Cutter,
-    plan: PrunePlan,
-    repairs: frozenset[str],
-    samples: Chosen,
-    scratch: Path,
-    *,
-    model: "PreTrainedModel",
-    batch_size: int = 8,
-    activation_budget: int = 1_000_000_000,
-    resume: bool = True,
-    save_every_s: float = 30,
-) -> Findings:
-    """One pass over the samples. `model` is the parent, whose weights may still be on disk."""
-    io.make_dirs(scratch)
-    store, read = Store(scratch), cutter.parent.checkpoint.read
-    keeps_norms = "rescale" in repairs or ("least_squares" in repairs and _is_stream_solved(plan))
+@dataclass(frozen=True)
+class Fit:
+    """What closed forms make of a cut, from samples of text. What does not depend on the cut is found once."""
 
-    def finish(layer: int, grams: Mapping[str, Gram], moments: Mapping[str, NormMoments]) -> None:
-        store.put_solved(
-            layer, {name: solve(read(name), gram, _kept_inputs(plan, name)) for name, gram in grams.items()}
+    cutter: Cutter
+    samples: Chosen
+    scratch: Path
+    model: "PreTrainedModel"
+    """The parent, whose weights may still be on disk."""
+    batch_size: int = 8
+    activation_budget: int = 1_000_000_000
+    resume: bool = True
+    save_every_s: float = 30
+
+    def mended(self, plan: PrunePlan, repairs: frozenset[str], label: str = "solved") -> PrunePlan:
+        """The plan with everything that needs no trial. What is solved for is kept under the label."""
+        parent = self.cutter.parent
+        if "rotate" in repairs:
+            basis_DK = leading_directions(self.moments(), plan.child.sizes["hidden"])
+            norm_gains = gains(parent.shape, parent.family.links, parent.checkpoint.read)
+            plan = plan.repaired(Repair(basis_DK, gain_D=norm_gains))
+        return self._solved(plan, self._store(label)) if "least_squares" in repairs else plan
+
+    def moments(self) -> Tensor:
+        """Of the inputs of all norms, whatever is cut. Those of each norm are kept in the store."""
+        store = self._store("norms")
+        return store.total(
+            lambda: second_moments(
+                self.model,
+                self.cutter.parent.family,
+                self.samples.batches(self.batch_size),
+                self._weights(),
+                store.put_norms,
+                scratch=store.directory,
+                activation_budget=self.activation_budget,
+                resume=self.resume,
+                save_every_s=self.save_every_s,
+            )
         )
-        if keeps_norms:
-            store.put_norms(layer, moments)
 
-    moments_DD = second_moments(
-        model,
-        cutter.parent.family,
-        samples.batches(batch_size),
-        _weights(cutter, model),
-        finish,
-        layers=_layers(plan),
-        readers=_readers(plan) if "least_squares" in repairs else (),
-        norms=tuple(cutter.parent.family.links) if keeps_norms or "rotate" in repairs else (),
-        scratch=scratch,
-        activation_budget=activation_budget,
-        resume=resume,
-        save_every_s=save_every_s,
-    )
-    return Findings(moments_DD, store)
+    def _solved(self, plan: PrunePlan, store: Store) -> PrunePlan:
+        """Every matrix of the child that reads a norm or writes to the stream, fitted to what the parent computes."""
+        context, checkpoint = self.cutter.context, self.cutter.parent.checkpoint
+        fitted = FittedChild(plan, checkpoint, store)
+        if store.is_complete:
+            return fitted.plan
+        config = hf.config_from_dict(child_config(checkpoint.config, plan), "the config of the cut model")
+        child = hf.empty_model_of(config, device=context.device, dtype=self.model.dtype)
+        fit_side_by_side(
+            Models(self.model, self._weights(), child, plan.parent.family, _layers(plan)),
+            self.samples.batches(self.batch_size),
+            fitted,
+            scratch=store.directory,
+            activation_budget=self.activation_budget,
+            resume=self.resume,
+            save_every_s=self.save_every_s,
+        )
+        store.complete()
+        return fitted.plan
+
+    def _store(self, name: str) -> Store:
+        io.make_dirs(self.scratch / name)
+        return Store(self.scratch / name)
+
+    def _weights(self) -> Weights:
+        parent, context = self.cutter.parent, self.cutter.context
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            return StoredWeights(self.model, parent.family, parent.checkpoint.read, context.device)
+        return ResidentWeights(self.model)
+
+    def rescaled(self, plan: PrunePlan) -> tuple[PrunePlan, dict[str, float]]:
+        """The plan with those norms set right that bring it nearer to the parent, and how strongly each kind was."""
+        few = Chosen(self.samples.blocks, self.samples.ids[:KL_BLOCKS])
+        self.moments()
+        child, kept = self.cutter.model(plan), _kept_hidden(plan)
+        kinds: dict[str, dict[str, float]] = {template: {} for template in plan.parent.family.links}
+        for name, moments in self._store("norms").norms():
+            if plan.child_name(name) is not None:
+                kinds[plan.parent.family.match(name).template][name] = rescale.scale(moments, kept)
+        plain = {
+            name: child.get_parameter(str(plan.child_name(name))) for by_name in kinds.values() for name in by_name
+        }
+        weights = {name: parameter.detach().clone() for name, parameter in plain.items()}
+
+        @torch.no_grad()
+        def distance(scales: Mapping[str, float]) -> float:
+            for name, parameter in plain.items():
+                parameter.copy_(weights[name] * scales.get(name, 1.0))
+            return kl_to_parent(child, self.model, few).kl_nats
+
+        strengths = rescale.strengths(kinds, distance)
+        repair = replace(plan.repair, scales=rescale.scales(kinds, strengths))
+        return plan.repaired(repair), strengths
 
 
 def _layers(plan: PrunePlan) -> list[int]:
     kept = plan.at("layer")
     return list(range(plan.parent.sizes["layer"])) if kept is None else kept.tolist()
-
-
-def _readers(plan: PrunePlan) -> list[str]:
-    """The matrices that read heads or neurons of which some are dropped, one in each layer."""
-    found = (f"{tap.module}.weight" for tap in taps(plan.parent.family) if tap.axis in ("head", "ffn"))
-    in_layers = (template for template in found if NAME_AXIS.findall(template) == ["layer"])
-    return [template for template in in_layers if plan.indices(template.format(layer=0))[-1] is not None]
-
-
-def _kept_inputs(plan: PrunePlan, name: str) -> Tensor:
-    kept = plan.indices(name)[-1]
-    assert kept is not None
-    return kept
-
-
-def _weights(cutter: Cutter, model: "PreTrainedModel") -> Weights:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return StoredWeights(model, cutter.parent.family, cutter.parent.checkpoint.read, cutter.context.device)
-    return ResidentWeights(model)
-
-
-def mended(plan: PrunePlan, findings: Findings, repairs: frozenset[str], parent: Parent) -> PrunePlan:
-    """The plan with what needs no trial: the basis and what was solved for."""
-    read, store, sizes = parent.checkpoint.read, findings.store, plan.parent.sizes
-    basis_DK = readings = solved = None
-    folded: Iterable[str] = ()
-    if "rotate" in repairs:
-        basis_DK = leading_directions(findings.moments_DD, plan.child.sizes["hidden"])
-        folded = parent.family.links
-    if "least_squares" in repairs:
-        solved = store.solved()
-        if _is_stream_solved(plan):
-            kept_DK = torch.eye(sizes["hidden"])[:, plan.at("hidden")] if basis_DK is None else basis_DK
-            readings = store.readings("turned" if "rotate" in repairs else "plain", partial(reading, kept_DK=kept_DK))
-            folded = foldable(plan.parent)
-    return plan.repaired(Repair(basis_DK, gains(plan.parent, folded, read), readings, solved=solved))
-
-
-def _is_stream_solved(plan: PrunePlan) -> bool:
-    is_cut = plan.child.sizes["hidden"] < plan.parent.sizes["hidden"]
-    return is_cut and plan.parent.family.norm == "rms"
-
-
-def rescaled(
-    cutter: Cutter, plan: PrunePlan, findings: Findings, teacher: "PreTrainedModel", samples: Chosen
-) -> tuple[PrunePlan, dict[str, float]]:
-    """The plan with those norms set right that bring it nearer to the parent, and how strongly each kind was."""
-    child, kept = cutter.model(plan), _kept_hidden(plan)
-    kinds: dict[str, dict[str, float]] = {template: {} for template in plan.parent.family.links}
-    for name, moments in findings.store.norms():
-        kinds[plan.parent.family.match(name).template][name] = rescale.scale(moments, kept)
-    plain = {name: child.get_parameter(str(plan.child_name(name))) for by_name in kinds.values() for name in by_name}
-    weights = {name: parameter.detach().clone() for name, parameter in plain.items()}
-
-    @torch.no_grad()
-    def distance(scales: Mapping[str, float]) -> float:
-        for name, parameter in plain.items():
-            parameter.copy_(weights[name] * scales.get(name, 1.0))
-        return kl_to_parent(child, teacher, samples).kl_nats
-
-    strengths = rescale.strengths(kinds, distance)
-    repair = replace(plan.repair, scales=rescale.scales(kinds, strengths))
-    return plan.repaired(repair), strengths
 
 
 def _kept_hidden(plan: PrunePlan) -> Tensor:

@@ -16,6 +16,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.loop import train
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.processes import Processes, join_processes
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import ledger
@@ -24,6 +25,7 @@ from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
 from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.mass import Mass
 from minitron_cli.search.rank import Ranked
+from minitron_cli.stages import repair
 from minitron_cli.stages.candidates import CANDIDATES, MEASURED, key
 from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent
@@ -32,6 +34,7 @@ from minitron_cli.stages.prune import row
 from minitron_cli.stages.stopwatch import Stopwatch
 from minitron_cli.stages.task_value import TaskValue
 from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.trim.spec import PruneConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,11 +51,15 @@ def run(
     config: SearchConfig,
     *,
     teacher: Parent | None = None,
+    cut: PruneConfig | None = None,
 ) -> Artifact:
     """Score the feasible shapes zero-shot, retrain the best few, and save the order. Each result survives a kill.
 
-    `teacher` is whose predictions candidates are retrained on; the parent, if no other is named.
+    `teacher` is whose predictions candidates are retrained on; the parent, if no other is named. `cut` is how the
+    winner will be cut: where that mends it, candidates are mended before they are scored.
     """
+    if cut and cut.untie:
+        parent = parent.untied()
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
     cutter = Cutter(here, parent, read_scores(scores, parent), config.ranking)
@@ -68,11 +75,19 @@ def run(
         "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
     } | judge.inputs()
+    if cut and cut.repairs:
+        calibration = ImportanceConfig(**scores.manifest.config)
+        repair.check_enough(cut, train_blocks)
+        inputs["repair"] = f"{cut.repair} on {cut.repair_samples} samples"
 
     def build(work: Build) -> None:
         crew = _Crew(work, processes)
         crew.meet()
-        search = _Search(cutter, judge, train_blocks, config, crew)
+        judged = cutter
+        if cut and cut.repairs:
+            scratch = work.scratch / f"repair-{processes.rank}"
+            judged = repair.mending(cutter, cut, calibration, train_blocks, scratch)
+        search = _Search(judged, judge, train_blocks, config, crew)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
         _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
         work.summary["ledger"] = ledger.as_json(search.spent(found))
@@ -218,7 +233,7 @@ class _Search:
         return self.judge(self._cut(candidates[i]))
 
     def _cut(self, candidate: Candidate) -> "PreTrainedModel":
-        return self.cutter.model(self.cutter.plan(candidate.shape))
+        return self.cutter.candidate(candidate.shape)
 
     def rung_tokens(self) -> list[int]:
         """Tokens that a candidate has seen at each rung."""

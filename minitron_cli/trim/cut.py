@@ -19,11 +19,11 @@ Blocks = Iterable[tuple[int, Tensor]]  # (first row, rows)
 
 
 def maps(plan: PrunePlan, name: str) -> tuple[Map, ...]:
-    """What each dim of a tensor goes through. Of a solved matrix, the last has gone through it."""
+    """What each dim of a tensor goes through. What was solved for has gone through it."""
     match, repair = plan.parent.family.match(name), plan.repair
     found: list[Map] = list(plan.indices(name))
-    if repair.solved and name in repair.solved.tensors:
-        found[-1] = None
+    if repair.has_solved(name):
+        return (None,) * len(found)
     if HIDDEN in match.layout.dims and not _is_norm(plan, name):
         dim, norm = match.layout.dims.index(HIDDEN), norm_of(plan.parent.family).get(match.template)
         directions = repair.reading(norm.format(**match.at)) if norm else repair.basis_DK

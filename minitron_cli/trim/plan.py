@@ -108,7 +108,7 @@ class PrunePlan:
         """Some numbers of a parent's tensor as the child stores them: rescaled where the model computes with a size."""
         family, template = self.parent.family, self.parent.family.match(name).template
         correction = family.corrections.get(template)
-        if correction is None or (correction.if_tied and not self.parent.is_tied):
+        if correction is None or (correction.if_tied and not self.parent.is_tied) or self.repair.has_solved(name):
             return block
         ratio = self.child.sizes[correction.axis] / self.parent.sizes[correction.axis]
         if ratio == 1:

@@ -50,7 +50,7 @@ class Budget(Spec):
 
 
 REPAIRS = ("rotate", "least_squares", "rescale")
-RepairName = Literal["none", "rotate", "least_squares", "rescale", "all"]
+RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"]
 
 
 class PruneConfig(Spec):
@@ -72,9 +72,10 @@ class PruneConfig(Spec):
     """Cut in so many equal rounds and score what is left before each; one is as good (Muralidharan et al. 2024)."""
     ranking: Ranking = Ranking()
     """How the survivors of every axis are chosen."""
-    repair: RepairName = "none"
-    """Mend what the cut damages, without training: keep directions of the residual stream instead of channels (rotate),
-    let what is kept stand in for what is dropped (least_squares), set norms right (rescale), or all of it."""
+    repair: RepairName = "auto"
+    """Mend the cut without training: keep directions of the residual stream instead of channels (rotate), fit each
+    matrix to what the parent computes in its place (least_squares), or both (all). rescale sets norms right and does no
+    more; least_squares does it by the way. auto: all that the model allows, if there is text to fit on."""
     repair_samples: int = Field(128, ge=1)
     """Blocks of training text that a repair is fitted on."""
     untie: bool = False
@@ -82,8 +83,9 @@ class PruneConfig(Spec):
 
     @property
     def repairs(self) -> frozenset[str]:
-        """What is to be mended, by name."""
-        return frozenset(REPAIRS) if self.repair == "all" else frozenset({self.repair} & set(REPAIRS))
+        """What is to be mended, by name. A norm that was solved for has nothing left to rescale."""
+        both = frozenset({"rotate", "least_squares"})
+        return both if self.repair in ("auto", "all") else frozenset({self.repair} & set(REPAIRS))
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> "PruneConfig":

@@ -59,7 +59,8 @@ def random_basis(count, seed=0):
 
 
 def turned(plan, checkpoint, basis_DK):
-    return plan.repaired(Repair(basis_DK, gains(plan.parent, plan.parent.family.links, checkpoint.read)))
+    norm_gains = gains(plan.parent, plan.parent.family.links, checkpoint.read)
+    return plan.repaired(Repair(basis_DK, gain_D=norm_gains))
 
 
 def test_the_families_that_must_be_rotatable_are():
@@ -80,8 +81,8 @@ def test_in_another_basis_the_whole_model_is_the_parent(model_type, tokens, tmp_
 def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
     """Logits of a parent that keeps of its residual stream only some directions, module by module in plain torch.
 
-    transformers' modules do the attention and the MLP, in the parent's coordinates. `mixing` makes what a norm lets
-    through out of what is left of the stream; `scales` is what each norm's output is multiplied by.
+    transformers' modules do the attention and the MLP, in the parent's coordinates. `mixing` makes what a norm gives
+    out of what is left of the stream; `scales` is what each norm's output is multiplied by.
     """
     model, config = parent.model, parent.config
     project = kept_DK @ kept_DK.T
@@ -91,8 +92,8 @@ def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
     def norm(module, x):
         left = x @ kept_DK
         left = left * torch.rsqrt(left.square().mean(-1, keepdim=True) + module.variance_epsilon)
-        through = left @ (mixing[names[module]] if mixing else kept_DK).T
-        return through * module.weight * (scales[names[module]] if scales else 1.0)
+        given = left @ mixing[names[module]].T if mixing else left @ kept_DK.T * module.weight
+        return given * (scales[names[module]] if scales else 1.0)
 
     x = model.embed_tokens(tokens) * getattr(config, "embedding_multiplier", 1.0) @ project
     rotary = model.rotary_emb(x, torch.arange(tokens.shape[1])[None])
@@ -159,7 +160,7 @@ def test_streamed_is_in_memory(model_type, tmp_path, monkeypatch):
 
 
 def readings_of(model, kept_DK, directory, seed=3):
-    """Random maps from what is left of the stream to what each norm lets through, as a checkpoint and as tensors."""
+    """Random maps from what is left of the stream to what each norm gives, as a checkpoint and as tensors."""
     directory.mkdir()
     generator = torch.Generator().manual_seed(seed)
     family = family_of(model.config)
@@ -183,11 +184,11 @@ def test_everything_at_once_is_what_plain_arithmetic_gives(model_type, is_turned
     store = Store(tmp_path / "readings")
     for layer in range(4):
         name = f"model.layers.{layer}.mlp.down_proj.weight"
-        columns = torch.randn(HIDDEN, 20, generator=torch.Generator().manual_seed(layer)) / 5
-        store.put_solved(layer, {name: columns})
-        parent.get_parameter(name)[:, cut.ffn[layer]] = columns
+        solved = torch.randn(24, 20, generator=torch.Generator().manual_seed(layer)) / 5
+        store.put("solved", name, solved)
+        parent.get_parameter(name)[:, cut.ffn[layer]] = kept_DK @ solved
     gain_D = gains(plan.parent, plan.parent.family.links, checkpoint.read)
-    repair = Repair(kept_DK if is_turned else None, gain_D, readings, scales, store.solved())
+    repair = Repair(kept_DK if is_turned else None, None, gain_D, readings, scales, store.tensors("solved"))
     child = reload(write(checkpoint, plan.repaired(repair), tmp_path / "child"))
     assert_same(logits_of(child, tokens), by_hand(parent, kept_DK, tokens, mixing, scales))
 
@@ -201,10 +202,7 @@ def test_norms_folded_into_their_readers_change_nothing(model_type, tied, tokens
     plan, kept_DK = plan_of(model, cut), torch.eye(HIDDEN)[:, cut.hidden].contiguous()
     gain_D = gains(plan.parent, foldable(plan.parent), checkpoint.read)
     assert len(gain_D) == len(list(norms_of(plan.parent))) - tied, "the norm before a tied head stays"
-    (tmp_path / "readings").mkdir()
-    save_file({name: kept_DK.clone() for name in gain_D}, tmp_path / "readings/all.safetensors")
-    readings = Checkpoint(tmp_path, {}, read_header(tmp_path / "readings/all.safetensors"))
-    folded = plan.repaired(Repair(gain_D=gain_D, readings=readings))
+    folded = plan.repaired(Repair(channels_DK=kept_DK, gain_D=gain_D))
     child, plain = (reload(write(checkpoint, p, tmp_path / name)) for p, name in ((folded, "child"), (plan, "plain")))
     assert_same(logits_of(child, tokens), logits_of(plain, tokens))
     for name in gain_D:

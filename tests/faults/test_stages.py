@@ -72,7 +72,7 @@ class Chain:
             "prune": lambda c, w: prune.run(
                 c,
                 parent,
-                PruneConfig(shape={"ffn": 24, "hidden": 24, "layer": 3}),
+                PruneConfig(shape={"ffn": 24, "hidden": 24, "layer": 3}, repair="none"),
                 scores=w.require("importance", ""),
                 data=text,
             ),

@@ -9,5 +9,6 @@ GRANITE = Family(
     sizes=LLAMA.sizes,
     stored_if=LLAMA.stored_if,
     links=LLAMA.links,
+    residual_multiplier="residual_multiplier",
     tied=LLAMA.tied,
 )

@@ -1,91 +1,64 @@
-"""The kept inputs of a matrix stand in for the dropped ones, as well as a linear map of them can.
+"""A matrix of the child, fitted to what the parent computes in its place.
 
-Heads and neurons: one matrix reads them.
+With inputs a as the child sees them and outputs t as they should be, over the calibration tokens,
 
-With inputs a of a matrix W, kept set K and dropped set L, the child's columns minimise over the calibration tokens
+    C = C0 + (T - C0 G) (G + ridge)^-1        G = sum a a^T,   T = sum t a^T
 
-    sum |W_L a_L - C a_K|^2 + ridge |C|^2        C = W_L G_LK (G_KK + ridge)^-1        G = sum a a^T
-
-and the child reads with W_K + C. The ridge draws towards the plain cut, not towards zero: with little data or none
-nothing is lost. It is a multiple of the mean square of a kept input, chosen for each matrix on samples left out of G.
-
-The residual stream: what a norm lets through, x / rms(x), is made out of what is left of it, y = E^T x / rms(x), for
-all of its readers at once. E is the basis, or the kept channels' unit vectors, and M the norm's second moments:
-
-    x / rms(x)  ~  B y        B = E + (1 - E E^T) M E (E^T M E + ridge)^-1
-
-The readers are W diag(g) B, with g the norm's weight, of which 1 is left.
+minimises sum |t - C a|^2 + ridge |C - C0|^2. The ridge draws towards the plain cut C0, not towards zero: with little
+data or none nothing is lost. It is a multiple of the mean square of an input, chosen for each matrix on samples that
+are left out of the sums; if the plain cut does best there, that is kept.
 """
 
-# H output of the matrix, C input, D hidden, K kept, L dropped
+# I input, O output, J output that judges
 
 import torch
 from torch import Tensor
 
-from minitron_cli.trim.repair.gram import Gram
+from minitron_cli.trim.repair.moments import Evidence, Pairs
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-CAREFUL = 1e-1  # where no sample was left out to choose by
-JUDGES = 256  # outputs of a matrix by which its ridge is chosen
-STREAM_RIDGE = 1e-2  # of a norm, which sees every token with the same size; 1e-3 to 1e-1 come to the same
-
-
-def solve(weight_HC: Tensor, gram: Gram, kept_K: Tensor) -> Tensor:
-    """The child's columns, [H, K] in the weight's dtype."""
-    kept_K = kept_K.to(gram.fit_CC.device)
-    weight = weight_HC.to(gram.fit_CC.device).double()
-    ridge = _best_ridge(weight, gram, kept_K)
-    columns_HK = _solved(weight, gram.fit_CC + gram.held_CC, kept_K, ridge)
-    plain_HK = weight[:, kept_K]
-    return (plain_HK if columns_HK is None else columns_HK).to(weight_HC.device, weight_HC.dtype)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+CAREFUL = 1.0  # where no sample was left out to choose by
+JUDGES = 256  # outputs by which a ridge is chosen
 
 
-def _best_ridge(weight_HC: Tensor, gram: Gram, kept_K: Tensor) -> float:
-    if not gram.held_CC.any():
+def solve(start_OI: Tensor, evidence: Evidence) -> Tensor:
+    """C, fp32, on the evidence's device."""
+    start_OI = start_OI.to(evidence.fit.inputs_II.device).double()
+    ridge = _best_ridge(start_OI, evidence)
+    solved_OI = start_OI if ridge is None else _solved(start_OI, evidence.fit + evidence.held, ridge)
+    return (start_OI if solved_OI is None else solved_OI).float()
+
+
+def _best_ridge(start_OI: Tensor, evidence: Evidence) -> float | None:
+    """None where the plain cut is nearer to the held-out samples than any solution."""
+    if not evidence.held.inputs_II.any():
         return CAREFUL
-    errors = {
-        ridge: _error(weight_HC, _solved(weight_HC, gram.fit_CC, kept_K, ridge), gram, kept_K) for ridge in RIDGES
-    }
+    some_J = torch.arange(0, len(start_OI), -(-len(start_OI) // JUDGES), device=start_OI.device)
+    start_JI, fit, held = start_OI[some_J], evidence.fit.of(some_J), evidence.held.of(some_J)
+    errors: dict[float | None, float] = {None: _error(start_JI, held)}
+    for ridge in RIDGES:
+        solved_JI = _solved(start_JI, fit, ridge)
+        if solved_JI is not None:
+            errors[ridge] = _error(solved_JI, held)
     return min(errors, key=errors.__getitem__)
 
 
-def _solved(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, ridge: float) -> Tensor | None:
-    """W_K + C; None where the moments are too rough for so small a ridge, or where the kept inputs are never on."""
-    dropped_L = _others(kept_K, len(gram_CC))
-    gram_KK = gram_CC[kept_K[:, None], kept_K].double()
-    gram_LK = gram_CC[dropped_L[:, None], kept_K].double()
-    gram_KK.diagonal().add_(ridge * gram_KK.diagonal().mean())
-    factor_KK, failed = torch.linalg.cholesky_ex(gram_KK)
-    if failed:
-        return None
-    missing_HK = weight_HC[:, dropped_L] @ gram_LK
-    return weight_HC[:, kept_K] + torch.cholesky_solve(missing_HK.T, factor_KK).T
+def _solved(start_OI: Tensor, pairs: Pairs, ridge: float) -> Tensor | None:
+    """None where the moments are too rough for so small a ridge, or where the inputs are never on."""
+    gram_II = pairs.inputs_II.double()
+    missing_OI = pairs.outputs_OI.double() - start_OI @ gram_II
+    gram_II.diagonal().add_(ridge * gram_II.diagonal().mean())
+    factor_II, failed = torch.linalg.cholesky_ex(gram_II)
+    return None if failed else start_OI + torch.cholesky_solve(missing_OI.T, factor_II).T
 
 
-def _error(weight_HC: Tensor, columns_HK: Tensor | None, gram: Gram, kept_K: Tensor) -> float:
-    """Squared error of the matrix's output, summed over the tokens held out."""
-    if columns_HK is None:
-        return float("inf")
-    missing_HC = weight_HC.clone()
-    missing_HC[:, kept_K] -= columns_HK
-    missing_HC = missing_HC.float()
-    return float((missing_HC @ gram.held_CC * missing_HC).sum())
+def _error(matrix_OI: Tensor, pairs: Pairs) -> float:
+    """The sum of |t - C a|^2, less that of |t|^2, which all share."""
+    return float((matrix_OI * (matrix_OI @ pairs.inputs_II.double() - 2 * pairs.outputs_OI.double())).sum())
 
 
-def _others(kept_K: Tensor, size: int) -> Tensor:
-    is_dropped = torch.ones(size, dtype=torch.bool, device=kept_K.device)
-    is_dropped[kept_K] = False
-    return is_dropped.nonzero()[:, 0]
-
-
-def reading(moments_DD: Tensor, kept_DK: Tensor) -> Tensor:
-    """B of one norm, fp32 [D, K]; `kept_DK` has orthonormal columns."""
-    kept_DK = kept_DK.to(moments_DD.device).double()
-    seen_DK = moments_DD.double() @ kept_DK
-    gram_KK = kept_DK.T @ seen_DK
-    gram_KK.diagonal().add_(STREAM_RIDGE * gram_KK.diagonal().mean())
-    factor_KK, failed = torch.linalg.cholesky_ex(gram_KK)
-    if failed:
-        return kept_DK.float()
-    dropped_DK = seen_DK - kept_DK @ (kept_DK.T @ seen_DK)
-    return (kept_DK + torch.cholesky_solve(dropped_DK.T, factor_KK).T).float()
+def gains(evidence: Evidence) -> Tensor:
+    """For each input, what it is multiplied by to be nearest to the output of the same number; 1 where it is 0."""
+    both = evidence.fit + evidence.held
+    squares_I, products_I = both.inputs_II.diagonal(), both.outputs_OI.diagonal()
+    return torch.where(squares_I > 0, products_I / squares_I, 1.0)

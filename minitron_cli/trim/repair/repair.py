@@ -17,22 +17,34 @@ class Repair:
 
     basis_DK: Tensor | None = None
     """The residual stream is cut to these directions, orthonormal and fp32, instead of to channels."""
+    channels_DK: Tensor | None = None
+    """Unit vectors of the channels that are kept, where norms are folded and there is no basis."""
     gain_D: Mapping[str, Tensor] = field(default_factory=dict)
     """Norm -> what it multiplies by, where that goes into the matrices that read the norm; 1 is left of it."""
     readings: Checkpoint | None = None
-    """Norm -> [D, K], fp32: what it let through, out of what is left of the stream."""
+    """Norm of `gain_D` -> [D, K], fp32: what it gave, out of what it gives when 1 is left of it."""
     scales: Mapping[str, float] = field(default_factory=dict)
     """Norm -> what its output is multiplied by."""
     solved: Checkpoint | None = None
-    """Matrices whose kept columns were solved for; all of their rows."""
+    """Tensors that were solved for, as the child stores them."""
 
     def reading(self, norm: str) -> Tensor | None:
         """[D, K]: what a matrix that reads a norm is multiplied by; None where the norm is not folded into it."""
         if norm not in self.gain_D:
             return None
-        through_DK = self.readings.read(norm) if self.readings and norm in self.readings.tensors else self.basis_DK
-        assert through_DK is not None
-        return self.gain_D[norm][:, None] * through_DK
+        if self.readings and norm in self.readings.tensors:
+            return self.readings.read(norm)
+        return self.gain_D[norm][:, None] * self.kept_DK
+
+    @property
+    def kept_DK(self) -> Tensor:
+        """What is left of the residual stream, orthonormal."""
+        kept_DK = self.channels_DK if self.basis_DK is None else self.basis_DK
+        assert kept_DK is not None
+        return kept_DK
+
+    def has_solved(self, name: str) -> bool:
+        return self.solved is not None and name in self.solved.tensors
 
 
 PLAIN = Repair()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from minitron_cli.trim.repair.gram import NormMoments
+from minitron_cli.trim.repair.moments import NormMoments
 
 POWERS = (0.0, 0.5, 1.0)
 """Of s, that are tried; 0 leaves the norm alone."""

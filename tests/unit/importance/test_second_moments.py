@@ -12,8 +12,7 @@ from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.importance.passage import ResidentWeights, StoredWeights
 from minitron_cli.importance.second_moments import second_moments
 from minitron_cli.model.families import FAMILIES, family_of
-from minitron_cli.model.taps import taps
-from minitron_cli.trim.repair.gram import HELD_OUT, Gram
+from minitron_cli.trim.repair.moments import NormMoments
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import samples, split
 
@@ -31,17 +30,15 @@ def llama(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("llama"), "llama")
 
 
-def collect(
-    path, scratch, *, stored=True, finish=None, batches=BATCHES, layers=range(4), activation_budget=10**9, **options
-):
-    """M, and a copy of what `finish` was told: (layer, grams, norms) one after the other."""
+def collect(path, scratch, *, stored=True, finish=None, batches=BATCHES, activation_budget=10**9, **options):
+    """M, and a copy of what `finish` was told: (layer, norms) one after the other."""
     model = hf.empty_model(path) if stored else hf.load_model(path)
     family, told = family_of(model.config), []
     weights = StoredWeights(model, family, Checkpoint.open(path).read, "cpu") if stored else ResidentWeights(model)
     scratch.mkdir(exist_ok=True)
 
-    def note(layer, grams, norms):
-        told.append((layer, dict(grams), dict(norms)))
+    def note(layer, norms):
+        told.append((layer, dict(norms)))
 
     moments = second_moments(
         model,
@@ -49,9 +46,6 @@ def collect(
         batches,
         weights,
         finish or note,
-        layers=layers,
-        readers=[f"{tap.module}.weight" for tap in taps(family) if tap.axis in ("head", "ffn")],
-        norms=tuple(family.links),
         scratch=scratch,
         activation_budget=activation_budget,
         **options,
@@ -77,17 +71,10 @@ def seen_by_hooks(path, modules, batches=BATCHES):
 def test_the_sums_are_those_of_the_activations(model_type, stored, tmp_path):
     path = write_tiny(tmp_path / "model", model_type)
     moments, told = collect(path, tmp_path / "scratch", stored=stored)
-    assert [layer for layer, _, _ in told] == [0, 1, 2, 3, 4]
-    grams = {name: gram for _, some, _ in told for name, gram in some.items()}
-    norms = {name: found for _, _, some in told for name, found in some.items()}
-    assert len(grams) == (4 if "expert" in FAMILIES[model_type].sizes else 4 * 2)  # experts are left as they are
+    assert [layer for layer, _ in told] == [0, 1, 2, 3, 4]
+    norms = {name: found for _, some in told for name, found in some.items()}
     assert len(norms) == (1 if model_type == "olmo2" else 4 * 2 + 1)  # OLMo 2 has no norm before a block
-    inputs = seen_by_hooks(path, [name.removesuffix(".weight") for name in (*grams, *norms)])
-    held = torch.arange(6) % HELD_OUT == HELD_OUT - 1
-    for name, gram in grams.items():
-        a = inputs[name.removesuffix(".weight")]
-        for found, part in ((gram.fit_CC, a[~held].flatten(0, 1)), (gram.held_CC, a[held].flatten(0, 1))):
-            torch.testing.assert_close(found.double(), part.T @ part, rtol=1e-4, atol=1e-4, msg=name)
+    inputs = seen_by_hooks(path, [name.removesuffix(".weight") for name in norms])
     total = 0
     for name, found in norms.items():
         x = inputs[name.removesuffix(".weight")].flatten(0, 1)
@@ -98,44 +85,28 @@ def test_the_sums_are_those_of_the_activations(model_type, stored, tmp_path):
     torch.testing.assert_close(moments, total, rtol=1e-4, atol=1e-3)
 
 
-def test_dropped_layers_do_nothing(llama, tmp_path):
-    """What is fitted is the parent without them, as the child will be."""
-    _, told = collect(llama, tmp_path / "some", layers=[0, 3])
-    assert [layer for layer, _, _ in told] == [0, 3, 4]
-    model = hf.load_model(llama)
-    model.model.layers = torch.nn.ModuleList([model.model.layers[0], model.model.layers[3]])
-    seen = []
-    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.no_grad():
-        for batch in BATCHES:
-            model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
-    a = torch.cat(seen).flatten(0, 1)
-    gram = told[1][1]["model.layers.3.mlp.down_proj.weight"]
-    torch.testing.assert_close(gram.fit_CC + gram.held_CC, a.T @ a, rtol=1e-4, atol=1e-4)
-
-
 def test_batch_sizes_and_spilling_leave_no_trace(llama, tmp_path):
     one, told = collect(llama, tmp_path / "one")
     other, told_other = collect(llama, tmp_path / "other", batches=split(samples(6, 25), [6]), activation_budget=0)
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    name = "model.layers.2.mlp.down_proj.weight"
-    torch.testing.assert_close(told[2][1][name].fit_CC, told_other[2][1][name].fit_CC, rtol=1e-5, atol=1e-5)
+    name = "model.layers.2.input_layernorm.weight"
+    torch.testing.assert_close(told[2][1][name].sum_DD, told_other[2][1][name].sum_DD, rtol=1e-5, atol=1e-5)
 
 
 def test_never_more_than_one_layers_moments_are_alive(llama, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), []
-    make = Gram.empty.__func__
+    make = NormMoments.empty.__func__
 
     def empty(cls, size, device):
         gc.collect()
-        gram = make(cls, size, device)
-        alive.add(gram)
+        moments = make(cls, size, device)
+        alive.add(moments)
         most.append(len(alive))
-        return gram
+        return moments
 
-    monkeypatch.setattr(Gram, "empty", classmethod(empty))
+    monkeypatch.setattr(NormMoments, "empty", classmethod(empty))
     collect(llama, tmp_path, finish=lambda *_: None)
-    assert len(most) == 4 * 2
+    assert len(most) == 4 * 2 + 1
     assert max(most) == 2
 
 
@@ -149,21 +120,19 @@ def test_a_killed_pass_goes_on_with_the_same_bits(llama, tmp_path, kill, budget)
     expected, told = collect(llama, tmp_path / "undisturbed")
     first = []
 
-    def dying(layer, grams, norms):
+    def dying(layer, norms):
         if layer == kill:
             raise Killed
-        first.append((layer, dict(grams), dict(norms)))
+        first.append((layer, dict(norms)))
 
     options = {"save_every_s": 0, "activation_budget": budget}
     with pytest.raises(Killed):
         collect(llama, tmp_path / "scratch", finish=dying, **options)
     found, later = collect(llama, tmp_path / "scratch", **options)
     assert torch.equal(found, expected)
-    assert [layer for layer, _, _ in later] == list(range(kill, 5)), "what was finished is not done again"
-    for (_, grams, norms), (_, wanted_grams, wanted_norms) in zip(first + later, told, strict=True):
-        assert grams.keys() == wanted_grams.keys()
-        assert all(torch.equal(grams[n].fit_CC, wanted_grams[n].fit_CC) for n in grams)
-        assert all(torch.equal(norms[n].sum_DD, wanted_norms[n].sum_DD) for n in norms)
+    assert [layer for layer, _ in later] == list(range(kill, 5)), "what was finished is not done again"
+    for (_, norms), (_, wanted) in zip(first + later, told, strict=True):
+        assert all(torch.equal(norms[name].sum_DD, wanted[name].sum_DD) for name in wanted)
 
 
 def test_no_samples(llama, tmp_path):

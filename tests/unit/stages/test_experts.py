@@ -48,7 +48,7 @@ def test_layer_major_scores_are_those_of_the_whole_model(place, scores, tmp_path
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_cut_is_the_parents_weights(place, scores, rounds):
     parent = open_parent(place / "model")
-    config = PruneConfig(shape={"expert": 3, "ffn": 16, "layer": 3}, rounds=rounds)
+    config = PruneConfig(shape={"expert": 3, "ffn": 16, "layer": 3}, rounds=rounds, repair="none")
     artifact = prune.run(context(place / "run"), parent, config, scores=scores, data=data(place))
     assert {axis: artifact.summary["child"]["sizes"][axis] for axis in ("expert", "ffn", "layer")} == config.shape
     kept = {axis: torch.tensor(indices) for axis, indices in artifact.read_json("plan.json").items()}

@@ -7,9 +7,10 @@ import torch
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.errors import CheckpointError, DataError, InputError
+from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, InputError
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.stages import importance, prune, repair
+from minitron_cli.search.config import SearchConfig
+from minitron_cli.stages import importance, prune, repair, search
 from minitron_cli.stages.parent import open_parent
 from minitron_cli.trim.spec import PruneConfig
 from tests.tiny import tiny_model
@@ -41,10 +42,17 @@ def cut(place, tmp_path):
         scores = importance.run(
             here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False)
         )
-        config = PruneConfig(**{"shape": SHAPE, "repair_samples": 12} | options)
+        config = PruneConfig(**{"shape": SHAPE, "repair": "none", "repair_samples": 12} | options)
         return prune.run(here, parent, config, scores=scores, data=data(place) if with_text else None)
 
     return run
+
+
+@pytest.fixture
+def said(monkeypatch):
+    found = []
+    monkeypatch.setattr("minitron_cli.progress.say", found.append)
+    return found
 
 
 @pytest.mark.parametrize("kind", REPAIRS)
@@ -57,7 +65,7 @@ def test_a_mended_child_loads_and_is_another(cut, kind):
     solved = {name for name in plain.tensors if name.endswith(("o_proj.weight", "down_proj.weight"))}
     readers = {name for name in plain.tensors if name.endswith("proj.weight") or "norm" in name or "lm_head" in name}
     if kind == "least_squares":
-        assert changed == solved | readers
+        assert readers - solved <= changed <= readers, "all but the embedding; a matrix may do best as it was cut"
     if kind in ("rotate", "all"):
         assert changed >= {name for name in plain.tensors if "proj.weight" in name or "embed" in name}
     if kind == "rescale":
@@ -67,7 +75,7 @@ def test_a_mended_child_loads_and_is_another(cut, kind):
 @pytest.mark.parametrize("kind", REPAIRS)
 def test_the_summary_says_what_it_was_worth(cut, kind):
     found = cut(repair=kind).summary["repair"]
-    assert found["repairs"] == (["least_squares", "rescale", "rotate"] if kind == "all" else [kind])
+    assert found["repairs"] == (["least_squares", "rotate"] if kind == "all" else [kind])
     assert found["after"]["kl"] < found["before"]["kl"]
     assert found["samples"] == 12
     assert set(found.get("strengths", {}).values()) <= {0.0, 0.5, 1.0}
@@ -84,14 +92,36 @@ def test_the_loss_in_the_summary_is_that_of_the_written_child(cut, place):
     assert loss == pytest.approx(artifact.summary["repair"]["after"]["loss"], rel=1e-5)
 
 
-def test_one_layer_at_a_time_gives_the_same_child_but_rescales_nothing(cut, monkeypatch):
-    resident = Checkpoint.open(cut(repair="rotate").path)
+def test_one_layer_at_a_time_gives_the_same_child(cut, monkeypatch):
+    resident = Checkpoint.open(cut(repair="all").path)
     monkeypatch.setattr(repair, "fits", lambda *_: False)
-    artifact = cut(repair="rotate", rounds=1, candidates=7)  # another key
+    artifact = cut(repair="all", candidates=7)  # another key
     by_layer = Checkpoint.open(artifact.path)
     for name in resident.tensors:
-        torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-4, atol=1e-4)
-    assert artifact.summary["repair"] == {"repairs": ["rotate"], "samples": 12}
+        torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-3, atol=1e-3)
+    assert artifact.summary["repair"] == {"repairs": ["least_squares", "rotate"], "samples": 12}
+
+
+def test_rescaling_is_refused_where_it_could_not_be_judged(cut, monkeypatch):
+    monkeypatch.setattr(repair, "fits", lambda *_: False)
+    with pytest.raises(EnvironmentFault, match=r"rescale .* in memory together.*use --repair all"):
+        cut(repair="rescale")
+
+
+def test_a_head_residual_is_there_before_the_fit(cut):
+    """The child's own heads are what o_proj is fitted to."""
+    ranking = {"head_residual": "laco"}
+    plain, residual = cut(repair="least_squares"), cut(repair="least_squares", ranking=ranking)
+    worse = cut(ranking=ranking).summary
+    assert "repair" not in worse
+    assert residual.summary["repair"]["after"]["kl"] < residual.summary["repair"]["before"]["kl"]
+    changed = [Checkpoint.open(made.path).read("model.layers.0.self_attn.o_proj.weight") for made in (plain, residual)]
+    assert not torch.allclose(*changed, atol=1e-4)
+
+
+def test_layers_that_go_are_made_up_for(cut):
+    found = cut(repair="least_squares", shape={}, drop_layers=(1,)).summary["repair"]
+    assert found["after"]["kl"] < found["before"]["kl"]
 
 
 def test_what_is_not_cut_is_not_mended(cut):
@@ -120,6 +150,22 @@ def test_a_tied_model_is_refused_until_it_is_untied(cut, tied):
     assert mended.summary["repair"]["after"]["kl"] < mended.summary["repair"]["before"]["kl"]
 
 
+def test_by_default_all_is_mended_that_the_model_allows(cut, tied, said):
+    best, asked = cut(repair="auto"), cut(repair="all")
+    assert best.summary["repair"] == asked.summary["repair"]
+    child = cut(tied, repair="auto")
+    assert child.summary["repair"]["repairs"] == ["least_squares"]
+    assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
+    (note,) = (line for line in said if "cut to channels, not to directions" in line)
+    assert "--untie" in note
+
+
+def test_by_default_without_text_or_with_little_the_cut_is_made_all_the_same(cut, said):
+    assert "repair" not in cut(repair="auto", with_text=False).summary
+    assert "the cut is not mended: that needs text to be fitted on, which --data names" in said
+    assert cut(repair="auto", repair_samples=10**6).summary["repair"]["samples"] < 1000
+
+
 def test_untied_and_cut_plainly_is_the_tied_childs_function(cut, tied):
     ids = torch.arange(1, 40)[None]
     with torch.no_grad():
@@ -134,3 +180,35 @@ def test_text_is_needed_and_enough_of_it(cut):
         cut(repair="all", with_text=False)
     with pytest.raises(DataError, match=r"lower prune\.repair_samples"):
         cut(repair="all", repair_samples=10**6)
+
+
+def loss_of(child, place):
+    from minitron_cli.evaluate.perplexity import perplexity
+    from minitron_cli.stages.tokens import blocks_of
+
+    blocks = blocks_of(context(place), data(place), "validation", place / "model")
+    return perplexity(child, blocks, max_blocks=64).loss_nats
+
+
+@pytest.mark.parametrize("stage", ["search", "prune"])
+def test_candidates_are_scored_as_they_would_be_mended(cut, place, tmp_path, stage, monkeypatch):
+    """A candidate's score is the loss of the child that would be written; norms are looked at once for all."""
+    passes, watched = [], repair.second_moments
+    monkeypatch.setattr(repair, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
+    here, parent = context(tmp_path), open_parent(place / "model")
+    scores = importance.run(here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False))
+    budget = {"target": int(0.7 * parent.shape.parameters()), "tolerance": 0.2}
+    mend = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)
+    if stage == "search":
+        config = SearchConfig(budget=budget, candidates=2, retrain=None)
+        made = search.run(here, parent, scores, data(place), config, cut=mend)
+        plain = search.run(here, parent, scores, data(place), config)
+        assert plain.path != made.path
+    else:
+        options = {"repair": "all", "repair_samples": 12}
+        config = PruneConfig(budget=budget, candidates=2, **options)
+        made = prune.run(here, parent, config, scores=scores, data=data(place))
+    assert len(passes) == 1
+    for row in json.loads((made.path / "candidates.json").read_text())["candidates"]:
+        written = cut(repair="all", shape=row["shape"])
+        assert row["zero_shot"] == pytest.approx(loss_of(hf.load_model(written.path), place), rel=1e-4)

@@ -55,7 +55,7 @@ def cut(place, tmp_path, monkeypatch):
 
     def run(count, *, with_text=True):
         rescored.clear()
-        made = PruneConfig(shape=SHAPE, rounds=count)
+        made = PruneConfig(shape=SHAPE, rounds=count, repair="none")
         return (
             prune.run(context(tmp_path), parent, made, scores=first, data=data(place) if with_text else None),
             Scores.load(first.path),

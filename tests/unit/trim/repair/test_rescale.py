@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minitron_cli.trim.repair.gram import NormMoments
+from minitron_cli.trim.repair.moments import NormMoments
 from minitron_cli.trim.repair.rescale import scale, scales, strengths
 
 HIDDEN, KEPT = 10, torch.tensor([1, 2, 5, 9])

@@ -1,0 +1,109 @@
+"""A cut rotated and fitted one layer at a time: peak memory and time on a checkpoint of random weights of any size.
+
+python -m benchmarks.repair DIRECTORY
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import peak_memory, record
+from benchmarks.layer_major import batches, llama, write_random
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.data.batches import Batch
+from minitron_cli.search import space
+from minitron_cli.stages.cut import Cutter
+from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.produce import Context
+from minitron_cli.stages.repair import Fit
+from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.trim.scores import Scores
+from minitron_cli.trim.spec import Ranking
+from minitron_cli.trim.trim import write_child
+
+REPAIRS = frozenset({"rotate", "least_squares"})
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Random tokens in place of text."""
+
+    count: int
+    length: int
+    vocab: int
+
+    def batches(self, size: int) -> list[Batch]:
+        return batches(self.count, self.length, self.vocab, size)
+
+
+def first_channels(parent: Parent, sizes: dict[str, int]) -> PrunePlan:
+    """A cut that keeps what comes first: which channels stay costs neither time nor memory."""
+    child = space.named(parent.shape, sizes, ())
+    layers = parent.shape.sizes["layer"]
+    kept = {axis: torch.arange(size) for axis, size in child.sizes.items() if size < parent.shape.sizes[axis]}
+    return PrunePlan(parent.shape, {a: k if a == "hidden" else k.expand(layers, -1) for a, k in kept.items()})
+
+
+def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: dict[str, int]) -> dict[str, float]:
+    """Seconds of each step, and peak anonymous memory in all and beyond what the process had before."""
+    parent, seconds = open_parent(path), {}
+    plan, model = first_channels(parent, sizes), hf.empty_model(path)
+
+    def timed(name: str, started: float) -> None:
+        seconds[f"{name} s"] = round(time.monotonic() - started, 1)
+
+    with tempfile.TemporaryDirectory(dir=path) as place, peak_memory() as peak:
+        scratch = Path(place)
+        cutter = Cutter(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
+        fit = Fit(cutter, samples, scratch / "repair", model, batch_size, budget)
+        started = time.monotonic()
+        fit.moments()
+        timed("second moments", started)
+        started = time.monotonic()
+        mended = fit.mended(plan, REPAIRS)
+        timed("fit", started)
+        started = time.monotonic()
+        (scratch / "child").mkdir()
+        write_child(parent.checkpoint, mended, scratch / "child")
+        timed("write", started)
+    return seconds | {"peak RssAnon GB": round(peak.highest / 1e9, 3), "before GB": round(peak.start / 1e9, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path, help="where the checkpoint is written, unless it is there")
+    parent = {"layers": 11, "hidden": 4096, "ffn": 11008, "vocab": 32000, "heads": 32, "kv_heads": 8}
+    child = {"hidden": 1024, "ffn": 2816, "head": 16}
+    for name, default in parent.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    for name, default in child.items():
+        parser.add_argument(f"--child-{name}", type=int, default=default)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--budget", type=int, default=64_000_000, help="bytes of hidden states held in memory")
+    options = vars(parser.parse_args())
+    torch.set_num_threads(1)
+    path = options["directory"]
+    if not (path / "config.json").exists():
+        path.mkdir(parents=True, exist_ok=True)
+        write_random(path, llama(**{name: options[name] for name in parent}))
+    sizes = {axis: options[f"child_{axis}"] for axis in child}
+    samples = Samples(options["samples"], options["length"], options["vocab"])
+    row = {
+        "checkpoint GB": round(open_parent(path).checkpoint.size_bytes / 1e9, 2),
+        "child": ", ".join(f"{axis} {size}" for axis, size in sizes.items()),
+        "samples": f"{samples.count} x {samples.length}",
+        "activation budget GB": options["budget"] / 1e9,
+        **measure(path, samples, options["batch_size"], options["budget"], sizes),
+    }
+    record("repair", "A Llama of random bf16 weights, rotated and fitted one layer at a time", [row])
+
+
+if __name__ == "__main__":
+    main()
