@@ -297,7 +297,8 @@ def page(study: Study, cuts: Sequence[Cut], output: Path) -> Iterator[str]:
         "forward pass.",
         "",
         f"Loss and KL(parent ‖ child) in nats per token over {study.blocks} held-out blocks; mean and 95 % interval",
-        f"(Student's t) over {cuts[0].seeds} seeds. A seed draws other calibration samples, random orders and weights, and",
+        f"(Student's t) over {cuts[0].seeds} seeds. A seed draws other calibration samples, random orders and weights, "
+        "and",
         "another order of the text. Learning rates: for each start and objective the best of those tried in short runs",
         "with another seed, by the figure that it minimises; random channels take that of those that importance keeps.",
         "",
