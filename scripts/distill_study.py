@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib as mpl
 from bench_teacher import bench_data
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator
 from repair_study import spread
 
 from minitron_cli import io
@@ -217,7 +217,8 @@ def section(cut: Cut, figure: str) -> Iterator[str]:
     yield from ("", "Differences within a seed, positive where the second is better:", "")
     yield from ("| | first - second | loss | KL |", "|---|---|---|---|")
     for first, second, what in EXPECTED:
-        cells = (spread(_differences(results, first, second, key), "{:+.3f}") for key in ("loss", "kl"))
+        both = (_differences(results, first, second, key) for key in ("loss", "kl"))
+        cells = (spread(differences, "{:+.3f}").replace("± +", "± ") for differences in both)
         yield f"| {what} | {first.label} - {second.label} | " + " | ".join(cells) + " |"
     yield from ("", _verdict(results), "")
     yield from (f"![Loss and KL to the parent on held-out text against tokens]({figure})", "")
@@ -271,6 +272,7 @@ def draw(cut: Cut, parent_loss: float, path: Path) -> None:
             axes.set(xlabel="tokens", ylabel=label, yscale="log")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 6)))
             axes.yaxis.set_minor_formatter("{x:g}")
         panels[0].axhline(parent_loss, color="black", linestyle=(0, (4, 3)), linewidth=1.2, alpha=0.7, label="parent")
         panels[0].legend(frameon=False)
@@ -285,17 +287,20 @@ def page(study: Study, cuts: Sequence[Cut], output: Path) -> Iterator[str]:
         "# What distillation, importance and the parent's weights are worth",
         "",
         f"The teacher is that of `make bench-teacher`: {study.parent.shape.parameters():,} parameters, held-out loss "
-        f"{parent:.3f}.",
-        "Its width is cut evenly (hidden and ffn), with no repair, and every arm is trained on the same number of",
-        f"tokens ({study.tokens:,}, {study.tokens / len(study.train) / study.train.sequence_length:.2f} epochs) by the",
-        f"same loop: 8 blocks of {study.train.sequence_length} a step, AdamW, cosine to a tenth, {precision}. KD is",
-        "forward KL at temperature 1 with no other loss, CE is conventional training on the text, which needs no",
-        "forward pass of the teacher: KD's tokens are dearer.",
+        f"{parent:.3f}. Its width is",
+        "cut evenly (hidden and ffn), with no repair, and every arm is trained by the same loop on the same number of "
+        "tokens:",
+        f"{study.tokens:,}, {study.tokens / len(study.train) / study.train.sequence_length:.2f} epochs, 8 blocks of "
+        f"{study.train.sequence_length} a step, AdamW, cosine to a tenth, {precision}. KD is forward KL at "
+        "temperature 1",
+        "with no other loss; CE is conventional training on the text, whose tokens are cheaper by the teacher's "
+        "forward pass.",
         "",
         f"Loss and KL(parent ‖ child) in nats per token over {study.blocks} held-out blocks; mean and 95 % interval",
-        f"(Student's t) over {cuts[0].seeds} seeds. A seed draws other calibration samples, random orders and",
-        "weights, and another order of the text. Learning rates: for each arm the best of those tried in short runs",
-        "with another seed, by the figure that it minimises.",
+        f"(Student's t) over {cuts[0].seeds} seeds. A seed draws other calibration samples, random orders and weights, "
+        "and",
+        "another order of the text. Learning rates: for each start and objective the best of those tried in short runs",
+        "with another seed, by the figure that it minimises; random channels take that of those that importance keeps.",
         "",
         "Regenerate: `make bench-teacher && python scripts/distill_study.py`",
         "",

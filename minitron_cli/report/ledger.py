@@ -67,6 +67,15 @@ def held_out(shapes: Sequence[Shape], tokens: int, length: int) -> Entry:
     return Entry("held-out text", tokens * len(shapes), sum(forward("", s, tokens, length).flops for s in shapes))
 
 
+def repair(parent: Shape, mended: Iterable[tuple[Shape, frozenset[str]]], tokens: int, length: int) -> list[Entry]:
+    """A pass over the parent for all cuts, and for each that is solved for one of parent and child side by side."""
+    cuts = list(mended)
+    passes = [parent] if any(repairs & {"rotate", "rescale"} for _, repairs in cuts) else []
+    for child, repairs in cuts:
+        passes += [parent, child] if "least_squares" in repairs else []
+    return [forward("repair", shape, tokens, length, with_head=False) for shape in passes]
+
+
 def total(entries: Iterable[Entry]) -> Entry:
     return next(iter(merged(entry._replace(work="total") for entry in entries)), Entry("total", 0, 0))
 

@@ -105,7 +105,11 @@ def run(
         if config.rounds > 1:
             entries += _on_rounds(work.summary["rounds"], plan, config, samples.sequence_length)
         if config.repairs:
-            entries += _on_repair(work.summary.get("repair"), plan, held_out)
+            cuts = [plan, *(cutter.plan(c.shape) for c in candidates if len(candidates) > 1)]
+            mended = [(cut.child, repair.applicable(cut, config)) for cut in cuts]
+            entries += ledger.repair(parent.shape, mended, *repair.text_of(config, fitting))
+            if "after" in work.summary.get("repair", {}):
+                entries.append(_on_what_it_is_worth(plan, held_out))
         work.summary["ledger"] = ledger.as_json(ledger.merged(entries))
 
     def forecast() -> dict[str, Any]:
@@ -196,16 +200,12 @@ def _on_rounds(rounds: list[dict[str, Any]], plan: PrunePlan, config: PruneConfi
         yield from ledger.calibration(plan.parent.resize(**before["sizes"]), tokens, length, removed)
 
 
-def _on_repair(found: dict[str, Any] | None, plan: PrunePlan, held_out: Blocks) -> Iterator[Entry]:
-    """The pass that it is fitted on and, where it was measured, loss and KL before and after; no trials of norms."""
-    if found is None:  # there was nothing to mend
-        return
+def _on_what_it_is_worth(plan: PrunePlan, held_out: Blocks) -> Entry:
+    """The parent's loss, and loss and KL of the child before and after."""
     length = held_out.sequence_length
-    yield ledger.forward("repair", plan.parent, found["samples"] * length, length, with_head=False)
-    if "after" in found:
-        tokens = min(repair.SCORE_BLOCKS, len(held_out)) * length
-        both = [plan.child, plan.child, plan.parent]  # the loss, and the KL
-        yield ledger.held_out([plan.parent, *both, *both], tokens, length)
+    both = [plan.child, plan.child, plan.parent]  # the loss, and the KL
+    tokens = min(repair.SCORE_BLOCKS, len(held_out)) * length
+    return ledger.held_out([plan.parent, *both, *both], tokens, length)
 
 
 def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:

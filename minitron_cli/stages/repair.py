@@ -136,6 +136,11 @@ def mending(cutter: Cutter, config: PruneConfig, calibration: ImportanceConfig, 
     return replace(cutter, mend=mend)
 
 
+def text_of(config: PruneConfig, train: Blocks) -> tuple[int, int]:
+    """How many tokens a repair is fitted on, and how many of them in each block."""
+    return min(config.repair_samples, len(train)) * train.sequence_length, train.sequence_length
+
+
 def check_enough(config: PruneConfig, train: Blocks) -> None:
     """Raise DataError if there is less text than a repair that was asked for is to be fitted on."""
     if config.repair != "auto" and config.repair_samples > len(train):

@@ -90,7 +90,12 @@ def run(
         search = _Search(judged, judge, train_blocks, config, crew)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
         _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
-        work.summary["ledger"] = ledger.as_json(search.spent(found))
+        entries = search.spent(found)
+        if cut and cut.repairs:
+            shapes_of = {entry.candidate.name: entry.candidate.shape for some in found.values() for entry in some}
+            mended = [(s, repair.applicable(cutter.plan(s), cut) - {"rescale"}) for s in shapes_of.values()]
+            entries += ledger.repair(parent.shape, mended, *repair.text_of(cut, train_blocks))
+        work.summary["ledger"] = ledger.as_json(ledger.merged(entries))
         crew.meet()
 
     identity = config

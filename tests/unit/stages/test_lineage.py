@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     at, parent, text = context(place / "runs" / "one"), open_parent(place / "model"), data(place, LENGTH)
     at.workspace.save_settings(model=str(place / "model"))
     scores = importance.run(at, parent, text, SCORING)
-    child = prune.run(at, parent, PruneConfig(shape={"ffn": 32, "layer": 3}), scores=scores)
+    child = prune.run(at, parent, PruneConfig(shape={"ffn": 32, "layer": 3}, repair="none"), scores=scores)
     control = TRAINING.model_copy(update={"losses": OBJECTIVES["ce"]})
     found = {
         "scores": scores,
@@ -86,6 +86,13 @@ def test_a_search_counts_what_every_candidate_went_through(made):
         Entry("training", 2 * 256, 256 * 3 * sum(cost[ffn] for ffn in trained)),
         Entry("teacher", 2 * 256, 2 * 256 * forward(parent.shape)),
     }
+    mended = PruneConfig(repair="least_squares", repair_samples=5)
+    scoring = config.model_copy(update={"retrain": None})
+    fitted = search.run(at, parent, found["scores"], text, scoring, cut=mended)
+    decoders = [forward(parent.shape.resize(**row["shape"]), with_head=False) for row in rows_of(fitted)]
+    assert [entry for entry in spent(fitted) if entry.work == "repair"] == [
+        Entry("repair", 6 * 80, 80 * (3 * forward(parent.shape, with_head=False) + sum(decoders)))
+    ]
 
 
 def rows_of(searched) -> list[dict]:
@@ -101,14 +108,21 @@ def test_a_cut_counts_candidates_rounds_and_repair(made):
     mended = prune.run(at, parent, config, scores=found["scores"], data=text)
     small = big.resize(ffn=24)
     assert spent(mended) == [
-        Entry("repair", 5 * LENGTH, 5 * LENGTH * forward(big, with_head=False)),
+        Entry("repair", 2 * 5 * LENGTH, 5 * LENGTH * (forward(big, with_head=False) + forward(small, with_head=False))),
         Entry("held-out text", 7 * held_out, held_out * (3 * forward(big) + 4 * forward(small))),
     ]
-    rounds = prune.run(at, parent, PruneConfig(shape={"ffn": 24}, rounds=2), scores=found["scores"], data=text)
+    turned = PruneConfig(shape={"hidden": 24}, repair="rotate", repair_samples=5)
+    assert spent(prune.run(at, parent, turned, scores=found["scores"], data=text))[0] == Entry(
+        "repair", 5 * LENGTH, 5 * LENGTH * forward(big, with_head=False)
+    )
+    in_rounds = PruneConfig(shape={"ffn": 24}, rounds=2, repair="none")
+    rounds = prune.run(at, parent, in_rounds, scores=found["scores"], data=text)
     between = big.resize(ffn=36)
     assert spent(rounds) == [Entry("calibration", 96, 96 * forward(between, with_head=False))]
     budget = Budget(target=small.parameters(), tolerance=0.1)
-    chosen = prune.run(at, parent, PruneConfig(budget=budget, axes=("ffn",)), scores=found["scores"], data=text)
+    chosen = prune.run(
+        at, parent, PruneConfig(budget=budget, axes=("ffn",), repair="none"), scores=found["scores"], data=text
+    )
     shapes = [big.resize(**row["shape"]) for row in rows_of(chosen)]
     assert len(shapes) > 1
     assert spent(chosen) == [Entry("held-out text", len(shapes) * held_out, held_out * sum(map(forward, shapes)))]
@@ -137,7 +151,7 @@ def test_a_chain_includes_what_its_parent_took(made):
     middle = open_parent(found["student"].path)
     other.workspace.save_settings(model=str(found["student"].path))
     scores = importance.run(other, middle, text, SCORING)
-    child = prune.run(other, middle, PruneConfig(shape={"ffn": 16}), scores=scores)
+    child = prune.run(other, middle, PruneConfig(shape={"ffn": 16}, repair="none"), scores=scores)
     keys = [artifact.key for artifact in lineage(other.workspace, child)]
     assert keys == [*(found[name].key for name in ("scores", "child", "student")), scores.key, child.key]
 
