@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--candidates", type=int, default=32, help="shapes scored zero-shot")
     parser.add_argument("--fast-candidates", type=int, default=4, help="of the search with a latency")
-    parser.add_argument("--latency", default="55%", help="of the parent's, at most")
+    parser.add_argument("--latency", default="60%", help="of the parent's, at most")
     parser.add_argument("--top", type=int, default=8, help="shapes retrained")
     parser.add_argument("--blocks", type=int, default=32, help="validation blocks of a score")
     parser.add_argument("--final-blocks", type=int, default=96, help="validation blocks of the last measure")

@@ -93,6 +93,13 @@ class SearchConfig(Spec):
     """Lightweight retraining; null to trust the zero-shot order."""
     seed: int = 0
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _space_is_known(cls, space: Any) -> Any:
+        if isinstance(space, str) and space not in PRESETS:
+            raise ValueError(f"{space!r} is no published space; use one of {', '.join(PRESETS)}, or a mapping of axes")
+        return space
+
     @field_validator("space")
     @classmethod
     def _space_has_an_axis(cls, space: Any) -> Any:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from minitron_cli.spec import Spec
 from minitron_cli.trim.spec import Axis
@@ -47,7 +47,15 @@ class Among(Spec):
     among: tuple[int, ...] = Field(min_length=1)
 
 
-AxisSizes = tuple[int, ...] | Range | Expansion | Among
+def _is_a_choice(value: Any) -> Any:
+    if isinstance(value, str | int | float):
+        raise ValueError(
+            f"{value!r} is no choice of sizes; write [3072, 4096], {{multiple_of: 256}}, or [] for friendly ones"
+        )
+    return value
+
+
+AxisSizes = Annotated[tuple[int, ...] | Range | Expansion | Among, BeforeValidator(_is_a_choice)]
 Space = Mapping[Axis, AxisSizes]
 Preset = Literal["nemotron-15b-to-8b", "nemotron-15b-to-4b"]
 

@@ -109,7 +109,8 @@ class Bounded(Spec):
         return " and ".join(self._demands(self.limits(whole))) + f" {self.title}"
 
     def _demands(self, limits: Limits) -> Iterator[str]:
-        if limits.low > -math.inf:
-            yield f"at least {self.spelled(limits.low)}"
-        if limits.high < math.inf:
-            yield f"at most {self.spelled(limits.high)}"
+        for word, bound, limit in (("least", self.at_least, limits.low), ("most", self.at_most, limits.high)):
+            if isinstance(bound, str):
+                yield f"at {word} {bound} of the parent's"
+            elif bound is not None:
+                yield f"at {word} {self.spelled(limit)}"

@@ -84,6 +84,8 @@ def test_a_published_space_serves_a_smaller_parent(llama):
         ({"targets": ["50%"], "constraints": [{"kind": "flops", "at_most": "50%"}]}, "give the first as budget.target"),
         ({"budget": {"target": "50%"}, "targets": ["50 %"]}, "a target is given twice"),
         ({"budget": {"target": "4B"}, "space": {}}, "no axis may be cut"),
+        ({"budget": {"target": "4B"}, "space": "nemotron"}, "no published space; use one of nemotron-15b-to-8b"),
+        ({"budget": {"target": "4B"}, "space": {"ffn": 8}}, "8 is no choice of sizes; write"),
         ({"constraints": [{"kind": "memory"}]}, "give at_least or at_most"),
         ({"constraints": [{"kind": "parameters", "target": "4B", "at_most": "5B"}]}, "not both"),
         ({"constraints": [{"kind": "memory", "at_most": "16 gigs"}]}, "write 16GiB, 24GB, 80% or a number of bytes"),
