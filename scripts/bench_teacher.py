@@ -1,7 +1,7 @@
 """Train the small teachers on which quality is measured: the demo's teacher is enough to show the chain, not a method.
 
     python scripts/bench_teacher.py    # on the Python standard library's source: half an hour on two cores
-    python scripts/bench_teacher.py --name prose --text book.txt --hidden 128    # a second one, on other text
+    python scripts/bench_teacher.py --name prose --text a.txt b.txt --validation c.txt --hidden 128 --tokens 2000000
 
 Cached by content: the same text and settings are trained once. A run that was stopped continues.
 """
@@ -19,10 +19,11 @@ from minitron_cli.stages.produce import Context
 from minitron_cli.stages.teacher import TeacherConfig
 
 
-def bench_data(text: list[str] | None, sequence_length: int = 256) -> DataConfig:
-    """The standard library with its own held-out files, or the user's text with a part of it held out."""
+def bench_data(text: list[str] | None, validation: list[str] | None = None, sequence_length: int = 256) -> DataConfig:
+    """The standard library with its own held-out files, or the user's text, with a part of it held out if none is."""
     if text:
-        return DataConfig(sources=(TextFiles(paths=tuple(text)),), sequence_length=sequence_length)
+        held_out = (TextFiles(paths=tuple(validation)),) if validation else ()
+        return DataConfig(sources=(TextFiles(paths=tuple(text)),), validation=held_out, sequence_length=sequence_length)
     return DataConfig(
         sources=(PythonStdlib(split="train"),),
         validation=(PythonStdlib(split="validation"),),
@@ -56,12 +57,13 @@ def main() -> None:
     parser.add_argument("--name", default="bench", help="workspace under --runs-dir")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--text", nargs="*", help="files to train on instead of the standard library")
+    parser.add_argument("--validation", nargs="*", help="files to validate on; else a part of the text")
     parser.add_argument("--tokens", type=int, default=8_000_000)
     parser.add_argument("--hidden", type=int, default=192)
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / args.name)
     with workspace.lock():
-        artifact = bench_teacher(workspace, bench_data(args.text), args.tokens, args.hidden)
+        artifact = bench_teacher(workspace, bench_data(args.text, args.validation), args.tokens, args.hidden)
     print(artifact.path, artifact.summary)
 
 
