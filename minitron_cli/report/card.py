@@ -28,6 +28,8 @@ class HubFacts:
     @classmethod
     def of_card(cls, text: str, base_model: str | None = None) -> "HubFacts":
         """What a model made from another inherits from its parent's card. A card that cannot be read gives nothing."""
+        if not text.lstrip().startswith("---"):  # no metadata, of which the library would warn
+            return cls(base_model)
         try:
             found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
         except Exception:  # YAML of somebody else's making

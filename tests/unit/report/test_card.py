@@ -83,6 +83,12 @@ def test_a_parents_card_without_facts_gives_none(text):
     assert HubFacts.of_card(text) == HubFacts()
 
 
+@pytest.mark.parametrize("text", ["", "# A card\n\nof words alone"])
+def test_a_parents_card_without_metadata_is_no_reason_to_warn(text, caplog):
+    HubFacts.of_card(text)
+    assert not caplog.records
+
+
 def test_what_is_not_known_is_not_claimed():
     metadata = ModelCard(model_card(ReportData(title="t"), name="small")).data.to_dict()
     assert not {"license", "base_model", "datasets", "language", "model-index"} & metadata.keys()
