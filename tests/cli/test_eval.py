@@ -220,7 +220,12 @@ def test_code_is_not_run_unasked(place: Place, tmp_path: Path) -> None:
     assert "add --allow-code-execution" in result.stderr
 
 
-def test_speed_stands_beside_the_result_and_not_in_it(place: Place) -> None:
+def test_speed_stands_beside_the_result_and_not_in_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = {
+        "peak_bytes": 2 << 20,
+        "libraries_bytes": 1 << 20,
+    }  # a process each, in tests/unit/evaluate/test_speed.py
+    monkeypatch.setattr("minitron_cli.evaluate.speed.peak_memory", lambda *a, **k: measured)
     words = ("--speed", "speed.prompt_tokens=16", "speed.new_tokens=4", "speed.rounds=2", "--no-cloze")
     result = invoke("eval", place.child, "blocks=40", *words, *place.runs, "--json")
     assert result.exit_code == 0, result.stderr
