@@ -48,6 +48,7 @@ FAST_SPACE = {**SPACE, "layer": (4, 5, 6, 7, 8)}  # time goes with layers here, 
 EVEN = {"hidden": 128, "ffn": 344}  # both to two thirds: half of the parameters without embeddings
 BUDGET = Budget(target="50%", count="non_embedding")
 LATENCY = {"phase": "decode", "batch": 1, "length": 128, "repeats": 9}
+NOT_YET = ("## After full distillation", "", "Not measured yet: run the command to its end; it continues.", "")
 Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of each seed
 SVG_COLOURS = ("#2563eb", "#c2410c", "#0f766e", "#be185d", "#7c3aed", "#64748b")
 
@@ -167,8 +168,8 @@ def main() -> None:
             "scaled evenly": dict(parent.shape.prunable) | EVEN,
         }
         finals: dict[str, list[dict[str, float]]] = {name: [] for name in shapes}
-        tell(study, scores, found, None, shapes, finals)
         fast = None if args.search_only else study.fast(scores, args.latency)
+        tell(study, scores, found, fast, shapes, finals)
         for seed in range(0 if args.search_only else args.seeds):
             for name, shape in shapes.items():
                 finals[name].append(study.trained(scores, shape, seed))
@@ -233,7 +234,7 @@ def page(
         "",
         "Regenerate: `make bench-teacher && python scripts/search_study.py`",
         "",
-        *(after_distillation(study, shapes, finals) if any(finals.values()) else ()),
+        *(after_distillation(study, shapes, finals) if any(finals.values()) else NOT_YET),
         "## The candidates",
         "",
         *candidate_table(rows),
@@ -319,8 +320,9 @@ def latency(study: Study, scores: Artifact, rows: list[dict[str, Any]], fast: Ar
         yield f"| {name} | {spelled(row['shape'])} | {number(row['zero_shot'])} | {share:.0%} |"
     yield ""
     with_it, without = (statistics.mean(row["shape"]["layer"] for row in some) for some in (quick, rows))
-    yield f"The {len(quick)} shapes that keep it have {with_it:.1f} layers on average, the {len(rows)} scored without"
-    yield f"it {without:.1f}. Every time is measured once and cached."
+    yield f"Shapes that keep it ({len(quick)}) have {with_it:.1f} layers on average, those scored without it"
+    yield f"({len(rows)}) {without:.1f}. Every time is measured once and cached; where the machine is busy with other"
+    yield "work, as here, a shape's share moves by some percent from one measurement to the next."
 
 
 def spelled(shape: Mapping[str, int]) -> str:
