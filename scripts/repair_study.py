@@ -17,7 +17,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,14 @@ class Study:
         found = self.remembered("parent", lambda: self.measured(self.teacher))
         return found["loss"] if found else float("nan")
 
-    def loss_while_distilled(self, model: Any) -> Figures:
+    def parent_loss_while_distilled(self) -> float:
         """On the blocks that the training loop looks at."""
-        return {"loss": perplexity(model, self.validation, max_blocks=self.blocks // 2).loss_nats}
+
+        def compute() -> Figures:
+            return {"loss": perplexity(self.teacher, self.validation, max_blocks=self.blocks // 2).loss_nats}
+
+        found = self.remembered("parent-of-half", compute)
+        return found["loss"] if found else float("nan")
 
     def measured(self, model: Any) -> Figures:
         """Loss and KL to the parent, mean per token that follows another of its document."""
@@ -311,14 +316,13 @@ def tables(study: Study, cells: dict[float, list[Cell]]) -> Iterator[str]:
 
 
 def _distillation(study: Study, cells: dict[float, list[Cell]]) -> Iterator[str]:
-    of_half = study.remembered("parent-of-half", partial(study.loss_while_distilled, study.teacher))
     columns = (
         *("kept", "seeds", "plain, distilled: loss / KL", "tokens"),
         *("mended, before: loss / KL", "distilled: loss / KL", "tokens"),
         *("tokens to the plain cut's last loss", "to its last KL"),
     )
     yield from (
-        f"Distilled, on half of the blocks, where the parent's loss is {of_half['loss']:.3f}:" if of_half else "",
+        f"Distilled, on half of the blocks, where the parent's loss is {study.parent_loss_while_distilled():.3f}:",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
@@ -368,7 +372,7 @@ def draw(study: Study, cells: dict[float, list[Cell]], path: Path) -> None:
                 for curve, style, name in ((parity.plain, "--", "plain"), (parity.mended[0], "-", "mended")):
                     x, y = [p["tokens"] for p in curve], [p["loss"] for p in curve]
                     axes.plot(x, y, style, color=colour, marker="o", markersize=3, label=f"{ratio} kept, {name}")
-        axes.axhline(study.parent_loss(), color="black", linewidth=1, linestyle=":", label="parent")
+        axes.axhline(study.parent_loss_while_distilled(), color="black", linewidth=1, linestyle=":", label="parent")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel="tokens of distillation", ylabel="validation loss (nats)", title=study.name)
         axes.grid(alpha=0.2)
@@ -421,7 +425,7 @@ def main() -> None:
         studies = [study(name, True) for name in args.names]
         for of in studies:
             of.parent_loss()
-            of.remembered("parent-of-half", partial(of.loss_while_distilled, of.teacher))
+            of.parent_loss_while_distilled()
         every = [cell for of in studies for of_ratio in cells(of).values() for cell in of_ratio]
         measure(every, args.rescaled, args.distilled)
     args.output.parent.mkdir(parents=True, exist_ok=True)
