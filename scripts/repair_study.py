@@ -34,6 +34,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.loop import train
+from minitron_cli.evaluate.perplexity import perplexity
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.search.feasible import feasible
 from minitron_cli.stages import importance, repair
@@ -113,6 +114,15 @@ class Study:
 
     def parent_loss(self) -> float:
         found = self.remembered("parent", lambda: self.measured(self.teacher))
+        return found["loss"] if found else float("nan")
+
+    def parent_loss_while_distilled(self) -> float:
+        """On the blocks that the training loop looks at."""
+
+        def compute() -> Figures:
+            return {"loss": perplexity(self.teacher, self.validation, max_blocks=self.blocks // 2).loss_nats}
+
+        found = self.remembered("parent-of-half", compute)
         return found["loss"] if found else float("nan")
 
     def measured(self, model: Any) -> Figures:
@@ -213,34 +223,39 @@ class Cell:
 
     def parity(self) -> "Parity | None":
         """The plain cut distilled, and the mended one with more and more tokens until it is as good by loss."""
-        plain = self.distilled(PLAIN)
-        mended = None
+        plain, mended = self.distilled(PLAIN), []
         for share in SHARES:
             if plain and (found := self.distilled(BEST, share)):
-                mended = found
-                if found["curve"][-1]["loss"] <= plain["curve"][-1]["loss"]:
+                mended.append(found["curve"])
+                if mended[-1][-1]["loss"] <= plain["curve"][-1]["loss"]:
                     break
-        return Parity(plain["curve"], mended["curve"]) if plain and mended else None
+        return Parity(plain["curve"], mended) if plain and mended else None
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Two validation curves."""
+    """Validation curves."""
 
     plain: list[dict[str, float]]
-    mended: list[dict[str, float]]
+    mended: list[list[dict[str, float]]]
+    """By length of the schedule."""
 
     def tokens(self, figure: str) -> float:
-        """After which the mended cut is where the plain one ends; between two evaluations in proportion."""
-        target, before = self.plain[-1][figure], None
-        for point in self.mended:
-            if point[figure] <= target:
-                if before is None:
-                    return 0.0
-                share = (before[figure] - target) / (before[figure] - point[figure])
-                return before["tokens"] + share * (point["tokens"] - before["tokens"])
-            before = point
-        return float("inf")
+        """After which the mended cut is where the plain one ends, by the schedule that takes it there first."""
+        return min(_reached(curve, figure, self.plain[-1][figure]) for curve in self.mended)
+
+
+def _reached(curve: Sequence[dict[str, float]], figure: str, target: float) -> float:
+    """Tokens after which a curve is there; between two evaluations in proportion."""
+    before = None
+    for point in curve:
+        if point[figure] <= target:
+            if before is None:
+                return 0.0
+            share = (before[figure] - target) / (before[figure] - point[figure])
+            return before["tokens"] + share * (point["tokens"] - before["tokens"])
+        before = point
+    return float("inf")
 
 
 @torch.no_grad()
@@ -301,32 +316,46 @@ def tables(study: Study, cells: dict[float, list[Cell]]) -> Iterator[str]:
 
 
 def _distillation(study: Study, cells: dict[float, list[Cell]]) -> Iterator[str]:
-    yield "| kept | seeds | plain, distilled: loss / KL | mended, distilled: loss / KL | mended, its tokens |" + (
-        " tokens to the plain cut's last loss | to its last KL |"
+    columns = (
+        *("kept", "seeds", "plain, distilled: loss / KL", "tokens"),
+        *("mended, before: loss / KL", "distilled: loss / KL", "tokens"),
+        *("tokens to the plain cut's last loss", "to its last KL"),
     )
-    yield "|---|---|---|---|---|---|---|"
+    yield from (
+        f"Distilled, on half of the blocks, where the parent's loss is {study.parent_loss_while_distilled():.3f}:",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
+    )
     for ratio, of_ratio in cells.items():
         found = [parity for cell in of_ratio if (parity := cell.parity())]
         if not found:
             continue
+        total = found[0].plain[-1]["tokens"]
         row = [
             f"{ratio}",
             f"{len(found)}",
-            " / ".join(spread([p.plain[-1][figure] for p in found]) for figure in ("loss", "kl")),
-            " / ".join(spread([p.mended[-1][figure] for p in found]) for figure in ("loss", "kl")),
-            spread([p.mended[-1]["tokens"] for p in found], "{:,.0f}"),
-            *(_needed([p.tokens(figure) for p in found], found[0].plain[-1]["tokens"]) for figure in ("loss", "kl")),
+            _both([p.plain[-1] for p in found]),
+            f"{total:,.0f}",
+            _both([p.mended[0][0] for p in found]),
+            _both([p.mended[0][-1] for p in found]),
+            f"{found[0].mended[0][-1]['tokens']:,.0f}",
+            *(_needed([p.tokens(figure) for p in found], total) for figure in ("loss", "kl")),
         ]
         yield "| " + " | ".join(row) + " |"
     yield from ("", f"![Validation loss of {study.name}'s cuts](repair-{study.name}.svg)", "")
 
 
+def _both(points: Sequence[dict[str, float]]) -> str:
+    return " / ".join(spread([point[figure] for point in points]) for figure in ("loss", "kl"))
+
+
 def _needed(tokens: Sequence[float], total: float) -> str:
     if max(tokens) == 0:
-        return f"none of {total:,.0f}"
+        return "none"
     if max(tokens) == float("inf"):
-        return f"not within {total:,.0f}"
-    return f"{spread(tokens, '{:,.0f}')} of {total:,.0f}: {total / statistics.mean(tokens):.1f} x fewer"
+        return f"more than {total:,.0f}"
+    return f"{spread(tokens, '{:,.0f}')}: {total / statistics.mean(tokens):.1f} x fewer"
 
 
 def draw(study: Study, cells: dict[float, list[Cell]], path: Path) -> None:
@@ -340,10 +369,10 @@ def draw(study: Study, cells: dict[float, list[Cell]], path: Path) -> None:
         axes = figure.add_subplot()
         for colour, (ratio, of_ratio) in zip(("#2563eb", "#c2410c", "#0f766e"), cells.items(), strict=False):
             if parity := of_ratio[0].parity():
-                for curve, style, name in ((parity.plain, "--", "plain"), (parity.mended, "-", "mended")):
+                for curve, style, name in ((parity.plain, "--", "plain"), (parity.mended[0], "-", "mended")):
                     x, y = [p["tokens"] for p in curve], [p["loss"] for p in curve]
                     axes.plot(x, y, style, color=colour, marker="o", markersize=3, label=f"{ratio} kept, {name}")
-        axes.axhline(study.parent_loss(), color="black", linewidth=1, linestyle=":", label="parent")
+        axes.axhline(study.parent_loss_while_distilled(), color="black", linewidth=1, linestyle=":", label="parent")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel="tokens of distillation", ylabel="validation loss (nats)", title=study.name)
         axes.grid(alpha=0.2)
@@ -396,6 +425,7 @@ def main() -> None:
         studies = [study(name, True) for name in args.names]
         for of in studies:
             of.parent_loss()
+            of.parent_loss_while_distilled()
         every = [cell for of in studies for of_ratio in cells(of).values() for cell in of_ratio]
         measure(every, args.rescaled, args.distilled)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -417,8 +447,9 @@ HEAD = (
     "",
     "Distillation: forward KL, AdamW on a cosine to a tenth of its peak, 8 blocks a step. The peak is 1e-3 for the",
     "plain cut and 2e-4 for the one mended by rotate + least squares, which 1e-3 takes away from its parent before it",
-    "comes back. The mended cut gets a quarter of the plain cut's tokens, and more if it ends above the plain cut's",
-    "last loss; the tokens after which it gets there are read off its own curve.",
+    "comes back. The mended cut gets a quarter of the plain cut's tokens, then half and all of them as long as it ends",
+    "above the plain cut's last loss; the tokens after which it gets there are read off its own curves. The table has",
+    "the shortest of its runs.",
     "",
     "Regenerate: `python scripts/repair_study.py --names bench prose --text FILE .. --validation FILE ..` (its head",
     "says how the teachers are made). Here bench was trained on 8M tokens of the Python standard library's source,",
