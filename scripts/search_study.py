@@ -6,6 +6,10 @@ Searches the bench teacher at half of its parameters without embeddings, over a 
 in; then trains three shapes in full, with three seeds each: the search's winner, the one with the best zero-shot score,
 and the evenly scaled one. A further search, zero-shot, has to keep a latency that is measured here. Whatever is true is
 written to docs/results/search.md. What was stopped continues.
+
+    python scripts/search_study.py --repair auto --learning-rate 4e-4 --output docs/results/search-mended.md
+
+does the same with cuts that are mended, in the search too, without the latency, which knows no weights.
 """
 
 import argparse
@@ -17,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from bench_teacher import bench_data
@@ -36,7 +40,7 @@ from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Context
 from minitron_cli.stages.stopwatch import Stopwatch
-from minitron_cli.trim.spec import Budget, PruneConfig, Ranking
+from minitron_cli.trim.spec import Budget, PruneConfig, Ranking, RepairName
 
 SPACE = {
     "layer": (5, 6, 7, 8),
@@ -49,6 +53,10 @@ EVEN = {"hidden": 126, "ffn": 344}  # two thirds of both, as far as six heads di
 BUDGET = Budget(target="50%", count="non_embedding")
 LATENCY = {"phase": "decode", "batch": 1, "length": 128, "repeats": 9}
 NOT_YET = ("## After full distillation", "", "Not measured yet: run the command to its end; it continues.", "")
+PLAIN = "Cuts are plain: `repair: none`."
+MENDED = (
+    "Cuts are mended before they are scored and trained ([repair.md](repair.md)); plain ones: [search.md](search.md)."
+)
 Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of each seed
 SVG_COLOURS = ("#2563eb", "#c2410c", "#0f766e", "#be185d", "#7c3aed", "#64748b")
 
@@ -63,6 +71,9 @@ class Study:
     def data(self) -> Any:
         return bench_data(None)
 
+    def cut(self, **options: Any) -> PruneConfig:
+        return PruneConfig(repair=self.args.repair, **options)
+
     def scores(self) -> Artifact:
         config = ImportanceConfig(samples=128, layer_removal=False)
         return importance.run(self.context, self.parent, self.data, config)
@@ -74,14 +85,14 @@ class Study:
             tokens=self.args.retrain_tokens,
             batch_size=16,
             micro_batch_size=16,
-            learning_rate=1e-3,
+            learning_rate=self.args.learning_rate,
             warmup_steps=2,
         )
         config = SearchConfig(
             budget=BUDGET, space=SPACE, candidates=self.args.candidates, score_blocks=self.args.blocks, retrain=retrain
         )
         with self.timed("search"):
-            return search.run(self.context, self.parent, scores, self.data, config)
+            return search.run(self.context, self.parent, scores, self.data, config, cut=self.cut())
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -121,13 +132,13 @@ class Study:
     def trained(self, scores: Artifact, shape: Mapping[str, int], seed: int) -> dict[str, float]:
         """Held-out loss and KL to the teacher after full distillation."""
         sizes = {axis: size for axis, size in shape.items() if size != self.parent.shape.sizes[axis]}
-        child = prune.run(self.context, self.parent, PruneConfig(shape=sizes), scores=scores)
+        child = prune.run(self.context, self.parent, self.cut(shape=sizes), scores=scores, data=self.data)
         config = DistillConfig(
             tokens=self.args.tokens,
             batch_size=16,
             micro_batch_size=16,
-            learning_rate=1e-3,
-            min_learning_rate=1e-4,
+            learning_rate=self.args.learning_rate,
+            min_learning_rate=self.args.learning_rate / 10,
             warmup_steps=5,
             eval_every=10**6,
             eval_blocks=self.args.final_blocks,
@@ -151,6 +162,8 @@ def main() -> None:
     parser.add_argument("--retrain-tokens", type=int, default=131_072)
     parser.add_argument("--tokens", type=int, default=163_840, help="of a full distillation")
     parser.add_argument("--seeds", type=int, default=3, help="orders of the data in full distillation")
+    parser.add_argument("--repair", choices=get_args(RepairName), default="none", help="how cuts are mended")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of all retraining; mended cuts want less")
     parser.add_argument("--search-only", action="store_true", help="no latency, no full distillation")
     parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"))
     args = parser.parse_args()
@@ -168,7 +181,7 @@ def main() -> None:
             "scaled evenly": dict(parent.shape.prunable) | EVEN,
         }
         finals: dict[str, list[dict[str, float]]] = {name: [] for name in shapes}
-        fast = None if args.search_only else study.fast(scores, args.latency)
+        fast = None if args.search_only or args.repair != "none" else study.fast(scores, args.latency)
         tell(study, scores, found, fast, shapes, finals)
         for seed in range(0 if args.search_only else args.seeds):
             for name, shape in shapes.items():
@@ -210,6 +223,12 @@ def curves(found: Artifact) -> str:
     return svg.replace("<svg ", f'<svg {names} style="background:#fff" ', 1) + "\n"
 
 
+def command(args: argparse.Namespace) -> str:
+    """What writes this page."""
+    more = f" --repair {args.repair} --learning-rate {args.learning_rate:g} --output {args.output}"
+    return "python scripts/search_study.py" + (more if args.repair != "none" else "")
+
+
 def page(
     study: Study,
     scores: Artifact,
@@ -232,14 +251,16 @@ def page(
         f"evenly scaled shape is not in the grid. The search took {study.cpu['search'] / 60:.1f} minutes of one CPU "
         "thread.",
         "",
-        "Regenerate: `make bench-teacher && python scripts/search_study.py`",
+        MENDED if args.repair != "none" else PLAIN,
+        "",
+        f"Regenerate: `make bench-teacher && {command(args)}`",
         "",
         *(after_distillation(study, shapes, finals) if any(finals.values()) else NOT_YET),
         "## The candidates",
         "",
         *candidate_table(rows),
         "",
-        "![loss of every retrained candidate, rung by rung](search.svg)",
+        f"![loss of every retrained candidate, rung by rung]({args.output.stem}.svg)",
         "",
         "## How stable the order is",
         "",
