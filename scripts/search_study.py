@@ -1,4 +1,4 @@
-"""Does a search that retrains its candidates find a better shape than scaling evenly, or than zero-shot scores alone?
+r"""Does a search that retrains its candidates find a better shape than scaling evenly, or than zero-shot scores alone?
 
     python scripts/bench_teacher.py && python scripts/search_study.py
 
@@ -7,7 +7,8 @@ in; then trains three shapes in full, with three seeds each: the search's winner
 and the evenly scaled one. A further search, zero-shot, has to keep a latency that is measured here. Whatever is true is
 written to docs/results/search.md. What was stopped continues.
 
-    python scripts/search_study.py --repair auto --learning-rate 4e-4 --output docs/results/search-mended.md
+    python scripts/search_study.py --candidates 24 --top 6 --repair auto --learning-rate 4e-4 \
+        --output docs/results/search-mended.md
 
 does the same with cuts that are mended, in the search too, without the latency, which knows no weights.
 """
@@ -167,6 +168,9 @@ def main() -> None:
     parser.add_argument("--search-only", action="store_true", help="no latency, no full distillation")
     parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"))
     args = parser.parse_args()
+    own_options = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in own_options.items() if name != "runs_dir"]
+    args.command = " ".join(["python scripts/search_study.py", *options])
     workspace = Workspace(args.runs_dir / "bench")
     parent = open_parent(workspace.require("teacher", "make bench-teacher").path)
     own = Workspace(args.runs_dir / "search-study")  # others may be at work in the teacher's
@@ -223,12 +227,6 @@ def curves(found: Artifact) -> str:
     return svg.replace("<svg ", f'<svg {names} style="background:#fff" ', 1) + "\n"
 
 
-def command(args: argparse.Namespace) -> str:
-    """What writes this page."""
-    more = f" --repair {args.repair} --learning-rate {args.learning_rate:g} --output {args.output}"
-    return "python scripts/search_study.py" + (more if args.repair != "none" else "")
-
-
 def page(
     study: Study,
     scores: Artifact,
@@ -253,7 +251,7 @@ def page(
         "",
         MENDED if args.repair != "none" else PLAIN,
         "",
-        f"Regenerate: `make bench-teacher && {command(args)}`",
+        f"Regenerate: `make bench-teacher && {args.command}`",
         "",
         *(after_distillation(study, shapes, finals) if any(finals.values()) else NOT_YET),
         "## The candidates",
