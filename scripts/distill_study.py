@@ -11,7 +11,7 @@ runs/NAME/distill-study, so that a stopped study goes on. Writes docs/results/di
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,30 +21,19 @@ import matplotlib as mpl
 from bench_teacher import bench_data
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
-from repair_study import spread
+from studies import Figures, Study, even_cut, spread
 
-from minitron_cli import io
-from minitron_cli.checkpoint import hf, strict_json
+from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.data.pack import Blocks
-from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import OBJECTIVES, DistillConfig, Objective
-from minitron_cli.distill.loop import train
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
-from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model.shape import Shape
 from minitron_cli.report.plots import SERIES, SETTINGS
-from minitron_cli.search.feasible import feasible
-from minitron_cli.stages import importance
-from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Context
-from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim.config import child_config
 from minitron_cli.trim.metric import Random
-from minitron_cli.trim.spec import Budget, Ranking
-
-Figures = dict[str, Any]
+from minitron_cli.trim.spec import Ranking
 
 TRIAL_SEED = 100
 CURVE_BLOCKS = 32
@@ -75,41 +64,12 @@ EXPECTED = (
 )
 
 
-@dataclass(frozen=True)
-class Study:
-    """One teacher, one text, and how much of it each run sees."""
-
-    context: Context
-    parent: Parent
-    data: DataConfig
-    samples: int
-    blocks: int
+@dataclass(frozen=True, kw_only=True)
+class DistillStudy(Study):
     tokens: int
+    """Of each run."""
     trial_tokens: int
-    """Length of a run that tries a learning rate."""
-
-    @cached_property
-    def teacher(self) -> Any:
-        return hf.load_model(self.parent.path, dtype="float32")
-
-    @cached_property
-    def train(self) -> Blocks:
-        return blocks_of(self.context, self.data, "train", self.parent.path)
-
-    @cached_property
-    def validation(self) -> Blocks:
-        return blocks_of(self.context, self.data, "validation", self.parent.path)
-
-    @property
-    def directory(self) -> Path:
-        return self.context.workspace.root / "distill-study" / f"{self.parent.fingerprint[:8]}-{self.samples}"
-
-    def remembered(self, name: str, compute: Callable[[], Figures]) -> Figures:
-        path = self.directory / f"{name}-{self.blocks}.json"
-        if not path.is_file():
-            io.make_dirs(path.parent)
-            io.replace(path, io.pretty_json(compute()))
-        return strict_json.load(path)
+    """Of a run that tries a learning rate."""
 
     def measured(self, model: Any) -> Figures:
         kl = kl_to_parent(model, self.teacher, self.validation, max_blocks=self.blocks).kl_nats
@@ -126,7 +86,7 @@ class Study:
 class Cut:
     """All runs of one cut."""
 
-    study: Study
+    study: DistillStudy
     ratio: float
     seeds: int
     trial_ratio: float
@@ -134,21 +94,15 @@ class Cut:
 
     @cached_property
     def shape(self) -> Shape:
-        """An even cut of width to this share of the parameters without embeddings."""
-        parent = self.study.parent.shape
-        budget = Budget(target=int(self.ratio * parent.parameters("non_embedding")), count="non_embedding")
-        return feasible(parent, {"hidden": (), "ffn": ()}, budget)[0].shape
+        return even_cut(self.study.parent.shape, self.ratio)
 
     def student(self, arm: Arm, seed: int) -> Any:
-        study = self.study
-        config = ImportanceConfig(samples=study.samples, seed=seed, layer_removal=False)
-        scores = read_scores(importance.run(study.context, study.parent, study.data, config), study.parent)
         ranking = Ranking(width=Random(seed=seed)) if arm.start == "random channels" else Ranking()
-        cutter = Cutter(study.context, study.parent, scores, ranking)
+        cutter = self.study.cutter(seed, ranking)
         plan = cutter.plan(self.shape)
         if arm.start != "random weights":
             return cutter.model(plan)
-        config_of_child = child_config(study.parent.checkpoint.config, plan)
+        config_of_child = child_config(self.study.parent.checkpoint.config, plan)
         return hf.new_model(hf.config_from_dict(config_of_child, "the child"), seed=seed)
 
     def rate(self, arm: Arm) -> float:
@@ -185,12 +139,8 @@ class Cut:
 
         def compute() -> Figures:
             student = self.student(arm, seed)
-            teacher = hf.load_model(study.parent.path)  # training may leave it in bf16
-            result = train(student, teacher, study.train, study.validation, config, study.directory / name)
-            io.remove_tree(study.directory / name)
-            figures = {"after": study.measured(student), "curve": result.validation, "run": result.throughput}
-            print(name, figures["after"], result.throughput["seconds"], flush=True)
-            return figures
+            result = study.trained(name, student, config)
+            return {"after": study.measured(student), "curve": result.validation, "run": result.throughput}
 
         return study.remembered(name, compute)
 
@@ -218,7 +168,7 @@ def section(cut: Cut, figure: str) -> Iterator[str]:
     yield from ("| | first - second | loss | KL |", "|---|---|---|---|")
     for first, second, what in EXPECTED:
         both = (_differences(results, first, second, key) for key in ("loss", "kl"))
-        cells = (spread(differences, "{:+.3f}").replace("± +", "± ") for differences in both)
+        cells = (spread(differences, "{:+.3f}") for differences in both)
         yield f"| {what} | {first.label} - {second.label} | " + " | ".join(cells) + " |"
     yield from ("", _verdict(results), "")
     yield from (f"![Loss and KL to the parent on held-out text against tokens]({figure})", "")
@@ -280,7 +230,7 @@ def draw(cut: Cut, parent_loss: float, path: Path) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def page(study: Study, cuts: Sequence[Cut], output: Path) -> Iterator[str]:
+def page(study: DistillStudy, cuts: Sequence[Cut], output: Path) -> Iterator[str]:
     parent = study.parent_loss()
     precision = cuts[0].result(ARMS[0], 0)["run"]["precision"]
     yield from (
@@ -327,14 +277,15 @@ def main() -> None:
     workspace = Workspace(args.runs_dir / args.name)
     teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {args.name}")
     with workspace.lock():
-        study = Study(
-            Context(workspace),
-            open_parent(teacher.path),
-            bench_data(None),
-            args.samples,
-            args.blocks,
-            args.tokens,
-            args.trial_tokens,
+        study = DistillStudy(
+            folder="distill-study",
+            context=Context(workspace),
+            parent=open_parent(teacher.path),
+            data=bench_data(None),
+            samples=args.samples,
+            blocks=args.blocks,
+            tokens=args.tokens,
+            trial_tokens=args.trial_tokens,
         )
         lines = list(page(study, [Cut(study, ratio, args.seeds, args.ratios[0]) for ratio in args.ratios], args.output))
     args.output.parent.mkdir(parents=True, exist_ok=True)

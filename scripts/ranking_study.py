@@ -15,19 +15,19 @@ from pathlib import Path
 
 import torch
 from bench_teacher import bench_data
+from studies import even_cut
 
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.importance.agreement import WAYS
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.feasible import feasible
 from minitron_cli.stages import importance
 from minitron_cli.stages.cut import Cutter, read_scores
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Context
 from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim.metric import Random
-from minitron_cli.trim.spec import Budget, Ranking
+from minitron_cli.trim.spec import Ranking
 
 BLOCKS = 128
 DTYPES = ("float32", "bfloat16")
@@ -35,12 +35,10 @@ DTYPES = ("float32", "bfloat16")
 
 def cuts(parent: Shape) -> dict[str, Shape]:
     """Halved axes one by one, and half of the non-embedding parameters by an even cut of width."""
-    half = Budget(target=parent.parameters("non_embedding") // 2, count="non_embedding")
-    even = feasible(parent, {"hidden": (), "ffn": ()}, half)[0].shape
     return {
         "neurons to 50 %": parent.resize(ffn=parent.sizes["ffn"] // 2),
         "hidden channels to 50 %": parent.resize(hidden=parent.sizes["hidden"] // 2),
-        "non-embedding parameters to 50 % (hidden and ffn)": even,
+        "non-embedding parameters to 50 % (hidden and ffn)": even_cut(parent, 0.5),
     }
 
 

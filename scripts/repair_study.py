@@ -13,7 +13,6 @@ what there is. Writes docs/results/repair.md and its figures.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,26 +23,19 @@ from typing import Any
 
 import torch
 from bench_teacher import bench_data
+from studies import Figures, Study, even_cut, spread
 from torch import Tensor
 
-from minitron_cli import io
-from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.data.batches import Batch, batch, sample_ids
-from minitron_cli.data.pack import Blocks
-from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.loop import train
 from minitron_cli.evaluate.perplexity import perplexity
-from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.search.feasible import feasible
-from minitron_cli.stages import importance, repair
-from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages import repair
+from minitron_cli.stages.cut import Cutter
+from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Context
-from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.spec import Budget, Ranking
+from minitron_cli.trim.spec import Ranking
 
 # B block, T token, V vocab
 
@@ -58,33 +50,16 @@ COMBINATIONS: dict[str, frozenset[str]] = {
 }
 SHARES = (0.25, 0.5, 1.0)  # of the plain cut's tokens, that the mended one is distilled with until it is as good
 LEARNING_RATES = {PLAIN: (1e-3,), BEST: (2e-4, 6e-4)}  # 1e-3 takes a mended cut away from its parent first
-Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, kw_only=True)
+class RepairStudy(Study):
     """One teacher's part of the grid."""
 
     name: str
-    context: Context
-    parent: Parent
-    data: DataConfig
-    samples: int
-    blocks: int
     tokens: int
+    """Of the plain cut's distillation."""
     may_measure: bool
-
-    @cached_property
-    def teacher(self) -> Any:
-        return hf.load_model(self.parent.path, dtype="float32")
-
-    @cached_property
-    def train(self) -> Blocks:
-        return blocks_of(self.context, self.data, "train", self.parent.path)
-
-    @cached_property
-    def validation(self) -> Blocks:
-        return blocks_of(self.context, self.data, "validation", self.parent.path)
 
     @cached_property
     def held_out(self) -> list[tuple[Batch, Tensor]]:
@@ -95,25 +70,12 @@ class Study:
         batches = [batch(self.validation, ids[start : start + 8]) for start in range(0, count, 8)]
         return [(b, log_probabilities(self.teacher, b)) for b in batches]
 
-    @property
-    def directory(self) -> Path:
-        """Of this teacher and so many samples."""
-        return self.context.workspace.root / "repair-study" / f"{self.parent.fingerprint[:8]}-{self.samples}"
-
-    def remembered(self, name: str, compute: Callable[[], Figures]) -> Figures | None:
+    def found(self, name: str, compute: Callable[[], Figures]) -> Figures | None:
         """What was measured; None if that is still to be done and not asked for."""
-        path = self.directory / f"{name}-{self.blocks}.json"
-        if not path.is_file():
-            if not self.may_measure:
-                return None
-            io.make_dirs(path.parent)
-            figures = compute()
-            io.replace(path, io.pretty_json(figures))
-            print(self.name, name, {k: v for k, v in figures.items() if k != "curve"}, flush=True)
-        return json.loads(path.read_text())
+        return self.remembered(name, compute) if self.may_measure or self.path_of(name).is_file() else None
 
     def parent_loss(self) -> float:
-        found = self.remembered("parent", lambda: self.measured(self.teacher))
+        found = self.found("parent", lambda: self.measured(self.teacher))
         return found["loss"] if found else float("nan")
 
     def parent_loss_while_distilled(self) -> float:
@@ -122,7 +84,7 @@ class Study:
         def compute() -> Figures:
             return {"loss": perplexity(self.teacher, self.validation, max_blocks=self.blocks // 2).loss_nats}
 
-        found = self.remembered("parent-of-half", compute)
+        found = self.found("parent-of-half", compute)
         return found["loss"] if found else float("nan")
 
     def measured(self, model: Any) -> Figures:
@@ -149,7 +111,7 @@ def log_probabilities(model: Any, b: Batch) -> Tensor:
 class Cell:
     """One cut."""
 
-    study: Study
+    study: RepairStudy
     ratio: float
     seed: int
 
@@ -159,16 +121,11 @@ class Cell:
 
     @cached_property
     def cutter(self) -> Cutter:
-        study = self.study
-        config = ImportanceConfig(samples=study.samples, seed=self.seed, layer_removal=False)
-        scores = read_scores(importance.run(study.context, study.parent, study.data, config), study.parent)
-        return Cutter(study.context, study.parent, scores, Ranking())
+        return self.study.cutter(self.seed, Ranking())
 
     @cached_property
     def plan(self) -> PrunePlan:
-        parent = self.study.parent.shape
-        budget = Budget(target=int(self.ratio * parent.parameters("non_embedding")), count="non_embedding")
-        return self.cutter.plan(feasible(parent, {"hidden": (), "ffn": ()}, budget)[0].shape)
+        return self.cutter.plan(even_cut(self.study.parent.shape, self.ratio))
 
     @cached_property
     def fit(self) -> repair.Fit:
@@ -191,7 +148,7 @@ class Cell:
             figures = self.study.measured(model) | {"strengths": strengths, "sizes": dict(plan.child.sizes)}
             return figures | {"int8": self.study.measured(to_int8_(model))}
 
-        return self.study.remembered(f"{self.name}-{combination.replace(' ', '')}", compute)
+        return self.study.found(f"{self.name}-{combination.replace(' ', '')}", compute)
 
     def distilled(self, combination: str, rate: float, share: float = 1.0) -> Figures | None:
         tokens = int(share * self.study.tokens)
@@ -212,13 +169,9 @@ class Cell:
 
         def compute() -> Figures:
             student = self.cutter.model(self.mended(combination)[0])
-            scratch = self.study.directory / name
-            teacher = hf.load_model(self.study.parent.path)  # training casts it
-            result = train(student, teacher, self.study.train, self.study.validation, config, scratch)
-            io.remove_tree(scratch)
-            return {"curve": result.validation}
+            return {"curve": self.study.trained(name, student, config).validation}
 
-        return self.study.remembered(name, compute)
+        return self.study.found(name, compute)
 
     def parity(self) -> "Parity | None":
         """The plain cut distilled, and the mended one with more and more tokens until it is as good by loss."""
@@ -276,20 +229,11 @@ def closed(parent: float, plain: float, mended: float) -> float:
     return (plain - mended) / (plain - parent)
 
 
-def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """Mean and, of several, half the 95 % interval by Student's t."""
-    mean = form.format(statistics.mean(values))
-    if len(values) < 2:
-        return mean
-    t = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), 2.0)
-    return f"{mean} ± {form.format(t * statistics.stdev(values) / len(values) ** 0.5)}"
-
-
 def percent(values: Sequence[float]) -> str:
     return spread([100 * value for value in values], "{:.0f}") + " %"
 
 
-def tables(study: Study, cells: dict[float, list[Cell]]) -> Iterator[str]:
+def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
     parent = study.parent_loss()
     yield from (
         f"## {study.name}: {study.parent.shape.parameters():,} parameters, loss {parent:.3f}",
@@ -318,7 +262,7 @@ def tables(study: Study, cells: dict[float, list[Cell]]) -> Iterator[str]:
     yield from _distillation(study, cells)
 
 
-def _distillation(study: Study, cells: dict[float, list[Cell]]) -> Iterator[str]:
+def _distillation(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
     columns = (
         *("kept", "seeds", "plain, distilled: loss / KL", "tokens"),
         *("mended, before: loss / KL", "distilled: loss / KL", "tokens"),
@@ -361,7 +305,7 @@ def _needed(tokens: Sequence[float], total: float) -> str:
     return f"{spread(tokens, '{:,.0f}')}: {total / statistics.mean(tokens):.1f} x fewer"
 
 
-def draw(study: Study, cells: dict[float, list[Cell]], path: Path) -> None:
+def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None:
     """Validation loss against tokens, of the first seed's cuts."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -415,13 +359,23 @@ def main() -> None:
     args = parser.parse_args()
     texts = {args.names[-1]: (args.text, args.validation)}
 
-    def study(name: str, may_measure: bool) -> Study:
+    def study(name: str, may_measure: bool) -> RepairStudy:
         workspace = Workspace(args.runs_dir / name)
         teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {name}")
         data, parent = bench_data(*texts.get(name, (None,))), open_parent(teacher.path)
-        return Study(name, Context(workspace), parent, data, args.samples, args.blocks, args.tokens, may_measure)
+        return RepairStudy(
+            folder="repair-study",
+            context=Context(workspace),
+            parent=parent,
+            data=data,
+            samples=args.samples,
+            blocks=args.blocks,
+            name=name,
+            tokens=args.tokens,
+            may_measure=may_measure,
+        )
 
-    def cells(of: Study) -> dict[float, list[Cell]]:
+    def cells(of: RepairStudy) -> dict[float, list[Cell]]:
         return {ratio: [Cell(of, ratio, seed) for seed in range(args.seeds)] for ratio in args.ratios}
 
     if not args.write:
