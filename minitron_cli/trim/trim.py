@@ -2,10 +2,10 @@
 
 import itertools
 import math
+import threading
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from minitron_cli.trim.plan import PrunePlan
 
 BLOCK_BYTES = 2 << 20  # smaller ones leave more of the time to Python, larger ones are twice in memory for each worker
 MAX_WORKERS = 4
-AHEAD = 4  # pieces that wait for each worker
 
 
 def surviving(plan: PrunePlan, names: Iterable[str]) -> dict[str, str]:
@@ -171,20 +170,37 @@ def _spans(rows: Tensor | None, partners: Tensor | None, count: int, step: int) 
         yield Span(start, end + 1, first, rows[first:last] - start, others - start)
 
 
-def _in_threads(work: Callable[[Piece], int], pieces: Iterable[Piece], step: progress.Step) -> None:
+def _in_threads(work: Callable[[Piece], int], pieces: Generator[Piece, None, None], step: progress.Step) -> None:
     """Do the work with a few threads, and step by what each piece returns. The first error, or a stop, ends it."""
     threads = torch.get_num_threads()
     workers = min(threads, MAX_WORKERS)
+    one_at_a_time = threading.Lock()
+
+    def work_through() -> None:
+        try:
+            while True:
+                with one_at_a_time:
+                    piece = next(pieces, None)
+                if piece is None:
+                    return
+                size_bytes = work(piece)
+                with one_at_a_time:
+                    step(size_bytes)
+        finally:
+            leave_the_rest()
+
+    def leave_the_rest() -> None:
+        with one_at_a_time:
+            pieces.close()
+
     torch.set_num_threads(1)  # each worker computes alone
     try:
         with ThreadPoolExecutor(workers) as pool:
-            ahead = deque[Future[int]]()
-            for piece in pieces:
-                ahead.append(pool.submit(work, piece))
-                if len(ahead) > AHEAD * workers:
-                    step(ahead.popleft().result())
-            for done in ahead:
-                step(done.result())
+            try:
+                for worker in [pool.submit(work_through) for _ in range(workers)]:
+                    worker.result()
+            finally:
+                leave_the_rest()
     finally:
         torch.set_num_threads(threads)
 
