@@ -31,9 +31,10 @@ def bench_data(text: list[str] | None, validation: list[str] | None = None, sequ
     )
 
 
-def bench_teacher(workspace: Workspace, data: DataConfig, tokens: int, hidden: int) -> Artifact:
+def bench_teacher(workspace: Workspace, data: DataConfig, tokens: int, hidden: int, tied: bool) -> Artifact:
     """Train, or find, the teacher for this text and size."""
     config = TeacherConfig(
+        tie_embeddings=tied,
         hidden=hidden,
         ffn=hidden * 8 // 3,
         heads=hidden // 32,
@@ -60,10 +61,12 @@ def main() -> None:
     parser.add_argument("--validation", nargs="*", help="files to validate on; else a part of the text")
     parser.add_argument("--tokens", type=int, default=8_000_000)
     parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--tied", action="store_true", help="let the embedding be the head")
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / args.name)
     with workspace.lock():
-        artifact = bench_teacher(workspace, bench_data(args.text, args.validation), args.tokens, args.hidden)
+        data = bench_data(args.text, args.validation)
+        artifact = bench_teacher(workspace, data, args.tokens, args.hidden, args.tied)
     print(artifact.path, artifact.summary)
 
 
