@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 READ_BYTES = 1 << 20
 BATCH_ROWS = 256
+PASSAGE_BYTES = 64 << 10
 
 
 def expand(patterns: Iterable[str]) -> list[Path]:
@@ -29,6 +30,30 @@ def expand(patterns: Iterable[str]) -> list[Path]:
 def rows(paths: Iterable[Path], columns: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of the files one after the other, each file read as its suffix says."""
     return (row for path in paths for row in READERS.get(_suffix(path), _text_row)(path, columns))
+
+
+def is_one_text(paths: Sequence[Path]) -> bool:
+    """Whether there is nothing but one file of plain text."""
+    return len(paths) == 1 and _suffix(paths[0]) not in READERS
+
+
+def passages(paths: Iterable[Path], columns: Sequence[str] = ()) -> Iterator[Row]:
+    """Plain text in pieces: each ends at the first blank line after 64 kB, or at the end of any after 256 kB."""
+    for path in paths:
+        number, start, lines, size_bytes = 0, 1, [], 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                lines.append(line)
+                size_bytes += len(line)
+                if size_bytes >= PASSAGE_BYTES and (line.isspace() or size_bytes >= 4 * PASSAGE_BYTES):
+                    yield _passage(lines, path, start, size_bytes)
+                    start, lines, size_bytes = number + 1, [], 0
+        if lines:
+            yield _passage(lines, path, start, size_bytes)
+
+
+def _passage(lines: Sequence[bytes], path: Path, start: int, size_bytes: int) -> Row:
+    return Row((_decoded(b"".join(lines), path, start),), f"{path}:{start}", size_bytes)
 
 
 def identity(paths: list[Path]) -> list[list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitron_cli.data.files import BATCH_ROWS, first_line, hashed, table_rows, total_bytes
-from minitron_cli.data.rows import Row, fields, require_columns
+from minitron_cli.data.rows import Row, fields
 from minitron_cli.errors import DataError, EnvironmentFault
 from minitron_cli.io import digest
 
@@ -77,7 +77,6 @@ def identity(dataset: "datasets.Dataset") -> list[str]:
 
 
 def rows(dataset: "datasets.Dataset", columns: Sequence[str], where: str) -> Iterator[Row]:
-    require_columns(columns, dataset.column_names, where)
     batches = dataset.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS)
     return table_rows(batches, columns, where, len(dataset), total_bytes(cached_files(dataset)))
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # T token of a block
 
-FORMAT = 2  # raise it when the same text and tokenizer give another token file
+FORMAT = 3  # raise it when the same text and tokenizer give another token file
 WAIT_SECONDS = 0.2
 
 

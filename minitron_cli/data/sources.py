@@ -1,12 +1,20 @@
 """Where text and token ids come from, as a recipe says it. Leaves tokens and blocks to others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from minitron_cli.data import files, hub, standard_library
-from minitron_cli.data.rows import Document, Row, chat_documents, completion_documents, text_documents, token_documents
+from minitron_cli.data.rows import (
+    Document,
+    Row,
+    chat_documents,
+    completion_documents,
+    require_columns,
+    text_documents,
+    token_documents,
+)
 from minitron_cli.spec import Quantity, Spec
 
 
@@ -19,8 +27,12 @@ class Corpus(NamedTuple):
     """A JSON value that changes when a byte of the content does, and does not when the content moves."""
     size_bytes: int | None
     """About what the documents' `size_bytes` add up to; None if that is not known before they are read."""
-    documents: Iterator[Document]
-    """Read on demand, in a fixed order; a DataError at the first broken one."""
+    read: Callable[[], Iterator[Document]]
+
+    @property
+    def documents(self) -> Iterator[Document]:
+        """From the first, read on demand, in a fixed order; a DataError at the first broken one."""
+        return self.read()
 
 
 class Readable(Spec):
@@ -63,7 +75,8 @@ class TextFiles(Readable):
     """Text, chats or completions in local files, read as the suffix says.
 
     .jsonl and .ndjson hold one object per line, .json a list of objects or one object per line, .parquet and .arrow
-    a table; a file of any other suffix is one document in UTF-8. Empty documents are skipped.
+    a table; a file of any other suffix is one document in UTF-8. Such a file all alone is a corpus: it is cut at blank
+    lines into documents of 64 kB or more. Empty documents are skipped.
     """
 
     kind: Literal["files"] = "files"
@@ -75,9 +88,11 @@ class TextFiles(Readable):
     def open(self) -> Corpus:
         """The source as it is now. DataError if a file is missing or can't hold text."""
         paths = files.expand(self.paths)
-        documents = self._documents(files.rows(paths, self.columns))
+        read = files.passages if self.format == "text" and files.is_one_text(paths) else files.rows
         identity = [self.kind, *self._reading(), files.identity(paths)]
-        return Corpus(_label(self.paths), identity, files.total_bytes(paths), documents)
+        return Corpus(
+            _label(self.paths), identity, files.total_bytes(paths), lambda: self._documents(read(paths, self.columns))
+        )
 
 
 class HubDataset(Readable):
@@ -108,16 +123,18 @@ class HubDataset(Readable):
     def _streamed(self, count: int) -> Corpus:
         dataset, commit = hub.stream(self.name, self.config_name, self.split, self.revision)
         label = f"hub dataset {self.name}"
-        documents = self._documents(hub.streamed_rows(dataset, self.columns, label, count))
         identity = [self.kind, *self._reading(), self.name, self.config_name, self.split, commit, count]
-        return Corpus(label, identity, None, documents)
+        return Corpus(
+            label, identity, None, lambda: self._documents(hub.streamed_rows(dataset, self.columns, label, count))
+        )
 
     def _stored(self) -> Corpus:
         dataset = hub.load(self.name, self.config_name, self.split, self.revision)
         label = f"hub dataset {self.name}"
-        documents = self._documents(hub.rows(dataset, self.columns, label))
+        require_columns(self.columns, dataset.column_names, label)
         identity = [self.kind, *self._reading(), self.config_name, self.split, hub.identity(dataset)]
-        return Corpus(label, identity, files.total_bytes(hub.cached_files(dataset)), documents)
+        size_bytes = files.total_bytes(hub.cached_files(dataset))
+        return Corpus(label, identity, size_bytes, lambda: self._documents(hub.rows(dataset, self.columns, label)))
 
 
 class TokenIds(Spec):
@@ -141,9 +158,13 @@ class TokenIds(Spec):
         """The source as it is now. DataError if a file is missing or holds no lists."""
         paths = files.expand(self.paths)
         columns = (self.column, self.counts_column) if self.counts_column else (self.column,)
-        documents = token_documents(files.rows(paths, columns), columns)
         identity = [self.kind, *columns, files.identity(paths)]
-        return Corpus(_label(self.paths), identity, files.total_bytes(paths), documents)
+        return Corpus(
+            _label(self.paths),
+            identity,
+            files.total_bytes(paths),
+            lambda: token_documents(files.rows(paths, columns), columns),
+        )
 
 
 class PythonStdlib(Spec):
@@ -162,8 +183,13 @@ class PythonStdlib(Spec):
     def open(self) -> Corpus:
         """The library of the running interpreter."""
         paths = standard_library.source_files(self.split)
-        documents = text_documents(files.rows(paths), column="")
-        return Corpus("the standard library", [self.kind, files.hashed(paths)], files.total_bytes(paths), documents)
+        identity = [self.kind, files.hashed(paths)]
+        return Corpus(
+            "the standard library",
+            identity,
+            files.total_bytes(paths),
+            lambda: text_documents(files.rows(paths), column=""),
+        )
 
 
 def _label(paths: tuple[str, ...]) -> str:
@@ -185,7 +211,8 @@ class DataConfig(Spec):
     validation: tuple[Source, ...] = ()
     """What to validate on, and therefore not to train on; if nothing is named, a part of the sources is held out."""
     validation_fraction: float = Field(0.02, ge=0, lt=1)
-    """How many of the documents are held out, chosen by a hash of their content; not used beside `validation`."""
+    """How many of the documents are held out, chosen by a hash of their content; of a few, it is one at least. Not used
+    beside `validation`."""
     sequence_length: int = Field(2048, ge=2)
     """Tokens in a block."""
     seed: int = 0

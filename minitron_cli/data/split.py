@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from math import nextafter
 from typing import Literal
 
 from minitron_cli import io, progress
@@ -11,38 +12,35 @@ from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.sources import Corpus, DataConfig, Source
 from minitron_cli.errors import DataError
 
-EVERYTHING = (0.0, 1.0)
-
 SplitName = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The documents of some sources whose hash, as a number from 0 to 1, lies in a half-open range.
-
-    Those of other sources, which are validated on, are left out.
+    """The documents of some sources without those of others, which are validated on; or, where none are named, those
+    on one side of a border: their hash, as a number from 0 to 1, decides.
     """
 
     name: SplitName
     sources: tuple[Source, ...]
     corpora: tuple[Corpus, ...]
-    held: tuple[float, float]
+    held_out: float | None
+    """Share of the documents that are for validation; None where sources are named for that."""
     excluded: tuple[Source, ...] = ()
 
     @classmethod
     def open(cls, config: DataConfig, name: SplitName) -> "Split":
-        sources, held, excluded = config.sources, EVERYTHING, config.validation
+        sources, excluded = config.sources, config.validation
         if config.validation and name == "validation":
             sources, excluded = config.validation, ()
-        elif not config.validation:
-            border = config.validation_fraction
-            held = (0.0, border) if name == "validation" else (border, 1.0)
-        return cls(name, sources, tuple(source.open() for source in sources), held, excluded)
+        held_out = None if config.validation else config.validation_fraction
+        return cls(name, sources, tuple(source.open() for source in sources), held_out, excluded)
 
     def identity(self) -> list[object]:
         """Changes when another document, or one more, may be in it."""
         excluded = [source.open().identity for source in self.excluded]
-        return [[corpus.identity for corpus in self.corpora], self.weights, self.held, excluded]
+        held_out = None if self.held_out is None else [self.name, self.held_out]
+        return [[corpus.identity for corpus in self.corpora], self.weights, held_out, excluded]
 
     @property
     def weights(self) -> list[float | None]:
@@ -83,12 +81,25 @@ class Split:
         if self.excluded:
             return DataError(f"{self.name} data: every document is in data.validation too; name other text there")
         return DataError(
-            f"{self.name} data: data.validation_fraction holds out whole documents and leaves none here; "
-            "name data.validation sources, or cut the text into more documents"
+            f"{self.name} data: data.validation_fraction={self.held_out:g} holds out whole documents and leaves none "
+            "here; name data.validation sources, or cut the text into more documents"
         )
 
     def _holds(self, document: Document) -> bool:
-        return self.held == EVERYTHING or self.held[0] <= _hash(document) / 2**64 < self.held[1]
+        return self.held_out is None or (_position(document) < self._border) == (self.name == "validation")
+
+    @cached_property
+    def _border(self) -> float:
+        """Documents below it are held out: the share that was asked for or, where that is none of a few, the lowest."""
+        if not self.held_out:
+            return 0.0
+        lowest, highest = 1.0, 0.0
+        for document in (document for corpus in self.corpora for document in corpus.documents):
+            position = _position(document)
+            if position < self.held_out:
+                return self.held_out
+            lowest, highest = min(lowest, position), max(highest, position)
+        return nextafter(lowest, 1.0) if lowest < highest else 0.0
 
     def _excludes(self, document: Document) -> bool:
         return bool(self.excluded) and _hash(document) in self._excluded_hashes
@@ -104,6 +115,10 @@ class Split:
 def _stepped(document: Document, step: progress.Step) -> int:
     step(document.size_bytes)
     return _hash(document)
+
+
+def _position(document: Document) -> float:
+    return _hash(document) / 2**64
 
 
 def _hash(document: Document) -> int:

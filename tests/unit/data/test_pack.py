@@ -274,7 +274,7 @@ def test_sources_without_a_document_are_named_and_leave_nothing(tokenizer, tmp_p
         prepare(everything(text_source(empty)), "train", tokenizer, "t", tmp_path / "cache")
     config = DataConfig(sources=(text_source(lines(tmp_path / "a.jsonl", ["one document"])),), sequence_length=2)
     with pytest.raises(
-        DataError, match=r"validation data: data.validation_fraction holds out whole documents and leaves"
+        DataError, match=r"validation data: data.validation_fraction=0.02 holds out whole documents and leaves none"
     ):
         prepare(config, "validation", tokenizer, "t", tmp_path / "cache")
     broken = lines(tmp_path / "broken.jsonl", ["good", None])

@@ -1,0 +1,88 @@
+"""Which documents are held out when there are few of them. Many are in test_pack.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minitron_cli.data import files
+from minitron_cli.data.sources import DataConfig, TextFiles
+from minitron_cli.data.split import Split
+from minitron_cli.errors import DataError
+
+
+def documents(config: DataConfig, name: str) -> list[str]:
+    split = Split.open(config, name)
+    return [doc.content for i in range(len(split.sources)) for doc in split.documents(i, lambda *a: None)]
+
+
+def rows_of(directory: Path, texts: list[str]) -> DataConfig:
+    path = directory / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return DataConfig(sources=(TextFiles(paths=(str(path),)),), validation_fraction=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_of_few_documents_one_is_held_out(tmp_path, count):
+    texts = [f"document {i}" for i in range(count)]
+    config = rows_of(tmp_path, texts)
+    (held_out,) = documents(config, "validation")
+    assert documents(config, "train") == [text for text in texts if text != held_out]
+
+
+def test_which_one_does_not_depend_on_their_order_or_their_place(tmp_path):
+    texts = [f"document {i}" for i in range(9)]
+    (one,) = documents(rows_of(tmp_path, texts), "validation")
+    for i, text in enumerate(texts):
+        (tmp_path / f"{9 - i}.txt").write_text(text)
+    config = DataConfig(
+        sources=(
+            TextFiles(paths=(str(tmp_path / "[1-4].txt"),)),
+            TextFiles(paths=(str(tmp_path / "[5-9].txt"),)),
+        ),
+        validation_fraction=1e-6,
+    )
+    assert documents(config, "validation") == [one]
+
+
+@pytest.mark.parametrize(("texts", "fraction"), [(["alone"], 1e-6), (["twice", "Twice "], 1e-6), (["a", "b"], 0)])
+def test_nothing_is_held_out_where_nothing_would_be_left_or_nothing_is_asked_for(tmp_path, texts, fraction):
+    config = rows_of(tmp_path, texts).model_copy(update={"validation_fraction": fraction})
+    assert documents(config, "train") == texts
+    assert documents(config, "validation") == []
+
+
+def test_one_plain_text_is_cut_at_blank_lines_and_nothing_of_it_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PASSAGE_BYTES", 40)
+    paragraphs = [f"paragraph {i}: ½ of it\nand the rest\n" for i in range(9)]
+    long = "".join(f"line {i} without a break\n" for i in range(20))
+    text = "\n".join(paragraphs) + long + " \t\nthe end"
+    path = tmp_path / "corpus.txt"
+    path.write_text(text)
+    whole = DataConfig(sources=(TextFiles(paths=(str(path),)),), validation_fraction=0)
+    found = documents(whole, "train")
+    assert "".join(found) == text
+    assert [part.startswith("paragraph") for part in found[:5]] == [True] * 5
+    assert all(part.endswith("\n\n") for part in found[:4])  # two paragraphs each
+    assert all(40 <= len(part.encode()) < 40 * 4 + 26 for part in found[:-1])
+
+    split = whole.model_copy(update={"validation_fraction": 1e-6})
+    (held_out,) = documents(split, "validation")
+    assert held_out in found
+    assert documents(split, "train") == [part for part in found if part != held_out]
+
+
+def test_several_plain_texts_are_a_document_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PASSAGE_BYTES", 4)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"{name}\n\nmore\n\nand more\n")
+    config = DataConfig(sources=(TextFiles(paths=(str(tmp_path / "*.txt"),)),), validation_fraction=0)
+    assert documents(config, "train") == ["a.txt\n\nmore\n\nand more\n", "b.txt\n\nmore\n\nand more\n"]
+
+
+def test_a_line_that_is_not_text_is_named_wherever_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PASSAGE_BYTES", 4)
+    (tmp_path / "a.txt").write_bytes(b"first\n\nsecond\n\nthi\xe9rd\n")
+    config = DataConfig(sources=(TextFiles(paths=(str(tmp_path / "a.txt"),)),), validation_fraction=0)
+    with pytest.raises(DataError, match=r"a.txt:5: is not UTF-8"):
+        documents(config, "train")
