@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt bench kills bench-teacher client-transformers-4 client-llama-cpp
+.PHONY: help demo test test-fast check fmt reference bench kills bench-teacher client-transformers-4 client-llama-cpp
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
@@ -28,6 +28,9 @@ check: $(READY)  ## style, types and import layers
 fmt: $(READY)  ## format and sort imports
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+reference: $(READY)  ## write docs/reference from help texts and docstrings
+	$(BIN)/python scripts/reference.py
 
 bench: $(READY)  ## measure speed and memory
 	$(BIN)/python -m benchmarks

@@ -2,9 +2,9 @@
 
 import re
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Spec(BaseModel):
@@ -71,14 +71,25 @@ def of_whole(amount: float | str, whole: float) -> float:
     return float(amount[:-1]) / 100 * whole if isinstance(amount, str) else amount
 
 
-Quantity = Annotated[int, BeforeValidator(_quantity, json_schema_input_type=int | str)]
+def _form(name: str) -> Any:
+    """For the JSON schema: which of the numbers and strings are meant."""
+    return Field(json_schema_extra={"format": name})
+
+
+Quantity = Annotated[int, BeforeValidator(_quantity, json_schema_input_type=Annotated[int | str, _form("count")])]
 """A positive count; `4B`, `350M` and `64k` are understood."""
 
-Amount = Annotated[int | str, BeforeValidator(_amount, json_schema_input_type=int | str)]
+Amount = Annotated[
+    int | str, BeforeValidator(_amount, json_schema_input_type=Annotated[int | str, _form("count or share")])
+]
 """A count, or a share of the parent's, such as `50%`."""
 
-Bytes = Annotated[int | str, BeforeValidator(_bytes, json_schema_input_type=int | str)]
+Bytes = Annotated[
+    int | str, BeforeValidator(_bytes, json_schema_input_type=Annotated[int | str, _form("bytes or share")])
+]
 """A size in memory such as `16GiB`, or a share of the parent's."""
 
-Reading = Annotated[float | str, BeforeValidator(_measure, json_schema_input_type=float | str)]
+Reading = Annotated[
+    float | str, BeforeValidator(_measure, json_schema_input_type=Annotated[float | str, _form("number or share")])
+]
 """A measured value, or a share of the parent's."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import session, show
+from minitron_cli.cli import launch, session, show
 from minitron_cli.cli.options import Count, How, RecipeOption, Seed, Text, Tolerance, Words
 from minitron_cli.document import Place
 from minitron_cli.search.sizes import PRESETS
@@ -40,6 +40,7 @@ def search(
     learning_rate: Annotated[float | None, Option("--lr", help="Peak of the retraining.", show_default="2e-4")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Sequences per retraining step.", show_default="1152")] = None,
     seed: Seed = None,
+    gpus: Annotated[int, Option(min=1, help="Processes that share the candidates, one accelerator each.")] = 1,
 ) -> None:
     """Find the best shape within a budget, or for each of several.
 
@@ -48,6 +49,7 @@ def search(
 
     For example: minitron search --target 75% --target 50% --retrain-tokens 100M
     """
+    launch.if_asked(gpus)
     first, further = (target[0], target[1:]) if target else (None, None)
     flags: dict[Place, Any] = {
         ("budget", "target"): first,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Spec
@@ -29,11 +29,6 @@ class Task(Spec):
         """`winogrande` or `winogrande:5`. RecipeError if what follows the colon is not a number of shots."""
         return cls(**_split_shots(text))
 
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        return _split_shots(value) if isinstance(value, str) else value
-
     @field_validator("name")
     @classmethod
     def _name_is_free(cls, name: str) -> str:
@@ -54,6 +49,13 @@ def _split_shots(text: str) -> dict[str, Any]:
     if not name or (colon and not shots.isdecimal()):
         raise RecipeError(f"task {text!r}: write NAME or NAME:SHOTS, for example winogrande:5")
     return {"name": name, "num_fewshot": int(shots) if colon else None}
+
+
+def _task(value: Any) -> Any:
+    return _split_shots(value) if isinstance(value, str) else value
+
+
+Asked = Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)]
 
 
 SUITES: dict[str, tuple[Task, ...]] = {
@@ -221,7 +223,7 @@ class EvaluateConfig(Spec):
     """Make a multiple-choice task of the validation text, and ask it too."""
     suite: Literal["minitron"] | None = None
     """Tasks that belong together, before those of `tasks`: the nine that Minitron is measured on, with their shots."""
-    tasks: tuple[Task, ...] = ()
+    tasks: tuple[Asked, ...] = ()
     """lm-eval tasks."""
     include_path: str | None = None
     """A directory of further lm-eval task YAMLs. They may run Python of their own: name only what you trust."""

@@ -31,8 +31,9 @@ class Retrain(Spec):
     micro_batch_size: int = Field(1, ge=1)
     """Sequences that run at a time; changes memory and speed, and the result by rounding only."""
     learning_rate: float = Field(2e-4, gt=0)
-    """Peak of the cosine."""
+    """Peak of the cosine, which ends at a tenth of it."""
     warmup_steps: int = Field(10, ge=0)
+    """Steps until the peak."""
     save_every: int = Field(100, ge=1)
     """Steps between two checkpoints of a candidate."""
 
@@ -66,7 +67,10 @@ def _objective(value: Any) -> Any:
     return {"task": value} if isinstance(value, str) and value not in ("loss", "kl") else value
 
 
-Objective = Annotated[Literal["loss", "kl"] | TaskObjective, BeforeValidator(_objective)]
+Objective = Annotated[
+    Literal["loss", "kl"] | TaskObjective,
+    BeforeValidator(_objective, json_schema_input_type=Literal["loss", "kl"] | str | TaskObjective),
+]
 
 
 class SearchConfig(Spec):
@@ -92,6 +96,7 @@ class SearchConfig(Spec):
     retrain: Retrain | None = Retrain()
     """Lightweight retraining; null to trust the zero-shot order."""
     seed: int = 0
+    """Of the data order of the retraining."""
 
     @field_validator("space", mode="before")
     @classmethod

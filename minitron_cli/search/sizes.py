@@ -16,7 +16,9 @@ class Range(Spec):
     multiple_of: int | None = Field(None, ge=1)
     """Every size is one; if absent, the largest step that serving programs like and that leaves a dozen sizes."""
     min: int | None = Field(None, ge=1)
+    """The least size."""
     max: int | None = Field(None, ge=1)
+    """The largest size; if absent, the parent's."""
     max_cut: float | None = Field(None, gt=0, lt=1)
     """The largest share of the parent's size that may go, such as 0.25."""
 
@@ -36,6 +38,7 @@ class Expansion(Spec):
     """Sizes of `ffn` as multiples of the child's hidden size, as the paper's tables have them."""
 
     of_hidden: tuple[float, ...] = Field(min_length=1)
+    """The multiples, such as [2.5, 3, 3.5, 4]."""
 
     def sizes(self, hidden: int) -> tuple[int, ...]:
         return tuple(round(factor * hidden) for factor in self.of_hidden)
@@ -45,6 +48,7 @@ class Among(Spec):
     """Those of some sizes that the parent has; a plain list must fit it whole."""
 
     among: tuple[int, ...] = Field(min_length=1)
+    """The sizes; those above the parent's are left out."""
 
 
 def _is_a_choice(value: Any) -> Any:

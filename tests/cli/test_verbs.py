@@ -468,6 +468,20 @@ def test_several_processes_score_what_one_does(place: Place) -> None:
         assert two["layers"][name] == pytest.approx(column, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_several_processes_search_what_one_does(place: Place) -> None:
+    place.importance()
+    words = ("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 4, "score_blocks=4")
+    one = hashes(Path(place.run(*words)["path"]))
+    more = ("--gpus", 2, "--device", "cpu", "--overwrite", "--runs-dir", place.root / "runs", "--json")
+    command = [sys.executable, "-m", "minitron_cli", *map(str, (*words, *more))]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    two = hashes(Path(json.loads(made.stdout)["path"]))
+    assert two["candidates.json"] == one["candidates.json"]
+    assert two["run.json"] != one["run.json"]
+
+
 def test_show_importance_ranks_plots_and_compares(place: Place, pruned: dict[str, Any]) -> None:
     drawn = place.root / "importance.svg"
     (found,) = place.run("show", "importance", "--plot", drawn)

@@ -207,6 +207,12 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
         recipe.find("llama-3.1-minitron-4b-widht")
 
 
+@pytest.mark.parametrize(("name", "key"), [("EvaluateConfig", "tasks"), ("SearchConfig", "objective")])
+def test_the_schema_knows_the_short_way_to_name_a_task(name: str, key: str) -> None:
+    entry = recipe.schema()["$defs"][name]["properties"][key]
+    assert {"type": "string"} in entry.get("items", entry)["anyOf"]
+
+
 def test_the_schema_describes_every_section_in_words() -> None:
     schema = recipe.schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)

@@ -65,22 +65,10 @@ class Limits(NamedTuple):
 
 
 class Bounded(Spec):
-    """The base of a constraint: a kind, what it depends on, and its limits."""
+    """The base of a constraint: a kind, and what it depends on."""
 
     is_measured: ClassVar[bool] = False
     """Whether a model is run to know the cost."""
-
-    at_least: float | str | None = None
-    at_most: float | str | None = None
-
-    @model_validator(mode="after")
-    def _is_bounded(self) -> "Bounded":
-        if self.at_least is None and self.at_most is None and not self._has_other_limits():
-            raise ValueError("nothing is asked for; give at_least or at_most")
-        return self
-
-    def _has_other_limits(self) -> bool:
-        return False
 
     def cost(self, shape: "Shape") -> float:
         """Of a shape, with no model built."""
@@ -92,8 +80,7 @@ class Bounded(Spec):
 
     def limits(self, whole: float) -> Limits:
         """Where the parent costs `whole`."""
-        low = -math.inf if self.at_least is None else of_whole(self.at_least, whole)
-        return Limits(low, math.inf if self.at_most is None else of_whole(self.at_most, whole))
+        raise NotImplementedError
 
     @property
     def title(self) -> str:
@@ -106,6 +93,31 @@ class Bounded(Spec):
 
     def says(self, whole: float) -> str:
         """The demand for people: `at most 16.0 GiB of memory`."""
+        raise NotImplementedError
+
+
+class Between(Bounded):
+    """A constraint whose limits the user gives."""
+
+    at_least: float | str | None = None
+    """The least cost that is admitted."""
+    at_most: float | str | None = None
+    """The largest cost that is admitted."""
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> "Between":
+        if self.at_least is None and self.at_most is None and not self._has_other_limits():
+            raise ValueError("nothing is asked for; give at_least or at_most")
+        return self
+
+    def _has_other_limits(self) -> bool:
+        return False
+
+    def limits(self, whole: float) -> Limits:
+        low = -math.inf if self.at_least is None else of_whole(self.at_least, whole)
+        return Limits(low, math.inf if self.at_most is None else of_whole(self.at_most, whole))
+
+    def says(self, whole: float) -> str:
         return " and ".join(self._demands(self.limits(whole))) + f" {self.title}"
 
     def _demands(self, limits: Limits) -> Iterator[str]:

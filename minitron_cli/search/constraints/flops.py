@@ -4,22 +4,23 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.search.constraints.base import Bounded
+from minitron_cli.search.constraints.base import Between
 from minitron_cli.spec import Amount
 
 if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
 
 
-class Flops(Bounded):
+class Flops(Between):
     """Floating-point operations of one token's forward pass."""
 
     kind: Literal["flops"] = "flops"
     context: int = Field(0, ge=0)
     """Tokens that it attends to."""
     at_least: Amount | None = None
+    """No fewer than this; of use to leave out what is too small."""
     at_most: Amount | None = None
-    """Such as 9B, or 60% of the parent's."""
+    """No more than this, such as 9B, or 60% of the parent's."""
 
     def cost(self, shape: "Shape") -> float:
         return shape.flops_per_token(self.context)

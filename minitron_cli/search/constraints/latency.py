@@ -2,20 +2,21 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from minitron_cli.search.constraints.base import Bounded, Clock, Cost, Workload
+from minitron_cli.search.constraints.base import Between, Clock, Cost, Workload
 from minitron_cli.spec import Reading
 
 if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
 
 
-class Latency(Bounded, Workload):
+class Latency(Between, Workload):
     """Milliseconds of one turn: of the prompt's forward pass, or of one more token."""
 
     is_measured: ClassVar[bool] = True
 
     kind: Literal["latency"] = "latency"
     at_least: Reading | None = None
+    """No faster than this; of use to leave out what is too small."""
     at_most: Reading | None = None
     """Milliseconds, or a share of the parent's, timed in turn with it."""
 

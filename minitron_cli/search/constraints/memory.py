@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.search.constraints.base import Bounded
+from minitron_cli.search.constraints.base import Between
 from minitron_cli.spec import Bytes
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8": 8, "int8": 8, "int4
 Stored = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
 
-class Memory(Bounded):
+class Memory(Between):
     """Bytes of weights and KV cache. What a server needs besides (activations, fragments) is not in it."""
 
     kind: Literal["memory"] = "memory"
@@ -27,8 +27,9 @@ class Memory(Bounded):
     cache: Stored = "bfloat16"
     """How keys and values are stored."""
     at_least: Bytes | None = None
+    """No less than this; of use to leave out what is too small."""
     at_most: Bytes | None = None
-    """Such as 16GiB, or 60% of the parent's."""
+    """No more than this, such as 16GiB, or 60% of the parent's."""
 
     def cost(self, shape: "Shape") -> float:
         weights = shape.parameters() * BITS[self.weights] / 8

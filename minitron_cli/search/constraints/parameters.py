@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from minitron_cli.search.constraints.base import Bounded, Limits
+from minitron_cli.search.constraints.base import Between, Limits
 from minitron_cli.spec import Amount, of_whole
 from minitron_cli.trim.spec import Budget
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
 
 
-class Parameters(Bounded):
+class Parameters(Between):
     """Parameters: around a target, or between limits."""
 
     kind: Literal["parameters"] = "parameters"
@@ -23,7 +23,9 @@ class Parameters(Bounded):
     tolerance: float = Field(0.05, gt=0, lt=1)
     """How far from the target on either side, as a fraction of it."""
     at_least: Amount | None = None
+    """Instead of a target: no fewer than this."""
     at_most: Amount | None = None
+    """Instead of a target: no more than this."""
 
     @classmethod
     def of(cls, budget: Budget) -> "Parameters":

@@ -21,9 +21,6 @@ class Serving(Bounded):
     tensor_parallel: int = Field(1, ge=1)
     """Devices among which heads, groups and neurons divide."""
 
-    def _has_other_limits(self) -> bool:
-        return True
-
     def cost(self, shape: "Shape") -> float:
         """How many of them cannot."""
         from minitron_cli.model.serving import fails_on, splits_over

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from minitron_cli.search.constraints.base import Bounded, Clock, Cost, Workload
+from minitron_cli.search.constraints.base import Between, Clock, Cost, Workload
 from minitron_cli.spec import Reading
 
 if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
 
 
-class Throughput(Bounded, Workload):
+class Throughput(Between, Workload):
     """Tokens per second, read (prefill) or written (decode)."""
 
     is_measured: ClassVar[bool] = True
@@ -18,6 +18,7 @@ class Throughput(Bounded, Workload):
     at_least: Reading | None = None
     """Tokens per second, or a share of the parent's, such as 150%, timed in turn with it."""
     at_most: Reading | None = None
+    """No more than this; of use to leave out what is too small."""
 
     def measure(self, shape: "Shape", parent: "Shape", clock: Clock) -> Cost:
         timing = clock(shape, Workload(**self.model_dump(include=set(Workload.model_fields))))

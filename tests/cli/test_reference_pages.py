@@ -1,0 +1,65 @@
+"""docs/reference is what scripts/reference.py writes: every verb with its options, every key of a recipe."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from minitron_cli import recipe
+from minitron_cli.cli.app import COMMANDS, RECIPES
+from scripts import reference
+from tests.cli.program import invoke
+
+PAGES = reference.pages()
+
+
+def test_the_pages_are_those_that_the_script_writes() -> None:
+    committed = {path.name: path.read_text() for path in reference.DIRECTORY.iterdir()}
+    stale = {name for name in committed.keys() | PAGES.keys() if committed.get(name) != PAGES.get(name)}
+    assert not stale, f"run `make reference`: {', '.join(sorted(stale))}"
+
+
+def test_the_pages_do_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINITRON_RUNS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.chdir(tmp_path)
+    assert reference.pages() == PAGES
+    assert str(Path.home()) not in "".join(PAGES.values())
+
+
+def leaves(schema: object) -> set[str]:
+    """The names of all keys in a recipe's schema, however deep."""
+    if isinstance(schema, list):
+        return {name for one in schema for name in leaves(one)}
+    if not isinstance(schema, dict):
+        return set()
+    own = schema.get("properties", {}).keys()
+    return {*own, *(name for one in schema.values() for name in leaves(one))}
+
+
+def test_every_key_of_a_recipe_is_on_a_page() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \|", "\n".join(PAGES.values()), re.MULTILINE)
+    assert leaves(recipe.schema()) - {row.rpartition(".")[2] for row in rows} == {"kind"}
+    kinds = re.findall(r'"const": "(\w+)"', json.dumps(recipe.schema()["$defs"]))
+    headings = {line.rpartition(": ")[2] for text in PAGES.values() for line in text.splitlines() if line[:3] == "###"}
+    assert set(kinds) - headings <= {"random", "dynamic", "minitron"}, "kinds have headings; other constants have not"
+
+
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), *(["recipes", name] for name in RECIPES)])
+def test_every_option_is_on_its_verbs_page(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", invoke(*words, "--help").stdout)) - {"--help"}
+    listed = set(re.findall(r"`(--[a-z-]+)`", PAGES[f"{words[0]}.md"]))
+    own = listed if words[0] != "recipes" else shown
+    assert shown <= own, f"not on the page: {shown - own}"
+
+
+def test_a_key_without_a_docstring_is_refused() -> None:
+    with pytest.raises(AssertionError, match="without a docstring"):
+        reference._meaning({"type": "integer", "default": 3})
+
+
+@pytest.mark.parametrize(("heading", "place"), [("How it is run", "how-it-is-run"), ("losses: mse", "losses-mse")])
+def test_headings_are_found_where_github_puts_them(heading: str, place: str) -> None:
+    assert reference.anchor(heading) == place

@@ -1,0 +1,210 @@
+"""Every command line in the documentation is one: it is given to the program itself, in which the stages do nothing.
+
+Options, verbs, values and recipe keys are checked by what checks them for users. The commands of a page are given in
+order, in one empty directory, so that `recipes cp` makes the file that a later line runs.
+"""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from minitron_cli import dry_run, pipeline, recipe
+from minitron_cli.checkpoint.workspace import Workspace, remember
+from minitron_cli.cli import launch, push, session, show_command
+from minitron_cli.cli.session import Session
+from minitron_cli.evaluate.config import Gates
+from minitron_cli.recipe import Recipe
+from minitron_cli.stages import correct, distill, evaluate, importance, parent, prune, report, search, teacher
+from tests.cli.program import invoke
+from tests.docs.commands import SHELLS, commands, of_minitron, scripts
+from tests.docs.pages import PAGES, ROOT, code, name
+
+ANY_RECIPE = "llama-3.1-minitron-4b-width"
+SETTINGS = {"model": "llama-3.1-8b", "data": {"sources": [{"kind": "files", "paths": ["corpus.jsonl"]}]}}
+NO_COMMAND = ("[", "...", "…")  # what stands in text for something else
+CALL = re.compile(r"(?<![\w./`'\"-])minitron (?=[a-z])|-m minitron_cli(?= )")
+
+Read = Callable[[list[str]], str]
+
+
+def said(page: Path) -> list[list[str]]:
+    """The arguments of every call of the program on a page: in blocks, and in text where it has arguments."""
+    pieces = list(code(page))
+    blocks = [words for piece in pieces if piece.is_block for script in scripts(piece) for words in of_minitron(script)]
+    in_text = [words for piece in pieces if not piece.is_block for words in of_minitron(_as_said(piece.text))]
+    return [*blocks, *(words for words in in_text if len(words) > 1)]
+
+
+def _as_said(text: str) -> str:
+    return text if text.startswith("minitron ") and not any(mark in text for mark in NO_COMMAND) else ""
+
+
+def accept(*arguments: Any, **options: Any) -> None:
+    """In place of the work: the command line has been read and found good."""
+    raise typer.Exit
+
+
+def something(*arguments: Any, **options: Any) -> Any:
+    """In place of an artifact, or of a parent."""
+    return SimpleNamespace(path=Path())
+
+
+def nothing(*arguments: Any, **options: Any) -> None:
+    """In place of what may be absent."""
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+    """Gives the program a command line; returns what it has against it."""
+    for stage in (importance, search, prune, correct, distill, evaluate, report, teacher):
+        monkeypatch.setattr(stage, "run", accept)
+    for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
+        monkeypatch.setattr(module, work, accept)
+    for verb in (push, show_command):
+        monkeypatch.setattr(verb, "open_workspace", accept)
+    for owner, given in ((Session, "parent"), (Session, "require"), (parent, "open_parent")):
+        monkeypatch.setattr(owner, given, something)
+    for owner, given in ((correct, "of"), (launch, "if_asked")):
+        monkeypatch.setattr(owner, given, nothing)
+    monkeypatch.setattr(session, "device", lambda name: "cpu")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MINITRON_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path / "runs" / "some")
+    workspace.save_settings(**SETTINGS)
+    remember(workspace)
+
+    def given(words: list[str]) -> str:
+        _put_files(words)
+        result = invoke(*words)
+        return "" if result.exit_code == 0 else result.output
+
+    return given
+
+
+def _put_files(words: list[str]) -> None:
+    """What a command line is about and a page does not make: recipes, gates, checkpoints, a baseline."""
+    recipes = [words[1]] if words[0] == "run" and len(words) > 1 else []
+    recipes += [after for word, after in pairwise(words) if word == "--recipe"]
+    for file in (Path(one) for one in recipes if one.endswith(".yaml")):
+        if not file.exists():
+            shutil.copy(recipe.shipped()[ANY_RECIPE], file)
+    for file in (Path(after) for word, after in pairwise(words) if word == "--gate"):
+        file.write_text("{}")
+    if words[0] == "eval":
+        for directory in (Path(word) for word in words[1:] if word.isupper() or word.startswith("models/")):
+            directory.mkdir(parents=True, exist_ok=True)
+
+
+SPEAKING = [page for page in PAGES if said(page)]
+
+
+@pytest.mark.parametrize("page", SPEAKING, ids=name)
+def test_every_command_on_a_page_is_one(page: Path, read: Read) -> None:
+    wrong = {shlex.join(words): found for words in said(page) if (found := read(words))}
+    assert not wrong, "\n".join(f"minitron {line}\n{found}" for line, found in wrong.items())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("prnue", "Did you mean"),
+        ("prune --taget 4B", "No such option"),
+        ("prune --target 4X", "is not a quantity"),
+        ("prune --width", "add --target"),
+        ("prune --shape hiden=3072", "did you mean hidden?"),
+        ("distill --tokens 2B distill.losses=[]", "distill.distill is not a known key"),
+        ("distill 'losses=[{kind: forward_lk}]'", "did you mean forward_kl?"),
+        ("eval --min winogrande", "write TASK.METRIC=VALUE"),
+        ("importance data.sequence_length=1", "data.sequence_length"),
+        ("run my.yaml distill.tokns=3", "did you mean tokens?"),
+        ("run llama-3.1-minitron-4b-wdth", "did you mean"),
+        ("recipes copy demo", "No such command"),
+    ],
+)
+def test_what_is_no_command_would_be_noticed(line: str, message: str, read: Read) -> None:
+    assert message in read(shlex.split(line))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "minitron" in page.read_text()], ids=name)
+def test_no_command_in_a_block_goes_unread(page: Path) -> None:
+    for block in (piece for piece in code(page) if piece.is_block):
+        calls = CALL.findall(re.sub(r"(?m)(^|\s)#.*", "", block.text))
+        found = [words for script in scripts(block) for words in of_minitron(script)]
+        assert len(calls) == len(found), f"{name(page)}:{block.line}"
+
+
+def test_commands_are_found_as_a_shell_finds_them() -> None:
+    script = """
+        $ minitron eval --min a.b=1 > out.json  # not minitron show
+        A=1 minitron run x.yaml \\
+            data.sources.0.paths='[c/*.jsonl]' | tee log && minitron report; cd runs
+        torchrun --nnodes 4 -m minitron_cli distill --tokens 2B
+        srun bash -c 'RANK=$SLURM_PROCID minitron distill --gpus 8'
+        git clone x minitron && ls minitron
+    """
+    assert [" ".join(words) for words in of_minitron(script)] == [
+        "eval --min a.b=1",
+        "run x.yaml data.sources.0.paths=[c/*.jsonl]",
+        "report",
+        "distill --tokens 2B",
+        "distill --gpus 8",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_else_is_to_be_run_is_there(page: Path) -> None:
+    """Targets of make, and the scripts and modules of this repository."""
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    pieces = [piece.text for piece in code(page) if not piece.is_block or piece.language in SHELLS]
+    for words in (words for text in pieces for words in _commands(text)):
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, f"{name(page)}: {words}"
+        if words[0] == "python" and words[1:2] and words[1].startswith(("scripts/", "tests/", "benchmarks/")):
+            assert (ROOT / words[1]).is_file(), f"{name(page)}: {words}"
+
+
+def _commands(text: str) -> list[list[str]]:
+    try:
+        return list(commands(text))
+    except ValueError:  # a piece of text in backticks that no shell would read
+        return []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_is_python(page: Path) -> None:
+    for block in (piece for piece in code(page) if piece.language == "python"):
+        compile(block.text, f"{name(page)}:{block.line}", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_pieces_of_recipes_are_pieces_of_recipes(page: Path) -> None:
+    """What is missing for the whole is not looked at: keys and values are."""
+    for block in (piece for piece in code(page) if piece.language == "yaml"):
+        values = yaml.safe_load(block.text)
+        if True in values or values.keys() <= Gates.model_fields.keys():  # a workflow; a file of gates
+            continue
+        assert values.keys() <= Recipe.model_fields.keys(), f"{name(page)}:{block.line}"
+        if "model" in values:
+            Recipe.model_validate(values)  # a whole one
+        for key, value in values.items():
+            field = Recipe.model_fields[key]
+            assert not _faults(field.annotation, value), f"{name(page)}:{block.line} {key}"
+
+
+def _faults(kind: Any, value: Any) -> list[Any]:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as e:
+        return [error for error in e.errors() if error["type"] not in ("missing", "value_error") or error["loc"][1:]]
+    return []
