@@ -116,7 +116,7 @@ class _Crew:
         mine = range(self.processes.rank, len(names), self.processes.size)
         with progress.track(title, len(mine), "candidates") as step:
             for i in mine:
-                found = self.work.remember(names[i], lambda i=i: {"value": compute(i)})  # type: ignore[misc]
+                found = self.work.remember(names[i], partial(_value, compute, i))
                 step(1, score=found["value"])
         return [float(self._found(name)["value"]) for name in names]
 
@@ -137,6 +137,10 @@ class _Crew:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
+
+
+def _value(compute: Callable[[int], float], i: int) -> dict[str, float]:
+    return {"value": compute(i)}
 
 
 @dataclass(frozen=True)

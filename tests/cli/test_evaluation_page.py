@@ -39,7 +39,7 @@ def parsed(line: str) -> None:
     program, verb, *words = shlex.split(line.partition(" > ")[0])
     assert program == "minitron"
     group = typer.main.get_command(app)
-    command = group.commands[verb]  # type: ignore[attr-defined]
+    command = group.commands[verb]
     command.make_context(verb, words)
 
 

@@ -87,7 +87,7 @@ def test_a_changed_setting_is_another_artifact_beside_the_first(place: Place) ->
     other = place.importance("batch_size=4")
     assert len(place.workspace.artifacts("importance")) == 2
     place.importance()
-    assert place.workspace.current("importance").path != Path(other["path"])  # type: ignore[union-attr]
+    assert place.workspace.current("importance").path != Path(other["path"])
 
 
 def test_prune_cuts_what_it_was_told_to(place: Place, pruned: dict[str, Any]) -> None:
