@@ -23,13 +23,15 @@ from typing import Any
 
 import torch
 from bench_teacher import bench_data
-from studies import Figures, Study, even_cut, spread
+from matplotlib.ticker import EngFormatter
+from studies import Figures, Study, even_cut, picture, spread, write_page
 from torch import Tensor
 
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.data.batches import Batch, batch, sample_ids
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.evaluate.perplexity import perplexity
+from minitron_cli.report.plots import SERIES
 from minitron_cli.stages import repair
 from minitron_cli.stages.cut import Cutter
 from minitron_cli.stages.parent import open_parent
@@ -121,7 +123,7 @@ class Cell:
 
     @cached_property
     def cutter(self) -> Cutter:
-        return self.study.cutter(self.seed, Ranking())
+        return self.study.cutter(Ranking(), self.seed)
 
     @cached_property
     def plan(self) -> PrunePlan:
@@ -307,14 +309,10 @@ def _needed(tokens: Sequence[float], total: float) -> str:
 
 def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None:
     """Validation loss against tokens, of the first seed's cuts."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "minitron", "font.size": 9.0}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "minitron", "font.size": 9.0}
+    with picture(path, (6.4, 3.6), settings) as figure:
         axes = figure.add_subplot()
-        for colour, (ratio, of_ratio) in zip(("#2563eb", "#c2410c", "#0f766e"), cells.items(), strict=False):
+        for colour, (ratio, of_ratio) in zip(SERIES, cells.items(), strict=False):
             if parity := of_ratio[0].parity():
                 for curve, style, name in ((parity.plain, "--", "plain"), (parity.best, "-", "mended")):
                     x, y = [p["tokens"] for p in curve], [p["loss"] for p in curve]
@@ -324,7 +322,6 @@ def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None
         axes.set(xlabel="tokens of distillation", ylabel="validation loss (nats)", title=study.name)
         axes.grid(alpha=0.2)
         axes.legend(fontsize=8)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def measure(cells: Sequence[Cell], seeds_rescaled: int, seeds_distilled: int) -> None:
@@ -385,14 +382,12 @@ def main() -> None:
             of.parent_loss_while_distilled()
         every = [cell for of in studies for of_ratio in cells(of).values() for cell in of_ratio]
         measure(every, args.rescaled, args.distilled)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     lines = [*HEAD]
     for name in args.names:
         of = study(name, False)
         lines += tables(of, cells(of))
         draw(of, cells(of), args.output.with_name(f"repair-{name}.svg"))
-    args.output.write_text("\n".join(lines).rstrip() + "\n")
-    print(args.output.read_text())
+    write_page(args.output, lines)
 
 
 HEAD = (
