@@ -2,7 +2,9 @@
 
     python scripts/bench_teacher.py
     python scripts/bench_teacher.py --name prose --text a.txt b.txt --validation c.txt --hidden 128 --tokens 2000000
-    python scripts/repair_study.py --names bench prose --text a.txt b.txt --validation c.txt    # the last name's text
+    python scripts/repair_study.py --names bench prose --text a.txt b.txt --validation c.txt --text-name "my prose"
+
+Text, validation and its name are the last teacher's.
 
 The second teacher sees so many tokens because its validation loss rises beyond them.
 
@@ -59,6 +61,8 @@ class RepairStudy(Study):
     """One teacher's part of the grid."""
 
     name: str
+    trained_on: str
+    """Of the teacher: how much of what."""
     tokens: int
     """Of the plain cut's distillation."""
     may_measure: bool
@@ -240,6 +244,8 @@ def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
     yield from (
         f"## {study.name}: {study.parent.shape.parameters():,} parameters, loss {parent:.3f}",
         "",
+        f"Trained on {study.trained_on}.",
+        "",
         "| kept | repair | seeds | loss | KL | loss gap closed | KL gap closed | int8: KL |",
         "|---|---|---|---|---|---|---|---|",
     )
@@ -344,6 +350,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["bench"], help="workspaces with a teacher")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="text of the last of the names")
     parser.add_argument("--validation", nargs="+", metavar="FILE", help="and what is held out of it")
+    parser.add_argument("--text-name", metavar="TITLE", help="what that text is, for the page")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5, 0.35])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rescaled", type=int, default=3, metavar="SEEDS", help="seeds that rescale is measured with")
@@ -355,6 +362,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/repair.md"))
     args = parser.parse_args()
     texts = {args.names[-1]: (args.text, args.validation)}
+    texts_of = dict.fromkeys(args.names, "the Python standard library's source")
+    if args.text:
+        texts_of[args.names[-1]] = described(args.text_name, args.text, args.validation or ())
 
     def study(name: str, may_measure: bool) -> RepairStudy:
         workspace = Workspace(args.runs_dir / name)
@@ -368,6 +378,7 @@ def main() -> None:
             samples=args.samples,
             blocks=args.blocks,
             name=name,
+            trained_on=f"{teacher.manifest.config['training']['tokens']:,} tokens of {texts_of[name]}",
             tokens=args.tokens,
             may_measure=may_measure,
         )
@@ -390,6 +401,11 @@ def main() -> None:
     write_page(args.output, lines)
 
 
+def described(name: str | None, text: Sequence[str], validation: Sequence[str]) -> str:
+    files = f"{len(text)} files" + (f"; {len(validation)} more are held out" if validation else "")
+    return f"{name}, {files}" if name else files
+
+
 HEAD = (
     "# What a repair is worth",
     "",
@@ -404,8 +420,7 @@ HEAD = (
     "curves; the table and the figure show the one that ends lowest.",
     "",
     "Regenerate: `python scripts/repair_study.py --names bench prose --text FILE .. --validation FILE ..` (its head",
-    "says how the teachers are made). Here bench was trained on 8M tokens of the Python standard library's source,",
-    "prose on 2M tokens of WikiText-2's validation part, 60 articles of which 2 are held out.",
+    "says how the teachers are made).",
     "",
 )
 
