@@ -169,7 +169,8 @@ class _Run:
             self.optimizer.load_(saved, self.world)
             self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
             self.step = self.first_step = self.saved_step = step
-            progress.say(f"distill: continues after step {step:,} of {self.total_steps:,}")
+            if not saved.record.get("is_pause"):  # which whoever asked for it knows
+                progress.say(f"distill: continues after step {step:,} of {self.total_steps:,}")
             if (processes := saved.record["processes"]) != self.world.size:
                 progress.say(
                     f"distill: saved by {processes} processes and continued by {self.world.size}: "
@@ -339,7 +340,12 @@ class _Run:
     def _save(self) -> None:
         if self.scratch is None or self.step in (0, self.saved_step):
             return
-        record = {"metrics": self.metrics, "validation": self.validation, "processes": self.world.size}
+        record = {
+            "metrics": self.metrics,
+            "validation": self.validation,
+            "processes": self.world.size,
+            "is_pause": self.step == self.last_step < self.total_steps,
+        }
         self._write("step", self.optimizer.tensors(), record, self.config.keep_last)
         self.saved_step = self.step
 
