@@ -111,6 +111,7 @@ class _Run:
         log: Callable[[Row], None],
     ) -> None:
         self.config, self.scratch, self.world = config, scratch, world
+        self.section = config.section
         self.log = log if world.rank == 0 else lambda row: None
         self.train_blocks, self.validation_blocks = train_blocks, validation_blocks
         self.total_steps = self.last_step = config.total_steps(train_blocks.sequence_length)
@@ -142,15 +143,17 @@ class _Run:
             raise DataError("the training data fill no block: give more text, or lower data.sequence_length")
         if self.config.batch_size < self.world.size:
             raise RecipeError(
-                f"distill.batch_size {self.config.batch_size} is below the {self.world.size} processes: raise it"
+                f"{self.section}.batch_size {self.config.batch_size} is below the {self.world.size} processes: raise it"
             )
         if self.config.warmup_steps >= self.total_steps:
             progress.warn(
-                f"distill.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} steps: "
-                "the learning rate only rises"
+                f"{self.section}.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} "
+                "steps: the learning rate only rises"
             )
         if self.validation_blocks is not None and not len(self.validation_blocks):
-            progress.warn("distill: the held-out data fill no block, so nothing is evaluated; hold out more text")
+            progress.warn(
+                f"{self.section}: the held-out data fill no block, so nothing is evaluated; hold out more text"
+            )
         if self.config.hidden is not None and not pairs:
             progress.warn("distill.hidden has no effect: depth was not cut; say which in distill.hidden.layers")
 
@@ -170,10 +173,10 @@ class _Run:
             self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
             self.step = self.first_step = self.saved_step = step
             if not saved.record.get("is_pause"):  # which whoever asked for it knows
-                progress.say(f"distill: continues after step {step:,} of {self.total_steps:,}")
+                progress.say(f"{self.section}: continues after step {step:,} of {self.total_steps:,}")
             if (processes := saved.record["processes"]) != self.world.size:
                 progress.say(
-                    f"distill: saved by {processes} processes and continued by {self.world.size}: "
+                    f"{self.section}: saved by {processes} processes and continued by {self.world.size}: "
                     "the same samples in the same order, sums rounded differently"
                 )
 
@@ -202,7 +205,9 @@ class _Run:
             return self.step
         is_there = self.world.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
         if not self.world.from_first(is_there):
-            progress.warn(f"distill: the weights of step {best:,}, the best, were lost; the last step's are used")
+            progress.warn(
+                f"{self.section}: the weights of step {best:,}, the best, were lost; the last step's are used"
+            )
             return self.step
         self.optimizer.load_(checkpoints.load(self.scratch, best, "best"), self.world)
         return best
@@ -293,8 +298,8 @@ class _Run:
         self.optimizer.drop_gradients_()
         kept = f"the state after step {self.saved_step} is kept" if self.saved_step else "no state was saved yet"
         raise RunFailed(
-            f"distill: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
-            "lower distill.learning_rate, or look at what both models make of this text"
+            f"{self.section}: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
+            f"lower {self.section}.learning_rate, or look at what the model makes of this text"
         )
 
     def _tokens(self, steps: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minitron_cli import io, progress
 from minitron_cli.checkpoint import hf, strict_json
@@ -304,9 +304,14 @@ class _Search:
         return self.crew.work.scratch / f"retrain-{candidate.name}"
 
 
-def training(retrain: Retrain, seed: int) -> DistillConfig:
+class Retraining(DistillConfig):
     """A candidate's lightweight retraining as the training loop takes it."""
-    return DistillConfig(
+
+    section: ClassVar[str] = "search.retrain"
+
+
+def training(retrain: Retrain, seed: int) -> Retraining:
+    return Retraining(
         tokens=retrain.tokens,
         batch_size=retrain.batch_size,
         micro_batch_size=retrain.micro_batch_size,

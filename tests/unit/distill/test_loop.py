@@ -16,10 +16,12 @@ from transformers import LlamaForCausalLM
 from minitron_cli import progress
 from minitron_cli.data.batches import sample_ids
 from minitron_cli.distill import checkpoints
-from minitron_cli.distill.config import OBJECTIVES, DistillConfig, HiddenLosses
+from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, HiddenLosses
 from minitron_cli.distill.hidden import Norms, state_pairs
 from minitron_cli.distill.loop import TrainResult, _step_seed, train
 from minitron_cli.errors import ArtifactError, CheckpointError, DataError, Interrupted, RecipeError, RunFailed
+from minitron_cli.search.config import Retrain
+from minitron_cli.stages.search import training
 from tests.unit.distill import small
 from tests.unit.distill.small import CONFIG, AfterStep, Text, configured, run
 
@@ -470,6 +472,21 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
     assert all(torch.equal(p, before[name]) for name, p in small.state(student).items())
 
 
+@pytest.mark.parametrize(
+    ("config", "section"),
+    [
+        (CONFIG, "distill"),
+        (CorrectConfig(steps=2, batch_size=4, warmup_steps=0), "correct"),
+        (training(Retrain(tokens=96, batch_size=4, warmup_steps=0), seed=0), "search.retrain"),
+    ],
+)
+def test_what_is_to_be_lowered_is_named_as_a_recipe_has_it(config: DistillConfig, section: str) -> None:
+    student = small.student()
+    student.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(RunFailed, match=rf"^{section}: grad_norm .*: lower {section}\.learning_rate"):
+        run(None, config, student=student)
+
+
 def test_held_out_figures_that_are_not_finite_stop_too(tmp_path: Path) -> None:
     teacher = small.teacher()
     nan_teacher_after(3, teacher)
@@ -520,9 +537,10 @@ def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
         run(None, held_out=Singles())
 
 
-def test_an_unsaid_length_is_refused() -> None:
-    with pytest.raises(RecipeError, match="set distill"):
-        run(None, configured(steps=None))
+@pytest.mark.parametrize(("config", "section"), [(configured(steps=None), "distill"), (CorrectConfig(), "correct")])
+def test_an_unsaid_length_is_refused(config: DistillConfig, section: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^{section}: .*set {section}\.tokens or {section}\.steps"):
+        run(None, config)
 
 
 def test_a_vocabulary_of_another_size_is_refused() -> None:
