@@ -166,6 +166,7 @@ class _Run:
             if not resume:
                 checkpoints.clear(self.scratch)
             step = checkpoints.newest(self.scratch, self.identity) or 0
+            checkpoints.forget_best(self.scratch, step)  # those of evaluations that come again
         step = self.world.from_first(step)
         if step:
             saved = checkpoints.load(self.scratch, step)

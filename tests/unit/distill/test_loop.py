@@ -383,6 +383,28 @@ def test_a_resumed_run_has_the_same_best(tmp_path: Path, cut: int) -> None:
     assert resumed[1].exported == undisturbed[1].exported
 
 
+def test_the_best_of_steps_that_are_done_again_does_not_take_the_place_of_an_earlier_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where a resumed run is the same but for rounding: now step 2 is the best, not step 3."""
+    config = configured(steps=4, warmup_steps=0, eval_every=1, save_every=2, export="best")
+
+    def dies(row: dict[str, float]) -> None:
+        if row["step"] == 4 and "loss" in row:
+            raise KeyboardInterrupt
+
+    def losses(*values: float) -> None:
+        left = iter(values)
+        monkeypatch.setattr("minitron_cli.distill.loop.evaluate", lambda *_: {"loss": next(left)})
+
+    losses(5, 4, 3, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, log=dies)
+    assert {"step-000002", "best-000003"} <= {path.name for path in tmp_path.iterdir()}
+    losses(3, 3.5, 3.5)
+    assert run(tmp_path, config)[1].exported == 2
+
+
 def test_best_weights_that_were_lost_give_way_to_the_last(tmp_path: Path) -> None:
     undisturbed = run(None, configured(**{**BEST.model_dump(), "export": "last"}))
     best = lowest(run(tmp_path, BEST)[1])
