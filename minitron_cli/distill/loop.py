@@ -28,7 +28,7 @@ from minitron_cli.distill.hidden import StatePair
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.schedule import learning_rate
 from minitron_cli.distill.sharding import Rows
-from minitron_cli.distill.speed import peak_flops, step_flops
+from minitron_cli.distill.speed import Pace, peak_flops, step_flops
 from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.distill.world import World, resolve_precision
 from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
@@ -130,10 +130,9 @@ class _Run:
         self.optimizer = Optimizer(self.models.trained(), config)
         self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs)
         length, needed = train_blocks.sequence_length, teacher if config.needs_teacher else None
-        self.step_flops = step_flops(student, needed, config.batch_size * length, length)
-        self.peak_flops = peak_flops(world.device, self.models.precision)
-        self.training_seconds = 0.0
-        self.step = self.first_step = 0
+        step_tokens, peak = config.batch_size * length, peak_flops(world.device, self.models.precision)
+        self.pace = Pace(step_tokens, step_flops(student, needed, step_tokens, length), peak and peak * world.size)
+        self.step = 0
         self.saved_step = 0
         self.metrics: list[Row] = []
         self.validation: list[Row] = []
@@ -172,7 +171,7 @@ class _Run:
             saved = checkpoints.load(self.scratch, step)
             self.optimizer.load_(saved, self.world)
             self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
-            self.step = self.first_step = self.saved_step = step
+            self.step = self.saved_step = step
             if not saved.record.get("is_pause"):  # which whoever asked for it knows
                 progress.say(f"{self.section}: continues after step {step:,} of {self.total_steps:,}")
             if (processes := saved.record["processes"]) != self.world.size:
@@ -190,7 +189,7 @@ class _Run:
             self._evaluate_if_due()
             while self.step < self.last_step:
                 row = self._optimize()
-                _show(advance, 1, loss=row["loss"], **self._speed())
+                _show(advance, 1, loss=row["loss"], **self.pace.shown())
                 self._save_if_due()
                 self._evaluate_if_due()
         exported = self._export_()
@@ -234,7 +233,7 @@ class _Run:
         self.step += 1
         self.metrics.append(row)
         self.log(row)
-        self.training_seconds += time.monotonic() - started
+        self.pace.add(time.monotonic() - started)
         return row
 
     def _accumulate_(self, ids: Sequence[int], hidden_weight: float) -> Tensor:
@@ -367,34 +366,11 @@ class _Run:
             checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, world=world)
         self.world.wait()
 
-    def _speed(self) -> dict[str, float | str]:
-        """What the progress line says of it."""
-        steps = self.step - self.first_step
-        speed: dict[str, float | str] = {"tokens/s": f"{self._tokens(steps) / self.training_seconds:,.0f}"}
-        if mfu := self._mfu():
-            speed["MFU"] = f"{mfu:.1%}"
-        return speed
-
-    def _mfu(self) -> float | None:
-        """The part of the devices' peak that the steps took, where the peak is known."""
-        if self.peak_flops is None or not self.training_seconds:
-            return None
-        flops = (self.step - self.first_step) * self.step_flops
-        return flops / self.training_seconds / (self.peak_flops * self.world.size)
-
     def _throughput(self, seconds: float) -> dict[str, float | str | bool]:
-        """Evaluations and checkpoints are in `seconds`, and not in what is said per second."""
-        steps = self.step - self.first_step
-        tokens, training = self._tokens(steps), self.training_seconds
-        known = {"mfu": round(mfu, 4)} if (mfu := self._mfu()) else {}
+        """Of this process's part of the run, evaluations and checkpoints included in `seconds`."""
         return {
-            "steps": steps,
-            "tokens": tokens,
             "seconds": round(seconds, 3),
-            "training_seconds": round(training, 3),
-            "tokens_per_second": round(tokens / training, 1) if training else 0.0,
-            "flops_per_step": self.step_flops,
-            **known,
+            **self.pace.summary(),
             "processes": self.world.size,
             "precision": self.models.precision,
             "sharded": self.models.is_sharded,
