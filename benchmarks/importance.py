@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,11 +87,13 @@ def two_passes(model: Any, samples: list[Any]) -> None:
     def add(name: Any, values: torch.Tensor) -> None:
         sums[name] = sums.get(name, 0) + values
 
+    def see(of_input: bool, module: Any, args: Any, output: Any) -> None:
+        add(module, (args[0] if of_input else output).abs().mean(1).square().sum(0))
+
     handles = []
     for layer in model.model.layers:
         for module, of_input in ((layer.mlp.down_proj, True), (layer.input_layernorm, False)):
-            see = lambda m, a, o, i=of_input: add(m, (a[0] if i else o).abs().mean(1).square().sum(0))  # noqa: E731
-            handles.append(module.register_forward_hook(see))
+            handles.append(module.register_forward_hook(partial(see, of_input)))
     bare(model, samples)
     for handle in handles:
         handle.remove()
@@ -108,6 +111,10 @@ def two_passes(model: Any, samples: list[Any]) -> None:
 def store_and_concatenate(model: Any, samples: list[Any]) -> None:
     """Keep every activation, and reduce at the end, with all nine aggregations."""
     stored: dict[Any, list[torch.Tensor]] = {}
+
+    def keep(of_input: bool, module: Any, args: Any, output: Any) -> None:
+        stored.setdefault(module, []).append(args[0] if of_input else output)
+
     handles = []
     for layer in model.model.layers:
         for module, of_input in (
@@ -116,8 +123,7 @@ def store_and_concatenate(model: Any, samples: list[Any]) -> None:
             (layer.input_layernorm, False),
             (layer.post_attention_layernorm, False),
         ):
-            keep = lambda m, a, o, i=of_input: stored.setdefault(m, []).append(a[0] if i else o)  # noqa: E731
-            handles.append(module.register_forward_hook(keep))
+            handles.append(module.register_forward_hook(partial(keep, of_input)))
     bare(model, samples)
     for handle in handles:
         handle.remove()

@@ -17,11 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from bench_teacher import bench_data
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
-from studies import Figures, Study, even_cut, spread
+from studies import Figures, Study, even_cut, picture, spread, write_page
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.workspace import Workspace
@@ -98,7 +96,7 @@ class Cut:
 
     def student(self, arm: Arm, seed: int) -> Any:
         ranking = Ranking(width=Random(seed=seed)) if arm.start == "random channels" else Ranking()
-        cutter = self.study.cutter(seed, ranking)
+        cutter = self.study.cutter(ranking, seed)
         plan = cutter.plan(self.shape)
         if arm.start != "random weights":
             return cutter.model(plan)
@@ -208,10 +206,8 @@ def trials(cut: Cut) -> Iterator[str]:
 
 def draw(cut: Cut, parent_loss: float, path: Path) -> None:
     """The mean over seeds of each arm, in a band from the lowest to the highest seed."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS | {"savefig.facecolor": "white", "lines.markersize": 3.0})
-        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    settings = SETTINGS | {"savefig.facecolor": "white", "lines.markersize": 3.0}
+    with picture(path, (9.0, 3.6), settings) as figure:
         panels = figure.subplots(1, 2)
         for axes, key, label in zip(panels, ("loss", "kl"), ("loss (nats)", "KL to the parent (nats)"), strict=True):
             for (arm, of_arm), colour in zip(cut.results().items(), SERIES, strict=False):
@@ -226,8 +222,6 @@ def draw(cut: Cut, parent_loss: float, path: Path) -> None:
             axes.yaxis.set_minor_formatter("{x:g}")
         panels[0].axhline(parent_loss, color="black", linestyle=(0, (4, 3)), linewidth=1.2, alpha=0.7, label="parent")
         panels[0].legend(frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def page(study: DistillStudy, cuts: Sequence[Cut], output: Path) -> Iterator[str]:
@@ -288,9 +282,7 @@ def main() -> None:
             trial_tokens=args.trial_tokens,
         )
         lines = list(page(study, [Cut(study, ratio, args.seeds, args.ratios[0]) for ratio in args.ratios], args.output))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text("\n".join(lines).rstrip() + "\n")
-    print(args.output.read_text())
+    write_page(args.output, lines)
 
 
 if __name__ == "__main__":

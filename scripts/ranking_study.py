@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from bench_teacher import bench_data
-from studies import even_cut
+from studies import even_cut, mean_and_deviation, write_page
 
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.importance.agreement import WAYS
@@ -106,8 +106,8 @@ def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def page(
     parent: Parent, parent_loss: float, ranked: Found, residual: Found, low_precision: Iterable[str], seeds: int
-) -> str:
-    lines = [
+) -> list[str]:
+    return [
         "# Ranked by importance, at random, upside down",
         "",
         f"Zero-shot validation loss in nats per token over {BLOCKS} blocks; mean ± standard deviation over {seeds}",
@@ -132,14 +132,13 @@ def page(
         "",
         *low_precision,
     ]
-    return "\n".join(lines) + "\n"
 
 
 def table(found: Found, labels: list[str]) -> Iterator[str]:
     yield "| cut | " + " | ".join(labels) + " |"
     yield "|---|" + "---|" * len(labels)
     for name, by_label in found.items():
-        cells = (f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for v in (by_label[label] for label in labels))
+        cells = (mean_and_deviation(by_label[label]) for label in labels)
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
@@ -158,9 +157,7 @@ def main() -> None:
         ranked = losses(context, parent, args.seeds, args.samples, cuts, rankings)
         residual = losses(context, parent, args.seeds, args.samples, head_cuts, residuals)
         precision = list(low_precision(context, parent, args.samples))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(page(parent, teacher.summary["after"]["loss"], ranked, residual, precision, args.seeds))
-    print(args.output.read_text())
+    write_page(args.output, page(parent, teacher.summary["after"]["loss"], ranked, residual, precision, args.seeds))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python scripts/bench_teacher.py
     python scripts/bench_teacher.py --name prose --text a.txt b.txt --validation c.txt --hidden 128 --tokens 2000000
-    python scripts/repair_study.py --names bench prose --text a.txt b.txt --validation c.txt    # the last name's text
+    python scripts/repair_study.py --names bench prose --text a.txt b.txt --validation c.txt --text-name "my prose"
+
+Text, validation and its name are the last teacher's.
 
 The second teacher sees so many tokens because its validation loss rises beyond them.
 
@@ -23,13 +25,15 @@ from typing import Any
 
 import torch
 from bench_teacher import bench_data
-from studies import Figures, Study, even_cut, spread
+from matplotlib.ticker import EngFormatter
+from studies import Figures, Study, even_cut, picture, spread, write_page
 from torch import Tensor
 
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.data.batches import Batch, batch, sample_ids
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.evaluate.perplexity import perplexity
+from minitron_cli.report.plots import SERIES
 from minitron_cli.stages import repair
 from minitron_cli.stages.cut import Cutter
 from minitron_cli.stages.parent import open_parent
@@ -57,6 +61,8 @@ class RepairStudy(Study):
     """One teacher's part of the grid."""
 
     name: str
+    trained_on: str
+    """Of the teacher: how much of what."""
     tokens: int
     """Of the plain cut's distillation."""
     may_measure: bool
@@ -121,7 +127,7 @@ class Cell:
 
     @cached_property
     def cutter(self) -> Cutter:
-        return self.study.cutter(self.seed, Ranking())
+        return self.study.cutter(Ranking(), self.seed)
 
     @cached_property
     def plan(self) -> PrunePlan:
@@ -238,6 +244,8 @@ def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
     yield from (
         f"## {study.name}: {study.parent.shape.parameters():,} parameters, loss {parent:.3f}",
         "",
+        f"Trained on {study.trained_on}.",
+        "",
         "| kept | repair | seeds | loss | KL | loss gap closed | KL gap closed | int8: KL |",
         "|---|---|---|---|---|---|---|---|",
     )
@@ -307,14 +315,10 @@ def _needed(tokens: Sequence[float], total: float) -> str:
 
 def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None:
     """Validation loss against tokens, of the first seed's cuts."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "minitron", "font.size": 9.0}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "minitron", "font.size": 9.0}
+    with picture(path, (6.4, 3.6), settings) as figure:
         axes = figure.add_subplot()
-        for colour, (ratio, of_ratio) in zip(("#2563eb", "#c2410c", "#0f766e"), cells.items(), strict=False):
+        for colour, (ratio, of_ratio) in zip(SERIES, cells.items(), strict=False):
             if parity := of_ratio[0].parity():
                 for curve, style, name in ((parity.plain, "--", "plain"), (parity.best, "-", "mended")):
                     x, y = [p["tokens"] for p in curve], [p["loss"] for p in curve]
@@ -324,7 +328,6 @@ def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None
         axes.set(xlabel="tokens of distillation", ylabel="validation loss (nats)", title=study.name)
         axes.grid(alpha=0.2)
         axes.legend(fontsize=8)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def measure(cells: Sequence[Cell], seeds_rescaled: int, seeds_distilled: int) -> None:
@@ -347,6 +350,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["bench"], help="workspaces with a teacher")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="text of the last of the names")
     parser.add_argument("--validation", nargs="+", metavar="FILE", help="and what is held out of it")
+    parser.add_argument("--text-name", metavar="TITLE", help="what that text is, for the page")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5, 0.35])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rescaled", type=int, default=3, metavar="SEEDS", help="seeds that rescale is measured with")
@@ -358,6 +362,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/repair.md"))
     args = parser.parse_args()
     texts = {args.names[-1]: (args.text, args.validation)}
+    texts_of = dict.fromkeys(args.names, "the Python standard library's source")
+    if args.text:
+        texts_of[args.names[-1]] = described(args.text_name, args.text, args.validation or ())
 
     def study(name: str, may_measure: bool) -> RepairStudy:
         workspace = Workspace(args.runs_dir / name)
@@ -371,6 +378,7 @@ def main() -> None:
             samples=args.samples,
             blocks=args.blocks,
             name=name,
+            trained_on=f"{teacher.manifest.config['training']['tokens']:,} tokens of {texts_of[name]}",
             tokens=args.tokens,
             may_measure=may_measure,
         )
@@ -385,14 +393,17 @@ def main() -> None:
             of.parent_loss_while_distilled()
         every = [cell for of in studies for of_ratio in cells(of).values() for cell in of_ratio]
         measure(every, args.rescaled, args.distilled)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     lines = [*HEAD]
     for name in args.names:
         of = study(name, False)
         lines += tables(of, cells(of))
         draw(of, cells(of), args.output.with_name(f"repair-{name}.svg"))
-    args.output.write_text("\n".join(lines).rstrip() + "\n")
-    print(args.output.read_text())
+    write_page(args.output, lines)
+
+
+def described(name: str | None, text: Sequence[str], validation: Sequence[str]) -> str:
+    files = f"{len(text)} files" + (f"; {len(validation)} more are held out" if validation else "")
+    return f"{name}, {files}" if name else files
 
 
 HEAD = (
@@ -409,8 +420,7 @@ HEAD = (
     "curves; the table and the figure show the one that ends lowest.",
     "",
     "Regenerate: `python scripts/repair_study.py --names bench prose --text FILE .. --validation FILE ..` (its head",
-    "says how the teachers are made). Here bench was trained on 8M tokens of the Python standard library's source,",
-    "prose on 2M tokens of WikiText-2's validation part, 60 articles of which 2 are held out.",
+    "says how the teachers are made).",
     "",
 )
 

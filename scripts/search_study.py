@@ -21,24 +21,24 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from bench_teacher import bench_data
+from studies import Study, mean_and_deviation, write_page
 
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.cli.tables import number
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.report import plots
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.search.constraints.base import Timing, Workload
 from minitron_cli.search.rank import kendall_tau
-from minitron_cli.stages import candidates, distill, importance, prune, search
-from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.parent import Parent, open_parent
+from minitron_cli.stages import candidates, distill, prune, search
+from minitron_cli.stages.parent import open_parent
 from minitron_cli.stages.produce import Context
 from minitron_cli.stages.stopwatch import Stopwatch
 from minitron_cli.trim.spec import Budget, PruneConfig, Ranking, RepairName
@@ -59,27 +59,16 @@ MENDED = (
     "Cuts are mended before they are scored and trained ([repair.md](repair.md)); plain ones: [search.md](search.md)."
 )
 Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of each seed
-SVG_COLOURS = ("#2563eb", "#c2410c", "#0f766e", "#be185d", "#7c3aed", "#64748b")
 
 
-@dataclass(frozen=True)
-class Study:
-    context: Context
-    parent: Parent
+@dataclass(frozen=True, kw_only=True)
+class SearchStudy(Study):
     args: argparse.Namespace
-
-    @property
-    def data(self) -> Any:
-        return bench_data(None)
 
     def cut(self, **options: Any) -> PruneConfig:
         return PruneConfig(repair=self.args.repair, **options)
 
-    def scores(self) -> Artifact:
-        config = ImportanceConfig(samples=128, layer_removal=False)
-        return importance.run(self.context, self.parent, self.data, config)
-
-    def found(self, scores: Artifact) -> Artifact:
+    def found(self) -> Artifact:
         """The search in question."""
         retrain = Retrain(
             top=self.args.top,
@@ -90,50 +79,54 @@ class Study:
             warmup_steps=2,
         )
         config = SearchConfig(
-            budget=BUDGET, space=SPACE, candidates=self.args.candidates, score_blocks=self.args.blocks, retrain=retrain
+            budget=BUDGET, space=SPACE, candidates=self.args.candidates, score_blocks=self.blocks, retrain=retrain
         )
-        with self.timed("search"):
-            return search.run(self.context, self.parent, scores, self.data, config, cut=self.cut())
+        with self.clocked():
+            return search.run(self.context, self.parent, self.scores(), self.data, config, cut=self.cut())
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add up the CPU seconds of a part, over all runs that it took."""
-        started = time.process_time()
+    def clocked(self) -> Iterator[None]:
+        """Add up the CPU seconds of the search, over all runs that it took; to find it made takes none."""
+        started, before = time.process_time(), self._made()
+        is_done = False
         try:
             yield
+            is_done = True
         finally:
-            spent = self.cpu | {name: self.cpu.get(name, 0.0) + time.process_time() - started}
-            self.cpu_path.write_text(json.dumps(spent))
+            if not is_done or self._made() != before:
+                self.cpu_path.write_text(json.dumps({"search": self.cpu_seconds + time.process_time() - started}))
+
+    def _made(self) -> list[str]:
+        return [artifact.key for artifact in self.context.workspace.artifacts(search.STAGE)]
 
     @property
     def cpu_path(self) -> Path:
         return self.context.workspace.root / "cpu-seconds.json"
 
     @property
-    def cpu(self) -> dict[str, float]:
-        return json.loads(self.cpu_path.read_text()) if self.cpu_path.is_file() else {}
+    def cpu_seconds(self) -> float:
+        return json.loads(self.cpu_path.read_text())["search"] if self.cpu_path.is_file() else 0.0
 
-    def fast(self, scores: Artifact, share: str) -> Artifact:
+    def fast(self) -> Artifact:
         """The same without retraining, of shapes that are fast enough here."""
         config = SearchConfig(
             budget=BUDGET,
             space=FAST_SPACE,
             candidates=self.args.fast_candidates,
-            score_blocks=self.args.blocks,
-            constraints=({"kind": "latency", **LATENCY, "at_most": share},),
+            score_blocks=self.blocks,
+            constraints=({"kind": "latency", **LATENCY, "at_most": self.args.latency},),
             retrain=None,
         )
-        return search.run(self.context, self.parent, scores, self.data, config)
+        return search.run(self.context, self.parent, self.scores(), self.data, config)
 
-    def timing(self, scores: Artifact, shape: Mapping[str, int]) -> Timing:
+    def timing(self, shape: Mapping[str, int]) -> Timing:
         """As the search measured it, or would."""
-        cutter = Cutter(self.context, self.parent, read_scores(scores, self.parent), Ranking())
-        return Stopwatch(cutter)(self.parent.shape.resize(**shape), Workload(**LATENCY))
+        return Stopwatch(self.cutter(Ranking()))(self.parent.shape.resize(**shape), Workload(**LATENCY))
 
-    def trained(self, scores: Artifact, shape: Mapping[str, int], seed: int) -> dict[str, float]:
+    def distilled(self, shape: Mapping[str, int], seed: int) -> dict[str, float]:
         """Held-out loss and KL to the teacher after full distillation."""
         sizes = {axis: size for axis, size in shape.items() if size != self.parent.shape.sizes[axis]}
-        child = prune.run(self.context, self.parent, self.cut(shape=sizes), scores=scores, data=self.data)
+        child = prune.run(self.context, self.parent, self.cut(shape=sizes), scores=self.scores(), data=self.data)
         config = DistillConfig(
             tokens=self.args.tokens,
             batch_size=16,
@@ -149,6 +142,32 @@ class Study:
         after = distill.run(self.context, self.parent, child.path, self.data, config).summary["after"]
         print(sizes, seed, after, flush=True)
         return {name: after[name] for name in ("loss", "kl")}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known so far."""
+
+    study: SearchStudy
+    search: Artifact
+    fast: Artifact | None
+    """The search with a latency to keep, if there is one."""
+    shapes: Mapping[str, Mapping[str, int]]
+    """Those that are distilled in full."""
+    finals: Finals
+
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        return candidates.read(self.search)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.told["candidates"]
+
+    def write(self) -> None:
+        output = self.study.args.output
+        write_page(output, page(self))
+        output.with_suffix(".svg").write_text(curves(self.told))
 
 
 def main() -> None:
@@ -175,85 +194,64 @@ def main() -> None:
     parent = open_parent(workspace.require("teacher", "make bench-teacher").path)
     own = Workspace(args.runs_dir / "search-study")  # others may be at work in the teacher's
     with own.lock():
-        study = Study(Context(own), parent, args)
-        scores = study.scores()
-        found = study.found(scores)
+        study = SearchStudy(
+            folder="search-study",
+            context=Context(own),
+            parent=parent,
+            data=bench_data(None),
+            samples=128,
+            blocks=args.blocks,
+            args=args,
+        )
+        found = study.found()
         rows = candidates.read(found)["candidates"]
         shapes = {
             "search's winner": rows[0]["shape"],
             "best zero-shot": min(rows, key=lambda row: row["zero_shot"])["shape"],
             "scaled evenly": dict(parent.shape.prunable) | EVEN,
         }
-        finals: dict[str, list[dict[str, float]]] = {name: [] for name in shapes}
-        fast = None if args.search_only or args.repair != "none" else study.fast(scores, args.latency)
-        tell(study, scores, found, fast, shapes, finals)
+        fast = None if args.search_only or args.repair != "none" else study.fast()
+        results = Results(study, found, fast, shapes, {name: [] for name in shapes})
+        results.write()
         for seed in range(0 if args.search_only else args.seeds):
             for name, shape in shapes.items():
-                finals[name].append(study.trained(scores, shape, seed))
-            tell(study, scores, found, fast, shapes, finals)
+                results.finals[name].append(study.distilled(shape, seed))
+            results.write()
 
 
-def tell(
-    study: Study,
-    scores: Artifact,
-    found: Artifact,
-    fast: Artifact | None,
-    shapes: Mapping[str, Any],
-    finals: Finals,
-) -> None:
-    """Write what is known so far."""
-    write(study.args.output, page(study, scores, found, fast, shapes, finals), curves(found))
-
-
-def write(output: Path, text: str, svg: str) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
-    output.with_suffix(".svg").write_text(svg)
-    print(text)
-
-
-def curves(found: Artifact) -> str:
+def curves(told: dict[str, Any]) -> str:
     """The rungs as a picture that stands alone."""
-    told = candidates.read(found)
     lines = [
         ((0, *told["rung_tokens"][: len(row["rungs"])]), (row["zero_shot"], *row["rungs"]), i == 0)
         for i, row in enumerate(told["candidates"])
         if row["rungs"]
     ]
     svg = plots.halving_curves("halving", lines, "loss (nats)").replace("currentColor", "#334155")
-    for i, colour in enumerate(SVG_COLOURS):
+    for i, colour in enumerate(plots.SERIES):
         svg = svg.replace(f"var(--series-{i})", colour)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
     return svg.replace("<svg ", f'<svg {names} style="background:#fff" ', 1) + "\n"
 
 
-def page(
-    study: Study,
-    scores: Artifact,
-    found: Artifact,
-    fast: Artifact | None,
-    shapes: Mapping[str, Any],
-    finals: Finals,
-) -> str:
+def page(results: Results) -> list[str]:
+    study, rows = results.study, results.rows
     parent, args = study.parent.shape, study.args
-    told = candidates.read(found)
-    rows = told["candidates"]
-    lines = [
+    return [
         "# A search that retrains its candidates",
         "",
         f"The teacher of `make bench-teacher` ({parent.parameters():,} parameters), to 50 % ± 5 % of its",
         f"{parent.parameters('non_embedding'):,} parameters without embeddings, by depth and width together. "
-        f"{found.summary['feasible']} shapes of the grid are",
+        f"{results.search.summary['feasible']} shapes of the grid are",
         f"feasible; {len(rows)} were scored on {args.blocks} held-out blocks, {args.top} retrained on "
-        f"{' / '.join(f'{n:,}' for n in told['rung_tokens'])} tokens. The",
-        f"evenly scaled shape is not in the grid. The search took {study.cpu['search'] / 60:.1f} minutes of one CPU "
+        f"{' / '.join(f'{n:,}' for n in results.told['rung_tokens'])} tokens. The",
+        f"evenly scaled shape is not in the grid. The search took {study.cpu_seconds / 60:.1f} minutes of one CPU "
         "thread.",
         "",
         MENDED if args.repair != "none" else PLAIN,
         "",
         f"Regenerate: `make bench-teacher && {args.command}`",
         "",
-        *(after_distillation(study, shapes, finals) if any(finals.values()) else NOT_YET),
+        *(after_distillation(results) if any(results.finals.values()) else NOT_YET),
         "## The candidates",
         "",
         *candidate_table(rows),
@@ -262,29 +260,30 @@ def page(
         "",
         "## How stable the order is",
         "",
-        *stability(found, rows),
-        *(latency(study, scores, rows, fast) if fast else ()),
+        *stability(results),
+        *(latency(study, rows, results.fast) if results.fast else ()),
     ]
-    return "\n".join(lines) + "\n"
 
 
-def after_distillation(study: Study, shapes: Mapping[str, Any], finals: Finals) -> Iterator[str]:
-    args, seeds = study.args, len(next(iter(finals.values())))
+def after_distillation(results: Results) -> Iterator[str]:
+    args, seeds = results.study.args, len(next(iter(results.finals.values())))
     yield from ("## After full distillation", "")
     yield f"{args.tokens:,} tokens, {args.final_blocks} held-out blocks; mean ± standard deviation over {seeds} seeds"
     yield from ("(another order of the data).", "")
-    yield from final_table(study, shapes, finals)
+    yield from final_table(results)
     yield ""
-    yield from paired(finals)
+    yield from paired(results.finals)
     yield ""
 
 
-def final_table(study: Study, shapes: Mapping[str, Any], finals: Finals) -> Iterator[str]:
+def final_table(results: Results) -> Iterator[str]:
     yield "| shape | | without embeddings | loss | KL to the teacher |"
     yield "|---|---|---|---|---|"
-    for name, shape in shapes.items():
-        count = study.parent.shape.resize(**shape).parameters("non_embedding")
-        loss, kl = (spread([one[figure] for one in finals[name]]) for figure in ("loss", "kl"))
+    for name, shape in results.shapes.items():
+        count = results.study.parent.shape.resize(**shape).parameters("non_embedding")
+        loss, kl = (
+            mean_and_deviation([one[figure] for one in results.finals[name]], "{:.4f}") for figure in ("loss", "kl")
+        )
         yield f"| {name} | {spelled(shape)} | {count:,} | {loss} | {kl} |"
 
 
@@ -314,16 +313,17 @@ def candidate_table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
-def stability(found: Artifact, rows: list[dict[str, Any]]) -> Iterator[str]:
+def stability(results: Results) -> Iterator[str]:
+    rows = results.rows
     yield "| from | to | candidates | Kendall's tau |"
     yield "|---|---|---|---|"
     mass = kendall_tau([-row["costs"]["mass"] for row in rows], [row["zero_shot"] for row in rows])
     yield f"| importance kept | zero-shot | {len(rows)} | {mass:+.2f} |"
-    for row in next(iter(found.summary["winners"].values()))["stability"]:
+    for row in next(iter(results.search.summary["winners"].values()))["stability"]:
         yield f"| {row['from']} | {row['to']} | {row['candidates']} | {row['tau']:+.2f} |"
 
 
-def latency(study: Study, scores: Artifact, rows: list[dict[str, Any]], fast: Artifact) -> Iterator[str]:
+def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> Iterator[str]:
     yield from ("", "## With a latency to keep", "")
     quick = candidates.read(fast)["candidates"]
     free = min(rows, key=lambda row: row["zero_shot"])
@@ -334,7 +334,7 @@ def latency(study: Study, scores: Artifact, rows: list[dict[str, Any]], fast: Ar
     yield "| | shape | zero-shot loss | of the parent's time |"
     yield "|---|---|---|---|"
     for name, row in (("without the constraint", free), ("with it", quick[0])):
-        timing = study.timing(scores, row["shape"])
+        timing = study.timing(row["shape"])
         share = timing.seconds / timing.parent_seconds
         yield f"| {name} | {spelled(row['shape'])} | {number(row['zero_shot'])} | {share:.0%} |"
     yield ""
@@ -346,11 +346,6 @@ def latency(study: Study, scores: Artifact, rows: list[dict[str, Any]], fast: Ar
 
 def spelled(shape: Mapping[str, int]) -> str:
     return ", ".join(f"{axis} {shape[axis]}" for axis in ("layer", "hidden", "head", "ffn"))
-
-
-def spread(values: list[float]) -> str:
-    error = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{error}"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
-"""What the studies share: a teacher and its text, figures that are kept once measured, means with intervals."""
+"""What the studies share: a teacher and its text, figures that are kept once measured, pages and pictures of them."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
 from minitron_cli import io
 from minitron_cli.checkpoint import hf, strict_json
+from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
@@ -71,11 +77,13 @@ class Study:
             print(name, {key: value for key, value in figures.items() if key != "curve"}, flush=True)
         return strict_json.load(path)
 
-    def cutter(self, seed: int, ranking: Ranking) -> Cutter:
+    def scores(self, seed: int = 0) -> Artifact:
         """A seed draws calibration samples of its own."""
         config = ImportanceConfig(samples=self.samples, seed=seed, layer_removal=False)
-        scores = read_scores(importance.run(self.context, self.parent, self.data, config), self.parent)
-        return Cutter(self.context, self.parent, scores, ranking)
+        return importance.run(self.context, self.parent, self.data, config)
+
+    def cutter(self, ranking: Ranking, seed: int = 0) -> Cutter:
+        return Cutter(self.context, self.parent, read_scores(self.scores(seed), self.parent), ranking)
 
     def trained(self, name: str, student: Any, config: DistillConfig) -> TrainResult:
         """`student`, trained in place by the teacher; a run that was stopped continues."""
@@ -99,3 +107,30 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
         return mean
     half = T_95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean} ± {form.format(half).removeprefix('+')}"
+
+
+def mean_and_deviation(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """Mean and, of several, the standard deviation."""
+    mean = form.format(statistics.mean(values))
+    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def write_page(path: Path, lines: Iterable[str]) -> None:
+    """A page of Markdown, shown on the terminal too."""
+    text = "\n".join(lines).rstrip() + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    print(text)
+
+
+@contextmanager
+def picture(path: Path, size_inches: tuple[float, float], settings: Mapping[str, Any]) -> Iterator[Figure]:
+    """A figure to draw in, and then an SVG whose bytes follow from what was drawn."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)
+        figure, text = Figure(figsize=size_inches, layout="constrained"), StringIO()
+        yield figure
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))

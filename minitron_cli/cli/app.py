@@ -66,8 +66,9 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
             except BaseException as e:
                 raise typer.Exit(_fail(e, shown)) from None
 
-    command.__signature__ = options.flat(body)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in options.flat(body).parameters.values()}
+    signature = options.flat(body)
+    vars(command)["__signature__"] = signature
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return command
 
 

@@ -125,9 +125,10 @@ class _Work:
 
     def _write(self, directory: Path, documents: Iterable[tuple[Ids, Place]], place: Place | None) -> Place:
         """Documents until a part is full; the place behind the last of them."""
-        start, end, position = place, place, 0
+        end, position = place, 0
         with self._new_files(directory) as (tokens, starts, *counts):
-            for ids, end in documents:  # noqa: B007  # the last one is what counts
+            for ids, behind in documents:
+                end = behind
                 starts.write(np.array(position, START_DTYPE).tobytes())
                 tokens.write(ids.ids.astype(self.dtype).tobytes())
                 for file in counts:
@@ -136,7 +137,7 @@ class _Work:
                 if position >= PART_TOKENS:
                     break
         assert end is not None
-        self._seal(directory, [tokens, starts, *counts], {"from": start, "to": end})
+        self._seal(directory, [tokens, starts, *counts], {"from": place, "to": end})
         return end
 
     def _join(self, directory: Path, parts: Iterable[Path]) -> None:

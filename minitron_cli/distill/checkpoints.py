@@ -143,6 +143,13 @@ def has_best(scratch: Path, run: str, step: int) -> bool:
         return False
 
 
+def forget_best(scratch: Path, first: int) -> None:
+    """Remove the best weights of step `first` and later ones."""
+    for step in _steps(scratch, "best"):
+        if step >= first:
+            io.remove_tree(scratch / _name("best", step))
+
+
 def clear(scratch: Path) -> None:
     """Remove every checkpoint."""
     _sweep(scratch)

@@ -1,7 +1,7 @@
 """What a user says about a training run. Importable without torch."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -57,6 +57,9 @@ class DistillConfig(Spec):
 
     Where not said otherwise, defaults are those of Llama-3.1-Minitron-4B (Sreenivas et al. 2024, table 4).
     """
+
+    section: ClassVar[str] = "distill"
+    """Where a recipe has these settings, for what is said of them."""
 
     tokens: Quantity | None = None
     """Length of the run in tokens, rounded up to whole steps; give this or `steps`."""
@@ -130,7 +133,9 @@ class DistillConfig(Spec):
         if self.steps is not None:
             return self.steps
         if self.tokens is None:
-            raise RecipeError("distill: how long to train is not said; set distill.tokens or distill.steps")
+            raise RecipeError(
+                f"{self.section}: how long to train is not said; set {self.section}.tokens or {self.section}.steps"
+            )
         return math.ceil(self.tokens / (self.batch_size * sequence_length))
 
 
@@ -140,6 +145,8 @@ class CorrectConfig(DistillConfig):
     Published with about 127B tokens and a fifth of the peak rate that the model was trained with, the rest as it was
     trained (Sreenivas et al. 2024, sec. 2.2).
     """
+
+    section: ClassVar[str] = "correct"
 
     learning_rate: float = Field(2e-5, gt=0)
     """Peak of the schedule: a fifth of the model's own in pre-training, where that is known."""

@@ -28,7 +28,7 @@ from minitron_cli.distill.hidden import StatePair
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.schedule import learning_rate
 from minitron_cli.distill.sharding import Rows
-from minitron_cli.distill.speed import peak_flops, step_flops
+from minitron_cli.distill.speed import Pace, peak_flops, step_flops
 from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.distill.world import World, resolve_precision
 from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
@@ -111,6 +111,7 @@ class _Run:
         log: Callable[[Row], None],
     ) -> None:
         self.config, self.scratch, self.world = config, scratch, world
+        self.section = config.section
         self.log = log if world.rank == 0 else lambda row: None
         self.train_blocks, self.validation_blocks = train_blocks, validation_blocks
         self.total_steps = self.last_step = config.total_steps(train_blocks.sequence_length)
@@ -129,10 +130,9 @@ class _Run:
         self.optimizer = Optimizer(self.models.trained(), config)
         self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs)
         length, needed = train_blocks.sequence_length, teacher if config.needs_teacher else None
-        self.step_flops = step_flops(student, needed, config.batch_size * length, length)
-        self.peak_flops = peak_flops(world.device, self.models.precision)
-        self.training_seconds = 0.0
-        self.step = self.first_step = 0
+        step_tokens, peak = config.batch_size * length, peak_flops(world.device, self.models.precision)
+        self.pace = Pace(step_tokens, step_flops(student, needed, step_tokens, length), peak and peak * world.size)
+        self.step = 0
         self.saved_step = 0
         self.metrics: list[Row] = []
         self.validation: list[Row] = []
@@ -142,15 +142,17 @@ class _Run:
             raise DataError("the training data fill no block: give more text, or lower data.sequence_length")
         if self.config.batch_size < self.world.size:
             raise RecipeError(
-                f"distill.batch_size {self.config.batch_size} is below the {self.world.size} processes: raise it"
+                f"{self.section}.batch_size {self.config.batch_size} is below the {self.world.size} processes: raise it"
             )
         if self.config.warmup_steps >= self.total_steps:
             progress.warn(
-                f"distill.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} steps: "
-                "the learning rate only rises"
+                f"{self.section}.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} "
+                "steps: the learning rate only rises"
             )
         if self.validation_blocks is not None and not len(self.validation_blocks):
-            progress.warn("distill: the held-out data fill no block, so nothing is evaluated; hold out more text")
+            progress.warn(
+                f"{self.section}: the held-out data fill no block, so nothing is evaluated; hold out more text"
+            )
         if self.config.hidden is not None and not pairs:
             progress.warn("distill.hidden has no effect: depth was not cut; say which in distill.hidden.layers")
 
@@ -163,16 +165,18 @@ class _Run:
             if not resume:
                 checkpoints.clear(self.scratch)
             step = checkpoints.newest(self.scratch, self.identity) or 0
+            checkpoints.forget_best(self.scratch, step)  # those of evaluations that come again
         step = self.world.from_first(step)
         if step:
             saved = checkpoints.load(self.scratch, step)
             self.optimizer.load_(saved, self.world)
             self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
-            self.step = self.first_step = self.saved_step = step
-            progress.say(f"distill: continues after step {step:,} of {self.total_steps:,}")
+            self.step = self.saved_step = step
+            if not saved.record.get("is_pause"):  # which whoever asked for it knows
+                progress.say(f"{self.section}: continues after step {step:,} of {self.total_steps:,}")
             if (processes := saved.record["processes"]) != self.world.size:
                 progress.say(
-                    f"distill: saved by {processes} processes and continued by {self.world.size}: "
+                    f"{self.section}: saved by {processes} processes and continued by {self.world.size}: "
                     "the same samples in the same order, sums rounded differently"
                 )
 
@@ -185,7 +189,7 @@ class _Run:
             self._evaluate_if_due()
             while self.step < self.last_step:
                 row = self._optimize()
-                _show(advance, 1, loss=row["loss"], **self._speed())
+                _show(advance, 1, loss=row["loss"], **self.pace.shown())
                 self._save_if_due()
                 self._evaluate_if_due()
         exported = self._export_()
@@ -201,7 +205,9 @@ class _Run:
             return self.step
         is_there = self.world.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
         if not self.world.from_first(is_there):
-            progress.warn(f"distill: the weights of step {best:,}, the best, were lost; the last step's are used")
+            progress.warn(
+                f"{self.section}: the weights of step {best:,}, the best, were lost; the last step's are used"
+            )
             return self.step
         self.optimizer.load_(checkpoints.load(self.scratch, best, "best"), self.world)
         return best
@@ -227,7 +233,7 @@ class _Run:
         self.step += 1
         self.metrics.append(row)
         self.log(row)
-        self.training_seconds += time.monotonic() - started
+        self.pace.add(time.monotonic() - started)
         return row
 
     def _accumulate_(self, ids: Sequence[int], hidden_weight: float) -> Tensor:
@@ -292,8 +298,8 @@ class _Run:
         self.optimizer.drop_gradients_()
         kept = f"the state after step {self.saved_step} is kept" if self.saved_step else "no state was saved yet"
         raise RunFailed(
-            f"distill: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
-            "lower distill.learning_rate, or look at what both models make of this text"
+            f"{self.section}: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
+            f"lower {self.section}.learning_rate, or look at what the model makes of this text"
         )
 
     def _tokens(self, steps: int) -> int:
@@ -339,7 +345,12 @@ class _Run:
     def _save(self) -> None:
         if self.scratch is None or self.step in (0, self.saved_step):
             return
-        record = {"metrics": self.metrics, "validation": self.validation, "processes": self.world.size}
+        record = {
+            "metrics": self.metrics,
+            "validation": self.validation,
+            "processes": self.world.size,
+            "is_pause": self.step == self.last_step < self.total_steps,
+        }
         self._write("step", self.optimizer.tensors(), record, self.config.keep_last)
         self.saved_step = self.step
 
@@ -355,34 +366,11 @@ class _Run:
             checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, world=world)
         self.world.wait()
 
-    def _speed(self) -> dict[str, float | str]:
-        """What the progress line says of it."""
-        steps = self.step - self.first_step
-        speed: dict[str, float | str] = {"tokens/s": f"{self._tokens(steps) / self.training_seconds:,.0f}"}
-        if mfu := self._mfu():
-            speed["MFU"] = f"{mfu:.1%}"
-        return speed
-
-    def _mfu(self) -> float | None:
-        """The part of the devices' peak that the steps took, where the peak is known."""
-        if self.peak_flops is None or not self.training_seconds:
-            return None
-        flops = (self.step - self.first_step) * self.step_flops
-        return flops / self.training_seconds / (self.peak_flops * self.world.size)
-
     def _throughput(self, seconds: float) -> dict[str, float | str | bool]:
-        """Evaluations and checkpoints are in `seconds`, and not in what is said per second."""
-        steps = self.step - self.first_step
-        tokens, training = self._tokens(steps), self.training_seconds
-        known = {"mfu": round(mfu, 4)} if (mfu := self._mfu()) else {}
+        """Of this process's part of the run, evaluations and checkpoints included in `seconds`."""
         return {
-            "steps": steps,
-            "tokens": tokens,
             "seconds": round(seconds, 3),
-            "training_seconds": round(training, 3),
-            "tokens_per_second": round(tokens / training, 1) if training else 0.0,
-            "flops_per_step": self.step_flops,
-            **known,
+            **self.pace.summary(),
             "processes": self.world.size,
             "precision": self.models.precision,
             "sharded": self.models.is_sharded,

@@ -1,6 +1,7 @@
-"""How much a training run computes, and what part that is of what its devices could."""
+"""How much a training run computes, how fast, and what part that is of what its devices could."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,55 @@ PEAK_FLOPS = {  # dense bf16, from the makers' data sheets; the longest name tha
     "RTX 4090": 165e12,
     "RTX 6000 Ada": 364e12,
 }
+
+
+@dataclass
+class Pace:
+    """Steps and the time they took; what happens between steps does not count."""
+
+    step_tokens: int
+    step_flops: int
+    peak_flops: float | None
+    """Per second, of all devices; None if it is not known."""
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One more step."""
+        self.steps += 1
+        self.seconds += seconds
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.step_tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def mfu(self) -> float | None:
+        """The part of the devices' peak that the steps took, where the peak is known."""
+        if self.peak_flops is None or not self.seconds:
+            return None
+        return self.steps * self.step_flops / self.seconds / self.peak_flops
+
+    def shown(self) -> dict[str, float | str]:
+        """What a progress line says of it."""
+        share = {} if self.mfu is None else {"MFU": f"{self.mfu:.1%}"}
+        return {"tokens/s": f"{self.tokens_per_second:,.0f}", **share}
+
+    def summary(self) -> dict[str, float | str | bool]:
+        """What a result's record says of it."""
+        share = {} if self.mfu is None else {"mfu": round(self.mfu, 4)}
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "training_seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "flops_per_step": self.step_flops,
+            **share,
+        }
 
 
 def step_flops(student: Any, teacher: Any | None, tokens: int, length: int) -> int:

@@ -94,8 +94,8 @@ def _refuse_growth(constraints: Sequence[Bounded], limits: Sequence[Limits], who
                 )
 
 
-def _candidate(row: Costed, constraints: Sequence[Bounded]) -> Candidate:
-    costs = {constraint.kind: cost for constraint, cost in zip(constraints, row.costs, strict=True)}  # type: ignore[attr-defined]
+def _candidate(row: Costed, constraints: Sequence[Constraint]) -> Candidate:
+    costs: dict[str, float] = {constraint.kind: cost for constraint, cost in zip(constraints, row.costs, strict=True)}
     costs.pop("parameters", None)
     costs.pop("serving", None)
     costs.setdefault("memory", Memory(at_most="100%").cost(row.shape))

@@ -1,7 +1,6 @@
 """The distill stage: a teacher, a student and text in, the trained student out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minitron_cli.checkpoint import fingerprint
 from minitron_cli.checkpoint.artifact import Artifact
@@ -14,9 +13,6 @@ from minitron_cli.stages import training
 from minitron_cli.stages.parent import Parent, open_parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.tokens import blocks_of
-
-if TYPE_CHECKING:
-    pass
 
 STAGE, VERSION = "distill", 2
 

@@ -139,9 +139,7 @@ class _Calibration:
     def _is_resident(self) -> bool:
         if self.config.mode != "auto":
             return self.config.mode == "resident"
-        item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.context.dtype)
-        shape = self.parent.shape
-        model_bytes = shape.parameters() * item_bytes if item_bytes else self.parent.checkpoint.size_bytes
+        model_bytes = self.parent.size_bytes(self.context.dtype)
         on_cpu = self.context.device == "cpu"
         together = model_bytes * self.processes.size if on_cpu else model_bytes
         is_resident = fits(together, self.config.activation_budget, self.context.device)

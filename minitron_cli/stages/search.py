@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minitron_cli import io, progress
 from minitron_cli.checkpoint import hf, strict_json
@@ -116,7 +116,7 @@ class _Crew:
         mine = range(self.processes.rank, len(names), self.processes.size)
         with progress.track(title, len(mine), "candidates") as step:
             for i in mine:
-                found = self.work.remember(names[i], lambda i=i: {"value": compute(i)})  # type: ignore[misc]
+                found = self.work.remember(names[i], partial(_value, compute, i))
                 step(1, score=found["value"])
         return [float(self._found(name)["value"]) for name in names]
 
@@ -137,6 +137,10 @@ class _Crew:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
+
+
+def _value(compute: Callable[[int], float], i: int) -> dict[str, float]:
+    return {"value": compute(i)}
 
 
 @dataclass(frozen=True)
@@ -300,9 +304,14 @@ class _Search:
         return self.crew.work.scratch / f"retrain-{candidate.name}"
 
 
-def training(retrain: Retrain, seed: int) -> DistillConfig:
+class Retraining(DistillConfig):
     """A candidate's lightweight retraining as the training loop takes it."""
-    return DistillConfig(
+
+    section: ClassVar[str] = "search.retrain"
+
+
+def training(retrain: Retrain, seed: int) -> Retraining:
+    return Retraining(
         tokens=retrain.tokens,
         batch_size=retrain.batch_size,
         micro_batch_size=retrain.micro_batch_size,

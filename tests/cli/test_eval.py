@@ -192,17 +192,7 @@ def test_a_dry_run_of_the_suite_lists_tasks_shots_metrics_and_sources(place: Pla
     result = invoke(*words, "--allow-code-execution", "--json")
     assert result.exit_code == 0, result.stderr
     found = {row["task"]: row for row in json.loads(result.stdout)["forecast"]["tasks"]}
-    assert {name: row["shots"] for name, row in found.items()} == {
-        "winogrande": 5,
-        "arc_challenge": 25,
-        "mmlu": 5,
-        "hellaswag": 10,
-        "gsm8k": 5,
-        "truthfulqa_mc2": 0,
-        "xlsum_en": 3,
-        "mbpp": 0,
-        "humaneval": 0,
-    }
+    assert {name: row["shots"] for name, row in found.items()} == suite_data.PUBLISHED_SHOTS
     assert found["gsm8k"]["data"] == "the hub: openai/gsm8k"
     assert found["gsm8k"]["metrics"] == "exact_match,strict-match, exact_match,flexible-extract"
     assert found["hellaswag"]["data"] == str(data / "hellaswag/data")

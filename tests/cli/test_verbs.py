@@ -27,6 +27,13 @@ class Place:
         self.root, self.model, self.text = root, tiny / "model", tiny / "text.jsonl"
         self.workspace = Workspace(root / "runs" / "model")
 
+    def recipe(self, stages: str) -> Path:
+        """A recipe for the model and its text, with these stages after importance."""
+        path = self.root / "small.yaml"
+        data = f"data: {{sources: [{{kind: files, paths: [{self.text}]}}], sequence_length: 16}}"
+        path.write_text(f"model: {self.model}\n{data}\nimportance: {{samples: 4}}\n{stages}")
+        return path
+
     def run(self, *arguments: Any, code: int = 0) -> Any:
         """The JSON that a verb prints; or, with `code`, its one line on stderr."""
         result = invoke(*arguments, "--runs-dir", self.root / "runs", *(["--json"] if code == 0 else []))
@@ -87,7 +94,7 @@ def test_a_changed_setting_is_another_artifact_beside_the_first(place: Place) ->
     other = place.importance("batch_size=4")
     assert len(place.workspace.artifacts("importance")) == 2
     place.importance()
-    assert place.workspace.current("importance").path != Path(other["path"])  # type: ignore[union-attr]
+    assert place.workspace.current("importance").path != Path(other["path"])
 
 
 def test_prune_cuts_what_it_was_told_to(place: Place, pruned: dict[str, Any]) -> None:
@@ -349,18 +356,12 @@ def test_an_interrupted_command_is_continued_without_saying_it_all_again(
 
 
 def test_a_recipe_runs_end_to_end_and_is_up_to_date_afterwards(fresh: Place) -> None:
-    recipe = fresh.root / "small.yaml"
-    recipe.write_text(
-        f"""\
-model: {fresh.model}
-data:
-  sources: [{{kind: files, paths: [{fresh.text}]}}]
-  sequence_length: 16
-importance: {{samples: 4}}
-prune: {{shape: {{ffn: 64}}}}
-distill: {{steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}}
-controls: [{{label: random-init, init: random}}]
-evaluate: {{blocks: 2, gates: {{maximum: {{perplexity.loss: 0.001}}}}}}
+    recipe = fresh.recipe(
+        """\
+prune: {shape: {ffn: 64}}
+distill: {steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}
+controls: [{label: random-init, init: random}]
+evaluate: {blocks: 2, gates: {maximum: {perplexity.loss: 0.001}}}
 """
     )
     first = invoke("run", recipe, "--runs-dir", fresh.root / "runs", "--json")
@@ -384,19 +385,13 @@ evaluate: {{blocks: 2, gates: {{maximum: {{perplexity.loss: 0.001}}}}}}
 
 
 def test_a_recipe_corrects_its_teacher_and_compares_with_a_random_cut(fresh: Place) -> None:
-    recipe = fresh.root / "small.yaml"
-    recipe.write_text(
-        f"""\
-model: {fresh.model}
-data:
-  sources: [{{kind: files, paths: [{fresh.text}]}}]
-  sequence_length: 16
-importance: {{samples: 4}}
-prune: {{shape: {{ffn: 64, hidden: 48}}, drop_layers: [1]}}
-correct: {{steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}}
-distill: {{steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}}
-controls: [{{label: random-cut, cut: random}}]
-evaluate: {{blocks: 2}}
+    recipe = fresh.recipe(
+        """\
+prune: {shape: {ffn: 64, hidden: 48}, drop_layers: [1]}
+correct: {steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}
+distill: {steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}
+controls: [{label: random-cut, cut: random}]
+evaluate: {blocks: 2}
 """
     )
     made = fresh.run("run", recipe)

@@ -128,23 +128,28 @@ class Ended(NamedTuple):
     trace: str
 
 
-def in_child(stage: Stage, root: Path, disk: io.Disk) -> Callable[[], Ended]:
-    """Start a stage in a fork that writes through `disk`. Call the result to wait for it."""
+class Child(NamedTuple):
+    """A process at work."""
+
+    pid: int
+    reader: int
+
+    def wait(self) -> Ended:
+        with open(self.reader, "rb") as pipe:
+            report = pipe.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        error, trace = pickle.loads(report) if report else (None, "")
+        return Ended(code, error, trace)
+
+
+def in_child(stage: Stage, root: Path, disk: io.Disk) -> Child:
+    """Start a stage in a fork that writes through `disk`."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         _run_and_exit(stage, root, disk, writer)
     os.close(writer)
-
-    def wait() -> Ended:
-        with open(reader, "rb") as pipe:
-            report = pipe.read()
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        error, trace = pickle.loads(report) if report else (None, "")
-        return Ended(code, error, trace)
-
-    wait.pid = pid  # type: ignore[attr-defined]
-    return wait
+    return Child(pid, reader)
 
 
 def here(stage: Stage, root: Path, disk: io.Disk | None = None) -> Ended:
@@ -244,7 +249,7 @@ class Range:
         self.stage, self.place, self.start, self.isolated = stage, place, start, isolated
         reference, disk = self.fresh(), Listing()
         started = time.monotonic()
-        ended = in_child(stage, reference, disk)()
+        ended = in_child(stage, reference, disk).wait()
         self.seconds = time.monotonic() - started
         assert ended.code == 0, ended.trace
         self.calls = disk.last.split()
@@ -267,7 +272,7 @@ class Range:
         """One deterministic fault at the N-th call, then the checks."""
         root, disk = self.fresh(), Faulty(at, how)
         isolated = how in KILLS or self.isolated
-        ended = in_child(self.stage, root, disk)() if isolated else here(self.stage, root, disk)
+        ended = in_child(self.stage, root, disk).wait() if isolated else here(self.stage, root, disk)
         trial = Trial(how, disk.last, ended)
         if how in KILLS and ended.code != -signal.SIGKILL:
             trial.problems.append(f"was not killed: {ended}")
@@ -280,17 +285,17 @@ class Range:
     def kill_after(self, seconds: float) -> Trial | None:
         """SIGKILL at a moment of the clock; None if the stage was done by then."""
         root, disk = self.fresh(), Watched()
-        wait = in_child(self.stage, root, disk)
+        child = in_child(self.stage, root, disk)
         time.sleep(seconds)
-        os.kill(wait.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        ended = wait()
+        os.kill(child.pid, signal.SIGKILL)
+        ended = child.wait()
         if ended.code != -signal.SIGKILL:
             return None
         return self.check(root, Trial("kill at random", disk.last or "before any call", ended))
 
     def check(self, root: Path, trial: Trial) -> Trial:
         trial.problems += half_made(root)
-        again = in_child(self.stage, root, io.Disk())() if self.isolated else here(self.stage, root)
+        again = in_child(self.stage, root, io.Disk()).wait() if self.isolated else here(self.stage, root)
         if again.code != 0:
             trial.problems.append(f"the second run failed: {again.error!r}\n{again.trace}")
         elif (found := artifacts(root)) != self.wanted:

@@ -54,8 +54,8 @@ def test_four_writers_of_one_artifact(place, locked, rounds):
     for round_ in range(rounds):
         root = place / str(round_)
         root.mkdir()
-        waits = [in_child(stage, root, io.Disk()) for _ in range(4)]
-        assert "".join(wait().trace for wait in waits) == ""
+        children = [in_child(stage, root, io.Disk()) for _ in range(4)]
+        assert "".join(child.wait().trace for child in children) == ""
         assert artifacts(root) == wanted
         assert leftovers(root) == []
         shutil.rmtree(root)
@@ -70,8 +70,8 @@ def test_four_writers_over_an_old_artifact(place, context):
     for _ in range(5):
         if not context:
             next((place / "root").rglob("part-0")).write_bytes(b"")
-        waits = [in_child(stage, place / "root", io.Disk()) for _ in range(4)]
-        assert "".join(wait().trace for wait in waits) == ""
+        children = [in_child(stage, place / "root", io.Disk()) for _ in range(4)]
+        assert "".join(child.wait().trace for child in children) == ""
         assert artifacts(place / "root") == wanted
         assert leftovers(place / "root") == []
 

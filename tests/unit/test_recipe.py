@@ -146,7 +146,7 @@ def test_changes_reach_every_depth_and_leave_the_rest() -> None:
     assert plain.distill is not None
     assert (changed.distill.learning_rate, changed.distill.steps) == (2e-4, 5)
     assert changed.prune.shape == {"hidden": 3072, "ffn": 9472}
-    assert changed.data.sources[0].split == "validation"  # type: ignore[union-attr]
+    assert changed.data.sources[0].split == "validation"
     assert plain.distill.learning_rate == DistillConfig(steps=5).learning_rate
 
 

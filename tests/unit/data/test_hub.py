@@ -109,7 +109,10 @@ def test_what_the_hub_answers_is_told_in_a_sentence_without_a_retry(failure, kin
 
 def test_the_commit_that_was_found_is_the_one_that_is_loaded(online, monkeypatch):
     asked = {}
-    info = lambda *args, **kwargs: huggingface_hub.DatasetInfo(id="me/it", sha="c0ffee", siblings=[])  # noqa: E731
+
+    def info(*args, **kwargs):
+        return huggingface_hub.DatasetInfo(id="me/it", sha="c0ffee", siblings=[])
+
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.update(kwargs))
     hub.load("me/it", None, "train", "main")

@@ -110,8 +110,10 @@ def test_a_held_out_share_is_disjoint_complete_and_keeps_duplicates_together(tok
         text = tokenizer.decode(flat(prepare(config, split, tokenizer, "t", tmp_path / "cache")))
         return text.removesuffix(tokenizer.eos_token).split(tokenizer.eos_token)
 
+    def whole(split: list[str]) -> set[str]:
+        return {text for text in split if text in texts}  # the last may be cut
+
     train, validation = documents("train"), documents("validation")
-    whole = lambda split: {text for text in split if text in texts}  # noqa: E731  # the last may be cut
     assert not whole(train) & whole(validation)
     assert whole(train) | whole(validation) == set(texts)
     assert 0.12 < len(whole(validation)) / 300 < 0.28

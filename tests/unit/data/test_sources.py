@@ -49,8 +49,11 @@ def listed_by_walking(root: Path) -> set[Path]:
         subdirectories[:] = set(subdirectories) - generated - {"site-packages", "test", "tests", "idle_test"}
         found |= {Path(directory, name) for name in names if name.endswith(".py")}
     no_modules = {"__hello__.py", "__phello__", "sitecustomize.py", "usercustomize.py"}  # hello: a test's frozen module
-    is_module = lambda path: not no_modules & set(path.parts) and not path.name.startswith("_sysconfigdata")  # noqa: E731
-    return {path for path in found if is_module(path.relative_to(root))}
+    return {
+        path
+        for path in found
+        if not no_modules & set(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata")
+    }
 
 
 def test_the_standard_library_is_its_own_modules_without_tests_in_one_split_each():

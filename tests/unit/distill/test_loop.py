@@ -16,10 +16,12 @@ from transformers import LlamaForCausalLM
 from minitron_cli import progress
 from minitron_cli.data.batches import sample_ids
 from minitron_cli.distill import checkpoints
-from minitron_cli.distill.config import OBJECTIVES, DistillConfig, HiddenLosses
+from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, HiddenLosses
 from minitron_cli.distill.hidden import Norms, state_pairs
 from minitron_cli.distill.loop import TrainResult, _step_seed, train
 from minitron_cli.errors import ArtifactError, CheckpointError, DataError, Interrupted, RecipeError, RunFailed
+from minitron_cli.search.config import Retrain
+from minitron_cli.stages.search import training
 from tests.unit.distill import small
 from tests.unit.distill.small import CONFIG, AfterStep, Text, configured, run
 
@@ -381,6 +383,28 @@ def test_a_resumed_run_has_the_same_best(tmp_path: Path, cut: int) -> None:
     assert resumed[1].exported == undisturbed[1].exported
 
 
+def test_the_best_of_steps_that_are_done_again_does_not_take_the_place_of_an_earlier_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where a resumed run is the same but for rounding: now step 2 is the best, not step 3."""
+    config = configured(steps=4, warmup_steps=0, eval_every=1, save_every=2, export="best")
+
+    def dies(row: dict[str, float]) -> None:
+        if row["step"] == 4 and "loss" in row:
+            raise KeyboardInterrupt
+
+    def losses(*values: float) -> None:
+        left = iter(values)
+        monkeypatch.setattr("minitron_cli.distill.loop.evaluate", lambda *_: {"loss": next(left)})
+
+    losses(5, 4, 3, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, log=dies)
+    assert {"step-000002", "best-000003"} <= {path.name for path in tmp_path.iterdir()}
+    losses(3, 3.5, 3.5)
+    assert run(tmp_path, config)[1].exported == 2
+
+
 def test_best_weights_that_were_lost_give_way_to_the_last(tmp_path: Path) -> None:
     undisturbed = run(None, configured(**{**BEST.model_dump(), "export": "last"}))
     best = lowest(run(tmp_path, BEST)[1])
@@ -470,6 +494,21 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
     assert all(torch.equal(p, before[name]) for name, p in small.state(student).items())
 
 
+@pytest.mark.parametrize(
+    ("config", "section"),
+    [
+        (CONFIG, "distill"),
+        (CorrectConfig(steps=2, batch_size=4, warmup_steps=0), "correct"),
+        (training(Retrain(tokens=96, batch_size=4, warmup_steps=0), seed=0), "search.retrain"),
+    ],
+)
+def test_what_is_to_be_lowered_is_named_as_a_recipe_has_it(config: DistillConfig, section: str) -> None:
+    student = small.student()
+    student.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(RunFailed, match=rf"^{section}: grad_norm .*: lower {section}\.learning_rate"):
+        run(None, config, student=student)
+
+
 def test_held_out_figures_that_are_not_finite_stop_too(tmp_path: Path) -> None:
     teacher = small.teacher()
     nan_teacher_after(3, teacher)
@@ -520,9 +559,10 @@ def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
         run(None, held_out=Singles())
 
 
-def test_an_unsaid_length_is_refused() -> None:
-    with pytest.raises(RecipeError, match="set distill"):
-        run(None, configured(steps=None))
+@pytest.mark.parametrize(("config", "section"), [(configured(steps=None), "distill"), (CorrectConfig(), "correct")])
+def test_an_unsaid_length_is_refused(config: DistillConfig, section: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^{section}: .*set {section}\.tokens or {section}\.steps"):
+        run(None, config)
 
 
 def test_a_vocabulary_of_another_size_is_refused() -> None:

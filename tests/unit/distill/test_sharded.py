@@ -147,8 +147,8 @@ def test_sharding_is_chosen_where_one_copy_each_does_not_fit(
     world = type(
         "Two", (), {"size": size, "local_size": size, "device": torch.device(device), "any": staticmethod(bool)}
     )
-    assert sharding.is_wanted(changed(sharding=sharding_), world, 10, 30) == expected  # type: ignore[arg-type]
-    assert not sharding.is_wanted(changed(sharding="auto"), world, 4, 30) or device == "cpu"  # type: ignore[arg-type]
+    assert sharding.is_wanted(changed(sharding=sharding_), world, 10, 30) == expected
+    assert not sharding.is_wanted(changed(sharding="auto"), world, 4, 30) or device == "cpu"
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """A run that stops at a step and goes on later is the uninterrupted run."""
 
+import pytest
 import torch
 
+from minitron_cli import progress
+from minitron_cli.errors import Interrupted
 from tests.unit.distill import small
 
 
@@ -22,3 +25,18 @@ def test_a_part_that_is_done_trains_nothing(tmp_path):
     again, result = small.run(tmp_path, until=3, blocks=blocks, held_out=None)
     assert (result.steps, blocks.seen) == (3, [])
     torch.testing.assert_close(small.state(again), small.state(first), rtol=0, atol=0)
+
+
+def test_only_a_run_that_was_stopped_says_that_it_continues(tmp_path):
+    small.run(tmp_path, until=2)
+    display = small.AfterStep()
+    progress.show_on(display)
+    small.run(tmp_path, until=4)
+    assert display.said == []
+    progress.show_on(small.AfterStep(5, lambda: progress.request_stop(15)))
+    with pytest.raises(Interrupted):
+        small.run(tmp_path)
+    progress.request_stop(None)
+    progress.show_on(display)
+    small.run(tmp_path)
+    assert display.said == ["distill: continues after step 5 of 6"]

@@ -12,20 +12,9 @@ from minitron_cli.evaluate.suite import scoring
 from minitron_cli.evaluate.tasks import Places, forecast, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate import suite_data
+from tests.unit.evaluate.suite_data import PUBLISHED_SHOTS
 
 TASKS = SUITES["minitron"]
-SHOTS = {
-    "winogrande": 5,
-    "arc_challenge": 25,
-    "mmlu": 5,
-    "hellaswag": 10,
-    "gsm8k": 5,
-    "truthfulqa_mc2": 0,
-    "xlsum_en": 3,
-    "mbpp": 0,
-    "humaneval": 0,
-}
-"""Sreenivas et al. 2024, table 1."""
 METRICS = {
     "winogrande": "acc",
     "arc_challenge": "acc_norm",
@@ -72,7 +61,7 @@ def test_all_nine_tasks_run_on_local_files_with_their_own_shots(tokenizer, data)
     model = tiny_model("llama", vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=8192)
     found = harness.run_tasks(model, tokenizer, TASKS, places=Places(data=data), allow_code=True, batch_size=64)
     measured = {name: found.results[name][METRICS[name]] for name in METRICS}
-    assert {name: value["shots"] for name, value in measured.items()} == SHOTS
+    assert {name: value["shots"] for name, value in measured.items()} == PUBLISHED_SHOTS
     assert {name: value["n"] for name, value in measured.items()} == dict.fromkeys(METRICS, 4) | {"mmlu": 8}
     assert all(0 <= value["value"] <= 1 for value in measured.values())
     assert {len(found.items[name][METRICS[name]].values) for name in METRICS} == {4, 8}
@@ -102,7 +91,7 @@ def prompts(name, data, **options):
 )
 def test_every_prompt_shows_the_shots_of_the_suite(name, mark, data):
     found = {instance.args[0].count(mark) for instance in prompts(name, data)}
-    assert found == {SHOTS[name] + 1}
+    assert found == {PUBLISHED_SHOTS[name] + 1}
 
 
 def test_humaneval_draws_twenty_answers_as_the_paper_does(data):
@@ -134,8 +123,8 @@ def test_tasks_that_run_code_need_leave(data):
     with pytest.raises(InputError, match=r"'humaneval' runs code .* add --allow-code-execution"):
         load_tasks([Task(name="humaneval")], Places(data=data))
     config = EvaluateConfig(suite="minitron")
-    assert [task.name for task in config.asked(allow_code=True)] == list(SHOTS)
-    assert [task.name for task in config.asked(allow_code=False)] == list(SHOTS)[:-2]
+    assert [task.name for task in config.asked(allow_code=True)] == list(PUBLISHED_SHOTS)
+    assert [task.name for task in config.asked(allow_code=False)] == list(PUBLISHED_SHOTS)[:-2]
 
 
 def test_a_task_named_beside_its_suite_is_asked_as_named():
@@ -146,8 +135,10 @@ def test_a_task_named_beside_its_suite_is_asked_as_named():
 
 def test_what_is_ahead_is_told_without_reading_data(tmp_path, data):
     local = {row.task: row for row in forecast(TASKS, Places(data=data))}
-    assert {name: row.shots for name, row in local.items()} == SHOTS
-    assert {name: METRICS[name] in row.metrics.split(", ") for name, row in local.items()} == dict.fromkeys(SHOTS, True)
+    assert {name: row.shots for name, row in local.items()} == PUBLISHED_SHOTS
+    assert {name: METRICS[name] in row.metrics.split(", ") for name, row in local.items()} == dict.fromkeys(
+        PUBLISHED_SHOTS, True
+    )
     assert local["winogrande"].data == str(data / "winogrande/winogrande_xl")
     assert local["xlsum_en"].items == "first 20%"
     assert local["humaneval"].items == "all, 20 answers each"

@@ -1,6 +1,6 @@
 """Calibration batches for tests: random tokens, every block packed with documents of its own lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -10,6 +10,10 @@ from minitron_cli.model.families import family_of
 from minitron_cli.trim.scores import Scores
 
 SAMPLES, TOKENS = 5, 14  # unlike each other and every axis of the tiny models
+
+
+class Killed(Exception):
+    """What a test raises in the middle of a pass."""
 
 
 def samples(count: int = SAMPLES, tokens: int = TOKENS, *, seed: int = 0, documents: bool = True) -> Batch:
@@ -31,3 +35,8 @@ def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
 
 def score(model, batches: Sequence[Batch], **options) -> Scores:
     return collect(model, family_of(model.config), batches, **options)
+
+
+def killed_after(batches: Sequence[Batch], count: int) -> Iterator[Batch]:
+    yield from batches[:count]
+    raise Killed

@@ -9,12 +9,7 @@ from minitron_cli import io, progress
 from minitron_cli.errors import CheckpointError, DataError, Interrupted
 from minitron_cli.importance.resume import FILE
 from tests.tiny import tiny_model
-from tests.unit.importance.calibration import TOKENS, samples, score, split
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+from tests.unit.importance.calibration import TOKENS, Killed, killed_after, samples, score, split
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +83,6 @@ def test_no_logits_are_computed_where_none_are_needed(batches):
     model = tiny_model("llama")
     model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the LM head ran"))
     score(model, batches, layer_removal=False)
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_after(batches, count):
-    yield from batches[:count]
-    raise Killed
 
 
 def counting(model):

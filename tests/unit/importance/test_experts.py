@@ -13,30 +13,16 @@ from minitron_cli.importance.observer import Part, Tokens
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.live import experts_module, live_tensor
 from tests.tiny import tiny_model, write_tiny
-from tests.unit.importance.calibration import samples, score, split
+from tests.unit.importance.calibration import Killed, killed_after, samples, score, split
 
 MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
 EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
 BATCHES = split(samples(5), [2, 2, 1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("mixtral"), "mixtral")
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_after(batches, count):
-    yield from batches[:count]
-    raise Killed
 
 
 def assert_same_bits(found, expected):

@@ -12,19 +12,9 @@ from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.trim.scores import Scores
 from tests.tiny import write_tiny
-from tests.unit.importance.calibration import samples, split
+from tests.unit.importance.calibration import Killed, samples, split
 
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("llama"), "llama")
 
 
 BATCHES = split(samples(5, 25), [2, 3])
@@ -99,10 +89,6 @@ def test_each_weight_is_read_once_and_only_one_layer_is_held(llama, tmp_path):
     by_layer(llama, tmp_path, read=read, model=model)
     assert sorted(names) == sorted(checkpoint.tensors)
     assert all(parameter.is_meta for parameter in model.parameters())
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("budget", [0, 10**9])

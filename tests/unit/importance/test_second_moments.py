@@ -14,20 +14,10 @@ from minitron_cli.importance.second_moments import second_moments
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.trim.repair.moments import NormMoments
 from tests.tiny import write_tiny
-from tests.unit.importance.calibration import samples, split
+from tests.unit.importance.calibration import Killed, samples, split
 
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 BATCHES = split(samples(6, 25), [2, 3, 1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("llama"), "llama")
 
 
 def collect(path, scratch, *, stored=True, finish=None, batches=BATCHES, activation_budget=10**9, **options):
@@ -108,10 +98,6 @@ def test_never_more_than_one_layers_moments_are_alive(llama, tmp_path, monkeypat
     collect(llama, tmp_path, finish=lambda *_: None)
     assert len(most) == 4 * 2 + 1
     assert max(most) == 2
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("kill", [0, 1, 3, 4])

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -21,15 +22,10 @@ from minitron_cli.trim.repair.store import Store
 from tests.conformance.masked import random_cut
 from tests.conformance.test_families import plan_of, reload, write
 from tests.tiny import BASE, tiny_model
-from tests.unit.importance.calibration import samples, split
+from tests.unit.importance.calibration import Killed, samples, split
 
 HIDDEN, RIDGE = BASE["hidden_size"], 0.1
 BATCHES = split(samples(7, 25), [2, 4, 1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +114,7 @@ def check_parts(model, plan, child, layers):
         for m, which in ((model, layers), (child, range(len(layers))))
     )
     kept, multiplier = kept_directions(plan), getattr(model.config, "residual_multiplier", 1.0)
+    check = partial(check_reader, model, child, parent, mended, kept)
     for place, layer in enumerate(layers):
         at, of = f"model.layers.{layer}", f"model.layers.{place}"
         after = {"o_proj": parent[f"{at}.post_attention_layernorm"][0], "down_proj": parent[at][1]}
@@ -143,28 +140,13 @@ def check_parts(model, plan, child, layers):
         ):
             rows = None if axis is None else plan.at(axis, layer)
             weight = model.get_submodule(f"{at}.{reader}").weight.double()
-            check_reader(
-                model,
-                child,
-                parent,
-                mended,
-                kept,
+            check(
                 f"{at}.{norm}",
                 f"{of}.{norm}",
                 weight if rows is None else weight[rows],
                 child.get_submodule(f"{of}.{reader}").weight,
             )
-    check_reader(
-        model,
-        child,
-        parent,
-        mended,
-        kept,
-        "model.norm",
-        "model.norm",
-        model.lm_head.weight.double(),
-        child.lm_head.weight,
-    )
+    check("model.norm", "model.norm", model.lm_head.weight.double(), child.lm_head.weight)
 
 
 def check_reader(model, child, parent, mended, kept, norm, its_norm, weight, found):
@@ -283,10 +265,6 @@ def test_on_disk_or_in_memory_batched_or_spilled_it_is_the_same(llama, tmp_path)
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("kill", [0, 5, 9, 16])

@@ -18,11 +18,6 @@ from minitron_cli.trim.trim import cut_in_memory
 from tests.unit.stages.place import context, data, write_place
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("experts")

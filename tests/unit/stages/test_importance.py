@@ -22,11 +22,6 @@ from tests.unit.stages.place import WORDS, context, data, write_place
 CONFIG = ImportanceConfig(samples=6, batch_size=4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("importance")

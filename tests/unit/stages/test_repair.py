@@ -20,11 +20,6 @@ SHAPE = {"hidden": 16, "head": 4, "ffn": 20}
 REPAIRS = ["rotate", "least_squares", "rescale", "all"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("repair")

@@ -25,11 +25,6 @@ from tests.unit.stages.place import context, data, write_place
 SHAPE = {"layer": 3, "hidden": 16, "head": 4, "ffn": 20}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("rounds")

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -164,7 +164,7 @@ class Kept:
     """A tracker that keeps what it is told."""
 
     requires_logging_directory = True
-    made: list["Kept"] = []  # noqa: RUF012
+    made: ClassVar[list["Kept"]] = []
 
     def __init__(self, run: str, logging_dir: Path) -> None:
         self.run, self.rows, self.settings, self.is_finished = run, [], {}, False
