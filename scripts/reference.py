@@ -7,16 +7,21 @@ Help texts and attribute docstrings are the words. Only what a verb reads and wr
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
+from unittest.mock import patch
 
 import typer
 
-from minitron_cli import recipe
-from minitron_cli.cli.app import app
+from minitron_cli import document, recipe
+from minitron_cli.cli import launch, options, session
+from minitron_cli.cli.app import COMMANDS, app
 from minitron_cli.cli.options import RUN, SHOWN, TEXT
+from minitron_cli.errors import InputError
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "reference"
 INDEX = "README.md"
@@ -185,7 +190,7 @@ def _verb(page: Page, command: Any) -> Iterator[str]:
     yield _facts(page)
     if own := _parameters(command, None):
         yield "## Options"
-        yield _options(own)
+        yield _options(own, keys_set(page.name) if page.section else None)
     for name, child in getattr(command, "commands", {}).items():
         yield f"## minitron {page.name} {name}"
         yield from _help(child)
@@ -233,9 +238,14 @@ def _parameters(command: Any, panel: str | None) -> list[Any]:
     return [p for p in shown if (p.rich_help_panel == panel if panel else p.rich_help_panel not in SHARED)]
 
 
-def _options(parameters: Any) -> str:
-    rows = [[_names(p), _value(p), _option_default(p), _prose(p.help or "")] for p in parameters]
-    return _table(["", "takes", "default", "meaning"], rows)
+def _options(parameters: Any, keys: Mapping[str, str] | None = None) -> str:
+    """A row for each, with the key that it stands for where these are given."""
+    head = ["", "takes", "default", *(["key"] if keys is not None else []), "meaning"]
+    rows = []
+    for p in parameters:
+        key = [f"`{keys[p.name]}`" if p.name in keys else ""] if keys is not None else []
+        rows.append([_names(p), _value(p), _option_default(p), *key, _prose(p.help or "")])
+    return _table(head, rows)
 
 
 def _names(parameter: Any) -> str:
@@ -267,6 +277,47 @@ def _option_default(parameter: Any) -> str:
     if parameter.default is None:
         return "-"
     return {"True": "on", "False": "off"}.get(str(parameter.default), f"`{parameter.default}`")
+
+
+# Which key an option stands for: the verb is called with it, up to where it would open its workspace ------------------
+
+SAMPLES = {"COUNT": "7", "AXIS=SIZE,..": "ffn=7", "LAYERS": "7", "A,B": "ffn", "TASK.METRIC=VALUE": "a.b=7"}
+
+
+def keys_set(verb: str) -> dict[str, str]:
+    """Option -> the key of the verb's section that it sets, of those that set one."""
+    parameters = typer.main.get_command(app).commands[verb].params  # type: ignore[attr-defined]
+    plain = {p.name: p.default for p in parameters if p.name != "help"}
+    found = {p.name: _places(verb, plain | {p.name: _sample(p)}) for p in parameters if p.param_type_name == "option"}
+    return {name: ".".join(map(str, places[0])) for name, places in found.items() if len(places) == 1}
+
+
+class _Reached(Exception):
+    """What was asked for is known; no more of the verb is run."""
+
+
+def _places(verb: str, values: Mapping[str, Any]) -> list[document.Place]:
+    seen: dict[document.Place, Any] = {}
+
+    def opened(*_: Any, flags: Mapping[document.Place, Any] = MappingProxyType({}), **__: Any) -> None:
+        seen.update(flags)
+        raise _Reached
+
+    arguments = options.grouped(COMMANDS[verb], values)
+    stop = suppress(_Reached, InputError)  # an input error: a file that is not there
+    with patch.object(session, "opened", opened), patch.object(launch, "if_asked"), stop:
+        COMMANDS[verb](**arguments)
+    return [place for place, value in seen.items() if value is not None and value is not session.NULL and value != []]
+
+
+def _sample(parameter: Any) -> Any:
+    """Anything but the default that the option may have."""
+    kind = parameter.type_descriptor.annotation
+    if get_origin(kind) is list:
+        return [SAMPLES.get(parameter.metavar, "x") if get_args(kind)[0] is str else get_args(kind)[0]("x")]
+    if get_origin(kind) is Literal:
+        return get_args(kind)[-1]
+    return {bool: True, int: 7, float: 0.5, Path: Path("x")}.get(kind, SAMPLES.get(parameter.metavar, "x"))
 
 
 # Settings -------------------------------------------------------------------------------------------------------------

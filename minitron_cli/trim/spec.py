@@ -24,7 +24,7 @@ class Ranking(Spec):
     """Keep the worst instead of the best: a control for experiments."""
     head_residual: Literal["none", "paper", "laco"] = "none"
     """What the least important query heads that stay take over from those that go (Muralidharan et al. 2024, sec. 2.3).
-    paper: q + (q - q'), as printed; laco: q + (q' - q), with the sign of the work it cites."""
+    paper: q + (q - q'), as printed; laco: q + (q' - q), which is q', with the sign of the work it cites."""
 
 
 class Budget(Spec):

@@ -2,12 +2,15 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from minitron_cli import recipe
 from minitron_cli.cli.app import COMMANDS, RECIPES
+from minitron_cli.spec import Quantity
 from scripts import reference
 from tests.cli.program import invoke
 
@@ -53,6 +56,52 @@ def test_every_option_is_on_its_verbs_page(words: list[str], monkeypatch: pytest
     listed = set(re.findall(r"`(--[a-z-]+)`", PAGES[f"{words[0]}.md"]))
     own = listed if words[0] != "recipes" else shown
     assert shown <= own, f"not on the page: {shown - own}"
+
+
+SAID_OTHERWISE = {"--layer-major": "what memory allows", "--objective": "kl", "--axes": "hidden,ffn"}
+
+
+@pytest.mark.parametrize("page", [page for page in reference.PAGES if page.section], ids=lambda page: page.name)
+def test_the_default_that_help_states_is_that_of_the_key(page: reference.Page) -> None:
+    rows = [*cells(PAGES["distill.md"] if page.name == "correct" else ""), *cells(PAGES[page.file])]
+    defaults = {row[0].strip("`"): row[2].strip("`") for row in rows if len(row) == 4}
+    options = [row for row in rows if len(row) == 5 and row[3] and row[2] not in ("-", "off", "")]
+    stated = {(row[0], row[3].strip("`")): row[2] for row in options}
+    assert stated
+    for (name, key), default in stated.items():
+        option = name.partition(",")[0].strip("`")
+        assert plain(default) == plain(defaults[key]) or SAID_OTHERWISE.get(option) == default, (page.name, name)
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all tables on a page."""
+    lines = (line for line in text.splitlines() if line.startswith("| `"))
+    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+
+
+def plain(text: str) -> object:
+    value = {"yes": True, "no": False, "true": True, "false": False}.get(text, text)
+    for kind in (Quantity, float):
+        with suppress(ValidationError):
+            return TypeAdapter(kind).validate_python(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "key"),
+    [
+        ("distill", "learning_rate", "learning_rate"),
+        ("distill", "steps", "steps"),  # and tokens, which it takes the place of
+        ("search", "top", "retrain.top"),
+        ("search", "target", "budget.target"),
+        ("importance", "layer_major", "mode"),
+        ("prune", "depth", "axes"),
+        ("prune", "output", None),
+        ("eval", "minimum", None),
+    ],
+)
+def test_an_option_is_listed_with_the_key_that_it_sets(verb: str, option: str, key: str | None) -> None:
+    assert reference.keys_set(verb).get(option) == key
 
 
 def test_a_key_without_a_docstring_is_refused() -> None:

@@ -174,6 +174,21 @@ def test_what_else_is_to_be_run_is_there(page: Path) -> None:
             assert (ROOT / words[1]).is_file(), f"{name(page)}: {words}"
 
 
+OF_OTHERS = {"--model-impl", "--revision"}  # options of vLLM and hf that stand alone
+
+
+def test_options_and_keys_that_text_names_are_there() -> None:
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    options = set(re.findall(r"`(--[a-z-]+)`", reference)) | OF_OTHERS
+    keys = set(re.findall(r"^\| `(?:[\w.]+\.)?(\w+)` \|", reference, re.MULTILINE)) | set(Recipe.model_fields)
+    for piece in (piece for page in PAGES for piece in code(page) if not piece.is_block):
+        where = f"{name(piece.page)}:{piece.line} {piece.text}"
+        if found := re.match(r"--[a-z][a-z-]+", piece.text):
+            assert found[0] in options, where
+        if found := re.fullmatch(r"([a-z_]+(?:\.[a-z_0-9]+)+)=.*", piece.text):
+            assert {part for part in found[1].split(".") if not part.isdecimal()} <= keys | {"kind"}, where
+
+
 def _commands(text: str) -> list[list[str]]:
     try:
         return list(commands(text))
