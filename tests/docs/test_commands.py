@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from minitron_cli import dry_run, pipeline, recipe
 from minitron_cli.checkpoint.workspace import Workspace, remember
 from minitron_cli.cli import launch, push, session, show_command
+from minitron_cli.cli.app import COMMANDS
 from minitron_cli.cli.session import Session
 from minitron_cli.evaluate.config import Gates
 from minitron_cli.recipe import Recipe
@@ -46,7 +47,20 @@ def said(page: Path) -> list[list[str]]:
 
 
 def _as_said(text: str) -> str:
-    return text if text.startswith("minitron ") and not any(mark in text for mark in NO_COMMAND) else ""
+    """With the program's name, where a verb stands without it."""
+    if any(mark in text for mark in NO_COMMAND) or names_an_option(text):
+        return ""
+    whole = f"minitron {text}" if is_verb(text) else text
+    return whole.replace("RECIPE", ANY_RECIPE) if whole.startswith("minitron ") else ""
+
+
+def is_verb(text: str) -> bool:
+    return text.partition(" ")[0] in COMMANDS and " " in text
+
+
+def names_an_option(text: str) -> bool:
+    """Whether it is a verb and one option of it, such as `prune --repair`, and no whole command."""
+    return re.fullmatch(r"(minitron )?[a-z]+ --[a-z-]+", text) is not None
 
 
 def accept(*arguments: Any, **options: Any) -> None:
@@ -185,6 +199,9 @@ def test_options_and_keys_that_text_names_are_there() -> None:
         where = f"{name(piece.page)}:{piece.line} {piece.text}"
         if found := re.match(r"--[a-z][a-z-]+", piece.text):
             assert found[0] in options, where
+        if names_an_option(piece.text):
+            verb, option = piece.text.removeprefix("minitron ").split()
+            assert f"`{option}`" in (ROOT / "docs" / "reference" / f"{verb}.md").read_text(), where
         if found := re.fullmatch(r"([a-z_]+(?:\.[a-z_0-9]+)+)=.*", piece.text):
             assert {part for part in found[1].split(".") if not part.isdecimal()} <= keys | {"kind"}, where
 
