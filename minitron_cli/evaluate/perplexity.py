@@ -143,13 +143,16 @@ def _mean(
     """The mean of `measure`, [N] values of a batch, over the counted tokens of the blocks."""
     ids = _spread(len(blocks), max_blocks)
     pieces: list[_Piece] = []
+    total, tokens = 0.0, 0  # so far, to be shown
     with progress.track(title, total=len(ids), unit="blocks") as step:
         for start in range(0, len(ids), batch_size):
             batch = _batch(blocks, ids[start : start + batch_size])
             # Sums of thousands of values: in double, which some accelerators lack, hence on the CPU.
             values_BT = measure(batch).cpu().double().view(len(batch.tokens_BT), -1)
-            pieces += _pieces(start, batch, values_BT)
-            step(len(values_BT), **({figure: pieces[-1].total / pieces[-1].tokens} if pieces else {}))
+            new = list(_pieces(start, batch, values_BT))
+            pieces += new
+            total, tokens = total + sum(piece.total for piece in new), tokens + sum(piece.tokens for piece in new)
+            step(len(values_BT), **({figure: total / tokens} if tokens else {}))
     return _summary(pieces, figure)
 
 

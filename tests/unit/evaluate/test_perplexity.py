@@ -1,4 +1,5 @@
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from tests.tiny import tiny_model
@@ -35,6 +37,20 @@ def test_loss_is_the_mean_of_hugging_face_losses(model, blocks):
     assert result.loss_nats == pytest.approx(expected, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
     assert (result.tokens, result.items.clusters) == (5 * 23 - 1, 5)
+
+
+def test_the_bar_shows_the_mean_so_far(model, blocks, monkeypatch):
+    shown = []
+
+    @contextmanager
+    def track(title, total, unit):
+        yield lambda n, **figures: shown.append(figures["loss"])
+
+    monkeypatch.setattr(progress, "track", track)
+    perplexity(model, blocks, batch_size=2)
+    losses, counts = hf_losses(model, blocks)
+    means = (losses * counts).cumsum() / counts.cumsum()
+    assert shown == pytest.approx(means[[1, 3, 4]], rel=1e-6)
 
 
 def test_tokens_that_do_not_count_are_left_out(model, blocks):
