@@ -1,17 +1,18 @@
 """What a repair is worth: the gap it closes before any training, and the tokens of distillation it saves.
 
     python scripts/bench_teacher.py
-    python scripts/bench_teacher.py --name prose --text a.txt b.txt --validation c.txt --hidden 128 --tokens 2000000
-    python scripts/repair_study.py --names bench prose --text a.txt b.txt --validation c.txt --text-name "my prose"
+    TEXT="--text a.txt b.txt --validation c.txt"
+    python scripts/bench_teacher.py --name prose --hidden 128 --tokens 2000000 $TEXT
+    python scripts/bench_teacher.py --name tied --tied --hidden 128 --tokens 2000000 $TEXT
+    python scripts/repair_study.py --names bench prose tied tied:untied $TEXT --text-name "my prose"
 
-Text, validation and its name are the last teacher's.
-
-The second teacher sees so many tokens because its validation loss rises beyond them.
+Text, validation and its name are those of all teachers but bench. `tied:untied` is the tied teacher with a head of its
+own. The second and the third see so many tokens because their validation loss rises beyond them.
 
 For every teacher, share of non-embedding parameters kept (an even cut of hidden and ffn) and seed, the same cut is
-mended in every way and measured on held-out text; then the plain cut and the best repair are distilled alike. A figure
-that was measured is kept under runs/NAME/repair-study, so that a stopped study goes on; `--write` makes the page of
-what there is. Writes docs/results/repair.md and its figures.
+mended in every way that the model allows and measured on held-out text; then, where the head was never tied, the plain
+cut and the best repair are distilled alike. A figure that was measured is kept under runs/NAME/repair-study, so that a
+stopped study goes on; `--write` makes the page of what there is. Writes docs/results/repair.md and its figures.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.data.batches import Batch, batch, sample_ids
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.evaluate.perplexity import perplexity
+from minitron_cli.model.residual import why_not_rotated
 from minitron_cli.report.plots import SERIES
 from minitron_cli.stages import repair
 from minitron_cli.stages.cut import Cutter
@@ -65,7 +67,14 @@ class RepairStudy(Study):
     """Of the teacher: how much of what."""
     tokens: int
     """Of the plain cut's distillation."""
+    is_distilled: bool
     may_measure: bool
+
+    @property
+    def combinations(self) -> list[str]:
+        """Those that the model allows."""
+        refused = {"rotate"} if why_not_rotated(self.parent.shape) else set()
+        return [name for name, repairs in COMBINATIONS.items() if not repairs & refused]
 
     @cached_property
     def held_out(self) -> list[tuple[Batch, Tensor]]:
@@ -249,7 +258,7 @@ def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
         "| kept | repair | seeds | loss | KL | loss gap closed | KL gap closed | int8: KL |",
         "|---|---|---|---|---|---|---|---|",
     )
-    for (ratio, of_ratio), combination in product(cells.items(), COMBINATIONS):
+    for (ratio, of_ratio), combination in product(cells.items(), study.combinations):
         pairs = [(cell.before_training(PLAIN), cell.before_training(combination)) for cell in of_ratio]
         known = [(plain, found) for plain, found in pairs if plain and found]
         if not known:
@@ -267,7 +276,8 @@ def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
         ]
         yield "| " + " | ".join(row) + " |"
     yield ""
-    yield from _distillation(study, cells)
+    if study.is_distilled:
+        yield from _distillation(study, cells)
 
 
 def _distillation(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
@@ -333,13 +343,14 @@ def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None
 def measure(cells: Sequence[Cell], seeds_rescaled: int, seeds_distilled: int) -> None:
     """What matters most first."""
     by_seed = sorted(cells, key=lambda cell: cell.seed)
-    for cell, name in product(by_seed, COMBINATIONS):
+    ways = [(cell, name) for cell in by_seed for name in cell.study.combinations]
+    for cell, name in ways:
         if "rescale" not in COMBINATIONS[name]:
             cell.before_training(name)
     for cell in by_seed:
-        if cell.seed < seeds_distilled:
+        if cell.study.is_distilled and cell.seed < seeds_distilled:
             cell.parity()
-    for cell, name in product(by_seed, COMBINATIONS):
+    for cell, name in ways:
         if cell.seed < seeds_rescaled:
             cell.before_training(name)
 
@@ -348,7 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--names", nargs="+", default=["bench"], help="workspaces with a teacher")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="text of the last of the names")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="text of all of them but bench")
     parser.add_argument("--validation", nargs="+", metavar="FILE", help="and what is held out of it")
     parser.add_argument("--text-name", metavar="TITLE", help="what that text is, for the page")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5, 0.35])
@@ -361,25 +372,26 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="measure nothing, write what there is")
     parser.add_argument("--output", type=Path, default=Path("docs/results/repair.md"))
     args = parser.parse_args()
-    texts = {args.names[-1]: (args.text, args.validation)}
-    texts_of = dict.fromkeys(args.names, "the Python standard library's source")
-    if args.text:
-        texts_of[args.names[-1]] = described(args.text_name, args.text, args.validation or ())
 
     def study(name: str, may_measure: bool) -> RepairStudy:
-        workspace = Workspace(args.runs_dir / name)
-        teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {name}")
-        data, parent = bench_data(*texts.get(name, (None,))), open_parent(teacher.path)
+        place, _, changed = name.partition(":")
+        workspace = Workspace(args.runs_dir / place)
+        teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {place}")
+        stored = open_parent(teacher.path)
+        text, of_what = (None, None), "the Python standard library's source"
+        if place != "bench":
+            text, of_what = (args.text, args.validation), described(args.text_name, args.text, args.validation or ())
         return RepairStudy(
-            folder="repair-study",
+            folder=f"repair-study-{changed}" if changed else "repair-study",
             context=Context(workspace),
-            parent=parent,
-            data=data,
+            parent=stored.untied() if changed == "untied" else stored,
+            data=bench_data(*text),
             samples=args.samples,
             blocks=args.blocks,
-            name=name,
-            trained_on=f"{teacher.manifest.config['training']['tokens']:,} tokens of {texts_of[name]}",
+            name=f"{place}, {changed}" if changed else place,
+            trained_on=f"{teacher.manifest.config['training']['tokens']:,} tokens of {of_what}",
             tokens=args.tokens,
+            is_distilled=not stored.shape.is_tied,
             may_measure=may_measure,
         )
 
@@ -397,7 +409,8 @@ def main() -> None:
     for name in args.names:
         of = study(name, False)
         lines += tables(of, cells(of))
-        draw(of, cells(of), args.output.with_name(f"repair-{name}.svg"))
+        if of.is_distilled:
+            draw(of, cells(of), args.output.with_name(f"repair-{name}.svg"))
     write_page(args.output, lines)
 
 
@@ -411,7 +424,8 @@ HEAD = (
     "",
     "Even cuts of hidden and ffn to a share of the non-embedding parameters, mended without training, measured on",
     "held-out text (nats per token; KL to the parent). Mean and 95 % interval over seeds, which draw other calibration",
-    "samples. int8: every matrix of the decoder layers rounded to nearest per output channel.",
+    "samples. int8: every matrix of the decoder layers rounded to nearest per output channel. A tied teacher refuses",
+    "rotate; untied, it and its cuts have a head more, which the share kept does not count.",
     "",
     "Distillation: forward KL, AdamW on a cosine to a tenth of its peak, 8 blocks a step. The peak is 1e-3 for the",
     "plain cut. The one mended by rotate + least squares, which 1e-3 takes away from its parent before it comes back,",
@@ -419,8 +433,8 @@ HEAD = (
     "it ends above the plain cut's last loss. Where it gets there, and to the plain cut's last KL, is read off these",
     "curves; the table and the figure show the one that ends lowest.",
     "",
-    "Regenerate: `python scripts/repair_study.py --names bench prose --text FILE .. --validation FILE ..` (its head",
-    "says how the teachers are made).",
+    "Regenerate: `python scripts/repair_study.py --names bench prose tied tied:untied --text FILE ..",
+    "--validation FILE ..` (its head says how the teachers are made).",
     "",
 )
 
