@@ -1,24 +1,19 @@
 """The search stage: a parent, its scores and constraints in, ranked candidate shapes out, for each size asked for."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from minitron_cli import io, progress
-from minitron_cli.checkpoint import hf, strict_json
+from minitron_cli import io
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.loop import train
-from minitron_cli.evaluate.config import Task
-from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.importance.processes import Processes, join_processes
-from minitron_cli.model.shape import Shape
+from minitron_cli.importance.processes import join_processes
 from minitron_cli.report import ledger
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
@@ -27,12 +22,13 @@ from minitron_cli.search.mass import Mass
 from minitron_cli.search.rank import Ranked
 from minitron_cli.stages import repair
 from minitron_cli.stages.candidates import CANDIDATES, MEASURED, key
+from minitron_cli.stages.crew import Crew
 from minitron_cli.stages.cut import Cutter, read_scores
+from minitron_cli.stages.judge import Judge, sign
 from minitron_cli.stages.parent import Parent
 from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import row
 from minitron_cli.stages.stopwatch import Stopwatch
-from minitron_cli.stages.task_value import TaskValue
 from minitron_cli.stages.tokens import blocks_of
 from minitron_cli.trim.spec import PruneConfig
 
@@ -40,7 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STAGE, VERSION = "search", 2
-POLL_SECONDS = 0.2
+
+Found = Mapping[str, Sequence[Ranked]]  # what a winner goes by -> its candidates, best first
 
 
 def run(
@@ -68,131 +65,68 @@ def run(
     }
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation = blocks_of(context, data, "validation", parent.path)
-    judge = _Judge(parent, teacher or parent, here, validation, config)
+    judge = Judge(parent, teacher or parent, here, validation, config)
+    mending = _Mending(cutter, cut, ImportanceConfig(**scores.manifest.config), train_blocks) if cut else None
     inputs = {
         "model": parent.fingerprint,
         "scores": scores.fingerprint,
         "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
-    } | judge.inputs()
-    if cut and cut.repairs:
-        calibration = ImportanceConfig(**scores.manifest.config)
-        repair.check_enough(cut, train_blocks)
-        inputs["repair"] = f"{cut.repair} on {cut.repair_samples} samples"
+        **judge.inputs(),
+        **(mending.inputs() if mending else {}),
+    }
 
     def build(work: Build) -> None:
-        crew = _Crew(work, processes)
+        crew = Crew(work, processes)
         crew.meet()
-        judged = cutter
-        if cut and cut.repairs:
-            scratch = work.scratch / f"repair-{processes.rank}"
-            judged = repair.mending(cutter, cut, calibration, train_blocks, scratch)
+        judged = mending.cutter_at(work.scratch / f"repair-{processes.rank}") if mending else cutter
         search = _Search(judged, judge, train_blocks, config, crew)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
         _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
-        entries = search.spent(found)
-        if cut and cut.repairs:
-            shapes_of = {entry.candidate.name: entry.candidate.shape for some in found.values() for entry in some}
-            mended = [(s, repair.applicable(cutter.plan(s), cut) - {"rescale"}) for s in shapes_of.values()]
-            entries += ledger.repair(parent.shape, mended, *repair.text_of(cut, train_blocks))
+        entries = [*search.spent(found), *(mending.spent(found) if mending else ())]
         work.summary["ledger"] = ledger.as_json(ledger.merged(entries))
         crew.meet()
 
-    identity = config
-    if isinstance(config.objective, TaskObjective):  # what is there counts, not where
-        identity = config.model_copy(update={"objective": config.objective.model_copy(update={"path": None})})
-    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
+    return produce(
+        context, stage=STAGE, version=VERSION, config=_identity(config), inputs=inputs, build=build, together=True
+    )
+
+
+def _identity(config: SearchConfig) -> SearchConfig:
+    """Of a task that decides, what it is counts, not where it is looked up."""
+    if not isinstance(config.objective, TaskObjective):
+        return config
+    return config.model_copy(update={"objective": config.objective.model_copy(update={"path": None})})
 
 
 @dataclass(frozen=True)
-class _Crew:
-    """The processes that share a search. What one finds out, the others read in the scratch directory."""
+class _Mending:
+    """What is done to candidates before they are scored, as the winner will be cut. With no repairs, nothing."""
 
-    work: Build
-    processes: Processes
-
-    def each(self, title: str, names: Sequence[str], compute: Callable[[int], float]) -> list[float]:
-        """A value for every name; each process computes its share, and each value is computed once."""
-        mine = range(self.processes.rank, len(names), self.processes.size)
-        with progress.track(title, len(mine), "candidates") as step:
-            for i in mine:
-                found = self.work.remember(names[i], partial(_value, compute, i))
-                step(1, score=found["value"])
-        return [float(self._found(name)["value"]) for name in names]
-
-    def first(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the first process computes, for all."""
-        return self.work.remember(name, compute) if self.processes.rank == 0 else self._found(name)
-
-    def _found(self, name: str) -> dict[str, Any]:
-        path = self.work.scratch / f"{name}.json"
-        while not path.is_file():  # a launcher ends us all if the process that is to write it fails
-            time.sleep(POLL_SECONDS)
-            progress.raise_if_stopped()
-        return dict(strict_json.load(path))
-
-    def meet(self) -> None:
-        """Before anything is read that an earlier run may have left, and after everything is."""
-        if self.processes.size > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()
-
-
-def _value(compute: Callable[[int], float], i: int) -> dict[str, float]:
-    return {"value": compute(i)}
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """How good a model is; lower is better."""
-
-    parent: Parent
-    teacher: Parent
-    context: Context
-    validation: Blocks
-    config: SearchConfig
+    cutter: Cutter
+    cut: PruneConfig
+    calibration: ImportanceConfig
+    train_blocks: Blocks
 
     def inputs(self) -> dict[str, str]:
-        """Fingerprints; an unknown task is refused here, before a model is loaded."""
-        inputs = {} if self.teacher.fingerprint == self.parent.fingerprint else {"teacher": self.teacher.fingerprint}
-        objective = self.config.objective
-        if isinstance(objective, TaskObjective) and (found := _value_of(objective).fingerprint()):
-            inputs["task"] = found
-        return inputs
+        """DataError if there is too little text for the repairs."""
+        if not self.cut.repairs:
+            return {}
+        repair.check_enough(self.cut, self.train_blocks)
+        return {"repair": f"{self.cut.repair} on {self.cut.repair_samples} samples"}
 
-    @cached_property
-    def teacher_model(self) -> "PreTrainedModel":
-        return hf.load_model(self.teacher.path, device=self.context.device, dtype=self.context.dtype)
+    def cutter_at(self, scratch: Path) -> Cutter:
+        if not self.cut.repairs:
+            return self.cutter
+        return repair.mending(self.cutter, self.cut, self.calibration, self.train_blocks, scratch)
 
-    def __call__(self, model: "PreTrainedModel") -> float:
-        blocks = self.config.score_blocks
-        match self.config.objective:
-            case "loss":
-                return perplexity(model, self.validation, max_blocks=blocks).loss_nats
-            case "kl":
-                return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=blocks).kl_nats
-            case objective:
-                return _sign(objective) * _value_of(objective)(model, hf.load_tokenizer(self.parent.path))
-
-    @property
-    def tokens(self) -> int:
-        """Of held-out text, each time."""
-        return min(self.config.score_blocks, len(self.validation)) * self.validation.sequence_length
-
-    def reading(self, shape: Shape) -> list[Shape]:
-        """The models that read it: one that is judged and, for KL, its teacher."""
-        return {"loss": [shape], "kl": [shape, self.teacher.shape]}.get(str(self.config.objective), [])
-
-
-def _value_of(objective: TaskObjective) -> TaskValue:
-    path = Path(objective.path) if objective.path else None
-    return TaskValue(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
-
-
-def _sign(objective: str | TaskObjective) -> int:
-    """What an objective's values are multiplied by so that lower is better."""
-    return 1 if isinstance(objective, str) or objective.is_lower_better else -1
+    def spent(self, found: Found) -> list[ledger.Entry]:
+        """On every candidate once."""
+        if not self.cut.repairs:
+            return []
+        shapes = [entry.candidate.shape for entry in _each_once(found)]
+        mended = [(shape, repair.applicable(self.cutter.plan(shape), self.cut) - {"rescale"}) for shape in shapes]
+        return ledger.repair(self.cutter.parent.shape, mended, *repair.text_of(self.cut, self.train_blocks))
 
 
 @dataclass(frozen=True)
@@ -200,10 +134,10 @@ class _Search:
     """One process's part of the work."""
 
     cutter: Cutter
-    judge: _Judge
+    judge: Judge
     train_blocks: Blocks
     config: SearchConfig
-    crew: _Crew
+    crew: Crew
 
     def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
         """Those that keep most importance; where a constraint is measured, of those that meet it."""
@@ -282,11 +216,11 @@ class _Search:
         )
         return self.judge(student)
 
-    def spent(self, found: Mapping[str, Sequence[Ranked]]) -> list[ledger.Entry]:
+    def spent(self, found: Found) -> list[ledger.Entry]:
         """On candidates, each once whatever sizes it is a candidate for; not on tasks."""
         teacher, length = self.judge.teacher.shape, self.train_blocks.sequence_length
         entries = []
-        for entry in {entry.candidate.name: entry for ranked in found.values() for entry in ranked}.values():
+        for entry in _each_once(found):
             shape, rungs = entry.candidate.shape, len(entry.rungs)
             if judges := self.judge.reading(shape):
                 entries.append(ledger.held_out(judges, (1 + rungs) * self.judge.tokens, length))
@@ -302,6 +236,11 @@ class _Search:
 
     def _checkpoints(self, candidate: Candidate) -> Path:
         return self.crew.work.scratch / f"retrain-{candidate.name}"
+
+
+def _each_once(found: Found) -> list[Ranked]:
+    """The candidates, whatever sizes they are candidates for."""
+    return list({entry.candidate.name: entry for ranked in found.values() for entry in ranked}.values())
 
 
 class Retraining(DistillConfig):
@@ -327,12 +266,12 @@ def training(retrain: Retrain, seed: int) -> Retraining:
 def _write(
     work: Build,
     config: SearchConfig,
-    found: Mapping[str, list[Ranked]],
+    found: Found,
     counts: Mapping[str, int],
     rung_tokens: Sequence[int],
 ) -> None:
-    sign, timed = _sign(config.objective), {c.kind for c in config.constraints if c.is_measured}
-    rows = [row(entry, sign, target=label) for label, ranked in found.items() for entry in ranked]
+    factor, timed = sign(config.objective), {c.kind for c in config.constraints if c.is_measured}
+    rows = [row(entry, factor, target=label) for label, ranked in found.items() for entry in ranked]
     measured = {
         key(entry.candidate.shape.prunable): {kind: entry.candidate.costs[kind] for kind in sorted(timed)}
         for ranked in found.values()
