@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from minitron_cli import progress
 from minitron_cli.search.feasible import Candidate
 
 Score = Callable[[Candidate], float]  # lower is better: a loss in nats, say
@@ -25,11 +24,7 @@ class Ranked:
 
 def by_zero_shot(candidates: Sequence[Candidate], score: Score) -> list[Ranked]:
     """Score every candidate as cut, best first."""
-    ranked = []
-    with progress.track("score candidates", len(candidates), "candidates") as step:
-        for candidate in candidates:
-            ranked.append(Ranked(candidate, score(candidate)))
-            step(1, loss=ranked[-1].zero_shot)
+    ranked = [Ranked(candidate, score(candidate)) for candidate in candidates]
     return sorted(ranked, key=lambda r: (r.zero_shot, r.candidate.name))
 
 

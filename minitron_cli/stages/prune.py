@@ -1,7 +1,8 @@
 """The prune stage: a parent and its scores in, a smaller checkpoint out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +12,11 @@ from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.data.split import SplitName
 from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.model import serving
-from minitron_cli.model.shape import PRUNABLE
+from minitron_cli.model.shape import PRUNABLE, Shape
 from minitron_cli.report import ledger
 from minitron_cli.report.ledger import Entry
 from minitron_cli.search import rank, space
@@ -53,83 +55,122 @@ def run(
     if config.untie:
         parent = parent.untied()
     cutter = Cutter(context, parent, read_scores(scores, parent), config.ranking)
-    inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     candidates = _candidates(parent, config, search)
-    if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
-        inputs["search"] = search.fingerprint
-    if len(candidates) > 1:
-        if data is None:
-            raise InputError("choosing a shape for a target needs text to score it on: name some with --data")
-        blocks = blocks_of(context, data, "validation", parent.path)
-        inputs["validation"] = blocks.fingerprint
-    if config.rounds > 1:
-        if data is None:
-            raise InputError("scoring again before each round needs text to score on: name some with --data")
-        calibration = ImportanceConfig(**scores.manifest.config)
-        samples = blocks_of(context, data, "train", parent.path)
-        inputs["train"] = samples.fingerprint
-
     if data is None and config.repair == "auto":
         progress.say("the cut is not mended: that needs text to be fitted on, which --data names")
         config = config.model_copy(update={"repair": "none"})
+    texts = _texts(context, parent, data, config, is_choice=len(candidates) > 1)
     if config.repairs:
-        if data is None:
-            raise InputError("a repair needs text to be fitted on: name some with --data")
-        calibration = ImportanceConfig(**scores.manifest.config)
-        fitting, held_out = (blocks_of(context, data, split, parent.path) for split in ("train", "validation"))
-        repair.check_enough(config, fitting)
-        inputs |= {"train": fitting.fingerprint, "validation": held_out.fingerprint, "dtype": context.dtype}
-
-    def build(work: Build) -> None:
-        shape = candidates[0].shape
-        if len(candidates) > 1:
-            scratch = work.scratch / "repair"
-            judged = repair.mending(cutter, config, calibration, fitting, scratch) if config.repairs else cutter
-
-            def score(candidate: Candidate) -> float:
-                return judged.zero_shot_loss(candidate.shape, blocks, SCORE_BLOCKS)
-
-            ranked = rank.by_zero_shot(candidates, score)
-            work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
-            shape = ranked[0].candidate.shape
-        if config.rounds > 1:
-            plan = plan_in_rounds(work, cutter, shape, config.rounds, samples, calibration)
-        else:
-            plan = cutter.plan(shape, config.drop_layers)
-        if config.repairs:
-            plan = repair.repaired(work, cutter, plan, config, calibration, fitting, held_out)
-        _write(work, parent, plan)
-        entries = []
-        if len(candidates) > 1:
-            entries += _on_candidates(candidates, blocks)
-        if config.rounds > 1:
-            entries += _on_rounds(work.summary["rounds"], plan, config, samples.sequence_length)
-        if config.repairs:
-            cuts = [plan, *(cutter.plan(c.shape) for c in candidates if len(candidates) > 1)]
-            mended = [(cut.child, repair.applicable(cut, config)) for cut in cuts]
-            entries += ledger.repair(parent.shape, mended, *repair.text_of(config, fitting))
-            if "after" in work.summary.get("repair", {}):
-                entries.append(_on_what_it_is_worth(plan, held_out))
-        work.summary["ledger"] = ledger.as_json(ledger.merged(entries))
-
-    def forecast() -> dict[str, Any]:
-        if len(candidates) > 1:
-            return {f"candidate {i + 1}": f"{c.shape}: {c.parameters:,} parameters" for i, c in enumerate(candidates)}
-        return trim.forecast(parent.checkpoint, cutter.plan(candidates[0].shape, config.drop_layers))
-
-    for candidate in candidates:
-        plan = cutter.plan(candidate.shape, config.drop_layers)  # refuse what cannot be cut before anything is written
-        repair.applicable(plan, config)
+        repair.check_enough(config, texts["train"])
+    inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
+    if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
+        inputs["search"] = search.fingerprint
+    inputs |= {split: blocks.fingerprint for split, blocks in texts.items()}
+    if config.repairs:
+        inputs["dtype"] = context.dtype
+    cut = _Cut(cutter, config, candidates, ImportanceConfig(**scores.manifest.config), texts)
+    cut.check()
     return produce(
         context,
         stage=STAGE,
         version=VERSION,
         config=config,
         inputs=inputs,
-        build=build,
+        build=cut.build,
         label=label,
-        forecast=forecast,
+        forecast=cut.forecast,
     )
+
+
+def _texts(
+    context: Context, parent: Parent, data: DataConfig | None, config: PruneConfig, *, is_choice: bool
+) -> dict[SplitName, Blocks]:
+    """The blocks of each split that the cut needs. InputError if it needs one and no text is named."""
+    needs: tuple[tuple[bool, str, tuple[SplitName, ...]], ...] = (
+        (is_choice, "choosing a shape for a target needs text to score it on", ("validation",)),
+        (config.rounds > 1, "scoring again before each round needs text to score on", ("train",)),
+        (bool(config.repairs), "a repair needs text to be fitted on", ("train", "validation")),
+    )
+    texts: dict[SplitName, Blocks] = {}
+    for is_needed, why, splits in needs:
+        if not is_needed:
+            continue
+        if data is None:
+            raise InputError(f"{why}: name some with --data")
+        texts |= {split: blocks_of(context, data, split, parent.path) for split in splits if split not in texts}
+    return texts
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One cut: to which of the candidates, in how many rounds, and mended how."""
+
+    cutter: Cutter
+    config: PruneConfig
+    candidates: Sequence[Candidate]
+    calibration: ImportanceConfig
+    texts: Mapping[SplitName, Blocks]
+
+    @property
+    def is_choice(self) -> bool:
+        return len(self.candidates) > 1
+
+    def check(self) -> None:
+        """Refuse what cannot be cut before anything is written."""
+        for candidate in self.candidates:
+            plan = self.cutter.plan(candidate.shape, self.config.drop_layers)
+            repair.applicable(plan, self.config)
+
+    def forecast(self) -> dict[str, Any]:
+        if self.is_choice:
+            named = {f"candidate {i + 1}": c for i, c in enumerate(self.candidates)}
+            return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()}
+        plan = self.cutter.plan(self.candidates[0].shape, self.config.drop_layers)
+        return trim.forecast(self.cutter.parent.checkpoint, plan)
+
+    def build(self, work: Build) -> None:
+        plan = self._plan(work, self._chosen(work) if self.is_choice else self.candidates[0].shape)
+        if self.config.repairs:
+            plan = repair.repaired(
+                work, self.cutter, plan, self.config, self.calibration, self.texts["train"], self.texts["validation"]
+            )
+        _write(work, self.cutter.parent, plan)
+        work.summary["ledger"] = ledger.as_json(ledger.merged(self._spent(work, plan)))
+
+    def _chosen(self, work: Build) -> Shape:
+        """The candidate that loses least, as it will be cut."""
+        judged = self.cutter
+        if self.config.repairs:
+            scratch = work.scratch / "repair"
+            judged = repair.mending(self.cutter, self.config, self.calibration, self.texts["train"], scratch)
+        with progress.track("score candidates", len(self.candidates), "candidates") as step:
+
+            def score(candidate: Candidate) -> float:
+                loss = judged.zero_shot_loss(candidate.shape, self.texts["validation"], SCORE_BLOCKS)
+                step(1, loss=loss)
+                return loss
+
+            ranked = rank.by_zero_shot(self.candidates, score)
+        work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
+        return ranked[0].candidate.shape
+
+    def _plan(self, work: Build, shape: Shape) -> PrunePlan:
+        if self.config.rounds == 1:
+            return self.cutter.plan(shape, self.config.drop_layers)
+        return plan_in_rounds(work, self.cutter, shape, self.config.rounds, self.texts["train"], self.calibration)
+
+    def _spent(self, work: Build, plan: PrunePlan) -> Iterator[Entry]:
+        if self.is_choice:
+            yield from _on_candidates(self.candidates, self.texts["validation"])
+        if self.config.rounds > 1:
+            yield from _on_rounds(work.summary["rounds"], plan, self.config, self.texts["train"].sequence_length)
+        if self.config.repairs:
+            cuts = [plan, *(self.cutter.plan(c.shape) for c in self.candidates if self.is_choice)]
+            mended = [(cut.child, repair.applicable(cut, self.config)) for cut in cuts]
+            text = repair.text_of(self.config, self.texts["train"])
+            yield from ledger.repair(self.cutter.parent.shape, mended, *text)
+        if "after" in work.summary.get("repair", {}):
+            yield _on_what_it_is_worth(plan, self.texts["validation"])
 
 
 def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
@@ -187,7 +228,7 @@ def row(entry: Ranked, sign: int = 1, target: str = "") -> dict[str, Any]:
     }
 
 
-def _on_candidates(candidates: list[Candidate], blocks: Blocks) -> list[Entry]:
+def _on_candidates(candidates: Sequence[Candidate], blocks: Blocks) -> list[Entry]:
     length = blocks.sequence_length
     return [ledger.held_out([c.shape], min(SCORE_BLOCKS, len(blocks)) * length, length) for c in candidates]
 
