@@ -7,7 +7,7 @@ from typing import NamedTuple
 from minitron_cli.errors import InfeasibleError
 from minitron_cli.model.shape import Shape
 from minitron_cli.search.constraints import Constraint
-from minitron_cli.search.constraints.base import Bounded, Clock, Limits
+from minitron_cli.search.constraints.base import Bounded, Clock, Counted, Limits, Timed
 from minitron_cli.search.constraints.memory import Memory
 from minitron_cli.search.constraints.parameters import Parameters
 from minitron_cli.search.sizes import AxisSizes
@@ -60,7 +60,7 @@ def evenly(parent: Shape, space: Mapping[str, AxisSizes], candidates: Sequence[C
 
 def admitted(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequence[Constraint]) -> list[Candidate]:
     """The grid's shapes that meet every constraint that needs no measuring."""
-    counted = [constraint for constraint in constraints if not constraint.is_measured]
+    counted = [constraint for constraint in constraints if isinstance(constraint, Counted)]
     wholes = [constraint.cost(parent) for constraint in counted]
     limits = tuple(constraint.limits(whole) for constraint, whole in zip(counted, wholes, strict=True))
     _refuse_growth(counted, limits, wholes)
@@ -73,7 +73,7 @@ def admitted(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequenc
     return [_candidate(row, counted) for row in found]
 
 
-def _costed(shape: Shape, constraints: Sequence[Bounded], limits: tuple[Limits, ...]) -> Costed | None:
+def _costed(shape: Shape, constraints: Sequence[Counted], limits: tuple[Limits, ...]) -> Costed | None:
     """None for a shape that misses one; what else it costs is not counted then, as there may be 100,000."""
     costs = []
     for constraint, limit in zip(constraints, limits, strict=True):
@@ -109,7 +109,7 @@ def timed(
     parent: Shape, candidates: Sequence[Candidate], constraints: Sequence[Constraint], most: int, clock: Clock
 ) -> list[Candidate]:
     """The first `most` candidates that meet the measured constraints too; no more are timed than it takes."""
-    measured = [constraint for constraint in constraints if constraint.is_measured]
+    measured = [constraint for constraint in constraints if isinstance(constraint, Timed)]
     if not measured:
         return list(candidates[:most])
     found: list[Candidate] = []

@@ -17,6 +17,7 @@ from minitron_cli.importance.processes import join_processes
 from minitron_cli.report import ledger
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
+from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.mass import Mass
 from minitron_cli.search.rank import Ranked
@@ -147,7 +148,7 @@ class _Search:
             key=lambda c: (-c.costs["mass"], c.name),
         )
         constraints, most = self.config.constraints_of(label), self.config.candidates
-        if not any(constraint.is_measured for constraint in constraints):
+        if not any(isinstance(constraint, Timed) for constraint in constraints):
             return by_mass[:most]
 
         def timed() -> dict[str, Any]:
@@ -270,7 +271,7 @@ def _write(
     counts: Mapping[str, int],
     rung_tokens: Sequence[int],
 ) -> None:
-    factor, timed = sign(config.objective), {c.kind for c in config.constraints if c.is_measured}
+    factor, timed = sign(config.objective), {c.kind for c in config.constraints if isinstance(c, Timed)}
     rows = [row(entry, factor, target=label) for label, ranked in found.items() for entry in ranked]
     measured = {
         key(entry.candidate.shape.prunable): {kind: entry.candidate.costs[kind] for kind in sorted(timed)}

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.search.constraints import Constraint
-from minitron_cli.search.constraints.base import Timing
+from minitron_cli.search.constraints.base import Between, Counted, Timed, Timing
 from minitron_cli.search.constraints.serving import Serving
 
 KINDS = typing.get_args(typing.get_args(Constraint)[0])
@@ -34,6 +34,8 @@ def clock(shape, workload) -> Timing:
 
 
 def cost(constraint, shape, parent) -> float:
+    if isinstance(constraint, Counted):
+        return constraint.cost(shape)
     found = constraint.measure(shape, parent, clock).value
     return -found if constraint.kind == "throughput" else found
 
@@ -68,10 +70,12 @@ def test_it_says_what_it_demands(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whether_it_is_measured_decides_who_may_ask(parent, kind):
-    constraint = kind() if kind is Serving else kind(at_most="50%")
-    if constraint.is_measured:
-        with pytest.raises(NotImplementedError):
-            constraint.cost(parent)
-    else:
-        assert constraint.cost(parent) >= 0
+def test_it_is_counted_or_timed(kind):
+    assert issubclass(kind, Counted) != issubclass(kind, Timed)
+
+
+@pytest.mark.parametrize(("base", "missing"), [(Counted, "cost"), (Timed, "of_turn")])
+def test_one_that_does_not_say_its_cost_cannot_be_made(base, missing):
+    half = type("Half", (Between, base), {"__module__": __name__, "title": property(str)})
+    with pytest.raises(TypeError, match=missing):
+        half(at_most=1)

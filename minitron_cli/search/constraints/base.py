@@ -1,8 +1,9 @@
 """What every constraint is: a cost of a shape, and the limits it has to keep."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -64,36 +65,46 @@ class Limits(NamedTuple):
         return value / self.low - 1 if value < self.low else 0.0
 
 
-class Bounded(Spec):
+class Bounded(Spec, ABC):
     """The base of a constraint: a kind, and what it depends on."""
 
-    is_measured: ClassVar[bool] = False
-    """Whether a model is run to know the cost."""
-
-    def cost(self, shape: "Shape") -> float:
-        """Of a shape, with no model built."""
-        raise NotImplementedError
-
-    def measure(self, shape: "Shape", parent: "Shape", clock: Clock) -> Cost:
-        """The cost that is compared with the limits."""
-        return Cost(self.cost(shape), self.cost(parent))
-
+    @abstractmethod
     def limits(self, whole: float) -> Limits:
         """Where the parent costs `whole`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """What is counted, as a column's title."""
-        raise NotImplementedError
 
     def spelled(self, value: float) -> str:
         """A cost for people."""
         return f"{value:,.4g}"
 
+    @abstractmethod
     def says(self, whole: float) -> str:
         """The demand for people: `at most 16.0 GiB of memory`."""
-        raise NotImplementedError
+
+
+class Counted(Bounded):
+    """A constraint whose cost follows from the shape."""
+
+    @abstractmethod
+    def cost(self, shape: "Shape") -> float:
+        """Of a shape, with no model built."""
+
+
+class Timed(Bounded, Workload):
+    """A constraint whose cost a model has to be run for."""
+
+    def measure(self, shape: "Shape", parent: "Shape", clock: Clock) -> Cost:
+        """The cost of a shape, timed in turn with its parent."""
+        timing = clock(shape, Workload(**self.model_dump(include=set(Workload.model_fields))))
+        return Cost(self.of_turn(timing.seconds), self.of_turn(timing.parent_seconds))
+
+    @abstractmethod
+    def of_turn(self, seconds: float) -> float:
+        """The cost, if a turn takes so long."""
 
 
 class Between(Bounded):

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.search.constraints.base import Between
+from minitron_cli.search.constraints.base import Between, Counted
 from minitron_cli.spec import Amount
 
 if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
 
 
-class Flops(Between):
+class Flops(Between, Counted):
     """Floating-point operations of one token's forward pass."""
 
     kind: Literal["flops"] = "flops"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.search.constraints.base import Between
+from minitron_cli.search.constraints.base import Between, Counted
 from minitron_cli.spec import Bytes
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8": 8, "int8": 8, "int4
 Stored = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
 
-class Memory(Between):
+class Memory(Between, Counted):
     """Bytes of weights and KV cache. What a server needs besides (activations, fragments) is not in it."""
 
     kind: Literal["memory"] = "memory"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from minitron_cli.search.constraints.base import Between, Limits
+from minitron_cli.search.constraints.base import Between, Counted, Limits
 from minitron_cli.spec import Amount, of_whole
 from minitron_cli.trim.spec import Budget
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
 
 
-class Parameters(Between):
+class Parameters(Between, Counted):
     """Parameters: around a target, or between limits."""
 
     kind: Literal["parameters"] = "parameters"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.search.constraints.base import Bounded, Limits
+from minitron_cli.search.constraints.base import Counted, Limits
 
 if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Program = Literal["transformers", "vLLM", "llama.cpp"]
 
 
-class Serving(Bounded):
+class Serving(Counted):
     """Every named program runs the child, shared by so many devices."""
 
     kind: Literal["serving"] = "serving"

@@ -1,18 +1,13 @@
 """How many tokens a second a child makes here, measured."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
-from minitron_cli.search.constraints.base import Between, Clock, Cost, Workload
+from minitron_cli.search.constraints.base import Between, Timed
 from minitron_cli.spec import Reading
 
-if TYPE_CHECKING:
-    from minitron_cli.model.shape import Shape
 
-
-class Throughput(Between, Workload):
+class Throughput(Between, Timed):
     """Tokens per second, read (prefill) or written (decode)."""
-
-    is_measured: ClassVar[bool] = True
 
     kind: Literal["throughput"] = "throughput"
     at_least: Reading | None = None
@@ -20,9 +15,8 @@ class Throughput(Between, Workload):
     at_most: Reading | None = None
     """No more than this; of use to leave out what is too small."""
 
-    def measure(self, shape: "Shape", parent: "Shape", clock: Clock) -> Cost:
-        timing = clock(shape, Workload(**self.model_dump(include=set(Workload.model_fields))))
-        return Cost(self.tokens / timing.seconds, self.tokens / timing.parent_seconds)
+    def of_turn(self, seconds: float) -> float:
+        return self.tokens / seconds
 
     @property
     def title(self) -> str:
