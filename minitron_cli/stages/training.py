@@ -42,13 +42,13 @@ class Models:
 def load(context: Context, start: Parent, teacher: Parent | None, config: DistillConfig) -> Models:
     """Both models; if the processes are to hold one copy between them, no process ever has more than its rows."""
     world = World(context.device)
-    teacher_bytes = teacher.size_bytes(context.dtype) if teacher else 0
-    if not sharding.is_wanted(config, world, start.shape.parameters(), teacher_bytes):
-        guide = _teacher(context, world, teacher, start.shape.parameters() * TRAINED_BYTES) if teacher else None
+    dtype = torch.bfloat16 if resolve_precision(config.precision, world.device) == "bf16" else torch.float32
+    trained = start.shape.parameters()
+    teacher_bytes = _teacher_bytes(context, teacher, dtype) if teacher else 0
+    if not sharding.is_wanted(config, world, trained, teacher_bytes):
+        guide = _teacher(context, world, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
         return Models(_student(context, start, config), guide)
     device = str(world.device)
-    precision = resolve_precision(config.precision, world.device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     guide = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
     teacher_rows = _rows(teacher, DTYPES.get(context.dtype)) if teacher else None
     if config.init == "random":
@@ -63,9 +63,14 @@ def _student(context: Context, start: Parent, config: DistillConfig) -> "PreTrai
     return hf.load_model(start.path, device=context.device)
 
 
-def _teacher(context: Context, world: World, teacher: Parent, student_bytes: int) -> "PreTrainedModel":
+def _teacher_bytes(context: Context, teacher: Parent, dtype: torch.dtype) -> int:
+    """At its largest: as it is loaded, or as the loop computes with it."""
+    return max(teacher.size_bytes(context.dtype), teacher.shape.parameters() * dtype.itemsize)
+
+
+def _teacher(context: Context, world: World, teacher: Parent, size: int, student_bytes: int) -> "PreTrainedModel":
     """On the student's device if both fit there; else, if this process has all accelerators, on several."""
-    device, size = context.device, teacher.size_bytes(context.dtype)
+    device = context.device
     is_alone = world.size == 1 and world.device.type == "cuda" and torch.cuda.device_count() > 1
     if not is_alone or memory.fits(size, student_bytes, device):
         return hf.load_model(teacher.path, device=device, dtype=context.dtype)

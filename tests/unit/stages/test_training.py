@@ -157,6 +157,20 @@ def test_how_it_is_run_is_not_what_is_made(place: Path, tmp_path: Path) -> None:
     assert plain.model_dump() != plain.model_copy(update={"export": "best"}).model_dump()
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype", "each"), [("fp32", "auto", 4), ("bf16", "auto", 2), ("bf16", "float32", 4)]
+)
+def test_a_teacher_takes_what_it_is_computed_with_takes_or_what_it_is_loaded_in(
+    place: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: str, each: int
+) -> None:
+    asked = []
+    monkeypatch.setattr(training.sharding, "is_wanted", lambda *arguments: bool(asked.append(arguments[-1])))
+    teacher = open_parent(student_of(place))  # bf16 as it is stored
+    config = DistillConfig(**TRAINING | {"precision": precision})
+    training.load(context(place, dtype=dtype), teacher, teacher, config)
+    assert asked == [each * teacher.shape.parameters()]
+
+
 # Trackers
 
 
@@ -240,7 +254,7 @@ def test_a_teacher_moves_to_several_accelerators_when_one_is_too_small(
     size = teacher.size_bytes("auto")
     monkeypatch.setattr(training.memory, "available_bytes", lambda device: 1.3 * size + 1000)
     at = context(tmp_path, device="cuda")
-    training._teacher(at, world, teacher, 1000)
-    training._teacher(at, world, teacher, size // 2)
+    training._teacher(at, world, teacher, size, 1000)
+    training._teacher(at, world, teacher, size, size // 2)
     assert asked[0]["device"] == "cuda"
     assert set(asked[1]["device_map"].values()) == {0, 1}
