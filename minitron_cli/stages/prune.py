@@ -65,9 +65,8 @@ def run(
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
-    inputs |= {split: blocks.fingerprint for split, blocks in texts.items()}
-    if config.repairs:
-        inputs["dtype"] = context.dtype
+    if texts:  # what is scored or fitted on them depends on the dtype, too
+        inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
     cut = _Cut(cutter, config, candidates, ImportanceConfig(**scores.manifest.config), texts)
     cut.check()
     return produce(

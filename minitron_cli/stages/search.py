@@ -73,6 +73,7 @@ def run(
         "scores": scores.fingerprint,
         "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
+        **({} if context.dtype == "auto" else {"dtype": context.dtype}),
         **judge.inputs(),
         **(mending.inputs() if mending else {}),
     }

@@ -17,6 +17,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import candidates, importance, prune, report, search
 from minitron_cli.stages.parent import open_parent
+from minitron_cli.stages.produce import Planned
 from minitron_cli.trim.spec import Budget, PruneConfig
 from tests.unit.stages.place import WORDS, context, data, write_place
 
@@ -67,6 +68,25 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(search, "train", train)
     return taken
+
+
+def by_search(where, place, parent, scores):
+    search.run(where, parent, scores, data(place), config(parent))
+
+
+def by_prune(where, place, parent, scores):
+    prune.run(where, parent, PruneConfig(budget=config(parent).budget, repair="none"), scores=scores, data=data(place))
+
+
+@pytest.mark.parametrize("choose", [by_search, by_prune])
+def test_a_choice_by_scores_in_another_dtype_is_another_result(tmp_path, place, parent, scores, choose):
+    def path(dtype: str) -> Path:
+        where = context(tmp_path / "run", dtype=dtype, dry_run=True)
+        with pytest.raises(Planned) as plan:
+            choose(where, place, parent, scores)
+        return plan.value.path
+
+    assert len({path(dtype) for dtype in ("auto", "float32", "bfloat16")}) == 3
 
 
 @pytest.mark.slow
