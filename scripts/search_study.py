@@ -31,7 +31,7 @@ from studies import Study, mean_and_deviation, write_page
 
 from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.cli.tables import number
+from minitron_cli.cli.sheet import number
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.report import plots
 from minitron_cli.search.config import Retrain, SearchConfig

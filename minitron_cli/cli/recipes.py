@@ -9,7 +9,7 @@ from minitron_cli import io
 from minitron_cli import recipe as recipes
 from minitron_cli.cli import show
 from minitron_cli.cli.options import Show
-from minitron_cli.cli.tables import Sheet
+from minitron_cli.cli.sheet import Sheet
 from minitron_cli.errors import InputError
 
 Name = Annotated[str, Argument(metavar="NAME", help="One of `minitron recipes ls`.")]

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from minitron_cli import io
 from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.cli import tables
+from minitron_cli.cli import plan_sheets, tables
 from minitron_cli.cli.options import Show
-from minitron_cli.cli.tables import Sheet
+from minitron_cli.cli.sheet import Sheet
 from minitron_cli.progress import Step
 from minitron_cli.stages.produce import Planned
 
@@ -113,9 +113,9 @@ def artifacts(made: Sequence[Artifact], shown: Show) -> None:
 def plan(planned: "Plan", shown: Show) -> None:
     """What a recipe comes to."""
     if shown.json:
-        data(tables.plan_values(planned))
+        data(plan_sheets.plan_values(planned))
         return
-    for one in tables.plan_sheets(planned):
+    for one in plan_sheets.plan_sheets(planned):
         sheet(one)
 
 
@@ -128,7 +128,7 @@ def planned(work: Planned, shown: Show) -> None:
     note(str(work))
     facts = dict(work.forecast)
     if tasks := facts.pop("tasks", None):
-        sheet(tables.task_sheet(tasks))
+        sheet(plan_sheets.task_sheet(tasks))
     if facts:
         fields("", facts, shown)
 

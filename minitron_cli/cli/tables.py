@@ -2,31 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.cli.canvas import Point, scatter
-from minitron_cli.search.pareto import cost_of, judged, score_of
+from minitron_cli.cli.candidate_sheets import AXES, candidate_sheet, search_sheets
+from minitron_cli.cli.sheet import Sheet, number, share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minitron_cli.checkpoint.workspace import Workspace
-    from minitron_cli.dry_run import Plan
     from minitron_cli.evaluate.gate import Outcome
-    from minitron_cli.model.shape import Shape
 
 SCORED = ("head", "ffn", "hidden")
 DEFAULT_WAY = "l2 of mean"
-AXES = ("layer", "hidden", "head", "kv_head", "expert", "ffn")
-
-
-class Sheet(NamedTuple):
-    """One table; the first column is text, the others are numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def values(artifact: Artifact) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def sheets(artifact: Artifact) -> list[Sheet]:
     """An artifact for people."""
     makers: dict[str, Callable[[dict[str, Any]], Iterable[Sheet]]] = {
         "importance": _importance,
-        "search": _search,
+        "search": search_sheets,
         "prune": _prune,
         "correct": _trained,
         "distill": _trained,
@@ -145,76 +134,18 @@ def _importance(found: Mapping[str, Any]) -> Iterable[Sheet]:
     yield Sheet("layers", ["layer", *(columns[name] for name in measured)], rows)
 
 
-def _search(found: Mapping[str, Any]) -> Iterable[Sheet]:
-    targets = dict.fromkeys(row["target"] for row in found["candidates"])
-    for target in targets:
-        rows = [row for row in found["candidates"] if row["target"] == target]
-        for sheet in _one_search(found, rows, found["summary"]["winners"][target]["stability"]):
-            title = f"{sheet.title}, target {target}" if len(targets) > 1 else sheet.title
-            yield sheet._replace(title=title)
-    if len(compared := judged(found["candidates"])) > 1:
-        for cost in ("parameters", *compared[0]["costs"]):
-            if cost != "mass":
-                yield _pareto_sheet(compared, cost, found)
-
-
-def _one_search(found: Mapping[str, Any], rows: Sequence[dict[str, Any]], stability: Sequence[Any]) -> Iterable[Sheet]:
-    objective = found["objective"]
-    yield _candidate_sheet(rows, objective["name"])
-    if any(row["rungs"] for row in rows):
-        yield _rung_sheet(rows, found["rung_tokens"])
-    if stability:
-        cells = [[f"{t['from']} to {t['to']}", f"{t['tau']:+.2f}", str(t["candidates"])] for t in stability]
-        yield Sheet("rank stability (Kendall)", ["", "tau", "candidates"], cells)
-
-
-def _rung_sheet(rows: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> Sheet:
-    columns = ["", "zero-shot", *(f"{_short(n)} tokens" for n in tokens)]
-    shown = [[str(i + 1), number(row["zero_shot"]), *map(number, row["rungs"])] for i, row in enumerate(rows)]
-    cells = [[*some, *["-"] * (len(columns) - len(some))] for some in shown if len(some) > 2]
-    return Sheet("retraining, rung by rung", columns, cells)
-
-
-def _short(count: int) -> str:
-    unit, name = next((u, n) for u, n in ((10**9, "B"), (10**6, "M"), (10**3, "k"), (1, "")) if count >= u)
-    return f"{count / unit:.3g}{name}"
-
-
-def _pareto_sheet(rows: Sequence[dict[str, Any]], cost: str, found: Mapping[str, Any]) -> Sheet:
-    """Quality after equal training against one cost: a text plot."""
-    chosen = {row["target"]: row for row in reversed(found["candidates"])}.values()
-    points = [Point(cost_of(row, cost), score_of(row), "o" if cost in row["unsurpassed"] else ".") for row in rows]
-    points += [Point(cost_of(row, cost), score_of(row), "#") for row in chosen if row in rows]
-    lines = scatter(points, lambda x: _spelled(cost, x), number)
-    when = f" after {_short(found['rung_tokens'][0])} tokens" if rows[0]["rungs"] else ", zero-shot,"
-    title = f"{found['objective']['name']}{when} against {cost}: # chosen, o unsurpassed in both, . the others"
-    return Sheet(title, [""], [[line] for line in lines])
-
-
-def _spelled(cost: str, value: float) -> str:
-    match cost:
-        case "memory":
-            return f"{value / 2**30:,.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.2f} MiB"
-        case "latency":
-            return f"{value:.3g} ms"
-        case "throughput":
-            return f"{value:,.4g} tokens/s"
-        case _:
-            return _short(round(value))
-
-
 def _prune(found: Mapping[str, Any]) -> Iterable[Sheet]:
     if found.get("candidates"):
-        yield _candidate_sheet(found["candidates"])
+        yield candidate_sheet(found["candidates"])
     parent, child = found["summary"]["parent"], found["summary"]["child"]
     axes = [
-        [a, f"{parent['sizes'][a]:,}", f"{child['sizes'][a]:,}", _share(child["sizes"][a], parent["sizes"][a])]
+        [a, f"{parent['sizes'][a]:,}", f"{child['sizes'][a]:,}", share(child["sizes"][a], parent["sizes"][a])]
         for a in AXES
         if a in parent["sizes"]
     ]
     total = ["parameters", f"{parent['parameters']:,}", f"{child['parameters']:,}"]
     yield Sheet(
-        "cut", ["", "parent", "child", "kept"], [*axes, [*total, _share(child["parameters"], parent["parameters"])]]
+        "cut", ["", "parent", "child", "kept"], [*axes, [*total, share(child["parameters"], parent["parameters"])]]
     )
     mended = found["summary"].get("repair", {})
     if "after" in mended:
@@ -239,22 +170,6 @@ def _nearest(finding: Mapping[str, Any]) -> str:
     if finding["level"] in ("slower", "fails") and not finding["nearest"]:
         return "none"
     return ",".join(f"{axis}={size}" for axis, size in finding["nearest"].items())
-
-
-def _candidate_sheet(candidates: Sequence[Mapping[str, Any]], objective: str = "loss") -> Sheet:
-    varied = [a for a in AXES if len({c["shape"].get(a) for c in candidates}) > 1] or ["hidden", "ffn"]
-    costs = [name for name in candidates[0]["costs"] if name != "mass"]
-    columns: dict[str, list[str]] = {axis: [f"{c['shape'][axis]:,}" for c in candidates] for axis in varied}
-    columns["parameters counted"] = [f"{c['parameters']:,}" for c in candidates]
-    columns["off target"] = ["-" if c["error"] is None else f"{c['error']:+.1%}" for c in candidates]
-    columns |= {name: [_spelled(name, c["costs"][name]) for c in candidates] for name in costs}
-    if "mass" in candidates[0]["costs"]:
-        columns["importance kept"] = [f"{math.exp(c['costs']['mass']):.1%}" for c in candidates]
-    columns[f"zero-shot {objective}"] = [number(c["zero_shot"]) for c in candidates]
-    columns[f"retrained {objective}"] = [number(c["retrained"]) for c in candidates]
-    shown = {title: cells for title, cells in columns.items() if any(cell != "-" for cell in cells)}
-    rows = [[str(i + 1), *cells] for i, cells in enumerate(zip(*shown.values(), strict=True))]
-    return Sheet("candidates, best first", ["", *shown], rows)
 
 
 def _trained(found: Mapping[str, Any]) -> Iterable[Sheet]:
@@ -347,69 +262,3 @@ def file_sheet(title: str, sizes: Mapping[str, int]) -> Sheet:
     """Files and their sizes, and what they come to."""
     rows = [[name, f"{size:,}"] for name, size in sorted(sizes.items())]
     return Sheet(title, ["", "bytes"], [*rows, [f"{len(sizes)} files", f"{sum(sizes.values()):,}"]])
-
-
-def task_sheet(tasks: Sequence[Mapping[str, Any]]) -> Sheet:
-    """What tasks a dry run would ask."""
-    columns = ("task", "shots", "items", "metrics", "data", "note")
-    return Sheet("tasks", ["", *columns[1:-1], ""], [[str(row[name]) for name in columns] for row in tasks])
-
-
-def plan_values(plan: "Plan") -> dict[str, Any]:
-    remarks = _remarks(plan)
-    return {
-        "model": plan.model,
-        "parent": _shape_values(plan.parent),
-        "children": {name: _shape_values(shape) | {"serving": remarks[name]} for name, shape in plan.children.items()},
-        "steps": dict(plan.steps),
-    }
-
-
-def _remarks(plan: "Plan") -> dict[str, list[dict[str, Any]]]:
-    """What is not ok about serving each child."""
-    from minitron_cli.model.serving import remarks
-
-    return {
-        name: [row._asdict() for row in remarks(shape, parent=plan.parent)] for name, shape in plan.children.items()
-    }
-
-
-def _shape_values(shape: "Shape") -> dict[str, Any]:
-    return {
-        "sizes": dict(shape.sizes),
-        "parameters": shape.parameters(),
-        "non_embedding": shape.parameters("non_embedding"),
-        "kv_cache_bytes_per_token": shape.kv_cache_bytes(1, 1),
-        "flops_per_token": shape.flops_per_token(),
-    }
-
-
-def plan_sheets(plan: "Plan") -> list[Sheet]:
-    shapes = {"parent": plan.parent} | dict(plan.children)
-    parent = plan.parent.parameters()
-    rows = [
-        [
-            name,
-            *(f"{size:,}" for size in shape.prunable.values()),
-            f"{shape.parameters():,}",
-            _share(shape.parameters(), parent),
-            f"{shape.parameters('non_embedding'):,}",
-        ]
-        for name, shape in shapes.items()
-    ]
-    columns = ["", *plan.parent.prunable, "parameters", "kept", "without embeddings"]
-    steps = [[name, what] for name, what in plan.steps.items()]
-    sheets = [Sheet(plan.model, columns, rows), Sheet("steps", ["", "what is done"], steps)]
-    serving = [[name, *row] for name, some in _remarks(plan).items() for row in serving_sheet(some).rows]
-    if serving:
-        sheets.append(Sheet("to serve it", ["", *serving_sheet([]).columns], serving))
-    return sheets
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, as a table has room for."""
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}"
