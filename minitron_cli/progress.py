@@ -40,6 +40,7 @@ class _Silent:
 
 
 _display: Display = _Silent()
+_warned: set[str] = set()
 _stop_signal: int | None = None
 
 
@@ -47,6 +48,7 @@ def show_on(display: Display | None) -> None:
     """Send progress and remarks to `display`; None silences them."""
     global _display
     _display = display or _Silent()
+    _warned.clear()
 
 
 def request_stop(signal_number: int | None) -> None:
@@ -88,3 +90,10 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Something the user asked for has no effect, or not the one they may expect."""
     _display.warn(text)
+
+
+def warn_once(text: str) -> None:
+    """The same of what would come up again and again: once for each display."""
+    if text not in _warned:
+        _warned.add(text)
+        warn(text)

@@ -145,7 +145,7 @@ class _Run:
                 f"{self.section}.batch_size {self.config.batch_size} is below the {self.world.size} processes: raise it"
             )
         if self.config.warmup_steps >= self.total_steps:
-            progress.warn(
+            progress.warn_once(  # of a search's candidates, all would say it, at every rung
                 f"{self.section}.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} "
                 "steps: the learning rate only rises"
             )

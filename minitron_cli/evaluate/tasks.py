@@ -5,8 +5,6 @@ the thousands that lm-eval brings, which take ten seconds to read. Its data come
 one, laid out as the hub lays it out, or from the hub.
 """
 
-import copy
-import dataclasses
 import difflib
 import functools
 import math
@@ -23,6 +21,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from minitron_cli import io, progress
 from minitron_cli.errors import DataError, EnvironmentFault, InputError
 from minitron_cli.evaluate.config import SUITES, Task
+from minitron_cli.evaluate.local_data import leaves_of, with_local_data
 from minitron_cli.evaluate.quiet import SEED, quiet, seeded
 
 OWN = Path(__file__).parent / "suite"
@@ -40,11 +39,6 @@ NEAR = {
 }
 """Where the suite's tasks are defined. Ours stand before lm-eval's of the same name."""
 assert {task.name for tasks in SUITES.values() for task in tasks} <= NEAR.keys()
-
-SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
-SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-
-Index = dict[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ def load_tasks(tasks: Sequence[Task], places: Places = NOWHERE, *, allow_code: b
         for task in tasks:
             if not allow_code:
                 _refuse_unsafe_code(task.name, (manager.task_index[task.name].cfg or {}).get("unsafe_code"))
-            _add_(chosen, task, _load(_with_local_data(manager, task, places.data), task.name), allow_code)
+            _add_(chosen, task, _load(with_local_data(manager, task, places.data), task.name), allow_code)
     return chosen
 
 
@@ -104,7 +98,7 @@ def forecast(tasks: Sequence[Task], places: Places = NOWHERE) -> list[Forecast]:
     """What the tasks come to, read from their YAMLs: no data are fetched. InputError for one that does not exist."""
     with quiet():
         manager = _manager([task.name for task in tasks], places.tasks)
-        return [_forecast(_with_local_data(manager, task, places.data).task_index, task) for task in tasks]
+        return [_forecast(with_local_data(manager, task, places.data).task_index, task) for task in tasks]
 
 
 def fingerprint(directory: Path) -> str:
@@ -144,7 +138,9 @@ def _set_shots_(task: Any, num_fewshot: int | None) -> None:
     """The shots asked for, else the task's own, else none. A task fixed at 0 stays there, as in lm-eval."""
     own = task.get_config("num_fewshot")
     if own == 0 and num_fewshot:
-        _warn_once(f"task {task.task_name} is defined without examples; num_fewshot={num_fewshot} has no effect")
+        progress.warn_once(
+            f"task {task.task_name} is defined without examples; num_fewshot={num_fewshot} has no effect"
+        )
     elif num_fewshot is not None:
         task.set_config(key="num_fewshot", value=num_fewshot)
     shots, examples = task.get_config("num_fewshot") or 0, len(getattr(getattr(task, "sampler", None), "df", ()))
@@ -156,12 +152,7 @@ def _set_shots_(task: Any, num_fewshot: int | None) -> None:
     task.set_fewshot_seed(seed=SEED)
 
 
-@functools.cache
-def _warn_once(text: str) -> None:
-    progress.warn(text)  # tasks are loaded for every model of a table
-
-
-# the index
+# The index
 
 
 def _manager(names: Sequence[str], own: Path | None) -> lm_eval.tasks.TaskManager:
@@ -255,103 +246,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-# local data
-
-
-def _with_local_data(manager: lm_eval.tasks.TaskManager, task: Task, data: Path | None) -> lm_eval.tasks.TaskManager:
-    """A manager whose `task` reads its files under `data`, if there is a directory for it."""
-    if data is None or not (data / task.name).is_dir():
-        return manager
-    index: Index = {name: dataclasses.replace(e, tags=set(e.tags)) for name, e in manager.task_index.items()}
-    leaves = _leaves(index, task.name)
-    found = {name: files for name in leaves if (files := _local_files(data / task.name, index[name]))}
-    if not found:
-        raise DataError(f"{data / task.name} has no data of task {task.name!r}: {_expected(index[leaves[0]])}")
-    if len(found) < len(leaves):
-        _warn_once(f"{data / task.name} has data of {len(found)} of the {len(leaves)} parts of {task.name}; only those")
-        _drop_(index, set(leaves) - found.keys())
-    for name, files in found.items():
-        _read_locally_(index[name], files, task.num_fewshot, data / task.name)
-    local = copy.copy(manager)
-    local._index = index
-    return local
-
-
-def _leaves(index: Mapping[str, Entry], name: str) -> list[str]:
-    """The tasks that a task, group or tag consists of."""
-    entry = index[name]
-    if entry.kind is Kind.TAG:
-        return sorted(entry.tags)
-    if entry.kind is Kind.GROUP:
-        children = (entry.cfg or {}).get("task") or []
-        return [leaf for child in children if isinstance(child, str) for leaf in _leaves(index, child)]
-    return [name]
-
-
-def _local_files(directory: Path, entry: Entry) -> dict[str, list[str]]:
-    """Split -> files, of the splits that a task reads; as the hub lays them out, or simply by name."""
-    cfg = entry.cfg or {}
-    inner = str(cfg.get("dataset_name") or "data")
-    places = [directory / entry.name, directory / inner, directory / "data", directory]
-    is_member = entry.name != directory.name  # files beside the members' directories are of no member
-    for place in places[: -2 if is_member else None]:
-        if files := {split: paths for split in _splits(cfg) if (paths := list(_files_of(place, split)))}:
-            return files
-    return {}
-
-
-def _splits(cfg: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(str(cfg[key]) for key in SPLITS if cfg.get(key)))
-
-
-def _files_of(place: Path, split: str) -> Iterator[str]:
-    """The file or the shards of a split."""
-    for suffix in SUFFIXES:
-        for pattern in (f"{split}{suffix}", f"{split}-*{suffix}", f"{split}/*{suffix}"):
-            if paths := sorted(place.glob(pattern)):
-                yield from map(str, paths)
-                return
-
-
-def _expected(entry: Entry) -> str:
-    splits = ", ".join(f"{split}.jsonl" for split in _splits(entry.cfg or {}))
-    inner = (entry.cfg or {}).get("dataset_name")
-    return f"put {splits} (or .parquet) there" + (f", or into {inner}/ in it" if inner else "")
-
-
-def _drop_(index: Index, absent: set[str]) -> None:
-    """Take tasks out of their tags and groups, and groups that are left empty out of theirs."""
-    for entry in index.values():
-        entry.tags -= absent
-    for entry in index.values():
-        if entry.kind is Kind.GROUP and entry.cfg:
-            children = [c for c in entry.cfg.get("task") or [] if not isinstance(c, str) or _leaves(index, c)]
-            entry.cfg, entry.yaml_path = {**entry.cfg, "task": [c for c in children if c not in absent]}, None
-
-
-def _read_locally_(entry: Entry, files: dict[str, list[str]], shots: int | None, directory: Path) -> None:
-    assert entry.yaml_path or entry.cfg
-    cfg = dict(load_yaml(entry.yaml_path) if entry.yaml_path else entry.cfg)  # with the functions it names
-    examples = cfg.get("fewshot_split") or cfg.get("training_split")
-    asked = cfg.get("test_split") or cfg.get("validation_split")
-    needed = [asked, *([examples] if shots or (shots is None and cfg.get("num_fewshot")) else [])]
-    if absent := [split for split in needed if split and split not in files]:
-        raise DataError(
-            f"task {entry.name!r}: {directory} has no {absent[0]} split, which it reads: {_expected(entry)}"
-        )
-    kinds = {SUFFIXES[Path(path).suffix] for paths in files.values() for path in paths}
-    if len(kinds) > 1:
-        raise DataError(f"task {entry.name!r}: {directory} mixes JSON and Parquet; keep one of them")
-    cfg |= {key: None for key in SPLITS if cfg.get(key) not in files}
-    cfg |= {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
-    entry.cfg, entry.yaml_path = cfg, None
-
-
-# what is ahead
+# What is ahead
 
 
 def _forecast(index: Mapping[str, Entry], task: Task) -> Forecast:
-    leaves = [index[name].cfg or {} for name in _leaves(index, task.name)]
+    leaves = [index[name].cfg or {} for name in leaves_of(index, task.name)]
     cfg = leaves[0]
     own = cfg.get("num_fewshot")
     shots = own if own == 0 or task.num_fewshot is None else task.num_fewshot

@@ -94,3 +94,12 @@ def test_without_a_display_nothing_is_shown(capfd):
     progress.say("a")
     progress.warn("b")
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_would_come_up_again_is_said_once_for_each_display() -> None:
+    for _ in range(2):
+        display = Recorder()
+        progress.show_on(display)
+        for text in ("slow", "slow", "old"):
+            progress.warn_once(text)
+        assert display.seen == [("warn", "slow"), ("warn", "old")]

@@ -40,3 +40,12 @@ def test_only_a_run_that_was_stopped_says_that_it_continues(tmp_path):
     progress.show_on(display)
     small.run(tmp_path)
     assert display.said == ["distill: continues after step 5 of 6"]
+
+
+def test_what_holds_for_all_parts_is_warned_of_once(tmp_path):
+    display = small.AfterStep()
+    progress.show_on(display)
+    for until in (1, 2):
+        small.run(tmp_path, small.configured(warmup_steps=6), until=until)
+    assert len(display.warned) == 1
+    assert "the learning rate only rises" in display.warned[0]

@@ -5,7 +5,7 @@ import pytest
 
 from minitron_cli import progress
 from minitron_cli.errors import DataError, InputError
-from minitron_cli.evaluate import harness, tasks
+from minitron_cli.evaluate import harness
 from minitron_cli.evaluate.config import SUITES, EvaluateConfig, Task
 from minitron_cli.evaluate.program import passes
 from minitron_cli.evaluate.suite import scoring
@@ -37,7 +37,6 @@ def data(tmp_path_factory):
 def remarks(monkeypatch):
     said = []
     monkeypatch.setattr(progress, "warn", said.append)
-    tasks._warn_once.cache_clear()
     return said
 
 
