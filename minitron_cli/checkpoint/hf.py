@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minitron_cli import io
 from minitron_cli.checkpoint import fingerprint, strict_json
 from minitron_cli.checkpoint.aliases import ALIASES
-from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
 
@@ -348,7 +348,3 @@ def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (source / name).is_file():
             io.write_new(directory / name, (source / name).read_bytes())
-
-
-def is_checkpoint(path: Path) -> bool:
-    return (path / "config.json").is_file() and ((path / WEIGHTS).is_file() or (path / INDEX).is_file())

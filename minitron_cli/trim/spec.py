@@ -41,13 +41,6 @@ class Budget(Spec):
         """The target in parameters, where the parent has `whole`."""
         return round(of_whole(self.target, whole))
 
-    def admits(self, parameters: int, whole: int = 0) -> bool:
-        return abs(parameters - self.goal(whole)) <= self.tolerance * self.goal(whole)
-
-    def error(self, parameters: int, whole: int = 0) -> float:
-        """Signed distance from the target as a fraction of it."""
-        return parameters / self.goal(whole) - 1
-
 
 REPAIRS = ("rotate", "least_squares", "rescale")
 RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"]

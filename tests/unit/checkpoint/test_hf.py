@@ -147,8 +147,3 @@ def test_a_model_without_a_checkpoint_is_written(tmp_path):
     assert "transformers_version" not in json.loads((tmp_path / "config.json").read_text())
     again = hf.load_model(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
-
-
-def test_what_is_a_checkpoint(tmp_path):
-    assert hf.is_checkpoint(write_tiny(tmp_path / "yes"))
-    assert not hf.is_checkpoint(tmp_path)

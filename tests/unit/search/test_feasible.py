@@ -12,6 +12,7 @@ from minitron_cli.search.constraints import Flops, Latency, Memory, Parameters, 
 from minitron_cli.search.constraints.base import Timing
 from minitron_cli.search.feasible import Candidate, admitted, timed
 from minitron_cli.search.sizes import PRESETS
+from minitron_cli.trim.spec import Budget
 
 
 def shape_of(config) -> Shape:
@@ -199,3 +200,10 @@ def test_no_more_is_timed_than_it_takes(qwen3_8b, constraint):
 def test_a_latency_that_nothing_keeps(qwen3_8b):
     with pytest.raises(InfeasibleError, match=r"at most 5 ms latency of decode at .* has 20 ms \(\+300"):
         timed(qwen3_8b, candidates(qwen3_8b, 34, 20), [Latency(at_most=5)], 2, Clock())
+
+
+@pytest.mark.parametrize("target", [10**9, "1B", "50%"])
+@pytest.mark.parametrize(("error", "is_admitted"), [(0.05, True), (-0.05, True), (0.0501, False), (-0.0501, False)])
+def test_a_budget_has_two_sides_a_fraction_of_the_target_away(target, error, is_admitted):
+    limits = Parameters.of(Budget(target=target, tolerance=0.05)).limits(2 * 10**9)
+    assert limits.admit(round(10**9 * (1 + error))) is is_admitted

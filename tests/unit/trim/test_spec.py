@@ -1,19 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from minitron_cli.trim.spec import Budget, PruneConfig, Ranking
-
-
-@pytest.mark.parametrize(
-    ("parameters", "admitted"), [(95, True), (105, True), (94.9, False), (105.1, False), (100, True), (0, False)]
-)
-def test_a_budget_has_two_sides(parameters, admitted):
-    assert Budget(target=100, tolerance=0.05).admits(parameters) is admitted
-
-
-def test_an_error_is_signed():
-    assert Budget(target="4B").error(5 * 10**9) == pytest.approx(0.25)
-    assert Budget(target="4B").error(3 * 10**9) == pytest.approx(-0.25)
+from minitron_cli.trim.spec import PruneConfig, Ranking
 
 
 @pytest.mark.parametrize(
