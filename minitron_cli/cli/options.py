@@ -61,7 +61,7 @@ class How(Make):
     """How to compute it, in addition: nothing here changes what is asked for."""
 
     device: Annotated[
-        str, Option(help="cpu, cuda, cuda:1, mps, or auto: the first accelerator.", rich_help_panel=RUN)
+        str, Option(help="cpu, cuda, cuda:1, ... with fp64; or auto: the first accelerator.", rich_help_panel=RUN)
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],

@@ -191,18 +191,25 @@ def _context(how: Make, workspace: Workspace) -> Context:
 
 
 def device(name: str) -> str:
-    """A device that is there; `auto` is the first accelerator, else the processor."""
+    """A device that is there and has fp64, in which sums are kept; `auto` is the first accelerator, else the CPU."""
     import torch
 
     if name == "auto":
-        return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError):
-        raise EnvironmentFault(
-            f"device {name!r} cannot be used here: leave --device out, or see `minitron env`"
-        ) from None
+        first = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return str(first) if first and _is_usable(str(first)) else "cpu"
+    if not _is_usable(name):
+        raise EnvironmentFault(f"device {name!r} cannot be used here: leave --device out, or see `minitron env`")
     return name
+
+
+def _is_usable(name: str) -> bool:
+    import torch
+
+    try:
+        torch.empty(1, dtype=torch.float64, device=name)
+    except (RuntimeError, AssertionError, TypeError):  # a TypeError where there is no fp64, as on Apple's mps
+        return False
+    return True
 
 
 def _locked(workspace: Workspace, how: Make) -> AbstractContextManager[None]:

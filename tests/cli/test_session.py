@@ -1,0 +1,36 @@
+"""Which device a command runs on."""
+
+import pytest
+import torch
+
+from minitron_cli.cli import session
+from minitron_cli.errors import EnvironmentFault
+
+
+@pytest.fixture
+def _a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator that has no fp64, and says so as torch does."""
+    empty = torch.empty
+
+    def on_mps(*size: int, dtype: torch.dtype | None = None, device: str = "cpu") -> torch.Tensor:
+        if device == "mps" and dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64. Please use float32 instead.")
+        return empty(*size, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", on_mps)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+
+
+@pytest.mark.usefixtures("_a_mac")
+def test_an_accelerator_that_has_no_fp64_is_not_chosen() -> None:
+    assert session.device("auto") == "cpu"
+    with pytest.raises(EnvironmentFault, match="device 'mps' cannot be used here"):
+        session.device("mps")
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert session.device("cpu") == "cpu"
+    for absent in ("cuda:99", "abacus"):
+        with pytest.raises(EnvironmentFault, match=f"device '{absent}' cannot be used here"):
+            session.device(absent)
