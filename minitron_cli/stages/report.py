@@ -1,6 +1,7 @@
 """The report stage: everything a workspace has made in, one HTML page out."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -34,7 +35,7 @@ from minitron_cli.stages.prune import PLAN
 from minitron_cli.stages.training import METRICS, VALIDATION
 from minitron_cli.trim.scores import Scores
 
-STAGE, VERSION = "report", 1
+STAGE, VERSION = "report", 2
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
@@ -200,12 +201,13 @@ class _Made:
         trained = (self.correct, *self.trained)
         tokens = {artifact.label: artifact.summary["tokens"] for artifact in trained if artifact}
         for label, entry in self._models.items():
-            own = entry["results"].get(PERPLEXITY, {})
+            own, apart = (entry.get(part, {}).get(PERPLEXITY, {}) for part in ("results", "against_parent"))
             yield page_data.ResultRow(
                 label=label,
                 kind=KINDS.get(label, "control"),
                 parameters=entry["parameters"],
                 loss=_measure(own.get("loss")),
+                loss_from_parent=_apart(apart["loss"]) if "loss" in apart else None,
                 perplexity=_measure(own.get("perplexity")),
                 kl_to_parent=_measure(own.get("kl")),
                 tokens_trained=tokens.get(label),
@@ -362,11 +364,13 @@ def _benchmarks(models: dict[str, Any]) -> Iterator[page_data.Benchmark]:
             title=f"{task} {metric}" + (f", {shots}-shot" if shots is not None else ""),
             items=names[task, metric]["n"],
             values={label: _interval(x) for label, x in found.items() if x and x["value"] is not None},
-            differences={
-                label: page_data.Interval(x["difference"], x["low"], x["high"]) for label, x in apart.items() if x
-            },
+            differences={label: _apart(x) for label, x in apart.items() if x},
             chances={label: x["mcnemar"] for label, x in apart.items() if x and x["mcnemar"] is not None},
         )
+
+
+def _apart(metric: dict[str, Any]) -> page_data.Interval:
+    return page_data.Interval(metric["difference"], metric["low"], metric["high"])
 
 
 def _interval(metric: dict[str, Any]) -> page_data.Interval:
@@ -412,7 +416,8 @@ def _command(artifact: Artifact, model: str) -> str:
     settings = " ".join(_settings(artifact.manifest.config))
     if any(task["name"] in CODE_TASKS for task in artifact.manifest.config.get("tasks", ())):
         settings += " --allow-code-execution"
-    return f"minitron {verb} {model if verb == 'importance' else ''} {settings}".replace("  ", " ")
+    given = shlex.quote(model) if verb == "importance" else ""
+    return " ".join(filter(None, ("minitron", verb, given, settings)))
 
 
 def _settings(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -421,4 +426,4 @@ def _settings(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _settings(value, f"{prefix}{name}.")
         elif value is not None and value != {} and value != []:
             text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            yield f"{prefix}{name}={text}" if text.isalnum() else f"{prefix}{name}='{text}'"
+            yield f"{prefix}{name}={shlex.quote(text)}"

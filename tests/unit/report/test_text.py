@@ -19,6 +19,8 @@ MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
         (9_996_000, "10.0 M"),
         (999, "999"),
         (0, "0"),
+        (63.9123, "63.9"),
+        (412.1, "412"),
         (15e12, "15.0 T"),
         (None, text.NOTHING),
     ],
@@ -54,6 +56,15 @@ def test_powers_sizes_and_signs():
     assert text.signed_percent(-0.021) == f"{MINUS}2.1 %"
 
 
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [((8,), "8"), ((3, 4), "3, 4"), ((3, 7, 8, 9), "3, 7 to 9"), ((0, 1, 2, 4, 6, 7, 8), "0 to 2, 4, 6 to 8")],
+)
+def test_neighbours_are_told_as_a_range(numbers, shown):
+    assert text.ranges(numbers) == shown
+
+
 def test_clean_text_keeps_what_people_write():
     assert text.clean("模型 🧠 ñ\tA\nB <>&") == "模型 🧠 ñ\tA\nB <>&"
     assert text.clean("a\x00\x1b\ud800\u202eb") == "a" + "\ufffd" * 4 + "b"
+    assert text.clean("a\ufffe\U0001ffff\u2028b") == "a\ufffd\ufffd\u2028b"
