@@ -129,6 +129,8 @@ def kept_shares(name: str, share_L: Mapping[int, np.ndarray]) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="layer", ylabel="importance kept", ylim=(None, 1.02))
+        low, high = axes.get_ylim()
+        axes.set(yticks=[tick for tick in axes.get_yticks() if low <= tick <= 1], ylim=(low, high))
 
     return _svg(name, "The share of each layer's importance that survives the cut", draw)
 

@@ -135,7 +135,9 @@ def _task(row: ResultRow, column: TaskResult) -> str:
 def _benchmarks(data: ReportData) -> Section | None:
     if not data.benchmarks:
         return None
-    labels = list(dict.fromkeys(label for row in data.benchmarks for label in row.values))
+    known = [row.label for row in data.results]
+    named = dict.fromkeys(label for row in data.benchmarks for label in row.values)
+    labels = [*(label for label in known if label in named), *(label for label in named if label not in known)]
     values = tuple(
         (row.title, exact(row.items), *(interval(row.values.get(m)) for m in labels)) for row in data.benchmarks
     )

@@ -81,7 +81,13 @@ def signed_percent(share: float) -> str:
 
 def signed(value: float) -> str:
     """+0.250; more decimals where it is small."""
-    return f"{value:+.{_decimals(abs(value))}f}".replace("-", MINUS)
+    return _signed(value, _decimals(abs(value)))
+
+
+def _signed(value: float, digits: int) -> str:
+    """What rounds to nothing has no sign."""
+    shown = f"{value:+,.{digits}f}"
+    return shown.replace("-", MINUS) if float(shown.replace(",", "")) else shown[1:]
 
 
 def measure(value: Measure | None) -> str:
@@ -106,7 +112,7 @@ def interval(found: Interval | None, *, is_difference: bool = False) -> str:
         return NOTHING
     digits = _decimals(max(abs(x) for x in (found.value, found.low, found.high) if x is not None))
     value, low, high = (
-        "" if x is None else f"{x:{'+' if is_difference else ''},.{digits}f}".replace("-", MINUS)
+        "" if x is None else _signed(x, digits) if is_difference else f"{x:,.{digits}f}".replace("-", MINUS)
         for x in (found.value, found.low, found.high)
     )
     return f"{value} ({low} to {high})" if low else value

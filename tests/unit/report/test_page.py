@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from minitron_cli.report.data import LayerCurves, Measure, ModelFacts, ReportData, ResultRow
+from minitron_cli.report.data import Benchmark, Interval, LayerCurves, Measure, ModelFacts, ReportData, ResultRow
 from minitron_cli.report.page import render
 from minitron_cli.report.text import MINUS, NOTHING, TIMES
 from tests.unit.report.hostile import HOSTILE, Page
@@ -110,6 +110,15 @@ def test_results_have_a_row_per_model_and_errors_beside_values(page):
 def test_benchmarks_have_a_row_each_with_intervals_beside_the_parent(page):
     assert "items parent distilled cloze acc, 0-shot 200 0.710 (0.645 to 0.775) 0.640 (0.573 to 0.707)" in page.words
     assert f"cloze acc, 0-shot {MINUS}0.070 ({MINUS}0.121 to {MINUS}0.019), p 0.0093" in page.words
+
+
+def test_benchmarks_have_models_in_the_order_of_the_results():
+    """The parent has no KL to itself, and comes first all the same."""
+    rows = (ResultRow("parent", "parent"), ResultRow("pruned", "pruned"))
+    kl = Benchmark("perplexity kl", 20, {"pruned": Interval(0.1)})
+    loss = Benchmark("perplexity loss", 20, {"pruned": Interval(2.5), "parent": Interval(2.4)})
+    words = Page(render(ReportData(title="t", results=rows, benchmarks=(kl, loss)))).words
+    assert f"items parent pruned perplexity kl 20 {NOTHING} 0.100 perplexity loss 20 2.400 2.500" in words
 
 
 def test_speed_is_told_beside_the_parents(page):

@@ -1,7 +1,7 @@
 import pytest
 
 from minitron_cli.report import text
-from minitron_cli.report.data import Measure
+from minitron_cli.report.data import Interval, Measure
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
@@ -53,6 +53,10 @@ def test_powers_sizes_and_signs():
     assert text.power_of_ten(None) == text.power_of_ten(0) == text.NOTHING
     assert [text.size(n) for n in (512, 2816, 3 << 20, 5 << 30)] == ["512 B", "2.75 KiB", "3 MiB", "5 GiB"]
     assert (text.signed(-0.5), text.signed(0.25)) == (f"{MINUS}0.500", "+0.250")
+    assert (text.signed(-0.00002), text.signed(0.0), text.signed(0.0032)) == ("0.0000", "0.000", "+0.0032")
+    difference = text.interval(Interval(-0.00005, -0.0012, 0.0011), is_difference=True)
+    assert difference == f"{MINUS}0.0001 ({MINUS}0.0012 to +0.0011)"
+    assert text.interval(Interval(0.0, 0.0, 0.0), is_difference=True) == "0.000 (0.000 to 0.000)"
     assert text.signed_percent(-0.021) == f"{MINUS}2.1 %"
 
 
