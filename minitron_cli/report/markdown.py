@@ -7,13 +7,15 @@ from minitron_cli.report.text import NOTHING, clean
 
 MARKUP = r"[\\`*_\[\]<>|#&~$@]"
 LINK = r":(?=//)|(?<=www)\."  # GitHub makes links of bare addresses
-START_OF_LIST = r"^[-+=](?=[-+= ]|$)|(?<=\d)[.)](?= |$)"
+BULLET = r"^[-+=](?=[-+= ]|$)"
+NUMBER = r"^(\d+)([.)])(?= |$)"
 
 
 def inline(text: str) -> str:
     """Text that stays in its line and cell, and is read neither as markup nor as a link."""
     flat = " ".join(clean(text).split())
-    return re.sub(f"({MARKUP}|{LINK}|{START_OF_LIST})", r"\\\1", flat, flags=re.IGNORECASE) or NOTHING
+    escaped = re.sub(f"({MARKUP}|{LINK}|{BULLET})", r"\\\1", flat, flags=re.IGNORECASE)
+    return re.sub(NUMBER, r"\1\\\2", escaped) or NOTHING
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,10 +33,10 @@ def _summary(models: Mapping[str, Mapping[str, Any]], found: Sequence[Outcome], 
     if found:
         missed = sum(not outcome.passed for outcome in found)
         yield f"**{missed} of {len(found)} gates missed.**" if missed else f"All {len(found)} gates are met."
-        yield table(("gate", "value", "compared", "margin", ""), [_gate(outcome) for outcome in found])
+        yield table(("gate", "value", "compared", "margin", "outcome"), [_gate(outcome) for outcome in found])
     others = [name for name in models if name != PARENT]
     yield "Values with their standard errors; differences from the parent on the same items with 95 % intervals."
-    header = ("", PARENT, *(title for name in others for title in (name, f"{name} - parent")))
+    header = ("metric", PARENT, *(title for name in others for title in (name, f"{name} - parent")))
     yield table(header, list(_rows(models, others)))
 
 
