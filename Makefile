@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt reference bench kills bench-teacher client-transformers-4 client-llama-cpp
+.PHONY: help demo test test-fast check fmt reference bench kills bench-teacher client-transformers-4 client-llama-cpp client-browser
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
@@ -46,6 +46,7 @@ CLIENTS := .client-venvs
 CHILDREN := $(CLIENTS)/children
 RESULTS := benchmarks/results
 LLAMA_CPP := 0.3.36
+CHROMIUM ?= chromium
 ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 $(CHILDREN): $(READY) FORCE
@@ -71,6 +72,9 @@ client-llama-cpp: $(CHILDREN)  ## convert children, run and quantise them with l
 		tar -xzf $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $(CLIENTS); }
 	$(ONE_THREAD) $(CLIENTS)/llama-cpp/bin/python tests/clients/run_llama_cpp.py \
 		$(CHILDREN) $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp $(RESULTS)/client-llama-cpp.json
+
+client-browser: $(READY)  ## look at the report in Chromium: desk and phone, light and dark, printed
+	$(ONE_THREAD) $(BIN)/python -m tests.clients.run_browser $(CHROMIUM) $(CLIENTS)/browser $(RESULTS)/client-browser.json
 
 # Made again when what it was made from has changed. pip takes the pinned versions through the constraints.
 $(READY): pyproject.toml constraints.txt

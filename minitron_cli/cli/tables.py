@@ -229,8 +229,8 @@ def _apart(against: Mapping[str, Any], name: str) -> str:
 def _speed(timed: Mapping[str, Any]) -> Sheet:
     settings, models = timed["settings"], timed["models"]
     figures = {
-        "prefill tokens/s": lambda m: _times(m["prefill_tokens_per_second"], m.get("prefill_ratio")),
-        "decode tokens/s": lambda m: _times(m["decode_tokens_per_second"], m.get("decode_ratio")),
+        "prefill tokens/s": lambda m: _times(m, "prefill"),
+        "decode tokens/s": lambda m: _times(m, "decode"),
         "first token, ms": lambda m: number(1000 * m["time_to_first_token_seconds"]),
         "peak memory, MiB": lambda m: number(m["peak_bytes"] / 2**20) if "peak_bytes" in m else "-",
     }
@@ -239,8 +239,13 @@ def _speed(timed: Mapping[str, Any]) -> Sheet:
     return Sheet(title, ["", *order], [[name, *(cell(models[m]) for m in order)] for name, cell in figures.items()])
 
 
-def _times(value: float, ratio: float | None) -> str:
-    return number(value) + (f" ({ratio:.2f} x)" if ratio is not None else "")
+def _times(figures: Mapping[str, Any], phase: str) -> str:
+    """Tokens per second, how many times the parent's that is, and between what and what the rounds were."""
+    value = number(figures[f"{phase}_tokens_per_second"])
+    if f"{phase}_ratio" not in figures:
+        return value
+    ends = figures.get(f"{phase}_range")
+    return f"{value} ({figures[f'{phase}_ratio']:.2f} x{f', {ends[0]:.2f} to {ends[1]:.2f}' if ends else ''})"
 
 
 def gate_sheet(found: "Sequence[Outcome]") -> Sheet:

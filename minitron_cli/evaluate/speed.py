@@ -46,7 +46,10 @@ class Compared:
     model: Rates
     prefill_ratio: float
     """How many times as fast as the parent, the median over rounds."""
+    prefill_range: tuple[float, float]
+    """The lowest and the highest of the rounds' ratios."""
     decode_ratio: float
+    decode_range: tuple[float, float]
 
 
 def compare(model: Any, parent: Any, config: Speed) -> Compared:
@@ -62,11 +65,14 @@ def compare(model: Any, parent: Any, config: Speed) -> Compared:
             for name in sorted(subjects, reverse=i % 2 == 0):
                 rounds[name].append(_generate(subjects[name], prompt_BT, config))
             step(decode=_ratios(rounds, "decode_tokens_per_second")[-1])
+    prefill, decode = (_ratios(rounds, f"{phase}_tokens_per_second") for phase in ("prefill", "decode"))
     return Compared(
-        _median(rounds["parent"]),
-        _median(rounds["model"]),
-        statistics.median(_ratios(rounds, "prefill_tokens_per_second")),
-        statistics.median(_ratios(rounds, "decode_tokens_per_second")),
+        parent=_median(rounds["parent"]),
+        model=_median(rounds["model"]),
+        prefill_ratio=statistics.median(prefill),
+        prefill_range=(min(prefill), max(prefill)),
+        decode_ratio=statistics.median(decode),
+        decode_range=(min(decode), max(decode)),
     )
 
 

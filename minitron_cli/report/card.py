@@ -1,8 +1,10 @@
 """The model card: Markdown with the hub's metadata in front. Knows no network; uploading is another matter."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -35,6 +37,8 @@ class HubFacts:
         except Exception:  # YAML of somebody else's making
             found = {}
         known = {name: found[name] for name in ("license", "license_name", "license_link") if _is_word(found.get(name))}
+        if not _is_link(known.get("license_link", "")):
+            del known["license_link"]
         language = found.get("language") or ()
         languages = tuple(filter(_is_word, [language] if isinstance(language, str) else language))
         return cls(base_model, **known, language=languages)
@@ -44,19 +48,20 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _is_link(text: str) -> bool:
+    """To a page or to a file beside the card, and not something that a browser would run."""
+    scheme = re.match(r"[^/?#]*:", re.sub(r"[\x00-\x20]", "", text))  # as browsers do
+    return scheme is None or scheme[0].lower() in ("http:", "https:")
+
+
 NOTHING_KNOWN = HubFacts()
 
 
 def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) -> str:
     """The card of `data.child`."""
     metadata = ModelCardData(
-        base_model=hub.base_model,
+        **_cleaned(hub),
         base_model_relation=RELATION if hub.base_model else None,
-        license=hub.license,
-        license_name=hub.license_name,
-        license_link=hub.license_link,
-        language=list(hub.language) or None,
-        datasets=list(hub.datasets) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=list(TAGS),
@@ -65,6 +70,13 @@ def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) ->
     )
     parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name))
     return clean("\n\n".join(parts)) + "\n"
+
+
+def _cleaned(hub: HubFacts) -> dict[str, Any]:
+    return {
+        name: clean(value) if isinstance(value, str) else [clean(text) for text in value or ()] or None
+        for name, value in vars(hub).items()
+    }
 
 
 def _eval_results(row: ResultRow | None) -> Iterator[EvalResult]:

@@ -32,6 +32,15 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """One metric of one benchmark task."""
 
@@ -60,15 +69,8 @@ class ResultRow:
     """Nats per token."""
     tokens_trained: int | None = None
     tasks: tuple[TaskResult, ...] = ()
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and the ends of its 95 % interval, where there is one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
+    loss_from_parent: Interval | None = None
+    """Its loss less the parent's on the same items."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ class SpeedRow:
     peak_bytes: int | None = None
     prefill_ratio: float | None = None
     """How many times as fast as the parent, measured in turns."""
+    prefill_range: Sequence[float] | None = None
+    """Of the rounds' ratios: lowest, highest."""
     decode_ratio: float | None = None
+    decode_range: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

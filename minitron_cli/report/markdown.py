@@ -3,13 +3,19 @@
 import re
 from collections.abc import Sequence
 
-from minitron_cli.report.text import NOTHING
+from minitron_cli.report.text import NOTHING, clean
+
+MARKUP = r"[\\`*_\[\]<>|#&~$@]"
+LINK = r":(?=//)|(?<=www)\."  # GitHub makes links of bare addresses
+BULLET = r"^[-+=](?=[-+= ]|$)"
+NUMBER = r"^(\d+)([.)])(?= |$)"
 
 
 def inline(text: str) -> str:
-    """Text that stays in its line and cell, and is not read as markup."""
-    flat = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", flat) or NOTHING
+    """Text that stays in its line and cell, and is read neither as markup nor as a link."""
+    flat = " ".join(clean(text).split())
+    escaped = re.sub(f"({MARKUP}|{LINK}|{BULLET})", r"\\\1", flat, flags=re.IGNORECASE)
+    return re.sub(NUMBER, r"\1\\\2", escaped) or NOTHING
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

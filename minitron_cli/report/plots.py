@@ -5,7 +5,7 @@ font and colour: black becomes `currentColor`, a series' colour a variable of th
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from io import StringIO
 from typing import Any
 
@@ -30,7 +30,7 @@ CELLS = 1024  # of a map that shows every channel in its place
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "minitron",  # else element ids are random
-    "font.size": 9.0,
+    "font.size": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.6,
@@ -125,10 +125,12 @@ def kept_shares(name: str, share_L: Mapping[int, np.ndarray]) -> str:
 
     def draw(axes: Axes) -> None:
         for series, values_L in share_L.items():
-            axes.plot(range(len(values_L)), values_L, marker="o", color=_colour(series))
+            axes.plot(range(len(values_L)), values_L, marker=_marker(values_L), color=_colour(series))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="layer", ylabel="importance kept", ylim=(None, 1.02))
+        low, high = axes.get_ylim()
+        axes.set(yticks=[tick for tick in axes.get_yticks() if low <= tick <= 1], ylim=(low, high))
 
     return _svg(name, "The share of each layer's importance that survives the cut", draw)
 
@@ -188,8 +190,8 @@ def curves(
 
     def draw(axes: Axes) -> None:
         for series, (tokens, values) in runs.items():
-            marker = "o" if len(tokens) <= 30 else ""
-            axes.plot(*_thinned(np.asarray(tokens), np.asarray(values)), color=_colour(series), marker=marker)
+            line = _thinned(np.asarray(tokens), np.asarray(values))
+            axes.plot(*line, color=_colour(series), marker=_marker(tokens))
         if reference is not None:
             axes.axhline(reference, color="black", linestyle=(0, (4, 3)), linewidth=1.2, alpha=0.7)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -231,6 +233,11 @@ def _log_if_wide(axes: Axes, values: np.ndarray) -> None:
     if len(values) and values.min() > 0 and values.max() > 50 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _marker(points: Sized) -> str:
+    """A dot where there is room for one each."""
+    return "o" if len(points) <= 40 else ""
 
 
 def _colour(series: int) -> str:

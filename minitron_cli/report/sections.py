@@ -19,6 +19,7 @@ from minitron_cli.report.data import (
     TaskResult,
     TrainingRun,
 )
+from minitron_cli.report.headline import loss_of, share_closed
 from minitron_cli.report.text import (
     MINUS,
     NOTHING,
@@ -27,11 +28,13 @@ from minitron_cli.report.text import (
     channel_title,
     cost_rows,
     cost_total,
+    decimal,
     exact,
     hours,
     interval,
     measure,
     percent,
+    ranges,
     short,
     signed,
     signed_percent,
@@ -81,10 +84,6 @@ def sections(data: ReportData) -> list[Section]:
     return [section for make in ALL if (section := make(data))]
 
 
-def loss_of(row: ResultRow | None) -> float | None:
-    return row.loss.value if row and row.loss else None
-
-
 def _results(data: ReportData) -> Section | None:
     if not data.results:
         return None
@@ -92,7 +91,7 @@ def _results(data: ReportData) -> Section | None:
     columns = {
         "parameters": [short(row.parameters) for row in data.results],
         "loss": [measure(row.loss) for row in data.results],
-        "against parent": [_difference(loss_of(row), parent) for row in data.results],
+        "against parent": [_against(row, parent) for row in data.results],
         "perplexity": [measure(_alone(row.perplexity)) for row in data.results],
         "KL to parent": [measure(row.kl_to_parent) for row in data.results],
     }
@@ -114,8 +113,9 @@ def _alone(value: Measure | None) -> Measure | None:
     return Measure(value.value) if value else None
 
 
-def _difference(loss: float | None, parent: float | None) -> str:
-    return NOTHING if loss is None or parent is None or loss == parent else signed(loss - parent)
+def _against(row: ResultRow, parent: float | None) -> str:
+    loss = loss_of(row)
+    return NOTHING if row.kind == "parent" or loss is None or parent is None else signed(loss - parent)
 
 
 def _tasks(rows: Sequence[ResultRow]) -> list[TaskResult]:
@@ -135,7 +135,9 @@ def _task(row: ResultRow, column: TaskResult) -> str:
 def _benchmarks(data: ReportData) -> Section | None:
     if not data.benchmarks:
         return None
-    labels = list(dict.fromkeys(label for row in data.benchmarks for label in row.values))
+    known = [row.label for row in data.results]
+    named = dict.fromkeys(label for row in data.benchmarks for label in row.values)
+    labels = [*(label for label in known if label in named), *(label for label in named if label not in known)]
     values = tuple(
         (row.title, exact(row.items), *(interval(row.values.get(m)) for m in labels)) for row in data.benchmarks
     )
@@ -162,22 +164,25 @@ def _speed(data: ReportData) -> Section | None:
         return None
     columns = {
         "prefill tokens/s": [short(row.prefill_tokens_per_second) for row in data.speed],
-        "against parent": [_times(row.prefill_ratio) for row in data.speed],
+        "prefill against parent": [_times(row.prefill_ratio, row.prefill_range) for row in data.speed],
         "decode tokens/s": [short(row.decode_tokens_per_second) for row in data.speed],
-        "decode against parent": [_times(row.decode_ratio) for row in data.speed],
+        "decode against parent": [_times(row.decode_ratio, row.decode_range) for row in data.speed],
         "first token": [f"{1000 * row.time_to_first_token_seconds:.4g} ms" for row in data.speed],
         "peak memory": [NOTHING if row.peak_bytes is None else size(row.peak_bytes) for row in data.speed],
     }
     rows = tuple(zip([row.label for row in data.speed], *columns.values(), strict=True))
     text = (
-        "Generation with transformers, medians of rounds in which parent and child took turns. Memory is the peak of a "
-        f"process that loads the model and generates once. {data.speed_settings}"
+        "Generation with transformers, medians of rounds in which parent and child took turns; in brackets, the lowest "
+        "and the highest of the rounds. Memory is the peak of a process that loads the model and generates once. "
+        f"{data.speed_settings}"
     )
     return Section("speed", "Speed", text, (Table("Speed", ("model", *columns), rows),))
 
 
-def _times(ratio: float | None) -> str:
-    return NOTHING if ratio is None else f"{ratio:.2f} {TIMES}"
+def _times(ratio: float | None, ends: Sequence[float] | None) -> str:
+    if ratio is None:
+        return NOTHING
+    return f"{ratio:.2f} {TIMES}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else "")
 
 
 def _shape(data: ReportData) -> Section | None:
@@ -280,7 +285,7 @@ def _layers(data: ReportData) -> Section | None:
     text = "How much the model depends on each layer; low bars are the layers it can best do without. "
     if curves.dropped:
         plural = "s" if len(curves.dropped) > 1 else ""
-        text += f"Dropped: layer{plural} {', '.join(map(str, curves.dropped))}, in red."
+        text += f"Dropped: layer{plural} {ranges(curves.dropped)}, in red."
     else:
         text += "All layers were kept."
     return Section("layers", "Layers", text, panels=tuple(panels))
@@ -318,7 +323,7 @@ def _cost_title(name: str) -> str:
 def _cost(name: str, value: float | None) -> str:
     if value is None:
         return NOTHING
-    return size(round(value)) if name == "memory" else short(round(value)) if name == "flops" else f"{value:,.4g}"
+    return size(round(value)) if name == "memory" else short(round(value)) if name == "flops" else decimal(value)
 
 
 def _costs_of(candidates: Sequence[Candidate]) -> list[str]:
@@ -369,7 +374,8 @@ def _pareto(data: ReportData, judged: Sequence[Candidate], cost: str) -> Panel:
 
 
 def _about_candidates(data: ReportData) -> str:
-    text = f"{len(data.candidates)} shapes that meet every constraint, best first; zero-shot: cut and not yet trained."
+    count = exact(len(data.candidates))
+    text = f"{count} shapes that meet every constraint, best first; zero-shot: cut and not yet trained."
     if any(c.retrained is not None for c in data.candidates):
         text += " The best few were retrained briefly, because the order can change, and ranked again."
     if any(c.is_chosen for c in data.candidates):
@@ -386,7 +392,7 @@ def _repair(data: ReportData) -> Section | None:
     gaps = found.before[0] - found.parent_loss, found.before[1]
     left = found.after[0] - found.parent_loss, found.after[1]
     rows = tuple(
-        (name, _decimals(before), _decimals(after), percent(1 - end / start) if start > 0 else NOTHING)
+        (name, _decimals(before), _decimals(after), _percent(share_closed(start, end)))
         for name, before, after, start, end in zip(
             ("loss", "KL to the parent"), found.before, found.after, gaps, left, strict=True
         )
@@ -394,6 +400,10 @@ def _repair(data: ReportData) -> Section | None:
     text = f"The cut was mended before any training: {', '.join(found.repairs).replace('_', ' ')}. In nats per token."
     table = Table("Repair", ("", "plain cut", "mended", "gap closed"), rows)
     return Section("repair", "Repair", text, (table,))
+
+
+def _percent(share: float | None) -> str:
+    return NOTHING if share is None else percent(share)
 
 
 def _varying_axes(candidates: Sequence[Candidate]) -> list[str]:

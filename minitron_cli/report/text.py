@@ -45,7 +45,18 @@ def short(count: float | None) -> str:
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= 0.9995 * size:
             return f"{_three_digits(count / size)} {unit}"
-    return f"{count:g}"
+    return f"{count:g}" if count == int(count) else _three_digits(count)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """3, 7 to 9: of numbers in order."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def exact(count: int | None) -> str:
@@ -69,7 +80,14 @@ def signed_percent(share: float) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
+    """+0.250; more decimals where it is small."""
+    return _signed(value, _decimals(abs(value)))
+
+
+def _signed(value: float, digits: int) -> str:
+    """What rounds to nothing has no sign."""
+    shown = f"{value:+,.{digits}f}"
+    return shown.replace("-", MINUS) if float(shown.replace(",", "")) else shown[1:]
 
 
 def measure(value: Measure | None) -> str:
@@ -78,10 +96,14 @@ def measure(value: Measure | None) -> str:
         return NOTHING
     digits = _decimals(abs(value.value))
     if value.stderr is None:
-        return f"{value.value:,.{digits}f}"
+        return decimal(value.value)
     if 0 < value.stderr < 10.0**-digits:
         digits = min(6, math.ceil(-math.log10(value.stderr)))
     return f"{value.value:,.{digits}f} ± {value.stderr:,.{digits}f}"
+
+
+def decimal(value: float) -> str:
+    return f"{value:,.{_decimals(abs(value))}f}"
 
 
 def interval(found: Interval | None, *, is_difference: bool = False) -> str:
@@ -90,7 +112,7 @@ def interval(found: Interval | None, *, is_difference: bool = False) -> str:
         return NOTHING
     digits = _decimals(max(abs(x) for x in (found.value, found.low, found.high) if x is not None))
     value, low, high = (
-        "" if x is None else f"{x:{'+' if is_difference else ''},.{digits}f}".replace("-", MINUS)
+        "" if x is None else _signed(x, digits) if is_difference else f"{x:,.{digits}f}".replace("-", MINUS)
         for x in (found.value, found.low, found.high)
     )
     return f"{value} ({low} to {high})" if low else value
@@ -120,7 +142,9 @@ def clean(text: str) -> str:
 
 
 def _is_harmful(character: str) -> bool:
-    return (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in BIDI_CONTROLS
+    is_control = unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+    is_nothing = ord(character) & 0xFFFE == 0xFFFE  # which XML may not hold
+    return is_control or is_nothing or character in BIDI_CONTROLS
 
 
 def cost_rows(costs: Sequence[CostRow]) -> tuple[tuple[str, ...], ...]:

@@ -194,13 +194,16 @@ class _Bench:
     def speed(self, subjects: dict[str, Parent]) -> dict[str, Any]:
         """Every model's figures beside the parent's; clocks, and so no part of the identity."""
         assert self.config.speed
-        loaded, found = self._load(self.parent), {}
+        loaded = self._load(self.parent)
+        found: dict[str, dict[str, Any]] = {}
         for label, subject in subjects.items():
-            model = loaded if label == PARENT else self._load(subject)
-            timed = asdict(speed.compare(model, loaded, self.config.speed))
-            ratios = {} if label == PARENT else {name: timed[name] for name in ("prefill_ratio", "decode_ratio")}
-            found[label] = timed["model"] | ratios | self._memory(subject)
-        return {"settings": self.config.speed.model_dump(), "device": self.context.device, "models": found}
+            if label != PARENT or len(subjects) == 1:
+                model = loaded if label == PARENT else self._load(subject)
+                timed = asdict(speed.compare(model, loaded, self.config.speed))
+                found.setdefault(PARENT, timed.pop("parent"))
+                found[label] = timed.pop("model") | (timed if label != PARENT else {})
+        models = {label: figures | self._memory(subjects[label]) for label, figures in found.items()}
+        return {"settings": self.config.speed.model_dump(), "device": self.context.device, "models": models}
 
     def _memory(self, subject: Parent) -> dict[str, int]:
         assert self.config.speed

@@ -1,6 +1,7 @@
 """The report stage: everything a workspace has made in, one HTML page out."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -34,7 +35,7 @@ from minitron_cli.stages.prune import PLAN
 from minitron_cli.stages.training import METRICS, VALIDATION
 from minitron_cli.trim.scores import Scores
 
-STAGE, VERSION = "report", 1
+STAGE, VERSION = "report", 2
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
@@ -52,6 +53,8 @@ class ReportConfig(Spec):
     title: str
     model: str
     """The parent's name."""
+    data: Mapping[str, Any] = {}
+    """The text that was asked for; files of this machine go by their names, as the parent does."""
     hub: Mapping[str, Any] = {}
     """What the hub is told of the model: its parent there, and the parent's licence and languages."""
 
@@ -83,7 +86,8 @@ def _config(workspace: Workspace) -> ReportConfig:
     model = str(workspace.settings.get("model") or "the parent")
     name = _name(model)
     known = {key: value for key, value in asdict(_hub_facts(model)).items() if value}
-    return ReportConfig(title=f"{name}: {workspace.name}", model=name, hub=known)
+    data = _without_directories(workspace.settings.get("data") or {})
+    return ReportConfig(title=f"{name}: {workspace.name}", model=name, data=data, hub=known)
 
 
 def _hub_facts(model: str) -> HubFacts:
@@ -94,6 +98,15 @@ def _hub_facts(model: str) -> HubFacts:
     readme = path / "README.md" if path else None
     text = readme.read_text(errors="replace")[:MAX_CARD] if readme and readme.is_file() else ""
     return HubFacts.of_card(text, base_model)
+
+
+def _without_directories(value: Any) -> Any:
+    """A card is for others to read, who need not know how this machine is laid out."""
+    if isinstance(value, dict):
+        return {name: _without_directories(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_directories(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _name(model: str) -> str:
@@ -171,7 +184,7 @@ class _Made:
             costs=tuple(self._costs()),
             device_hours=accelerator_hours(self.lineage),
             lineage=tuple(_lineage(artifact) for artifact in self.artifacts),
-            commands=tuple(_command(artifact, config.model) for artifact in self.artifacts),
+            commands=tuple(_command(artifact, config) for artifact in self.artifacts),
         )
 
     @cached_property
@@ -200,12 +213,13 @@ class _Made:
         trained = (self.correct, *self.trained)
         tokens = {artifact.label: artifact.summary["tokens"] for artifact in trained if artifact}
         for label, entry in self._models.items():
-            own = entry["results"].get(PERPLEXITY, {})
+            own, apart = (entry.get(part, {}).get(PERPLEXITY, {}) for part in ("results", "against_parent"))
             yield page_data.ResultRow(
                 label=label,
                 kind=KINDS.get(label, "control"),
                 parameters=entry["parameters"],
                 loss=_measure(own.get("loss")),
+                loss_from_parent=_apart(apart["loss"]) if "loss" in apart else None,
                 perplexity=_measure(own.get("perplexity")),
                 kl_to_parent=_measure(own.get("kl")),
                 tokens_trained=tokens.get(label),
@@ -362,11 +376,13 @@ def _benchmarks(models: dict[str, Any]) -> Iterator[page_data.Benchmark]:
             title=f"{task} {metric}" + (f", {shots}-shot" if shots is not None else ""),
             items=names[task, metric]["n"],
             values={label: _interval(x) for label, x in found.items() if x and x["value"] is not None},
-            differences={
-                label: page_data.Interval(x["difference"], x["low"], x["high"]) for label, x in apart.items() if x
-            },
+            differences={label: _apart(x) for label, x in apart.items() if x},
             chances={label: x["mcnemar"] for label, x in apart.items() if x and x["mcnemar"] is not None},
         )
+
+
+def _apart(metric: dict[str, Any]) -> page_data.Interval:
+    return page_data.Interval(metric["difference"], metric["low"], metric["high"])
 
 
 def _interval(metric: dict[str, Any]) -> page_data.Interval:
@@ -406,19 +422,20 @@ def _lineage(artifact: Artifact) -> page_data.LineageRow:
     return page_data.LineageRow(artifact.stage, artifact.key[:8], artifact.label, inputs)
 
 
-def _command(artifact: Artifact, model: str) -> str:
-    """The verb with every setting that decided the artifact."""
+def _command(artifact: Artifact, config: ReportConfig) -> str:
+    """The verb with every setting that decided the artifact; the first names the model and the text for all."""
     verb = "eval" if artifact.stage == "evaluate" else artifact.stage
-    settings = " ".join(_settings(artifact.manifest.config))
+    named = [shlex.quote(config.model), *_settings({"data": config.data})] if verb == "importance" else []
+    words = ["minitron", verb, *named, *_settings(artifact.manifest.config)]
     if any(task["name"] in CODE_TASKS for task in artifact.manifest.config.get("tasks", ())):
-        settings += " --allow-code-execution"
-    return f"minitron {verb} {model if verb == 'importance' else ''} {settings}".replace("  ", " ")
+        words.append("--allow-code-execution")
+    return " ".join(words)
 
 
-def _settings(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in config.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             yield from _settings(value, f"{prefix}{name}.")
         elif value is not None and value != {} and value != []:
             text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            yield f"{prefix}{name}={text}" if text.isalnum() else f"{prefix}{name}='{text}'"
+            yield f"{prefix}{name}={shlex.quote(text)}"

@@ -14,18 +14,13 @@ def junit(found: Sequence[Outcome], label: str) -> bytes:
     """One test case per gate; a missed one is a failure that says by how much."""
     failures = str(sum(not outcome.passed for outcome in found))
     suites = ET.Element("testsuites", name="minitron eval", tests=str(len(found)), failures=failures)
-    suite = ET.SubElement(suites, "testsuite", name=_xml(label), tests=str(len(found)), failures=failures, errors="0")
+    suite = ET.SubElement(suites, "testsuite", name=clean(label), tests=str(len(found)), failures=failures, errors="0")
     for outcome in found:
-        case = ET.SubElement(suite, "testcase", classname=_xml(f"minitron.eval.{label}"), name=_xml(outcome.title))
+        case = ET.SubElement(suite, "testcase", classname=clean(f"minitron.eval.{label}"), name=clean(outcome.title))
         if not outcome.passed:
-            ET.SubElement(case, "failure", type=outcome.kind, message=_xml(str(outcome))).text = _xml(str(outcome))
+            ET.SubElement(case, "failure", type=outcome.kind, message=clean(str(outcome))).text = clean(str(outcome))
     ET.indent(suites)
     return ET.tostring(suites, encoding="utf-8", xml_declaration=True) + b"\n"
-
-
-def _xml(text: str) -> str:
-    """Text that XML 1.0 may hold."""
-    return "".join(c if c not in "\ufffe\uffff" else "\ufffd" for c in clean(text))
 
 
 def summary(models: Mapping[str, Mapping[str, Any]], found: Sequence[Outcome], label: str) -> str:
@@ -38,10 +33,10 @@ def _summary(models: Mapping[str, Mapping[str, Any]], found: Sequence[Outcome], 
     if found:
         missed = sum(not outcome.passed for outcome in found)
         yield f"**{missed} of {len(found)} gates missed.**" if missed else f"All {len(found)} gates are met."
-        yield table(("gate", "value", "compared", "margin", ""), [_gate(outcome) for outcome in found])
+        yield table(("gate", "value", "compared", "margin", "outcome"), [_gate(outcome) for outcome in found])
     others = [name for name in models if name != PARENT]
     yield "Values with their standard errors; differences from the parent on the same items with 95 % intervals."
-    header = ("", PARENT, *(title for name in others for title in (name, f"{name} - parent")))
+    header = ("metric", PARENT, *(title for name in others for title in (name, f"{name} - parent")))
     yield table(header, list(_rows(models, others)))
 
 

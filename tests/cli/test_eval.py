@@ -223,10 +223,15 @@ def test_speed_stands_beside_the_result_and_not_in_it(place: Place, monkeypatch:
     timed = found["run"]["speed"]
     assert timed["settings"]["new_tokens"] == 4
     assert timed["models"].keys() == {"parent", "child"}
+    rates = {"prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_seconds"}
+    beside = {"prefill_ratio", "prefill_range", "decode_ratio", "decode_range"}
+    assert timed["models"]["parent"].keys() == rates | measured.keys()
+    assert timed["models"]["child"].keys() == rates | measured.keys() | beside
     for figures in timed["models"].values():
-        assert all(value > 0 for value in figures.values())
-        assert figures["peak_bytes"] >= figures["libraries_bytes"]
-    assert {"prefill_ratio", "decode_ratio"} <= timed["models"]["child"].keys()
+        assert all(figures[name] > 0 for name in rates)
+    for phase in ("prefill", "decode"):
+        low, high = timed["models"]["child"][f"{phase}_range"]
+        assert 0 < low <= timed["models"]["child"][f"{phase}_ratio"] <= high
     named = (Path(found["path"]) / name for name in ("manifest.json", "results.json"))
     assert not any("per_second" in file.read_text() for file in named)
     shown = invoke("eval", place.child, "blocks=40", *words, *place.runs)

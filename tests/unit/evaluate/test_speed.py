@@ -32,6 +32,14 @@ def test_models_take_turns_and_figures_are_medians(pair, monkeypatch):
     assert found.decode_ratio == found.prefill_ratio == pytest.approx(3)
 
 
+def test_the_spread_is_that_of_the_rounds(pair, monkeypatch):
+    rates = iter([1, 1, *(10, 15), *(20, 10), *(10, 18)])  # warm-up, then parent and model, turned round each time
+    monkeypatch.setattr(speed, "_generate", lambda *a: Rates(2 * (rate := next(rates)), rate, 1 / rate))
+    found = speed.compare(*pair, SHORT)
+    assert (found.decode_ratio, found.decode_range) == (1.8, (1.5, 2.0))
+    assert (found.prefill_ratio, found.prefill_range) == (1.8, (1.5, 2.0))
+
+
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_figures_are_tokens_over_the_time_they_took(pair, cache, monkeypatch):
     clock = iter([0.0, 2.0, 3.0, 4.0, 7.0])  # the start, then every token's logits

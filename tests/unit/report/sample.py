@@ -1,6 +1,7 @@
 """A report with everything in it, of a run that never was."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
         ),
         speed=(
             SpeedRow(name("parent"), 1520.0, 41.2, 0.337, 912 << 20),
-            SpeedRow(name("distilled"), 2610.0, 63.9, 0.196, 733 << 20, 1.72, 1.55),
+            SpeedRow(name("distilled"), 2610.0, 63.9, 0.196, 733 << 20, 1.72, (1.7, 1.75), 1.55, (1.5, 1.6)),
         ),
         speed_settings=name("Batch 1, on a CPU."),
         importance=_renamed({"ffn": ffn, "head": head, "hidden": hidden}, name),
@@ -120,6 +121,29 @@ def sample(name: Callable[[str], str] = lambda text: text) -> ReportData:
             LineageRow(name("distill"), "c3d49a55", name("student"), (name("demo/teacher"), name("prune"))),
         ),
         commands=(name("minitron run demo"), name("minitron report")),
+    )
+
+
+def large() -> ReportData:
+    """The same of a very large model: 126 layers of hidden size 16,384, thousands of candidates, long trainings."""
+    source = np.random.default_rng(0)
+    layers, hidden, head, ffn = 126, 16_384, 128, 53_248
+    full = sample()
+    return replace(
+        full,
+        importance={
+            "ffn": source.random((layers, ffn), dtype=np.float32),
+            "head": source.random((layers, head)),
+            "hidden": source.random(hidden),
+        },
+        kept={
+            "ffn": np.tile(np.arange(ffn // 2), (layers, 1)),
+            "head": np.tile(np.arange(head // 2), (layers, 1)),
+            "hidden": np.arange(hidden // 2),
+        },
+        layers=LayerCurves(source.random(layers), source.random(layers), tuple(range(60, 80))),
+        candidates=full.candidates * 400,
+        runs=tuple(replace(run, tokens=np.arange(50_000.0), loss=source.random(50_000)) for run in full.runs),
     )
 
 

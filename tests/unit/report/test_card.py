@@ -1,24 +1,12 @@
+import json
+
 import pytest
 from huggingface_hub import ModelCard
 
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import Measure, ReportData, ResultRow, TaskResult
+from tests.unit.report.hostile import CARD_KEYS
 from tests.unit.report.sample import sample
-from tests.unit.report.test_page import HOSTILE
-
-KEYS = {
-    "base_model",
-    "base_model_relation",
-    "license",
-    "license_name",
-    "license_link",
-    "language",
-    "datasets",
-    "library_name",
-    "pipeline_tag",
-    "tags",
-    "model-index",
-}
 
 
 @pytest.fixture
@@ -38,7 +26,7 @@ def test_the_hub_reads_its_metadata(card):
     assert metadata["library_name"] == "transformers"
     assert metadata["base_model_relation"] in {"adapter", "merge", "quantized", "finetune"}  # the hub knows no other
     assert metadata["license"] == "apache-2.0"
-    assert metadata.keys() <= KEYS
+    assert metadata.keys() <= CARD_KEYS
     assert metadata["language"] == ["en"]
     assert {"minitron", "pruning"} <= set(metadata["tags"])
 
@@ -76,6 +64,21 @@ def test_licence_and_languages_are_carried_over_from_the_parents_card():
         "base_model": "me/large",
     }
     assert "x" not in metadata["tags"]
+
+
+@pytest.mark.parametrize(
+    ("link", "kept"),
+    [
+        ("LICENSE", True),
+        ("https://example.com/licence", True),
+        ("javascript:alert(1)", False),
+        (" JavaScript:alert(1)", False),
+        ("data:text/html,x", False),
+    ],
+)
+def test_a_link_that_a_browser_would_run_is_not_carried_over(link, kept):
+    parent = f"---\nlicense: other\nlicense_link: {json.dumps(link)}\n---\n"
+    assert (HubFacts.of_card(parent).license_link is not None) == kept
 
 
 @pytest.mark.parametrize("text", ["", "no metadata", "---\nlicense: [a\n---", "---\n- a\n---", "---\nlicense: 3\n---"])
@@ -122,20 +125,3 @@ def test_commands_cannot_end_their_block():
 
 def test_the_same_data_is_the_same_card():
     assert model_card(sample(), name="a") == model_card(sample(), name="a")
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_no_name_breaks_out_of_its_place(text):
-    hub = HubFacts("me/large", text, text, text, (text,))
-    source = model_card(sample(lambda _: text), name=text, hub=hub)
-    card = ModelCard(source)
-    assert card.data.base_model == "me/large"
-    assert card.data.to_dict().keys() <= KEYS
-    assert source.encode()
-    prose = source.split("\n---\n", 1)[1].split("\n## Use", 1)[0]
-    assert "<" not in prose.replace("\\<", "")
-    rows = [line for line in prose.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 5, 7}
-    assert [line for line in source.splitlines() if line.startswith("## ")] == [
-        f"## {title}" for title in ("Shape", "Results", "Cost", "Use", "How it was made", "Limits")
-    ]

@@ -1,7 +1,7 @@
 import pytest
 
 from minitron_cli.report import text
-from minitron_cli.report.data import Measure
+from minitron_cli.report.data import Interval, Measure
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
@@ -19,6 +19,8 @@ MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
         (9_996_000, "10.0 M"),
         (999, "999"),
         (0, "0"),
+        (63.9123, "63.9"),
+        (412.1, "412"),
         (15e12, "15.0 T"),
         (None, text.NOTHING),
     ],
@@ -51,9 +53,22 @@ def test_powers_sizes_and_signs():
     assert text.power_of_ten(None) == text.power_of_ten(0) == text.NOTHING
     assert [text.size(n) for n in (512, 2816, 3 << 20, 5 << 30)] == ["512 B", "2.75 KiB", "3 MiB", "5 GiB"]
     assert (text.signed(-0.5), text.signed(0.25)) == (f"{MINUS}0.500", "+0.250")
+    assert (text.signed(-0.00002), text.signed(0.0), text.signed(0.0032)) == ("0.0000", "0.000", "+0.0032")
+    difference = text.interval(Interval(-0.00005, -0.0012, 0.0011), is_difference=True)
+    assert difference == f"{MINUS}0.0001 ({MINUS}0.0012 to +0.0011)"
+    assert text.interval(Interval(0.0, 0.0, 0.0), is_difference=True) == "0.000 (0.000 to 0.000)"
     assert text.signed_percent(-0.021) == f"{MINUS}2.1 %"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [((8,), "8"), ((3, 4), "3, 4"), ((3, 7, 8, 9), "3, 7 to 9"), ((0, 1, 2, 4, 6, 7, 8), "0 to 2, 4, 6 to 8")],
+)
+def test_neighbours_are_told_as_a_range(numbers, shown):
+    assert text.ranges(numbers) == shown
 
 
 def test_clean_text_keeps_what_people_write():
     assert text.clean("模型 🧠 ñ\tA\nB <>&") == "模型 🧠 ñ\tA\nB <>&"
     assert text.clean("a\x00\x1b\ud800\u202eb") == "a" + "\ufffd" * 4 + "b"
+    assert text.clean("a\ufffe\U0001ffff\u2028b") == "a\ufffd\ufffd\u2028b"

@@ -1,0 +1,80 @@
+"""What the head of the page says of a result: differences always, a share only of what is worth dividing by."""
+
+import pytest
+
+from minitron_cli.report.data import Interval, Measure, RepairFacts, ReportData, ResultRow
+from minitron_cli.report.headline import key_figures, lead, share_closed
+from minitron_cli.report.sections import sections
+from minitron_cli.report.text import MINUS, NOTHING
+
+MENDED = RepairFacts(("rotate",), 2.4, (3.0, 0.5), (2.4002, 0.0005))
+
+
+def head(parent, pruned, distilled, *, apart=None, repair=None):
+    """The lead, and what is said of training: value and note."""
+    losses = {"parent": parent, "pruned": pruned, "distilled": distilled}
+    rows = tuple(
+        ResultRow(kind, kind, loss=Measure(loss), loss_from_parent=apart if kind == "pruned" else None)
+        for kind, loss in losses.items()
+    )
+    data = ReportData(title="t", results=rows, repair=repair)
+    (figure,) = (figure for figure in key_figures(data) if figure.label == "change by training")
+    return lead(data), figure.value, figure.note
+
+
+def test_a_plain_cut_that_recovered():
+    text, value, note = head(2.412, 4.913, 2.688)
+    assert text == "The cut raised its loss from 2.412 to 4.913 nats per token. Distillation lowered it to 2.688."
+    assert value == f"{MINUS}2.225"
+    assert note == "in loss, from 4.913 to 2.688: 89 % of what the cut had cost"  # 2.225 of 2.501
+
+
+def test_a_mended_cut_that_improved():
+    text, value, note = head(2.4, 2.5, 2.44, apart=Interval(0.1, 0.08, 0.12), repair=MENDED)
+    assert "The cut, mended without training, raised its loss from 2.400 to 2.500" in text
+    assert (value, note) == (f"{MINUS}0.060", "in loss, from 2.500 to 2.440: 60 % of what the cut had cost")
+
+
+def test_a_mended_cut_that_training_made_a_little_worse_is_no_percentage():
+    """(2.4002 - 2.4034) / (2.4002 - 2.4) is -1600 %."""
+    text, value, note = head(2.4, 2.4002, 2.4034, repair=MENDED)
+    assert "left its loss at 2.400 nats per token. Distillation raised it to 2.403." in text
+    assert (value, note) == ("+0.0032", "in loss, from 2.400 to 2.403")
+
+
+def test_a_plain_cut_that_training_made_worse_is_no_percentage_either():
+    text, value, note = head(2.0, 3.0, 3.5)
+    assert "Distillation raised it to 3.500." in text
+    assert (value, note) == ("+0.500", "in loss, from 3.000 to 3.500")
+
+
+def test_a_child_that_is_better_than_its_parent():
+    text, value, note = head(2.4, 2.6, 2.3)
+    assert text.endswith("Distillation lowered it to 2.300, below the parent's.")
+    assert (value, note) == (f"{MINUS}0.300", "in loss, from 2.600 to 2.300")
+
+
+def test_a_cut_that_was_better_than_its_parent():
+    text, value, note = head(2.4, 2.35, 2.3)
+    assert "The cut lowered its loss from 2.400 to 2.350" in text
+    assert (value, note) == (f"{MINUS}0.050", "in loss, from 2.350 to 2.300")
+
+
+def test_a_gap_that_may_be_nothing_is_not_divided_by():
+    assert "%" in head(2.4, 2.5, 2.44, apart=Interval(0.1, 0.05, 0.15))[2]
+    assert "%" not in head(2.4, 2.5, 2.44, apart=Interval(0.1, -0.01, 0.21))[2]
+
+
+@pytest.mark.parametrize(
+    ("gap", "left", "share"),
+    [(2.0, 0.5, 0.75), (2.0, 2.0, 0.0), (2.0, 0.0, 1.0), (2.0, 2.1, None), (2.0, -0.1, None), (0.01, 0.0, None)],
+)
+def test_a_share_lies_between_nothing_and_everything(gap, left, share):
+    assert share_closed(gap, left) == share
+
+
+def test_a_repair_of_next_to_nothing_is_no_percentage():
+    repair = RepairFacts(("rotate",), 2.4, (2.401, 0.5), (2.41, 0.1))
+    (section,) = sections(ReportData(title="t", repair=repair))
+    loss, kl = section.tables[0].rows
+    assert (loss[-1], kl[-1]) == (NOTHING, "80 %")

@@ -1,0 +1,95 @@
+"""No name leaves its place: with any of them, everything made has the structure that it has with a harmless one."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from minitron_cli.evaluate.gate import Outcome
+from minitron_cli.report.card import HubFacts, model_card
+from minitron_cli.report.data import ReportData
+from minitron_cli.report.page import render
+from minitron_cli.report.text import clean
+from minitron_cli.stages.verdict import junit, summary
+from tests.unit.report.hostile import CARD_KEYS, HOSTILE, Page, blocks, elements, front_matter, heading
+from tests.unit.report.sample import sample
+
+HARMLESS = "name"
+LINK = re.compile(r"(?<!\\)://|\bwww\.|[a-z]@", re.IGNORECASE)  # what GitHub makes a link of without being asked
+
+
+@pytest.mark.usefixtures("_no_figures")
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_page_has_the_same_tags_with_the_same_attributes(text):
+    hostile, harmless = Page(render(sample(lambda _: text))), Page(render(sample(lambda _: HARMLESS)))
+    assert hostile.tags == harmless.tags
+    assert hostile.attributes == harmless.attributes
+    assert not hostile.comments
+
+
+@pytest.mark.usefixtures("_no_figures")
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_page_can_be_stored(text):
+    assert render(sample(lambda _: text)).encode()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_page_shows_names_as_they_are(text):
+    shown = "".join(Page(render(ReportData(title=text, commands=(text,)))).text)
+    visible = re.sub(r"[\x00\x07\x1b\x85\ud800\u202e\u2066\ufffe\uffff]", "\ufffd", text)
+    assert shown.count(visible) == 3  # title, heading, command
+
+
+def card(name):
+    return model_card(sample(lambda _: name), name=name, hub=HubFacts("me/large", name, name, name, (name,), (name,)))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_card_has_the_same_metadata_and_the_same_blocks(text):
+    metadata, hostile = front_matter(card(text))
+    assert metadata.keys() == CARD_KEYS
+    assert metadata["base_model"] == "me/large"
+    assert metadata["license"] == clean(text)
+    assert metadata["model-index"][0]["name"] == clean(text)
+    assert blocks(hostile) == blocks(front_matter(card(HARMLESS))[1])
+    assert not LINK.search(without_code(hostile))
+    assert hostile.encode()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_markdown_shows_names_as_they_are(text):
+    flat = " ".join(clean(text).split())
+    assert heading(front_matter(card(text))[1]) == flat
+    assert heading(summarised(text)) == f"minitron eval: {flat}"
+
+
+def outcomes(name):
+    yes = Outcome(f"{name}.acc", "absolute", f"{name}.acc", is_minimum=True, bound=0.5, value=0.7, compared=0.7)
+    no = Outcome(f"{name}.acc", "parent", f"{name}.acc / {name}", is_minimum=True, bound=0.9, value=0.7, compared=0.7)
+    return [yes, no]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_junit_has_the_same_elements_with_the_same_attributes(text):
+    hostile = junit(outcomes(text), text)
+    assert elements(hostile) == elements(junit(outcomes(HARMLESS), HARMLESS))
+    shown = ElementTree.fromstring(hostile)[0].get("name")
+    assert " ".join(shown.split()) == " ".join(clean(text).split())
+
+
+def summarised(name):
+    value = {"value": 0.7, "stderr": 0.1, "n": 100, "shots": None}
+    model = {"results": {name: {name: value}}, "against_parent": {}}
+    return summary({"parent": model, f"{name}!": model}, outcomes(name), name)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_summary_has_the_same_blocks(text):
+    hostile = summarised(text)
+    assert blocks(hostile) == blocks(summarised(HARMLESS))
+    assert not LINK.search(hostile)
+    assert hostile.encode()
+
+
+def without_code(markdown):
+    return re.sub(r"^(`{3,})\w*\n.*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
