@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from minitron_cli import progress
 from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
-from minitron_cli.evaluate.paired import Items
+from minitron_cli.evaluate.paired import FEW_DOCUMENTS, Items
 from minitron_cli.evaluate.quiet import quiet, seeded
 from minitron_cli.evaluate.tasks import NOWHERE, Places, TaskSet, load_tasks
 
@@ -185,14 +185,15 @@ def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
 
 
 def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | None) -> list[int] | None:
-    """Which document each item comes from, as numbers in the order they first come."""
+    """Which document each item comes from, as numbers in the order they first come; None where there are few."""
     if column is None:
         return None
     if absent := [sample for sample in samples if column not in sample["doc"]]:
         known = ", ".join(sorted(absent[0]["doc"]))
         raise DataError(f"task {task!r}: its items have no {column!r} to tell documents by; use one of {known}")
     numbers: dict[Any, int] = {}
-    return [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
+    found = [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
+    return None if len(numbers) < FEW_DOCUMENTS else found
 
 
 def _that_mean(result: Mapping[str, Any], scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:

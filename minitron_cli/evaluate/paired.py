@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
+FEW_DOCUMENTS = 8  # fewer say little about what documents differ by, and the items are told apart instead
 LOG_MAX = 700.0  # exp of more overflows; a model this bad has no perplexity worth telling apart
 
 

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
-from minitron_cli.evaluate.paired import LOG_MAX, Items
+from minitron_cli.evaluate.paired import FEW_DOCUMENTS, LOG_MAX, Items
 from minitron_cli.model.nll import Head, head_of
 
 LOGIT_ELEMENTS = 1 << 24  # of one model at a time while two are compared: 64 MiB in fp32
-FEW_DOCUMENTS = 8  # fewer say little about what documents differ by
 
 
 class TokenBlocks(Protocol):

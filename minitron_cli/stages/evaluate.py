@@ -28,7 +28,7 @@ from minitron_cli.stages.tokens import blocks_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "evaluate", 2
+STAGE, VERSION = "evaluate", 3
 RESULTS, ITEMS = "results.json", "items.json"
 
 Labelled = tuple[str, Path]

@@ -71,6 +71,20 @@ def test_questions_of_one_document_are_counted_together(place: Place) -> None:
     assert place.found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
 
 
+def test_questions_of_few_documents_are_counted_each(place: Place, tiny: Path, tmp_path: Path) -> None:
+    """Four say little about what documents differ by."""
+    texts = (tiny / "text.jsonl").read_text().splitlines()
+    for count in (4, 16):
+        (tmp_path / f"{count}.jsonl").write_text("\n".join(texts[:count]) + "\n")
+        found = place.json(
+            place.parent, place.child, "--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl"
+        )
+        accuracy = found["models"]["child"]["results"]["cloze"]["acc"]
+        assert accuracy["n"] == 30
+        assert accuracy["clusters"] == 30 if count == 4 else 8 <= accuracy["clusters"] <= 16
+        assert (found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
+
+
 def gates(place: Place) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Kind -> a rule that passes, and one that does not."""
     child = place.found["models"]["child"]
