@@ -80,8 +80,7 @@ def test_questions_of_few_documents_are_counted_each(place: Place, tiny: Path, t
             place.parent, place.child, "--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl"
         )
         accuracy = found["models"]["child"]["results"]["cloze"]["acc"]
-        assert accuracy["n"] == 30
-        assert accuracy["clusters"] == 30 if count == 4 else 8 <= accuracy["clusters"] <= 16
+        assert accuracy["clusters"] == accuracy["n"] > 16 if count == 4 else 8 <= accuracy["clusters"] <= 16
         assert (found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
 
 
