@@ -511,22 +511,23 @@ def test_importance_holds_one_layer_at_a_time_if_told_to(place: Place) -> None:
 
 
 def test_the_commands_of_a_report_make_the_same_again(
-    place: Place, distilled: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minitron_cli.stages.report import card
 
-    place.importance()
-    place.run("eval", "blocks=4")
-    block = card(place.workspace, "me/small").split("```sh\n")[1].split("```")[0]
+    fresh.importance()
+    for words in (CUT, ("distill", "--steps", 2, *TRAINING), ("eval", "blocks=4")):
+        fresh.run(*words)
+    block = card(fresh.workspace, "me/small").split("```sh\n")[1].split("```")[0]
     commands = [shlex.split(line)[1:] for line in block.splitlines()]
     assert [verb for verb, *_ in commands] == ["importance", "prune", "distill", "eval"]
-    monkeypatch.chdir(place.model.parent)  # files go by their names
+    monkeypatch.chdir(fresh.model.parent)  # files go by their names
     for words in commands:
         result = invoke(*words, "--runs-dir", tmp_path / "again", "--json")
         assert result.exit_code == 0, result.stderr
     for stage in ("importance", "prune", "distill", "evaluate"):
         again = Workspace(tmp_path / "again" / "model").current(stage)
-        assert again.fingerprint == place.workspace.current(stage).fingerprint  # type: ignore[union-attr]
+        assert again.fingerprint == fresh.workspace.current(stage).fingerprint  # type: ignore[union-attr]
 
 
 def test_push_lists_the_checkpoint_and_its_card(place: Place, pruned: dict[str, Any]) -> None:

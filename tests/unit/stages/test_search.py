@@ -177,7 +177,8 @@ def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, p
         layers = [model.config.num_hidden_layers for model in (child, parent)]
         built.append(layers)
         rates = [Rates(0.0, config.batch_size * 1000 / n, 0.0) for n in layers]
-        return Compared(rates[1], rates[0], 0.0, layers[1] / layers[0])
+        ratio = layers[1] / layers[0]
+        return Compared(rates[1], rates[0], 0.0, (0.0, 0.0), ratio, (ratio, ratio))
 
     monkeypatch.setattr("minitron_cli.stages.stopwatch.compare", compare)
     limit = ({"kind": "latency", "length": 8, "repeats": 1, "at_most": "80%"},)
