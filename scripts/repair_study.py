@@ -7,7 +7,8 @@
     python scripts/repair_study.py --names bench prose tied tied:untied $TEXT --text-name "my prose"
 
 Text, validation and its name are those of all teachers but bench. `tied:untied` is the tied teacher with a head of its
-own. The second and the third see so many tokens because their validation loss rises beyond them.
+own; any other word after a colon names a directory of the workspace (uneven_teacher.py). The second and the third see
+so many tokens because their validation loss rises beyond them.
 
 For every teacher, share of non-embedding parameters kept (an even cut of hidden and ffn) and seed, the same cut is
 mended in every way that the model allows and measured on held-out text; then, where the head was never tied, the plain
@@ -377,7 +378,7 @@ def main() -> None:
         place, _, changed = name.partition(":")
         workspace = Workspace(args.runs_dir / place)
         teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {place}")
-        stored = open_parent(teacher.path)
+        stored = open_parent(workspace.root / changed if changed not in ("", "untied") else teacher.path)
         text, of_what = (None, None), "the Python standard library's source"
         if place != "bench":
             text, of_what = (args.text, args.validation), described(args.text_name, args.text, args.validation or ())
@@ -424,8 +425,8 @@ HEAD = (
     "",
     "Even cuts of hidden and ffn to a share of the non-embedding parameters, mended without training, measured on",
     "held-out text (nats per token; KL to the parent). Mean and 95 % interval over seeds, which draw other calibration",
-    "samples. int8: every matrix of the decoder layers rounded to nearest per output channel. A tied teacher refuses",
-    "rotate; untied, it and its cuts have a head more, which the share kept does not count.",
+    "samples. int8: every matrix of the decoder layers rounded to nearest per output channel. The tied teacher untied,",
+    "and its cuts, have a head more, which the share kept does not count.",
     "",
     "Distillation: forward KL, AdamW on a cosine to a tenth of its peak, 8 blocks a step. The peak is 1e-3 for the",
     "plain cut. The one mended by rotate + least squares, which 1e-3 takes away from its parent before it comes back,",

@@ -47,7 +47,7 @@ def prune(
     ] = None,
     untie: Annotated[
         bool,
-        Option("--untie", help="Give a tied model a head of its own, as rotate needs; it counts as parameters."),
+        Option("--untie", help="Give a tied model a head of its own, which mends better and counts as parameters."),
     ] = False,
     output: Output = None,
 ) -> None:

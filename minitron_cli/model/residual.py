@@ -70,7 +70,10 @@ def norms(family: Family) -> tuple[str, ...]:
 
 
 def why_not_rotated(shape: Shape) -> str | None:
-    """Why another basis of the residual stream is another function; None where it is the same function."""
+    """Why another basis of the residual stream is another function; None where it is the same function.
+
+    Of a tied model it is nearly the same: the norm before the head keeps what of its weight is diagonal in that basis.
+    """
     return next(_obstacles(shape), None)
 
 
@@ -90,8 +93,3 @@ def _obstacles(shape: Shape) -> Iterator[str]:
         reads = len(layout.dims) > 1 and layout.dims[-1] == HIDDEN
         if reads and template not in readers and not shape.is_embedding(template):
             yield f"its table does not say through which norm {template} reads"
-    if shape.is_tied:
-        yield (
-            "its embedding is its language-model head too, and the final norm's weight fits one of them only; "
-            "give it a head of its own with --untie"
-        )

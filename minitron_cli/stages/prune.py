@@ -36,7 +36,7 @@ from minitron_cli.trim.metric import Random
 from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.spec import PruneConfig
 
-STAGE, VERSION = "prune", 3
+STAGE, VERSION = "prune", 4
 SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
 PLAN = "plan.json"
 

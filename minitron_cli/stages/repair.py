@@ -19,7 +19,7 @@ from minitron_cli.importance.passage import ResidentWeights, StoredWeights, Weig
 from minitron_cli.importance.second_moments import second_moments
 from minitron_cli.importance.side_by_side import Models, fit_side_by_side
 from minitron_cli.memory import fits
-from minitron_cli.model.residual import why_not_rotated
+from minitron_cli.model.residual import foldable, why_not_rotated
 from minitron_cli.stages.cut import Cutter
 from minitron_cli.stages.produce import Build
 from minitron_cli.trim.config import child_config
@@ -208,7 +208,7 @@ class Fit:
         parent = self.cutter.parent
         if "rotate" in repairs:
             basis_DK = leading_directions(self.moments(), plan.child.sizes["hidden"])
-            norm_gains = gains(parent.shape, parent.family.links, parent.checkpoint.read)
+            norm_gains = gains(parent.shape, foldable(parent.shape), parent.checkpoint.read)
             plan = plan.repaired(Repair(basis_DK, gain_D=norm_gains))
         return self._solved(plan, self._store(label)) if "least_squares" in repairs else plan
 

@@ -36,7 +36,7 @@ from minitron_cli.trim.spec import PruneConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "search", 2
+STAGE, VERSION = "search", 3
 
 Found = Mapping[str, Sequence[Ranked]]  # what a winner goes by -> its candidates, best first
 

@@ -83,10 +83,16 @@ def cut_block(
 
 
 def _norm(plan: PrunePlan, name: str, weight_R: Tensor, maps: Sequence[Map]) -> Tensor:
-    """Selected, or 1 where it is folded into its readers; then set right for a mean over fewer channels."""
+    """Selected, or 1 where it is folded into its readers; then set right for a mean over fewer channels.
+
+    In another basis, one that is not folded multiplies each direction by q^T diag(weight) q.
+    """
     repair, offset = plan.repair, plan.parent.family.norm_offset
     if name in repair.gain_D:
         weight_R = weight_R.new_full((plan.child.sizes["hidden"],), 1 - offset)
+    elif repair.basis_DK is not None and not repair.has_solved(name):
+        gain_K = (weight_R.float() + offset) @ repair.basis_DK.to(weight_R.device).square()
+        weight_R = (gain_K - offset).to(weight_R.dtype)
     else:
         weight_R = select(weight_R, maps)
     if name in repair.scales:

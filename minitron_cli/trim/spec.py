@@ -72,7 +72,8 @@ class PruneConfig(Spec):
     repair_samples: int = Field(128, ge=1)
     """Blocks of training text that a repair is fitted on."""
     untie: bool = False
-    """Give a model whose embedding is its language-model head too a head of its own, as rotate needs; it is counted."""
+    """Give a model whose embedding is its language-model head too a head of its own: then a rotation is exact, and the
+    head is counted."""
 
     @property
     def repairs(self) -> frozenset[str]:

@@ -59,7 +59,7 @@ def random_basis(count, seed=0):
 
 
 def turned(plan, checkpoint, basis_DK):
-    norm_gains = gains(plan.parent, plan.parent.family.links, checkpoint.read)
+    norm_gains = gains(plan.parent, foldable(plan.parent), checkpoint.read)
     return plan.repaired(Repair(basis_DK, gain_D=norm_gains))
 
 
@@ -78,6 +78,21 @@ def test_in_another_basis_the_whole_model_is_the_parent(model_type, tokens, tmp_
     assert_same(logits_of(child, tokens), logits_of(model, tokens))
 
 
+@ROTATABLE
+@torch.no_grad()
+def test_a_tied_model_whose_last_norm_is_even_is_the_parent_in_another_basis_too(model_type, tokens, tmp_path):
+    model = tiny_model(model_type, rms_norm_eps=0.02, tie_word_embeddings=True)
+    model.model.norm.weight.fill_(1.3)
+    model.save_pretrained(tmp_path / "parent")
+    plan = turned(
+        PrunePlan(shape_of(model), {}), checkpoint := Checkpoint.open(tmp_path / "parent"), random_basis(HIDDEN)
+    )
+    child = reload(write(checkpoint, plan, tmp_path / "child"))
+    assert child.lm_head.weight.data_ptr() == child.model.embed_tokens.weight.data_ptr()
+    assert not torch.allclose(child.model.embed_tokens.weight, model.model.embed_tokens.weight, atol=0.1)
+    assert_same(logits_of(child, tokens), logits_of(model, tokens))
+
+
 def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
     """Logits of a parent that keeps of its residual stream only some directions, module by module in plain torch.
 
@@ -87,12 +102,16 @@ def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
     model, config = parent.model, parent.config
     project = kept_DK @ kept_DK.T
     names = {module: f"{name}.weight" for name, module in parent.named_modules()}
+    is_tied = parent.lm_head.weight is model.embed_tokens.weight
     residual = getattr(config, "residual_multiplier", 1.0)
 
     def norm(module, x):
         left = x @ kept_DK
         left = left * torch.rsqrt(left.square().mean(-1, keepdim=True) + module.variance_epsilon)
-        given = left @ mixing[names[module]].T if mixing else left @ kept_DK.T * module.weight
+        if is_tied and module is model.norm:  # of its weight the diagonal is left, direction by direction
+            given = left * torch.einsum("dk,d,dk->k", kept_DK, module.weight, kept_DK) @ kept_DK.T
+        else:
+            given = left @ mixing[names[module]].T if mixing else left @ kept_DK.T * module.weight
         return given * (scales[names[module]] if scales else 1.0)
 
     x = model.embed_tokens(tokens) * getattr(config, "embedding_multiplier", 1.0) @ project
@@ -117,10 +136,11 @@ def causal(length, window):
     return torch.zeros(length, length).masked_fill(~seen, float("-inf"))[None, None]
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @ROTATABLE
 @torch.no_grad()
-def test_cut_in_a_basis_is_the_parent_without_the_other_directions(model_type, tokens, tmp_path):
-    model, checkpoint = saved(tmp_path / "parent", model_type)
+def test_cut_in_a_basis_is_the_parent_without_the_other_directions(model_type, tied, tokens, tmp_path):
+    model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     plan = turned(PrunePlan(shape_of(model), {"hidden": torch.arange(24)}), checkpoint, random_basis(24))
     assert plan.child.sizes["hidden"] == 24
     assert "hidden" not in plan.kept
@@ -138,9 +158,10 @@ def test_with_other_axes_cut_too_the_basis_is_that_of_the_masked_parent(model_ty
     assert_same(logits_of(children[1], tokens), logits_of(children[0], tokens))
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @DENSE
-def test_streamed_is_in_memory(model_type, tmp_path, monkeypatch):
-    model, checkpoint = saved(tmp_path / "parent", model_type)
+def test_streamed_is_in_memory(model_type, tied, tmp_path, monkeypatch):
+    model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
     monkeypatch.setattr("minitron_cli.trim.trim.BLOCK_BYTES", 3 * 64 * 4)
     read, sizes = Checkpoint.read_rows, []
@@ -214,18 +235,19 @@ def norms_of(shape):
     return (name for template in shape.family.links for name in shape.names(template))
 
 
-@pytest.mark.parametrize("model_type", sorted(set(FAMILIES)))
+@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - set(rotatable())))
 def test_what_cannot_be_rotated_says_why(model_type, tmp_path):
-    """A tied model never can; whether an untied one can is claimed by its table, and shown above."""
-    model, _ = saved(tmp_path / "parent", model_type, tie_word_embeddings=True)
+    """That the others can is claimed by their tables, and shown above."""
+    model, _ = saved(tmp_path / "parent", model_type)
     with pytest.raises(CheckpointError, match="cannot be rotated"):
         check_rotatable(Shape.of(family_of(model.config), model.config))
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("mode", ["whole", "sampled"])
 @DENSE
-def test_the_export_check_knows_a_mended_child_from_a_damaged_one(model_type, mode, tmp_path):
-    model, checkpoint = saved(tmp_path / "parent", model_type)
+def test_the_export_check_knows_a_mended_child_from_a_damaged_one(model_type, mode, tied, tmp_path):
+    model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
     child = write(checkpoint, plan, tmp_path / "child")
     hf.copy_files(checkpoint.path, child, guard.COPIED)

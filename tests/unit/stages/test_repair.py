@@ -134,25 +134,42 @@ def tied(place, tmp_path):
     return path
 
 
-def test_a_tied_model_is_refused_until_it_is_untied(cut, tied):
-    with pytest.raises(CheckpointError, match=r"embedding is its language-model head too.*--untie"):
-        cut(tied, repair="all")
-    plain, mended = cut(tied), cut(tied, repair="all", untie=True)
-    assert mended.summary["child"]["parameters"] == plain.summary["child"]["parameters"] + 300 * SHAPE["hidden"]
-    child = hf.load_model(mended.path)
-    assert json.loads((mended.path / "config.json").read_text())["tie_word_embeddings"] is False
-    assert child.lm_head.weight.data_ptr() != child.model.embed_tokens.weight.data_ptr()
-    assert mended.summary["repair"]["after"]["kl"] < mended.summary["repair"]["before"]["kl"]
+def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(cut, tied):
+    plain, mended, apart = cut(tied), cut(tied, repair="all"), cut(tied, repair="all", untie=True)
+    assert mended.summary["child"]["parameters"] == plain.summary["child"]["parameters"]
+    assert apart.summary["child"]["parameters"] == plain.summary["child"]["parameters"] + 300 * SHAPE["hidden"]
+    for child, is_tied in ((mended, True), (apart, False)):
+        model = hf.load_model(child.path)
+        assert json.loads((child.path / "config.json").read_text())["tie_word_embeddings"] is is_tied
+        assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == is_tied
+        assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
 
 
 def test_by_default_all_is_mended_that_the_model_allows(cut, tied, said):
     best, asked = cut(repair="auto"), cut(repair="all")
     assert best.summary["repair"] == asked.summary["repair"]
     child = cut(tied, repair="auto")
+    assert child.summary["repair"]["repairs"] == ["least_squares", "rotate"]
+    assert not [line for line in said if "cut to channels, not to directions" in line]
+
+
+@pytest.fixture
+def sandwiched(place, tmp_path):
+    path = tmp_path / "olmo2"
+    tiny_model("olmo2", vocab_size=300).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((place / "model" / name).read_bytes())
+    return path
+
+
+def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(cut, sandwiched, said):
+    shape = {"hidden": 16, "ffn": 20}
+    with pytest.raises(CheckpointError, match=r"cannot be rotated: .* scales what is written to the residual stream"):
+        cut(sandwiched, repair="all", shape=shape)
+    child = cut(sandwiched, repair="auto", shape=shape)
     assert child.summary["repair"]["repairs"] == ["least_squares"]
     assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
-    (note,) = (line for line in said if "cut to channels, not to directions" in line)
-    assert "--untie" in note
+    assert [line for line in said if "cut to channels, not to directions: " in line]
 
 
 def test_by_default_without_text_or_with_little_the_cut_is_made_all_the_same(cut, said):
