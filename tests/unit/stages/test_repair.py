@@ -145,6 +145,15 @@ def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(cut, tie
         assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
 
 
+def test_the_norm_before_a_tied_head_keeps_its_weight(cut, tied):
+    """Rotated alone: between the least and the greatest weight of the parent's; of every other norm, 1 is left."""
+    child, parent = Checkpoint.open(cut(tied, repair="rotate").path), Checkpoint.open(tied)
+    before, after = (checkpoint.read("model.norm.weight") for checkpoint in (parent, child))
+    assert len(set(after.tolist())) > 1
+    assert before.min() < after.min() <= after.max() < before.max()
+    assert torch.equal(child.read("model.layers.0.input_layernorm.weight"), torch.ones(SHAPE["hidden"]))
+
+
 def test_by_default_all_is_mended_that_the_model_allows(cut, tied, said):
     best, asked = cut(repair="auto"), cut(repair="all")
     assert best.summary["repair"] == asked.summary["repair"]
