@@ -94,7 +94,6 @@ EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet():
-    torch.set_num_threads(1)
     logging.disable_progress_bar()
 
 

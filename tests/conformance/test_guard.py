@@ -29,7 +29,6 @@ MODES = pytest.mark.parametrize("mode", ["whole", "sampled"])
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet():
-    torch.set_num_threads(1)
     logging.disable_progress_bar()
 
 

@@ -37,11 +37,6 @@ EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCKS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def measure(model, batches):
     scores = score(model, batches, pre_activation=True, blocks=(2,))
     return scores | magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))

@@ -38,7 +38,6 @@ DENSE = pytest.mark.parametrize("model_type", [t for t in rotatable() if "expert
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet():
-    torch.set_num_threads(1)
     logging.disable_progress_bar()
 
 

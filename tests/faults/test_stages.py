@@ -93,7 +93,6 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("chain")
     write_place(place)
     return Chain(place)

@@ -27,11 +27,6 @@ LAYERS, EXPERTS, NEURONS, TOP = 4, 6, 48, 2
 UNUSED = 4  # an expert that no token chooses, in layer 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def mixture(model_type):
     """Experts of unlike popularity; one of layer 2 is never chosen."""
     model = tiny_model(model_type)

@@ -25,11 +25,6 @@ HOW = ("mean", "l2", "var")
 HEADS, HEAD_DIM = 8, 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def captured(model, batches):
     """axis -> hook -> [sample][token][channel], as Python floats, from forwards of the whole model."""
     seen = {"head": {}, "ffn": {}, "hidden": {}}

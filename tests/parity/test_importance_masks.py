@@ -23,7 +23,6 @@ COUNTS[2] = False  # of one sample nothing counts: it is no sample
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model("llama")
 
 

@@ -11,14 +11,11 @@ TEXT = Path(__file__).read_text() * 3
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _one_thread(tmp_path_factory):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _no_network(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="package")
