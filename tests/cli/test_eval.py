@@ -76,9 +76,9 @@ def test_questions_of_few_documents_are_counted_each(place: Place, tiny: Path, t
     texts = (tiny / "text.jsonl").read_text().splitlines()
     for count in (4, 16):
         (tmp_path / f"{count}.jsonl").write_text("\n".join(texts[:count]) + "\n")
-        found = place.json(
-            place.parent, place.child, "--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl"
-        )
+        words = ("--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl", "--sequence-length", 64)
+        result = invoke("eval", place.parent, place.child, *words, *ASKED, "--runs-dir", tmp_path / "runs", "--json")
+        found = json.loads(result.stdout)
         accuracy = found["models"]["child"]["results"]["cloze"]["acc"]
         assert accuracy["clusters"] == accuracy["n"] > 16 if count == 4 else 8 <= accuracy["clusters"] <= 16
         assert (found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
