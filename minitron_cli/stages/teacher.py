@@ -44,15 +44,15 @@ class TeacherConfig(Spec):
 DEMO = TeacherConfig(
     training=DistillConfig(
         tokens=450_000,
-        batch_size=8,
-        micro_batch_size=8,
+        batch_size=4,  # so few tokens are worth more in more steps
+        micro_batch_size=4,
         learning_rate=1.5e-3,
         min_learning_rate=1e-4,
-        warmup_steps=20,
+        warmup_steps=40,
         losses=(CrossEntropy(),),
-        eval_every=110,
+        eval_every=220,
         eval_blocks=32,
-        save_every=60,
+        save_every=110,
     )
 )
 """Enough to show the chain in two minutes on two cores; not enough to prove a method (see scripts/bench_teacher.py)."""
