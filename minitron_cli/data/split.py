@@ -97,6 +97,7 @@ class Split:
             return 0.0
         lowest, highest = 1.0, 0.0
         for document in (document for corpus in self.corpora for document in corpus.documents):
+            progress.raise_if_stopped()
             position = _position(document)
             if position < self.held_out:
                 return self.held_out

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from minitron_cli import progress
 from minitron_cli.data import files
 from minitron_cli.data.sources import DataConfig, TextFiles
 from minitron_cli.data.split import Split
-from minitron_cli.errors import DataError
+from minitron_cli.errors import DataError, Interrupted
 
 
 def documents(config: DataConfig, name: str) -> list[str]:
@@ -99,3 +100,13 @@ def test_a_text_that_is_validated_on_is_found_whether_it_is_cut_or_not(tmp_path,
     config = DataConfig(**{side: (source,) for side, source in sides.items()})
     wanted = [] if alone == "sources" else [(tmp_path / "a.txt").read_text()]
     assert documents(config, "train") == wanted
+
+
+def test_looking_for_the_lowest_hash_can_be_stopped(tmp_path):
+    config = rows_of(tmp_path, [f"document {i}" for i in range(9)])
+    progress.request_stop(2)
+    try:
+        with pytest.raises(Interrupted):
+            documents(config, "train")
+    finally:
+        progress.request_stop(None)
