@@ -132,8 +132,9 @@ def _position(document: Document) -> float:
 def _hashes(document: Document) -> list[int]:
     """Of the document and, if it is a text so long that it is cut where it is alone, of its pieces."""
     content = document.content
-    lines = BytesIO(content.encode()) if isinstance(content, str) else ()
-    pieces = [b"".join(piece).decode() for piece in files.pieces(lines)]
+    if not isinstance(content, str) or 4 * len(content) < files.PASSAGE_BYTES:  # a character has four bytes at most
+        return [_hash(content)]
+    pieces = [b"".join(piece).decode() for piece in files.pieces(BytesIO(content.encode()))]
     return [_hash(content), *(_hash(piece) for piece in pieces if len(pieces) > 1)]
 
 
