@@ -216,6 +216,17 @@ def test_untied_and_cut_plainly_is_the_tied_childs_function(cut, tied):
         cut(untie=True)
 
 
+def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied, tmp_path):
+    here, parent = context(tmp_path), open_parent(tied)
+    scores = importance.run(here, parent, data(place), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))
+    config = SearchConfig(budget={"target": "80%", "tolerance": 0.2}, candidates=1, retrain=None)
+    cuts = [PruneConfig(shape=SHAPE, repair="none", untie=untie) for untie in (False, True)]
+    found = [search.run(here, parent, scores, data(place), config, cut=one).summary for one in cuts]
+    shapes = [parent.shape, parent.untied().shape]
+    for summary, shape in zip(found, shapes, strict=True):
+        assert summary["parameters"] == shape.resize(**summary["best"]).parameters()
+
+
 def test_text_is_needed_and_enough_of_it(cut):
     with pytest.raises(InputError, match="a repair needs text"):
         cut(repair="all", with_text=False)
