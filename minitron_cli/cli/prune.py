@@ -47,7 +47,10 @@ def prune(
     ] = None,
     untie: Annotated[
         bool,
-        Option("--untie", help="Give a tied model a head of its own, which mends better and counts as parameters."),
+        Option(
+            "--untie",
+            help="Give a tied model a head of its own, which makes a rotation exact and is counted.",
+        ),
     ] = False,
     output: Output = None,
 ) -> None:

@@ -206,7 +206,7 @@ def _is_usable(name: str) -> bool:
     import torch
 
     try:
-        torch.empty(1, dtype=torch.float64, device=name)
+        torch.ones(1, dtype=torch.float64, device=name).sum().item()  # memory for it is had where it cannot be added
     except (RuntimeError, AssertionError, TypeError):  # a TypeError where there is no fp64, as on Apple's mps
         return False
     return True

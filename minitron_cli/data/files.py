@@ -38,22 +38,27 @@ def is_one_text(paths: Sequence[Path]) -> bool:
 
 
 def passages(paths: Iterable[Path], columns: Sequence[str] = ()) -> Iterator[Row]:
-    """Plain text in pieces: each ends at the first blank line after 64 kB, or at the end of any after 256 kB."""
+    """Plain text in pieces."""
     for path in paths:
-        number, start, lines, size_bytes = 0, 1, [], 0
+        start = 1
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                lines.append(line)
-                size_bytes += len(line)
-                if size_bytes >= PASSAGE_BYTES and (line.isspace() or size_bytes >= 4 * PASSAGE_BYTES):
-                    yield _passage(lines, path, start, size_bytes)
-                    start, lines, size_bytes = number + 1, [], 0
-        if lines:
-            yield _passage(lines, path, start, size_bytes)
+            for lines in pieces(file):
+                data = b"".join(lines)
+                yield Row((_decoded(data, path, start),), f"{path}:{start}", len(data))
+                start += len(lines)
 
 
-def _passage(lines: Sequence[bytes], path: Path, start: int, size_bytes: int) -> Row:
-    return Row((_decoded(b"".join(lines), path, start),), f"{path}:{start}", size_bytes)
+def pieces(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Neighbouring lines: each piece ends at the first blank one after 64 kB, or at the end of any after 256 kB."""
+    piece, size_bytes = [], 0
+    for line in lines:
+        piece.append(line)
+        size_bytes += len(line)
+        if size_bytes >= PASSAGE_BYTES and (line.isspace() or size_bytes >= 4 * PASSAGE_BYTES):
+            yield piece
+            piece, size_bytes = [], 0
+    if piece:
+        yield piece
 
 
 def identity(paths: list[Path]) -> list[list[str]]:

@@ -162,21 +162,26 @@ def _stream(
 def _mixture(split: Split, streams: list[Iterator[Ids]], taken: list[int]) -> Iterator[tuple[int, Ids]]:
     """One document after the other and its source: always the one that is furthest behind its share of the tokens.
 
-    Without weights, all of the first source, then all of the next. `taken` is how many tokens of each came before.
+    Without weights, all of the first source, then all of the next. `taken` is how many tokens of each came before. A
+    source of which the split holds nothing, because little is held out, has no share.
     """
     weights = [weight for weight in split.weights if weight]
     if not weights:
         yield from ((i, ids) for i, stream in enumerate(streams) for ids in stream)
         return
-    while True:
-        turn = min(range(len(streams)), key=lambda i: taken[i] / weights[i])
-        ids = next(streams[turn], None)
-        if ids is None:
-            break
-        taken[turn] += len(ids.ids)
-        yield turn, ids
-    if len(streams) > 1:
-        label = split.corpora[turn].label
-        progress.say(
-            f"{split.name} data end with {label}, used up after {taken[turn]:,} tokens; weights keep the shares"
-        )
+    running = list(range(len(streams)))
+    while running:
+        turn = min(running, key=lambda i: taken[i] / weights[i])
+        ids, label = next(streams[turn], None), split.corpora[turn].label
+        if ids is not None:
+            taken[turn] += len(ids.ids)
+            yield turn, ids
+        elif taken[turn]:
+            if len(streams) > 1:
+                progress.say(
+                    f"{split.name} data end with {label}, used up after {taken[turn]:,} tokens; weights keep the shares"
+                )
+            return
+        else:
+            running.remove(turn)
+            progress.say(f"{split.name} data hold nothing of {label}")

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from io import BytesIO
 from math import nextafter
 from typing import Literal
 
 from minitron_cli import io, progress
-from minitron_cli.data.rows import Document, Ids
+from minitron_cli.data import files
+from minitron_cli.data.rows import Content, Document, Ids
 from minitron_cli.data.sources import Corpus, DataConfig, Source
 from minitron_cli.errors import DataError
 
@@ -95,6 +97,7 @@ class Split:
             return 0.0
         lowest, highest = 1.0, 0.0
         for document in (document for corpus in self.corpora for document in corpus.documents):
+            progress.raise_if_stopped()
             position = _position(document)
             if position < self.held_out:
                 return self.held_out
@@ -102,28 +105,41 @@ class Split:
         return nextafter(lowest, 1.0) if lowest < highest else 0.0
 
     def _excludes(self, document: Document) -> bool:
-        return bool(self.excluded) and _hash(document) in self._excluded_hashes
+        """A text that was cut there, or is cut here, is the same text."""
+        if not self.excluded:
+            return False
+        whole, *pieces = _hashes(document)
+        return whole in self._excluded_hashes or (bool(pieces) and self._excluded_hashes.issuperset(pieces))
 
     @cached_property
     def _excluded_hashes(self) -> frozenset[int]:
         corpora = [source.open() for source in self.excluded]
         sizes = sum(corpus.size_bytes or 0 for corpus in corpora)
         with progress.track("read the validation data", total=sizes or None, unit="bytes") as step:
-            return frozenset(_stepped(document, step) for corpus in corpora for document in corpus.documents)
+            documents = (document for corpus in corpora for document in corpus.documents)
+            return frozenset(number for document in documents for number in _stepped(document, step))
 
 
-def _stepped(document: Document, step: progress.Step) -> int:
+def _stepped(document: Document, step: progress.Step) -> list[int]:
     step(document.size_bytes)
-    return _hash(document)
+    return _hashes(document)
 
 
 def _position(document: Document) -> float:
-    return _hash(document) / 2**64
+    return _hash(document.content) / 2**64
 
 
-def _hash(document: Document) -> int:
-    """64 bits that equal documents share, wherever they come from. Letter case and white space make no difference."""
+def _hashes(document: Document) -> list[int]:
+    """Of the document and, if it is a text so long that it is cut where it is alone, of its pieces."""
     content = document.content
+    if not isinstance(content, str) or 4 * len(content) < files.PASSAGE_BYTES:  # a character has four bytes at most
+        return [_hash(content)]
+    pieces = [b"".join(piece).decode() for piece in files.pieces(BytesIO(content.encode()))]
+    return [_hash(content), *(_hash(piece) for piece in pieces if len(pieces) > 1)]
+
+
+def _hash(content: Content) -> int:
+    """64 bits that equal documents share, wherever they come from. Letter case and white space make no difference."""
     if isinstance(content, str):
         data = " ".join(content.casefold().split()).encode()
     else:

@@ -271,12 +271,13 @@ class Fit:
         plain = {
             name: child.get_parameter(str(plan.child_name(name))) for by_name in kinds.values() for name in by_name
         }
-        weights = {name: parameter.detach().clone() for name, parameter in plain.items()}
+        offset = plan.parent.family.norm_offset
+        multiplies_by = {name: parameter.detach().float() + offset for name, parameter in plain.items()}
 
         @torch.no_grad()
         def distance(scales: Mapping[str, float]) -> float:
             for name, parameter in plain.items():
-                parameter.copy_(weights[name] * scales.get(name, 1.0))
+                parameter.copy_(multiplies_by[name] * scales.get(name, 1.0) - offset)
             return kl_to_parent(child, self.model, few).kl_nats
 
         strengths = rescale.strengths(kinds, distance)

@@ -74,6 +74,7 @@ def run(
         "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
         **({} if context.dtype == "auto" else {"dtype": context.dtype}),
+        **({"head": "its own"} if cut and cut.untie else {}),
         **judge.inputs(),
         **(mending.inputs() if mending else {}),
     }

@@ -10,14 +10,14 @@ from minitron_cli.errors import EnvironmentFault
 @pytest.fixture
 def _a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     """An accelerator that has no fp64, and says so as torch does."""
-    empty = torch.empty
+    ones = torch.ones
 
     def on_mps(*size: int, dtype: torch.dtype | None = None, device: str = "cpu") -> torch.Tensor:
         if device == "mps" and dtype == torch.float64:
             raise TypeError("the MPS framework doesn't support float64. Please use float32 instead.")
-        return empty(*size, dtype=dtype)
+        return ones(*size, dtype=dtype)
 
-    monkeypatch.setattr(torch, "empty", on_mps)
+    monkeypatch.setattr(torch, "ones", on_mps)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
 
@@ -34,3 +34,9 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     for absent in ("cuda:99", "abacus"):
         with pytest.raises(EnvironmentFault, match=f"device '{absent}' cannot be used here"):
             session.device(absent)
+
+
+def test_a_device_that_has_room_for_numbers_and_computes_nothing_is_refused() -> None:
+    """As an accelerator may give memory to fp64 and have no kernels for it."""
+    with pytest.raises(EnvironmentFault, match="device 'meta' cannot be used here"):
+        session.device("meta")

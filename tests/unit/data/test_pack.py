@@ -193,6 +193,23 @@ def test_weights_are_shares_of_the_tokens_until_a_source_runs_out(tokenizer, tmp
     ]
 
 
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_source_of_which_little_is_held_out_does_not_end_the_mixture_before_it_begins(
+    empty, tokenizer, tmp_path, remarks
+):
+    """The one document with the lowest hash is held out, whichever source it is in."""
+    rows = [[[token] * n for n in range(3, 8)] for token in (0, 1)]
+    probe = [TokenIds(paths=(str(lines(tmp_path / "probe.jsonl", rows[0] + rows[1], "input_ids")),))]
+    config = DataConfig(sources=probe, validation_fraction=1e-9, sequence_length=2)
+    lowest = flat(prepare(config, "validation", tokenizer, "t", tmp_path / "cache"))[0]
+    order = [lowest, 1 - lowest] if empty == 1 else [1 - lowest, lowest]
+    paths = [str(lines(tmp_path / f"{i}.jsonl", rows[i], "input_ids")) for i in order]
+    config = config.model_copy(update={"sources": tuple(TokenIds(paths=(path,), weight=1) for path in paths)})
+    held_out = flat(prepare(config, "validation", tokenizer, "t", tmp_path / "cache"))
+    assert set(held_out) == {lowest}
+    assert f"validation data hold nothing of {paths[empty]}" in remarks.said
+
+
 def test_without_weights_all_of_every_source_is_used_in_order(tokenizer, tmp_path, remarks):
     paths = [repeated(tmp_path / f"{i}.jsonl", i, [4] * n) for i, n in enumerate([1, 9, 2])]
     sources = [TokenIds(paths=(path,)) for path in paths]

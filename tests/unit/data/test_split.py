@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from minitron_cli import progress
 from minitron_cli.data import files
 from minitron_cli.data.sources import DataConfig, TextFiles
 from minitron_cli.data.split import Split
-from minitron_cli.errors import DataError
+from minitron_cli.errors import DataError, Interrupted
 
 
 def documents(config: DataConfig, name: str) -> list[str]:
@@ -86,3 +87,26 @@ def test_a_line_that_is_not_text_is_named_wherever_it_is(tmp_path, monkeypatch):
     config = DataConfig(sources=(TextFiles(paths=(str(tmp_path / "a.txt"),)),), validation_fraction=0)
     with pytest.raises(DataError, match=r"a.txt:5: is not UTF-8"):
         documents(config, "train")
+
+
+@pytest.mark.parametrize("alone", ["sources", "validation"])
+def test_a_text_that_is_validated_on_is_found_whether_it_is_cut_or_not(tmp_path, monkeypatch, alone):
+    """One file alone is cut into documents, and is one document among others."""
+    monkeypatch.setattr(files, "PASSAGE_BYTES", 20)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"paragraph {i} of {name}\n\n" for i in range(4)))
+    one, all_of_them = (TextFiles(paths=(str(tmp_path / name),)) for name in ("b.txt", "*.txt"))
+    sides = {"sources": all_of_them, "validation": all_of_them} | {alone: one}
+    config = DataConfig(**{side: (source,) for side, source in sides.items()})
+    wanted = [] if alone == "sources" else [(tmp_path / "a.txt").read_text()]
+    assert documents(config, "train") == wanted
+
+
+def test_looking_for_the_lowest_hash_can_be_stopped(tmp_path):
+    config = rows_of(tmp_path, [f"document {i}" for i in range(9)])
+    progress.request_stop(2)
+    try:
+        with pytest.raises(Interrupted):
+            documents(config, "train")
+    finally:
+        progress.request_stop(None)

@@ -12,6 +12,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages import importance, prune, repair, search
 from minitron_cli.stages.parent import open_parent
+from minitron_cli.trim.repair import rescale
 from minitron_cli.trim.spec import PruneConfig
 from tests.tiny import tiny_model
 from tests.unit.stages.place import context, data, write_place
@@ -101,6 +102,25 @@ def test_rescaling_is_refused_where_it_could_not_be_judged(cut, monkeypatch):
     monkeypatch.setattr(repair, "fits", lambda *_: False)
     with pytest.raises(EnvironmentFault, match=r"rescale .* in memory together.*use --repair all"):
         cut(repair="rescale")
+
+
+def test_the_strengths_are_judged_by_the_child_that_is_written(cut, place, tmp_path, monkeypatch):
+    """Of a family that stores what a norm multiplies by less 1."""
+    gemma, tried, texts, kl = tmp_path / "gemma", [], [], repair.kl_to_parent
+    tiny_model("gemma2", vocab_size=300).save_pretrained(gemma)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (gemma / name).write_bytes((place / "model" / name).read_bytes())
+
+    def strong(kinds, distance):
+        powers = dict.fromkeys(kinds, 1.0)
+        tried.append(distance(rescale.scales(kinds, powers)))
+        return powers
+
+    monkeypatch.setattr(rescale, "strengths", strong)
+    monkeypatch.setattr(repair, "kl_to_parent", lambda *a, **options: texts.append(a[2]) or kl(*a, **options))
+    artifact = cut(gemma, repair="rescale", shape={"hidden": 16})
+    written = kl(hf.load_model(artifact.path), hf.load_model(gemma), texts[0]).kl_nats
+    assert tried == [pytest.approx(written, rel=1e-4)]
 
 
 def test_a_head_residual_is_there_before_the_fit(cut):
@@ -194,6 +214,17 @@ def test_untied_and_cut_plainly_is_the_tied_childs_function(cut, tied):
     assert torch.equal(*logits)
     with pytest.raises(InputError, match="has a language-model head of its own: leave --untie out"):
         cut(untie=True)
+
+
+def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied, tmp_path):
+    here, parent = context(tmp_path), open_parent(tied)
+    scores = importance.run(here, parent, data(place), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))
+    config = SearchConfig(budget={"target": "80%", "tolerance": 0.2}, candidates=1, retrain=None)
+    cuts = [PruneConfig(shape=SHAPE, repair="none", untie=untie) for untie in (False, True)]
+    found = [search.run(here, parent, scores, data(place), config, cut=one).summary for one in cuts]
+    shapes = [parent.shape, parent.untied().shape]
+    for summary, shape in zip(found, shapes, strict=True):
+        assert summary["parameters"] == shape.resize(**summary["best"]).parameters()
 
 
 def test_text_is_needed_and_enough_of_it(cut):
