@@ -135,6 +135,8 @@ class Recipe(Spec):
         given = {name: getattr(step, name) for name in ("importance", "distill", "teacher") if getattr(step, name)}
         if step.search or step.prune:
             given |= {"search": step.search, "prune": step.prune or PruneConfig()}
+        elif self.prune.untie and step != self.steps[0]:  # by then it has a head of its own
+            given["prune"] = self.prune.model_copy(update={"untie": False})
         return self.model_copy(update=given | {"steps": ()})
 
     def _goal(self) -> Budget | None:

@@ -110,6 +110,14 @@ def test_a_chain_that_makes_no_sense_is_refused(text, message):
         check(Recipe, parse(RECIPE + text, "r.yaml"))
 
 
+def test_only_the_first_step_gives_a_tied_model_a_head_of_its_own(tmp_path):
+    again = PruneConfig(budget=Budget(target="75%"), untie=True)
+    steps = (Step(label="a"), Step(label="b"), Step(label="c", prune=again))
+    asked = recipe(tmp_path, data(tmp_path), prune=again, steps=steps)
+    assert [asked.at(step).prune.untie for step in asked.steps] == [True, False, True]
+    assert asked.at(steps[1]).prune.budget == again.budget
+
+
 def test_a_step_takes_what_it_does_not_say_from_the_recipe():
     text = "distill: {steps: 3}\nimportance: {samples: 7}\nsearch: {budget: {target: 4B}}\nsteps:\n"
     text += "- {label: a, distill: {steps: 5}}\n- {label: b, prune: {shape: {ffn: 8}}}"
