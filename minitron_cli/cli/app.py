@@ -23,6 +23,7 @@ from minitron_cli.cli import (
     faults,
     importance,
     inspect,
+    launch,
     options,
     prune,
     push,
@@ -77,6 +78,10 @@ def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> N
         body(**arguments)
     except Planned as plan:
         show.planned(plan, shown)
+    except Interrupted:  # all of them are; after an error, the launcher ends the others
+        launch.leave()
+        raise
+    launch.leave()
     sys.stdout.flush()
 
 

@@ -12,6 +12,16 @@ def if_asked(processes: int) -> None:
         again(processes)
 
 
+def leave() -> None:
+    """Leave the group of processes, if this is one of several: threads of it that outlive the program abort it."""
+    if "RANK" not in os.environ:
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def again(processes: int) -> NoReturn:
     """Run this program's command line once per accelerator; end with the exit code of the first to fail."""
     from torch.distributed.elastic.multiprocessing.api import SignalException

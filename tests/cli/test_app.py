@@ -103,6 +103,29 @@ def test_a_library_error_about_a_full_disk_is_the_environment(run: Run, monkeypa
     assert "/cache: no space left" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "leaves"),
+    [(None, True), (errors.Interrupted("stopped", signal.SIGTERM), True), (errors.RunFailed("it diverged"), False)],
+)
+def test_one_of_several_processes_leaves_the_others_unless_it_fails(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception | None, leaves: bool
+) -> None:
+    """Threads of the group that outlive a program abort it; after a failure the others may be waiting for this one."""
+    from torch import distributed
+
+    if error:
+        fail_with(monkeypatch, error)
+    monkeypatch.setenv("RANK", "0")
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        run("recipes", "ls")
+        assert distributed.is_initialized() != leaves
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, KeyError("layer"))
     result = run("recipes", "ls", "--debug")

@@ -1,10 +1,21 @@
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tqdm
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _locks_are_not_shared_with_forks() -> Iterator[None]:
+    """tqdm's own lock is a semaphore of all processes, and a fork that is killed may have held it."""
+    before = tqdm.tqdm.get_lock()
+    tqdm.tqdm.set_lock(threading.RLock())
+    yield
+    tqdm.tqdm.set_lock(before)
 
 
 @pytest.fixture

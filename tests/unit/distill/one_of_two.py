@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from minitron_cli import progress
+from minitron_cli.cli import launch
 from minitron_cli.errors import Interrupted
 from tests.unit.distill import small
 from tests.unit.distill.test_loop import FULL, PAIRS
@@ -35,6 +36,7 @@ def main() -> None:
     except Interrupted as e:
         figures = {"exit_code": e.exit_code}
     (out / f"{rank}.json").write_text(json.dumps({**figures, "seen": blocks.seen}))
+    launch.leave()
 
 
 if __name__ == "__main__":

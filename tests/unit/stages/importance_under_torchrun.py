@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from minitron_cli.cli import launch
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.stages import importance
 from minitron_cli.stages.parent import open_parent
@@ -15,3 +16,4 @@ if __name__ == "__main__":
     place, workspace, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     config = ImportanceConfig(samples=7, batch_size=2, mode=mode, blocks=(2,))
     importance.run(context(workspace), open_parent(place / "model"), data(place), config)
+    launch.leave()

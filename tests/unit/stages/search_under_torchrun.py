@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.cli import launch
 from minitron_cli.stages import search
 from minitron_cli.stages.parent import open_parent
 from tests.unit.stages.place import context, data
@@ -30,6 +31,7 @@ def main() -> None:
     found = search.run(context(out), parent, Artifact.open(scores), data(place), config(parent))
     record = {"files": found.manifest.files, "trained": trained}
     Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(record))
+    launch.leave()
 
 
 if __name__ == "__main__":
