@@ -119,7 +119,7 @@ OF_SPEC = {page.spec: page.file for page in (*PAGES, DATA) if page.spec}
 
 def pages() -> dict[str, str]:
     """File name -> text, of all of them."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_group(app).commands
     assert set(commands) == {page.name for page in PAGES}, "every verb has its page"
     of_verbs = {page.file: _text([*_verb(page, commands[page.name])]) for page in PAGES}
     return {INDEX: _text([*_index(commands)]), **of_verbs, DATA.file: _text([*_data()])}
@@ -286,7 +286,7 @@ SAMPLES = {"COUNT": "7", "AXIS=SIZE,..": "ffn=7", "LAYERS": "7", "A,B": "ffn", "
 
 def keys_set(verb: str) -> dict[str, str]:
     """Option -> the key of the verb's section that it sets, of those that set one."""
-    parameters = typer.main.get_command(app).commands[verb].params  # type: ignore[attr-defined]
+    parameters = typer.main.get_group(app).commands[verb].params
     plain = {p.name: p.default for p in parameters if p.name != "help"}
     found = {p.name: _places(verb, plain | {p.name: _sample(p)}) for p in parameters if p.param_type_name == "option"}
     return {name: ".".join(map(str, places[0])) for name, places in found.items() if len(places) == 1}

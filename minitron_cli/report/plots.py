@@ -226,7 +226,11 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """At most POINTS points, each the mean of its neighbours."""
     if len(x) <= POINTS:
         return x, y
-    return tuple(np.array([part.mean() for part in np.array_split(values, POINTS)]) for values in (x, y))  # type: ignore[return-value]
+    return _means(x), _means(y)
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    return np.array([part.mean() for part in np.array_split(values, POINTS)])
 
 
 def _log_if_wide(axes: Axes, values: np.ndarray) -> None:

@@ -6,6 +6,7 @@ The writer below is the test's own, from the format's description: what a conver
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,8 +21,6 @@ from minitron_cli.trim.plan import PrunePlan
 from minitron_cli.trim.trim import write_child
 from tests.conformance.masked import random_cut
 from tests.tiny import tiny_model
-
-gguf = pytest.importorskip("gguf", reason="part of the dev extra")
 
 CUTS = {"width": {"hidden": 24, "ffn": 20}, "heads": {"head": 4, "hidden": 24}, "depth": {"layer": 2}}
 # The descriptions of these two know no biases, and transformers takes Qwen 3's heads to be 128 wide, as all are.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import layer_major
+
 BUDGET = 1_000_000
 LAYERS, HIDDEN, FFN, VOCAB = 16, 1024, 4096, 16000
 
@@ -24,7 +26,6 @@ print(json.dumps(measure(directory, batches(8, 64, vocab, 1), budget, layer_remo
 
 @pytest.mark.slow
 def test_one_layer_the_embedding_and_the_budget_are_all_that_is_held(tmp_path):
-    layer_major = pytest.importorskip("benchmarks.layer_major", reason="the benchmarks are not part of a release")
     size = layer_major.write_random(tmp_path, layer_major.llama(LAYERS, HIDDEN, FFN, VOCAB, 8, 4))
     assert size > 500e6
     arguments = [str(tmp_path), str(VOCAB), str(BUDGET)]
