@@ -467,6 +467,9 @@ def _one(schema: Schema, link: Link) -> str:
         case {"additionalProperties": values}:
             keys = ", ".join(f"`{name}`" for name in schema.get("propertyNames", {}).get("enum", ()))
             return f"mapping of {keys or 'names'} to {_takes(values, link)}"
+        case {"patternProperties": values}:
+            kinds = (f"names matching `{name}` to {_takes(value, link)}" for name, value in values.items())
+            return f"mapping of {', '.join(kinds)}"
         case {"pattern": pattern}:
             return f"text matching `{pattern}`"
     words = {"boolean": "`true`, `false`", "string": "text", "integer": "integer", "number": "number"}

@@ -1,10 +1,12 @@
 """What an evaluation is asked for. Importable without torch."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Spec
@@ -105,10 +107,22 @@ class Speed(Spec):
     """transformers' key-value cache: grown token by token, or of its final size from the start."""
 
 
+_METRIC = r"^.+\..+$"
+
+
+def _metric(name: str) -> str:
+    if not re.match(_METRIC, name):
+        raise ValueError("a value is named TASK.METRIC, such as winogrande.acc")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_metric), WithJsonSchema({"type": "string", "pattern": _METRIC})]
+
+
 class _Gate(Spec):
     """What every kind of gate has."""
 
-    metric: str = Field(pattern=r"^.+\..+$")
+    metric: MetricName
     """What is measured, as `task.metric`: winogrande.acc, perplexity.loss."""
     confidence: float | None = Field(None, gt=0, lt=1)
     """Not the value but the nearer end of its interval at this confidence must pass, such as 0.95: a value that passes
@@ -167,9 +181,9 @@ Gate = Annotated[Absolute | AgainstParent | AgainstBaseline, Field(discriminator
 class Gates(Spec):
     """What measured values must reach, by `task.metric`; `perplexity.loss` and the like for our own measurements."""
 
-    minimum: Mapping[str, float] = {}
+    minimum: Mapping[MetricName, float] = {}
     """The value must be at least this: `{winogrande.acc: 0.7}`."""
-    maximum: Mapping[str, float] = {}
+    maximum: Mapping[MetricName, float] = {}
     """The value must be at most this: `{perplexity.loss: 2.5}`."""
     rules: tuple[Gate, ...] = ()
     """Gates of every kind: absolute, against the parent, against a baseline, each with confidence or without."""
@@ -205,9 +219,10 @@ class Gates(Spec):
 def _bound(text: str) -> tuple[str, float]:
     name, _, value = text.rpartition("=")
     try:
-        if not name:
+        bound = float(value)
+        if not math.isfinite(bound):
             raise ValueError
-        return name.strip(), float(value)
+        return _metric(name.strip()), bound
     except ValueError:
         raise RecipeError(f"gate {text!r}: write TASK.METRIC=VALUE, for example winogrande.acc=0.7") from None
 

@@ -46,7 +46,7 @@ def test_gates_are_read_from_the_command_line():
     assert gates == Gates(minimum={"a.acc": 0.5, "b.exact_match,strict-match": 0.01}, maximum={"perplexity.loss": 2})
 
 
-@pytest.mark.parametrize("text", ["a.acc", "a.acc=", "=3", "a.acc=x"])
+@pytest.mark.parametrize("text", ["a.acc", "a.acc=", "=3", "a.acc=x", "acc=0.5", "a.=0.5", "a.acc=nan", "a.acc=inf"])
 def test_a_gate_that_is_no_bound_is_refused(text):
     with pytest.raises(RecipeError, match=r"TASK\.METRIC=VALUE"):
         Gates.parse([text])
@@ -54,7 +54,12 @@ def test_a_gate_that_is_no_bound_is_refused(text):
 
 def test_no_bound_is_infinite():
     with pytest.raises(ValidationError):
-        Gates.parse(["a.acc=nan"])
+        Gates(minimum={"a.acc": float("nan")})
+
+
+def test_a_gate_names_a_task_and_its_metric():
+    with pytest.raises(ValidationError, match=r"named TASK\.METRIC, such as winogrande\.acc"):
+        Gates(maximum={"loss": 2.0})
 
 
 def test_the_config_is_importable_without_torch():
