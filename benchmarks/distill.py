@@ -30,21 +30,21 @@ from benchmarks.harness import alternate, peak_memory, ratio, record
 from benchmarks.layer_major import batches, llama
 from minitron_cli.checkpoint import hf
 from minitron_cli.distill.config import DistillConfig, HiddenLosses
-from minitron_cli.distill.forward import Models
-from minitron_cli.distill.hidden import Norms, relation_pairs, state_pairs
+from minitron_cli.distill.distributed import ProcessGroup
+from minitron_cli.distill.fused.objective import HeadInput, fused_objective
+from minitron_cli.distill.hidden_state_losses import Norms, relation_pairs, state_pairs
 from minitron_cli.distill.losses import JSD, MSE, Cosine, CrossEntropy, ForwardKL, ReverseKL
-from minitron_cli.distill.objective import Side, fused_objective
+from minitron_cli.distill.model_pair import Models
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.targets import targets
-from minitron_cli.distill.world import World
 from minitron_cli.model.families.llama import LLAMA
-from minitron_cli.model.nll import Head
+from minitron_cli.model.lm_head import Head
 
 VOCAB, TOKENS, TEACHER, STUDENT = 128256, 512, 768, 512
 STEP_VOCAB, LAYERS, TEACHER_HIDDEN, STUDENT_HIDDEN = 32768, 12, 512, 384
 MiB = 2**20
 
-Rows = list[dict[str, Any]]
+RowReader = list[dict[str, Any]]
 Ways = dict[str, Callable[[], Tensor]]
 
 
@@ -77,7 +77,10 @@ class Case:
         }
 
     def ours(self, loss: Any, low_memory: bool = False) -> Tensor:
-        student, teacher = Side(self.student_ND, Head(self.student_VD)), Side(self.teacher_ND, Head(self.teacher_VD))
+        student, teacher = (
+            HeadInput(self.student_ND, Head(self.student_VD)),
+            HeadInput(self.teacher_ND, Head(self.teacher_VD)),
+        )
         return self.done(fused_objective([loss], student, teacher, self.labels_N, low_memory=low_memory).total)
 
     def logits(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
@@ -140,17 +143,17 @@ def as_trl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> 
     return F.kl_div(log_p_NV, log_target_NV, reduction="none", log_target=True).sum() / len(student_NV)
 
 
-def loss(dtype: torch.dtype = torch.float32) -> Rows:
+def loss(dtype: torch.dtype = torch.float32) -> RowReader:
     case = Case(dtype)
     return beside_each_other(case, case.beside_trl())
 
 
-def rivals() -> Rows:
+def rivals() -> RowReader:
     case = Case()
     return beside_each_other(case, case.rivals(), {"the products alone": case.products})
 
 
-def beside_each_other(case: Case, ways: Ways, more: Ways | None = None, rounds: int = 2) -> Rows:
+def beside_each_other(case: Case, ways: Ways, more: Ways | None = None, rounds: int = 2) -> RowReader:
     to = "TRL" if "TRL" in ways else "full logits, as TRL"
     beyond, wrong = {}, {}
     for name, way in ways.items():
@@ -199,7 +202,7 @@ def distance(case: Case, way: Callable[[], object]) -> float:
     return float((found - case.exact).norm() / case.exact.norm())
 
 
-def every_loss(rounds: int = 2) -> Rows:
+def every_loss(rounds: int = 2) -> RowReader:
     case = Case()
     ways = {
         loss.kind + (", low memory" if low else ""): lambda loss=loss, low=low: case.ours(loss, low)
@@ -235,7 +238,7 @@ class Step:
                 *relation_pairs(config.hidden, LLAMA, sizes, sizes),
             )
         models = model_of(STUDENT_HIDDEN), model_of(TEACHER_HIDDEN, precision)
-        self.models = Models(*models, config, pairs, World("cpu"), precision)
+        self.models = Models(*models, config, pairs, ProcessGroup("cpu"), precision)
         self.models.student.train()
         self.optimizer = Optimizer(self.models.trained(), config)
         self.batch = batches(2, 256, STEP_VOCAB, 2)[0]
@@ -284,7 +287,7 @@ def bare() -> tuple[Callable[[], None], Callable[[], None]]:
 HIDDEN_STATES = "ours, fp32, hidden states"
 
 
-def step(rounds: int = 2) -> Rows:
+def step(rounds: int = 2) -> RowReader:
     plain, naive = bare()
     states = ("block_output", "embedding")
     layers = ((LAYERS - 3, LAYERS - 3),)
@@ -315,7 +318,7 @@ def step(rounds: int = 2) -> Rows:
     return rows
 
 
-PARTS: dict[str, tuple[str, Callable[[], Rows], str]] = {
+PARTS: dict[str, tuple[str, Callable[[], RowReader], str]] = {
     "loss": (
         "forward KL and its gradients",
         loss,

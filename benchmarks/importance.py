@@ -26,13 +26,13 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.importance.activation import AGGREGATIONS
 from minitron_cli.importance.collect import collect
 from minitron_cli.model.families.llama import LLAMA
-from minitron_cli.model.nll import token_nll
-from minitron_cli.trim.metric import Activation
+from minitron_cli.model.lm_head import token_nll
+from minitron_cli.scores.metric import Activation
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS = 12, 512, 1536, 8, 4
 ROUNDS = 9
 
-Rows = list[dict[str, Any]]
+RowReader = list[dict[str, Any]]
 
 
 def model_of(vocab: int, *, layers: int = LAYERS) -> Any:
@@ -51,7 +51,7 @@ def ours(model: Any, samples: list[Any], **options: Any) -> Any:
     return collect(model, LLAMA, samples, **{"layer_removal": False, **options})
 
 
-def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> Rows:
+def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> RowReader:
     """All axes, nine aggregations and Block Importance of B2 x S512, against a bare forward with its LM head."""
     model, samples = model_of(vocab), batches(2, 512, vocab, 2)
     small = copy.deepcopy(model).bfloat16()
@@ -140,7 +140,7 @@ def store_and_concatenate(model: Any, samples: list[Any]) -> None:
                 reduce[over_samples](by_sample, 0)
 
 
-def agreements(model: Any, small: Any, samples: list[Any]) -> Rows:
+def agreements(model: Any, small: Any, samples: list[Any]) -> RowReader:
     """Spearman's correlation of bf16's rankings with fp32's, over layers and aggregations.
 
     Random weights make channels alike: differences are as small as they get, so this is a hard case. Of 8 heads a
@@ -165,7 +165,7 @@ def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def memory() -> Rows:
+def memory() -> RowReader:
     """Anonymous memory at the peak of 8 and of 64 samples, layer removal included."""
     model = model_of(8192, layers=4)
     peaks = {}
@@ -178,7 +178,7 @@ def memory() -> Rows:
     return [row("peak RssAnon, 64 samples less 8 samples", "MiB", (peaks[64] - peaks[8]) / 2**20, 8.0)]
 
 
-def removal(vocab: int = 16384, rounds: int = 5) -> Rows:
+def removal(vocab: int = 16384, rounds: int = 5) -> RowReader:
     """Perplexity without each of 12 layers, two times B1 x S512; the head is worth 2.67 layers.
 
     Ours includes the scores of all other axes; the naive way gives the losses alone.
@@ -223,7 +223,7 @@ def naive_removal(model: Any, samples: list[Any]) -> torch.Tensor:
     return torch.stack(losses)
 
 
-def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> Rows:
+def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> RowReader:
     """The loss of 1024 hidden states over 128256 tokens, against the bare product that makes the logits."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, HIDDEN, generator=generator)
@@ -245,7 +245,7 @@ def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> Rows:
     ]
 
 
-PARTS: dict[str, Callable[[], Rows]] = {
+PARTS: dict[str, Callable[[], RowReader]] = {
     "pass": every_pass,
     "vocab": lambda: every_pass(128256, rounds=5, rivals=False),
     "memory": memory,

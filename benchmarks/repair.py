@@ -13,18 +13,18 @@ import torch
 
 from benchmarks.harness import peak_memory, record
 from benchmarks.layer_major import batches, llama, write_random
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.data.batches import Batch
+from minitron_cli.inputs.source_model import SourceModel, open_source_model
+from minitron_cli.prune.child_builder import ChildBuilder
+from minitron_cli.prune.config import Ranking
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import write_child
+from minitron_cli.repair.repaired_plan import Fit
+from minitron_cli.scores.scores import Scores
 from minitron_cli.search import space
-from minitron_cli.stages.cut import Cutter
-from minitron_cli.stages.parent import Parent, open_parent
-from minitron_cli.stages.produce import Context
-from minitron_cli.stages.repair import Fit
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.scores import Scores
-from minitron_cli.trim.spec import Ranking
-from minitron_cli.trim.trim import write_child
 
 REPAIRS = frozenset({"rotate", "least_squares"})
 
@@ -41,7 +41,7 @@ class Samples:
         return batches(self.count, self.length, self.vocab, size)
 
 
-def first_channels(parent: Parent, sizes: dict[str, int]) -> PrunePlan:
+def first_channels(parent: SourceModel, sizes: dict[str, int]) -> PrunePlan:
     """A cut that keeps what comes first: which channels stay costs neither time nor memory."""
     child = space.named(parent.shape, sizes, ())
     layers = parent.shape.sizes["layer"]
@@ -51,7 +51,7 @@ def first_channels(parent: Parent, sizes: dict[str, int]) -> PrunePlan:
 
 def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: dict[str, int]) -> dict[str, float]:
     """Seconds of each step, and peak anonymous memory in all and beyond what the process had before."""
-    parent, seconds = open_parent(path), {}
+    parent, seconds = open_source_model(path), {}
     plan, model = first_channels(parent, sizes), hf.empty_model(path)
 
     def timed(name: str, started: float) -> None:
@@ -59,7 +59,7 @@ def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: d
 
     with tempfile.TemporaryDirectory(dir=path) as place, peak_memory() as peak:
         scratch = Path(place)
-        cutter = Cutter(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
+        cutter = ChildBuilder(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
         fit = Fit(cutter, samples, scratch / "repair", model, batch_size, budget)
         started = time.monotonic()
         fit.moments()
@@ -96,7 +96,7 @@ def main() -> None:
     sizes = {axis: options[f"child_{axis}"] for axis in child}
     samples = Samples(options["samples"], options["length"], options["vocab"])
     row = {
-        "checkpoint GB": round(open_parent(path).checkpoint.size_bytes / 1e9, 2),
+        "checkpoint GB": round(open_source_model(path).checkpoint.size_bytes / 1e9, 2),
         "child": ", ".join(f"{axis} {size}" for axis, size in sizes.items()),
         "samples": f"{samples.count} x {samples.length}",
         "activation budget GB": options["budget"] / 1e9,

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from benchmarks.harness import record
 from benchmarks.layer_major import llama
 from minitron_cli.checkpoint import hf
-from minitron_cli.evaluate import speed
+from minitron_cli.evaluate import generation_speed
 from minitron_cli.evaluate.config import Speed
-from minitron_cli.stages.parent import open_parent
+from minitron_cli.inputs.source_model import open_source_model
 
 VOCAB, HEADS, KV_HEADS = 8192, 10, 2
 PARENT, WIDTH, DEPTH = "parent", "width", "depth"
@@ -32,7 +32,7 @@ PARTS = {
     "eight": Speed(batch_size=8, prompt_tokens=64, new_tokens=16, rounds=5),
 }
 
-Rows = list[dict[str, Any]]
+RowReader = list[dict[str, Any]]
 
 
 def write_model(path: Path, layers: int, hidden: int, ffn: int) -> None:
@@ -41,29 +41,29 @@ def write_model(path: Path, layers: int, hidden: int, ffn: int) -> None:
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
 
 
-def measure(root: Path, config: Speed) -> Rows:
+def measure(root: Path, config: Speed) -> RowReader:
     """A row for each model beside the parent, and one for the shallow child beside the narrow one."""
     models = {name: hf.load_model(root / name) for name in SIZES}
     rows = []
     for name, beside in ((WIDTH, PARENT), (DEPTH, PARENT), (DEPTH, WIDTH)):
-        found = speed.compare(models[name], models[beside], config)
+        found = generation_speed.compare(models[name], models[beside], config)
         if not rows:
             rows.append(row(root / PARENT, PARENT, found.parent, config))
         rows.append(row(root / name, f"{name} beside {beside}", found.model, config) | times(found))
     return rows
 
 
-def row(path: Path, what: str, rates: speed.Rates, config: Speed) -> dict[str, Any]:
+def row(path: Path, what: str, rates: generation_speed.Rates, config: Speed) -> dict[str, Any]:
     return {
         "model": what,
-        "parameters": f"{open_parent(path).shape.parameters():,}",
+        "parameters": f"{open_source_model(path).shape.parameters():,}",
         "prefill tokens/s": rates.prefill_tokens_per_second,
         "decode tokens/s": rates.decode_tokens_per_second,
         "first token ms": 1000 * rates.time_to_first_token_seconds,
     }
 
 
-def times(found: speed.Compared) -> dict[str, str]:
+def times(found: generation_speed.Compared) -> dict[str, str]:
     sides = {"prefill": (found.prefill_ratio, found.prefill_range), "decode": (found.decode_ratio, found.decode_range)}
     return {f"{phase} x": f"{middle:.2f} ({low:.2f} to {high:.2f})" for phase, (middle, (low, high)) in sides.items()}
 
@@ -82,7 +82,7 @@ def main(parts: list[str]) -> None:
 def _record(root: Path, part: str) -> None:
     load, config = os.getloadavg()[0], PARTS[part]
     rows = measure(root, config)
-    memory = {name: speed.peak_memory(root / name, config, device="cpu", dtype="auto") for name in SIZES}
+    memory = {name: generation_speed.peak_memory(root / name, config, device="cpu", dtype="auto") for name in SIZES}
     for found in rows:
         peak = memory[found["model"].split()[0]]
         found["peak beyond libraries MiB"] = round((peak["peak_bytes"] - peak["libraries_bytes"]) / 2**20)

@@ -31,18 +31,18 @@ import torch
 from benchmarks.harness import record
 from benchmarks.layer_major import llama, write_random
 from minitron_cli import io
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune import stream
+from minitron_cli.prune.config import PruneConfig, Ranking
+from minitron_cli.prune.plan import PrunePlan, make_plan
+from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import prune
-from minitron_cli.stages.parent import Parent, open_parent
-from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.trim import trim
-from minitron_cli.trim.plan import PrunePlan, make_plan
-from minitron_cli.trim.scores import Scores
-from minitron_cli.trim.spec import PruneConfig, Ranking
 
 SMALL = {"layers": 15, "hidden": 2048, "ffn": 5632, "vocab": 32000, "heads": 32, "kv_heads": 4}
 LARGE = {"layers": 11, "hidden": 4096, "ffn": 11008, "vocab": 32000, "heads": 32, "kv_heads": 8}
@@ -63,7 +63,7 @@ Row = dict[str, Any]
 # What one process measures
 
 
-class Stopwatch(io.Disk):
+class LatencyProbe(io.Disk):
     """A disk that says how long it took to sync files."""
 
     def __init__(self) -> None:
@@ -82,19 +82,19 @@ def random_scores(shape: Shape) -> Scores:
     return Scores({f"{axis}.batch=l2.sequence=mean": torch.rand(size, generator=draw) for axis, size in sizes.items()})
 
 
-def plan_of(parent: Parent, name: str) -> PrunePlan:
+def plan_of(parent: SourceModel, name: str) -> PrunePlan:
     return make_plan(parent.shape, parent.shape.resize(**CUTS[name][1]), random_scores(parent.shape), Ranking())
 
 
-def ours(name: str, parent: Parent, out: Path) -> Row:
+def ours(name: str, parent: SourceModel, out: Path) -> Row:
     plan = plan_of(parent, name)
-    io.disk = watch = Stopwatch()
+    io.disk = watch = LatencyProbe()
     with clocked() as row:
-        trim.write_child(parent.checkpoint, plan, out)
+        stream.write_child(parent.checkpoint, plan, out)
     return row | {"seconds": row["seconds"] - watch.syncing, "fsync": watch.syncing}
 
 
-def copy(name: str, parent: Parent, out: Path, workers: int = 1, gather: bool = False) -> Row:
+def copy(name: str, parent: SourceModel, out: Path, workers: int = 1, gather: bool = False) -> Row:
     """Read every byte, write the share that is kept, as `cp` would: one block after the other."""
     plan = plan_of(parent, name)
     kept = plan.child.parameters() / plan.parent.parameters()
@@ -104,11 +104,11 @@ def copy(name: str, parent: Parent, out: Path, workers: int = 1, gather: bool = 
     return row
 
 
-def copy_in_threads(name: str, parent: Parent, out: Path) -> Row:
+def copy_in_threads(name: str, parent: SourceModel, out: Path) -> Row:
     return copy(name, parent, out, torch.get_num_threads())
 
 
-def gather_in_threads(name: str, parent: Parent, out: Path) -> Row:
+def gather_in_threads(name: str, parent: SourceModel, out: Path) -> Row:
     """The same, with columns picked in between: what a cut costs without anything that knows what it cuts."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # in each worker
@@ -138,7 +138,7 @@ def copy_share(source: Path, target: Path, kept: float, workers: int, gather: bo
     os.close(writer)
 
 
-def transformers(name: str, parent: Parent, out: Path) -> Row:
+def transformers(name: str, parent: SourceModel, out: Path) -> Row:
     """The usual way: the whole model in memory, its matrices indexed, saved again."""
     from transformers import AutoModelForCausalLM
 
@@ -156,7 +156,7 @@ def transformers(name: str, parent: Parent, out: Path) -> Row:
     return row
 
 
-def verb(name: str, parent: Parent, out: Path) -> Row:
+def verb(name: str, parent: SourceModel, out: Path) -> Row:
     """The prune stage as the command line runs it, and the parts of it that take time."""
     import_module("transformers.models.llama.modeling_llama")  # what the export check would import
 
@@ -164,11 +164,11 @@ def verb(name: str, parent: Parent, out: Path) -> Row:
     scores = importance(workspace, parent)
     config = PruneConfig(shape=CUTS[name][1])
     spent: dict[str, float] = {}
-    io.disk = watch = Stopwatch()
-    trim.write_child = timed(trim.write_child, "cut", spent)
-    Build.hashing = contextmanager(timed_around(Build.hashing, "hash and check", spent))
+    io.disk = watch = LatencyProbe()
+    stream.write_child = timed(stream.write_child, "cut", spent)
+    StageBuild.hashing = contextmanager(timed_around(StageBuild.hashing, "hash and check", spent))
     with clocked() as row:
-        again = open_parent(parent.path)
+        again = open_source_model(parent.path)
         spent["open"] = time.perf_counter() - row["started"]
         prune.run(Context(workspace), again, config, scores=scores)
     cut = spent["cut"] - watch.syncing
@@ -177,7 +177,7 @@ def verb(name: str, parent: Parent, out: Path) -> Row:
     return row | {"core": cut, "fsync": watch.syncing, **parts, "rest": rest}
 
 
-def importance(workspace: Workspace, parent: Parent) -> Artifact:
+def importance(workspace: Workspace, parent: SourceModel) -> Artifact:
     return produce(
         Context(workspace),
         stage="importance",
@@ -226,7 +226,7 @@ def status_mib(field: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 
-WAYS: dict[str, Callable[[str, Parent, Path], Row]] = {
+WAYS: dict[str, Callable[[str, SourceModel, Path], Row]] = {
     "ours": ours,
     "copy": copy,
     "copy-in-threads": copy_in_threads,
@@ -237,7 +237,7 @@ WAYS: dict[str, Callable[[str, Parent, Path], Row]] = {
 
 
 def measure_here(way: str, name: str, parent: Path, out: Path) -> None:
-    print(json.dumps(WAYS[way](name, open_parent(parent), out)))
+    print(json.dumps(WAYS[way](name, open_source_model(parent), out)))
 
 
 # What the measurements are made of

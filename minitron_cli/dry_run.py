@@ -8,12 +8,12 @@ from pathlib import Path
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.inputs.source_model import published_shape
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.search import feasible, halving, space
 from minitron_cli.search.config import SearchConfig
-from minitron_cli.stages.parent import published_shape
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minitron_cli import progress
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context
+from minitron_cli.inputs.source_model import SourceModel, open_source_model, published_shape
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search
-from minitron_cli.stages.parent import Parent, open_parent, published_shape
-from minitron_cli.stages.produce import Context
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ def run(recipe: Recipe, context: Context) -> list[Results]:
 
 
 def _shape(model: str, context: Context) -> Shape:
-    return published_shape(model) or open_parent(model, offline=context.offline).shape
+    return published_shape(model) or open_source_model(model, offline=context.offline).shape
 
 
 def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -> Results:
     """One cut and what follows it."""
-    parent = open_parent(recipe.model, offline=context.offline)
-    teacher = parent if teacher_name == recipe.model else open_parent(teacher_name, offline=context.offline)
+    parent = open_source_model(recipe.model, offline=context.offline)
+    teacher = parent if teacher_name == recipe.model else open_source_model(teacher_name, offline=context.offline)
     scores = importance.run(context, parent, recipe.data, recipe.importance)
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
     corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
-    teacher = open_parent(corrected.path) if corrected else teacher
+    teacher = open_source_model(corrected.path) if corrected else teacher
     found = None
     if recipe.search:
         found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, cut=recipe.prune)
@@ -91,7 +91,7 @@ def check_gates(results: Results, recipe: Recipe) -> None:
 
 
 def _distilled(
-    recipe: Recipe, context: Context, teacher: Parent, pruned: Artifact, cut_at_random: Callable[[str], Artifact]
+    recipe: Recipe, context: Context, teacher: SourceModel, pruned: Artifact, cut_at_random: Callable[[str], Artifact]
 ) -> dict[str, Artifact]:
     """The student and the controls. The student and its cut stay the workspace's current ones."""
     if recipe.distill is None:

@@ -8,15 +8,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from minitron_cli import document
+from minitron_cli import yaml_document
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, Objective
 from minitron_cli.errors import RecipeError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.spec import Spec
-from minitron_cli.trim.spec import Budget, PruneConfig
 
 
 class Control(Spec):
@@ -168,7 +168,7 @@ def _reseeded(part: Spec, seed: int) -> dict[str, Any]:
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, or one that ships with the package, with `key=value` changes made to it."""
-    return document.check(Recipe, document.read(find(name)).changed(overrides))
+    return yaml_document.check(Recipe, yaml_document.read(find(name)).changed(overrides))
 
 
 def schema() -> dict[str, Any]:

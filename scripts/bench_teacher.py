@@ -9,13 +9,13 @@ Cached by content: the same text and settings are trained once. A run that was s
 import argparse
 from pathlib import Path
 
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.data.sources import DataConfig, PythonStdlib, TextFiles
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses import CrossEntropy
 from minitron_cli.stages import teacher
-from minitron_cli.stages.produce import Context
 from minitron_cli.stages.teacher import TeacherConfig
 
 

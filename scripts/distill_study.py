@@ -21,17 +21,17 @@ from bench_teacher import bench_data
 from matplotlib.ticker import EngFormatter, LogLocator
 from studies import Figures, Study, even_cut, picture, spread, write_page
 
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.workspace import Workspace
 from minitron_cli.distill.config import OBJECTIVES, DistillConfig, Objective
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.config import Ranking
 from minitron_cli.report.plots import SERIES, SETTINGS
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Context
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.metric import Random
-from minitron_cli.trim.spec import Ranking
+from minitron_cli.scores.metric import Random
 
 TRIAL_SEED = 100
 CURVE_BLOCKS = 32
@@ -274,7 +274,7 @@ def main() -> None:
         study = DistillStudy(
             folder="distill-study",
             context=Context(workspace),
-            parent=open_parent(teacher.path),
+            parent=open_source_model(teacher.path),
             data=bench_data(None),
             samples=args.samples,
             blocks=args.blocks,

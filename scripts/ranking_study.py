@@ -17,17 +17,17 @@ import torch
 from bench_teacher import bench_data
 from studies import even_cut, mean_and_deviation, write_page
 
-from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.importance.agreement import WAYS
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import SourceModel, open_source_model
+from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune.child_builder import ChildBuilder, read_scores
+from minitron_cli.prune.config import Ranking
+from minitron_cli.scores.metric import Random
+from minitron_cli.scores.rank_correlation import WAYS
 from minitron_cli.stages import importance
-from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.parent import Parent, open_parent
-from minitron_cli.stages.produce import Context
-from minitron_cli.stages.tokens import blocks_of
-from minitron_cli.trim.metric import Random
-from minitron_cli.trim.spec import Ranking
 
 BLOCKS = 128
 DTYPES = ("float32", "bfloat16")
@@ -66,7 +66,7 @@ Rankings = Callable[[int], dict[str, Ranking]]
 Found = dict[str, dict[str, list[float]]]
 
 
-def losses(context: Context, parent: Parent, seeds: int, samples: int, cuts: Cuts, rankings: Rankings) -> Found:
+def losses(context: Context, parent: SourceModel, seeds: int, samples: int, cuts: Cuts, rankings: Rankings) -> Found:
     """Cut -> ranking -> loss in nats per token, one per seed."""
     data = bench_data(None)
     validation = blocks_of(context, data, "validation", parent.path)
@@ -78,13 +78,13 @@ def losses(context: Context, parent: Parent, seeds: int, samples: int, cuts: Cut
         scores = read_scores(artifact, parent)
         for name, shape in cuts(parent.shape).items():
             for label, ranking in rankings(seed).items():
-                loss = Cutter(context, parent, scores, ranking).zero_shot_loss(shape, validation, BLOCKS)
+                loss = ChildBuilder(context, parent, scores, ranking).zero_shot_loss(shape, validation, BLOCKS)
                 found.setdefault(f"{name}: {shape}", {}).setdefault(label, []).append(loss)
                 print(seed, name, label, round(loss, 4), flush=True)
     return found
 
 
-def low_precision(context: Context, parent: Parent, samples: int) -> Iterator[str]:
+def low_precision(context: Context, parent: SourceModel, samples: int) -> Iterator[str]:
     """Spearman's correlation of bf16's scores with fp32's: every layer and all nine aggregations."""
     config = ImportanceConfig(samples=samples, layer_removal=False)
     runs = (importance.run(replace(context, dtype=dtype), parent, bench_data(None), config) for dtype in DTYPES)
@@ -105,7 +105,7 @@ def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def page(
-    parent: Parent, parent_loss: float, ranked: Found, residual: Found, low_precision: Iterable[str], seeds: int
+    parent: SourceModel, parent_loss: float, ranked: Found, residual: Found, low_precision: Iterable[str], seeds: int
 ) -> list[str]:
     return [
         "# Ranked by importance, at random, upside down",
@@ -151,7 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / "bench")
     teacher = workspace.require("teacher", "make bench-teacher")
-    parent = open_parent(teacher.path)
+    parent = open_source_model(teacher.path)
     with workspace.lock():
         context = Context(workspace)
         ranked = losses(context, parent, args.seeds, args.samples, cuts, rankings)

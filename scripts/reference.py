@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 import typer
 
-from minitron_cli import document, recipe
-from minitron_cli.cli import launch, options, session
+from minitron_cli import recipe, yaml_document
+from minitron_cli.cli import options, session, torchrun
 from minitron_cli.cli.app import COMMANDS, app
 from minitron_cli.cli.options import RUN, SHOWN, TEXT
 from minitron_cli.errors import InputError
@@ -296,16 +296,16 @@ class _Reached(Exception):
     """What was asked for is known; no more of the verb is run."""
 
 
-def _places(verb: str, values: Mapping[str, Any]) -> list[document.Place]:
-    seen: dict[document.Place, Any] = {}
+def _places(verb: str, values: Mapping[str, Any]) -> list[yaml_document.KeyPath]:
+    seen: dict[yaml_document.KeyPath, Any] = {}
 
-    def opened(*_: Any, flags: Mapping[document.Place, Any] = MappingProxyType({}), **__: Any) -> None:
+    def opened(*_: Any, flags: Mapping[yaml_document.KeyPath, Any] = MappingProxyType({}), **__: Any) -> None:
         seen.update(flags)
         raise _Reached
 
     arguments = options.grouped(COMMANDS[verb], values)
     stop = suppress(_Reached, InputError)  # an input error: a file that is not there
-    with patch.object(session, "opened", opened), patch.object(launch, "if_asked"), stop:
+    with patch.object(session, "opened", opened), patch.object(torchrun, "if_asked"), stop:
         COMMANDS[verb](**arguments)
     return [place for place, value in seen.items() if value is not None and value is not session.NULL and value != []]
 

@@ -31,18 +31,18 @@ from matplotlib.ticker import EngFormatter
 from studies import Figures, Study, even_cut, picture, spread, write_page
 from torch import Tensor
 
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.data.batches import Batch, batch, sample_ids
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.evaluate.perplexity import perplexity
-from minitron_cli.model.residual import why_not_rotated
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.model.residual_stream import rotation_obstacle
+from minitron_cli.prune.child_builder import ChildBuilder
+from minitron_cli.prune.config import Ranking
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.repair import repaired_plan
 from minitron_cli.report.plots import SERIES
-from minitron_cli.stages import repair
-from minitron_cli.stages.cut import Cutter
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Context
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.spec import Ranking
 
 # B block, T token, V vocab
 
@@ -74,7 +74,7 @@ class RepairStudy(Study):
     @property
     def combinations(self) -> list[str]:
         """Those that the model allows."""
-        refused = {"rotate"} if why_not_rotated(self.parent.shape) else set()
+        refused = {"rotate"} if rotation_obstacle(self.parent.shape) else set()
         return [name for name, repairs in COMBINATIONS.items() if not repairs & refused]
 
     @cached_property
@@ -108,12 +108,12 @@ class RepairStudy(Study):
         loss = kl = count = 0.0
         for b, parent_BTV in self.held_out:
             own_BTV = log_probabilities(model, b)
-            counts_BT = b.position_ids_BT[:, 1:] != 0
+            loss_mask_BT = b.position_ids_BT[:, 1:] != 0
             picked_BT = own_BTV.gather(-1, b.input_ids_BT[:, 1:, None])[..., 0]
             divergence_BT = (parent_BTV.exp() * (parent_BTV - own_BTV)).sum(-1)
-            loss -= float(picked_BT[counts_BT].double().sum())
-            kl += float(divergence_BT[counts_BT].double().sum())
-            count += int(counts_BT.sum())
+            loss -= float(picked_BT[loss_mask_BT].double().sum())
+            kl += float(divergence_BT[loss_mask_BT].double().sum())
+            count += int(loss_mask_BT.sum())
         return {"loss": loss / count, "kl": kl / count}
 
 
@@ -136,7 +136,7 @@ class Cell:
         return f"{self.ratio}-{self.seed}"
 
     @cached_property
-    def cutter(self) -> Cutter:
+    def cutter(self) -> ChildBuilder:
         return self.study.cutter(Ranking(), self.seed)
 
     @cached_property
@@ -144,10 +144,10 @@ class Cell:
         return self.cutter.plan(even_cut(self.study.parent.shape, self.ratio))
 
     @cached_property
-    def fit(self) -> repair.Fit:
+    def fit(self) -> repaired_plan.Fit:
         blocks = self.study.train
-        chosen = repair.Chosen(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
-        return repair.Fit(self.cutter, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher)
+        chosen = repaired_plan.Chosen(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
+        return repaired_plan.Fit(self.cutter, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher)
 
     def mended(self, combination: str) -> tuple[PrunePlan, dict[str, float]]:
         """What does not depend on the cut is found once a seed."""
@@ -378,7 +378,7 @@ def main() -> None:
         place, _, changed = name.partition(":")
         workspace = Workspace(args.runs_dir / place)
         teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {place}")
-        stored = open_parent(workspace.root / changed if changed not in ("", "untied") else teacher.path)
+        stored = open_source_model(workspace.root / changed if changed not in ("", "untied") else teacher.path)
         text, of_what = (None, None), "the Python standard library's source"
         if place != "bench":
             text, of_what = (args.text, args.validation), described(args.text_name, args.text, args.validation or ())

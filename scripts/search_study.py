@@ -29,19 +29,20 @@ import torch
 from bench_teacher import bench_data
 from studies import Study, mean_and_deviation, write_page
 
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.cli.sheet import number
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.cli.text_table import number
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import Budget, PruneConfig, Ranking, RepairName
 from minitron_cli.report import plots
+from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.search.constraints.base import Timing, Workload
+from minitron_cli.search.latency_probe import LatencyProbe
 from minitron_cli.search.rank import kendall_tau
-from minitron_cli.stages import candidates, distill, prune, search
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Context
-from minitron_cli.stages.stopwatch import Stopwatch
-from minitron_cli.trim.spec import Budget, PruneConfig, Ranking, RepairName
+from minitron_cli.stages import distill, prune, search
 
 SPACE = {
     "layer": (5, 6, 7, 8),
@@ -121,7 +122,7 @@ class SearchStudy(Study):
 
     def timing(self, shape: Mapping[str, int]) -> Timing:
         """As the search measured it, or would."""
-        return Stopwatch(self.cutter(Ranking()))(self.parent.shape.resize(**shape), Workload(**LATENCY))
+        return LatencyProbe(self.cutter(Ranking()))(self.parent.shape.resize(**shape), Workload(**LATENCY))
 
     def distilled(self, shape: Mapping[str, int], seed: int) -> dict[str, float]:
         """Held-out loss and KL to the teacher after full distillation."""
@@ -191,7 +192,7 @@ def main() -> None:
     options = [f"--{name.replace('_', '-')} {value}" for name, value in own_options.items() if name != "runs_dir"]
     args.command = " ".join(["python scripts/search_study.py", *options])
     workspace = Workspace(args.runs_dir / "bench")
-    parent = open_parent(workspace.require("teacher", "make bench-teacher").path)
+    parent = open_source_model(workspace.require("teacher", "make bench-teacher").path)
     own = Workspace(args.runs_dir / "search-study")  # others may be at work in the teacher's
     with own.lock():
         study = SearchStudy(
@@ -284,7 +285,7 @@ def final_table(results: Results) -> Iterator[str]:
         loss, kl = (
             mean_and_deviation([one[figure] for one in results.finals[name]], "{:.4f}") for figure in ("loss", "kl")
         )
-        yield f"| {name} | {spelled(shape)} | {count:,} | {loss} | {kl} |"
+        yield f"| {name} | {spell(shape)} | {count:,} | {loss} | {kl} |"
 
 
 def paired(finals: Finals) -> Iterator[str]:
@@ -309,7 +310,14 @@ def candidate_table(rows: list[dict[str, Any]]) -> Iterator[str]:
     for i, row in enumerate(rows):
         reached = [*map(number, row["rungs"]), *[""] * (rungs - len(row["rungs"]))]
         mass = f"{math.exp(row['costs']['mass']):.1%}"
-        cells = [str(i + 1), spelled(row["shape"]), f"{row['parameters']:,}", mass, number(row["zero_shot"]), *reached]
+        cells = [
+            str(i + 1),
+            spell(row["shape"]),
+            f"{row['parameters']:,}",
+            mass,
+            number(row["zero_shot"]),
+            *reached,
+        ]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -336,7 +344,7 @@ def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> I
     for name, row in (("without the constraint", free), ("with it", quick[0])):
         timing = study.timing(row["shape"])
         share = timing.seconds / timing.parent_seconds
-        yield f"| {name} | {spelled(row['shape'])} | {number(row['zero_shot'])} | {share:.0%} |"
+        yield f"| {name} | {spell(row['shape'])} | {number(row['zero_shot'])} | {share:.0%} |"
     yield ""
     with_it, without = (statistics.mean(row["shape"]["layer"] for row in some) for some in (quick, rows))
     yield f"Shapes that keep it ({len(quick)}) have {with_it:.1f} layers on average, those scored without it"
@@ -344,7 +352,7 @@ def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> I
     yield "work, as here, a shape's share moves by some percent from one measurement to the next."
 
 
-def spelled(shape: Mapping[str, int]) -> str:
+def spell(shape: Mapping[str, int]) -> str:
     return ", ".join(f"{axis} {shape[axis]}" for axis in ("layer", "hidden", "head", "ffn"))
 
 

@@ -12,22 +12,22 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from minitron_cli import io
-from minitron_cli.checkpoint import hf, strict_json
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli import io, strict_json
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context
+from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.loop import TrainResult, train
+from minitron_cli.distill.trainer import TrainResult, train
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune.child_builder import ChildBuilder, read_scores
+from minitron_cli.prune.config import Budget, Ranking
 from minitron_cli.search.feasible import feasible
 from minitron_cli.stages import importance
-from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.parent import Parent
-from minitron_cli.stages.produce import Context
-from minitron_cli.stages.tokens import blocks_of
-from minitron_cli.trim.spec import Budget, Ranking
 
 Figures = dict[str, Any]
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided, by the number of values
@@ -40,7 +40,7 @@ class Study:
     folder: str
     """Of the workspace, for what was measured."""
     context: Context
-    parent: Parent
+    parent: SourceModel
     data: DataConfig
     samples: int
     """Calibration blocks."""
@@ -82,8 +82,8 @@ class Study:
         config = ImportanceConfig(samples=self.samples, seed=seed, layer_removal=False)
         return importance.run(self.context, self.parent, self.data, config)
 
-    def cutter(self, ranking: Ranking, seed: int = 0) -> Cutter:
-        return Cutter(self.context, self.parent, read_scores(self.scores(seed), self.parent), ranking)
+    def cutter(self, ranking: Ranking, seed: int = 0) -> ChildBuilder:
+        return ChildBuilder(self.context, self.parent, read_scores(self.scores(seed), self.parent), ranking)
 
     def trained(self, name: str, student: Any, config: DistillConfig) -> TrainResult:
         """`student`, trained in place by the teacher; a run that was stopped continues."""

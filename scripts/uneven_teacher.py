@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.workspace import Workspace
 
 WRITERS = ("o_proj.weight", "down_proj.weight")
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minitron_cli import io
-from minitron_cli.checkpoint import fingerprint, strict_json
+from minitron_cli import io, strict_json
+from minitron_cli.artifacts import fingerprint
 from minitron_cli.checkpoint.aliases import ALIASES
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint

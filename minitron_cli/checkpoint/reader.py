@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minitron_cli.checkpoint import strict_json
+from minitron_cli import strict_json
 from minitron_cli.errors import CheckpointError, shown
 
 MAX_HEADER_BYTES = 16 << 20

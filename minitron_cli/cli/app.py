@@ -14,16 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from minitron_cli import __version__, io, progress
+from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import (
+    console,
     correct,
     demo,
     distill,
     env,
     evaluate,
-    faults,
+    exit_codes,
     importance,
     inspect,
-    launch,
     options,
     prune,
     push,
@@ -33,11 +34,10 @@ from minitron_cli.cli import (
     search,
     session,
     show,
-    show_command,
+    torchrun,
 )
 from minitron_cli.cli.options import Show
 from minitron_cli.errors import Interrupted
-from minitron_cli.stages.produce import Planned
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -76,12 +76,12 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
 def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> None:
     try:
         body(**arguments)
-    except Planned as plan:
-        show.planned(plan, shown)
+    except DryRunStop as plan:
+        console.planned(plan, shown)
     except Interrupted:  # all of them are; after an error, the launcher ends the others
-        launch.leave()
+        torchrun.leave()
         raise
-    launch.leave()
+    torchrun.leave()
     sys.stdout.flush()
 
 
@@ -94,7 +94,7 @@ def _surroundings(shown: Show) -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
-    progress.show_on(show.Terminal(quiet=shown.quiet or not io.is_first_process()))
+    progress.show_on(console.Terminal(quiet=shown.quiet or not io.is_first_process()))
     try:
         yield
     finally:
@@ -114,21 +114,21 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _fail(error: BaseException, shown: Show) -> int:
     """Say what went wrong, and return the exit code."""
-    fault = faults.explain(error)
+    fault = exit_codes.explain(error)
     if shown.debug:
-        show.plain(traceback.format_exc())
+        console.plain(traceback.format_exc())
     if isinstance(error, Interrupted | KeyboardInterrupt):
-        show.note(fault.sentence)
+        console.note(fault.sentence)
     elif fault.is_expected:
-        show.error(fault.sentence)
+        console.error(fault.sentence)
     else:
-        show.error(f"{fault.sentence}; {session.kept_traceback(error) or 'run again with --debug to see where'}")
+        console.error(f"{fault.sentence}; {session.kept_traceback(error) or 'run again with --debug to see where'}")
     return fault.exit_code
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        show.result(f"minitron {__version__}")
+        console.result(f"minitron {__version__}")
         raise typer.Exit
 
 
@@ -160,7 +160,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report.report,
     "push": push.push,
     "run": run.run,
-    "show": show_command.show_results,
+    "show": show.show_results,
     "inspect": inspect.inspect,
     "demo": demo.demo,
     "env": env.env,

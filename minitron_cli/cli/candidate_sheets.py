@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from minitron_cli.cli.canvas import Point, scatter
-from minitron_cli.cli.sheet import Sheet, number
+from minitron_cli.cli.text_plot import Point, scatter
+from minitron_cli.cli.text_table import Sheet, number
 from minitron_cli.search.pareto import cost_of, judged, score_of
 
 AXES = ("layer", "hidden", "head", "kv_head", "expert", "ffn")

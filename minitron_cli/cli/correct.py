@@ -1,15 +1,15 @@
 """`minitron correct`: train the original a little on the text that it is to teach on."""
 
-from minitron_cli.cli import export, launch, session, show, training
-from minitron_cli.cli.options import How, Output, RecipeOption, Seed, Text, Words
+from minitron_cli.cli import console, copy_out, session, torchrun, training
+from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
 from minitron_cli.cli.training import Training
 
 
 def correct(
-    how: How,
-    text: Text,
+    how: ComputeOptions,
+    text: DataOptions,
     training_options: Training,
-    words: Words = None,
+    words: Arguments = None,
     recipe: RecipeOption = None,
     seed: Seed = None,
     output: Output = None,
@@ -20,13 +20,13 @@ def correct(
 
     For example: minitron correct llama-3.1-8b --data 'corpus/*.jsonl' --tokens 1B --lr 2e-5
     """
-    export.check_new(output)
-    launch.if_asked(training_options.gpus)
+    copy_out.check_new(output)
+    torchrun.if_asked(training_options.gpus)
     flags = training.flags(training_options, seed)
     with session.opened(how, "correct", words, recipe=recipe, text=text, flags=flags) as at:
         from minitron_cli.distill.config import CorrectConfig
         from minitron_cli.stages import correct as stage
 
         artifact = stage.run(at.context, at.parent(), at.data(), at.section(CorrectConfig, "correct"))
-    export.copy(artifact, output)
-    show.artifact(artifact, how)
+    copy_out.copy(artifact, output)
+    console.artifact(artifact, how)

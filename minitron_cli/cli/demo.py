@@ -1,12 +1,12 @@
 """`minitron demo`: the whole chain on a small model, from nothing."""
 
 from minitron_cli import recipe as recipes
-from minitron_cli.checkpoint import workspace as workspaces
-from minitron_cli.cli import session, show
-from minitron_cli.cli.options import Changes, How
+from minitron_cli.artifacts import workspace as workspaces
+from minitron_cli.cli import console, session
+from minitron_cli.cli.options import Changes, ComputeOptions
 
 
-def demo(how: How, changes: Changes = None) -> None:
+def demo(how: ComputeOptions, changes: Changes = None) -> None:
     """Train a small model on Python's own source, compress it, and show what came of it.
 
     Needs no download and no accelerator. The steps are those of `minitron recipes show demo`.
@@ -20,4 +20,4 @@ def demo(how: How, changes: Changes = None) -> None:
         trained = teacher.run(context, asked.data, teacher.DEMO)
         asked = asked.model_copy(update={"model": str(trained.path)})
         results = pipeline.run(session.located(asked), context)
-    show.artifacts(results[-1].artifacts(), how)
+    console.artifacts(results[-1].artifacts(), how)

@@ -4,25 +4,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import export, launch, session, show, training
-from minitron_cli.cli.options import How, Output, RecipeOption, Seed, Text, Words
+from minitron_cli.cli import console, copy_out, session, torchrun, training
+from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
 from minitron_cli.cli.training import Training
-from minitron_cli.document import Place
+from minitron_cli.yaml_document import KeyPath
 
 if TYPE_CHECKING:
     from minitron_cli.cli.session import Session
     from minitron_cli.distill.config import DistillConfig
-    from minitron_cli.stages.parent import Parent
+    from minitron_cli.inputs.source_model import SourceModel
 
 ORIGINAL = "original"
 OF_THE_RUN = (ORIGINAL, "parent")  # what a recipe may say instead of a model's name
 
 
 def distill(
-    how: How,
-    text: Text,
+    how: ComputeOptions,
+    text: DataOptions,
     training_options: Training,
-    words: Words = None,
+    words: Arguments = None,
     recipe: RecipeOption = None,
     teacher: Annotated[
         str | None,
@@ -48,9 +48,9 @@ def distill(
 
     For example: minitron distill --tokens 50M --lr 1e-4 -o student
     """
-    export.check_new(output)
-    launch.if_asked(training_options.gpus)
-    flags: dict[Place, Any] = training.flags(training_options, seed) | {
+    copy_out.check_new(output)
+    torchrun.if_asked(training_options.gpus)
+    flags: dict[KeyPath, Any] = training.flags(training_options, seed) | {
         ("losses",): _losses(objective) if objective else None,
         ("hidden",): session.NULL if objective == "ce" else None,
         ("init",): init,
@@ -62,26 +62,26 @@ def distill(
         config = at.section(DistillConfig, "distill")
         pruned = at.require("prune")
         artifact = stage.run(at.context, _teacher(at, teacher), pruned.path, at.data(), config, label=_label(config))
-    export.copy(artifact, output)
-    show.artifact(artifact, how)
+    copy_out.copy(artifact, output)
+    console.artifact(artifact, how)
 
 
-def _teacher(at: "Session", said: str | None) -> "Parent":
+def _teacher(at: "Session", said: str | None) -> "SourceModel":
     """The one that was named, here or in the recipe; else the corrected original; else the original."""
     from minitron_cli import progress
+    from minitron_cli.inputs.source_model import open_source_model
     from minitron_cli.stages import correct
-    from minitron_cli.stages.parent import open_parent
 
     in_recipe = str(at.asked.values.get("teacher", ORIGINAL))
     named = said or (in_recipe if in_recipe not in OF_THE_RUN else None)
     if named and named != ORIGINAL:
-        return open_parent(named, offline=at.context.offline)
+        return open_source_model(named, offline=at.context.offline)
     original = at.parent()
     corrected = None if named else correct.of(at.context, original)
     if corrected is None:
         return original
     progress.say(f"distill: the teacher is the corrected original, {corrected.path}")
-    return open_parent(corrected.path, offline=at.context.offline)
+    return open_source_model(corrected.path, offline=at.context.offline)
 
 
 def _losses(objective: Literal["kl", "ce"]) -> list[dict[str, Any]]:

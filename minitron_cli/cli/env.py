@@ -5,7 +5,7 @@ import platform
 from importlib import metadata
 
 from minitron_cli import __version__
-from minitron_cli.cli import show
+from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "huggingface-hub", "lm-eval", "pydantic")
@@ -26,7 +26,7 @@ def env(shown: Show) -> None:
         "accelerator": f"{torch.accelerator.device_count()} x {_name(accelerator)}" if accelerator else None,
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"),
     }
-    show.fields("environment", facts, shown)
+    console.fields("environment", facts, shown)
 
 
 def _version(name: str) -> str | None:

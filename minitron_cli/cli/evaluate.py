@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from minitron_cli import document, io
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace, last_used, slug
-from minitron_cli.cli import session, show, tables
-from minitron_cli.cli.options import How, RecipeOption, Text
-from minitron_cli.document import Place
+from minitron_cli import io, yaml_document
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.workspace import Workspace, last_used, slug
+from minitron_cli.cli import console, session, tables
+from minitron_cli.cli.options import ComputeOptions, DataOptions, RecipeOption
 from minitron_cli.errors import InputError
+from minitron_cli.yaml_document import KeyPath
 
 if TYPE_CHECKING:
     from minitron_cli.evaluate.config import Gates
@@ -22,8 +22,8 @@ GATES = "Gates"
 
 
 def evaluate(
-    how: How,
-    text: Text,
+    how: ComputeOptions,
+    text: DataOptions,
     words: Annotated[
         list[str] | None,
         Argument(
@@ -89,7 +89,7 @@ def evaluate(
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """
     wanted = _gates(minimum or (), maximum or (), gate or ())
-    flags: dict[Place, Any] = {
+    flags: dict[KeyPath, Any] = {
         ("suite",): suite,
         ("tasks",): [task for some in tasks for task in some.split(",")] if tasks else None,
         ("task_data",): str(task_data) if task_data else None,
@@ -118,7 +118,7 @@ def evaluate(
     _require(found)
 
 
-def _known_parent(how: How) -> str | None:
+def _known_parent(how: ComputeOptions) -> str | None:
     """The model that the workspace remembers."""
     name = how.run or last_used(how.runs_dir)
     return Workspace(how.runs_dir / name).settings.get("model") if name else None
@@ -137,7 +137,7 @@ def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} is no file: give gates in YAML, such as `minimum: {{winogrande.acc: 0.7}}`")
-        gates = gates.joined(document.check(Gates, document.read(file)).beside(file.parent))
+        gates = gates.joined(yaml_document.check(Gates, yaml_document.read(file)).beside(file.parent))
     if baselines := {Path(rule.file) for rule in gates.rules if isinstance(rule, AgainstBaseline)}:
         from minitron_cli.evaluate.gate import read_models
 
@@ -146,35 +146,35 @@ def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]
     return gates.joined(Gates.parse(minimum, maximum))
 
 
-def _judged(artifact: Artifact, gates: "Gates", label: str, how: How) -> "list[Outcome]":
+def _judged(artifact: Artifact, gates: "Gates", label: str, how: ComputeOptions) -> "list[Outcome]":
     """Show what was measured, and how it compares with what was demanded."""
     from minitron_cli.stages import evaluate as stage
 
     found = stage.judged(artifact, gates, label)
     if how.json:
-        show.data(tables.values(artifact) | ({"gates": [outcome.json() for outcome in found]} if found else {}))
+        console.data(tables.values(artifact) | ({"gates": [outcome.json() for outcome in found]} if found else {}))
         return found
-    show.artifact(artifact, how)
+    console.artifact(artifact, how)
     if found:
-        show.sheet(tables.gate_sheet(found))
+        console.sheet(tables.gate_sheet(found))
     return found
 
 
 def _write(
     artifact: Artifact, found: "Sequence[Outcome]", label: str, junit: Path | None, summary: Path | None
 ) -> None:
+    from minitron_cli.report import gate_summary
     from minitron_cli.stages import evaluate as stage
-    from minitron_cli.stages import verdict
 
     for file in filter(None, (junit, summary)):
         io.make_dirs(file.parent)
     if junit:
-        io.replace(junit, verdict.junit(found, label))
+        io.replace(junit, gate_summary.junit(found, label))
     if summary:
         before = summary.read_bytes() if summary.exists() else b""  # a page may have other parts, as on GitHub
         models = artifact.read_json(stage.RESULTS)["models"]
         in_order = {name: models[name] for name in artifact.summary["models"]}
-        io.replace(summary, before + verdict.summary(in_order, found, label).encode())
+        io.replace(summary, before + gate_summary.summary(in_order, found, label).encode())
 
 
 def _require(found: "Sequence[Outcome]") -> None:

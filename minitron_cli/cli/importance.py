@@ -4,15 +4,15 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import launch, session, show
-from minitron_cli.cli.options import How, RecipeOption, Seed, Text, Words
-from minitron_cli.document import Place
+from minitron_cli.cli import console, session, torchrun
+from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
+from minitron_cli.yaml_document import KeyPath
 
 
 def importance(
-    how: How,
-    text: Text,
-    words: Words = None,
+    how: ComputeOptions,
+    text: DataOptions,
+    words: Arguments = None,
     recipe: RecipeOption = None,
     samples: Annotated[int | None, Option(min=1, help="Calibration samples.", show_default="1024")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Samples per forward pass.", show_default="8")] = None,
@@ -40,8 +40,8 @@ def importance(
 
     For example: minitron importance llama-3.1-8b --data corpus.jsonl
     """
-    launch.if_asked(gpus)
-    flags: dict[Place, Any] = {
+    torchrun.if_asked(gpus)
+    flags: dict[KeyPath, Any] = {
         ("samples",): samples,
         ("batch_size",): batch_size,
         ("layer_removal",): layer_removal,
@@ -55,4 +55,4 @@ def importance(
 
         config = at.section(ImportanceConfig, "importance")
         artifact = stage.run(at.context, at.parent(), at.data(), config)
-    show.artifact(artifact, how)
+    console.artifact(artifact, how)

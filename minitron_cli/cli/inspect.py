@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from minitron_cli.cli import show, tables
+from minitron_cli.cli import console, tables
 from minitron_cli.cli.options import Show
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ def inspect(
     facts = _facts(shape, batch, length) | (_files(checkpoint) if checkpoint else {"files": None})
     serving = _serving(shape, checkpoint)
     if shown.json:
-        show.data(facts | {"serving": serving})
+        console.data(facts | {"serving": serving})
         return
-    show.fields(model, facts, shown)
-    show.sheet(tables.serving_sheet(serving))
+    console.fields(model, facts, shown)
+    console.sheet(tables.serving_sheet(serving))
 
 
 def _facts(shape: "Shape", batch: int, length: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The options that commands share, as groups: a command that takes `how: How` has every option of `How`."""
+"""Option groups shared by commands: a parameter annotated with a group adds all options of that group."""
 
 import dataclasses
 import inspect
@@ -34,7 +34,7 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Where(Show):
+class WorkspaceOptions(Show):
     """Which workspace, in addition."""
 
     run: Annotated[
@@ -47,7 +47,7 @@ class Where(Show):
 
 
 @dataclass(frozen=True)
-class Make(Where):
+class BuildOptions(WorkspaceOptions):
     """Whether to make it, in addition."""
 
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=RUN)] = False
@@ -57,7 +57,7 @@ class Make(Where):
 
 
 @dataclass(frozen=True)
-class How(Make):
+class ComputeOptions(BuildOptions):
     """How to compute it, in addition: nothing here changes what is asked for."""
 
     device: Annotated[
@@ -75,7 +75,7 @@ class How(Make):
 
 
 @dataclass(frozen=True)
-class Text:
+class DataOptions:
     """What to read. Said once; later commands in the workspace remember it."""
 
     data: Annotated[
@@ -97,7 +97,7 @@ class Text:
     sequence_length: Annotated[int | None, Option(min=2, help="Tokens in a block.", rich_help_panel=TEXT)] = None
 
 
-Words = Annotated[
+Arguments = Annotated[
     list[str] | None,
     Argument(
         metavar="MODEL|KEY=VALUE",

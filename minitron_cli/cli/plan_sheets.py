@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minitron_cli.cli.sheet import Sheet, share
 from minitron_cli.cli.tables import serving_sheet
+from minitron_cli.cli.text_table import Sheet, share
 
 if TYPE_CHECKING:
     from minitron_cli.dry_run import Plan

@@ -5,16 +5,25 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import export, session, show
-from minitron_cli.cli.options import Count, How, Output, RecipeOption, Target, Text, Tolerance, Words
-from minitron_cli.document import Place
+from minitron_cli.cli import console, copy_out, session
+from minitron_cli.cli.options import (
+    Arguments,
+    ComputeOptions,
+    Count,
+    DataOptions,
+    Output,
+    RecipeOption,
+    Target,
+    Tolerance,
+)
 from minitron_cli.errors import InputError
+from minitron_cli.yaml_document import KeyPath
 
 
 def prune(
-    how: How,
-    text: Text,
-    words: Words = None,
+    how: ComputeOptions,
+    text: DataOptions,
+    words: Arguments = None,
     recipe: RecipeOption = None,
     target: Target = None,
     count: Count = None,
@@ -60,8 +69,8 @@ def prune(
 
     For example: minitron prune --width --target 4B -o small
     """
-    export.check_new(output)
-    flags: dict[Place, Any] = {
+    copy_out.check_new(output)
+    flags: dict[KeyPath, Any] = {
         ("shape",): _sizes(shape) if shape else session.NULL if target else None,
         ("drop_layers",): _layers(drop_layers) if drop_layers else [] if target else None,
         ("budget",): session.NULL if shape or drop_layers else None,
@@ -76,8 +85,8 @@ def prune(
         ("untie",): untie or None,
     }
     with session.opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as at:
+        from minitron_cli.prune.config import PruneConfig
         from minitron_cli.stages import prune as stage
-        from minitron_cli.trim.spec import PruneConfig
 
         config = at.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
@@ -93,8 +102,8 @@ def prune(
             data=at.data() if needs_text or (config.repairs and at.names_data) else None,
             search=None if chosen else at.workspace.current("search"),
         )
-    export.copy(artifact, output)
-    show.artifact(artifact, how)
+    copy_out.copy(artifact, output)
+    console.artifact(artifact, how)
 
 
 def _axes(axes: str | None, width: bool, depth: bool) -> list[str] | None:

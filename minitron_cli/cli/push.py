@@ -4,18 +4,18 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.workspace import Workspace, open_workspace
 from minitron_cli.checkpoint import hub
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace, open_workspace
-from minitron_cli.cli import show, tables
-from minitron_cli.cli.options import Where
+from minitron_cli.cli import console, tables
+from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError
 
 CARD = "README.md"
 
 
 def push(
-    where: Where,
+    where: WorkspaceOptions,
     repo: Annotated[str, Argument(metavar="OWNER/NAME", help="The model's name on the hub.", show_default=False)],
     stage: Annotated[
         Literal["prune", "distill"] | None,
@@ -42,11 +42,11 @@ def push(
         files = {name: made.path / name for name in made.manifest.files} | {CARD: card}
         facts["url"] = hub.upload(repo, files, private=private, message=message)
     if where.json:
-        show.data(facts)
+        console.data(facts)
         return
-    show.sheet(tables.file_sheet(f"{'would push' if dry_run else 'pushed'} {made.path} to {repo}", sizes))
+    console.sheet(tables.file_sheet(f"{'would push' if dry_run else 'pushed'} {made.path} to {repo}", sizes))
     if not dry_run:
-        show.note(f"see {facts['url']}")
+        console.note(f"see {facts['url']}")
 
 
 def _made(workspace: Workspace, stage: str | None) -> Artifact:

@@ -7,9 +7,9 @@ from typer import Argument
 
 from minitron_cli import io
 from minitron_cli import recipe as recipes
-from minitron_cli.cli import show
+from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
-from minitron_cli.cli.sheet import Sheet
+from minitron_cli.cli.text_table import Sheet
 from minitron_cli.errors import InputError
 
 Name = Annotated[str, Argument(metavar="NAME", help="One of `minitron recipes ls`.")]
@@ -19,15 +19,17 @@ def list_recipes(shown: Show) -> None:
     """List the recipes, and what each does."""
     summaries = {name: _summary(path) for name, path in recipes.shipped().items()}
     if shown.json:
-        show.data(summaries)
+        console.data(summaries)
     else:
-        show.sheet(Sheet("", ["recipe", "what it does"], list(summaries.items())))
-        show.note("minitron recipes cp NAME copies one to change; minitron run NAME --dry-run shows what it comes to")
+        console.sheet(Sheet("", ["recipe", "what it does"], list(summaries.items())))
+        console.note(
+            "minitron recipes cp NAME copies one to change; minitron run NAME --dry-run shows what it comes to"
+        )
 
 
 def show_recipe(name: Name) -> None:
     """Print a recipe as it is written."""
-    show.result(recipes.find(name).read_text(encoding="utf-8").rstrip("\n"))
+    console.result(recipes.find(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
 def copy_recipe(
@@ -45,12 +47,12 @@ def copy_recipe(
         raise InputError(f"{path} exists, and nothing is written over: choose another file")
     io.make_dirs(path.parent)
     io.write_new(path, source.read_bytes())
-    show.note(f"wrote {path}; run it with: minitron run {path}")
+    console.note(f"wrote {path}; run it with: minitron run {path}")
 
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    show.data(recipes.schema())
+    console.data(recipes.schema())
 
 
 def _summary(path: Path) -> str:

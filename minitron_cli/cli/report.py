@@ -6,18 +6,18 @@ from typing import Annotated
 from typer import Option
 
 from minitron_cli import io
-from minitron_cli.cli import export, session, show
-from minitron_cli.cli.options import Make
+from minitron_cli.cli import console, copy_out, session
+from minitron_cli.cli.options import BuildOptions
 
 
 def report(
-    how: Make,
+    how: BuildOptions,
     output: Annotated[
         Path | None, Option("--output", "-o", metavar="FILE", help="Copy the page to this new file too.")
     ] = None,
 ) -> None:
     """Write one HTML page about the workspace: what was cut where, and what it cost and brought."""
-    export.check_new(output)
+    copy_out.check_new(output)
     with session.opened(how, "report") as at:
         from minitron_cli.stages import report as stage
 
@@ -25,4 +25,4 @@ def report(
     if output is not None:
         io.make_dirs(output.parent)
         io.write_new(output, artifact.file(stage.PAGE).read_bytes())
-    show.artifact(artifact, how)
+    console.artifact(artifact, how)

@@ -5,14 +5,14 @@ from typing import Annotated
 from typer import Argument, Option
 
 from minitron_cli import recipe as recipes
-from minitron_cli.checkpoint import workspace as workspaces
-from minitron_cli.cli import launch, session, show
-from minitron_cli.cli.options import Changes, How, Seed
+from minitron_cli.artifacts import workspace as workspaces
+from minitron_cli.cli import console, session, torchrun
+from minitron_cli.cli.options import Changes, ComputeOptions, Seed
 from minitron_cli.errors import InputError
 
 
 def run(
-    how: How,
+    how: ComputeOptions,
     recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")],
     changes: Changes = None,
     seed: Seed = None,
@@ -32,14 +32,14 @@ def run(
     if how.dry_run:
         from minitron_cli import dry_run
 
-        show.plan(dry_run.plan(asked), how)
+        console.plan(dry_run.plan(asked), how)
         return
-    launch.if_asked(gpus)
+    torchrun.if_asked(gpus)
     from minitron_cli import pipeline
 
     default = workspaces.slug(recipes.find(recipe).stem)
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
     with session.at_work(how, workspace) as context:
         results = pipeline.run(asked, context)
-    show.artifacts([artifact for step in results for artifact in step.artifacts()], how)
+    console.artifacts([artifact for step in results for artifact in step.artifacts()], how)
     pipeline.check_gates(results[-1], asked)

@@ -4,16 +4,16 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import launch, session, show
-from minitron_cli.cli.options import Count, How, RecipeOption, Seed, Text, Tolerance, Words
-from minitron_cli.document import Place
-from minitron_cli.search.sizes import PRESETS
+from minitron_cli.cli import console, session, torchrun
+from minitron_cli.cli.options import Arguments, ComputeOptions, Count, DataOptions, RecipeOption, Seed, Tolerance
+from minitron_cli.search.axis_sizes import PRESETS
+from minitron_cli.yaml_document import KeyPath
 
 
 def search(
-    how: How,
-    text: Text,
-    words: Words = None,
+    how: ComputeOptions,
+    text: DataOptions,
+    words: Arguments = None,
     recipe: RecipeOption = None,
     target: Annotated[
         list[str] | None,
@@ -49,9 +49,9 @@ def search(
 
     For example: minitron search --target 75% --target 50% --retrain-tokens 100M
     """
-    launch.if_asked(gpus)
+    torchrun.if_asked(gpus)
     first, further = (target[0], target[1:]) if target else (None, None)
-    flags: dict[Place, Any] = {
+    flags: dict[KeyPath, Any] = {
         ("budget", "target"): first,
         ("targets",): further,
         ("budget", "count"): count,
@@ -69,11 +69,11 @@ def search(
     if retrain_tokens == "0":
         flags = {place: value for place, value in flags.items() if place[0] != "retrain"} | {("retrain",): session.NULL}
     with session.opened(how, "search", words, recipe=recipe, text=text, flags=flags) as at:
+        from minitron_cli.prune.config import PruneConfig
         from minitron_cli.search.config import SearchConfig
         from minitron_cli.stages import search as stage
-        from minitron_cli.trim.spec import PruneConfig
 
         config, cut = at.section(SearchConfig, "search"), at.section(PruneConfig, "prune")
         scores = at.require("importance")
         artifact = stage.run(at.context, at.parent(), scores, at.data(), config, cut=cut)
-    show.artifact(artifact, how)
+    console.artifact(artifact, how)

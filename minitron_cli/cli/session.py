@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_cli import document, io
+from minitron_cli import io, yaml_document
 from minitron_cli import recipe as recipes
-from minitron_cli.checkpoint import workspace as workspaces
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.cli import faults
-from minitron_cli.cli.options import How, Make, Text
+from minitron_cli.artifacts import workspace as workspaces
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.cli import exit_codes
+from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.document import AnySpec, Document, Place
 from minitron_cli.errors import EnvironmentFault, InputError, Interrupted
 from minitron_cli.recipe import Recipe
-from minitron_cli.stages.produce import Context
+from minitron_cli.yaml_document import AnySpec, Document, KeyPath
 
 if TYPE_CHECKING:
-    from minitron_cli.stages.parent import Parent
+    from minitron_cli.inputs.source_model import SourceModel
 
 CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 NULL: Final = object()  # an option that says null; None says nothing
@@ -35,7 +35,7 @@ KEPT = "please report it with "
 class Session:
     """One command at work in one workspace."""
 
-    how: Make
+    how: BuildOptions
     workspace: Workspace
     asked: Document
     """A recipe, or as much of one as was said so far."""
@@ -46,10 +46,10 @@ class Session:
             return str(model)
         raise InputError(f"no model is named, and {self.workspace.root} remembers none: give a directory or a hub id")
 
-    def parent(self) -> "Parent":
-        from minitron_cli.stages.parent import open_parent
+    def parent(self) -> "SourceModel":
+        from minitron_cli.inputs.source_model import open_source_model
 
-        return open_parent(self.model(), offline=self.context.offline)
+        return open_source_model(self.model(), offline=self.context.offline)
 
     @property
     def names_data(self) -> bool:
@@ -59,11 +59,11 @@ class Session:
     def data(self) -> DataConfig:
         if not self.names_data:
             raise InputError("no text is named: add --data, with a file, hub:NAME or python_stdlib")
-        return document.check(DataConfig, self.asked, ("data",))
+        return yaml_document.check(DataConfig, self.asked, ("data",))
 
     def section(self, kind: type[AnySpec], name: str) -> AnySpec:
         """One stage's part of what was asked for."""
-        return document.check(kind, self.asked, (name,))
+        return yaml_document.check(kind, self.asked, (name,))
 
     def require(self, stage: str) -> Artifact:
         """The workspace's current result of a stage. ArtifactError names the command that makes it."""
@@ -74,21 +74,21 @@ class Session:
 
 @contextmanager
 def opened(
-    how: Make,
+    how: BuildOptions,
     stage: str,
     words: Sequence[str] | None = None,
     *,
     recipe: str | None = None,
-    text: Text | None = None,
-    flags: Mapping[Place, Any] | None = None,
+    text: DataOptions | None = None,
+    flags: Mapping[KeyPath, Any] | None = None,
 ) -> Iterator[Session]:
     """A session that holds its workspace's lock. `flags` are options of the stage, by their place in its section."""
     models, changes = split(words or ())
     if len(models) > 1:
         raise InputError(f"{' and '.join(models[:2])}: one model at a time; quote a pattern: --data 'corpus/*.jsonl'")
-    given = document.read(recipes.find(recipe)) if recipe else Document()
+    given = yaml_document.read(recipes.find(recipe)) if recipe else Document()
     if recipe:
-        document.check(Recipe, given)  # a section with a misspelt name must not go unread
+        yaml_document.check(Recipe, given)  # a section with a misspelt name must not go unread
     model = models[0] if models else given.values.get("model")
     default = recipes.find(recipe).stem if recipe else model
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default and workspaces.slug(str(default)))
@@ -99,7 +99,7 @@ def opened(
 
 
 @contextmanager
-def at_work(how: Make, workspace: Workspace, asked: Mapping[str, Any] | None = None) -> Iterator[Context]:
+def at_work(how: BuildOptions, workspace: Workspace, asked: Mapping[str, Any] | None = None) -> Iterator[Context]:
     """How stages are to run in a workspace, whose lock is held meanwhile.
 
     When work was done there, later commands may leave the workspace unsaid, and the model and data that were asked for.
@@ -119,7 +119,7 @@ def located(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": absolute(recipe.model), "relatives": relatives})
 
 
-def _remember(how: Make, workspace: Workspace, asked: Mapping[str, Any]) -> None:
+def _remember(how: BuildOptions, workspace: Workspace, asked: Mapping[str, Any]) -> None:
     if not how.dry_run and io.is_first_process():
         workspace.save_settings(**{name: asked[name] for name in ("model", "data") if asked.get(name)})
         workspaces.remember(workspace)
@@ -131,7 +131,11 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _asked(
-    given: Document, settings: Mapping[str, Any], model: str | None, text: Text | None, flags: Mapping[Place, Any]
+    given: Document,
+    settings: Mapping[str, Any],
+    model: str | None,
+    text: DataOptions | None,
+    flags: Mapping[KeyPath, Any],
 ) -> Document:
     """The recipe's word before the workspace's memory, the command line's before both."""
     asked = given
@@ -146,10 +150,10 @@ def _asked(
     return asked
 
 
-def _text(text: Text | None) -> dict[Place, Any]:
+def _text(text: DataOptions | None) -> dict[KeyPath, Any]:
     if text is None:
         return {}
-    named: dict[Place, Any] = {("data", "sequence_length"): text.sequence_length}
+    named: dict[KeyPath, Any] = {("data", "sequence_length"): text.sequence_length}
     if text.data:
         named |= {("data", "sources"): [_source(one, text) for one in text.data], ("data", "validation"): []}
     if text.validation:
@@ -157,7 +161,7 @@ def _text(text: Text | None) -> dict[Place, Any]:
     return named
 
 
-def _source(said: str, text: Text, *, held_out: bool = False) -> dict[str, Any]:
+def _source(said: str, text: DataOptions, *, held_out: bool = False) -> dict[str, Any]:
     column = {"column": text.column} if text.column else {}
     options = column | ({"format": text.format} if text.format else {})
     kind, colon, name = said.partition(":")
@@ -176,10 +180,10 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path)) if looks_like_a_path else path
 
 
-def _context(how: Make, workspace: Workspace) -> Context:
+def _context(how: BuildOptions, workspace: Workspace) -> Context:
     """How stages are to run. Imports torch where they compute."""
     context = Context(workspace, dry_run=how.dry_run, overwrite=how.overwrite)
-    if not isinstance(how, How):
+    if not isinstance(how, ComputeOptions):
         return context
     if how.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
@@ -212,7 +216,7 @@ def _is_usable(name: str) -> bool:
     return True
 
 
-def _locked(workspace: Workspace, how: Make) -> AbstractContextManager[None]:
+def _locked(workspace: Workspace, how: BuildOptions) -> AbstractContextManager[None]:
     """A dry run changes nothing and waits for nobody; of several processes, the first holds the lock for all."""
     return nullcontext() if how.dry_run or not io.is_first_process() else workspace.lock()
 
@@ -223,7 +227,7 @@ def _traceback_kept(workspace: Workspace) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if not faults.explain(e).is_expected and workspace.root.is_dir():
+        if not exit_codes.explain(e).is_expected and workspace.root.is_dir():
             with suppress(OSError):
                 io.replace(workspace.root / LOG, traceback.format_exc().encode())
                 e.add_note(f"{KEPT}{workspace.root / LOG}")

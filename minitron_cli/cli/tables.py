@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cli.candidate_sheets import AXES, candidate_sheet, search_sheets
-from minitron_cli.cli.sheet import Sheet, number, share
+from minitron_cli.cli.text_table import Sheet, number, share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minitron_cli.checkpoint.workspace import Workspace
+    from minitron_cli.artifacts.workspace import Workspace
     from minitron_cli.evaluate.gate import Outcome
 
 SCORED = ("head", "ffn", "hidden")
@@ -48,8 +48,8 @@ def _layers(artifact: Artifact) -> dict[str, Any]:
 
 def ranked(artifact: Artifact) -> dict[str, Any]:
     """Of an importance result: how each axis is spread, and how far the aggregations agree on its order."""
-    from minitron_cli.importance.agreement import agreement
-    from minitron_cli.trim.scores import Scores
+    from minitron_cli.scores.rank_correlation import agreement
+    from minitron_cli.scores.scores import Scores
 
     scores = Scores.load(artifact.path)
     return {
@@ -79,7 +79,7 @@ def _finite(value: float) -> float | None:
 
 
 def _candidates(artifact: Artifact) -> dict[str, Any]:
-    from minitron_cli.stages import candidates
+    from minitron_cli.search import candidates
 
     return candidates.read(artifact)
 
@@ -104,14 +104,14 @@ def sheets(artifact: Artifact) -> list[Sheet]:
 
 def costs(workspace: "Workspace", product: Artifact) -> dict[str, Any]:
     """What it took to make it, with everything that it was made of."""
-    from minitron_cli.report import ledger
-    from minitron_cli.stages.lineage import device_hours, lineage, spent
+    from minitron_cli.cost import compute
+    from minitron_cli.cost.lineage import device_hours, lineage, spent
 
     made_of = lineage(workspace, product)
     return {
         "of": product.stage,
-        "ledger": {f"{one.stage}-{one.key[:8]}": ledger.as_json(spent(one)) for one in made_of},
-        "total": ledger.as_json([ledger.total(entry for one in made_of for entry in spent(one))]),
+        "ledger": {f"{one.stage}-{one.key[:8]}": compute.as_json(spent(one)) for one in made_of},
+        "total": compute.as_json([compute.total(entry for one in made_of for entry in spent(one))]),
         "device_hours": device_hours(made_of),
     }
 

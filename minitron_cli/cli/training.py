@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from typer import Option
 
 from minitron_cli.cli import session
-from minitron_cli.document import Place
+from minitron_cli.yaml_document import KeyPath
 
 TRAINING = "Training"
 
@@ -56,7 +56,7 @@ class Training:
     ] = None
 
 
-def flags(said: Training, seed: int | None) -> dict[Place, Any]:
+def flags(said: Training, seed: int | None) -> dict[KeyPath, Any]:
     """The changes to a training stage's settings; a length in tokens or steps takes the other's place."""
     return {
         ("tokens",): said.tokens or (session.NULL if said.steps else None),

@@ -24,7 +24,7 @@ class Batch:
     position_ids_BT: Tensor
     sample_ids: tuple[int, ...]
     """The blocks' indices."""
-    counts_BT: Tensor | None = None
+    loss_mask_BT: Tensor | None = None
     """Which tokens are scored or trained on, of chats and completions the answers; None: all."""
 
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minitron_cli.data.marked import marked
+from minitron_cli.data.loss_spans import marked
 from minitron_cli.data.rows import Document, Ids
-from minitron_cli.data.workers import Map
+from minitron_cli.data.workers import DimMap
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 def encoded(
-    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", encode: Map, after_group: Callable[[], None]
+    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", encode: DimMap, after_group: Callable[[], None]
 ) -> Iterator[Ids]:
     """The ids of each document and, behind those of a text, the end-of-text token; no other special token is added.
 

@@ -22,8 +22,8 @@ from minitron_cli.data.encode import Encoder, checked, encoded, encoder_argument
 from minitron_cli.data.rows import Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
-from minitron_cli.data.token_file import Place, TokenFile
-from minitron_cli.data.workers import Map, mapping, processes_for
+from minitron_cli.data.token_file import ReadPosition, TokenFile
+from minitron_cli.data.workers import DimMap, mapping, processes_for
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ def _wait_for(directory: Path, key: str) -> TokenFile:
 
 
 def _documents(
-    split: Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, opened: ExitStack, after: Place | None
-) -> Iterator[tuple[Ids, Place]]:
+    split: Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, opened: ExitStack, after: ReadPosition | None
+) -> Iterator[tuple[Ids, ReadPosition]]:
     """The ids of each document in the order of the token file, and the place behind it.
 
     DataError if there is none, or the sources change meanwhile. Those before the place `after` are read, not encoded.
@@ -148,7 +148,7 @@ def _stream(
     tokenizer: "PreTrainedTokenizerBase",
     vocab_size: int,
     step: progress.Step,
-    encode: Map | None,
+    encode: DimMap | None,
     skip: int,
 ) -> Iterator[Ids]:
     """The ids of each document of source i that the split holds, but for the first ones."""

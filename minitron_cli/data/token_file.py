@@ -28,9 +28,9 @@ PART_TOKENS = 1 << 26  # a minute's work of one core
 PARTS = ".parts"  # behind the directory's name
 COPY_BYTES = 16 << 20
 
-Place = list[list[int]]
+ReadPosition = list[list[int]]
 """How far the sources were read: each one's documents and tokens so far."""
-Documents = Callable[[Place | None], Iterable[tuple[Ids, Place]]]
+Documents = Callable[[ReadPosition | None], Iterable[tuple[Ids, ReadPosition]]]
 """The documents after a place (None: all of them), each with the place behind it."""
 
 
@@ -107,7 +107,9 @@ class _Work:
             raise
         io.remove_tree(self.parts_directory)
 
-    def _write_all(self, stream: Iterator[tuple[Ids, Place]], parts: list[Path], place: Place | None) -> None:
+    def _write_all(
+        self, stream: Iterator[tuple[Ids, ReadPosition]], parts: list[Path], place: ReadPosition | None
+    ) -> None:
         first = next(stream, None)
         while first is not None:
             with _temporary(self.directory) as temporary:
@@ -123,7 +125,9 @@ class _Work:
             self._join(temporary, parts)
             io.publish(temporary, self.directory)
 
-    def _write(self, directory: Path, documents: Iterable[tuple[Ids, Place]], place: Place | None) -> Place:
+    def _write(
+        self, directory: Path, documents: Iterable[tuple[Ids, ReadPosition]], place: ReadPosition | None
+    ) -> ReadPosition:
         """Documents until a part is full; the place behind the last of them."""
         end, position = place, 0
         with self._new_files(directory) as (tokens, starts, *counts):

@@ -19,11 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
-from minitron_cli.checkpoint import strict_json
+from minitron_cli import io, progress, strict_json
 from minitron_cli.checkpoint.reader import Checkpoint, read_header
 from minitron_cli.checkpoint.writer import write_safetensors
-from minitron_cli.distill.world import World
+from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.errors import ArtifactError, CheckpointError
 
 SCHEMA_VERSION = 2
@@ -71,7 +70,7 @@ def save(
     keep_last: int,
     *,
     kind: Kind = "step",
-    world: World | None = None,
+    world: ProcessGroup | None = None,
 ) -> None:
     """Commit the state after `step` steps of the run with digest `run`; then remove all but the newest `keep_last`.
 
@@ -97,7 +96,7 @@ def save(
             io.remove_tree(scratch / _name(kind, old))
 
 
-def _first(world: World | None, path: Path | None) -> Path | None:
+def _first(world: ProcessGroup | None, path: Path | None) -> Path | None:
     return world.from_first(path) if world else path
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minitron_cli.distill.losses import ByVocab, CrossEntropy, ForwardKL, KDLoss
+from minitron_cli.distill.losses import CrossEntropy, ForwardKL, KDLoss, TwoPassLoss
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Quantity, Spec
 
@@ -120,7 +120,7 @@ class DistillConfig(Spec):
             raise ValueError("tokens and steps both say how long to train; keep one of them")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if self.low_memory and (whole := [loss.kind for loss in self.losses if not isinstance(loss, ByVocab)]):
+        if self.low_memory and (whole := [loss.kind for loss in self.losses if not isinstance(loss, TwoPassLoss)]):
             raise ValueError(f"low_memory is not for {whole[0]}, which needs a token's whole logits; drop one of them")
         return self
 

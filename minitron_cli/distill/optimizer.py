@@ -8,8 +8,8 @@ from torch.distributed.tensor import DTensor
 
 from minitron_cli.distill.checkpoints import Saved
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.sharding import local, span, whole
-from minitron_cli.distill.world import World
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -59,7 +59,7 @@ class Optimizer:
             }
         return tensors
 
-    def load_(self, saved: Saved, world: World) -> None:
+    def load_(self, saved: Saved, world: ProcessGroup) -> None:
         """Take over a state that `tensors` gave, of any number of processes; of `weights`, those alone."""
         for name, p in self.parameters.items():
             rows = span(p.data, world)

@@ -14,13 +14,13 @@ from torch.distributed.tensor import DTensor
 
 from minitron_cli import memory
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.world import Precision, World
+from minitron_cli.distill.distributed import Precision, ProcessGroup
 from minitron_cli.errors import EnvironmentFault
 
 TRAINED_BYTES = 16  # of a parameter in fp32: itself, its gradient, two moments
 
 
-class Rows(Protocol):
+class RowReader(Protocol):
     """A model's weights, wherever they are: rows `start:stop` of a parameter by its name in the live model.
 
     `like` has the whole parameter's shape and dtype; what comes back is on the CPU.
@@ -29,7 +29,7 @@ class Rows(Protocol):
     def __call__(self, name: str, like: Tensor, start: int, stop: int) -> Tensor: ...
 
 
-def is_wanted(config: DistillConfig, world: World, trained: int, teacher_bytes: int) -> bool:
+def is_wanted(config: DistillConfig, world: ProcessGroup, trained: int, teacher_bytes: int) -> bool:
     """Whether to shard a student of so many trained parameters, and a teacher of so many bytes."""
     if world.size == 1 or config.sharding == "none":
         return False
@@ -40,7 +40,7 @@ def is_wanted(config: DistillConfig, world: World, trained: int, teacher_bytes: 
     return world.any(not memory.fits(needed, 0, str(world.device)))
 
 
-def shard_(root: nn.Module, layers: Iterable[nn.Module], world: World, precision: Precision) -> None:
+def shard_(root: nn.Module, layers: Iterable[nn.Module], world: ProcessGroup, precision: Precision) -> None:
     """Leave each process its rows of `root`; parameters that are trained are computed with in `precision`.
 
     Weights may be on the CPU, the same in all processes, or nowhere yet (on the meta device): see `fill_`.
@@ -63,7 +63,7 @@ def shard_(root: nn.Module, layers: Iterable[nn.Module], world: World, precision
             module.set_force_sum_reduction_for_comms(True)
 
 
-def fill_(root: nn.Module, model: nn.Module, world: World, rows: Rows) -> None:
+def fill_(root: nn.Module, model: nn.Module, world: ProcessGroup, rows: RowReader) -> None:
     """Give `model`, a part of the sharded `root` that has no weights yet, this process's rows of them."""
     root._apply(lambda t: torch.empty_like(t, device=world.device) if t.is_meta else t)
     for name, p in model.named_parameters():
@@ -83,7 +83,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def span(tensor: Tensor, world: World) -> tuple[int, int]:
+def span(tensor: Tensor, world: ProcessGroup) -> tuple[int, int]:
     """Which rows of the whole `local` has: first, and one after the last."""
     if not isinstance(tensor, DTensor):
         return 0, len(tensor)

@@ -19,11 +19,11 @@ class Targets(NamedTuple):
 
 def targets(batch: Batch) -> Targets:
     """A position counts if the next token does, is in the same block and of the same document."""
-    counts_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)
-    counts_BT[:, :-1] = batch.position_ids_BT[:, 1:] != 0  # positions restart at each document
-    if batch.counts_BT is not None:
-        counts_BT[:, :-1] &= batch.counts_BT[:, 1:]
-    rows_N = counts_BT.flatten().nonzero()[:, 0]
+    loss_mask_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)
+    loss_mask_BT[:, :-1] = batch.position_ids_BT[:, 1:] != 0  # positions restart at each document
+    if batch.loss_mask_BT is not None:
+        loss_mask_BT[:, :-1] &= batch.loss_mask_BT[:, 1:]
+    rows_N = loss_mask_BT.flatten().nonzero()[:, 0]
     return Targets(rows_N, batch.input_ids_BT.flatten()[rows_N + 1])
 
 

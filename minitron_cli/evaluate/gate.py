@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitron_cli.checkpoint import strict_json
+from minitron_cli import strict_json
 from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Absolute, AgainstBaseline, AgainstParent, Gates
-from minitron_cli.evaluate.paired import interval
+from minitron_cli.evaluate.statistics import interval
 
 Models = Mapping[str, Mapping[str, Any]]  # label -> {"results": task -> metric -> {"value": .., "stderr": .., "n": ..}}
 Rule = Absolute | AgainstParent | AgainstBaseline

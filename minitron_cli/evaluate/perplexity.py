@@ -21,8 +21,8 @@ from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
-from minitron_cli.evaluate.paired import FEW_DOCUMENTS, LOG_MAX, Items
-from minitron_cli.model.nll import Head, head_of
+from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, LOG_MAX, Items
+from minitron_cli.model.lm_head import Head, head_of
 
 LOGIT_ELEMENTS = 1 << 24  # of one model at a time while two are compared: 64 MiB in fp32
 
@@ -113,7 +113,7 @@ class _Batch(NamedTuple):
     tokens_BT: Tensor
     positions_BT: Tensor
     documents_BT: Tensor
-    counts_BT: Tensor
+    loss_mask_BT: Tensor
 
 
 class _Mean(NamedTuple):
@@ -157,10 +157,10 @@ def _mean(
 
 def _pieces(first: int, batch: _Batch, values_BT: Tensor) -> Iterator[_Piece]:
     """The sum over each document of each block; of those with a token that counts."""
-    counts_BT = batch.counts_BT[:, 1:] & (batch.positions_BT[:, 1:] != 0)
+    loss_mask_BT = batch.loss_mask_BT[:, 1:] & (batch.positions_BT[:, 1:] != 0)
     for i, documents_T in enumerate(batch.documents_BT[:, 1:]):
-        numbers, index_T = documents_T[counts_BT[i]].unique(return_inverse=True)
-        sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, index_T, values_BT[i][counts_BT[i]])
+        numbers, index_T = documents_T[loss_mask_BT[i]].unique(return_inverse=True)
+        sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, index_T, values_BT[i][loss_mask_BT[i]])
         for number, total, tokens in zip(numbers.tolist(), sums.tolist(), index_T.bincount().tolist(), strict=True):
             yield _Piece(first + i, number, total, tokens)
 

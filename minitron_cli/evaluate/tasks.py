@@ -21,8 +21,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from minitron_cli import io, progress
 from minitron_cli.errors import DataError, EnvironmentFault, InputError
 from minitron_cli.evaluate.config import SUITES, Task
+from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
 from minitron_cli.evaluate.local_data import leaves_of, with_local_data
-from minitron_cli.evaluate.quiet import SEED, quiet, seeded
 
 OWN = Path(__file__).parent / "suite"
 THEIRS = Path(lm_eval.tasks.__file__).parent

@@ -9,18 +9,18 @@ of those, so memory does not depend on the number of samples.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minitron_cli.importance.moments import Moments
-from minitron_cli.importance.observer import Part, Tokens
+from minitron_cli.importance.running_moments import Moments
+from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
 from minitron_cli.model.taps import Tap, taps
-from minitron_cli.trim.metric import Activation, Aggregation
-from minitron_cli.trim.scores import PRE_ACTIVATION, key
+from minitron_cli.scores.metric import AGGREGATIONS, Activation, Aggregation
+from minitron_cli.scores.scores import PRE_ACTIVATION, key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
-
-AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 
 class Activations:
@@ -67,7 +65,7 @@ class Activations:
         return whole
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
-        self._counts_BT = tokens.counts_BT
+        self._counts_BT = tokens.loss_mask_BT
         for axis, hooks in self._hooks.items():
             self._batch[axis] = [torch.empty(0)] * len(hooks)
         return [
@@ -83,7 +81,7 @@ class Activations:
         self._batch[axis][h] = sequence_aggregates(channels(features_BTK, count), self._counts_BT)
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        is_sample_B = None if tokens.counts_BT is None else tokens.counts_BT.any(1)
+        is_sample_B = None if tokens.loss_mask_BT is None else tokens.loss_mask_BT.any(1)
         for axis, aggregates in self._batch.items():
             values_HSBC = torch.stack(aggregates).double()
             if is_sample_B is not None:
@@ -166,12 +164,12 @@ def channels(features_BTK: Tensor, count: int) -> Tensor:
     return torch.linalg.vector_norm(features_BTK.unflatten(-1, (count, -1)), dim=-1, dtype=torch.float32)
 
 
-def sequence_aggregates(values_BTC: Tensor, counts_BT: Tensor | None = None) -> Tensor:
+def sequence_aggregates(values_BTC: Tensor, loss_mask_BT: Tensor | None = None) -> Tensor:
     """[S, B, C]: each sample's mean |x|, L2 norm and variance over its tokens, in the order of AGGREGATIONS.
 
     Over the tokens that count, if that is said; no numbers for a sample in which none does.
     """
-    weights_BT1 = None if counts_BT is None else counts_BT.to(values_BTC.dtype).unsqueeze(-1)
+    weights_BT1 = None if loss_mask_BT is None else loss_mask_BT.to(values_BTC.dtype).unsqueeze(-1)
     over_tokens = Moments.of(values_BTC, dim=1, weights=weights_BT1)
     counted_BTC = values_BTC if weights_BT1 is None else values_BTC * weights_BT1
     mean_abs_BC = counted_BTC.abs().sum(1) / over_tokens.count  # the paper's mean is (1/n) sum |x|

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import DataError
-from minitron_cli.importance.observer import Part, Tokens, decoder_layers, layer_input, layer_output
+from minitron_cli.layerwise.observer import Part, Tokens, decoder_layers, layer_input, layer_output
 from minitron_cli.model.family import Family
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class BlockImportance:
         return whole
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
-        self._counts_BT = tokens.counts_BT
+        self._counts_BT = tokens.loss_mask_BT
         layers = decoder_layers(model, self._family)
         return [
             layers[layer].register_forward_hook(partial(self._see, i), with_kwargs=True)
@@ -63,7 +63,7 @@ class BlockImportance:
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         self._cosine_sum_L += torch.stack(self._batch).cpu()
-        self._tokens += tokens.input_ids_BT.numel() if tokens.counts_BT is None else int(tokens.counts_BT.sum())
+        self._tokens += tokens.input_ids_BT.numel() if tokens.loss_mask_BT is None else int(tokens.loss_mask_BT.sum())
         self._last = None
 
     def state(self) -> dict[str, Tensor]:

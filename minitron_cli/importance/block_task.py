@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from minitron_cli import progress
-from minitron_cli.importance.observer import decoder_layers
-from minitron_cli.importance.passing import passing
-from minitron_cli.importance.removal import Cut, cuts_of
+from minitron_cli.importance.layer_removal import Cut, cuts_of
+from minitron_cli.layerwise.bypass import passing
+from minitron_cli.layerwise.observer import decoder_layers
 from minitron_cli.model.family import Family
 
 if TYPE_CHECKING:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from minitron_cli import progress
-from minitron_cli.errors import CheckpointError, DataError
+from minitron_cli.errors import CheckpointError
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
 from minitron_cli.importance.experts import Experts
-from minitron_cli.importance.observer import Observer, Part, Tokens
-from minitron_cli.importance.processes import ALONE, Processes
-from minitron_cli.importance.removal import LayerRemoval
-from minitron_cli.importance.resume import FILE, SavedState
+from minitron_cli.importance.layer_removal import LayerRemoval
+from minitron_cli.layerwise.calibration_errors import DAMAGE, NO_SAMPLES, damaged_from
+from minitron_cli.layerwise.observer import Observer, Part, Tokens
+from minitron_cli.layerwise.processes import ALONE, Processes
+from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.model.family import Family
-from minitron_cli.trim.scores import Scores
+from minitron_cli.scores.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,9 +68,6 @@ def collect(
     return checked_scores(observers)
 
 
-NO_SAMPLES = DataError("the calibration set is empty: give at least one block of text")
-
-
 def removal_lengths(layer_removal: bool, blocks: Sequence[int]) -> list[int]:
     """How many layers are removed together, in ascending order."""
     return sorted({*blocks, *([1] if layer_removal else [])})
@@ -105,13 +103,6 @@ def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Ba
         observer.end_batch(tokens, output.last_hidden_state)
     if not output.last_hidden_state.isfinite().all():  # say so now, not after the last batch
         checked_scores(observers)
-
-
-DAMAGE = "the weights are damaged, or too large for their dtype: check the checkpoint, or calibrate in float32"
-
-
-def damaged_from(layer: int) -> CheckpointError:
-    return CheckpointError(f"activations are not finite from decoder layer {layer} on; {DAMAGE}")
 
 
 def checked_scores(observers: Iterable[Observer]) -> Scores:

@@ -1,19 +1,13 @@
 """What a user says about calibration."""
 
-from typing import Literal
+from pydantic import model_validator
 
-from pydantic import Field, model_validator
-
-from minitron_cli.spec import Quantity, Spec
+from minitron_cli.layerwise.config import CalibrationConfig
 
 
-class ImportanceConfig(Spec):
+class ImportanceConfig(CalibrationConfig):
     """One pass over a calibration set scores every axis, with every aggregation."""
 
-    samples: int = Field(1024, ge=1)
-    """Blocks of training text to calibrate on (1024 in Muralidharan et al. 2024)."""
-    batch_size: int = Field(8, ge=1)
-    """Samples per forward pass. Larger is faster and takes more memory; scores agree to rounding."""
     pre_activation: bool = False
     """Score neurons before the activation function too, as the paper prints (ranking.width.neuron: pre_activation)."""
     layer_removal: bool = True
@@ -26,12 +20,6 @@ class ImportanceConfig(Spec):
     """The task's metric that counts."""
     block_task_path: str | None = None
     """A directory of lm-eval task YAMLs in which block_task is looked up too; needs no network."""
-    mode: Literal["auto", "resident", "layer_major"] = "auto"
-    """Hold the whole model in memory, or one layer at a time; auto: one at a time if the model does not fit."""
-    activation_budget: Quantity = 1_000_000_000
-    """Bytes of hidden states held in memory between two layers in layer-major mode; the rest waits on disk."""
-    seed: int = 0
-    """Which blocks are drawn."""
 
     @model_validator(mode="after")
     def _task_has_blocks(self) -> "ImportanceConfig":

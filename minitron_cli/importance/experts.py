@@ -7,21 +7,20 @@ module computes one expert after the other, and shows what each one computes.
     D hidden, S sequence aggregation, L layer
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from minitron_cli.importance.activation import AGGREGATIONS
-from minitron_cli.importance.moments import Moments
-from minitron_cli.importance.observer import Part, Tokens
+from minitron_cli.importance.running_moments import Moments
+from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
+from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.family import Family
-from minitron_cli.model.live import experts_module
-from minitron_cli.trim.metric import Activation
-from minitron_cli.trim.scores import OUTPUT_NORM, key
+from minitron_cli.model.runtime_tensors import experts_module
+from minitron_cli.scores.metric import AGGREGATIONS, Activation
+from minitron_cli.scores.scores import OUTPUT_NORM, key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,10 +55,10 @@ class Experts:
             whole._moments |= part._moments
         return whole
 
-    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[Replaced]":
+    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[TemporaryForward]":
         module = self._module or ""
         return [
-            Replaced(model.get_submodule(module.format(layer=layer)), partial(self._forward, layer, tokens))
+            TemporaryForward(model.get_submodule(module.format(layer=layer)), partial(self._forward, layer, tokens))
             for layer in self._layers
         ]
 
@@ -121,50 +120,12 @@ class Experts:
         return [self._moments[f"{name}.{layer}"] for layer in self._layers]
 
 
-class Replaced:
-    """A module that computes with `forward`, given itself and its arguments, until the handle is removed."""
-
-    def __init__(self, module: "nn.Module", forward: partial[Tensor]) -> None:
-        self._module = module
-        module.forward = partial(forward, module)
-
-    def remove(self) -> None:
-        del self._module.forward
-
-
-class Routed(NamedTuple):
-    """What one expert computes of the tokens that the router sends it."""
-
-    expert: int
-    token_R: Tensor
-    gate_RF: Tensor
-    """Before the activation function."""
-    neuron_RF: Tensor
-    added_RD: Tensor
-    """Its output times the router's weight."""
-
-
-def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Iterator[Routed]:
-    """The experts that got a token, in turn, computed as the module would."""
-    flat = index_NK.flatten()
-    order = flat.argsort(stable=True)
-    counts = flat.bincount(minlength=len(module.down_proj)).tolist()
-    for expert, place_R in enumerate(order.split(counts)):
-        if not len(place_R):
-            continue
-        token_R = place_R // index_NK.shape[1]
-        both_RF = linear(hidden_ND[token_R], module.gate_up_proj[expert])
-        neuron_RF = module._apply_gate(both_RF)
-        weighted_RD = linear(neuron_RF, module.down_proj[expert]) * weight_NK.flatten()[place_R, None]
-        yield Routed(expert, token_R, both_RF[:, : neuron_RF.shape[1]], neuron_RF, weighted_RD)
-
-
 def membership(tokens: Tokens, token_R: Tensor) -> Tensor:
     """[B, R]: 1 where a routed token is of the sample and counts, else 0."""
     samples, length = tokens.input_ids_BT.shape
     member_BR = token_R // length == torch.arange(samples, device=token_R.device)[:, None]
-    if tokens.counts_BT is not None:
-        member_BR &= tokens.counts_BT.flatten()[token_R]
+    if tokens.loss_mask_BT is not None:
+        member_BR &= tokens.loss_mask_BT.flatten()[token_R]
     return member_BR.float()
 
 

@@ -12,23 +12,19 @@ from torch import Tensor
 from minitron_cli import progress
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
-from minitron_cli.importance.collect import (
-    NO_SAMPLES,
-    OfLayers,
-    checked_scores,
-    of_layers,
-    removal_lengths,
-)
+from minitron_cli.importance.collect import OfLayers, checked_scores, of_layers, removal_lengths
 from minitron_cli.importance.experts import Experts
-from minitron_cli.importance.hidden_states import HiddenStates
-from minitron_cli.importance.observer import Observer, Part
-from minitron_cli.importance.passage import Passage, Read, StoredWeights
-from minitron_cli.importance.passing import calling
-from minitron_cli.importance.processes import ALONE, Processes
-from minitron_cli.importance.removal import Call, Cut, LayerRemoval, advance_, cuts_of
-from minitron_cli.importance.resume import FILE, SavedState, under
+from minitron_cli.importance.layer_removal import Cut, LayerRemoval, advance_, cuts_of
+from minitron_cli.layerwise.activation_store import HiddenStates
+from minitron_cli.layerwise.bypass import calling
+from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
+from minitron_cli.layerwise.layer_call import LayerCall
+from minitron_cli.layerwise.observer import Observer, Part
+from minitron_cli.layerwise.processes import ALONE, Processes
+from minitron_cli.layerwise.resume import FILE, SavedState, under
+from minitron_cli.layerwise.runner import LayerwiseRunner, Read, StoredWeights
 from minitron_cli.model.family import Family
-from minitron_cli.trim.scores import Scores
+from minitron_cli.scores.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,7 +61,7 @@ def collect_by_layer(
     steps = len(batches) * (layers + 2)
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
         states = HiddenStates(scratch, activation_budget)
-        passage = Passage(model, family, batches, StoredWeights(model, family, read, device), states, step)
+        passage = LayerwiseRunner(model, family, batches, StoredWeights(model, family, read, device), states, step)
         scoring = _Scoring(passage, states, lengths, pre_activation)
         saved = SavedState(scratch / FILE, save_every_s)
         seen = _restore(saved, scoring, states) if resume else []
@@ -122,7 +118,9 @@ def _restore(saved: SavedState, scoring: "_Scoring", states: HiddenStates) -> li
 class _Scoring:
     """What is measured on the way."""
 
-    def __init__(self, passage: Passage, states: HiddenStates, lengths: Sequence[int], pre_activation: bool) -> None:
+    def __init__(
+        self, passage: LayerwiseRunner, states: HiddenStates, lengths: Sequence[int], pre_activation: bool
+    ) -> None:
         self._passage, self._states, self._lengths, self._pre_activation = passage, states, lengths, pre_activation
         self._model, self._family = passage.model, passage.family
         self._sizes = self._family.axis_sizes(self._model.config)
@@ -135,7 +133,7 @@ class _Scoring:
         """Take every batch, and every variant of it without some layers, past one layer."""
         observers = self.observers(layer)
 
-        def variants(b: int, call: Call) -> None:
+        def variants(b: int, call: LayerCall) -> None:
             advance_(_Variants(self._states, b, self._passage.device), self._cuts, layer, call)
 
         self._passage.through(layer, observers, variants)

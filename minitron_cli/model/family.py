@@ -33,7 +33,7 @@ class Correction(NamedTuple):
     """Only where the head is the embedding, whose correction must not reach the logits."""
 
 
-class OldRope(NamedTuple):
+class RopeV4(NamedTuple):
     """How version 4 of transformers spells what version 5 keeps in `rope_parameters`."""
 
     fields: Mapping[str, str] = MappingProxyType(
@@ -77,12 +77,12 @@ class Family:
     """Config integers that count layers from the bottom (`max_window_layers`)."""
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     """Template -> how its numbers change when a size does."""
-    old_rope: OldRope = field(default_factory=OldRope)
+    rope_v4: RopeV4 = field(default_factory=RopeV4)
     hidden_is_multiple_of_heads: bool = False
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
     head_dim_table: str = ""
     """Path of a config list as long as hidden // head implies: where it is set, that quotient must stay."""
-    heads_stay: str = ""
+    heads_not_prunable: str = ""
     """Why no head can go, where none can."""
     layer_pattern: str = ""
     """The config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
@@ -91,7 +91,7 @@ class Family:
     live: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter of the live model -> the tensors on disk that transformers joins in it: one below the other, and where
     their names have an axis that its own has not (`{expert}`), once for each entry of that axis along a new dim 0."""
-    spelled: Mapping[str, str] = field(default_factory=dict)
+    config_aliases: Mapping[str, str] = field(default_factory=dict)
     """Config field -> the name by which other versions of transformers read it; a child's config has both."""
     uniform_if: Mapping[str, Any] = field(default_factory=dict)
     """Config field -> the value that says that all layers are of the kind the table describes."""

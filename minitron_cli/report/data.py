@@ -131,7 +131,7 @@ class Candidate:
     """Its score at each rung of retraining that it reached."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """What else it costs: memory in bytes, flops per token, latency in ms, throughput in tokens per second."""
-    unsurpassed: frozenset[str] = frozenset()
+    pareto_optimal: frozenset[str] = frozenset()
     """The costs, `parameters` too, at which no other candidate is as cheap and as good, and better in one."""
     target: str = ""
     """The size it was a candidate for, where there were several."""

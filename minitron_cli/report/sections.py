@@ -362,7 +362,7 @@ def _paretos(data: ReportData) -> list[Panel]:
 
 def _pareto(data: ReportData, judged: Sequence[Candidate], cost: str) -> Panel:
     points = [
-        (float(c.parameters if cost == "parameters" else c.costs[cost]), score, c.is_chosen, cost in c.unsurpassed)
+        (float(c.parameters if cost == "parameters" else c.costs[cost]), score, c.is_chosen, cost in c.pareto_optimal)
         for c in judged
         if (score := c.rungs[0] if c.rungs else c.zero_shot) is not None
     ]

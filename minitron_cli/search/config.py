@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from minitron_cli.prune.config import Axis, Budget, Ranking
+from minitron_cli.search.axis_sizes import PRESETS, AxisSizes, Preset
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.parameters import Parameters
-from minitron_cli.search.sizes import PRESETS, AxisSizes, Preset
 from minitron_cli.spec import Amount, Quantity, Spec
-from minitron_cli.trim.spec import Axis, Budget, Ranking
 
 
 class Retrain(Spec):

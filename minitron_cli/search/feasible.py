@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from minitron_cli.errors import InfeasibleError
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune.config import Budget
+from minitron_cli.search.axis_sizes import AxisSizes
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.base import Bounded, Clock, Counted, Limits, Timed
 from minitron_cli.search.constraints.memory import Memory
 from minitron_cli.search.constraints.parameters import Parameters
-from minitron_cli.search.sizes import AxisSizes
 from minitron_cli.search.space import smaller, unevenness
-from minitron_cli.trim.spec import Budget
 
 NEAREST = 3  # shapes that a refusal names
 
@@ -158,4 +158,4 @@ def _miss(constraint: Bounded, place: int, row: Costed) -> str:
     off = limits.miss(cost)
     if isinstance(constraint, Parameters) and constraint.target is not None:
         off = cost / ((limits.low + limits.high) / 2) - 1
-    return f"{row.shape} has {constraint.spelled(cost)} ({off:+.1%})"
+    return f"{row.shape} has {constraint.format(cost)} ({off:+.1%})"

@@ -21,7 +21,7 @@ def cost_of(row: Row, cost: str) -> float:
     return float(row["parameters"] if cost == "parameters" else row["costs"][cost])
 
 
-def unsurpassed(rows: Sequence[Row], cost: str, is_lower_better: bool) -> list[bool]:
+def pareto_optimal(rows: Sequence[Row], cost: str, is_lower_better: bool) -> list[bool]:
     """Which rows no other one is as good as in this cost and in score, and better in one of them."""
     signs = -1 if cost in MORE_IS_BETTER else 1, 1 if is_lower_better else -1
     points = [(signs[0] * cost_of(row, cost), signs[1] * score_of(row)) for row in rows]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.sizes import Among, AxisSizes, Expansion, Range
-from minitron_cli.trim.plan import named_survivors
-from minitron_cli.trim.refusal import refusal
+from minitron_cli.prune.limits import refusal
+from minitron_cli.prune.plan import named_survivors
+from minitron_cli.search.axis_sizes import AxisSizes, Choices, FfnMultiple, Range
 
 STEPS = (256, 128, 64, 32, 16, 8)  # GGUF k-quants want rows of 256, tensor cores 64; tiny models take what fits
 CHOICES_PER_AXIS = 12  # a step is friendly only while it leaves about this many sizes to choose from
@@ -55,7 +55,7 @@ def smaller(parent: Shape, space: Mapping[str, AxisSizes]) -> list[Shape]:
 
 def _combinations(parent: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
     _check(parent, space)
-    axes = [axis for axis in space if not isinstance(space[axis], Expansion)]
+    axes = [axis for axis in space if not isinstance(space[axis], FfnMultiple)]
     for sizes in itertools.product(*(_sizes(parent, axis, space[axis]) for axis in axes)):
         yield from _expanded(parent, parent.resize(**dict(zip(axes, sizes, strict=True))), space)
 
@@ -64,7 +64,7 @@ def _check(parent: Shape, space: Mapping[str, AxisSizes]) -> None:
     for axis, sizes in space.items():
         if axis not in parent.sizes:
             raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.prunable)}")
-        if isinstance(sizes, Expansion) and axis != "ffn":
+        if isinstance(sizes, FfnMultiple) and axis != "ffn":
             raise InputError(f"search.space.{axis}: only ffn is given as a multiple of hidden; list its sizes")
         if isinstance(sizes, tuple) and (odd := [n for n in sizes if not 0 < n <= parent.sizes[axis]]):
             raise InputError(
@@ -75,16 +75,16 @@ def _check(parent: Shape, space: Mapping[str, AxisSizes]) -> None:
 def _sizes(parent: Shape, axis: str, sizes: AxisSizes) -> Sequence[int]:
     if isinstance(sizes, Range):
         return choices(parent, axis, sizes)
-    if isinstance(sizes, Among):
+    if isinstance(sizes, Choices):
         return [size for size in sizes.among if size <= parent.sizes[axis]]
-    assert not isinstance(sizes, Expansion)
+    assert not isinstance(sizes, FfnMultiple)
     return sizes or choices(parent, axis)
 
 
 def _expanded(parent: Shape, shape: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
     """The shape, or those with each of its expansions that the parent is wide enough for."""
     expansion = space.get("ffn")
-    if not isinstance(expansion, Expansion):
+    if not isinstance(expansion, FfnMultiple):
         yield shape
         return
     sizes = (size for size in expansion.sizes(shape.sizes["hidden"]) if size <= parent.sizes["ffn"])

@@ -4,29 +4,30 @@ A teacher that has not seen the text's like is worse on it than it could be, and
 al. 2024, sec. 2.2). It is the same loop as a student's, with cross-entropy and no teacher of its own.
 """
 
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import trackers
+from minitron_cli.distill import trackers, training_run
 from minitron_cli.distill.config import CorrectConfig
-from minitron_cli.stages import training
-from minitron_cli.stages.parent import Parent
-from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.inputs.token_blocks import blocks_of
 
 STAGE, VERSION = "correct", 1
 LABEL = "corrected"
 
 
-def run(context: Context, parent: Parent, data: DataConfig, config: CorrectConfig) -> Artifact:
+def run(context: Context, parent: SourceModel, data: DataConfig, config: CorrectConfig) -> Artifact:
     """Train the parent on the text; the result has its shape, names and dtypes."""
     trackers.check(config.trackers)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
 
-    def build(work: Build) -> None:
-        models = training.load(context, parent, None, config)
-        work.summary |= training.run_loop(context, work, models, train_blocks, validation_blocks, config, name=LABEL)
-        training.write(work, parent, models.student)
+    def build(work: StageBuild) -> None:
+        models = training_run.load(context, parent, None, config)
+        work.summary |= training_run.run_loop(
+            context, work, models, train_blocks, validation_blocks, config, name=LABEL
+        )
+        training_run.write(work, parent, models.student)
 
     inputs = {
         "model": parent.fingerprint,
@@ -38,7 +39,7 @@ def run(context: Context, parent: Parent, data: DataConfig, config: CorrectConfi
     )
 
 
-def of(context: Context, parent: Parent) -> Artifact | None:
+def of(context: Context, parent: SourceModel) -> Artifact | None:
     """The workspace's corrected teacher, if it is this parent's."""
     found = context.workspace.current(STAGE)
     return found if found and found.manifest.inputs["model"] == parent.fingerprint else None

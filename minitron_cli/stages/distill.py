@@ -2,24 +2,23 @@
 
 from pathlib import Path
 
-from minitron_cli.checkpoint import fingerprint
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.artifacts import fingerprint
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import trackers
+from minitron_cli.distill import trackers, training_run
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.hidden import Norms, StatePair, relation_pairs, state_pairs
-from minitron_cli.distill.objective import check_vocab
-from minitron_cli.stages import training
-from minitron_cli.stages.parent import Parent, open_parent
-from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.distill.fused.objective import check_vocab
+from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
+from minitron_cli.inputs.source_model import SourceModel, open_source_model
+from minitron_cli.inputs.token_blocks import blocks_of
 
 STAGE, VERSION = "distill", 2
 
 
 def run(
     context: Context,
-    teacher: Parent,
+    teacher: SourceModel,
     student: Path,
     data: DataConfig,
     config: DistillConfig,
@@ -28,7 +27,7 @@ def run(
 ) -> Artifact:
     """Train the checkpoint at `student` on the teacher's predictions; the result has its shape, names and dtypes."""
     trackers.check(config.trackers)
-    start = open_parent(student, offline=context.offline)
+    start = open_source_model(student, offline=context.offline)
     check_vocab(
         teacher.config, start.config, fingerprint.of_tokenizer(teacher.path), fingerprint.of_tokenizer(start.path)
     )
@@ -36,12 +35,12 @@ def run(
     validation_blocks = blocks_of(context, data, "validation", teacher.path)
     pairs = _pairs(config, teacher, start)
 
-    def build(work: Build) -> None:
-        models = training.load(context, start, teacher, config)
-        work.summary |= training.run_loop(
+    def build(work: StageBuild) -> None:
+        models = training_run.load(context, start, teacher, config)
+        work.summary |= training_run.run_loop(
             context, work, models, train_blocks, validation_blocks, config, pairs, name=label
         )
-        training.write(work, start, models.student)
+        training_run.write(work, start, models.student)
 
     inputs = {
         "teacher": teacher.fingerprint,
@@ -54,7 +53,7 @@ def run(
     )
 
 
-def _pairs(config: DistillConfig, teacher: Parent, student: Parent) -> tuple[StatePair, ...]:
+def _pairs(config: DistillConfig, teacher: SourceModel, student: SourceModel) -> tuple[StatePair, ...]:
     if config.hidden is None:
         return ()
     norms = Norms.of(norm.removesuffix(".weight") for norm in teacher.family.links)

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minitron_cli import io, progress
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.cost import compute
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate import cloze, gate, harness, speed, tasks
+from minitron_cli.evaluate import cloze, gate, generation_speed, lm_eval_runner, tasks
 from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, EvaluateConfig, Gates, Task
 from minitron_cli.evaluate.gate import PARENT, Outcome
-from minitron_cli.evaluate.paired import Items, compare, compare_exponentials
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.evaluate.statistics import Items, compare, compare_exponentials
 from minitron_cli.evaluate.tasks import Places
-from minitron_cli.report import ledger
-from minitron_cli.stages.parent import Parent, open_parent
-from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.tokens import blocks_of
+from minitron_cli.inputs.source_model import SourceModel, open_source_model
+from minitron_cli.inputs.token_blocks import blocks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,13 +38,13 @@ Labelled = tuple[str, Path]
 class _Measured:
     """What is known of one model."""
 
-    results: harness.TaskResults = field(default_factory=dict)
+    results: lm_eval_runner.TaskResults = field(default_factory=dict)
     items: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Task -> metric -> each item's score, of the metrics that are means of such scores."""
     sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
     """Task -> where on the hub its items come from."""
 
-    def add(self, answers: harness.Answers) -> None:
+    def add(self, answers: lm_eval_runner.Answers) -> None:
         self.results |= answers.results
         self.sources |= answers.sources
         self.items |= {
@@ -55,7 +55,7 @@ class _Measured:
 def run(
     context: Context,
     models: Sequence[Labelled],
-    parent: Parent,
+    parent: SourceModel,
     data: DataConfig | None,
     config: EvaluateConfig,
     *,
@@ -65,11 +65,11 @@ def run(
 
     Without `allow_code`, a suite is asked without the tasks that run what the model writes.
     """
-    subjects = {PARENT: parent} | {label: open_parent(path, offline=context.offline) for label, path in models}
+    subjects = {PARENT: parent} | {label: open_source_model(path, offline=context.offline) for label, path in models}
     config = _asked(config, allow_code)
     bench = _Bench(context, parent, _held_out(context, parent, data, config), config, allow_code)
 
-    def build(work: Build) -> None:
+    def build(work: StageBuild) -> None:
         found = {
             label: work.remember(f"results-{label}", partial(bench.measure, work, subject))
             for label, subject in subjects.items()
@@ -78,7 +78,7 @@ def run(
             found[label]["against_parent"] = _against(found[label]["items"], found[PARENT]["items"])
         work.write_json(ITEMS, {"models": {label: model.pop("items") for label, model in found.items()}})
         work.write_json(RESULTS, {"models": found})
-        work.summary |= {"models": list(subjects), "ledger": ledger.as_json(bench.spent(subjects.values()))}
+        work.summary |= {"models": list(subjects), "ledger": compute.as_json(bench.spent(subjects.values()))}
         if config.speed:
             work.run["speed"] = bench.speed(subjects)
 
@@ -123,7 +123,7 @@ def _against(items: dict[str, Any], parent_items: dict[str, Any]) -> dict[str, A
     return against
 
 
-def _held_out(context: Context, parent: Parent, data: DataConfig | None, config: EvaluateConfig) -> Blocks | None:
+def _held_out(context: Context, parent: SourceModel, data: DataConfig | None, config: EvaluateConfig) -> Blocks | None:
     if not config.perplexity and config.cloze is None:
         return None
     if data is None:
@@ -136,7 +136,7 @@ class _Bench:
     """What every model is measured on."""
 
     context: Context
-    parent: Parent
+    parent: SourceModel
     blocks: Blocks | None
     config: EvaluateConfig
     allow_code: bool
@@ -166,7 +166,7 @@ class _Bench:
         found = tasks.forecast(self.config.tasks, self.places) if self.config.tasks else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
-    def measure(self, work: Build, subject: Parent) -> dict[str, Any]:
+    def measure(self, work: StageBuild, subject: SourceModel) -> dict[str, Any]:
         model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
         found = _Measured()
         if self.blocks and self.config.perplexity:
@@ -182,16 +182,16 @@ class _Bench:
             **asdict(found),
         }
 
-    def spent(self, subjects: Iterable[Parent]) -> list[ledger.Entry]:
+    def spent(self, subjects: Iterable[SourceModel]) -> list[compute.Entry]:
         """On the loss of each and, but for the parent, on the KL, for which the parent reads the text again."""
         if self.blocks is None or not self.config.perplexity:
             return []
         count, length = self.config.blocks or len(self.blocks), self.blocks.sequence_length
         parent, others = self.parent.shape, [s.shape for s in subjects if s is not self.parent]
         readers = [parent, *(reader for shape in others for reader in (shape, shape, parent))]
-        return [ledger.held_out(readers, min(count, len(self.blocks)) * length, length)]
+        return [compute.held_out(readers, min(count, len(self.blocks)) * length, length)]
 
-    def speed(self, subjects: dict[str, Parent]) -> dict[str, Any]:
+    def speed(self, subjects: dict[str, SourceModel]) -> dict[str, Any]:
         """Every model's figures beside the parent's; clocks, and so no part of the identity."""
         assert self.config.speed
         loaded = self._load(self.parent)
@@ -199,18 +199,18 @@ class _Bench:
         for label, subject in subjects.items():
             if label != PARENT or len(subjects) == 1:
                 model = loaded if label == PARENT else self._load(subject)
-                timed = asdict(speed.compare(model, loaded, self.config.speed))
+                timed = asdict(generation_speed.compare(model, loaded, self.config.speed))
                 found.setdefault(PARENT, timed.pop("parent"))
                 found[label] = timed.pop("model") | (timed if label != PARENT else {})
         models = {label: figures | self._memory(subjects[label]) for label, figures in found.items()}
         return {"settings": self.config.speed.model_dump(), "device": self.context.device, "models": models}
 
-    def _memory(self, subject: Parent) -> dict[str, int]:
+    def _memory(self, subject: SourceModel) -> dict[str, int]:
         assert self.config.speed
         context = self.context
-        return speed.peak_memory(subject.path, self.config.speed, device=context.device, dtype=context.dtype)
+        return generation_speed.peak_memory(subject.path, self.config.speed, device=context.device, dtype=context.dtype)
 
-    def _load(self, subject: Parent) -> "PreTrainedModel":
+    def _load(self, subject: SourceModel) -> "PreTrainedModel":
         return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
 
     def _on_text_(self, found: _Measured, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> None:
@@ -226,13 +226,13 @@ class _Bench:
 
     def _on_tasks(
         self, model: "PreTrainedModel", tokenizer: Any, asked: Sequence[Task], places: Places
-    ) -> harness.Answers:
-        return harness.run_tasks(
+    ) -> lm_eval_runner.Answers:
+        return lm_eval_runner.run_tasks(
             model, tokenizer, asked, places=places, allow_code=self.allow_code, batch_size=self.config.batch_size
         )
 
 
-def _cloze_task(work: Build, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:
+def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:
     """A task directory made of the validation blocks' documents; the same for every model of one tokenizer."""
     final = work.scratch / "cloze"
     if not final.is_dir():

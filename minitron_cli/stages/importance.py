@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from minitron_cli import io, progress
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.cost import compute
 from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate.config import Task
-from minitron_cli.importance.baselines import magnitude
+from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.importance.block_task import without_blocks
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
-from minitron_cli.importance.processes import Processes, join_processes
-from minitron_cli.importance.removal import cuts_of
+from minitron_cli.importance.layer_removal import cuts_of
+from minitron_cli.importance.magnitude import magnitude
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.layerwise.processes import Processes, join_processes
 from minitron_cli.memory import fits
 from minitron_cli.model.shape import Shape
-from minitron_cli.report import ledger
-from minitron_cli.stages.parent import Parent
-from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.task_value import TaskValue
-from minitron_cli.stages.tokens import blocks_of
-from minitron_cli.trim.scores import Scores
+from minitron_cli.scores.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 STAGE, VERSION = "importance", 1
 
 
-def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceConfig) -> Artifact:
+def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
     cuts_of(parent.shape.sizes["layer"], config.blocks)  # refuse what cannot be removed before anything is read
     blocks = blocks_of(context, data, "train", parent.path)
@@ -57,7 +57,7 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
     if (task := _block_task(config)) and (found := task.fingerprint()):
         inputs["block_task"] = found
 
-    def build(work: Build) -> None:
+    def build(work: StageBuild) -> None:
         scores = calibration.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
         scores.save(work.path)
         work.summary |= {
@@ -66,23 +66,23 @@ def run(context: Context, parent: Parent, data: DataConfig, config: ImportanceCo
             "samples": config.samples,
             "tokens": config.samples * blocks.sequence_length,
             "parent_loss": scores.parent_nll,
-            "ledger": ledger.as_json(_spent(parent.shape, config, blocks.sequence_length)),
+            "ledger": compute.as_json(_spent(parent.shape, config, blocks.sequence_length)),
         }
 
     identity = config.model_copy(update={"block_task_path": None})  # what is there counts, not where
     return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
 
 
-def _spent(shape: Shape, config: ImportanceConfig, length: int) -> list[ledger.Entry]:
+def _spent(shape: Shape, config: ImportanceConfig, length: int) -> list[compute.Entry]:
     removed = (*([1] if config.layer_removal else []), *config.blocks)
-    return ledger.calibration(shape, config.samples * length, length, removed)
+    return compute.calibration(shape, config.samples * length, length, removed)
 
 
-def _block_task(config: ImportanceConfig) -> TaskValue | None:
+def _block_task(config: ImportanceConfig) -> TaskMetric | None:
     if not config.block_task:
         return None
     path = Path(config.block_task_path) if config.block_task_path else None
-    return TaskValue(Task.parse(config.block_task), config.block_metric, path, "importance.block_metric")
+    return TaskMetric(Task.parse(config.block_task), config.block_metric, path, "importance.block_metric")
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class _Calibration:
     """One process's share of the work."""
 
     context: Context
-    parent: Parent
+    parent: SourceModel
     blocks: Blocks
     config: ImportanceConfig
     processes: Processes
 
-    def scores(self, work: Build) -> Scores:
+    def scores(self, work: StageBuild) -> Scores:
         scratch = work.scratch / f"{self.processes.rank}-of-{self.processes.size}"
         io.make_dirs(scratch)
         if self._is_resident():
@@ -119,7 +119,7 @@ class _Calibration:
             processes=self.processes,
         )
 
-    def _resident(self, work: Build, scratch: Path) -> Scores:
+    def _resident(self, work: StageBuild, scratch: Path) -> Scores:
         model = hf.load_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
         scores = collect(
             model,
@@ -156,7 +156,7 @@ class _Calibration:
         for start in range(0, len(ids), self.config.batch_size):
             yield batch(self.blocks, ids[start : start + self.config.batch_size])
 
-    def _on_task(self, work: Build, model: "PreTrainedModel", task: TaskValue) -> Scores:
+    def _on_task(self, work: StageBuild, model: "PreTrainedModel", task: TaskMetric) -> Scores:
         """How much each block's absence costs on the task. The first process alone asks: the others keep nothing."""
         if not io.is_first_process():
             return Scores({})

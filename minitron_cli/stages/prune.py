@@ -3,38 +3,40 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from minitron_cli import progress
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.cost import compute
+from minitron_cli.cost.compute import Entry
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
 from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.importance.rescore import rescore
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model import serving
 from minitron_cli.model.shape import PRUNABLE, Shape
-from minitron_cli.report import ledger
-from minitron_cli.report.ledger import Entry
+from minitron_cli.prune import export_check, stream
+from minitron_cli.prune.child_builder import ChildBuilder, read_scores
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.config import PruneConfig
+from minitron_cli.prune.iterative_pruning import plan_in_rounds
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.repair import repaired_plan
+from minitron_cli.scores.metric import Random
 from minitron_cli.search import rank, space
+from minitron_cli.search.candidates import CANDIDATES
 from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import Ranked
 from minitron_cli.spec import Amount
-from minitron_cli.stages import repair
-from minitron_cli.stages.candidates import CANDIDATES
-from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.parent import Parent
-from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.rounds import plan_in_rounds
-from minitron_cli.stages.tokens import blocks_of
-from minitron_cli.trim import guard, trim
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.metric import Random
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.spec import PruneConfig
 
 STAGE, VERSION = "prune", 4
 SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
@@ -43,7 +45,7 @@ PLAN = "plan.json"
 
 def run(
     context: Context,
-    parent: Parent,
+    parent: SourceModel,
     config: PruneConfig,
     *,
     scores: Artifact,
@@ -54,14 +56,14 @@ def run(
     """Cut `parent` to the config's shape, to the best shape within its budget, or to the search's winner."""
     if config.untie:
         parent = parent.untied()
-    cutter = Cutter(context, parent, read_scores(scores, parent), config.ranking)
+    cutter = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
     candidates = _candidates(parent, config, search)
     if data is None and config.repair == "auto":
         progress.say("the cut is not mended: that needs text to be fitted on, which --data names")
         config = config.model_copy(update={"repair": "none"})
     texts = _texts(context, parent, data, config, is_choice=len(candidates) > 1)
     if config.repairs:
-        repair.check_enough(config, texts["train"])
+        repaired_plan.check_enough(config, texts["train"])
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
@@ -82,7 +84,7 @@ def run(
 
 
 def _texts(
-    context: Context, parent: Parent, data: DataConfig | None, config: PruneConfig, *, is_choice: bool
+    context: Context, parent: SourceModel, data: DataConfig | None, config: PruneConfig, *, is_choice: bool
 ) -> dict[SplitName, Blocks]:
     """The blocks of each split that the cut needs. InputError if it needs one and no text is named."""
     needs: tuple[tuple[bool, str, tuple[SplitName, ...]], ...] = (
@@ -104,7 +106,7 @@ def _texts(
 class _Cut:
     """One cut: to which of the candidates, in how many rounds, and mended how."""
 
-    cutter: Cutter
+    cutter: ChildBuilder
     config: PruneConfig
     candidates: Sequence[Candidate]
     calibration: ImportanceConfig
@@ -118,30 +120,30 @@ class _Cut:
         """Refuse what cannot be cut before anything is written."""
         for candidate in self.candidates:
             plan = self.cutter.plan(candidate.shape, self.config.drop_layers)
-            repair.applicable(plan, self.config)
+            repaired_plan.applicable(plan, self.config)
 
     def forecast(self) -> dict[str, Any]:
         if self.is_choice:
             named = {f"candidate {i + 1}": c for i, c in enumerate(self.candidates)}
             return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()}
         plan = self.cutter.plan(self.candidates[0].shape, self.config.drop_layers)
-        return trim.forecast(self.cutter.parent.checkpoint, plan)
+        return stream.forecast(self.cutter.parent.checkpoint, plan)
 
-    def build(self, work: Build) -> None:
+    def build(self, work: StageBuild) -> None:
         plan = self._plan(work, self._chosen(work) if self.is_choice else self.candidates[0].shape)
         if self.config.repairs:
-            plan = repair.repaired(
+            plan = repaired_plan.repaired(
                 work, self.cutter, plan, self.config, self.calibration, self.texts["train"], self.texts["validation"]
             )
         _write(work, self.cutter.parent, plan)
-        work.summary["ledger"] = ledger.as_json(ledger.merged(self._spent(work, plan)))
+        work.summary["ledger"] = compute.as_json(compute.merged(self._spent(work, plan)))
 
-    def _chosen(self, work: Build) -> Shape:
+    def _chosen(self, work: StageBuild) -> Shape:
         """The candidate that loses least, as it will be cut."""
         judged = self.cutter
         if self.config.repairs:
             scratch = work.scratch / "repair"
-            judged = repair.mending(self.cutter, self.config, self.calibration, self.texts["train"], scratch)
+            judged = repaired_plan.mending(self.cutter, self.config, self.calibration, self.texts["train"], scratch)
         with progress.track("score candidates", len(self.candidates), "candidates") as step:
 
             def score(candidate: Candidate) -> float:
@@ -153,21 +155,22 @@ class _Cut:
         work.write_json(CANDIDATES, {"candidates": [row(entry) for entry in ranked]})
         return ranked[0].candidate.shape
 
-    def _plan(self, work: Build, shape: Shape) -> PrunePlan:
+    def _plan(self, work: StageBuild, shape: Shape) -> PrunePlan:
         if self.config.rounds == 1:
             return self.cutter.plan(shape, self.config.drop_layers)
-        return plan_in_rounds(work, self.cutter, shape, self.config.rounds, self.texts["train"], self.calibration)
+        again = partial(rescore, self.cutter, blocks=self.texts["train"], calibration=self.calibration)
+        return plan_in_rounds(work, self.cutter, shape, self.config.rounds, self.calibration.samples, again)
 
-    def _spent(self, work: Build, plan: PrunePlan) -> Iterator[Entry]:
+    def _spent(self, work: StageBuild, plan: PrunePlan) -> Iterator[Entry]:
         if self.is_choice:
             yield from _on_candidates(self.candidates, self.texts["validation"])
         if self.config.rounds > 1:
             yield from _on_rounds(work.summary["rounds"], plan, self.config, self.texts["train"].sequence_length)
         if self.config.repairs:
             cuts = [plan, *(self.cutter.plan(c.shape) for c in self.candidates if self.is_choice)]
-            mended = [(cut.child, repair.applicable(cut, self.config)) for cut in cuts]
-            text = repair.text_of(self.config, self.texts["train"])
-            yield from ledger.repair(self.cutter.parent.shape, mended, *text)
+            mended = [(cut.child, repaired_plan.applicable(cut, self.config)) for cut in cuts]
+            text = repaired_plan.text_of(self.config, self.texts["train"])
+            yield from compute.repair(self.cutter.parent.shape, mended, *text)
         if "after" in work.summary.get("repair", {}):
             yield _on_what_it_is_worth(plan, self.texts["validation"])
 
@@ -187,7 +190,7 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
     )
 
 
-def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
+def _candidates(parent: SourceModel, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
     if config.budget:
         return feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
     sizes = {str(axis): size for axis, size in (config.shape or {}).items()}
@@ -197,7 +200,7 @@ def _candidates(parent: Parent, config: PruneConfig, search: Artifact | None) ->
     return [Candidate(shape, shape.parameters(), 0.0)]
 
 
-def _winner(parent: Parent, search: Artifact | None, size: Amount | None) -> dict[str, int]:
+def _winner(parent: SourceModel, search: Artifact | None, size: Amount | None) -> dict[str, int]:
     """The shape that the search found best, of the size asked for."""
     if search is None:
         raise ArtifactError("there is no shape to cut to: give --target or --shape, or run `minitron search` first")
@@ -229,7 +232,7 @@ def row(entry: Ranked, sign: int = 1, target: str = "") -> dict[str, Any]:
 
 def _on_candidates(candidates: Sequence[Candidate], blocks: Blocks) -> list[Entry]:
     length = blocks.sequence_length
-    return [ledger.held_out([c.shape], min(SCORE_BLOCKS, len(blocks)) * length, length) for c in candidates]
+    return [compute.held_out([c.shape], min(SCORE_BLOCKS, len(blocks)) * length, length) for c in candidates]
 
 
 def _on_rounds(rounds: list[dict[str, Any]], plan: PrunePlan, config: PruneConfig, length: int) -> Iterator[Entry]:
@@ -237,21 +240,21 @@ def _on_rounds(rounds: list[dict[str, Any]], plan: PrunePlan, config: PruneConfi
     removed = [1] if config.ranking.layers == "perplexity" else []
     for before, scored in pairwise(rounds):
         tokens = scored["samples_scored"] * length
-        yield from ledger.calibration(plan.parent.resize(**before["sizes"]), tokens, length, removed)
+        yield from compute.calibration(plan.parent.resize(**before["sizes"]), tokens, length, removed)
 
 
 def _on_what_it_is_worth(plan: PrunePlan, held_out: Blocks) -> Entry:
     """The parent's loss, and loss and KL of the child before and after."""
     length = held_out.sequence_length
     both = [plan.child, plan.child, plan.parent]  # the loss, and the KL
-    tokens = min(repair.SCORE_BLOCKS, len(held_out)) * length
-    return ledger.held_out([plan.parent, *both, *both], tokens, length)
+    tokens = min(repaired_plan.SCORE_BLOCKS, len(held_out)) * length
+    return compute.held_out([plan.parent, *both, *both], tokens, length)
 
 
-def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
-    trim.write_child(parent.checkpoint, plan, work.path)
+def _write(work: StageBuild, parent: SourceModel, plan: PrunePlan) -> None:
+    stream.write_child(parent.checkpoint, plan, work.path)
     work.write_json("config.json", child_config(parent.checkpoint.config, plan))
-    hf.copy_files(parent.path, work.path, guard.COPIED)
+    hf.copy_files(parent.path, work.path, export_check.COPIED)
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
     with work.hashing():
         _check(work, parent, plan)
@@ -264,11 +267,11 @@ def _write(work: Build, parent: Parent, plan: PrunePlan) -> None:
     }
 
 
-def _check(work: Build, parent: Parent, plan: PrunePlan) -> None:
+def _check(work: StageBuild, parent: SourceModel, plan: PrunePlan) -> None:
     """The export guard: a child that fails is never committed."""
     started = time.monotonic()
     others = {PLAN} | ({CANDIDATES} & {path.name for path in work.path.iterdir()})
-    mode = guard.mode_for(Checkpoint.open(work.path).size_bytes)
-    written = guard.Written(work.path, parent.checkpoint, plan, mode, frozenset(others))
-    work.summary["checks"] = guard.check_child(written)
+    mode = export_check.mode_for(Checkpoint.open(work.path).size_bytes)
+    written = export_check.WrittenChild(work.path, parent.checkpoint, plan, mode, frozenset(others))
+    work.summary["checks"] = export_check.check_child(written)
     work.run["export_check"] = {"compared": mode, "seconds": round(time.monotonic() - started, 3)}

@@ -11,29 +11,31 @@ from typing import Any
 import numpy as np
 
 from minitron_cli import io
-from minitron_cli.checkpoint import fingerprint, hf
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.manifest import MANIFEST
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts import fingerprint
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
+from minitron_cli.artifacts.manifest import MANIFEST
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.checkpoint import hf
+from minitron_cli.cost.lineage import accelerator_hours, lineage, spent
+from minitron_cli.distill.training_run import METRICS, VALIDATION
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT
-from minitron_cli.evaluate.paired import interval
+from minitron_cli.evaluate.statistics import interval
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import data as page_data
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.page import render
+from minitron_cli.scores.scores import Scores
+from minitron_cli.search import candidates
+from minitron_cli.search.candidates import CANDIDATES
 from minitron_cli.spec import Spec
-from minitron_cli.stages import candidates, correct
-from minitron_cli.stages.candidates import CANDIDATES
+from minitron_cli.stages import correct
 from minitron_cli.stages.evaluate import RESULTS
-from minitron_cli.stages.lineage import accelerator_hours, lineage, spent
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Build, Context, produce
 from minitron_cli.stages.prune import PLAN
-from minitron_cli.stages.training import METRICS, VALIDATION
-from minitron_cli.trim.scores import Scores
 
 STAGE, VERSION = "report", 2
 PAGE, CARD = "report.html", "model-card.md"
@@ -64,7 +66,7 @@ def run(context: Context) -> Artifact:
     made = _Made.of(context.workspace)
     config = _config(context.workspace)
 
-    def build(work: Build) -> None:
+    def build(work: StageBuild) -> None:
         content = made.page(config)
         io.write_new(work.path / PAGE, render(content).encode())
         io.write_new(work.path / CARD, _card(content, config, config.title).encode())
@@ -189,7 +191,7 @@ class _Made:
 
     @cached_property
     def _child(self) -> Shape | None:
-        return open_parent(self.prune.path).shape if self.prune else None
+        return open_source_model(self.prune.path).shape if self.prune else None
 
     @cached_property
     def _parent(self) -> Shape | None:
@@ -289,7 +291,7 @@ class _Made:
                 is_chosen=row["shape"].items() <= chosen.items(),
                 rungs=tuple(row["rungs"]),
                 costs={cost: row["costs"][cost] for cost in candidates.costs_of(row) if cost != "parameters"},
-                unsurpassed=frozenset(row["unsurpassed"]),
+                pareto_optimal=frozenset(row["unsurpassed"]),
                 target=row["target"],
             )
 

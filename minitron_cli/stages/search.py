@@ -7,31 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from minitron_cli import io
-from minitron_cli.checkpoint.artifact import Artifact
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
+from minitron_cli.cost import compute
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.loop import train
+from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.importance.processes import join_processes
-from minitron_cli.report import ledger
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.layerwise.processes import join_processes
+from minitron_cli.prune.child_builder import ChildBuilder, read_scores
+from minitron_cli.prune.config import PruneConfig
+from minitron_cli.repair import repaired_plan
 from minitron_cli.search import feasible, halving, rank
+from minitron_cli.search.candidates import CANDIDATES, MEASURED, key
 from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
 from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import Candidate
-from minitron_cli.search.mass import Mass
+from minitron_cli.search.latency_probe import LatencyProbe
 from minitron_cli.search.rank import Ranked
-from minitron_cli.stages import repair
-from minitron_cli.stages.candidates import CANDIDATES, MEASURED, key
-from minitron_cli.stages.crew import Crew
-from minitron_cli.stages.cut import Cutter, read_scores
-from minitron_cli.stages.judge import Judge, sign
-from minitron_cli.stages.parent import Parent
-from minitron_cli.stages.produce import Build, Context, produce
+from minitron_cli.search.retained_importance import RetainedImportance
+from minitron_cli.search.search_objective import SearchObjective, sign
+from minitron_cli.search.work_sharing import WorkerGroup
 from minitron_cli.stages.prune import row
-from minitron_cli.stages.stopwatch import Stopwatch
-from minitron_cli.stages.tokens import blocks_of
-from minitron_cli.trim.spec import PruneConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,12 +43,12 @@ Found = Mapping[str, Sequence[Ranked]]  # what a winner goes by -> its candidate
 
 def run(
     context: Context,
-    parent: Parent,
+    parent: SourceModel,
     scores: Artifact,
     data: DataConfig,
     config: SearchConfig,
     *,
-    teacher: Parent | None = None,
+    teacher: SourceModel | None = None,
     cut: PruneConfig | None = None,
 ) -> Artifact:
     """Score the feasible shapes zero-shot, retrain the best few, and save the order. Each result survives a kill.
@@ -60,13 +60,13 @@ def run(
         parent = parent.untied()
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
-    cutter = Cutter(here, parent, read_scores(scores, parent), config.ranking)
+    cutter = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
     shapes = {
         label: feasible.admitted(parent.shape, config.axes, config.constraints_of(label)) for label in config.labels
     }
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation = blocks_of(context, data, "validation", parent.path)
-    judge = Judge(parent, teacher or parent, here, validation, config)
+    judge = SearchObjective(parent, teacher or parent, here, validation, config)
     mending = _Mending(cutter, cut, ImportanceConfig(**scores.manifest.config), train_blocks) if cut else None
     inputs = {
         "model": parent.fingerprint,
@@ -79,15 +79,15 @@ def run(
         **(mending.inputs() if mending else {}),
     }
 
-    def build(work: Build) -> None:
-        crew = Crew(work, processes)
+    def build(work: StageBuild) -> None:
+        crew = WorkerGroup(work, processes)
         crew.meet()
         judged = mending.cutter_at(work.scratch / f"repair-{processes.rank}") if mending else cutter
         search = _Search(judged, judge, train_blocks, config, crew)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
         _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
         entries = [*search.spent(found), *(mending.spent(found) if mending else ())]
-        work.summary["ledger"] = ledger.as_json(ledger.merged(entries))
+        work.summary["ledger"] = compute.as_json(compute.merged(entries))
         crew.meet()
 
     return produce(
@@ -106,7 +106,7 @@ def _identity(config: SearchConfig) -> SearchConfig:
 class _Mending:
     """What is done to candidates before they are scored, as the winner will be cut. With no repairs, nothing."""
 
-    cutter: Cutter
+    cutter: ChildBuilder
     cut: PruneConfig
     calibration: ImportanceConfig
     train_blocks: Blocks
@@ -115,36 +115,38 @@ class _Mending:
         """DataError if there is too little text for the repairs."""
         if not self.cut.repairs:
             return {}
-        repair.check_enough(self.cut, self.train_blocks)
+        repaired_plan.check_enough(self.cut, self.train_blocks)
         return {"repair": f"{self.cut.repair} on {self.cut.repair_samples} samples"}
 
-    def cutter_at(self, scratch: Path) -> Cutter:
+    def cutter_at(self, scratch: Path) -> ChildBuilder:
         if not self.cut.repairs:
             return self.cutter
-        return repair.mending(self.cutter, self.cut, self.calibration, self.train_blocks, scratch)
+        return repaired_plan.mending(self.cutter, self.cut, self.calibration, self.train_blocks, scratch)
 
-    def spent(self, found: Found) -> list[ledger.Entry]:
+    def spent(self, found: Found) -> list[compute.Entry]:
         """On every candidate once."""
         if not self.cut.repairs:
             return []
         shapes = [entry.candidate.shape for entry in _each_once(found)]
-        mended = [(shape, repair.applicable(self.cutter.plan(shape), self.cut) - {"rescale"}) for shape in shapes]
-        return ledger.repair(self.cutter.parent.shape, mended, *repair.text_of(self.cut, self.train_blocks))
+        mended = [
+            (shape, repaired_plan.applicable(self.cutter.plan(shape), self.cut) - {"rescale"}) for shape in shapes
+        ]
+        return compute.repair(self.cutter.parent.shape, mended, *repaired_plan.text_of(self.cut, self.train_blocks))
 
 
 @dataclass(frozen=True)
 class _Search:
     """One process's part of the work."""
 
-    cutter: Cutter
-    judge: Judge
+    cutter: ChildBuilder
+    judge: SearchObjective
     train_blocks: Blocks
     config: SearchConfig
-    crew: Crew
+    crew: WorkerGroup
 
     def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
         """Those that keep most importance; where a constraint is measured, of those that meet it."""
-        mass = Mass(self.cutter.parent.shape, self.cutter.scores, self.config.ranking)
+        mass = RetainedImportance(self.cutter.parent.shape, self.cutter.scores, self.config.ranking)
         by_mass = sorted(
             (replace(c, costs=dict(c.costs) | {"mass": mass(c.shape)}) for c in admitted),
             key=lambda c: (-c.costs["mass"], c.name),
@@ -154,7 +156,7 @@ class _Search:
             return by_mass[:most]
 
         def timed() -> dict[str, Any]:
-            stopwatch = Stopwatch(self.cutter)
+            stopwatch = LatencyProbe(self.cutter)
             found = feasible.timed(self.cutter.parent.shape, by_mass, constraints, most, stopwatch)
             return {"chosen": [[c.name, dict(c.costs)] for c in found]}
 
@@ -219,17 +221,17 @@ class _Search:
         )
         return self.judge(student)
 
-    def spent(self, found: Found) -> list[ledger.Entry]:
+    def spent(self, found: Found) -> list[compute.Entry]:
         """On candidates, each once whatever sizes it is a candidate for; not on tasks."""
         teacher, length = self.judge.teacher.shape, self.train_blocks.sequence_length
         entries = []
         for entry in _each_once(found):
             shape, rungs = entry.candidate.shape, len(entry.rungs)
             if judges := self.judge.reading(shape):
-                entries.append(ledger.held_out(judges, (1 + rungs) * self.judge.tokens, length))
+                entries.append(compute.held_out(judges, (1 + rungs) * self.judge.tokens, length))
             if rungs:
-                entries += ledger.training(shape, teacher, self.rung_tokens()[rungs - 1], length)
-        return ledger.merged(entries)
+                entries += compute.training(shape, teacher, self.rung_tokens()[rungs - 1], length)
+        return compute.merged(entries)
 
     def _forget(self, dropped: Sequence[Ranked]) -> None:
         """The training state of those that go no further: it is three times their weights in fp32."""
@@ -267,7 +269,7 @@ def training(retrain: Retrain, seed: int) -> Retraining:
 
 
 def _write(
-    work: Build,
+    work: StageBuild,
     config: SearchConfig,
     found: Found,
     counts: Mapping[str, int],

@@ -10,18 +10,18 @@ from typing import Any
 from pydantic import Field
 
 from minitron_cli import io, progress
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.artifact import Artifact
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.tokenizer import train_bpe
+from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.spec import Spec
-from minitron_cli.stages import training
-from minitron_cli.stages.produce import Build, Context, produce
-from minitron_cli.stages.tokens import blocks_of
 
 STAGE, VERSION = "teacher", 1
 
@@ -63,13 +63,13 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
     sources = [source.open() for source in data.sources]
     inputs = {"text": io.digest([corpus.identity for corpus in sources])}
 
-    def build(work: Build) -> None:
+    def build(work: StageBuild) -> None:
         tokenizer = _tokenizer(work, data, config.vocab_size)
         train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
-        models = training.Models(model)
-        result = training.run_loop(context, work, models, train, validation, config.training, name=STAGE)
+        models = training_run.Models(model)
+        result = training_run.run_loop(context, work, models, train, validation, config.training, name=STAGE)
         hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
         hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)
         work.summary |= {"parameters": sum(p.numel() for p in model.parameters()), **result}
@@ -77,7 +77,7 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
 
 
-def _tokenizer(work: Build, data: DataConfig, vocab_size: int) -> Path:
+def _tokenizer(work: StageBuild, data: DataConfig, vocab_size: int) -> Path:
     """A directory with a tokenizer trained on the sources; made once, whole or not at all."""
     final = work.scratch / "tokenizer"
     if not final.is_dir():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import __version__, errors, progress, recipe
-from minitron_cli.cli import show
+from minitron_cli.cli import console
 from minitron_cli.cli.app import COMMANDS
 from tests.cli.program import Run
 
@@ -210,9 +210,9 @@ def test_defaults_in_the_help_are_the_specs_own() -> None:
     from minitron_cli.distill.config import DistillConfig
     from minitron_cli.evaluate.config import EvaluateConfig
     from minitron_cli.importance.config import ImportanceConfig
+    from minitron_cli.prune.config import Budget, PruneConfig
     from minitron_cli.search.config import Retrain, SearchConfig
     from minitron_cli.spec import Quantity
-    from minitron_cli.trim.spec import Budget, PruneConfig
 
     specs = {
         importance.importance: [ImportanceConfig],
@@ -242,9 +242,9 @@ def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(monkeypatch: py
     """90 of 100 steps were done before; one step takes 20 seconds now."""
     printed: list[str] = []
     now = 1000.0
-    monkeypatch.setattr(show.time, "monotonic", lambda: now)
-    console = type("Console", (), {"print": lambda self, text, markup: printed.append(text)})()
-    step = show._Lines(console, "distill", 100, "steps")
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    terminal = type("Console", (), {"print": lambda self, text, markup: printed.append(text)})()
+    step = console._Lines(terminal, "distill", 100, "steps")
     step(90)
     for _ in range(2):
         now += 20

@@ -1,4 +1,4 @@
-from minitron_cli.cli.canvas import HEIGHT, WIDTH, Point, scatter
+from minitron_cli.cli.text_plot import HEIGHT, WIDTH, Point, scatter
 
 
 def test_points_stand_where_they_belong():

@@ -18,7 +18,7 @@ from tests.unit.evaluate import suite_data
 ASKED = ("blocks=40", "--cloze", "cloze.items=30", "cloze.context_words=6", "cloze.continuation_words=2")
 
 
-class Place:
+class KeyPath:
     """A workspace in which a model and another, made up as its child, have been measured."""
 
     def __init__(self, root: Path, tiny: Path) -> None:
@@ -40,11 +40,11 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Place:
-    return Place(tmp_path_factory.mktemp("eval"), tiny)
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> KeyPath:
+    return KeyPath(tmp_path_factory.mktemp("eval"), tiny)
 
 
-def test_the_difference_is_that_of_the_items(place: Place) -> None:
+def test_the_difference_is_that_of_the_items(place: KeyPath) -> None:
     items = json.loads((Path(place.found["path"]) / "items.json").read_text())["models"]
     models = place.found["models"]
     for task, metric in (("perplexity", "loss"), ("cloze", "acc")):
@@ -64,14 +64,14 @@ def test_the_difference_is_that_of_the_items(place: Place) -> None:
     )
 
 
-def test_questions_of_one_document_are_counted_together(place: Place) -> None:
+def test_questions_of_one_document_are_counted_together(place: KeyPath) -> None:
     accuracy = place.found["models"]["child"]["results"]["cloze"]["acc"]
     groups = json.loads((Path(place.found["path"]) / "items.json").read_text())["models"]["child"]["cloze"]["acc"]
     assert accuracy["clusters"] == len(set(groups["groups"])) < accuracy["n"] == 30
     assert place.found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
 
 
-def test_questions_of_few_documents_are_counted_each(place: Place, tiny: Path, tmp_path: Path) -> None:
+def test_questions_of_few_documents_are_counted_each(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
     """Four say little about what documents differ by."""
     texts = (tiny / "text.jsonl").read_text().splitlines()
     for count in (4, 16):
@@ -84,7 +84,7 @@ def test_questions_of_few_documents_are_counted_each(place: Place, tiny: Path, t
         assert (found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
 
 
-def gates(place: Place) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def gates(place: KeyPath) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Kind -> a rule that passes, and one that does not."""
     child = place.found["models"]["child"]
     apart = child["against_parent"]["perplexity"]["loss"]
@@ -132,7 +132,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("passes", [True, False])
-def test_every_kind_of_gate_decides_the_exit_code(place: Place, tmp_path: Path, kind: str, passes: bool) -> None:
+def test_every_kind_of_gate_decides_the_exit_code(place: KeyPath, tmp_path: Path, kind: str, passes: bool) -> None:
     rule = gates(place)[kind][0 if passes else 1]
     file = place.root / "gates.yaml"
     file.write_text(yaml.safe_dump({"rules": [rule]}))
@@ -145,7 +145,7 @@ def test_every_kind_of_gate_decides_the_exit_code(place: Place, tmp_path: Path, 
     assert ("1 of 1 gates missed" in summary.read_text()) is not passes
 
 
-def test_short_gates_files_and_json_come_together(place: Place, tmp_path: Path) -> None:
+def test_short_gates_files_and_json_come_together(place: KeyPath, tmp_path: Path) -> None:
     (tmp_path / "gates.yaml").write_text("minimum: {cloze.acc: 2}\nmaximum: {perplexity.loss: 100}\n")
     result = place.run("--gate", tmp_path / "gates.yaml", "--min", "perplexity.loss=0.1", "--json")
     assert result.exit_code == 4
@@ -154,7 +154,7 @@ def test_short_gates_files_and_json_come_together(place: Place, tmp_path: Path) 
     assert result.stderr.splitlines()[-1].startswith("error: 1 of 3 gates missed: cloze.acc is ")
 
 
-def test_a_summary_is_added_to_what_a_page_has(place: Place, tmp_path: Path) -> None:
+def test_a_summary_is_added_to_what_a_page_has(place: KeyPath, tmp_path: Path) -> None:
     page = tmp_path / "summary.md"
     page.write_text("# Nightly\n")
     for _ in range(2):
@@ -178,7 +178,7 @@ def test_a_summary_is_added_to_what_a_page_has(place: Place, tmp_path: Path) -> 
         ("rules: [{kind: absolute, metric: cloze.acc, min: 0, confidence: 95}]", "confidence is 95"),
     ],
 )
-def test_a_gate_file_that_is_wrong_is_one_sentence(place: Place, tmp_path: Path, text: str, message: str) -> None:
+def test_a_gate_file_that_is_wrong_is_one_sentence(place: KeyPath, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "gates.yaml").write_text(text)
     result = place.run("--gate", tmp_path / "gates.yaml")
     assert result.exit_code == 2, result.stderr
@@ -188,7 +188,7 @@ def test_a_gate_file_that_is_wrong_is_one_sentence(place: Place, tmp_path: Path,
     assert "is no file" in place.run("--gate", tmp_path / "absent.yaml").stderr
 
 
-def test_a_dry_run_of_the_suite_lists_tasks_shots_metrics_and_sources(place: Place, tmp_path: Path) -> None:
+def test_a_dry_run_of_the_suite_lists_tasks_shots_metrics_and_sources(place: KeyPath, tmp_path: Path) -> None:
     data = suite_data.write(tmp_path / "data")
     shutil.rmtree(data / "gsm8k")
     words = (
@@ -215,7 +215,7 @@ def test_a_dry_run_of_the_suite_lists_tasks_shots_metrics_and_sources(place: Pla
     assert "humaneval  " not in shown
 
 
-def test_code_is_not_run_unasked(place: Place, tmp_path: Path) -> None:
+def test_code_is_not_run_unasked(place: KeyPath, tmp_path: Path) -> None:
     data = suite_data.write(tmp_path / "data")
     words = ("--tasks", "mbpp", "--task-data", data, "--no-perplexity")
     result = invoke("eval", place.child, *words, *place.runs)
@@ -223,12 +223,12 @@ def test_code_is_not_run_unasked(place: Place, tmp_path: Path) -> None:
     assert "add --allow-code-execution" in result.stderr
 
 
-def test_speed_stands_beside_the_result_and_not_in_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_stands_beside_the_result_and_not_in_it(place: KeyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {
         "peak_bytes": 2 << 20,
         "libraries_bytes": 1 << 20,
     }  # a process each, in tests/unit/evaluate/test_speed.py
-    monkeypatch.setattr("minitron_cli.evaluate.speed.peak_memory", lambda *a, **k: measured)
+    monkeypatch.setattr("minitron_cli.evaluate.generation_speed.peak_memory", lambda *a, **k: measured)
     words = ("--speed", "speed.prompt_tokens=16", "speed.new_tokens=4", "speed.rounds=2", "--no-cloze")
     result = invoke("eval", place.child, "blocks=40", *words, *place.runs, "--json")
     assert result.exit_code == 0, result.stderr
@@ -252,25 +252,25 @@ def test_speed_stands_beside_the_result_and_not_in_it(place: Place, monkeypatch:
     assert "decode tokens/s" in shown.stderr
 
 
-def test_more_tokens_than_positions_are_refused_before_generating(place: Place) -> None:
+def test_more_tokens_than_positions_are_refused_before_generating(place: KeyPath) -> None:
     result = place.run("--speed", "speed.prompt_tokens=4000")
     assert result.exit_code == 2
     assert "lower speed.prompt_tokens or speed.new_tokens" in result.stderr
 
 
-def test_a_text_too_short_for_questions_says_so(place: Place) -> None:
+def test_a_text_too_short_for_questions_says_so(place: KeyPath) -> None:
     result = invoke("eval", place.child, "--cloze", "cloze.context_words=2000", "--no-perplexity", *place.runs)
     assert result.exit_code == 2
     assert "lower choices, context_words or continuation_words" in result.stderr
 
 
-def test_the_same_command_twice_measures_the_same(place: Place, tiny: Path) -> None:
+def test_the_same_command_twice_measures_the_same(place: KeyPath, tiny: Path) -> None:
     assert place.json(place.parent, place.child)["path"] == place.found["path"]
     alone = invoke("eval", place.parent, "blocks=2", *place.runs, "--json")
     assert json.loads(alone.stdout)["models"].keys() == {"parent"}
 
 
-def test_a_child_may_be_called_parent(place: Place) -> None:
+def test_a_child_may_be_called_parent(place: KeyPath) -> None:
     called = shutil.copytree(place.child, place.root / "parent", dirs_exist_ok=True)
     found = json.loads(invoke("eval", called, "blocks=2", *place.runs, "--json").stdout)["models"]
     assert found.keys() == {"parent", "parent-1"}

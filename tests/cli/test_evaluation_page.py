@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minitron_cli import document
+from minitron_cli import yaml_document
 from minitron_cli.evaluate.config import SUITES, Gates
 from tests.cli.program import Run, invoke
 from tests.tiny import write_tiny
@@ -67,7 +67,7 @@ def test_the_workflow_measures_and_gates(run: Run, tiny: Path, tmp_path: Path, m
 
 
 def test_the_gate_file_is_read_strictly() -> None:
-    gates = document.check(Gates, document.parse(block("gates.yaml"), "gates.yaml"))
+    gates = yaml_document.check(Gates, yaml_document.parse(block("gates.yaml"), "gates.yaml"))
     assert {rule.kind for rule in gates.rules} == {"absolute", "parent", "baseline"}
 
 

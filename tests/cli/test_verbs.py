@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from minitron_cli.checkpoint.fingerprint import of_directory
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.fingerprint import of_directory
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import Interrupted
 from tests.cli.program import invoke
 
@@ -21,7 +21,7 @@ CUT = ("prune", "--shape", "hidden=32,ffn=64", "--drop-layers", "1-2")
 TRAINING = ("--batch-size", 2, "--micro-batch-size", 2, "--warmup-steps", 1, "eval_blocks=2")
 
 
-class Place:
+class KeyPath:
     """A directory with a tiny model, and what was made there."""
 
     def __init__(self, root: Path, tiny: Path) -> None:
@@ -52,58 +52,58 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> KeyPath:
     """After `importance`."""
-    place = Place(tmp_path_factory.mktemp("verbs"), tiny)
+    place = KeyPath(tmp_path_factory.mktemp("verbs"), tiny)
     place.importance()
     return place
 
 
 @pytest.fixture(scope="module")
-def exported(place: Place) -> dict[str, Any]:
+def exported(place: KeyPath) -> dict[str, Any]:
     return place.run(*CUT, "-o", place.root / "out/small")
 
 
 @pytest.fixture
-def pruned(place: Place, exported: dict[str, Any]) -> dict[str, Any]:
+def pruned(place: KeyPath, exported: dict[str, Any]) -> dict[str, Any]:
     """Current again, whatever the test before has cut."""
     return place.run(*CUT)
 
 
 @pytest.fixture
-def distilled(place: Place, pruned: dict[str, Any]) -> dict[str, Any]:
+def distilled(place: KeyPath, pruned: dict[str, Any]) -> dict[str, Any]:
     return place.run("distill", "--steps", 2, *TRAINING)
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, tiny: Path) -> Place:
-    return Place(tmp_path, tiny)
+def fresh(tmp_path: Path, tiny: Path) -> KeyPath:
+    return KeyPath(tmp_path, tiny)
 
 
 def hashes(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
 
 
-def test_importance_scores_every_layer_and_is_up_to_date_the_second_time(place: Place) -> None:
+def test_importance_scores_every_layer_and_is_up_to_date_the_second_time(place: KeyPath) -> None:
     first, second = place.importance(), place.importance()
     assert len(first["layers"]["block_importance"]) == len(first["layers"]["perplexity"]) == 4
     assert first["path"] == second["path"]
     assert first["run"] == second["run"]  # the clock of the run that made it: it was not made again
 
 
-def test_a_changed_setting_is_another_artifact_beside_the_first(place: Place) -> None:
+def test_a_changed_setting_is_another_artifact_beside_the_first(place: KeyPath) -> None:
     other = place.importance("batch_size=4")
     assert len(place.workspace.artifacts("importance")) == 2
     place.importance()
     assert place.workspace.current("importance").path != Path(other["path"])
 
 
-def test_prune_cuts_what_it_was_told_to(place: Place, pruned: dict[str, Any]) -> None:
+def test_prune_cuts_what_it_was_told_to(place: KeyPath, pruned: dict[str, Any]) -> None:
     child = pruned["summary"]["child"]["sizes"]
     assert (child["layer"], child["hidden"], child["ffn"], child["head"]) == (2, 32, 64, 8)
 
 
-def test_prune_mends_what_it_cut_and_says_what_that_was_worth(place: Place, pruned: dict[str, Any]) -> None:
+def test_prune_mends_what_it_cut_and_says_what_that_was_worth(place: KeyPath, pruned: dict[str, Any]) -> None:
     plain = place.run(*CUT, "--repair", "none")
     assert plain["summary"]["child"] == pruned["summary"]["child"]
     assert "repair" not in plain["summary"]
@@ -113,7 +113,7 @@ def test_prune_mends_what_it_cut_and_says_what_that_was_worth(place: Place, prun
     assert "leave --untie out" in place.run(*CUT, "--untie", code=2)
 
 
-def test_the_output_is_a_checkpoint_that_transformers_loads(place: Place, pruned: dict[str, Any]) -> None:
+def test_the_output_is_a_checkpoint_that_transformers_loads(place: KeyPath, pruned: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(place.root / "out/small")
@@ -121,28 +121,28 @@ def test_the_output_is_a_checkpoint_that_transformers_loads(place: Place, pruned
     assert len(AutoTokenizer.from_pretrained(place.root / "out/small")) == 300
 
 
-def test_the_output_is_the_artifact_byte_for_byte_and_its_own_files(place: Place, pruned: dict[str, Any]) -> None:
+def test_the_output_is_the_artifact_byte_for_byte_and_its_own_files(place: KeyPath, pruned: dict[str, Any]) -> None:
     copied, made = hashes(place.root / "out/small"), hashes(Path(pruned["path"]))
     assert copied == {name: sha256 for name, sha256 in made.items() if name not in ("manifest.json", "run.json")}
     weights = "model.safetensors"
     assert not (place.root / "out/small" / weights).samefile(Path(pruned["path"]) / weights)
 
 
-def test_an_output_that_exists_is_refused_before_any_work(place: Place, pruned: dict[str, Any]) -> None:
+def test_an_output_that_exists_is_refused_before_any_work(place: KeyPath, pruned: dict[str, Any]) -> None:
     before = len(place.workspace.artifacts("prune"))
     said = place.run("prune", "--shape", "hidden=16", "-o", place.root / "out", code=2)
     assert "exists, and nothing is written over: choose a new directory" in said
     assert len(place.workspace.artifacts("prune")) == before
 
 
-def test_a_target_picks_a_shape_within_the_tolerance(place: Place) -> None:
+def test_a_target_picks_a_shape_within_the_tolerance(place: KeyPath) -> None:
     made = place.run("prune", "--width", "--target", "120k", "--tolerance", 0.1, "--candidates", 2)
     assert abs(made["summary"]["child"]["parameters"] / 120_000 - 1) <= 0.1
     assert [c["zero_shot"] for c in made["candidates"]] == sorted(c["zero_shot"] for c in made["candidates"])
     assert made["summary"]["child"]["sizes"]["layer"] == 4
 
 
-def test_search_finds_a_shape_that_prune_then_cuts(place: Place) -> None:
+def test_search_finds_a_shape_that_prune_then_cuts(place: KeyPath) -> None:
     found = place.run(
         *("search", "--target", "120k", "--tolerance", 0.1, "--candidates", 3, "--top", 2),
         *("--retrain-tokens", 64, "--batch-size", 2, "retrain.micro_batch_size=2", "retrain.warmup_steps=1"),
@@ -154,25 +154,25 @@ def test_search_finds_a_shape_that_prune_then_cuts(place: Place) -> None:
     assert found["summary"]["best"].items() <= made["summary"]["child"]["sizes"].items()
 
 
-def test_search_without_retraining_trusts_the_zero_shot_order(place: Place) -> None:
+def test_search_without_retraining_trusts_the_zero_shot_order(place: KeyPath) -> None:
     found = place.run("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 2, "score_blocks=2")
     assert all(c["retrained"] is None for c in found["candidates"])
 
 
-def test_distill_trains_the_pruned_model(place: Place, distilled: dict[str, Any]) -> None:
+def test_distill_trains_the_pruned_model(place: KeyPath, distilled: dict[str, Any]) -> None:
     assert distilled["label"] == "distilled"
     assert distilled["summary"]["tokens"] == 2 * 2 * 16
     assert distilled["summary"]["sizes"]["hidden"] == 32
 
 
-def test_controls_go_by_their_own_names(place: Place, distilled: dict[str, Any]) -> None:
+def test_controls_go_by_their_own_names(place: KeyPath, distilled: dict[str, Any]) -> None:
     control = place.run("distill", "--tokens", 32, *TRAINING, "--objective", "ce", "--init", "random")
     assert control["label"] == "random-init-ce"
     assert control["summary"]["steps"] == 1
     place.run("distill", "--steps", 2, *TRAINING)  # the student is the current one again, and nothing is trained
 
 
-def test_eval_measures_what_was_made_beside_the_parent(place: Place, distilled: dict[str, Any]) -> None:
+def test_eval_measures_what_was_made_beside_the_parent(place: KeyPath, distilled: dict[str, Any]) -> None:
     found = place.run("eval", "blocks=2")
     assert found["summary"]["models"] == ["parent", "pruned", "distilled"]
     assert "kl" in found["models"]["distilled"]["results"]["perplexity"]
@@ -182,31 +182,31 @@ def test_eval_measures_what_was_made_beside_the_parent(place: Place, distilled: 
     assert "did you mean" in place.run("eval", "blocks=2", "--max", "perplexity.los=1", code=2)
 
 
-def test_models_stand_in_the_order_they_were_made(place: Place, distilled: dict[str, Any]) -> None:
+def test_models_stand_in_the_order_they_were_made(place: KeyPath, distilled: dict[str, Any]) -> None:
     shown = invoke("eval", "blocks=2", "--runs-dir", place.root / "runs").stderr
     header = next(line for line in shown.splitlines() if "parent" in line)
     assert header.split() == ["parent", "pruned", "distilled"]
 
 
-def test_a_recipe_given_to_a_verb_is_read_to_the_end(place: Place) -> None:
+def test_a_recipe_given_to_a_verb_is_read_to_the_end(place: KeyPath) -> None:
     recipe = place.root / "typo.yaml"
     recipe.write_text(f"model: {place.model}\ndata: {{sources: []}}\nimportence: {{samples: 3}}\n")
     said = place.run("importance", "--recipe", recipe, "--run", "model", code=2)
     assert said == f"{recipe}:3: importence is not a known key; did you mean importance?"
 
 
-def test_eval_measures_a_model_that_belongs_to_no_workspace(fresh: Place) -> None:
+def test_eval_measures_a_model_that_belongs_to_no_workspace(fresh: KeyPath) -> None:
     found = fresh.run("eval", fresh.model, "--data", fresh.text, "--sequence-length", 16, "blocks=2")
     assert found["summary"]["models"] == ["parent"]
 
 
-def test_eval_takes_models_by_directory(place: Place, pruned: dict[str, Any]) -> None:
+def test_eval_takes_models_by_directory(place: KeyPath, pruned: dict[str, Any]) -> None:
     found = place.run("eval", place.root / "out/small", "blocks=2")
     assert found["summary"]["models"] == ["parent", "small"]
     assert "is not a directory" in place.run("eval", "nowhere", code=2)
 
 
-def test_show_tells_every_stage(place: Place, distilled: dict[str, Any]) -> None:
+def test_show_tells_every_stage(place: KeyPath, distilled: dict[str, Any]) -> None:
     stages = [made["stage"] for made in place.run("show")]
     assert stages[0] == "importance"
     assert {"prune", "distill"} <= set(stages)
@@ -216,7 +216,7 @@ def test_show_tells_every_stage(place: Place, distilled: dict[str, Any]) -> None
     assert "block importance" in people.stderr
 
 
-def test_show_adds_up_what_a_student_cost(place: Place, distilled: dict[str, Any]) -> None:
+def test_show_adds_up_what_a_student_cost(place: KeyPath, distilled: dict[str, Any]) -> None:
     found = place.run("show", "cost")
     entries = [entry for artifact in found["ledger"].values() for entry in artifact]
     assert [name.partition("-")[0] for name in found["ledger"]] == ["importance", "prune", "distill"]
@@ -228,7 +228,7 @@ def test_show_adds_up_what_a_student_cost(place: Place, distilled: dict[str, Any
     assert "importance: calibration" in people
 
 
-def test_what_a_cut_passed_and_how_it_is_served_is_shown(place: Place, pruned: dict[str, Any]) -> None:
+def test_what_a_cut_passed_and_how_it_is_served_is_shown(place: KeyPath, pruned: dict[str, Any]) -> None:
     served = {row["reader"]: row for row in pruned["summary"]["serving"]}
     assert served["GGUF K-quants"]["level"] == "slower"
     assert served["GGUF K-quants"]["nearest"] == {}  # a block is longer than the parent is wide
@@ -239,13 +239,13 @@ def test_what_a_cut_passed_and_how_it_is_served_is_shown(place: Place, pruned: d
     assert "headers, files, copies, config, finite, weights, live" in people
 
 
-def test_inspect_tells_how_a_model_is_served(place: Place) -> None:
+def test_inspect_tells_how_a_model_is_served(place: KeyPath) -> None:
     rows = json.loads(invoke("inspect", place.model, "--json").stdout)["serving"]
     assert {"reader": "llama.cpp", "level": "ok", "reason": "it reads head_dim", "nearest": {}} in rows
     assert "it reads head_dim" in invoke("inspect", place.model).stderr
 
 
-def test_report_is_one_page(place: Place, distilled: dict[str, Any]) -> None:
+def test_report_is_one_page(place: KeyPath, distilled: dict[str, Any]) -> None:
     made = place.run("report", "-o", place.root / "page.html")
     page = (place.root / "page.html").read_text()
     assert page == (Path(made["path"]) / "report.html").read_text()
@@ -253,7 +253,7 @@ def test_report_is_one_page(place: Place, distilled: dict[str, Any]) -> None:
     assert "nearest shape without" in page
 
 
-def test_a_dry_run_says_what_changed_and_writes_nothing(place: Place) -> None:
+def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
     before = sorted(place.root.rglob("*"))
     planned = place.run("prune", "--shape", "hidden=48", "--dry-run")
     assert planned["stage"] == "prune"
@@ -284,7 +284,9 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: Place) -> None:
         (("show", "--run", "../x"), "workspace name '../x'"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_exit_2(place: Place, arguments: tuple[Any, ...], message: str) -> None:
+def test_what_cannot_be_done_is_one_sentence_and_exit_2(
+    place: KeyPath, arguments: tuple[Any, ...], message: str
+) -> None:
     assert message in place.run(*arguments, code=2)
 
 
@@ -302,18 +304,18 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_2(place: Place, arguments:
     ],
 )
 def test_what_is_missing_is_named_and_nothing_is_left_behind(
-    fresh: Place, arguments: tuple[Any, ...], message: str
+    fresh: KeyPath, arguments: tuple[Any, ...], message: str
 ) -> None:
     assert message in fresh.run(*arguments, code=2)
     assert not list(fresh.root.iterdir())
 
 
-def test_importance_without_text_asks_for_it(fresh: Place) -> None:
+def test_importance_without_text_asks_for_it(fresh: KeyPath) -> None:
     assert "no text is named: add --data" in fresh.run("importance", fresh.model, code=2)
     assert not list(fresh.root.iterdir())
 
 
-def test_scores_of_another_model_are_refused(place: Place, tmp_path: Path) -> None:
+def test_scores_of_another_model_are_refused(place: KeyPath, tmp_path: Path) -> None:
     import shutil
 
     from tests.tiny import write_tiny
@@ -327,7 +329,7 @@ def test_scores_of_another_model_are_refused(place: Place, tmp_path: Path) -> No
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_workspace(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: KeyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minitron_cli.stages import prune
 
@@ -342,7 +344,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_workspace(
 
 
 def test_an_interrupted_command_is_continued_without_saying_it_all_again(
-    fresh: Place, monkeypatch: pytest.MonkeyPatch
+    fresh: KeyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minitron_cli.stages import importance
 
@@ -356,7 +358,7 @@ def test_an_interrupted_command_is_continued_without_saying_it_all_again(
     assert fresh.run("importance", "--samples", 4)["summary"]["samples"] == 4
 
 
-def test_a_recipe_runs_end_to_end_and_is_up_to_date_afterwards(fresh: Place) -> None:
+def test_a_recipe_runs_end_to_end_and_is_up_to_date_afterwards(fresh: KeyPath) -> None:
     recipe = fresh.recipe(
         """\
 prune: {shape: {ffn: 64}}
@@ -385,7 +387,7 @@ evaluate: {blocks: 2, gates: {maximum: {perplexity.loss: 0.001}}}
     assert fresh.run("prune", "--shape", "ffn=32")["summary"]["child"]["sizes"]["ffn"] == 32
 
 
-def test_a_recipe_corrects_its_teacher_and_compares_with_a_random_cut(fresh: Place) -> None:
+def test_a_recipe_corrects_its_teacher_and_compares_with_a_random_cut(fresh: KeyPath) -> None:
     recipe = fresh.recipe(
         """\
 prune: {shape: {ffn: 64, hidden: 48}, drop_layers: [1]}
@@ -420,7 +422,7 @@ evaluate: {blocks: 2}
     assert shown[0]["summary"]["steps"] == 1
 
 
-def test_distill_learns_from_the_corrected_original_where_there_is_one(place: Place, pruned: dict[str, Any]) -> None:
+def test_distill_learns_from_the_corrected_original_where_there_is_one(place: KeyPath, pruned: dict[str, Any]) -> None:
     def teacher_of(*more: Any) -> str:
         path = Path(place.run("distill", "--steps", 1, *TRAINING, *more)["path"])
         return str(json.loads((path / "manifest.json").read_text())["inputs"]["teacher"])
@@ -435,7 +437,7 @@ def test_distill_learns_from_the_corrected_original_where_there_is_one(place: Pl
 
 
 @pytest.mark.slow
-def test_several_processes_speak_with_one_voice_and_one_exit_code(place: Place, pruned: dict[str, Any]) -> None:
+def test_several_processes_speak_with_one_voice_and_one_exit_code(place: KeyPath, pruned: dict[str, Any]) -> None:
     def distill(*more: Any) -> subprocess.CompletedProcess[str]:
         words = ("distill", "--gpus", 2, "--device", "cpu", "--batch-size", 4, "--micro-batch-size", 1, *more)
         command = [sys.executable, "-m", "minitron_cli", *map(str, words), "--runs-dir", str(place.root / "runs")]
@@ -451,7 +453,7 @@ def test_several_processes_speak_with_one_voice_and_one_exit_code(place: Place, 
 
 
 @pytest.mark.slow
-def test_several_processes_score_what_one_does(place: Place) -> None:
+def test_several_processes_score_what_one_does(place: KeyPath) -> None:
     place.importance()
     words = ("importance", place.model, "--data", place.text, "--sequence-length", 16, "--samples", 8)
     apart = ("--runs-dir", place.root / "two", "--json")
@@ -465,7 +467,7 @@ def test_several_processes_score_what_one_does(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_search_what_one_does(place: Place) -> None:
+def test_several_processes_search_what_one_does(place: KeyPath) -> None:
     place.importance()
     words = ("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 4, "score_blocks=4")
     one = hashes(Path(place.run(*words)["path"]))
@@ -478,7 +480,7 @@ def test_several_processes_search_what_one_does(place: Place) -> None:
     assert two["run.json"] != one["run.json"]
 
 
-def test_show_importance_ranks_plots_and_compares(place: Place, pruned: dict[str, Any]) -> None:
+def test_show_importance_ranks_plots_and_compares(place: KeyPath, pruned: dict[str, Any]) -> None:
     drawn = place.root / "importance.svg"
     (found,) = place.run("show", "importance", "--plot", drawn)
     assert set(found["agreement"]) == set(found["axes"]) == {"head", "ffn", "hidden"}
@@ -492,7 +494,7 @@ def test_show_importance_ranks_plots_and_compares(place: Place, pruned: dict[str
     assert "agreement with l2 of mean" in invoke("show", "importance", "--runs-dir", place.root / "runs").stderr
 
 
-def test_completions_are_scored_without_their_prompts(place: Place, tmp_path: Path) -> None:
+def test_completions_are_scored_without_their_prompts(place: KeyPath, tmp_path: Path) -> None:
     def measured(prompt: str, completion: str) -> Any:
         row = {"prompt": prompt * 9, "completion": completion * 9}
         (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 20)
@@ -503,7 +505,7 @@ def test_completions_are_scored_without_their_prompts(place: Place, tmp_path: Pa
     place.importance()
 
 
-def test_importance_holds_one_layer_at_a_time_if_told_to(place: Place) -> None:
+def test_importance_holds_one_layer_at_a_time_if_told_to(place: KeyPath) -> None:
     one_by_one, whole = place.importance("--layer-major"), place.importance("--resident")
     for name in ("block_importance", "nll"):
         assert one_by_one["layers"][name] == pytest.approx(whole["layers"][name], rel=1e-5)
@@ -511,7 +513,7 @@ def test_importance_holds_one_layer_at_a_time_if_told_to(place: Place) -> None:
 
 
 def test_the_commands_of_a_report_make_the_same_again(
-    fresh: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: KeyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minitron_cli.stages.report import card
 
@@ -530,7 +532,7 @@ def test_the_commands_of_a_report_make_the_same_again(
         assert again.fingerprint == fresh.workspace.current(stage).fingerprint  # type: ignore[union-attr]
 
 
-def test_push_lists_the_checkpoint_and_its_card(place: Place, pruned: dict[str, Any]) -> None:
+def test_push_lists_the_checkpoint_and_its_card(place: KeyPath, pruned: dict[str, Any]) -> None:
     from huggingface_hub import ModelCard
 
     from minitron_cli.stages.report import card
@@ -548,7 +550,7 @@ def test_push_lists_the_checkpoint_and_its_card(place: Place, pruned: dict[str, 
     assert "model.safetensors" in shown
 
 
-def test_push_says_in_a_sentence_why_it_cannot(place: Place, pruned: dict[str, Any], fresh: Place) -> None:
+def test_push_says_in_a_sentence_why_it_cannot(place: KeyPath, pruned: dict[str, Any], fresh: KeyPath) -> None:
     assert "write OWNER/NAME" in place.run("push", "not a name", code=2)
     assert "run `minitron prune` first" in fresh.run("push", "me/small", "--run", "x", code=2)
     assert "HF_HUB_OFFLINE is set; unset it to push" in place.run("push", "me/small", code=3)

@@ -16,9 +16,9 @@ from minitron_cli import io
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.trim import write_child
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import write_child
 from tests.conformance.masked import random_cut
 from tests.tiny import tiny_model
 

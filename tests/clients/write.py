@@ -15,10 +15,10 @@ from transformers import GenerationConfig
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.families import FAMILIES
+from minitron_cli.prune.config import PruneConfig
 from minitron_cli.stages import importance, prune
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim.spec import PruneConfig
 from tests.unit.stages.place import context, data, write_place
 
 CUTS: dict[str, dict[str, int]] = {
@@ -69,7 +69,7 @@ def main(root: Path) -> None:
 
 def _cases(root: Path, model_type: str) -> list[dict[str, Any]]:
     write_place(root, model_type, **(PARENT | OPTIONS.get(model_type, {})))
-    parent, here = open_parent(root / "model"), context(root / "runs")
+    parent, here = open_source_model(root / "model"), context(root / "runs")
     scores = importance.run(here, parent, data(root), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))
     cases = []
     for name, sizes in CUTS.items():

@@ -64,7 +64,7 @@ def test_limits_are_where_they_are_said_to_be(kind):
 def test_it_says_what_it_demands(kind):
     constraint = kind() if kind is Serving else kind(at_most="50%")
     assert constraint.says(2000.0)
-    assert constraint.spelled(3.0)
+    assert constraint.format(3.0)
     assert kind.model_fields["kind"].default == constraint.kind
     assert kind.__doc__
 

@@ -10,13 +10,13 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import FAMILIES, family_of
-from minitron_cli.model.live import disk_tensors
+from minitron_cli.model.runtime_tensors import disk_tensors
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.iterative_pruning import shapes_between
+from minitron_cli.prune.limits import refusal
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.search import space
-from minitron_cli.stages.rounds import shapes_between
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.refusal import refusal
-from minitron_cli.trim.trim import cut_in_memory
 from tests.conformance.masked import masked, random_cut
 from tests.conformance.test_families import (
     BOTH,
@@ -83,7 +83,7 @@ def test_a_router_that_does_not_norm_its_weights(parents, is_normed, tokens, tmp
 def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, random_cut(model.config, 1, **CUTS["everything"]))
-    tensors = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    tensors = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     child = hf.model_of(child_config(checkpoint.config, plan), tensors)
     on_disk = write(checkpoint, plan, tmp_path / "child")
     assert torch.equal(logits_of(child, tokens), logits_of(reload(on_disk), tokens))

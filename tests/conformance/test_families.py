@@ -19,11 +19,11 @@ from minitron_cli.errors import InputError
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.config import Ranking
+from minitron_cli.prune.plan import PrunePlan, make_plan
+from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.plan import PrunePlan, make_plan
-from minitron_cli.trim.spec import Ranking
-from minitron_cli.trim.trim import cut_in_memory, write_child
 from tests.anatomy import ANATOMY, anatomy
 from tests.conformance.masked import Cut, masked, random_cut
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
@@ -328,9 +328,9 @@ def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, cut, tmp_p
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
     plan = plan_of(model, some_cut(model, 9, cut))
     # blocks of at most three rows of the widest matrix, so that every matrix is cut in several pieces
-    monkeypatch.setattr("minitron_cli.trim.trim.blocks.__defaults__", (3 * 64 * 4,))
+    monkeypatch.setattr("minitron_cli.prune.stream.blocks.__defaults__", (3 * 64 * 4,))
     directory = write(checkpoint, plan, tmp_path / "child")
-    in_memory = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    in_memory = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     streamed = stored(directory)
     assert streamed.keys() == in_memory.keys() == plan.child.tensors().keys()
     assert all(torch.equal(streamed[name], in_memory[name]) for name in streamed)
@@ -340,9 +340,9 @@ def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, cut, tmp_p
 def test_a_live_models_state_is_cut_like_its_checkpoint(parents, model_type):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_cut(model, 9, "all"))
-    from_disk = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    from_disk = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     state = hf.stored_tensors(model)
-    live = cut_in_memory(plan, state, state.__getitem__)
+    live = prune_in_memory(plan, state, state.__getitem__)
     assert live.keys() == from_disk.keys()
     assert all(torch.equal(live[name], from_disk[name]) for name in live)
 
@@ -352,7 +352,7 @@ def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_cut(model, 4, "all"))
     whole = write(checkpoint, plan, tmp_path / "whole")
-    tensors = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    tensors = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     sharded = tmp_path / "sharded"
     sharded.mkdir()
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
@@ -510,9 +510,15 @@ def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     fields = {family.sizes[axis]: axis for axis in ("layer", "hidden", "ffn", "head")}
     assert {name: child[name] for name in fields} == {name: plan.child.sizes[axis] for name, axis in fields.items()}
     lists = {"layer_types", "no_rope_layers", "max_window_layers"}
-    spelled = {"torch_dtype", "transformers_version", "head_dim", "num_key_value_heads", *rope_of(model_type, "")[1]}
-    spelled |= family.spelled.keys()
-    for name in (child.keys() | checkpoint.config.keys()) - fields.keys() - lists - spelled:
+    older = {
+        "torch_dtype",
+        "transformers_version",
+        "head_dim",
+        "num_key_value_heads",
+        *rope_of(model_type, "")[1],
+    }
+    older |= family.config_aliases.keys()
+    for name in (child.keys() | checkpoint.config.keys()) - fields.keys() - lists - older:
         assert child[name] == checkpoint.config[name], name
 
 

@@ -16,7 +16,7 @@ def cell(family: Family, axis: str) -> str:
         return "-"
     if axis == "layer":
         return "whole periods" if family.layer_pattern else "exact"
-    if axis in ("head", "kv_head") and family.heads_stay:
+    if axis in ("head", "kv_head") and family.heads_not_prunable:
         return "refused"
     other = {"head": "hidden", "hidden": "head"}.get(axis, "")
     if other and "head_dim" not in family.sizes:
@@ -49,4 +49,4 @@ def test_every_word_of_the_table_is_explained():
     for word in words - {"-"}:
         assert f"**{word}**" in text, word
     for family in FAMILIES.values():
-        assert not family.heads_stay or family.heads_stay in " ".join(text.split())
+        assert not family.heads_not_prunable or family.heads_not_prunable in " ".join(text.split())

@@ -16,10 +16,10 @@ from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.errors import RunFailed
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim import guard
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.trim import write_child
+from minitron_cli.prune import export_check
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import write_child
 from tests.conformance.masked import random_cut
 from tests.tiny import tiny_model
 
@@ -58,7 +58,7 @@ def children(tmp_path_factory, tokenizer):
             (root / "child").mkdir()
             write_child(source, plan, root / "child")
             io.write_new_json(root / "child" / "config.json", child_config(source.config, plan))
-            hf.copy_files(source.path, root / "child", guard.COPIED)
+            hf.copy_files(source.path, root / "child", export_check.COPIED)
             known[key] = (source, plan, root / "child")
         return known[key]
 
@@ -70,7 +70,10 @@ def children(tmp_path_factory, tokenizer):
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_every_familys_child_passes(children, model_type, tied, mode):
     source, plan, child = children(model_type, tie_word_embeddings=tied)
-    assert guard.check_child(guard.Written(child, source, plan, mode)) == [*guard.CHECKS, "live"]
+    assert export_check.check_child(export_check.WrittenChild(child, source, plan, mode)) == [
+        *export_check.CHECKS,
+        "live",
+    ]
 
 
 @MODES
@@ -80,7 +83,9 @@ def test_rounding_to_16_bits_is_no_fault(children, dtype, mode, tmp_path):
     for name, path in (("parent", source.path), ("child", child)):
         shutil.copytree(path, tmp_path / name)
         edit_weights(tmp_path / name, lambda t: t.update({n: x.to(dtype) for n, x in t.items()}))
-    guard.check_child(guard.Written(tmp_path / "child", Checkpoint.open(tmp_path / "parent"), plan, mode))
+    export_check.check_child(
+        export_check.WrittenChild(tmp_path / "child", Checkpoint.open(tmp_path / "parent"), plan, mode)
+    )
 
 
 def edit_weights(directory: Path, edit) -> None:
@@ -198,7 +203,7 @@ def test_a_spoilt_child_is_refused(children, spoil, mode, tmp_path):
     child = shutil.copytree(written, tmp_path / "child")
     spoil(child)
     with pytest.raises(RunFailed, match=f"failed its '({check})' check and was not kept"):
-        guard.check_child(guard.Written(child, source, plan, mode))
+        export_check.check_child(export_check.WrittenChild(child, source, plan, mode))
 
 
 @pytest.mark.parametrize(
@@ -215,36 +220,36 @@ def test_a_spoilt_child_is_refused(children, spoil, mode, tmp_path):
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_the_loaded_model_tells_as_well(children, spoil, mode, what, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "CHECKS", {})
+    monkeypatch.setattr(export_check, "CHECKS", {})
     source, plan, written = children("llama")
     child = shutil.copytree(written, tmp_path / "child")
     spoil(child)
     with pytest.raises(RunFailed, match=what):
-        guard.check_child(guard.Written(child, source, plan, mode))
+        export_check.check_child(export_check.WrittenChild(child, source, plan, mode))
 
 
 @pytest.mark.parametrize("kind", ["sliding_attention", "full_attention"])
 def test_a_sliver_stands_for_every_kind_of_layer(children, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "CHECKS", {})
+    monkeypatch.setattr(export_check, "CHECKS", {})
     source, plan, written = children("gemma2", {"hidden": 24, "ffn": 20})
     kinds = json.loads((written / "config.json").read_text())["layer_types"]
     last = max(i for i, name in enumerate(kinds) if name == kind)
     child = shutil.copytree(written, tmp_path / "child")
     edit_weights(child, lambda t: swap(t, layer(last, "mlp.gate_proj"), layer(last, "mlp.up_proj")))
     with pytest.raises(RunFailed, match=r"gate_proj.weight is loaded with other numbers"):
-        guard.check_child(guard.Written(child, source, plan, "sampled"))
+        export_check.check_child(export_check.WrittenChild(child, source, plan, "sampled"))
 
 
 def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children, monkeypatch):
     source, plan, child = children("llama")
-    written = guard.Written(child, source, plan, "whole")
-    monkeypatch.setattr(guard, "_check_state", lambda *_: None)
+    written = export_check.WrittenChild(child, source, plan, "whole")
+    monkeypatch.setattr(export_check, "_check_state", lambda *_: None)
 
     def refused(change, match):
         found, wanted = next(written.models())
         change(found)
         with pytest.raises(Exception, match=match):
-            guard._check_live(written, found, wanted)
+            export_check._check_live(written, found, wanted)
 
     refused(lambda m: m.model.norm.weight.data.mul_(torch.linspace(1, 1.01, 24)), "its logits are .* away")
     refused(lambda m: m.set_output_embeddings(m.get_input_embeddings()), "are tied once loaded")
@@ -258,8 +263,8 @@ def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children
 
 def test_memory_decides_what_is_compared(monkeypatch):
     monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: 10_000)
-    assert guard.mode_for(2_000) == "whole"
-    assert guard.mode_for(4_000) == "sampled"
+    assert export_check.mode_for(2_000) == "whole"
+    assert export_check.mode_for(4_000) == "sampled"
     monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: 10**12)
-    assert guard.mode_for(guard.WHOLE_BYTES) == "whole"
-    assert guard.mode_for(guard.WHOLE_BYTES + 1) == "sampled"
+    assert export_check.mode_for(export_check.WHOLE_BYTES) == "whole"
+    assert export_check.mode_for(export_check.WHOLE_BYTES + 1) == "sampled"

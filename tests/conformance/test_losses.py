@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from minitron_cli.distill import by_vocab
+from minitron_cli.distill.fused import vocab_chunks
+from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.losses import KDLoss
-from minitron_cli.distill.objective import Side, fused_objective
-from minitron_cli.model.nll import Head
+from minitron_cli.model.lm_head import Head
 
 LOSSES = get_args(get_args(KDLoss)[0])
 TEMPERATURES = [0.5, 1.0, 3.0]
@@ -35,9 +35,9 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def sides() -> tuple[Side, Side, Tensor]:
-    student = Side(normal(N, STUDENT, seed=0).requires_grad_(), Head(normal(V, STUDENT, seed=1).requires_grad_()))
-    teacher = Side(normal(N, TEACHER, seed=2).requires_grad_(), Head(normal(V, TEACHER, seed=3).requires_grad_()))
+def sides() -> tuple[HeadInput, HeadInput, Tensor]:
+    student = HeadInput(normal(N, STUDENT, seed=0).requires_grad_(), Head(normal(V, STUDENT, seed=1).requires_grad_()))
+    teacher = HeadInput(normal(N, TEACHER, seed=2).requires_grad_(), Head(normal(V, TEACHER, seed=3).requires_grad_()))
     return student, teacher, torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(4))
 
 
@@ -119,8 +119,8 @@ def test_masked_tokens_are_ignored(loss: Any) -> None:
     mask_N = torch.arange(N) % 3 != 1
     total, hidden_ND, weight_VD = gradients(loss, mask_N=mask_N)
     student, teacher, labels_N = sides()
-    few = Side(student.hidden_ND.detach()[mask_N].requires_grad_(), student.head)
-    alone = fused_objective([loss], few, Side(teacher.hidden_ND[mask_N], teacher.head), labels_N[mask_N]).total
+    few = HeadInput(student.hidden_ND.detach()[mask_N].requires_grad_(), student.head)
+    alone = fused_objective([loss], few, HeadInput(teacher.hidden_ND[mask_N], teacher.head), labels_N[mask_N]).total
     alone.backward()
     torch.testing.assert_close(total, alone.detach())
     torch.testing.assert_close(hidden_ND[mask_N], few.hidden_ND.grad)
@@ -137,7 +137,7 @@ def test_a_chunk_at_a_time_is_the_whole(loss: Any, chunk_tokens: int) -> None:
 @pytest.mark.parametrize("loss", variants(cls for cls in LOSSES if hasattr(cls, "by_vocab")))
 @pytest.mark.parametrize("size", [1, 5, V, 100])
 def test_a_part_of_the_vocabulary_at_a_time_is_the_whole(loss: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(by_vocab.VOCAB, "cpu", size)
+    monkeypatch.setitem(vocab_chunks.VOCAB, "cpu", size)
     low = gradients(loss, chunk_tokens=4, low_memory=True)
     torch.testing.assert_close(low, gradients(loss), atol=1e-14, rtol=1e-12)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.importance.baselines import magnitude
+from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.metric import Metric, Random
-from minitron_cli.trim.spec import BLOCKS, Ranking
+from minitron_cli.prune.config import BLOCKS, Ranking
+from minitron_cli.scores.metric import Metric, Random
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 

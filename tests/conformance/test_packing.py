@@ -9,10 +9,10 @@ from torch import Tensor
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.forward import Models
+from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.losses import CrossEntropy, ForwardKL
+from minitron_cli.distill.model_pair import Models
 from minitron_cli.distill.targets import targets
-from minitron_cli.distill.world import World
 from minitron_cli.model.families import FAMILIES
 from tests.tiny import write_tiny
 
@@ -27,14 +27,14 @@ def models(request, tmp_path_factory) -> Models:
     directory: Path = tmp_path_factory.mktemp(request.param)
     student, teacher = (hf.load_model(write_tiny(directory / str(seed), request.param, seed=seed)) for seed in (0, 1))
     config = DistillConfig(steps=1, losses=(ForwardKL(), CrossEntropy()), precision="fp32")
-    return Models(student, teacher, config, (), World("cpu"), "fp32")
+    return Models(student, teacher, config, (), ProcessGroup("cpu"), "fp32")
 
 
 def measured(models: Models, tokens_BT: Tensor, positions_T: Tensor) -> list[Tensor]:
     """Both losses of the third document, both held-out figures, and every gradient."""
-    counts_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-    counts_BT[:, THIRD] = True
-    batch = Batch(tokens_BT, positions_T.expand_as(tokens_BT), tuple(range(len(tokens_BT))), counts_BT)
+    loss_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    loss_mask_BT[:, THIRD] = True
+    batch = Batch(tokens_BT, positions_T.expand_as(tokens_BT), tuple(range(len(tokens_BT))), loss_mask_BT)
     target = targets(batch)
     models.student.train().zero_grad()
     losses = models.losses(batch, target, len(target.labels_N), 0.0)

@@ -11,14 +11,14 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint, read_header
 from minitron_cli.errors import CheckpointError, RunFailed
 from minitron_cli.model.families import FAMILIES, family_of
-from minitron_cli.model.residual import foldable, why_not_rotated
+from minitron_cli.model.residual_stream import foldable, rotation_obstacle
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim import guard
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.repair.repair import Repair, gains
-from minitron_cli.trim.repair.rotate import check_rotatable
-from minitron_cli.trim.repair.store import Store
-from minitron_cli.trim.trim import cut_in_memory
+from minitron_cli.prune import export_check
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.prune.transform import Repair, gains
+from minitron_cli.repair.pca_rotation import check_rotatable
+from minitron_cli.repair.store import Store
 from tests.conformance.masked import masked, random_cut
 from tests.conformance.test_families import assert_same, logits_of, plan_of, reload, shape_of, stored, write
 from tests.tiny import BASE, tiny_model
@@ -28,7 +28,9 @@ HIDDEN = BASE["hidden_size"]
 
 def rotatable():
     """Families whose tiny model, untied, has no obstacle."""
-    return [t for t in sorted(FAMILIES) if why_not_rotated(shape_of(tiny_model(t, tie_word_embeddings=False))) is None]
+    return [
+        t for t in sorted(FAMILIES) if rotation_obstacle(shape_of(tiny_model(t, tie_word_embeddings=False))) is None
+    ]
 
 
 OTHERS = {"gemma2", "gemma3_text", "gpt_neox", "nemotron", "olmo2", "starcoder2"}  # see docs/repair.md
@@ -162,7 +164,7 @@ def test_with_other_axes_cut_too_the_basis_is_that_of_the_masked_parent(model_ty
 def test_streamed_is_in_memory(model_type, tied, tmp_path, monkeypatch):
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
-    monkeypatch.setattr("minitron_cli.trim.trim.BLOCK_BYTES", 3 * 64 * 4)
+    monkeypatch.setattr("minitron_cli.prune.stream.BLOCK_BYTES", 3 * 64 * 4)
     read, sizes = Checkpoint.read_rows, []
 
     def noted(self, name, start, stop, *buffer):
@@ -173,7 +175,7 @@ def test_streamed_is_in_memory(model_type, tied, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "read_rows", noted)
     streamed = stored(write(checkpoint, plan, tmp_path / "child"))
     assert max(sizes) <= 3 * 64 * 4, "where rows are mixed too, no more than a block is read at once"
-    in_memory = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    in_memory = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     assert streamed.keys() == in_memory.keys() == plan.child.tensors().keys()
     for name, tensor in in_memory.items():
         torch.testing.assert_close(streamed[name], tensor, rtol=1e-5, atol=1e-6)  # sums in another order
@@ -249,15 +251,15 @@ def test_the_export_check_knows_a_mended_child_from_a_damaged_one(model_type, mo
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
     child = write(checkpoint, plan, tmp_path / "child")
-    hf.copy_files(checkpoint.path, child, guard.COPIED)
-    written = guard.Written(child, checkpoint, plan, mode)
+    hf.copy_files(checkpoint.path, child, export_check.COPIED)
+    written = export_check.WrittenChild(child, checkpoint, plan, mode)
     weights, source = load_file(child / "model.safetensors"), torch.Generator().manual_seed(0)
     noise = {
         name: t + 1e-7 * t.std() * torch.randn(t.shape, generator=source) for name, t in weights.items() if t.ndim > 1
     }
     save_file(weights | noise, child / "model.safetensors", metadata={"format": "pt"})
-    guard.check_child(written)  # other sums round otherwise
+    export_check.check_child(written)  # other sums round otherwise
     name = "model.layers.3.mlp.down_proj.weight"
     save_file(weights | {name: weights[name].flip(0)}, child / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunFailed, match="other numbers than the parent, cut"):
-        guard.check_child(guard.Written(child, checkpoint, plan, mode))
+        export_check.check_child(export_check.WrittenChild(child, checkpoint, plan, mode))

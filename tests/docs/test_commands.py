@@ -19,13 +19,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from minitron_cli import dry_run, pipeline, recipe
-from minitron_cli.checkpoint.workspace import Workspace, remember
-from minitron_cli.cli import launch, push, session, show_command
+from minitron_cli.artifacts.workspace import Workspace, remember
+from minitron_cli.cli import push, session, show, torchrun
 from minitron_cli.cli.app import COMMANDS
 from minitron_cli.cli.session import Session
 from minitron_cli.evaluate.config import Gates
+from minitron_cli.inputs import source_model
 from minitron_cli.recipe import Recipe
-from minitron_cli.stages import correct, distill, evaluate, importance, parent, prune, report, search, teacher
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, teacher
 from tests.cli.program import invoke
 from tests.docs.commands import SHELLS, commands, of_minitron, scripts
 from tests.docs.pages import PAGES, ROOT, code, name
@@ -84,11 +85,11 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)
-    for verb in (push, show_command):
+    for verb in (push, show):
         monkeypatch.setattr(verb, "open_workspace", accept)
-    for owner, given in ((Session, "parent"), (Session, "require"), (parent, "open_parent")):
+    for owner, given in ((Session, "parent"), (Session, "require"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
-    for owner, given in ((correct, "of"), (launch, "if_asked")):
+    for owner, given in ((correct, "of"), (torchrun, "if_asked")):
         monkeypatch.setattr(owner, given, nothing)
     monkeypatch.setattr(session, "device", lambda name: "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minitron_cli import io
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.manifest import MANIFEST, RUN
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.manifest import MANIFEST, RUN
 from minitron_cli.errors import EnvironmentFault
 
 Stage = Callable[[Path], object]

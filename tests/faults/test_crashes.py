@@ -6,11 +6,11 @@ import random
 import pytest
 
 from minitron_cli import io
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, produce
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec import Spec
-from minitron_cli.stages.produce import Context, produce
 from tests.faults.crashes import Recorder, Unsynced, lay_out, states
 from tests.faults.harness import artifacts, half_made, here, leftovers
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.importance import collect, layer_major
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.stages import importance
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Context
 from tests.faults.harness import Range, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
 
@@ -27,7 +27,7 @@ def test_fifty_kills_at_random_moments(source, place, monkeypatch, mode):
     for module, name in ((collect, "collect"), (layer_major, "collect_by_layer")):
         original = getattr(module, name)
         monkeypatch.setattr(importance, name, lambda *a, f=original, **k: f(*a, **k, save_every_s=0))
-    parent = open_parent(source / "model")
+    parent = open_source_model(source / "model")
     config = ImportanceConfig(samples=12, batch_size=2, mode=mode, activation_budget=2000, blocks=(2,))
 
     def stage(root):

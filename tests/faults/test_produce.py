@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.build import Context, produce
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune import stream
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import write_child
 from minitron_cli.spec import Spec
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Context, produce
-from minitron_cli.trim import trim
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.trim import write_child
 from tests.faults.harness import HOWS, Range, problems, random_kills, table, trials
 from tests.tiny import write_tiny
 
@@ -30,7 +30,7 @@ def stage(tmp_path_factory):
 def cut_of(directory, **options):
     """A cut that keeps state in its scratch directory, as the long stages do."""
     model = {"num_hidden_layers": 1, "attention_bias": False, "mlp_bias": False}
-    parent = open_parent(write_tiny(directory, "llama", **model))
+    parent = open_source_model(write_tiny(directory, "llama", **model))
     assert parent.shape == Shape.of(LLAMA, parent.config)
     plan = PrunePlan(parent.shape, {"ffn": torch.tensor([[5, 6, 7]])})
 
@@ -62,7 +62,7 @@ def test_every_fault_at_every_call(stage, place, how):
 @pytest.mark.parametrize("how", HOWS)
 def test_every_fault_with_several_threads_and_shards(tmp_path, monkeypatch, place, how):
     """Which thread the fault meets is left to chance; what is left behind is not."""
-    monkeypatch.setattr(trim, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 2000)
     stage = cut_of(tmp_path, max_shard_bytes=10_000)
     torch.set_num_threads(3)
     done = list(trials(stage, place, hows=[how]))

@@ -6,15 +6,15 @@ from collections import Counter
 
 import pytest
 
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace
-from minitron_cli.distill import loop
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.distill import trainer
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import Budget
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, search
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Context
-from minitron_cli.trim.spec import Budget
 from tests.faults.harness import Range, problems, table
 from tests.unit.stages.place import data, write_place
 
@@ -27,10 +27,10 @@ STEPS = 4 * 2 + 2 * 2 + 2 * 4  # four candidates to step 2, two of them to 4 and
 def test_twenty_kills_at_random_moments(tmp_path_factory, place, monkeypatch):
     source, log = tmp_path_factory.mktemp("source"), place / "steps"
     write_place(source)
-    parent = open_parent(source / "model")
+    parent = open_source_model(source / "model")
     context = Context(Workspace(source / "scored"))
     scores = importance.run(context, parent, data(source), ImportanceConfig(samples=4, layer_removal=False))
-    monkeypatch.setattr(loop._Run, "_optimize", noted(loop._Run._optimize, log))
+    monkeypatch.setattr(trainer._Run, "_optimize", noted(trainer._Run._optimize, log))
     config = SearchConfig(
         budget=Budget(target=parent.shape.resize(ffn=32).parameters(), tolerance=0.2),
         space={"ffn": (16, 24, 32, 40), "layer": (3, 4)},

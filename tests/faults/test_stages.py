@@ -8,17 +8,17 @@ import sys
 import pytest
 import torch
 
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.distill.config import CorrectConfig, DistillConfig, HiddenLosses
 from minitron_cli.distill.losses import CrossEntropy
 from minitron_cli.evaluate.config import Cloze, EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, teacher
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Context
 from minitron_cli.stages.teacher import TeacherConfig
-from minitron_cli.trim.spec import Budget, PruneConfig
 from tests.faults.harness import Range, artifacts, different, here, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
 
@@ -52,7 +52,7 @@ class Chain:
         self.data = data(place)
 
     def parent(self):
-        return open_parent(self.place / "model")
+        return open_source_model(self.place / "model")
 
     def in_workspace(self, work):
         def run(root):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import io
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.build import Context, produce
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.spec import Spec
-from minitron_cli.stages.produce import Context, produce
 from tests.faults.harness import artifacts, half_made, here, in_child, leftovers
 
 

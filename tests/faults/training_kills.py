@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minitron_cli import io
-from minitron_cli.distill.loop import Placing
+from minitron_cli.distill.trainer import Placement
 from tests.faults.harness import Faulty
 from tests.unit.distill import small
 from tests.unit.distill.processes import together
@@ -66,7 +66,7 @@ def _one(rank: int, setting: Setting, root: Path, disk: io.Disk | None) -> None:
     log = os.open(root / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     config = setting.config()
 
-    class Logged(small.Text):
+    class Logged(small.DataOptions):
         def tokens(self, i: int) -> torch.Tensor:
             os.write(log, b"read %d\n" % i)
             return super().tokens(i)
@@ -93,7 +93,7 @@ def _one(rank: int, setting: Setting, root: Path, disk: io.Disk | None) -> None:
         student=small.student(attention_dropout=0.3, tie_word_embeddings=True),
         blocks=Logged(BLOCKS),
         pairs=PAIRS,
-        placing=Placing(is_sharded=setting.processes > 1),
+        placing=Placement(is_sharded=setting.processes > 1),
     )
 
 

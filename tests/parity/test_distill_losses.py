@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minitron_cli.distill import by_tokens, by_vocab
-from minitron_cli.distill.losses import JSD, MSE, ByVocab, Cosine, CrossEntropy, ForwardKL, KDLoss, ReverseKL
-from minitron_cli.distill.objective import Side, fused_objective
-from minitron_cli.model.nll import Head
+from minitron_cli.distill.fused import token_chunks, vocab_chunks
+from minitron_cli.distill.fused.objective import HeadInput, fused_objective
+from minitron_cli.distill.losses import JSD, MSE, Cosine, CrossEntropy, ForwardKL, KDLoss, ReverseKL, TwoPassLoss
+from minitron_cli.model.lm_head import Head
 
 N, V, STUDENT, TEACHER = 13, 29, 6, 9
 
@@ -101,7 +101,7 @@ VARIANTS = [
 ]
 MODES = [
     *(pytest.param(loss, False, id=f"{loss}") for loss in VARIANTS),
-    *(pytest.param(loss, True, id=f"{loss} low memory") for loss in VARIANTS if isinstance(loss, ByVocab)),
+    *(pytest.param(loss, True, id=f"{loss} low memory") for loss in VARIANTS if isinstance(loss, TwoPassLoss)),
 ]
 
 
@@ -115,11 +115,11 @@ def test_equals_autograd_through_full_logits(loss: Any, low_memory: bool, monkey
     """Values and gradients, with and without a mask, untied and tied, whatever is done at a time."""
     options = loss.model_dump(exclude={"kind", "weight"})
     for masked, tied, chunk in product([False, True], [False, True], [1, 7, 100]):
-        monkeypatch.setitem(by_vocab.VOCAB, "cpu", chunk)
+        monkeypatch.setitem(vocab_chunks.VOCAB, "cpu", chunk)
         c = case()
         mask_N = torch.arange(N) % 4 != 2 if masked else None
         hidden_ND = embedded(c) if tied else c.hidden_ND
-        student, teacher = Side(hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+        student, teacher = HeadInput(hidden_ND, Head(c.weight_VD)), HeadInput(c.teacher_ND, Head(c.teacher_VD))
         ours = fused_objective([loss], student, teacher, None, mask_N, chunk_tokens=chunk, low_memory=low_memory)
         value_N = ORACLES[type(loss)](hidden_ND @ c.weight_VD.T, c.teacher_ND @ c.teacher_VD.T, **options)
         theirs = value_N.mean() if mask_N is None else value_N[mask_N].mean()
@@ -156,9 +156,9 @@ def test_the_direction_is_teacher_to_student() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 @low_memory_too
 def test_cross_entropy(chunk: int, low_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(by_vocab.VOCAB, "cpu", chunk)
+    monkeypatch.setitem(vocab_chunks.VOCAB, "cpu", chunk)
     c = case()
-    student = Side(c.hidden_ND, Head(c.weight_VD))
+    student = HeadInput(c.hidden_ND, Head(c.weight_VD))
     ours = fused_objective([CrossEntropy()], student, None, c.labels_N, chunk_tokens=chunk, low_memory=low_memory)
     theirs = F.cross_entropy(c.hidden_ND @ c.weight_VD.T, c.labels_N)
     torch.testing.assert_close(ours.total, theirs)
@@ -171,11 +171,11 @@ def test_cross_entropy(chunk: int, low_memory: bool, monkeypatch: pytest.MonkeyP
 def test_a_mixture_through_biased_scaled_and_capped_heads(
     order: int, low_memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(by_vocab.VOCAB, "cpu", 8)
+    monkeypatch.setitem(vocab_chunks.VOCAB, "cpu", 8)
     c = case()
-    student = Side(c.hidden_ND, Head(c.weight_VD, c.bias_V, softcap=5.0, scale=1.7))
+    student = HeadInput(c.hidden_ND, Head(c.weight_VD, c.bias_V, softcap=5.0, scale=1.7))
     teacher_bias_V = torch.linspace(-1, 1, V, dtype=torch.float64)
-    teacher = Side(c.teacher_ND, Head(c.teacher_VD, teacher_bias_V, softcap=7.0, scale=0.6))
+    teacher = HeadInput(c.teacher_ND, Head(c.teacher_VD, teacher_bias_V, softcap=7.0, scale=0.6))
     losses = [ForwardKL(temperature=2.0, weight=0.7), CrossEntropy(weight=0.3)][::order]
     ours = fused_objective(losses, student, teacher, c.labels_N, chunk_tokens=4, low_memory=low_memory)
     student_NV = 5 * torch.tanh(1.7 * (c.hidden_ND @ c.weight_VD.T + c.bias_V) / 5)
@@ -189,7 +189,7 @@ def test_a_mixture_through_biased_scaled_and_capped_heads(
 
 def test_two_losses_that_both_read_the_teacher() -> None:
     c = case()
-    student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+    student, teacher = HeadInput(c.hidden_ND, Head(c.weight_VD)), HeadInput(c.teacher_ND, Head(c.teacher_VD))
     ours = fused_objective([ForwardKL(temperature=3.0), ForwardKL()], student, teacher, None).total
     logits = c.hidden_ND @ c.weight_VD.T, c.teacher_ND @ c.teacher_VD.T
     theirs = kl(*logits, 3.0).mean() + kl(*logits).mean()
@@ -200,7 +200,7 @@ def test_two_losses_that_both_read_the_teacher() -> None:
 @low_memory_too
 def test_a_part_without_counted_tokens_adds_nothing(low_memory: bool) -> None:
     c = case()
-    student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+    student, teacher = HeadInput(c.hidden_ND, Head(c.weight_VD)), HeadInput(c.teacher_ND, Head(c.teacher_VD))
     none_N = torch.zeros(N, dtype=torch.bool)
     total = fused_objective([ForwardKL()], student, teacher, None, none_N, count=5, low_memory=low_memory).total
     assert total == 0
@@ -211,11 +211,11 @@ def test_a_part_without_counted_tokens_adds_nothing(low_memory: bool) -> None:
 @low_memory_too
 def test_the_hidden_gradient_is_added_up_in_fp32(low_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 512 chunks of one entry each: the same, along the vocabulary."""
-    monkeypatch.setitem(by_vocab.VOCAB, "cpu", 1)
+    monkeypatch.setitem(vocab_chunks.VOCAB, "cpu", 1)
     hidden_ND = torch.zeros(1, 4, dtype=torch.bfloat16, requires_grad=True)
     weight_VD = torch.ones(513, 4, dtype=torch.bfloat16)
     weight_VD[0] = 0
-    student = Side(hidden_ND, Head(weight_VD))
+    student = HeadInput(hidden_ND, Head(weight_VD))
     fused_objective([CrossEntropy()], student, None, torch.tensor([0]), low_memory=low_memory).total.backward()
     assert hidden_ND.grad is not None
     torch.testing.assert_close(hidden_ND.grad[0].float(), torch.full((4,), 512 / 513), rtol=1e-2, atol=0)
@@ -223,7 +223,7 @@ def test_the_hidden_gradient_is_added_up_in_fp32(low_memory: bool, monkeypatch: 
 
 def test_a_scaled_head_without_cap() -> None:
     c = case()
-    student, teacher = Side(c.hidden_ND, Head(c.weight_VD, scale=0.3)), Side(c.teacher_ND, Head(c.teacher_VD))
+    student, teacher = HeadInput(c.hidden_ND, Head(c.weight_VD, scale=0.3)), HeadInput(c.teacher_ND, Head(c.teacher_VD))
     ours = fused_objective([ForwardKL()], student, teacher, None).total
     theirs = kl(0.3 * c.hidden_ND @ c.weight_VD.T, c.teacher_ND @ c.teacher_VD.T).mean()
     torch.testing.assert_close(gradients(ours, c.leaves()[:2]), gradients(theirs, c.leaves()[:2]))
@@ -231,7 +231,7 @@ def test_a_scaled_head_without_cap() -> None:
 
 def test_a_factor_on_the_loss_reaches_the_gradient() -> None:
     c = case()
-    student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+    student, teacher = HeadInput(c.hidden_ND, Head(c.weight_VD)), HeadInput(c.teacher_ND, Head(c.teacher_VD))
     once = gradients(fused_objective([ForwardKL()], student, teacher, None).total, c.leaves()[:2])
     thrice = gradients(3 * fused_objective([ForwardKL()], student, teacher, None).total, c.leaves()[:2])
     torch.testing.assert_close(thrice, [3 * g for g in once])
@@ -239,7 +239,7 @@ def test_a_factor_on_the_loss_reaches_the_gradient() -> None:
 
 def test_a_second_backward_pass_is_refused() -> None:
     c = case()
-    total = fused_objective([CrossEntropy()], Side(c.hidden_ND, Head(c.weight_VD)), None, c.labels_N).total
+    total = fused_objective([CrossEntropy()], HeadInput(c.hidden_ND, Head(c.weight_VD)), None, c.labels_N).total
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="call backward once"):
         total.backward()
@@ -248,7 +248,7 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_a_frozen_head_gets_no_gradient() -> None:
     c = case()
     frozen = Head(c.weight_VD.detach())
-    total = fused_objective([CrossEntropy()], Side(c.hidden_ND, frozen), None, c.labels_N).total
+    total = fused_objective([CrossEntropy()], HeadInput(c.hidden_ND, frozen), None, c.labels_N).total
     theirs = F.cross_entropy(c.hidden_ND @ frozen.weight_VD.T, c.labels_N)
     torch.testing.assert_close(gradients(total, [c.hidden_ND]), gradients(theirs, [c.hidden_ND]))
 
@@ -257,12 +257,12 @@ def test_blocks_smaller_than_a_chunk_change_nothing(monkeypatch: pytest.MonkeyPa
     c = case()
 
     def all_of_it() -> list[Tensor]:
-        student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+        student, teacher = HeadInput(c.hidden_ND, Head(c.weight_VD)), HeadInput(c.teacher_ND, Head(c.teacher_VD))
         ours = fused_objective([ForwardKL(), CrossEntropy()], student, teacher, c.labels_N, chunk_tokens=5)
         return [ours.each_L, *gradients(ours.total, c.leaves()[:2])]
 
     expected = all_of_it()
-    monkeypatch.setattr(by_tokens, "BLOCK_BYTES", 2 * V * 8)
+    monkeypatch.setattr(token_chunks, "BLOCK_BYTES", 2 * V * 8)
     torch.testing.assert_close(all_of_it(), expected)
 
 
@@ -277,11 +277,11 @@ def test_lower_precisions_differ_by_their_rounding_only(
 
     Softmax and sums are in fp32 in both, so more tokens do not make it worse (the next test).
     """
-    monkeypatch.setitem(by_vocab.VOCAB, "cpu", 8)
+    monkeypatch.setitem(vocab_chunks.VOCAB, "cpu", 8)
     exact, rounded = case(), case(dtype)
 
     def all_of_it(c: Case) -> list[Tensor]:
-        student, teacher = Side(c.hidden_ND, Head(c.weight_VD)), Side(c.teacher_ND, Head(c.teacher_VD))
+        student, teacher = HeadInput(c.hidden_ND, Head(c.weight_VD)), HeadInput(c.teacher_ND, Head(c.teacher_VD))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast and c is rounded):
             total = fused_objective([ForwardKL()], student, teacher, None, chunk_tokens=4, low_memory=low_memory).total
         return [total.detach(), *gradients(total, c.leaves()[:2])]
@@ -299,7 +299,7 @@ def test_the_head_gradient_is_added_up_in_fp32(low_memory: bool) -> None:
     hidden_ND = torch.ones(many, 4, dtype=torch.bfloat16)
     weight_VD = torch.zeros(8, 4, dtype=torch.bfloat16, requires_grad=True)
     labels_N = torch.zeros(many, dtype=torch.long)
-    student = Side(hidden_ND, Head(weight_VD))
+    student = HeadInput(hidden_ND, Head(weight_VD))
     fused_objective([CrossEntropy()], student, None, labels_N, chunk_tokens=1, low_memory=low_memory).total.backward()
     assert weight_VD.grad is not None
     torch.testing.assert_close(weight_VD.grad[0].float(), torch.full((4,), 1 / 8 - 1), rtol=1e-2, atol=0)
@@ -310,8 +310,8 @@ def test_without_gradients_the_values_are_the_same(low_memory: bool) -> None:
     c = case()
     arguments: tuple[Any, ...] = (
         [ForwardKL(), CrossEntropy()],
-        Side(c.hidden_ND, Head(c.weight_VD)),
-        Side(c.teacher_ND, Head(c.teacher_VD)),
+        HeadInput(c.hidden_ND, Head(c.weight_VD)),
+        HeadInput(c.teacher_ND, Head(c.teacher_VD)),
         c.labels_N,
     )
     with torch.no_grad():

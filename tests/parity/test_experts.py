@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch
 from minitron_cli.importance.activation import AGGREGATIONS
-from minitron_cli.importance.baselines import magnitude
 from minitron_cli.importance.experts import Experts, each_expert
-from minitron_cli.importance.observer import Part, Tokens
+from minitron_cli.importance.magnitude import magnitude
+from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.metric import Activation, Magnitude, Random
-from minitron_cli.trim.scores import Scores
+from minitron_cli.scores.metric import Activation, Magnitude, Random
+from minitron_cli.scores.scores import Scores
 from tests.parity.test_importance import aggregate
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import TOKENS, samples, score, split

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.importance.baselines import magnitude
+from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.metric import Activation
+from minitron_cli.scores.metric import Activation
 from tests.anatomy import anatomy
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split

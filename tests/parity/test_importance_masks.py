@@ -28,9 +28,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def batches():
-    whole = dataclasses.replace(samples(), counts_BT=COUNTS)
+    whole = dataclasses.replace(samples(), loss_mask_BT=COUNTS)
     parts = zip(*(t.split([2, 1, 2]) for t in (whole.input_ids_BT, whole.position_ids_BT, COUNTS)), strict=True)
-    return [dataclasses.replace(whole, input_ids_BT=i, position_ids_BT=p, counts_BT=c) for i, p, c in parts]
+    return [dataclasses.replace(whole, input_ids_BT=i, position_ids_BT=p, loss_mask_BT=c) for i, p, c in parts]
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,13 @@ def test_one_layer_at_a_time_gives_the_same(model, batches, scores, tmp_path):
 
 def test_every_token_counting_is_as_good_as_no_mask(model):
     whole = samples()
-    masked = dataclasses.replace(whole, counts_BT=torch.ones_like(COUNTS))
+    masked = dataclasses.replace(whole, loss_mask_BT=torch.ones_like(COUNTS))
     found, expected = score(model, [masked]), score(model, [whole])
     for name, tensor in expected.by_name.items():
         torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_text_in_which_nothing_counts_is_refused(model):
-    nothing = dataclasses.replace(samples(), counts_BT=torch.zeros_like(COUNTS))
+    nothing = dataclasses.replace(samples(), loss_mask_BT=torch.zeros_like(COUNTS))
     with pytest.raises(DataError, match="no calibration token counts: the blocks hold no answer"):
         score(model, [nothing])

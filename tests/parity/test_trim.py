@@ -13,8 +13,8 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.families.qwen3 import QWEN3
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.trim import write_child
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import write_child
 from tests.conformance.masked import random_cut
 from tests.tiny import tiny_model
 

@@ -4,13 +4,13 @@ import pytest
 
 from minitron_cli import dry_run, pipeline
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.document import check, parse
 from minitron_cli.errors import RecipeError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.recipe import Recipe, Step
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim.spec import Budget, PruneConfig
+from minitron_cli.yaml_document import check, parse
 from tests.tiny import write_tiny
 from tests.unit.stages.place import context, data, write_place
 
@@ -39,8 +39,8 @@ def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
     )
     asked = recipe(tmp_path / "model", data(tmp_path), steps=steps)
     first, second = pipeline.run(asked, context(tmp_path / "run"))
-    original = open_parent(tmp_path / "model").fingerprint
-    made = open_parent(first.product.path).fingerprint
+    original = open_source_model(tmp_path / "model").fingerprint
+    made = open_source_model(first.product.path).fingerprint
     assert first.prune.manifest.inputs["model"] == original
     assert second.prune.manifest.inputs["model"] == second.importance.manifest.inputs["model"] == made
     assert first.product.manifest.inputs["teacher"] == original

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitron_cli import document, recipe
+from minitron_cli import recipe, yaml_document
 from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.errors import RecipeError
 from minitron_cli.importance.config import ImportanceConfig
@@ -27,11 +27,11 @@ distill:
 
 
 def read(text: str, *changes: str) -> Recipe:
-    return document.check(Recipe, document.parse(text, "r.yaml").changed(changes))
+    return yaml_document.check(Recipe, yaml_document.parse(text, "r.yaml").changed(changes))
 
 
 def values(text: str) -> dict:
-    return dict(document.parse(text, "r.yaml").values)
+    return dict(yaml_document.parse(text, "r.yaml").values)
 
 
 def test_scalars_are_yaml_1_2() -> None:
@@ -63,13 +63,13 @@ def test_scalars_are_yaml_1_2() -> None:
 )
 def test_what_a_recipe_has_no_use_for_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message) as error:
-        document.parse(text, "r.yaml")
+        yaml_document.parse(text, "r.yaml")
     assert "\n" not in str(error.value)
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"a: \xff\xfe")
-    (tmp_path / "big").write_bytes(b"#" * (document.MAX_BYTES + 1))
+    (tmp_path / "big").write_bytes(b"#" * (yaml_document.MAX_BYTES + 1))
     for name, message in [
         ("latin", "not UTF-8"),
         ("big", "at most 1,048,576"),
@@ -77,7 +77,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
         ("", "not a regular"),
     ]:
         with pytest.raises(RecipeError, match=message):
-            document.read(tmp_path / name)
+            yaml_document.read(tmp_path / name)
 
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
@@ -134,9 +134,9 @@ def test_a_misspelt_key_is_said_before_the_one_that_is_missing_for_it() -> None:
 
 
 def test_a_change_makes_a_new_document() -> None:
-    written = document.parse(RECIPE, "r.yaml")
+    written = yaml_document.parse(RECIPE, "r.yaml")
     written.changed(["prune.shape.ffn=1", "distill.steps=9"])
-    assert written == document.parse(RECIPE, "r.yaml")
+    assert written == yaml_document.parse(RECIPE, "r.yaml")
 
 
 def test_changes_reach_every_depth_and_leave_the_rest() -> None:
@@ -151,10 +151,14 @@ def test_changes_reach_every_depth_and_leave_the_rest() -> None:
 
 
 def test_one_section_is_read_by_itself() -> None:
-    section = document.check(ImportanceConfig, document.Document().changed(["importance.samples=3"]), ("importance",))
+    section = yaml_document.check(
+        ImportanceConfig, yaml_document.Document().changed(["importance.samples=3"]), ("importance",)
+    )
     assert section == ImportanceConfig(samples=3)
     with pytest.raises(RecipeError, match=r"^importance\.sample is not a known key; did you mean samples\?"):
-        document.check(ImportanceConfig, document.Document().changed(["importance.sample=3"]), ("importance",))
+        yaml_document.check(
+            ImportanceConfig, yaml_document.Document().changed(["importance.sample=3"]), ("importance",)
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from minitron_cli.distill.losses.by_vocab import ByVocab
 from minitron_cli.distill.losses.cosine import Cosine
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.losses.jsd import JSD
 from minitron_cli.distill.losses.mse import MSE
 from minitron_cli.distill.losses.reverse_kl import ReverseKL
+from minitron_cli.distill.losses.two_pass import TwoPassLoss
 
 KDLoss = Annotated[ForwardKL | ReverseKL | JSD | MSE | Cosine | CrossEntropy, Field(discriminator="kind")]
 
-__all__ = ["JSD", "MSE", "ByVocab", "Cosine", "CrossEntropy", "ForwardKL", "KDLoss", "ReverseKL"]
+__all__ = ["JSD", "MSE", "Cosine", "CrossEntropy", "ForwardKL", "KDLoss", "ReverseKL", "TwoPassLoss"]

@@ -4,7 +4,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from minitron_cli.distill.losses.comparison import Comparison
+from minitron_cli.distill.losses.base import Comparison
 from minitron_cli.model.softmax import OnlineSoftmax
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.distill.losses.comparison import Comparison
+from minitron_cli.distill.losses.base import Comparison
 
 if TYPE_CHECKING:
     from torch import Tensor

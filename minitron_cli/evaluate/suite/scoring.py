@@ -4,7 +4,7 @@ from typing import Any
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from minitron_cli.evaluate.program import pass_rate
+from minitron_cli.evaluate.code_execution import pass_rate
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 

@@ -13,7 +13,7 @@ from minitron_cli.model.families.llama import (
     UNTIED_HEAD,
 )
 from minitron_cli.model.families.qwen3 import QK_NORM
-from minitron_cli.model.family import Family, OldRope
+from minitron_cli.model.family import Family, RopeV4
 
 GEMMA3_TEXT = Family(
     model_type="gemma3_text",
@@ -24,7 +24,7 @@ GEMMA3_TEXT = Family(
     norm_offset=1,
     tied=TIED,
     corrections=SCALED_EMBEDDING,
-    old_rope=OldRope(
+    rope_v4=RopeV4(
         fields={"rope_theta": "full_attention.rope_theta", "rope_local_base_freq": "sliding_attention.rope_theta"},
         scaled="full_attention",
     ),

@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: each head's query, key and value side by side; the size of a head is hidden / head."""
 
-from minitron_cli.model.family import Family, OldRope
+from minitron_cli.model.family import Family, RopeV4
 
 BIASES_OF_ATTENTION = {
     "gpt_neox.layers.{layer}.attention.query_key_value.bias": "(head 3 head_dim)",
@@ -50,5 +50,5 @@ GPT_NEOX = Family(
         "gpt_neox.layers.{layer}.attention.rotary_emb.inv_freq",
     ),
     live={"lm_head.weight": ("embed_out.weight",)},
-    old_rope=OldRope(fields={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}),
+    rope_v4=RopeV4(fields={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}),
 )

@@ -11,7 +11,7 @@ from minitron_cli.model.families.llama import (
     TIED,
     UNTIED_HEAD,
 )
-from minitron_cli.model.family import Family, OldRope
+from minitron_cli.model.family import Family, RopeV4
 
 NORMS = {
     "model.layers.{layer}.self_attn.q_norm.weight": "(head head_dim)",
@@ -27,6 +27,6 @@ OLMO2 = Family(
     stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias"),
     links={"model.norm.weight": ("lm_head.weight",)},
     tied=TIED,
-    old_rope=OldRope(scaling={"type": "rope_type", "factor": "factor"}),  # version 4 takes no other field
-    heads_stay="q_norm takes the mean over all heads, so without some the others change",
+    rope_v4=RopeV4(scaling={"type": "rope_type", "factor": "factor"}),  # version 4 takes no other field
+    heads_not_prunable="q_norm takes the mean over all heads, so without some the others change",
 )

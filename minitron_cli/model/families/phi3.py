@@ -1,7 +1,7 @@
 """Phi 3 and 4: query, key and value in one matrix, gate and up in another."""
 
 from minitron_cli.model.families.llama import EMBEDDING, FINAL, NORMS, SIZES, TIED, UNTIED_HEAD
-from minitron_cli.model.family import Family, OldRope
+from minitron_cli.model.family import Family, RopeV4
 
 LAYER = {
     "model.layers.{layer}.self_attn.qkv_proj.weight": "(head head_dim + kv_head head_dim + kv_head head_dim) hidden",
@@ -23,7 +23,7 @@ PHI3 = Family(
     stored_if=UNTIED_HEAD,
     links=LINKS,
     tied=TIED,
-    old_rope=OldRope(  # version 4 takes no other field
+    rope_v4=RopeV4(  # version 4 takes no other field
         scaling={"type": "rope_type", "short_factor": "short_factor", "long_factor": "long_factor"}
     ),
     head_dim_table="rope_parameters.short_factor",

@@ -49,6 +49,6 @@ QWEN3_MOE = Family(
     tied=TIED,
     width_multiple=8,
     live=LIVE,
-    spelled={"num_experts": "num_local_experts"},
+    config_aliases={"num_experts": "num_local_experts"},
     uniform_if={"decoder_sparse_step": 1, "mlp_only_layers": []},
 )

@@ -77,7 +77,7 @@ class Bounded(Spec, ABC):
     def title(self) -> str:
         """What is counted, as a column's title."""
 
-    def spelled(self, value: float) -> str:
+    def format(self, value: float) -> str:
         """A cost for people."""
         return f"{value:,.4g}"
 
@@ -136,4 +136,4 @@ class Between(Bounded):
             if isinstance(bound, str):
                 yield f"at {word} {bound} of the parent's"
             elif bound is not None:
-                yield f"at {word} {self.spelled(limit)}"
+                yield f"at {word} {self.format(limit)}"

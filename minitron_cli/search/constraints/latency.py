@@ -22,5 +22,5 @@ class Latency(Between, Timed):
     def title(self) -> str:
         return f"latency of {self.phase} at {self.batch} x {self.length:,} tokens"
 
-    def spelled(self, value: float) -> str:
+    def format(self, value: float) -> str:
         return f"{value:,.3g} ms"

@@ -39,5 +39,5 @@ class Memory(Between, Counted):
     def title(self) -> str:
         return f"memory at {self.batch} x {self.length:,} tokens"
 
-    def spelled(self, value: float) -> str:
+    def format(self, value: float) -> str:
         return f"{value / 2**30:,.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.2f} MiB"

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from minitron_cli.prune.config import Budget
 from minitron_cli.search.constraints.base import Between, Counted, Limits
 from minitron_cli.spec import Amount, of_whole
-from minitron_cli.trim.spec import Budget
 
 if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
@@ -54,10 +54,10 @@ class Parameters(Between, Counted):
     def title(self) -> str:
         return f"{self.count} parameters"
 
-    def spelled(self, value: float) -> str:
+    def format(self, value: float) -> str:
         return f"{round(value):,}"
 
     def says(self, whole: float) -> str:
         if self.target is None:
             return super().says(whole)
-        return f"{self.spelled(of_whole(self.target, whole))} {self.title} within {self.tolerance:.0%}"
+        return f"{self.format(of_whole(self.target, whole))} {self.title} within {self.tolerance:.0%}"

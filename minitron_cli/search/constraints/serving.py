@@ -35,7 +35,7 @@ class Serving(Counted):
         over = f" over {self.tensor_parallel} devices" if self.tensor_parallel > 1 else ""
         return f"programs that cannot run it ({', '.join(self.programs)}{over})"
 
-    def spelled(self, value: float) -> str:
+    def format(self, value: float) -> str:
         return f"{value:.0f}"
 
     def says(self, whole: float) -> str:

@@ -22,5 +22,5 @@ class Throughput(Between, Timed):
     def title(self) -> str:
         return f"throughput of {self.phase} at {self.batch} x {self.length:,} tokens"
 
-    def spelled(self, value: float) -> str:
+    def format(self, value: float) -> str:
         return f"{value:,.4g} tokens/s"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from minitron_cli import io
-from minitron_cli.checkpoint import manifest as manifests
-from minitron_cli.checkpoint.artifact import Artifact, commit
-from minitron_cli.checkpoint.manifest import Manifest, key_of
+from minitron_cli.artifacts import manifest as manifests
+from minitron_cli.artifacts.artifact import Artifact, commit
+from minitron_cli.artifacts.manifest import Manifest, key_of
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import ArtifactError
 

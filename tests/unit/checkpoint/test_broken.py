@@ -15,9 +15,9 @@ from transformers.utils import logging
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.trim import write_child
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import write_child
 from tests.tiny import tiny_model, write_tiny
 from tests.unit.checkpoint.broken import CASES, SECOND, SHARDED, edit_config
 
@@ -44,7 +44,7 @@ def write_shards(directory):
 
 def use(path, out):
     """Everything that reads a checkpoint, from its headers to its last weight."""
-    parent = open_parent(path)
+    parent = open_source_model(path)
     out.mkdir()
     write_child(parent.checkpoint, PrunePlan(parent.shape, {}), out)
 
@@ -213,7 +213,7 @@ def test_a_file_that_shrinks_while_it_is_read(sound, tmp_path):
 
 def test_nothing_is_read_until_it_is_asked_for(sound, monkeypatch):
     monkeypatch.setattr("minitron_cli.checkpoint.reader._read", lambda *_: pytest.fail("read a tensor"))
-    open_parent(sound["single"])
+    open_source_model(sound["single"])
 
 
 def test_tensors_are_what_safetensors_reads(sound):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import io
-from minitron_cli.checkpoint import fingerprint
+from minitron_cli.artifacts import fingerprint
 from tests.tiny import write_tiny
 
 

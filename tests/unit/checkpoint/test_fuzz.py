@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from minitron_cli.checkpoint import hf, manifest, strict_json
+from minitron_cli import strict_json
+from minitron_cli.artifacts import manifest
+from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint, read_header, read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import CheckpointError, MinitronError

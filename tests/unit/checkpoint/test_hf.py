@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import logging
 
-from minitron_cli.checkpoint import fingerprint, hf
+from minitron_cli.artifacts import fingerprint
+from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault
 from minitron_cli.model.families.llama import LLAMA

@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from minitron_cli import progress
-from minitron_cli.checkpoint.workspace import Workspace, last_used, open_workspace, remember, slug
+from minitron_cli.artifacts.workspace import Workspace, last_used, open_workspace, remember, slug
 from minitron_cli.errors import ArtifactError, InputError, Interrupted
 from tests.unit.checkpoint.test_artifact import made
 
@@ -118,7 +118,7 @@ class TestLock:
     def test_it_disappears_before_another_process_may_fill_it(self, workspace, monkeypatch):
         held = []
         monkeypatch.setattr(
-            "minitron_cli.checkpoint.workspace._remove_if_empty", lambda root: held.append(is_held(root))
+            "minitron_cli.artifacts.workspace._remove_if_empty", lambda root: held.append(is_held(root))
         )
         with workspace.lock():
             pass
@@ -137,7 +137,7 @@ class TestLock:
 
     def holder(self, workspace, seconds=60):
         script = (
-            "import sys, time; from pathlib import Path; from minitron_cli.checkpoint.workspace import Workspace\n"
+            "import sys, time; from pathlib import Path; from minitron_cli.artifacts.workspace import Workspace\n"
             f"with Workspace(Path({str(workspace.root)!r})).lock(): print('held', flush=True); time.sleep({seconds})"
         )
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

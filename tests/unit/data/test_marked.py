@@ -90,7 +90,7 @@ def test_text_beside_chats_counts_whole(chatty, tmp_path):
         sources=(chat, TextFiles(paths=(str(tmp_path / "b.txt"),))), sequence_length=2, validation_fraction=0
     )
     blocks = prepare(config, "train", chatty, "key", tmp_path / "cache")
-    counts = batch(blocks, range(len(blocks))).counts_BT.flatten()
+    counts = batch(blocks, range(len(blocks))).loss_mask_BT.flatten()
     assert not counts[:4].any()
     assert counts[-8:].all()
 
@@ -99,7 +99,7 @@ def test_plain_text_needs_no_mask(tokenizer, write, tmp_path):
     path = write("a.txt", "the lazy dog " * 9)
     config = DataConfig(sources=(TextFiles(paths=(str(path),)),), sequence_length=4, validation_fraction=0)
     blocks = prepare(config, "train", tokenizer, "key", tmp_path / "cache")
-    assert batch(blocks, [0, 1]).counts_BT is None
+    assert batch(blocks, [0, 1]).loss_mask_BT is None
 
 
 BROKEN = {

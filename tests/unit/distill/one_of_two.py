@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minitron_cli import progress
-from minitron_cli.cli import launch
+from minitron_cli.cli import torchrun
 from minitron_cli.errors import Interrupted
 from tests.unit.distill import small
 from tests.unit.distill.test_loop import FULL, PAIRS
@@ -24,7 +24,7 @@ def main() -> None:
     rank, out, scratch = int(os.environ["RANK"]), Path(sys.argv[1]), Path(sys.argv[2])
     if len(sys.argv) > 3 and rank == 1:  # a stop that only one of the two gets
         progress.show_on(small.AfterStep(int(sys.argv[3]), lambda: progress.request_stop(signal.SIGTERM)))
-    blocks = small.Text()
+    blocks = small.DataOptions()
     try:
         student, result = small.run(scratch, FULL, pairs=PAIRS, blocks=blocks)
         weights = b"".join(p.detach().numpy().tobytes() for p in student.parameters())
@@ -36,7 +36,7 @@ def main() -> None:
     except Interrupted as e:
         figures = {"exit_code": e.exit_code}
     (out / f"{rank}.json").write_text(json.dumps({**figures, "seen": blocks.seen}))
-    launch.leave()
+    torchrun.leave()
 
 
 if __name__ == "__main__":

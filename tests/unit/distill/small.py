@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli import progress
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.loop import TrainResult, train
+from minitron_cli.distill.trainer import TrainResult, train
 
 VOCAB, LENGTH = 61, 12
 
@@ -41,7 +41,7 @@ def teacher(**fields: Any) -> LlamaForCausalLM:
     return llama(2, **{"hidden": 24, "layers": 3, **fields})
 
 
-class Text:
+class DataOptions:
     """Blocks in memory: random tokens, and a document that starts inside every third block."""
 
     sequence_length = LENGTH
@@ -88,8 +88,8 @@ def run(scratch: Path | None, config: DistillConfig = CONFIG, **options: Any) ->
     """The trained student and its figures, from fresh copies of everything."""
     model, mentor = options.pop("student", None), options.pop("teacher", None)
     model, mentor = model or student(), mentor or teacher()
-    blocks = options.pop("blocks") if "blocks" in options else Text()
-    held_out = options.pop("held_out") if "held_out" in options else Text(5, seed=1)
+    blocks = options.pop("blocks") if "blocks" in options else DataOptions()
+    held_out = options.pop("held_out") if "held_out" in options else DataOptions(5, seed=1)
     return model, train(model, mentor, blocks, held_out, config, scratch, **options)
 
 

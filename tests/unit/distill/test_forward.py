@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from minitron_cli.data.batches import batch
 from minitron_cli.distill.config import HiddenLosses
-from minitron_cli.distill.forward import Models
-from minitron_cli.distill.hidden import Norms, state_pairs
+from minitron_cli.distill.distributed import ProcessGroup
+from minitron_cli.distill.hidden_state_losses import Norms, state_pairs
+from minitron_cli.distill.model_pair import Models
 from minitron_cli.distill.targets import targets
-from minitron_cli.distill.world import World
 from minitron_cli.errors import CheckpointError
 from tests.unit.distill import small
 
@@ -26,8 +26,8 @@ MIXED = small.configured(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_loss_and_gradients(tied: bool) -> None:
-    student, teacher, blocks = small.student(tie_word_embeddings=tied), small.teacher(), small.Text()
-    models = Models(student, teacher, MIXED, PAIRS, World("cpu"), "fp32")
+    student, teacher, blocks = small.student(tie_word_embeddings=tied), small.teacher(), small.DataOptions()
+    models = Models(student, teacher, MIXED, PAIRS, ProcessGroup("cpu"), "fp32")
     part = batch(blocks, [3, 1, 4])
     target = targets(part)
     ours = models.losses(part, target, count=50, hidden_weight=0.7)
@@ -65,7 +65,7 @@ def test_loss_and_gradients(tied: bool) -> None:
 
 
 def test_tied_weights_are_learned_once_and_the_projection_along() -> None:
-    device = World("cpu")
+    device = ProcessGroup("cpu")
     for tied in (False, True):
         models = Models(small.student(tie_word_embeddings=tied), small.teacher(), MIXED, PAIRS, device, "fp32")
         names = models.trained().keys()
@@ -77,4 +77,4 @@ def test_tied_weights_are_learned_once_and_the_projection_along() -> None:
 
 def test_vocabularies_are_compared_before_anything_runs() -> None:
     with pytest.raises(CheckpointError, match="distil from"):
-        Models(small.student(), small.teacher(vocab_size=64), MIXED, PAIRS, World("cpu"), "fp32")
+        Models(small.student(), small.teacher(vocab_size=64), MIXED, PAIRS, ProcessGroup("cpu"), "fp32")

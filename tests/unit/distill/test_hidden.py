@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli.data.batches import batch, sample_ids
-from minitron_cli.distill import relation
-from minitron_cli.distill.hidden import (
+from minitron_cli.distill import attention_relation
+from minitron_cli.distill.attention_relation import relation_loss
+from minitron_cli.distill.hidden_state_losses import (
     HiddenLosses,
     Norms,
     StatePair,
@@ -23,7 +24,6 @@ from minitron_cli.distill.hidden import (
     state_pairs,
     vectors,
 )
-from minitron_cli.distill.relation import relation_loss
 from minitron_cli.distill.targets import targets
 from minitron_cli.errors import RecipeError
 from minitron_cli.model.families import FAMILIES
@@ -189,7 +189,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("chunk_bytes", [1, 3 * 7 * 8 * 2, 1 << 20])
 def test_relations_against_their_formula(heads: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(relation.CHUNK_BYTES, "cpu", chunk_bytes)
+    monkeypatch.setitem(attention_relation.CHUNK_BYTES, "cpu", chunk_bytes)
     student_BTW, teacher_BTW = normal(2, 7, 6, seed=0).requires_grad_(), normal(2, 7, 12, seed=1).requires_grad_()
     document_BT = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 2, 3]])
     counted_BT = torch.tensor([[1, 1, 0, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1, 0]], dtype=torch.bool)
@@ -281,7 +281,7 @@ def test_relations_of_two_models() -> None:
     sizes = [{"layer": layers, "head": 4, "kv_head": 2, "head_dim": 4} for layers in (3, 2)]
     pairs = relation_pairs(config, FAMILIES["llama"], *sizes)
     settings = small.configured(hidden=config.model_dump(), steps=1, batch_size=2, warmup_steps=0)
-    part = batch(small.Text(), sample_ids(settings.seed, 0, 2, len(small.Text())))
+    part = batch(small.DataOptions(), sample_ids(settings.seed, 0, 2, len(small.DataOptions())))
     target = targets(part)
     counted_BT = torch.zeros(part.input_ids_BT.shape, dtype=torch.bool)
     counted_BT.view(-1)[target.rows_N] = True

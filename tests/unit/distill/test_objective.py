@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from minitron_cli.distill import by_tokens, by_vocab
-from minitron_cli.distill.objective import check_vocab
+from minitron_cli.distill.fused import token_chunks, vocab_chunks
+from minitron_cli.distill.fused.objective import check_vocab
 from minitron_cli.errors import CheckpointError
 from tests.unit.distill import small
 
@@ -31,6 +31,6 @@ def test_a_run_takes_the_way_that_is_asked_for(low_memory: bool, monkeypatch: py
     """The two differ in nothing but rounding, so training goes the same way."""
     settings = {"losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.3}], "steps": 3}
     expected, _ = small.run(None, small.configured(**settings, low_memory=not low_memory), held_out=None)
-    monkeypatch.setattr(by_tokens if low_memory else by_vocab, "run", None)
+    monkeypatch.setattr(token_chunks if low_memory else vocab_chunks, "run", None)
     student, _ = small.run(None, small.configured(**settings, low_memory=low_memory), held_out=None)
     torch.testing.assert_close(small.state(student), small.state(expected), rtol=1e-3, atol=1e-5)

@@ -12,7 +12,7 @@ from minitron_cli import progress
 from minitron_cli.checkpoint.reader import read_header, read_safetensors
 from minitron_cli.distill import checkpoints, sharding
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.loop import Placing
+from minitron_cli.distill.trainer import Placement
 from minitron_cli.errors import Interrupted, RunFailed
 from tests.unit.distill import small
 from tests.unit.distill.processes import together
@@ -20,16 +20,16 @@ from tests.unit.distill.test_loop import FULL, PAIRS, figures, interrupt_after
 
 BOTH = pytest.mark.parametrize("is_sharded", [False, True], ids=["replicated", "sharded"])
 SOBER = {"student": {"tie_word_embeddings": True}}  # dropout differs with how a batch is divided
-SHARDED = Placing(is_sharded=True)
+SHARDED = Placement(is_sharded=True)
 
 
 def changed(**changes: Any) -> DistillConfig:
     return DistillConfig.model_validate({**FULL.model_dump(), **changes})
 
 
-def one(scratch: Path | None, config: DistillConfig, placing: Placing, stop_after: int | None = None, **student: Any):
+def one(scratch: Path | None, config: DistillConfig, placing: Placement, stop_after: int | None = None, **student: Any):
     """One run in this process: what it read, its figures, and all of the student's weights."""
-    blocks = small.Text()
+    blocks = small.DataOptions()
     options = {"student": small.student(tie_word_embeddings=True, **student), "blocks": blocks}
 
     def go() -> Any:
@@ -44,7 +44,7 @@ def one(scratch: Path | None, config: DistillConfig, placing: Placing, stop_afte
 
 
 def in_process(
-    rank: int, scratch: Path | None, config: DistillConfig, placing: Placing, *arguments: Any, **fields: Any
+    rank: int, scratch: Path | None, config: DistillConfig, placing: Placement, *arguments: Any, **fields: Any
 ):
     return one(scratch, config, placing, *arguments, **fields)
 
@@ -63,8 +63,8 @@ def batches(seen: list[list[int]], config: DistillConfig) -> list[list[int]]:
 
 @BOTH
 def test_two_processes_train_like_one(is_sharded: bool) -> None:
-    seen, alone, weights = one(None, FULL, Placing())
-    both = together(2, in_process, None, FULL, Placing(is_sharded))
+    seen, alone, weights = one(None, FULL, Placement())
+    both = together(2, in_process, None, FULL, Placement(is_sharded))
     for _, theirs, its_weights in both:
         close(theirs[2], alone[2])
         close(theirs[3], alone[3])
@@ -76,7 +76,7 @@ def test_two_processes_train_like_one(is_sharded: bool) -> None:
 def test_uneven_shares_are_weighed_by_their_tokens() -> None:
     """Five samples of unequal length, and three to evaluate on, for two processes: one of them has none in the end."""
     config = changed(batch_size=5, micro_batch_size=1, eval_blocks=3)
-    alone, (first, second) = one(None, config, Placing()), together(2, in_process, None, config, SHARDED)
+    alone, (first, second) = one(None, config, Placement()), together(2, in_process, None, config, SHARDED)
     for ours in (first, second):
         close(ours[1][2], alone[1][2])
         close(ours[1][3], alone[1][3])
@@ -104,7 +104,7 @@ def test_a_stopped_sharded_run_ends_like_an_undisturbed_one(tmp_path: Path, cuts
 def test_every_process_keeps_its_own_rows_alone(tmp_path: Path) -> None:
     together(2, in_process, tmp_path, FULL, SHARDED)
     halves = [read_safetensors(tmp_path / f"step-000006/state-0000{i}-of-00002.safetensors") for i in (1, 2)]
-    one(tmp_path / "alone", FULL, Placing())
+    one(tmp_path / "alone", FULL, Placement())
     whole = read_safetensors(tmp_path / "alone/step-000006/state.safetensors")
     assert halves[0].keys() == halves[1].keys() == whole.keys()
     assert any(name.startswith("exp_avg_sq.projection") for name in whole)
@@ -118,11 +118,11 @@ def test_every_process_keeps_its_own_rows_alone(tmp_path: Path) -> None:
 @BOTH
 def test_from_one_process_to_two_and_back(tmp_path: Path, is_sharded: bool) -> None:
     """The same samples in the same order, and a course that differs by rounding only."""
-    placing = Placing(is_sharded)
-    undisturbed = one(tmp_path / "a", FULL, Placing())
-    first = one(tmp_path / "b", FULL, Placing(), 2)
+    placing = Placement(is_sharded)
+    undisturbed = one(tmp_path / "a", FULL, Placement())
+    first = one(tmp_path / "b", FULL, Placement(), 2)
     middle = together(2, in_process, tmp_path / "b", FULL, placing, 4)
-    last, theirs, weights = one(tmp_path / "b", FULL, Placing())
+    last, theirs, weights = one(tmp_path / "b", FULL, Placement())
     assert batches([first], FULL) + batches(middle, FULL) + batches([last], FULL) == batches([undisturbed[0]], FULL)
     close(theirs[2], undisturbed[1][2])
     close(theirs[3], undisturbed[1][3])
@@ -155,13 +155,13 @@ def test_sharding_is_chosen_where_one_copy_each_does_not_fit(
 def test_more_processes_than_a_tensor_has_rows(tmp_path: Path) -> None:
     """A parameter of 24 rows over 5 processes; 4 rows of heads leave some of them none."""
     alone, all_five = (
-        one(None, changed(batch_size=5), Placing()),
+        one(None, changed(batch_size=5), Placement()),
         together(5, in_process, tmp_path, changed(batch_size=5), SHARDED),
     )
     close(all_five[4][1][2], alone[1][2])
     header = read_header(tmp_path / "step-000006/state-00005-of-00005.safetensors")
     assert header["parameter.student.model.norm.weight"].shape == (0,)
-    assert one(tmp_path, changed(batch_size=5), Placing())[1][2] == all_five[0][1][2], "nothing is left to do"
+    assert one(tmp_path, changed(batch_size=5), Placement())[1][2] == all_five[0][1][2], "nothing is left to do"
 
 
 def test_a_stop_that_one_process_gets_stops_all(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_recomputing_activations_changes_no_number(precision: str) -> None:
 @pytest.mark.slow
 def test_bf16_shards_train_like_autocast() -> None:
     """bf16 keeps 8 bits: per cents of the loss of a single step."""
-    alone = one(None, changed(precision="bf16"), Placing())
+    alone = one(None, changed(precision="bf16"), Placement())
     both = together(2, in_process, None, changed(precision="bf16"), SHARDED)
     close([row["loss"] for row in both[0][1][2]], [row["loss"] for row in alone[1][2]], rel=0.05)
     assert all(weight.dtype == torch.float32 for weight in both[0][2].values())
@@ -221,7 +221,7 @@ def test_weights_that_are_nowhere_yet_are_read_row_by_row() -> None:
         weights = {"student": small.state(small.student()), "teacher": small.state(small.teacher())}
         asked: list[int] = []
 
-        def rows(role: str) -> sharding.Rows:
+        def rows(role: str) -> sharding.RowReader:
             def read(name: str, like: torch.Tensor, start: int, stop: int) -> torch.Tensor:
                 asked.append(stop - start)
                 assert isinstance(like, DTensor)
@@ -229,7 +229,7 @@ def test_weights_that_are_nowhere_yet_are_read_row_by_row() -> None:
 
             return read
 
-        placing = Placing(True, rows("student"), rows("teacher"))
+        placing = Placement(True, rows("student"), rows("teacher"))
         with torch.device("meta"):
             student, teacher = small.student(), small.teacher()
         for model, like in ((student, small.student()), (teacher, small.teacher())):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minitron_cli.distill.speed import peak_flops, peak_of
+from minitron_cli.distill.throughput import peak_flops, peak_of
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_a_run_in_parts_is_the_run_at_once(tmp_path):
 
 def test_a_part_that_is_done_trains_nothing(tmp_path):
     first, _ = small.run(tmp_path, until=3, held_out=None)
-    blocks = small.Text()
+    blocks = small.DataOptions()
     again, result = small.run(tmp_path, until=3, blocks=blocks, held_out=None)
     assert (result.steps, blocks.seen) == (3, [])
     torch.testing.assert_close(small.state(again), small.state(first), rtol=0, atol=0)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from minitron_cli.distill.world import World, resolve_precision
+from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 
 
 def test_alone_everything_is_ones_own() -> None:
-    world = World("cpu")
+    world = ProcessGroup("cpu")
     assert (world.rank, world.size, world.device) == (0, 1, torch.device("cpu"))
     tensor = torch.tensor([1.0, 2.0])
     world.sum_([tensor])

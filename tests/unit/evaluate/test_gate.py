@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Gates
 from minitron_cli.evaluate.gate import outcomes, require
-from minitron_cli.evaluate.paired import Items, compare
-from minitron_cli.stages.verdict import junit, summary
+from minitron_cli.evaluate.statistics import Items, compare
+from minitron_cli.report.gate_summary import junit, summary
 
 PARENT_ITEMS = Items([1.0] * 80 + [0.0] * 20)
 CHILD_ITEMS = Items([1.0] * 70 + [0.0] * 30)

@@ -15,7 +15,7 @@ from minitron_cli import progress
 from minitron_cli.errors import DataError, InputError, Interrupted
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze, Task
-from minitron_cli.evaluate.harness import run_tasks
+from minitron_cli.evaluate.lm_eval_runner import run_tasks
 from minitron_cli.evaluate.tasks import Places, fingerprint, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate.test_cloze import DOCUMENTS

@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from minitron_cli.evaluate.paired import Items, compare, interval, mcnemar, student_t
+from minitron_cli.evaluate.statistics import Items, compare, interval, mcnemar, student_t
 
 DRAWS = 4000
 

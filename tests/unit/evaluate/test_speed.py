@@ -1,9 +1,9 @@
 import pytest
 
 from minitron_cli.errors import InputError, RunFailed
-from minitron_cli.evaluate import speed
+from minitron_cli.evaluate import generation_speed
 from minitron_cli.evaluate.config import Speed
-from minitron_cli.evaluate.speed import Rates
+from minitron_cli.evaluate.generation_speed import Rates
 from tests.tiny import tiny_model, write_tiny
 
 SHORT = Speed(batch_size=2, prompt_tokens=6, new_tokens=4, rounds=3)
@@ -25,8 +25,8 @@ def test_models_take_turns_and_figures_are_medians(pair, monkeypatch):
         rate = (30 if subject is model else 10) / slow
         return Rates(10 * rate, rate, 1 / rate)
 
-    monkeypatch.setattr(speed, "_generate", generate)
-    found = speed.compare(model, parent, SHORT)
+    monkeypatch.setattr(generation_speed, "_generate", generate)
+    found = generation_speed.compare(model, parent, SHORT)
     assert turns[2:] == ["parent", "model", "model", "parent", "parent", "model"]
     assert (found.parent.decode_tokens_per_second, found.model.decode_tokens_per_second) == (5, 15)
     assert found.decode_ratio == found.prefill_ratio == pytest.approx(3)
@@ -34,8 +34,8 @@ def test_models_take_turns_and_figures_are_medians(pair, monkeypatch):
 
 def test_the_spread_is_that_of_the_rounds(pair, monkeypatch):
     rates = iter([1, 1, *(10, 15), *(20, 10), *(10, 18)])  # warm-up, then parent and model, turned round each time
-    monkeypatch.setattr(speed, "_generate", lambda *a: Rates(2 * (rate := next(rates)), rate, 1 / rate))
-    found = speed.compare(*pair, SHORT)
+    monkeypatch.setattr(generation_speed, "_generate", lambda *a: Rates(2 * (rate := next(rates)), rate, 1 / rate))
+    found = generation_speed.compare(*pair, SHORT)
     assert (found.decode_ratio, found.decode_range) == (1.8, (1.5, 2.0))
     assert (found.prefill_ratio, found.prefill_range) == (1.8, (1.5, 2.0))
 
@@ -43,8 +43,10 @@ def test_the_spread_is_that_of_the_rounds(pair, monkeypatch):
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_figures_are_tokens_over_the_time_they_took(pair, cache, monkeypatch):
     clock = iter([0.0, 2.0, 3.0, 4.0, 7.0])  # the start, then every token's logits
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
-    found = speed._generate(pair[1], speed._prompt(pair[1], SHORT), SHORT.model_copy(update={"cache": cache}))
+    monkeypatch.setattr(generation_speed.time, "perf_counter", lambda: next(clock))
+    found = generation_speed._generate(
+        pair[1], generation_speed._prompt(pair[1], SHORT), SHORT.model_copy(update={"cache": cache})
+    )
     assert found.time_to_first_token_seconds == 2
     assert found.prefill_tokens_per_second == 2 * 6 / 2
     assert found.decode_tokens_per_second == pytest.approx(2 * 3 / 5)
@@ -52,14 +54,14 @@ def test_figures_are_tokens_over_the_time_they_took(pair, cache, monkeypatch):
 
 def test_more_tokens_than_positions_are_refused(pair):
     with pytest.raises(InputError, match=r"are 132, and the model has 128 positions; lower"):
-        speed.compare(*pair, Speed(prompt_tokens=100, new_tokens=32))
+        generation_speed.compare(*pair, Speed(prompt_tokens=100, new_tokens=32))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_memory_is_that_of_a_process_of_its_own(tmp_path):
     path = write_tiny(tmp_path / "model")
-    found = speed.peak_memory(path, SHORT, device="cpu", dtype="auto")
+    found = generation_speed.peak_memory(path, SHORT, device="cpu", dtype="auto")
     assert found["peak_bytes"] > found["libraries_bytes"] > 1 << 20
     with pytest.raises(RunFailed, match="could not be measured"):
-        speed.peak_memory(tmp_path / "absent", SHORT, device="cpu", dtype="auto")
+        generation_speed.peak_memory(tmp_path / "absent", SHORT, device="cpu", dtype="auto")

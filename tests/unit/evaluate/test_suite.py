@@ -5,9 +5,9 @@ import pytest
 
 from minitron_cli import progress
 from minitron_cli.errors import DataError, InputError
-from minitron_cli.evaluate import harness
+from minitron_cli.evaluate import lm_eval_runner
+from minitron_cli.evaluate.code_execution import passes
 from minitron_cli.evaluate.config import SUITES, EvaluateConfig, Task
-from minitron_cli.evaluate.program import passes
 from minitron_cli.evaluate.suite import scoring
 from minitron_cli.evaluate.tasks import Places, forecast, load_tasks
 from tests.tiny import tiny_model
@@ -51,14 +51,14 @@ def _short_answers(monkeypatch):
                 task.set_config("generation_kwargs", {"max_gen_toks": 16}, update=True)
         return chosen
 
-    monkeypatch.setattr(harness, "load_tasks", load_short)
+    monkeypatch.setattr(lm_eval_runner, "load_tasks", load_short)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_short_answers")
 def test_all_nine_tasks_run_on_local_files_with_their_own_shots(tokenizer, data):
     model = tiny_model("llama", vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=8192)
-    found = harness.run_tasks(model, tokenizer, TASKS, places=Places(data=data), allow_code=True, batch_size=64)
+    found = lm_eval_runner.run_tasks(model, tokenizer, TASKS, places=Places(data=data), allow_code=True, batch_size=64)
     measured = {name: found.results[name][METRICS[name]] for name in METRICS}
     assert {name: value["shots"] for name, value in measured.items()} == PUBLISHED_SHOTS
     assert {name: value["n"] for name, value in measured.items()} == dict.fromkeys(METRICS, 4) | {"mmlu": 8}

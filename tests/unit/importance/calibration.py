@@ -7,7 +7,7 @@ import torch
 from minitron_cli.data.batches import Batch
 from minitron_cli.importance.collect import collect
 from minitron_cli.model.families import family_of
-from minitron_cli.trim.scores import Scores
+from minitron_cli.scores.scores import Scores
 
 SAMPLES, TOKENS = 5, 14  # unlike each other and every axis of the tiny models
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minitron_cli.importance.agreement import WAYS, agreement
-from minitron_cli.trim.scores import Scores, key
+from minitron_cli.scores.rank_correlation import WAYS, agreement
+from minitron_cli.scores.scores import Scores, key
 
 
 def scores(**rows):

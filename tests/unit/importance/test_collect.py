@@ -7,7 +7,7 @@ import torch
 
 from minitron_cli import io, progress
 from minitron_cli.errors import CheckpointError, DataError, Interrupted
-from minitron_cli.importance.resume import FILE
+from minitron_cli.layerwise.resume import FILE
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import TOKENS, Killed, killed_after, samples, score, split
 

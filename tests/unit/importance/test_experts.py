@@ -8,10 +8,10 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.collect import of_layers
 from minitron_cli.importance.experts import Experts
 from minitron_cli.importance.layer_major import collect_by_layer
-from minitron_cli.importance.moments import Moments
-from minitron_cli.importance.observer import Part, Tokens
+from minitron_cli.importance.running_moments import Moments
+from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.families import FAMILIES, family_of
-from minitron_cli.model.live import experts_module, live_tensor
+from minitron_cli.model.runtime_tensors import experts_module, live_tensor
 from tests.tiny import tiny_model, write_tiny
 from tests.unit.importance.calibration import Killed, killed_after, samples, score, split
 

@@ -10,7 +10,7 @@ from minitron_cli.errors import CheckpointError, DataError, InputError, Interrup
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.model.families import FAMILIES, family_of
-from minitron_cli.trim.scores import Scores
+from minitron_cli.scores.scores import Scores
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, samples, split
 

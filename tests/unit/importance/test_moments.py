@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minitron_cli.importance.moments import Moments
+from minitron_cli.importance.running_moments import Moments
 
 
 def test_pieces_merge_to_the_whole():

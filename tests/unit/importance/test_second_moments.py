@@ -9,10 +9,10 @@ import torch
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, DataError
-from minitron_cli.importance.passage import ResidentWeights, StoredWeights
-from minitron_cli.importance.second_moments import second_moments
+from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
-from minitron_cli.trim.repair.moments import NormMoments
+from minitron_cli.repair.gram import NormMoments
+from minitron_cli.repair.norm_statistics import second_moments
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, samples, split
 

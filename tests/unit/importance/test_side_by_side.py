@@ -10,15 +10,15 @@ import torch
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import DataError
-from minitron_cli.importance.passage import ResidentWeights, StoredWeights
-from minitron_cli.importance.side_by_side import Models, fit_side_by_side
+from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.repair import least_squares
-from minitron_cli.trim.repair.fitted import FittedChild
-from minitron_cli.trim.repair.moments import Evidence
-from minitron_cli.trim.repair.repair import Repair, gains
-from minitron_cli.trim.repair.store import Store
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.transform import Repair, gains
+from minitron_cli.repair import least_squares
+from minitron_cli.repair.fitted_child import FittedChild
+from minitron_cli.repair.gram import Evidence
+from minitron_cli.repair.layerwise_fit import Models, fit_layerwise
+from minitron_cli.repair.store import Store
 from tests.conformance.masked import random_cut
 from tests.conformance.test_families import plan_of, reload, write
 from tests.tiny import BASE, tiny_model
@@ -41,7 +41,7 @@ def parent_of(path, model_type, **options):
 
 def cut_of(model, checkpoint, *, turned=False, layers=None, **sizes):
     ffn = {} if "expert" in FAMILIES[model.config.model_type].sizes else {"ffn": 20}
-    heads = {} if FAMILIES[model.config.model_type].heads_stay else {"head": 4}
+    heads = {} if FAMILIES[model.config.model_type].heads_not_prunable else {"head": 4}
     plan = plan_of(model, random_cut(model.config, 5, **({"hidden": 24} | heads | ffn | sizes)))
     if layers:
         plan = type(plan)(plan.parent, dict(plan.kept) | {"layer": torch.tensor(layers)})
@@ -63,7 +63,7 @@ def fit(model, checkpoint, plan, scratch, *, stored=False, batches=BATCHES, budg
     layers = plan.at("layer")
     kept = list(range(4)) if layers is None else layers.tolist()
     models = Models(parent, weights, child, family, kept)
-    fit_side_by_side(models, batches, fitted, scratch=scratch, activation_budget=budget, **options)
+    fit_layerwise(models, batches, fitted, scratch=scratch, activation_budget=budget, **options)
     return fitted.plan
 
 
@@ -280,7 +280,7 @@ def test_a_killed_fit_goes_on_with_the_same_bits(llama, tmp_path, kill, budget, 
         solved.append(start.shape)
         return least_squares.solve(start, evidence)
 
-    monkeypatch.setattr("minitron_cli.trim.repair.fitted.solve", dying)
+    monkeypatch.setattr("minitron_cli.repair.fitted_child.solve", dying)
     with pytest.raises(Killed):
         fit(*llama, tmp_path / "scratch", save_every_s=0, budget=budget)
     found = tensors_of(fit(*llama, tmp_path / "scratch", save_every_s=0, budget=budget))

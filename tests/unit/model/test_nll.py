@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, PhiConfig
 
 from minitron_cli.errors import CheckpointError
-from minitron_cli.model import nll
-from minitron_cli.model.nll import Head, head_of, token_nll
+from minitron_cli.model import lm_head
+from minitron_cli.model.lm_head import Head, head_of, token_nll
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -119,13 +119,13 @@ def test_a_head_with_a_formula_of_its_own_is_refused() -> None:
 
 def test_holds_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
-    finish = nll._finish
+    finish = lm_head._finish
 
     def watch(logits_NV: Tensor, *rest: Any) -> Tensor:
         nonlocal largest
         largest = max(largest, logits_NV.numel())
         return finish(logits_NV, *rest)
 
-    monkeypatch.setattr(nll, "_finish", watch)
+    monkeypatch.setattr(lm_head, "_finish", watch)
     token_nll(normal(3000, 4), normal(5000, 4), torch.zeros(3000, dtype=torch.long))
     assert largest == 1024 * 1024

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from minitron_cli.inputs.source_model import published_shape
 from minitron_cli.model import serving
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
-from minitron_cli.stages.parent import published_shape
-from minitron_cli.trim.refusal import refusal
+from minitron_cli.prune.limits import refusal
 
 LLAMA = published_shape("llama-3.1-8b")
 

@@ -8,9 +8,9 @@ import pytest
 from minitron_cli.evaluate.gate import Outcome
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
+from minitron_cli.report.gate_summary import junit, summary
 from minitron_cli.report.page import render
 from minitron_cli.report.text import clean
-from minitron_cli.stages.verdict import junit, summary
 from tests.unit.report.hostile import CARD_KEYS, HOSTILE, Page, blocks, elements, front_matter, heading
 from tests.unit.report.sample import sample
 

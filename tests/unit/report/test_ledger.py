@@ -2,10 +2,10 @@
 
 import pytest
 
+from minitron_cli.cost import compute
+from minitron_cli.cost.compute import Entry
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
-from minitron_cli.report import ledger
-from minitron_cli.report.ledger import Entry
 from tests.tiny import tiny_model
 
 # Of the tiny Llama, hidden 32, 8 heads and 2 key-value heads of 8, ffn 48, vocabulary 64, 4 layers:
@@ -29,14 +29,14 @@ def child(shape) -> Shape:
 
 
 def test_a_forward_pass_is_two_per_weight_and_four_per_channel_and_position(shape):
-    assert ledger.forward("it", shape, 100, LENGTH) == Entry("it", 100, 100 * FORWARD)
-    assert ledger.forward("it", shape, 100, LENGTH, with_head=False).flops == 100 * 4 * LAYER
+    assert compute.forward("it", shape, 100, LENGTH) == Entry("it", 100, 100 * FORWARD)
+    assert compute.forward("it", shape, 100, LENGTH, with_head=False).flops == 100 * 4 * LAYER
 
 
 def test_of_experts_those_count_that_a_token_uses():
     def forward(**experts: int) -> int:
         config = tiny_model("mixtral", **experts).config
-        return ledger.forward("", Shape.of(FAMILIES["mixtral"], config), 1, LENGTH).flops
+        return compute.forward("", Shape.of(FAMILIES["mixtral"], config), 1, LENGTH).flops
 
     router, expert = 2 * 32, 2 * 3 * 32 * 48
     few = forward(num_local_experts=6, num_experts_per_tok=2)
@@ -46,15 +46,15 @@ def test_of_experts_those_count_that_a_token_uses():
 
 def test_training_costs_three_forward_passes_and_the_teachers_one(shape, child):
     student = 2 * LAYER + HEAD
-    assert ledger.training(child, shape, 100, LENGTH) == [
+    assert compute.training(child, shape, 100, LENGTH) == [
         Entry("training", 100, 3 * 100 * student),
         Entry("teacher", 100, 100 * FORWARD),
     ]
-    assert ledger.training(child, None, 100, LENGTH) == [Entry("training", 100, 300 * student)]
+    assert compute.training(child, None, 100, LENGTH) == [Entry("training", 100, 300 * student)]
 
 
 def test_calibration_needs_no_head(shape):
-    assert ledger.as_json(ledger.calibration(shape, 100, LENGTH, [])) == [
+    assert compute.as_json(compute.calibration(shape, 100, LENGTH, [])) == [
         {"work": "calibration", "tokens": 100, "flops": 100 * 4 * LAYER}
     ]
 
@@ -64,18 +64,18 @@ def test_calibration_needs_no_head(shape):
     [([1], 3 + 2 + 1 + 0, 4), ([2], 2 + 1 + 0, 3), ([1, 3], 3 + 2 + 1 + 0 + 1 + 0, 4 + 2)],
 )
 def test_removing_layers_runs_those_behind_again_and_the_head_each_time(removed, layers, cuts, shape):
-    found = ledger.calibration(shape, 100, LENGTH, removed)[1]
+    found = compute.calibration(shape, 100, LENGTH, removed)[1]
     assert found == Entry("layer removal", 100, 100 * (layers * LAYER + (cuts + 1) * HEAD))
 
 
 def test_every_model_that_is_measured_reads_the_text(shape, child):
-    assert ledger.held_out([shape, child], 100, LENGTH) == Entry(
+    assert compute.held_out([shape, child], 100, LENGTH) == Entry(
         "held-out text", 200, 100 * (FORWARD + 2 * LAYER + HEAD)
     )
 
 
 def test_entries_of_one_kind_add_up_and_survive_a_manifest():
     entries = [Entry("training", 1, 10), Entry("teacher", 2, 20), Entry("training", 3, 30)]
-    assert ledger.merged(entries) == [Entry("training", 4, 40), Entry("teacher", 2, 20)]
-    assert ledger.of_json(ledger.as_json(entries)) == entries
-    assert ledger.as_json([Entry("nothing", 5, 0)]) == []
+    assert compute.merged(entries) == [Entry("training", 4, 40), Entry("teacher", 2, 20)]
+    assert compute.of_json(compute.as_json(entries)) == entries
+    assert compute.as_json([Entry("nothing", 5, 0)]) == []

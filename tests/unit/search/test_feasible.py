@@ -8,11 +8,11 @@ from transformers import LlamaConfig, NemotronConfig, Qwen2Config, Qwen3Config
 from minitron_cli.errors import InfeasibleError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune.config import Budget
+from minitron_cli.search.axis_sizes import PRESETS
 from minitron_cli.search.constraints import Flops, Latency, Memory, Parameters, Serving, Throughput
 from minitron_cli.search.constraints.base import Timing
 from minitron_cli.search.feasible import Candidate, admitted, timed
-from minitron_cli.search.sizes import PRESETS
-from minitron_cli.trim.spec import Budget
 
 
 def shape_of(config) -> Shape:

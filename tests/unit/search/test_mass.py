@@ -8,10 +8,10 @@ from transformers import LlamaConfig
 
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.mass import Mass
-from minitron_cli.trim.plan import make_plan
-from minitron_cli.trim.scores import Scores
-from minitron_cli.trim.spec import Ranking
+from minitron_cli.prune.config import Ranking
+from minitron_cli.prune.plan import make_plan
+from minitron_cli.scores.scores import Scores
+from minitron_cli.search.retained_importance import RetainedImportance
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,15 @@ def by_plan(parent: Shape, child: Shape, scores: Scores, ranking: Ranking) -> fl
 )
 def test_mass_is_what_the_plan_keeps(parent, scores, ranking, sizes):
     child = parent.resize(**sizes)
-    assert Mass(parent, scores, ranking)(child) == pytest.approx(by_plan(parent, child, scores, ranking))
+    assert RetainedImportance(parent, scores, ranking)(child) == pytest.approx(by_plan(parent, child, scores, ranking))
 
 
 def test_groups_that_go_take_their_heads(parent, scores):
     child = parent.resize(kv_head=2, head=4)
-    assert Mass(parent, scores, Ranking())(child) == pytest.approx(by_plan(parent, child, scores, Ranking()))
+    assert RetainedImportance(parent, scores, Ranking())(child) == pytest.approx(
+        by_plan(parent, child, scores, Ranking())
+    )
 
 
 def test_the_parent_keeps_all(parent, scores):
-    assert Mass(parent, scores, Ranking())(parent) == 0
+    assert RetainedImportance(parent, scores, Ranking())(parent) == 0

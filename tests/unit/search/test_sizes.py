@@ -6,8 +6,8 @@ from minitron_cli.errors import InputError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.search import space
+from minitron_cli.search.axis_sizes import Choices, FfnMultiple, Range
 from minitron_cli.search.config import SearchConfig
-from minitron_cli.search.sizes import Among, Expansion, Range
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def test_a_range_is_cut_by_size(llama, axis, wanted, sizes):
 
 
 def test_an_expansion_follows_the_childs_hidden_size(llama):
-    found = space.grid(llama, {"ffn": Expansion(of_hidden=(2.5, 3.5)), "hidden": (2048, 4096)})
+    found = space.grid(llama, {"ffn": FfnMultiple(of_hidden=(2.5, 3.5)), "hidden": (2048, 4096)})
     assert [(s.sizes["hidden"], s.sizes["ffn"]) for s in found] == [
         (2048, 5120),
         (2048, 7168),
         (4096, 10_240),
         (4096, 14_336),
     ]
-    wide = space.grid(llama, {"ffn": Expansion(of_hidden=(3.0, 4.0)), "hidden": (4096,)})
+    wide = space.grid(llama, {"ffn": FfnMultiple(of_hidden=(3.0, 4.0)), "hidden": (4096,)})
     assert [s.sizes["ffn"] for s in wide] == [12_288], "4 x 4096 is wider than the parent"
 
 
@@ -51,7 +51,7 @@ def test_depth_and_width_vary_jointly(llama):
 
 def test_only_neurons_are_given_as_a_multiple(llama):
     with pytest.raises(InputError, match="only ffn is given as a multiple of hidden"):
-        space.grid(llama, {"head": Expansion(of_hidden=(2.0,))})
+        space.grid(llama, {"head": FfnMultiple(of_hidden=(2.0,))})
 
 
 def test_an_axis_that_the_model_lacks(llama):
@@ -64,16 +64,16 @@ def test_spaces_are_read_as_they_are_written():
     config = SearchConfig.model_validate({"budget": {"target": "4B"}, "space": written})
     assert config.axes == {
         "hidden": (3072, 4096),
-        "ffn": Expansion(of_hidden=(2.5, 3)),
+        "ffn": FfnMultiple(of_hidden=(2.5, 3)),
         "layer": Range(max_cut=0.2),
         "head": (),
     }
     preset = SearchConfig.model_validate({"budget": {"target": "4B"}, "space": "nemotron-15b-to-4b"})
-    assert preset.axes["hidden"] == Among(among=(2560, 3072, 3584, 4096, 4608))
+    assert preset.axes["hidden"] == Choices(among=(2560, 3072, 3584, 4096, 4608))
 
 
 def test_a_published_space_serves_a_smaller_parent(llama):
-    found = space.grid(llama.resize(hidden=3072), {"hidden": Among(among=(2560, 3072, 3584)), "layer": (32,)})
+    found = space.grid(llama.resize(hidden=3072), {"hidden": Choices(among=(2560, 3072, 3584)), "layer": (32,)})
     assert [s.sizes["hidden"] for s in found] == [2560, 3072]
 
 

@@ -6,9 +6,9 @@ from transformers import Gemma2Config, GPTNeoXConfig, LlamaConfig, MistralConfig
 from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune.config import Budget
 from minitron_cli.search import space
 from minitron_cli.search.feasible import feasible
-from minitron_cli.trim.spec import Budget
 
 DIMS = {
     "vocab_size": 128256,

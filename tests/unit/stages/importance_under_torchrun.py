@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from minitron_cli.cli import launch
+from minitron_cli.cli import torchrun
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.stages import importance
-from minitron_cli.stages.parent import open_parent
 from tests.unit.stages.place import context, data
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place, workspace, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     config = ImportanceConfig(samples=7, batch_size=2, mode=mode, blocks=(2,))
-    importance.run(context(workspace), open_parent(place / "model"), data(place), config)
-    launch.leave()
+    importance.run(context(workspace), open_source_model(place / "model"), data(place), config)
+    torchrun.leave()

@@ -5,10 +5,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.data.sources import DataConfig, TextFiles
 from minitron_cli.data.tokenizer import train_bpe
-from minitron_cli.stages.produce import Context
 from tests.tiny import write_tiny
 
 WORDS = "the cat sat on a mat and the dog ran over hills while birds sing in tall trees near old stone walls"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.cli import launch
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.cli import torchrun
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.stages import search
-from minitron_cli.stages.parent import open_parent
 from tests.unit.stages.place import context, data
 from tests.unit.stages.test_search import config
 
@@ -21,7 +21,7 @@ from tests.unit.stages.test_search import config
 def main() -> None:
     torch.set_num_threads(1)
     place, scores, out = map(Path, sys.argv[1:])
-    parent, trained, original = open_parent(place / "model"), [], search.train
+    parent, trained, original = open_source_model(place / "model"), [], search.train
 
     def train(*arguments, until, **options):
         trained.append((arguments[5].name, until))
@@ -31,7 +31,7 @@ def main() -> None:
     found = search.run(context(out), parent, Artifact.open(scores), data(place), config(parent))
     record = {"files": found.manifest.files, "trained": trained}
     Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(record))
-    launch.leave()
+    torchrun.leave()
 
 
 if __name__ == "__main__":

@@ -4,22 +4,22 @@ import os
 
 import pytest
 
-from minitron_cli.stages import clock
-from minitron_cli.stages.clock import CLOCK, Clock, devices
+from minitron_cli.artifacts import elapsed_time
+from minitron_cli.artifacts.elapsed_time import CLOCK, Clock, devices
 
 
 @pytest.fixture
 def at(monkeypatch, tmp_path):
     """Set the time; the second thing is what a stage does: leave a file with that time."""
     now = [1000.0]
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
-    replace = clock.io.replace
+    monkeypatch.setattr(elapsed_time.time, "monotonic", lambda: now[0])
+    replace = elapsed_time.io.replace
 
     def stamped(path, content):
         replace(path, content)
         os.utime(path, (now[0], now[0]))
 
-    monkeypatch.setattr(clock.io, "replace", stamped)
+    monkeypatch.setattr(elapsed_time.io, "replace", stamped)
 
     def work(seconds: float, name: str | None = None) -> None:
         now[0] = 1000.0 + seconds

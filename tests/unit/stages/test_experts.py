@@ -8,13 +8,13 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.scores.scores import Scores
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages import distill, importance, prune, report, search
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.scores import Scores
-from minitron_cli.trim.spec import Budget, PruneConfig
-from minitron_cli.trim.trim import cut_in_memory
 from tests.unit.stages.place import context, data, write_place
 
 
@@ -28,12 +28,12 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scores(place):
     config = ImportanceConfig(samples=6, batch_size=4, layer_removal=False)
-    return importance.run(context(place / "run"), open_parent(place / "model"), data(place), config)
+    return importance.run(context(place / "run"), open_source_model(place / "model"), data(place), config)
 
 
 def test_layer_major_scores_are_those_of_the_whole_model(place, scores, tmp_path):
     config = ImportanceConfig(samples=6, batch_size=4, layer_removal=False, mode="layer_major")
-    found = importance.run(context(tmp_path), open_parent(place / "model"), data(place), config)
+    found = importance.run(context(tmp_path), open_source_model(place / "model"), data(place), config)
     expected, found = Scores.load(scores.path), Scores.load(found.path)
     assert found.by_name.keys() == expected.by_name.keys()
     for name, tensor in expected.by_name.items():
@@ -42,28 +42,28 @@ def test_layer_major_scores_are_those_of_the_whole_model(place, scores, tmp_path
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_cut_is_the_parents_weights(place, scores, rounds):
-    parent = open_parent(place / "model")
+    parent = open_source_model(place / "model")
     config = PruneConfig(shape={"expert": 3, "ffn": 16, "layer": 3}, rounds=rounds, repair="none")
     artifact = prune.run(context(place / "run"), parent, config, scores=scores, data=data(place))
     assert {axis: artifact.summary["child"]["sizes"][axis] for axis in ("expert", "ffn", "layer")} == config.shape
     kept = {axis: torch.tensor(indices) for axis, indices in artifact.read_json("plan.json").items()}
     assert kept["expert"].shape == (4, 3)
     assert kept["ffn"].shape == (4, 6, 16)
-    expected = cut_in_memory(PrunePlan(parent.shape, kept), parent.checkpoint.tensors, parent.checkpoint.read)
+    expected = prune_in_memory(PrunePlan(parent.shape, kept), parent.checkpoint.tensors, parent.checkpoint.read)
     found = Checkpoint.open(artifact.path)
     assert all(torch.equal(found.read(name), tensor) for name, tensor in expected.items())
 
 
 def test_the_experts_that_add_most_survive(place, scores):
     config = PruneConfig(shape={"expert": 4})
-    artifact = prune.run(context(place / "run"), open_parent(place / "model"), config, scores=scores)
+    artifact = prune.run(context(place / "run"), open_source_model(place / "model"), config, scores=scores)
     norm_LE = Scores.load(scores.path).by_name["expert.output_norm"]
     best = [sorted(sorted(range(6), key=lambda e: (-row[e], e))[:4]) for row in norm_LE.tolist()]
     assert artifact.read_json("plan.json") == {"expert": best}
 
 
 def test_a_search_by_active_parameters_and_what_follows(place, scores):
-    at, parent = context(place / "run"), open_parent(place / "model")
+    at, parent = context(place / "run"), open_source_model(place / "model")
     target = parent.shape.resize(expert=4, ffn=24).parameters("active")
     config = SearchConfig(
         budget=Budget(target=target, count="active", tolerance=0.005),

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from minitron_cli import io
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import RunFailed
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune import export_check
+from minitron_cli.prune.config import PruneConfig
 from minitron_cli.stages import importance, prune
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim import guard
-from minitron_cli.trim.spec import PruneConfig
 from tests.unit.stages.place import context, data, write_place
 
 
@@ -27,7 +27,7 @@ def place(tmp_path_factory):
 @pytest.fixture
 def cut(place, tmp_path):
     """`cut()`: the artifact."""
-    parent, small = open_parent(place / "model"), ImportanceConfig(samples=4, batch_size=4, layer_removal=False)
+    parent, small = open_source_model(place / "model"), ImportanceConfig(samples=4, batch_size=4, layer_removal=False)
 
     def run():
         scores = importance.run(context(tmp_path), parent, data(place), small)
@@ -40,7 +40,7 @@ def cut(place, tmp_path):
 def test_what_was_checked_is_on_record_and_the_machine_is_not_in_the_identity(cut, monkeypatch, available, compared):
     monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: available)
     made = cut()
-    assert made.summary["checks"] == [*guard.CHECKS, "live"]
+    assert made.summary["checks"] == [*export_check.CHECKS, "live"]
     assert made.run["export_check"]["compared"] == compared
     assert made.run["export_check"]["seconds"] > 0
     assert "compared" not in str(made.summary)

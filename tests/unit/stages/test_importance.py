@@ -13,10 +13,10 @@ import torch
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.importance.processes import Processes
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.layerwise.processes import Processes
+from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import importance
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim.scores import Scores
 from tests.unit.stages.place import WORDS, context, data, write_place
 
 CONFIG = ImportanceConfig(samples=6, batch_size=4)
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 def run(place, workspace, **changes):
     config = CONFIG.model_copy(update=changes)
-    artifact = importance.run(context(workspace), open_parent(place / "model"), data(place), config)
+    artifact = importance.run(context(workspace), open_source_model(place / "model"), data(place), config)
     return artifact, Scores.load(artifact.path).by_name
 
 

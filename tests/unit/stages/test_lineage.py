@@ -2,19 +2,19 @@
 
 import pytest
 
+from minitron_cli.cost import compute
+from minitron_cli.cost.compute import Entry
+from minitron_cli.cost.lineage import accelerator_hours, device_hours, lineage, spent
 from minitron_cli.distill.config import OBJECTIVES, DistillConfig
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.report import ledger
-from minitron_cli.report.ledger import Entry
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.report.text import NOTHING, power_of_ten
+from minitron_cli.search.candidates import CANDIDATES
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import distill, evaluate, importance, prune, report, search
-from minitron_cli.stages.candidates import CANDIDATES
-from minitron_cli.stages.lineage import accelerator_hours, device_hours, lineage, spent
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.tokens import blocks_of
-from minitron_cli.trim.spec import Budget, PruneConfig
 from tests.unit.stages.place import context, data, write_place
 
 LENGTH = 16
@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     """Scores, a cut, a student and a control, in a workspace whose model is `place/model`."""
     place = tmp_path_factory.mktemp("place")
     write_place(place)
-    at, parent, text = context(place / "runs" / "one"), open_parent(place / "model"), data(place, LENGTH)
+    at, parent, text = context(place / "runs" / "one"), open_source_model(place / "model"), data(place, LENGTH)
     at.workspace.save_settings(model=str(place / "model"))
     scores = importance.run(at, parent, text, SCORING)
     child = prune.run(at, parent, PruneConfig(shape={"ffn": 32, "layer": 3}, repair="none"), scores=scores)
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
 
 def test_a_manifest_says_what_its_stage_spent(made):
     _, _, _, parent, found = made
-    big, small = parent.shape, open_parent(found["child"].path).shape
+    big, small = parent.shape, open_source_model(found["child"].path).shape
     layer, head = forward(big, with_head=False) // 4, forward(big) - forward(big, with_head=False)
     assert spent(found["scores"]) == [
         Entry("calibration", 96, 96 * 4 * layer),
@@ -148,7 +148,7 @@ def test_everything_that_a_student_was_made_of_counts_once(made):
 def test_a_chain_includes_what_its_parent_took(made):
     place, _, text, _, found = made
     other = context(place / "runs" / "two")
-    middle = open_parent(found["student"].path)
+    middle = open_source_model(found["student"].path)
     other.workspace.save_settings(model=str(found["student"].path))
     scores = importance.run(other, middle, text, SCORING)
     child = prune.run(other, middle, PruneConfig(shape={"ffn": 16}, repair="none"), scores=scores)
@@ -176,7 +176,7 @@ def test_hours_are_those_of_all_processes_and_of_accelerators_in_a_report(made):
 def test_page_and_card_show_what_the_student_took_and_beside_it_the_rest(made):
     _, at, _, _, found = made
     needed = [entry for name in ("scores", "student") for entry in spent(found[name])]
-    total = ledger.total(needed)
+    total = compute.total(needed)
     page = (report.run(at).path / "report.html").read_text()
     card = (report.run(at).path / "model-card.md").read_text()
     rows = [line for line in card[card.index("## Cost") :].splitlines() if line.startswith("|")][2:]

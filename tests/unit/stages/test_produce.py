@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from minitron_cli import io, progress
-from minitron_cli.checkpoint.artifact import Artifact
-from minitron_cli.checkpoint.workspace import Workspace
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, DryRunStop, StageBuild, produce
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.spec import Spec
-from minitron_cli.stages.produce import Build, Context, Planned, produce
 
 
 class Inner(Spec):
@@ -157,7 +157,7 @@ def test_what_surrounds_a_run_does_not_show_in_its_bytes(tmp_path):
 
 class TestDryRun:
     def test_it_says_what_it_would_write_and_touches_nothing(self, run, tmp_path):
-        with pytest.raises(Planned) as caught:
+        with pytest.raises(DryRunStop) as caught:
             run(dry_run=True)
         assert (caught.value.stage, caught.value.path.parent, caught.value.changed) == (
             "prune",
@@ -170,7 +170,7 @@ class TestDryRun:
     def test_it_names_what_changed(self, run):
         run()
         before = left(run.context["workspace"].root)
-        with pytest.raises(Planned) as caught:
+        with pytest.raises(DryRunStop) as caught:
             run(Config(size=2, inner=Inner(rate=0.1)), inputs={"model": "m", "scores": "s"}, version=2, dry_run=True)
         assert caught.value.changed == ["inner.rate", "input scores", "size", "stage version"]
         assert str(caught.value).endswith("(changed: inner.rate, input scores, size, stage version)")
@@ -185,14 +185,14 @@ class TestDryRun:
     def test_a_damaged_result_would_be_made_again(self, run, told):
         artifact = run()
         (artifact.path / "data").write_bytes(b"y" * 100)
-        with pytest.raises(Planned):
+        with pytest.raises(DryRunStop):
             run(dry_run=True)
         assert (artifact.path / "data").read_bytes() == b"y" * 100
 
     def test_a_damaged_neighbour_does_not_matter(self, run):
         artifact = run()
         (artifact.path / "data").unlink()
-        with pytest.raises(Planned) as caught:
+        with pytest.raises(DryRunStop) as caught:
             run(Config(size=2), dry_run=True)
         assert caught.value.changed == []
 
@@ -384,7 +384,7 @@ class TestOtherProcesses:
 
 
 def test_a_build_offers_a_fresh_directory_and_a_scratch_beside_it(run):
-    def build(work: Build):
+    def build(work: StageBuild):
         assert list(work.path.iterdir()) == []
         assert not work.scratch.exists()
         assert work.path.parent == work.scratch.parent

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from minitron_cli.artifacts.build import DryRunStop, produce
 from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import prune
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Planned, produce
-from minitron_cli.trim.scores import Scores
-from minitron_cli.trim.spec import Budget, PruneConfig
 from tests.tiny import write_tiny
 from tests.unit.stages.place import context
 
@@ -19,7 +19,7 @@ SHAPES = ({"ffn": 24}, {"hidden": 16}, {"layer": 2, "ffn": 8})
 
 @pytest.fixture
 def parent(tmp_path):
-    return open_parent(write_tiny(tmp_path / "model"))
+    return open_source_model(write_tiny(tmp_path / "model"))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_dry_run_foretells_what_is_written_and_touches_nothing(tmp_path, paren
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "read", lambda *_: pytest.fail("read a tensor"))
         patch.setattr(Checkpoint, "read_rows", lambda *_: pytest.fail("read a tensor"))
-        with pytest.raises(Planned) as caught:
+        with pytest.raises(DryRunStop) as caught:
             prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores)
     assert sorted((tmp_path / "run").rglob("*")) == before
     made = prune.run(context(tmp_path / "run"), parent, config, scores=scores)
@@ -77,7 +77,7 @@ def test_a_dry_run_names_the_candidates_of_a_budget(tmp_path, parent, scores, mo
     monkeypatch.setattr(prune, "blocks_of", lambda *_: blocks)
     target = parent.shape.resize(ffn=32).parameters()
     config = PruneConfig(budget=Budget(target=target, tolerance=0.2), candidates=3)
-    with pytest.raises(Planned) as caught:
+    with pytest.raises(DryRunStop) as caught:
         prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores, data=object())
     assert list(caught.value.forecast) == ["candidate 1", "candidate 2", "candidate 3"]
     assert all("hidden=" in said and said.endswith("parameters") for said in caught.value.forecast.values())

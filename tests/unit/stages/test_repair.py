@@ -9,11 +9,11 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, InputError
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import PruneConfig
+from minitron_cli.repair import norm_rescale, repaired_plan
 from minitron_cli.search.config import SearchConfig
-from minitron_cli.stages import importance, prune, repair, search
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim.repair import rescale
-from minitron_cli.trim.spec import PruneConfig
+from minitron_cli.stages import importance, prune, search
 from tests.tiny import tiny_model
 from tests.unit.stages.place import context, data, write_place
 
@@ -34,7 +34,7 @@ def cut(place, tmp_path):
     here = context(tmp_path)
 
     def run(model=None, with_text=True, **options):
-        parent = open_parent(model or place / "model")
+        parent = open_source_model(model or place / "model")
         scores = importance.run(
             here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False)
         )
@@ -80,17 +80,17 @@ def test_the_summary_says_what_it_was_worth(cut, kind):
 
 def test_the_loss_in_the_summary_is_that_of_the_written_child(cut, place):
     from minitron_cli.evaluate.perplexity import perplexity
-    from minitron_cli.stages.tokens import blocks_of
+    from minitron_cli.inputs.token_blocks import blocks_of
 
     artifact = cut(repair="all")
     blocks = blocks_of(context(place), data(place), "validation", place / "model")
-    loss = perplexity(hf.load_model(artifact.path), blocks, max_blocks=repair.SCORE_BLOCKS).loss_nats
+    loss = perplexity(hf.load_model(artifact.path), blocks, max_blocks=repaired_plan.SCORE_BLOCKS).loss_nats
     assert loss == pytest.approx(artifact.summary["repair"]["after"]["loss"], rel=1e-5)
 
 
 def test_one_layer_at_a_time_gives_the_same_child(cut, monkeypatch):
     resident = Checkpoint.open(cut(repair="all").path)
-    monkeypatch.setattr(repair, "fits", lambda *_: False)
+    monkeypatch.setattr(repaired_plan, "fits", lambda *_: False)
     artifact = cut(repair="all", candidates=7)  # another key
     by_layer = Checkpoint.open(artifact.path)
     for name in resident.tensors:
@@ -99,25 +99,25 @@ def test_one_layer_at_a_time_gives_the_same_child(cut, monkeypatch):
 
 
 def test_rescaling_is_refused_where_it_could_not_be_judged(cut, monkeypatch):
-    monkeypatch.setattr(repair, "fits", lambda *_: False)
+    monkeypatch.setattr(repaired_plan, "fits", lambda *_: False)
     with pytest.raises(EnvironmentFault, match=r"rescale .* in memory together.*use --repair all"):
         cut(repair="rescale")
 
 
 def test_the_strengths_are_judged_by_the_child_that_is_written(cut, place, tmp_path, monkeypatch):
     """Of a family that stores what a norm multiplies by less 1."""
-    gemma, tried, texts, kl = tmp_path / "gemma", [], [], repair.kl_to_parent
+    gemma, tried, texts, kl = tmp_path / "gemma", [], [], repaired_plan.kl_to_parent
     tiny_model("gemma2", vocab_size=300).save_pretrained(gemma)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (gemma / name).write_bytes((place / "model" / name).read_bytes())
 
     def strong(kinds, distance):
         powers = dict.fromkeys(kinds, 1.0)
-        tried.append(distance(rescale.scales(kinds, powers)))
+        tried.append(distance(norm_rescale.scales(kinds, powers)))
         return powers
 
-    monkeypatch.setattr(rescale, "strengths", strong)
-    monkeypatch.setattr(repair, "kl_to_parent", lambda *a, **options: texts.append(a[2]) or kl(*a, **options))
+    monkeypatch.setattr(norm_rescale, "strengths", strong)
+    monkeypatch.setattr(repaired_plan, "kl_to_parent", lambda *a, **options: texts.append(a[2]) or kl(*a, **options))
     artifact = cut(gemma, repair="rescale", shape={"hidden": 16})
     written = kl(hf.load_model(artifact.path), hf.load_model(gemma), texts[0]).kl_nats
     assert tried == [pytest.approx(written, rel=1e-4)]
@@ -217,7 +217,7 @@ def test_untied_and_cut_plainly_is_the_tied_childs_function(cut, tied):
 
 
 def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied, tmp_path):
-    here, parent = context(tmp_path), open_parent(tied)
+    here, parent = context(tmp_path), open_source_model(tied)
     scores = importance.run(here, parent, data(place), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))
     config = SearchConfig(budget={"target": "80%", "tolerance": 0.2}, candidates=1, retrain=None)
     cuts = [PruneConfig(shape=SHAPE, repair="none", untie=untie) for untie in (False, True)]
@@ -236,7 +236,7 @@ def test_text_is_needed_and_enough_of_it(cut):
 
 def loss_of(child, place):
     from minitron_cli.evaluate.perplexity import perplexity
-    from minitron_cli.stages.tokens import blocks_of
+    from minitron_cli.inputs.token_blocks import blocks_of
 
     blocks = blocks_of(context(place), data(place), "validation", place / "model")
     return perplexity(child, blocks, max_blocks=64).loss_nats
@@ -245,9 +245,9 @@ def loss_of(child, place):
 @pytest.mark.parametrize("stage", ["search", "prune"])
 def test_candidates_are_scored_as_they_would_be_mended(cut, place, tmp_path, stage, monkeypatch):
     """A candidate's score is the loss of the child that would be written; norms are looked at once for all."""
-    passes, watched = [], repair.second_moments
-    monkeypatch.setattr(repair, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
-    here, parent = context(tmp_path), open_parent(place / "model")
+    passes, watched = [], repaired_plan.second_moments
+    monkeypatch.setattr(repaired_plan, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
+    here, parent = context(tmp_path), open_source_model(place / "model")
     scores = importance.run(here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False))
     budget = {"target": int(0.7 * parent.shape.parameters()), "tolerance": 0.2}
     mend = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)

@@ -10,15 +10,16 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
-from minitron_cli.stages import importance, prune, rounds
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.refusal import refusal
-from minitron_cli.trim.scores import Scores
-from minitron_cli.trim.spec import PruneConfig
-from minitron_cli.trim.trim import cut_in_memory
+from minitron_cli.prune import iterative_pruning
+from minitron_cli.prune.config import PruneConfig
+from minitron_cli.prune.limits import refusal
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.scores.scores import Scores
+from minitron_cli.stages import importance, prune
 from tests.tiny import tiny_model
 from tests.unit.stages.place import context, data, write_place
 
@@ -35,7 +36,7 @@ def place(tmp_path_factory):
 @pytest.fixture
 def cut(place, tmp_path, monkeypatch):
     """`cut(2)` in two rounds: the artifact, the scores of the parent, and the samples and scores of later rounds."""
-    parent, rescored = open_parent(place / "model"), []
+    parent, rescored = open_source_model(place / "model"), []
     config = ImportanceConfig(samples=6, batch_size=4, layer_removal=False)
     first = importance.run(context(tmp_path), parent, data(place), config)
 
@@ -45,8 +46,8 @@ def cut(place, tmp_path, monkeypatch):
         rescored.append((sum(len(b.sample_ids) for b in batches), scores))
         return scores
 
-    original = rounds.collect
-    monkeypatch.setattr(rounds, "collect", collect)
+    original = iterative_pruning.collect
+    monkeypatch.setattr(iterative_pruning, "collect", collect)
 
     def run(count, *, with_text=True):
         rescored.clear()
@@ -89,8 +90,8 @@ def test_what_is_left_has_scores_of_its_own(cut):
 def test_the_child_is_cut_from_the_parent_and_loads(cut, place):
     artifact, _, _ = cut(3)
     kept = {axis: torch.tensor(indices) for axis, indices in artifact.read_json("plan.json").items()}
-    parent = open_parent(place / "model")
-    expected = cut_in_memory(PrunePlan(parent.shape, kept), parent.checkpoint.tensors, parent.checkpoint.read)
+    parent = open_source_model(place / "model")
+    expected = prune_in_memory(PrunePlan(parent.shape, kept), parent.checkpoint.tensors, parent.checkpoint.read)
     found = Checkpoint.open(artifact.path)
     assert found.tensors.keys() == expected.keys()
     assert all(torch.equal(found.read(name), tensor) for name, tensor in expected.items())
@@ -98,7 +99,7 @@ def test_the_child_is_cut_from_the_parent_and_loads(cut, place):
 
 
 def test_two_plans_in_a_row_are_one(place):
-    parent = open_parent(place / "model")
+    parent = open_source_model(place / "model")
     layers, ffn = parent.shape.sizes["layer"], parent.shape.sizes["ffn"]
     generator = torch.Generator().manual_seed(0)
 
@@ -108,9 +109,9 @@ def test_two_plans_in_a_row_are_one(place):
     first = PrunePlan(parent.shape, {"layer": torch.tensor([0, 2, 3]), "ffn": some(layers, ffn, 30)})
     second = PrunePlan(first.child, {"layer": torch.tensor([1, 2]), "ffn": some(3, 30, 7), "hidden": torch.arange(8)})
     read = parent.checkpoint.read
-    between = cut_in_memory(first, parent.checkpoint.tensors, read)
-    expected = cut_in_memory(second, between, between.__getitem__)
-    found = cut_in_memory(first.then(second), parent.checkpoint.tensors, read)
+    between = prune_in_memory(first, parent.checkpoint.tensors, read)
+    expected = prune_in_memory(second, between, between.__getitem__)
+    found = prune_in_memory(first.then(second), parent.checkpoint.tensors, read)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -125,7 +126,7 @@ def test_two_plans_in_a_row_are_one(place):
 )
 def test_what_is_between_can_be_built(model_type, sizes, between):
     parent = Shape.of(FAMILIES[model_type], tiny_model(model_type).config)
-    *found, last = rounds.shapes_between(parent, parent.resize(**sizes), 3)
+    *found, last = iterative_pruning.shapes_between(parent, parent.resize(**sizes), 3)
     assert [(s.sizes["layer"], s.sizes["hidden"], s.sizes["head"]) for s in found] == between
     assert last == parent.resize(**sizes)
     for before, after in itertools.pairwise([parent, *found, last]):

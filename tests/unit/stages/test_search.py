@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import progress
+from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.errors import InfeasibleError, InputError, Interrupted
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze
-from minitron_cli.evaluate.speed import Compared, Rates
+from minitron_cli.evaluate.generation_speed import Compared, Rates
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
-from minitron_cli.stages import candidates, importance, prune, report, search
-from minitron_cli.stages.parent import open_parent
-from minitron_cli.stages.produce import Planned
-from minitron_cli.trim.spec import Budget, PruneConfig
+from minitron_cli.stages import importance, prune, report, search
 from tests.unit.stages.place import WORDS, context, data, write_place
 
 ROOT = Path(__file__).parents[3]
@@ -37,13 +38,13 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def parent(place):
-    return open_parent(place / "model")
+    return open_source_model(place / "model")
 
 
 @pytest.fixture(scope="module")
 def scores(place):
     config = ImportanceConfig(samples=4, batch_size=2, layer_removal=False)
-    return importance.run(context(place / "scores"), open_parent(place / "model"), data(place), config)
+    return importance.run(context(place / "scores"), open_source_model(place / "model"), data(place), config)
 
 
 def config(parent, **changes):
@@ -82,7 +83,7 @@ def by_prune(where, place, parent, scores):
 def test_a_choice_by_scores_in_another_dtype_is_another_result(tmp_path, place, parent, scores, choose):
     def path(dtype: str) -> Path:
         where = context(tmp_path / "run", dtype=dtype, dry_run=True)
-        with pytest.raises(Planned) as plan:
+        with pytest.raises(DryRunStop) as plan:
             choose(where, place, parent, scores)
         return plan.value.path
 
@@ -180,7 +181,7 @@ def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, p
         ratio = layers[1] / layers[0]
         return Compared(rates[1], rates[0], 0.0, (0.0, 0.0), ratio, (ratio, ratio))
 
-    monkeypatch.setattr("minitron_cli.stages.stopwatch.compare", compare)
+    monkeypatch.setattr("minitron_cli.search.latency_probe.compare", compare)
     limit = ({"kind": "latency", "length": 8, "repeats": 1, "at_most": "80%"},)
     wanted = config(parent, constraints=limit, candidates=2, retrain=None)
     found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)

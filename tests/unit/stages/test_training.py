@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.distill import training_run
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.errors import EnvironmentFault, RecipeError
-from minitron_cli.stages import correct, distill, training
-from minitron_cli.stages.parent import open_parent
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.stages import correct, distill
 from tests.tiny import tiny_model, write_tiny
 from tests.unit.distill.processes import together
 from tests.unit.stages.place import context, data, write_place
@@ -58,7 +59,7 @@ def rows_of(artifact: Path) -> list[dict[str, float]]:
 
 
 def distilled(rank: int, place: Path, root: Path, student: Path, config: DistillConfig) -> tuple[Path, dict[str, Any]]:
-    artifact = distill.run(context(root), open_parent(place / "model"), student, data(place), config)
+    artifact = distill.run(context(root), open_source_model(place / "model"), student, data(place), config)
     return artifact.path, artifact.summary
 
 
@@ -118,18 +119,18 @@ def test_a_random_start_and_a_control_without_a_teacher_are_sharded_too(place: P
 
 def corrected(rank: int, place: Path, root: Path, sharding: str) -> Path:
     config = CorrectConfig(**TRAINING | {"learning_rate": 1e-3, "sharding": sharding})
-    return correct.run(context(root), open_parent(place / "model"), data(place), config).path
+    return correct.run(context(root), open_source_model(place / "model"), data(place), config).path
 
 
 def test_a_corrected_teacher_is_the_parent_trained_on_the_text(place: Path, tmp_path: Path) -> None:
     path = corrected(0, place, tmp_path, "none")
-    parent, found = open_parent(place / "model"), open_parent(path)
+    parent, found = open_source_model(place / "model"), open_source_model(path)
     assert found.shape == parent.shape
     losses = [row["loss"] for row in rows_of(path) if "grad_norm" not in row]
     assert losses[-1] < losses[0]
     assert (path / "tokenizer.json").read_bytes() == (place / "model" / "tokenizer.json").read_bytes()
     assert correct.of(context(tmp_path), parent) is not None
-    assert correct.of(context(tmp_path), open_parent(student_of(place))) is None, "that is another model"
+    assert correct.of(context(tmp_path), open_source_model(student_of(place))) is None, "that is another model"
 
 
 @pytest.mark.slow
@@ -164,10 +165,10 @@ def test_a_teacher_takes_what_it_is_computed_with_takes_or_what_it_is_loaded_in(
     place: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: str, each: int
 ) -> None:
     asked = []
-    monkeypatch.setattr(training.sharding, "is_wanted", lambda *arguments: bool(asked.append(arguments[-1])))
-    teacher = open_parent(student_of(place))  # bf16 as it is stored
+    monkeypatch.setattr(training_run.sharding, "is_wanted", lambda *arguments: bool(asked.append(arguments[-1])))
+    teacher = open_source_model(student_of(place))  # bf16 as it is stored
     config = DistillConfig(**TRAINING | {"precision": precision})
-    training.load(context(place, dtype=dtype), teacher, teacher, config)
+    training_run.load(context(place, dtype=dtype), teacher, teacher, config)
     assert asked == [each * teacher.shape.parameters()]
 
 
@@ -248,13 +249,13 @@ def test_a_teacher_moves_to_several_accelerators_when_one_is_too_small(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(training.hf, "load_model", lambda path, **options: asked.append(options))
-    teacher = open_parent(place / "model")
+    monkeypatch.setattr(training_run.hf, "load_model", lambda path, **options: asked.append(options))
+    teacher = open_source_model(place / "model")
     world = type("World", (), {"size": 1, "device": torch.device("cuda:0")})()
     size = teacher.size_bytes("auto")
-    monkeypatch.setattr(training.memory, "available_bytes", lambda device: 1.3 * size + 1000)
+    monkeypatch.setattr(training_run.memory, "available_bytes", lambda device: 1.3 * size + 1000)
     at = context(tmp_path, device="cuda")
-    training._teacher(at, world, teacher, size, 1000)
-    training._teacher(at, world, teacher, size, size // 2)
+    training_run._teacher(at, world, teacher, size, 1000)
+    training_run._teacher(at, world, teacher, size, size // 2)
     assert asked[0]["device"] == "cuda"
     assert set(asked[1]["device_map"].values()) == {0, 1}

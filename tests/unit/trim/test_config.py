@@ -5,8 +5,8 @@ import torch
 
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.config import child_config
-from minitron_cli.trim.plan import PrunePlan
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
 from tests.tiny import tiny_model
 
 

@@ -8,9 +8,9 @@ from minitron_cli.errors import CheckpointError, InputError
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.mistral import MISTRAL
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.metric import Activation
-from minitron_cli.trim.plan import PrunePlan, make_plan
-from minitron_cli.trim.spec import Ranking
+from minitron_cli.prune.config import Ranking
+from minitron_cli.prune.plan import PrunePlan, make_plan
+from minitron_cli.scores.metric import Activation
 from tests.tiny import tiny_model
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=40)

@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim import trim
-from minitron_cli.trim.plan import make_plan
-from minitron_cli.trim.spec import PruneConfig, Ranking
-from minitron_cli.trim.trim import cut_in_memory, write_child
+from minitron_cli.prune import stream
+from minitron_cli.prune.config import PruneConfig, Ranking
+from minitron_cli.prune.plan import make_plan
+from minitron_cli.prune.stream import prune_in_memory, write_child
 from tests.tiny import tiny_model
 
 HEAD_DIM, PER_GROUP = 8, 4
@@ -60,8 +60,8 @@ def test_the_paper_s_residual_is_as_printed(parent, sizes, seed, tmp_path):
     scores = Given(seed)
     plan = make_plan(shape, shape.resize(**sizes), scores, Ranking(head_residual="paper"))
     plain = make_plan(shape, shape.resize(**sizes), scores, Ranking())
-    child = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
-    without = cut_in_memory(plain, checkpoint.tensors, checkpoint.read)
+    child = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    without = prune_in_memory(plain, checkpoint.tensors, checkpoint.read)
     rows = sizes["head"] * HEAD_DIM
     for layer in range(4):
         name = query_name(checkpoint, layer)
@@ -87,7 +87,7 @@ def test_the_paper_s_residual_is_as_printed(parent, sizes, seed, tmp_path):
 def test_heads_and_their_partners_are_read_a_few_rows_at_a_time(parent, tmp_path, monkeypatch, block_bytes):
     shape, checkpoint = parent
     plan = make_plan(shape, shape.resize(head=6), Given(0), Ranking(head_residual="paper"))
-    wanted = cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+    wanted = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     read, original = [], Checkpoint.read_rows
 
     def noted(self, name, start, stop, *buffer):
@@ -95,7 +95,7 @@ def test_heads_and_their_partners_are_read_a_few_rows_at_a_time(parent, tmp_path
         return original(self, name, start, stop, *buffer)
 
     monkeypatch.setattr(Checkpoint, "read_rows", noted)
-    monkeypatch.setattr(trim, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", block_bytes)
     write_child(checkpoint, plan, tmp_path)
     written = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(written[name], wanted[name]) for name in wanted)
@@ -109,7 +109,7 @@ def test_laco_has_the_other_sign(parent):
     """q + (q' - q): with one partner, the partner itself."""
     shape, checkpoint = parent
     paper, laco, none = (
-        cut_in_memory(
+        prune_in_memory(
             make_plan(shape, shape.resize(head=4), Given(1), Ranking(head_residual=kind)),
             checkpoint.tensors,
             checkpoint.read,
@@ -129,7 +129,7 @@ def test_weights_in_low_precision_are_added_up_in_fp32(tmp_path):
     name = query_name(checkpoint, 0)
     query = checkpoint.read(name).float().split(HEAD_DIM)
     expected = printed(query, Given(0).scores[0], [0, 1], 2).bfloat16()
-    assert torch.equal(cut_in_memory(plan, [name], checkpoint.read)[name], expected)
+    assert torch.equal(prune_in_memory(plan, [name], checkpoint.read)[name], expected)
 
 
 def test_rounds_and_a_residual_exclude_each_other():

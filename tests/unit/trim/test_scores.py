@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minitron_cli.errors import ArtifactError
-from minitron_cli.trim.metric import Activation, Magnitude, Random
-from minitron_cli.trim.scores import Scores
+from minitron_cli.scores.metric import Activation, Magnitude, Random
+from minitron_cli.scores.scores import Scores
 
 
 @pytest.fixture

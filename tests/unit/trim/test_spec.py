@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from minitron_cli.trim.spec import PruneConfig, Ranking
+from minitron_cli.prune.config import PruneConfig, Ranking
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim import bits, trim
-from minitron_cli.trim.plan import PrunePlan, Residual
+from minitron_cli.prune import scratch_buffers, stream
+from minitron_cli.prune.plan import PrunePlan, Residual
 
 SIZES = {"vocab": 29, "hidden": 15, "layer": 3, "head": 6, "kv_head": 3, "head_dim": 5, "ffn": 37}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64)
@@ -65,7 +65,7 @@ def indexed(checkpoint, plan):
 
 def written(checkpoint, plan, directory, **options):
     directory.mkdir()
-    trim.write_child(checkpoint, plan, directory, **options)
+    stream.write_child(checkpoint, plan, directory, **options)
     found = {}
     for path in directory.glob("*.safetensors"):
         found |= load_file(path)
@@ -86,7 +86,7 @@ def threads():
 @pytest.mark.parametrize("block_bytes", [1, 64, 500, 1 << 20])  # less than a row, some rows, a whole tensor
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_bit_is_where_indexing_puts_it(tmp_path, monkeypatch, threads, dtype, block_bytes):
-    monkeypatch.setattr(trim, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", block_bytes)
     checkpoint, shape = parent(tmp_path / "parent", dtype)
     draw = np.random.default_rng(block_bytes)
     for i, axes in enumerate([("ffn",), ("hidden",), ("head",), ("hidden", "ffn", "layer"), ()]):
@@ -94,13 +94,13 @@ def test_every_bit_is_where_indexing_puts_it(tmp_path, monkeypatch, threads, dty
         threads(1 + i % 3)
         wanted = indexed(checkpoint, plan)
         assert same(written(checkpoint, plan, tmp_path / str(i), max_shard_bytes=(1, 3000, 10**9)[i % 3]), wanted)
-        in_memory = trim.cut_in_memory(plan, checkpoint.tensors, checkpoint.read)
+        in_memory = stream.prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
         assert same({n: t.unsqueeze(-1).view(torch.uint8).numpy() for n, t in in_memory.items()}, wanted)
 
 
 @pytest.mark.parametrize("kept", [[0], [14], [3, 9], [0, 14], list(range(15))])
 def test_a_single_column_and_the_corners(tmp_path, monkeypatch, kept):
-    monkeypatch.setattr(trim, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 100)
     checkpoint, shape = parent(tmp_path / "parent")
     ffn = torch.tensor([[0], [36], [18]])  # a single row: of most blocks nothing survives
     plan = PrunePlan(shape, {"hidden": torch.tensor(kept), "ffn": ffn})
@@ -110,7 +110,7 @@ def test_a_single_column_and_the_corners(tmp_path, monkeypatch, kept):
 def test_three_dims_are_cut_alike():
     block = torch.randn(4, 5, 6)
     survivors = (torch.tensor([1, 3]), torch.tensor([0, 2, 4]), torch.tensor([5]))
-    assert torch.equal(bits.select(block, survivors), block[[1, 3]][:, [0, 2, 4]][:, :, [5]])
+    assert torch.equal(scratch_buffers.select(block, survivors), block[[1, 3]][:, [0, 2, 4]][:, :, [5]])
 
 
 def test_threads_shards_and_blocks_do_not_show(tmp_path, monkeypatch, threads):
@@ -119,7 +119,7 @@ def test_threads_shards_and_blocks_do_not_show(tmp_path, monkeypatch, threads):
     plan, seen = random_plan(shape, np.random.default_rng(0), ("hidden", "ffn")), set()
     for i, (count, block_bytes) in enumerate([(1, 1 << 20), (3, 64), (2, 1000)]):
         threads(count)
-        monkeypatch.setattr(trim, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(stream, "BLOCK_BYTES", block_bytes)
         written(checkpoint, plan, tmp_path / str(i), max_shard_bytes=2000)
         seen.add(tuple((p.name, p.read_bytes()) for p in sorted((tmp_path / str(i)).iterdir())))
         assert torch.get_num_threads() == count  # as it was
@@ -127,7 +127,7 @@ def test_threads_shards_and_blocks_do_not_show(tmp_path, monkeypatch, threads):
 
 
 def test_rows_that_go_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(trim, "BLOCK_BYTES", 10 * 15 * 2)  # ten rows of up_proj
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 10 * 15 * 2)  # ten rows of up_proj
     checkpoint, shape = parent(tmp_path / "parent")
     plan = PrunePlan(shape, {"ffn": torch.tensor([[3, 5, 31], [3, 5, 31], [3, 5, 31]])})
     read, original = [], Checkpoint.read_rows
@@ -144,7 +144,7 @@ def test_rows_that_go_are_not_read(tmp_path, monkeypatch):
 
 def test_what_a_worker_meets_is_what_is_raised(tmp_path, monkeypatch, threads):
     """The first error ends the others; no thread writes on, no file stays open, the torch threads are as before."""
-    monkeypatch.setattr(trim, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 64)
     threads(3)
     checkpoint, shape = parent(tmp_path / "parent")
     seen, before, original = [], set(os.listdir("/proc/self/fd")), Checkpoint.read_rows
@@ -159,7 +159,7 @@ def test_what_a_worker_meets_is_what_is_raised(tmp_path, monkeypatch, threads):
     (tmp_path / "child").mkdir()
     running = threading.active_count()
     with pytest.raises(CheckpointError, match="became shorter while it was read"):
-        trim.write_child(checkpoint, PrunePlan(shape, {}), tmp_path / "child")
+        stream.write_child(checkpoint, PrunePlan(shape, {}), tmp_path / "child")
     assert 20 <= len(seen) < 40
     assert threading.active_count() == running
     assert torch.get_num_threads() == 3
@@ -167,7 +167,7 @@ def test_what_a_worker_meets_is_what_is_raised(tmp_path, monkeypatch, threads):
 
 
 def test_a_stop_ends_it_between_two_pieces(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(trim, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 64)
     threads(2)
     checkpoint, shape = parent(tmp_path / "parent")
     writes = []
@@ -183,13 +183,13 @@ def test_a_stop_ends_it_between_two_pieces(tmp_path, monkeypatch, threads):
     (tmp_path / "child").mkdir()
     running = threading.active_count()
     with pytest.raises(Interrupted):
-        trim.write_child(checkpoint, PrunePlan(shape, {}), tmp_path / "child")
+        stream.write_child(checkpoint, PrunePlan(shape, {}), tmp_path / "child")
     assert len(writes) < 40
     assert threading.active_count() == running
 
 
 def test_progress_counts_every_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(trim, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 64)
     checkpoint, shape = parent(tmp_path / "parent")
     plan, steps, totals = random_plan(shape, np.random.default_rng(1), ("ffn", "hidden")), [], []
 
@@ -211,7 +211,7 @@ def test_progress_counts_every_byte(tmp_path, monkeypatch):
 def test_large_numbers_are_numbers(dtype):
     """Though their sum is none."""
     for value in (torch.finfo(dtype).max, torch.finfo(dtype).min):
-        bits.check_finite("w", torch.full((1000,), value, dtype=torch.float64).to(dtype))
+        scratch_buffers.check_finite("w", torch.full((1000,), value, dtype=torch.float64).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -222,12 +222,12 @@ def test_one_that_is_none_is_found_anywhere(dtype):
             block = torch.ones(1000)
             block[place] = value
             with pytest.raises(CheckpointError, match="tensor 'w' holds NaN or infinity"):
-                bits.check_finite("w", block.to(dtype))
+                scratch_buffers.check_finite("w", block.to(dtype))
     block = torch.zeros(1000).to(dtype)
     if len(values) > 1:
         block[3], block[700] = float("inf"), float("-inf")  # which would add up to NaN
         with pytest.raises(CheckpointError):
-            bits.check_finite("w", block)
+            scratch_buffers.check_finite("w", block)
 
 
 def test_numbers_that_are_too_large_once_they_are_cut_are_no_damage(tmp_path):
@@ -248,7 +248,7 @@ def test_numbers_that_are_too_large_once_they_are_cut_are_no_damage(tmp_path):
 
 
 def test_a_number_that_is_none_is_the_parents_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr(trim, "BLOCK_BYTES", 100)  # three rows, of which the first goes
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 100)  # three rows, of which the first goes
     checkpoint, shape = parent(tmp_path / "parent")
     name, plan = "model.layers.1.mlp.up_proj.weight", PrunePlan(shape, {"ffn": torch.tensor([[4, 5]] * 3)})
     info = checkpoint.tensors[name]
@@ -260,4 +260,4 @@ def test_a_number_that_is_none_is_the_parents_fault(tmp_path, monkeypatch):
 
 
 def test_indices_are_no_weights():
-    bits.check_finite("w", torch.arange(5))
+    scratch_buffers.check_finite("w", torch.arange(5))

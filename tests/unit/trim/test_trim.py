@@ -7,8 +7,8 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
-from minitron_cli.trim.plan import PrunePlan
-from minitron_cli.trim.trim import check_ties, cut_in_memory, surviving, write_child
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.stream import check_ties, prune_in_memory, surviving, write_child
 from tests.tiny import tiny_model
 
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
@@ -75,7 +75,7 @@ def test_survivors_keep_the_parents_order(tied, cut):
 def test_only_what_survives_is_read(tied, cut):
     checkpoint = tied[1]()
     read = []
-    cut_in_memory(cut, checkpoint.tensors, lambda name: read.append(name) or checkpoint.read(name))
+    prune_in_memory(cut, checkpoint.tensors, lambda name: read.append(name) or checkpoint.read(name))
     assert not [name for name in read if "layers.0" in name]
     assert len(read) == len(set(read)) == len(cut.child.tensors())
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minitron_cli.trim.repair import least_squares
-from minitron_cli.trim.repair.least_squares import RIDGES, gains, solve
-from minitron_cli.trim.repair.moments import HELD_OUT, Evidence
+from minitron_cli.repair import least_squares
+from minitron_cli.repair.gram import HELD_OUT, Evidence
+from minitron_cli.repair.least_squares import RIDGES, gains, solve
 
 INPUTS, OUTPUTS = 7, 5
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from minitron_cli.trim.repair.moments import NormMoments
-from minitron_cli.trim.repair.rescale import scale, scales, strengths
+from minitron_cli.repair.gram import NormMoments
+from minitron_cli.repair.norm_rescale import scale, scales, strengths
 
 HIDDEN, KEPT = 10, torch.tensor([1, 2, 5, 9])
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minitron_cli.trim.repair.rotate import leading_directions
+from minitron_cli.repair.pca_rotation import leading_directions
 
 
 def moments(size=9, seed=0):

@@ -1,0 +1,99 @@
+"""Immutable directories with a manifest. A stage fills a hidden sibling; the rename is the commit."""
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from minitron_cli import io, strict_json
+from minitron_cli.artifacts import manifest as manifests
+from minitron_cli.artifacts.manifest import MANIFEST, RUN, Manifest
+from minitron_cli.errors import ArtifactError
+from minitron_cli.io import FileRecord
+
+
+@dataclass(frozen=True)
+class Artifact:
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = False) -> "Artifact":
+        """Read an artifact. ArtifactError unless its files have the recorded sizes (and hashes, with `verify`)."""
+        artifact = cls(Path(path), manifests.read(Path(path)))
+        if damage := artifact.damage(hashes=verify):
+            raise ArtifactError(f"{path}: {damage}; remove the directory and run {artifact.stage} again")
+        return artifact
+
+    def damage(self, *, hashes: bool) -> str | None:
+        """What is wrong with the files, or None."""
+        for name, record in self.manifest.files.items():
+            try:
+                status = os.lstat(self.path / name)
+            except FileNotFoundError:
+                return f"{name} is missing"
+            if not stat.S_ISREG(status.st_mode) or status.st_size != record.size_bytes:
+                return f"{name} is not the file that was written"
+            if hashes and io.file_record(self.path / name) != record:
+                return f"{name} has changed since it was written"
+        strangers = set(os.listdir(self.path)) - self.manifest.files.keys() - {MANIFEST, RUN}
+        return f"{min(strangers)} does not belong there" if strangers else None
+
+    @property
+    def stage(self) -> str:
+        return self.manifest.stage
+
+    @property
+    def label(self) -> str:
+        return self.manifest.label
+
+    @property
+    def key(self) -> str:
+        return self.manifest.key
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.manifest.summary
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """Clock, host and speed of the run that made it: not part of its identity."""
+        return strict_json.load(self.path / RUN) if (self.path / RUN).exists() else {}
+
+    def file(self, name: str) -> Path:
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.path} has no {name}: run {self.stage} again with this version of minitron")
+        return self.path / name
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return strict_json.load(self.file(name))
+
+
+def commit(
+    temporary: Path,
+    final: Path,
+    unhashed: Manifest,
+    run: dict[str, Any],
+    hashed: Mapping[Path, FileRecord] = MappingProxyType({}),
+) -> Artifact:
+    """Hash what a stage wrote and has not hashed, add the manifest last, and rename the directory into place.
+
+    A reader sees the whole artifact or none. If another process committed the same key first, its stands.
+    """
+    paths = sorted(temporary.iterdir())
+    unknown = [path for path in paths if path not in hashed]
+    records = {**hashed, **dict(zip(unknown, io.file_records(unknown), strict=True))}
+    files = {path.name: records[path] for path in paths}
+    manifest = unhashed.model_copy(update={"files": files})
+    io.write_new_json(temporary / RUN, run)
+    manifests.write(temporary, manifest)
+    if not io.publish(temporary, final):
+        io.remove_tree(temporary)
+    return Artifact.open(final)

@@ -1,0 +1,243 @@
+"""What every stage does around its work: look the result up, else build it aside and commit it whole."""
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from minitron_cli import __version__, io, progress, strict_json
+from minitron_cli.artifacts.artifact import Artifact, commit
+from minitron_cli.artifacts.elapsed_time import Clock, devices
+from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Context:
+    """How to run, not what to make: nothing here changes a result's identity."""
+
+    workspace: Workspace
+    device: str = "cpu"
+    dtype: str = "auto"
+    dry_run: bool = False
+    overwrite: bool = False
+    resume: bool = True
+    offline: bool = False
+
+
+@dataclass
+class StageBuild:
+    """Where a stage puts its result."""
+
+    path: Path
+    """A fresh directory; every file in it becomes part of the artifact."""
+    scratch: Path
+    """A directory of this key alone that survives a kill, for state to resume from. The stage creates it."""
+    resume: bool
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Small facts for later stages and the report; part of the artifact's identity."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Clock and speed: kept beside the artifact, outside its identity."""
+    hashed: dict[Path, io.FileRecord] = field(default_factory=dict)
+    """Files that nothing changes any more; the others are hashed when the work is done."""
+
+    def write_json(self, name: str, value: Any) -> None:
+        io.write_new_json(self.path / name, value)
+
+    @contextmanager
+    def hashing(self) -> Iterator[None]:
+        """Hash what is there so far while the block runs, which only reads and leaves a processor for it."""
+        import torch
+
+        paths, threads = sorted(self.path.iterdir()), torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - 1))
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                records = pool.submit(lambda: list(io.file_records(paths)))
+                yield
+                self.hashed |= dict(zip(paths, records.result(), strict=True))
+        finally:
+            torch.set_num_threads(threads)
+
+    def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `compute` returns; on disk as soon as it is known, so that a killed stage does not compute it again."""
+        path = self.scratch / f"{name}.json"
+        if not path.is_file():
+            io.make_dirs(self.scratch)
+            io.replace(path, io.pretty_json(compute()))
+        return strict_json.load(path)
+
+
+class DryRunStop(Exception):
+    """A dry run came to work that it will not do; what would be done is known."""
+
+    def __init__(self, stage: str, path: Path, changed: list[str], forecast: Mapping[str, Any]) -> None:
+        super().__init__(f"{stage}: would write {path}" + (f" (changed: {', '.join(changed)})" if changed else ""))
+        self.stage, self.path, self.changed, self.forecast = stage, path, changed, forecast
+
+
+def produce(
+    context: Context,
+    *,
+    stage: str,
+    version: int,
+    config: BaseModel,
+    inputs: Mapping[str, str],
+    build: Callable[[StageBuild], None],
+    label: str = "",
+    forecast: Callable[[], Mapping[str, Any]] = dict,
+    together: bool = False,
+) -> Artifact:
+    """The artifact of this config and these inputs (name -> fingerprint): found, or built and committed.
+
+    Of several processes the first builds; the others wait for it or, if the work is done `together`, take part.
+    `forecast` tells a dry run what is known of the result before the work.
+    `version` is raised by hand when the stage's code would write other bytes for the same config and inputs.
+    """
+    resolved = config.model_dump(mode="json")
+    key = key_of(stage, version, resolved, inputs)
+    directory = context.workspace.stage_dir(stage)
+    final = directory / f"{label}-{key[:8]}".lstrip("-")
+    scratch = directory / f".scratch-{key[:8]}"
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        stage=stage,
+        stage_version=version,
+        label=label,
+        key=key,
+        config=resolved,
+        inputs=dict(inputs),
+        summary={},
+        files={},
+    )
+    stale = _inode(final)  # what stands there before the work, and will be replaced
+    if stale and not context.overwrite and (found := _sound(final, key)):
+        progress.say(f"{stage}: up to date ({final})")
+        if not context.dry_run:
+            _settle(context, found, scratch)
+        return found
+    if context.dry_run:
+        raise DryRunStop(stage, final, _changes(context.workspace, manifest), forecast())
+    if not io.is_first_process():
+        return _follow(context, final, stale, scratch, build if together else None)
+    artifact = _build(context, manifest, final, stale, scratch, build)
+    _settle(context, artifact, scratch)
+    progress.say(f"{stage}: wrote {final}")
+    return artifact
+
+
+def _sound(path: Path, key: str) -> Artifact | None:
+    """The artifact at `path` if it is whole and of this key; else the user is told that it will be replaced."""
+    try:
+        artifact = Artifact.open(path, verify=True)
+        if artifact.key == key:
+            return artifact
+        problem = "it has another key"
+    except ArtifactError as e:
+        problem = str(e)
+    progress.warn(f"{path} is made again: {problem}")
+    return None
+
+
+def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
+    """Make a finished artifact the current one, and remove what the runs that made it, killed ones too, left."""
+    if io.is_first_process():
+        context.workspace.point(artifact)
+        io.remove_tree(scratch)
+        io.sweep(artifact.path.parent)
+
+
+def _build(
+    context: Context,
+    manifest: Manifest,
+    final: Path,
+    stale: int | None,
+    scratch: Path,
+    build: Callable[[StageBuild], None],
+) -> Artifact:
+    io.make_dirs(final.parent)
+    if not context.resume:
+        io.remove_tree(scratch)
+    io.sweep(final.parent)
+    clock, started = Clock(scratch), time.monotonic()
+    temporary = io.temporary_dir(final.parent, final.name)
+    work = StageBuild(temporary, scratch, context.resume)
+    try:
+        build(work)
+        run = {"seconds": round(time.monotonic() - started, 3), **_where(), **work.run}
+        run |= {"seconds_in_all": clock.seconds, **devices(context.device)}
+        if stale and stale == _inode(final):  # not if another process has put its result there by now
+            io.remove_tree(final)
+        return commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run, work.hashed)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            clock.stop()
+        with suppress(OSError):
+            io.remove_tree(temporary)
+            for directory in (scratch, final.parent):
+                if directory.is_dir() and not any(path.is_file() for path in directory.rglob("*")):
+                    io.remove_tree(directory)
+        raise
+
+
+def _inode(path: Path) -> int | None:
+    """Which directory stands at `path`, if any does."""
+    return path.stat().st_ino if path.is_dir() else None
+
+
+def _follow(
+    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[StageBuild], None] | None
+) -> Artifact:
+    """The part of the processes after the first: they keep nothing of what they do; the first one commits."""
+    if build:
+        with tempfile.TemporaryDirectory() as unused:
+            build(StageBuild(Path(unused), scratch, context.resume))
+    while _inode(final) in (None, stale):  # a launcher ends us all if the first process fails
+        progress.raise_if_stopped()
+        time.sleep(0.05)
+    return Artifact.open(final)
+
+
+def _where() -> dict[str, Any]:
+    import torch
+
+    return {
+        "minitron": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _changes(workspace: Workspace, wanted: Manifest) -> list[str]:
+    """Which config fields and inputs differ from the stage's current artifact, if there is a readable one."""
+    try:
+        current = workspace.current(wanted.stage)
+    except ArtifactError:
+        current = None
+    if current is None:
+        return []
+    old, new = _flat(current.manifest), _flat(wanted)
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def _flat(manifest: Manifest) -> dict[str, Any]:
+    flat: dict[str, Any] = {f"input {name}": value for name, value in manifest.inputs.items()}
+    todo: list[tuple[str, Any]] = list(manifest.config.items())
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{name}.{key}", inner) for key, inner in value.items()]
+        else:
+            flat[name] = value
+    return flat | {"stage version": manifest.stage_version}

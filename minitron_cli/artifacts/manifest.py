@@ -1,0 +1,80 @@
+"""What an artifact is: made by which stage, from what, holding which bytes.
+
+Everything here is identity: no clock, no host, no path. Those go to `run.json` beside it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, field_validator
+
+from minitron_cli import io, strict_json
+from minitron_cli.errors import ArtifactError, CheckpointError
+from minitron_cli.spec import Spec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RUN = "run.json"
+SEAL = "sha256"
+
+
+class Manifest(Spec):
+    schema_version: int
+    stage: str
+    stage_version: int
+    label: str
+    key: str
+    """sha256 over stage, stage version, config and input fingerprints."""
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    """Name -> content hash, or a hub commit."""
+    summary: dict[str, Any]
+    """Small facts about the content that later stages and the report read."""
+    files: dict[str, io.FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, io.FileRecord]) -> dict[str, io.FileRecord]:
+        if odd := [name for name in files if Path(name).name != name or not name.isprintable()]:
+            raise ValueError(f"{odd[0]!r} is not a plain file name")
+        return files
+
+    @property
+    def fingerprint(self) -> str:
+        """A content hash of the whole artifact."""
+        return io.digest({name: list(record) for name, record in self.files.items()})
+
+
+def key_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The same intent on the same inputs has the same key."""
+    return io.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    """Put a manifest into a directory, sealed with its own hash: nothing else vouches for it."""
+    content = manifest.model_dump(mode="json")
+    io.write_new_json(directory / MANIFEST, content | {SEAL: io.digest(content)})
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of an artifact directory. ArtifactError if there is none that this version can read."""
+    path = directory / MANIFEST
+    if not path.exists():
+        raise ArtifactError(
+            f"{directory} is not a minitron artifact: it has no {MANIFEST}; give one that a stage wrote"
+        )
+    try:
+        content = strict_json.load(path)
+    except CheckpointError as e:
+        raise ArtifactError(str(e)) from None
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has schema {version}, written by a newer minitron: upgrade minitron to read it")
+    if content.pop(SEAL, None) != io.digest(content):
+        raise ArtifactError(f"{path} has changed since it was written: remove the directory and run the stage again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as e:
+        where = ".".join(map(str, e.errors()[0]["loc"]))
+        raise ArtifactError(f"{path} is damaged at {where}: remove the directory and run the stage again") from None

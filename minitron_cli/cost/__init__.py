@@ -1,0 +1,1 @@
+"""Tokens and FLOPs of a result, derived along its lineage."""

@@ -1,0 +1,1 @@
+"""Losses fused with the language-model head; logits of shape [tokens, vocab] never exist."""

@@ -1,0 +1,93 @@
+"""Losses on logits with a chunk of the vocabulary at a time, in two passes: the way that needs least memory.
+
+The first pass gathers each token's sums over the vocabulary; the second makes the same logits again, and from them and
+the sums the gradient. What is held besides the gradients is a few blocks of logits that fit in a cache, however large
+the vocabulary and the batch are. The price is each model's product with its head once more.
+"""
+
+# N token, B token of one block, C one chunk of the vocab, V vocab, L loss
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli.distill.fused.combine import to_overwrite, weighted_sum_
+from minitron_cli.distill.fused.head_matmul import Gradients, Logits, parts, through_head_
+from minitron_cli.distill.losses import TwoPassLoss
+
+TOKENS = {"cpu": 512, "accelerator": 2048}
+VOCAB = {"cpu": 1024, "accelerator": 16384}
+"""Sizes of a block of logits: one fits a core's cache, the other fills an accelerator."""
+
+
+class _Chunk(NamedTuple):
+    """A part of the vocabulary."""
+
+    vocab: slice
+    product_BC: Tensor
+    """The student's, in whose memory its logits may be."""
+    student_BC: Tensor
+    slope_BC: Tensor | None
+    teacher_BC: Tensor | None
+
+
+def run(
+    losses: Sequence[TwoPassLoss],
+    student: Logits,
+    teacher: Logits | None,
+    labels_N: Tensor | None,
+    gradients: Gradients,
+    chunk_tokens: int | None,
+) -> Tensor:
+    """Every token's losses, [L, N]; adds their gradients up on the way, or makes one pass only if none is wanted."""
+    where, count = "cpu" if student.hidden_ND.device.type == "cpu" else "accelerator", len(student.hidden_ND)
+    values_LN = student.hidden_ND.new_empty((len(losses), count), dtype=student.acc_dtype)
+    for tokens in parts(count, chunk_tokens or TOKENS[where]):
+        values_LN[:, tokens] = _Block(losses, student, teacher, labels_N, tokens, VOCAB[where]).run(gradients)
+    return values_LN
+
+
+class _Block:
+    def __init__(
+        self,
+        losses: Sequence[TwoPassLoss],
+        student: Logits,
+        teacher: Logits | None,
+        labels_N: Tensor | None,
+        tokens: slice,
+        chunk_vocab: int,
+    ) -> None:
+        self.student, self.teacher, self.tokens, self.chunk_vocab = student, teacher, tokens, chunk_vocab
+        self.labels_B = None if labels_N is None else labels_N[tokens]
+        zeros_B1 = student.hidden_ND.new_zeros((tokens.stop - tokens.start, 1), dtype=student.acc_dtype)
+        self.weights = [loss.weight for loss in losses]
+        self.losses = [loss.by_vocab(zeros_B1) for loss in losses]
+
+    def run(self, gradients: Gradients) -> Tensor:
+        for chunk in self._chunks():
+            for loss, student_BC, teacher_BC in to_overwrite(self.losses, chunk.student_BC, chunk.teacher_BC):
+                loss.read_(student_BC, teacher_BC, self.labels_B, chunk.vocab.start)
+        if gradients.wanted:
+            self._add_(gradients)
+        return torch.stack([loss.values() for loss in self.losses])
+
+    def _add_(self, gradients: Gradients) -> None:
+        for chunk in self._chunks():
+            through_head_(chunk.product_BC, weighted_sum_(self._gradients(chunk)), chunk.slope_BC)
+            gradients.add_(self.tokens, chunk.vocab, chunk.product_BC)
+
+    def _gradients(self, chunk: _Chunk) -> Iterator[tuple[float, Tensor]]:
+        weighted = list(zip(self.weights, self.losses, strict=True))
+        for (weight, loss), student_BC, teacher_BC in to_overwrite(weighted, chunk.student_BC, chunk.teacher_BC):
+            yield weight, loss.grad_(student_BC, teacher_BC, self.labels_B, chunk.vocab.start)
+
+    def _chunks(self) -> Iterator[_Chunk]:
+        for vocab in parts(self.student.vocab, self.chunk_vocab):
+            product_BC = self.student.product_PQ(self.tokens, vocab)
+            student_BC, slope_BC = self.student.finish_(product_BC)
+            teacher_BC = None
+            if self.teacher is not None:
+                teacher_BC, _ = self.teacher.finish_(self.teacher.product_PQ(self.tokens, vocab))
+            yield _Chunk(vocab, product_BC, student_BC, slope_BC, teacher_BC)

@@ -1,0 +1,228 @@
+"""One batch through student and teacher: its losses with gradients, or its figures on held-out text.
+
+Knows models as transformers has them; not the optimizer, the schedule or the order of the data.
+"""
+
+# B sequence, T token, N counted token, D hidden, F figure
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from minitron_cli.data.batches import Batch
+from minitron_cli.distill import sharding
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.distributed import Precision, ProcessGroup
+from minitron_cli.distill.fused.objective import HeadInput, check_vocab, fused_objective
+from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_loss, projection
+from minitron_cli.distill.losses import ForwardKL
+from minitron_cli.distill.sharding import RowReader
+from minitron_cli.distill.targets import Targets, documents
+from minitron_cli.errors import CheckpointError
+from minitron_cli.model.families import family_of
+from minitron_cli.model.lm_head import Head, head_of
+from minitron_cli.model.taps import layer_module
+
+T = TypeVar("T")
+
+HELD_OUT = ("loss", "kl")
+"""What `evaluate` adds up: cross-entropy with the text, and KL(teacher || student) where there is a teacher; nats."""
+
+
+class Losses(NamedTuple):
+    total: Tensor
+    """Scalar with gradients."""
+    figures_F: Tensor
+    """In the order of `Models.figures`, detached."""
+
+
+class Decoder(nn.Module):
+    """A causal language model, and what is learned beside it.
+
+    It is called with what to do with the model: meanwhile, and until the backward pass, all weights outside its layers
+    are at hand, sharded or not.
+    """
+
+    def __init__(self, model: Any, project: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model, self.project = model, project
+
+    def forward(self, use: Callable[[Any], T]) -> T:
+        return use(self.model)
+
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """CheckpointError if the head does more than a `Head` can say."""
+        checked = self(head_of)
+        self._softcap, self._scale = checked.softcap, checked.scale
+        sharding.release(self)
+
+    @property
+    def head(self) -> Head:
+        linear = self.model.get_output_embeddings()
+        return Head(linear.weight, getattr(linear, "bias", None), self._softcap, self._scale)
+
+
+class Models:
+    """Student and teacher on one device, the student with fp32 weights, the teacher frozen in what is computed in."""
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any | None,
+        config: DistillConfig,
+        pairs: Sequence[StatePair],
+        world: ProcessGroup,
+        precision: Precision,
+        *,
+        is_sharded: bool = False,
+        student_rows: RowReader | None = None,
+        teacher_rows: RowReader | None = None,
+    ) -> None:
+        self.config, self.world, self.device, self.precision = config, world, world.device, precision
+        self.student, self.teacher = student, teacher
+        self.is_sharded = is_sharded
+        self.pairs = tuple(pairs) if config.hidden is not None else ()
+        self.project: nn.Module = nn.Identity()
+        if teacher is not None:
+            check_vocab(teacher.config, student.config, None, None)
+            widths = _width(student), _width(teacher)
+            self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
+            self._guide = self._placed(teacher.requires_grad_(False), None, _dtype(precision), teacher_rows, "teacher")
+        if config.activation_checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._learner = self._placed(student, self.project, torch.float32, student_rows, "student")
+
+    def _placed(
+        self, model: Any, project: nn.Module | None, dtype: torch.dtype, rows: RowReader | None, role: str
+    ) -> Decoder:
+        """The model on the device, or what this process is to have of it there, in evaluation mode."""
+        _cast_(model.eval(), dtype)
+        decoder = Decoder(model, project)
+        if self.is_sharded:
+            sharding.shard_(decoder, _layers(model), self.world, self.precision)
+        elif not is_spread(model):
+            decoder.to(self.device)
+        if rows is not None:
+            sharding.fill_(decoder, model, self.world, rows)
+        _refuse_non_finite(model, role)
+        decoder.check_head()
+        return decoder
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what a training batch is measured by: each loss on logits, then all on hidden states together."""
+        return (*(loss.kind for loss in self.config.losses), *(["hidden"] if self.pairs else []))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that is learned, by a name that is unique; tied ones once."""
+        student = {f"student.{name}": p for name, p in self.student.named_parameters()}
+        return student | {f"projection.{name}": p for name, p in self.project.named_parameters()}
+
+    def losses(self, batch: Batch, targets: Targets, count: int, hidden_weight: float) -> Losses:
+        """The sums over this batch's counted tokens, divided by `count`."""
+        rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            student_BTD, student_states = self._decode(self._learner, batch, [pair.student for pair in self.pairs])
+            teacher_side, teacher_states = None, dict[str, Tensor]()
+            if self.teacher is not None and self.config.needs_teacher:
+                with torch.no_grad():
+                    teacher_BTD, teacher_states = self._decode(self._guide, batch, [p.teacher for p in self.pairs])
+                teacher_side = HeadInput(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
+            student_side = HeadInput(student_BTD.flatten(0, 1), self._learner.head).rows(rows_N)
+            objective = fused_objective(
+                self.config.losses, student_side, teacher_side, labels_N, count=count, low_memory=self.config.low_memory
+            )
+            if not self.pairs or self.config.hidden is None:
+                return Losses(*objective)
+            hidden = hidden_loss(
+                self.pairs,
+                student_states,
+                teacher_states,
+                self.project,
+                self.config.hidden.distance,
+                rows_N,
+                count,
+                documents(batch).to(self.device),
+            )
+        return Losses(
+            objective.total + hidden_weight * hidden, torch.cat([objective.each_L, hidden.detach().reshape(1)])
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, targets: Targets) -> Tensor:
+        """The sums of `HELD_OUT` over the batch's counted tokens, [2] in fp64."""
+        rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            student_BTD, _ = self._decode(self._learner, batch)
+            student = HeadInput(student_BTD.flatten(0, 1), self._learner.head).rows(rows_N)
+            nll = student.head.nll(student.hidden_ND, labels_N).sum(dtype=torch.float64)
+            kl = torch.zeros_like(nll)
+            if self.teacher is not None:
+                teacher_BTD, _ = self._decode(self._guide, batch)
+                teacher = HeadInput(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
+                kl += fused_objective([ForwardKL()], student, teacher, None, count=1, low_memory=True).total
+        return torch.stack([nll, kl])
+
+    def release(self) -> None:
+        """Leave the student's parameters as this process has them: its rows, if the models are sharded."""
+        sharding.release(self._learner)
+
+    @cached_property
+    def _moved_head(self) -> Head:
+        """A copy on the student's device of a head that may be on another: made once, as it stays as it is."""
+        head = self._guide.head
+        bias_V = None if head.bias_V is None else head.bias_V.to(self.device)
+        return head._replace(weight_VD=head.weight_VD.to(self.device), bias_V=bias_V)
+
+    @property
+    def _teacher_head(self) -> Head:
+        return self._moved_head if is_spread(self.teacher) else self._guide.head
+
+    def _decode(self, decoder: Decoder, batch: Batch, modules: Iterable[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last hidden states, and the outputs of the named modules."""
+        with capture(decoder.model, modules) as states:
+            hidden_BTD = decoder(partial(_last_hidden_states, batch=batch, device=self.device))
+        return hidden_BTD.to(self.device), {name: state.to(self.device) for name, state in states.items()}
+
+
+def _last_hidden_states(model: Any, batch: Batch, device: torch.device) -> Tensor:
+    output = model.get_decoder()(
+        input_ids=batch.input_ids_BT.to(device), position_ids=batch.position_ids_BT.to(device), use_cache=False
+    )
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+def is_spread(model: Any) -> bool:
+    """Whether accelerate has placed a model's layers on several devices."""
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    family = family_of(model.config)
+    count = family.axis_sizes(model.config)["layer"]
+    return [model.get_submodule(layer_module(family).format(layer=i)) for i in range(count)]
+
+
+def _width(model: Any) -> int:
+    return int(model.get_output_embeddings().weight.shape[1])
+
+
+def _refuse_non_finite(model: nn.Module, role: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not sharding.local(parameter.data).isfinite().all():
+            raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: take an undamaged checkpoint")
+
+
+def _dtype(precision: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _cast_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters only: rotary frequencies are buffers, and wrong in bf16."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,403 @@
+"""The training loop: a step is a function of the state before it and of (seed, step), so a resumed run is the same run.
+
+The batch of a step, its dropout and its learning rate are computed from the step's number. The state is the weights,
+the optimizer's moments and the figures so far; it is saved between two steps and nowhere else.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minitron_cli import io, progress
+from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
+from minitron_cli.data.pack import Blocks
+from minitron_cli.distill import checkpoints
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
+from minitron_cli.distill.hidden_state_losses import StatePair
+from minitron_cli.distill.model_pair import Models
+from minitron_cli.distill.optimizer import Optimizer
+from minitron_cli.distill.schedule import learning_rate
+from minitron_cli.distill.sharding import RowReader
+from minitron_cli.distill.targets import Targets, targets
+from minitron_cli.distill.throughput import Throughput, peak_flops, step_flops
+from minitron_cli.distill.validation import NOTHING, evaluate
+from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a run's models lie in memory; nothing of it changes a number but by rounding."""
+
+    is_sharded: bool = False
+    """Whether the processes hold one copy between them (`sharding.is_wanted`)."""
+    student_rows: RowReader | None = None
+    """Where weights are that are not in memory yet: then the model is on the meta device. Sharded runs only."""
+    teacher_rows: RowReader | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    steps: int
+    tokens: int
+    """Of the whole run, resumed parts included."""
+    metrics: list[Row]
+    """A row per step: step (from 1), tokens, loss, each loss by its kind, hidden, learning_rate, grad_norm."""
+    validation: list[Row]
+    """A row per evaluation: step (0 before the first), tokens, loss and, with a teacher, kl; in nats per token."""
+    throughput: dict[str, float | str | bool]
+    """Of this process's part of the run: steps, tokens, seconds, tokens_per_second, processes, precision, ..."""
+    exported: int
+    """The step whose weights the student has: the last, or the best."""
+
+
+def train(
+    student: Any,
+    teacher: Any | None,
+    train_blocks: Blocks,
+    validation_blocks: Blocks | None,
+    config: DistillConfig,
+    scratch: Path | None,
+    *,
+    resume: bool = True,
+    pairs: Sequence[StatePair] = (),
+    device: str = "cpu",
+    placing: Placement = Placement(),
+    log: Callable[[Row], None] = lambda row: None,
+    until: int | None = None,
+    alone: bool = False,
+) -> TrainResult:
+    """Train `student` in place; it comes back in fp32 and evaluation mode, on the device, sharded if that is how.
+
+    The teacher is moved there too, frozen, and cast to bf16 if that is the precision.
+    `scratch` is a directory of this run alone, for its checkpoints; with `resume`, the newest sound one is continued.
+    None keeps none, and exports the last weights. `log` is called in the first process with every row as it comes.
+    `pairs` are the hidden states to compare where `config.hidden` is set (`hidden.state_pairs`). A
+    teacher that no loss needs is still compared with at every evaluation. RunFailed if a loss or gradient is not
+    finite, before it reaches the weights; Interrupted after a stop was requested, once the state is saved.
+    `until` is a step to stop after, with the state saved, for a later call to go on from. `alone`: no other process has
+    a part in this run.
+    """
+    world = ProcessGroup(device, alone=alone)
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, world, placing, log)
+        run.start(resume)
+        return run.finish(until)
+
+
+class _Run:
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any | None,
+        train_blocks: Blocks,
+        validation_blocks: Blocks | None,
+        config: DistillConfig,
+        scratch: Path | None,
+        pairs: Sequence[StatePair],
+        world: ProcessGroup,
+        placing: Placement,
+        log: Callable[[Row], None],
+    ) -> None:
+        self.config, self.scratch, self.world = config, scratch, world
+        self.section = config.section
+        self.log = log if world.rank == 0 else lambda row: None
+        self.train_blocks, self.validation_blocks = train_blocks, validation_blocks
+        self.total_steps = self.last_step = config.total_steps(train_blocks.sequence_length)
+        self._check(pairs)
+        self.models = Models(
+            student,
+            teacher,
+            config,
+            pairs,
+            world,
+            resolve_precision(config.precision, world.device),
+            is_sharded=placing.is_sharded,
+            student_rows=placing.student_rows,
+            teacher_rows=placing.teacher_rows,
+        )
+        self.optimizer = Optimizer(self.models.trained(), config)
+        self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs)
+        length, needed = train_blocks.sequence_length, teacher if config.needs_teacher else None
+        step_tokens, peak = config.batch_size * length, peak_flops(world.device, self.models.precision)
+        self.pace = Throughput(
+            step_tokens, step_flops(student, needed, step_tokens, length), peak and peak * world.size
+        )
+        self.step = 0
+        self.saved_step = 0
+        self.metrics: list[Row] = []
+        self.validation: list[Row] = []
+
+    def _check(self, pairs: Sequence[StatePair]) -> None:
+        if not len(self.train_blocks):
+            raise DataError("the training data fill no block: give more text, or lower data.sequence_length")
+        if self.config.batch_size < self.world.size:
+            raise RecipeError(
+                f"{self.section}.batch_size {self.config.batch_size} is below the {self.world.size} processes: raise it"
+            )
+        if self.config.warmup_steps >= self.total_steps:
+            progress.warn_once(  # of a search's candidates, all would say it, at every rung
+                f"{self.section}.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} "
+                "steps: the learning rate only rises"
+            )
+        if self.validation_blocks is not None and not len(self.validation_blocks):
+            progress.warn(
+                f"{self.section}: the held-out data fill no block, so nothing is evaluated; hold out more text"
+            )
+        if self.config.hidden is not None and not pairs:
+            progress.warn("distill.hidden has no effect: depth was not cut; say which in distill.hidden.layers")
+
+    def start(self, resume: bool) -> None:
+        """Take over the state of the newest checkpoint, if there is one and it is wanted."""
+        if self.scratch is None:
+            return
+        step = 0
+        if self.world.rank == 0:
+            if not resume:
+                checkpoints.clear(self.scratch)
+            step = checkpoints.newest(self.scratch, self.identity) or 0
+            checkpoints.forget_best(self.scratch, step)  # those of evaluations that come again
+        step = self.world.from_first(step)
+        if step:
+            saved = checkpoints.load(self.scratch, step)
+            self.optimizer.load_(saved, self.world)
+            self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
+            self.step = self.saved_step = step
+            if not saved.record.get("is_pause"):  # which whoever asked for it knows
+                progress.say(f"{self.section}: continues after step {step:,} of {self.total_steps:,}")
+            if (processes := saved.record["processes"]) != self.world.size:
+                progress.say(
+                    f"{self.section}: saved by {processes} processes and continued by {self.world.size}: "
+                    "the same samples in the same order, sums rounded differently"
+                )
+
+    def finish(self, until: int | None = None) -> TrainResult:
+        """Do the steps that are left, or those up to `until`."""
+        self.last_step = min(until or self.total_steps, self.total_steps)
+        started = time.monotonic()
+        with progress.track("distill" if self.models.teacher else "train", self.total_steps, "steps") as advance:
+            _show(advance, self.step)
+            self._evaluate_if_due()
+            while self.step < self.last_step:
+                row = self._optimize()
+                _show(advance, 1, loss=row["loss"], **self.pace.shown())
+                self._save_if_due()
+                self._evaluate_if_due()
+        exported = self._export_()
+        self.models.student.eval()
+        throughput = self._throughput(time.monotonic() - started)
+        return TrainResult(self.step, self._tokens(self.step), self.metrics, self.validation, throughput, exported)
+
+    def _export_(self) -> int:
+        """Leave in the student what the run is to give; the step it is of."""
+        best = self._best_step()
+        is_over = self.step == self.total_steps
+        if self.config.export == "last" or best is None or self.scratch is None or not is_over:
+            return self.step
+        is_there = self.world.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
+        if not self.world.from_first(is_there):
+            progress.warn(
+                f"{self.section}: the weights of step {best:,}, the best, were lost; the last step's are used"
+            )
+            return self.step
+        self.optimizer.load_(checkpoints.load(self.scratch, best, "best"), self.world)
+        return best
+
+    def _best_step(self) -> int | None:
+        """The evaluated step with the lowest held-out loss, the first of several."""
+        best = min(self.validation, key=lambda row: row["loss"], default=None)
+        return None if best is None else int(best["step"])
+
+    # One step
+
+    def _optimize(self) -> Row:
+        """Do the next step. RunFailed, with weights and moments as they were, if it is not finite."""
+        started, size = time.monotonic(), self.config.batch_size
+        ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
+        torch.manual_seed(_step_seed(self.config.seed, self.step, self.world.rank))
+        self.models.student.train()
+        hidden_weight = self._hidden_weight()
+        figures_F = self._accumulate_(rank_slice(ids, self.world.rank, self.world.size), hidden_weight)
+        row = self._row(figures_F, self.optimizer.clip_(), hidden_weight)
+        self._refuse_non_finite(row, f"on samples {_some(ids)}")
+        self.optimizer.step_(row["learning_rate"])
+        self.step += 1
+        self.metrics.append(row)
+        self.log(row)
+        self.pace.add(time.monotonic() - started)
+        return row
+
+    def _accumulate_(self, ids: Sequence[int], hidden_weight: float) -> Tensor:
+        """Leave the gradient of the mean over all tokens of the step, of all processes, in `.grad`; its figures.
+
+        Every part is divided by the whole step's count, so parts of unequal length weigh by their tokens.
+        """
+        parts = self._micro_batches(ids)
+        count = int(self.world.sum(sum(len(target.labels_N) for _, target in parts)))
+        if count == 0:
+            raise DataError("no token of a batch follows another of its document: give longer documents or blocks")
+        figures_F = torch.zeros(len(self.models.figures), device=self.world.device)
+        for part, target in parts:
+            losses = self.models.losses(part, target, count, hidden_weight)
+            losses.total.backward()
+            figures_F += losses.figures_F
+        self.world.sum_([figures_F, *self.optimizer.gradients])
+        return figures_F
+
+    def _micro_batches(self, ids: Sequence[int]) -> list[tuple[Batch, Targets]]:
+        size = self.config.micro_batch_size
+        batches = [batch(self.train_blocks, ids[i : i + size]) for i in range(0, len(ids), size)]
+        parts = [(part, targets(part)) for part in batches]
+        if self.models.is_sharded:  # every process runs equally often, as the others need its rows
+            most = math.ceil(math.ceil(self.config.batch_size / self.world.size) / size)
+            parts += [(batches[0], NOTHING)] * (most - len(parts))
+        return parts
+
+    def _hidden_weight(self) -> float:
+        """alpha: from the step before, over all its tokens, so how a batch is divided changes nothing."""
+        if self.config.hidden is None:
+            return 0.0
+        if self.config.hidden.weight != "dynamic":
+            return self.config.hidden.weight
+        last = self.metrics[-1] if self.metrics else {}
+        return self._on_logits(last) / last["hidden"] if last.get("hidden") else 0.0
+
+    def _on_logits(self, row: Row) -> float:
+        return sum(loss.weight * row[loss.kind] for loss in self.config.losses)
+
+    def _row(self, figures_F: Tensor, norm: Tensor, hidden_weight: float) -> Row:
+        *values, grad_norm = torch.cat([figures_F, norm.to(figures_F).reshape(1)]).tolist()
+        figures = dict(zip(self.models.figures, values, strict=True))
+        if "hidden" in figures:
+            figures["hidden_weight"] = hidden_weight
+        c = self.config
+        return {
+            "step": self.step + 1,
+            "tokens": self._tokens(self.step + 1),
+            "loss": self._on_logits(figures) + hidden_weight * figures.get("hidden", 0.0),
+            **figures,
+            "learning_rate": learning_rate(
+                self.step, self.total_steps, c.learning_rate, c.min_learning_rate, c.warmup_steps
+            ),
+            "grad_norm": grad_norm,
+        }
+
+    def _refuse_non_finite(self, row: Row, where: str) -> None:
+        wrong = next((name for name, value in row.items() if not math.isfinite(value)), None)
+        if wrong is None:
+            return
+        self.optimizer.drop_gradients_()
+        kept = f"the state after step {self.saved_step} is kept" if self.saved_step else "no state was saved yet"
+        raise RunFailed(
+            f"{self.section}: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
+            f"lower {self.section}.learning_rate, or look at what the model makes of this text"
+        )
+
+    def _tokens(self, steps: int) -> int:
+        return steps * self.config.batch_size * self.train_blocks.sequence_length
+
+    # Between two steps
+
+    def _save_if_due(self) -> None:
+        """Save when it is time, when the run is over, and when it is to stop."""
+        is_stopping = self._is_stopping()
+        if is_stopping or self.step % self.config.save_every == 0 or self.step == self.last_step:
+            self._save()
+        if is_stopping:
+            progress.raise_if_stopped()
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate if this step calls for it. Comes after saving, so a run that resumes here does it again."""
+        is_due = self.step % self.config.eval_every == 0 or self.step == self.last_step
+        if not self.validation_blocks or not is_due:
+            return
+        c = self.config
+        means = evaluate(
+            self.models, self.validation_blocks, c.eval_blocks, c.micro_batch_size, self.world, self._is_stopping
+        )
+        if means is None:
+            self._save()
+            progress.raise_if_stopped()
+        else:
+            row = {"step": self.step, "tokens": self._tokens(self.step), **means}
+            self._refuse_non_finite(row, "on held-out text")
+            self.validation.append(row)
+            self.log({f"held_out/{name}": value for name, value in row.items()} | {"step": self.step})
+            if self.config.export == "best" and self._best_step() == self.step:
+                self._save_best()
+
+    def _is_stopping(self) -> bool:
+        """Whether any process was asked to stop; then all of them do."""
+        is_stopping = self.world.any(progress.stop_requested())
+        if is_stopping and not progress.stop_requested():
+            progress.request_stop(SIGTERM)
+        return is_stopping
+
+    def _save(self) -> None:
+        if self.scratch is None or self.step in (0, self.saved_step):
+            return
+        record = {
+            "metrics": self.metrics,
+            "validation": self.validation,
+            "processes": self.world.size,
+            "is_pause": self.step == self.last_step < self.total_steps,
+        }
+        self._write("step", self.optimizer.tensors(), record, self.config.keep_last)
+        self.saved_step = self.step
+
+    def _save_best(self) -> None:
+        if self.scratch is not None:
+            self._write("best", self.optimizer.weights(), {}, 1)
+
+    def _write(self, kind: checkpoints.Kind, tensors: dict[str, Tensor], record: dict[str, Any], keep: int) -> None:
+        """Sharded, all processes write what they have; else the first, what all of them have."""
+        assert self.scratch is not None
+        world = self.world if self.models.is_sharded else None
+        if world or self.world.rank == 0:
+            checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, world=world)
+        self.world.wait()
+
+    def _throughput(self, seconds: float) -> dict[str, float | str | bool]:
+        """Of this process's part of the run, evaluations and checkpoints included in `seconds`."""
+        return {
+            "seconds": round(seconds, 3),
+            **self.pace.summary(),
+            "processes": self.world.size,
+            "precision": self.models.precision,
+            "sharded": self.models.is_sharded,
+        }
+
+
+def _show(advance: progress.Step, steps: int, **figures: float | str) -> None:
+    with suppress(Interrupted):  # the run stops by itself, after its state is saved
+        advance(steps, **figures)
+
+
+def _identity(
+    config: DistillConfig, train_blocks: Blocks, validation_blocks: Blocks | None, pairs: Sequence[StatePair]
+) -> str:
+    """A digest of what decides the run's numbers, but for the models: whoever names the directory knows those."""
+    numbers = config.model_dump(mode="json", exclude={"save_every", "keep_last"})
+    held_out = None if validation_blocks is None else validation_blocks.fingerprint
+    return io.digest([numbers, train_blocks.fingerprint, held_out, pairs])
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Hashed, as a sum or an exclusive or of the three would give some steps the same dropout."""
+    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest(), "little")
+
+
+def _some(ids: Sequence[int], most: int = 16) -> str:
+    rest = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return ", ".join(map(str, ids[:most])) + rest

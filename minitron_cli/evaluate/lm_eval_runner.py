@@ -1,0 +1,222 @@
+"""lm-eval on a model in memory. Results leave as plain numbers, with each item's score beside them.
+
+The model is passed as an object: lm-eval's model strings break on commas and equal signs in paths.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lm_eval.evaluator
+import numpy as np
+from lm_eval.models.huggingface import HFLM
+
+from minitron_cli import progress
+from minitron_cli.errors import DataError
+from minitron_cli.evaluate.config import Task
+from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
+from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, Items
+from minitron_cli.evaluate.tasks import NOWHERE, Places, TaskSet, load_tasks
+
+BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
+
+TaskResults = dict[str, dict[str, dict[str, Any]]]
+TaskItems = dict[str, dict[str, Items]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What tasks say of one model."""
+
+    results: TaskResults
+    """Task -> metric -> {value, stderr, n, shots}, clusters where items share documents, part_of for a group's members,
+    which follow it. Values that are not finite are None.
+
+    A metric has lm-eval's name, with the filter after a comma where there is a choice of filters
+    (`exact_match,strict-match`).
+    """
+    items: TaskItems
+    """Task -> metric -> each item's score, of the metrics that are means of such scores."""
+    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    """Task -> dataset, config and split on the hub; nothing of a task whose data are local."""
+
+
+def run_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    *,
+    places: Places = NOWHERE,
+    allow_code: bool = False,
+    batch_size: int = 8,
+) -> Answers:
+    """Ask the model every task. The same model and tasks give the same answers."""
+    with quiet() as truncated, seeded():
+        chosen = load_tasks(tasks, places, allow_code=allow_code)
+        lm = _Model(
+            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
+        )  # it may add a pad token
+        raw = lm_eval.evaluator.evaluate(
+            lm,
+            chosen.task_dict,
+            samples=chosen.items or None,
+            bootstrap_iters=BOOTSTRAP_DRAWS,
+            log_samples=True,
+            confirm_run_unsafe_code=allow_code,
+        )
+    if truncated.count:
+        progress.warn(f"{truncated.count} requests were longer than the model's context and lost their beginning")
+    return _answers(raw, chosen)
+
+
+class _Model(HFLM):
+    """HFLM whose requests move our bar, which is also where a run can be stopped."""
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        with self._tracked(requests):
+            return super().loglikelihood(requests, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        with self._tracked(requests):
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        with self._tracked(requests):
+            return super().generate_until(requests, disable_tqdm)
+
+    @contextlib.contextmanager
+    def _tracked(self, requests: list[Any]) -> Iterator[None]:
+        with progress.track("tasks", total=len(requests), unit="requests") as step:
+            self.set_cache_hook(_StepPerRequest(step))
+            yield
+
+
+class _StepPerRequest:
+    """Stands where lm-eval would cache answers: it is told of each finished request."""
+
+    def __init__(self, step: progress.Step) -> None:
+        self.step = step
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        self.step()
+
+
+def _answers(raw: Any, chosen: TaskSet) -> Answers:
+    """lm-eval's results without configs, versions, paths and clocks."""
+    results, scores = _results(raw), _scores(raw, chosen)
+    items = {
+        task: {metric: found for metric in metrics if (found := _that_mean(metrics[metric], scores, raw, task, metric))}
+        for task, metrics in results.items()
+    }
+    for task in chosen.documents:  # lm-eval takes all items for independent
+        for metric, found in items[task].items():
+            results[task][metric] |= {"stderr": found.stderr, "clusters": found.clusters}
+    return Answers(results, {task: some for task, some in items.items() if some}, _sources(raw, chosen))
+
+
+def _sources(raw: Any, chosen: TaskSet) -> dict[str, dict[str, str | None]]:
+    """Of a group, what all its members have in common."""
+    tasks = chosen.task_dict["tasks"]
+    sources = {}
+    for name in raw["results"]:
+        found = [_source(tasks[member]) for member in _members(raw, name) if member in tasks]
+        common = dict(set.intersection(*(set(source.items()) for source in found))) if found else {}
+        if common.get("dataset"):
+            sources[name] = {key: common.get(key) for key in ("dataset", "config", "split")}
+    return sources
+
+
+def _source(task: Any) -> dict[str, str | None]:
+    if (task.get_config("dataset_kwargs") or {}).get("data_files"):
+        return {}
+    split = task.get_config("test_split") or task.get_config("validation_split")
+    return {"dataset": task.get_config("dataset_path"), "config": task.get_config("dataset_name"), "split": split}
+
+
+def _results(raw: Any) -> TaskResults:
+    results: TaskResults = {}
+    groups = {member: group for group, members in raw.get("group_subtasks", {}).items() for member in members}
+    for task, entries in raw["results"].items():
+        for key, value in entries.items():
+            metric, comma, filter_name = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float | np.number):
+                continue
+            results.setdefault(task, {})[_name(metric, filter_name)] = {
+                "value": _finite(value),
+                "stderr": _finite(entries.get(f"{metric}_stderr,{filter_name}")),
+                "n": int(entries["sample_len"]),
+                "shots": _shots(raw, task),
+            } | ({"part_of": groups[task]} if task in groups else {})
+    return results
+
+
+def _shots(raw: Any, task: str) -> int | None:
+    """Of a group, what all its members have."""
+    shots = {raw["n-shot"].get(name) for name in _members(raw, task)}
+    return shots.pop() if len(shots) == 1 else None
+
+
+def _name(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else None
+
+
+def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
+    """The items of every task that is no group, metric by metric, where each has a number."""
+    scores: TaskItems = {}
+    for task, samples in raw["samples"].items():
+        columns: dict[str, list[Any]] = {}
+        for sample in samples:
+            for metric in sample["metrics"]:
+                columns.setdefault(_name(metric, sample["filter"]), []).append(sample[metric])
+        documents = _documents(samples, task, chosen.documents.get(task))
+        scores[task] = {
+            metric: Items([float(value) for value in column], groups=documents and documents[: len(column)])
+            for metric, column in columns.items()
+            if all(isinstance(value, int | float | np.number | np.bool_) for value in column)
+        }
+    return scores
+
+
+def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | None) -> list[int] | None:
+    """Which document each item comes from, as numbers in the order they first come; None where there are few."""
+    if column is None:
+        return None
+    if absent := [sample for sample in samples if column not in sample["doc"]]:
+        known = ", ".join(sorted(absent[0]["doc"]))
+        raise DataError(f"task {task!r}: its items have no {column!r} to tell documents by; use one of {known}")
+    numbers: dict[Any, int] = {}
+    found = [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
+    return None if len(numbers) < FEW_DOCUMENTS else found
+
+
+def _that_mean(result: Mapping[str, Any], scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:
+    """The items whose mean is the result. Perplexities, F1 and the like are no such means, and have none."""
+    members = [scores[name].get(metric) for name in _members(raw, task) if name in scores]
+    if not members or any(items is None for items in members) or result["value"] is None:
+        return None
+    found = _joined([items for items in members if items])
+    return found if math.isclose(found.mean, result["value"], rel_tol=1e-9, abs_tol=1e-12) else None
+
+
+def _members(raw: Any, task: str) -> list[str]:
+    inner = raw.get("group_subtasks", {}).get(task)
+    return [leaf for child in inner for leaf in _members(raw, child)] if inner else [task]
+
+
+def _joined(parts: Sequence[Items]) -> Items:
+    """The items of several tasks one after the other; documents of two tasks are two."""
+    values = [value for part in parts for value in part.values]
+    if all(part.groups is None for part in parts):
+        return Items(values)
+    groups: list[int] = []
+    for part in parts:
+        first = max(groups, default=-1) + 1
+        groups += [first + g for g in (part.groups if part.groups is not None else range(len(part.values)))]
+    return Items(values, groups=groups)

@@ -1,0 +1,1 @@
+"""The models and token blocks that stages read."""

@@ -1,0 +1,64 @@
+"""A model to work on: its files, its config, its family's table and its shape, checked against each other."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.aliases import ALIASES
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import InputError
+from minitron_cli.model.families import family_of
+from minitron_cli.model.family import Family
+from minitron_cli.model.shape import Shape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    name: str
+    path: Path
+    fingerprint: str
+    checkpoint: Checkpoint
+    config: "PretrainedConfig"
+    shape: Shape
+
+    @property
+    def family(self) -> Family:
+        return self.shape.family
+
+    def size_bytes(self, dtype: str) -> int:
+        """The size of its weights in memory; `auto`: as they are stored."""
+        item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
+        return self.shape.parameters() * item_bytes if item_bytes else self.checkpoint.size_bytes
+
+    def untied(self) -> "SourceModel":
+        """The same function with a language-model head of its own, which is a second look at the embedding."""
+        if not self.shape.is_tied:
+            raise InputError(f"{self.name} has a language-model head of its own: leave --untie out")
+        checkpoint = self.checkpoint
+        heads = {head: checkpoint.tensors[embedding] for head, embedding in self.family.tied.items()}
+        raw = dict(checkpoint.config) | {"tie_word_embeddings": False}
+        config = hf.config_from_dict(dict(raw), str(self.path / "config.json"))
+        view = Checkpoint(checkpoint.path, raw, dict(checkpoint.tensors) | heads)
+        return replace(self, checkpoint=view, config=config, shape=self.shape.untied())
+
+
+def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:
+    """Find a model and check every tensor against its family's table. Reads headers, no weights."""
+    source = hf.resolve(str(model), offline=offline)
+    checkpoint = Checkpoint.open(source.path)
+    config = hf.load_config(source.path)
+    shape = Shape.of(family_of(config), config)
+    shape.check(checkpoint.shapes)
+    return SourceModel(source.name, source.path, source.fingerprint, checkpoint, config, shape)
+
+
+def published_shape(model: str) -> Shape | None:
+    """The shape of a model in the alias table, without a network; None for any other name."""
+    if model not in ALIASES:
+        return None
+    config = hf.config_from_dict(dict(ALIASES[model].config), model)
+    return Shape.of(family_of(config), config)

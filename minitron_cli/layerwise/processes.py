@@ -1,0 +1,46 @@
+"""Calibration by several processes: each sees a share of the samples, then all know what every one saw.
+
+The processes are those of a launcher such as torchrun; without one there is a single process and nothing is sent.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+from minitron_cli.layerwise.observer import Observer
+
+
+class Processes(NamedTuple):
+    rank: int
+    size: int
+
+    def merge(self, observers: Iterable[Observer]) -> None:
+        """Every observer goes on as if it had seen all samples: first those of process 0, then of process 1, ..."""
+        if self.size == 1:
+            return
+        for observer in observers:
+            first, *others = self._gather(observer.state())
+            observer.restore(first)
+            for state in others:
+                observer.merge(state)
+
+    def _gather(self, state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        gathered: list[dict[str, Tensor]] = [{}] * self.size
+        distributed.all_gather_object(gathered, {name: tensor.cpu() for name, tensor in state.items()})
+        return gathered
+
+
+ALONE = Processes(0, 1)
+
+
+def join_processes(device: str) -> tuple[Processes, str]:
+    """The processes of this run, and this one's device: each accelerator serves one."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ALONE, device
+    from accelerate import PartialState
+
+    state = PartialState(cpu=torch.device(device).type == "cpu")
+    return Processes(state.process_index, state.num_processes), str(state.device)

@@ -1,0 +1,95 @@
+"""How a family's tensors stand to the residual stream: which norm each reads it through, and whether it may be turned.
+
+An RMS norm without its weight commutes with every rotation, so a model that reads the stream through RMS norms only,
+and writes to it through none, computes the same in any orthonormal basis once the norms' weights are folded into the
+matrices that read them. All of it follows from the table and its links.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from minitron_cli.model.family import Family
+from minitron_cli.model.layout import parse
+from minitron_cli.model.shape import Shape
+
+HIDDEN = (("hidden",),)  # a dim that is the residual stream
+
+
+def norm_of(family: Family) -> dict[str, str]:
+    """Reader -> the norm whose output it reads, as templates."""
+    return {reader: norm for norm, readers in family.links.items() for reader in readers}
+
+
+def foldable(shape: Shape) -> tuple[str, ...]:
+    """The norms whose weight can go into their readers: all of these are stored as matrices. A tied head is not."""
+    return tuple(norm for norm, readers in shape.family.links.items() if set(readers) <= set(shape.templates))
+
+
+class Block(NamedTuple):
+    """Half of a decoder layer, in templates: a norm that lets the stream in, and a matrix that writes to the stream."""
+
+    norm: str | None
+    """None where the stream is read as it is."""
+    writer: str | None
+    """None where it is no matrix of the layer's own: experts."""
+
+
+def blocks(family: Family) -> tuple[Block, ...]:
+    """Attention and MLP, in the order in which they are computed."""
+    return tuple(Block(_norm_before(family, axis), _writer(family, axis)) for axis in ("head", "ffn"))
+
+
+def _norm_before(family: Family, axis: str) -> str | None:
+    """The norm whose readers make heads, or neurons."""
+    return next((norm for reader, norm in norm_of(family).items() if _has(family, reader, 0, axis)), None)
+
+
+def _writer(family: Family, axis: str) -> str | None:
+    made = (t for t, text in family.tensors.items() if "{expert}" not in t and len(parse(text).dims) == 2)
+    return next((t for t in made if _has(family, t, 1, axis)), None)
+
+
+def expert_writer(family: Family) -> str | None:
+    """The matrix by which an expert writes to the stream; None without experts."""
+    of_experts = (t for t, text in family.tensors.items() if "{expert}" in t and len(parse(text).dims) == 2)
+    return next((t for t in of_experts if _has(family, t, 1, "ffn")), None)
+
+
+def _has(family: Family, template: str, dim: int, axis: str) -> bool:
+    return axis in parse(family.tensors[template]).axes(dim)
+
+
+def adds_as_it_is(family: Family) -> bool:
+    """Whether what a block writes is added to the stream as it is, or times a number, before the next block reads."""
+    return family.norm == "rms" and set(norms(family)) <= set(family.links)
+
+
+def norms(family: Family) -> tuple[str, ...]:
+    """The templates of all norms over the residual stream, in table order."""
+    return tuple(t for t, layout in family.tensors.items() if layout == "hidden" and t.endswith(".weight"))
+
+
+def rotation_obstacle(shape: Shape) -> str | None:
+    """Why another basis of the residual stream is another function; None where it is the same function.
+
+    Of a tied model it is nearly the same: the norm before the head keeps what of its weight is diagonal in that basis.
+    """
+    return next(_obstacles(shape), None)
+
+
+def _obstacles(shape: Shape) -> Iterator[str]:
+    family = shape.family
+    if family.norm != "rms":
+        yield "its norms subtract the mean, which another basis does not know"
+    for norm in norms(family):
+        if norm not in family.links:
+            yield f"{norm} scales what is written to the residual stream, and no rotation commutes with that"
+    readers = norm_of(family)
+    for template in shape.templates:
+        layout = parse(family.tensors[template])
+        for d, dim in enumerate(layout.dims):
+            if "hidden" in layout.axes(d) and dim != HIDDEN:
+                yield f"{template} has the residual stream and another axis in one dim"
+        reads = len(layout.dims) > 1 and layout.dims[-1] == HIDDEN
+        if reads and template not in readers and not shape.is_embedding(template):
+            yield f"its table does not say through which norm {template} reads"

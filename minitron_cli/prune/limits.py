@@ -1,0 +1,100 @@
+"""Which cuts a model cannot take, and why. The reasons are facts of its family's table; nothing here knows a family."""
+
+from collections.abc import Callable, Sequence
+
+from minitron_cli.model.shape import Shape
+
+
+def refusal(parent: Shape, child: Shape, layers: Sequence[int] | None = None) -> str | None:
+    """Why `parent` cannot become `child`, and what to do instead; None if it can.
+
+    `layers` are the survivors, where they are named; otherwise the ranking has yet to choose them.
+    """
+    reasons = (rule(parent, child) for rule in RULES)
+    by_depth = _depth(parent, child) if layers is None else _kinds(parent, layers)
+    return next((reason for reason in reasons if reason), by_depth)
+
+
+def _groups(parent: Shape, child: Shape) -> str | None:
+    heads, groups, per_group = child.sizes["head"], child.groups, parent.sizes["head"] // parent.groups
+    if heads % groups == 0 and heads // groups <= per_group:
+        return None
+    return f"head={heads} with kv_head={groups}: keep a multiple of kv_head, at most {per_group} a group"
+
+
+def _heads_stay(parent: Shape, child: Shape) -> str | None:
+    cut = [axis for axis in ("head", "kv_head") if child.sizes.get(axis) != parent.sizes.get(axis)]
+    if not cut or not parent.family.heads_not_prunable:
+        return None
+    return f"{cut[0]}={child.sizes[cut[0]]}: {parent.family.heads_not_prunable}; keep all heads and cut another axis"
+
+
+def _hidden_per_head(parent: Shape, child: Shape) -> str | None:
+    """Before the next rule, whose advice would not be enough."""
+    before, after = (shape.sizes["hidden"] / shape.sizes["head"] for shape in (parent, child))
+    exact = "head_dim" not in parent.family.sizes
+    if not parent.keeps_hidden_per_head or (before == after if exact else int(before) == int(after)):
+        return None
+    hidden, head = child.sizes["hidden"], child.sizes["head"]
+    return (
+        f"hidden={hidden} with head={head}: a {parent.family.model_type} model derives sizes of a head from "
+        f"hidden / head, which must stay {before:g}; cut both by the same factor, or neither"
+    )
+
+
+def _hidden_is_multiple(parent: Shape, child: Shape) -> str | None:
+    hidden, head = child.sizes["hidden"], child.sizes["head"]
+    if not parent.family.hidden_is_multiple_of_heads or hidden % head == 0:
+        return None
+    return (
+        f"hidden={hidden} with head={head}: transformers takes a {parent.family.model_type} model only where "
+        "hidden is a multiple of head; change one"
+    )
+
+
+def _experts(parent: Shape, child: Shape) -> str | None:
+    for axis, count in parent.active.items():
+        if child.sizes[axis] < count:
+            return f"{axis}={child.sizes[axis]}: every token uses {count}; keep at least as many"
+    return None
+
+
+def _widths(parent: Shape, child: Shape) -> str | None:
+    step = parent.family.width_multiple
+    odd = [axis for axis in ("hidden", "ffn") if child.sizes[axis] % step and child.sizes[axis] != parent.sizes[axis]]
+    if not odd:
+        return None
+    return (
+        f"{odd[0]}={child.sizes[odd[0]]}: a {parent.family.model_type} model multiplies its experts in groups, whose "
+        f"rows are steps of 16 bytes; keep a multiple of {step}"
+    )
+
+
+RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
+    _groups,
+    _heads_stay,
+    _hidden_per_head,
+    _hidden_is_multiple,
+    _experts,
+    _widths,
+)
+
+
+def _depth(parent: Shape, child: Shape) -> str | None:
+    before, after, period = parent.sizes["layer"], child.sizes["layer"], parent.period
+    if (before - after) % period == 0:
+        return None
+    return f"layer={after}: {_pattern(parent)}; drop a multiple of {period} of the {before} layers"
+
+
+def _kinds(parent: Shape, layers: Sequence[int]) -> str | None:
+    if not parent.kinds or tuple(parent.kinds[i] for i in layers) == parent.kinds[: len(layers)]:
+        return None
+    return f"drop_layers: {_pattern(parent)}; drop whole periods, such as layers 0 to {parent.period - 1}"
+
+
+def _pattern(parent: Shape) -> str:
+    return (
+        f"llama.cpp gives the layers of a {parent.family.model_type} model kinds that repeat every {parent.period}, "
+        "and would give the survivors the wrong ones"
+    )

@@ -1,0 +1,75 @@
+"""What a repair has found out, on disk until the child is written: moments of norms, and what was solved for."""
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minitron_cli import io
+from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo, read_header, read_safetensors
+from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.repair.gram import NormMoments
+
+NORMS, TOKENS, TOTAL, COMPLETE = "norms", "tokens.", "total", "complete"
+
+
+class Store:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._tensors: dict[str, dict[str, TensorInfo]] = {}
+
+    def put_norms(self, layer: int, norms: Mapping[str, NormMoments]) -> None:
+        sums = {name: moments.sum_DD for name, moments in norms.items()}
+        self._put(f"{NORMS}-{layer:05d}", sums | {TOKENS + name: torch.tensor(m.tokens) for name, m in norms.items()})
+
+    def norms(self) -> Iterator[tuple[str, NormMoments]]:
+        """Norm by norm, a layer's at a time."""
+        for path in sorted(self.directory.glob(f"{NORMS}-*.safetensors")):
+            found = read_safetensors(path)
+            for name in found:
+                if not name.startswith(TOKENS):
+                    yield name, NormMoments(found[name], int(found[TOKENS + name]))
+
+    def total(self, compute: Callable[[], Tensor]) -> Tensor:
+        """Of all norms together; computed once."""
+        path = self._path(TOTAL)
+        if not path.exists():
+            self._put(TOTAL, {TOTAL: compute()})
+        return read_safetensors(path)[TOTAL]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to be solved for."""
+        return self._path(COMPLETE).exists()
+
+    def complete(self) -> None:
+        self._put(COMPLETE, {COMPLETE: torch.tensor(True)})
+
+    def put(self, kind: str, name: str, tensor: Tensor) -> None:
+        found = self._found(kind)
+        self._put(f"{kind}-{name}", {name: tensor})
+        found |= read_header(self._path(f"{kind}-{name}"))
+
+    def tensors(self, kind: str) -> Checkpoint | None:
+        """All that were put under a kind, to be read like a checkpoint's; None if there are none."""
+        found = self._found(kind)
+        return Checkpoint(self.directory, {}, dict(found)) if found else None
+
+    def _found(self, kind: str) -> dict[str, TensorInfo]:
+        if kind not in self._tensors:
+            files = sorted(self.directory.glob(f"{kind}-*.safetensors"))
+            self._tensors[kind] = {name: info for path in files for name, info in read_header(path).items()}
+        return self._tensors[kind]
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.safetensors"
+
+    def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        if not tensors:
+            return
+        final = self._path(name)
+        temporary = final.with_name(f"{io.TEMPORARY}{final.name}-{secrets.token_hex(4)}")
+        write_safetensors(temporary, tensors)
+        io.disk.replace(temporary, final)

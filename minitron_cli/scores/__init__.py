@@ -1,0 +1,1 @@
+"""Importance scores: names, storage, selection by metric, agreement of metrics. Knows no models."""

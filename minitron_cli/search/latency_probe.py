@@ -1,0 +1,114 @@
+"""How long a shape takes on this device: built with random weights, timed in turn with its parent, remembered."""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minitron_cli import io, strict_json
+from minitron_cli.checkpoint import hf
+from minitron_cli.errors import InputError
+from minitron_cli.evaluate.config import Speed
+from minitron_cli.evaluate.generation_speed import compare
+from minitron_cli.model.shape import Shape
+from minitron_cli.prune.child_builder import ChildBuilder
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.search.constraints.base import Timing, Workload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NEW_TOKENS = 8  # generated in one turn
+
+
+@dataclass(frozen=True)
+class LatencyProbe:
+    """Times shapes against the parent. A clock's word is no part of any result: it waits in the user's cache."""
+
+    cutter: ChildBuilder
+
+    def __call__(self, shape: Shape, workload: Workload) -> Timing:
+        path = self._path(shape, workload)
+        if not path.is_file():
+            timing = self._time(shape, workload)
+            io.make_dirs(path.parent)
+            io.replace(path, io.pretty_json({"timing": timing._asdict(), "of": self._facts(shape, workload)}))
+        return Timing(**strict_json.load(path)["timing"])
+
+    def _path(self, shape: Shape, workload: Workload) -> Path:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        return cache / "minitron" / "timings" / f"{io.digest(self._facts(shape, workload))}.json"
+
+    def _facts(self, shape: Shape, workload: Workload) -> dict[str, Any]:
+        """All that a time depends on."""
+        context, parent = self.cutter.context, self.cutter.parent
+        return {
+            "family": shape.family.model_type,
+            "shape": dict(shape.sizes),
+            "parent": dict(parent.shape.sizes),
+            "workload": workload.model_dump(mode="json"),
+            "dtype": str(self._dtype),
+            "machine": _machine(context.device),
+        }
+
+    def _time(self, shape: Shape, workload: Workload) -> Timing:
+        child = self._model(child_config(self.cutter.parent.checkpoint.config, self.cutter.plan(shape)))
+        positions = child.config.max_position_embeddings
+        if workload.length + NEW_TOKENS > positions:
+            raise InputError(
+                f"search.constraints: {workload.length:,} tokens and {NEW_TOKENS} new ones are more than the model's "
+                f"{positions:,} positions; lower length"
+            )
+        found = compare(
+            child,
+            self._parent,
+            Speed(
+                batch_size=workload.batch,
+                prompt_tokens=workload.length,
+                new_tokens=NEW_TOKENS,
+                rounds=workload.repeats,
+            ),
+        )
+        if workload.phase == "prefill":
+            speed, ratio = found.model.prefill_tokens_per_second, found.prefill_ratio
+        else:
+            speed, ratio = found.model.decode_tokens_per_second, found.decode_ratio
+        seconds = workload.tokens / speed
+        return Timing(seconds, seconds * ratio)  # the ratio is the steadier figure: both are timed in turn
+
+    @cached_property
+    def _parent(self) -> "PreTrainedModel":
+        return self._model(dict(self.cutter.parent.checkpoint.config))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What the parent is stored in, unless another one was asked for."""
+        stored = next(iter(self.cutter.parent.checkpoint.tensors.values())).torch_dtype
+        return stored if self.cutter.context.dtype == "auto" else getattr(torch, self.cutter.context.dtype)
+
+    def _model(self, config: dict[str, Any]) -> "PreTrainedModel":
+        """A model of the config with random weights."""
+        model = hf.new_model(hf.config_from_dict(config, "the config of the cut model"), seed=0)
+        return model.to(device=self.cutter.context.device, dtype=self._dtype)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    on_cpu = torch.device(device).type == "cpu"
+    return {
+        "host": platform.node(),
+        "processor": _processor() if on_cpu else torch.cuda.get_device_name(device) if "cuda" in device else device,
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

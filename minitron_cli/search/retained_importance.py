@@ -1,0 +1,68 @@
+"""How much importance a shape keeps: the first look at thousands of shapes, with no model built."""
+
+# L layer, C channel, G group, Q query head of a group, N size
+
+import math
+
+import torch
+from torch import Tensor
+
+from minitron_cli.model.shape import Shape
+from minitron_cli.prune.config import BLOCKS, Ranking
+from minitron_cli.prune.plan import Ranked
+
+WIDTHS = ("hidden", "expert", "ffn")
+TINY = 1e-12  # a share of nothing has no logarithm
+
+
+class RetainedImportance:
+    """The sum, over the axes that are cut, of the log of the share of their importance that survives; at most 0.
+
+    A share is the mean over layers, so that each counts alike. What an axis keeps at a size is added up once.
+    """
+
+    def __init__(self, parent: Shape, scores: Ranked, ranking: Ranking) -> None:
+        self.parent, self.scores, self.ranking = parent, scores, ranking
+        self._curves: dict[str, list[float]] = {}
+        self._known_heads: dict[tuple[int, int], float] = {}
+
+    def __call__(self, shape: Shape) -> float:
+        sizes, own = shape.sizes, self.parent.sizes
+        shares = [self._share(axis, sizes[axis]) for axis in ("layer", *WIDTHS) if sizes.get(axis) != own.get(axis)]
+        if sizes["head"] != own["head"] or shape.groups != self.parent.groups:
+            shares.append(self._heads(shape.groups, sizes["head"] // shape.groups))
+        return sum(math.log(max(share, TINY)) for share in shares)
+
+    def _share(self, axis: str, size: int) -> float:
+        if axis not in self._curves:
+            self._curves[axis] = self._curve(axis)
+        return self._curves[axis][size - 1]
+
+    def _curve(self, axis: str) -> list[float]:
+        """[N]: the share that the best 1, 2, ... entries have, the mean over layers."""
+        sums_LN = self._best_first(self._score(axis)).cumsum(-1)
+        return [float(x) for x in _shares(sums_LN, sums_LN[..., -1:]).flatten(0, -2).mean(0)]
+
+    def _score(self, axis: str) -> Tensor:
+        if axis != "layer":
+            return torch.atleast_2d(self.scores.select(axis, self.ranking.width))
+        metric = "block_importance" if self.ranking.layers in BLOCKS else self.ranking.layers  # of blocks: no share
+        return torch.atleast_2d(self.scores.layers(metric))
+
+    def _heads(self, groups: int, per_group: int) -> float:
+        """Of the best groups, and the best heads in each."""
+        if (known := self._known_heads.get((groups, per_group))) is not None:
+            return known
+        score_LH = self.scores.select("head", self.ranking.width)
+        score_LGQ = self._best_first(score_LH.reshape(len(score_LH), self.parent.groups, -1))
+        of_groups_LG = self._best_first(score_LGQ[..., :per_group].sum(-1))
+        share = float(_shares(of_groups_LG[:, :groups].sum(-1), score_LGQ.sum((1, 2))).mean())
+        return self._known_heads.setdefault((groups, per_group), share)
+
+    def _best_first(self, score: Tensor) -> Tensor:
+        # Perplexity may fall without a layer: it is worth nothing, not less.
+        return score.double().clamp(min=0).sort(dim=-1, descending=not self.ranking.invert).values
+
+
+def _shares(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole, torch.ones_like(part))

@@ -1,0 +1,71 @@
+"""What a search holds its candidates against: held-out loss, KL to the teacher, or a task."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minitron_cli.artifacts.build import Context
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.pack import Blocks
+from minitron_cli.evaluate.config import Task
+from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.evaluate.task_metric import TaskMetric
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.model.shape import Shape
+from minitron_cli.search.config import SearchConfig, TaskObjective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class SearchObjective:
+    """How good a model is; lower is better."""
+
+    parent: SourceModel
+    teacher: SourceModel
+    context: Context
+    validation: Blocks
+    config: SearchConfig
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints; an unknown task is refused here, before a model is loaded."""
+        inputs = {} if self.teacher.fingerprint == self.parent.fingerprint else {"teacher": self.teacher.fingerprint}
+        objective = self.config.objective
+        if isinstance(objective, TaskObjective) and (found := _value_of(objective).fingerprint()):
+            inputs["task"] = found
+        return inputs
+
+    @cached_property
+    def teacher_model(self) -> "PreTrainedModel":
+        return hf.load_model(self.teacher.path, device=self.context.device, dtype=self.context.dtype)
+
+    def __call__(self, model: "PreTrainedModel") -> float:
+        blocks = self.config.score_blocks
+        match self.config.objective:
+            case "loss":
+                return perplexity(model, self.validation, max_blocks=blocks).loss_nats
+            case "kl":
+                return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=blocks).kl_nats
+            case objective:
+                return sign(objective) * _value_of(objective)(model, hf.load_tokenizer(self.parent.path))
+
+    @property
+    def tokens(self) -> int:
+        """Of held-out text, each time."""
+        return min(self.config.score_blocks, len(self.validation)) * self.validation.sequence_length
+
+    def reading(self, shape: Shape) -> list[Shape]:
+        """The models that read it: one that is judged and, for KL, its teacher."""
+        return {"loss": [shape], "kl": [shape, self.teacher.shape]}.get(str(self.config.objective), [])
+
+
+def _value_of(objective: TaskObjective) -> TaskMetric:
+    path = Path(objective.path) if objective.path else None
+    return TaskMetric(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
+
+
+def sign(objective: str | TaskObjective) -> int:
+    """What an objective's values are multiplied by so that lower is better."""
+    return 1 if isinstance(objective, str) or objective.is_lower_better else -1

@@ -1,1 +1,0 @@
-"""What is cut, and what the cut checkpoint holds."""

@@ -1,0 +1,265 @@
+"""What a user writes down, read into specs: strict YAML 1.2, `key=value` changes, one clear sentence when it is wrong.
+
+Knows no spec in particular.
+"""
+
+import copy
+import difflib
+import io
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from minitron_cli.errors import RecipeError
+from minitron_cli.spec import Spec
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+KeyPath = tuple[str | int, ...]  # where a value stands: ("data", "sources", 0, "paths")
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A mapping as it was written, and the line on which each of its values stands."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+
+    def changed(self, overrides: Iterable[str]) -> "Document":
+        """With the value at each dotted path replaced, as `distill.learning_rate=2e-4` says."""
+        changed = self
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            if not equals or not key.strip():
+                raise RecipeError(f"{text!r} is not a change: write key=value, such as distill.learning_rate=2e-4")
+            changed = changed.with_value(_place(key.strip()), _parse(value, f"the value of {key.strip()}")[0])
+        return changed
+
+    def with_value(self, place: KeyPath, value: Any) -> "Document":
+        """With one value replaced; mappings on the way to it are made."""
+        values = copy.deepcopy(dict(self.values))
+        _put(values, place, value)
+        lines = {at: line for at, line in self.lines.items() if at[: len(place)] != place}
+        return Document(values, self.file, lines)
+
+    def where(self, place: KeyPath) -> str:
+        """`recipe.yaml:12: ` for what stands in a file, nothing for what came from the command line."""
+        return f"{self.file}:{self.lines[place]}: " if place in self.lines else ""
+
+
+def read(path: Path) -> Document:
+    """The mapping in a YAML file. RecipeError, with the line, for all that a recipe has no use for."""
+    if not path.exists():
+        raise RecipeError(f"{path} does not exist: give a recipe in YAML")
+    if not path.is_file():
+        raise RecipeError(f"{path} is not a regular file: give a recipe in YAML")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise RecipeError(f"{path} is {size:,} bytes, and a recipe has at most {MAX_BYTES:,}: check the file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not UTF-8 text: save it as such") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, file: str) -> Document:
+    """The mapping in a YAML text; `file` is its name in messages."""
+    value, lines = _parse(text, file)
+    if not isinstance(value, dict):
+        raise RecipeError(f"{file} is not a mapping: write `key: value` lines, as `minitron recipes show demo` does")
+    return Document(value, file, lines)
+
+
+def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        _refuse_features(yaml.parse(io.StringIO(text)), name)
+        node = yaml.compose(io.StringIO(text))
+        return yaml.load(text), dict(_lines(node)) if node else {}
+    except RecipeError:
+        raise
+    except MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        raise RecipeError(f"{name}{f':{mark.line + 1}' if mark else ''}: {_problem(e)}; fix the line") from None
+    except (YAMLError, ValueError, RecursionError) as e:
+        raise RecipeError(
+            f"{name} is not YAML: {str(e).strip().splitlines()[0].partition(';')[0][:120]}; fix it"
+        ) from None
+
+
+def _problem(error: MarkedYAMLError) -> str:
+    problem = str(error.problem or error.context)
+    if problem.startswith("found duplicate key"):
+        return f'key "{problem.split(chr(34))[1]}" stands twice'
+    return problem
+
+
+def _refuse_features(events: Iterator[Event], name: str) -> None:
+    """What makes YAML hard to read or dangerous: no recipe needs it."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
+        depth -= isinstance(event, MappingEndEvent | SequenceEndEvent)
+        if problem := _feature(event) or (depth > MAX_DEPTH and f"it is nested more than {MAX_DEPTH} deep; flatten it"):
+            raise RecipeError(f"{name}:{event.start_mark.line + 1}: {problem}")
+
+
+def _feature(event: Event) -> str | None:
+    if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+        return "anchors and aliases are not read; write the value out"
+    if tag := getattr(event, "tag", None):
+        return f"the tag {tag} is not read; remove it"
+    if isinstance(event, DocumentStartEvent) and (event.version or event.tags):
+        return "directives are not read; remove the line that starts with %"
+    if isinstance(event, ScalarEvent) and event.value == "<<":
+        return "merge keys are not read; write the values out"
+    return None
+
+
+def _lines(node: Node, place: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            yield (*place, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*place, key.value))
+    elif isinstance(node, SequenceNode):
+        for i, value in enumerate(node.value):
+            yield (*place, i), value.start_mark.line + 1
+            yield from _lines(value, (*place, i))
+
+
+def _place(key: str) -> KeyPath:
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+
+
+def _put(values: Any, place: KeyPath, value: Any) -> None:
+    *way, last = place
+    for i, part in enumerate(way):
+        if isinstance(values, dict) and values.get(part) is None:
+            values[part] = {}
+        if not _has(values, part):
+            raise RecipeError(f"{dotted(place)}: {dotted(place[:i])} has no entry {part!r}; check the path")
+        values = values[part]
+    if not isinstance(values, dict) and not _has(values, last):
+        raise RecipeError(f"{dotted(place)}: {dotted(place[:-1])} has no entry {last!r}; check the path")
+    values[last] = value
+
+
+def _has(values: Any, part: str | int) -> bool:
+    if isinstance(values, list):
+        return isinstance(part, int) and part < len(values)
+    return isinstance(values, dict) and part in values
+
+
+def dotted(place: KeyPath) -> str:
+    return ".".join(map(str, place))
+
+
+# A value that does not fit its spec ----------------------------------------------------------------------------------
+
+
+def check(kind: type[AnySpec], document: Document, at: KeyPath = ()) -> AnySpec:
+    """The part of a document that stands at `at`, as a spec. RecipeError says where it is wrong, and what to do."""
+    values: Any = document.values
+    for part in at:
+        values = values.get(part) or {}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as e:
+        errors = sorted(e.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a typo explains the rest
+        raise RecipeError(_sentence(kind, document, values, at, errors[0])) from None
+
+
+def _sentence(kind: type[Spec], document: Document, values: Any, at: KeyPath, error: ErrorDetails) -> str:
+    inner = _written(values, error)
+    place = (*at, *inner)
+    where, name = document.where(place), dotted(place) or "the recipe"
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{where}{name} is not a known key{_hint_key(kind, error['loc'])}"
+        case "missing":
+            return f"{where}{name} is missing: add it"
+        case "union_tag_invalid":
+            tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+            return f"{document.where((*place, 'kind'))}{name}.kind is {context['tag']!r}{_hint(context['tag'], tags)}"
+        case "union_tag_not_found":
+            return f"{where}{name}.kind is missing: add it, to say which kind is meant"
+        case "literal_error":
+            options = [option.strip(" '") for option in context["expected"].replace(" or ", ",").split(",")]
+            wrong = "not a known key" if error["loc"][-1] == "[key]" else _shown(error["input"])
+            return f"{where}{name} is {wrong}{_hint(str(error['input']), options)}"
+        case "value_error" | "assertion_error":
+            return f"{where}{name}: {error['msg'].removeprefix('Value error, ')}"
+        case _:
+            return f"{where}{name} is {_shown(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}; change it"
+
+
+def _written(values: Any, error: ErrorDetails) -> KeyPath:
+    """Where the error is in what was written: pydantic's path without the names of a union's members."""
+    place: list[str | int] = []
+    for i, part in enumerate(error["loc"]):
+        if _has(values, part):
+            values = values[part]
+        elif error["type"] != "missing" or i < len(error["loc"]) - 1:
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _hint_key(kind: type[BaseModel], loc: KeyPath) -> str:
+    kinds, key = _specs_at(kind, loc[:-1]), str(loc[-1])
+    known = [name for k in kinds for name in k.model_fields]
+    deeper = [f"{name}.{key}" for k in kinds for name in k.model_fields if key in _names_below(k, name)]
+    return f"; did you mean {deeper[0]}?" if deeper else _hint(key, known)
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; use one of {', '.join(known)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _specs_at(kind: type[BaseModel], loc: KeyPath) -> list[type[BaseModel]]:
+    """The specs that may stand at pydantic's path `loc`."""
+    kinds = [kind]
+    for part in loc:
+        if having := [k for k in kinds if part in k.model_fields]:
+            kinds = [spec for k in having for spec in _specs_in(k.model_fields[str(part)].annotation)]
+        else:  # a position in a list, or the name of a union's member
+            kinds = [k for k in kinds if "kind" in k.model_fields and k.model_fields["kind"].default == part] or kinds
+    return kinds
+
+
+def _names_below(kind: type[BaseModel], field_name: str) -> set[str]:
+    return {name for spec in _specs_in(kind.model_fields[field_name].annotation) for name in spec.model_fields}
+
+
+def _specs_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [spec for argument in typing.get_args(annotation) for spec in _specs_in(argument)]
