@@ -227,7 +227,7 @@ def test_speed_stands_beside_the_result_and_not_in_it(place: KeyPath, monkeypatc
     measured = {
         "peak_bytes": 2 << 20,
         "libraries_bytes": 1 << 20,
-    }  # a process each, in tests/unit/evaluate/test_speed.py
+    }  # a process each, in tests/unit/evaluate/test_generation_speed.py
     monkeypatch.setattr("minitron_cli.evaluate.generation_speed.peak_memory", lambda *a, **k: measured)
     words = ("--speed", "speed.prompt_tokens=16", "speed.new_tokens=4", "speed.rounds=2", "--no-cloze")
     result = invoke("eval", place.child, "blocks=40", *words, *place.runs, "--json")

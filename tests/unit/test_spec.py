@@ -83,7 +83,15 @@ def test_what_is_no_whole_number(text):
 
 def test_specs_are_imported_without_torch():
     """The command line's help must not wait for it."""
-    specs = ("spec", "recipe", "trim.spec", "search.config", "importance.config", "distill.config", "evaluate.config")
+    specs = (
+        "spec",
+        "recipe",
+        "prune.config",
+        "search.config",
+        "importance.config",
+        "distill.config",
+        "evaluate.config",
+    )
     heavy = "{'torch', 'transformers', 'datasets', 'lm_eval', 'matplotlib'}"
     imports = "; ".join(f"import minitron_cli.{module}" for module in (*specs, "data.sources"))
     script = f"import sys; {imports}; print(sorted({heavy} & set(sys.modules)))"

@@ -16,7 +16,7 @@ from minitron_cli import progress
 from minitron_cli.cli import torchrun
 from minitron_cli.errors import Interrupted
 from tests.unit.distill import small
-from tests.unit.distill.test_loop import FULL, PAIRS
+from tests.unit.distill.test_trainer import FULL, PAIRS
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from minitron_cli.distill.trainer import Placement
 from minitron_cli.errors import Interrupted, RunFailed
 from tests.unit.distill import small
 from tests.unit.distill.processes import together
-from tests.unit.distill.test_loop import FULL, PAIRS, figures, interrupt_after
+from tests.unit.distill.test_trainer import FULL, PAIRS, figures, interrupt_after
 
 BOTH = pytest.mark.parametrize("is_sharded", [False, True], ids=["replicated", "sharded"])
 SOBER = {"student": {"tie_word_embeddings": True}}  # dropout differs with how a batch is divided

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.distill import small
-from tests.unit.distill.test_loop import FULL, PAIRS
+from tests.unit.distill.test_trainer import FULL, PAIRS
 
 ROOT = Path(__file__).parents[3]
 

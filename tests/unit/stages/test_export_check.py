@@ -63,9 +63,9 @@ def test_a_child_that_fails_is_not_kept(cut, tmp_path, monkeypatch):
             file.seek(-4, 2)
             file.write(b"\x00\x00\xc0\x7f")  # NaN
 
-    write_child = prune.trim.write_child
+    write_child = prune.stream.write_child
     with monkeypatch.context() as patch:
-        patch.setattr(prune.trim, "write_child", spoilt)
+        patch.setattr(prune.stream, "write_child", spoilt)
         with pytest.raises(
             RunFailed, match=r"failed its 'finite' check and was not kept: model\.norm\.weight holds NaN"
         ) as e:

@@ -13,7 +13,7 @@ import pytest
 from minitron_cli import progress
 from minitron_cli.artifacts.workspace import Workspace, last_used, open_workspace, remember, slug
 from minitron_cli.errors import ArtifactError, InputError, Interrupted
-from tests.unit.checkpoint.test_artifact import made
+from tests.unit.artifacts.test_artifact import made
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import InputError
+from minitron_cli.importance import rescore
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.families import FAMILIES
@@ -46,8 +47,8 @@ def cut(place, tmp_path, monkeypatch):
         rescored.append((sum(len(b.sample_ids) for b in batches), scores))
         return scores
 
-    original = iterative_pruning.collect
-    monkeypatch.setattr(iterative_pruning, "collect", collect)
+    original = rescore.collect
+    monkeypatch.setattr(rescore, "collect", collect)
 
     def run(count, *, with_text=True):
         rescored.clear()

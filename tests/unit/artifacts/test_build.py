@@ -128,7 +128,7 @@ def test_a_label_names_the_directory(run):
 def test_what_surrounds_a_run_does_not_show_in_its_bytes(tmp_path):
     script = (
         "import sys, os; from pathlib import Path; sys.path.insert(0, os.environ['REPO'])\n"
-        "from tests.unit.stages.test_produce import Bench\n"
+        "from tests.unit.artifacts.test_build import Bench\n"
         "print(Bench(Path(sys.argv[1]))().path)"
     )
     found = []
