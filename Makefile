@@ -42,7 +42,7 @@ kills: $(READY)  ## kill trainings a hundred times and compare each with an undi
 bench-teacher: $(READY)  ## train the small teachers that quality is measured on (an hour)
 	$(BIN)/python scripts/bench_teacher.py
 
-real-models: $(READY)  ## assemble pretrained Gemma 3 270M and Qwen2.5 0.5B in the user's cache (0.7 GB to download)
+real-models: $(READY)  ## assemble pretrained Gemma 3 270M and Qwen2.5-Coder 0.5B in the user's cache (0.7 GB to download)
 	$(ONE_THREAD) $(BIN)/python scripts/real_models.py
 
 # Programs that users load a child with, each in an environment of its own. Not part of `make test`: they are downloaded.

@@ -18,10 +18,13 @@ pytestmark = pytest.mark.slow
 of_gemma = pytest.mark.real(GEMMA.name)
 of_qwen = pytest.mark.real(QWEN.name)
 NON_EMBEDDING = {GEMMA.name: 100_326_016, QWEN.name: 357_898_112}
-TEXT = """The river rises in the northern hills and flows south through three counties before it reaches the sea. Until the
-nineteenth century it was used to carry timber and wool to the port at its mouth; the last barges stopped in 1911, when
-the railway took over their trade. Two reservoirs were built in the upper valley in the 1930s, and they still supply
-most of the drinking water of the region. The lower valley is known for its orchards, and for floods in early spring."""
+TEXT = (
+    "The river rises in the northern hills and flows south through three counties before it reaches the sea. Until "
+    "the nineteenth century it was used to carry timber and wool to the port at its mouth; the last barges stopped in "
+    "1911, when the railway took over their trade. Two reservoirs were built in the upper valley in the 1930s, and "
+    "they still supply most of the drinking water of the region. The lower valley is known for its orchards, and for "
+    "floods in early spring."
+)
 
 
 def opened(path: Path) -> tuple[Any, Any]:
@@ -55,7 +58,7 @@ def test_gemma_predicts_text_far_better_after_its_bos(real_model: Directory) -> 
     assert tokens[0, 0] == tokenizer.bos_token_id
     with torch.inference_mode():
         with_bos, without = (mean_loss(model(t).logits, t, last=80) for t in (tokens, tokens[:, 1:]))
-    assert with_bos < without - 1  # in nats per token; 1.9 were measured
+    assert with_bos < without - 1  # in nats per token; 1.7 were measured
 
 
 def mean_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, last: int) -> float:
