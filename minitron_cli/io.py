@@ -7,7 +7,6 @@ and synced before the directory that holds them is renamed into place; nothing i
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -16,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from minitron_cli import canonical_json
 
 WRITE_BYTES = 16 << 20  # smaller pieces let a signal in between
 HASHERS = 4  # files that are hashed at once
@@ -154,7 +155,7 @@ def write_new(path: Path, chunks: Iterable[Bytes] | Bytes) -> FileRecord:
 
 
 def write_new_json(path: Path, value: Any) -> FileRecord:
-    return write_new(path, pretty_json(value))
+    return write_new(path, canonical_json.pretty(value))
 
 
 def replace(path: Path, content: Bytes) -> None:
@@ -249,11 +250,6 @@ def _is_at_work(path: Path) -> bool:
     return True
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that writes what all of them made."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def file_record(path: Path) -> FileRecord:
     """Hash a file that is already there."""
     with open(path, "rb") as file:
@@ -265,18 +261,3 @@ def file_records(paths: Iterable[Path]) -> Iterator[FileRecord]:
     """Hash files that are already there, several at once; in their order."""
     with ThreadPoolExecutor(HASHERS) as pool:
         yield from pool.map(file_record, paths)
-
-
-def canonical_json(value: Any) -> bytes:
-    """The same bytes for the same value, for hashing. Tuples are lists; NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def pretty_json(value: Any) -> bytes:
-    """The same bytes for the same value, for reading."""
-    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
-
-
-def digest(value: Any) -> str:
-    """The sha256 of a JSON value, in hex."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()

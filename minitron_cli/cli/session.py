@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_cli import io, yaml_document
+from minitron_cli import io, process_rank, yaml_document
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
 from minitron_cli.artifacts.artifact import Artifact
@@ -120,7 +120,7 @@ def located(recipe: Recipe) -> Recipe:
 
 
 def _remember(how: BuildOptions, workspace: Workspace, asked: Mapping[str, Any]) -> None:
-    if not how.dry_run and io.is_first_process():
+    if not how.dry_run and process_rank.is_first_process():
         workspace.save_settings(**{name: asked[name] for name in ("model", "data") if asked.get(name)})
         workspaces.remember(workspace)
 
@@ -218,7 +218,7 @@ def _is_usable(name: str) -> bool:
 
 def _locked(workspace: Workspace, how: BuildOptions) -> AbstractContextManager[None]:
     """A dry run changes nothing and waits for nobody; of several processes, the first holds the lock for all."""
-    return nullcontext() if how.dry_run or not io.is_first_process() else workspace.lock()
+    return nullcontext() if how.dry_run or not process_rank.is_first_process() else workspace.lock()
 
 
 @contextmanager

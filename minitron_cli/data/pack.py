@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, process_rank, progress
 from minitron_cli.data import token_file
 from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
 from minitron_cli.data.rows import Ids
@@ -40,7 +40,7 @@ class Blocks:
 
     def __init__(self, file: TokenFile, sequence_length: int) -> None:
         self.sequence_length = sequence_length
-        self.fingerprint = io.digest([file.fingerprint, sequence_length])
+        self.fingerprint = canonical_json.digest([file.fingerprint, sequence_length])
         self._file = file
 
     def __len__(self) -> int:
@@ -89,11 +89,13 @@ def prepare(
     wait. DataError if a source is broken or there are too few tokens for one block.
     """
     split = Split.open(config, name)
-    key = io.digest([FORMAT, tokenizer_key, split.identity()])
+    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity()])
     directory = cache_dir / key[:16]
     file = token_file.find(directory, key)
     if file is None:
-        file = _create(directory, key, split, tokenizer) if io.is_first_process() else _wait_for(directory, key)
+        file = (
+            _create(directory, key, split, tokenizer) if process_rank.is_first_process() else _wait_for(directory, key)
+        )
     blocks = Blocks(file, config.sequence_length)
     if not len(blocks):
         raise DataError(

@@ -8,7 +8,7 @@ from io import BytesIO
 from math import nextafter
 from typing import Literal
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, progress
 from minitron_cli.data import files
 from minitron_cli.data.rows import Content, Document, Ids
 from minitron_cli.data.sources import Corpus, DataConfig, Source
@@ -143,5 +143,5 @@ def _hash(content: Content) -> int:
     if isinstance(content, str):
         data = " ".join(content.casefold().split()).encode()
     else:
-        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else io.canonical_json(content)
+        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else canonical_json.compact(content)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, io, progress
 from minitron_cli.data import files
 from minitron_cli.data.rows import Ids
 from minitron_cli.errors import DataError, EnvironmentFault
@@ -55,7 +55,7 @@ def find(directory: Path, key: str) -> TokenFile | None:
         tokens=np.memmap(directory / TOKENS, header["dtype"], mode="r"),
         starts=np.memmap(directory / STARTS, START_DTYPE, mode="r"),
         counts=np.memmap(directory / COUNTS, bool, mode="r") if (directory / COUNTS).is_file() else None,
-        fingerprint=io.digest(header["sha256"]),
+        fingerprint=canonical_json.digest(header["sha256"]),
     )
 
 
@@ -166,7 +166,7 @@ class _Work:
                 f"{directory}: the disk returns other bytes than were written; check it and run again"
             )
         header = {"key": self.key, "dtype": self.dtype, "sha256": sha256, "samples": _samples(directory)} | more
-        io.write_new_json(directory / HEADER, header | {"header_sha256": io.digest(header)})
+        io.write_new_json(directory / HEADER, header | {"header_sha256": canonical_json.digest(header)})
 
     def _sound_parts(self) -> list[Path]:
         """The parts of an earlier run, as far as each continues the one before; the others are removed."""
@@ -210,7 +210,7 @@ def _header(directory: Path) -> dict[str, Any] | None:
     """The header, if its own hash says that it is whole."""
     try:
         header = json.loads((directory / HEADER).read_bytes())
-        is_whole = header.pop("header_sha256") == io.digest(header)
+        is_whole = header.pop("header_sha256") == canonical_json.digest(header)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return header if is_whole else None

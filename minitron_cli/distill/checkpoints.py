@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress, strict_json
+from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.checkpoint.reader import Checkpoint, read_header
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.distill.distributed import ProcessGroup
@@ -86,7 +86,7 @@ def save(
         files = world.from_all(written) if world else [written]
         if rank == 0:
             content = {"schema": SCHEMA_VERSION, "run": run, "step": step, "files": files, "record": record}
-            io.write_new_json(temporary / RECORD, {"sha256": io.digest(content), "content": content})
+            io.write_new_json(temporary / RECORD, {"sha256": canonical_json.digest(content), "content": content})
             io.publish(temporary, scratch / _name(kind, step))
     finally:
         if rank == 0 and temporary.exists():
@@ -179,7 +179,7 @@ def _verified(path: Path) -> dict[str, Any]:
     """What state.json says. CheckpointError and the like unless every byte is as it was written."""
     outer = strict_json.load(path / RECORD)
     content = outer["content"]
-    if io.digest(content) != outer["sha256"]:
+    if canonical_json.digest(content) != outer["sha256"]:
         raise CheckpointError(f"{RECORD} has changed")
     if content["schema"] != SCHEMA_VERSION:
         raise CheckpointError(f"{RECORD} has schema {content['schema']}")

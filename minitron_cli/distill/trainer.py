@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, progress
 from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import checkpoints
@@ -390,7 +390,7 @@ def _identity(
     """A digest of what decides the run's numbers, but for the models: whoever names the directory knows those."""
     numbers = config.model_dump(mode="json", exclude={"save_every", "keep_last"})
     held_out = None if validation_blocks is None else validation_blocks.fingerprint
-    return io.digest([numbers, train_blocks.fingerprint, held_out, pairs])
+    return canonical_json.digest([numbers, train_blocks.fingerprint, held_out, pairs])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minitron_cli import io, memory
+from minitron_cli import io, memory, process_rank
 from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks
@@ -147,7 +147,7 @@ def _ends(result: TrainResult) -> dict[str, Any]:
 def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> None:
     """Write the trained model in the shape, names and dtypes of what it was; all processes gather, the first writes."""
     tensors = _stored(start, model)
-    if not io.is_first_process():
+    if not process_rank.is_first_process():
         for _ in tensors:
             pass
         return

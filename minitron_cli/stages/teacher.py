@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -61,7 +61,7 @@ DEMO = TeacherConfig(
 def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
     """Train a tokenizer and a model on the data's sources."""
     sources = [source.open() for source in data.sources]
-    inputs = {"text": io.digest([corpus.identity for corpus in sources])}
+    inputs = {"text": canonical_json.digest([corpus.identity for corpus in sources])}
 
     def build(work: StageBuild) -> None:
         tokenizer = _tokenizer(work, data, config.vocab_size)
