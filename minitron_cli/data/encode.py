@@ -74,16 +74,16 @@ class Encoder:
     def _ids(self, piece: Piece, encoding: Any) -> Ids:
         tail = [self._eos] if piece.ends_with_eos else []
         ids = np.array([*encoding.ids, *tail], np.int64)
-        return Ids(ids) if piece.spans is None else Ids(ids, _counts(piece.spans, encoding.offsets, len(tail)))
+        return Ids(ids) if piece.spans is None else Ids(ids, _loss_mask(piece.spans, encoding.offsets, len(tail)))
 
 
-def _counts(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]], tail: int) -> np.ndarray:
+def _loss_mask(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]], tail: int) -> np.ndarray:
     """A token counts if its first character does; so does the end."""
     starts = np.array([start for start, _ in offsets], np.int64)
-    counts = np.zeros(len(starts), bool)
+    mask = np.zeros(len(starts), bool)
     for start, stop in spans:
-        counts |= (start <= starts) & (starts < stop)
-    return np.append(counts, [True] * tail).astype(bool)
+        mask |= (start <= starts) & (starts < stop)
+    return np.append(mask, [True] * tail).astype(bool)
 
 
 def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # T token of a block
 
-FORMAT = 3  # raise it when the same text and tokenizer give another token file
+FORMAT = 4  # raise it when the same text and tokenizer give another token file
 WAIT_SECONDS = 0.2
 
 
@@ -63,11 +63,11 @@ class Blocks:
         span = self._span(i)
         return torch.from_numpy(np.searchsorted(self._file.starts, np.arange(span.start, span.stop), side="right") - 1)
 
-    def counts(self, i: int) -> Tensor | None:
+    def loss_mask(self, i: int) -> Tensor | None:
         """Which tokens of block i count, bool [T]; None if all do."""
-        if self._file.counts is None:
+        if self._file.loss_mask is None:
             return None
-        return torch.from_numpy(np.array(self._file.counts[self._span(i)]))
+        return torch.from_numpy(np.array(self._file.loss_mask[self._span(i)]))
 
     def _span(self, i: int) -> slice:
         if not 0 <= i < len(self):
@@ -109,7 +109,7 @@ def _create(directory: Path, key: str, split: Split, tokenizer: "PreTrainedToken
     vocab_size = 1 + max(tokenizer.get_vocab().values())
     with ExitStack() as opened:
         documents = partial(_documents, split, tokenizer, vocab_size, opened)
-        return token_file.create(directory, key, vocab_size, documents, split.has_counts)
+        return token_file.create(directory, key, vocab_size, documents, split.has_loss_mask)
 
 
 def _wait_for(directory: Path, key: str) -> TokenFile:

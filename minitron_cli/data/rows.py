@@ -31,7 +31,7 @@ class Ids(NamedTuple):
     """Ready token ids, and which of them count (None: all)."""
 
     ids: "np.ndarray"
-    counts: "np.ndarray | None" = None
+    loss_mask: "np.ndarray | None" = None
 
 
 class Chat(NamedTuple):
@@ -121,10 +121,10 @@ def _ids(row: Row, columns: Sequence[str]) -> Ids:
     ids = _integers(row, 0, columns[0])
     if len(columns) == 1:
         return Ids(ids)
-    counts = _integers(row, 1, columns[1], kinds="iub")
-    if counts.shape != ids.shape or not set(counts.tolist()) <= {0, 1}:
+    mask = _integers(row, 1, columns[1], kinds="iub")
+    if mask.shape != ids.shape or not set(mask.tolist()) <= {0, 1}:
         raise DataError(f"{row.where}: column {columns[1]!r} must hold one 0 or 1 for each token id; repair the row")
-    return Ids(ids, counts.astype(bool))
+    return Ids(ids, mask.astype(bool))
 
 
 def _integers(row: Row, i: int, column: str, kinds: str = "iu") -> "np.ndarray":

@@ -48,7 +48,7 @@ class Readable(Spec):
     """The column that holds the prompt of a completion."""
 
     @property
-    def has_counts(self) -> bool:
+    def has_loss_mask(self) -> bool:
         """Whether some tokens of a document may not count."""
         return self.format != "text"
 
@@ -151,7 +151,7 @@ class TokenIds(Spec):
     """Share of the tokens, relative to the other sources' weights."""
 
     @property
-    def has_counts(self) -> bool:
+    def has_loss_mask(self) -> bool:
         return self.counts_column is not None
 
     def open(self) -> Corpus:
@@ -177,7 +177,7 @@ class PythonStdlib(Spec):
     """Share of the tokens, relative to the other sources' weights."""
 
     @property
-    def has_counts(self) -> bool:
+    def has_loss_mask(self) -> bool:
         return False
 
     def open(self) -> Corpus:

@@ -49,8 +49,8 @@ class Split:
         return [source.weight for source in self.sources]
 
     @property
-    def has_counts(self) -> bool:
-        return any(source.has_counts for source in self.sources)
+    def has_loss_mask(self) -> bool:
+        return any(source.has_loss_mask for source in self.sources)
 
     @property
     def size_bytes(self) -> int | None:

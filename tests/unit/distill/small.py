@@ -59,7 +59,7 @@ class DataOptions:
         self.seen.append(i)
         return self.ids[i]
 
-    def counts(self, i):
+    def loss_mask(self, i):
         return None
 
     def positions(self, i: int) -> Tensor:

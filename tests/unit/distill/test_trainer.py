@@ -547,7 +547,7 @@ class _Empty(DataOptions):
 
 def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
     class Singles(DataOptions):
-        def counts(self, i):
+        def loss_mask(self, i):
             return None
 
         def positions(self, i: int) -> torch.Tensor:
