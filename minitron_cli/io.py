@@ -21,7 +21,7 @@ from minitron_cli import canonical_json
 WRITE_BYTES = 16 << 20  # smaller pieces let a signal in between
 HASHERS = 4  # files that are hashed at once
 
-Bytes = bytes | bytearray | memoryview
+BytesLike = bytes | bytearray | memoryview
 
 
 class FileRecord(NamedTuple):
@@ -92,7 +92,7 @@ class SizedFile:
         self.path = path
         self._fd = fd
 
-    def write_at(self, offset: int, data: Bytes) -> None:
+    def write_at(self, offset: int, data: BytesLike) -> None:
         view = memoryview(data).cast("B")
         while view:
             count = disk.write(self._fd, view[:WRITE_BYTES], offset)
@@ -107,7 +107,7 @@ class NewFile(SizedFile):
         self.size_bytes = 0
         self._sha256 = hashlib.sha256()
 
-    def write(self, data: Bytes) -> None:
+    def write(self, data: BytesLike) -> None:
         view = memoryview(data).cast("B")
         self._sha256.update(view)
         self.write_at(self.size_bytes, view)
@@ -146,10 +146,10 @@ def sized_file(path: Path, size_bytes: int) -> Iterator[SizedFile]:
         yield SizedFile(path, fd)
 
 
-def write_new(path: Path, chunks: Iterable[Bytes] | Bytes) -> FileRecord:
+def write_new(path: Path, chunks: Iterable[BytesLike] | BytesLike) -> FileRecord:
     """Write a new file and return what it holds. FileExistsError if `path` exists."""
     with new_file(path) as file:
-        for chunk in [chunks] if isinstance(chunks, Bytes) else chunks:
+        for chunk in [chunks] if isinstance(chunks, BytesLike) else chunks:
             file.write(chunk)
     return file.record()
 
@@ -158,7 +158,7 @@ def write_new_json(path: Path, value: Any) -> FileRecord:
     return write_new(path, canonical_json.pretty(value))
 
 
-def replace(path: Path, content: Bytes) -> None:
+def replace(path: Path, content: BytesLike) -> None:
     """Swap the content of a small file in one step: a reader sees the old or the new, never a mixture."""
     temporary = _beside(path)
     try:

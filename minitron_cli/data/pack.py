@@ -23,7 +23,7 @@ from minitron_cli.data.rows import Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
 from minitron_cli.data.token_file import ReadPosition, TokenFile
-from minitron_cli.data.workers import DimMap, mapping, processes_for
+from minitron_cli.data.workers import MapJobs, mapping, processes_for
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _stream(
     tokenizer: "PreTrainedTokenizerBase",
     vocab_size: int,
     step: progress.Step,
-    encode: DimMap | None,
+    encode: MapJobs | None,
     skip: int,
 ) -> Iterator[Ids]:
     """The ids of each document of source i that the split holds, but for the first ones."""

@@ -171,7 +171,7 @@ class PythonStdlib(Spec):
     """The Python standard library's own source, without its tests: text that needs no download."""
 
     kind: Literal["python_stdlib"] = "python_stdlib"
-    split: standard_library.Split = "train"
+    split: standard_library.Part = "train"
     """3 % of the files, chosen by a hash of their path, are the validation split."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""

@@ -70,7 +70,7 @@ def create(directory: Path, key: str, vocab_size: int, documents: Documents, has
     io.make_dirs(directory.parent)
     _sweep(directory.parent)
     try:
-        _Work(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_loss_mask).do(documents)
+        _TokenFileWriter(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_loss_mask).do(documents)
     except FileNotFoundError:  # another process did the same work, was faster, and removed the parts
         if find(directory, key) is None:
             raise
@@ -87,7 +87,7 @@ def _sweep(directory: Path) -> None:
             io.remove_tree(parts)
 
 
-class _Work:
+class _TokenFileWriter:
     """The making of one token file."""
 
     def __init__(self, directory: Path, key: str, dtype: str, has_loss_mask: bool) -> None:

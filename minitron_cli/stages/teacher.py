@@ -68,7 +68,7 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
         train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
-        models = training_run.Models(model)
+        models = training_run.LoadedModels(model)
         result = training_run.run_loop(context, work, models, train, validation, config.training, name=STAGE)
         hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
         hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Comparison(Spec):
+class TeacherLoss(Spec):
     """A loss between the two distributions of the next token."""
 
     weight: float = Field(1.0, gt=0)

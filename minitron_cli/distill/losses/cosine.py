@@ -4,13 +4,13 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Cosine(Comparison):
+class Cosine(TeacherLoss):
     """1 - cos(p_student, p_teacher), times temperature squared.
 
     On the softmax p(x, temperature), not on logits (Muralidharan et al. 2024, sec. 3), where it came second to forward

@@ -35,11 +35,11 @@ class CrossEntropy(Spec):
         grad_NV.scatter_add_(1, labels_N1, own_N1.new_full(own_N1.shape, -1.0))
         return (z_N1.log() - own_N1)[:, 0], grad_NV
 
-    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(zeros_N1)
+    def by_vocab(self, zeros_N1: "Tensor") -> "CrossEntropyPasses":
+        return CrossEntropyPasses(zeros_N1)
 
 
-class _TwoPass:
+class CrossEntropyPasses:
     def __init__(self, zeros_N1: "Tensor") -> None:
         self.student, self.own_N1 = OnlineSoftmax(zeros_N1), zeros_N1.clone()
 

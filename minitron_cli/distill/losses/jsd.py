@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LARGEST_LOG_RATIO = 80.0  # exp of it is within fp32; a student's probability e**80 below the teacher's is 0
 
 
-class JSD(Comparison):
+class JSD(TeacherLoss):
     """beta KL(teacher || m) + (1 - beta) KL(student || m) in nats, with m = beta teacher + (1 - beta) student.
 
     Times temperature squared (Agarwal et al. 2024, eq. 1). Bounded, and between the two KLs: divided by beta it becomes

@@ -4,13 +4,13 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MSE(Comparison):
+class MSE(TeacherLoss):
     """Sum over the vocabulary of (p_student - p_teacher)**2, times temperature squared.
 
     On the softmax p(x, temperature), not on logits (Muralidharan et al. 2024, sec. 3). The sum and not the mean: over a

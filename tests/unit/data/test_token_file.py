@@ -84,7 +84,7 @@ def test_damage_is_found_and_mended(name, damage, tmp_path, remarks):
     assert token_file.find(tmp_path / "a", "key") is None
     after = create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert after.fingerprint == before.fingerprint
-    assert remarks.said == [f"{tmp_path / 'a'}: is damaged; the data are tokenised again"]
+    assert remarks.messages == [f"{tmp_path / 'a'}: is damaged; the data are tokenised again"]
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
@@ -121,7 +121,7 @@ def test_an_intact_file_is_not_replaced(tmp_path, remarks):
     inode = (tmp_path / "a").stat().st_ino
     create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert (tmp_path / "a").stat().st_ino == inode
-    assert remarks.said == []
+    assert remarks.messages == []
 
 
 @pytest.mark.parametrize("part_tokens", [token_file.PART_TOKENS, 3])
@@ -169,7 +169,7 @@ def test_a_part_that_was_finished_is_not_made_again(tmp_path, monkeypatch, remar
 
     assert token_file.create(tmp_path / "a", "key", 70_000, after, False).starts.tolist() == list(range(0, 18, 2))
     assert asked == [[[4, 8]]]  # two parts of two documents each; the fifth was in none
-    assert remarks.said == ["tokenising continues after 8 tokens"]
+    assert remarks.messages == ["tokenising continues after 8 tokens"]
 
 
 @pytest.mark.parametrize("damaged", ["0", "1"])
