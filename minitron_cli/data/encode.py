@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minitron_cli.data.loss_spans import marked
 from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.workers import MapJobs
 from minitron_cli.errors import DataError
@@ -77,11 +76,14 @@ class Encoder:
     def _ids(self, piece: TextPiece, encoding: Any) -> Ids:
         tail = [self._eos] if piece.ends_with_eos else []
         ids = np.array([*encoding.ids, *tail], np.int64)
-        return Ids(ids) if piece.spans is None else Ids(ids, _loss_mask(piece.spans, encoding.offsets, len(tail)))
+        return Ids(ids) if piece.spans is None else Ids(ids, token_mask(piece.spans, encoding.offsets, len(tail)))
 
 
-def _loss_mask(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]], tail: int) -> np.ndarray:
-    """A token counts if its first character does; so does the end."""
+def token_mask(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]], tail: int) -> np.ndarray:
+    """Loss mask of a text's tokens and of `tail` tokens after them, bool [tokens + tail].
+
+    A token of the text, whose characters are `offsets`, is scored if its first character is; the tail always is.
+    """
     starts = np.array([start for start, _ in offsets], np.int64)
     mask = np.zeros(len(starts), bool)
     for start, stop in spans:
@@ -104,10 +106,12 @@ def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
 
 
 def _pieces(document: Document, tokenizer: "PreTrainedTokenizerBase") -> Iterator[TextPiece]:
-    if isinstance(document.content, str):
-        yield from _text_pieces(document.content)
+    content = document.content
+    if isinstance(content, str):
+        yield from _text_pieces(content)
     else:
-        text, spans, ends_with_eos = marked(document, tokenizer)
+        assert not isinstance(content, Ids)
+        text, spans, ends_with_eos = content.loss_spans(tokenizer, document.where)
         yield TextPiece(text, True, ends_with_eos, spans)
 
 

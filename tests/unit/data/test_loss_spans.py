@@ -120,7 +120,7 @@ def test_a_broken_conversation_is_named(name, chatty, tmp_path, monkeypatch):
 
 def test_a_template_that_hides_the_last_answer_is_refused(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }} turns")
-    with pytest.raises(DataError, match=r"a.jsonl:1: the chat template does not write the last answer behind .*format"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: the chat template does not write the last answer after .*format"):
         counted(tokenizer, written(tmp_path / "a.jsonl", [{"messages": CHAT}]), format="chat")
 
 
