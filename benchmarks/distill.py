@@ -33,7 +33,12 @@ from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.hidden_state_losses import Norms, relation_pairs, state_pairs
-from minitron_cli.distill.losses import JSD, MSE, Cosine, CrossEntropy, ForwardKL, ReverseKL
+from minitron_cli.distill.losses.cosine import Cosine
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
+from minitron_cli.distill.losses.forward_kl import ForwardKL
+from minitron_cli.distill.losses.jsd import JSD
+from minitron_cli.distill.losses.mse import MSE
+from minitron_cli.distill.losses.reverse_kl import ReverseKL
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.targets import targets

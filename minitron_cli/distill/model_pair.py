@@ -18,7 +18,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
 from minitron_cli.distill.fused.objective import HeadInput, check_vocab, fused_objective
 from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_loss, projection
-from minitron_cli.distill.losses import ForwardKL
+from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, documents
 from minitron_cli.errors import CheckpointError
@@ -27,9 +27,6 @@ from minitron_cli.model.lm_head import Head, head_of
 from minitron_cli.model.taps import layer_module
 
 T = TypeVar("T")
-
-HELD_OUT = ("loss", "kl")
-"""What `evaluate` adds up: cross-entropy with the text, and KL(teacher || student) where there is a teacher; nats."""
 
 
 class Losses(NamedTuple):

@@ -6,7 +6,7 @@ the optimizer's moments and the figures so far; it is saved between two steps an
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,6 +22,7 @@ from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import checkpoints
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.curves import HELD_OUT, CurveRow, training_figures
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.model_pair import ModelPair
@@ -32,8 +33,7 @@ from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.distill.throughput import TrainingThroughput, peak_flops, step_flops
 from minitron_cli.distill.validation import NOTHING, evaluate
 from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
-
-MetricsRow = dict[str, float]
+from minitron_cli.figures import Figure
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class TrainResult:
     steps: int
     tokens: int
     """Of the whole run, resumed parts included."""
-    metrics: list[MetricsRow]
+    metrics: list[CurveRow]
     """A row per step: step (from 1), tokens, loss, each loss by its kind, hidden, learning_rate, grad_norm."""
-    validation: list[MetricsRow]
+    validation: list[CurveRow]
     """A row per evaluation: step (0 before the first), tokens, loss and, with a teacher, kl; in nats per token."""
     throughput: dict[str, float | str | bool]
     """Of this process's part of the run: steps, tokens, seconds, tokens_per_second, processes, precision, ..."""
@@ -74,7 +74,7 @@ def train(
     pairs: Sequence[StatePair] = (),
     device: str = "cpu",
     placement: Placement = Placement(),
-    log: Callable[[MetricsRow], None] = lambda row: None,
+    log: Callable[[CurveRow], None] = lambda row: None,
     until: int | None = None,
     alone: bool = False,
 ) -> TrainResult:
@@ -108,7 +108,7 @@ class _Run:
         pairs: Sequence[StatePair],
         group: ProcessGroup,
         placement: Placement,
-        log: Callable[[MetricsRow], None],
+        log: Callable[[CurveRow], None],
     ) -> None:
         self.config, self.scratch, self.group = config, scratch, group
         self.section = config.section
@@ -136,8 +136,8 @@ class _Run:
         )
         self.step = 0
         self.saved_step = 0
-        self.metrics: list[MetricsRow] = []
-        self.validation: list[MetricsRow] = []
+        self.metrics: list[CurveRow] = []
+        self.validation: list[CurveRow] = []
 
     def _check(self, pairs: Sequence[StatePair]) -> None:
         if not len(self.train_blocks):
@@ -221,7 +221,7 @@ class _Run:
 
     # One step
 
-    def _optimize(self) -> MetricsRow:
+    def _optimize(self) -> CurveRow:
         """Do the next step. RunFailed, with weights and moments as they were, if it is not finite."""
         started, size = time.monotonic(), self.config.batch_size
         ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
@@ -230,7 +230,7 @@ class _Run:
         hidden_weight = self._hidden_weight()
         figures_F = self._accumulate_(rank_slice(ids, self.group.rank, self.group.size), hidden_weight)
         row = self._row(figures_F, self.optimizer.clip_(), hidden_weight)
-        self._refuse_non_finite(row, f"on samples {_some(ids)}")
+        self._refuse_non_finite(row, training_figures(self.config), f"on samples {_some(ids)}")
         self.optimizer.step_(row["learning_rate"])
         self.step += 1
         self.metrics.append(row)
@@ -273,10 +273,10 @@ class _Run:
         last = self.metrics[-1] if self.metrics else {}
         return self._on_logits(last) / last["hidden"] if last.get("hidden") else 0.0
 
-    def _on_logits(self, row: MetricsRow) -> float:
+    def _on_logits(self, row: CurveRow) -> float:
         return sum(loss.weight * row[loss.kind] for loss in self.config.losses)
 
-    def _row(self, figures_F: Tensor, norm: Tensor, hidden_weight: float) -> MetricsRow:
+    def _row(self, figures_F: Tensor, norm: Tensor, hidden_weight: float) -> CurveRow:
         *values, grad_norm = torch.cat([figures_F, norm.to(figures_F).reshape(1)]).tolist()
         figures = dict(zip(self.models.figures, values, strict=True))
         if "hidden" in figures:
@@ -293,14 +293,14 @@ class _Run:
             "grad_norm": grad_norm,
         }
 
-    def _refuse_non_finite(self, row: MetricsRow, where: str) -> None:
+    def _refuse_non_finite(self, row: CurveRow, figures: Mapping[str, Figure], where: str) -> None:
         wrong = next((name for name, value in row.items() if not math.isfinite(value)), None)
         if wrong is None:
             return
         self.optimizer.drop_gradients_()
         kept = f"the state after step {self.saved_step} is kept" if self.saved_step else "no state was saved yet"
         raise RunFailed(
-            f"{self.section}: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
+            f"{self.section}: {figures[wrong].title} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
             f"lower {self.section}.learning_rate, or look at what the model makes of this text"
         )
 
@@ -331,7 +331,7 @@ class _Run:
             progress.raise_if_stopped()
         else:
             row = {"step": self.step, "tokens": self._tokens(self.step), **means}
-            self._refuse_non_finite(row, "on held-out text")
+            self._refuse_non_finite(row, HELD_OUT, "on held-out text")
             self.validation.append(row)
             self.log({f"held_out/{name}": value for name, value in row.items()} | {"step": self.step})
             if self.config.export == "best" and self._best_step() == self.step:

@@ -7,8 +7,9 @@ import torch
 
 from minitron_cli.data.batches import batch, rank_slice
 from minitron_cli.data.pack import Blocks
+from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.distill.distributed import ProcessGroup
-from minitron_cli.distill.model_pair import HELD_OUT, ModelPair
+from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.errors import DataError
 
@@ -55,7 +56,7 @@ def _evaluate(
     *values, tokens = sums.tolist()
     if tokens == 0:
         raise DataError("no token of the held-out blocks follows another of its document: give longer documents")
-    names = HELD_OUT if models.teacher is not None else HELD_OUT[:1]
+    names = list(HELD_OUT) if models.teacher is not None else ["loss"]
     return {name: value / tokens for name, value in zip(names, values, strict=False)}
 
 

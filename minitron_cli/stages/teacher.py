@@ -17,7 +17,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape

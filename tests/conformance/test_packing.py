@@ -10,7 +10,8 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
-from minitron_cli.distill.losses import CrossEntropy, ForwardKL
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
+from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import targets
 from minitron_cli.model.families import FAMILIES

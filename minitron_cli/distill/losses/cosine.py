@@ -2,9 +2,10 @@
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,7 @@ class Cosine(TeacherLoss):
     """
 
     kind: Literal["cosine"] = "cosine"
+    figure: ClassVar[Figure] = Figure("cosine distance", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"

@@ -2,11 +2,12 @@
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ class JSD(TeacherLoss):
     """
 
     kind: Literal["jsd"] = "jsd"
+    figure: ClassVar[Figure] = Figure("Jensen-Shannon divergence", "nats/token", better="lower")
     beta: float = Field(0.5, gt=0, lt=1)
     """The teacher's share of the mixture."""
 

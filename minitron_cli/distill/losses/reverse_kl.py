@@ -2,9 +2,10 @@
 
 # N token, V vocab, C one chunk of it
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 from minitron_cli.model.softmax import OnlineSoftmax
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class ReverseKL(TeacherLoss):
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
+    figure: ClassVar[Figure] = Figure("reverse KL", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"

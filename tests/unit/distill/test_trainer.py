@@ -489,7 +489,7 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
     student = small.student()
     student.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * value)
     before = small.state(student)
-    with pytest.raises(RunFailed, match=r"grad_norm is (nan|inf) in step 1.*no state was saved yet"):
+    with pytest.raises(RunFailed, match=r"gradient norm is (nan|inf) in step 1.*no state was saved yet"):
         run(None, student=student)
     assert all(torch.equal(p, before[name]) for name, p in small.state(student).items())
 
@@ -505,14 +505,14 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
 def test_what_is_to_be_lowered_is_named_as_a_recipe_has_it(config: DistillConfig, section: str) -> None:
     student = small.student()
     student.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(RunFailed, match=rf"^{section}: grad_norm .*: lower {section}\.learning_rate"):
+    with pytest.raises(RunFailed, match=rf"^{section}: gradient norm .*: lower {section}\.learning_rate"):
         run(None, config, student=student)
 
 
 def test_held_out_figures_that_are_not_finite_stop_too(tmp_path: Path) -> None:
     teacher = small.teacher()
     nan_teacher_after(3, teacher)
-    with pytest.raises(RunFailed, match="kl is nan in step 3, on held-out text"):
+    with pytest.raises(RunFailed, match="held-out KL to the teacher is nan in step 3, on held-out text"):
         run(tmp_path, configured(save_every=3), teacher=teacher)
     assert checkpoints.load(tmp_path, 3).step == 3
 
