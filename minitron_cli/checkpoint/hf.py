@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli import io, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint.aliases import ALIASES
+from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
@@ -62,7 +62,7 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
 
 def hub_id(model: str) -> str:
     """What an alias stands for; any other name is its own."""
-    return ALIASES[model].hub_id if model in ALIASES else model
+    return aliases()[model].hub_id if model in aliases() else model
 
 
 def cached(model: str) -> Path | None:
@@ -85,7 +85,7 @@ def _may_be_hub_id(text: str) -> bool:
 
 
 def _aliases() -> str:
-    families = {name.partition("-")[0]: name for name in ALIASES}  # one of each: an error is one short sentence
+    families = {name.partition("-")[0]: name for name in aliases()}  # one of each: an error is one short sentence
     return ", ".join(families.values())
 
 
