@@ -148,6 +148,14 @@ def test_the_projection_depends_on_the_seed_alone() -> None:
     assert not torch.equal(first, projection(4, 6, seed=4).weight)
 
 
+@pytest.mark.parametrize("student_hidden", [16, 400])
+def test_the_projection_keeps_the_scale_of_states(student_hidden: int) -> None:
+    """A sum of n terms of variance 1/n: states of unit variance are projected to unit variance, whatever the width."""
+    states_ND = torch.randn(4000, student_hidden, generator=torch.Generator().manual_seed(0))
+    projected_NE = projection(student_hidden, 500, seed=0)(states_ND)
+    assert projected_NE.std().item() == pytest.approx(1, rel=0.05)
+
+
 def test_the_projection_is_saved_to_resume_and_not_with_the_student(tmp_path: Path) -> None:
     config = HiddenLosses(layers=((2, 1),))
     settings = small.configured(hidden=config.model_dump(), steps=2, warmup_steps=0)
