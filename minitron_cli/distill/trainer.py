@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -27,7 +26,7 @@ from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.optimizer import Optimizer
-from minitron_cli.distill.schedule import learning_rate
+from minitron_cli.distill.schedule import learning_rate, step_seed
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.distill.throughput import TrainingThroughput, peak_flops, step_flops
@@ -225,7 +224,7 @@ class _Run:
         """Do the next step. RunFailed, with weights and moments as they were, if it is not finite."""
         started, size = time.monotonic(), self.config.batch_size
         ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
-        torch.manual_seed(_step_seed(self.config.seed, self.step, self.group.rank))
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.group.rank))
         self.models.student.train()
         hidden_weight = self._hidden_weight()
         figures_F = self._accumulate_(rank_slice(ids, self.group.rank, self.group.size), hidden_weight)
@@ -391,11 +390,6 @@ def _identity(
     numbers = config.model_dump(mode="json", exclude={"save_every", "keep_last"})
     held_out = None if validation_blocks is None else validation_blocks.fingerprint
     return canonical_json.digest([numbers, train_blocks.fingerprint, held_out, pairs])
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Hashed, as a sum or an exclusive or of the three would give some steps the same dropout."""
-    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest(), "little")
 
 
 def _some(ids: Sequence[int], most: int = 16) -> str:

@@ -18,7 +18,8 @@ from minitron_cli.data.batches import sample_ids
 from minitron_cli.distill import checkpoints
 from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, HiddenLosses
 from minitron_cli.distill.hidden_state_losses import Norms, state_pairs
-from minitron_cli.distill.trainer import TrainResult, _step_seed, train
+from minitron_cli.distill.schedule import step_seed
+from minitron_cli.distill.trainer import TrainResult, train
 from minitron_cli.errors import ArtifactError, CheckpointError, DataError, Interrupted, RecipeError, RunFailed
 from minitron_cli.search.config import Retrain
 from minitron_cli.stages.search import training
@@ -189,8 +190,23 @@ def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
 
 
 def test_every_step_has_dropout_of_its_own() -> None:
-    seeds = {_step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(5)}
+    seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(5)}
     assert len(seeds) == 5 * 50 * 5
+
+
+def test_a_step_seeds_its_dropout_by_its_number_and_so_does_a_resumed_one(tmp_path: Path) -> None:
+    seeds: list[int] = []
+
+    def note(module: torch.nn.Module, inputs: object) -> None:
+        if module.training:
+            seeds.append(torch.initial_seed())
+
+    config = configured(seed=3, micro_batch_size=4)
+    for until in (2, None):
+        student = small.student()
+        student.model.layers[0].register_forward_pre_hook(note)
+        run(tmp_path, config, student=student, until=until)
+    assert seeds == [step_seed(3, step, rank=0) for step in range(config.steps or 0)]
 
 
 # Averages
