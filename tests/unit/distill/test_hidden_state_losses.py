@@ -41,7 +41,7 @@ def test_the_norms_of_a_family_are_those_that_a_matrix_reads(model_type: str) ->
 
 
 def test_a_norm_of_what_a_layer_adds_is_no_state() -> None:
-    """Gemma normalises what attention gives before it joins the residual stream; OLMo 2 nothing else."""
+    """Gemma normalizes what attention gives before it joins the residual stream; OLMo 2 nothing else."""
     before_mlp = "model.layers.{layer}.pre_feedforward_layernorm"
     assert Norms.of(norms_read("gemma2")) == NORMS._replace(mlp_input=before_mlp)
     with pytest.raises(RecipeError, match=r"needs norms before attention, before the MLP.*drop distill\.hidden"):

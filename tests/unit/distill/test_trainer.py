@@ -130,7 +130,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path,
     progress.show_on(display)
     assert_same_bits(full_run(tmp_path), undisturbed[:2])
     assert "step-000005 is damaged" in display.warned[0]
-    assert "continues after step 4" in display.messages[0]
+    assert "continuing after step 4" in display.messages[0]
 
 
 def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_best_weights_that_were_lost_give_way_to_the_last(tmp_path: Path) -> Non
     display = AfterStep()
     progress.show_on(display)
     found = run(tmp_path, BEST)
-    assert "were lost" in display.warned[0]
+    assert "are missing or damaged" in display.warned[0]
     assert_same_bits(found, undisturbed)
 
 
@@ -569,9 +569,9 @@ def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
         def positions(self, i: int) -> torch.Tensor:
             return torch.zeros(self.sequence_length, dtype=torch.long)
 
-    with pytest.raises(DataError, match="of a batch follows another of its document: give longer"):
+    with pytest.raises(DataError, match="a batch has no token to predict: give longer"):
         run(None, blocks=Singles())
-    with pytest.raises(DataError, match="of the held-out blocks follows another of its document: give longer"):
+    with pytest.raises(DataError, match="held-out blocks have no token to predict: give longer"):
         run(None, held_out=Singles())
 
 
