@@ -139,7 +139,7 @@ class DistillConfig(Spec):
             return self.steps
         if self.tokens is None:
             raise RecipeError(
-                f"{self.section}: the length of the run is not set; give {self.section}.tokens or {self.section}.steps"
+                f"{self.section}: the length of the run is unknown; set {self.section}.tokens or {self.section}.steps"
             )
         return math.ceil(self.tokens / (self.batch_size * sequence_length))
 

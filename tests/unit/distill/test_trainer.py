@@ -552,7 +552,7 @@ def test_a_stop_before_the_first_step_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_no_blocks_are_refused() -> None:
-    with pytest.raises(DataError, match="give more text"):
+    with pytest.raises(DataError, match="do not fill a block: add text"):
         run(None, blocks=_Empty())
 
 

@@ -146,7 +146,7 @@ def test_a_teacher_has_no_teacher() -> None:
 
     with pytest.raises(ValueError, match="correction has no teacher"):
         CorrectConfig(losses=OBJECTIVES["kl"])
-    with pytest.raises(ValueError, match="leave it out"):
+    with pytest.raises(ValueError, match="drop init"):
         CorrectConfig(init="random")
 
 
