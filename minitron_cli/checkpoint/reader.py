@@ -162,11 +162,11 @@ def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
         for name, info in read_header(file).items():
             if name in found:
                 raise CheckpointError(
-                    f"tensor {shown(name)} stands in {found[name].file.name} and in {file.name}: remove one"
+                    f"tensor {shown(name)} is in {found[name].file.name} and in {file.name}: remove one"
                 )
             if weight_map.get(name) != file.name:
                 raise CheckpointError(
-                    f"tensor {shown(name)} stands in {file.name}, which {INDEX} does not say: restore the index"
+                    f"tensor {shown(name)} is in {file.name}, which {INDEX} does not list: restore the index"
                 )
             found[name] = info
     if absent := sorted(weight_map.keys() - found.keys()):

@@ -46,6 +46,12 @@ def rank_slice(ids: Sequence[int], rank: int, processes: int) -> list[int]:
     return list(ids[rank::processes])
 
 
+def evenly_spaced(total: int, count: int | None) -> list[int]:
+    """Indices of `count` of `total` blocks (None: all), evenly spaced, because neighbors may belong to one document."""
+    count = total if count is None else min(count, total)
+    return [i * total // count for i in range(count)]
+
+
 def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
     """Batch of the blocks `ids`, in this order."""
     return Batch(

@@ -210,7 +210,7 @@ def _values(array: "pa.Array | pa.ChunkedArray") -> list[Any]:
 
 @contextmanager
 def _damage_named(path: Path, format: str) -> Iterator[None]:
-    """Arrow's complaint about a file's content, as ours; a failing disk is passed on."""
+    """Turn Arrow's errors about a file's content into DataError; those of a failing disk are passed on."""
     import pyarrow as pa
 
     try:
@@ -244,7 +244,7 @@ def _parsed_at(text: str, position: int, path: Path) -> tuple[Any, int]:
 
 
 def _after(character: str, text: str, position: int, path: Path) -> int:
-    """Where the next value starts, behind `character` and the space around it."""
+    """Start of the next value, after `character` and the white space around it."""
     position = _after_space(text, position)
     if not text.startswith(character, position):
         raise _no_json(text, position, path, f"{character!r} is missing")

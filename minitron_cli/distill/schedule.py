@@ -1,4 +1,4 @@
-"""What a step's number decides: its learning rate and its random numbers. There is no state to save."""
+"""Learning rate and random seed of a step, as functions of its number, so that there is no state to save."""
 
 import math
 from hashlib import blake2b

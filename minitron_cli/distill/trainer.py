@@ -37,7 +37,7 @@ from minitron_cli.figures import Figure
 
 @dataclass(frozen=True)
 class Placement:
-    """How a run's models are placed in memory; changes results by rounding only."""
+    """Placement of a run's models in memory; changes results by rounding only."""
 
     is_sharded: bool = False
     """Whether the models are sharded over the processes (see `sharding.is_wanted`)."""

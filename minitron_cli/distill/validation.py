@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from minitron_cli.data.batches import batch, rank_slice
+from minitron_cli.data.batches import batch, evenly_spaced, rank_slice
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.distill.distributed import ProcessGroup
@@ -41,7 +41,7 @@ def _evaluate(
     group: ProcessGroup,
     is_stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
-    ids = spread(len(blocks), count)
+    ids = evenly_spaced(len(blocks), count)
     mine = rank_slice(ids, group.rank, group.size)
     sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=group.device)
     for first in range(0, math.ceil(len(ids) / group.size), batch_size):  # equally often in all, as FSDP requires
@@ -60,9 +60,3 @@ def _evaluate(
         )
     names = list(HELD_OUT) if models.teacher is not None else ["loss"]
     return {name: value / tokens for name, value in zip(names, values, strict=False)}
-
-
-def spread(total: int, count: int | None) -> list[int]:
-    """Indices of `count` of `total` blocks, evenly spaced, because neighbors may belong to one document."""
-    count = total if count is None else min(count, total)
-    return [i * total // count for i in range(count)]

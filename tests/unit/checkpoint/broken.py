@@ -797,12 +797,12 @@ def a_shard_cut_in_its_header(d):
     os.truncate(d / SECOND, 50)
 
 
-@sharded("stands in .*, which model.safetensors.index.json does not say: restore the index")
+@sharded("is in .*, which model.safetensors.index.json does not list: restore the index")
 def an_index_that_forgets_a_tensor(d):
     edit_index(d, lambda m: m.pop(NORM))
 
 
-@sharded("stands in .*, which model.safetensors.index.json does not say: restore the index")
+@sharded("is in .*, which model.safetensors.index.json does not list: restore the index")
 def an_index_that_names_the_other_shard(d):
     edit_index(d, lambda m: m.update({NORM: FIRST}))
 
@@ -812,7 +812,7 @@ def an_index_that_invents_a_tensor(d):
     edit_index(d, lambda m: m.update({"model.ghost": SECOND}))
 
 
-@sharded("tensor .* stands in .* and in .*: remove one|which model.safetensors.index.json does not say")
+@sharded("tensor .* is in .* and in .*: remove one|which model.safetensors.index.json does not list")
 def a_tensor_in_two_shards(d):
     header, payload = parts(d / SECOND)
     name = next(n for n in header if n != "__metadata__")
