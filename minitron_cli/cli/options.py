@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from minitron_cli.data.formats import FormatName
+
 SHOWN = "What is shown"
 RUN = "How it is run"
 TEXT = "Text"
@@ -91,7 +93,7 @@ class DataOptions:
     ] = None
     column: Annotated[str | None, Option(help="The column with the text or the ids.", rich_help_panel=TEXT)] = None
     format: Annotated[
-        Literal["text", "chat", "completion"] | None,
+        FormatName | None,
         Option(help="What the rows hold; of chats and completions the answers alone count.", rich_help_panel=TEXT),
     ] = None
     sequence_length: Annotated[int | None, Option(min=2, help="Tokens in a block.", rich_help_panel=TEXT)] = None

@@ -1,4 +1,4 @@
-"""What a training run read and computed."""
+"""Tokens and FLOPs of a training run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ def ledger_of(
     train_blocks: Blocks,
     validation_blocks: Blocks,
 ) -> list[dict[str, Any]]:
-    """All of the run, however often it was resumed. A teacher that no loss asks is asked at evaluations only."""
+    """Cost of the whole run, resumed parts included. A teacher that no loss needs runs at evaluations only."""
     shapes = [Shape.of(family_of(model.config), model.config) for model in (student, teacher) if model is not None]
     asked = shapes[1] if config.needs_teacher and len(shapes) > 1 else None
     entries = compute.training(shapes[0], asked, result.tokens, train_blocks.sequence_length)

@@ -1,4 +1,4 @@
-"""What every training does around the loop: bring its models into memory, keep its curves, write its result."""
+"""Everything a training stage does around the loop: load models, write curves, write the trained model."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minitron_cli import io, memory
+from minitron_cli import io, memory, process_rank
 from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks
@@ -31,30 +31,32 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Models:
-    """A student, its teacher if it has one, and how they lie in memory."""
+class LoadedModels:
+    """A student, its teacher if it has one, and how they are placed in memory."""
 
     student: "PreTrainedModel"
     teacher: "PreTrainedModel | None" = None
-    placing: Placement = REPLICATED
+    placement: Placement = REPLICATED
 
 
-def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> Models:
-    """Both models; if the processes are to hold one copy between them, no process ever has more than its rows."""
-    world = ProcessGroup(context.device)
-    dtype = torch.bfloat16 if resolve_precision(config.precision, world.device) == "bf16" else torch.float32
+def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
+    """Load both models; without weights if they are to be sharded, so that no process ever holds a whole model."""
+    group = ProcessGroup(context.device)
+    dtype = torch.bfloat16 if resolve_precision(config.precision, group.device) == "bf16" else torch.float32
     trained = start.shape.parameters()
     teacher_bytes = _teacher_bytes(context, teacher, dtype) if teacher else 0
-    if not sharding.is_wanted(config, world, trained, teacher_bytes):
-        guide = _teacher(context, world, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
-        return Models(_student(context, start, config), guide)
-    device = str(world.device)
-    guide = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
+    if not sharding.is_wanted(config, group, trained, teacher_bytes):
+        teacher_model = _teacher(context, group, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
+        return LoadedModels(_student(context, start, config), teacher_model)
+    device = str(group.device)
+    teacher_model = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
     teacher_rows = _rows(teacher, DTYPES.get(context.dtype)) if teacher else None
     if config.init == "random":
-        return Models(hf.new_model(start.config, seed=config.seed), guide, Placement(True, None, teacher_rows))
+        return LoadedModels(
+            hf.new_model(start.config, seed=config.seed), teacher_model, Placement(True, None, teacher_rows)
+        )
     student = hf.empty_model(start.path, device=device, dtype=torch.float32)
-    return Models(student, guide, Placement(True, _rows(start), teacher_rows))
+    return LoadedModels(student, teacher_model, Placement(True, _rows(start), teacher_rows))
 
 
 def _student(context: Context, start: SourceModel, config: DistillConfig) -> "PreTrainedModel":
@@ -64,26 +66,26 @@ def _student(context: Context, start: SourceModel, config: DistillConfig) -> "Pr
 
 
 def _teacher_bytes(context: Context, teacher: SourceModel, dtype: torch.dtype) -> int:
-    """At its largest: as it is loaded, or as the loop computes with it."""
+    """Peak size of the teacher: as loaded or in the compute precision, whichever is larger."""
     return max(teacher.size_bytes(context.dtype), teacher.shape.parameters() * dtype.itemsize)
 
 
 def _teacher(
-    context: Context, world: ProcessGroup, teacher: SourceModel, size: int, student_bytes: int
+    context: Context, group: ProcessGroup, teacher: SourceModel, size: int, student_bytes: int
 ) -> "PreTrainedModel":
-    """On the student's device if both fit there; else, if this process has all accelerators, on several."""
+    """Load the teacher on the student's device or, if both do not fit and all accelerators are free, on several."""
     device = context.device
-    is_alone = world.size == 1 and world.device.type == "cuda" and torch.cuda.device_count() > 1
+    is_alone = group.size == 1 and group.device.type == "cuda" and torch.cuda.device_count() > 1
     if not is_alone or memory.fits(size, student_bytes, device):
         return hf.load_model(teacher.path, device=device, dtype=context.dtype)
     free = {i: int(memory.available_bytes(f"cuda:{i}") / memory.SPARE) for i in range(torch.cuda.device_count())}
-    own = world.device.index or 0
+    own = group.device.index or 0
     free[own] = max(0, free[own] - student_bytes)
     return hf.load_model(teacher.path, dtype=context.dtype, device_map=hf.spread(teacher.path, free, context.dtype))
 
 
 def _rows(model: SourceModel, dtype: torch.dtype | None = None) -> RowReader:
-    """Reads rows of a checkpoint's tensors; they are rounded to `dtype` as the whole model's would be."""
+    """Reader of rows of a checkpoint's tensors, cast to `dtype` as loading the whole model would."""
 
     def rows(name: str, like: Tensor, start: int, stop: int) -> Tensor:
         if name in model.checkpoint.tensors:
@@ -99,7 +101,7 @@ def _rows(model: SourceModel, dtype: torch.dtype | None = None) -> RowReader:
 def run_loop(
     context: Context,
     work: StageBuild,
-    models: Models,
+    models: LoadedModels,
     train_blocks: Blocks,
     validation_blocks: Blocks,
     config: DistillConfig,
@@ -107,7 +109,7 @@ def run_loop(
     *,
     name: str,
 ) -> dict[str, Any]:
-    """Train in place, write the curves, and return what belongs in the summary. Trackers know it by `name`."""
+    """Train in place and write the curves; the entries of the summary. `name` identifies the run to trackers."""
     root = context.workspace.root
     settings = config.model_dump(mode="json")
     with trackers.opened(config.trackers, root / "trackers", f"{root.name}-{name}", settings) as log:
@@ -121,7 +123,7 @@ def run_loop(
             resume=work.resume,
             pairs=pairs,
             device=context.device,
-            placing=models.placing,
+            placement=models.placement,
             log=log,
         )
     io.write_new(work.path / METRICS, _lines(result.metrics))
@@ -137,7 +139,7 @@ def _lines(rows: list[dict[str, float]]) -> bytes:
 
 
 def _ends(result: TrainResult) -> dict[str, Any]:
-    """How the weights that went in and those that come out do on held-out text."""
+    """Held-out figures before the first step and of the exported weights."""
     if not result.validation:
         return {}
     of_step = {row["step"]: row for row in result.validation}
@@ -145,9 +147,9 @@ def _ends(result: TrainResult) -> dict[str, Any]:
 
 
 def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> None:
-    """Write the trained model in the shape, names and dtypes of what it was; all processes gather, the first writes."""
+    """Write the trained model with the tensor names and dtypes of `start`. All processes gather, the first writes."""
     tensors = _stored(start, model)
-    if not io.is_first_process():
+    if not process_rank.is_first_process():
         for _ in tensors:
             pass
         return
@@ -157,7 +159,7 @@ def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> Non
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor by its name on disk, one live parameter after the other."""
+    """Every tensor by its name on disk, one parameter at a time."""
     copies = {original: copy for copy, original in start.family.tied.items()} if start.shape.is_tied else {}
     for name, tensor in sharding.parameters(model):
         yield from disk_tensors(start.family, name, tensor)

@@ -173,7 +173,7 @@ def test_a_summary_is_added_to_what_a_page_has(place: KeyPath, tmp_path: Path) -
         ("rules: [{kind: parent, metric: a.b, min: 1}]", "min is not a known key"),
         ("rules: [{kind: parent, metric: a.b}]", "a gate needs a bound; give one of min_difference"),
         ("rules: [{kind: baseline, file: gone.json, metric: a.b, min_ratio: 1}]", "gone.json does not exist"),
-        ("minimum: {a.b: 1}\nminimum: {a.c: 1}", 'key "minimum" stands twice'),
+        ("minimum: {a.b: 1}\nminimum: {a.c: 1}", 'key "minimum" occurs twice'),
         ("minimum: {a.b: 1}", "gate 'a.b': no such value was measured"),
         ("rules: [{kind: absolute, metric: cloze.acc, min: 0, confidence: 95}]", "confidence is 95"),
     ],

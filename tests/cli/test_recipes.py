@@ -116,7 +116,7 @@ def test_a_duplicate_key_is_refused_with_its_line(run: Run, tmp_path: Path) -> N
     (tmp_path / "twice.yaml").write_text("model: a\ndata: {sources: []}\nmodel: b\n")
     result = run("run", "twice.yaml")
     assert result.exit_code == 2
-    assert result.stderr == 'error: twice.yaml:3: key "model" stands twice; fix the line\n'
+    assert result.stderr == 'error: twice.yaml:3: key "model" occurs twice; fix the line\n'
 
 
 def test_an_absent_model_is_said_and_leaves_nothing(run: Run, tmp_path: Path) -> None:

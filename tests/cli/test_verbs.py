@@ -279,7 +279,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
         (("importance", "--samples", 100_000), "more than the data's"),
         (("importance", "--data", "/nowhere/*.txt"), "/nowhere"),
         (("distill", "--tokens", "4Q"), "distill.tokens: '4Q' is not a quantity"),
-        (("distill",), "how long to train is not said"),
+        (("distill",), "the length of the run is unknown"),
         (("search",), "nothing says how small; give budget.target, or constraints"),
         (("show", "--run", "../x"), "workspace name '../x'"),
     ],
@@ -449,7 +449,7 @@ def test_several_processes_speak_with_one_voice_and_one_exit_code(place: KeyPath
     assert (run["processes"], run["sharded"]) == (2, True)
     failed = distill()
     assert failed.returncode == 2
-    assert failed.stderr == "error: distill: how long to train is not said; set distill.tokens or distill.steps\n"
+    assert failed.stderr == "error: distill: the length of the run is unknown; set distill.tokens or distill.steps\n"
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def test_scalars_are_yaml_1_2() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: a\nmodel: b", r'r\.yaml:2: key "model" stands twice'),
-        ("a: {b: 1, b: 2}", r'r\.yaml:1: key "b" stands twice'),
+        ("model: a\nmodel: b", r'r\.yaml:2: key "model" occurs twice'),
+        ("a: {b: 1, b: 2}", r'r\.yaml:1: key "b" occurs twice'),
         ("a: &x [1]\nb: 2", r"r\.yaml:1: anchors and aliases are not read"),
         ("a: *x", r"r\.yaml:1: anchors and aliases are not read"),
         (
@@ -152,12 +152,12 @@ def test_changes_reach_every_depth_and_leave_the_rest() -> None:
 
 def test_one_section_is_read_by_itself() -> None:
     section = yaml_document.check(
-        ImportanceConfig, yaml_document.Document().changed(["importance.samples=3"]), ("importance",)
+        ImportanceConfig, yaml_document.YamlDocument().changed(["importance.samples=3"]), ("importance",)
     )
     assert section == ImportanceConfig(samples=3)
     with pytest.raises(RecipeError, match=r"^importance\.sample is not a known key; did you mean samples\?"):
         yaml_document.check(
-            ImportanceConfig, yaml_document.Document().changed(["importance.sample=3"]), ("importance",)
+            ImportanceConfig, yaml_document.YamlDocument().changed(["importance.sample=3"]), ("importance",)
         )
 
 

@@ -1,31 +1,30 @@
-"""Cross-entropy with the text's next token: conventional training, the control that distillation has to beat."""
+"""Cross-entropy with the text's next token: conventional training, the control for distillation."""
 
 # N token, V vocab, C one chunk of it
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
+from minitron_cli.distill.losses.base import Loss
+from minitron_cli.figures import Figure
 from minitron_cli.model.softmax import OnlineSoftmax
-from minitron_cli.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CrossEntropy(Spec):
+class CrossEntropy(Loss):
     """-log p_student(next token) in nats per token."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
-    weight: float = Field(1.0, gt=0)
-    """Factor of this loss in the sum."""
-
-    needs_teacher: ClassVar[bool] = False
+    figure: ClassVar[Figure] = Figure("cross-entropy", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites the student's logits."""
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V], which it overwrites.
+
+        The gradient is p_student - onehot(label).
+        """
         assert labels_N is not None
         labels_N1 = labels_N[:, None]
         student_NV.sub_(student_NV.amax(-1, keepdim=True))
@@ -35,11 +34,11 @@ class CrossEntropy(Spec):
         grad_NV.scatter_add_(1, labels_N1, own_N1.new_full(own_N1.shape, -1.0))
         return (z_N1.log() - own_N1)[:, 0], grad_NV
 
-    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(zeros_N1)
+    def by_vocab(self, zeros_N1: "Tensor") -> "CrossEntropyPasses":
+        return CrossEntropyPasses(zeros_N1)
 
 
-class _TwoPass:
+class CrossEntropyPasses:
     def __init__(self, zeros_N1: "Tensor") -> None:
         self.student, self.own_N1 = OnlineSoftmax(zeros_N1), zeros_N1.clone()
 
@@ -58,7 +57,7 @@ class _TwoPass:
         return student_NC.sub_(self.student.log_z_N1).exp_().scatter_add_(1, at_N1, -inside_N1.to(student_NC.dtype))
 
     def _own(self, student_NC: "Tensor", labels_N: "Tensor | None", first: int) -> "tuple[Tensor, Tensor]":
-        """Where in the chunk each token's label is, [N, 1], and whether it is there at all."""
+        """Index of each token's label in the chunk, [N, 1], clamped, and whether the label is in the chunk."""
         assert labels_N is not None
         at_N1, last = labels_N[:, None] - first, student_NC.shape[1] - 1
         return at_N1.clamp(0, last), (at_N1 >= 0) & (at_N1 <= last)

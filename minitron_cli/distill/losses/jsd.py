@@ -1,12 +1,13 @@
-"""Generalised Jensen-Shannon divergence: both models against a mixture of the two."""
+"""Generalized Jensen-Shannon divergence: both models against the mixture of their distributions."""
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 LARGEST_LOG_RATIO = 80.0  # exp of it is within fp32; a student's probability e**80 below the teacher's is 0
 
 
-class JSD(Comparison):
+class JSD(TeacherLoss):
     """beta KL(teacher || m) + (1 - beta) KL(student || m) in nats, with m = beta teacher + (1 - beta) student.
 
     Times temperature squared (Agarwal et al. 2024, eq. 1). Bounded, and between the two KLs: divided by beta it becomes
@@ -22,13 +23,14 @@ class JSD(Comparison):
     """
 
     kind: Literal["jsd"] = "jsd"
+    figure: ClassVar[Figure] = Figure("Jensen-Shannon divergence", "nats/token", better="lower")
     beta: float = Field(0.5, gt=0, lt=1)
     """The teacher's share of the mixture."""
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites both logits.
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V]. Overwrites both logits.
 
         The gradient is temperature * (1 - beta) * p_student * (log(p_student / m) - KL(student || m)).
         """

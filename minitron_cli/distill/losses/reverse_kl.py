@@ -1,35 +1,38 @@
-"""Reverse KL: the student is to give no probability to what the teacher rules out, and may leave out the rest."""
+"""Reverse KL: the student learns to avoid tokens that the teacher rules out; it may ignore some that it allows."""
 
 # N token, V vocab, C one chunk of it
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 from minitron_cli.model.softmax import OnlineSoftmax
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ReverseKL(Comparison):
+class ReverseKL(TeacherLoss):
     """KL(student || teacher) in nats per token, times temperature squared (Gu et al. 2024, eq. 1).
 
-    It seeks the teacher's mode where forward KL covers all of it; behind forward KL on both of the paper's models
-    (Muralidharan et al. 2024, sec. 3 and table 16).
+    It seeks the teacher's mode, whereas forward KL covers the whole distribution. It came second to forward KL on both
+    of the paper's models (Muralidharan et al. 2024, sec. 3 and table 16).
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
+    figure: ClassVar[Figure] = Figure("reverse KL", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites both logits.
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V]. Overwrites both logits.
 
         The gradient is temperature * p_student * (log(p_student / p_teacher) - KL).
         """
         assert teacher_NV is not None
         self.soften_(student_NV, teacher_NV)
-        # With each row's maximum gone, KL = sum(p_s (s - t)) - log z_s + log z_t, whose terms are all of KL's size.
+        # With each row's maximum subtracted, KL = sum(p_s (s - t)) - log z_s + log z_t: no term is much larger than KL,
+        # so fp32 loses no digits to cancellation.
         student_NV.sub_(student_NV.amax(-1, keepdim=True))
         z_teacher_N1 = teacher_NV.sub_(teacher_NV.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)
         apart_NV = teacher_NV.neg_().add_(student_NV)
@@ -40,11 +43,11 @@ class ReverseKL(Comparison):
         grad_NV = p_NV.mul_(self.temperature / z_student_N1).mul_(apart_NV.sub_(mean_N1))
         return kl_N1[:, 0] * self.temperature**2, grad_NV
 
-    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(self, zeros_N1)
+    def by_vocab(self, zeros_N1: "Tensor") -> "ReverseKLPasses":
+        return ReverseKLPasses(self, zeros_N1)
 
 
-class _TwoPass:
+class ReverseKLPasses:
     """KL = E_student[s - t] - log z_s + log z_t, of logits divided by the temperature."""
 
     def __init__(self, loss: ReverseKL, zeros_N1: "Tensor") -> None:

@@ -1,0 +1,8 @@
+"""Rank of this process in a distributed run, from the launcher's environment variables. Knows no torch."""
+
+import os
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what all processes of a distributed run have made: the one of rank 0."""
+    return os.environ.get("RANK", "0") == "0"
