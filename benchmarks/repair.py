@@ -59,8 +59,8 @@ def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: d
 
     with tempfile.TemporaryDirectory(dir=path) as place, peak_memory() as peak:
         scratch = Path(place)
-        cutter = ChildBuilder(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
-        fit = Fit(cutter, samples, scratch / "repair", model, batch_size, budget)
+        builder = ChildBuilder(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
+        fit = Fit(builder, samples, scratch / "repair", model, batch_size, budget)
         started = time.monotonic()
         fit.moments()
         timed("second moments", started)

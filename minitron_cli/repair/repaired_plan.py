@@ -66,7 +66,7 @@ class Chosen:
 
 def repaired(
     work: StageBuild,
-    cutter: ChildBuilder,
+    builder: ChildBuilder,
     plan: PrunePlan,
     config: PruneConfig,
     calibration: CalibrationConfig,
@@ -81,19 +81,19 @@ def repaired(
         return plan
     if "hidden" in plan.kept and config.repair == "auto" and (reason := rotation_obstacle(plan.parent)):
         progress.say(f"the residual stream is cut to channels, not to directions: {reason}")
-    is_resident = _is_resident(cutter, calibration)
+    is_resident = _is_resident(builder, calibration)
     if "rescale" in repairs and not is_resident:
         raise EnvironmentFault(
             "rescale tries strengths on parent and child in memory together, and they do not fit: use --repair all, "
             "which sets norms right one layer at a time"
         )
-    fit = fit_of(cutter, config, calibration, train, work.scratch / "repair", resume=work.resume)
+    fit = fit_of(builder, config, calibration, train, work.scratch / "repair", resume=work.resume)
     after = fit.mended(plan, repairs)
     summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": len(fit.samples)}
     if "rescale" in repairs:
         after, summary["strengths"] = fit.rescaled(after)
     if is_resident:
-        measured = _Measured(cutter, fit.model, validation)
+        measured = _Measured(builder, fit.model, validation)
         summary |= {"parent_loss": measured.loss(fit.model), "before": measured.of(plan), "after": measured.of(after)}
         if summary["after"]["kl"] > summary["before"]["kl"]:
             progress.warn("the repair took the child further from its parent: look at the KL, or leave it out")
@@ -104,7 +104,7 @@ def repaired(
 
 
 def fit_of(
-    cutter: ChildBuilder,
+    builder: ChildBuilder,
     config: PruneConfig,
     calibration: CalibrationConfig,
     train: Blocks,
@@ -113,10 +113,10 @@ def fit_of(
     resume: bool = True,
 ) -> "Fit":
     """Ready to mend any cut of the parent, on the samples that the config asks for."""
-    context, path = cutter.context, cutter.parent.path
-    load = hf.load_model if _is_resident(cutter, calibration) else hf.empty_model
+    context, path = builder.context, builder.parent.path
+    load = hf.load_model if _is_resident(builder, calibration) else hf.empty_model
     return Fit(
-        cutter,
+        builder,
         Chosen(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
         scratch,
         load(path, device=context.device, dtype=context.dtype),
@@ -127,15 +127,15 @@ def fit_of(
 
 
 def mending(
-    cutter: ChildBuilder, config: PruneConfig, calibration: CalibrationConfig, train: Blocks, scratch: Path
+    builder: ChildBuilder, config: PruneConfig, calibration: CalibrationConfig, train: Blocks, scratch: Path
 ) -> ChildBuilder:
-    """A cutter whose candidates are mended before they are scored. `rescale` is left to the cut: it needs trials."""
-    fit = fit_of(cutter, config, calibration, train, scratch)
+    """A builder whose candidates are mended before they are scored. `rescale` is left to the cut: it needs trials."""
+    fit = fit_of(builder, config, calibration, train, scratch)
 
     def mend(plan: PrunePlan) -> PrunePlan:
         return fit.mended(plan, applicable(plan, config) - {"rescale"}, str(plan.child))
 
-    return replace(cutter, mend=mend)
+    return replace(builder, mend=mend)
 
 
 def text_of(config: PruneConfig, train: Blocks) -> tuple[int, int]:
@@ -152,9 +152,9 @@ def check_enough(config: PruneConfig, train: Blocks) -> None:
         )
 
 
-def _is_resident(cutter: ChildBuilder, calibration: CalibrationConfig) -> bool:
+def _is_resident(builder: ChildBuilder, calibration: CalibrationConfig) -> bool:
     """Whether parent and child may be in memory together."""
-    context, parent = cutter.context, cutter.parent
+    context, parent = builder.context, builder.parent
     if calibration.mode != "auto":
         return calibration.mode == "resident"
     return fits(2 * parent.size_bytes(context.dtype), calibration.activation_budget, context.device)
@@ -164,7 +164,7 @@ def _is_resident(cutter: ChildBuilder, calibration: CalibrationConfig) -> bool:
 class _Measured:
     """Loss and KL to the parent on some held-out blocks."""
 
-    cutter: ChildBuilder
+    builder: ChildBuilder
     teacher: "PreTrainedModel"
     blocks: Blocks
 
@@ -172,7 +172,7 @@ class _Measured:
         return perplexity(model, self.blocks, max_blocks=SCORE_BLOCKS).loss_nats
 
     def of(self, plan: PrunePlan) -> dict[str, float]:
-        child = self.cutter.model(plan)
+        child = self.builder.model(plan)
         kl = kl_to_parent(child, self.teacher, self.blocks, max_blocks=SCORE_BLOCKS).kl_nats
         return {"loss": self.loss(child), "kl": kl}
 
@@ -195,7 +195,7 @@ def applicable(plan: PrunePlan, config: PruneConfig) -> frozenset[str]:
 class Fit:
     """What closed forms make of a cut, from samples of text. What does not depend on the cut is found once."""
 
-    cutter: ChildBuilder
+    builder: ChildBuilder
     samples: Chosen
     scratch: Path
     model: "PreTrainedModel"
@@ -207,7 +207,7 @@ class Fit:
 
     def mended(self, plan: PrunePlan, repairs: frozenset[str], label: str = "solved") -> PrunePlan:
         """The plan with everything that needs no trial. What is solved for is kept under the label."""
-        parent = self.cutter.parent
+        parent = self.builder.parent
         if "rotate" in repairs:
             basis_DK = leading_directions(self.moments(), plan.child.sizes["hidden"])
             norm_gains = gains(parent.shape, foldable(parent.shape), parent.checkpoint.read)
@@ -220,7 +220,7 @@ class Fit:
         return store.total(
             lambda: second_moments(
                 self.model,
-                self.cutter.parent.family,
+                self.builder.parent.family,
                 self.samples.batches(self.batch_size),
                 self._weights(),
                 store.put_norms,
@@ -233,7 +233,7 @@ class Fit:
 
     def _solved(self, plan: PrunePlan, store: Store) -> PrunePlan:
         """Every matrix of the child that reads a norm or writes to the stream, fitted to what the parent computes."""
-        context, checkpoint = self.cutter.context, self.cutter.parent.checkpoint
+        context, checkpoint = self.builder.context, self.builder.parent.checkpoint
         fitted = FittedChild(plan, checkpoint, store)
         if store.is_complete:
             return fitted.plan
@@ -256,7 +256,7 @@ class Fit:
         return Store(self.scratch / name)
 
     def _weights(self) -> Weights:
-        parent, context = self.cutter.parent, self.cutter.context
+        parent, context = self.builder.parent, self.builder.context
         if any(parameter.is_meta for parameter in self.model.parameters()):
             return StoredWeights(self.model, parent.family, parent.checkpoint.read, context.device)
         return ResidentWeights(self.model)
@@ -265,7 +265,7 @@ class Fit:
         """The plan with those norms set right that bring it nearer to the parent, and how strongly each kind was."""
         few = Chosen(self.samples.blocks, self.samples.ids[:KL_BLOCKS])
         self.moments()
-        child, kept = self.cutter.model(plan), _kept_hidden(plan)
+        child, kept = self.builder.model(plan), _kept_hidden(plan)
         kinds: dict[str, dict[str, float]] = {template: {} for template in plan.parent.family.links}
         for name, moments in self._store("norms").norms():
             if plan.child_name(name) is not None:
