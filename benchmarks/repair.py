@@ -22,7 +22,7 @@ from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
-from minitron_cli.repair.repaired_plan import Fit
+from minitron_cli.repair.repaired_plan import ClosedFormRepair
 from minitron_cli.scores.scores import Scores
 from minitron_cli.search import space
 
@@ -60,12 +60,12 @@ def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: d
     with tempfile.TemporaryDirectory(dir=path) as place, peak_memory() as peak:
         scratch = Path(place)
         builder = ChildBuilder(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
-        fit = Fit(builder, samples, scratch / "repair", model, batch_size, budget)
+        fit = ClosedFormRepair(builder, samples, scratch / "repair", model, batch_size, budget)
         started = time.monotonic()
         fit.moments()
         timed("second moments", started)
         started = time.monotonic()
-        mended = fit.mended(plan, REPAIRS)
+        mended = fit.repaired(plan, REPAIRS)
         timed("fit", started)
         started = time.monotonic()
         (scratch / "child").mkdir()

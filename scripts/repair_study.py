@@ -144,15 +144,17 @@ class Cell:
         return self.builder.plan(even_cut(self.study.parent.shape, self.ratio))
 
     @cached_property
-    def fit(self) -> repaired_plan.Fit:
+    def fit(self) -> repaired_plan.ClosedFormRepair:
         blocks = self.study.train
-        chosen = repaired_plan.Chosen(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
-        return repaired_plan.Fit(self.builder, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher)
+        chosen = repaired_plan.SampledBlocks(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
+        return repaired_plan.ClosedFormRepair(
+            self.builder, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher
+        )
 
     def mended(self, combination: str) -> tuple[PrunePlan, dict[str, float]]:
         """What does not depend on the cut is found once a seed."""
         repairs = COMBINATIONS[combination]
-        plan = self.fit.mended(self.plan, repairs, f"{self.ratio}-{combination}")
+        plan = self.fit.repaired(self.plan, repairs, f"{self.ratio}-{combination}")
         if "rescale" not in repairs:
             return plan, {}
         return self.fit.rescaled(plan)

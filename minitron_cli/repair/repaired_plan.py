@@ -39,7 +39,7 @@ SCORE_BLOCKS = 64  # held-out blocks that tell what a repair is worth
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledBlocks:
     """Some blocks of many."""
 
     blocks: Blocks
@@ -88,7 +88,7 @@ def repaired(
             "which sets norms right one layer at a time"
         )
     fit = fit_of(builder, config, calibration, train, work.scratch / "repair", resume=work.resume)
-    after = fit.mended(plan, repairs)
+    after = fit.repaired(plan, repairs)
     summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": len(fit.samples)}
     if "rescale" in repairs:
         after, summary["strengths"] = fit.rescaled(after)
@@ -111,13 +111,13 @@ def fit_of(
     scratch: Path,
     *,
     resume: bool = True,
-) -> "Fit":
+) -> "ClosedFormRepair":
     """Ready to mend any cut of the parent, on the samples that the config asks for."""
     context, path = builder.context, builder.parent.path
     load = hf.load_model if _is_resident(builder, calibration) else hf.empty_model
-    return Fit(
+    return ClosedFormRepair(
         builder,
-        Chosen(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
+        SampledBlocks(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
         scratch,
         load(path, device=context.device, dtype=context.dtype),
         calibration.batch_size,
@@ -126,24 +126,24 @@ def fit_of(
     )
 
 
-def mending(
+def with_repair(
     builder: ChildBuilder, config: PruneConfig, calibration: CalibrationConfig, train: Blocks, scratch: Path
 ) -> ChildBuilder:
     """A builder whose candidates are mended before they are scored. `rescale` is left to the cut: it needs trials."""
     fit = fit_of(builder, config, calibration, train, scratch)
 
-    def mend(plan: PrunePlan) -> PrunePlan:
-        return fit.mended(plan, applicable(plan, config) - {"rescale"}, str(plan.child))
+    def repair(plan: PrunePlan) -> PrunePlan:
+        return fit.repaired(plan, applicable(plan, config) - {"rescale"}, str(plan.child))
 
-    return replace(builder, mend=mend)
+    return replace(builder, repair=repair)
 
 
-def text_of(config: PruneConfig, train: Blocks) -> tuple[int, int]:
+def calibration_tokens(config: PruneConfig, train: Blocks) -> tuple[int, int]:
     """How many tokens a repair is fitted on, and how many of them in each block."""
     return min(config.repair_samples, len(train)) * train.sequence_length, train.sequence_length
 
 
-def check_enough(config: PruneConfig, train: Blocks) -> None:
+def check_enough_text(config: PruneConfig, train: Blocks) -> None:
     """Raise DataError if there is less text than a repair that was asked for is to be fitted on."""
     if config.repair != "auto" and config.repair_samples > len(train):
         raise DataError(
@@ -192,11 +192,11 @@ def applicable(plan: PrunePlan, config: PruneConfig) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Fit:
+class ClosedFormRepair:
     """What closed forms make of a cut, from samples of text. What does not depend on the cut is found once."""
 
     builder: ChildBuilder
-    samples: Chosen
+    samples: SampledBlocks
     scratch: Path
     model: "PreTrainedModel"
     """The parent, whose weights may still be on disk."""
@@ -205,7 +205,7 @@ class Fit:
     resume: bool = True
     save_every_s: float = 30
 
-    def mended(self, plan: PrunePlan, repairs: frozenset[str], label: str = "solved") -> PrunePlan:
+    def repaired(self, plan: PrunePlan, repairs: frozenset[str], label: str = "solved") -> PrunePlan:
         """The plan with everything that needs no trial. What is solved for is kept under the label."""
         parent = self.builder.parent
         if "rotate" in repairs:
@@ -263,7 +263,7 @@ class Fit:
 
     def rescaled(self, plan: PrunePlan) -> tuple[PrunePlan, dict[str, float]]:
         """The plan with those norms set right that bring it nearer to the parent, and how strongly each kind was."""
-        few = Chosen(self.samples.blocks, self.samples.ids[:KL_BLOCKS])
+        few = SampledBlocks(self.samples.blocks, self.samples.ids[:KL_BLOCKS])
         self.moments()
         child, kept = self.builder.model(plan), _kept_hidden(plan)
         kinds: dict[str, dict[str, float]] = {template: {} for template in plan.parent.family.links}

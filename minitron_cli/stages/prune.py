@@ -63,7 +63,7 @@ def run(
         config = config.model_copy(update={"repair": "none"})
     texts = _texts(context, parent, data, config, is_choice=len(candidates) > 1)
     if config.repairs:
-        repaired_plan.check_enough(config, texts["train"])
+        repaired_plan.check_enough_text(config, texts["train"])
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
@@ -143,7 +143,9 @@ class _Cut:
         judged = self.builder
         if self.config.repairs:
             scratch = work.scratch / "repair"
-            judged = repaired_plan.mending(self.builder, self.config, self.calibration, self.texts["train"], scratch)
+            judged = repaired_plan.with_repair(
+                self.builder, self.config, self.calibration, self.texts["train"], scratch
+            )
         with progress.track("score candidates", len(self.candidates), "candidates") as step:
 
             def score(candidate: Candidate) -> float:
@@ -169,7 +171,7 @@ class _Cut:
         if self.config.repairs:
             cuts = [plan, *(self.builder.plan(c.shape) for c in self.candidates if self.is_choice)]
             mended = [(cut.child, repaired_plan.applicable(cut, self.config)) for cut in cuts]
-            text = repaired_plan.text_of(self.config, self.texts["train"])
+            text = repaired_plan.calibration_tokens(self.config, self.texts["train"])
             yield from compute.repair(self.builder.parent.shape, mended, *text)
         if "after" in work.summary.get("repair", {}):
             yield _on_what_it_is_worth(plan, self.texts["validation"])

@@ -115,13 +115,13 @@ class _Mending:
         """DataError if there is too little text for the repairs."""
         if not self.cut.repairs:
             return {}
-        repaired_plan.check_enough(self.cut, self.train_blocks)
+        repaired_plan.check_enough_text(self.cut, self.train_blocks)
         return {"repair": f"{self.cut.repair} on {self.cut.repair_samples} samples"}
 
     def builder_at(self, scratch: Path) -> ChildBuilder:
         if not self.cut.repairs:
             return self.builder
-        return repaired_plan.mending(self.builder, self.cut, self.calibration, self.train_blocks, scratch)
+        return repaired_plan.with_repair(self.builder, self.cut, self.calibration, self.train_blocks, scratch)
 
     def spent(self, found: Found) -> list[compute.Entry]:
         """On every candidate once."""
@@ -131,7 +131,9 @@ class _Mending:
         mended = [
             (shape, repaired_plan.applicable(self.builder.plan(shape), self.cut) - {"rescale"}) for shape in shapes
         ]
-        return compute.repair(self.builder.parent.shape, mended, *repaired_plan.text_of(self.cut, self.train_blocks))
+        return compute.repair(
+            self.builder.parent.shape, mended, *repaired_plan.calibration_tokens(self.cut, self.train_blocks)
+        )
 
 
 @dataclass(frozen=True)
