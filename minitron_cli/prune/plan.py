@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import InputError
-from minitron_cli.model.shape import PRUNABLE, Shape
-from minitron_cli.prune.config import BLOCKS, Ranking
+from minitron_cli.model.axes import PRUNABLE
+from minitron_cli.model.shape import Shape
+from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.transform import PLAIN, Repair
 from minitron_cli.scores.metric import Metric
@@ -17,7 +18,7 @@ from minitron_cli.scores.metric import Metric
 RESIDUAL = {"paper": 1, "laco": -1}  # the factor of each kind
 
 
-class Ranked(Protocol):
+class AxisScores(Protocol):
     """Scores as a plan reads them: higher means keep."""
 
     def select(self, axis: str, metric: Metric) -> Tensor: ...
@@ -150,7 +151,7 @@ class Residual:
 
 
 def make_plan(
-    parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...] = ()
+    parent: Shape, child: Shape, scores: AxisScores, ranking: Ranking, drop_layers: tuple[int, ...] = ()
 ) -> PrunePlan:
     """Rank every axis on which the child is smaller and keep the best. InputError if the parent cannot become it."""
     for axis, size in child.sizes.items():
@@ -191,12 +192,12 @@ def named_survivors(parent: Shape, drop_layers: Collection[int]) -> list[int] | 
 
 
 def _surviving_layers(
-    parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...]
+    parent: Shape, child: Shape, scores: AxisScores, ranking: Ranking, drop_layers: tuple[int, ...]
 ) -> Tensor:
     """Whole periods go, by the sum of their layers; where no pattern must stay, a period is a layer."""
     if named := named_survivors(parent, drop_layers):
         return torch.tensor(named)
-    if ranking.layers in BLOCKS:
+    if ranking.layers in BLOCK_RANKINGS:
         return _all_but_one_block(parent.sizes["layer"], child.sizes["layer"], scores, ranking)
     layers, period = parent.sizes["layer"], parent.period
     periods = layers // period
@@ -206,7 +207,7 @@ def _surviving_layers(
     return torch.cat([kept_L, torch.arange(periods * period, layers)])
 
 
-def _all_but_one_block(layers: int, kept: int, scores: Ranked, ranking: Ranking) -> Tensor:
+def _all_but_one_block(layers: int, kept: int, scores: AxisScores, ranking: Ranking) -> Tensor:
     """Without the contiguous block whose removal costs least (Sreenivas et al. 2024: it keeps accuracy)."""
     length = layers - kept
     cost = scores.layers(f"{ranking.layers}={length}")

@@ -23,7 +23,8 @@ from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model import serving
-from minitron_cli.model.shape import PRUNABLE, Shape
+from minitron_cli.model.axes import PRUNABLE
+from minitron_cli.model.shape import Shape
 from minitron_cli.prune import export_check, stream
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.child_config import child_config
