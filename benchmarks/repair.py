@@ -22,7 +22,7 @@ from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
-from minitron_cli.repair.repaired_plan import ClosedFormRepair
+from minitron_cli.repair.closed_form import ClosedFormRepair
 from minitron_cli.scores.scores import Scores
 from minitron_cli.search import space
 

@@ -41,7 +41,7 @@ from minitron_cli.model.residual_stream import rotation_obstacle
 from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.repair import repaired_plan
+from minitron_cli.repair import closed_form
 from minitron_cli.report.plots import SERIES
 
 # B block, T token, V vocab
@@ -144,10 +144,10 @@ class Cell:
         return self.builder.plan(even_cut(self.study.parent.shape, self.ratio))
 
     @cached_property
-    def fit(self) -> repaired_plan.ClosedFormRepair:
+    def fit(self) -> closed_form.ClosedFormRepair:
         blocks = self.study.train
-        chosen = repaired_plan.SampledBlocks(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
-        return repaired_plan.ClosedFormRepair(
+        chosen = closed_form.SampledBlocks(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
+        return closed_form.ClosedFormRepair(
             self.builder, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher
         )
 
