@@ -75,12 +75,12 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *((model_type, {"layer": 3}, "repeat every 2.*drop a multiple of 2 of the 4 layers") for model_type in PATTERNED),
     ("olmo2", {"head": 4}, "q_norm takes the mean over all heads.*keep all heads"),
     ("olmo2", {"head": 4, "kv_head": 1}, "q_norm takes the mean"),
-    ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; cut both by the same factor"),
-    ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*cut both by the same factor"),
+    ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; prune both by the same factor"),
+    ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*prune both by the same factor"),
     ("gpt_neox", {"hidden": 28, "head": 6}, "must stay 4"),
     *((model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
     *((model_type, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
-    *((model_type, {"expert": 1}, "expert=1: every token uses 2; keep at least as many") for model_type in MIXTURES),
+    *((model_type, {"expert": 1}, "expert=1: every token uses 2 of them; keep at least 2") for model_type in MIXTURES),
 ]
 
 
@@ -492,7 +492,7 @@ class TestLongRope:
     @pytest.mark.parametrize("sizes", [{"hidden": 16}, {"head": 4}, {"hidden": 24, "head": 4}], ids=str)
     def test_the_tables_must_keep_their_length(self, model, sizes):
         parent = shape_of(model)
-        with pytest.raises(InputError, match="hidden / head, which must stay 4; cut both by the same factor"):
+        with pytest.raises(InputError, match="hidden / head, which must stay 4; prune both by the same factor"):
             make_plan(parent, parent.resize(**sizes), Preferring(Cut(), parent.sizes), Ranking())
 
     def test_transformers_says_so_too(self, model, tmp_path):
