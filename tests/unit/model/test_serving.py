@@ -7,6 +7,7 @@ import pytest
 from minitron_cli.inputs.source_model import published_shape
 from minitron_cli.model import serving
 from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.family import Serving
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.limits import refusal
 
@@ -46,8 +47,10 @@ def row(shape, reader, parent=LLAMA, **options):
 
 
 def of_type(model_type: str, **sizes: int) -> Shape:
-    """Llama 3.1 8B's shape under another name: a stand-in for families that have no table."""
-    return replace(LLAMA, family=replace(FAMILIES["llama"], model_type=model_type)).resize(**sizes)
+    """Llama 3.1 8B's shape, served as another family is; an unknown type has no table that says how."""
+    known = FAMILIES.get(model_type)
+    stand_in = replace(FAMILIES["llama"], model_type=model_type, serving=known.serving if known else Serving())
+    return replace(LLAMA, family=stand_in).resize(**sizes)
 
 
 def test_the_published_cuts_are_served_everywhere():
@@ -61,7 +64,7 @@ def test_an_odd_width_names_the_nearest_that_fits():
         "tensor parallel",
         "GGUF Q4_0, Q8_0",
         "GGUF K-quants",
-        *(b.name for b in serving.BLOCKS[2:]),
+        *(b.name for b in serving.BLOCK_FORMATS[2:]),
     }
     assert found["GGUF K-quants"].nearest == {"ffn": 9216}  # 36 x 256
     assert found["GGUF Q4_0, Q8_0"].nearest == {"ffn": 9216}  # 288 x 32
