@@ -55,7 +55,7 @@ says; or transformers' own modeling code, which it runs. unknown: its code for t
 
 
 class Serving(NamedTuple):
-    """How serving programs read a family: from the sources of vLLM 0.33 and llama.cpp (llama-cpp-python 0.3.36)."""
+    """Serving programs and a family, from the sources of vLLM 0.33 and llama.cpp (llama-cpp-python 0.3.36)."""
 
     vllm: HeadSize = "unknown"
     llama_cpp: HeadSize = "unknown"

@@ -1,4 +1,4 @@
-"""What a user asks of `minitron prune`: the shape or the budget, how survivors are ranked, and the repair."""
+"""Options of `minitron prune`: the shape or the budget, the ranking of what survives, and the repair."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ BLOCK_RANKINGS = ("block_perplexity", "block_task")
 
 
 class Ranking(Spec):
-    """How the entries to keep of every axis are chosen."""
+    """Choice of the entries of every axis that are kept."""
 
     width: Metric = Field(Activation(), discriminator="kind")
     """Score of channels, heads, neurons and experts. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
