@@ -30,7 +30,7 @@ NEAR = {
 
 
 @pytest.mark.parametrize(("name", "sizes"), [(name, sizes) for name in NEAR for sizes in NEAR[name]], ids=str)
-def test_what_is_named_as_nearest_can_be_cut_and_has_no_such_trouble(name, sizes):
+def test_what_is_named_as_nearest_can_be_reached_and_has_no_such_trouble(name, sizes):
     parent = published_shape(name)
     shape = parent.resize(**sizes)
     for finding in serving.remarks(shape, parent=parent):
@@ -53,7 +53,7 @@ def of_type(model_type: str, **sizes: int) -> Shape:
     return replace(LLAMA, family=stand_in).resize(**sizes)
 
 
-def test_the_published_cuts_are_served_everywhere():
+def test_the_published_children_are_served_everywhere():
     for shape in (LLAMA, LLAMA.resize(hidden=3072, ffn=9216), LLAMA.resize(layer=16)):
         assert serving.remarks(shape) == []
 
@@ -92,7 +92,7 @@ def test_where_the_parent_is_too_small_no_shape_is_named(reader):
 
 
 def test_a_model_is_not_told_to_grow():
-    """It is cut, or left as it is."""
+    """It is pruned, or left as it is."""
     found = row(LLAMA.resize(ffn=9215), "GGUF K-quants", None)
     assert found.nearest == {"ffn": 8960}  # 35 x 256; 36 x 256 is nearer, and more than there is
     assert row(LLAMA.resize(ffn=9215), "GGUF K-quants").nearest == {"ffn": 9216}
@@ -129,8 +129,8 @@ def test_llama_is_told_hidden_sizes_that_its_heads_divide():
     ],
 )
 def test_readers_that_derive_the_size_of_a_head(model_type, vllm, llama_cpp):
-    cut = levels(of_type(model_type, hidden=3072))  # 32 heads of 128 are 4096
-    assert (cut["vLLM"], cut["llama.cpp"]) == (vllm, llama_cpp)
+    pruning = levels(of_type(model_type, hidden=3072))  # 32 heads of 128 are 4096
+    assert (pruning["vLLM"], pruning["llama.cpp"]) == (vllm, llama_cpp)
     whole = levels(of_type(model_type, hidden=4096, ffn=9216))
     assert whole["vLLM"] in ("ok", "slower", "unknown")
     if llama_cpp == "fails":
