@@ -139,7 +139,7 @@ class Span(NamedTuple):
 
 
 def _spans(rows: Tensor | None, merged: Tensor | None, count: int, step: int) -> Iterator[Span]:
-    """Of each `step` of `count` rows, those from the first row that is needed to the last."""
+    """Spans of at most `step` of `count` rows, each from the first row that is needed to the last."""
     edges = range(0, count + step, step)
     if rows is None:
         yield from (Span(start, min(start + step, count), start, None) for start in edges[:-1])

@@ -1,4 +1,4 @@
-"""How one tensor of the child is made from one tensor of the parent: all that a plan says of it, computed once.
+"""The way from one tensor of the parent to one of the child: all that a plan says of it, computed once.
 
 `stream.py` reads and writes the bytes, `slicing.py` applies a map to them; neither asks the plan again.
 """
@@ -27,7 +27,7 @@ class MergedRows:
     """Pruned query heads that are merged into kept ones (`head_residual`): row r becomes r + factor (r - other)."""
 
     other_K: Tensor
-    """For each kept row, the pruned row merged into it; its own index if none."""
+    """Pruned row that is merged into each kept row; the kept row itself if none."""
     factor: int
 
 
