@@ -243,7 +243,7 @@ def test_a_sliver_stands_for_every_kind_of_layer(children, kind, tmp_path, monke
 def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children, monkeypatch):
     source, plan, child = children("llama")
     written = export_check.WrittenChild(child, source, plan, "whole")
-    monkeypatch.setattr(export_check, "_check_state", lambda *_: None)
+    monkeypatch.setattr(loaded_check, "_check_state", lambda *_: None)
 
     def refused(change, match):
         found, wanted = next(written.models())
