@@ -23,7 +23,7 @@ Rescore = Callable[[PrunePlan], Scores]
 def plan_in_rounds(
     work: StageBuild, builder: ChildBuilder, child: Shape, rounds: int, samples: int, rescore: Rescore
 ) -> PrunePlan:
-    """The plan from the parent to `child`. Every round is remembered, so that a killed cut repeats none."""
+    """Plan from the parent to `child`. Every round is stored, so that a killed run repeats none."""
     shapes = shapes_between(builder.parent.shape, child, rounds)
     plan = builder.plan(shapes[0])
     for i, shape in enumerate(shapes[1:], start=1):
