@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from minitron_cli.data.formats import FormatName
+from minitron_cli.model import axes
 
 SHOWN = "What is shown"
 RUN = "How it is run"
@@ -122,9 +123,7 @@ Seed = Annotated[int | None, Option(min=0, help="Seed of everything random.")]
 Target = Annotated[
     str | None, Option(metavar="COUNT", help="Parameters of the child, such as 4B, or 50% of the parent's.")
 ]
-Count = Annotated[
-    Literal["total", "non_embedding", "active"] | None, Option(help="Which parameters the target counts.")
-]
+Count = Annotated[axes.Count | None, Option(help="Which parameters the target counts.")]
 Tolerance = Annotated[float | None, Option(help="How far from the target, as a fraction of it.", show_default="0.05")]
 
 

@@ -1,7 +1,7 @@
 """`minitron prune`: cut a model, and write a smaller checkpoint."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -17,6 +17,7 @@ from minitron_cli.cli.options import (
     Tolerance,
 )
 from minitron_cli.errors import InputError
+from minitron_cli.prune.config import RepairName
 from minitron_cli.yaml_document import KeyPath
 
 
@@ -47,7 +48,7 @@ def prune(
         int | None, Option(min=1, help="Cut in so many rounds, scoring again before each.", show_default="1")
     ] = None,
     repair: Annotated[
-        Literal["auto", "none", "rotate", "least_squares", "rescale", "all"] | None,
+        RepairName | None,
         Option(
             help="Mend the cut without training: keep the directions of the residual stream that matter instead of "
             "channels, fit each matrix to what the parent computes, or both (all). auto: as far as the model allows.",

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
+from minitron_cli.model.axes import PRUNABLE
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.family import Family
-from minitron_cli.model.shape import PRUNABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 AXES = ("ffn", "head", "kv_head", "hidden", "expert", "layer")
 
 
 def cell(family: Family, axis: str) -> str:
-    """What becomes of a cut of this axis, in the words that the page explains."""
+    """Whether an axis can be pruned, in the words that the page explains."""
     if axis not in family.sizes:
         return "-"
     if axis == "layer":

@@ -14,7 +14,7 @@ from tests.tiny import BASE
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_table_speaks_of_its_own_tensors(family):
     """Conditions, links and ties name templates of the table; layouts and names use axes that have a size."""
-    sources_of_live = [name for sources in family.live.values() for name in sources]
+    sources_of_live = [name for sources in family.runtime_names.values() for name in sources]
     spoken_of = (family.stored_if, family.links, family.tied, family.corrections, sources_of_live)
     for mentioned in (*spoken_of, *family.links.values(), family.tied.values()):
         assert set(mentioned) <= family.tensors.keys()
@@ -91,10 +91,10 @@ def test_query_heads_must_divide_into_groups():
 
 
 def test_unknown_families_and_mixed_layers_are_refused():
-    with pytest.raises(CheckpointError, match=r"'gpt2' has no table: known are .*llama, .*docs/extending\.md"):
+    with pytest.raises(CheckpointError, match=r"'gpt2' has no family table: known are .*llama, .*docs/extending\.md"):
         family_of(AutoConfig.for_model("gpt2"))
     config = CONFIG_MAPPING["llama"](**BASE, per_layer_config={0: {"intermediate_size": 40}})
-    with pytest.raises(CheckpointError, match="only homogeneous models can be cut"):
+    with pytest.raises(CheckpointError, match="only homogeneous models can be pruned"):
         family_of(config)
 
 
