@@ -33,7 +33,7 @@ from minitron_cli.cli import (
     report,
     run,
     search,
-    session,
+    sessions,
     show,
     torchrun,
 )
@@ -137,7 +137,7 @@ def _fail(error: BaseException, shown: Show) -> int:
     elif fault.is_expected:
         console.error(fault.sentence)
     else:
-        console.error(f"{fault.sentence}; {session.kept_traceback(error) or 'run again with --debug to see where'}")
+        console.error(f"{fault.sentence}; {sessions.kept_traceback(error) or 'run again with --debug to see where'}")
     return fault.exit_code
 
 

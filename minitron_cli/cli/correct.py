@@ -1,8 +1,7 @@
 """`minitron correct`: fine-tune the parent on the training text before it teaches."""
 
-from minitron_cli.cli import console, copy_out, torchrun, training
+from minitron_cli.cli import console, copy_out, sessions, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
-from minitron_cli.cli.session import opened
 from minitron_cli.cli.training import Training
 
 
@@ -24,7 +23,7 @@ def correct(
     copy_out.check_new(output)
     torchrun.if_requested(training_options.gpus)
     flags = training.flags(training_options, seed)
-    with opened(how, "correct", words, recipe=recipe, text=text, flags=flags) as session:
+    with sessions.opened(how, "correct", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.distill.config import CorrectConfig
         from minitron_cli.stages import correct as stage
 

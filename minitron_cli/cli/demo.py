@@ -2,7 +2,7 @@
 
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import console, session
+from minitron_cli.cli import console, sessions
 from minitron_cli.cli.options import Changes, ComputeOptions
 
 
@@ -16,8 +16,8 @@ def demo(how: ComputeOptions, changes: Changes = None) -> None:
 
     requested = recipes.load("demo", changes or ())
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default="demo")
-    with session.running(how, workspace) as context:
+    with sessions.running(how, workspace) as context:
         trained = teacher.run(context, requested.data, teacher.DEMO)
         requested = requested.model_copy(update={"model": str(trained.path)})
-        results = pipeline.run(session.located(requested), context)
+        results = pipeline.run(sessions.located(requested), context)
     console.artifacts(results[-1].artifacts(), how)

@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import console, copy_out, torchrun, training
+from minitron_cli.cli import console, copy_out, sessions, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
-from minitron_cli.cli.session import NULL, opened
 from minitron_cli.cli.training import Training
 from minitron_cli.yaml_document import KeyPath
 
 if TYPE_CHECKING:
-    from minitron_cli.cli.session import Session
+    from minitron_cli.cli.sessions import Session
     from minitron_cli.distill.config import DistillConfig
     from minitron_cli.inputs.source_model import SourceModel
 
@@ -59,10 +58,10 @@ def distill(
     torchrun.if_requested(training_options.gpus)
     flags: dict[KeyPath, Any] = training.flags(training_options, seed) | {
         ("losses",): _losses(objective) if objective else None,
-        ("hidden",): NULL if objective == "ce" else None,
+        ("hidden",): sessions.NULL if objective == "ce" else None,
         ("init",): init,
     }
-    with opened(how, "distill", words, recipe=recipe, text=text, flags=flags) as session:
+    with sessions.opened(how, "distill", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.distill.config import DistillConfig
         from minitron_cli.stages import distill as stage
 

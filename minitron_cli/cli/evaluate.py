@@ -9,9 +9,8 @@ from typer import Argument, Option
 from minitron_cli import io, yaml_document
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, last_used, slug
-from minitron_cli.cli import console, tables
+from minitron_cli.cli import console, sessions, tables
 from minitron_cli.cli.options import ComputeOptions, DataOptions, RecipeOption
-from minitron_cli.cli.session import NULL, absolute, opened, split
 from minitron_cli.errors import InputError
 from minitron_cli.yaml_document import KeyPath
 
@@ -110,11 +109,11 @@ def evaluate(
         ("speed",): _section(speed),
         ("batch_size",): batch_size,
     }
-    models, changes = split(words or ())
+    models, changes = sessions.split(words or ())
     known = _known_parent(how)
     parent = models[:1] if known is None and not recipe else []  # new workspace: the first model is the parent
-    others = models[1:] if parent or (models and absolute(models[0]) == known) else models
-    with opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as session:
+    others = models[1:] if parent or (models and sessions.absolute(models[0]) == known) else models
+    with sessions.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.evaluate.config import EvaluateConfig
         from minitron_cli.evaluate.gate import PARENT
         from minitron_cli.stages import evaluate as stage
@@ -137,7 +136,7 @@ def _known_parent(how: ComputeOptions) -> str | None:
 
 def _section(wanted: bool | None) -> Any:
     """Value of a recipe section for a flag: defaults if on, null if off, None if not given."""
-    return {} if wanted else NULL if wanted is False else None
+    return {} if wanted else sessions.NULL if wanted is False else None
 
 
 def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]) -> "Gates":

@@ -4,9 +4,8 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import console, torchrun
+from minitron_cli.cli import console, sessions, torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
-from minitron_cli.cli.session import opened
 from minitron_cli.yaml_document import KeyPath
 
 
@@ -50,7 +49,7 @@ def importance(
         ("pre_activation",): pre_activation,
         ("seed",): seed,
     }
-    with opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as session:
+    with sessions.opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.importance.config import ImportanceConfig
         from minitron_cli.stages import importance as stage
 

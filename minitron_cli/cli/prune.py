@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import console, copy_out
+from minitron_cli.cli import console, copy_out, sessions
 from minitron_cli.cli.options import (
     Arguments,
     ComputeOptions,
@@ -16,7 +16,6 @@ from minitron_cli.cli.options import (
     Target,
     Tolerance,
 )
-from minitron_cli.cli.session import NULL, opened
 from minitron_cli.errors import InputError
 from minitron_cli.yaml_document import KeyPath
 
@@ -79,9 +78,9 @@ def prune(
     """
     copy_out.check_new(output)
     flags: dict[KeyPath, Any] = {
-        ("shape",): _sizes(shape) if shape else NULL if target else None,
+        ("shape",): _sizes(shape) if shape else sessions.NULL if target else None,
         ("drop_layers",): _layers(drop_layers) if drop_layers else [] if target else None,
-        ("budget",): NULL if shape or drop_layers else None,
+        ("budget",): sessions.NULL if shape or drop_layers else None,
         ("budget", "target"): target,
         ("budget", "count"): count,
         ("budget", "tolerance"): tolerance,
@@ -92,7 +91,7 @@ def prune(
         ("repair",): repair,
         ("untie",): untie or None,
     }
-    with opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as session:
+    with sessions.opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.prune.config import PruneConfig
         from minitron_cli.stages import prune as stage
 

@@ -6,9 +6,8 @@ from typing import Annotated
 from typer import Option
 
 from minitron_cli import io
-from minitron_cli.cli import console, copy_out
+from minitron_cli.cli import console, copy_out, sessions
 from minitron_cli.cli.options import BuildOptions
-from minitron_cli.cli.session import opened
 
 
 def report(
@@ -19,7 +18,7 @@ def report(
 ) -> None:
     """Write one HTML page on the workspace's result: what was pruned, its quality, speed and cost."""
     copy_out.check_new(output)
-    with opened(how, "report") as session:
+    with sessions.opened(how, "report") as session:
         from minitron_cli.stages import report as stage
 
         artifact = stage.run(session.context)

@@ -6,7 +6,7 @@ from typer import Argument, Option
 
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import console, session, torchrun
+from minitron_cli.cli import console, sessions, torchrun
 from minitron_cli.cli.options import Changes, ComputeOptions, Seed
 from minitron_cli.errors import InputError
 
@@ -30,7 +30,7 @@ def run(
         raise InputError(
             "recipe demo has no model of its own: run `minitron demo`, which trains one, or add model=DIRECTORY"
         )
-    requested = session.located(recipes.load(recipe, changes or ()))
+    requested = sessions.located(recipes.load(recipe, changes or ()))
     if seed is not None:
         requested = requested.seeded(seed)
     if how.dry_run:
@@ -43,7 +43,7 @@ def run(
 
     default = workspaces.slug(recipes.find(recipe).stem)
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
-    with session.running(how, workspace) as context:
+    with sessions.running(how, workspace) as context:
         results = pipeline.run(requested, context)
     console.artifacts([artifact for step in results for artifact in step.artifacts()], how)
     pipeline.check_gates(results[-1], requested)

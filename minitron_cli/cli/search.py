@@ -4,9 +4,8 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import console, torchrun
+from minitron_cli.cli import console, sessions, torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, Count, DataOptions, RecipeOption, Seed, Tolerance
-from minitron_cli.cli.session import NULL, opened
 from minitron_cli.search.axis_sizes import PRESETS
 from minitron_cli.yaml_document import KeyPath
 
@@ -78,8 +77,10 @@ def search(
         ("seed",): seed,
     }
     if retrain_tokens == "0":
-        flags = {place: value for place, value in flags.items() if place[0] != "retrain"} | {("retrain",): NULL}
-    with opened(how, "search", words, recipe=recipe, text=text, flags=flags) as session:
+        flags = {place: value for place, value in flags.items() if place[0] != "retrain"} | {
+            ("retrain",): sessions.NULL
+        }
+    with sessions.opened(how, "search", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.prune.config import PruneConfig
         from minitron_cli.search.config import SearchConfig
         from minitron_cli.stages import search as stage

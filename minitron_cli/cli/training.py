@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import session
+from minitron_cli.cli import sessions
 from minitron_cli.yaml_document import KeyPath
 
 TRAINING = "Training"
@@ -59,8 +59,8 @@ class Training:
 def flags(given: Training, seed: int | None) -> dict[KeyPath, Any]:
     """Changes to the settings of a training stage. A length in tokens replaces one in steps, and the reverse."""
     return {
-        ("tokens",): given.tokens or (session.NULL if given.steps else None),
-        ("steps",): given.steps or (session.NULL if given.tokens else None),
+        ("tokens",): given.tokens or (sessions.NULL if given.steps else None),
+        ("steps",): given.steps or (sessions.NULL if given.tokens else None),
         ("learning_rate",): given.learning_rate,
         ("batch_size",): given.batch_size,
         ("micro_batch_size",): given.micro_batch_size,
