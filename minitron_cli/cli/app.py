@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from minitron_cli import __version__, io, progress
+from minitron_cli import __version__, process_rank, progress
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import (
     console,
@@ -107,7 +107,7 @@ def _surroundings(shown: Show) -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
-    progress.show_on(console.Terminal(quiet=shown.quiet or not io.is_first_process()))
+    progress.show_on(console.Terminal(quiet=shown.quiet or not process_rank.is_first_process()))
     try:
         yield
     finally:
@@ -121,7 +121,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and progress.stop_requested():
         os._exit(128 + number)
     progress.request_stop(number)
-    if io.is_first_process():
+    if process_rank.is_first_process():
         os.write(
             2, b"\nstopping after the current step; press Ctrl-C again to stop at once\n"
         )  # print is not signal-safe

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from minitron_cli import io, progress
+from minitron_cli import io, process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.errors import InputError
 
@@ -19,7 +19,7 @@ def copy(artifact: Artifact, directory: Path | None) -> None:
 
     Copied, not linked, so that editing the copy cannot change the artifact.
     """
-    if directory is None or not io.is_first_process():
+    if directory is None or not process_rank.is_first_process():
         return
     io.make_dirs(directory.parent)
     temporary = io.temporary_dir(directory.parent, directory.name)

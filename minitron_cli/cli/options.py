@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from minitron_cli.data.formats import FormatName
+
 SHOWN = "Output"
 RUN = "Execution"
 TEXT = "Data"
@@ -107,7 +109,7 @@ class DataOptions:
         None
     )
     format: Annotated[
-        Literal["text", "chat", "completion"] | None,
+        FormatName | None,
         Option(
             help="Row format. For chat and completion data only the answers are scored and trained on.",
             rich_help_panel=TEXT,

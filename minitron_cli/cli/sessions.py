@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_cli import io, yaml_document
+from minitron_cli import io, process_rank, yaml_document
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
 from minitron_cli.artifacts.artifact import Artifact
@@ -20,7 +20,7 @@ from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import EnvironmentFault, InputError, Interrupted
 from minitron_cli.recipe import Recipe
-from minitron_cli.yaml_document import AnySpec, Document, KeyPath
+from minitron_cli.yaml_document import AnySpec, KeyPath, YamlDocument
 
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
@@ -37,7 +37,7 @@ class Session:
 
     how: BuildOptions
     workspace: Workspace
-    requested: Document
+    requested: YamlDocument
     """Requested settings: a recipe, possibly partial."""
     context: Context
 
@@ -86,7 +86,7 @@ def opened(
     models, changes = split(words or ())
     if len(models) > 1:
         raise InputError(f"{' and '.join(models[:2])}: give one model only (quote a pattern: --data 'corpus/*.jsonl')")
-    given = yaml_document.read(recipes.find(recipe)) if recipe else Document()
+    given = yaml_document.read(recipes.find(recipe)) if recipe else YamlDocument()
     if recipe:
         yaml_document.check(Recipe, given)  # a misspelled section must not be ignored
     model = models[0] if models else given.values.get("model")
@@ -122,7 +122,7 @@ def located(recipe: Recipe) -> Recipe:
 
 
 def _remember(how: BuildOptions, workspace: Workspace, requested: Mapping[str, Any]) -> None:
-    if not how.dry_run and io.is_first_process():
+    if not how.dry_run and process_rank.is_first_process():
         workspace.save_settings(**{name: requested[name] for name in ("model", "data") if requested.get(name)})
         workspaces.remember(workspace)
 
@@ -133,12 +133,12 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _requested(
-    given: Document,
+    given: YamlDocument,
     settings: Mapping[str, Any],
     model: str | None,
     text: DataOptions | None,
     flags: Mapping[KeyPath, Any],
-) -> Document:
+) -> YamlDocument:
     """Settings requested: the command line takes precedence over the recipe, the recipe over the workspace."""
     requested = given
     for name in ("model", "data"):
@@ -224,7 +224,7 @@ def _is_usable(name: str) -> bool:
 
 def _locked(workspace: Workspace, how: BuildOptions) -> AbstractContextManager[None]:
     """Lock of the workspace; none for a dry run, and none in processes other than the first."""
-    return nullcontext() if how.dry_run or not io.is_first_process() else workspace.lock()
+    return nullcontext() if how.dry_run or not process_rank.is_first_process() else workspace.lock()
 
 
 @contextmanager

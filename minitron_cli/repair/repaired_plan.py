@@ -57,8 +57,8 @@ class Chosen:
     def documents(self, i: int) -> Tensor:
         return self.blocks.documents(self.ids[i])
 
-    def counts(self, i: int) -> Tensor | None:
-        return self.blocks.counts(self.ids[i])
+    def loss_mask(self, i: int) -> Tensor | None:
+        return self.blocks.loss_mask(self.ids[i])
 
     def batches(self, size: int) -> list[Batch]:
         return [batch(self.blocks, self.ids[start : start + size]) for start in range(0, len(self.ids), size)]
