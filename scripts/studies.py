@@ -82,7 +82,7 @@ class Study:
         config = ImportanceConfig(samples=self.samples, seed=seed, layer_removal=False)
         return importance.run(self.context, self.parent, self.data, config)
 
-    def cutter(self, ranking: Ranking, seed: int = 0) -> ChildBuilder:
+    def builder(self, ranking: Ranking, seed: int = 0) -> ChildBuilder:
         return ChildBuilder(self.context, self.parent, read_scores(self.scores(seed), self.parent), ranking)
 
     def trained(self, name: str, student: Any, config: DistillConfig) -> TrainResult:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from minitron_cli.data.formats import FormatName
+from minitron_cli.model import axes
 
 SHOWN = "Output"
 RUN = "Execution"
@@ -142,9 +143,7 @@ Seed = Annotated[int | None, Option(min=0, help="Seed of all random numbers.")]
 Target = Annotated[
     str | None, Option(metavar="COUNT", help="Parameters of the child, e.g. 4B, or 50% of the parent's.")
 ]
-Count = Annotated[
-    Literal["total", "non_embedding", "active"] | None, Option(help="Which parameters count toward the target.")
-]
+Count = Annotated[axes.Count | None, Option(help="Which parameters count toward the target.")]
 Tolerance = Annotated[
     float | None, Option(help="Allowed deviation from the target, as a fraction of it.", show_default="0.05")
 ]

@@ -1,7 +1,7 @@
 """`minitron prune`: prune a model and write the smaller checkpoint."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -17,6 +17,7 @@ from minitron_cli.cli.options import (
     Tolerance,
 )
 from minitron_cli.errors import InputError
+from minitron_cli.prune.config import RepairName
 from minitron_cli.yaml_document import KeyPath
 
 
@@ -53,7 +54,7 @@ def prune(
         Option(min=1, help="Number of pruning rounds; importance is scored again before each.", show_default="1"),
     ] = None,
     repair: Annotated[
-        Literal["auto", "none", "rotate", "least_squares", "rescale", "all"] | None,
+        RepairName | None,
         Option(
             help="Repair the pruned weights without training: rotate the residual stream before pruning, fit each "
             "matrix to the parent's outputs by least squares, rescale the norms, or all. "

@@ -20,7 +20,7 @@ from minitron_cli.distill.sharding import TRAINED_BYTES, RowReader
 from minitron_cli.distill.trainer import Placement, TrainResult, train
 from minitron_cli.distill.training_cost import ledger_of
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.model.runtime_tensors import disk_tensors, live_tensor
+from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +92,7 @@ def _rows(model: SourceModel, dtype: torch.dtype | None = None) -> RowReader:
             found = model.checkpoint.read_rows(name, start, stop)
         else:
             shaped = torch.empty(like.shape, dtype=like.dtype, device="meta")
-            found = live_tensor(model.family, name, shaped, model.checkpoint.read, torch.device("cpu"))[start:stop]
+            found = runtime_tensor(model.family, name, shaped, model.checkpoint.read, torch.device("cpu"))[start:stop]
         return found.to(dtype) if dtype else found
 
     return rows

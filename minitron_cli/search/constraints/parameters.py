@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from minitron_cli.model.axes import Count
 from minitron_cli.prune.config import Budget
 from minitron_cli.search.constraints.base import Between, Counted, Limits
 from minitron_cli.spec import Amount, of_whole
@@ -16,7 +17,7 @@ class Parameters(Between, Counted):
     """Parameters: around a target, or between limits."""
 
     kind: Literal["parameters"] = "parameters"
-    count: Literal["total", "non_embedding", "active"] = "total"
+    count: Count = "total"
     """Which are counted; active: those that one token uses."""
     target: Amount | None = None
     """A count such as 4B, or a share of the parent's."""
