@@ -22,7 +22,7 @@ from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
-from minitron_cli.repair.repaired_plan import Fit
+from minitron_cli.repair.closed_form import ClosedFormRepair
 from minitron_cli.scores.scores import Scores
 from minitron_cli.search import space
 
@@ -59,13 +59,13 @@ def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: d
 
     with tempfile.TemporaryDirectory(dir=path) as place, peak_memory() as peak:
         scratch = Path(place)
-        cutter = ChildBuilder(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
-        fit = Fit(cutter, samples, scratch / "repair", model, batch_size, budget)
+        builder = ChildBuilder(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
+        fit = ClosedFormRepair(builder, samples, scratch / "repair", model, batch_size, budget)
         started = time.monotonic()
         fit.moments()
         timed("second moments", started)
         started = time.monotonic()
-        mended = fit.mended(plan, REPAIRS)
+        mended = fit.repaired(plan, REPAIRS)
         timed("fit", started)
         started = time.monotonic()
         (scratch / "child").mkdir()

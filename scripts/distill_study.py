@@ -96,10 +96,10 @@ class Cut:
 
     def student(self, arm: Arm, seed: int) -> Any:
         ranking = Ranking(width=Random(seed=seed)) if arm.start == "random channels" else Ranking()
-        cutter = self.study.cutter(ranking, seed)
-        plan = cutter.plan(self.shape)
+        builder = self.study.builder(ranking, seed)
+        plan = builder.plan(self.shape)
         if arm.start != "random weights":
-            return cutter.model(plan)
+            return builder.model(plan)
         config_of_child = child_config(self.study.parent.checkpoint.config, plan)
         return hf.new_model(hf.config_from_dict(config_of_child, "the child"), seed=seed)
 

@@ -41,7 +41,7 @@ from minitron_cli.model.residual_stream import rotation_obstacle
 from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.repair import repaired_plan
+from minitron_cli.repair import closed_form
 from minitron_cli.report.plots import SERIES
 
 # B block, T token, V vocab
@@ -136,23 +136,25 @@ class Cell:
         return f"{self.ratio}-{self.seed}"
 
     @cached_property
-    def cutter(self) -> ChildBuilder:
-        return self.study.cutter(Ranking(), self.seed)
+    def builder(self) -> ChildBuilder:
+        return self.study.builder(Ranking(), self.seed)
 
     @cached_property
     def plan(self) -> PrunePlan:
-        return self.cutter.plan(even_cut(self.study.parent.shape, self.ratio))
+        return self.builder.plan(even_cut(self.study.parent.shape, self.ratio))
 
     @cached_property
-    def fit(self) -> repaired_plan.Fit:
+    def fit(self) -> closed_form.ClosedFormRepair:
         blocks = self.study.train
-        chosen = repaired_plan.Chosen(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
-        return repaired_plan.Fit(self.cutter, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher)
+        chosen = closed_form.SampledBlocks(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
+        return closed_form.ClosedFormRepair(
+            self.builder, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher
+        )
 
     def mended(self, combination: str) -> tuple[PrunePlan, dict[str, float]]:
         """What does not depend on the cut is found once a seed."""
         repairs = COMBINATIONS[combination]
-        plan = self.fit.mended(self.plan, repairs, f"{self.ratio}-{combination}")
+        plan = self.fit.repaired(self.plan, repairs, f"{self.ratio}-{combination}")
         if "rescale" not in repairs:
             return plan, {}
         return self.fit.rescaled(plan)
@@ -160,7 +162,7 @@ class Cell:
     def before_training(self, combination: str) -> Figures | None:
         def compute() -> Figures:
             plan, strengths = self.mended(combination)
-            model = self.cutter.model(plan)
+            model = self.builder.model(plan)
             figures = self.study.measured(model) | {"strengths": strengths, "sizes": dict(plan.child.sizes)}
             return figures | {"int8": self.study.measured(to_int8_(model))}
 
@@ -184,7 +186,7 @@ class Cell:
         name = f"distilled-{tokens}-{rate:g}-{self.name}-{combination.replace(' ', '')}"
 
         def compute() -> Figures:
-            student = self.cutter.model(self.mended(combination)[0])
+            student = self.builder.model(self.mended(combination)[0])
             return {"curve": self.study.trained(name, student, config).validation}
 
         return self.study.found(name, compute)

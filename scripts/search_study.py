@@ -122,7 +122,7 @@ class SearchStudy(Study):
 
     def timing(self, shape: Mapping[str, int]) -> Timing:
         """As the search measured it, or would."""
-        return LatencyProbe(self.cutter(Ranking()))(self.parent.shape.resize(**shape), Workload(**LATENCY))
+        return LatencyProbe(self.builder(Ranking()))(self.parent.shape.resize(**shape), Workload(**LATENCY))
 
     def distilled(self, shape: Mapping[str, int], seed: int) -> dict[str, float]:
         """Held-out loss and KL to the teacher after full distillation."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from minitron_cli import __version__, io, progress, strict_json
+from minitron_cli import __version__, canonical_json, io, process_rank, progress, strict_json
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
@@ -72,7 +72,7 @@ class StageBuild:
         path = self.scratch / f"{name}.json"
         if not path.is_file():
             io.make_dirs(self.scratch)
-            io.replace(path, io.pretty_json(compute()))
+            io.replace(path, canonical_json.pretty(compute()))
         return strict_json.load(path)
 
 
@@ -126,7 +126,7 @@ def produce(
         return found
     if context.dry_run:
         raise DryRunStop(stage, final, _changes(context.workspace, manifest), forecast())
-    if not io.is_first_process():
+    if not process_rank.is_first_process():
         return _follow(context, final, stale, scratch, build if together else None)
     artifact = _build(context, manifest, final, stale, scratch, build)
     _settle(context, artifact, scratch)
@@ -149,7 +149,7 @@ def _sound(path: Path, key: str) -> Artifact | None:
 
 def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
     """Make a finished artifact the current one, and remove what the runs that made it, killed ones too, left."""
-    if io.is_first_process():
+    if process_rank.is_first_process():
         context.workspace.point(artifact)
         io.remove_tree(scratch)
         io.sweep(artifact.path.parent)

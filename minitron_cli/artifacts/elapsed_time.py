@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minitron_cli import io, strict_json
+from minitron_cli import canonical_json, io, strict_json
 
 CLOCK = "clock.json"
 
@@ -29,7 +29,7 @@ class Clock:
     def stop(self) -> None:
         """The work ends before it is done."""
         if self._traces():
-            io.replace(self._path, io.pretty_json({"seconds": self.seconds}))
+            io.replace(self._path, canonical_json.pretty({"seconds": self.seconds}))
 
     def _before(self) -> float:
         traces = self._traces()

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from minitron_cli import io, progress, strict_json
+from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.artifacts.manifest import MANIFEST, RUN
 
 _Stat = tuple[int, int, int, int, int]
@@ -16,7 +16,7 @@ _Stat = tuple[int, int, int, int, int]
 def of_directory(directory: Path) -> str:
     """A content hash over every file that can matter to a model: weights, configs, tokenizer."""
     paths = sorted(p for p in directory.iterdir() if p.is_file() and _matters(p.name))
-    return io.digest({path.name: sha256 for path, sha256 in zip(paths, _hashes(paths), strict=True)})
+    return canonical_json.digest({path.name: sha256 for path, sha256 in zip(paths, _hashes(paths), strict=True)})
 
 
 def of_tokenizer(directory: Path) -> str:
@@ -29,7 +29,7 @@ def of_tokenizer(directory: Path) -> str:
         "vocab.json",
         "merges.txt",
     )
-    return io.digest({n: io.file_record(directory / n).sha256 for n in names if (directory / n).is_file()})
+    return canonical_json.digest({n: io.file_record(directory / n).sha256 for n in names if (directory / n).is_file()})
 
 
 def _matters(name: str) -> bool:
@@ -69,7 +69,7 @@ class _Known:
     def save(self) -> None:
         try:
             io.make_dirs(self.path.parent)
-            io.replace(self.path, io.pretty_json(self._hashes))
+            io.replace(self.path, canonical_json.pretty(self._hashes))
         except OSError:
             pass  # a read-only home is no reason to stop
 

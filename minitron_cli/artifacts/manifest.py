@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError, field_validator
 
-from minitron_cli import io, strict_json
+from minitron_cli import canonical_json, io, strict_json
 from minitron_cli.errors import ArtifactError, CheckpointError
 from minitron_cli.spec import Spec
 
@@ -43,18 +43,18 @@ class Manifest(Spec):
     @property
     def fingerprint(self) -> str:
         """A content hash of the whole artifact."""
-        return io.digest({name: list(record) for name, record in self.files.items()})
+        return canonical_json.digest({name: list(record) for name, record in self.files.items()})
 
 
 def key_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The same intent on the same inputs has the same key."""
-    return io.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
+    return canonical_json.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
 
 
 def write(directory: Path, manifest: Manifest) -> None:
     """Put a manifest into a directory, sealed with its own hash: nothing else vouches for it."""
     content = manifest.model_dump(mode="json")
-    io.write_new_json(directory / MANIFEST, content | {SEAL: io.digest(content)})
+    io.write_new_json(directory / MANIFEST, content | {SEAL: canonical_json.digest(content)})
 
 
 def read(directory: Path) -> Manifest:
@@ -71,7 +71,7 @@ def read(directory: Path) -> Manifest:
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {version}, written by a newer minitron: upgrade minitron to read it")
-    if content.pop(SEAL, None) != io.digest(content):
+    if content.pop(SEAL, None) != canonical_json.digest(content):
         raise ArtifactError(f"{path} has changed since it was written: remove the directory and run the stage again")
     try:
         return Manifest.model_validate(content)

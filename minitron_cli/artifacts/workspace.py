@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from minitron_cli import io, progress, strict_json
+from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.errors import ArtifactError, InputError
 
@@ -71,7 +71,7 @@ class Workspace:
         io.make_dirs(self.root)
         merged = self.settings | changes
         if merged != self.settings:
-            io.replace(self.root / SETTINGS, io.pretty_json(merged))
+            io.replace(self.root / SETTINGS, canonical_json.pretty(merged))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

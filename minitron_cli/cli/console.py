@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from minitron_cli import io
+from minitron_cli import process_rank
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import plan_sheets, tables
@@ -27,7 +27,7 @@ WORTH_A_LINE_SECONDS = 2  # loops shorter than this leave no line behind
 
 def result(text: str) -> None:
     """What was asked for, on stdout; of several processes, the first speaks for all."""
-    if io.is_first_process():
+    if process_rank.is_first_process():
         print(text)
 
 
@@ -141,7 +141,7 @@ class _People(Console):
 
 
 def _people() -> Console:
-    console = _People(stderr=True, highlight=False, quiet=not io.is_first_process())
+    console = _People(stderr=True, highlight=False, quiet=not process_rank.is_first_process())
     if not console.is_terminal:
         console.width = 10_000  # where no terminal breaks lines, a line stays one line: logs are searched
     return console

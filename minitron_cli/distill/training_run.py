@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minitron_cli import io, memory
+from minitron_cli import io, memory, process_rank
 from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks
@@ -20,7 +20,7 @@ from minitron_cli.distill.sharding import TRAINED_BYTES, RowReader
 from minitron_cli.distill.trainer import Placement, TrainResult, train
 from minitron_cli.distill.training_cost import ledger_of
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.model.runtime_tensors import disk_tensors, live_tensor
+from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,30 +31,32 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Models:
+class LoadedModels:
     """A student, its teacher if it has one, and how they lie in memory."""
 
     student: "PreTrainedModel"
     teacher: "PreTrainedModel | None" = None
-    placing: Placement = REPLICATED
+    placement: Placement = REPLICATED
 
 
-def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> Models:
+def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
     """Both models; if the processes are to hold one copy between them, no process ever has more than its rows."""
-    world = ProcessGroup(context.device)
-    dtype = torch.bfloat16 if resolve_precision(config.precision, world.device) == "bf16" else torch.float32
+    group = ProcessGroup(context.device)
+    dtype = torch.bfloat16 if resolve_precision(config.precision, group.device) == "bf16" else torch.float32
     trained = start.shape.parameters()
     teacher_bytes = _teacher_bytes(context, teacher, dtype) if teacher else 0
-    if not sharding.is_wanted(config, world, trained, teacher_bytes):
-        guide = _teacher(context, world, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
-        return Models(_student(context, start, config), guide)
-    device = str(world.device)
-    guide = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
+    if not sharding.is_wanted(config, group, trained, teacher_bytes):
+        teacher_model = _teacher(context, group, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
+        return LoadedModels(_student(context, start, config), teacher_model)
+    device = str(group.device)
+    teacher_model = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
     teacher_rows = _rows(teacher, DTYPES.get(context.dtype)) if teacher else None
     if config.init == "random":
-        return Models(hf.new_model(start.config, seed=config.seed), guide, Placement(True, None, teacher_rows))
+        return LoadedModels(
+            hf.new_model(start.config, seed=config.seed), teacher_model, Placement(True, None, teacher_rows)
+        )
     student = hf.empty_model(start.path, device=device, dtype=torch.float32)
-    return Models(student, guide, Placement(True, _rows(start), teacher_rows))
+    return LoadedModels(student, teacher_model, Placement(True, _rows(start), teacher_rows))
 
 
 def _student(context: Context, start: SourceModel, config: DistillConfig) -> "PreTrainedModel":
@@ -69,15 +71,15 @@ def _teacher_bytes(context: Context, teacher: SourceModel, dtype: torch.dtype) -
 
 
 def _teacher(
-    context: Context, world: ProcessGroup, teacher: SourceModel, size: int, student_bytes: int
+    context: Context, group: ProcessGroup, teacher: SourceModel, size: int, student_bytes: int
 ) -> "PreTrainedModel":
     """On the student's device if both fit there; else, if this process has all accelerators, on several."""
     device = context.device
-    is_alone = world.size == 1 and world.device.type == "cuda" and torch.cuda.device_count() > 1
+    is_alone = group.size == 1 and group.device.type == "cuda" and torch.cuda.device_count() > 1
     if not is_alone or memory.fits(size, student_bytes, device):
         return hf.load_model(teacher.path, device=device, dtype=context.dtype)
     free = {i: int(memory.available_bytes(f"cuda:{i}") / memory.SPARE) for i in range(torch.cuda.device_count())}
-    own = world.device.index or 0
+    own = group.device.index or 0
     free[own] = max(0, free[own] - student_bytes)
     return hf.load_model(teacher.path, dtype=context.dtype, device_map=hf.spread(teacher.path, free, context.dtype))
 
@@ -90,7 +92,7 @@ def _rows(model: SourceModel, dtype: torch.dtype | None = None) -> RowReader:
             found = model.checkpoint.read_rows(name, start, stop)
         else:
             shaped = torch.empty(like.shape, dtype=like.dtype, device="meta")
-            found = live_tensor(model.family, name, shaped, model.checkpoint.read, torch.device("cpu"))[start:stop]
+            found = runtime_tensor(model.family, name, shaped, model.checkpoint.read, torch.device("cpu"))[start:stop]
         return found.to(dtype) if dtype else found
 
     return rows
@@ -99,7 +101,7 @@ def _rows(model: SourceModel, dtype: torch.dtype | None = None) -> RowReader:
 def run_loop(
     context: Context,
     work: StageBuild,
-    models: Models,
+    models: LoadedModels,
     train_blocks: Blocks,
     validation_blocks: Blocks,
     config: DistillConfig,
@@ -121,7 +123,7 @@ def run_loop(
             resume=work.resume,
             pairs=pairs,
             device=context.device,
-            placing=models.placing,
+            placement=models.placement,
             log=log,
         )
     io.write_new(work.path / METRICS, _lines(result.metrics))
@@ -147,7 +149,7 @@ def _ends(result: TrainResult) -> dict[str, Any]:
 def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> None:
     """Write the trained model in the shape, names and dtypes of what it was; all processes gather, the first writes."""
     tensors = _stored(start, model)
-    if not io.is_first_process():
+    if not process_rank.is_first_process():
         for _ in tensors:
             pass
         return

@@ -18,7 +18,7 @@ import lm_eval.tasks
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, io, progress
 from minitron_cli.errors import DataError, EnvironmentFault, InputError
 from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
@@ -104,7 +104,7 @@ def forecast(tasks: Sequence[Task], places: Places = NOWHERE) -> list[Forecast]:
 def fingerprint(directory: Path) -> str:
     """A hash of every file under a directory, by relative name."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return io.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
+    return canonical_json.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
 
 
 def _add_(chosen: TaskSet, task: Task, loaded: Any, allow_code: bool) -> None:

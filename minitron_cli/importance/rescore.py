@@ -11,15 +11,15 @@ from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.scores.scores import Scores
 
 
-def rescore(cutter: ChildBuilder, plan: PrunePlan, blocks: Blocks, calibration: ImportanceConfig) -> Scores:
+def rescore(builder: ChildBuilder, plan: PrunePlan, blocks: Blocks, calibration: ImportanceConfig) -> Scores:
     """The scores of what a plan leaves, on the samples that the parent was scored on."""
-    model, ids = cutter.model(plan), sample_ids(calibration.seed, 0, calibration.samples, len(blocks))
+    model, ids = builder.model(plan), sample_ids(calibration.seed, 0, calibration.samples, len(blocks))
     size = calibration.batch_size
     activations = collect(
         model,
         plan.parent.family,
         (batch(blocks, ids[start : start + size]) for start in range(0, len(ids), size)),
-        layer_removal=cutter.ranking.layers == "perplexity",
+        layer_removal=builder.ranking.layers == "perplexity",
         pre_activation=calibration.pre_activation,
         samples=len(ids),
     )

@@ -20,7 +20,7 @@ from minitron_cli.layerwise.calibration_errors import damaged_from
 from minitron_cli.layerwise.layer_call import LayerCall
 from minitron_cli.layerwise.observer import Tokens, Watcher, decoder_layers, final_norm
 from minitron_cli.model.family import Family
-from minitron_cli.model.runtime_tensors import is_made_of, live_tensor
+from minitron_cli.model.runtime_tensors import is_made_of, runtime_tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +82,7 @@ class StoredWeights:
                 module.load_state_dict(tensors, assign=True)
 
     def _tensor(self, name: str, like: Tensor) -> Tensor:
-        return live_tensor(self._family, name, like, self._stored, self.device)
+        return runtime_tensor(self._family, name, like, self._stored, self.device)
 
     def _stored(self, name: str) -> Tensor:
         return self._read(self._tied.get(name, name))

@@ -88,7 +88,7 @@ class Family:
     """The config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
     width_multiple: int = 1
     """What hidden and ffn must be multiples of: experts are multiplied in groups, whose rows are 16-byte steps."""
-    live: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    runtime_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter of the live model -> the tensors on disk that transformers joins in it: one below the other, and where
     their names have an axis that its own has not (`{expert}`), once for each entry of that axis along a new dim 0."""
     config_aliases: Mapping[str, str] = field(default_factory=dict)

@@ -10,9 +10,9 @@ from minitron_cli.model.family import NAME_AXIS, Family, pattern
 Read = Callable[[str], Tensor]  # a tensor on disk by its name
 
 
-def live_tensor(family: Family, name: str, like: Tensor, read: Read, device: torch.device) -> Tensor:
+def runtime_tensor(family: Family, name: str, like: Tensor, read: Read, device: torch.device) -> Tensor:
     """A parameter of the live model by its name there; `like` has its shape and dtype. One part is read at a time."""
-    for template, sources in family.live.items():
+    for template, sources in family.runtime_names.items():
         if found := pattern(template).fullmatch(name):
             return _joined(sources, found.groupdict(), like, read, device)
     return read(name).to(device, like.dtype)
@@ -20,7 +20,7 @@ def live_tensor(family: Family, name: str, like: Tensor, read: Read, device: tor
 
 def is_made_of(family: Family, name: str, tensors: Collection[str]) -> bool:
     """Whether a parameter of the live model holds any of these tensors on disk."""
-    for template, sources in family.live.items():
+    for template, sources in family.runtime_names.items():
         if found := pattern(template).fullmatch(name):
             parts = [pattern(_filled(source, found.groupdict())) for source in sources]
             return any(part.fullmatch(tensor) for part in parts for tensor in tensors)
@@ -44,8 +44,8 @@ def _joined(sources: tuple[str, ...], at: dict[str, str], like: Tensor, read: Re
 
 
 def disk_tensors(family: Family, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What `live_tensor` joins: a live parameter as the checkpoint has it, by the names there."""
-    for template, sources in family.live.items():
+    """What `runtime_tensor` joins: a live parameter as the checkpoint has it, by the names there."""
+    for template, sources in family.runtime_names.items():
         if found := pattern(template).fullmatch(name):
             yield from _parted(sources, found.groupdict(), tensor)
             return
@@ -61,5 +61,5 @@ def _parted(sources: tuple[str, ...], at: dict[str, str], joined: Tensor) -> Ite
 
 def experts_module(family: Family) -> str | None:
     """The live module that holds a layer's experts, such as "model.layers.{layer}.mlp.experts"; None without any."""
-    joined = (name for name, sources in family.live.items() if "{expert}" in sources[0])
+    joined = (name for name, sources in family.runtime_names.items() if "{expert}" in sources[0])
     return next((name.rpartition(".")[0] for name in joined), None)

@@ -3,16 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
+from minitron_cli.model.axes import PRUNABLE, Count
 from minitron_cli.model.family import NAME_AXIS, Family
 from minitron_cli.model.layout import parse
-
-Count = Literal["total", "non_embedding", "active"]
-
-# What a user may resize, in the order it is shown.
-PRUNABLE = ("layer", "hidden", "head", "kv_head", "expert", "ffn")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class ChildBuilder:
     parent: SourceModel
     scores: Scores
     ranking: Ranking
-    mend: Callable[[PrunePlan], PrunePlan] | None = None
+    repair: Callable[[PrunePlan], PrunePlan] | None = None
     """What is done to a candidate's cut before it is scored."""
 
     def plan(self, shape: Shape, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
@@ -59,4 +59,4 @@ class ChildBuilder:
     def candidate(self, shape: Shape) -> "PreTrainedModel":
         """The model of a shape as a search judges it, in memory."""
         plan = self.plan(shape)
-        return self.model(self.mend(plan) if self.mend else plan)
+        return self.model(self.repair(plan) if self.repair else plan)

@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.metric import Activation, Metric
 from minitron_cli.spec import Amount, Spec, of_whole
 
-BLOCKS = ("block_perplexity", "block_task")  # rankings of contiguous blocks of layers
-
-Axis = Literal["layer", "hidden", "head", "kv_head", "expert", "ffn"]
+BLOCK_RANKINGS = ("block_perplexity", "block_task")
+"""Rankings of layers by contiguous blocks: one block is removed, not single layers."""
 
 
 class Ranking(Spec):
@@ -32,7 +32,7 @@ class Budget(Spec):
 
     target: Amount
     """Parameters of the child, such as 4B, or 50% of the parent's."""
-    count: Literal["total", "non_embedding", "active"] = "total"
+    count: Count = "total"
     """Which parameters the target counts. The published "4B" of Llama-3.1-Minitron is 4.51B in total."""
     tolerance: float = Field(0.05, gt=0, lt=1)
     """How far the child may be from the target on either side, as a fraction of it."""
@@ -91,7 +91,7 @@ class PruneConfig(Spec):
             raise ValueError("give drop_layers or the number of layers, not both")
         if self.drop_layers and self.rounds > 1:
             raise ValueError("drop_layers are removed at once: give the number of layers instead, or one round")
-        if self.ranking.layers in BLOCKS and self.rounds > 1:
+        if self.ranking.layers in BLOCK_RANKINGS and self.rounds > 1:
             raise ValueError("a contiguous block of layers is removed at once: rank layers one by one, or one round")
         if self.ranking.head_residual != "none" and self.rounds > 1:
             raise ValueError("head_residual changes weights, and rounds carry over indices alone: use one round")

@@ -1,8 +1,8 @@
-"""The export guard: what was written is the child that was asked for, and stock transformers runs it.
+"""Export check: the written checkpoint is the child that was planned, and stock transformers runs it.
 
-The written directory is held against the parent, cut in memory: its files, its config, its headers, its numbers, and
-what the loaded model computes. Of a large child the numbers are sampled, and slivers stand for the model: one layer of
-each kind between the first rows of the embedding and of the head.
+The written directory is compared with the parent pruned in memory: files, config, headers, numbers, and the logits of
+the loaded model. For a large child the numbers are sampled and one-layer probes stand for the model: one layer of each
+kind between the first rows of the embedding and of the head.
 """
 
 import itertools
@@ -24,10 +24,10 @@ from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
 from minitron_cli.model.family import at
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.prune.scratch_buffers import ScratchBuffers, is_finite
-from minitron_cli.prune.slicing import cut_block, maps
-from minitron_cli.prune.stream import BLOCK_BYTES, prune_in_memory, surviving
-from minitron_cli.prune.transform import PLAIN
+from minitron_cli.prune.slicing import ScratchBuffers, is_finite, prune_rows
+from minitron_cli.prune.stream import BLOCK_BYTES, prune_in_memory
+from minitron_cli.prune.tensor_map import TensorMap
+from minitron_cli.prune.transform import NO_REPAIR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,32 +35,33 @@ if TYPE_CHECKING:
 Mode = Literal["whole", "sampled"]
 
 COPIED = ("generation_config.json", *hf.TOKENIZER_FILES)
-WHOLE_BYTES = 256 << 20  # a larger child would be loaded and run for longer than it took to cut
-COPIES = 3  # of the child in memory: as written, as cut, and what is being read
+WHOLE_BYTES = 256 << 20  # a larger child would take longer to load and run than it took to prune
+COPIES = 3  # of the child in memory: as written, as pruned in memory, and what is being read
 PROMPT, GENERATED = 12, 4  # tokens
-STRETCH = 256  # tokens, where not all are looked at
-SMALL_BYTES = 1 << 20  # tensors up to this size are all compared, norms among them, which tell layers apart
+SAMPLED_ROWS = 256  # rows of an embedding or a head that are compared at once
+SMALL_BYTES = 1 << 20  # tensors up to this size are all compared; norms are among them, which tell layers apart
 
-# Of the logits' norm. The same numbers run through the same code, but may be laid out otherwise in memory.
+# Allowed error as a share of the logits' norm. The same numbers run through the same code, but another layout in
+# memory may change the order of sums.
 SAME = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 # A cache changes the order of sums, and so the rounding.
 WITH_CACHE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
 class _Refused(Exception):
-    """What is wrong with the written child."""
+    """The written child is wrong; the message says how."""
 
 
 @dataclass(frozen=True)
 class WrittenChild:
-    """A child's directory, and where its truth comes from."""
+    """A child's directory, and the parent and plan that say what must be in it."""
 
     path: Path
     source: Checkpoint
     plan: PrunePlan
     mode: Mode
     others: frozenset[str] = field(default_factory=frozenset)
-    """Files that belong there and are not the checkpoint's."""
+    """Files that belong in the directory besides the checkpoint's own."""
 
     @property
     def both(self) -> tuple[Path, Path]:
@@ -69,62 +70,69 @@ class WrittenChild:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
+        """The written weights."""
         return Checkpoint.open(self.path)
 
     @cached_property
     def origin(self) -> dict[str, str]:
         """Child's tensor name -> parent's."""
-        return surviving(self.plan, self.source.tensors)
+        return self.plan.sources(self.source.tensors)
 
     def written(self, name: str, tokens: range | None = None) -> Tensor:
-        """A child's tensor, as it lies on disk; with `tokens`, of an embedding or a head only their rows."""
+        """Child's tensor as it lies on disk; with `tokens`, only their rows of an embedding or a head."""
         if tokens is None or not self._is_of_tokens(name):
             return self.checkpoint.read(name)
         return self.checkpoint.read_rows(name, tokens.start, tokens.stop)
 
-    def cut(self, name: str, tokens: range | None = None) -> Tensor:
-        """The same from the parent."""
+    def expected(self, name: str, tokens: range | None = None) -> Tensor:
+        """The same tensor, or rows of it, pruned from the parent in memory."""
         origin = self.origin[name]
         if tokens is None or not self._is_of_tokens(name):
             return prune_in_memory(self.plan, [origin], self.source.read)[name]
         block = self.source.read_rows(origin, tokens.start, tokens.stop)
-        return cut_block(self.plan, origin, block, (None, *maps(self.plan, origin)[1:]))
+        return prune_rows(TensorMap.of(self.plan, origin).of_rows(None), block)
 
-    def stretches(self, name: str) -> list[range | None]:
-        """The first, middle and last rows of an embedding or a head; of any other tensor, all of it."""
+    def samples(self, name: str) -> list[range | None]:
+        """Tokens of the first, middle and last rows of an embedding or a head; None for any other tensor: all of it."""
         if not self._is_of_tokens(name):
             return [None]
         vocab = self.plan.child.sizes["vocab"]
-        starts = {0, max(0, vocab // 2 - STRETCH), max(0, vocab - STRETCH)}
-        return [range(start, min(start + STRETCH, vocab)) for start in sorted(starts)]
+        starts = {0, max(0, vocab // 2 - SAMPLED_ROWS), max(0, vocab - SAMPLED_ROWS)}
+        return [range(start, min(start + SAMPLED_ROWS, vocab)) for start in sorted(starts)]
 
     def _is_of_tokens(self, name: str) -> bool:
         return "vocab" in self.plan.child.family.match(name).layout.axes(0)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The child's config, from the parent's as transformers reads it: nothing in it is left to a default."""
+        """Child's config, made from the parent's as transformers reads it, with every default spelled out."""
         raw = dict(self.source.config)
         return child_config(hf.config_from_dict(raw, str(self.source.path / "config.json")).to_dict(), self.plan)
 
     def is_same(self, found: Tensor, wanted: Tensor) -> bool:
-        """Bit for bit; where a repair has multiplied, to rounding, because blocks are multiplied in another order."""
+        """Whether two tensors are equal: bit for bit, or to rounding where a repair multiplies block by block."""
         if torch.equal(found, wanted):
             return True
-        if self.plan.repair is PLAIN or found.shape != wanted.shape or not found.is_floating_point():
+        if self.plan.repair is NO_REPAIR or found.shape != wanted.shape or not found.is_floating_point():
             return False
         return bool((found.double() - wanted.double()).norm() <= SAME[found.dtype] * wanted.double().norm())
 
     def models(self) -> "Iterator[tuple[PreTrainedModel, PreTrainedModel]]":
-        """(as written, as cut in memory): the model, or its slivers."""
+        """Pairs (as written, as pruned in memory): the whole model, or a one-layer probe per kind of layer."""
         if self.mode == "whole":
-            yield hf.load_model(self.path), hf.model_of(self.config, {name: self.cut(name) for name in self.origin})
+            yield (
+                hf.load_model(self.path),
+                hf.model_of(self.config, {name: self.expected(name) for name in self.origin}),
+            )
             return
         for layer in self._layers():
-            yield self._sliver(layer, self.checkpoint.config, self.written), self._sliver(layer, self.config, self.cut)
+            yield (
+                self._probe(layer, self.checkpoint.config, self.written),
+                self._probe(layer, self.config, self.expected),
+            )
 
     def _layers(self) -> list[int]:
-        """The last layer of each kind. Kinds differ in the tensors they hold or in what the config says of them."""
+        """Last layer of each kind. Kinds differ in the tensors they hold or in what the config says of them."""
         family, depth = self.plan.child.family, self.plan.child.sizes["layer"]
         templates: list[set[str]] = [set() for _ in range(depth)]
         for match in map(family.match, self.plan.child.tensors()):
@@ -138,11 +146,12 @@ class WrittenChild:
         }
         return sorted(kinds.values())
 
-    def _sliver(
+    def _probe(
         self, layer: int, config: Mapping[str, Any], read: Callable[[str, range | None], Tensor]
     ) -> "PreTrainedModel":
+        """Model of one layer and the first tokens; `read` returns a tensor of the child, or rows of it."""
         child = self.plan.child
-        tokens = range(min(STRETCH, child.sizes["vocab"]))
+        tokens = range(min(SAMPLED_ROWS, child.sizes["vocab"]))
         part = PrunePlan(child.resize(vocab=len(tokens)), {"layer": torch.tensor([layer])})
         return hf.model_of(
             _part_config(config, part), prune_in_memory(part, self.origin, lambda name: read(name, tokens))
@@ -150,17 +159,17 @@ class WrittenChild:
 
 
 def _part_config(config: Mapping[str, Any], part: PrunePlan) -> dict[str, Any]:
-    return child_config(config, part) | {"pad_token_id": None}  # which may lie beyond the sliver's vocabulary
+    return child_config(config, part) | {"pad_token_id": None}  # the parent's may lie beyond the probe's vocabulary
 
 
 def mode_for(size_bytes: int) -> Mode:
-    """Whether a child of this size is compared whole."""
+    """ "whole" if a child of this size can be compared as a whole, else "sampled"."""
     is_whole = size_bytes <= WHOLE_BYTES and memory.fits(size_bytes, (COPIES - 1) * size_bytes, "cpu")
     return "whole" if is_whole else "sampled"
 
 
 def check_child(written: WrittenChild) -> list[str]:
-    """The names of the checks that the child passed, which are all. RunFailed names the one it did not pass."""
+    """Names of all checks, which the child has passed. RunFailed names the first that it does not pass."""
     with progress.track("export check", len(CHECKS) + 1, "checks") as step:
         for name, check in CHECKS.items():
             with _named(name):
@@ -179,11 +188,11 @@ def _named(check: str) -> Iterator[None]:
         yield
     except Exception as e:
         if isinstance(e, (Interrupted, EnvironmentFault, MemoryError)) or (isinstance(e, OSError) and e.errno):
-            raise  # nothing is known of the child
+            raise  # the check itself could not run, which says nothing about the child
         what = " ".join(str(e).split()) or type(e).__name__
         raise RunFailed(
             f"the written checkpoint failed its {check!r} check and was not kept: {what[:300]}; "
-            "check the disk and run again, and report it if it stays"
+            "check the disk and run the command again; if it fails again, report it"
         ) from e
 
 
@@ -194,7 +203,7 @@ def _check_files(written: WrittenChild) -> None:
     found = {path.name for path in written.path.iterdir()}
     if found != wanted:
         name = min(found ^ wanted)
-        raise _Refused(f"{name} does not belong there" if name in found else f"{name} is not there")
+        raise _Refused(f"{name} does not belong in the directory" if name in found else f"{name} is missing")
 
 
 def _check_copies(written: WrittenChild) -> None:
@@ -203,7 +212,7 @@ def _check_copies(written: WrittenChild) -> None:
     for name in COPIED:
         theirs, ours = written.source.path / name, written.path / name
         if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
-            raise _Refused(f"{name} is not the parent's")
+            raise _Refused(f"{name} differs from the parent's")
     if (written.path / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(written.path, local_files_only=True)
 
@@ -220,7 +229,7 @@ def _check_config(written: WrittenChild) -> None:
 
 
 def _check_rope(written: WrittenChild, raw: Mapping[str, Any]) -> None:
-    """Positions are encoded as in the parent, whichever version of transformers reads the config."""
+    """Refuse other rotary positions than the parent's, whichever version of transformers reads the config."""
     found, wanted = (getattr(hf.load_config(path), "rope_parameters", None) for path in written.both)
     if found != wanted:
         raise _Refused(f"rope_parameters read as {shown(found)}, not {shown(wanted)}")
@@ -265,15 +274,15 @@ def _check_finite(written: WrittenChild) -> None:
 
 
 def _check_weights(written: WrittenChild) -> None:
-    """A sample in either mode; the model loaded whole is compared whole."""
+    """Compare a sample of the tensors; in "whole" mode the loaded model is compared in full later."""
     for name in _sample(written):
-        for tokens in written.stretches(name):
-            if not written.is_same(written.written(name, tokens), written.cut(name, tokens)):
-                raise _Refused(f"{name} holds other numbers than the parent, cut")
+        for tokens in written.samples(name):
+            if not written.is_same(written.written(name, tokens), written.expected(name, tokens)):
+                raise _Refused(f"{name} holds other numbers than the pruned parent")
 
 
 def _sample(written: WrittenChild) -> Iterator[str]:
-    """Every small tensor, and of each larger kind the one of another layer."""
+    """Names of every small tensor, and of one large tensor per template, from different layers."""
     family, seen = written.plan.child.family, dict[str, int]()
     depth = written.plan.child.sizes["layer"]
     for name, info in written.checkpoint.tensors.items():
@@ -297,14 +306,14 @@ CHECKS: dict[str, Callable[[WrittenChild], None]] = {
 
 
 def _check_live(written: WrittenChild, found: "PreTrainedModel", wanted: "PreTrainedModel") -> None:
-    """The written model and the one cut in memory hold the same numbers and compute the same."""
+    """Compare the loaded child with the model pruned in memory: weights, ties, logits, generation."""
     _check_state(written, found, wanted)
     _check_ties(found, wanted)
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(found.config.vocab_size, (1, PROMPT), generator=generator)
     with torch.inference_mode():
         logits_BTV = found(tokens_BT, use_cache=False).logits
-        _check_close("its logits", logits_BTV, wanted(tokens_BT, use_cache=False).logits, SAME[found.dtype])
+        _check_close("the logits", logits_BTV, wanted(tokens_BT, use_cache=False).logits, SAME[found.dtype])
         _check_cache(found, tokens_BT)
 
 
@@ -312,17 +321,17 @@ def _check_state(written: WrittenChild, found: "PreTrainedModel", wanted: "PreTr
     theirs = dict(itertools.chain(wanted.named_parameters(), wanted.named_buffers()))
     for name, tensor in itertools.chain(found.named_parameters(), found.named_buffers()):
         if not written.is_same(tensor, theirs[name]):
-            raise _Refused(f"{name} is loaded with other numbers than the parent, cut")
+            raise _Refused(f"{name} is loaded with other numbers than the pruned parent")
 
 
 def _check_ties(found: "PreTrainedModel", wanted: "PreTrainedModel") -> None:
     is_tied = [m.get_output_embeddings().weight is m.get_input_embeddings().weight for m in (found, wanted)]
     if is_tied[0] != is_tied[1] or is_tied[0] != bool(wanted.config.tie_word_embeddings):
-        raise _Refused("its head and its embedding are " + ("tied" if is_tied[0] else "not tied") + " once loaded")
+        raise _Refused("the LM head and the embedding are " + ("tied" if is_tied[0] else "not tied") + " after loading")
 
 
 def _check_cache(model: "PreTrainedModel", tokens_BT: Tensor) -> None:
-    """Greedy generation with a cache sees the logits that one pass without a cache gives."""
+    """Compare the logits of greedy generation with a cache with those of one pass without a cache."""
     from transformers import GenerationConfig
 
     greedy = GenerationConfig(
@@ -335,12 +344,12 @@ def _check_cache(model: "PreTrainedModel", tokens_BT: Tensor) -> None:
     )
     made = model.generate(tokens_BT, generation_config=greedy, attention_mask=torch.ones_like(tokens_BT))
     if made.sequences.shape[1] != PROMPT + GENERATED:
-        raise _Refused(f"it generated {made.sequences.shape[1] - PROMPT} tokens, not {GENERATED}")
+        raise _Refused(f"the model generated {made.sequences.shape[1] - PROMPT} tokens, not {GENERATED}")
     logits_BTV = model(made.sequences, use_cache=False).logits[:, PROMPT - 1 : -1]
-    _check_close("with a cache, its logits", torch.stack(made.logits, 1), logits_BTV, WITH_CACHE[model.dtype])
+    _check_close("with a cache, the logits", torch.stack(made.logits, 1), logits_BTV, WITH_CACHE[model.dtype])
 
 
 def _check_close(what: str, found: Tensor, wanted: Tensor, allowed: float) -> None:
     error = float((found.float() - wanted.float()).norm() / wanted.float().norm())
     if not error <= allowed:
-        raise _Refused(f"{what} are {error:.1e} of their norm away from those they should be ({allowed:.0e} allowed)")
+        raise _Refused(f"{what} differ from the expected ones by {error:.1e} of their norm ({allowed:.0e} is allowed)")

@@ -21,13 +21,13 @@ Rescore = Callable[[PrunePlan], Scores]
 
 
 def plan_in_rounds(
-    work: StageBuild, cutter: ChildBuilder, child: Shape, rounds: int, samples: int, rescore: Rescore
+    work: StageBuild, builder: ChildBuilder, child: Shape, rounds: int, samples: int, rescore: Rescore
 ) -> PrunePlan:
     """The plan from the parent to `child`. Every round is remembered, so that a killed cut repeats none."""
-    shapes = shapes_between(cutter.parent.shape, child, rounds)
-    plan = cutter.plan(shapes[0])
+    shapes = shapes_between(builder.parent.shape, child, rounds)
+    plan = builder.plan(shapes[0])
     for i, shape in enumerate(shapes[1:], start=1):
-        further = partial(_next, cutter, shape=shape, rescore=rescore)
+        further = partial(_next, builder, shape=shape, rescore=rescore)
         plan = _remembered(work, f"round-{i}", plan, further)
     work.summary["rounds"] = [
         {"sizes": dict(shape.sizes), "samples_scored": samples if i else 0} for i, shape in enumerate(shapes)
@@ -67,5 +67,5 @@ def _remembered(work: StageBuild, name: str, plan: PrunePlan, further: Callable[
     return PrunePlan(plan.parent, {axis: torch.tensor(indices) for axis, indices in kept.items()})
 
 
-def _next(cutter: ChildBuilder, plan: PrunePlan, shape: Shape, rescore: Rescore) -> PrunePlan:
-    return plan.then(make_plan(plan.child, shape, rescore(plan), cutter.ranking))
+def _next(builder: ChildBuilder, plan: PrunePlan, shape: Shape, rescore: Rescore) -> PrunePlan:
+    return plan.then(make_plan(plan.child, shape, rescore(plan), builder.ranking))

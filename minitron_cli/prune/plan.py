@@ -1,6 +1,8 @@
-"""Which entries of every axis survive a cut."""
+"""Plan of a pruning: the entries of every axis that survive, ranked by their scores."""
 
-from collections.abc import Collection, Mapping
+# L layer, H query head, K kept, G group (key-value head), Q query head of one group, P period of layers
+
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -8,39 +10,46 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import InputError
-from minitron_cli.model.shape import PRUNABLE, Shape
-from minitron_cli.prune.config import BLOCKS, Ranking
+from minitron_cli.model.axes import PRUNABLE
+from minitron_cli.model.shape import Shape
+from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.prune.limits import refusal
-from minitron_cli.prune.transform import PLAIN, Repair
+from minitron_cli.prune.transform import NO_REPAIR, Repair
 from minitron_cli.scores.metric import Metric
 
-RESIDUAL = {"paper": 1, "laco": -1}  # the factor of each kind
+RESIDUAL_FACTOR = {"paper": 1, "laco": -1}
+"""Factor of each kind of `Ranking.head_residual`: q + (q - q'), or q + (q' - q)."""
 
 
-class Ranked(Protocol):
+class AxisScores(Protocol):
     """Scores as a plan reads them: higher means keep."""
 
-    def select(self, axis: str, metric: Metric) -> Tensor: ...
+    def select(self, axis: str, metric: Metric) -> Tensor:
+        """Scores of an axis other than layers: [entry], [layer, entry] or [layer, expert, entry]."""
+        ...
 
-    def layers(self, metric: str) -> Tensor: ...
+    def layers(self, metric: str) -> Tensor:
+        """Scores of layers [L]; for a ranking of blocks, the cost of the block that starts at each layer."""
+        ...
 
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Surviving indices per axis, ascending: [kept] for the model, or [layer, kept] where layers differ.
+    """Surviving indices per axis, ascending.
 
-    Where every expert has neurons of its own, [layer, expert, kept]. Layers and experts are the parent's, so one that
-    is dropped has indices too; nothing reads them. A repaired plan may keep directions of the residual stream instead
-    of channels; then `kept` does not speak of hidden.
+    Their shape is [kept] where one choice serves the whole model, [layer, kept] where layers differ, and
+    [layer, expert, kept] where experts do. Layers and experts are counted as in the parent, so a dropped one has
+    indices too, which nothing reads. A repair may keep directions of the residual stream instead of channels; then
+    `kept` has no entry for hidden.
     """
 
     parent: Shape
     kept: Mapping[str, Tensor]
-    residual: "Residual | None" = None
-    repair: Repair = PLAIN
+    head_residual: "HeadResidual | None" = None
+    repair: Repair = NO_REPAIR
 
     def at(self, axis: str, layer: int | None = None, expert: int | None = None) -> Tensor | None:
-        """Survivors of an axis, or None where all survive."""
+        """Survivors of an axis in a layer and expert, [kept]; None where all survive."""
         kept = self.kept.get(axis)
         if kept is None or kept.ndim == 1:
             return kept
@@ -48,18 +57,19 @@ class PrunePlan:
 
     @property
     def child(self) -> Shape:
+        """Shape of the pruned model."""
         sizes = {axis: kept.shape[-1] for axis, kept in self.kept.items()}
         if self.repair.basis_DK is not None:
             sizes["hidden"] = self.repair.basis_DK.shape[1]
         return self.parent.resize(**sizes)
 
     def repaired(self, repair: Repair) -> "PrunePlan":
-        """The same cut, mended."""
+        """The same plan with a repair, which replaces channels where it has a basis."""
         kept = {axis: t for axis, t in self.kept.items() if axis != "hidden" or repair.basis_DK is None}
         return replace(self, kept=kept, repair=repair)
 
     def then(self, further: "PrunePlan") -> "PrunePlan":
-        """The plan that does both: first this one, then `further`, a plan for its child."""
+        """One plan from the parent for two steps: this one, then `further`, which is a plan for this one's child."""
         kept = dict(self.kept)
         for axis, after in further.kept.items():
             before = self.kept.get(axis)
@@ -70,9 +80,9 @@ class PrunePlan:
         return PrunePlan(self.parent, kept)
 
     def _owner_by_owner(self, axis: str, after: Tensor) -> Tensor:
-        """The survivors of an axis in each layer or expert; `after` counts owners and entries as the child does."""
+        """Survivors of an axis that layers or experts own; `after` counts owners and entries as in the child."""
         before = self._kept_or_all(axis, after.ndim - 1)
-        both = before[..., : after.shape[-1]].clone()  # of owners that were dropped, nothing reads it
+        both = before[..., : after.shape[-1]].clone()  # rows of dropped owners are never read
         owners: tuple[Tensor, ...] = (self._kept_or_all("layer", 0),)
         if after.ndim == 3:
             owners = (owners[0][:, None], self._kept_or_all("expert", 1)[owners[0]])
@@ -84,8 +94,17 @@ class PrunePlan:
         shape = [sizes[owner] for owner in ("layer", "expert")[:owners]]
         return self.kept.get(axis, torch.arange(sizes[axis]).expand(*shape, sizes[axis]))
 
+    def sources(self, names: Iterable[str]) -> dict[str, str]:
+        """Child's tensor name -> parent's, of these names of the parent and in their order.
+
+        Buffers, and the head that some tied checkpoints store as well, have no place in the child.
+        """
+        stored = self.parent.tensors()
+        pairs = ((self.child_name(name), name) for name in names if name in stored)
+        return {child: name for child, name in pairs if child is not None}
+
     def child_name(self, name: str) -> str | None:
-        """A tensor's name after the cut, renumbered along the axes it carries; None if it is dropped."""
+        """Name of a parent's tensor in the child, renumbered along the axes that the name carries; None if dropped."""
         match = self.parent.family.match(name)
         places = {}
         for axis, place in match.at.items():
@@ -99,60 +118,33 @@ class PrunePlan:
         return match.template.format(**places)
 
     def indices(self, name: str) -> tuple[Tensor | None, ...]:
-        """Per dim of a parent's tensor, the positions that survive, or None where the dim is whole."""
+        """Per dim of a parent's tensor, the positions that survive; None where the dim is whole."""
         match = self.parent.family.match(name)
         layer, expert = match.at.get("layer"), match.at.get("expert")
         return match.layout.indices(lambda axis: self.at(axis, layer, expert), self.parent.sizes)
 
-    def correct(self, name: str, block: Tensor) -> Tensor:
-        """Some numbers of a parent's tensor as the child stores them: rescaled where the model computes with a size."""
-        family, template = self.parent.family, self.parent.family.match(name).template
-        correction = family.corrections.get(template)
-        if correction is None or (correction.if_tied and not self.parent.is_tied) or self.repair.has_solved(name):
-            return block
-        ratio = self.child.sizes[correction.axis] / self.parent.sizes[correction.axis]
-        if ratio == 1:
-            return block
-        offset = family.offset(template)
-        exact = block.to(torch.promote_types(block.dtype, torch.float32))
-        return ((exact + offset) * ratio**correction.power - offset).to(block.dtype)
-
-    def partner_rows(self, name: str) -> Tensor | None:
-        """For each surviving row of a parent's tensor, the row whose difference is added; itself where none is."""
-        match = self.parent.family.match(name)
-        layer = match.at.get("layer")
-        if self.residual is None or layer is None or "head" not in match.layout.axes(0):
-            return None
-        partners = self.residual.partners_LK[layer]
-        return match.layout.indices(
-            lambda axis: partners if axis == "head" else self.at(axis, layer), self.parent.sizes
-        )[0]
-
-    def add_residual(self, rows: Tensor, partners: Tensor) -> Tensor:
-        """Rows that survive, each with what it takes over from its partner."""
-        assert self.residual is not None
-        own, other = (tensor.to(torch.promote_types(rows.dtype, torch.float32)) for tensor in (rows, partners))
-        return (own + self.residual.factor * (own - other)).to(rows.dtype)
-
     def tensors(self) -> dict[str, Tensor]:
-        """For a safetensors file: axis -> int32 indices."""
+        """Axis -> int32 indices, for a safetensors file."""
         return {axis: kept.int() for axis, kept in self.kept.items()}
 
 
 @dataclass(frozen=True)
-class Residual:
-    """Query heads that stay and take something over from heads that go."""
+class HeadResidual:
+    """Pruned query heads that are merged into kept ones (Muralidharan et al. 2024, sec. 2.3)."""
 
     partners_LK: Tensor
-    """For each head that survives, the parent's head it takes from; itself where it takes nothing."""
+    """For each kept head, the pruned head merged into it; its own index if none."""
     factor: int
-    """q becomes q + factor (q - q'): 1 as the paper prints it, -1 as LaCo has it."""
+    """Kept head q becomes q + factor (q - q'), with q' the pruned one."""
 
 
 def make_plan(
-    parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...] = ()
+    parent: Shape, child: Shape, scores: AxisScores, ranking: Ranking, drop_layers: tuple[int, ...] = ()
 ) -> PrunePlan:
-    """Rank every axis on which the child is smaller and keep the best. InputError if the parent cannot become it."""
+    """Plan that keeps the best entries of every axis on which the child is smaller.
+
+    `drop_layers` are removed instead of the least important layers. InputError if the parent cannot become the child.
+    """
     for axis, size in child.sizes.items():
         if not 0 < size <= parent.sizes[axis]:
             raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
@@ -166,22 +158,22 @@ def make_plan(
         kept["hidden"] = _best(scores.select("hidden", ranking.width), child.sizes["hidden"], ranking)
     for axis in sorted(smaller & {"expert", "ffn"}):
         kept[axis] = _best(scores.select(axis, ranking.width), child.sizes[axis], ranking)
-    residual = None
+    head_residual = None
     if smaller & {"head", "kv_head"}:
         score_LH = scores.select("head", ranking.width)
         kept |= _surviving_heads(parent, child, score_LH, ranking)
         if ranking.head_residual != "none":
-            residual = Residual(
-                _partners(parent, child, kept["head"], score_LH, ranking), RESIDUAL[ranking.head_residual]
+            head_residual = HeadResidual(
+                _partners(parent, child, kept["head"], score_LH, ranking), RESIDUAL_FACTOR[ranking.head_residual]
             )
     if odd := smaller - kept.keys():
         *first, last = (axis for axis in PRUNABLE if axis in parent.sizes)
-        raise InputError(f"{min(odd)} cannot be cut: choose among {', '.join(first)} and {last}")
-    return PrunePlan(parent, kept, residual)
+        raise InputError(f"{min(odd)} cannot be pruned: choose among {', '.join(first)} and {last}")
+    return PrunePlan(parent, kept, head_residual)
 
 
 def named_survivors(parent: Shape, drop_layers: Collection[int]) -> list[int] | None:
-    """The layers that are left without the named ones; None if none are named."""
+    """Layers that are left without the named ones; None if none are named. InputError if there is no such layer."""
     layers = parent.sizes["layer"]
     if not drop_layers:
         return None
@@ -191,12 +183,16 @@ def named_survivors(parent: Shape, drop_layers: Collection[int]) -> list[int] | 
 
 
 def _surviving_layers(
-    parent: Shape, child: Shape, scores: Ranked, ranking: Ranking, drop_layers: tuple[int, ...]
+    parent: Shape, child: Shape, scores: AxisScores, ranking: Ranking, drop_layers: tuple[int, ...]
 ) -> Tensor:
-    """Whole periods go, by the sum of their layers; where no pattern must stay, a period is a layer."""
+    """Layers without the least important periods, by the sum of a period's scores.
+
+    A period is one layer unless the kinds of layers must keep a pattern (`Shape.period`). Layers after the last whole
+    period stay.
+    """
     if named := named_survivors(parent, drop_layers):
         return torch.tensor(named)
-    if ranking.layers in BLOCKS:
+    if ranking.layers in BLOCK_RANKINGS:
         return _all_but_one_block(parent.sizes["layer"], child.sizes["layer"], scores, ranking)
     layers, period = parent.sizes["layer"], parent.period
     periods = layers // period
@@ -206,8 +202,8 @@ def _surviving_layers(
     return torch.cat([kept_L, torch.arange(periods * period, layers)])
 
 
-def _all_but_one_block(layers: int, kept: int, scores: Ranked, ranking: Ranking) -> Tensor:
-    """Without the contiguous block whose removal costs least (Sreenivas et al. 2024: it keeps accuracy)."""
+def _all_but_one_block(layers: int, kept: int, scores: AxisScores, ranking: Ranking) -> Tensor:
+    """Layers without the contiguous block whose removal costs least (Sreenivas et al. 2024: it keeps accuracy)."""
     length = layers - kept
     cost = scores.layers(f"{ranking.layers}={length}")
     start = int(_best(-cost, 1, ranking))
@@ -215,7 +211,11 @@ def _all_but_one_block(layers: int, kept: int, scores: Ranked, ranking: Ranking)
 
 
 def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ranking) -> dict[str, Tensor]:
-    """Whole groups first, by the sum of their heads; then equal numbers of query heads inside each group (GQA)."""
+    """Kept query heads, and key-value heads where these are pruned, per layer.
+
+    Groups are chosen first, by the sum of their heads' scores; then the same number of query heads in each group, as
+    grouped-query attention requires.
+    """
     groups, kept_groups = parent.groups, child.groups
     per_group, kept_per_group = parent.sizes["head"] // groups, child.sizes["head"] // kept_groups
     score_LGQ = score_LH.reshape(len(score_LH), groups, per_group)
@@ -227,10 +227,10 @@ def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ran
 
 
 def _partners(parent: Shape, child: Shape, head_LK: Tensor, score_LH: Tensor, ranking: Ranking) -> Tensor:
-    """The residual's other head for each head that stays, [layer, kept]; the same head for most.
+    """For each kept head, the pruned head merged into it, [layer, kept]; its own index if none.
 
     Of L heads in a group, best first and counted from 1, K stay, and head i of max(1, 2K - L + 1) <= i <= K takes from
-    head 2K - i + 1: the last that stays from the first that goes, and so on. (The paper prints the range from 2K - L,
+    head 2K - i + 1: the last kept one from the first pruned one, and so on. (The paper prints the range from 2K - L,
     whose partner L + 1 does not exist.)
     """
     groups = parent.groups
@@ -245,12 +245,14 @@ def _partners(parent: Shape, child: Shape, head_LK: Tensor, score_LH: Tensor, ra
 
 
 def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:
-    """Positions of the `count` highest scores of the last dim, ascending. Ties go to the lower position."""
-    if scores.isnan().any():  # it would rank above every number
-        raise InputError("the scores hold NaN, so nothing can be ranked: run importance again, in another dtype")
+    """Positions of the `count` highest scores of the last dim, ascending; ties go to the lower position."""
+    if scores.isnan().any():  # NaN would rank above every number
+        raise InputError(
+            "the scores hold NaN, so nothing can be ranked: run `minitron importance` again with another --dtype"
+        )
     return _order(scores, ranking)[..., :count].sort(dim=-1).values
 
 
 def _order(scores: Tensor, ranking: Ranking) -> Tensor:
-    """Positions, the best first. Ties go to the lower position."""
+    """Positions along the last dim, best first; ties go to the lower position."""
     return scores.double().argsort(dim=-1, descending=not ranking.invert, stable=True)

@@ -1,122 +1,156 @@
-"""One tensor of the child, from one of the parent: the one place where the numbers of a child are made.
+"""Apply a tensor map to a block of weights: the one place where the numbers of a child are made.
 
-A dim is left whole, selected from by indices, or multiplied by a matrix [size, kept] whose columns are directions; an
-index is a column with a single 1. Products are taken in fp32 and stored in the tensor's dtype.
+Entries are selected as bits, so that a kept weight is the parent's own. Products with directions are taken in fp32 and
+stored in the tensor's dtype.
 """
 
-# R row of the parent's tensor, K kept row
+# R row of the parent's tensor, D hidden of the parent, K kept row, channel or direction
 
+import math
+import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
-from minitron_cli.model.residual_stream import HIDDEN, norm_of
-from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.prune.scratch_buffers import ScratchBuffers, select
+from minitron_cli.errors import CheckpointError
+from minitron_cli.prune.tensor_map import DimMap, MergedRows, NormMap, Rescale, TensorMap, is_matrix
 
-DimMap = Tensor | None  # indices, a matrix, or None where the dim is whole
-Blocks = Iterable[tuple[int, Tensor]]  # (first row, rows)
-
-
-def maps(plan: PrunePlan, name: str) -> tuple[DimMap, ...]:
-    """What each dim of a tensor goes through. What was solved for has gone through it."""
-    match, repair = plan.parent.family.match(name), plan.repair
-    found: list[DimMap] = list(plan.indices(name))
-    if repair.has_solved(name):
-        return (None,) * len(found)
-    if HIDDEN in match.layout.dims and not _is_norm(plan, name):
-        dim, norm = match.layout.dims.index(HIDDEN), norm_of(plan.parent.family).get(match.template)
-        directions = repair.reading(norm.format(**match.at)) if norm else repair.basis_DK
-        found[dim] = found[dim] if directions is None else directions
-    return tuple(found)
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer of each size in bytes: selecting integers is fast whatever the weights' dtype."""
 
 
-def mixes_rows(maps: Sequence[DimMap]) -> bool:
-    """Whether every row of the child takes from all rows of the parent."""
-    return _is_matrix(maps[0])
+class ScratchBuffers(threading.local):
+    """Memory that each thread uses again for every block: two buffers in turn, for what comes in and what goes out."""
+
+    def __init__(self) -> None:
+        self._buffers = deque([torch.empty(0, dtype=torch.uint8)] * 2)
+
+    def take(self, size_bytes: int) -> Tensor:
+        """Bytes to write to, uint8 [size_bytes]. They overwrite what the last call but one returned."""
+        self._buffers.rotate()
+        if self._buffers[0].numel() < size_bytes:  # `len` of a tensor is ten times as slow
+            self._buffers[0] = torch.empty(size_bytes, dtype=torch.uint8)
+        return self._buffers[0][:size_bytes]
 
 
-def kept_size(kept: DimMap, size: int) -> int:
-    """What is left of a dim."""
-    return size if kept is None else kept.shape[-1]
+def prune_tensor(tensor_map: TensorMap, blocks: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """The child's whole tensor from all blocks (first row, rows) of the source.
 
-
-def cut_tensor(plan: PrunePlan, name: str, blocks: Blocks) -> Tensor:
-    """The child's tensor from all blocks of the parent's; no more than one block and, in fp32, the result are held."""
-    kept = maps(plan, name)
-    if not mixes_rows(kept):
+    Where rows are mixed, a block and the fp32 result are all that is held; otherwise there must be one block.
+    """
+    if not tensor_map.mixes_rows:
         ((_, whole),) = blocks
-        return cut_block(plan, name, whole, kept, partners=plan.partner_rows(name))
-    directions_RK, *others = kept
+        return prune_rows(tensor_map, whole)
+    directions_RK, *others = tensor_map.dims
     assert directions_RK is not None
     total = dtype = None
     for start, block in blocks:
-        inner = _multiplied(select(block, (None, *_positions(others))), others)
+        inner = _multiplied(select(block, (None, *_indices(others))), others)
+        # Rows are summed over, so each block adds its share; a matrix of all rows is never in memory.
         part = directions_RK[start : start + len(block)].to(block.device).T @ inner.float()
         total, dtype = part if total is None else total.add_(part), block.dtype
     assert total is not None
-    return plan.correct(name, total.to(dtype))
+    return _rescaled(total.to(dtype), tensor_map.rescale)
 
 
-def cut_block(
-    plan: PrunePlan,
-    name: str,
-    block: Tensor,
-    maps: Sequence[DimMap],
-    spare: ScratchBuffers | None = None,
-    partners: Tensor | None = None,
-) -> Tensor:
-    """What the child has of some rows of a tensor.
+def prune_rows(tensor_map: TensorMap, block: Tensor, scratch: ScratchBuffers | None = None) -> Tensor:
+    """The child's part of a block of rows, of which the map gives positions (`TensorMap.of_rows`).
 
-    `maps` gives positions within the block, per dim, directions, or None where all of it survives; `partners` the rows
-    of the block that survivors take from (`PrunePlan.partner_rows`). With `spare` memory the block, if it is in there
-    as well, may be overwritten.
+    With `scratch` the result is in its memory, and a block that is there too may be overwritten.
     """
-    if _is_norm(plan, name):
-        return _norm(plan, name, block, maps)
-    if partners is None:
-        kept = select(block, _positions(maps), spare)
+    dims = tensor_map.dims
+    if tensor_map.norm is not None:
+        kept = _norm_weight(block, tensor_map.norm, dims, tensor_map.shape)
+    elif tensor_map.merged is None:
+        kept = _multiplied(select(block, _indices(dims), scratch), dims[1:])
     else:
-        own, others = (select(block, (rows, *_positions(maps[1:]))) for rows in (maps[0], partners))
-        kept = plan.add_residual(own, others)
-    return plan.correct(name, _multiplied(kept, maps[1:]))
+        kept = _multiplied(_merged(block, dims, tensor_map.merged), dims[1:])
+    return _rescaled(kept, tensor_map.rescale)
 
 
-def _norm(plan: PrunePlan, name: str, weight_R: Tensor, maps: Sequence[DimMap]) -> Tensor:
-    """Selected, or 1 where it is folded into its readers; then set right for a mean over fewer channels.
-
-    In another basis, one that is not folded multiplies each direction by q^T diag(weight) q.
-    """
-    repair, offset = plan.repair, plan.parent.family.norm_offset
-    if name in repair.gain_D:
-        weight_R = weight_R.new_full((plan.child.sizes["hidden"],), 1 - offset)
-    elif repair.basis_DK is not None and not repair.has_solved(name):
-        gain_K = (weight_R.float() + offset) @ repair.basis_DK.to(weight_R.device).square()
+def _norm_weight(weight_R: Tensor, norm: NormMap, dims: Sequence[DimMap], shape: Sequence[int]) -> Tensor:
+    """Stored weight of a norm, [K]: gain less offset."""
+    offset = norm.offset
+    if norm.is_folded:
+        weight_R = weight_R.new_full(tuple(shape), 1 - offset)
+    elif norm.basis_DK is not None:
+        # diag(Q^T diag(gain) Q): in another basis a norm can keep only the diagonal of its gain.
+        gain_K = (weight_R.float() + offset) @ norm.basis_DK.to(weight_R.device).square()
         weight_R = (gain_K - offset).to(weight_R.dtype)
     else:
-        weight_R = select(weight_R, maps)
-    if name in repair.scales:
-        weight_R = ((weight_R.float() + offset) * repair.scales[name] - offset).to(weight_R.dtype)
-    return plan.correct(name, weight_R)
+        weight_R = select(weight_R, dims)
+    if norm.scale is not None:
+        weight_R = ((weight_R.float() + offset) * norm.scale - offset).to(weight_R.dtype)
+    return weight_R
 
 
-def _is_norm(plan: PrunePlan, name: str) -> bool:
-    """Whether it is a norm whose readers are known."""
-    return plan.parent.family.match(name).template in plan.parent.family.links
+def _merged(block: Tensor, dims: Sequence[DimMap], merged: MergedRows) -> Tensor:
+    """Kept rows, each with its share of the pruned row that is merged into it."""
+    rows, others = (select(block, (index, *_indices(dims[1:]))) for index in (dims[0], merged.other_K))
+    own, other = (tensor.to(torch.promote_types(rows.dtype, torch.float32)) for tensor in (rows, others))
+    return (own + merged.factor * (own - other)).to(rows.dtype)
+
+
+def _rescaled(block: Tensor, rescale: Rescale | None) -> Tensor:
+    if rescale is None:
+        return block
+    exact = block.to(torch.promote_types(block.dtype, torch.float32))
+    return ((exact + rescale.offset) * rescale.factor - rescale.offset).to(block.dtype)
 
 
 def _multiplied(block: Tensor, others: Sequence[DimMap]) -> Tensor:
-    """A block whose dims after the first have been selected from, turned in those that are multiplied."""
+    """A block whose dims after the first have been selected from, multiplied by the directions of its last dim."""
     for dim, kept in enumerate(others, start=1):
-        if kept is not None and _is_matrix(kept):
+        if kept is not None and is_matrix(kept):
             assert dim == block.ndim - 1, "only the last dim reads directions"
             block = (block.float() @ kept.to(block.device)).to(block.dtype)
     return block
 
 
-def _positions(maps: Sequence[DimMap]) -> list[Tensor | None]:
-    return [None if _is_matrix(kept) else kept for kept in maps]
+def _indices(dims: Sequence[DimMap]) -> list[Tensor | None]:
+    """Index of each dim; None where the dim is whole or will be multiplied."""
+    return [None if is_matrix(kept) else kept for kept in dims]
 
 
-def _is_matrix(kept: DimMap) -> bool:
-    return kept is not None and kept.is_floating_point()
+# Selecting bits -----------------------------------------------------------------------------------------------------
+
+
+def select(block: Tensor, indices: Sequence[Tensor | None], scratch: ScratchBuffers | None = None) -> Tensor:
+    """The entries at these positions of each dim; None keeps the whole dim. Bits are moved, no number is changed.
+
+    With `scratch` the result is in its memory, and a block that is there too may be overwritten.
+    """
+    bits = block.view(INTEGERS[block.itemsize])
+    for dim, index in enumerate(indices):
+        if index is not None:
+            bits = _take(bits, dim, index.to(block.device), scratch)
+    return bits.view(block.dtype)
+
+
+def _take(bits: Tensor, dim: int, index: Tensor, scratch: ScratchBuffers | None) -> Tensor:
+    shape = [index.numel() if d == dim else size for d, size in enumerate(bits.shape)]
+    out = None
+    if scratch:
+        out = scratch.take(math.prod(shape) * bits.itemsize).view(bits.dtype).view(shape)
+    if dim == 0:  # whole rows
+        return torch.index_select(bits, 0, index, out=out)
+    # An expanded index takes no memory, and gather with it is three times as fast as `index_select` along columns.
+    along = index.view([-1 if d == dim else 1 for d in range(bits.ndim)])
+    return torch.gather(bits, dim, along.expand(shape), out=out)
+
+
+def is_finite(block: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    if not block.is_floating_point():
+        return True
+    numbers = block.float() if block.itemsize == 1 else block
+    # A finite sum implies finite entries and is 10x faster to compute; the fallback is for sums that overflow.
+    return math.isfinite(numbers.sum()) or bool(numbers.isfinite().all())
+
+
+def check_finite(name: str, block: Tensor) -> None:
+    """Raise CheckpointError if a weight of the parent is NaN or infinite."""
+    if not is_finite(block):
+        raise CheckpointError(f"tensor {name!r} holds NaN or infinity: the checkpoint is damaged; download it again")

@@ -1,7 +1,6 @@
-"""Apply a plan to a checkpoint, one block of one tensor at a time."""
+"""Write a child's checkpoint from its parent's, one block of one tensor at a time. Knows bytes and rows, no axes."""
 
 import itertools
-import math
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -17,141 +16,130 @@ from minitron_cli.checkpoint.reader import Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint, size_on_disk
 from minitron_cli.errors import CheckpointError
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.prune.scratch_buffers import ScratchBuffers, check_finite, is_finite
-from minitron_cli.prune.slicing import DimMap, cut_block, cut_tensor, kept_size, maps, mixes_rows
+from minitron_cli.prune.slicing import ScratchBuffers, check_finite, is_finite, prune_rows, prune_tensor
+from minitron_cli.prune.tensor_map import TensorMap
 
 BLOCK_BYTES = 2 << 20  # smaller ones leave more of the time to Python, larger ones are twice in memory for each worker
 MAX_WORKERS = 4
 
 
-def surviving(plan: PrunePlan, names: Iterable[str]) -> dict[str, str]:
-    """Child's tensor name -> parent's, in the parent's order. Buffers and a stored copy of a tied head go."""
-    stored = plan.parent.tensors()
-    pairs = ((plan.child_name(name), name) for name in names if name in stored)
-    return {child: name for child, name in pairs if child is not None}
-
-
 def prune_in_memory(plan: PrunePlan, names: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-    """The child's tensors; `read` gives the parent's, and only those that survive are read."""
-    solved = plan.repair.solved
-    reads = {name: solved.read if solved and name in solved.tensors else read for name in names}
-    return {new: cut_tensor(plan, name, [(0, reads[name](name))]) for new, name in surviving(plan, names).items()}
+    """The child's tensors by their names; `read` returns the parent's, and only those that survive are read."""
+    child = {}
+    for name, source in plan.sources(names).items():
+        tensor_map = TensorMap.of(plan, source)
+        whole = (tensor_map.fitted.read if tensor_map.fitted else read)(source)
+        child[name] = prune_tensor(tensor_map, [(0, whole)])
+    return child
 
 
 def write_child(
     checkpoint: Checkpoint, plan: PrunePlan, directory: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write the child's weights into a fresh directory. Memory does not grow with the model.
+    """Write the child's weights into an empty directory. Memory does not grow with the model.
 
-    Shapes are computed from the table first, so every byte has its place before a tensor is read, and a few threads
-    read, cut and write pieces in any order.
+    Names and shapes follow from the plan, so the headers are written first and every byte has its place before a tensor
+    is read. Then a few threads read, prune and write pieces of tensors in any order.
     """
     check_ties(checkpoint, plan)
-    origin = surviving(plan, checkpoint.tensors)
-    specs = _specs(checkpoint, plan, origin)
-    pieces = (piece for new, old in origin.items() for piece in _pieces(checkpoint, plan, old, new))
+    sources = plan.sources(checkpoint.tensors)
+    specs = _specs(checkpoint, plan, sources)
+    pieces = (piece for source in sources.values() for piece in _pieces(checkpoint, TensorMap.of(plan, source)))
     total = sum(spec.size_bytes for spec in specs.values())
     with (
-        progress.track("trim", total, "bytes") as step,
+        progress.track("prune", total, "bytes") as step,
         blank_checkpoint(directory, specs, max_shard_bytes) as child,
     ):
-        spare = ScratchBuffers()
+        scratch = ScratchBuffers()
 
         def write(piece: Piece) -> int:
-            cut = _cut(_source(checkpoint, plan, piece.name), plan, piece, spare)
-            child.write_at(piece.child, piece.offset, cut)
-            return cut.nbytes
+            pruned = _pruned(checkpoint, piece, scratch)
+            child.write_at(piece.tensor_map.name, piece.offset, pruned)
+            return pruned.nbytes
 
         _in_threads(write, pieces, step)
 
 
 def forecast(checkpoint: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
-    """What a cut would write, from headers alone."""
-    origin = surviving(plan, checkpoint.tensors)
+    """Sizes of the child that a plan would write, from headers alone."""
+    sources = plan.sources(checkpoint.tensors)
     return {
         "sizes": dict(plan.child.sizes),
         "parameters": plan.child.parameters(),
-        "weights_bytes": size_on_disk(_specs(checkpoint, plan, origin)),
-        "tensors": len(origin),
-        "tensors_dropped": len(checkpoint.tensors) - len(origin),
+        "weights_bytes": size_on_disk(_specs(checkpoint, plan, sources)),
+        "tensors": len(sources),
+        "tensors_dropped": len(checkpoint.tensors) - len(sources),
     }
 
 
-def _specs(checkpoint: Checkpoint, plan: PrunePlan, origin: Mapping[str, str]) -> dict[str, TensorSpec]:
+def _specs(checkpoint: Checkpoint, plan: PrunePlan, sources: Mapping[str, str]) -> dict[str, TensorSpec]:
     shapes = plan.child.tensors()
-    return {new: TensorSpec(shapes[new], checkpoint.tensors[old].torch_dtype) for new, old in origin.items()}
+    return {name: TensorSpec(shapes[name], checkpoint.tensors[old].torch_dtype) for name, old in sources.items()}
 
 
-def _source(checkpoint: Checkpoint, plan: PrunePlan, name: str) -> Checkpoint:
-    """Where a tensor's numbers come from: the parent, or what was solved for."""
-    solved = plan.repair.solved
-    return solved if solved and name in solved.tensors else checkpoint
+class Piece(NamedTuple):
+    """Neighboring rows of one tensor, which are read at once, and where the child's part of them goes."""
+
+    tensor_map: TensorMap
+    """Map of these rows: positions count from `start`."""
+    start: int
+    stop: int
+    offset: int = 0
+    """Bytes from the beginning of the child's tensor."""
 
 
-def _cut(source: Checkpoint, plan: PrunePlan, piece: "Piece", spare: ScratchBuffers) -> Tensor:
-    if mixes_rows(piece.maps):
-        return cut_tensor(plan, piece.name, _checked(source, piece.name))
-    block = source.read_rows(piece.name, piece.start, piece.stop, spare.take)
-    cut = cut_block(plan, piece.name, block, piece.maps, spare, piece.partners)
-    if not is_finite(cut):  # is it the parent? The block has been overwritten
-        check_finite(piece.name, source.read_rows(piece.name, piece.start, piece.stop))
-    return cut
+def _pruned(parent: Checkpoint, piece: Piece, scratch: ScratchBuffers) -> Tensor:
+    """The child's part of a piece. CheckpointError if the parent's weights are not finite."""
+    tensor_map, name = piece.tensor_map, piece.tensor_map.source
+    checkpoint = tensor_map.fitted or parent
+    if tensor_map.mixes_rows:
+        return prune_tensor(tensor_map, _checked(checkpoint, name))
+    block = checkpoint.read_rows(name, piece.start, piece.stop, scratch.take)
+    pruned = prune_rows(tensor_map, block, scratch)
+    if not is_finite(pruned):
+        # Either the parent is damaged or a sum overflowed. The block has been overwritten, so it is read again.
+        check_finite(name, checkpoint.read_rows(name, piece.start, piece.stop))
+    return pruned
 
 
-def _checked(source: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
-    for start, block in blocks(source, name, BLOCK_BYTES):
+def _checked(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
+    for start, block in blocks(checkpoint, name, BLOCK_BYTES):
         check_finite(name, block)
         yield start, block
 
 
-class Piece(NamedTuple):
-    """Neighbouring rows of one tensor, which are read at once, and where their survivors go."""
+def _pieces(parent: Checkpoint, tensor_map: TensorMap) -> Iterator[Piece]:
+    """Pieces of a tensor, each of at most a block, or of one row if that is more.
 
-    name: str
-    child: str
-    start: int
-    stop: int
-    maps: tuple[DimMap, ...]
-    """As `cut_block` takes them: positions of rows count from `start`."""
-    offset: int
-    """Bytes from the beginning of the child's tensor."""
-    partners: Tensor | None = None
-    """The rows that survivors take from, counted in the same way."""
+    Pruned rows before and after the kept ones of a piece are not read. A piece whose rows have others merged into them
+    reaches to these: to the end of their group of heads. A tensor whose rows are mixed is one piece.
+    """
+    info = (tensor_map.fitted or parent).tensors[tensor_map.source]
+    if tensor_map.mixes_rows:
+        yield Piece(tensor_map, 0, info.shape[0])
+        return
+    row_bytes = info.torch_dtype.itemsize * tensor_map.row_elements
+    step = max(1, BLOCK_BYTES * info.shape[0] // max(1, info.size_bytes))
+    merged = None if tensor_map.merged is None else tensor_map.merged.other_K
+    for span in _spans(tensor_map.dims[0], merged, info.shape[0], step):
+        yield Piece(tensor_map.of_rows(span.rows, span.merged), span.start, span.stop, span.before * row_bytes)
 
 
 class Span(NamedTuple):
-    """Neighbouring rows, some of which survive."""
+    """Neighboring rows, some of which survive."""
 
     start: int
     stop: int
     before: int
-    """How many survivors come earlier."""
+    """Number of survivors before these rows."""
     rows: Tensor | None
-    """Those among these rows, counted from `start`; None if all survive."""
-    partners: Tensor | None = None
+    """Survivors among these rows, counted from `start`; None if all survive."""
+    merged: Tensor | None = None
+    """Rows that are merged into the survivors, counted from `start`."""
 
 
-def _pieces(checkpoint: Checkpoint, plan: PrunePlan, name: str, child: str) -> Iterator[Piece]:
-    """A tensor in pieces of at most a block, or a row if that is more. Rows before, between and after are not read.
-
-    A piece whose rows take from partners reaches to these: to the end of their group of heads. There is one for all of
-    the tensor where every row takes from all.
-    """
-    info = _source(checkpoint, plan, name).tensors[name]
-    rows, *others = maps(plan, name)
-    if mixes_rows((rows, *others)):
-        yield Piece(name, child, 0, info.shape[0], (rows, *others), 0)
-        return
-    size_bytes = max(1, info.size_bytes)
-    kept_bytes = info.torch_dtype.itemsize * math.prod(map(kept_size, others, info.shape[1:]))
-    step = max(1, BLOCK_BYTES * info.shape[0] // size_bytes)
-    for span in _spans(rows, plan.partner_rows(name), info.shape[0], step):
-        places = (span.rows, *others)
-        yield Piece(name, child, span.start, span.stop, places, span.before * kept_bytes, span.partners)
-
-
-def _spans(rows: Tensor | None, partners: Tensor | None, count: int, step: int) -> Iterator[Span]:
-    """Of each `step` rows, from the first survivor or partner to the last: nothing else need be read."""
+def _spans(rows: Tensor | None, merged: Tensor | None, count: int, step: int) -> Iterator[Span]:
+    """Of each `step` of `count` rows, those from the first row that is needed to the last."""
     edges = range(0, count + step, step)
     if rows is None:
         yield from (Span(start, min(start + step, count), start, None) for start in edges[:-1])
@@ -162,16 +150,16 @@ def _spans(rows: Tensor | None, partners: Tensor | None, count: int, step: int) 
         if first == last:
             continue
         start, end = places[first], places[last - 1]
-        if partners is None:
+        if merged is None:
             yield Span(start, end + 1, first, rows[first:last] - start)
             continue
-        others = partners[first:last]
+        others = merged[first:last]
         start, end = min(start, int(others.min())), max(end, int(others.max()))
         yield Span(start, end + 1, first, rows[first:last] - start, others - start)
 
 
 def _in_threads(work: Callable[[Piece], int], pieces: Generator[Piece, None, None], step: progress.Step) -> None:
-    """Do the work with a few threads, and step by what each piece returns. The first error, or a stop, ends it."""
+    """Do the work on all pieces with a few threads, and step by what each returns. An error or a stop ends it."""
     threads = torch.get_num_threads()
     workers = min(threads, MAX_WORKERS)
     one_at_a_time = threading.Lock()
@@ -206,7 +194,7 @@ def _in_threads(work: Callable[[Piece], int], pieces: Generator[Piece, None, Non
 
 
 def check_ties(checkpoint: Checkpoint, plan: PrunePlan) -> None:
-    """A tied checkpoint that stores its head as well must store the same numbers. CheckpointError if not."""
+    """Raise CheckpointError if a tied checkpoint also stores a head, with other numbers than the embedding."""
     stored = plan.parent.tensors()
     for copy, original in plan.parent.family.tied.items():
         if copy in stored or copy not in checkpoint.tensors:

@@ -1,6 +1,6 @@
-"""What is done to a cut's tensors beside selecting entries."""
+"""Repairs of a pruned model, as a plan carries them: everything that is done to weights besides selecting entries."""
 
-# D hidden, K kept channels or directions
+# D hidden of the parent, K kept channels or directions
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,44 +13,45 @@ from minitron_cli.model.shape import Shape
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """All of it by the parent's tensor names. With nothing in it, the cut is a plain one."""
+    """Changes to the child's weights. Mappings and checkpoints go by the parent's tensor names; empty: none."""
 
     basis_DK: Tensor | None = None
-    """The residual stream is cut to these directions, orthonormal and fp32, instead of to channels."""
+    """Directions of the residual stream that are kept instead of channels: orthonormal columns, fp32."""
     channels_DK: Tensor | None = None
-    """Unit vectors of the channels that are kept, where norms are folded and there is no basis."""
+    """Unit vectors of the kept channels, for norms that are folded while channels are kept."""
     gain_D: Mapping[str, Tensor] = field(default_factory=dict)
-    """Norm -> what it multiplies by, where that goes into the matrices that read the norm; 1 is left of it."""
-    readings: Checkpoint | None = None
-    """Norm of `gain_D` -> [D, K], fp32: what it gave, out of what it gives when 1 is left of it."""
+    """Gain of each norm that is folded into its readers; the norm's own gain becomes 1."""
+    folded_readout: Checkpoint | None = None
+    """Folded norm -> fitted readout [D, K], fp32: maps the child's norm output, without a gain, to the parent's."""
     scales: Mapping[str, float] = field(default_factory=dict)
-    """Norm -> what its output is multiplied by."""
-    solved: Checkpoint | None = None
-    """Tensors that were solved for, as the child stores them."""
+    """Norm -> factor of its output."""
+    fitted: Checkpoint | None = None
+    """Tensors that were fitted to calibration text, with the child's shapes and dtypes."""
 
-    def reading(self, norm: str) -> Tensor | None:
-        """[D, K]: what a matrix that reads a norm is multiplied by; None where the norm is not folded into it."""
+    def readout_DK(self, norm: str) -> Tensor | None:
+        """Matrix that maps a norm's readers to the child's hidden dim; None where the norm is not folded into them."""
         if norm not in self.gain_D:
             return None
-        if self.readings and norm in self.readings.tensors:
-            return self.readings.read(norm)
+        if self.folded_readout is not None and norm in self.folded_readout.tensors:
+            return self.folded_readout.read(norm)
         return self.gain_D[norm][:, None] * self.kept_DK
 
     @property
     def kept_DK(self) -> Tensor:
-        """What is left of the residual stream, orthonormal."""
+        """Kept part of the residual stream as orthonormal columns."""
         kept_DK = self.channels_DK if self.basis_DK is None else self.basis_DK
         assert kept_DK is not None
         return kept_DK
 
-    def has_solved(self, name: str) -> bool:
-        return self.solved is not None and name in self.solved.tensors
+    def has_fitted(self, name: str) -> bool:
+        """Whether a tensor was fitted, so that nothing of it is taken from the parent."""
+        return self.fitted is not None and name in self.fitted.tensors
 
 
-PLAIN = Repair()
+NO_REPAIR = Repair()
 
 
-def gains(shape: Shape, norms: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-    """Norm -> what it multiplies by, fp32, for templates of norms; `read` gives the parent's tensors."""
+def norm_gains(shape: Shape, norms: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """Gain [D] of every norm of these templates, fp32 on the CPU; `read` returns a tensor of the parent."""
     offset = shape.family.norm_offset
     return {name: read(name).float().cpu() + offset for template in norms for name in shape.names(template)}

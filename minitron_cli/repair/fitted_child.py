@@ -1,6 +1,6 @@
-"""A child that is solved for part by part: what it is so far, and what each solution makes of it."""
+"""A child whose weights are fitted one after the other: its plan so far, and how each fit changes it."""
 
-# B batch, T token, D hidden of the parent, K of the child, I input, O output
+# B batch, T token, D hidden of the parent, K of the child, I input, O output, R token of any sample
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -11,38 +11,37 @@ from torch import Tensor
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.model.residual_stream import foldable
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.prune.stream import prune_in_memory, surviving
-from minitron_cli.prune.transform import Repair, gains
-from minitron_cli.repair.gram import Evidence
-from minitron_cli.repair.least_squares import gains as fitted_gains
-from minitron_cli.repair.least_squares import solve
-from minitron_cli.repair.store import Store
+from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.prune.transform import Repair, norm_gains
+from minitron_cli.repair.gram import SplitGramPair
+from minitron_cli.repair.least_squares import channel_gains, solve
+from minitron_cli.repair.store import RepairStore
 
-READINGS, SOLVED = "reading", "solved"
+READOUT, FITTED = "readout", "fitted"  # kinds of tensors in the store
 
 
 class FittedChild:
-    """Solutions go to the store; `plan` is the cut with all that are there."""
+    """The `ChildUnderRepair` of a layer-by-layer fit. Fits go to the store; `plan` has all that are there."""
 
-    def __init__(self, plan: PrunePlan, checkpoint: Checkpoint, store: Store) -> None:
+    def __init__(self, plan: PrunePlan, checkpoint: Checkpoint, store: RepairStore) -> None:
         folded = foldable(plan.parent) if plan.parent.family.norm == "rms" else ()
         channels_DK = None if plan.repair.basis_DK is not None else _unit_vectors(plan)
-        self._start = plan.repaired(
-            Repair(plan.repair.basis_DK, channels_DK, gains(plan.parent, folded, checkpoint.read))
-        )
+        gain_D = norm_gains(plan.parent, folded, checkpoint.read)
+        self._start = plan.repaired(Repair(plan.repair.basis_DK, channels_DK, gain_D))
         self._checkpoint, self._store = checkpoint, store
-        self._parents = surviving(plan, checkpoint.tensors)
-        self._children = {parent: child for child, parent in self._parents.items()}
+        self._sources = plan.sources(checkpoint.tensors)
+        self._children = {source: child for child, source in self._sources.items()}
 
     @property
     def plan(self) -> PrunePlan:
-        readings, solved = (self._store.tensors(kind) for kind in (READINGS, SOLVED))
-        return replace(self._start, repair=replace(self._start.repair, readings=readings, solved=solved))
+        """The plan with everything that has been fitted so far."""
+        readout, fitted = (self._store.tensors(kind) for kind in (READOUT, FITTED))
+        return replace(self._start, repair=replace(self._start.repair, folded_readout=readout, fitted=fitted))
 
     def read(self, name: str) -> Tensor:
-        return self._cut(self.plan, self._parents[name])
+        return self._pruned(self.plan, self._sources[name])
 
-    def kept(self, x_BTD: Tensor) -> Tensor:
+    def kept_stream(self, x_BTD: Tensor) -> Tensor:
         repair = self._start.repair
         if repair.basis_DK is not None:
             return x_BTD.float() @ repair.basis_DK.to(x_BTD.device)
@@ -50,45 +49,45 @@ class FittedChild:
         return x_BTD if channels is None else x_BTD[..., channels.to(x_BTD.device)]
 
     def kept_inputs(self, name: str, inputs_RI: Tensor) -> Tensor:
-        """What is left of what a matrix of the parent reads."""
         kept = self._start.indices(name)[-1]
         return inputs_RI if kept is None else inputs_RI[:, kept.to(inputs_RI.device)]
 
-    def is_cut(self, name: str) -> bool:
-        """Whether the child has a tensor, and less of what it reads."""
+    def has_pruned_inputs(self, name: str) -> bool:
         return name in self._children and self._start.indices(name)[-1] is not None
 
     def is_folded(self, norm: str) -> bool:
         return norm in self._start.repair.gain_D
 
-    def solve_norm(self, norm: str, evidence: Evidence) -> Collection[str]:
+    def fit_norm(self, norm: str, sums: SplitGramPair) -> Collection[str]:
         repair = self._start.repair
         start_DK = repair.gain_D[norm][:, None] * repair.kept_DK
-        self._store.put(READINGS, norm, solve(start_DK, evidence).cpu())
+        self._store.put(READOUT, norm, solve(start_DK, sums).cpu())
         return self._readers(norm)
 
-    def solve_writer(self, name: str, evidence: Evidence) -> Collection[str]:
-        start_OI = self._cut(self._start, name)
-        self._store.put(SOLVED, name, solve(start_OI, evidence).to("cpu", start_OI.dtype))
+    def fit_writer(self, name: str, sums: SplitGramPair) -> Collection[str]:
+        start_OI = self._pruned(self._start, name)
+        self._store.put(FITTED, name, solve(start_OI, sums).to("cpu", start_OI.dtype))
         return {self._children[name]}
 
-    def solve_gain(self, norm: str, evidence: Evidence) -> None:
-        offset, weight_K = self._start.parent.family.norm_offset, self._cut(self._start, norm)
-        gain_K = (weight_K.float() + offset) * fitted_gains(evidence).cpu()
-        self._store.put(SOLVED, norm, (gain_K - offset).to(weight_K.dtype))
+    def fit_gain(self, norm: str, sums: SplitGramPair) -> None:
+        offset, weight_K = self._start.parent.family.norm_offset, self._pruned(self._start, norm)
+        gain_K = (weight_K.float() + offset) * channel_gains(sums).cpu()
+        self._store.put(FITTED, norm, (gain_K - offset).to(weight_K.dtype))
 
-    def _cut(self, plan: PrunePlan, name: str) -> Tensor:
-        (tensor,) = prune_in_memory(plan, [name], self._checkpoint.read).values()
+    def _pruned(self, plan: PrunePlan, source: str) -> Tensor:
+        (tensor,) = prune_in_memory(plan, [source], self._checkpoint.read).values()
         return tensor
 
     def _readers(self, norm: str) -> Collection[str]:
+        """Child's names of the matrices that read a norm of the parent."""
         family = self._start.parent.family
         of_norm = family.match(norm)
         readers = family.links[of_norm.template]
-        matches = ((child, family.match(name)) for child, name in self._parents.items())
+        matches = ((child, family.match(source)) for child, source in self._sources.items())
         return {c for c, found in matches if found.template in readers and of_norm.at.items() <= found.at.items()}
 
 
 def _unit_vectors(plan: PrunePlan) -> Tensor:
+    """Kept channels as columns [D, K]."""
     channels, unit_DD = plan.at("hidden"), torch.eye(plan.parent.sizes["hidden"])
     return unit_DD if channels is None else unit_DD[:, channels]

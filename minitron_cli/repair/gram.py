@@ -1,6 +1,6 @@
-"""Second moments over calibration tokens: of the inputs of one norm, or of what one matrix reads and should give."""
+"""Sums of outer products over calibration tokens: what a least-squares fit and a rotation are computed from."""
 
-# B sample, T token, D hidden, I input, O output
+# B sample, T token, D hidden, I input, O output, J some of the outputs, R token of any sample
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,77 +8,83 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HELD_OUT = 4  # of so many samples, one is left out to judge by
+HELD_OUT = 4  # one sample of this many is held out of a fit, to choose its ridge by
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """Sums of a a^T and t a^T of inputs a and the outputs t that are wanted, fp32."""
+class GramPair:
+    """G = sum of a a^T and T = sum of t a^T over inputs a and wanted outputs t, fp32."""
 
     inputs_II: Tensor
     outputs_OI: Tensor
 
     def add_(self, inputs_TI: Tensor, outputs_TO: Tensor) -> None:
+        """Add tokens."""
         self.inputs_II.addmm_(inputs_TI.T, inputs_TI)
         self.outputs_OI.addmm_(outputs_TO.T, inputs_TI)
 
-    def of(self, outputs_J: Tensor) -> "Pairs":
-        """Of some outputs."""
-        return Pairs(self.inputs_II, self.outputs_OI[outputs_J])
+    def of_outputs(self, outputs_J: Tensor) -> "GramPair":
+        """The same sums for some of the outputs, given by index."""
+        return GramPair(self.inputs_II, self.outputs_OI[outputs_J])
 
-    def __add__(self, other: "Pairs") -> "Pairs":
-        return Pairs(self.inputs_II + other.inputs_II, self.outputs_OI + other.outputs_OI)
+    def __add__(self, other: "GramPair") -> "GramPair":
+        return GramPair(self.inputs_II + other.inputs_II, self.outputs_OI + other.outputs_OI)
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """Pairs in two parts: one to solve with and one to judge by."""
+class SplitGramPair:
+    """Sums over the samples to fit on, and over those that are held out to choose the ridge by."""
 
-    fit: Pairs
-    held: Pairs
+    fit: GramPair
+    held_out: GramPair
 
     @classmethod
-    def empty(cls, outputs: int, inputs: int, device: torch.device) -> "Evidence":
+    def empty(cls, outputs: int, inputs: int, device: torch.device) -> "SplitGramPair":
+        """Zeros for these numbers of outputs and inputs."""
+
         def zeros(rows: int) -> Tensor:
             return torch.zeros(rows, inputs, device=device)
 
-        return cls(Pairs(zeros(inputs), zeros(outputs)), Pairs(zeros(inputs), zeros(outputs)))
+        return cls(GramPair(zeros(inputs), zeros(outputs)), GramPair(zeros(inputs), zeros(outputs)))
 
     def add_(self, inputs_RI: Tensor, outputs_RO: Tensor, samples_R: Tensor) -> None:
-        """Add tokens of any samples, by their numbers."""
-        is_held_R = samples_R % HELD_OUT == HELD_OUT - 1
-        for part, of_part_R in ((self.fit, ~is_held_R), (self.held, is_held_R)):
+        """Add tokens of any samples; `samples_R` numbers the sample of each."""
+        is_held_out_R = samples_R % HELD_OUT == HELD_OUT - 1
+        for part, of_part_R in ((self.fit, ~is_held_out_R), (self.held_out, is_held_out_R)):
             part.add_(inputs_RI[of_part_R].float(), outputs_RO[of_part_R].float())
 
     @classmethod
-    def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "Evidence":
-        """Of batches of inputs [B, T, I] and outputs [B, T, O]. Sample by sample: batch sizes leave no trace."""
-        evidence, samples = None, 0
+    def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "SplitGramPair":
+        """Sums over batches of (inputs [B, T, I], outputs [B, T, O])."""
+        sums, samples = None, 0
         for inputs_BTI, outputs_BTO in batches:
-            if evidence is None:
-                evidence = cls.empty(outputs_BTO.shape[-1], inputs_BTI.shape[-1], inputs_BTI.device)
+            if sums is None:
+                sums = cls.empty(outputs_BTO.shape[-1], inputs_BTI.shape[-1], inputs_BTI.device)
             outputs_BTO = outputs_BTO.to(inputs_BTI.device).float()
+            # Sample by sample, so that the order of the sums, and with it their rounding, is that of any batch size.
             for inputs_TI, outputs_TO in zip(inputs_BTI.float(), outputs_BTO, strict=True):
                 samples += 1
-                (evidence.fit if samples % HELD_OUT else evidence.held).add_(inputs_TI, outputs_TO)
-        assert evidence is not None
-        return evidence
+                (sums.fit if samples % HELD_OUT else sums.held_out).add_(inputs_TI, outputs_TO)
+        assert sums is not None
+        return sums
 
 
 @dataclass(eq=False)
 class NormMoments:
-    """Of a norm's inputs, each token's divided by its mean square; fp32."""
+    """Sum of x x^T / mean(x^2) over the inputs x of one norm, fp32."""
 
     sum_DD: Tensor
     tokens: int = 0
 
     @classmethod
     def empty(cls, size: int, device: torch.device) -> "NormMoments":
+        """Zeros for a norm over `size` channels."""
         return cls(torch.zeros(size, size, device=device))
 
     def add_(self, x_BTD: Tensor) -> None:
+        """Add a batch of inputs."""
         for x_TD in x_BTD.float():
-            # a token of zeros stays zero
+            # The clamp keeps a token of zeros at zero.
             unit_TD = x_TD * x_TD.square().mean(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
             self.sum_DD.addmm_(unit_TD.T, unit_TD)
             self.tokens += len(unit_TD)

@@ -1,12 +1,12 @@
-"""A parent and its child side by side, one decoder layer at a time: what each part of the child gets, and should give.
+"""Fit a child to its parent layer by layer: both run side by side, and each part of the child is fitted in turn.
 
-The child's layer is solved for part by part, in the order in which it computes, on what the child has computed so far:
-an error that one part leaves is seen by the next, which makes up for it. Only one layer of each model is in memory, and
-the sums of one part.
+The parts of a layer are fitted in the order in which they compute, on what the child has computed so far: the error
+that one part leaves is in the input of the next, which compensates for it. Only one layer of each model is in memory,
+and the sums of one part. How a part is fitted is left to the `ChildUnderRepair`.
 """
 
-# B batch, T token, N token of any sample, R token routed to one expert, K expert of a token
-# D hidden of the parent, K of the child, I input of a part, O output, F neuron
+# B batch, T token, N token of any sample, R token routed to one expert
+# D hidden of the parent, K hidden of the child (in NK: expert of a token), I input of a part, O output, F neuron
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from minitron_cli.model.family import Family
 from minitron_cli.model.residual_stream import adds_as_it_is, blocks, expert_writer
 from minitron_cli.model.runtime_tensors import experts_module
 from minitron_cli.model.taps import layer_module
-from minitron_cli.repair.gram import Evidence
+from minitron_cli.repair.gram import SplitGramPair
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,91 +38,95 @@ if TYPE_CHECKING:
 
     from minitron_cli.data.batches import Batch
 
-STORES = 3  # of hidden states: the parent's, the child's, and what the child's parts should give
+STORES = 3  # that share the activation budget: the parent's and the child's hidden states, and wanted outputs
 
 
-class Fitted(Protocol):
-    """The child, as far as it is solved for. Tensors are called as in the parent, unless it says otherwise."""
+class ChildUnderRepair(Protocol):
+    """A child as far as it has been fitted. Tensors go by the parent's names unless a method says otherwise."""
 
     def read(self, name: str, /) -> Tensor:
-        """A tensor of the child, by the child's name."""
+        """Tensor of the child, by the child's name."""
         ...
 
-    def kept(self, x_BTD: Tensor, /) -> Tensor:
-        """What is left of the parent's stream, [B, T, K]."""
+    def kept_stream(self, x_BTD: Tensor, /) -> Tensor:
+        """Part of the parent's residual stream that the child keeps, [..., K]."""
         ...
 
     def kept_inputs(self, name: str, inputs_RI: Tensor, /) -> Tensor:
-        """What is left of what a matrix of the parent reads."""
+        """Inputs of a parent's matrix that the child keeps."""
         ...
 
-    def is_cut(self, name: str, /) -> bool:
-        """Whether the child has a matrix, and less of what it reads."""
+    def has_pruned_inputs(self, name: str, /) -> bool:
+        """Whether the child has a matrix, with fewer inputs than the parent's."""
         ...
 
     def is_folded(self, norm: str, /) -> bool:
-        """Whether a norm's weight is in its readers, which may make what they like of its output."""
+        """Whether a norm's gain is folded into its readers, which are then free to map its output."""
         ...
 
-    def solve_norm(self, norm: str, evidence: Evidence, /) -> Collection[str]:
-        """Let its readers make the parent's output out of the child's. The child's names of what has changed."""
+    def fit_norm(self, norm: str, sums: SplitGramPair, /) -> Collection[str]:
+        """Fit a folded norm's readout of the parent's output from the child's; the child's names of changed tensors."""
         ...
 
-    def solve_writer(self, name: str, evidence: Evidence, /) -> Collection[str]:
-        """Let a matrix make the wanted output out of the child's input. The child's names of what has changed."""
+    def fit_writer(self, name: str, sums: SplitGramPair, /) -> Collection[str]:
+        """Fit a matrix that writes to the stream to its wanted output; the child's names of changed tensors."""
         ...
 
-    def solve_gain(self, norm: str, evidence: Evidence, /) -> None:
-        """Give a norm that is not folded the weight that comes nearest to what is left of the parent's output."""
+    def fit_gain(self, norm: str, sums: SplitGramPair, /) -> None:
+        """Fit the weight of a norm that is not folded to the kept part of the parent's output."""
         ...
 
 
 @dataclass(frozen=True)
-class Models:
+class ParentAndChild:
+    """The two models of a fit."""
+
     parent: "PreTrainedModel"
     weights: Weights
+    """The parent's, in memory or on disk."""
     child: "PreTrainedModel"
-    """Without weights."""
+    """Modules without weights; these are read from the `ChildUnderRepair`."""
     family: Family
     layers: Sequence[int]
-    """Of the parent, that the child has."""
+    """Layers of the parent that the child has, ascending."""
 
     @property
     def parent_layers(self) -> int:
+        """Number of layers of the parent."""
         return self.family.axis_sizes(self.parent.config)["layer"]
 
 
 def fit_layerwise(
-    models: Models,
+    models: ParentAndChild,
     batches: "Sequence[Batch]",
-    fitted: Fitted,
+    under_repair: ChildUnderRepair,
     *,
     scratch: Path,
     activation_budget: int,
     resume: bool = True,
     save_every_s: float = 30,
 ) -> None:
-    """Solve for every part of the child. A killed pass goes on after the last layer it had saved, with the same bits.
+    """Fit every part of the child. A killed fit resumes after the last layer that it saved, with the same bits.
 
-    `fitted` may be told of a part twice, with the same numbers.
+    After a resume, `under_repair` may be asked to fit a part again, with the same sums. DataError without batches.
     """
     if not batches:
         raise NO_SAMPLES
     steps = len(batches) * (models.parent_layers + 5 * len(models.layers) + 4)
     with torch.inference_mode(), progress.track("fit layer by layer", steps, "batches") as step:
-        walk = _Walk(models, batches, fitted, scratch, activation_budget // STORES, step)
+        fit = LayerwiseFit(models, batches, under_repair, scratch, activation_budget // STORES, step)
         saved = SavedState(scratch / FILE, save_every_s)
-        done = walk.begin(saved.read() if resume else {})
+        done = fit.begin(saved.read() if resume else {})
         for place, layer in list(enumerate(models.layers))[done:]:
-            walk.through(layer, place)
+            fit.through(layer, place)
             if saved.is_due():
-                saved.write(walk.save() | {"layers": torch.tensor(place + 1)})
-                walk.forget()
-        walk.end()
+                saved.write(fit.save() | {"layers": torch.tensor(place + 1)})
+                fit.forget()
+        fit.end()
 
 
 class _Module(NamedTuple):
-    """A module of a layer by its name in the parent and in the child, where layers are renumbered."""
+    """Module of a layer, by its name in the parent and in the child, whose layers are renumbered."""
 
     parent: str
     child: str
@@ -136,42 +140,46 @@ class _Module(NamedTuple):
 
     @property
     def weight(self) -> str:
-        """In the parent."""
+        """Name of its weight in the parent."""
         return f"{self.parent}.weight"
 
 
 class _Part(NamedTuple):
-    """Half of a layer: a norm that is folded into its readers, and a matrix that writes to the stream."""
+    """Attention or MLP of a layer, as far as it is fitted."""
 
     norm: _Module | None
+    """Norm before it, where it is folded into its readers."""
     writer: _Module | None
+    """Matrix that writes to the residual stream."""
     before: _Module | None
-    """A norm that sees the stream as it is before the matrix's output is added to it."""
+    """Norm whose input is the stream before the writer's output is added; None if that goes through a norm first."""
 
 
-class _Walk:
+class LayerwiseFit:
+    """State of a fit between layers: the hidden states of both models on their way through."""
+
     def __init__(
         self,
-        models: Models,
+        models: ParentAndChild,
         batches: "Sequence[Batch]",
-        fitted: Fitted,
+        under_repair: ChildUnderRepair,
         scratch: Path,
         budget: int,
         step: progress.Step,
     ) -> None:
-        self._models, self._batches, self._fitted = models, batches, fitted
+        self._models, self._batches, self._under_repair = models, batches, under_repair
         self._parent_states, self._child_states, self._wanted = (
             _states(scratch / name, budget) for name in ("parent", "child", "wanted")
         )
         family = models.family
-        self._child_weights = StoredWeights(models.child, family, fitted.read, models.weights.device)
+        self._child_weights = StoredWeights(models.child, family, under_repair.read, models.weights.device)
         self._parent = LayerwiseRunner(models.parent, family, batches, models.weights, self._parent_states, step)
         self._child = LayerwiseRunner(models.child, family, batches, self._child_weights, self._child_states, step)
         self._multiplier = float(getattr(models.parent.config, family.residual_multiplier or "-", 1.0))
 
     def begin(self, found: Mapping[str, Tensor]) -> int:
-        """How many layers are done."""
-        self._wanted.saved()  # a killed pass left some
+        """Number of child layers that a saved state has done; without one, embed the tokens and start at 0."""
+        self._wanted.saved()  # drops what a killed fit left
         if "layers" not in found:
             self.forget()
             self._parent.embed()
@@ -182,30 +190,33 @@ class _Walk:
         return int(found["layers"])
 
     def save(self) -> dict[str, Tensor]:
+        """Hidden states of both models, to resume from."""
         return {"parent": self._parent_states.save(), "child": self._child_states.save()}
 
     def forget(self) -> None:
-        """What only earlier saves needed."""
+        """Drop the files that only earlier saves refer to."""
         self._parent_states.saved()
         self._child_states.saved()
 
     def through(self, layer: int, place: int) -> None:
-        """Take all batches past a layer of the parent, and past the child's once that is solved for."""
+        """Run all batches through a layer of the parent, fit the child's layer at `place`, and run them through it."""
         self._past_dropped(self._models.layers[place - 1] + 1 if place else 0, layer)
-        parts, experts = self._parts(layer, place), _Experts(self._models.family, layer, self._fitted)
-        self._parent.through(layer, [_Watch(parts, self._want), experts])
+        parts, experts = self._parts(layer, place), _ExpertSums(self._models.family, layer, self._under_repair)
+        self._parent.through(layer, [_PartObserver(parts, self._want), experts])
         with self._child.at(place):
-            while experts.evidence:
-                self._renew(place, self._fitted.solve_writer(*experts.evidence.popitem()))
+            while experts.sums:
+                self._renew(place, self._under_repair.fit_writer(*experts.sums.popitem()))
             for part in parts:
                 if part.norm:
-                    self._renew(place, self._fitted.solve_norm(part.norm.weight, self._of_norm(place, part.norm)))
+                    self._renew(place, self._under_repair.fit_norm(part.norm.weight, self._norm_sums(place, part.norm)))
                 if part.writer:
-                    self._renew(place, self._fitted.solve_writer(part.writer.weight, self._of_writer(place, part)))
+                    # The sums are not given a name, so that they are freed before those of the next part are made.
+                    changed = self._under_repair.fit_writer(part.writer.weight, self._writer_sums(place, part))
+                    self._renew(place, changed)
             self._child.past(place)
 
     def _past_dropped(self, start: int, stop: int) -> None:
-        """The parent's layers that the child has not: what they would have added is made up for like any error."""
+        """Run the parent alone through layers that the child lacks; the next part compensates for what they add."""
         for layer in range(start, stop):
             self._parent.through(layer, [])
 
@@ -213,36 +224,40 @@ class _Walk:
         family, parts = self._models.family, []
         for block in blocks(family):
             norm, writer = (_Module.of(template, layer, place) for template in block)
-            is_folded = norm is not None and self._fitted.is_folded(norm.weight)
+            is_folded = norm is not None and self._under_repair.is_folded(norm.weight)
             parts.append(_Part(norm if is_folded else None, writer, norm if adds_as_it_is(family) else None))
         return parts
 
     def _renew(self, place: int, changed: Collection[str]) -> None:
+        """Read again the changed weights of the child's layer that is in memory."""
         layer = layer_module(self._models.family).format(layer=place)
         self._child_weights.renew_(self._models.child.get_submodule(layer), changed)
 
     def _want(self, b: int, part: _Part, seen: Mapping[str, Seen]) -> None:
-        """Note what a part of the child should give: of a matrix, so that the stream after it is the parent's."""
+        """Store the wanted outputs of a part of the child, as the parent computed them for batch b.
+
+        What a writer adds is wanted together with the stream before it, so that the stream after it is the parent's.
+        """
         if part.norm:
             self._wanted.put(f"{b}.{part.norm.parent}", seen[part.norm.parent].outputs_BTO)
         if part.writer:
             bias = self._models.parent.get_submodule(part.writer.parent).bias
             wanted_BTD = seen[part.writer.parent].outputs_BTO.float() - (0 if bias is None else bias.float())
-            if part.before:
+            if part.before:  # the model multiplies what is added, so the stream is divided instead
                 wanted_BTD = wanted_BTD + seen[part.before.parent].inputs_BTI.float() / self._multiplier
-            self._wanted.put(f"{b}.{part.writer.parent}", self._fitted.kept(wanted_BTD))
+            self._wanted.put(f"{b}.{part.writer.parent}", self._under_repair.kept_stream(wanted_BTD))
 
-    def _of_norm(self, place: int, norm: _Module) -> Evidence:
-        return Evidence.of(
+    def _norm_sums(self, place: int, norm: _Module) -> SplitGramPair:
+        return SplitGramPair.of(
             (seen.outputs_BTO, self._wanted.take(f"{b}.{norm.parent}"))
             for b, (seen,) in enumerate(self._child.up_to(place, norm.child))
         )
 
-    def _of_writer(self, place: int, part: _Part) -> Evidence:
-        return Evidence.of(self._pairs(place, part))
+    def _writer_sums(self, place: int, part: _Part) -> SplitGramPair:
+        return SplitGramPair.of(self._pairs(place, part))
 
     def _pairs(self, place: int, part: _Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of a matrix, what it reads and what it should add to the stream that is there."""
+        """(input, wanted output) of a writer, batch by batch: the wanted stream less the stream that the child has."""
         before, writer = part.before, part.writer
         assert writer
         names = [module.child for module in (before, writer) if module]
@@ -253,28 +268,31 @@ class _Walk:
             yield seen.inputs_BTI, wanted_BTK
 
     def end(self) -> None:
-        """After the last layer: what the head reads."""
+        """Fit the final norm, whose output the LM head reads."""
         self._past_dropped(self._models.layers[-1] + 1, self._models.parent_layers)
         name = f"{final_norm(self._models.family)}.weight"
         if self._models.family.norm != "rms":
             return
-        is_folded = self._fitted.is_folded(name)
+        is_folded = self._under_repair.is_folded(name)
         with self._parent.at_end():
             for b, _, normed_BTD in self._parent.normed():
-                self._wanted.put(f"{b}", normed_BTD if is_folded else self._fitted.kept(normed_BTD))
+                self._wanted.put(f"{b}", normed_BTD if is_folded else self._under_repair.kept_stream(normed_BTD))
         with self._child.at_end():
-            evidence = Evidence.of((normed, self._wanted.take(f"{b}")) for b, _, normed in self._child.normed())
-        (self._fitted.solve_norm if is_folded else self._fitted.solve_gain)(name, evidence)
+            sums = SplitGramPair.of((normed, self._wanted.take(f"{b}")) for b, _, normed in self._child.normed())
+        (self._under_repair.fit_norm if is_folded else self._under_repair.fit_gain)(name, sums)
 
 
-class _Experts:
-    """What each expert of a layer of the parent reads and writes, of the tokens that the router sends it."""
+class _ExpertSums:
+    """Sums over the inputs and outputs of each expert of a parent's layer, on the tokens routed to it.
 
-    def __init__(self, family: Family, layer: int, fitted: Fitted) -> None:
-        self.evidence: dict[str, Evidence] = {}
-        """By names of the matrices that write."""
+    The parent's routing is used: which tokens an expert of the child will see changes with every part that is fitted.
+    """
+
+    def __init__(self, family: Family, layer: int, under_repair: ChildUnderRepair) -> None:
+        self.sums: dict[str, SplitGramPair] = {}
+        """By the names of the experts' output matrices."""
         self._module, self._writer = experts_module(family), expert_writer(family)
-        self._layer, self._fitted = layer, fitted
+        self._layer, self._under_repair = layer, under_repair
         self._samples = 0
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> list[TemporaryForward]:
@@ -294,13 +312,13 @@ class _Experts:
 
     def _see(self, module: Any, routed: Routed, samples_R: Tensor) -> None:
         name = (self._writer or "").format(layer=self._layer, expert=routed.expert)
-        if not self._fitted.is_cut(name):
+        if not self._under_repair.has_pruned_inputs(name):
             return
-        inputs_RI = self._fitted.kept_inputs(name, routed.neuron_RF)
-        outputs_RO = self._fitted.kept(linear(routed.neuron_RF, module.down_proj[routed.expert]))
-        if name not in self.evidence:
-            self.evidence[name] = Evidence.empty(outputs_RO.shape[1], inputs_RI.shape[1], inputs_RI.device)
-        self.evidence[name].add_(inputs_RI, outputs_RO, samples_R)
+        inputs_RI = self._under_repair.kept_inputs(name, routed.neuron_RF)
+        outputs_RO = self._under_repair.kept_stream(linear(routed.neuron_RF, module.down_proj[routed.expert]))
+        if name not in self.sums:
+            self.sums[name] = SplitGramPair.empty(outputs_RO.shape[1], inputs_RI.shape[1], inputs_RI.device)
+        self.sums[name].add_(inputs_RI, outputs_RO, samples_R)
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         self._samples += len(hidden_BTD)
@@ -311,8 +329,8 @@ def _states(directory: Path, budget: int) -> HiddenStates:
     return HiddenStates(directory, budget)
 
 
-class _Watch:
-    """Shows what the parts of a layer of the parent see, batch by batch."""
+class _PartObserver:
+    """Passes on the inputs and outputs of the parts of a parent's layer, batch by batch."""
 
     def __init__(self, parts: Sequence[_Part], show: Callable[[int, _Part, Mapping[str, Seen]], None]) -> None:
         self._parts, self._show = parts, show

@@ -1,13 +1,13 @@
-"""A norm over fewer channels, set right: its root mean square is taken over what is left of the residual stream.
+"""Rescale norms that run over fewer channels, so that their outputs have the size that they had in the parent.
 
-The parent divides by the root of mean(x^2) over all channels, the child by that over the kept ones, so the child's
-output is scaled by
+The parent divides by the root of mean(x^2) over all channels, the child by that over the kept ones. So the child's
+output is multiplied by
 
     s = sqrt( mean over tokens of  mean_kept(x^2) / mean(x^2) )
 
-which gives each norm's output the size it had. With moments M_n = sum x x^T / mean(x^2) of norm n over N tokens and
-kept directions Q [D, K] it is sqrt(tr(Q^T M_n Q) / (K N)); a kept channel is a unit vector. It undoes what a smaller
-norm does, not what it should do: sharper predictions can be worse ones, so s goes in with the strength that helps.
+With moments M_n = sum x x^T / mean(x^2) of norm n over N tokens and kept directions Q [D, K] (a kept channel is a unit
+vector) s is sqrt(tr(Q^T M_n Q) / (K N)). Restoring the size is not always better, because it sharpens predictions, and
+sharper ones can be worse: a power of s is chosen by the distance to the parent.
 """
 
 # D hidden, K kept
@@ -19,27 +19,30 @@ from torch import Tensor
 
 from minitron_cli.repair.gram import NormMoments
 
+Distance = Callable[[Mapping[str, float]], float]
+"""Distance of the child to the parent when the outputs of these norms are multiplied by these factors."""
+
 POWERS = (0.0, 0.5, 1.0)
-"""Of s, that are tried; 0 leaves the norm alone."""
+"""Powers of s that are tried; 0 leaves the norm as it is."""
 
 
 def scale(moments: NormMoments, kept: Tensor) -> float:
-    """s of one norm. `kept` is channel indices [K] or orthonormal directions [D, K]."""
+    """Factor s of one norm. `kept` is channel indices [K] or orthonormal directions [D, K]."""
     sum_DD, kept = moments.sum_DD, kept.to(moments.sum_DD.device)
     if kept.is_floating_point():
         energy, count = float(((sum_DD @ kept) * kept).double().sum()), kept.shape[1]
     else:
         energy, count = float(sum_DD.diagonal()[kept].double().sum()), len(kept)
-    return math.sqrt(energy / (count * moments.tokens)) if energy > 0 else 1.0  # a norm that saw zeros only
+    return (
+        math.sqrt(energy / (count * moments.tokens)) if energy > 0 else 1.0
+    )  # 1 for a norm whose inputs were all zero
 
 
-def strengths(
-    kinds: Mapping[str, Mapping[str, float]], distance: Callable[[dict[str, float]], float]
-) -> dict[str, float]:
-    """Kind of norm -> the power of s that brings the child nearest to the parent.
+def strengths(kinds: Mapping[str, Mapping[str, float]], distance: Distance) -> dict[str, float]:
+    """Kind of norm -> power of s that brings the child nearest to the parent.
 
-    First one power for all, then each kind's own, one kind after the other. `kinds` gives s of every norm of a kind;
-    `distance` is that of a child whose norms are scaled as it is told.
+    One power for all kinds is tried first, then one kind after the other. `kinds` maps each kind to s by norm;
+    `distance` measures the child with these factors of its norms.
     """
     best = dict.fromkeys(kinds, 0.0)
     nearest = distance({})
@@ -52,7 +55,7 @@ def strengths(
 
 
 def scales(kinds: Mapping[str, Mapping[str, float]], strengths: Mapping[str, float]) -> dict[str, float]:
-    """Norm -> s to its kind's power, where that is not 0."""
+    """Norm -> s to the power of its kind, for norms whose power is not 0."""
     return {
         name: s ** strengths[kind] for kind, by_name in kinds.items() if strengths[kind] for name, s in by_name.items()
     }

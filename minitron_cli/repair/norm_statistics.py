@@ -1,7 +1,7 @@
-"""Second moments of what the norms of a model see: one pass of its own, one decoder layer at a time.
+"""Second moments of the inputs of a model's norms, in one pass of its own, one decoder layer at a time.
 
-Never more than one layer's are held: what is to be made of them is made as soon as the layer has seen every batch. The
-weights may be in memory or on disk.
+Moments are wider than weights (hidden^2 per norm), so those of only one layer are in memory: they are handed on as soon
+as the layer has seen every batch. The weights may be in memory or on disk.
 """
 
 # B batch, T token, D hidden
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minitron_cli.data.batches import Batch
 
 Finish = Callable[[int, Mapping[str, NormMoments]], None]
-"""Told of each layer, by names of norms; of what is after the last layer as of one more."""
+"""Called with each layer's number and its moments by norm; the final norm counts as one layer more."""
 
 
 def second_moments(
@@ -46,10 +46,10 @@ def second_moments(
     resume: bool = True,
     save_every_s: float = 30,
 ) -> Tensor:
-    """Sum of x x^T / mean(x^2) over the inputs of all norms that have readers, fp64 [D, D] on the CPU.
+    """Sum of x x^T / mean(x^2) over the inputs x of all norms that have readers, fp64 [D, D] on the CPU.
 
-    A killed pass goes on after the last layer it had saved, with the same bits; `finish` may be told of a layer twice,
-    with the same numbers.
+    A killed pass resumes after the last layer that it saved, with the same bits; `finish` may then be called again for
+    a layer, with the same moments. DataError without batches.
     """
     if not batches:
         raise NO_SAMPLES
@@ -59,7 +59,7 @@ def second_moments(
     steps = len(batches) * (2 + layers)
     with torch.inference_mode(), progress.track("second moments", steps, "batches") as step:
         states = HiddenStates(scratch, activation_budget)
-        passage = LayerwiseRunner(model, family, batches, weights, states, step)
+        runner = LayerwiseRunner(model, family, batches, weights, states, step)
         saved = SavedState(scratch / FILE, save_every_s)
         if resume and "moments" in (found := saved.read()):
             moments_DD, done = found["moments"], int(found["layers"])
@@ -67,26 +67,26 @@ def second_moments(
             step(len(batches) * (1 + done))
         else:
             states.saved()
-            passage.embed()
+            runner.embed()
         for layer in range(done, layers):
-            watch = _Watch([norm.format(layer=layer) for norm in norms if "{layer}" in norm])
-            passage.through(layer, [watch])
-            moments_DD += watch.total(hidden)
-            finish(layer, watch.norms)
-            del watch  # before the next layer's moments are made
+            inputs = _NormInputs([norm.format(layer=layer) for norm in norms if "{layer}" in norm])
+            runner.through(layer, [inputs])
+            moments_DD += inputs.total(hidden)
+            finish(layer, inputs.norms)
+            del inputs  # before the next layer's moments are made
             if saved.is_due():
                 saved.write({"moments": moments_DD, "layers": torch.tensor(layer + 1), "hidden": states.save()})
                 states.saved()
-        watch = _Watch([norm for norm in norms if "{layer}" not in norm])
-        with passage.at_end():
-            for _ in passage.normed(watch):
+        inputs = _NormInputs([norm for norm in norms if "{layer}" not in norm])
+        with runner.at_end():
+            for _ in runner.normed(inputs):
                 pass
-        finish(layers, watch.norms)
-    return moments_DD + watch.total(hidden)
+        finish(layers, inputs.norms)
+    return moments_DD + inputs.total(hidden)
 
 
-class _Watch:
-    """Watches the inputs of one layer's norms."""
+class _NormInputs:
+    """Observer that sums the moments of the inputs of one layer's norms."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -96,10 +96,10 @@ class _Watch:
         return [_before(model, name, partial(self._see, name)) for name in self._names]
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        """Each norm's share was added when it ran."""
+        """Nothing to do: each norm's share was added when it ran."""
 
     def total(self, hidden: int) -> Tensor:
-        """The sum over this layer's norms, on the CPU."""
+        """Sum over this layer's norms, fp64 [D, D] on the CPU."""
         total_DD = torch.zeros(hidden, hidden, dtype=torch.float64)
         for moments in self.norms.values():
             total_DD += moments.sum_DD.cpu()

@@ -1,4 +1,4 @@
-"""What a repair has found out, on disk until the child is written: moments of norms, and what was solved for."""
+"""Intermediate results of a repair, on disk until the child is written: moments of norms, and fitted tensors."""
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -15,17 +15,20 @@ from minitron_cli.repair.gram import NormMoments
 NORMS, TOKENS, TOTAL, COMPLETE = "norms", "tokens.", "total", "complete"
 
 
-class Store:
+class RepairStore:
+    """Files in one directory, each renamed into place, so that a killed repair leaves whole files only."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._tensors: dict[str, dict[str, TensorInfo]] = {}
 
     def put_norms(self, layer: int, norms: Mapping[str, NormMoments]) -> None:
+        """Keep the moments of a layer's norms; the final norm counts as one layer more."""
         sums = {name: moments.sum_DD for name, moments in norms.items()}
         self._put(f"{NORMS}-{layer:05d}", sums | {TOKENS + name: torch.tensor(m.tokens) for name, m in norms.items()})
 
     def norms(self) -> Iterator[tuple[str, NormMoments]]:
-        """Norm by norm, a layer's at a time."""
+        """Norms with their moments, in the order of layers; one layer's are in memory at a time."""
         for path in sorted(self.directory.glob(f"{NORMS}-*.safetensors")):
             found = read_safetensors(path)
             for name in found:
@@ -33,7 +36,7 @@ class Store:
                     yield name, NormMoments(found[name], int(found[TOKENS + name]))
 
     def total(self, compute: Callable[[], Tensor]) -> Tensor:
-        """Of all norms together; computed once."""
+        """Moments of all norms together, computed at the first call."""
         path = self._path(TOTAL)
         if not path.exists():
             self._put(TOTAL, {TOTAL: compute()})
@@ -41,19 +44,21 @@ class Store:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to be solved for."""
+        """Whether every tensor has been fitted."""
         return self._path(COMPLETE).exists()
 
     def complete(self) -> None:
+        """Note that every tensor has been fitted."""
         self._put(COMPLETE, {COMPLETE: torch.tensor(True)})
 
     def put(self, kind: str, name: str, tensor: Tensor) -> None:
+        """Keep a tensor of a kind; a second one of the same name replaces the first."""
         found = self._found(kind)
         self._put(f"{kind}-{name}", {name: tensor})
         found |= read_header(self._path(f"{kind}-{name}"))
 
     def tensors(self, kind: str) -> Checkpoint | None:
-        """All that were put under a kind, to be read like a checkpoint's; None if there are none."""
+        """All tensors of a kind, readable like a checkpoint's; None if there are none."""
         found = self._found(kind)
         return Checkpoint(self.directory, {}, dict(found)) if found else None
 

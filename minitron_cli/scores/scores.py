@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_cli import io
+from minitron_cli import canonical_json
 from minitron_cli.checkpoint.reader import read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import ArtifactError
@@ -124,4 +124,4 @@ def _random(axis: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _generator(seed: int, axis: str, row: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(io.digest([seed, axis, row])[:15], 16))
+    return torch.Generator().manual_seed(int(canonical_json.digest([seed, axis, row])[:15], 16))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from minitron_cli.prune.config import Axis
+from minitron_cli.model.axes import Axis
 from minitron_cli.spec import Spec
 
 

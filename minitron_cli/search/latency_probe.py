@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitron_cli import io, strict_json
+from minitron_cli import canonical_json, io, strict_json
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import Speed
@@ -29,23 +29,23 @@ NEW_TOKENS = 8  # generated in one turn
 class LatencyProbe:
     """Times shapes against the parent. A clock's word is no part of any result: it waits in the user's cache."""
 
-    cutter: ChildBuilder
+    builder: ChildBuilder
 
     def __call__(self, shape: Shape, workload: Workload) -> Timing:
         path = self._path(shape, workload)
         if not path.is_file():
             timing = self._time(shape, workload)
             io.make_dirs(path.parent)
-            io.replace(path, io.pretty_json({"timing": timing._asdict(), "of": self._facts(shape, workload)}))
+            io.replace(path, canonical_json.pretty({"timing": timing._asdict(), "of": self._facts(shape, workload)}))
         return Timing(**strict_json.load(path)["timing"])
 
     def _path(self, shape: Shape, workload: Workload) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        return cache / "minitron" / "timings" / f"{io.digest(self._facts(shape, workload))}.json"
+        return cache / "minitron" / "timings" / f"{canonical_json.digest(self._facts(shape, workload))}.json"
 
     def _facts(self, shape: Shape, workload: Workload) -> dict[str, Any]:
         """All that a time depends on."""
-        context, parent = self.cutter.context, self.cutter.parent
+        context, parent = self.builder.context, self.builder.parent
         return {
             "family": shape.family.model_type,
             "shape": dict(shape.sizes),
@@ -56,7 +56,7 @@ class LatencyProbe:
         }
 
     def _time(self, shape: Shape, workload: Workload) -> Timing:
-        child = self._model(child_config(self.cutter.parent.checkpoint.config, self.cutter.plan(shape)))
+        child = self._model(child_config(self.builder.parent.checkpoint.config, self.builder.plan(shape)))
         positions = child.config.max_position_embeddings
         if workload.length + NEW_TOKENS > positions:
             raise InputError(
@@ -82,18 +82,18 @@ class LatencyProbe:
 
     @cached_property
     def _parent(self) -> "PreTrainedModel":
-        return self._model(dict(self.cutter.parent.checkpoint.config))
+        return self._model(dict(self.builder.parent.checkpoint.config))
 
     @property
     def _dtype(self) -> torch.dtype:
         """What the parent is stored in, unless another one was asked for."""
-        stored = next(iter(self.cutter.parent.checkpoint.tensors.values())).torch_dtype
-        return stored if self.cutter.context.dtype == "auto" else getattr(torch, self.cutter.context.dtype)
+        stored = next(iter(self.builder.parent.checkpoint.tensors.values())).torch_dtype
+        return stored if self.builder.context.dtype == "auto" else getattr(torch, self.builder.context.dtype)
 
     def _model(self, config: dict[str, Any]) -> "PreTrainedModel":
         """A model of the config with random weights."""
         model = hf.new_model(hf.config_from_dict(config, "the config of the cut model"), seed=0)
-        return model.to(device=self.cutter.context.device, dtype=self._dtype)
+        return model.to(device=self.builder.context.device, dtype=self._dtype)
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli.model.shape import Shape
-from minitron_cli.prune.config import BLOCKS, Ranking
-from minitron_cli.prune.plan import Ranked
+from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
+from minitron_cli.prune.plan import AxisScores
 
 WIDTHS = ("hidden", "expert", "ffn")
 TINY = 1e-12  # a share of nothing has no logarithm
@@ -21,7 +21,7 @@ class RetainedImportance:
     A share is the mean over layers, so that each counts alike. What an axis keeps at a size is added up once.
     """
 
-    def __init__(self, parent: Shape, scores: Ranked, ranking: Ranking) -> None:
+    def __init__(self, parent: Shape, scores: AxisScores, ranking: Ranking) -> None:
         self.parent, self.scores, self.ranking = parent, scores, ranking
         self._curves: dict[str, list[float]] = {}
         self._known_heads: dict[tuple[int, int], float] = {}
@@ -46,7 +46,9 @@ class RetainedImportance:
     def _score(self, axis: str) -> Tensor:
         if axis != "layer":
             return torch.atleast_2d(self.scores.select(axis, self.ranking.width))
-        metric = "block_importance" if self.ranking.layers in BLOCKS else self.ranking.layers  # of blocks: no share
+        metric = (
+            "block_importance" if self.ranking.layers in BLOCK_RANKINGS else self.ranking.layers
+        )  # of blocks: no share
         return torch.atleast_2d(self.scores.layers(metric))
 
     def _heads(self, groups: int, per_group: int) -> float:

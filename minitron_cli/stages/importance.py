@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minitron_cli import io, progress
+from minitron_cli import io, process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -158,7 +158,7 @@ class _Calibration:
 
     def _on_task(self, work: StageBuild, model: "PreTrainedModel", task: TaskMetric) -> Scores:
         """How much each block's absence costs on the task. The first process alone asks: the others keep nothing."""
-        if not io.is_first_process():
+        if not process_rank.is_first_process():
             return Scores({})
         tokenizer = hf.load_tokenizer(self.parent.path)
 

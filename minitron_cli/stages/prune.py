@@ -23,7 +23,8 @@ from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model import serving
-from minitron_cli.model.shape import PRUNABLE, Shape
+from minitron_cli.model.axes import PRUNABLE
+from minitron_cli.model.shape import Shape
 from minitron_cli.prune import export_check, stream
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.child_config import child_config
@@ -56,20 +57,20 @@ def run(
     """Cut `parent` to the config's shape, to the best shape within its budget, or to the search's winner."""
     if config.untie:
         parent = parent.untied()
-    cutter = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
+    builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
     candidates = _candidates(parent, config, search)
     if data is None and config.repair == "auto":
         progress.say("the cut is not mended: that needs text to be fitted on, which --data names")
         config = config.model_copy(update={"repair": "none"})
     texts = _texts(context, parent, data, config, is_choice=len(candidates) > 1)
     if config.repairs:
-        repaired_plan.check_enough(config, texts["train"])
+        repaired_plan.check_enough_text(config, texts["train"])
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
     if texts:  # what is scored or fitted on them depends on the dtype, too
         inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
-    cut = _Cut(cutter, config, candidates, ImportanceConfig(**scores.manifest.config), texts)
+    cut = _Cut(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts)
     cut.check()
     return produce(
         context,
@@ -106,7 +107,7 @@ def _texts(
 class _Cut:
     """One cut: to which of the candidates, in how many rounds, and mended how."""
 
-    cutter: ChildBuilder
+    builder: ChildBuilder
     config: PruneConfig
     candidates: Sequence[Candidate]
     calibration: ImportanceConfig
@@ -119,31 +120,33 @@ class _Cut:
     def check(self) -> None:
         """Refuse what cannot be cut before anything is written."""
         for candidate in self.candidates:
-            plan = self.cutter.plan(candidate.shape, self.config.drop_layers)
+            plan = self.builder.plan(candidate.shape, self.config.drop_layers)
             repaired_plan.applicable(plan, self.config)
 
     def forecast(self) -> dict[str, Any]:
         if self.is_choice:
             named = {f"candidate {i + 1}": c for i, c in enumerate(self.candidates)}
             return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()}
-        plan = self.cutter.plan(self.candidates[0].shape, self.config.drop_layers)
-        return stream.forecast(self.cutter.parent.checkpoint, plan)
+        plan = self.builder.plan(self.candidates[0].shape, self.config.drop_layers)
+        return stream.forecast(self.builder.parent.checkpoint, plan)
 
     def build(self, work: StageBuild) -> None:
         plan = self._plan(work, self._chosen(work) if self.is_choice else self.candidates[0].shape)
         if self.config.repairs:
             plan = repaired_plan.repaired(
-                work, self.cutter, plan, self.config, self.calibration, self.texts["train"], self.texts["validation"]
+                work, self.builder, plan, self.config, self.calibration, self.texts["train"], self.texts["validation"]
             )
-        _write(work, self.cutter.parent, plan)
+        _write(work, self.builder.parent, plan)
         work.summary["ledger"] = compute.as_json(compute.merged(self._spent(work, plan)))
 
     def _chosen(self, work: StageBuild) -> Shape:
         """The candidate that loses least, as it will be cut."""
-        judged = self.cutter
+        judged = self.builder
         if self.config.repairs:
             scratch = work.scratch / "repair"
-            judged = repaired_plan.mending(self.cutter, self.config, self.calibration, self.texts["train"], scratch)
+            judged = repaired_plan.with_repair(
+                self.builder, self.config, self.calibration, self.texts["train"], scratch
+            )
         with progress.track("score candidates", len(self.candidates), "candidates") as step:
 
             def score(candidate: Candidate) -> float:
@@ -157,9 +160,9 @@ class _Cut:
 
     def _plan(self, work: StageBuild, shape: Shape) -> PrunePlan:
         if self.config.rounds == 1:
-            return self.cutter.plan(shape, self.config.drop_layers)
-        again = partial(rescore, self.cutter, blocks=self.texts["train"], calibration=self.calibration)
-        return plan_in_rounds(work, self.cutter, shape, self.config.rounds, self.calibration.samples, again)
+            return self.builder.plan(shape, self.config.drop_layers)
+        again = partial(rescore, self.builder, blocks=self.texts["train"], calibration=self.calibration)
+        return plan_in_rounds(work, self.builder, shape, self.config.rounds, self.calibration.samples, again)
 
     def _spent(self, work: StageBuild, plan: PrunePlan) -> Iterator[Entry]:
         if self.is_choice:
@@ -167,10 +170,10 @@ class _Cut:
         if self.config.rounds > 1:
             yield from _on_rounds(work.summary["rounds"], plan, self.config, self.texts["train"].sequence_length)
         if self.config.repairs:
-            cuts = [plan, *(self.cutter.plan(c.shape) for c in self.candidates if self.is_choice)]
+            cuts = [plan, *(self.builder.plan(c.shape) for c in self.candidates if self.is_choice)]
             mended = [(cut.child, repaired_plan.applicable(cut, self.config)) for cut in cuts]
-            text = repaired_plan.text_of(self.config, self.texts["train"])
-            yield from compute.repair(self.cutter.parent.shape, mended, *text)
+            text = repaired_plan.calibration_tokens(self.config, self.texts["train"])
+            yield from compute.repair(self.builder.parent.shape, mended, *text)
         if "after" in work.summary.get("repair", {}):
             yield _on_what_it_is_worth(plan, self.texts["validation"])
 

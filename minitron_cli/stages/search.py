@@ -60,14 +60,14 @@ def run(
         parent = parent.untied()
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
-    cutter = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
+    builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
     shapes = {
         label: feasible.admitted(parent.shape, config.axes, config.constraints_of(label)) for label in config.labels
     }
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation = blocks_of(context, data, "validation", parent.path)
     judge = SearchObjective(parent, teacher or parent, here, validation, config)
-    mending = _Mending(cutter, cut, ImportanceConfig(**scores.manifest.config), train_blocks) if cut else None
+    mending = _Mending(builder, cut, ImportanceConfig(**scores.manifest.config), train_blocks) if cut else None
     inputs = {
         "model": parent.fingerprint,
         "scores": scores.fingerprint,
@@ -82,7 +82,7 @@ def run(
     def build(work: StageBuild) -> None:
         crew = WorkerGroup(work, processes)
         crew.meet()
-        judged = mending.cutter_at(work.scratch / f"repair-{processes.rank}") if mending else cutter
+        judged = mending.builder_at(work.scratch / f"repair-{processes.rank}") if mending else builder
         search = _Search(judged, judge, train_blocks, config, crew)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
         _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
@@ -106,7 +106,7 @@ def _identity(config: SearchConfig) -> SearchConfig:
 class _Mending:
     """What is done to candidates before they are scored, as the winner will be cut. With no repairs, nothing."""
 
-    cutter: ChildBuilder
+    builder: ChildBuilder
     cut: PruneConfig
     calibration: ImportanceConfig
     train_blocks: Blocks
@@ -115,13 +115,13 @@ class _Mending:
         """DataError if there is too little text for the repairs."""
         if not self.cut.repairs:
             return {}
-        repaired_plan.check_enough(self.cut, self.train_blocks)
+        repaired_plan.check_enough_text(self.cut, self.train_blocks)
         return {"repair": f"{self.cut.repair} on {self.cut.repair_samples} samples"}
 
-    def cutter_at(self, scratch: Path) -> ChildBuilder:
+    def builder_at(self, scratch: Path) -> ChildBuilder:
         if not self.cut.repairs:
-            return self.cutter
-        return repaired_plan.mending(self.cutter, self.cut, self.calibration, self.train_blocks, scratch)
+            return self.builder
+        return repaired_plan.with_repair(self.builder, self.cut, self.calibration, self.train_blocks, scratch)
 
     def spent(self, found: Found) -> list[compute.Entry]:
         """On every candidate once."""
@@ -129,16 +129,18 @@ class _Mending:
             return []
         shapes = [entry.candidate.shape for entry in _each_once(found)]
         mended = [
-            (shape, repaired_plan.applicable(self.cutter.plan(shape), self.cut) - {"rescale"}) for shape in shapes
+            (shape, repaired_plan.applicable(self.builder.plan(shape), self.cut) - {"rescale"}) for shape in shapes
         ]
-        return compute.repair(self.cutter.parent.shape, mended, *repaired_plan.text_of(self.cut, self.train_blocks))
+        return compute.repair(
+            self.builder.parent.shape, mended, *repaired_plan.calibration_tokens(self.cut, self.train_blocks)
+        )
 
 
 @dataclass(frozen=True)
 class _Search:
     """One process's part of the work."""
 
-    cutter: ChildBuilder
+    builder: ChildBuilder
     judge: SearchObjective
     train_blocks: Blocks
     config: SearchConfig
@@ -146,7 +148,7 @@ class _Search:
 
     def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
         """Those that keep most importance; where a constraint is measured, of those that meet it."""
-        mass = RetainedImportance(self.cutter.parent.shape, self.cutter.scores, self.config.ranking)
+        mass = RetainedImportance(self.builder.parent.shape, self.builder.scores, self.config.ranking)
         by_mass = sorted(
             (replace(c, costs=dict(c.costs) | {"mass": mass(c.shape)}) for c in admitted),
             key=lambda c: (-c.costs["mass"], c.name),
@@ -156,8 +158,8 @@ class _Search:
             return by_mass[:most]
 
         def timed() -> dict[str, Any]:
-            stopwatch = LatencyProbe(self.cutter)
-            found = feasible.timed(self.cutter.parent.shape, by_mass, constraints, most, stopwatch)
+            stopwatch = LatencyProbe(self.builder)
+            found = feasible.timed(self.builder.parent.shape, by_mass, constraints, most, stopwatch)
             return {"chosen": [[c.name, dict(c.costs)] for c in found]}
 
         by_name = {c.name: c for c in by_mass}
@@ -181,7 +183,7 @@ class _Search:
         return self.judge(self._cut(candidates[i]))
 
     def _cut(self, candidate: Candidate) -> "PreTrainedModel":
-        return self.cutter.candidate(candidate.shape)
+        return self.builder.candidate(candidate.shape)
 
     def rung_tokens(self) -> list[int]:
         """Tokens that a candidate has seen at each rung."""
@@ -215,7 +217,7 @@ class _Search:
             None,
             settings,
             self._checkpoints(candidate),
-            device=self.cutter.context.device,
+            device=self.builder.context.device,
             until=until,
             alone=True,
         )

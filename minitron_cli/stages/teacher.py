@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -17,7 +17,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
@@ -61,14 +61,14 @@ DEMO = TeacherConfig(
 def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
     """Train a tokenizer and a model on the data's sources."""
     sources = [source.open() for source in data.sources]
-    inputs = {"text": io.digest([corpus.identity for corpus in sources])}
+    inputs = {"text": canonical_json.digest([corpus.identity for corpus in sources])}
 
     def build(work: StageBuild) -> None:
         tokenizer = _tokenizer(work, data, config.vocab_size)
         train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
-        models = training_run.Models(model)
+        models = training_run.LoadedModels(model)
         result = training_run.run_loop(context, work, models, train, validation, config.training, name=STAGE)
         hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
         hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from minitron_cli.model.axes import PRUNABLE
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.family import Family
-from minitron_cli.model.shape import PRUNABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 AXES = ("ffn", "head", "kv_head", "hidden", "expert", "layer")

@@ -11,7 +11,7 @@ from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
-from minitron_cli.prune.config import BLOCKS, Ranking
+from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.scores.metric import Metric, Random
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
@@ -34,7 +34,7 @@ METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
 EVERY_METRIC = pytest.mark.parametrize("metric", METRICS, ids=str)
 EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
-LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCKS]
+LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCK_RANKINGS]
 
 
 def measure(model, batches):

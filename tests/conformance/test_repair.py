@@ -16,9 +16,9 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.prune import export_check
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
-from minitron_cli.prune.transform import Repair, gains
+from minitron_cli.prune.transform import Repair, norm_gains
 from minitron_cli.repair.pca_rotation import check_rotatable
-from minitron_cli.repair.store import Store
+from minitron_cli.repair.store import RepairStore
 from tests.conformance.masked import masked, random_cut
 from tests.conformance.test_families import assert_same, logits_of, plan_of, reload, shape_of, stored, write
 from tests.tiny import BASE, tiny_model
@@ -60,8 +60,8 @@ def random_basis(count, seed=0):
 
 
 def turned(plan, checkpoint, basis_DK):
-    norm_gains = gains(plan.parent, foldable(plan.parent), checkpoint.read)
-    return plan.repaired(Repair(basis_DK, gain_D=norm_gains))
+    gain_D = norm_gains(plan.parent, foldable(plan.parent), checkpoint.read)
+    return plan.repaired(Repair(basis_DK, gain_D=gain_D))
 
 
 def test_the_families_that_must_be_rotatable_are():
@@ -203,14 +203,14 @@ def test_everything_at_once_is_what_plain_arithmetic_gives(model_type, is_turned
     kept_DK = random_basis(24) if is_turned else torch.eye(HIDDEN)[:, cut.hidden]
     readings, mixing = readings_of(model, kept_DK, tmp_path / "readings")
     scales = {name: 0.5 + i / 10 for i, name in enumerate(mixing)}
-    store = Store(tmp_path / "readings")
+    store = RepairStore(tmp_path / "readings")
     for layer in range(4):
         name = f"model.layers.{layer}.mlp.down_proj.weight"
         solved = torch.randn(24, 20, generator=torch.Generator().manual_seed(layer)) / 5
-        store.put("solved", name, solved)
+        store.put("fitted", name, solved)
         parent.get_parameter(name)[:, cut.ffn[layer]] = kept_DK @ solved
-    gain_D = gains(plan.parent, plan.parent.family.links, checkpoint.read)
-    repair = Repair(kept_DK if is_turned else None, None, gain_D, readings, scales, store.tensors("solved"))
+    gain_D = norm_gains(plan.parent, plan.parent.family.links, checkpoint.read)
+    repair = Repair(kept_DK if is_turned else None, None, gain_D, readings, scales, store.tensors("fitted"))
     child = reload(write(checkpoint, plan.repaired(repair), tmp_path / "child"))
     assert_same(logits_of(child, tokens), by_hand(parent, kept_DK, tokens, mixing, scales))
 
@@ -222,7 +222,7 @@ def test_norms_folded_into_their_readers_change_nothing(model_type, tied, tokens
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     cut = random_cut(model.config, 5, hidden=24)
     plan, kept_DK = plan_of(model, cut), torch.eye(HIDDEN)[:, cut.hidden].contiguous()
-    gain_D = gains(plan.parent, foldable(plan.parent), checkpoint.read)
+    gain_D = norm_gains(plan.parent, foldable(plan.parent), checkpoint.read)
     assert len(gain_D) == len(list(norms_of(plan.parent))) - tied, "the norm before a tied head stays"
     folded = plan.repaired(Repair(channels_DK=kept_DK, gain_D=gain_D))
     child, plain = (reload(write(checkpoint, p, tmp_path / name)) for p, name in ((folded, "child"), (plan, "plain")))
@@ -261,5 +261,5 @@ def test_the_export_check_knows_a_mended_child_from_a_damaged_one(model_type, mo
     export_check.check_child(written)  # other sums round otherwise
     name = "model.layers.3.mlp.down_proj.weight"
     save_file(weights | {name: weights[name].flip(0)}, child / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunFailed, match="other numbers than the parent, cut"):
+    with pytest.raises(RunFailed, match="other numbers than the pruned parent"):
         export_check.check_child(export_check.WrittenChild(child, checkpoint, plan, mode))

@@ -152,12 +152,12 @@ def test_changes_reach_every_depth_and_leave_the_rest() -> None:
 
 def test_one_section_is_read_by_itself() -> None:
     section = yaml_document.check(
-        ImportanceConfig, yaml_document.Document().changed(["importance.samples=3"]), ("importance",)
+        ImportanceConfig, yaml_document.YamlDocument().changed(["importance.samples=3"]), ("importance",)
     )
     assert section == ImportanceConfig(samples=3)
     with pytest.raises(RecipeError, match=r"^importance\.sample is not a known key; did you mean samples\?"):
         yaml_document.check(
-            ImportanceConfig, yaml_document.Document().changed(["importance.sample=3"]), ("importance",)
+            ImportanceConfig, yaml_document.YamlDocument().changed(["importance.sample=3"]), ("importance",)
         )
 
 

@@ -49,6 +49,6 @@ GPT_NEOX = Family(
         "gpt_neox.layers.{layer}.attention.masked_bias",
         "gpt_neox.layers.{layer}.attention.rotary_emb.inv_freq",
     ),
-    live={"lm_head.weight": ("embed_out.weight",)},
+    runtime_names={"lm_head.weight": ("embed_out.weight",)},
     rope_v4=RopeV4(fields={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}),
 )

@@ -22,7 +22,7 @@ EXPERTS = {
     f"{BLOCK}.experts.{{expert}}.w2.weight": "hidden ffn",
 }
 
-LIVE = {
+RUNTIME_NAMES = {
     "model.layers.{layer}.mlp.gate.weight": (f"{BLOCK}.gate.weight",),
     "model.layers.{layer}.mlp.experts.gate_up_proj": (
         f"{BLOCK}.experts.{{expert}}.w1.weight",
@@ -48,5 +48,5 @@ MIXTRAL = Family(
     tied=TIED,
     ignored=ROTARY_BUFFER,
     width_multiple=8,
-    live=LIVE,
+    runtime_names=RUNTIME_NAMES,
 )

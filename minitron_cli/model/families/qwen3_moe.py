@@ -24,7 +24,7 @@ EXPERTS = {
     f"{MLP}.experts.{{expert}}.down_proj.weight": "hidden ffn",
 }
 
-LIVE = {
+RUNTIME_NAMES = {
     f"{MLP}.experts.gate_up_proj": (
         f"{MLP}.experts.{{expert}}.gate_proj.weight",
         f"{MLP}.experts.{{expert}}.up_proj.weight",
@@ -48,7 +48,7 @@ QWEN3_MOE = Family(
     },
     tied=TIED,
     width_multiple=8,
-    live=LIVE,
+    runtime_names=RUNTIME_NAMES,
     config_aliases={"num_experts": "num_local_experts"},
     uniform_if={"decoder_sparse_step": 1, "mlp_only_layers": []},
 )

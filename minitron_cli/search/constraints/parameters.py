@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from minitron_cli.figures import Figure
+from minitron_cli.model.axes import Count
 from minitron_cli.prune.config import Budget
 from minitron_cli.search.constraints.base import Between, Counted, Limits
 from minitron_cli.spec import Amount, of_whole
@@ -19,7 +20,7 @@ class Parameters(Between, Counted):
     figure: ClassVar[Figure] = Figure("parameters", style="count", better="lower")
 
     kind: Literal["parameters"] = "parameters"
-    count: Literal["total", "non_embedding", "active"] = "total"
+    count: Count = "total"
     """Parameters that are counted; active: those that one token uses."""
     target: Amount | None = None
     """Count such as 4B, or share of the parent's."""

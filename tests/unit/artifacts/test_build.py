@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from minitron_cli import io, progress
+from minitron_cli import io, process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, DryRunStop, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
@@ -333,7 +333,7 @@ class TestOtherProcesses:
 
     def test_followers_work_along_and_wait_for_the_first(self, run, monkeypatch):
         def build(work):
-            worked.append(io.is_first_process())
+            worked.append(process_rank.is_first_process())
             Bench.build(run, work)
 
         worked, results = [], []

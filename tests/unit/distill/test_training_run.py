@@ -251,11 +251,11 @@ def test_a_teacher_moves_to_several_accelerators_when_one_is_too_small(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(training_run.hf, "load_model", lambda path, **options: asked.append(options))
     teacher = open_source_model(place / "model")
-    world = type("World", (), {"size": 1, "device": torch.device("cuda:0")})()
+    group = type("World", (), {"size": 1, "device": torch.device("cuda:0")})()
     size = teacher.size_bytes("auto")
     monkeypatch.setattr(training_run.memory, "available_bytes", lambda device: 1.3 * size + 1000)
     at = context(tmp_path, device="cuda")
-    training_run._teacher(at, world, teacher, size, 1000)
-    training_run._teacher(at, world, teacher, size, size // 2)
+    training_run._teacher(at, group, teacher, size, 1000)
+    training_run._teacher(at, group, teacher, size, size // 2)
     assert asked[0]["device"] == "cuda"
     assert set(asked[1]["device_map"].values()) == {0, 1}

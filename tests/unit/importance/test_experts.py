@@ -11,7 +11,7 @@ from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.importance.running_moments import Moments
 from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.families import FAMILIES, family_of
-from minitron_cli.model.runtime_tensors import experts_module, live_tensor
+from minitron_cli.model.runtime_tensors import experts_module, runtime_tensor
 from tests.tiny import tiny_model, write_tiny
 from tests.unit.importance.calibration import Killed, killed_after, samples, score, split
 
@@ -86,7 +86,7 @@ def test_live_tensors_are_what_transformers_makes_of_the_stored_ones(model_type)
     model = tiny_model(model_type)
     stored, family = hf.stored_tensors(model), FAMILIES[model_type]
     for name, wanted in model.state_dict().items():
-        found = live_tensor(family, name, wanted.to("meta"), stored.__getitem__, torch.device("cpu"))
+        found = runtime_tensor(family, name, wanted.to("meta"), stored.__getitem__, torch.device("cpu"))
         assert torch.equal(found, wanted), name
     module = model.get_submodule(experts_module(family).format(layer=3))
     assert module is model.model.layers[3].mlp.experts

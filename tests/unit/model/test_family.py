@@ -14,7 +14,7 @@ from tests.tiny import BASE
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_table_speaks_of_its_own_tensors(family):
     """Conditions, links and ties name templates of the table; layouts and names use axes that have a size."""
-    sources_of_live = [name for sources in family.live.values() for name in sources]
+    sources_of_live = [name for sources in family.runtime_names.values() for name in sources]
     spoken_of = (family.stored_if, family.links, family.tied, family.corrections, sources_of_live)
     for mentioned in (*spoken_of, *family.links.values(), family.tied.values()):
         assert set(mentioned) <= family.tensors.keys()

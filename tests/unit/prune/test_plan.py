@@ -114,7 +114,7 @@ def test_infinite_scores_rank_and_numbers_that_are_none_are_refused(parent):
         score = torch.zeros(shape)
         score[-1] = torch.nan
         child = parent.resize(**{axis: SIZES[axis] // 2})
-        with pytest.raises(InputError, match="the scores hold NaN, so nothing can be ranked: run importance again"):
+        with pytest.raises(InputError, match="the scores hold NaN and cannot be ranked: run `minitron importance`"):
             make_plan(parent, child, Given(**{axis: score}), Ranking())
 
 
@@ -148,8 +148,8 @@ def test_named_layers_are_dropped(parent):
         ({"hidden": 33}, "hidden=33 is not within 1 to the parent's 32: choose another size"),
         ({"ffn": 0}, "ffn=0 is not within 1 to the parent's 48"),
         ({"layer": -1}, "layer=-1 is not within"),
-        ({"vocab": 63}, "vocab cannot be cut: choose among layer, hidden, head, kv_head and ffn"),
-        ({"head_dim": 4}, "head_dim cannot be cut"),
+        ({"vocab": 63}, "vocab cannot be pruned: choose among layer, hidden, head, kv_head and ffn"),
+        ({"head_dim": 4}, "head_dim cannot be pruned"),
         ({"head": 3}, "head=3 with kv_head=2: keep a multiple of kv_head, at most 4 a group"),
         ({"head": 1}, "head=1 with kv_head=2: keep a multiple"),
         ({"kv_head": 1}, "head=8 with kv_head=1: keep a multiple of kv_head, at most 4 a group"),

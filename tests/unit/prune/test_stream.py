@@ -15,8 +15,8 @@ from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
-from minitron_cli.prune import scratch_buffers, stream
-from minitron_cli.prune.plan import PrunePlan, Residual
+from minitron_cli.prune import slicing, stream
+from minitron_cli.prune.plan import HeadResidual, PrunePlan
 
 SIZES = {"vocab": 29, "hidden": 15, "layer": 3, "head": 6, "kv_head": 3, "head_dim": 5, "ffn": 37}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64)
@@ -110,7 +110,7 @@ def test_a_single_column_and_the_corners(tmp_path, monkeypatch, kept):
 def test_three_dims_are_cut_alike():
     block = torch.randn(4, 5, 6)
     survivors = (torch.tensor([1, 3]), torch.tensor([0, 2, 4]), torch.tensor([5]))
-    assert torch.equal(scratch_buffers.select(block, survivors), block[[1, 3]][:, [0, 2, 4]][:, :, [5]])
+    assert torch.equal(slicing.select(block, survivors), block[[1, 3]][:, [0, 2, 4]][:, :, [5]])
 
 
 def test_threads_shards_and_blocks_do_not_show(tmp_path, monkeypatch, threads):
@@ -203,7 +203,7 @@ def test_progress_counts_every_byte(tmp_path, monkeypatch):
 
     progress.show_on(Display())
     written(checkpoint, plan, tmp_path / "child")
-    assert totals == [("trim", plan.child.parameters() * 2, "bytes")]
+    assert totals == [("prune", plan.child.parameters() * 2, "bytes")]
     assert sum(steps) == totals[0][1]
 
 
@@ -211,7 +211,7 @@ def test_progress_counts_every_byte(tmp_path, monkeypatch):
 def test_large_numbers_are_numbers(dtype):
     """Though their sum is none."""
     for value in (torch.finfo(dtype).max, torch.finfo(dtype).min):
-        scratch_buffers.check_finite("w", torch.full((1000,), value, dtype=torch.float64).to(dtype))
+        slicing.check_finite("w", torch.full((1000,), value, dtype=torch.float64).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -222,12 +222,12 @@ def test_one_that_is_none_is_found_anywhere(dtype):
             block = torch.ones(1000)
             block[place] = value
             with pytest.raises(CheckpointError, match="tensor 'w' holds NaN or infinity"):
-                scratch_buffers.check_finite("w", block.to(dtype))
+                slicing.check_finite("w", block.to(dtype))
     block = torch.zeros(1000).to(dtype)
     if len(values) > 1:
         block[3], block[700] = float("inf"), float("-inf")  # which would add up to NaN
         with pytest.raises(CheckpointError):
-            scratch_buffers.check_finite("w", block)
+            slicing.check_finite("w", block)
 
 
 def test_numbers_that_are_too_large_once_they_are_cut_are_no_damage(tmp_path):
@@ -242,7 +242,7 @@ def test_numbers_that_are_too_large_once_they_are_cut_are_no_damage(tmp_path):
     (tmp_path / "parent" / "model.safetensors").unlink()
     write_safetensors(tmp_path / "parent" / "model.safetensors", tensors)
     heads = torch.tensor([[0, 2, 4]] * 3)
-    plan = PrunePlan(shape, {"head": heads}, Residual(heads + 1, 1))
+    plan = PrunePlan(shape, {"head": heads}, HeadResidual(heads + 1, 1))
     child = written(Checkpoint.open(tmp_path / "parent"), plan, tmp_path / "child")
     assert torch.tensor(child["model.layers.0.self_attn.q_proj.weight"]).view(torch.float16).isinf().all()
 
@@ -260,4 +260,4 @@ def test_a_number_that_is_none_is_the_parents_fault(tmp_path, monkeypatch):
 
 
 def test_indices_are_no_weights():
-    scratch_buffers.check_finite("w", torch.arange(5))
+    slicing.check_finite("w", torch.arange(5))

@@ -8,7 +8,7 @@ from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.prune.stream import check_ties, prune_in_memory, surviving, write_child
+from minitron_cli.prune.stream import check_ties, prune_in_memory, write_child
 from tests.tiny import tiny_model
 
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
@@ -61,12 +61,12 @@ def test_a_copy_that_differs_is_refused_before_anything_is_written(tied, cut, tm
 
 def test_buffers_of_older_checkpoints_are_dropped(tied, cut):
     checkpoint = tied[1](model__layers__1__self_attn__rotary_emb__inv_freq=torch.ones(4))
-    assert not [name for name in surviving(cut, checkpoint.tensors) if "inv_freq" in name]
+    assert not [name for name in cut.sources(checkpoint.tensors) if "inv_freq" in name]
 
 
 def test_survivors_keep_the_parents_order(tied, cut):
     checkpoint = tied[1]()
-    pairs = surviving(cut, checkpoint.tensors)
+    pairs = cut.sources(checkpoint.tensors)
     order = list(checkpoint.tensors)
     assert [order.index(old) for old in pairs.values()] == sorted(order.index(old) for old in pairs.values())
     assert pairs["model.layers.0.mlp.up_proj.weight"] == "model.layers.1.mlp.up_proj.weight"

@@ -13,12 +13,12 @@ from minitron_cli.errors import DataError
 from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.prune.child_config import child_config
-from minitron_cli.prune.transform import Repair, gains
+from minitron_cli.prune.transform import Repair, norm_gains
 from minitron_cli.repair import least_squares
 from minitron_cli.repair.fitted_child import FittedChild
-from minitron_cli.repair.gram import Evidence
-from minitron_cli.repair.layerwise_fit import Models, fit_layerwise
-from minitron_cli.repair.store import Store
+from minitron_cli.repair.gram import SplitGramPair
+from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
+from minitron_cli.repair.store import RepairStore
 from tests.conformance.masked import random_cut
 from tests.conformance.test_families import plan_of, reload, write
 from tests.tiny import BASE, tiny_model
@@ -47,22 +47,22 @@ def cut_of(model, checkpoint, *, turned=False, layers=None, **sizes):
         plan = type(plan)(plan.parent, dict(plan.kept) | {"layer": torch.tensor(layers)})
     if turned:
         noise = torch.randn(HIDDEN, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-        norm_gains = gains(plan.parent, plan.parent.family.links, checkpoint.read)
-        plan = plan.repaired(Repair(torch.linalg.qr(noise).Q[:, :24].float(), gain_D=norm_gains))
+        gain_D = norm_gains(plan.parent, plan.parent.family.links, checkpoint.read)
+        plan = plan.repaired(Repair(torch.linalg.qr(noise).Q[:, :24].float(), gain_D=gain_D))
     return plan
 
 
 def fit(model, checkpoint, plan, scratch, *, stored=False, batches=BATCHES, budget=10**9, **options):
     family = plan.parent.family
     scratch.mkdir(exist_ok=True)
-    fitted = FittedChild(plan, checkpoint, Store(scratch))
+    fitted = FittedChild(plan, checkpoint, RepairStore(scratch))
     config = hf.config_from_dict(child_config(checkpoint.config, plan), "test")
     child = hf.empty_model_of(config, device="cpu", dtype=torch.float32)
     parent = hf.empty_model(checkpoint.path) if stored else model
     weights = StoredWeights(parent, family, checkpoint.read, "cpu") if stored else ResidentWeights(parent)
     layers = plan.at("layer")
     kept = list(range(4)) if layers is None else layers.tolist()
-    models = Models(parent, weights, child, family, kept)
+    models = ParentAndChild(parent, weights, child, family, kept)
     fit_layerwise(models, batches, fitted, scratch=scratch, activation_budget=budget, **options)
     return fitted.plan
 
@@ -104,7 +104,7 @@ SUMMED = ["granite", "llama", "mistral", "qwen2", "qwen3", "smollm3"]
 def check_parts(model, plan, child, layers):
     """The matrices that write, and those that read a norm: q for attention, up for the MLP, the head."""
     names = ["self_attn.o_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"]
-    parent, mended = (
+    parent, child_seen = (
         seen_in(
             m,
             [f"model.layers.{i}.{n}" for i in which for n in names]
@@ -114,15 +114,15 @@ def check_parts(model, plan, child, layers):
         for m, which in ((model, layers), (child, range(len(layers))))
     )
     kept, multiplier = kept_directions(plan), getattr(model.config, "residual_multiplier", 1.0)
-    check = partial(check_reader, model, child, parent, mended, kept)
+    check = partial(check_reader, model, child, parent, child_seen, kept)
     for place, layer in enumerate(layers):
         at, of = f"model.layers.{layer}", f"model.layers.{place}"
         after = {"o_proj": parent[f"{at}.post_attention_layernorm"][0], "down_proj": parent[at][1]}
         before = {"o_proj": "input_layernorm", "down_proj": "post_attention_layernorm"}
         for part, axis in (("self_attn.o_proj", "head"), ("mlp.down_proj", "ffn")):
             name = part.rpartition(".")[2]
-            inputs = mended[f"{of}.{part}"][0]
-            wanted = (after[name] @ kept - mended[f"{of}.{before[name]}"][0]) / multiplier
+            inputs = child_seen[f"{of}.{part}"][0]
+            wanted = (after[name] @ kept - child_seen[f"{of}.{before[name]}"][0]) / multiplier
             start = kept.T @ model.get_submodule(f"{at}.{part}").weight.double()
             columns = plan.at(axis, layer)
             if columns is not None:
@@ -149,10 +149,10 @@ def check_parts(model, plan, child, layers):
     check("model.norm", "model.norm", model.lm_head.weight.double(), child.lm_head.weight)
 
 
-def check_reader(model, child, parent, mended, kept, norm, its_norm, weight, found):
+def check_reader(model, child, parent, child_seen, kept, norm, its_norm, weight, found):
     assert torch.equal(child.get_submodule(its_norm).weight, torch.ones(24))
     start = model.get_submodule(norm).weight.double()[:, None] * kept
-    reading = ridge_regression(mended[its_norm][1], parent[norm][1], start)
+    reading = ridge_regression(child_seen[its_norm][1], parent[norm][1], start)
     torch.testing.assert_close(found, (weight @ reading).float(), rtol=2e-3, atol=2e-3, msg=its_norm)
 
 
@@ -178,11 +178,11 @@ def test_where_blocks_do_not_simply_add_a_matrix_is_fitted_to_its_own_output(mod
     plan = fit(model, checkpoint, cut_of(model, checkpoint), tmp_path / "scratch")
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     name = "model.layers.2.mlp.down_proj"
-    parent, mended = (seen_in(m, [name])[name] for m in (model, child))
+    parent, child_seen = (seen_in(m, [name])[name] for m in (model, child))
     kept, columns = kept_directions(plan), plan.at("ffn", 2)
     bias, weight = (getattr(model.get_submodule(name), part) for part in ("bias", "weight"))
     wanted = (parent[1] - (0 if bias is None else bias.double())) @ kept
-    expected = ridge_regression(mended[0], wanted, kept.T @ weight.double()[:, columns])
+    expected = ridge_regression(child_seen[0], wanted, kept.T @ weight.double()[:, columns])
     torch.testing.assert_close(child.get_submodule(name).weight, expected.float(), rtol=2e-3, atol=2e-3)
 
 
@@ -205,9 +205,9 @@ def test_routers_and_experts_read_the_fitted_norm(model_type, tmp_path):
     plan = fit(model, checkpoint, cut_of(model, checkpoint), tmp_path / "scratch")
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     name = "model.layers.1.post_attention_layernorm"
-    parent, mended = (seen_in(m, [name])[name] for m in (model, child))
+    parent, child_seen = (seen_in(m, [name])[name] for m in (model, child))
     start = model.get_submodule(name).weight.double()[:, None] * kept_directions(plan)
-    reading = ridge_regression(mended[1], parent[1], start)
+    reading = ridge_regression(child_seen[1], parent[1], start)
     for part in ("gate.weight", "experts.gate_up_proj"):
         weight = model.get_parameter(f"model.layers.1.mlp.{part}").double()
         found = child.get_parameter(f"model.layers.1.mlp.{part}")
@@ -236,7 +236,7 @@ def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_t
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
     plan = fit(model, checkpoint, cut_of(model, checkpoint, turned=turned, ffn=16), tmp_path / "scratch")
     child = reload(write(checkpoint, plan, tmp_path / "child"))
-    experts, mended = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, child))
+    experts, child_seen = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, child))
     directions = kept_directions(plan)
     for expert in range(len(experts.down_proj)):
         entered = routed_in(model, 1, expert)
@@ -245,7 +245,7 @@ def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_t
         kept = plan.at("ffn", 1, expert)
         start = directions.T @ weight[:, kept]
         expected = ridge_regression(neurons[:, kept], neurons @ weight.T @ directions, start) if len(entered) else start
-        torch.testing.assert_close(mended.down_proj[expert], expected.float(), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(child_seen.down_proj[expert], expected.float(), rtol=2e-3, atol=2e-3)
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def llama(tmp_path):
 
 
 def tensors_of(plan):
-    found = [plan.repair.readings, plan.repair.solved]
+    found = [plan.repair.folded_readout, plan.repair.fitted]
     return {name: checkpoint.read(name) for checkpoint in found for name in checkpoint.tensors}
 
 
@@ -273,12 +273,12 @@ def test_a_killed_fit_goes_on_with_the_same_bits(llama, tmp_path, kill, budget, 
     expected = tensors_of(fit(*llama, tmp_path / "undisturbed"))
     solved = []
 
-    def dying(start, evidence):
+    def dying(start, sums):
         if len(solved) == kill:
             solved.append("dead")
             raise Killed
         solved.append(start.shape)
-        return least_squares.solve(start, evidence)
+        return least_squares.solve(start, sums)
 
     monkeypatch.setattr("minitron_cli.repair.fitted_child.solve", dying)
     with pytest.raises(Killed):
@@ -291,16 +291,16 @@ def test_a_killed_fit_goes_on_with_the_same_bits(llama, tmp_path, kill, budget, 
 
 def test_never_more_than_one_parts_sums_are_alive(llama, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), []
-    make = Evidence.empty.__func__
+    make = SplitGramPair.empty.__func__
 
     def empty(cls, *sizes):
         gc.collect()
-        evidence = make(cls, *sizes)
-        alive.add(evidence)
+        sums = make(cls, *sizes)
+        alive.add(sums)
         most.append(len(alive))
-        return evidence
+        return sums
 
-    monkeypatch.setattr(Evidence, "empty", classmethod(empty))
+    monkeypatch.setattr(SplitGramPair, "empty", classmethod(empty))
     fit(*llama, tmp_path / "scratch")
     assert len(most) == 4 * 4 + 1
     assert max(most) == 1

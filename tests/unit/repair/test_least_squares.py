@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minitron_cli.repair import least_squares
-from minitron_cli.repair.gram import HELD_OUT, Evidence
-from minitron_cli.repair.least_squares import RIDGES, gains, solve
+from minitron_cli.repair.gram import HELD_OUT, SplitGramPair
+from minitron_cli.repair.least_squares import RIDGES, channel_gains, solve
 
 INPUTS, OUTPUTS = 7, 5
 
@@ -26,8 +26,8 @@ def wanted(inputs_BTI, seed=2, noise=0.1):
     return inputs_BTI @ matrix(seed).T + noise * torch.randn(*inputs_BTI.shape[:2], OUTPUTS, generator=generator)
 
 
-def evidence_of(inputs_BTI, outputs_BTO, batch=3):
-    return Evidence.of(zip(inputs_BTI.split(batch), outputs_BTO.split(batch), strict=True))
+def sums_of(inputs_BTI, outputs_BTO, batch=3):
+    return SplitGramPair.of(zip(inputs_BTI.split(batch), outputs_BTO.split(batch), strict=True))
 
 
 def ridge_regression(inputs_NI, outputs_NO, start_OI, ridge):
@@ -42,7 +42,7 @@ def ridge_regression(inputs_NI, outputs_NO, start_OI, ridge):
 def test_it_is_ridge_regression_that_draws_towards_the_start(ridge, monkeypatch):
     monkeypatch.setattr(least_squares, "RIDGES", (ridge,))
     inputs, start = activations(), matrix()
-    found = solve(start, evidence_of(inputs, wanted(inputs)))
+    found = solve(start, sums_of(inputs, wanted(inputs)))
     expected = ridge_regression(inputs.flatten(0, 1), wanted(inputs).flatten(0, 1), start, ridge)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # moments are summed in fp32
     assert not torch.allclose(found, start, atol=1e-2)
@@ -65,14 +65,14 @@ def test_the_ridge_is_the_one_that_errs_least_on_the_samples_left_out():
     assert best != RIDGES[0], "the case must ask for a choice"
     assert error(best) < (outputs[out] - inputs[out] @ start.T).square().sum()
     expected = ridge_regression(inputs.flatten(0, 1), outputs.flatten(0, 1), start, best)
-    torch.testing.assert_close(solve(start, evidence_of(inputs, outputs)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(solve(start, sums_of(inputs, outputs)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_where_the_start_does_best_on_the_samples_left_out_it_stays():
     inputs, start = activations(), matrix()
     outputs = inputs @ start.T
     outputs[~held(inputs)] += 1.0  # what is fitted on says otherwise
-    assert torch.equal(solve(start, evidence_of(inputs, outputs)), start)
+    assert torch.equal(solve(start, sums_of(inputs, outputs)), start)
 
 
 @pytest.mark.parametrize(
@@ -89,22 +89,22 @@ def test_where_the_start_does_best_on_the_samples_left_out_it_stays():
 )
 def test_poor_statistics_give_numbers_no_worse_than_the_start(inputs):
     start, outputs = matrix(), wanted(inputs, noise=0.0)
-    found = solve(start, evidence_of(inputs, outputs))
+    found = solve(start, sums_of(inputs, outputs))
     assert found.isfinite().all()
-    mended, plain = (inputs.double() @ w.double().T - outputs.double() for w in (found, start))
-    assert mended.norm() <= plain.norm() * (1 + 1e-6)
+    fitted, plain = (inputs.double() @ w.double().T - outputs.double() for w in (found, start))
+    assert fitted.norm() <= plain.norm() * (1 + 1e-6)
 
 
 def test_without_samples_to_judge_by_the_ridge_is_careful():
     inputs, start = activations(samples=HELD_OUT - 1), matrix()
-    expected = ridge_regression(inputs.flatten(0, 1), wanted(inputs).flatten(0, 1), start, least_squares.CAREFUL)
-    torch.testing.assert_close(solve(start, evidence_of(inputs, wanted(inputs))), expected, rtol=1e-4, atol=1e-4)
+    expected = ridge_regression(inputs.flatten(0, 1), wanted(inputs).flatten(0, 1), start, least_squares.CAUTIOUS_RIDGE)
+    torch.testing.assert_close(solve(start, sums_of(inputs, wanted(inputs))), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_how_samples_are_batched_does_not_matter():
     inputs = activations()
-    one, other = (evidence_of(inputs, wanted(inputs), batch) for batch in (1, 5))
-    for part in ("fit", "held"):
+    one, other = (sums_of(inputs, wanted(inputs), batch) for batch in (1, 5))
+    for part in ("fit", "held_out"):
         assert torch.equal(getattr(one, part).inputs_II, getattr(other, part).inputs_II)
         assert torch.equal(getattr(one, part).outputs_OI, getattr(other, part).outputs_OI)
 
@@ -113,4 +113,4 @@ def test_gains_fit_each_channel_by_itself():
     inputs = activations().index_fill(2, torch.tensor([2]), 0.0)
     factors = torch.linspace(-1, 2, INPUTS)
     expected = factors.index_fill(0, torch.tensor([2]), 1.0)
-    torch.testing.assert_close(gains(evidence_of(inputs, inputs * factors)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(channel_gains(sums_of(inputs, inputs * factors)), expected, rtol=1e-4, atol=1e-4)

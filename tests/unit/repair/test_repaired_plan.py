@@ -1,4 +1,4 @@
-"""A mended cut, from the verb's side: what is written, said, remembered and refused."""
+"""A repaired child, from the verb's side: what is written, said, remembered and refused."""
 
 import json
 
@@ -11,7 +11,7 @@ from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, In
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import PruneConfig
-from minitron_cli.repair import norm_rescale, repaired_plan
+from minitron_cli.repair import closed_form, norm_rescale, repaired_plan
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages import importance, prune, search
 from tests.tiny import tiny_model
@@ -52,12 +52,12 @@ def said(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", REPAIRS)
-def test_a_mended_child_loads_and_is_another(cut, kind):
-    plain, mended = Checkpoint.open(cut().path), Checkpoint.open(cut(repair=kind).path)
-    assert plain.shapes == mended.shapes
-    assert plain.config == mended.config
-    hf.load_model(mended.path)
-    changed = {name for name in plain.tensors if not torch.equal(plain.read(name), mended.read(name))}
+def test_a_repaired_child_loads_and_is_another(cut, kind):
+    plain, repaired = Checkpoint.open(cut().path), Checkpoint.open(cut(repair=kind).path)
+    assert plain.shapes == repaired.shapes
+    assert plain.config == repaired.config
+    hf.load_model(repaired.path)
+    changed = {name for name in plain.tensors if not torch.equal(plain.read(name), repaired.read(name))}
     solved = {name for name in plain.tensors if name.endswith(("o_proj.weight", "down_proj.weight"))}
     readers = {name for name in plain.tensors if name.endswith("proj.weight") or "norm" in name or "lm_head" in name}
     if kind == "least_squares":
@@ -117,7 +117,7 @@ def test_the_strengths_are_judged_by_the_child_that_is_written(cut, place, tmp_p
         return powers
 
     monkeypatch.setattr(norm_rescale, "strengths", strong)
-    monkeypatch.setattr(repaired_plan, "kl_to_parent", lambda *a, **options: texts.append(a[2]) or kl(*a, **options))
+    monkeypatch.setattr(closed_form, "kl_to_parent", lambda *a, **options: texts.append(a[2]) or kl(*a, **options))
     artifact = cut(gemma, repair="rescale", shape={"hidden": 16})
     written = kl(hf.load_model(artifact.path), hf.load_model(gemma), texts[0]).kl_nats
     assert tried == [pytest.approx(written, rel=1e-4)]
@@ -139,7 +139,7 @@ def test_layers_that_go_are_made_up_for(cut):
     assert found["after"]["kl"] < found["before"]["kl"]
 
 
-def test_what_is_not_cut_is_not_mended(cut):
+def test_what_is_not_cut_is_not_repaired(cut):
     artifact = cut(repair="all", shape={"ffn": 20})
     assert artifact.summary["repair"]["repairs"] == ["least_squares"]
     assert "repair" not in cut(repair="rotate", shape={"ffn": 20}).summary
@@ -155,10 +155,10 @@ def tied(place, tmp_path):
 
 
 def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(cut, tied):
-    plain, mended, apart = cut(tied), cut(tied, repair="all"), cut(tied, repair="all", untie=True)
-    assert mended.summary["child"]["parameters"] == plain.summary["child"]["parameters"]
+    plain, repaired, apart = cut(tied), cut(tied, repair="all"), cut(tied, repair="all", untie=True)
+    assert repaired.summary["child"]["parameters"] == plain.summary["child"]["parameters"]
     assert apart.summary["child"]["parameters"] == plain.summary["child"]["parameters"] + 300 * SHAPE["hidden"]
-    for child, is_tied in ((mended, True), (apart, False)):
+    for child, is_tied in ((repaired, True), (apart, False)):
         model = hf.load_model(child.path)
         assert json.loads((child.path / "config.json").read_text())["tie_word_embeddings"] is is_tied
         assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == is_tied
@@ -174,12 +174,12 @@ def test_the_norm_before_a_tied_head_keeps_its_weight(cut, tied):
     assert torch.equal(child.read("model.layers.0.input_layernorm.weight"), torch.ones(SHAPE["hidden"]))
 
 
-def test_by_default_all_is_mended_that_the_model_allows(cut, tied, said):
+def test_by_default_all_is_repaired_that_the_model_allows(cut, tied, said):
     best, asked = cut(repair="auto"), cut(repair="all")
     assert best.summary["repair"] == asked.summary["repair"]
     child = cut(tied, repair="auto")
     assert child.summary["repair"]["repairs"] == ["least_squares", "rotate"]
-    assert not [line for line in said if "cut to channels, not to directions" in line]
+    assert not [line for line in said if "keeps channels, not directions" in line]
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(cut, sandwiche
     child = cut(sandwiched, repair="auto", shape=shape)
     assert child.summary["repair"]["repairs"] == ["least_squares"]
     assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
-    assert [line for line in said if "cut to channels, not to directions: " in line]
+    assert [line for line in said if "keeps channels, not directions: " in line]
 
 
 def test_by_default_without_text_or_with_little_the_cut_is_made_all_the_same(cut, said):
@@ -243,17 +243,17 @@ def loss_of(child, place):
 
 
 @pytest.mark.parametrize("stage", ["search", "prune"])
-def test_candidates_are_scored_as_they_would_be_mended(cut, place, tmp_path, stage, monkeypatch):
+def test_candidates_are_scored_as_they_would_be_repaired(cut, place, tmp_path, stage, monkeypatch):
     """A candidate's score is the loss of the child that would be written; norms are looked at once for all."""
-    passes, watched = [], repaired_plan.second_moments
-    monkeypatch.setattr(repaired_plan, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
+    passes, watched = [], closed_form.second_moments
+    monkeypatch.setattr(closed_form, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
     here, parent = context(tmp_path), open_source_model(place / "model")
     scores = importance.run(here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False))
     budget = {"target": int(0.7 * parent.shape.parameters()), "tolerance": 0.2}
-    mend = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)
+    repair = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)
     if stage == "search":
         config = SearchConfig(budget=budget, candidates=2, retrain=None)
-        made = search.run(here, parent, scores, data(place), config, cut=mend)
+        made = search.run(here, parent, scores, data(place), config, cut=repair)
         plain = search.run(here, parent, scores, data(place), config)
         assert plain.path != made.path
     else:

@@ -1,0 +1,181 @@
+"""Closed-form repairs of pruning plans, fitted on samples of text. What no plan changes is computed once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minitron_cli import io
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.batches import Batch, batch
+from minitron_cli.data.pack import Blocks
+from minitron_cli.evaluate.perplexity import kl_to_parent
+from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights, Weights
+from minitron_cli.model.residual_stream import foldable
+from minitron_cli.prune.child_builder import ChildBuilder
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.transform import Repair, norm_gains
+from minitron_cli.repair import norm_rescale
+from minitron_cli.repair.fitted_child import FittedChild
+from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
+from minitron_cli.repair.norm_statistics import second_moments
+from minitron_cli.repair.pca_rotation import leading_directions
+from minitron_cli.repair.store import RepairStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KL_BLOCKS = 32  # of the samples, on which the strength of a rescaling is chosen
+
+
+@dataclass(frozen=True)
+class SampledBlocks:
+    """Some of the blocks of a text, readable like `Blocks`."""
+
+    blocks: Blocks
+    ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tokens(self, i: int) -> Tensor:
+        return self.blocks.tokens(self.ids[i])
+
+    def positions(self, i: int) -> Tensor:
+        return self.blocks.positions(self.ids[i])
+
+    def documents(self, i: int) -> Tensor:
+        return self.blocks.documents(self.ids[i])
+
+    def loss_mask(self, i: int) -> Tensor | None:
+        return self.blocks.loss_mask(self.ids[i])
+
+    def batches(self, size: int) -> list[Batch]:
+        """The blocks in batches of at most `size`."""
+        return [batch(self.blocks, self.ids[start : start + size]) for start in range(0, len(self.ids), size)]
+
+
+@dataclass(frozen=True)
+class ClosedFormRepair:
+    """Repairs any plan for one parent, on the same samples."""
+
+    builder: ChildBuilder
+    samples: SampledBlocks
+    scratch: Path
+    model: "PreTrainedModel"
+    """The parent, whose weights may still be on disk."""
+    batch_size: int = 8
+    activation_budget: int = 1_000_000_000
+    """Bytes of hidden states that are held in memory; more wait on disk."""
+    resume: bool = True
+    save_every_s: float = 30
+
+    def repaired(self, plan: PrunePlan, repairs: frozenset[str], label: str = "plan") -> PrunePlan:
+        """The plan with those of the repairs that need no trials. Fitted tensors are kept on disk under the label."""
+        parent = self.builder.parent
+        if "rotate" in repairs:
+            basis_DK = leading_directions(self.moments(), plan.child.sizes["hidden"])
+            gain_D = norm_gains(parent.shape, foldable(parent.shape), parent.checkpoint.read)
+            plan = plan.repaired(Repair(basis_DK, gain_D=gain_D))
+        return self._fitted(plan, self._store(f"fit-{label}")) if "least_squares" in repairs else plan
+
+    def moments(self) -> Tensor:
+        """Second moments of the inputs of all norms together, fp64 [D, D], whatever is pruned. Computed once."""
+        store = self._store("norms")
+        return store.total(
+            lambda: second_moments(
+                self.model,
+                self.builder.parent.family,
+                self.samples.batches(self.batch_size),
+                self._weights(),
+                store.put_norms,
+                scratch=store.directory,
+                activation_budget=self.activation_budget,
+                resume=self.resume,
+                save_every_s=self.save_every_s,
+            )
+        )
+
+    def rescaled(self, plan: PrunePlan) -> tuple[PrunePlan, dict[str, float]]:
+        """The plan with its norms rescaled where that brings the child nearer to the parent, and each kind's strength.
+
+        Parent and child are in memory together.
+        """
+        self.moments()
+        factors = self._norm_factors(plan)
+        strengths = norm_rescale.strengths(factors, self._distance(plan, factors))
+        repair = replace(plan.repair, scales=norm_rescale.scales(factors, strengths))
+        return plan.repaired(repair), strengths
+
+    def _norm_factors(self, plan: PrunePlan) -> dict[str, dict[str, float]]:
+        """Template of a norm -> name of each such norm that the child has -> its factor s."""
+        kept, factors = _kept_hidden(plan), {template: dict[str, float]() for template in plan.parent.family.links}
+        for name, moments in self._store("norms").norms():
+            if plan.child_name(name) is not None:
+                factors[plan.parent.family.match(name).template][name] = norm_rescale.scale(moments, kept)
+        return factors
+
+    def _distance(self, plan: PrunePlan, factors: Mapping[str, Mapping[str, float]]) -> norm_rescale.Distance:
+        """KL from the parent to the child in nats per token, as a function of the factors of the child's norms."""
+        few = SampledBlocks(self.samples.blocks, self.samples.ids[:KL_BLOCKS])
+        child, offset = self.builder.model(plan), plan.parent.family.norm_offset
+        weights = {
+            name: child.get_parameter(str(plan.child_name(name))) for by_name in factors.values() for name in by_name
+        }
+        gains = {name: weight.detach().float() + offset for name, weight in weights.items()}
+
+        @torch.no_grad()
+        def distance(scales: Mapping[str, float]) -> float:
+            for name, weight in weights.items():
+                weight.copy_(gains[name] * scales.get(name, 1.0) - offset)
+            return kl_to_parent(child, self.model, few).kl_nats
+
+        return distance
+
+    def _fitted(self, plan: PrunePlan, store: RepairStore) -> PrunePlan:
+        """The plan with every matrix that reads a norm or writes to the stream fitted to what the parent computes."""
+        context, checkpoint = self.builder.context, self.builder.parent.checkpoint
+        fitted = FittedChild(plan, checkpoint, store)
+        if store.is_complete:
+            return fitted.plan
+        config = hf.config_from_dict(child_config(checkpoint.config, plan), "the config of the pruned model")
+        child = hf.empty_model_of(config, device=context.device, dtype=self.model.dtype)
+        fit_layerwise(
+            ParentAndChild(self.model, self._weights(), child, plan.parent.family, _layers(plan)),
+            self.samples.batches(self.batch_size),
+            fitted,
+            scratch=store.directory,
+            activation_budget=self.activation_budget,
+            resume=self.resume,
+            save_every_s=self.save_every_s,
+        )
+        store.complete()
+        return fitted.plan
+
+    def _store(self, name: str) -> RepairStore:
+        io.make_dirs(self.scratch / name)
+        return RepairStore(self.scratch / name)
+
+    def _weights(self) -> Weights:
+        parent, context = self.builder.parent, self.builder.context
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            return StoredWeights(self.model, parent.family, parent.checkpoint.read, context.device)
+        return ResidentWeights(self.model)
+
+
+def _layers(plan: PrunePlan) -> list[int]:
+    kept = plan.at("layer")
+    return list(range(plan.parent.sizes["layer"])) if kept is None else kept.tolist()
+
+
+def _kept_hidden(plan: PrunePlan) -> Tensor:
+    """Kept directions [D, K], or indices of kept channels [K]."""
+    if plan.repair.basis_DK is not None:
+        return plan.repair.basis_DK
+    kept = plan.at("hidden")
+    assert kept is not None
+    return kept
