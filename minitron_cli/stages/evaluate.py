@@ -257,7 +257,7 @@ def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
 
 def judged(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:
     """Every gate held against the model called `label`."""
-    return gate.outcomes(gates, artifact.read_json(RESULTS)["models"], label)
+    return gate.outcomes(gates, gate.MODELS.validate_python(artifact.read_json(RESULTS)["models"]), label)
 
 
 def check_gates(artifact: Artifact, gates: Gates, label: str) -> None:
