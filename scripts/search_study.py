@@ -342,8 +342,9 @@ def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> I
     yield from ("### With a latency limit", "")
     quick = candidates.read(fast)["candidates"]
     free = min(rows, key=lambda row: row["zero_shot"])
-    yield f"Decoding with {LATENCY['length']} tokens in the cache, at most {study.args.latency} of the parent's time; candidate"
-    yield "and parent timed in alternation on one CPU thread, medians; the grid also has 4 layers. The choice by zero-shot loss:"
+    yield f"Decoding with {LATENCY['length']} tokens in the cache, at most {study.args.latency} of the parent's time;"
+    yield "candidate and parent timed in alternation on one CPU thread, medians; the grid also has 4 layers."
+    yield "The choice by zero-shot loss:"
     yield ""
     yield "| | shape | zero-shot loss | of the parent's time |"
     yield "|---|---|---|---|"
