@@ -82,7 +82,7 @@ def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
 def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
     """Shapes that would be scored: which ones keep most importance is not known yet, so the most even cuts."""
     found = [feasible.admitted(parent, search.axes, search.constraints_of(label)) for label in search.labels]
-    return [c for some in found for c in feasible.evenly(parent, search.axes, some)[: search.candidates]]
+    return [c for some in found for c in feasible.by_evenness(parent, search.axes, some)[: search.candidates]]
 
 
 def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
@@ -105,7 +105,7 @@ def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidat
             [
                 *["loss and KL to the parent"] * recipe.evaluate.perplexity,
                 *["a choice of continuations"] * (recipe.evaluate.cloze is not None),
-                *(task.name for task in recipe.evaluate.asked(allow_code=False)),
+                *(task.name for task in recipe.evaluate.requested(allow_code=False)),
                 *["speed"] * (recipe.evaluate.speed is not None),
             ]
         ),

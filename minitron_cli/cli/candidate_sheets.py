@@ -6,7 +6,7 @@ from typing import Any
 
 from minitron_cli.cli.text_plot import Point, scatter
 from minitron_cli.cli.text_table import Sheet, number
-from minitron_cli.search.pareto import cost_of, judged, score_of
+from minitron_cli.search.candidates import cost_of, judged, score_of
 
 AXES = ("layer", "hidden", "head", "kv_head", "expert", "ffn")
 

@@ -1,4 +1,4 @@
-"""`minitron inspect`: what a model is, from its config and its files' headers."""
+"""`minitron inspect`: shape, parameters and files of a model, from its config and file headers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def inspect(
     shown: Show,
-    model: Annotated[str, Argument(metavar="MODEL", help="A directory, a hub id, or an alias such as llama-3.1-8b.")],
-    batch: Annotated[int, Option(min=1, help="Sequences, for the size of the KV cache.")] = 1,
-    length: Annotated[int, Option(min=1, help="Tokens each, for the size of the KV cache.")] = 8192,
+    model: Annotated[str, Argument(metavar="MODEL", help="A directory, a hub id or an alias such as llama-3.1-8b.")],
+    batch: Annotated[int, Option(min=1, help="Number of sequences in the KV cache.")] = 1,
+    length: Annotated[int, Option(min=1, help="Tokens per sequence in the KV cache.")] = 8192,
 ) -> None:
-    """Show a model's family, axes, parameters and files, and what serving it takes.
+    """Show a model's family, axis sizes, parameters, files and serving compatibility.
 
-    Reads headers only; downloads nothing.
+    Reads configuration and file headers only; downloads nothing.
     """
     from minitron_cli.dry_run import shape_of
 

@@ -36,7 +36,7 @@ from minitron_cli.scores.metric import Random
 from minitron_cli.search import rank, space
 from minitron_cli.search.candidates import CANDIDATES
 from minitron_cli.search.feasible import Candidate, feasible
-from minitron_cli.search.rank import Ranked
+from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.spec import Amount
 
 STAGE, VERSION = "prune", 4
@@ -218,7 +218,7 @@ def _winner(parent: SourceModel, search: Artifact | None, size: Amount | None) -
     return {axis: int(n) for axis, n in winners[label]["sizes"].items()}
 
 
-def row(entry: Ranked, sign: int = 1, target: str = "") -> dict[str, Any]:
+def row(entry: RankedCandidate, sign: int = 1, target: str = "") -> dict[str, Any]:
     """A ranked candidate as a JSON object, for candidates.json; scores times `sign`, as the objective has them."""
     candidate = entry.candidate
     return {

@@ -23,11 +23,11 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.repair import repaired_plan
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.candidates import CANDIDATES, MEASURED, key
-from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
+from minitron_cli.search.config import Objective, Retrain, SearchConfig, TaskObjective, objective_figure
 from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.latency_probe import LatencyProbe
-from minitron_cli.search.rank import Ranked
+from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.search.search_objective import SearchObjective, sign
 from minitron_cli.search.work_sharing import WorkerGroup
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 STAGE, VERSION = "search", 3
 
-Found = Mapping[str, Sequence[Ranked]]  # what a winner goes by -> its candidates, best first
+Found = Mapping[str, Sequence[RankedCandidate]]  # what a winner goes by -> its candidates, best first
 
 
 def run(
@@ -66,7 +66,7 @@ def run(
     }
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation = blocks_of(context, data, "validation", parent.path)
-    judge = SearchObjective(parent, teacher or parent, here, validation, config)
+    objective = SearchObjective(parent, teacher or parent, here, validation, config)
     mending = _Mending(builder, cut, ImportanceConfig(**scores.manifest.config), train_blocks) if cut else None
     inputs = {
         "model": parent.fingerprint,
@@ -75,20 +75,20 @@ def run(
         "validation": validation.fingerprint,
         **({} if context.dtype == "auto" else {"dtype": context.dtype}),
         **({"head": "its own"} if cut and cut.untie else {}),
-        **judge.inputs(),
+        **objective.inputs(),
         **(mending.inputs() if mending else {}),
     }
 
     def build(work: StageBuild) -> None:
-        crew = WorkerGroup(work, processes)
-        crew.meet()
+        workers = WorkerGroup(work, processes)
+        workers.barrier()
         judged = mending.builder_at(work.scratch / f"repair-{processes.rank}") if mending else builder
-        search = _Search(judged, judge, train_blocks, config, crew)
+        search = _Search(judged, objective, train_blocks, config, workers)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
         _write(work, config, found, {label: len(some) for label, some in shapes.items()}, search.rung_tokens())
         entries = [*search.spent(found), *(mending.spent(found) if mending else ())]
         work.summary["ledger"] = compute.as_json(compute.merged(entries))
-        crew.meet()
+        workers.barrier()
 
     return produce(
         context, stage=STAGE, version=VERSION, config=_identity(config), inputs=inputs, build=build, together=True
@@ -141,10 +141,10 @@ class _Search:
     """One process's part of the work."""
 
     builder: ChildBuilder
-    judge: SearchObjective
+    objective: SearchObjective
     train_blocks: Blocks
     config: SearchConfig
-    crew: WorkerGroup
+    workers: WorkerGroup
 
     def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
         """Those that keep most importance; where a constraint is measured, of those that meet it."""
@@ -158,18 +158,18 @@ class _Search:
             return by_mass[:most]
 
         def timed() -> dict[str, Any]:
-            stopwatch = LatencyProbe(self.builder)
-            found = feasible.timed(self.builder.parent.shape, by_mass, constraints, most, stopwatch)
+            probe = LatencyProbe(self.builder)
+            found = feasible.timed(self.builder.parent.shape, by_mass, constraints, most, probe)
             return {"chosen": [[c.name, dict(c.costs)] for c in found]}
 
         by_name = {c.name: c for c in by_mass}
-        chosen = self.crew.first(f"chosen-{label}", timed)["chosen"]
+        chosen = self.workers.from_rank0(f"chosen-{label}", timed)["chosen"]
         return [replace(by_name[name], costs=costs) for name, costs in chosen]
 
-    def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Ranked]]:
+    def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[RankedCandidate]]:
         """All zero-shot scores first, so that no score depends on what was trained before it."""
         every = {c.name: c for some in chosen.values() for c in some}
-        scores = self.crew.each(
+        scores = self.workers.map(
             "score candidates", [f"zero-shot-{n}" for n in every], partial(self._score, list(every.values()))
         )
         score_of = dict(zip(every, scores, strict=True))
@@ -180,7 +180,7 @@ class _Search:
         return {label: self._retrained(some, retrain) if len(some) > 1 else some for label, some in ranked.items()}
 
     def _score(self, candidates: Sequence[Candidate], i: int) -> float:
-        return self.judge(self._cut(candidates[i]))
+        return self.objective(self._cut(candidates[i]))
 
     def _cut(self, candidate: Candidate) -> "PreTrainedModel":
         return self.builder.candidate(candidate.shape)
@@ -197,13 +197,13 @@ class _Search:
         total = training(retrain, self.config.seed).total_steps(self.train_blocks.sequence_length)
         return halving.rung_steps(total, retrain.rungs, retrain.keep)
 
-    def _retrained(self, ranked: Sequence[Ranked], retrain: Retrain) -> list[Ranked]:
+    def _retrained(self, ranked: Sequence[RankedCandidate], retrain: Retrain) -> list[RankedCandidate]:
         settings, steps = training(retrain, self.config.seed), self._rungs(retrain)
 
-        def to_rung(running: Sequence[Ranked], i: int) -> list[float]:
+        def to_rung(running: Sequence[RankedCandidate], i: int) -> list[float]:
             names = [f"rung-{i + 1}-{entry.candidate.name}" for entry in running]
             title = f"retrain to step {steps[i]:,} of {steps[-1]:,}"
-            return self.crew.each(title, names, lambda k: self._train(running[k].candidate, settings, steps[i]))
+            return self.workers.map(title, names, lambda k: self._train(running[k].candidate, settings, steps[i]))
 
         return halving.halve(ranked, retrain.top, len(steps), retrain.keep, to_rung, self._forget)
 
@@ -212,7 +212,7 @@ class _Search:
         student = self._cut(candidate)
         train(
             student,
-            self.judge.teacher_model,
+            self.objective.teacher_model,
             self.train_blocks,
             None,
             settings,
@@ -221,31 +221,31 @@ class _Search:
             until=until,
             alone=True,
         )
-        return self.judge(student)
+        return self.objective(student)
 
     def spent(self, found: Found) -> list[compute.Entry]:
         """On candidates, each once whatever sizes it is a candidate for; not on tasks."""
-        teacher, length = self.judge.teacher.shape, self.train_blocks.sequence_length
+        teacher, length = self.objective.teacher.shape, self.train_blocks.sequence_length
         entries = []
         for entry in _each_once(found):
             shape, rungs = entry.candidate.shape, len(entry.rungs)
-            if judges := self.judge.reading(shape):
-                entries.append(compute.held_out(judges, (1 + rungs) * self.judge.tokens, length))
+            if readers := self.objective.readers(shape):
+                entries.append(compute.held_out(readers, (1 + rungs) * self.objective.tokens, length))
             if rungs:
                 entries += compute.training(shape, teacher, self.rung_tokens()[rungs - 1], length)
         return compute.merged(entries)
 
-    def _forget(self, dropped: Sequence[Ranked]) -> None:
+    def _forget(self, dropped: Sequence[RankedCandidate]) -> None:
         """The training state of those that go no further: it is three times their weights in fp32."""
-        if self.crew.processes.rank == 0:
+        if self.workers.processes.rank == 0:
             for entry in dropped:
                 io.remove_tree(self._checkpoints(entry.candidate))
 
     def _checkpoints(self, candidate: Candidate) -> Path:
-        return self.crew.work.scratch / f"retrain-{candidate.name}"
+        return self.workers.work.scratch / f"retrain-{candidate.name}"
 
 
-def _each_once(found: Found) -> list[Ranked]:
+def _each_once(found: Found) -> list[RankedCandidate]:
     """The candidates, whatever sizes they are candidates for."""
     return list({entry.candidate.name: entry for ranked in found.values() for entry in ranked}.values())
 
@@ -309,7 +309,6 @@ def _write(
     }
 
 
-def _described(objective: str | TaskObjective) -> dict[str, Any]:
-    if isinstance(objective, TaskObjective):
-        return {"name": objective.name, "better": "lower" if objective.is_lower_better else "higher"}
-    return {"name": objective, "better": "lower"}
+def _described(objective: Objective) -> dict[str, Any]:
+    name = objective.name if isinstance(objective, TaskObjective) else objective
+    return {"name": name, "better": objective_figure(objective).better}

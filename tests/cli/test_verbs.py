@@ -131,7 +131,7 @@ def test_the_output_is_the_artifact_byte_for_byte_and_its_own_files(place: KeyPa
 def test_an_output_that_exists_is_refused_before_any_work(place: KeyPath, pruned: dict[str, Any]) -> None:
     before = len(place.workspace.artifacts("prune"))
     said = place.run("prune", "--shape", "hidden=16", "-o", place.root / "out", code=2)
-    assert "exists, and nothing is written over: choose a new directory" in said
+    assert "already exists: choose a new path" in said
     assert len(place.workspace.artifacts("prune")) == before
 
 
@@ -280,7 +280,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
         (("importance", "--data", "/nowhere/*.txt"), "/nowhere"),
         (("distill", "--tokens", "4Q"), "distill.tokens: '4Q' is not a quantity"),
         (("distill",), "the length of the run is unknown"),
-        (("search",), "nothing says how small; give budget.target, or constraints"),
+        (("search",), "the size is unbounded; give budget.target or constraints"),
         (("show", "--run", "../x"), "workspace name '../x'"),
     ],
 )
@@ -311,7 +311,7 @@ def test_what_is_missing_is_named_and_nothing_is_left_behind(
 
 
 def test_importance_without_text_asks_for_it(fresh: KeyPath) -> None:
-    assert "no text is named: add --data" in fresh.run("importance", fresh.model, code=2)
+    assert "no data given: add --data" in fresh.run("importance", fresh.model, code=2)
     assert not list(fresh.root.iterdir())
 
 
