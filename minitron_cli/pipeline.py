@@ -70,7 +70,7 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -
     teacher = open_source_model(corrected.path) if corrected else teacher
     found = None
     if recipe.search:
-        found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, cut=recipe.prune)
+        found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, prune=recipe.prune)
     pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
 
     def cut_at_random(label: str) -> Artifact:

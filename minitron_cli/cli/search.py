@@ -87,5 +87,5 @@ def search(
 
         config, cut = session.section(SearchConfig, "search"), session.section(PruneConfig, "prune")
         scores = session.require("importance")
-        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, cut=cut)
+        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, prune=pruning)
     console.artifact(artifact, how)

@@ -240,15 +240,15 @@ class EvaluateConfig(Spec):
     """Tasks that belong together, before those of `tasks`: the nine that Minitron is measured on, with their shots."""
     tasks: tuple[Asked, ...] = ()
     """lm-eval tasks."""
-    include_path: str | None = None
+    include_path: str | None = Field(None, exclude=True)
     """A directory of further lm-eval task YAMLs. They may run Python of their own: name only what you trust."""
-    task_data: str | None = None
+    task_data: str | None = Field(None, exclude=True)
     """A directory with the data of tasks, `winogrande/validation.jsonl` and so on; what is not there is fetched."""
     speed: Speed | None = None
     """Time generation beside the parent, and measure memory."""
     batch_size: int = Field(8, gt=0)
     """Sequences per forward pass."""
-    gates: Gates = Gates()
+    gates: Gates = Field(Gates(), exclude=True)
     """What the measured values must reach; missing one ends in exit code 4."""
 
     def asked(self, *, allow_code: bool) -> tuple[Task, ...]:
