@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import pytest
 
@@ -11,6 +12,8 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, DryRunStop, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import CheckpointError, Interrupted
+from minitron_cli.results.base import Result
+from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.spec import Spec
 
 
@@ -39,6 +42,15 @@ def told():
     return display
 
 
+class Counted(Result):
+    """Result of the stage under test."""
+
+    schema_name: ClassVar[str] = "counted/1"
+    verb: ClassVar[str] = "minitron prune"
+
+    n: int = 0
+
+
 class Bench:
     """A stage that counts how often it works."""
 
@@ -50,8 +62,8 @@ class Bench:
         self.built += 1
         io.write_new(work.path / "data", b"x" * 100)
         work.write_json("config.json", {"a": 1})
-        work.summary["n"] = 3
-        work.run["tokens"] = 7
+        work.measured.export_check = ExportCheck(compared="whole", seconds=7.0)
+        return Counted(n=3)
 
     def __call__(self, config=None, *, build=None, inputs=None, version=1, label="", together=False, **context):
         return produce(
@@ -79,10 +91,16 @@ def test_a_stage_builds_once(run, told):
     first, again = run(), run()
     assert (run.built, again) == (1, first)
     assert told.said == [f"prune: wrote {first.path}", f"prune: up to date ({first.path})"]
-    assert sorted(p.name for p in first.path.iterdir()) == ["config.json", "data", "manifest.json", "run.json"]
-    assert first.summary == {"n": 3}
-    assert first.run["tokens"] == 7
-    assert {"seconds", "host", "torch", "threads", "minitron"} <= first.run.keys()
+    assert sorted(p.name for p in first.path.iterdir()) == [
+        "config.json",
+        "data",
+        "manifest.json",
+        "result.json",
+        "run.json",
+    ]
+    assert first.result(Counted) == Counted(n=3)
+    assert first.run.export_check == ExportCheck(compared="whole", seconds=7.0)
+    assert first.run.host
     assert run.context["workspace"].current("prune") == first
 
 
