@@ -297,6 +297,7 @@ class TestResume:
                 fail.set()
                 raise Interrupted("stop")
             work.write_json("n.json", state)
+            return Counted(n=state["n"])
 
         fail = threading.Event()
         with pytest.raises(Interrupted):
@@ -341,18 +342,18 @@ class TestOtherProcesses:
     def test_the_result_of_a_faster_process_stands(self, run, tmp_path):
         def slow(work):
             if (faster := os.fork()) == 0:
-                run(build=lambda work: run.build(work) or work.run.update(tokens=8))
+                run(build=lambda work: run.build(work).model_copy(update={"n": 8}))
                 os._exit(0)
             assert os.waitpid(faster, 0)[1] == 0
-            run.build(work)
+            return run.build(work)
 
-        assert run(build=slow).run["tokens"] == 8
+        assert run(build=slow).result(Counted) == Counted(n=8)
         assert not [name for name in left(tmp_path / "ws") if ".tmp" in name]
 
     def test_followers_work_along_and_wait_for_the_first(self, run, monkeypatch):
         def build(work):
             worked.append(process_rank.is_first_process())
-            Bench.build(run, work)
+            return Bench.build(run, work)
 
         worked, results = [], []
         monkeypatch.setenv("RANK", "1")
@@ -409,5 +410,6 @@ def test_a_build_offers_a_fresh_directory_and_a_scratch_beside_it(run):
         work.write_json("a.json", {})
         with pytest.raises(FileExistsError):
             work.write_json("a.json", {})
+        return Counted()
 
     run(build=build)
