@@ -23,7 +23,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.repair import repaired_plan
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.candidates import CANDIDATES, MEASURED, key
-from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
+from minitron_cli.search.config import Objective, Retrain, SearchConfig, TaskObjective, objective_figure
 from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.latency_probe import LatencyProbe
@@ -309,7 +309,6 @@ def _write(
     }
 
 
-def _described(objective: str | TaskObjective) -> dict[str, Any]:
-    if isinstance(objective, TaskObjective):
-        return {"name": objective.name, "better": "lower" if objective.is_lower_better else "higher"}
-    return {"name": objective, "better": "lower"}
+def _described(objective: Objective) -> dict[str, Any]:
+    name = objective.name if isinstance(objective, TaskObjective) else objective
+    return {"name": name, "better": objective_figure(objective).better}
