@@ -110,7 +110,7 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
     if data.models:
         yield "## Results"
         yield "On held-out text and tasks; ± is one standard error."
-        yield table(overview("Results", data.models, has_tasks=True))
+        yield table(overview(data.models, has_tasks=True))
     if costs := needed(data.costs):
         yield "## Cost"
         yield table(cost_table("Cost", costs))

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from minitron_cli.report.candidates import Ranking
-from minitron_cli.report.provenance import CostRow, LineageRow
 from minitron_cli.report.evaluation import LOSS, Evaluated, Kind
 from minitron_cli.report.importance import Importance
+from minitron_cli.report.provenance import CostRow, LineageRow
 from minitron_cli.report.shapes import Sizes
 from minitron_cli.report.training import TrainingRun
-from minitron_cli.results.evaluate import Speed
 from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.run_record import SpeedRecord
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ReportData:
     child: Sizes | None = None
     models: tuple[Evaluated, ...] = ()
     """Evaluated models: parent, pruned, distilled, then controls."""
-    speed: Speed | None = None
+    speed: SpeedRecord | None = None
     importance: Importance = field(default_factory=Importance)
     ranking: Ranking | None = None
     prune: PruneResult | None = None
@@ -35,6 +35,17 @@ class ReportData:
     lineage: tuple[LineageRow, ...] = ()
     commands: tuple[str, ...] = ()
     """Shell commands that make the same results again."""
+
+    @property
+    def sizes(self) -> dict[str, Sizes]:
+        """Name -> sizes of the parent and the child."""
+        named = {self.model or "parent": self.parent, f"{self.model or 'parent'}, pruned": self.child}
+        return {name: sizes for name, sizes in named.items() if sizes}
+
+    @property
+    def has_repair(self) -> bool:
+        """Whether the pruned model was repaired and the effect measured."""
+        return bool(self.prune and self.prune.repair and self.prune.repair.effect)
 
     def first(self, *kinds: Kind) -> Evaluated | None:
         """First model of the first of these kinds that was evaluated."""

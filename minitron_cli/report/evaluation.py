@@ -1,28 +1,26 @@
-"""Tables of an evaluation: every model's metrics, their differences from the parent's, speed, gates."""
+"""Tables of an evaluation: every model's metrics, their differences from the parent's, speed and gates."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT, Outcome
+from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure
 from minitron_cli.evaluate.statistics import interval
-from minitron_cli.figures import TIMES, Estimate, Figure
+from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.view import Cell, Quantity, Section, Table
-from minitron_cli.results.evaluate import Difference, Metric, ModelResult, Speed
+from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
+from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
 Kind = Literal["parent", "teacher", "pruned", "distilled", "control"]
-Name = tuple[str, str]  # task, metric
+Name = tuple[str, str]  # task and metric
 
-METRICS = {
-    (PERPLEXITY, "loss"): Figure("loss", "nats/token", "fixed", "lower"),
-    (PERPLEXITY, "perplexity"): Figure("perplexity", style="fixed", better="lower"),
-    (PERPLEXITY, "kl"): Figure("KL to the parent", "nats/token", "fixed", "lower"),
-}
-LOSS, PPL, KL = METRICS
+LOSS, KL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl")
+LABELS: Mapping[str, Kind] = {PARENT: "parent", "corrected": "teacher", "pruned": "pruned", "distilled": "distilled"}
+MODEL = Figure("model")
 PARAMETERS = Figure("parameters", style="short", better="lower")
 TOKENS = Figure("training tokens", style="short")
-CHANGE = Figure("loss against parent", "nats/token", "fixed", "lower", is_change=True)
 ITEMS = Figure("items", style="count")
 
 
@@ -32,10 +30,10 @@ class Evaluated:
 
     label: str
     kind: Kind
-    found: ModelResult
+    found: ModelEvaluation
     tokens_trained: int | None = None
 
-    def metric(self, name: Name) -> Metric | None:
+    def metric(self, name: Name) -> MetricResult | None:
         """One metric, if it was measured."""
         return self.found.results.get(name[0], {}).get(name[1])
 
@@ -49,8 +47,13 @@ class Evaluated:
         return self.found.against_parent.get(name[0], {}).get(name[1])
 
 
-def metric_names(models: Iterable[Evaluated]) -> dict[Name, Metric]:
-    """Names of all metrics, perplexity's first, each with one measurement; members of a group are left out."""
+def evaluated(result: EvaluationResult) -> list[Evaluated]:
+    """All models of an evaluation; their parts are those that their labels say."""
+    return [Evaluated(label, LABELS.get(label, "control"), found) for label, found in result.models.items()]
+
+
+def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
+    """Names of all metrics, those on text first, each with one measurement; members of a group are left out."""
     found = {
         (task, name): metric
         for model in models
@@ -58,96 +61,134 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, Metric]:
         for name, metric in metrics.items()
         if metric.part_of is None
     }
-    order = list(METRICS)
-    return dict(sorted(found.items(), key=lambda x: (order.index(x[0]) if x[0] in order else len(order), x[0])))
+    text = ["loss", "perplexity", "kl"]
+    order = {(PERPLEXITY, metric): i for i, metric in enumerate(text)}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
-def figure_of(name: Name, metric: Metric) -> Figure:
-    """Quantity of a metric: its task's name, metric and shots where it has no figure of its own."""
+def row_title(name: Name, metric: MetricResult) -> str:
+    """Name of a metric as gates spell it, with its unit and shots: `winogrande.acc, 5-shot`."""
+    unit = metric_figure(*name).unit
     shots = "" if metric.shots is None else f", {metric.shots}-shot"
-    return METRICS.get(name, Figure(f"{name[0]} {name[1]}{shots}", style="fixed"))
+    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{shots}"
 
 
-def overview(title: str, models: Sequence[Evaluated], *, has_tasks: bool) -> Table:
+def overview(models: Sequence[Evaluated], *, has_tasks: bool) -> Table:
     """Models down; parameters, metrics with their standard errors and training tokens across."""
-    parent = next((model.value(LOSS) for model in models if model.kind == "parent"), None)
-    names = {name: metric for name, metric in metric_names(models).items() if has_tasks or name in METRICS}
     columns = [
-        (figure_of(name, metric), [_with_error(model.metric(name)) for model in models])
-        for name, metric in names.items()
+        _column(name, metric, models)
+        for name, metric in metric_names(models).items()
+        if has_tasks or name[0] == PERPLEXITY
     ]
-    change = [None if model.kind == "parent" else _less(model.value(LOSS), parent) for model in models]
     return Table.of_columns(
-        title,
-        (Figure("model"), [model.label for model in models]),
-        (PARAMETERS, [model.found.parameters for model in models]),
-        *columns[:1],
-        (CHANGE, change),
-        *columns[1:],
+        "Results",
+        (MODEL, [model.label for model in models]),
+        (PARAMETERS, [model.found.model.parameters for model in models]),
+        *columns,
+        _loss_changes(models),
         (TOKENS, [model.tokens_trained for model in models]),
         marked=[i for i, model in enumerate(models) if model.kind == "distilled"],
     )
 
 
-def _with_error(metric: Metric | None) -> Estimate | None:
-    return None if metric is None else Estimate(metric.value, metric.stderr)
+def _column(name: Name, metric: MetricResult, models: Sequence[Evaluated]) -> tuple[Figure, list[Cell]]:
+    figure = metric_figure(*name)
+    if name[0] != PERPLEXITY:
+        figure = replace(figure, title=row_title(name, metric), unit="")
+    return figure, [None if x is None else Estimate(x.value, x.stderr) for x in (m.metric(name) for m in models)]
 
 
-def _less(value: float | None, parent: float | None) -> float | None:
-    return None if value is None or parent is None else value - parent
-
-
-def metrics_table(models: Sequence[Evaluated]) -> Table:
-    """Metrics down, models across, with 95 % intervals."""
-    rows = [
-        (
-            row_title(name, metric),
-            metric.n,
-            *(Quantity(figure_of(name, metric), _with_interval(m.metric(name))) for m in models),
-        )
-        for name, metric in metric_names(models).items()
-    ]
-    return Table("Values (95 % interval)", (Figure(""), ITEMS, *(Figure(m.label) for m in models)), tuple(rows))
-
-
-def row_title(name: Name, metric: Metric) -> str:
-    """Name of a metric as gates spell it, with its unit and shots: `winogrande.acc, 5-shot`."""
-    unit = METRICS[name].unit if name in METRICS else ""
-    shots = "" if metric.shots is None else f", {metric.shots}-shot"
-    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{shots}"
-
-
-def _with_interval(metric: Metric | None) -> Estimate | None:
-    if metric is None or metric.value is None:
-        return None
-    ends = interval(metric.value, metric.stderr, metric.clusters or metric.n)
-    return Estimate(metric.value, None, *(ends or ()))
-
-
-def differences_table(models: Sequence[Evaluated]) -> Table | None:
-    """Metrics down, models but the parent across: differences from the parent on the same items."""
-    others = [model for model in models if model.found.against_parent]
-    rows = []
-    for name, metric in metric_names(models).items():
-        figure = Figure(name[1], style="fixed", is_change=True)
-        cells = [Quantity(figure, _paired(model.difference(name))) for model in others]
-        if any(cell.value is not None for cell in cells):
-            rows.append((row_title(name, metric), *cells))
-    columns = (Figure(""), *(Figure(model.label) for model in others))
-    return Table("Difference from the parent on the same items (95 % interval)", columns, tuple(rows)) if rows else None
-
-
-def _paired(found: Difference | None) -> Estimate | None:
-    if found is None:
-        return None
-    note = "" if found.mcnemar is None else f"p {found.mcnemar:.2g}"
-    return Estimate(found.difference, None, found.low, found.high, note)
+def _loss_changes(models: Sequence[Evaluated]) -> tuple[Figure, list[Cell]]:
+    figure = replace(metric_figure(*LOSS), title="loss - parent's", style="fixed", is_change=True)
+    parent = next((model.value(LOSS) for model in models if model.kind == "parent"), None)
+    losses = [None if model.kind == "parent" else model.value(LOSS) for model in models]
+    return figure, [None if loss is None or parent is None else loss - parent for loss in losses]
 
 
 def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
-    """Metrics of every model, and their differences from the parent's if there are any."""
-    differences = differences_table(models)
-    return [metrics_table(models), *([differences] if differences else [])]
+    """Metrics of every model with 95 % intervals, and their differences from the parent's if there are any."""
+    names = metric_names(models)
+    metrics = [(*_row_head(name, x), *(_interval(name, model) for model in models)) for name, x in names.items()]
+    others = [model for model in models if model.found.against_parent]
+    apart = [(*_row_head(name, x), *(_difference(name, model) for model in others)) for name, x in names.items()]
+    head = (Figure("metric"), ITEMS)
+    tables = [
+        Table("Metrics (95 % interval)", (*head, *(Figure(m.label) for m in models)), tuple(metrics)),
+        Table(
+            "Difference from the parent on the same items (95 % interval)",
+            (*head, *(Figure(f"{m.label} - {PARENT}") for m in others)),
+            tuple(row for row in apart if any(cell is not None for cell in row[2:])),
+        ),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _row_head(name: Name, metric: MetricResult) -> tuple[Cell, Cell]:
+    return row_title(name, metric), metric.n
+
+
+def _interval(name: Name, model: Evaluated) -> Cell:
+    metric = model.metric(name)
+    if metric is None or metric.value is None:
+        return None
+    ends = interval(metric.value, metric.stderr, metric.clusters or metric.n or 0)
+    return Quantity(metric_figure(*name), Estimate(metric.value, None, *(ends or ())))
+
+
+def _difference(name: Name, model: Evaluated) -> Cell:
+    found = model.difference(name)
+    if found is None:
+        return None
+    note = "" if found.mcnemar is None else f"p {found.mcnemar:.2g}"
+    figure = replace(metric_figure(*name), style="fixed", is_change=True)
+    return Quantity(figure, Estimate(found.difference, None, found.low, found.high, note))
+
+
+def results_sections(models: Sequence[Evaluated]) -> list[Section]:
+    """Sections on the overall results and on every metric; none without models."""
+    if not models:
+        return []
+    about = "All models on the same held-out text and tasks; ± is one standard error."
+    details = (
+        "Differences count for more than values: both models answered the same items, so their difference is far more "
+        "certain than either value. Items of one document are counted together. p is McNemar's exact two-sided p-value."
+    )
+    return [
+        Section("results", "Results", about, (overview(models, has_tasks=False),)),
+        Section("metrics", "Metrics", details, tuple(evaluation_tables(models))),
+    ]
+
+
+def speed_table(found: SpeedRecord) -> Table:
+    """Speed and memory of every model, with the ratios to the parent's speed and their range over the rounds."""
+    labels = sorted(found.models, key=lambda label: label != PARENT)
+    models = [found.models[label] for label in labels]
+    names = ("prefill_tokens_per_second", "prefill_ratio", "decode_tokens_per_second", "decode_ratio")
+    columns = [_speed_column(name, models) for name in (*names, "time_to_first_token_seconds", "peak_bytes")]
+    settings = found.settings
+    title = f"Speed: {settings['batch_size']} x {settings['prompt_tokens']} + {settings['new_tokens']} tokens"
+    return Table.of_columns(title, (MODEL, labels), *columns)
+
+
+def _speed_column(name: str, models: Sequence[ModelSpeed]) -> tuple[Figure, list[Cell]]:
+    if not name.endswith("_ratio"):
+        return SPEED_FIGURES[name], [getattr(model, name) for model in models]
+    ranges = [getattr(model, name.replace("_ratio", "_range")) or () for model in models]
+    figure = replace(SPEED_FIGURES[name], style="fixed")
+    return figure, [Estimate(getattr(model, name), None, *ends) for model, ends in zip(models, ranges, strict=True)]
+
+
+def speed_section(found: SpeedRecord | None) -> Section | None:
+    """Section on generation speed; None if it was not measured."""
+    if found is None:
+        return None
+    cache = found.settings.get("cache", "dynamic")
+    text = (
+        f"Generation with transformers on {found.device} with a {cache} cache: batch size, prompt and new tokens are "
+        "given with the table. Medians of rounds in which parent and child alternate; in brackets, the lowest and "
+        "highest ratio of a round. Peak memory is that of a process that does nothing else."
+    )
+    return Section("speed", "Speed", text, (speed_table(found),))
 
 
 def gate_table(found: Sequence[Outcome]) -> Table:
@@ -158,16 +199,3 @@ def gate_table(found: Sequence[Outcome]) -> Table:
         (Figure("gate"), Figure("value"), Figure("compared"), margin, Figure("outcome")),
         tuple((x.title, x.value, x.compared, x.margin, "met" if x.passed else "MISSED") for x in found),
     )
-
-
-def speed_table(found: Speed) -> Table:
-    """Generation speed and memory of every model, with the ratios to the parent's and their range over the rounds."""
-    models = in_order(found.models)
-    rates = [(f"{phase} (tokens/s)", f"{phase} against parent", phase) for phase in ("prefill", "decode")]
-    ratio = Figure("ratio", TIMES, "fixed", "higher")
-
-
-def in_order(models: Mapping[str, ModelResult]) -> list[str]:
-    """Labels with the parent first, then pruned, distilled and the others by name."""
-    rank = {label: i for i, label in enumerate(KINDS)}
-    return sorted(models, key=lambda label: (rank.get(label, len(rank)), label))

@@ -6,9 +6,10 @@ parent, and then whatever training changes is a huge share of nothing.
 
 from collections.abc import Iterator
 
-from minitron_cli.figures import Figure, short
+from minitron_cli.evaluate.metrics import TEXT_FIGURES
+from minitron_cli.figures import Figure, fixed, short
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.evaluation import KL, LOSS, METRICS
+from minitron_cli.report.evaluation import KL, LOSS
 from minitron_cli.report.shapes import CACHE
 from minitron_cli.report.view import KeyFigure
 
@@ -42,7 +43,7 @@ def _sentences(data: ReportData) -> Iterator[str]:
         yield f"{data.model} was pruned from {short(before)} to {short(after)} parameters, {share} of its size."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
     if parent is not None and pruned is not None:
-        what = "Pruning and repair" if data.repair else "Pruning"
+        what = "Pruning and repair" if data.has_repair else "Pruning"
         yield f"{what} {_moved('the loss', parent, pruned)} nats per token."
     if distilled is not None:
         outcome = f"After distillation the loss is {distilled:.3f}"
@@ -74,10 +75,10 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
         share = percent(child.parameters / parent.parameters)
         yield KeyFigure(short(child.parameters), "parameters", f"{share} of the parent's {short(parent.parameters)}")
     if (loss := data.loss("distilled", "pruned")) is not None:
-        yield KeyFigure(f"{loss:.3f}", METRICS[LOSS].heading, _against_parent(loss, data.loss("parent")))
+        yield KeyFigure(f"{loss:.3f}", TEXT_FIGURES["loss"].heading, _against_parent(loss, data.loss("parent")))
     yield from _training(data)
     if result and (kl := result.value(KL)) is not None:
-        yield KeyFigure(METRICS[KL].cell(kl), METRICS[KL].title, METRICS[KL].unit)
+        yield KeyFigure(fixed(kl), TEXT_FIGURES["kl"].title, TEXT_FIGURES["kl"].unit)
     if parent and child and parent.cache_bytes and child.cache_bytes:
         share = percent(child.cache_bytes / parent.cache_bytes)
         yield KeyFigure(CACHE.cell(child.cache_bytes), CACHE.title, f"{share} of the parent's")

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minitron_cli.figures import MINUS, Figure
 from minitron_cli.report.text import channel_title, ranges
 from minitron_cli.report.view import Cell, ImportanceMap, LayerBars, Legend, Line, Lines, Plot, Section, Table
+
+if TYPE_CHECKING:
+    from minitron_cli.scores.scores import Scores
 
 # L layer, C channel, K kept
 
@@ -39,6 +43,12 @@ class Importance:
     """Layer score -> values [L]."""
     dropped: tuple[int, ...] = ()
     """Layers that were removed."""
+
+
+def layer_scores(scores: "Scores") -> dict[str, list[float]]:
+    """Layer score -> values [L], of those with one value per layer."""
+    names = [name.removeprefix("layer.") for name in scores.by_name if name.startswith("layer.")]
+    return {name: scores.layers(name).tolist() for name in names if "=" not in name}
 
 
 def layer_table(layers: Mapping[str, Sequence[float]]) -> Table:

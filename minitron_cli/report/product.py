@@ -1,6 +1,7 @@
 """A product of a workspace and the artifacts that belong to it, found by the fingerprints that they record."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,9 +12,9 @@ from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cost.lineage import lineage
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.gate import PARENT
-from minitron_cli.report.evaluation import KINDS, Kind, rank
-
-MODEL_INPUT = "model "  # prefix of an evaluation's inputs: the fingerprint of each model by its label
+from minitron_cli.report.evaluation import LABELS, Kind
+from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.prune import PruneResult
 
 
 @dataclass(frozen=True)
@@ -88,31 +89,44 @@ class Product:
         return found
 
     @cached_property
-    def evaluation(self) -> Artifact | None:
+    def evaluation(self) -> tuple[Artifact, EvaluationResult] | None:
         """Evaluation beside the same parent: one that measured the product if there is one, the newest of several."""
-        if self.artifact.stage == "evaluate":
-            return self.artifact
         parents = {known for known, (kind, _) in self.kinds.items() if kind == "parent"}
-        found = [made for made in self.workspace.artifacts("evaluate") if models_of(made).get(PARENT) in parents]
-        return max(found, key=self._relevance, default=None)
+        found = [
+            (made, result)
+            for made, result in self._evaluations()
+            if made is self.artifact or result.models[PARENT].fingerprint in parents
+        ]
+        return max(found, key=lambda one: self._relevance(*one), default=None)
 
-    def _relevance(self, made: Artifact) -> tuple[bool, bool, float]:
+    def _evaluations(self) -> Iterator[tuple[Artifact, EvaluationResult]]:
+        if self.artifact.stage == "evaluate":
+            yield self.artifact, EvaluationResult.read(self.artifact.path)
+            return
+        for made in self.workspace.artifacts("evaluate"):
+            with suppress(ArtifactError):  # of an earlier version, and not needed
+                yield made, EvaluationResult.read(made.path)
+
+    def _relevance(self, made: Artifact, result: EvaluationResult) -> tuple[bool, bool, float]:
+        parts = (self.kinds.get(model.fingerprint) for model in result.models.values())
+        has_product = any(part is not None and part[1] is self.artifact for part in parts)
         current = self.workspace.current("evaluate")
-        has_product = any(self.kinds.get(known, (None, None))[1] is self.artifact for known in models_of(made).values())
-        is_current = current is not None and made.key == current.key
-        return has_product, is_current, (made.path / MANIFEST).stat().st_mtime
+        return has_product, bool(current and current.key == made.key), (made.path / MANIFEST).stat().st_mtime
 
     def models(self) -> Iterator[tuple[str, Kind, Artifact | None]]:
-        """Label, part and artifact of every evaluated model that belongs to the product.
+        """Label, part and artifact of every evaluated model that belongs to the product, in the order of the table.
 
-        Models of another lineage are left out. A model that the workspace did not make was named by the user, and stays.
+        Models of another lineage are left out. One that the workspace did not make was named by the user, and stays.
         """
-        evaluated = models_of(self.evaluation) if self.evaluation else {}
-        for label, known in sorted(evaluated.items(), key=lambda item: rank(item[0])):
+        if self.evaluation is None:
+            return
+        models = self.evaluation[1].models
+        for label in sorted(models, key=lambda label: (_ORDER.get(label, len(_ORDER)), label)):
+            known = models[label].fingerprint
             if known in self.kinds:
                 yield label, *self.kinds[known]
-            elif self.artifact is self.evaluation or (label not in KINDS and known not in self._made):
-                yield label, KINDS.get(label, "control"), None
+            elif self.artifact.stage == "evaluate" or (label not in LABELS and known not in self._made):
+                yield label, LABELS.get(label, "control"), None
 
     @cached_property
     def _made(self) -> set[str]:
@@ -123,19 +137,18 @@ class Product:
     @cached_property
     def artifacts(self) -> list[Artifact]:
         """Artifacts that the view shows: the lineage, the controls and the evaluation, each once."""
-        found = (*self.lineage, *self.trained, *filter(None, [self.evaluation]))
+        found = (*self.lineage, *self.trained, *([self.evaluation[0]] if self.evaluation else []))
         return list({made.key: made for made in found}.values())
 
 
-def models_of(evaluation: Artifact) -> dict[str, str]:
-    """Label -> fingerprint of every model that an evaluation measured."""
-    inputs = evaluation.manifest.inputs.items()
-    return {name.removeprefix(MODEL_INPUT): known for name, known in inputs if name.startswith(MODEL_INPUT)}
+_ORDER = {label: i for i, label in enumerate(LABELS)}
 
 
 def _is_control_of(prune: Artifact, other: Artifact) -> bool:
     """Whether another artifact is a control: the same parent pruned to the same sizes in another way."""
     if not other.label:
         return False
-    mine, theirs = PruneResult.of(prune), PruneResult.of(other)
-    return (mine.parent, mine.child) == (theirs.parent, theirs.child)
+    with suppress(ArtifactError):  # of an earlier version
+        mine, theirs = PruneResult.read(prune.path), PruneResult.read(other.path)
+        return (mine.parent.sizes, mine.child.sizes) == (theirs.parent.sizes, theirs.child.sizes)
+    return False

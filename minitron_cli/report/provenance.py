@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.cost.lineage import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import NOTHING, Figure
 from minitron_cli.report.text import clean
@@ -34,6 +35,18 @@ class LineageRow(NamedTuple):
     key8: str
     label: str
     inputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "LineageRow":
+        """Row of an artifact, from its manifest."""
+        return cls(artifact.stage, artifact.key[:8], artifact.label, tuple(sorted(artifact.manifest.inputs)))
+
+
+def cost_rows(artifact: Artifact, *, is_needed: bool) -> Iterator[CostRow]:
+    """Costs of an artifact by kind of work."""
+    stage = " ".join(filter(None, (artifact.stage, artifact.label)))
+    for entry in spent(artifact):
+        yield CostRow(stage, entry.work, entry.tokens, entry.flops, is_needed)
 
 
 def cost_table(title: str, costs: Sequence[CostRow], *, has_total: bool = True) -> Table:
