@@ -13,7 +13,7 @@ from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.errors import InfeasibleError, InputError, Interrupted
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze
-from minitron_cli.evaluate.generation_speed import Compared, Rates
+from minitron_cli.evaluate.generation_speed import GenerationRates, SpeedComparison
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
@@ -185,9 +185,9 @@ def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, p
         """A layer takes a millisecond a token."""
         layers = [model.config.num_hidden_layers for model in (child, parent)]
         built.append(layers)
-        rates = [Rates(0.0, config.batch_size * 1000 / n, 0.0) for n in layers]
+        rates = [GenerationRates(0.0, config.batch_size * 1000 / n, 0.0) for n in layers]
         ratio = layers[1] / layers[0]
-        return Compared(rates[1], rates[0], 0.0, (0.0, 0.0), ratio, (ratio, ratio))
+        return SpeedComparison(rates[1], rates[0], 0.0, (0.0, 0.0), ratio, (ratio, ratio))
 
     monkeypatch.setattr("minitron_cli.search.latency_probe.compare", compare)
     limit = ({"kind": "latency", "length": 8, "repeats": 1, "at_most": "80%"},)
