@@ -106,7 +106,7 @@ def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidat
             [
                 *["loss and KL to the parent"] * recipe.evaluate.perplexity,
                 *["choice among continuations"] * (recipe.evaluate.cloze is not None),
-                *(task.name for task in recipe.evaluate.asked(allow_code=False)),
+                *(task.name for task in recipe.evaluate.requested(allow_code=False)),
                 *["speed"] * (recipe.evaluate.speed is not None),
             ]
         ),

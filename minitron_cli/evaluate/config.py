@@ -57,7 +57,7 @@ def _task(value: Any) -> Any:
     return _split_shots(value) if isinstance(value, str) else value
 
 
-Asked = Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)]
+RequestedTask = Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)]
 
 
 SUITES: dict[str, tuple[Task, ...]] = {
@@ -238,7 +238,7 @@ class EvaluateConfig(Spec):
     """Make a multiple-choice task of the validation text, and ask it too."""
     suite: Literal["minitron"] | None = None
     """Tasks that belong together, before those of `tasks`: the nine that Minitron is measured on, with their shots."""
-    tasks: tuple[Asked, ...] = ()
+    tasks: tuple[RequestedTask, ...] = ()
     """lm-eval tasks."""
     include_path: str | None = Field(None, exclude=True)
     """A directory of further lm-eval task YAMLs. They may run Python of their own: name only what you trust."""
@@ -251,7 +251,7 @@ class EvaluateConfig(Spec):
     gates: Gates = Field(Gates(), exclude=True)
     """What the measured values must reach; missing one ends in exit code 4."""
 
-    def asked(self, *, allow_code: bool) -> tuple[Task, ...]:
+    def requested(self, *, allow_code: bool) -> tuple[Task, ...]:
         """Every task, those of the suite first, unless `tasks` names one otherwise. Without leave to run code, the
         suite is asked without the tasks that do."""
         named = {task.name for task in self.tasks}

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost.compute import model_size
 from minitron_cli.results.search import CandidateResult, ObjectiveResult
-from minitron_cli.search.config import SearchConfig, TaskObjective
+from minitron_cli.search.config import SearchConfig, TaskObjective, objective_figure
 from minitron_cli.search.rank import Ranked
-from minitron_cli.search.search_objective import sign
 
 
 def candidate_result(
@@ -38,9 +37,8 @@ def candidate_result(
 def objective_result(config: SearchConfig) -> ObjectiveResult:
     """Name and direction of the objective that a search compares candidates by."""
     objective = config.objective
-    if isinstance(objective, TaskObjective):
-        return ObjectiveResult(name=objective.name, better="lower" if sign(objective) == 1 else "higher")
-    return ObjectiveResult(name=objective)
+    name = objective.name if isinstance(objective, TaskObjective) else objective
+    return ObjectiveResult(name=name, better=objective_figure(objective).better or "lower")
 
 
 def with_measured_costs(artifact: Artifact, candidates: Sequence[CandidateResult]) -> list[CandidateResult]:

@@ -21,7 +21,7 @@ from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, Evaluate
 from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.evaluate.statistics import Items, Paired, compare, compare_exponentials
-from minitron_cli.evaluate.tasks import Places
+from minitron_cli.evaluate.tasks import TaskLocations
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.results.evaluation import Difference, EvaluationResult, ModelEvaluation
@@ -103,8 +103,10 @@ def run(
 
 def _asked(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
     """With the suite's tasks among the others."""
-    asked = config.asked(allow_code=allow_code)
-    if left_out := sorted({task.name for task in config.asked(allow_code=True)} & CODE_TASKS - {t.name for t in asked}):
+    asked = config.requested(allow_code=allow_code)
+    if left_out := sorted(
+        {task.name for task in config.requested(allow_code=True)} & CODE_TASKS - {t.name for t in asked}
+    ):
         progress.warn(
             f"{' and '.join(left_out)} run code that the model writes, and are left out; "
             "`minitron eval --allow-code-execution` asks them too"
@@ -153,28 +155,28 @@ class _Bench:
     allow_code: bool
 
     @cached_property
-    def places(self) -> Places:
+    def locations(self) -> TaskLocations:
         own, data = self.config.include_path, self.config.task_data
         if data and not Path(data).is_dir():
             raise InputError(f"{data} is not a directory: give --task-data one with a directory for each task")
-        return Places(Path(own) if own else None, Path(data) if data else None)
+        return TaskLocations(Path(own) if own else None, Path(data) if data else None)
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints; an unknown task is refused here, before a model is loaded."""
         if self.config.tasks:
             self._check_tasks()
         blocks = {"validation": self.blocks.fingerprint} if self.blocks else {}
-        return {"dtype": self.context.dtype} | blocks | self.places.fingerprints(self.config.tasks)
+        return {"dtype": self.context.dtype} | blocks | self.locations.fingerprints(self.config.tasks)
 
     def _check_tasks(self) -> None:
         if self.context.dry_run:
-            tasks.forecast(self.config.tasks, self.places)  # fetches nothing
+            tasks.forecast(self.config.tasks, self.locations)  # fetches nothing
         else:
-            tasks.load_tasks(self.config.tasks, self.places, allow_code=self.allow_code)
+            tasks.load_tasks(self.config.tasks, self.locations, allow_code=self.allow_code)
 
     def forecast(self) -> dict[str, Any]:
         """The tasks that a dry run would ask."""
-        found = tasks.forecast(self.config.tasks, self.places) if self.config.tasks else []
+        found = tasks.forecast(self.config.tasks, self.locations) if self.config.tasks else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
     def measure(self, work: StageBuild, subject: SourceModel) -> dict[str, Any]:
@@ -184,9 +186,11 @@ class _Bench:
             self._on_text_(found, model, self.blocks, is_parent=subject is self.parent)
         if self.blocks and self.config.cloze:
             directory = _cloze_task(work, tokenizer, self.blocks, self.config.cloze)
-            found.add(self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], Places(directory)))
+            found.add(
+                self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], TaskLocations(directory))
+            )
         if self.config.tasks:
-            found.add(self._on_tasks(model, tokenizer, self.config.tasks, self.places))
+            found.add(self._on_tasks(model, tokenizer, self.config.tasks, self.locations))
         return asdict(found)
 
     def evaluation(
@@ -248,10 +252,10 @@ class _Bench:
             found.results[PERPLEXITY] |= kl.metrics()
 
     def _on_tasks(
-        self, model: "PreTrainedModel", tokenizer: Any, asked: Sequence[Task], places: Places
+        self, model: "PreTrainedModel", tokenizer: Any, asked: Sequence[Task], locations: TaskLocations
     ) -> lm_eval_runner.Answers:
         return lm_eval_runner.run_tasks(
-            model, tokenizer, asked, places=places, allow_code=self.allow_code, batch_size=self.config.batch_size
+            model, tokenizer, asked, locations=locations, allow_code=self.allow_code, batch_size=self.config.batch_size
         )
 
 

@@ -37,7 +37,7 @@ from minitron_cli.scores.metric import Random
 from minitron_cli.search import rank, space
 from minitron_cli.search.candidates import candidate_result
 from minitron_cli.search.feasible import Candidate, feasible
-from minitron_cli.search.rank import Ranked
+from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.spec import Amount
 
 STAGE, VERSION = "prune", 4
@@ -166,7 +166,7 @@ class _Cut:
     def _score_tokens(self) -> int:
         return min(SCORE_BLOCKS, len(self.texts["validation"])) * self.sequence_length
 
-    def _candidate_result(self, entry: Ranked) -> CandidateResult:
+    def _candidate_result(self, entry: RankedCandidate) -> CandidateResult:
         plan = self.builder.plan(entry.candidate.shape)
         repairs = repaired_plan.applicable(plan, self.config) - {"rescale"} if self.config.repairs else ()
         return candidate_result(entry, self.sequence_length, repairs=repairs)
@@ -179,7 +179,7 @@ class _Cut:
                 model=model_size(shape, self.sequence_length),
             )
 
-    def _ranked(self, work: StageBuild) -> Sequence[Ranked]:
+    def _ranked(self, work: StageBuild) -> Sequence[RankedCandidate]:
         """Candidates by zero-shot loss, best first, repaired as the child will be."""
         builder = self.builder
         if self.config.repairs:

@@ -29,7 +29,7 @@ from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
 from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.latency_probe import LatencyProbe
-from minitron_cli.search.rank import Ranked
+from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.search.search_objective import SearchObjective, sign
 from minitron_cli.search.work_sharing import WorkerGroup
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 STAGE, VERSION = "search", 3
 
-Found = Mapping[str, Sequence[Ranked]]  # what a winner goes by -> its candidates, best first
+Found = Mapping[str, Sequence[RankedCandidate]]  # what a winner goes by -> its candidates, best first
 
 
 def run(
@@ -82,12 +82,12 @@ def run(
     }
 
     def build(work: StageBuild) -> SearchResult:
-        group = WorkerGroup(work, processes)
-        group.meet()
+        workers = WorkerGroup(work, processes)
+        workers.barrier()
         scored = repair.builder_at(work.scratch / f"repair-{processes.rank}") if repair else builder
-        search = _Search(scored, objective, train_blocks, config, group)
+        search = _Search(scored, objective, train_blocks, config, workers)
         found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
-        group.meet()
+        workers.barrier()
         work.measured.candidates = _measured(config, found)
         return _result(search, found, {label: len(some) for label, some in shapes.items()}, repair)
 
@@ -129,7 +129,7 @@ class _Search:
     objective: SearchObjective
     train_blocks: Blocks
     config: SearchConfig
-    group: WorkerGroup
+    workers: WorkerGroup
 
     def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
         """Those that keep most importance; where a constraint is measured, of those that meet it."""
@@ -143,18 +143,18 @@ class _Search:
             return by_mass[:most]
 
         def timed() -> dict[str, Any]:
-            stopwatch = LatencyProbe(self.builder)
-            found = feasible.timed(self.builder.parent.shape, by_mass, constraints, most, stopwatch)
+            probe = LatencyProbe(self.builder)
+            found = feasible.timed(self.builder.parent.shape, by_mass, constraints, most, probe)
             return {"chosen": [[c.name, dict(c.costs)] for c in found]}
 
         by_name = {c.name: c for c in by_mass}
-        chosen = self.group.first(f"chosen-{label}", timed)["chosen"]
+        chosen = self.workers.from_rank0(f"chosen-{label}", timed)["chosen"]
         return [replace(by_name[name], costs=costs) for name, costs in chosen]
 
-    def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Ranked]]:
+    def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[RankedCandidate]]:
         """All zero-shot scores first, so that no score depends on what was trained before it."""
         every = {c.name: c for some in chosen.values() for c in some}
-        scores = self.group.each(
+        scores = self.workers.map(
             "score candidates", [f"zero-shot-{n}" for n in every], partial(self._score, list(every.values()))
         )
         score_of = dict(zip(every, scores, strict=True))
@@ -182,13 +182,13 @@ class _Search:
         total = training(retrain, self.config.seed).total_steps(self.train_blocks.sequence_length)
         return halving.rung_steps(total, retrain.rungs, retrain.keep)
 
-    def _retrained(self, ranked: Sequence[Ranked], retrain: Retrain) -> list[Ranked]:
+    def _retrained(self, ranked: Sequence[RankedCandidate], retrain: Retrain) -> list[RankedCandidate]:
         settings, steps = training(retrain, self.config.seed), self._rungs(retrain)
 
-        def to_rung(running: Sequence[Ranked], i: int) -> list[float]:
+        def to_rung(running: Sequence[RankedCandidate], i: int) -> list[float]:
             names = [f"rung-{i + 1}-{entry.candidate.name}" for entry in running]
             title = f"retrain to step {steps[i]:,} of {steps[-1]:,}"
-            return self.group.each(title, names, lambda k: self._train(running[k].candidate, settings, steps[i]))
+            return self.workers.map(title, names, lambda k: self._train(running[k].candidate, settings, steps[i]))
 
         return halving.halve(ranked, retrain.top, len(steps), retrain.keep, to_rung, self._forget)
 
@@ -208,14 +208,14 @@ class _Search:
         )
         return self.objective(student)
 
-    def _forget(self, dropped: Sequence[Ranked]) -> None:
+    def _forget(self, dropped: Sequence[RankedCandidate]) -> None:
         """The training state of those that go no further: it is three times their weights in fp32."""
-        if self.group.processes.rank == 0:
+        if self.workers.processes.rank == 0:
             for entry in dropped:
                 io.remove_tree(self._checkpoints(entry.candidate))
 
     def _checkpoints(self, candidate: Candidate) -> Path:
-        return self.group.work.scratch / f"retrain-{candidate.name}"
+        return self.workers.work.scratch / f"retrain-{candidate.name}"
 
 
 class Retraining(DistillConfig):
@@ -266,7 +266,7 @@ def _result(search: _Search, found: Found, counts: Mapping[str, int], repair: _R
     )
 
 
-def _winner(config: SearchConfig, ranked: Sequence[Ranked], count: int) -> WinnerResult:
+def _winner(config: SearchConfig, ranked: Sequence[RankedCandidate], count: int) -> WinnerResult:
     best = ranked[0].candidate
     return WinnerResult(
         sizes={axis: best.shape.sizes[axis] for axis in config.axes},

@@ -10,6 +10,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.recipe import Recipe, Step
+from minitron_cli.results.training import TrainingResult
 from minitron_cli.yaml_document import check, parse
 from tests.tiny import write_tiny
 from tests.unit.stages.place import context, data, write_place
@@ -45,7 +46,7 @@ def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
     assert second.prune.manifest.inputs["model"] == second.importance.manifest.inputs["model"] == made
     assert first.product.manifest.inputs["teacher"] == original
     assert second.product.manifest.inputs["teacher"] == {"original": original, "parent": made}[teacher]
-    assert second.product.summary["sizes"]["ffn"] == 16
+    assert second.product.result(TrainingResult).student.sizes["ffn"] == 16
     assert [step.prune.label for step in (first, second)] == ["wide", "narrow"]
     again = pipeline.run(asked, context(tmp_path / "run"))
     assert [step.product.path for step in again] == [first.product.path, second.product.path]
