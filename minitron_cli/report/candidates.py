@@ -50,6 +50,11 @@ class Ranking:
         return replace(figure, better=self.objective.better)
 
     @property
+    def plotted_score(self) -> Figure:
+        """The same without a name that a user chose: a task's."""
+        return TEXT_FIGURES.get(self.objective.name, Figure("score"))
+
+    @property
     def targets(self) -> list[str]:
         """Parameter targets that the candidates compete for."""
         return list(dict.fromkeys(row.target for row in self.candidates))
@@ -182,7 +187,7 @@ def _halving(ranking: Ranking) -> Iterator[Plot]:
     )
     if lines:
         caption = f"{_name(ranking)} in retraining, a line per candidate until it was dropped."
-        yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.score), caption)
+        yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.plotted_score), caption)
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:
@@ -196,7 +201,7 @@ def _paretos(ranking: Ranking) -> Iterator[Plot]:
         )
         when = "after the first rung" if rows[0].rungs else "zero-shot"
         caption = f"{_name(ranking)} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
-        yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.score), caption)
+        yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.plotted_score), caption)
 
 
 def _name(ranking: Ranking) -> str:
