@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from minitron_cli import io, strict_json
 from minitron_cli.artifacts import manifest as manifests
 from minitron_cli.artifacts.manifest import MANIFEST, RUN, Manifest
-from minitron_cli.errors import ArtifactError
+from minitron_cli.errors import ArtifactError, CheckpointError
 from minitron_cli.io import FileRecord
+from minitron_cli.results.base import RESULT, Result
+from minitron_cli.results.run_record import RunRecord
+
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,21 @@ class Artifact:
         return self.manifest.key
 
     @property
-    def summary(self) -> dict[str, Any]:
-        return self.manifest.summary
-
-    @property
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    def result(self, kind: type[R]) -> R:
+        """Result that the stage stored. ArtifactError if it is of another kind, schema or version, or is damaged."""
+        self.file(RESULT)
+        return kind.read(self.path)
+
     @property
-    def run(self) -> dict[str, Any]:
-        """Clock, host and speed of the run that made it: not part of its identity."""
-        return strict_json.load(self.path / RUN) if (self.path / RUN).exists() else {}
+    def run(self) -> RunRecord | None:
+        """Clock, host and speed of the run that made it, outside of its identity; None if the record is gone."""
+        try:
+            return RunRecord.model_validate(strict_json.load(self.path / RUN))
+        except (OSError, CheckpointError, ValidationError):
+            return None
 
     def file(self, name: str) -> Path:
         if name not in self.manifest.files:
@@ -73,6 +83,7 @@ class Artifact:
         return self.path / name
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """JSON object in one of the files."""
         return strict_json.load(self.file(name))
 
 
@@ -80,7 +91,7 @@ def commit(
     temporary: Path,
     final: Path,
     unhashed: Manifest,
-    run: dict[str, Any],
+    run: RunRecord,
     hashed: Mapping[Path, FileRecord] = MappingProxyType({}),
 ) -> Artifact:
     """Hash what a stage wrote and has not hashed, add the manifest last, and rename the directory into place.
@@ -92,7 +103,7 @@ def commit(
     records = {**hashed, **dict(zip(unknown, io.file_records(unknown), strict=True))}
     files = {path.name: records[path] for path in paths}
     manifest = unhashed.model_copy(update={"files": files})
-    io.write_new_json(temporary / RUN, run)
+    io.write_new_json(temporary / RUN, run.model_dump(mode="json", exclude_defaults=True))
     manifests.write(temporary, manifest)
     if not io.publish(temporary, final):
         io.remove_tree(temporary)

@@ -18,6 +18,8 @@ from minitron_cli.artifacts.elapsed_time import Clock, devices
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import ArtifactError
+from minitron_cli.results.base import Result
+from minitron_cli.results.run_record import ExportCheck, RunRecord, SpeedRecord, ThroughputRecord
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,17 @@ class Context:
 
 
 @dataclass
+class Measured:
+    """Clock and speed: kept beside the artifact, outside its identity."""
+
+    export_check: ExportCheck | None = None
+    speed: SpeedRecord | None = None
+    training: ThroughputRecord | None = None
+    candidates: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Shape of a candidate -> kind of constraint -> measured cost."""
+
+
+@dataclass
 class StageBuild:
     """Where a stage puts its result."""
 
@@ -42,10 +55,8 @@ class StageBuild:
     scratch: Path
     """A directory of this key alone that survives a kill, for state to resume from. The stage creates it."""
     resume: bool
-    summary: dict[str, Any] = field(default_factory=dict)
-    """Small facts for later stages and the report; part of the artifact's identity."""
-    run: dict[str, Any] = field(default_factory=dict)
-    """Clock and speed: kept beside the artifact, outside its identity."""
+    measured: Measured = field(default_factory=Measured)
+    """What a clock said of the work."""
     hashed: dict[Path, io.FileRecord] = field(default_factory=dict)
     """Files that nothing changes any more; the others are hashed when the work is done."""
 
@@ -91,7 +102,7 @@ def produce(
     version: int,
     config: BaseModel,
     inputs: Mapping[str, str],
-    build: Callable[[StageBuild], None],
+    build: Callable[[StageBuild], Result],
     label: str = "",
     forecast: Callable[[], Mapping[str, Any]] = dict,
     together: bool = False,
@@ -115,7 +126,6 @@ def produce(
         key=key,
         config=resolved,
         inputs=dict(inputs),
-        summary={},
         files={},
     )
     stale = _inode(final)  # what stands there before the work, and will be replaced
@@ -161,7 +171,7 @@ def _build(
     final: Path,
     stale: int | None,
     scratch: Path,
-    build: Callable[[StageBuild], None],
+    build: Callable[[StageBuild], Result],
 ) -> Artifact:
     io.make_dirs(final.parent)
     if not context.resume:
@@ -171,12 +181,11 @@ def _build(
     temporary = io.temporary_dir(final.parent, final.name)
     work = StageBuild(temporary, scratch, context.resume)
     try:
-        build(work)
-        run = {"seconds": round(time.monotonic() - started, 3), **_where(), **work.run}
-        run |= {"seconds_in_all": clock.seconds, **devices(context.device)}
+        build(work).write(temporary)
+        run = _record(work.measured, round(time.monotonic() - started, 3), clock.seconds, context.device)
         if stale and stale == _inode(final):  # not if another process has put its result there by now
             io.remove_tree(final)
-        return commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run, work.hashed)
+        return commit(temporary, final, manifest, run, work.hashed)
     except BaseException:
         with suppress(OSError):  # the first error is the one to tell
             clock.stop()
@@ -194,7 +203,7 @@ def _inode(path: Path) -> int | None:
 
 
 def _follow(
-    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[StageBuild], None] | None
+    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[StageBuild], Result] | None
 ) -> Artifact:
     """The part of the processes after the first: they keep nothing of what they do; the first one commits."""
     if build:
@@ -206,17 +215,24 @@ def _follow(
     return Artifact.open(final)
 
 
-def _where() -> dict[str, Any]:
+def _record(measured: Measured, seconds: float, seconds_in_all: float, device: str) -> RunRecord:
     import torch
 
-    return {
-        "minitron": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "host": platform.node(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
+    return RunRecord(
+        seconds=seconds,
+        seconds_in_all=seconds_in_all,
+        minitron=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        host=platform.node(),
+        threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        **devices(device),
+        export_check=measured.export_check,
+        speed=measured.speed,
+        training=measured.training,
+        measured=measured.candidates,
+    )
 
 
 def _changes(workspace: Workspace, wanted: Manifest) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.artifacts.manifest import MANIFEST, RUN
+from minitron_cli.results.base import RESULT
 
 _Stat = tuple[int, int, int, int, int]
 
@@ -34,7 +35,7 @@ def of_tokenizer(directory: Path) -> str:
 
 def _matters(name: str) -> bool:
     suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja")
-    return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN)
+    return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN, RESULT)
 
 
 def _hashes(paths: list[Path]) -> list[str]:

@@ -85,7 +85,7 @@ def search(
         from minitron_cli.search.config import SearchConfig
         from minitron_cli.stages import search as stage
 
-        config, cut = session.section(SearchConfig, "search"), session.section(PruneConfig, "prune")
+        config, pruning = session.section(SearchConfig, "search"), session.section(PruneConfig, "prune")
         scores = session.require("importance")
-        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, cut=cut)
+        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, prune=pruning)
     printing.artifact(artifact, how)

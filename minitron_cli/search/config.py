@@ -51,7 +51,7 @@ class TaskObjective(Spec):
     """Which of its metrics."""
     better: Literal["higher", "lower"] | None = None
     """Which way is better; if absent, lower for perplexities, losses and the like, else higher."""
-    path: str | None = None
+    path: str | None = Field(None, exclude=True)
     """A directory of lm-eval task YAMLs in which the task is looked up too; needs no network."""
 
     @property

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from minitron_cli.search.constraints import cost_figure
+from minitron_cli.search.constraints import figure_of
 
 Row = dict[str, Any]  # of candidates.json
 
@@ -24,7 +24,7 @@ def cost_of(row: Row, cost: str) -> float:
 
 def pareto_optimal(rows: Sequence[Row], cost: str, is_lower_better: bool) -> list[bool]:
     """Which rows no other one is as good as in this cost and in score, and better in one of them."""
-    signs = -1 if cost_figure(cost).better == "higher" else 1, 1 if is_lower_better else -1
+    signs = -1 if figure_of(cost).better == "higher" else 1, 1 if is_lower_better else -1
     points = [(signs[0] * cost_of(row, cost), signs[1] * score_of(row)) for row in rows]
     return [not any(_beats(other, point) for other in points) for point in points]
 

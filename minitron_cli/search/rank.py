@@ -9,7 +9,7 @@ Score = Callable[[Candidate], float]  # lower is better: a loss in nats, say
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedCandidate:
     """A candidate with what is known of its quality."""
 
     candidate: Candidate
@@ -22,13 +22,13 @@ class Ranked:
         return self.rungs[-1] if self.rungs else None
 
 
-def by_zero_shot(candidates: Sequence[Candidate], score: Score) -> list[Ranked]:
+def by_zero_shot(candidates: Sequence[Candidate], score: Score) -> list[RankedCandidate]:
     """Score every candidate as cut, best first."""
-    ranked = [Ranked(candidate, score(candidate)) for candidate in candidates]
+    ranked = [RankedCandidate(candidate, score(candidate)) for candidate in candidates]
     return sorted(ranked, key=lambda r: (r.zero_shot, r.candidate.name))
 
 
-def by_retraining(ranked: Sequence[Ranked]) -> list[Ranked]:
+def by_retraining(ranked: Sequence[RankedCandidate]) -> list[RankedCandidate]:
     """Those that got furthest first, by the score there; those that were not retrained stay in their order."""
     retrained = [entry for entry in ranked if entry.rungs]
     retrained.sort(key=lambda r: (-len(r.rungs), r.rungs[-1], r.candidate.name))
@@ -43,7 +43,7 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
     return sum(_sign(a[i] - a[j]) * _sign(b[i] - b[j]) for i, j in pairs) / len(pairs)
 
 
-def stability(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
+def stability(ranked: Sequence[RankedCandidate]) -> list[dict[str, object]]:
     """Kendall's tau of every two neighbouring scores of a ranking, and of the first with the last order.
 
     `ranked` is the final order. Each row says over how many candidates: those that have both scores.

@@ -56,7 +56,7 @@ class SearchObjective:
         """Of held-out text, each time."""
         return min(self.config.score_blocks, len(self.validation)) * self.validation.sequence_length
 
-    def reading(self, shape: Shape) -> list[Shape]:
+    def readers(self, shape: Shape) -> list[Shape]:
         """The models that read it: one that is judged and, for KL, its teacher."""
         return {"loss": [shape], "kl": [shape, self.teacher.shape]}.get(str(self.config.objective), [])
 

@@ -11,6 +11,7 @@ from minitron_cli.distill import trackers, training_run
 from minitron_cli.distill.config import CorrectConfig
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.results.training import CorrectionResult
 
 STAGE, VERSION = "correct", 1
 LABEL = "corrected"
@@ -22,12 +23,13 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> CorrectionResult:
         models = training_run.load(context, parent, None, config)
-        work.summary |= training_run.run_loop(
-            context, work, models, train_blocks, validation_blocks, config, name=LABEL
+        result = training_run.run_loop(
+            context, work, models, train_blocks, validation_blocks, config, name=LABEL, kind=CorrectionResult
         )
         training_run.write(work, parent, models.student)
+        return result
 
     inputs = {
         "model": parent.fingerprint,

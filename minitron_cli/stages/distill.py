@@ -12,6 +12,7 @@ from minitron_cli.distill.fused.objective import check_vocab
 from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.results.training import TrainingResult
 
 STAGE, VERSION = "distill", 2
 
@@ -35,12 +36,13 @@ def run(
     validation_blocks = blocks_of(context, data, "validation", teacher.path)
     pairs = _pairs(config, teacher, start)
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> TrainingResult:
         models = training_run.load(context, start, teacher, config)
-        work.summary |= training_run.run_loop(
-            context, work, models, train_blocks, validation_blocks, config, pairs, name=label
+        result = training_run.run_loop(
+            context, work, models, train_blocks, validation_blocks, config, pairs, name=label, kind=TrainingResult
         )
         training_run.write(work, start, models.student)
+        return result
 
     inputs = {
         "teacher": teacher.fingerprint,

@@ -28,7 +28,7 @@ from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.processes import Processes, join_processes
 from minitron_cli.memory import fits
-from minitron_cli.model.shape import Shape
+from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.scores.scores import Scores
 
 if TYPE_CHECKING:
@@ -57,25 +57,18 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     if (task := _block_task(config)) and (found := task.fingerprint()):
         inputs["block_task"] = found
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> ImportanceResult:
         scores = calibration.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
         scores.save(work.path)
-        work.summary |= {
-            "sizes": dict(parent.shape.sizes),
-            "parameters": parent.shape.parameters(),
-            "samples": config.samples,
-            "tokens": config.samples * blocks.sequence_length,
-            "parent_loss": scores.parent_nll,
-            "ledger": compute.as_json(_spent(parent.shape, config, blocks.sequence_length)),
-        }
+        return ImportanceResult(
+            model=compute.model_size(parent.shape, blocks.sequence_length),
+            samples=config.samples,
+            sequence_length=blocks.sequence_length,
+            removed=(*([1] if config.layer_removal else []), *config.blocks),
+            parent_loss=scores.parent_nll,
+        )
 
-    identity = config.model_copy(update={"block_task_path": None})  # what is there counts, not where
-    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
-
-
-def _spent(shape: Shape, config: ImportanceConfig, length: int) -> list[compute.Entry]:
-    removed = (*([1] if config.layer_removal else []), *config.blocks)
-    return compute.calibration(shape, config.samples * length, length, removed)
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
 
 
 def _block_task(config: ImportanceConfig) -> TaskMetric | None:

@@ -21,6 +21,7 @@ from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.results.training import TeacherResult
 from minitron_cli.spec import Spec
 
 STAGE, VERSION = "teacher", 1
@@ -63,16 +64,18 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
     sources = [source.open() for source in data.sources]
     inputs = {"text": canonical_json.digest([corpus.identity for corpus in sources])}
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> TeacherResult:
         tokenizer = _tokenizer(work, data, config.vocab_size)
         train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
         models = training_run.LoadedModels(model)
-        result = training_run.run_loop(context, work, models, train, validation, config.training, name=STAGE)
+        result = training_run.run_loop(
+            context, work, models, train, validation, config.training, name=STAGE, kind=TeacherResult
+        )
         hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
         hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)
-        work.summary |= {"parameters": sum(p.numel() for p in model.parameters()), **result}
+        return result
 
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from minitron_cli.figures import Figure
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.constraints import Constraint, cost_figure
+from minitron_cli.search.constraints import Constraint, figure_of
 from minitron_cli.search.constraints.base import Between, Counted, Timed, Timing
 from minitron_cli.search.constraints.serving import Serving
 
@@ -84,11 +84,11 @@ def test_one_that_does_not_say_its_cost_cannot_be_made(base, missing):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_figure_is_found_by_its_name(kind):
-    figure = cost_figure(kind.model_fields["kind"].default)
+    figure = figure_of(kind.model_fields["kind"].default)
     assert figure is kind.figure
     assert figure.title
     assert figure.better in ("lower", "higher")
 
 
 def test_a_kind_that_is_not_installed_goes_by_its_name():
-    assert cost_figure("kv_cache_tokens").heading == "kv cache tokens"
+    assert figure_of("kv_cache_tokens").heading == "kv cache tokens"

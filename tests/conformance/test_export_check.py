@@ -251,7 +251,9 @@ def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children
         with pytest.raises(Exception, match=match):
             export_check._check_live(written, found, wanted)
 
-    refused(lambda m: m.model.norm.weight.data.mul_(torch.linspace(1, 1.01, 24)), "the logits differ from the expected ones")
+    refused(
+        lambda m: m.model.norm.weight.data.mul_(torch.linspace(1, 1.01, 24)), "the logits differ from the expected ones"
+    )
     refused(lambda m: m.set_output_embeddings(m.get_input_embeddings()), "are tied after loading")
 
     def forgets_its_place(model):

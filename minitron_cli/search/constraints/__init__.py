@@ -22,7 +22,7 @@ KINDS: dict[str, type[Bounded]] = {
 }
 
 
-def cost_figure(kind: str) -> Figure:
+def figure_of(kind: str) -> Figure:
     """Figure of the cost of a kind of constraint.
 
     A kind that this installation lacks, of an artifact that another one made, goes by its name.

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from minitron_cli.evaluate.generation_speed import Compared, Rates
+from minitron_cli.evaluate.generation_speed import GenerationRates, SpeedComparison
 from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure, task_figure
 
 
@@ -38,6 +38,9 @@ def test_text_metrics_have_units_and_task_metrics_of_the_same_name_do_not():
 
 
 def test_every_speed_measurement_has_a_figure():
-    measured = {field.name for kind in (Rates, Compared) for field in fields(kind)} - {"parent", "model"}
+    measured = {field.name for kind in (GenerationRates, SpeedComparison) for field in fields(kind)} - {
+        "parent",
+        "model",
+    }
     assert {name for name in measured if not name.endswith("_range")} <= SPEED_FIGURES.keys()
     assert SPEED_FIGURES["time_to_first_token_seconds"].better == "lower"
