@@ -1,4 +1,4 @@
-"""Ranked candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
+"""RankedCandidate candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,11 +6,11 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost.compute import model_size
 from minitron_cli.results.search import CandidateResult, ObjectiveResult
 from minitron_cli.search.config import SearchConfig, TaskObjective, objective_figure
-from minitron_cli.search.rank import Ranked
+from minitron_cli.search.rank import RankedCandidate
 
 
 def candidate_result(
-    entry: Ranked,
+    entry: RankedCandidate,
     sequence_length: int,
     *,
     factor: int = 1,

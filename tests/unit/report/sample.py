@@ -263,7 +263,7 @@ def large() -> ReportData:
     return replace(
         full,
         importance=importance,
-        ranking=replace(full.ranking, candidates=[row.model_copy() for row in full.ranking.candidates * 400]),
+        ranking=replace(full.ranking, candidates=[row.model_copy() for row in (*full.ranking.candidates,) * 400]),
         runs=tuple(replace(run, steps=Curves(steps, run.steps.figures)) for run in full.runs),
     )
 
