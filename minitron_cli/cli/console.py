@@ -50,8 +50,9 @@ def table(shown: Table) -> None:
     """Print a table on stderr, numbers aligned to the right."""
     drawn = RichTable(box=None, pad_edge=False, show_header=any(shown.header))
     for i, heading in enumerate(shown.header):
-        justify = "left" if shown.is_words(i) else "right"
-        drawn.add_column(escape(heading), justify=justify, header_style="dim", overflow="fold")
+        drawn.add_column(
+            escape(heading), justify="left" if shown.is_words(i) else "right", header_style="dim", overflow="fold"
+        )
     for row in shown.text():
         drawn.add_row(*map(escape, row))
     console = _stderr()

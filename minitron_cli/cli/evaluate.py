@@ -187,7 +187,7 @@ def _write(
         io.replace(junit, gate_summary.junit(found, label))
     if summary:
         before = summary.read_bytes() if summary.exists() else b""  # the file may have other parts, as on GitHub
-        models = evaluated(EvaluationResult.read(artifact.path))
+        models = evaluated(artifact.result(EvaluationResult))
         io.replace(summary, before + gate_summary.summary(models, found, label).encode())
 
 

@@ -13,7 +13,6 @@ from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
-from minitron_cli.results.run_record import RunRecord
 from minitron_cli.results.search import SearchResult
 from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult
 
@@ -40,16 +39,16 @@ RESULTS: dict[str, type[Result]] = {
 """Stage -> type of its result."""
 
 
-def result_of(artifact: Artifact) -> Result:
-    """Result stored in an artifact. ArtifactError if it has another schema."""
-    return RESULTS[artifact.stage].read(artifact.path)
-
-
 def values(artifact: Artifact) -> dict[str, Any]:
     """Artifact as JSON values: its identity, the fields of its result, and the record of its run."""
     identity = {"stage": artifact.stage, "label": artifact.label, "path": str(artifact.path), "key": artifact.key}
     layers = {"layers": _layers(_scores(artifact))} if artifact.stage == "importance" else {}
-    return identity | result_of(artifact).model_dump(mode="json") | {"run": artifact.run} | layers
+    return (
+        identity
+        | artifact.result(RESULTS[artifact.stage]).model_dump(mode="json")
+        | {"run": artifact.run.model_dump(mode="json") if artifact.run else None}
+        | layers
+    )
 
 
 def _scores(artifact: Artifact) -> "Scores":
@@ -65,34 +64,30 @@ def _layers(scores: "Scores") -> dict[str, list[float | None]]:
 
 def tables(artifact: Artifact) -> list[Table]:
     """Artifact as tables."""
-    match result_of(artifact):
+    match artifact.result(RESULTS[artifact.stage]):
         case ImportanceResult():
             return [importance.layer_table(importance.layer_scores(_scores(artifact)))]
-        case SearchResult() as result:
-            return candidates.candidate_tables(candidates.Ranking.of(result, _run(artifact)))
+        case SearchResult():
+            return candidates.candidate_tables(candidates.Ranking.of(artifact))
         case PruneResult() as result:
-            return list(_prune(result, _run(artifact)))
+            return list(_prune(artifact, result))
         case TrainingResult() as result:
             return [sections.training_table(artifact.label, result)]
         case EvaluationResult() as result:
-            speed = _run(artifact).speed
+            speed = artifact.run.speed if artifact.run else None
             tables = evaluation.evaluation_tables(evaluation.evaluated(result))
             return [*tables, *([evaluation.speed_table(speed)] if speed else [])]
     return []
 
 
-def _run(artifact: Artifact) -> RunRecord:
-    return RunRecord.model_validate(artifact.run)
-
-
-def _prune(result: PruneResult, run: RunRecord) -> Iterator[Table]:
+def _prune(artifact: Artifact, result: PruneResult) -> Iterator[Table]:
     if result.candidates:
-        yield from candidates.candidate_tables(candidates.Ranking.of(result, run))
+        yield from candidates.candidate_tables(candidates.Ranking.of(artifact))
     sizes = {"parent": shapes.Sizes.of_result(result.parent), "child": shapes.Sizes.of_result(result.child)}
     yield shapes.shape_table("Pruned", sizes)
     if repaired := sections.repair_table(result.repair):
         yield repaired
-    if check := run.export_check:
+    if artifact.run and (check := artifact.run.export_check):
         row = (f"{check.compared}, in {check.seconds:.1f} s", ", ".join(result.checks))
         yield Table("Export check", (Figure("compared"), Figure("passed")), (row,))
     if remarks := [finding for finding in result.serving if finding.level != "ok"]:
@@ -131,13 +126,16 @@ def ranked_tables(found: "Mapping[str, Any]") -> list[Table]:
 def costs(workspace: "Workspace", product: Artifact) -> dict[str, Any]:
     """Cost of an artifact with everything that it was made from."""
     from minitron_cli.cost import compute
-    from minitron_cli.cost.lineage import device_hours, lineage, spent
+    from minitron_cli.cost.derive import spent
+    from minitron_cli.cost.lineage import device_hours, lineage
 
     made_from = lineage(workspace, product)
+    entries = {f"{one.stage}-{one.key[:8]}": spent(one) for one in made_from}
+    total = compute.total(entry for some in entries.values() for entry in some)
     return {
         "of": product.stage,
-        "ledger": {f"{one.stage}-{one.key[:8]}": compute.as_json(spent(one)) for one in made_from},
-        "total": compute.as_json([compute.total(entry for one in made_from for entry in spent(one))]),
+        "ledger": {name: [entry._asdict() for entry in some] for name, some in entries.items()},
+        "total": [total._asdict()],
         "device_hours": device_hours(made_from),
     }
 

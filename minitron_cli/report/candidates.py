@@ -1,22 +1,25 @@
 """Candidates of a search or of pruning to a target: ranking, retraining and what quality costs."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.figures import Figure, count, short
 from minitron_cli.report.text import axis_title
 from minitron_cli.report.view import Cell, Line, Lines, Plot, Point, Scatter, Section, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
-from minitron_cli.results.run_record import RunRecord
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
-from minitron_cli.search.constraints import cost_figure
+from minitron_cli.search.candidates import with_measured_costs
+from minitron_cli.search.constraints import figure_of
 from minitron_cli.search.feasible import OFF_TARGET, RETAINED_IMPORTANCE
+from minitron_cli.search.pareto import PARAMETERS, comparable, cost_of, pareto_optimal
 
 SHOWN, DRAWN = 40, 200
-PARAMETERS, RETAINED = "parameters", "mass"
+RETAINED = "mass"
 RANK = Figure("rank", style="count")
 TAU = Figure("Kendall's tau", style="fixed", better="higher", is_change=True)
 TOKENS = Figure("retraining tokens", style="short")
@@ -24,24 +27,24 @@ TOKENS = Figure("retraining tokens", style="short")
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates of one stage, best first."""
+    """Candidates of one stage, best first, with measured costs."""
 
     candidates: Sequence[CandidateResult]
     objective: ObjectiveResult = field(default_factory=ObjectiveResult)
     rung_tokens: Sequence[int] = ()
     winners: Mapping[str, WinnerResult] = field(default_factory=dict)
-    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Shape of a candidate -> kind of constraint -> measured cost."""
     built: Sizes | None = None
     """Sizes of the model that was built; None before that."""
 
     @classmethod
-    def of(cls, result: SearchResult | PruneResult, run: RunRecord, built: Sizes | None = None) -> "Ranking":
-        """Candidates of a search, or of pruning to a target."""
-        if isinstance(result, PruneResult):
-            return cls(result.candidates, built=built or result.child.sizes)
-        found = (result.candidates, result.objective, result.rung_tokens, result.winners)
-        return cls(*found, run.measured, built)
+    def of(cls, artifact: Artifact, built: Sizes | None = None) -> "Ranking":
+        """Candidates of a search artifact, or of one pruned to a target."""
+        if artifact.stage == "prune":
+            pruned = artifact.result(PruneResult)
+            return cls(with_measured_costs(artifact, pruned.candidates), built=built or pruned.child.sizes)
+        found = artifact.result(SearchResult)
+        rows = with_measured_costs(artifact, found.candidates)
+        return cls(rows, found.objective, found.rung_tokens, found.winners, built)
 
     @property
     def score(self) -> Figure:
@@ -50,43 +53,32 @@ class Ranking:
         return replace(figure, better=self.objective.better)
 
     @property
+    def plotted_score(self) -> Figure:
+        """The same without a name that a user chose: a task's."""
+        return TEXT_FIGURES.get(self.objective.name, Figure("score"))
+
+    @property
     def targets(self) -> list[str]:
         """Parameter targets that the candidates compete for."""
         return list(dict.fromkeys(row.target for row in self.candidates))
 
-    @property
-    def comparable(self) -> list[CandidateResult]:
-        """Candidates whose scores compare: the retrained ones if there are any, else all."""
-        return [row for row in self.candidates if row.rungs] or list(self.candidates)
+    @cached_property
+    def costs(self) -> list[str]:
+        """Kinds of constraints by whose costs candidates are compared."""
+        return [PARAMETERS, *(kind for kind in self.candidates[0].costs if kind != RETAINED)]
 
-    def costs(self, row: CandidateResult) -> dict[str, float]:
-        """Kind of constraint -> cost of a candidate, parameters first."""
-        found = {**row.costs, **self.measured.get(row.key, {})}
-        return {PARAMETERS: float(row.parameters), **{kind: cost for kind, cost in found.items() if kind != RETAINED}}
+    @cached_property
+    def optimal(self) -> dict[str, list[CandidateResult]]:
+        """Kind of constraint -> candidates that are Pareto-optimal in its cost and the score."""
+        rows = comparable(self.candidates)
+        marks = {kind: pareto_optimal(rows, kind, self.score) for kind in self.costs}
+        return {kind: [row for row, mark in zip(rows, some, strict=True) if mark] for kind, some in marks.items()}
 
     def is_chosen(self, row: CandidateResult) -> bool:
         """Whether the candidate was built; before that, whether it is the best for its target."""
         if self.built is None:
             return row is next(one for one in self.candidates if one.target == row.target)
         return row.shape.items() <= self.built.items()
-
-    def optimal(self, kind: str) -> set[int]:
-        """Numbers of the comparable candidates that are Pareto-optimal in (cost, score)."""
-        signs = [-1 if better == "higher" else 1 for better in (cost_figure(kind).better, self.objective.better)]
-        points = [(signs[0] * self.costs(row)[kind], signs[1] * row.at_equal_training) for row in self.comparable]
-        front = pareto_front(points)
-        return {i for i, point in enumerate(points) if point in front}
-
-
-def pareto_front(points: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:
-    """Points that no other point is at most equal to in both coordinates and below in one."""
-    front: set[tuple[float, float]] = set()
-    best = math.inf
-    for point in sorted(points):
-        if point[1] < best:
-            front.add(point)
-            best = point[1]
-    return front
 
 
 def candidate_tables(ranking: Ranking) -> list[Table]:
@@ -101,28 +93,24 @@ def candidate_tables(ranking: Ranking) -> list[Table]:
 
 def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
     shown, score = rows[:SHOWN], ranking.score
-    kinds = list(ranking.costs(shown[0]))
     return Table.of_columns(
         "Candidates, best first",
         (RANK, _ranks(shown)),
         *((Figure(axis_title(axis), style="count"), [row.shape.get(axis) for row in shown]) for axis in _varying(rows)),
-        *((cost_figure(kind), [ranking.costs(row).get(kind) for row in shown]) for kind in kinds),
+        *((figure_of(kind), [cost_of(row, kind) for row in shown]) for kind in ranking.costs),
         (replace(OFF_TARGET, is_change=True), [row.error for row in shown]),
         (RETAINED_IMPORTANCE, [math.exp(row.costs[RETAINED]) if RETAINED in row.costs else None for row in shown]),
         (replace(score, title=f"zero-shot {score.title}"), [row.zero_shot for row in shown]),
         (replace(score, title=f"retrained {score.title}"), [row.retrained for row in shown]),
-        (Figure("Pareto-optimal by"), _pareto_marks(ranking, shown, kinds)),
+        (Figure("Pareto-optimal by"), _pareto_marks(ranking, shown)),
         marked=[i for i, row in enumerate(shown) if ranking.is_chosen(row)],
     )
 
 
-def _pareto_marks(ranking: Ranking, rows: Sequence[CandidateResult], kinds: Sequence[str]) -> list[Cell]:
+def _pareto_marks(ranking: Ranking, rows: Sequence[CandidateResult]) -> list[Cell]:
     """Titles of the costs in which each row is Pareto-optimal."""
-    places = {id(row): i for i, row in enumerate(ranking.comparable)}
-    optimal = {cost_figure(kind).title: ranking.optimal(kind) for kind in kinds}
-    return [
-        ", ".join(title for title, found in optimal.items() if places.get(id(row)) in found) or None for row in rows
-    ]
+    optimal = {figure_of(kind).title: {id(row) for row in some} for kind, some in ranking.optimal.items()}
+    return [", ".join(title for title, some in optimal.items() if id(row) in some) or None for row in rows]
 
 
 def _ranks(rows: Sequence[CandidateResult]) -> list[Cell]:
@@ -182,21 +170,20 @@ def _halving(ranking: Ranking) -> Iterator[Plot]:
     )
     if lines:
         caption = f"{_name(ranking)} in retraining, a line per candidate until it was dropped."
-        yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.score), caption)
+        yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.plotted_score), caption)
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:
     """Score against each cost, of candidates that had equal training."""
-    rows = ranking.comparable[:DRAWN]
-    for i, kind in enumerate(ranking.costs(rows[0]) if len(rows) > 1 else ()):
-        figure, optimal = cost_figure(kind), ranking.optimal(kind)
+    rows = comparable(ranking.candidates)[:DRAWN]
+    for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
+        figure, optimal = figure_of(kind), {id(row) for row in ranking.optimal[kind]}
         points = tuple(
-            Point(ranking.costs(row)[kind], row.at_equal_training, ranking.is_chosen(row), place in optimal)
-            for place, row in enumerate(rows)
+            Point(cost_of(row, kind), row.at_equal_training, ranking.is_chosen(row), id(row) in optimal) for row in rows
         )
         when = "after the first rung" if rows[0].rungs else "zero-shot"
         caption = f"{_name(ranking)} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
-        yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.score), caption)
+        yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.plotted_score), caption)
 
 
 def _name(ranking: Ranking) -> str:

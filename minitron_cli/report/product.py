@@ -101,11 +101,11 @@ class Product:
 
     def _evaluations(self) -> Iterator[tuple[Artifact, EvaluationResult]]:
         if self.artifact.stage == "evaluate":
-            yield self.artifact, EvaluationResult.read(self.artifact.path)
+            yield self.artifact, self.artifact.result(EvaluationResult)
             return
         for made in self.workspace.artifacts("evaluate"):
             with suppress(ArtifactError):  # of an earlier version, and not needed
-                yield made, EvaluationResult.read(made.path)
+                yield made, made.result(EvaluationResult)
 
     def _relevance(self, made: Artifact, result: EvaluationResult) -> tuple[bool, bool, float]:
         parts = (self.kinds.get(model.fingerprint) for model in result.models.values())
@@ -149,6 +149,6 @@ def _is_control_of(prune: Artifact, other: Artifact) -> bool:
     if not other.label:
         return False
     with suppress(ArtifactError):  # of an earlier version
-        mine, theirs = PruneResult.read(prune.path), PruneResult.read(other.path)
+        mine, theirs = prune.result(PruneResult), other.result(PruneResult)
         return (mine.parent.sizes, mine.child.sizes) == (theirs.parent.sizes, theirs.child.sizes)
     return False

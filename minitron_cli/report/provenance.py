@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.cost.lineage import spent
+from minitron_cli.cost.derive import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import NOTHING, Figure
 from minitron_cli.report.text import clean

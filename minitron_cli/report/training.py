@@ -35,8 +35,8 @@ def training_section(runs: Sequence[TrainingRun], parent_loss: float | None) -> 
     if not runs:
         return None
     plots = (
-        *_plots("validation", {run.label: run.validation for run in runs}, parent_loss),
-        *_plots("training", {run.label: run.steps for run in runs}),
+        *_plots("validation", [run.validation for run in runs], parent_loss),
+        *_plots("training", [run.steps for run in runs]),
     )
     count = "the training run" if len(runs) == 1 else f"the {len(runs)} training runs"
     text = f"Progress of {count}, against the number of training tokens."
@@ -44,11 +44,11 @@ def training_section(runs: Sequence[TrainingRun], parent_loss: float | None) -> 
     return Section("training", "Training", text, plots=plots, legend=legend)
 
 
-def _plots(name: str, runs: Mapping[str, Curves], parent_loss: float | None = None) -> Iterator[Plot]:
-    figures = {column: figure for curves in runs.values() for column, figure in curves.figures.items()}
+def _plots(name: str, runs: Sequence[Curves], parent_loss: float | None = None) -> Iterator[Plot]:
+    figures = {column: figure for curves in runs for column, figure in curves.figures.items()}
     for i, (column, figure) in enumerate(figures.items()):
         reference = parent_loss if column == LOSS else None
-        lines = tuple(_line(curves.rows, column, number) for number, curves in enumerate(runs.values()))
+        lines = tuple(_line(curves.rows, column, number) for number, curves in enumerate(runs))
         if lines := tuple(line for line in lines if len(line.y)):
             caption = f"{figure.title[:1].upper()}{figure.title[1:]}"
             caption += "." if reference is None else "; the dashed line is the parent's."

@@ -1,4 +1,4 @@
-"""Ranked candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
+"""RankedCandidate candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
 
 from collections.abc import Iterable, Sequence
 

@@ -31,8 +31,7 @@ from minitron_cli.report.training import Curves, TrainingRun
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
-from minitron_cli.results.run_record import RunRecord
-from minitron_cli.results.search import SearchResult
+from minitron_cli.results.run_record import SpeedRecord
 from minitron_cli.results.training import CorrectionResult, TrainingResult, read_curves
 from minitron_cli.scores.scores import Scores
 from minitron_cli.spec import Spec
@@ -61,11 +60,11 @@ def run(context: Context) -> Artifact:
     product = Product.current(context.workspace)
     config = _config(context.workspace)
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> ReportResult:
         content = _data(product, config)
-        ReportResult(product=product.artifact.fingerprint).write(work.path)
         io.write_new(work.path / PAGE, render(view(content)).encode())
         io.write_new(work.path / CARD, model_card(content, name=config.title, hub=HubFacts(**config.hub)).encode())
+        return ReportResult(product=product.artifact.fingerprint)
 
     names = {
         made.fingerprint: " ".join(filter(None, (made.stage, made.label, made.key[:8]))) for made in product.artifacts
@@ -117,9 +116,10 @@ def _name(model: str) -> str:
 
 def _data(product: Product, config: ReportConfig) -> ReportData:
     """Everything that the view shows of a product."""
-    prune = PruneResult.read(product.prune.path) if product.prune else None
+    prune = product.prune.result(PruneResult) if product.prune else None
     child = open_source_model(product.prune.path).shape if product.prune else None
     parent = child.resize(**prune.parent.sizes) if prune and child else None
+    ranked = product.search or product.prune
     needed = {made.key for made in product.lineage}
     return ReportData(
         title=config.title,
@@ -127,9 +127,9 @@ def _data(product: Product, config: ReportConfig) -> ReportData:
         parent=Sizes.of(parent) if parent else None,
         child=Sizes.of(child) if child else None,
         models=tuple(_models(product)),
-        speed=_run(product.evaluation[0]).speed if product.evaluation else None,
+        speed=_speed(product),
         importance=_importance(product.importance, product.prune, prune),
-        ranking=_ranking(product, prune, child.sizes if child else None),
+        ranking=Ranking.of(ranked, child.sizes if child else None) if ranked else None,
         prune=prune,
         runs=tuple(map(_training, filter(None, (product.correct, *product.trained)))),
         costs=tuple(cost for made in product.artifacts for cost in cost_rows(made, is_needed=made.key in needed)),
@@ -139,9 +139,9 @@ def _data(product: Product, config: ReportConfig) -> ReportData:
     )
 
 
-def _run(made: Artifact) -> RunRecord:
-    """Record of the run that made an artifact."""
-    return RunRecord.model_validate(made.run)
+def _speed(product: Product) -> SpeedRecord | None:
+    run = product.evaluation[0].run if product.evaluation else None
+    return run.speed if run else None
 
 
 def _models(product: Product) -> Iterator[Evaluated]:
@@ -153,21 +153,14 @@ def _models(product: Product) -> Iterator[Evaluated]:
 
 
 def _result(made: Artifact) -> TrainingResult:
-    return (CorrectionResult if made.stage == correct.STAGE else TrainingResult).read(made.path)
-
-
-def _ranking(product: Product, prune: PruneResult | None, built: Mapping[str, int] | None) -> Ranking | None:
-    """Candidates of the search that chose the shape, or of pruning to a target."""
-    if product.search:
-        return Ranking.of(SearchResult.read(product.search.path), _run(product.search), built)
-    return Ranking.of(prune, _run(product.prune), built) if prune and product.prune else None
+    return made.result(CorrectionResult if made.stage == correct.STAGE else TrainingResult)
 
 
 def _importance(scored: Artifact | None, pruned: Artifact | None, result: PruneResult | None) -> Importance:
     """Scores that were measured, and the channels and layers that pruning kept."""
     if scored is None:
         return Importance()
-    scores, sizes = Scores.load(scored.path), ImportanceResult.read(scored.path).model.sizes
+    scores, sizes = Scores.load(scored.path), scored.result(ImportanceResult).model.sizes
     plan = pruned.read_json(PLAN) if pruned and result else {}
     kept = {axis: np.asarray(indices) for axis, indices in plan.items()}
     if "expert" in sizes and kept.keys() & {"expert", "ffn"}:

@@ -1,6 +1,7 @@
 """Which shapes meet all constraints; the published counts are the oracle where there are some."""
 
 import itertools
+import re
 
 import pytest
 from transformers import LlamaConfig, NemotronConfig, Qwen2Config, Qwen3Config
@@ -165,6 +166,23 @@ def test_devices_must_share_heads_and_neurons():
     llama = shape_of(LlamaConfig(num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=4))
     found = admitted(llama, {"head": (16, 24), "ffn": (8192, 8200)}, [Serving(programs=(), tensor_parallel=16)])
     assert [(c.shape.sizes["head"], c.shape.sizes["ffn"]) for c in found] == [(16, 8192)]
+
+
+def test_distance_from_the_target_is_negative_below_it_and_positive_above(qwen3_8b):
+    target = qwen3_8b.resize(ffn=8192).parameters()
+    found = admitted(qwen3_8b, {"ffn": (8064, 8192, 8320)}, [Parameters(target=target)])
+    by_size = {c.shape.sizes["ffn"]: c for c in found}
+    for candidate in found:
+        assert candidate.parameters == candidate.shape.parameters()
+        assert candidate.error == pytest.approx(candidate.shape.parameters() / target - 1)
+    assert by_size[8064].error < by_size[8192].error == 0 < by_size[8320].error
+
+
+def test_a_refusal_says_on_which_side_of_the_target_the_nearest_shape_is(qwen3_8b):
+    target = qwen3_8b.resize(ffn=8192).parameters()
+    with pytest.raises(InfeasibleError, match=r"ffn=10240 has [\d,]+ \(\+14\.2%\); ") as refused:
+        admitted(qwen3_8b, {"ffn": (4096, 10_240)}, [Parameters(target=target)])
+    assert re.search(r"ffn=4096 has [\d,]+ \(-28\.4%\)", str(refused.value))
 
 
 class Clock:
