@@ -79,11 +79,10 @@ def test_questions_of_few_documents_are_counted_each(place: KeyPath, tiny: Path,
         words = ("--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl", "--sequence-length", 64)
         result = invoke("eval", place.parent, place.child, *words, *ASKED, "--runs-dir", tmp_path / "runs", "--json")
         found = json.loads(result.stdout)
-        accuracy = found["result"]["models"]["child"]["results"]["cloze"]["acc"]
+        child = found["result"]["models"]["child"]
+        accuracy = child["results"]["cloze"]["acc"]
         assert accuracy["clusters"] == accuracy["n"] > 16 if count == 4 else 8 <= accuracy["clusters"] <= 16
-        assert (found["result"]["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (
-            count == 16
-        )
+        assert (child["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
 
 
 def gates(place: KeyPath) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

@@ -10,11 +10,11 @@ from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import accelerator_hours, device_hours, lineage
 from minitron_cli.distill.config import OBJECTIVES, DistillConfig
 from minitron_cli.evaluate.config import EvaluateConfig
+from minitron_cli.figures import NOTHING
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.prune.config import Budget, PruneConfig
-from minitron_cli.figures import NOTHING
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.search.config import Retrain, SearchConfig
