@@ -1,4 +1,4 @@
-"""Immutable directories with a manifest. A stage fills a hidden sibling; the rename is the commit."""
+"""Immutable result directories with a manifest. A stage fills a hidden sibling; renaming it is the commit."""
 
 import os
 import stat
@@ -23,19 +23,21 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class Artifact:
+    """Result directory of a stage."""
+
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = False) -> "Artifact":
-        """Read an artifact. ArtifactError unless its files have the recorded sizes (and hashes, with `verify`)."""
+        """Artifact at `path`. ArtifactError unless its files have the recorded sizes and, with `verify`, hashes."""
         artifact = cls(Path(path), manifests.read(Path(path)))
         if damage := artifact.damage(hashes=verify):
             raise ArtifactError(f"{path}: {damage}; remove the directory and run {artifact.stage} again")
         return artifact
 
     def damage(self, *, hashes: bool) -> str | None:
-        """What is wrong with the files, or None."""
+        """Description of the first damaged file; None if all are as recorded."""
         for name, record in self.manifest.files.items():
             try:
                 status = os.lstat(self.path / name)
@@ -45,8 +47,8 @@ class Artifact:
                 return f"{name} is not the file that was written"
             if hashes and io.file_record(self.path / name) != record:
                 return f"{name} has changed since it was written"
-        strangers = set(os.listdir(self.path)) - self.manifest.files.keys() - {MANIFEST, RUN}
-        return f"{min(strangers)} does not belong there" if strangers else None
+        unknown = set(os.listdir(self.path)) - self.manifest.files.keys() - {MANIFEST, RUN}
+        return f"{min(unknown)} does not belong there" if unknown else None
 
     @property
     def stage(self) -> str:
@@ -78,12 +80,13 @@ class Artifact:
             return None
 
     def file(self, name: str) -> Path:
+        """Path of one of the artifact's files. ArtifactError if the manifest does not list it."""
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.path} has no {name}: run {self.stage} again with this version of minitron")
         return self.path / name
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """JSON object in one of the files."""
+        """JSON object in one of the artifact's files."""
         return strict_json.load(self.file(name))
 
 
@@ -94,9 +97,9 @@ def commit(
     run: RunRecord,
     hashed: Mapping[Path, FileRecord] = MappingProxyType({}),
 ) -> Artifact:
-    """Hash what a stage wrote and has not hashed, add the manifest last, and rename the directory into place.
+    """Hash the remaining files, write the manifest last, and rename the directory to `final`.
 
-    A reader sees the whole artifact or none. If another process committed the same key first, its stands.
+    A reader sees the whole artifact or none. If another process committed the same key first, its artifact stays.
     """
     paths = sorted(temporary.iterdir())
     unknown = [path for path in paths if path not in hashed]

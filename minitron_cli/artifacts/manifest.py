@@ -40,7 +40,7 @@ class Manifest(Spec):
 
     @property
     def fingerprint(self) -> str:
-        """A content hash of the whole artifact."""
+        """Content hash of all files."""
         return canonical_json.digest({name: list(record) for name, record in self.files.items()})
 
 
@@ -50,18 +50,18 @@ def command_of(stage: str) -> str:
 
 
 def key_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The same intent on the same inputs has the same key."""
+    """Hash that is equal for equal config and inputs."""
     return canonical_json.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
 
 
 def write(directory: Path, manifest: Manifest) -> None:
-    """Put a manifest into a directory, sealed with its own hash: nothing else vouches for it."""
+    """Write a manifest with its own hash, which no other file records."""
     content = manifest.model_dump(mode="json")
     io.write_new_json(directory / MANIFEST, content | {SEAL: canonical_json.digest(content)})
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of an artifact directory. ArtifactError if there is none that this version can read."""
+    """Manifest of an artifact directory. ArtifactError if there is none that this version can read."""
     path = directory / MANIFEST
     if not path.exists():
         raise ArtifactError(

@@ -160,7 +160,7 @@ def _judged(artifact: Artifact, gates: "Gates", label: str, how: ComputeOptions)
     """Show what was measured, and how it compares with what was demanded."""
     from minitron_cli.stages import evaluate as stage
 
-    found = stage.judged(artifact, gates, label)
+    found = stage.gate_outcomes(artifact, gates, label)
     if how.json:
         from minitron_cli.cli import tables
 

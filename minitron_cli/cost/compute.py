@@ -39,7 +39,7 @@ def model_size(shape: Shape, sequence_length: int) -> ModelSize:
 
 
 def calibration(model: ModelSize, tokens: int, removed: Sequence[int]) -> list[Entry]:
-    """One pass of the decoder and, for each block length in `removed`, the removal of every block of that many layers."""
+    """One pass of the decoder and, for each block length in `removed`, the removal of every such block."""
     per_token = _removal(model, removed) if removed else 0
     return [
         Entry("calibration", tokens, tokens * model.decoder_flops),

@@ -14,7 +14,7 @@ from minitron_cli.results.training import CorrectionResult, TrainingResult
 
 
 def spent(artifact: Artifact) -> list[Entry]:
-    """Tokens and FLOPs that a stage spent on an artifact, by kind of work; nothing for stages that only show results."""
+    """Tokens and FLOPs that a stage spent on an artifact, by kind of work."""
     derive = _DERIVE.get(artifact.stage)
     return compute.merged(derive(artifact)) if derive else []
 

@@ -1,4 +1,4 @@
-"""The distill stage: a teacher, a student and text in, the trained student out."""
+"""Distill stage: trains a student on the predictions of a teacher."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def run(
     *,
     label: str = "distilled",
 ) -> Artifact:
-    """Train the checkpoint at `student` on the teacher's predictions; the result has its shape, names and dtypes."""
+    """Train the checkpoint at `student` on the teacher's predictions; it keeps its shape, tensor names and dtypes."""
     trackers.check(config.trackers)
     start = open_source_model(student, offline=context.offline)
     check_vocab(

@@ -1,4 +1,4 @@
-"""The evaluate stage: models in, one table of measured values out, the parent's beside them."""
+"""Evaluate stage: measures models and their parent on the same text and tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,13 +38,13 @@ Labelled = tuple[str, Path]
 
 @dataclass
 class _Measured:
-    """What is known of one model."""
+    """Measurements of one model."""
 
     results: lm_eval_runner.TaskResults = field(default_factory=dict)
     items: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Task -> metric -> each item's score, of the metrics that are means of such scores."""
+    """Task -> metric -> score of each item, for metrics that are means over items."""
     sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    """Task -> where on the hub its items come from."""
+    """Task -> origin of its items on the hub."""
 
     def add(self, answers: lm_eval_runner.Answers) -> None:
         self.results |= answers.results
@@ -65,31 +65,31 @@ def run(
 ) -> Artifact:
     """Measure the parent and every labelled checkpoint on the same text and tasks.
 
-    Without `allow_code`, a suite is asked without the tasks that run what the model writes.
+    Without `allow_code`, tasks that run generated code are left out of a suite.
     """
     subjects = {PARENT: parent} | {label: open_source_model(path, offline=context.offline) for label, path in models}
-    config = _asked(config, allow_code)
-    bench = _Bench(context, parent, _held_out(context, parent, data, config), config, allow_code)
+    config = _with_suite(config, allow_code)
+    benchmark = _Benchmark(context, parent, _held_out(context, parent, data, config), config, allow_code)
 
     def build(work: StageBuild) -> EvaluationResult:
         found = {
-            label: work.remember(f"results-{label}", partial(bench.measure, work, subject))
+            label: work.remember(f"results-{label}", partial(benchmark.measure, work, subject))
             for label, subject in subjects.items()
         }
         items = {label: model["items"] for label, model in found.items()}
         work.write_json(ITEMS, {"models": items})
         if config.speed:
-            work.measured.speed = bench.speed(subjects)
+            work.measured.speed = benchmark.speed(subjects)
         return EvaluationResult(
             models={
-                label: bench.evaluation(subjects[label], model, _against(items[label], items[PARENT], label))
+                label: benchmark.evaluation(subjects[label], model, _against(items[label], items[PARENT], label))
                 for label, model in found.items()
             },
-            loss_tokens=bench.loss_tokens,
-            sequence_length=bench.sequence_length,
+            loss_tokens=benchmark.loss_tokens,
+            sequence_length=benchmark.sequence_length,
         )
 
-    inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | bench.inputs()
+    inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs()
     return produce(
         context,
         stage=STAGE,
@@ -97,25 +97,25 @@ def run(
         config=config,
         inputs=inputs,
         build=build,
-        forecast=bench.forecast,
+        forecast=benchmark.forecast,
     )
 
 
-def _asked(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
-    """With the suite's tasks among the others."""
-    asked = config.requested(allow_code=allow_code)
+def _with_suite(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
+    """Configuration with the tasks of the suite listed. Warns about tasks that are left out."""
+    requested = config.requested(allow_code=allow_code)
     if left_out := sorted(
-        {task.name for task in config.requested(allow_code=True)} & CODE_TASKS - {t.name for t in asked}
+        {task.name for task in config.requested(allow_code=True)} & CODE_TASKS - {t.name for t in requested}
     ):
         progress.warn(
-            f"{' and '.join(left_out)} run code that the model writes, and are left out; "
-            "`minitron eval --allow-code-execution` asks them too"
+            f"{' and '.join(left_out)} left out, because they run code that the model generates; "
+            "add them with `minitron eval --allow-code-execution`"
         )
-    return config.model_copy(update={"suite": None, "tasks": asked})
+    return config.model_copy(update={"suite": None, "tasks": requested})
 
 
 def _against(items: dict[str, Any], parent_items: dict[str, Any], label: str) -> dict[str, dict[str, Difference]]:
-    """Task -> metric -> difference from the parent, item by item; nothing for the parent itself."""
+    """Task -> metric -> paired difference from the parent; empty for the parent itself."""
     if label == PARENT:
         return {}
     against = {
@@ -140,13 +140,13 @@ def _held_out(context: Context, parent: SourceModel, data: DataConfig | None, co
     if not config.perplexity and config.cloze is None:
         return None
     if data is None:
-        raise InputError("perplexity and cloze need held-out text: name some with --data, or ask for tasks only")
+        raise InputError("perplexity and cloze need held-out text: give some with --data, or evaluate tasks only")
     return blocks_of(context, data, "validation", parent.path)
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """What every model is measured on."""
+class _Benchmark:
+    """Text and tasks that every model is measured on."""
 
     context: Context
     parent: SourceModel
@@ -162,7 +162,7 @@ class _Bench:
         return TaskLocations(Path(own) if own else None, Path(data) if data else None)
 
     def inputs(self) -> dict[str, str]:
-        """Fingerprints; an unknown task is refused here, before a model is loaded."""
+        """Fingerprints of text and tasks. InputError for an unknown task, before any model is loaded."""
         if self.config.tasks:
             self._check_tasks()
         blocks = {"validation": self.blocks.fingerprint} if self.blocks else {}
@@ -170,20 +170,21 @@ class _Bench:
 
     def _check_tasks(self) -> None:
         if self.context.dry_run:
-            tasks.forecast(self.config.tasks, self.locations)  # fetches nothing
+            tasks.forecast(self.config.tasks, self.locations)  # downloads nothing
         else:
             tasks.load_tasks(self.config.tasks, self.locations, allow_code=self.allow_code)
 
     def forecast(self) -> dict[str, Any]:
-        """The tasks that a dry run would ask."""
+        """Tasks that would be evaluated, for a dry run."""
         found = tasks.forecast(self.config.tasks, self.locations) if self.config.tasks else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
     def measure(self, work: StageBuild, subject: SourceModel) -> dict[str, Any]:
+        """Measurements of one model as JSON, so that an interrupted evaluation keeps them."""
         model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
         found = _Measured()
         if self.blocks and self.config.perplexity:
-            self._on_text_(found, model, self.blocks, is_parent=subject is self.parent)
+            self._add_text_metrics(found, model, self.blocks, is_parent=subject is self.parent)
         if self.blocks and self.config.cloze:
             directory = _cloze_task(work, tokenizer, self.blocks, self.config.cloze)
             found.add(
@@ -218,7 +219,7 @@ class _Bench:
         return min(self.config.blocks or len(self.blocks), len(self.blocks)) * self.sequence_length
 
     def speed(self, subjects: dict[str, SourceModel]) -> SpeedRecord:
-        """Generation speed of every model beside the parent's."""
+        """Generation speed of every model, each measured in turns with the parent."""
         assert self.config.speed
         loaded = self._load(self.parent)
         found: dict[str, dict[str, Any]] = {}
@@ -240,8 +241,8 @@ class _Bench:
     def _load(self, subject: SourceModel) -> "PreTrainedModel":
         return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
 
-    def _on_text_(self, found: _Measured, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> None:
-        """Loss and perplexity, and KL to the parent for anything but the parent."""
+    def _add_text_metrics(self, found: _Measured, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> None:
+        """Add loss and perplexity, and for a model other than the parent the KL from the parent."""
         most, size = self.config.blocks, self.config.batch_size
         measured = perplexity(model, blocks, max_blocks=most, batch_size=size)
         found.results[PERPLEXITY] = measured.metrics()
@@ -252,15 +253,20 @@ class _Bench:
             found.results[PERPLEXITY] |= kl.metrics()
 
     def _on_tasks(
-        self, model: "PreTrainedModel", tokenizer: Any, asked: Sequence[Task], locations: TaskLocations
+        self, model: "PreTrainedModel", tokenizer: Any, requested: Sequence[Task], locations: TaskLocations
     ) -> lm_eval_runner.Answers:
         return lm_eval_runner.run_tasks(
-            model, tokenizer, asked, locations=locations, allow_code=self.allow_code, batch_size=self.config.batch_size
+            model,
+            tokenizer,
+            requested,
+            locations=locations,
+            allow_code=self.allow_code,
+            batch_size=self.config.batch_size,
         )
 
 
 def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:
-    """A task directory made of the validation blocks' documents; the same for every model of one tokenizer."""
+    """Task directory made from the documents of the validation blocks; the same for all models of one tokenizer."""
     final = work.scratch / "cloze"
     if not final.is_dir():
         io.make_dirs(work.scratch)
@@ -271,18 +277,18 @@ def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze)
 
 
 def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
-    """The text of the blocks, a piece per document."""
+    """Text of the blocks, split into documents."""
     tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
     ends = (tokens == tokenizer.eos_token_id).nonzero()[:, 0] + 1
     texts = (tokenizer.decode(piece.tolist(), skip_special_tokens=True) for piece in tokens.tensor_split(ends.tolist()))
     return [text for text in texts if text.strip()]
 
 
-def judged(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:
-    """Every gate held against the model called `label`."""
+def gate_outcomes(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:
+    """Outcome of every gate for the model called `label`."""
     return gate.outcomes(gates, artifact.result(EvaluationResult).models, label)
 
 
 def check_gates(artifact: Artifact, gates: Gates, label: str) -> None:
     """Raise GateMissed unless the model called `label` meets every gate."""
-    gate.require(judged(artifact, gates, label))
+    gate.require(gate_outcomes(artifact, gates, label))

@@ -1,4 +1,4 @@
-"""The importance stage: a model and text in, scores of every axis out."""
+"""Importance stage: reads a model and text, stores scores of every axis."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ STAGE, VERSION = "importance", 1
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
-    cuts_of(parent.shape.sizes["layer"], config.blocks)  # refuse what cannot be removed before anything is read
+    cuts_of(parent.shape.sizes["layer"], config.blocks)  # refuses impossible removals before any text is read
     blocks = blocks_of(context, data, "train", parent.path)
     if config.samples > len(blocks):
         raise DataError(
@@ -80,7 +80,7 @@ def _block_task(config: ImportanceConfig) -> TaskMetric | None:
 
 @dataclass(frozen=True)
 class _Calibration:
-    """One process's share of the work."""
+    """One process's share of the scoring."""
 
     context: Context
     parent: SourceModel
@@ -95,7 +95,7 @@ class _Calibration:
             return self._resident(work, scratch)
         if self.config.block_task:
             raise InputError(
-                "importance.block_task needs the whole model in memory, and it does not fit: leave the task out"
+                "importance.block_task needs the whole model in memory, but it does not fit: leave the task out"
             )
         return collect_by_layer(
             hf.empty_model(self.parent.path, device=self.context.device, dtype=self.context.dtype),
@@ -137,7 +137,9 @@ class _Calibration:
         together = model_bytes * self.processes.size if on_cpu else model_bytes
         is_resident = fits(together, self.config.activation_budget, self.context.device)
         if not is_resident:
-            progress.say(f"{self.parent.name} ({model_bytes / 1e9:.1f} GB) does not fit: one layer at a time is held")
+            progress.say(
+                f"{self.parent.name} ({model_bytes / 1e9:.1f} GB) does not fit into memory: loading one layer at a time"
+            )
         return is_resident
 
     def _ids(self) -> list[int]:
@@ -150,7 +152,7 @@ class _Calibration:
             yield batch(self.blocks, ids[start : start + self.config.batch_size])
 
     def _on_task(self, work: StageBuild, model: "PreTrainedModel", task: TaskMetric) -> Scores:
-        """How much each block's absence costs on the task. The first process alone asks: the others keep nothing."""
+        """Loss of task score without each block of layers; measured by the first process only, empty in the others."""
         if not process_rank.is_first_process():
             return Scores({})
         tokenizer = hf.load_tokenizer(self.parent.path)

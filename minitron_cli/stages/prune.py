@@ -1,4 +1,4 @@
-"""The prune stage: a parent and its scores in, a smaller checkpoint out."""
+"""Prune stage: reads a parent and its scores, writes a smaller checkpoint."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,13 +55,16 @@ def run(
     search: Artifact | None = None,
     label: str = "",
 ) -> Artifact:
-    """Cut `parent` to the config's shape, to the best shape within its budget, or to the search's winner."""
+    """Prune `parent` to the config's shape, to the best shape within its budget, or to the winner of the search.
+
+    InputError if a choice, a repair or a round needs text and `data` is None.
+    """
     if config.untie:
         parent = parent.untied()
     builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
     candidates = _candidates(parent, config, search)
     if data is None and config.repair == "auto":
-        progress.say("the cut is not mended: that needs text to be fitted on, which --data names")
+        progress.say("skipping repair: it needs calibration text (--data)")
         config = config.model_copy(update={"repair": "none"})
     texts = _texts(context, parent, data, config, is_choice=len(candidates) > 1)
     if config.repairs:
@@ -69,44 +72,44 @@ def run(
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
-    if texts:  # what is scored or fitted on them depends on the dtype, too
+    if texts:  # scores and repairs that are measured on text depend on the dtype
         inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
-    cut = _Cut(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts)
-    cut.check()
+    pruning = _Pruning(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts)
+    pruning.check()
     return produce(
         context,
         stage=STAGE,
         version=VERSION,
         config=config,
         inputs=inputs,
-        build=cut.build,
+        build=pruning.build,
         label=label,
-        forecast=cut.forecast,
+        forecast=pruning.forecast,
     )
 
 
 def _texts(
     context: Context, parent: SourceModel, data: DataConfig | None, config: PruneConfig, *, is_choice: bool
 ) -> dict[SplitName, Blocks]:
-    """The blocks of each split that the cut needs. InputError if it needs one and no text is named."""
+    """Blocks of each split that is needed. InputError if one is needed and `data` is None."""
     needs: tuple[tuple[bool, str, tuple[SplitName, ...]], ...] = (
-        (is_choice, "choosing a shape for a target needs text to score it on", ("validation",)),
-        (config.rounds > 1, "scoring again before each round needs text to score on", ("train",)),
-        (bool(config.repairs), "a repair needs text to be fitted on", ("train", "validation")),
+        (is_choice, "choosing a shape for a target needs text to score candidates on", ("validation",)),
+        (config.rounds > 1, "iterative pruning needs text to score on before each round", ("train",)),
+        (bool(config.repairs), "a repair needs calibration text", ("train", "validation")),
     )
     texts: dict[SplitName, Blocks] = {}
     for is_needed, why, splits in needs:
         if not is_needed:
             continue
         if data is None:
-            raise InputError(f"{why}: name some with --data")
+            raise InputError(f"{why}: give some with --data")
         texts |= {split: blocks_of(context, data, split, parent.path) for split in splits if split not in texts}
     return texts
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """One cut: to which of the candidates, in how many rounds, and mended how."""
+class _Pruning:
+    """Pruning of one parent to the best of the candidates."""
 
     builder: ChildBuilder
     config: PruneConfig
@@ -116,15 +119,17 @@ class _Cut:
 
     @property
     def is_choice(self) -> bool:
+        """Whether the shape is chosen among several candidates."""
         return len(self.candidates) > 1
 
     def check(self) -> None:
-        """Refuse what cannot be cut before anything is written."""
+        """Refuse a shape or repair that is impossible, before anything is written."""
         for candidate in self.candidates:
             plan = self.builder.plan(candidate.shape, self.config.drop_layers)
             repaired_plan.applicable(plan, self.config)
 
     def forecast(self) -> dict[str, Any]:
+        """Candidates, or sizes and tensors of the child, for a dry run."""
         if self.is_choice:
             named = {f"candidate {i + 1}": c for i, c in enumerate(self.candidates)}
             return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()}
@@ -205,9 +210,9 @@ class _Cut:
 
 
 def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
-    """A cut to the shape of another, with channels, heads and neurons chosen at random, and nothing mended.
+    """Configuration of pruning to the shape of `like`, with random channels, heads and neurons and no repair.
 
-    Layers are the same ones: to leave out others is another question.
+    The same layers are removed: the control compares choices of width only.
     """
     result = like.result(PruneResult)
     before, after = result.parent.sizes, result.child.sizes
@@ -221,6 +226,7 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
 
 
 def _candidates(parent: SourceModel, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
+    """Shapes that the child may have: one, or those within the budget."""
     if config.budget:
         return feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
     sizes = {str(axis): size for axis, size in (config.shape or {}).items()}
@@ -231,14 +237,14 @@ def _candidates(parent: SourceModel, config: PruneConfig, search: Artifact | Non
 
 
 def _winner(parent: SourceModel, search: Artifact | None, size: Amount | None) -> dict[str, int]:
-    """The shape that the search found best, of the size asked for."""
+    """Sizes of the search's winner for target `size`. ArtifactError or InputError if there is no single one."""
     if search is None:
-        raise ArtifactError("there is no shape to cut to: give --target or --shape, or run `minitron search` first")
+        raise ArtifactError("no shape to prune to: give --target or --shape, or run `minitron search` first")
     if search.manifest.inputs["model"] != parent.fingerprint:
         raise ArtifactError(f"{search.path} searched another model than {parent.name}: run `minitron search` again")
     winners = search.result(SearchResult).winners
     if size is None and len(winners) > 1:
-        raise InputError(f"the search has a winner for each of {', '.join(winners)}: say which to cut with --size")
+        raise InputError(f"the search has winners for {', '.join(winners)}: choose one with --size")
     if size is not None and str(size) not in winners:
         raise InputError(f"the search has no winner for {size}: choose among {', '.join(winners) or 'none'}")
     label = next(iter(winners)) if size is None else str(size)

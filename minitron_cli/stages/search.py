@@ -1,4 +1,4 @@
-"""The search stage: a parent, its scores and constraints in, ranked candidate shapes out, for each size asked for."""
+"""Search stage: reads a parent, its scores and constraints, stores ranked candidate shapes for each target."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 STAGE, VERSION = "search", 3
 
-Found = Mapping[str, Sequence[RankedCandidate]]  # what a winner goes by -> its candidates, best first
+Found = Mapping[str, Sequence[RankedCandidate]]  # target -> its candidates, best first
 
 
 def run(
@@ -52,7 +52,7 @@ def run(
     teacher: SourceModel | None = None,
     prune: PruneConfig | None = None,
 ) -> Artifact:
-    """Score the feasible shapes zero-shot, retrain the best few, and store the ranking. Each score survives a kill.
+    """Score feasible shapes zero-shot, retrain the best few, and store the ranking. A resumed search keeps its scores.
 
     `teacher` predicts what candidates are retrained on; the parent by default. `prune` is the configuration that the
     winner will be pruned with: if it repairs the child, candidates are repaired before they are scored.
@@ -123,7 +123,7 @@ class _Repair:
 
 @dataclass(frozen=True)
 class _Search:
-    """One process's part of the work."""
+    """One process's share of a search."""
 
     builder: ChildBuilder
     objective: SearchObjective
@@ -132,7 +132,7 @@ class _Search:
     workers: WorkerGroup
 
     def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
-        """Those that keep most importance; where a constraint is measured, of those that meet it."""
+        """Candidates that retain most importance, among the shapes that meet the constraints that are timed, if any."""
         mass = RetainedImportance(self.builder.parent.shape, self.builder.scores, self.config.ranking)
         by_mass = sorted(
             (replace(c, costs=dict(c.costs) | {"mass": mass(c.shape)}) for c in admitted),
@@ -152,7 +152,7 @@ class _Search:
         return [replace(by_name[name], costs=costs) for name, costs in chosen]
 
     def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[RankedCandidate]]:
-        """All zero-shot scores first, so that no score depends on what was trained before it."""
+        """Ranked candidates by target. All zero-shot scores come first, so that none depends on earlier training."""
         every = {c.name: c for some in chosen.values() for c in some}
         scores = self.workers.map(
             "score candidates", [f"zero-shot-{n}" for n in every], partial(self._score, list(every.values()))
@@ -171,7 +171,7 @@ class _Search:
         return self.builder.candidate(candidate.shape)
 
     def rung_tokens(self) -> list[int]:
-        """Tokens that a candidate has seen at each rung."""
+        """Tokens that a candidate was trained on by each rung."""
         retrain = self.config.retrain
         if retrain is None:
             return []
@@ -193,7 +193,7 @@ class _Search:
         return halving.halve(ranked, retrain.top, len(steps), retrain.keep, to_rung, self._forget)
 
     def _train(self, candidate: Candidate, settings: DistillConfig, until: int) -> float:
-        """The score after step `until` of a candidate's one training, from wherever that was left."""
+        """Score after step `until` of a candidate's training, which continues from its last checkpoint."""
         student = self._child(candidate)
         train(
             student,
@@ -209,7 +209,7 @@ class _Search:
         return self.objective(student)
 
     def _forget(self, dropped: Sequence[RankedCandidate]) -> None:
-        """The training state of those that go no further: it is three times their weights in fp32."""
+        """Remove the training state of dropped candidates: it takes three times their weights in fp32."""
         if self.workers.processes.rank == 0:
             for entry in dropped:
                 io.remove_tree(self._checkpoints(entry.candidate))
@@ -219,7 +219,7 @@ class _Search:
 
 
 class Retraining(DistillConfig):
-    """A candidate's lightweight retraining as the training loop takes it."""
+    """Retraining of a candidate, as a configuration of the training loop."""
 
     section: ClassVar[str] = "search.retrain"
 

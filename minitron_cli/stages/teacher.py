@@ -1,6 +1,6 @@
-"""The teacher stage: a small Llama trained from scratch on text at hand, for the demo and the benchmarks.
+"""Teacher stage: trains a small Llama from scratch on local text, for the demo and the benchmarks.
 
-Nothing is downloaded. The training loop is the distillation's own, with cross-entropy and no teacher.
+Nothing is downloaded. The training loop is that of distillation, with cross-entropy and without a teacher.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,13 +39,13 @@ class TeacherConfig(Spec):
     head_dim: int = 32
     tie_embeddings: bool = False
     training: DistillConfig
-    """How it is trained; its losses must need no teacher."""
+    """Training; none of its losses may need a teacher."""
 
 
 DEMO = TeacherConfig(
     training=DistillConfig(
         tokens=450_000,
-        batch_size=4,  # so few tokens are worth more in more steps
+        batch_size=4,  # with so little text, more and smaller steps train better
         micro_batch_size=4,
         learning_rate=1.5e-3,
         min_learning_rate=1e-4,
@@ -81,7 +81,7 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
 
 
 def _tokenizer(work: StageBuild, data: DataConfig, vocab_size: int) -> Path:
-    """A directory with a tokenizer trained on the sources; made once, whole or not at all."""
+    """Directory of a tokenizer trained on the sources; an interrupted run leaves none or a complete one."""
     final = work.scratch / "tokenizer"
     if not final.is_dir():
         io.make_dirs(work.scratch)

@@ -169,7 +169,7 @@ def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place,
     whole = parent.shape.parameters()
     for target, share in (("85%", 0.85), ("78%", 0.78)):
         assert all(abs(row.parameters / whole / share - 1) <= 0.1 for row in rows if row.target == target)
-    with pytest.raises(InputError, match="a winner for each of 78%, 85%: say which to cut with --size"):
+    with pytest.raises(InputError, match="winners for 78%, 85%: choose one with --size"):
         prune.run(context(tmp_path / "run"), parent, PruneConfig(), scores=scores, search=found)
     with pytest.raises(InputError, match="no winner for 50%: choose among 78%, 85%"):
         prune.run(context(tmp_path / "run"), parent, PruneConfig(size="50%"), scores=scores, search=found)
