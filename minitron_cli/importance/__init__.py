@@ -1,1 +1,1 @@
-"""How much each layer, head, neuron and hidden channel matters, seen in one pass over a calibration set."""
+"""Importance of layers, heads, neurons, experts and hidden channels, from one pass over a calibration set."""

@@ -1,4 +1,4 @@
-"""Mean and spread of a stream, merged piece by piece without cancellation. Knows nothing of models."""
+"""Running mean and squared deviations of a stream, merged batch by batch. Knows nothing of models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,24 +13,23 @@ NAMES = ("mean", "squares")
 
 @dataclass(frozen=True)
 class Moments:
-    """Enough of `count` values to give their mean, L2 norm and variance.
+    """Count, mean and squared deviations of a set of values: they give its mean, L2 norm and variance.
 
-    Sums of squares would lose the variance of values far from zero; squared deviations do not, and they give the
-    L2 norm as well, by additions of positive numbers only: sum x^2 = sum (x - mean)^2 + count * mean^2.
+    Sums of squares would lose the variance of values far from zero to cancellation. Squared deviations do not, and they
+    give the L2 norm too, by additions of positive numbers only: sum x^2 = sum (x - mean)^2 + count * mean^2.
     """
 
     count: int | Tensor
-    """A tensor where entries differ in it: it broadcasts to them."""
+    """Number of values; a tensor that broadcasts to the entries where they differ in it."""
     mean: Tensor
+    """Mean of each entry."""
     squares: Tensor
-    """Sum of (x - mean)^2."""
+    """Sum of (x - mean)^2 of each entry."""
 
     @classmethod
     def of(cls, values: Tensor, dim: int, weights: Tensor | None = None) -> "Moments":
-        """Moments along one dim. Plain sums: on CPU, `var` and `norm` over an inner dim are 20 times slower.
-
-        `weights` are 0 or 1, broadcast to the values: what has none is not one of the values.
-        """
+        """Moments of a tensor along one dim. `weights` broadcast to the values: 1 counts a value, 0 leaves it out."""
+        # sums instead of torch.var and torch.norm, which are 20 times slower over an inner dim on CPU
         if weights is None:
             count: int | Tensor = values.shape[dim]
             mean = values.sum(dim) / count
@@ -42,7 +41,7 @@ class Moments:
         return cls(count, mean, deviations.square_().sum(dim))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both together (Chan, Golub and LeVeque 1983)."""
+        """Moments of the union of two sets (Chan, Golub and LeVeque 1983)."""
         count = self.count + other.count
         share, shift = other.count / _some(count), other.mean - self.mean
         return Moments(
@@ -52,17 +51,18 @@ class Moments:
         )
 
     def __getitem__(self, i: int) -> "Moments":
+        """Moments of entry i along the first dim."""
         return Moments(self.count, self.mean[i], self.squares[i])
 
     @classmethod
     def stack(cls, parts: Sequence["Moments"]) -> "Moments":
-        """Moments of different things over equally many values, side by side along a new dim 0."""
+        """Moments of different entries over equally many values, stacked along a new first dim."""
         assert len({part.count for part in parts}) == 1
         means, squares = ([getattr(part, name).to(parts[0].mean.device) for part in parts] for name in NAMES)
         return cls(parts[0].count, torch.stack(means), torch.stack(squares))
 
     def aggregate(self, how: Aggregation) -> Tensor:
-        """mean, l2 = sqrt(sum x^2), or var = (1/n) sum (x - mean)^2."""
+        """Aggregate of each entry: its mean, l2 = sqrt(sum x^2) or var = (1/n) sum (x - mean)^2."""
         match how:
             case "mean":
                 return self.mean
@@ -72,18 +72,21 @@ class Moments:
                 return self.squares / _some(self.count)
 
     def to(self, device: torch.device) -> "Moments":
+        """Moments on another device."""
         count = self.count.to(device) if isinstance(self.count, Tensor) else self.count
         return Moments(count, self.mean.to(device), self.squares.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
+        """Tensors to save, by name."""
         return {"count": torch.as_tensor(self.count), "mean": self.mean, "squares": self.squares}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Moments":
+        """Moments that `tensors` returned."""
         count = tensors["count"]
         return cls(count if count.ndim else int(count), tensors["mean"], tensors["squares"])
 
 
 def _some(count: int | Tensor) -> int | Tensor:
-    """A count to divide by: what nothing was seen of has mean 0."""
+    """Count to divide by: at least 1, so that the mean of no values is 0."""
     return count.clamp_min(1) if isinstance(count, Tensor) else count
