@@ -1,1 +1,1 @@
-"""Importance of layers, heads, neurons, experts and hidden channels, from one pass over a calibration set."""
+"""Importance of every layer, head, neuron, expert and hidden channel from one pass over a calibration set."""

@@ -1,4 +1,4 @@
-"""Scores of a partly pruned model, for iterative pruning."""
+"""Scores of a partly pruned model, for pruning in rounds."""
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import batch, sample_ids
@@ -12,7 +12,7 @@ from minitron_cli.scores.scores import Scores
 
 
 def rescore(builder: ChildBuilder, plan: PrunePlan, blocks: Blocks, calibration: ImportanceConfig) -> Scores:
-    """Scores of the child that a plan makes, on the samples that the parent was scored on."""
+    """Scores of the model that a plan leaves, on the samples that the parent was scored on."""
     model, ids = builder.model(plan), sample_ids(calibration.seed, 0, calibration.samples, len(blocks))
     size = calibration.batch_size
     activations = collect(

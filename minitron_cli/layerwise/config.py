@@ -1,4 +1,4 @@
-"""Options of a pass over calibration text."""
+"""How a pass over calibration text runs."""
 
 from typing import Literal
 
@@ -8,15 +8,15 @@ from minitron_cli.spec import Quantity, Spec
 
 
 class CalibrationConfig(Spec):
-    """Samples, batch size and memory of a calibration pass."""
+    """Samples and memory of a calibration pass."""
 
     samples: int = Field(1024, ge=1)
     """Blocks of training text to calibrate on (1024 in Muralidharan et al. 2024)."""
     batch_size: int = Field(8, ge=1)
-    """Samples per forward pass. Larger is faster and takes more memory; results agree to rounding."""
+    """Samples per forward pass. Larger is faster and takes more memory; scores agree to rounding."""
     mode: Literal["auto", "resident", "layer_major"] = "auto"
-    """Hold the whole model in memory (resident) or one layer at a time (layer_major); auto: the whole model if it fits."""
+    """Hold the whole model in memory, or one layer at a time; auto: one at a time if the model does not fit."""
     activation_budget: Quantity = 1_000_000_000
-    """Bytes of hidden states held in memory between two layers in layer-major mode; the rest is stored on disk."""
+    """Bytes of hidden states held in memory between two layers in layer-major mode; the rest waits on disk."""
     seed: int = 0
-    """Seed by which calibration blocks are drawn."""
+    """Seed of the draw of blocks."""

@@ -1,4 +1,4 @@
-"""Forward pass of a layer's experts, run one expert at a time so that each can be observed."""
+"""The forward pass of a layer's experts run one at a time, so that each one can be observed."""
 
 # N token of any sample, R token routed to one expert, K expert of a token, F neuron, D hidden
 
@@ -14,34 +14,30 @@ if TYPE_CHECKING:
 
 
 class TemporaryForward:
-    """Handle that replaces a module's forward by `forward(module, *arguments)` until it is removed."""
+    """Handle of a module whose forward function is replaced by `forward(module, *arguments)` until it is removed."""
 
     def __init__(self, module: "nn.Module", forward: partial[Tensor]) -> None:
         self._module = module
         module.forward = partial(forward, module)
 
     def remove(self) -> None:
-        """Give the module its own forward back."""
         del self._module.forward
 
 
 class Routed(NamedTuple):
-    """Intermediate results of one expert, for the tokens that are routed to it."""
+    """Activations of one expert for the tokens that are routed to it."""
 
     expert: int
-    """Index of the expert."""
     token_R: Tensor
-    """Indices of its tokens."""
     gate_RF: Tensor
-    """Neurons before the activation function."""
+    """Before the activation function."""
     neuron_RF: Tensor
-    """Input of the down projection."""
     added_RD: Tensor
-    """Output times the router's weight: what is added to the residual stream."""
+    """Output of the expert times the router's weight."""
 
 
 def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Iterator[Routed]:
-    """Results of every expert that has a token, in the order of the experts, computed as the module computes them."""
+    """Activations of every expert that has tokens, in order, computed as the module computes them."""
     flat = index_NK.flatten()
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=len(module.down_proj)).tolist()

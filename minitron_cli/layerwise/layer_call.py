@@ -1,4 +1,4 @@
-"""Recorded call of a decoder layer, to be repeated with another input."""
+"""One recorded call of a decoder layer, to be repeated with another input."""
 
 # B batch, T token, D hidden
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LayerCall(NamedTuple):
-    """Call of one decoder layer. Layers differ in their mask (sliding windows), so each call keeps its own arguments."""
+    """Call of one decoder layer with its own arguments: layers differ in their masks (sliding windows)."""
 
     layer: "nn.Module"
     hidden_BTD: Tensor
@@ -23,10 +23,9 @@ class LayerCall(NamedTuple):
 
     @classmethod
     def seen(cls, layer: "nn.Module", args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "LayerCall":
-        """Call that a forward pre-hook saw."""
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         return cls(layer, layer_input(args, kwargs), args[1:], rest)
 
     def again(self, hidden_BTD: Tensor) -> Tensor:
-        """Output of the layer for another input, with the same mask and positions."""
+        """Output of the layer for another input, [B, T, D]."""
         return layer_output(self.layer(hidden_BTD, *self.args, **self.kwargs))

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minitron_cli.layerwise.activation_store import HiddenStates
+from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.resume import SavedState
 
 LAYERS = "layers"
@@ -34,7 +34,7 @@ class LayerTask(Protocol):
 
 
 def run_layers(
-    task: LayerTask, stores: Mapping[str, HiddenStates], saved: SavedState, layers: int, *, resume: bool = True
+    task: LayerTask, stores: Mapping[str, ActivationStore], saved: SavedState, layers: int, *, resume: bool = True
 ) -> None:
     """Advance `task` through all layers, saving it after a layer whenever a save is due.
 
@@ -57,7 +57,7 @@ def run_layers(
             _save(task, stores, saved, layer + 1)
 
 
-def _save(task: LayerTask, stores: Mapping[str, HiddenStates], saved: SavedState, done: int) -> None:
+def _save(task: LayerTask, stores: Mapping[str, ActivationStore], saved: SavedState, done: int) -> None:
     hidden = {name: store.save() for name, store in stores.items()}
     saved.write(task.state() | hidden | {LAYERS: torch.tensor(done)})
     for store in stores.values():

@@ -1,6 +1,6 @@
-"""Data-parallel calibration: each process observes a share of the samples, then all merge their observers.
+"""Calibration with several processes: each observes a share of the samples, then all merge their observations.
 
-The processes are those of a launcher such as torchrun; without one there is a single process and no communication.
+The processes are those of a launcher such as torchrun; without one there is a single process and nothing is sent.
 """
 
 import os
@@ -14,13 +14,13 @@ from minitron_cli.layerwise.observer import Observer
 
 
 class Processes(NamedTuple):
-    """Processes of a run, and this one's place among them."""
+    """Rank of this process and number of processes."""
 
     rank: int
     size: int
 
     def merge(self, observers: Iterable[Observer]) -> None:
-        """Give every observer the state it had if it had seen all samples, in the order of the ranks."""
+        """Merge the observations of all processes, in the order of their ranks, into every process's observers."""
         if self.size == 1:
             return
         for observer in observers:
@@ -39,7 +39,7 @@ ALONE = Processes(0, 1)
 
 
 def join_processes(device: str) -> tuple[Processes, str]:
-    """Processes of this run, and the device of this one: each process has an accelerator of its own."""
+    """Processes of this run, and the device of this one: one accelerator per process."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE, device
     from accelerate import PartialState
