@@ -100,7 +100,7 @@ def layers_section(found: Importance) -> Section | None:
     plots = [
         Plot(f"layers-{i}", LayerBars(values, layer_score(name).figure, found.dropped), layer_score(name).caption)
         for i, (name, values) in enumerate(found.layers.items())
-        if name != "nll"  # the same bars as perplexity on another scale
+        if layer_score(name).ranks  # the others repeat a ranking on another scale
     ]
     plural = "s" if len(found.dropped) > 1 else ""
     dropped = f"Dropped: layer{plural} {ranges(found.dropped)}, in red." if found.dropped else "All layers were kept."

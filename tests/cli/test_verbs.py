@@ -549,6 +549,27 @@ def test_the_commands_of_a_report_make_the_same_again(
         assert again.fingerprint == fresh.workspace.current(stage).fingerprint  # type: ignore[union-attr]
 
 
+def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
+    from minitron_cli.report.product import Product
+    from minitron_cli.stages.report import report_config, report_data
+
+    def shown(artifact: Artifact | None) -> tuple[list[str], int]:
+        product = Product(fresh.workspace, artifact) if artifact else Product.current(fresh.workspace)
+        data = report_data(product, report_config(fresh.workspace))
+        assert data.child is not None
+        return [model.label for model in data.models], data.child.axes["ffn"]
+
+    fresh.importance()
+    for words in (PRUNED, ("distill", "--steps", 2, *TRAINING), ("eval", "blocks=4")):
+        fresh.run(*words)
+    first, distilled = current(fresh, "prune"), current(fresh, "distill")
+    assert shown(None) == shown(distilled) == (["parent", "pruned", "distilled"], 64)
+    fresh.run("prune", "--shape", "ffn=32")  # now the current model; the evaluation and the student are of the first
+    assert shown(None) == (["parent"], 32)
+    assert shown(first) == (["parent", "pruned"], 64)
+    assert shown(distilled) == (["parent", "pruned", "distilled"], 64)
+
+
 def test_push_lists_the_checkpoint_and_its_card(place: KeyPath, pruned: dict[str, Any]) -> None:
     from huggingface_hub import ModelCard
 
