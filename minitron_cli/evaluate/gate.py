@@ -200,8 +200,10 @@ def read_models(file: Path) -> Models:
     """Models of an earlier evaluation, by label. RecipeError for any other file."""
     if not file.is_file():
         raise RecipeError(f"baseline {file} does not exist: keep one with `minitron eval --json > {file.name}`")
+    content = strict_json.load(file)
+    stored = content.get("result")  # of `--json`; else the file is a result.json
     try:
-        return MODELS.validate_python(strict_json.load(file).get("models"))
+        return MODELS.validate_python((stored if isinstance(stored, dict) else content).get("models"))
     except ValidationError:
         raise RecipeError(
             f"baseline {file} has no results to compare with: keep one with `minitron eval --json > {file.name}`"

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io, progress
-from minitron_cli.layerwise.activation_store import HiddenStates
+from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
 from minitron_cli.layerwise.observer import Tokens, final_norm
 from minitron_cli.layerwise.resume import FILE, SavedState
-from minitron_cli.layerwise.runner import LayerwiseRunner, Seen, StoredWeights, Weights, seeing
+from minitron_cli.layerwise.runner import LayerwiseRunner, ModuleIO, StoredWeights, Weights, recording
 from minitron_cli.model.family import Family
 from minitron_cli.model.residual_stream import adds_as_it_is, blocks
 from minitron_cli.model.taps import layer_module
@@ -194,7 +194,7 @@ class LayerwiseFit:
         layer = layer_module(self._models.family).format(layer=place)
         self._child_weights.renew_(self._models.child.get_submodule(layer), changed)
 
-    def _want(self, b: int, part: _Part, seen: Mapping[str, Seen]) -> None:
+    def _want(self, b: int, part: _Part, seen: Mapping[str, ModuleIO]) -> None:
         """Store the wanted outputs of a part of the child, as the parent computed them for batch b.
 
         What a writer adds is wanted together with the stream before it, so that the stream after it is the parent's.
@@ -243,22 +243,22 @@ class LayerwiseFit:
         (self._under_repair.fit_norm if is_folded else self._under_repair.fit_gain)(name, sums)
 
 
-def _states(directory: Path, budget: int) -> HiddenStates:
+def _states(directory: Path, budget: int) -> ActivationStore:
     io.make_dirs(directory)
-    return HiddenStates(directory, budget)
+    return ActivationStore(directory, budget)
 
 
 class _PartObserver:
     """Passes on the inputs and outputs of the parts of a parent's layer, batch by batch."""
 
-    def __init__(self, parts: Sequence[_Part], show: Callable[[int, _Part, Mapping[str, Seen]], None]) -> None:
+    def __init__(self, parts: Sequence[_Part], show: Callable[[int, _Part, Mapping[str, ModuleIO]], None]) -> None:
         self._parts, self._show = parts, show
         self._batches = 0
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, ModuleIO] = {}
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
         names = {module.parent for part in self._parts for module in part if module}
-        return [seeing(model, name, self._seen) for name in names]
+        return [recording(model, name, self._seen) for name in names]
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         for part in self._parts:

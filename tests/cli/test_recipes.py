@@ -62,8 +62,8 @@ def test_a_dry_run_tells_what_is_not_well_about_serving(run: Run) -> None:
     odd = ("run", WIDTH, "prune.shape.ffn=9210", "--dry-run")
     child = json.loads(run(*odd, "--json").stdout)["children"]["child"]
     assert {row["reader"]: row["nearest"] for row in child["serving"]}["GGUF K-quants"] == {"ffn": 9216}
-    assert "to serve it" in run(*odd).stderr
-    assert "to serve it" not in run("run", WIDTH, "--dry-run").stderr
+    assert "Serving child" in run(*odd).stderr
+    assert "Serving" not in run("run", WIDTH, "--dry-run").stderr
 
 
 def test_the_depth_recipe_comes_to_the_published_count(run: Run) -> None:
