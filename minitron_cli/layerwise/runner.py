@@ -132,6 +132,10 @@ class LayerwiseRunner:
             for b, tokens in self._tokens():
                 self._states.put(f"{b}", self._decode(tokens, input_ids=tokens.input_ids_BT))
 
+    def skip(self, layers: int) -> None:
+        """Report the embedding and the first `layers` layers of every batch as done, in a resumed pass."""
+        self._step(len(self._batches) * (layers + 1))
+
     def through(
         self, layer: int, observers: Sequence[Watcher], then: Callable[[int, LayerCall], None] = lambda *_: None
     ) -> None:
