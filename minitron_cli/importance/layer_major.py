@@ -48,8 +48,8 @@ def collect_by_layer(
 ) -> Scores:
     """Scores of `collect`, up to rounding, for a `model` whose weights are not in memory; `read` returns one by name.
 
-    At most one layer, or the embedding, or the LM head is in memory, with `activation_budget` bytes of hidden states and
-    the activations of one batch. A killed pass resumes after the last saved layer, with bit-identical scores.
+    At most one layer, or the embedding, or the LM head is in memory, with `activation_budget` bytes of hidden states
+    and the activations of one batch. A killed pass resumes after the last saved layer, with bit-identical scores.
     """
     if not batches:
         raise NO_SAMPLES
@@ -137,7 +137,7 @@ class _Scoring:
         return observers, [removal] if removal else []
 
     def _removal(self) -> LayerRemoval:
-        """Layer removal, which first tries the head on two tokens; noise replaces the embedding, which is not in memory."""
+        """Layer removal; it tries the head on two tokens first, for which noise replaces the embedding."""
         weight_VD = self._model.get_output_embeddings().weight
         noise_BTD = torch.randn(1, 2, weight_VD.shape[1], generator=torch.Generator().manual_seed(0)).to(weight_VD)
         with replaced_forward([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):
