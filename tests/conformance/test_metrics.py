@@ -11,7 +11,7 @@ from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
-from minitron_cli.scores.layer_score import rankings
+from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.scores.metric import Metric, Random
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
@@ -31,7 +31,12 @@ def variants(kind):
 
 
 METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
+CHOICES = [(axis, metric) for axis in SHAPES for metric in METRICS]
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
+EVERY_MIXTURE = pytest.mark.parametrize("model_type", [n for n, family in FAMILIES.items() if "expert" in family.sizes])
+EVERY_KIND = pytest.mark.parametrize("kind", get_args(Metric), ids=lambda kind: kind.model_fields["kind"].default)
+EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
+LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCK_RANKINGS]
 
 
 def measure(model, batches):
@@ -56,38 +61,51 @@ def measured():
 
 @EVERY_FAMILY
 def test_every_channel_has_a_finite_score(measured, model_type):
-    has_experts = "expert" in FAMILIES[model_type].sizes
-    for (axis, shape), metric in itertools.product(
-        (SHAPES | EXPERT_SHAPES if has_experts else SHAPES).items(), METRICS
-    ):
+    shapes = SHAPES | EXPERT_SHAPES if "expert" in FAMILIES[model_type].sizes else SHAPES
+    for axis, metric in CHOICES:
         scores = measured(model_type).select(axis, metric)
-        assert scores.shape == shape, (axis, metric)
-        assert scores.isfinite().all(), (axis, metric)
-        # an expert without a token scores 0
-        assert len(scores.unique()) > (12 if axis == "expert" else 1), (axis, metric)
+        assert scores.shape == shapes[axis], f"{axis}: {metric}"
+        assert scores.isfinite().all(), f"{axis}: {metric}"
+        assert len(scores.unique()) > 1, f"{axis}: {metric} tells no channel from another"
+
+
+@EVERY_MIXTURE
+def test_every_expert_has_a_finite_score(measured, model_type):
+    for metric in METRICS:
+        scores = measured(model_type).select("expert", metric)
+        assert scores.shape == EXPERT_SHAPES["expert"], metric
+        assert scores.isfinite().all(), metric
+        assert len(scores.unique()) > 12, f"{metric}: only an expert without a token may score 0"
 
 
 @EVERY_FAMILY
 def test_every_layer_has_a_finite_score(measured, model_type):
-    for kind in (*rankings(of_blocks=False), "block_perplexity=2"):
-        scores = measured(model_type).layers(kind)
-        assert scores.shape == (3 if "=" in kind else 4,), kind
-        assert scores.isfinite().all(), kind
+    for metric in LAYER_METRICS:
+        scores = measured(model_type).layers(metric)
+        assert scores.shape == (4,), metric
+        assert scores.isfinite().all(), metric
 
 
+@EVERY_FAMILY
+def test_every_block_of_layers_has_a_finite_score(measured, model_type):
+    scores = measured(model_type).layers("block_perplexity=2")
+    assert scores.shape == (3,)
+    assert scores.isfinite().all()
+
+
+@EVERY_KIND
 @pytest.mark.parametrize("how", [{"sizes": [4]}, {"sizes": [1, 3]}, {"backwards": True}], ids=str)
-def test_batches_do_not_matter(measured, how):
-    expected, found = measured("llama"), measured("llama", **how)
-    for axis, metric in itertools.product(SHAPES, METRICS):
-        torch.testing.assert_close(
-            found.select(axis, metric), expected.select(axis, metric), rtol=1e-4, atol=1e-7, msg=f"{axis} {metric}"
-        )
+def test_batches_do_not_matter(measured, kind, how):
+    for axis, metric in itertools.product(SHAPES, variants(kind)):
+        expected, found = measured("llama").select(axis, metric), measured("llama", **how).select(axis, metric)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7, msg=lambda m, at=(axis, metric): f"{at}: {m}")
 
 
-def test_scores_are_deterministic(measured):
-    first, again = measured("llama"), measured("llama", again=True)
-    for axis, metric in itertools.product(SHAPES, METRICS):
-        assert torch.equal(again.select(axis, metric), first.select(axis, metric)), (axis, metric)
+@EVERY_KIND
+def test_scores_are_deterministic(measured, kind):
+    for axis, metric in itertools.product(SHAPES, variants(kind)):
+        again = measured("llama", again=True).select(axis, metric)
+        assert torch.equal(again, measured("llama").select(axis, metric)), f"{axis}: {metric}"
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +136,12 @@ def silence_(model, dead):
     return model
 
 
-@pytest.mark.parametrize("axis", SHAPES)
+@EVERY_AXIS
 def test_dead_channels_score_lowest(with_dead_channels, axis):
     measured, dead = with_dead_channels(axis)
-    for metric in (metric for metric in METRICS if not isinstance(metric, Random)):
+    for metric in METRICS:
+        if isinstance(metric, Random):  # an order of its own, whatever the weights are
+            continue
         scores = measured.select(axis, metric)
         is_dead = torch.zeros(scores.shape[-1], dtype=torch.bool)
         is_dead[dead] = True
