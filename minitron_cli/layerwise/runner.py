@@ -183,7 +183,7 @@ class LayerwiseRunner:
     def _watched(
         self, live: "nn.Module", observers: Iterable[Watcher], tokens: Tokens, before_BTD: Tensor
     ) -> tuple[LayerCall, Tensor]:
-        """Call and output of the layer. The decoder's own forward computes its arguments; only its input is replaced."""
+        """Call and output of the layer. The decoder's forward computes its arguments; only its input is replaced."""
         calls: list[LayerCall] = []
         with ExitStack() as hooks:
             for hook in _replacing_input(live, before_BTD, calls):
@@ -217,7 +217,7 @@ class LayerwiseRunner:
 def recording(
     model: "PreTrainedModel", name: str, seen: dict[str, ModuleIO], *, is_last: bool = False
 ) -> "RemovableHandle":
-    """Register a hook that stores a module's input and output in `seen`, and ends the forward pass if it is the last."""
+    """Register a hook that stores a module's input and output in `seen`; the last one ends the forward pass."""
 
     def note(_: "nn.Module", args: tuple[Any, ...], output: Tensor) -> None:
         seen[name] = ModuleIO(args[0], output)
