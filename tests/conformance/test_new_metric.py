@@ -12,6 +12,7 @@ from minitron_cli.figures import Figure
 from minitron_cli.importance import observers
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.layer_major import collect_by_layer
+from minitron_cli.layerwise import processes
 from minitron_cli.layerwise.observer import Part, Tokens, decoder_layers
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
@@ -19,6 +20,7 @@ from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import make_plan
 from minitron_cli.report.importance import layer_scores, layer_table
 from minitron_cli.scores import layer_score
+from minitron_cli.scores import scores as scores_module
 from minitron_cli.scores.layer_score import LayerScore
 from minitron_cli.scores.metric import Activation, Magnitude, Random, WidthMetric
 from tests.tiny import tiny_model
@@ -99,8 +101,9 @@ class ToyRanking(Ranking):
 def registered(monkeypatch):
     monkeypatch.setattr(observers, "LAYER_OBSERVERS", [*observers.LAYER_OBSERVERS, Peaks])
     peak = LayerScore("peak", Figure("largest output", "toy units"), "Largest output of a layer.")
-    for module in ("minitron_cli.scores.layer_score", "minitron_cli.scores.scores"):
-        monkeypatch.setattr(f"{module}.LAYER_SCORES", (*layer_score.LAYER_SCORES[:5], peak))
+    registry = (*layer_score.LAYER_SCORES, peak)
+    for module in (layer_score, scores_module):
+        monkeypatch.setattr(module, "LAYER_SCORES", registry)
 
 
 @pytest.fixture(scope="module")
@@ -137,20 +140,25 @@ def test_a_new_observer_watches_a_model_layer_by_layer(model, tmp_path):
         torch.testing.assert_close(by_layer.by_name[name], whole.by_name[name])
 
 
-def test_observers_of_several_processes_merge(model):
-    sizes, batches = LLAMA.axis_sizes(model.config), split(samples(4), [2, 2])
+def test_the_observers_of_two_processes_merge(model, monkeypatch):
+    batches = split(samples(4), [2, 2])
     whole = collect(model, LLAMA, batches, layer_removal=False)
-    first, second = (Peaks(LLAMA, Part(range(sizes["layer"]), True)) for _ in range(2))
-    for observer, batch in zip((first, second), batches, strict=True):
-        tokens = Tokens.of(batch, "cpu")
-        handles = observer.watch(model, tokens)
-        with torch.no_grad():
-            model.model(input_ids=tokens.input_ids_BT, position_ids=tokens.position_ids_BT, use_cache=False)
-        observer.end_batch(tokens, torch.empty(0))
-        for handle in handles:
-            handle.remove()
-    first.merge(second.state())
-    torch.testing.assert_close(first.scores()["hidden.peak"], whole.by_name["hidden.peak"])
+    sent = []  # by process 1, which runs first: the states of its observers, in order
+
+    def send(gathered, state):
+        sent.append(state)
+        gathered[:] = [state, state]
+
+    def receive(gathered, state):
+        gathered[:] = [state, sent.pop(0)]
+
+    for rank, gather in ((1, send), (0, receive)):
+        monkeypatch.setattr(processes.distributed, "all_gather_object", gather)
+        merged = collect(model, LLAMA, [batches[rank]], layer_removal=False, processes=processes.Processes(rank, 2))
+    assert not sent
+    assert merged.by_name.keys() == whole.by_name.keys()
+    for name in ("hidden.peak", "layer.peak"):
+        torch.testing.assert_close(merged.by_name[name], whole.by_name[name], rtol=1e-6, atol=0)
 
 
 def test_a_new_metric_ranks_channels_and_layers_and_is_listed_with_its_unit(model):
