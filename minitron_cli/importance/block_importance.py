@@ -1,4 +1,4 @@
-"""Block Importance: cosine distance between a decoder layer's input and output (Men et al. 2024; Muralidharan et al. 2024)."""
+"""Block Importance: cosine distance between a layer's input and output (Men et al. 2024; Muralidharan et al. 2024)."""
 
 # B batch, T token, D hidden, L layer
 
@@ -87,7 +87,7 @@ class BlockImportance:
     def scores(self) -> dict[str, Tensor]:
         if not self._tokens:
             raise DataError(
-                "the calibration blocks hold no token that is scored: raise importance.samples, or check the answers in the data"
+                "no token of the calibration blocks is scored: raise importance.samples, or use data with answers"
             )
         return {"layer.block_importance": (1 - self._cosine_sum_L / self._tokens).float()}
 

@@ -44,9 +44,9 @@ def collect(
     """Scores of every head, neuron, expert, hidden channel and layer.
 
     With `layer_removal` the perplexity without each layer is measured as well, and for every n in `blocks` without each
-    contiguous block of n layers. `samples` is for the progress bar. With a `scratch` directory a killed pass resumes when
-    it is given the same batches again, with bit-identical scores. With several `processes` each has its own batches, and
-    all return the scores over all of them.
+    contiguous block of n layers. `samples` is for the progress bar. With a `scratch` directory a killed pass resumes if
+    it is given the same batches again, with bit-identical scores. With several `processes` each has its own batches,
+    and all return the scores over all of them.
     """
     assert not model.training, "dropout would make the scores random"
     with torch.inference_mode(), progress.track("calibrate", total=samples, unit="samples") as step:

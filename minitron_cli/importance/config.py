@@ -13,8 +13,8 @@ class ImportanceConfig(CalibrationConfig):
     layer_removal: bool = True
     """Also measure the perplexity without each layer; costs about half as many passes as there are layers."""
     blocks: tuple[int, ...] = ()
-    """Also measure the perplexity without each contiguous block of n layers, for every n listed; each n costs as much as
-    layer_removal."""
+    """Also measure the perplexity without each contiguous block of n layers, for every n listed; each n costs as much
+    as layer_removal."""
     block_task: str | None = None
     """Also measure an lm-eval task, such as winogrande:5, without each of these blocks; higher must be better."""
     block_metric: str = "acc"

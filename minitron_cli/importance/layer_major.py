@@ -2,7 +2,7 @@
 
 # B batch, T token, D hidden
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.bypass import replaced_forward
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
 from minitron_cli.layerwise.layer_call import LayerCall
+from minitron_cli.layerwise.layer_loop import run_layers
 from minitron_cli.layerwise.observer import LayerObserver, Observer, Options, Part
 from minitron_cli.layerwise.processes import ALONE, Processes
 from minitron_cli.layerwise.resume import FILE, SavedState, under
@@ -48,57 +49,24 @@ def collect_by_layer(
 ) -> Scores:
     """Scores of `collect`, up to rounding, for a `model` whose weights are not in memory; `read` returns one by name.
 
-    At most one layer, or the embedding, or the LM head is in memory, with `activation_budget` bytes of hidden states and
-    the activations of one batch. A killed pass resumes after the last saved layer, with bit-identical scores.
+    At most one layer, or the embedding, or the LM head is in memory, with `activation_budget` bytes of hidden states
+    and the activations of one batch. A killed pass resumes after the last saved layer, with bit-identical scores.
     """
     if not batches:
         raise NO_SAMPLES
     lengths = removal_lengths(layer_removal, blocks)
     sizes = family.axis_sizes(model.config)
     layers = sizes["layer"]
-    steps = len(batches) * (layers + 2)
+    steps = len(batches) * (layers + 2)  # the embedding and the final norm beside the layers
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
         states = ActivationStore(scratch, activation_budget)
         runner = LayerwiseRunner(model, family, batches, StoredWeights(model, family, read, device), states, step)
         scoring = _Scoring(runner, states, lengths, Options(pre_activation))
-        saved = SavedState(scratch / FILE, save_every_s)
-        seen = _restore(saved, scoring, states) if resume else []
-        if seen:
-            step(len(batches) * (len(seen) + 1))
-        else:
-            states.saved()
-            runner.embed()
-        for layer in range(len(seen), layers):
-            seen.append(scoring.through(layer))
-            if saved.is_due():
-                _save(saved, seen, states)
+        run_layers(scoring, {"hidden": states}, SavedState(scratch / FILE, save_every_s), layers, resume=resume)
         last, removal = scoring.end()
-        observers: list[Observer] = [*join_parts(family, sizes, seen, last), *removal]
+        observers: list[Observer] = [*join_parts(family, sizes, scoring.by_layer, last), *removal]
         processes.merge(observers)
         return checked_scores(observers)
-
-
-def _save(saved: SavedState, seen: list[list[LayerObserver]], states: ActivationStore) -> None:
-    tensors = {
-        f"{layer}.{observer.name}.{name}": tensor
-        for layer, observers in enumerate(seen)
-        for observer in observers
-        for name, tensor in observer.state().items()
-    }
-    saved.write(tensors | {"layers": torch.tensor(len(seen)), "hidden": states.save()})
-    states.saved()
-
-
-def _restore(saved: SavedState, scoring: "_Scoring", states: ActivationStore) -> list[list[LayerObserver]]:
-    tensors = saved.read()
-    if "layers" not in tensors:
-        return []
-    states.restore(tensors["hidden"])
-    seen = [scoring.observers(layer) for layer in range(int(tensors["layers"]))]
-    for layer, observers in enumerate(seen):
-        for observer in observers:
-            observer.restore(under(f"{layer}.{observer.name}", tensors))
-    return seen
 
 
 class _Scoring:
@@ -111,19 +79,42 @@ class _Scoring:
         self._model, self._family = runner.model, runner.family
         self._sizes = self._family.axis_sizes(self._model.config)
         self._removed = layer_blocks(self._sizes["layer"], lengths)
+        self.by_layer: list[list[LayerObserver]] = []
+        """Observers of every finished layer."""
 
-    def observers(self, layer: int) -> list[LayerObserver]:
+    def begin(self) -> None:
+        """Embed every batch."""
+        self._runner.embed()
+
+    def state(self) -> dict[str, Tensor]:
+        """State of the observers of every finished layer."""
+        return {
+            f"{layer}.{observer.name}.{name}": tensor
+            for layer, observers in enumerate(self.by_layer)
+            for observer in observers
+            for name, tensor in observer.state().items()
+        }
+
+    def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
+        """Restore the observers of the first `layers` layers."""
+        self._runner.skip(layers)
+        self.by_layer = [self._observers(layer) for layer in range(layers)]
+        for layer, observers in enumerate(self.by_layer):
+            for observer in observers:
+                observer.restore(under(f"{layer}.{observer.name}", state))
+
+    def _observers(self, layer: int) -> list[LayerObserver]:
         return layer_observers(self._family, self._sizes, Part(range(layer, layer + 1), False), self._options)
 
-    def through(self, layer: int) -> list[LayerObserver]:
+    def advance(self, layer: int) -> None:
         """Run every batch, and its variants without removed blocks, through one layer."""
-        observers = self.observers(layer)
+        observers = self._observers(layer)
 
         def variants(b: int, call: LayerCall) -> None:
             advance_(_Variants(self._states, b, self._runner.device), self._removed, layer, call)
 
         self._runner.through(layer, observers, variants)
-        return observers
+        self.by_layer.append(observers)
 
     def end(self) -> tuple[list[LayerObserver], list[LayerRemoval]]:
         """Observers of the final norm's output and, through the LM head, of the losses without layers."""
@@ -137,7 +128,10 @@ class _Scoring:
         return observers, [removal] if removal else []
 
     def _removal(self) -> LayerRemoval:
-        """Layer removal, which first tries the head on two tokens; noise replaces the embedding, which is not in memory."""
+        """Layer removal, whose first step tries the head on two tokens.
+
+        Noise replaces their embedding, which is not in memory.
+        """
         weight_VD = self._model.get_output_embeddings().weight
         noise_BTD = torch.randn(1, 2, weight_VD.shape[1], generator=torch.Generator().manual_seed(0)).to(weight_VD)
         with replaced_forward([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):

@@ -1,7 +1,7 @@
 """Perplexity without each layer, and without each block of layers, from the hidden states of the running pass.
 
-Removing layers i to j - 1 changes nothing before them, so layer i's input goes straight into layer j and only the layers
-after the block run again: half the work of whole forward passes, and no logits are held.
+Removing layers i to j - 1 changes nothing before them, so layer i's input goes straight into layer j and only the
+layers after the block run again: half the work of whole forward passes, and no logits are held.
 """
 
 # B batch, T token, D hidden, L layer, N scored token
@@ -116,9 +116,7 @@ class LayerRemoval:
         For blocks of n layers `block_perplexity=n` and `block_nll=n`: entry i is without layers i to i + n - 1.
         """
         if not self._tokens:
-            raise DataError(
-                "no calibration token has a predecessor in its document: use longer texts or a larger data.sequence_length"
-            )
+            raise DataError("no calibration token has a predecessor in its document: use longer texts or blocks")
         nll = self._nll_sum / self._tokens
         parent = nll[-1]
         found = {}

@@ -7,4 +7,5 @@ DAMAGE = "the weights are damaged, or too large for their dtype: check the check
 
 
 def not_finite_from(layer: int) -> CheckpointError:
+    """Error for activations that are not finite from a decoder layer on."""
     return CheckpointError(f"activations are not finite from decoder layer {layer} on; {DAMAGE}")

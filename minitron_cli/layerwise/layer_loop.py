@@ -38,8 +38,8 @@ def run_layers(
 ) -> None:
     """Advance `task` through all layers, saving it after a layer whenever a save is due.
 
-    With `resume`, a saved pass continues after its last saved layer. `stores` hold the hidden states between two layers;
-    each is saved under its name in the same file as the task, so that both are always of the same layer.
+    With `resume`, a saved pass continues after its last saved layer. `stores` hold the hidden states between two
+    layers; each is saved under its name in the same file as the task, so that both are always of the same layer.
     """
     found = saved.read() if resume else {}
     done = int(found[LAYERS]) if LAYERS in found else 0  # a file without it is of a pass over the whole model

@@ -132,6 +132,10 @@ class LayerwiseRunner:
             for b, tokens in self._tokens():
                 self._states.put(f"{b}", self._decode(tokens, input_ids=tokens.input_ids_BT))
 
+    def skip(self, layers: int) -> None:
+        """Report the embedding and the first `layers` layers of every batch as done, in a resumed pass."""
+        self._step(len(self._batches) * (layers + 1))
+
     def through(
         self, layer: int, observers: Sequence[Watcher], then: Callable[[int, LayerCall], None] = lambda *_: None
     ) -> None:
@@ -179,7 +183,7 @@ class LayerwiseRunner:
     def _watched(
         self, live: "nn.Module", observers: Iterable[Watcher], tokens: Tokens, before_BTD: Tensor
     ) -> tuple[LayerCall, Tensor]:
-        """Call and output of the layer. The decoder's own forward computes its arguments; only its input is replaced."""
+        """Call and output of the layer. The decoder's forward computes its arguments; only its input is replaced."""
         calls: list[LayerCall] = []
         with ExitStack() as hooks:
             for hook in _replacing_input(live, before_BTD, calls):
@@ -213,7 +217,7 @@ class LayerwiseRunner:
 def recording(
     model: "PreTrainedModel", name: str, seen: dict[str, ModuleIO], *, is_last: bool = False
 ) -> "RemovableHandle":
-    """Register a hook that stores a module's input and output in `seen`, and ends the forward pass if it is the last."""
+    """Register a hook that stores a module's input and output in `seen`; the last one ends the forward pass."""
 
     def note(_: "nn.Module", args: tuple[Any, ...], output: Tensor) -> None:
         seen[name] = ModuleIO(args[0], output)

@@ -50,7 +50,7 @@ def measured():
     known = {}
 
     def get(model_type, **how):
-        key = (model_type, *how)
+        key = (model_type, str(how))
         if key not in known:
             batches = split(samples(4), how.get("sizes", [2, 2]))
             known[key] = measure(tiny_model(model_type), batches[::-1] if how.get("backwards") else batches)
