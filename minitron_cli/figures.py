@@ -106,7 +106,7 @@ def share(value: float) -> str:
 
 
 def power(value: float) -> str:
-    """Three significant digits and a power of ten: `1.23 × 10¹⁵`."""
+    """Three significant digits and a power of ten: 1.23 times 10¹⁵."""
     if not value:
         return NOTHING
     mantissa, exponent = f"{value:.2e}".split("e")

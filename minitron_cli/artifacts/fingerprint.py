@@ -1,6 +1,6 @@
-"""What a model directory holds, as one hash: by content, never by name or time.
+"""Content hashes of model directories, independent of path and time.
 
-Hashing 16 GB takes ten seconds, so file hashes are remembered per (device, inode, size, times).
+Hashing 16 GB takes ten seconds, so file hashes are cached by (device, inode, size, times).
 """
 
 import json
@@ -9,18 +9,19 @@ from pathlib import Path
 
 from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.artifacts.manifest import MANIFEST, RUN
+from minitron_cli.results.base import RESULT
 
 _Stat = tuple[int, int, int, int, int]
 
 
 def of_directory(directory: Path) -> str:
-    """A content hash over every file that can matter to a model: weights, configs, tokenizer."""
+    """Content hash of all files of a model: weights, configs, tokenizer."""
     paths = sorted(p for p in directory.iterdir() if p.is_file() and _matters(p.name))
     return canonical_json.digest({path.name: sha256 for path, sha256 in zip(paths, _hashes(paths), strict=True)})
 
 
 def of_tokenizer(directory: Path) -> str:
-    """A content hash over the tokenizer's files alone."""
+    """Content hash of the tokenizer's files."""
     names = (
         "tokenizer.json",
         "tokenizer_config.json",
@@ -34,7 +35,7 @@ def of_tokenizer(directory: Path) -> str:
 
 def _matters(name: str) -> bool:
     suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja")
-    return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN)
+    return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN, RESULT)
 
 
 def _hashes(paths: list[Path]) -> list[str]:
@@ -51,7 +52,7 @@ def _hashes(paths: list[Path]) -> list[str]:
 
 
 class _Known:
-    """Hashes seen before, in the user's cache directory. Losing them costs time only."""
+    """Cache of file hashes in the user's cache directory. It may be deleted at any time."""
 
     def __init__(self) -> None:
         self.path = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "minitron" / "hashes.json"
@@ -71,7 +72,7 @@ class _Known:
             io.make_dirs(self.path.parent)
             io.replace(self.path, canonical_json.pretty(self._hashes))
         except OSError:
-            pass  # a read-only home is no reason to stop
+            pass  # a read-only cache only costs time
 
 
 def _stat(path: Path) -> _Stat:

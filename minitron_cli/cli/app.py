@@ -27,6 +27,7 @@ from minitron_cli.cli import (
     importance,
     inspect,
     options,
+    printing,
     prune,
     push,
     recipes,
@@ -90,7 +91,7 @@ def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> N
     try:
         body(**arguments)
     except DryRunStop as plan:
-        console.planned(plan, shown)
+        printing.dry_run(plan, shown)
     except Interrupted:  # raised in every process; after any other error torchrun ends the others
         torchrun.leave()
         raise

@@ -1,6 +1,6 @@
 """`minitron correct`: fine-tune the parent on the training text before it teaches."""
 
-from minitron_cli.cli import console, copy_out, sessions, torchrun, training
+from minitron_cli.cli import copy_out, printing, sessions, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
 from minitron_cli.cli.training import Training
 
@@ -31,4 +31,4 @@ def correct(
             session.context, session.parent(), session.data(), session.section(CorrectConfig, "correct")
         )
     copy_out.copy(artifact, output)
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)

@@ -2,7 +2,7 @@
 
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import console, sessions
+from minitron_cli.cli import printing, sessions
 from minitron_cli.cli.options import Changes, ComputeOptions
 
 
@@ -20,4 +20,4 @@ def demo(how: ComputeOptions, changes: Changes = None) -> None:
         trained = teacher.run(context, requested.data, teacher.DEMO)
         requested = requested.model_copy(update={"model": str(trained.path)})
         results = pipeline.run(sessions.located(requested), context)
-    console.artifacts(results[-1].artifacts(), how)
+    printing.artifacts(results[-1].artifacts(), how)

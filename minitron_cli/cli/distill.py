@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import console, copy_out, sessions, torchrun, training
+from minitron_cli.cli import copy_out, printing, sessions, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
 from minitron_cli.cli.training import Training
 from minitron_cli.yaml_document import KeyPath
@@ -71,7 +71,7 @@ def distill(
             session.context, _teacher(session, teacher), pruned.path, session.data(), config, label=_label(config)
         )
     copy_out.copy(artifact, output)
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)
 
 
 def _teacher(session: "Session", said: str | None) -> "SourceModel":

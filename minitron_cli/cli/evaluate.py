@@ -9,7 +9,7 @@ from typer import Argument, Option
 from minitron_cli import io, yaml_document
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, last_used, slug
-from minitron_cli.cli import console, sessions, tables
+from minitron_cli.cli import console, printing, sessions
 from minitron_cli.cli.options import ComputeOptions, DataOptions, RecipeOption
 from minitron_cli.errors import InputError
 from minitron_cli.yaml_document import KeyPath
@@ -160,13 +160,17 @@ def _judged(artifact: Artifact, gates: "Gates", label: str, how: ComputeOptions)
     """Show what was measured, and how it compares with what was demanded."""
     from minitron_cli.stages import evaluate as stage
 
-    found = stage.judged(artifact, gates, label)
+    found = stage.gate_outcomes(artifact, gates, label)
     if how.json:
+        from minitron_cli.cli import tables
+
         console.data(tables.values(artifact) | ({"gates": [outcome.json() for outcome in found]} if found else {}))
         return found
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)
     if found:
-        console.sheet(tables.gate_sheet(found))
+        from minitron_cli.report.evaluation import gate_table
+
+        console.table(gate_table(found))
     return found
 
 
@@ -174,17 +178,17 @@ def _write(
     artifact: Artifact, found: "Sequence[Outcome]", label: str, junit: Path | None, summary: Path | None
 ) -> None:
     from minitron_cli.report import gate_summary
-    from minitron_cli.stages import evaluate as stage
+    from minitron_cli.report.evaluation import evaluated
+    from minitron_cli.results.evaluation import EvaluationResult
 
     for file in filter(None, (junit, summary)):
         io.make_dirs(file.parent)
     if junit:
         io.replace(junit, gate_summary.junit(found, label))
     if summary:
-        before = summary.read_bytes() if summary.exists() else b""  # a page may have other parts, as on GitHub
-        models = artifact.read_json(stage.RESULTS)["models"]
-        in_order = {name: models[name] for name in artifact.summary["models"]}
-        io.replace(summary, before + gate_summary.summary(in_order, found, label).encode())
+        before = summary.read_bytes() if summary.exists() else b""  # the file may have other parts, as on GitHub
+        models = evaluated(artifact.result(EvaluationResult))
+        io.replace(summary, before + gate_summary.summary(models, found, label).encode())
 
 
 def _require(found: "Sequence[Outcome]") -> None:

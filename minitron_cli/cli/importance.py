@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import console, sessions, torchrun
+from minitron_cli.cli import printing, sessions, torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
 from minitron_cli.yaml_document import KeyPath
 
@@ -55,4 +55,4 @@ def importance(
 
         config = session.section(ImportanceConfig, "importance")
         artifact = stage.run(session.context, session.parent(), session.data(), config)
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import console, copy_out, sessions
+from minitron_cli.cli import copy_out, printing, sessions
 from minitron_cli.cli.options import (
     Arguments,
     ComputeOptions,
@@ -111,7 +111,7 @@ def prune(
             search=None if chosen else session.workspace.current("search"),
         )
     copy_out.copy(artifact, output)
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)
 
 
 def _axes(axes: str | None, width: bool, depth: bool) -> list[str] | None:

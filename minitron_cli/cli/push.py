@@ -7,7 +7,7 @@ from typer import Argument, Option
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, open_workspace
 from minitron_cli.checkpoint import hub
-from minitron_cli.cli import console, tables
+from minitron_cli.cli import console
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError
 
@@ -36,7 +36,7 @@ def push(
     made = _made(workspace, stage)
     from minitron_cli.stages import report
 
-    card = report.card(workspace, repo).encode()
+    card = report.card(workspace, made, repo).encode()
     sizes = {name: record.size_bytes for name, record in made.manifest.files.items()} | {CARD: len(card)}
     facts = {"repo": repo, "private": private, "from": str(made.path), "files": sizes, "bytes": sum(sizes.values())}
     if not dry_run:
@@ -46,7 +46,9 @@ def push(
     if where.json:
         console.data(facts)
         return
-    console.sheet(tables.file_sheet(f"{'would push' if dry_run else 'pushed'} {made.path} to {repo}", sizes))
+    from minitron_cli.cli import tables
+
+    console.table(tables.file_table(f"{'Would push' if dry_run else 'Pushed'} {made.path} to {repo}", sizes))
     if not dry_run:
         console.note(f"see {facts['url']}")
 

@@ -9,8 +9,9 @@ from minitron_cli import io
 from minitron_cli import recipe as recipes
 from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
-from minitron_cli.cli.text_table import Sheet
 from minitron_cli.errors import InputError
+from minitron_cli.figures import Figure
+from minitron_cli.report.view import Table
 
 Name = Annotated[str, Argument(metavar="NAME", help="Name of a shipped recipe (see `minitron recipes ls`).")]
 
@@ -21,7 +22,7 @@ def list_recipes(shown: Show) -> None:
     if shown.json:
         console.data(summaries)
     else:
-        console.sheet(Sheet("", ["recipe", "summary"], list(summaries.items())))
+        console.table(Table("", (Figure("recipe"), Figure("summary")), tuple(summaries.items())))
         console.note(
             "copy one to edit it: minitron recipes cp NAME; see its shapes and steps: minitron run NAME --dry-run"
         )

@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Option
 
 from minitron_cli import io
-from minitron_cli.cli import console, copy_out, sessions
+from minitron_cli.cli import copy_out, printing, sessions
 from minitron_cli.cli.options import BuildOptions
 
 
@@ -25,4 +25,4 @@ def report(
     if output is not None:
         io.make_dirs(output.parent)
         io.write_new(output, artifact.file(stage.PAGE).read_bytes())
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)

@@ -6,7 +6,7 @@ from typer import Argument, Option
 
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import console, sessions, torchrun
+from minitron_cli.cli import printing, sessions, torchrun
 from minitron_cli.cli.options import Changes, ComputeOptions, Seed
 from minitron_cli.errors import InputError
 
@@ -36,7 +36,7 @@ def run(
     if how.dry_run:
         from minitron_cli import dry_run
 
-        console.plan(dry_run.plan(requested), how)
+        printing.plan(dry_run.plan(requested), how)
         return
     torchrun.if_requested(gpus)
     from minitron_cli import pipeline
@@ -45,5 +45,5 @@ def run(
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
     with sessions.running(how, workspace) as context:
         results = pipeline.run(requested, context)
-    console.artifacts([artifact for step in results for artifact in step.artifacts()], how)
+    printing.artifacts([artifact for step in results for artifact in step.artifacts()], how)
     pipeline.check_gates(results[-1], requested)

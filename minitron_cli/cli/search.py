@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import console, sessions, torchrun
+from minitron_cli.cli import printing, sessions, torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, Count, DataOptions, RecipeOption, Seed, Tolerance
 from minitron_cli.search.axis_sizes import PRESETS
 from minitron_cli.yaml_document import KeyPath
@@ -85,7 +85,7 @@ def search(
         from minitron_cli.search.config import SearchConfig
         from minitron_cli.stages import search as stage
 
-        config, cut = session.section(SearchConfig, "search"), session.section(PruneConfig, "prune")
+        config, pruning = session.section(SearchConfig, "search"), session.section(PruneConfig, "prune")
         scores = session.require("importance")
-        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, cut=cut)
-    console.artifact(artifact, how)
+        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, prune=pruning)
+    printing.artifact(artifact, how)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,21 +11,26 @@ from torch import Tensor
 from minitron_cli import io, memory, process_rank
 from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
+from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import sharding, trackers
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.sharding import TRAINED_BYTES, RowReader
-from minitron_cli.distill.trainer import Placement, TrainResult, train
-from minitron_cli.distill.training_cost import ledger_of
+from minitron_cli.distill.trainer import Placement, train
 from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.model.families import family_of
 from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
+from minitron_cli.model.shape import Shape
+from minitron_cli.results.base import ModelSize
+from minitron_cli.results.run_record import ThroughputRecord
+from minitron_cli.results.training import METRICS, VALIDATION, TrainingResult, ValidationPoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
+T = TypeVar("T", bound=TrainingResult)
 REPLICATED = Placement()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -108,8 +113,9 @@ def run_loop(
     pairs: tuple[StatePair, ...] = (),
     *,
     name: str,
-) -> dict[str, Any]:
-    """Train in place, write the curves, and return what belongs in the summary. Trackers know it by `name`."""
+    kind: type[T],
+) -> T:
+    """Train the student in place, write the curves, and return a result of `kind`. Trackers know the run by `name`."""
     root = context.workspace.root
     settings = config.model_dump(mode="json")
     with trackers.opened(config.trackers, root / "trackers", f"{root.name}-{name}", settings) as log:
@@ -128,22 +134,30 @@ def run_loop(
         )
     io.write_new(work.path / METRICS, _lines(result.metrics))
     io.write_new(work.path / VALIDATION, _lines(result.validation))
-    work.run |= result.throughput
-    spent = ledger_of(result, models.student, models.teacher, config, train_blocks, validation_blocks)
-    facts = {"steps": result.steps, "tokens": result.tokens, "weights_of_step": result.exported, "ledger": spent}
-    return facts | _ends(result)
+    work.measured.training = ThroughputRecord.model_validate(result.throughput)
+    count = len(validation_blocks) if config.eval_blocks is None else min(config.eval_blocks, len(validation_blocks))
+    of_step = {row["step"]: ValidationPoint.of(row) for row in result.validation}
+    return kind(
+        student=_size(models.student, train_blocks),
+        teacher=_size(models.teacher, train_blocks) if models.teacher is not None else None,
+        uses_teacher=config.needs_teacher,
+        steps=result.steps,
+        tokens=result.tokens,
+        weights_of_step=result.exported,
+        before=next(iter(of_step.values()), None),
+        after=of_step[result.exported] if of_step else None,
+        sequence_length=train_blocks.sequence_length,
+        validations=len(result.validation),
+        validation_tokens=count * validation_blocks.sequence_length,
+    )
+
+
+def _size(model: "PreTrainedModel", blocks: Blocks) -> ModelSize:
+    return model_size(Shape.of(family_of(model.config), model.config), blocks.sequence_length)
 
 
 def _lines(rows: list[dict[str, float]]) -> bytes:
     return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows).encode()
-
-
-def _ends(result: TrainResult) -> dict[str, Any]:
-    """How the weights that went in and those that come out do on held-out text."""
-    if not result.validation:
-        return {}
-    of_step = {row["step"]: row for row in result.validation}
-    return {"before": result.validation[0], "after": of_step[result.exported]}
 
 
 def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> None:
@@ -155,7 +169,6 @@ def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> Non
         return
     names = [name for name in start.checkpoint.tensors if not start.family.ignores(name)]
     hf.save_like(start.path, names, work.path, tensors)
-    work.summary |= {"parameters": start.shape.parameters(), "sizes": dict(start.shape.sizes)}
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:

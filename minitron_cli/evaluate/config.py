@@ -240,15 +240,15 @@ class EvaluateConfig(Spec):
     """Set of tasks before those of `tasks`: minitron has the nine of the paper, with their shots."""
     tasks: tuple[RequestedTask, ...] = ()
     """lm-eval tasks."""
-    include_path: str | None = None
+    include_path: str | None = Field(None, exclude=True)
     """Directory of further lm-eval task YAMLs. They can run Python code: use trusted ones only."""
-    task_data: str | None = None
+    task_data: str | None = Field(None, exclude=True)
     """Directory with task data, such as `winogrande/validation.jsonl`; missing data are downloaded."""
     speed: Speed | None = None
     """Measure generation speed in alternation with the parent, and peak memory."""
     batch_size: int = Field(8, gt=0)
     """Sequences per forward pass."""
-    gates: Gates = Gates()
+    gates: Gates = Field(Gates(), exclude=True)
     """Bounds on measured values; a miss ends with exit code 4."""
 
     def requested(self, *, allow_code: bool) -> tuple[Task, ...]:

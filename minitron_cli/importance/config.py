@@ -1,6 +1,6 @@
 """What a user says about calibration."""
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from minitron_cli.layerwise.config import CalibrationConfig
 
@@ -18,7 +18,7 @@ class ImportanceConfig(CalibrationConfig):
     """Ask the model without each of these blocks an lm-eval task too, such as winogrande:5; higher must be better."""
     block_metric: str = "acc"
     """The task's metric that counts."""
-    block_task_path: str | None = None
+    block_task_path: str | None = Field(None, exclude=True)
     """A directory of lm-eval task YAMLs in which block_task is looked up too; needs no network."""
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""What a checkpoint is: named tensors over named axes. Pure: knows no file."""
+"""Checkpoints as named tensors over named axes, and models as sizes on these axes. Reads no files."""

@@ -1,4 +1,4 @@
-"""A tensor's layout, spelled in named model axes. Knows no family and no file.
+"""A tensor's layout, written in named model axes. Knows no family and no file.
 
     "hidden"                            a vector over the residual stream
     "(head head_dim) hidden"            dim 0 is head-major, as `q_proj` stores it
@@ -20,22 +20,25 @@ from torch import Tensor
 Factor = str | int
 Section = tuple[Factor, ...]
 Dim = tuple[Section, ...]
-Kept = Callable[[str], Tensor | None]  # axis -> surviving indices, or None where all survive
+Kept = Callable[[str], Tensor | None]
+"""Axis -> surviving indices, or None where all survive."""
 
 
 @dataclass(frozen=True)
 class Layout:
+    """Dims of a tensor, each a sum of products of axes."""
+
     dims: tuple[Dim, ...]
 
     def __str__(self) -> str:
         return " ".join(map(_spell, self.dims))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The tensor's shape at these axis sizes."""
+        """Shape of the tensor at these axis sizes."""
         return tuple(sum(_size(section, sizes) for section in dim) for dim in self.dims)
 
     def axes(self, dim: int) -> frozenset[str]:
-        """The named axes of one dim."""
+        """Named axes of one dim."""
         return frozenset(f for section in self.dims[dim] for f in section if isinstance(f, str))
 
     def indices(self, kept: Kept, sizes: Mapping[str, int]) -> tuple[Tensor | None, ...]:
@@ -43,7 +46,7 @@ class Layout:
         return tuple(_surviving(dim, kept, sizes) for dim in self.dims)
 
     def select(self, tensor: Tensor, kept: Kept, sizes: Mapping[str, int]) -> Tensor:
-        """The child's tensor; one that nothing touches is returned as it is."""
+        """The entries that survive; a tensor that keeps all is returned as it is."""
         for d, index in enumerate(self.indices(kept, sizes)):
             if index is not None:
                 tensor = tensor.index_select(d, index)
@@ -52,7 +55,7 @@ class Layout:
 
 @cache
 def parse(text: str) -> Layout:
-    """Parse `"(head head_dim) hidden"`. ValueError names what it cannot read."""
+    """Layout from text such as `"(head head_dim) hidden"`. ValueError if the text cannot be read."""
     groups = re.findall(r"\(([^()]*)\)|([^\s()]+)", text)
     layout = Layout(tuple(_dim(inner or bare) for inner, bare in groups))
     if str(layout) != " ".join(text.split()):

@@ -1,4 +1,4 @@
-"""What an LM head makes of hidden states, and how likely it finds a token, without ever holding the logits."""
+"""An LM head: logits of hidden states, and the likelihood of tokens without ever holding all logits."""
 
 # N token, D hidden, V vocab, C one chunk of the vocab
 
@@ -28,12 +28,12 @@ class Head(NamedTuple):
         return token_nll(hidden_ND, self.weight_VD, labels_N, self.bias_V, self.softcap, self.scale)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """All of them, [N, V]: for a handful of tokens only."""
+        """Logits [N, V], which only a few tokens have room for."""
         return _finish(torch.nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V), self.softcap, self.scale)
 
 
 def head_of(model: Any) -> Head:
-    """The head of a transformers causal language model. CheckpointError if it does more than a `Head` can say."""
+    """Head of a transformers causal language model. CheckpointError if it computes more than a `Head` does."""
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     head = Head(linear.weight, getattr(linear, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
@@ -53,7 +53,7 @@ def _check(model: Any, head: Head) -> None:
     if error > 0.05 * expected_NV.abs().max():  # bf16 rounding is ten times smaller, a forgotten factor much larger
         raise CheckpointError(
             f"the LM head of model type {model.config.model_type!r} does more than project, scale and cap: "
-            "teach minitron_cli/model/lm_head.py its formula"
+            "add its formula to minitron_cli/model/lm_head.py"
         )
 
 

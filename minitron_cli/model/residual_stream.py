@@ -1,8 +1,8 @@
-"""How a family's tensors stand to the residual stream: which norm each reads it through, and whether it may be turned.
+"""The residual stream of a family: through which norm each tensor reads it, and whether its basis may change.
 
-An RMS norm without its weight commutes with every rotation, so a model that reads the stream through RMS norms only,
+An RMS norm without its weight commutes with every rotation. So a model that reads the stream only through RMS norms,
 and writes to it through none, computes the same in any orthonormal basis once the norms' weights are folded into the
-matrices that read them. All of it follows from the table and its links.
+matrices that read them. All of this follows from the table and its links.
 """
 
 from collections.abc import Iterator
@@ -12,35 +12,36 @@ from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
 
-HIDDEN = (("hidden",),)  # a dim that is the residual stream
+HIDDEN = (("hidden",),)
+"""Layout of a dim that is the residual stream."""
 
 
 def norm_of(family: Family) -> dict[str, str]:
-    """Reader -> the norm whose output it reads, as templates."""
+    """Reader -> norm whose output it reads, as templates."""
     return {reader: norm for norm, readers in family.links.items() for reader in readers}
 
 
 def foldable(shape: Shape) -> tuple[str, ...]:
-    """The norms whose weight can go into their readers: all of these are stored as matrices. A tied head is not."""
+    """Templates of the norms whose weight can be folded into all their readers; a tied head is no matrix of its own."""
     return tuple(norm for norm, readers in shape.family.links.items() if set(readers) <= set(shape.templates))
 
 
 class Block(NamedTuple):
-    """Half of a decoder layer, in templates: a norm that lets the stream in, and a matrix that writes to the stream."""
+    """Attention or MLP of a layer: templates of the norm before it and of the matrix that writes to the stream."""
 
     norm: str | None
-    """None where the stream is read as it is."""
+    """None where the stream is read without a norm."""
     writer: str | None
-    """None where it is no matrix of the layer's own: experts."""
+    """None where there is no single matrix: experts."""
 
 
 def blocks(family: Family) -> tuple[Block, ...]:
-    """Attention and MLP, in the order in which they are computed."""
+    """Attention and MLP, in the order in which they compute."""
     return tuple(Block(_norm_before(family, axis), _writer(family, axis)) for axis in ("head", "ffn"))
 
 
 def _norm_before(family: Family, axis: str) -> str | None:
-    """The norm whose readers make heads, or neurons."""
+    """Norm whose readers produce the entries of an axis, heads or neurons."""
     return next((norm for reader, norm in norm_of(family).items() if _has(family, reader, 0, axis)), None)
 
 
@@ -50,7 +51,7 @@ def _writer(family: Family, axis: str) -> str | None:
 
 
 def expert_writer(family: Family) -> str | None:
-    """The matrix by which an expert writes to the stream; None without experts."""
+    """Template of the matrix by which an expert writes to the stream; None without experts."""
     of_experts = (t for t, text in family.tensors.items() if "{expert}" in t and len(parse(text).dims) == 2)
     return next((t for t in of_experts if _has(family, t, 1, "ffn")), None)
 
@@ -60,19 +61,20 @@ def _has(family: Family, template: str, dim: int, axis: str) -> bool:
 
 
 def adds_as_it_is(family: Family) -> bool:
-    """Whether what a block writes is added to the stream as it is, or times a number, before the next block reads."""
+    """Whether a block's output is added to the stream as it is, or times a number, without a norm in between."""
     return family.norm == "rms" and set(norms(family)) <= set(family.links)
 
 
 def norms(family: Family) -> tuple[str, ...]:
-    """The templates of all norms over the residual stream, in table order."""
+    """Templates of all norms over the residual stream, in table order."""
     return tuple(t for t, layout in family.tensors.items() if layout == "hidden" and t.endswith(".weight"))
 
 
 def rotation_obstacle(shape: Shape) -> str | None:
-    """Why another basis of the residual stream is another function; None where it is the same function.
+    """Reason why a model in another basis of the residual stream computes another function; None if it does not.
 
-    Of a tied model it is nearly the same: the norm before the head keeps what of its weight is diagonal in that basis.
+    A tied model computes nearly the same: of the weight of the norm before the head, only the diagonal in that basis is
+    kept.
     """
     return next(_obstacles(shape), None)
 
@@ -80,7 +82,7 @@ def rotation_obstacle(shape: Shape) -> str | None:
 def _obstacles(shape: Shape) -> Iterator[str]:
     family = shape.family
     if family.norm != "rms":
-        yield "its norms subtract the mean, which another basis does not know"
+        yield "its norms subtract the mean over channels, which depends on the basis"
     for norm in norms(family):
         if norm not in family.links:
             yield f"{norm} scales what is written to the residual stream, and no rotation commutes with that"
@@ -92,4 +94,4 @@ def _obstacles(shape: Shape) -> Iterator[str]:
                 yield f"{template} has the residual stream and another axis in one dim"
         reads = len(layout.dims) > 1 and layout.dims[-1] == HIDDEN
         if reads and template not in readers and not shape.is_embedding(template):
-            yield f"its table does not say through which norm {template} reads"
+            yield f"its table does not say through which norm {template} reads the stream"

@@ -1,4 +1,4 @@
-"""What a live model's parameters are made of: transformers joins experts that a checkpoint stores one by one."""
+"""Parameters of a loaded model and the tensors on disk they are made of: transformers joins a layer's experts."""
 
 from collections.abc import Callable, Collection, Iterator
 
@@ -7,11 +7,12 @@ from torch import Tensor
 
 from minitron_cli.model.family import NAME_AXIS, Family, pattern
 
-Read = Callable[[str], Tensor]  # a tensor on disk by its name
+Read = Callable[[str], Tensor]
+"""Reads a tensor on disk by its name."""
 
 
 def runtime_tensor(family: Family, name: str, like: Tensor, read: Read, device: torch.device) -> Tensor:
-    """A parameter of the live model by its name there; `like` has its shape and dtype. One part is read at a time."""
+    """Parameter of the loaded model by its name there; `like` has its shape and dtype. Parts are read one at a time."""
     for template, sources in family.runtime_names.items():
         if found := pattern(template).fullmatch(name):
             return _joined(sources, found.groupdict(), like, read, device)
@@ -19,7 +20,7 @@ def runtime_tensor(family: Family, name: str, like: Tensor, read: Read, device: 
 
 
 def is_made_of(family: Family, name: str, tensors: Collection[str]) -> bool:
-    """Whether a parameter of the live model holds any of these tensors on disk."""
+    """Whether a parameter of the loaded model holds any of these tensors on disk."""
     for template, sources in family.runtime_names.items():
         if found := pattern(template).fullmatch(name):
             parts = [pattern(_filled(source, found.groupdict())) for source in sources]
@@ -28,7 +29,7 @@ def is_made_of(family: Family, name: str, tensors: Collection[str]) -> bool:
 
 
 def _filled(template: str, at: dict[str, str]) -> str:
-    """A template with some of its axes at a position."""
+    """Template with some of its axes replaced by positions."""
     for axis, place in at.items():
         template = template.replace(f"{{{axis}}}", place)
     return template
@@ -44,7 +45,7 @@ def _joined(sources: tuple[str, ...], at: dict[str, str], like: Tensor, read: Re
 
 
 def disk_tensors(family: Family, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What `runtime_tensor` joins: a live parameter as the checkpoint has it, by the names there."""
+    """(name, tensor) on disk of a parameter of the loaded model: the reverse of `runtime_tensor`."""
     for template, sources in family.runtime_names.items():
         if found := pattern(template).fullmatch(name):
             yield from _parted(sources, found.groupdict(), tensor)
@@ -60,6 +61,6 @@ def _parted(sources: tuple[str, ...], at: dict[str, str], joined: Tensor) -> Ite
 
 
 def experts_module(family: Family) -> str | None:
-    """The live module that holds a layer's experts, such as "model.layers.{layer}.mlp.experts"; None without any."""
+    """Module of the loaded model that holds a layer's experts, "model.layers.{layer}.mlp.experts"; None without any."""
     joined = (name for name, sources in family.runtime_names.items() if "{expert}" in sources[0])
     return next((name.rpartition(".")[0] for name in joined), None)

@@ -1,7 +1,7 @@
-"""What the programs that load or quantise a model will make of a shape. A remark, never a refusal.
+"""How programs that load, serve or quantize a model handle its shape: findings for the user, which refuse nothing.
 
-Read in the sources of transformers 4.57.6 and 5.23, vLLM 0.33 and the llama.cpp of llama-cpp-python 0.3.36; the tables
-below are what those sources say, and docs/serving.md explains each row.
+From the sources of transformers 4.57.6 and 5.23, vLLM 0.33 and the llama.cpp of llama-cpp-python 0.3.36. Facts about
+one family are in its table (`Family.serving`); docs/serving.md explains each row.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
+from minitron_cli.model.family import HeadSize
 from minitron_cli.model.layout import Layout, parse
 from minitron_cli.model.shape import Shape
 
@@ -16,110 +17,77 @@ Level = Literal["ok", "slower", "fails", "unknown"]
 
 
 class Finding(NamedTuple):
-    """One row: who reads the model, how it will fare, why, and the nearest cut of the parent without that trouble."""
+    """One row: a program or kernel, whether the shape suits it, why, and the nearest shape that does."""
 
     reader: str
     level: Level
     reason: str
     nearest: Mapping[str, int] = {}
-    """Axis -> size, for the axes to change; none where no cut helps."""
+    """Axis -> size, for the axes to change; empty where no shape that the parent can be pruned to helps."""
 
-
-class Reader(NamedTuple):
-    """A program with its own code for each architecture."""
-
-    name: str
-    states_head_size: frozenset[str]
-    """Model types whose `head_dim` it reads."""
-    derives_head_size: frozenset[str]
-    """Model types for which it takes the head size to be hidden / heads, whatever the config says."""
-    through_transformers: frozenset[str] = frozenset()
-    """Model types that it runs through transformers' own modelling code."""
-
-
-def _types(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-VLLM = Reader(
-    "vLLM",
-    _types(
-        "llama mistral mixtral qwen3 qwen3_moe gemma gemma2 gemma3_text granite nemotron nemotron_h exaone4 apertus "
-        "cohere cohere2 gpt_oss"
-    ),
-    _types("qwen2 qwen2_moe olmoe gpt2 stablelm granitemoehybrid"),
-    _types("olmo2 olmo3 smollm3 starcoder2 arcee"),
-)
-LLAMA_CPP = Reader(
-    "llama.cpp",
-    _types(
-        "llama mistral mixtral qwen3 qwen3_moe gemma gemma2 gemma3_text smollm3 arcee apertus seed_oss glm4 "
-        "ernie4_5 gpt_oss"
-    ),
-    _types(
-        "qwen2 qwen2_moe phi phi3 phimoe olmo olmo2 olmo3 olmoe nemotron starcoder2 cohere cohere2 exaone4 stablelm "
-        "granite gpt2 gpt_neox"
-    ),
-)
-# Every so many layers, llama.cpp takes one to attend to everything, whatever `layer_types` says.
-LLAMA_CPP_PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
 
 TENSOR_PARALLEL = (2, 4, 8)
 HEAD_DIM_MULTIPLE, HEAD_DIM_MOST = 8, 256  # FlashAttention
 
 
-class Blocks(NamedTuple):
-    """A format or kernel that wants matrices in blocks."""
+class BlockFormat(NamedTuple):
+    """A quantization format or kernel that takes matrices in blocks."""
 
     name: str
     level: Level
     inputs: int
-    """Divides every matrix's input size."""
+    """Divisor of every matrix's input size."""
     outputs: int
-    """Divides every matrix's output size."""
+    """Divisor of every matrix's output size."""
     otherwise: str
+    """How a matrix of another size is handled."""
 
 
-BLOCKS = (
-    Blocks("GGUF Q4_0, Q8_0", "slower", 32, 1, "kept in 16 bits"),
-    Blocks("GGUF K-quants", "slower", 256, 1, "kept in a larger type (Q4_K: Q5_0, Q6_K: Q8_0)"),
-    Blocks("GPTQ, AWQ (Marlin)", "slower", 128, 64, "run by a slower kernel or refused"),
-    Blocks("fp8", "fails", 16, 16, "refused by the scaled matrix product"),
-    Blocks("2:4 sparsity", "fails", 64, 64, "refused by the sparse matrix product"),
+BLOCK_FORMATS = (
+    BlockFormat("GGUF Q4_0, Q8_0", "slower", 32, 1, "kept in 16 bits"),
+    BlockFormat("GGUF K-quants", "slower", 256, 1, "kept in a larger type (Q4_K: Q5_0, Q6_K: Q8_0)"),
+    BlockFormat("GPTQ, AWQ (Marlin)", "slower", 128, 64, "run by a slower kernel or refused"),
+    BlockFormat("fp8", "fails", 16, 16, "refused by the scaled matrix product"),
+    BlockFormat("2:4 sparsity", "fails", 64, 64, "refused by the sparse matrix product"),
 )
 
 
 def findings(shape: Shape, layer_types: Sequence[str] | None = None, parent: Shape | None = None) -> list[Finding]:
-    """Every row for a shape. `layer_types` are the layers' kinds of attention, where the config lists them.
+    """All rows for a shape. `layer_types` are the layers' kinds of attention, where the config lists them.
 
-    What is named as nearest can be cut from the parent; without one, from the shape itself.
+    The nearest shapes are ones that the parent can be pruned to; without a parent, the shape itself.
     """
     parent = parent or shape
     return [
         _transformers(shape, parent),
-        _architecture(VLLM, shape, parent),
+        _head_size("vLLM", shape.family.serving.vllm, shape, parent),
         _tensor_parallel(shape, parent),
         _attention_kernels(shape),
         _vocabulary(shape),
-        _architecture(LLAMA_CPP, shape, parent),
+        _head_size("llama.cpp", shape.family.serving.llama_cpp, shape, parent),
         *_periods(shape, layer_types),
-        *(_blocks(blocks, shape, parent) for blocks in BLOCKS),
+        *(_blocks(blocks, shape, parent) for blocks in BLOCK_FORMATS),
     ]
 
 
 def remarks(shape: Shape, layer_types: Sequence[str] | None = None, parent: Shape | None = None) -> list[Finding]:
-    """The rows that are not ok."""
+    """Rows whose level is not "ok"."""
     return [finding for finding in findings(shape, layer_types, parent) if finding.level != "ok"]
 
 
 def fails_on(shape: Shape) -> frozenset[str]:
-    """The programs that cannot run a shape at all."""
-    rows = (_transformers(shape, shape), *(_architecture(reader, shape, shape) for reader in (VLLM, LLAMA_CPP)))
+    """Programs that cannot run a shape at all."""
+    serving = shape.family.serving
+    rows = (
+        _transformers(shape, shape),
+        _head_size("vLLM", serving.vllm, shape, shape),
+        _head_size("llama.cpp", serving.llama_cpp, shape, shape),
+    )
     return frozenset(row.reader for row in rows if row.level == "fails")
 
 
 def splits_over(shape: Shape, devices: int) -> bool:
-    """Whether tensor parallelism can share it among so many."""
+    """Whether tensor parallelism can split the model over this number of devices."""
     return devices == 1 or all(size % devices == 0 for size in _split_sizes(shape, devices).values())
 
 
@@ -128,24 +96,25 @@ def _transformers(shape: Shape, parent: Shape) -> Finding:
     if shape.family.hidden_is_multiple_of_heads and hidden % heads:
         reason = f"its config refuses hidden {hidden:,} with {heads} heads: not a multiple"
         return Finding("transformers", "fails", reason, _nearest(shape, parent, {"hidden": heads}))
-    return Finding("transformers", "ok", "4.57 and 5 read the config, with the names of both")
+    return Finding("transformers", "ok", "versions 4.57 and 5 read the config, which has the names of both")
 
 
-def _architecture(reader: Reader, shape: Shape, parent: Shape) -> Finding:
+def _head_size(reader: str, head_size: HeadSize, shape: Shape, parent: Shape) -> Finding:
+    """Whether a program with its own code for each architecture takes the size of a head as the config states it."""
     kind, sizes = shape.family.model_type, shape.sizes
-    if kind in reader.through_transformers:
-        return Finding(reader.name, "slower", f"{kind} runs through transformers' own code")
-    if kind in reader.states_head_size:
-        return Finding(reader.name, "ok", "it reads head_dim")
-    if kind not in reader.derives_head_size:
-        return Finding(reader.name, "unknown", f"nobody has looked how it reads {kind}: try it")
+    if head_size == "through_transformers":
+        return Finding(reader, "slower", f"{kind} runs through transformers' own code")
+    if head_size == "reads_head_dim":
+        return Finding(reader, "ok", "it reads head_dim")
+    if head_size == "unknown":
+        return Finding(reader, "unknown", f"its code for {kind} has not been read: try it")
     width = sizes["head"] * sizes["head_dim"]
     if width == sizes["hidden"]:
-        return Finding(reader.name, "ok", "heads x head_dim is the hidden size, which it assumes")
+        return Finding(reader, "ok", "heads x head_dim is the hidden size, which it assumes")
     reason = f"it takes head_dim to be hidden / heads for {kind}, and {sizes['head']} x {sizes['head_dim']} is not "
-    through = ": serve with --model-impl transformers" if reader is VLLM else ""
+    through = ": serve with --model-impl transformers" if reader == "vLLM" else ""
     nearest = {"hidden": width} if width <= parent.sizes["hidden"] else {}
-    return Finding(reader.name, "fails", f"{reason}{sizes['hidden']:,}{through}", nearest)
+    return Finding(reader, "fails", f"{reason}{sizes['hidden']:,}{through}", nearest)
 
 
 def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
@@ -163,7 +132,7 @@ def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
 
 
 def _split_sizes(shape: Shape, devices: int) -> dict[str, int]:
-    """The axes that are shared out: heads, neurons, and groups unless there are fewer of them than devices."""
+    """Sizes that are split over devices: heads, neurons, and key-value heads unless copies of them fill the devices."""
     axes = {axis for layout in _matrices(shape) for dim in range(len(layout.dims)) for axis in layout.axes(dim)}
     shared = sorted(axes - {"hidden", "head_dim", "expert", "vocab"})
     return {axis: shape.sizes[axis] for axis in shared if axis != "kv_head" or devices % shape.groups}
@@ -185,18 +154,20 @@ def _vocabulary(shape: Shape) -> Finding:
 
 
 def _periods(shape: Shape, layer_types: Sequence[str] | None) -> Iterator[Finding]:
-    period = LLAMA_CPP_PERIODS.get(shape.family.model_type)
+    period = shape.family.serving.llama_cpp_period
     if period is None or layer_types is None:
         return
     regular = ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(len(layer_types))]
     if list(layer_types) == regular:
-        yield Finding("llama.cpp layers", "ok", f"every layer {period} attends to everything, which it assumes")
+        yield Finding("llama.cpp layers", "ok", f"one layer in {period} attends to all tokens, which it assumes")
     else:
-        reason = f"it takes every layer {period} to attend to everything, and here others do: drop whole groups of them"
+        reason = (
+            f"it assumes that one layer in {period} attends to all tokens, and here other layers do: drop whole periods"
+        )
         yield Finding("llama.cpp layers", "fails", reason)
 
 
-def _blocks(blocks: Blocks, shape: Shape, parent: Shape) -> Finding:
+def _blocks(blocks: BlockFormat, shape: Shape, parent: Shape) -> Finding:
     needs = _needs(blocks, shape)
     odd = {axes: size for axes, (size, multiple) in needs.items() if size % multiple}
     if not odd:
@@ -206,8 +177,8 @@ def _blocks(blocks: Blocks, shape: Shape, parent: Shape) -> Finding:
     return Finding(blocks.name, blocks.level, f"matrices of {sizes} are {blocks.otherwise}", nearest)
 
 
-def _needs(blocks: Blocks, shape: Shape) -> dict[frozenset[str], tuple[int, int]]:
-    """Axes of a dim -> its size, and what must divide it: as an input of some matrices and an output of others."""
+def _needs(blocks: BlockFormat, shape: Shape) -> dict[frozenset[str], tuple[int, int]]:
+    """Axes of a dim -> (its size, its divisor), as an input of some matrices and an output of others."""
     needs: dict[frozenset[str], tuple[int, int]] = {}
     for layout, (dim, multiple) in product(_matrices(shape), ((-1, blocks.inputs), (-2, blocks.outputs))):
         axes, size = layout.axes(dim), layout.shape(shape.sizes)[dim]
@@ -217,7 +188,7 @@ def _needs(blocks: Blocks, shape: Shape) -> dict[frozenset[str], tuple[int, int]
 
 
 def _multiples(shape: Shape, needs: Mapping[frozenset[str], int]) -> dict[str, int]:
-    """Axis -> what must divide its size, so that dims over these axes are multiples. Of heads, their number changes."""
+    """Axis -> divisor of its size that makes dims over these axes multiples. For heads, their number changes."""
     found: dict[str, int] = {}
     for axes, multiple in needs.items():
         share = math.gcd(multiple, shape.sizes["head_dim"]) if "head_dim" in axes else 1
@@ -226,7 +197,7 @@ def _multiples(shape: Shape, needs: Mapping[frozenset[str], int]) -> dict[str, i
 
 
 def _matrices(shape: Shape) -> list[Layout]:
-    """Of the linear layers between embedding and head; a router, which nobody quantises or splits, is not one."""
+    """Layouts of the linear layers between embedding and head, without routers, which are not quantized or split."""
     layouts = (parse(shape.family.tensors[template]) for template in shape.templates)
     return [
         layout
@@ -240,7 +211,7 @@ def _matrices(shape: Shape) -> list[Layout]:
 def _nearest(
     shape: Shape, parent: Shape, multiples: Mapping[str, int], *, groups_are_copied: bool = False
 ) -> dict[str, int]:
-    """The sizes to change for these numbers to divide all of theirs. None if the parent cannot be cut to them."""
+    """Axis -> nearest multiple of its divisor, for axes to change; empty if the parent cannot be pruned to them."""
     family, most, sizes = shape.family, parent.sizes, dict(shape.sizes)
     if of := multiples.get("kv_head"):
         sizes["kv_head"] = _multiple(sizes["kv_head"], of, most["kv_head"])
@@ -266,7 +237,7 @@ def _nearest(
 
 
 def _multiple(size: int, of: int, most: int) -> int:
-    """The multiple nearest to a size and not above `most`, the larger of two; 0 if there is none."""
+    """Multiple of `of` nearest to a size and not above `most`, the larger of two; 0 if there is none."""
     return min(max(1, (2 * size + of) // (2 * of)), most // of) * of if of else 0
 
 

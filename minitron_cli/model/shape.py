@@ -1,4 +1,4 @@
-"""A model's size on every axis, and what follows from it without building the model."""
+"""A model's size on every axis, and the counts that follow from it without building the model."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,17 @@ class Shape:
     family: Family
     sizes: Mapping[str, int]
     templates: tuple[str, ...]
-    """The tensors stored: biases and an untied head depend on the config."""
+    """Templates that are stored: biases and an untied head depend on the config."""
     active: Mapping[str, int]
-    """Per axis, how many of its entries one token uses, where that is not all (experts)."""
+    """Axis -> number of its entries that one token uses, where that is not all (experts)."""
     kinds: tuple[Any, ...] = field(default=(), compare=False)
-    """Each layer's kind where readers expect a pattern. A child's are the first of its parent's: these serve it too."""
+    """Each layer's kind where readers expect a pattern. A child's are the first of its parent's, so it keeps these."""
     keeps_hidden_per_head: bool = False
     """Whether hidden // head must stay as it is."""
 
     @classmethod
     def of(cls, family: Family, config: Any) -> "Shape":
-        """The shape of a `PretrainedConfig`."""
+        """Shape of a `PretrainedConfig`. CheckpointError if a size in it is unusable."""
         sizes = family.axis_sizes(config)
         return cls(
             family,
@@ -40,7 +40,7 @@ class Shape:
         )
 
     def resize(self, **sizes: int) -> "Shape":
-        """The same model at other axis sizes."""
+        """The same model with other sizes of some axes."""
         unknown = sizes.keys() - self.sizes.keys()
         if unknown:
             raise KeyError(f"no axis {sorted(unknown)} in {sorted(self.sizes)}")
@@ -48,35 +48,36 @@ class Shape:
 
     @property
     def groups(self) -> int:
-        """Key-value heads of a layer: as many as heads where the family has no such axis."""
+        """Number of key-value heads of a layer; the number of heads where the family has no such axis."""
         return self.sizes.get("kv_head", self.sizes["head"])
 
     @property
     def period(self) -> int:
-        """After how many layers their kinds repeat, where readers expect a pattern; else 1."""
+        """Number of layers after which their kinds repeat, where readers expect a pattern; else 1."""
         kinds = self.kinds[: self.sizes["layer"]]
         return next((p for p in range(1, len(kinds)) if kinds[p:] == kinds[:-p]), max(len(kinds), 1))
 
     @property
     def is_tied(self) -> bool:
+        """Whether the LM head is the token embedding."""
         return not self.family.tied.keys() <= set(self.templates)
 
     def untied(self) -> "Shape":
-        """The same model with a language-model head of its own."""
+        """The same model with an LM head of its own."""
         return replace(
             self, templates=tuple(t for t in self.family.tensors if t in {*self.templates, *self.family.tied})
         )
 
     @property
     def prunable(self) -> dict[str, int]:
-        """The sizes a user may change, in the order they are shown."""
+        """Sizes that a user may change, in the order in which they are shown."""
         return {axis: self.sizes[axis] for axis in PRUNABLE if axis in self.sizes}
 
     def __str__(self) -> str:
         return ",".join(f"{axis}={size}" for axis, size in self.prunable.items())
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor the checkpoint stores, name -> shape, in table order."""
+        """Name -> shape of every tensor that the checkpoint stores, in table order."""
         return {
             name: parse(self.family.tensors[template]).shape(self.sizes)
             for template in self.templates
@@ -84,17 +85,17 @@ class Shape:
         }
 
     def names(self, template: str) -> Iterator[str]:
-        """The tensors of one template, in order."""
+        """Names of one template's tensors, in order."""
         names: list[dict[str, int]] = [{}]
         for axis in NAME_AXIS.findall(template):
             names = [at | {axis: i} for at in names for i in range(self.sizes[axis])]
         return (template.format(**at) for at in names)
 
     def parameters(self, count: Count = "total") -> int:
-        """How many parameters are stored. Tied embeddings count once.
+        """Number of parameters that are stored. Tied embeddings count once.
 
-        non_embedding: without the token embedding and the language-model head.
-        active: those one token's forward pass reads, the embedding table included.
+        total: all; non_embedding: without the token embedding and the LM head; active: those that one token's forward
+        pass reads, the embedding table included.
         """
         used = self.active if count == "active" else {}
         return sum(
@@ -104,19 +105,19 @@ class Shape:
         )
 
     def _elements(self, template: str, used: Mapping[str, int]) -> int:
-        """Numbers stored under a template, or of those in `used` entries of an axis in its name.
+        """Elements of all tensors of a template; of axes in its name, only as many entries as `used` says.
 
-        Only whole tensors go unused: a router scores all experts, of which one token uses a few.
+        Only whole tensors can be unused: a router scores all experts, of which one token uses a few.
         """
         copies = math.prod(used.get(axis, self.sizes[axis]) for axis in NAME_AXIS.findall(template))
         return copies * math.prod(parse(self.family.tensors[template]).shape(self.sizes))
 
     def is_embedding(self, template: str) -> bool:
-        """Whether it is the token embedding or the language-model head."""
+        """Whether a template is the token embedding or the LM head."""
         return "vocab" in parse(self.family.tensors[template]).axes(0)
 
     def kv_cache_bytes(self, batch: int, length: int, dtype_bytes: int = 2) -> int:
-        """Keys and values of every layer for `batch` sequences of `length` tokens."""
+        """Bytes of the keys and values of every layer for `batch` sequences of `length` tokens."""
         per_token = 2 * self.sizes["layer"] * self.groups * self.sizes["head_dim"]
         return per_token * batch * length * dtype_bytes
 

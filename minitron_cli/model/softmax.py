@@ -1,4 +1,4 @@
-"""The softmax of logits that come a chunk of the vocabulary at a time. Importable without torch."""
+"""Softmax of logits that come one chunk of the vocabulary at a time. Importable without torch."""
 
 # N token, C one chunk of the vocab
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 class OnlineSoftmax:
-    """Each token's normaliser and, of what is given with the logits, its mean under the softmax."""
+    """Normalizer of each token's softmax, and the mean under it of values that come with the logits."""
 
     def __init__(self, zeros_N1: "Tensor") -> None:
         self._max_N1 = zeros_N1.clone().fill_(float("-inf"))
         self._sum_N1, self._weighted_N1 = zeros_N1.clone(), zeros_N1.clone()
 
     def read_(self, logits_NC: "Tensor", of_NC: "Tensor | None" = None) -> None:
-        """Take in one chunk. Overwrites both."""
+        """Add a chunk of logits, and of the values to average. Both are overwritten."""
         max_N1 = self._max_N1.maximum(logits_NC.amax(-1, keepdim=True))
         shrink_N1 = self._max_N1.sub_(max_N1).exp_()
         exp_NC = logits_NC.sub_(max_N1).exp_()
@@ -27,8 +27,10 @@ class OnlineSoftmax:
 
     @property
     def log_z_N1(self) -> "Tensor":
+        """Log of the normalizer: logsumexp of the logits so far."""
         return self._sum_N1.log() + self._max_N1
 
     @property
     def mean_N1(self) -> "Tensor":
+        """Mean of the values under the softmax."""
         return self._weighted_N1 / self._sum_N1

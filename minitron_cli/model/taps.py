@@ -1,8 +1,8 @@
-"""Where an axis's activations are seen, read off the layouts.
+"""Modules at which the activations of an axis are observed, derived from the layouts.
 
-A channel of `ffn` or `head` is an input channel of the matrix that consumes it, so the tap is that module's
-input. A channel of `hidden` is seen after every norm, so the tap is the output of each module whose weight is
-a plain `hidden` vector. Neurons inside experts have no tap: the live model joins all experts in one module.
+A channel of `ffn` or `head` is an input channel of the matrix that reads it, so the tap is that module's input. A
+channel of `hidden` is observed after every norm, so the tap is the output of each module whose weight is a plain
+`hidden` vector. Neurons inside experts have no tap: the loaded model joins all experts in one module.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,16 @@ from minitron_cli.model.layout import parse
 
 
 class Tap(NamedTuple):
+    """Input or output of a module, whose channels are the entries of an axis."""
+
     axis: str
-    module: str  # a template such as "model.layers.{layer}.mlp.down_proj"
+    module: str
+    """Template such as "model.layers.{layer}.mlp.down_proj"."""
     side: Literal["input", "output"]
 
 
 def taps(family: Family) -> tuple[Tap, ...]:
-    """Every tap of head, ffn and hidden, in table order."""
+    """Taps of head, ffn and hidden, in table order."""
     return (*_consumers(family, "head"), *_consumers(family, "ffn"), *_norms(family))
 
 
@@ -37,5 +40,5 @@ def _norms(family: Family) -> Iterator[Tap]:
 
 
 def layer_module(family: Family) -> str:
-    """The decoder layer's module, e.g. "model.layers.{layer}"."""
+    """Template of the decoder layer's module, such as "model.layers.{layer}"."""
     return next(t[: t.index("{layer}") + len("{layer}")] for t in family.tensors if "{layer}" in t)

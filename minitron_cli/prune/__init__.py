@@ -1,1 +1,1 @@
-"""Maps scores to kept indices and streams the child's checkpoint. Knows no calibration data."""
+"""Turns scores into kept indices and writes the child's checkpoint. Knows no calibration data."""

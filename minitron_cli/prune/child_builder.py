@@ -1,4 +1,4 @@
-"""Cut models in memory: what search and prune score before anything is written."""
+"""Children in memory, from a shape: what search and prune score before anything is written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_scores(artifact: Artifact, parent: SourceModel) -> Scores:
-    """The scores of an importance artifact. ArtifactError if they were measured on another model."""
+    """Scores of an importance artifact. ArtifactError if they were measured on another model."""
     if artifact.manifest.inputs["model"] != parent.fingerprint:
         raise ArtifactError(
             f"{artifact.path} scores another model than {parent.name}: run `minitron importance {parent.name}` first"
@@ -33,30 +33,31 @@ def read_scores(artifact: Artifact, parent: SourceModel) -> Scores:
 
 @dataclass(frozen=True)
 class ChildBuilder:
-    """Everything that turns a shape into a model and a model into a score."""
+    """Turns a shape into a plan, a plan into a model, and a model into a score."""
 
     context: Context
     parent: SourceModel
     scores: Scores
     ranking: Ranking
     repair: Callable[[PrunePlan], PrunePlan] | None = None
-    """What is done to a candidate's cut before it is scored."""
+    """Repair of a candidate's plan before it is scored."""
 
     def plan(self, shape: Shape, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
+        """Plan from the parent to a shape. InputError if the parent cannot become it."""
         return make_plan(self.parent.shape, shape, self.scores, self.ranking, drop_layers)
 
     def model(self, plan: PrunePlan) -> "PreTrainedModel":
-        """The cut model, in memory."""
+        """The child, in memory."""
         checkpoint = self.parent.checkpoint
         state = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
         config = child_config(checkpoint.config, plan)
         return hf.model_of(config, state, device=self.context.device, dtype=self.context.dtype)
 
     def zero_shot_loss(self, shape: Shape, blocks: Blocks, max_blocks: int) -> float:
-        """Loss of the cut model in nats per token, before any training."""
+        """Loss of a shape's child in nats per token, before any training."""
         return perplexity(self.candidate(shape), blocks, max_blocks=max_blocks).loss_nats
 
     def candidate(self, shape: Shape) -> "PreTrainedModel":
-        """The model of a shape as a search judges it, in memory."""
+        """Child of a shape, repaired as it would be when it is written, in memory."""
         plan = self.plan(shape)
         return self.model(self.repair(plan) if self.repair else plan)

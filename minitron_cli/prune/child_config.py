@@ -1,4 +1,4 @@
-"""The child's config.json: the parent's, with the sizes that changed and what older readers look for."""
+"""The child's config.json: the parent's, with the child's sizes and the fields that older readers look for."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from minitron_cli.model.family import RopeV4, at
 from minitron_cli.prune.plan import PrunePlan
 
-# Fields by which a config could choose code, kernels or a path; and a library version that did not write the child.
+# These could choose code, kernels or a path, or name a library version that did not write the child.
 DROPPED = ("auto_map", "attn_implementation", "_attn_implementation", "_name_or_path", "transformers_version")
 
 
 def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
-    """The config of the plan's child, readable by transformers 4 and 5, vLLM and llama.cpp."""
+    """Config of the plan's child, readable by transformers 4 and 5, vLLM and llama.cpp."""
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
     config |= {name: sizes[axis] for axis, name in family.sizes.items()}
     config |= {other: config[name] for name, other in family.config_aliases.items()}
-    config |= _old_spellings(config, family.rope_v4)
+    config |= _version_4_fields(config, family.rope_v4)
     layers = plan.at("layer")
     if layers is not None:
         kept = layers.tolist()
@@ -25,19 +25,19 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     return config
 
 
-def _old_spellings(config: Mapping[str, Any], old: RopeV4) -> dict[str, Any]:
-    """The fields that version 5 of transformers renamed, under the names that version 4 reads.
+def _version_4_fields(config: Mapping[str, Any], old: RopeV4) -> dict[str, Any]:
+    """Fields that version 5 of transformers renamed, under the names that version 4 reads.
 
-    Without `rope_theta`, version 4 falls back to 10000 and says nothing.
+    Without `rope_theta`, version 4 silently falls back to 10000.
     """
-    older = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
+    fields = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
-        return older
-    older |= {name: value for name, path in old.fields.items() if (value := at(rope, path)) is not None}
+        return fields
+    fields |= {name: value for name, path in old.fields.items() if (value := at(rope, path)) is not None}
     scaled = at(rope, old.scaled) if old.scaled else rope
     if isinstance(scaled, dict) and scaled.get("rope_type", "default") != "default":
         elsewhere = {path.rpartition(".")[-1] for path in old.fields.values()}
         names = old.scaling or {name: name for name in scaled if name not in elsewhere}
-        older["rope_scaling"] = {name: scaled[new] for name, new in names.items() if new in scaled}
-    return older
+        fields["rope_scaling"] = {name: scaled[new] for name, new in names.items() if new in scaled}
+    return fields

@@ -1,4 +1,4 @@
-"""What a user says about a cut: the shape or the budget, and how survivors are ranked."""
+"""Options of `minitron prune`: the shape or the budget, the ranking of what survives, and the repair."""
 
 from typing import Literal
 
@@ -13,32 +13,33 @@ BLOCK_RANKINGS = ("block_perplexity", "block_task")
 
 
 class Ranking(Spec):
-    """How the survivors of every axis are chosen."""
+    """Choice of the entries of every axis that are kept."""
 
     width: Metric = Field(Activation(), discriminator="kind")
     """Score of channels, heads, neurons and experts. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
     layers: Literal["block_importance", "perplexity", "block_perplexity", "block_task"] = "block_importance"
-    """Score of layers: 1 - cosine of input and output, or the perplexity gained by removing the layer. Or of the
-    contiguous block that goes: the perplexity gained, or the task's score lost (measured with importance.blocks)."""
+    """Score of layers. block_importance: 1 - cosine similarity of a layer's input and output; perplexity: perplexity
+    gained by removing the layer. block_perplexity and block_task remove one contiguous block of layers, by the
+    perplexity gained or the task score lost (measured with importance.blocks)."""
     invert: bool = False
-    """Keep the worst instead of the best: a control for experiments."""
+    """Keep the entries with the lowest scores instead: a control for experiments."""
     head_residual: Literal["none", "paper", "laco"] = "none"
-    """What the least important query heads that stay take over from those that go (Muralidharan et al. 2024, sec. 2.3).
-    paper: q + (q - q'), as printed; laco: q + (q' - q), which is q', with the sign of the work it cites."""
+    """How pruned query heads q' are merged into the least important kept heads q (Muralidharan et al. 2024, sec. 2.3).
+    paper: q + (q - q'), as printed; laco: q + (q' - q), which is q', with the sign of the work it cites (LaCo)."""
 
 
 class Budget(Spec):
-    """How large the child may be."""
+    """Size of the child."""
 
     target: Amount
     """Parameters of the child, such as 4B, or 50% of the parent's."""
     count: Count = "total"
     """Which parameters the target counts. The published "4B" of Llama-3.1-Minitron is 4.51B in total."""
     tolerance: float = Field(0.05, gt=0, lt=1)
-    """How far the child may be from the target on either side, as a fraction of it."""
+    """Allowed distance from the target on either side, as a fraction of it."""
 
     def goal(self, whole: int = 0) -> int:
-        """The target in parameters, where the parent has `whole`."""
+        """Target in parameters; a percentage is taken of `whole`, the parent's count."""
         return round(of_whole(self.target, whole))
 
 
@@ -47,37 +48,38 @@ RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"
 
 
 class PruneConfig(Spec):
-    """One cut. Give a `shape`, or a `budget` and the `axes` to cut; without either the search's winner is cut."""
+    """One pruning: to a `shape`, or to a `budget` along `axes`; without either, to the search's winner."""
 
     shape: dict[Axis, int] | None = None
-    """Sizes of the axes to change; the others keep the parent's."""
+    """Sizes of the axes to prune; the others keep the parent's."""
     drop_layers: tuple[int, ...] = ()
     """Layers to remove, counted from 0, instead of the least important ones."""
     budget: Budget | None = None
-    """Choose the shape: feasible shapes nearest to an even cut are scored, the best is taken."""
+    """Choose the shape: the feasible shapes nearest to even pruning are scored, and the best is taken."""
     axes: tuple[Axis, ...] = ("hidden", "ffn")
-    """What a budget may cut. Width before depth, heads last (Muralidharan et al. 2024, best practices)."""
+    """Axes that a budget may prune. Width before depth, heads last (Muralidharan et al. 2024, best practices)."""
     candidates: int = Field(8, ge=1)
-    """How many shapes a budget scores."""
+    """Number of shapes that a budget scores."""
     size: Amount | None = None
-    """Of a search for several sizes, the one to cut: its target, as it was given there."""
+    """Which target of a multi-target search to prune to, written as it was given there, such as 50%."""
     rounds: int = Field(1, ge=1)
-    """Cut in so many equal rounds and score what is left before each; one is as good (Muralidharan et al. 2024)."""
+    """Number of equal pruning rounds, with scores measured again before each. One is as good as several (Muralidharan
+    et al. 2024)."""
     ranking: Ranking = Ranking()
-    """How the survivors of every axis are chosen."""
+    """How the entries to keep of every axis are chosen."""
     repair: RepairName = "auto"
-    """Mend the cut without training: keep directions of the residual stream instead of channels (rotate), fit each
-    matrix to what the parent computes in its place (least_squares), or both (all). rescale sets norms right and does no
-    more; least_squares does it by the way. auto: all that the model allows, if there is text to fit on."""
+    """Repair the pruned weights without training. rotate: keep directions of the residual stream instead of channels;
+    least_squares: fit each matrix to what the parent computes in its place; all: both. rescale: only rescale norms,
+    which least_squares includes. auto: all that the model allows, if there is text to fit on."""
     repair_samples: int = Field(128, ge=1)
-    """Blocks of training text that a repair is fitted on."""
+    """Number of training blocks that a repair is fitted on."""
     untie: bool = False
-    """Give a model whose embedding is its language-model head too a head of its own: then a rotation is exact, and the
-    head is counted."""
+    """Untie the LM head of a model that shares it with the embedding. This makes a rotation exact; the added parameters
+    count toward the target."""
 
     @property
     def repairs(self) -> frozenset[str]:
-        """What is to be mended, by name. A norm that was solved for has nothing left to rescale."""
+        """Names of the repairs to apply. A norm whose output was fitted needs no rescaling, so `all` leaves it out."""
         both = frozenset({"rotate", "least_squares"})
         return both if self.repair in ("auto", "all") else frozenset({self.repair} & set(REPAIRS))
 
@@ -86,15 +88,15 @@ class PruneConfig(Spec):
         if self.budget and (self.shape or self.drop_layers):
             raise ValueError("give a shape or a budget, not both")
         if self.size and (self.budget or self.shape or self.drop_layers):
-            raise ValueError("size picks a winner of the search: leave out the shape or the budget")
+            raise ValueError("size picks a winner of the search: leave out size, or the shape and the budget")
         if self.drop_layers and (self.shape or {}).get("layer"):
             raise ValueError("give drop_layers or the number of layers, not both")
         if self.drop_layers and self.rounds > 1:
             raise ValueError("drop_layers are removed at once: give the number of layers instead, or one round")
         if self.ranking.layers in BLOCK_RANKINGS and self.rounds > 1:
-            raise ValueError("a contiguous block of layers is removed at once: rank layers one by one, or one round")
+            raise ValueError("a contiguous block of layers is removed at once: use one round, or rank single layers")
         if self.ranking.head_residual != "none" and self.rounds > 1:
-            raise ValueError("head_residual changes weights, and rounds carry over indices alone: use one round")
+            raise ValueError("head_residual changes weights, and rounds carry over only indices: use one round")
         if len(set(self.drop_layers)) < len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
-            raise ValueError("drop_layers lists different layers, counted from 0")
+            raise ValueError("drop_layers must list different layers, counted from 0")
         return self

@@ -1,7 +1,7 @@
-"""A cut in several rounds: what is left after each is scored afresh before the next (Muralidharan et al. 2024).
+"""Iterative pruning: the model that a round leaves is scored again before the next round (Muralidharan et al. 2024).
 
-Of T rounds, round i cuts every axis to d_s - i (d_s - d_t) / T. Only indices are carried over: the weights of the child
-are cut from the parent's at the end.
+Round i of T prunes every axis to d_s - i (d_s - d_t) / T, from size d_s to size d_t. Only indices are carried over: the
+child's weights are taken from the parent's at the end.
 """
 
 from collections.abc import Callable
@@ -21,22 +21,19 @@ Rescore = Callable[[PrunePlan], Scores]
 
 
 def plan_in_rounds(
-    work: StageBuild, builder: ChildBuilder, child: Shape, rounds: int, samples: int, rescore: Rescore
-) -> PrunePlan:
-    """The plan from the parent to `child`. Every round is remembered, so that a killed cut repeats none."""
+    work: StageBuild, builder: ChildBuilder, child: Shape, rounds: int, rescore: Rescore
+) -> tuple[PrunePlan, list[Shape]]:
+    """Plan from the parent to `child`, and the shape after each round. Rounds that are done survive a kill."""
     shapes = shapes_between(builder.parent.shape, child, rounds)
     plan = builder.plan(shapes[0])
     for i, shape in enumerate(shapes[1:], start=1):
         further = partial(_next, builder, shape=shape, rescore=rescore)
         plan = _remembered(work, f"round-{i}", plan, further)
-    work.summary["rounds"] = [
-        {"sizes": dict(shape.sizes), "samples_scored": samples if i else 0} for i, shape in enumerate(shapes)
-    ]
-    return plan
+    return plan, shapes
 
 
 def shapes_between(parent: Shape, child: Shape, rounds: int) -> list[Shape]:
-    """The shape after each round; the last is the child's. Sizes are rounded up to what can be built."""
+    """Shape after each round; the last is the child's. Sizes are rounded up to what can be built."""
     shapes = [_between(parent, child, i / rounds) for i in range(1, rounds)]
     return [*shapes, child]
 
@@ -56,7 +53,7 @@ def _between(parent: Shape, child: Shape, share: float) -> Shape:
 
 
 def _with_all_heads(parent: Shape, shape: Shape) -> Shape:
-    """With the parent's heads, and hidden rounded up to a multiple of them."""
+    """The shape with all heads of the parent, and hidden rounded up to a multiple of them."""
     sizes, heads = parent.sizes, parent.sizes["head"]
     hidden = min(sizes["hidden"], heads * ceil(shape.sizes["hidden"] / heads))
     return shape.resize(hidden=hidden, **{axis: sizes[axis] for axis in ("head", "kv_head") if axis in sizes})

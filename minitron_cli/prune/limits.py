@@ -1,4 +1,4 @@
-"""Which cuts a model cannot take, and why. The reasons are facts of its family's table; nothing here knows a family."""
+"""Prunings that a model cannot take, and why. The reasons are facts of its family's table; no family is named here."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,9 +6,9 @@ from minitron_cli.model.shape import Shape
 
 
 def refusal(parent: Shape, child: Shape, layers: Sequence[int] | None = None) -> str | None:
-    """Why `parent` cannot become `child`, and what to do instead; None if it can.
+    """Reason why `parent` cannot become `child`, and what to do instead; None if it can.
 
-    `layers` are the survivors, where they are named; otherwise the ranking has yet to choose them.
+    `layers` are the kept layers where the user named those to drop; otherwise the ranking chooses them later.
     """
     reasons = (rule(parent, child) for rule in RULES)
     by_depth = _depth(parent, child) if layers is None else _kinds(parent, layers)
@@ -22,15 +22,16 @@ def _groups(parent: Shape, child: Shape) -> str | None:
     return f"head={heads} with kv_head={groups}: keep a multiple of kv_head, at most {per_group} a group"
 
 
-def _heads_stay(parent: Shape, child: Shape) -> str | None:
-    cut = [axis for axis in ("head", "kv_head") if child.sizes.get(axis) != parent.sizes.get(axis)]
-    if not cut or not parent.family.heads_not_prunable:
+def _heads_not_prunable(parent: Shape, child: Shape) -> str | None:
+    changed = [axis for axis in ("head", "kv_head") if child.sizes.get(axis) != parent.sizes.get(axis)]
+    if not changed or not parent.family.heads_not_prunable:
         return None
-    return f"{cut[0]}={child.sizes[cut[0]]}: {parent.family.heads_not_prunable}; keep all heads and cut another axis"
+    axis, reason = changed[0], parent.family.heads_not_prunable
+    return f"{axis}={child.sizes[axis]}: {reason}; keep all heads and prune another axis"
 
 
 def _hidden_per_head(parent: Shape, child: Shape) -> str | None:
-    """Before the next rule, whose advice would not be enough."""
+    """Checked before `_hidden_is_multiple`, whose advice would not be enough where hidden / head must stay."""
     before, after = (shape.sizes["hidden"] / shape.sizes["head"] for shape in (parent, child))
     exact = "head_dim" not in parent.family.sizes
     if not parent.keeps_hidden_per_head or (before == after if exact else int(before) == int(after)):
@@ -38,7 +39,7 @@ def _hidden_per_head(parent: Shape, child: Shape) -> str | None:
     hidden, head = child.sizes["hidden"], child.sizes["head"]
     return (
         f"hidden={hidden} with head={head}: a {parent.family.model_type} model derives sizes of a head from "
-        f"hidden / head, which must stay {before:g}; cut both by the same factor, or neither"
+        f"hidden / head, which must stay {before:g}; prune both by the same factor, or neither"
     )
 
 
@@ -55,7 +56,7 @@ def _hidden_is_multiple(parent: Shape, child: Shape) -> str | None:
 def _experts(parent: Shape, child: Shape) -> str | None:
     for axis, count in parent.active.items():
         if child.sizes[axis] < count:
-            return f"{axis}={child.sizes[axis]}: every token uses {count}; keep at least as many"
+            return f"{axis}={child.sizes[axis]}: every token uses {count} of them; keep at least {count}"
     return None
 
 
@@ -72,7 +73,7 @@ def _widths(parent: Shape, child: Shape) -> str | None:
 
 RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
     _groups,
-    _heads_stay,
+    _heads_not_prunable,
     _hidden_per_head,
     _hidden_is_multiple,
     _experts,

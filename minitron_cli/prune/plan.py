@@ -247,9 +247,7 @@ def _partners(parent: Shape, child: Shape, head_LK: Tensor, score_LH: Tensor, ra
 def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:
     """Positions of the `count` highest scores of the last dim, ascending; ties go to the lower position."""
     if scores.isnan().any():  # NaN would rank above every number
-        raise InputError(
-            "the scores hold NaN, so nothing can be ranked: run `minitron importance` again with another --dtype"
-        )
+        raise InputError("the scores hold NaN and cannot be ranked: run `minitron importance` with another --dtype")
     return _order(scores, ranking)[..., :count].sort(dim=-1).values
 
 

@@ -33,7 +33,7 @@ class MergedRows:
 
 @dataclass(frozen=True, eq=False)
 class NormMap:
-    """How the weight of a norm over the residual stream changes, besides being selected from."""
+    """Changes to the weight of a norm over the residual stream, besides selecting from it."""
 
     offset: float
     """Added to the stored weight to make the gain."""

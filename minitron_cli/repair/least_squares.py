@@ -4,7 +4,7 @@ With inputs a as the child sees them and wanted outputs t, over the calibration 
 
     C = C0 + (T - C0 G) (G + ridge)^-1        G = sum a a^T,   T = sum t a^T
 
-minimizes sum |t - C a|^2 + ridge |C - C0|^2. The ridge pulls towards the plainly pruned matrix C0, not towards zero, so
+minimizes sum |t - C a|^2 + ridge |C - C0|^2. The ridge pulls toward the plainly pruned matrix C0, not toward zero, so
 that with little data, or none, nothing is lost. It is a multiple of the mean square of an input, chosen for each matrix
 on samples that are held out of the sums; if C0 does best there, C0 is kept.
 """

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
@@ -33,6 +34,7 @@ COLUMNS = 128  # most columns of a map; each is the mean of its channels
 CELLS = 1024  # most cells of a map that shows every channel in its place
 SETTINGS = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a title with a $ is no formula
     "svg.hashsalt": "minitron",  # else element ids are random
     "font.size": 10.0,
     "axes.spines.top": False,
@@ -284,7 +286,8 @@ def _inline(svg: str, name: str, description: str) -> str:
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg[svg.index("<svg") :], count=1, flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box
-    svg = re.sub(r"<svg[^>]*>", f'<svg {view_box[0]} role="img" aria-label="{description}">', svg, count=1)
+    opening = f'<svg {view_box[0]} role="img" aria-label="{escape(description)}">'
+    svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
     svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)
     svg = re.sub(r'(?<=\bid=")|(?<=xlink:href="#)|(?<=url\(#)', f"{name}-", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)

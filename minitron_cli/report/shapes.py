@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from minitron_cli.figures import Figure
 from minitron_cli.report.text import axis_title, sizes_text
 from minitron_cli.report.view import Cell, Quantity, Section, Table
+from minitron_cli.results.base import ModelSize
+from minitron_cli.results.prune import ServingFinding
 
 if TYPE_CHECKING:
     from minitron_cli.model.serving import Finding
@@ -26,6 +28,11 @@ class Sizes(NamedTuple):
     non_embedding: int | None = None
     cache_bytes: int | None = None
     """KV cache of one token."""
+
+    @classmethod
+    def of_result(cls, found: ModelSize) -> "Sizes":
+        """Sizes that a result states."""
+        return cls(found.sizes, found.parameters, found.non_embedding)
 
     @classmethod
     def of(cls, shape: "Shape") -> "Sizes":
@@ -53,25 +60,27 @@ def _row(figure: Figure, values: list[int | None]) -> tuple[Cell, ...]:
     return (figure.title, *cells, after / before if before and after is not None else None)
 
 
-def shape_section(models: Mapping[str, Sizes]) -> Section:
-    """Section on the sizes of the parent and the child."""
+def shape_section(models: Mapping[str, Sizes]) -> Section | None:
+    """Section on the sizes of the parent and the child; None without a model."""
+    if not models:
+        return None
     text = "Sizes of the model along each axis, before and after pruning." if len(models) > 1 else "Sizes of the model."
     return Section("shape", "Shape", text, (shape_table("Shape", models),))
 
 
-def serving_table(findings: "Iterable[Finding]") -> Table:
+def serving_table(findings: "Iterable[ServingFinding | Finding]", title: str = "Serving") -> Table:
     """Compatibility of a shape with serving and quantization programs (docs/serving.md)."""
     columns = ("program", "level", "reason", "nearest shape without the problem")
     rows = tuple((found.reader, found.level, found.reason, _nearest(found)) for found in findings)
-    return Table("Serving", tuple(map(Figure, columns)), rows)
+    return Table(title, tuple(map(Figure, columns)), rows)
 
 
-def _nearest(found: "Finding") -> str:
+def _nearest(found: "ServingFinding | Finding") -> str:
     has_problem = found.level in ("slower", "fails")
     return sizes_text(found.nearest) if found.nearest or not has_problem else "none"
 
 
-def serving_section(findings: "Iterable[Finding]", checks: Iterable[str]) -> Section | None:
+def serving_section(findings: Iterable[ServingFinding], checks: Iterable[str]) -> Section | None:
     """Section on serving and on the export checks that the child passed; None if both are unknown."""
     table, passed = serving_table(findings), ", ".join(checks)
     if not table.rows and not passed:

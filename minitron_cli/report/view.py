@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from minitron_cli.figures import NOTHING, Estimate, Figure
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # L layer, C channel, K kept
 
@@ -119,8 +120,8 @@ class Scatter:
 class ImportanceMap:
     """Importance [L, C], or [C] if all layers share the channels, and the kept ones [L, K] or [K]."""
 
-    scores: np.ndarray
-    kept: np.ndarray
+    scores: "np.ndarray"
+    kept: "np.ndarray"
     dropped: tuple[int, ...] = ()
 
 

@@ -1,1 +1,1 @@
-"""What each stage stores, as typed and versioned models. Knows neither how results come about nor how they are shown."""
+"""What each stage stores, as typed, versioned models. Knows neither how a result comes about nor how it is shown."""

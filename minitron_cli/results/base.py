@@ -26,10 +26,13 @@ class Result(Spec):
     verb: ClassVar[str]
     """Command that makes the result again."""
 
+    def as_json(self) -> dict[str, Any]:
+        """Content of `result.json`: the schema's name and all fields."""
+        return {SCHEMA: self.schema_name, **self.model_dump(mode="json")}
+
     def write(self, directory: Path) -> None:
         """Write the result into a new artifact's directory."""
-        content = {SCHEMA: self.schema_name, **self.model_dump(mode="json")}
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"  # unsorted: models and targets have an order
+        text = json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n"  # unsorted: models have an order
         io.write_new(directory / RESULT, text.encode())
 
     @classmethod

@@ -17,6 +17,8 @@ class ImportanceResult(Result):
     """Blocks of calibration text."""
     sequence_length: int
     """Tokens per block."""
+    removed: tuple[int, ...] = ()
+    """Numbers of consecutive layers whose removal was measured."""
     parent_loss: float | None = None
     """Mean loss of the whole model in nats per token; None if no layer removal was measured."""
 

@@ -36,7 +36,6 @@ class RepairResult(Spec):
 
     repairs: tuple[str, ...]
     """Names of the repairs, sorted."""
-    calibration: CalibrationUse
     strengths: Mapping[str, float] | None = None
     """Norm -> strength of its rescaling; None unless norms were rescaled by trial."""
     effect: RepairEffect | None = None
@@ -82,4 +81,9 @@ class PruneResult(Result):
     """Tokens per block of the text that was used; 0 if none was."""
     rounds: tuple[RoundResult, ...] = ()
     """Rounds of iterative pruning; empty if there was one."""
+    rounds_remove_layers: bool = False
+    """Whether the perplexity without each layer was measured before each further round."""
+    calibration: CalibrationUse | None = None
+    """Text that repairs were fitted on; None if none was asked for."""
     repair: RepairResult | None = None
+    """None if no repair was asked for, or none has anything to repair."""

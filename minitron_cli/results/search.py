@@ -50,7 +50,12 @@ class CandidateResult(Spec):
     @property
     def key(self) -> str:
         """Name of the shape in the run record."""
-        return ",".join(f"{axis}={size}" for axis, size in sorted(self.shape.items()))
+        return shape_key(self.shape)
+
+
+def shape_key(shape: Sizes) -> str:
+    """Name of a shape in the run record: its axes in alphabetical order."""
+    return ",".join(f"{axis}={size}" for axis, size in sorted(shape.items()))
 
 
 class StabilityResult(Spec):

@@ -1,8 +1,9 @@
 """Result of distillation, teacher correction and the demo's teacher, and its curves."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from minitron_cli.results.base import ModelSize, Result
 from minitron_cli.spec import Spec
@@ -20,6 +21,11 @@ class ValidationPoint(Spec):
     """Nats per token."""
     kl: float | None = None
     """KL from the teacher to the student in nats per token; None without a teacher."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, float]) -> Self:
+        """Point from a row of the validation curve, which may have further columns."""
+        return cls.model_validate({name: value for name, value in row.items() if name in cls.model_fields})
 
 
 class TrainingResult(Result):
@@ -48,8 +54,6 @@ class TrainingResult(Result):
     """Number of evaluations."""
     validation_tokens: int
     """Held-out tokens of each evaluation."""
-    validation_length: int
-    """Tokens per held-out block."""
 
 
 class CorrectionResult(TrainingResult):
@@ -79,11 +83,7 @@ class TrainingStep(Spec, extra="allow"):
 def read_curves(directory: Path) -> tuple[list[TrainingStep], list[ValidationPoint]]:
     """Training steps and evaluations stored beside a training result."""
     steps, points = (_lines(directory / name) for name in (METRICS, VALIDATION))
-    known = ValidationPoint.model_fields
-    return (
-        [TrainingStep.model_validate(row) for row in steps],
-        [ValidationPoint.model_validate({k: v for k, v in row.items() if k in known}) for row in points],
-    )
+    return [TrainingStep.model_validate(row) for row in steps], [ValidationPoint.of(row) for row in points]
 
 
 def _lines(path: Path) -> list[dict[str, float]]:

@@ -51,7 +51,7 @@ class TaskObjective(Spec):
     """Metric of the task."""
     better: Literal["higher", "lower"] | None = None
     """Direction; if absent, that of lm-eval's metric, else higher."""
-    path: str | None = None
+    path: str | None = Field(None, exclude=True)
     """Directory of further lm-eval task YAMLs."""
 
     @property

@@ -393,7 +393,7 @@ def test_a_recipe_corrects_its_teacher_and_compares_with_a_random_cut(fresh: Key
 prune: {shape: {ffn: 64, hidden: 48}, drop_layers: [1]}
 correct: {steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}
 distill: {steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}
-controls: [{label: random-cut, cut: random}]
+controls: [{label: random-cut, prune: random}]
 evaluate: {blocks: 2}
 """
     )

@@ -19,10 +19,10 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
-from tests.conformance.masked import random_cut
+from tests.conformance.masked import random_survivors
 from tests.tiny import tiny_model
 
-CUTS = {"width": {"hidden": 24, "ffn": 20}, "heads": {"head": 4, "hidden": 24}, "depth": {"layer": 2}}
+PRUNINGS = {"width": {"hidden": 24, "ffn": 20}, "heads": {"head": 4, "hidden": 24}, "depth": {"layer": 2}}
 # The descriptions of these two know no biases, and transformers takes Qwen 3's heads to be 128 wide, as all are.
 FAMILIES = {
     "llama": {"attention_bias": False, "mlp_bias": False},
@@ -30,10 +30,10 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("pruning", PRUNINGS)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_child_survives_the_way_to_gguf_and_back(model_type, cut, tmp_path):
-    child = write_cut(tmp_path, model_type, CUTS[cut])
+def test_a_child_survives_the_way_to_gguf_and_back(model_type, pruning, tmp_path):
+    child = write_cut(tmp_path, model_type, PRUNINGS[pruning])
     write_gguf(child, tmp_path / "child.gguf")
     model = AutoModelForCausalLM.from_pretrained(child).eval()
     back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="child.gguf", dtype=torch.float32).eval()
@@ -46,8 +46,8 @@ def test_a_child_survives_the_way_to_gguf_and_back(model_type, cut, tmp_path):
 def write_cut(root: Path, model_type: str, sizes: dict[str, int]) -> Path:
     model = tiny_model(model_type, **FAMILIES[model_type])
     model.save_pretrained(root / "parent")
-    source, cut = Checkpoint.open(root / "parent"), random_cut(model.config, 2, **sizes)
-    kept = {axis: torch.tensor(getattr(cut, axis)) for axis in sizes}
+    source, pruning = Checkpoint.open(root / "parent"), random_survivors(model.config, 2, **sizes)
+    kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in sizes}
     plan = PrunePlan(Shape.of(family_of(model.config), model.config), kept)
     (root / "child").mkdir()
     write_child(source, plan, root / "child")

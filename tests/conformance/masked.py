@@ -1,4 +1,4 @@
-"""The oracle of trimming: a transformers model whose removed parts do nothing. Knows parameter names, no product code.
+"""The oracle of pruning: a transformers model whose removed parts do nothing. Knows parameter names, no product code.
 
 Heads and neurons: their columns in the projection back to the residual stream are zero. Layers: gone from the module
 list, the rest renumbered. Hidden channels: zero wherever they are read or written; an RMS norm then divides by the
@@ -21,7 +21,7 @@ Indices = list[int]
 
 
 @dataclass(frozen=True)
-class Cut:
+class Survivors:
     """What survives, ascending; None where all does. Heads are query heads, the same number in every kept group."""
 
     layer: Indices | None = None
@@ -33,7 +33,7 @@ class Cut:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The child's sizes on the axes that are cut."""
+        """The child's sizes on the axes that are pruned."""
         kept = {name: getattr(self, name) for name in ("layer", "hidden", "ffn", "head", "kv_head", "expert")}
         return {name: _count(indices) for name, indices in kept.items() if indices is not None}
 
@@ -42,7 +42,9 @@ def _count(indices) -> int:
     return len(indices) if isinstance(indices[0], int) else _count(indices[0])
 
 
-def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=None, kv_head=None, expert=None) -> Cut:
+def random_survivors(
+    config, seed: int, *, layer=None, hidden=None, ffn=None, head=None, kv_head=None, expert=None
+) -> Survivors:
     """Random survivors of the given numbers, other ones in every layer for neurons and heads."""
     draw = random.Random(seed)
     layers, groups = config.num_hidden_layers, getattr(config, "num_key_value_heads", None)
@@ -62,7 +64,7 @@ def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=Non
         return [some(ffn, width) for _ in range(experts)] if experts else some(ffn, width)
 
     heads = [[g * per_group + q for g in kept for q in some(kept_per_group, per_group)] for kept in kept_groups]
-    return Cut(
+    return Survivors(
         layer=None if layer is None else some(layer, layers),
         hidden=None if hidden is None else some(hidden, config.hidden_size),
         ffn=None if ffn is None else [neurons() for _ in range(layers)],
@@ -73,26 +75,26 @@ def random_cut(config, seed: int, *, layer=None, hidden=None, ffn=None, head=Non
 
 
 @torch.no_grad()
-def masked(parent: PreTrainedModel, cut: Cut) -> PreTrainedModel:
+def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     """A copy of the parent that computes what the child must compute."""
     model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
     for i, layer in enumerate(parts.layers(model)):
-        if cut.ffn and parts.experts:
-            for down_DF, kept in zip(layer.get_submodule(parts.experts).down_proj, cut.ffn[i], strict=True):
+        if pruning.ffn and parts.experts:
+            for down_DF, kept in zip(layer.get_submodule(parts.experts).down_proj, pruning.ffn[i], strict=True):
                 down_DF[:, _others(kept, down_DF.shape[1])] = 0
-        elif cut.ffn:
-            layer.mlp.get_submodule(parts.down).weight[:, _others(cut.ffn[i], model.config.intermediate_size)] = 0
-        if cut.expert:
-            _close_router(layer.get_submodule(parts.router), cut.expert[i], model.config)
-        if cut.head:
-            lost = _others(cut.head[i], model.config.num_attention_heads)
+        elif pruning.ffn:
+            layer.mlp.get_submodule(parts.down).weight[:, _others(pruning.ffn[i], model.config.intermediate_size)] = 0
+        if pruning.expert:
+            _close_router(layer.get_submodule(parts.router), pruning.expert[i], model.config)
+        if pruning.head:
+            lost = _others(pruning.head[i], model.config.num_attention_heads)
             output = layer.get_submodule(f"{parts.attention}.{parts.output}").weight
             by_head = output.view(model.config.hidden_size, model.config.num_attention_heads, -1)
             by_head[:, lost] = 0
-    if cut.hidden:
-        _mask_hidden(model, parts, cut.hidden)
-    if cut.layer:
-        _drop_layers(model, parts, cut.layer)
+    if pruning.hidden:
+        _mask_hidden(model, parts, pruning.hidden)
+    if pruning.layer:
+        _drop_layers(model, parts, pruning.layer)
     return model
 
 

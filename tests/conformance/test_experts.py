@@ -1,4 +1,4 @@
-"""Families with experts: whole experts and the neurons inside them are cut as a masked parent computes."""
+"""Families with experts: whole experts and the neurons inside them are pruned as a masked parent computes."""
 
 import json
 
@@ -17,11 +17,11 @@ from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.search import space
-from tests.conformance.masked import masked, random_cut
+from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import (
     BOTH,
     assert_same,
-    check_cut,
+    check_child,
     edit_config,
     logits_of,
     plan_of,
@@ -34,7 +34,7 @@ from tests.tiny import BASE, tiny_model
 
 MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
 EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
-CUTS = {
+PRUNINGS = {
     "experts": {"expert": 4},
     "as few as a token uses": {"expert": 2},
     "experts and neurons": {"expert": 3, "ffn": 24},
@@ -65,24 +65,26 @@ def tokens():
     return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("pruning", PRUNINGS)
 @BOTH
 @EVERY_MIXTURE
-def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, cut, tokens, tmp_path):
+def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, pruning, tokens, tmp_path):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    check_cut(model, checkpoint, random_cut(model.config, len(cut), **CUTS[cut]), tokens, tmp_path / "child")
+    check_child(
+        model, checkpoint, random_survivors(model.config, len(pruning), **PRUNINGS[pruning]), tokens, tmp_path / "child"
+    )
 
 
 @pytest.mark.parametrize("is_normed", [False, True])
 def test_a_router_that_does_not_norm_its_weights(parents, is_normed, tokens, tmp_path):
     model, checkpoint = parents("qwen3_moe", norm_topk_prob=is_normed)
-    check_cut(model, checkpoint, random_cut(model.config, 3, expert=3), tokens, tmp_path / "child")
+    check_child(model, checkpoint, random_survivors(model.config, 3, expert=3), tokens, tmp_path / "child")
 
 
 @EVERY_MIXTURE
 def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, random_cut(model.config, 1, **CUTS["everything"]))
+    plan = plan_of(model, random_survivors(model.config, 1, **PRUNINGS["everything"]))
     tensors = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     child = hf.model_of(child_config(checkpoint.config, plan), tensors)
     on_disk = write(checkpoint, plan, tmp_path / "child")
@@ -99,30 +101,30 @@ def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp
 @EVERY_MIXTURE
 def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    cut = random_cut(model.config, 8, **CUTS["everything"])
-    child = reload(write(checkpoint, plan_of(model, cut), tmp_path / "child"))
+    pruning = random_survivors(model.config, 8, **PRUNINGS["everything"])
+    child = reload(write(checkpoint, plan_of(model, pruning), tmp_path / "child"))
     same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
     cached = child.generate(tokens, use_cache=True, **same)
     assert torch.equal(cached, child.generate(tokens, use_cache=False, **same))
 
 
 @EVERY_MIXTURE
-def test_two_cuts_are_one_cut(parents, model_type, tokens, tmp_path):
-    """Also of experts and of layers that the first cut has renumbered."""
+def test_two_prunings_are_one_pruning(parents, model_type, tokens, tmp_path):
+    """Also of experts and of layers that the first pruning has renumbered."""
     model, checkpoint = parents(model_type)
-    first = plan_of(model, random_cut(model.config, 1, expert=4, ffn=40, layer=3))
+    first = plan_of(model, random_survivors(model.config, 1, expert=4, ffn=40, layer=3))
     between = reload(write(checkpoint, first, tmp_path / "between"))
-    cut = random_cut(between.config, 2, expert=3, ffn=16, layer=2)
-    both = first.then(plan_of(between, cut))
+    pruning = random_survivors(between.config, 2, expert=3, ffn=16, layer=2)
+    both = first.then(plan_of(between, pruning))
     child = reload(write(checkpoint, both, tmp_path / "child"))
-    assert_same(logits_of(child, tokens), logits_of(masked(between, cut), tokens))
+    assert_same(logits_of(child, tokens), logits_of(masked(between, pruning), tokens))
 
 
 @EVERY_MIXTURE
 def test_the_number_of_experts_is_written_for_readers_of_either_version(parents, model_type, tokens, tmp_path):
     """Version 4 of transformers reads `num_experts` of Qwen 3, version 5 writes `num_local_experts`."""
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, random_cut(model.config, 1, expert=4))
+    plan = plan_of(model, random_survivors(model.config, 1, expert=4))
     directory = write(checkpoint, plan, tmp_path / "child")
     before = logits_of(reload(directory), tokens)
     raw = json.loads((directory / "config.json").read_text())
@@ -139,8 +141,8 @@ def test_a_parent_with_the_older_name(parents, tokens, tmp_path):
     model.save_pretrained(tmp_path / "parent")
     edit_config(tmp_path / "parent", num_local_experts=None, num_experts=6)
     older = Checkpoint.open(tmp_path / "parent")
-    cut = random_cut(model.config, 1, expert=4)
-    check_cut(model, older, cut, tokens, tmp_path / "child")
+    pruning = random_survivors(model.config, 1, expert=4)
+    check_child(model, older, pruning, tokens, tmp_path / "child")
     assert AutoConfig.from_pretrained(tmp_path / "child").num_experts == 4
 
 

@@ -20,10 +20,10 @@ from minitron_cli.prune import export_check
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
-from tests.conformance.masked import random_cut
+from tests.conformance.masked import random_survivors
 from tests.tiny import tiny_model
 
-CUT = {"layer": 3, "hidden": 24, "ffn": 20, "head": 6}
+CHILD_SIZES = {"layer": 3, "hidden": 24, "ffn": 20, "head": 6}
 MODES = pytest.mark.parametrize("mode", ["whole", "sampled"])
 
 
@@ -44,15 +44,15 @@ def children(tmp_path_factory, tokenizer):
     """(model_type, options) -> a parent, the plan of its child, and the child as the prune stage writes it."""
     known = {}
 
-    def get(model_type, sizes=CUT, **options):
+    def get(model_type, sizes=CHILD_SIZES, **options):
         key = (model_type, *sorted(sizes.items()), *sorted(options.items()))
         if key not in known:
             root = tmp_path_factory.mktemp("guard")
             model = tiny_model(model_type, **options)
             model.save_pretrained(root / "parent")
             hf.copy_files(tokenizer, root / "parent", hf.TOKENIZER_FILES)
-            cut = random_cut(model.config, 3, **sizes)
-            kept = {axis: torch.tensor(getattr(cut, axis)) for axis in sizes}
+            pruning = random_survivors(model.config, 3, **sizes)
+            kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in sizes}
             plan = PrunePlan(Shape.of(family_of(model.config), model.config), kept)
             source = Checkpoint.open(root / "parent")
             (root / "child").mkdir()

@@ -1,4 +1,4 @@
-"""Every registered family against transformers: a trimmed child computes what its masked parent computes."""
+"""Every registered family against transformers: a pruned child computes what its masked parent computes."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ from minitron_cli.prune.plan import PrunePlan, make_plan
 from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
-from tests.conformance.masked import Cut, masked, random_cut
+from tests.conformance.masked import Survivors, masked, random_survivors
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
 
 MULTIPLES = ("gemma2", "gemma3_text", "llama")  # transformers divides hidden by heads, and refuses a remainder
@@ -34,7 +34,7 @@ PATTERNED = sorted(model_type for model_type, parts in ANATOMY.items() if parts.
 
 # Axis sizes of the children. 24 is a multiple of 6 and of 8, which Llama asks of hidden sizes; GPT-NeoX asks hidden
 # and heads to shrink alike, Gemma's and SmolLM's depth to shrink by twos here, OLMo's heads not to shrink.
-CUTS = {
+PRUNINGS = {
     "ffn": {"ffn": 20},
     "heads": {"head": 4},
     "groups": {"head": 4, "kv_head": 1},
@@ -75,20 +75,20 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *((model_type, {"layer": 3}, "repeat every 2.*drop a multiple of 2 of the 4 layers") for model_type in PATTERNED),
     ("olmo2", {"head": 4}, "q_norm takes the mean over all heads.*keep all heads"),
     ("olmo2", {"head": 4, "kv_head": 1}, "q_norm takes the mean"),
-    ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; cut both by the same factor"),
-    ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*cut both by the same factor"),
+    ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; prune both by the same factor"),
+    ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*prune both by the same factor"),
     ("gpt_neox", {"hidden": 28, "head": 6}, "must stay 4"),
     *((model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
     *((model_type, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
-    *((model_type, {"expert": 1}, "expert=1: every token uses 2; keep at least as many") for model_type in MIXTURES),
+    *((model_type, {"expert": 1}, "expert=1: every token uses 2 of them; keep at least 2") for model_type in MIXTURES),
 ]
 
 
-def cut_sizes(model_type: str, cut: str) -> dict[str, int]:
-    return OTHERWISE.get(model_type, {}).get(cut, CUTS[cut])
+def pruned_sizes(model_type: str, pruning: str) -> dict[str, int]:
+    return OTHERWISE.get(model_type, {}).get(pruning, PRUNINGS[pruning])
 
 
-CAN_BE_CUT = [(t, cut) for t in sorted(FAMILIES) for cut in CUTS if cut_sizes(t, cut)]
+CAN_BE_PRUNED = [(t, pruning) for t in sorted(FAMILIES) for pruning in PRUNINGS if pruned_sizes(t, pruning)]
 BOTH = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
@@ -123,17 +123,17 @@ def tokens():
 
 
 class Preferring:
-    """Random scores under which exactly the survivors of a cut rank first."""
+    """Random scores under which exactly the given survivors rank first."""
 
-    def __init__(self, cut: Cut, sizes, seed=0):
+    def __init__(self, pruning: Survivors, sizes, seed=0):
         self.generator = torch.Generator().manual_seed(seed)
-        self.cut, self.sizes = cut, sizes
+        self.pruning, self.sizes = pruning, sizes
 
     def select(self, axis, metric):
-        return self.prefer(getattr(self.cut, axis), self.sizes[axis])
+        return self.prefer(getattr(self.pruning, axis), self.sizes[axis])
 
     def layers(self, metric):
-        return self.prefer(self.cut.layer, self.sizes["layer"])
+        return self.prefer(self.pruning.layer, self.sizes["layer"])
 
     def prefer(self, kept, size):
         if isinstance(kept[0], list):
@@ -147,20 +147,20 @@ def shape_of(model):
     return Shape.of(family_of(model.config), model.config)
 
 
-def plan_of(model, cut: Cut) -> PrunePlan:
+def plan_of(model, pruning: Survivors) -> PrunePlan:
     """Layers by name, because of a Gemma the ranking drops aligned pairs only."""
     parent = shape_of(model)
-    dropped = set(range(parent.sizes["layer"])) - set(cut.layer or range(parent.sizes["layer"]))
-    scores = Preferring(cut, parent.sizes)
-    return make_plan(parent, parent.resize(**cut.sizes), scores, Ranking(), tuple(sorted(dropped)))
+    dropped = set(range(parent.sizes["layer"])) - set(pruning.layer or range(parent.sizes["layer"]))
+    scores = Preferring(pruning, parent.sizes)
+    return make_plan(parent, parent.resize(**pruning.sizes), scores, Ranking(), tuple(sorted(dropped)))
 
 
-def some_cut(model, seed, cut):
+def some_survivors(model, seed, pruning):
     """Random survivors, but of layers whose kinds repeat some that keep the pattern."""
-    sizes, config = cut_sizes(model.config.model_type, cut), model.config
+    sizes, config = pruned_sizes(model.config.model_type, pruning), model.config
     if "layer" not in sizes or not anatomy(config.model_type).pattern:
-        return random_cut(config, seed, **sizes)
-    return replace(random_cut(config, seed, **sizes), layer=[0, 3])
+        return random_survivors(config, seed, **sizes)
+    return replace(random_survivors(config, seed, **sizes), layer=[0, 3])
 
 
 def write(checkpoint, plan, directory):
@@ -191,10 +191,10 @@ def assert_same(found, wanted):
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def check_cut(model, checkpoint, cut, tokens, directory):
-    plan = plan_of(model, cut)
+def check_child(model, checkpoint, pruning, tokens, directory):
+    plan = plan_of(model, pruning)
     child = reload(write(checkpoint, plan, directory))
-    assert_same(logits_of(child, tokens), logits_of(masked(model, cut), tokens))
+    assert_same(logits_of(child, tokens), logits_of(masked(model, pruning), tokens))
     assert unique_parameters(child) == plan.child.parameters()
     assert {name: tuple(t.shape) for name, t in stored(directory).items()} == plan.child.tensors()
     return child, plan
@@ -233,18 +233,18 @@ def test_every_tensor_of_a_parent_is_known_and_counted(parents, model_type, tied
     assert shape.parameters("non_embedding") == unique_parameters(model) - sum(embeddings.values())
 
 
-@pytest.mark.parametrize(("model_type", "cut"), CAN_BE_CUT)
+@pytest.mark.parametrize(("model_type", "pruning"), CAN_BE_PRUNED)
 @BOTH
-def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, cut, tokens, tmp_path):
+def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, pruning, tokens, tmp_path):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    check_cut(model, checkpoint, some_cut(model, len(cut), cut), tokens, tmp_path / "child")
+    check_child(model, checkpoint, some_survivors(model, len(pruning), pruning), tokens, tmp_path / "child")
 
 
 @pytest.mark.parametrize(("model_type", "sizes", "reason"), REFUSED)
 def test_what_a_family_cannot_take_is_refused_with_the_reason(parents, model_type, sizes, reason):
     parent = shape_of(parents(model_type)[0])
     with pytest.raises(InputError, match=reason):
-        make_plan(parent, parent.resize(**sizes), Preferring(Cut(), parent.sizes), Ranking())
+        make_plan(parent, parent.resize(**sizes), Preferring(Survivors(), parent.sizes), Ranking())
     with pytest.raises(InputError, match=reason):
         space.named(parent, sizes)
     assert space.grid(parent, {axis: (size,) for axis, size in sizes.items()}) == []
@@ -255,23 +255,23 @@ def test_what_a_family_cannot_take_is_refused_with_the_reason(parents, model_typ
 def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tmp_path):
     model, checkpoint = parents(model_type, num_key_value_heads=groups)
     sizes = {"head": 4} | ({"kv_head": 4} if groups == 8 else {})
-    check_cut(model, checkpoint, random_cut(model.config, groups, **sizes), tokens, tmp_path / "child")
+    check_child(model, checkpoint, random_survivors(model.config, groups, **sizes), tokens, tmp_path / "child")
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gpt_neox"}))  # whose heads go with hidden
 def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    cut = random_cut(model.config, 3, hidden=21)
+    pruning = random_survivors(model.config, 3, hidden=21)
     if FAMILIES[model_type].width_multiple > 1:
-        plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(cut.hidden)})  # past our own refusal
+        plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(pruning.hidden)})  # past our own refusal
         child = reload(write(checkpoint, plan, tmp_path / "child"))
         with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
             logits_of(child, tokens)
         return
     if model_type not in MULTIPLES:
-        check_cut(model, checkpoint, cut, tokens, tmp_path / "child")
+        check_child(model, checkpoint, pruning, tokens, tmp_path / "child")
         return
-    plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(cut.hidden)})  # past our own refusal
+    plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(pruning.hidden)})  # past our own refusal
     with pytest.raises(Exception, match="multiple"):
         reload(write(checkpoint, plan, tmp_path / "child"))
 
@@ -286,8 +286,8 @@ def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tok
     assert "head_dim" not in checkpoint.config
     model = reload(tmp_path / "parent")
     heads = {} if model_type == "olmo2" else {"head": 2, "kv_head": 1}
-    cut = random_cut(model.config, 3, hidden=16, **heads)  # 16 / 2 = 8, or 16 / 8 = 2, would be wrong
-    check_cut(model, checkpoint, cut, tokens, tmp_path / "child")
+    pruning = random_survivors(model.config, 3, hidden=16, **heads)  # 16 / 2 = 8, or 16 / 8 = 2, would be wrong
+    check_child(model, checkpoint, pruning, tokens, tmp_path / "child")
     assert json.loads((tmp_path / "child" / "config.json").read_text())["head_dim"] == 4
 
 
@@ -298,8 +298,8 @@ def test_multi_head_configs_that_do_not_mention_groups(model_type, tokens, tmp_p
     raw = json.loads((tmp_path / "parent" / "config.json").read_text()) | {"num_key_value_heads": None}
     (tmp_path / "parent" / "config.json").write_text(json.dumps(raw))
     model = reload(tmp_path / "parent")
-    cut = random_cut(model.config, 2, head=4, kv_head=4)
-    check_cut(model, Checkpoint.open(tmp_path / "parent"), cut, tokens, tmp_path / "child")
+    pruning = random_survivors(model.config, 2, head=4, kv_head=4)
+    check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
 
 
 def edit_config(directory: Path, **changes):
@@ -310,9 +310,9 @@ def edit_config(directory: Path, **changes):
 
 @BOTH
 @EVERY_FAMILY
-def test_cutting_nothing_is_the_parent_bit_for_bit(parents, model_type, tied, tokens, tmp_path):
+def test_pruning_nothing_is_the_parent_bit_for_bit(parents, model_type, tied, tokens, tmp_path):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    plan = plan_of(model, Cut())
+    plan = plan_of(model, Survivors())
     assert not plan.kept
     directory = write(checkpoint, plan, tmp_path / "child")
     found, wanted = stored(directory), stored(checkpoint.path)
@@ -321,13 +321,13 @@ def test_cutting_nothing_is_the_parent_bit_for_bit(parents, model_type, tied, to
     assert torch.equal(logits_of(reload(directory), tokens), logits_of(model, tokens))
 
 
-@pytest.mark.parametrize("cut", ["all", "all and groups"])
+@pytest.mark.parametrize("pruning", ["all", "all and groups"])
 @BOTH
 @EVERY_FAMILY
-def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, cut, tmp_path, monkeypatch):
+def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, pruning, tmp_path, monkeypatch):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    plan = plan_of(model, some_cut(model, 9, cut))
-    # blocks of at most three rows of the widest matrix, so that every matrix is cut in several pieces
+    plan = plan_of(model, some_survivors(model, 9, pruning))
+    # blocks of at most three rows of the widest matrix, so that every matrix is written in several pieces
     monkeypatch.setattr("minitron_cli.prune.stream.blocks.__defaults__", (3 * 64 * 4,))
     directory = write(checkpoint, plan, tmp_path / "child")
     in_memory = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
@@ -337,9 +337,9 @@ def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, cut, tmp_p
 
 
 @EVERY_FAMILY
-def test_a_live_models_state_is_cut_like_its_checkpoint(parents, model_type):
+def test_a_loaded_models_state_is_pruned_like_its_checkpoint(parents, model_type):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, some_cut(model, 9, "all"))
+    plan = plan_of(model, some_survivors(model, 9, "all"))
     from_disk = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     state = hf.stored_tensors(model)
     live = prune_in_memory(plan, state, state.__getitem__)
@@ -350,7 +350,7 @@ def test_a_live_models_state_is_cut_like_its_checkpoint(parents, model_type):
 @EVERY_FAMILY
 def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, some_cut(model, 4, "all"))
+    plan = plan_of(model, some_survivors(model, 4, "all"))
     whole = write(checkpoint, plan, tmp_path / "whole")
     tensors = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     sharded = tmp_path / "sharded"
@@ -373,7 +373,7 @@ def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="16KB")
     shards = Checkpoint.open(tmp_path / "sharded")
     assert len({info.file for info in shards.tensors.values()}) > 3
-    plan = plan_of(model, some_cut(model, 4, "all"))
+    plan = plan_of(model, some_survivors(model, 4, "all"))
     found = stored(write(shards, plan, tmp_path / "from_shards"))
     wanted = stored(write(checkpoint, plan, tmp_path / "from_whole"))
     assert found.keys() == wanted.keys()
@@ -384,8 +384,8 @@ def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
 @EVERY_FAMILY
 def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tied, tokens, tmp_path):
     model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    cut = some_cut(model, 8, "all")
-    child = reload(write(checkpoint, plan_of(model, cut), tmp_path / "child"))
+    pruning = some_survivors(model, 8, "all")
+    child = reload(write(checkpoint, plan_of(model, pruning), tmp_path / "child"))
     same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
     cached = child.generate(tokens, use_cache=True, **same)
     assert cached.shape == (3, 17 + 12)
@@ -394,14 +394,14 @@ def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, 
 
 @pytest.mark.parametrize("kept", [[0, 1, 2], [0, 2, 3], [1, 3], [2, 3], [3]], ids=str)
 @EVERY_FAMILY
-def test_a_depth_cut_keeps_each_layers_kind(parents, model_type, kept, tokens, tmp_path):
+def test_dropping_layers_keeps_each_layers_kind(parents, model_type, kept, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     pattern = getattr(model.config, anatomy(model_type).pattern or "none", [])
     if [pattern[i] for i in kept if pattern] != pattern[: len(kept)]:
         with pytest.raises(InputError, match=r"kinds that repeat every 2.*drop whole periods, such as layers 0 to 1"):
-            plan_of(model, Cut(layer=kept))
+            plan_of(model, Survivors(layer=kept))
         return
-    check_cut(model, checkpoint, Cut(layer=kept), tokens, tmp_path / "child")
+    check_child(model, checkpoint, Survivors(layer=kept), tokens, tmp_path / "child")
     config = AutoConfig.from_pretrained(tmp_path / "child")
     assert config.num_hidden_layers == len(kept)
     raw = json.loads((tmp_path / "child" / "config.json").read_text())
@@ -425,7 +425,7 @@ def test_a_gemma_loses_the_least_important_pair_of_layers(parents, tokens, tmp_p
     plan = make_plan(parent, parent.resize(layer=2), Scores(), Ranking())
     assert plan.at("layer").tolist() == [0, 1]
     child = reload(write(checkpoint, plan, tmp_path / "child"))
-    assert_same(logits_of(child, tokens), logits_of(masked(model, Cut(layer=[0, 1])), tokens))
+    assert_same(logits_of(child, tokens), logits_of(masked(model, Survivors(layer=[0, 1])), tokens))
 
 
 def rope_of(model_type, rope_type):
@@ -457,8 +457,8 @@ def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope
 def check_old_rope(model, old, tokens, tmp_path):
     """The child says `old` too, and to a writer that knows no other spelling it is still the same model."""
     heads = {"head": 4} if model.config.model_type == "gpt_neox" else {}
-    cut = random_cut(model.config, 1, hidden=16, **heads)
-    check_cut(model, Checkpoint.open(tmp_path / "parent"), cut, tokens, tmp_path / "child")
+    pruning = random_survivors(model.config, 1, hidden=16, **heads)
+    check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
     raw = json.loads((tmp_path / "child" / "config.json").read_text())
     names = {"rope_theta", "rope_scaling", "rotary_emb_base", "rotary_pct", "rope_local_base_freq"}
     assert {name: raw[name] for name in {*names, *old} & raw.keys()} == old
@@ -479,8 +479,8 @@ class TestLongRope:
         return model
 
     def test_version_4_wants_these_three_fields(self, model, tokens, tmp_path):
-        cut = random_cut(model.config, 1, hidden=16, head=4)
-        check_cut(model, Checkpoint.open(tmp_path / "parent"), cut, tokens, tmp_path / "child")
+        pruning = random_survivors(model.config, 1, hidden=16, head=4)
+        check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
         raw = json.loads((tmp_path / "child" / "config.json").read_text())
         tables = {"short_factor": [1.1, 1.7], "long_factor": [2.0, 5.0]}
         assert raw["rope_scaling"] == {"type": "longrope"} | tables
@@ -492,8 +492,8 @@ class TestLongRope:
     @pytest.mark.parametrize("sizes", [{"hidden": 16}, {"head": 4}, {"hidden": 24, "head": 4}], ids=str)
     def test_the_tables_must_keep_their_length(self, model, sizes):
         parent = shape_of(model)
-        with pytest.raises(InputError, match="hidden / head, which must stay 4; cut both by the same factor"):
-            make_plan(parent, parent.resize(**sizes), Preferring(Cut(), parent.sizes), Ranking())
+        with pytest.raises(InputError, match="hidden / head, which must stay 4; prune both by the same factor"):
+            make_plan(parent, parent.resize(**sizes), Preferring(Survivors(), parent.sizes), Ranking())
 
     def test_transformers_says_so_too(self, model, tmp_path):
         plan = PrunePlan(shape_of(model), {"hidden": torch.arange(16)})
@@ -504,7 +504,7 @@ class TestLongRope:
 @EVERY_FAMILY
 def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, some_cut(model, 1, "all"))
+    plan = plan_of(model, some_survivors(model, 1, "all"))
     child = child_config(checkpoint.config, plan)
     family = FAMILIES[model_type]
     fields = {family.sizes[axis]: axis for axis in ("layer", "hidden", "ffn", "head")}
@@ -527,7 +527,9 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
     model = tiny_model("llama").to(dtype)
     model.save_pretrained(tmp_path / "parent")
     directory = write(
-        Checkpoint.open(tmp_path / "parent"), plan_of(model, random_cut(model.config, 1, ffn=20)), tmp_path / "child"
+        Checkpoint.open(tmp_path / "parent"),
+        plan_of(model, random_survivors(model.config, 1, ffn=20)),
+        tmp_path / "child",
     )
     assert {t.dtype for t in stored(directory).values()} == {dtype}
     assert reload(directory).dtype == dtype
@@ -593,9 +595,9 @@ def test_a_correction_is_rounded_once(model_type, dtype, tmp_path):
     """In the checkpoint's dtype, from exact numbers: embeddings times sqrt(32 / 24), a tied head's norm by it."""
     model = tiny_model(model_type, tie_word_embeddings=True).to(dtype)
     model.save_pretrained(tmp_path / "parent")
-    cut = random_cut(model.config, 1, hidden=24)
-    found = stored(write(Checkpoint.open(tmp_path / "parent"), plan_of(model, cut), tmp_path / "child"))
-    embedding, norm = model.model.embed_tokens.weight[:, cut.hidden], model.model.norm.weight[cut.hidden]
+    pruning = random_survivors(model.config, 1, hidden=24)
+    found = stored(write(Checkpoint.open(tmp_path / "parent"), plan_of(model, pruning), tmp_path / "child"))
+    embedding, norm = model.model.embed_tokens.weight[:, pruning.hidden], model.model.norm.weight[pruning.hidden]
     root = (32 / 24) ** 0.5
     assert torch.equal(found["model.embed_tokens.weight"], (embedding.float() * root).to(dtype))
     wanted = ((norm.double() + 1) / root - 1).to(dtype)

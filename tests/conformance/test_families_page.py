@@ -11,7 +11,7 @@ AXES = ("ffn", "head", "kv_head", "hidden", "expert", "layer")
 
 
 def cell(family: Family, axis: str) -> str:
-    """What becomes of a cut of this axis, in the words that the page explains."""
+    """Whether an axis can be pruned, in the words that the page explains."""
     if axis not in family.sizes:
         return "-"
     if axis == "layer":

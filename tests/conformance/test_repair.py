@@ -19,7 +19,7 @@ from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.prune.transform import Repair, norm_gains
 from minitron_cli.repair.pca_rotation import check_rotatable
 from minitron_cli.repair.store import RepairStore
-from tests.conformance.masked import masked, random_cut
+from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import assert_same, logits_of, plan_of, reload, shape_of, stored, write
 from tests.tiny import BASE, tiny_model
 
@@ -140,7 +140,7 @@ def causal(length, window):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @ROTATABLE
 @torch.no_grad()
-def test_cut_in_a_basis_is_the_parent_without_the_other_directions(model_type, tied, tokens, tmp_path):
+def test_pruned_in_a_basis_is_the_parent_without_the_other_directions(model_type, tied, tokens, tmp_path):
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     plan = turned(PrunePlan(shape_of(model), {"hidden": torch.arange(24)}), checkpoint, random_basis(24))
     assert plan.child.sizes["hidden"] == 24
@@ -150,10 +150,10 @@ def test_cut_in_a_basis_is_the_parent_without_the_other_directions(model_type, t
 
 
 @DENSE
-def test_with_other_axes_cut_too_the_basis_is_that_of_the_masked_parent(model_type, tokens, tmp_path):
+def test_with_other_axes_pruned_too_the_basis_is_that_of_the_masked_parent(model_type, tokens, tmp_path):
     model, checkpoint = saved(tmp_path / "parent", model_type)
-    cut = random_cut(model.config, 3, head=4, ffn=20)
-    plain = plan_of(model, cut)
+    pruning = random_survivors(model.config, 3, head=4, ffn=20)
+    plain = plan_of(model, pruning)
     same = turned(plain, checkpoint, random_basis(HIDDEN))
     children = [reload(write(checkpoint, p, tmp_path / name)) for name, p in (("plain", plain), ("turned", same))]
     assert_same(logits_of(children[1], tokens), logits_of(children[0], tokens))
@@ -163,7 +163,9 @@ def test_with_other_axes_cut_too_the_basis_is_that_of_the_masked_parent(model_ty
 @DENSE
 def test_streamed_is_in_memory(model_type, tied, tmp_path, monkeypatch):
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
-    plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
+    plan = turned(
+        plan_of(model, random_survivors(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24)
+    )
     monkeypatch.setattr("minitron_cli.prune.stream.BLOCK_BYTES", 3 * 64 * 4)
     read, sizes = Checkpoint.read_rows, []
 
@@ -181,36 +183,36 @@ def test_streamed_is_in_memory(model_type, tied, tmp_path, monkeypatch):
         torch.testing.assert_close(streamed[name], tensor, rtol=1e-5, atol=1e-6)  # sums in another order
 
 
-def readings_of(model, kept_DK, directory, seed=3):
+def readouts_of(model, kept_DK, directory, seed=3):
     """Random maps from what is left of the stream to what each norm gives, as a checkpoint and as tensors."""
     directory.mkdir()
     generator = torch.Generator().manual_seed(seed)
     family = family_of(model.config)
     names = [name for template in family.links for name in shape_of(model).names(template)]
     mixing = {name: kept_DK.contiguous() + 0.2 * torch.randn(HIDDEN, 24, generator=generator) for name in names}
-    save_file(mixing, directory / "readings.safetensors")
-    return Checkpoint(directory, {}, read_header(directory / "readings.safetensors")), mixing
+    save_file(mixing, directory / "readouts.safetensors")
+    return Checkpoint(directory, {}, read_header(directory / "readouts.safetensors")), mixing
 
 
 @pytest.mark.parametrize("is_turned", [False, True], ids=["channels", "directions"])
 @DENSE
 @torch.no_grad()
 def test_everything_at_once_is_what_plain_arithmetic_gives(model_type, is_turned, tokens, tmp_path):
-    """Basis or channels, solved matrices, readings and scales, with heads and neurons cut as well."""
+    """Basis or channels, fitted matrices and readouts, and scales, with heads and neurons pruned as well."""
     model, checkpoint = saved(tmp_path / "parent", model_type)
-    cut = random_cut(model.config, 5, hidden=24, ffn=20, head=4)
-    plan, parent = plan_of(model, cut), masked(model, replace(cut, hidden=None))
-    kept_DK = random_basis(24) if is_turned else torch.eye(HIDDEN)[:, cut.hidden]
-    readings, mixing = readings_of(model, kept_DK, tmp_path / "readings")
+    pruning = random_survivors(model.config, 5, hidden=24, ffn=20, head=4)
+    plan, parent = plan_of(model, pruning), masked(model, replace(pruning, hidden=None))
+    kept_DK = random_basis(24) if is_turned else torch.eye(HIDDEN)[:, pruning.hidden]
+    readouts, mixing = readouts_of(model, kept_DK, tmp_path / "readouts")
     scales = {name: 0.5 + i / 10 for i, name in enumerate(mixing)}
-    store = RepairStore(tmp_path / "readings")
+    store = RepairStore(tmp_path / "readouts")
     for layer in range(4):
         name = f"model.layers.{layer}.mlp.down_proj.weight"
-        solved = torch.randn(24, 20, generator=torch.Generator().manual_seed(layer)) / 5
-        store.put("fitted", name, solved)
-        parent.get_parameter(name)[:, cut.ffn[layer]] = kept_DK @ solved
+        fitted = torch.randn(24, 20, generator=torch.Generator().manual_seed(layer)) / 5
+        store.put("fitted", name, fitted)
+        parent.get_parameter(name)[:, pruning.ffn[layer]] = kept_DK @ fitted
     gain_D = norm_gains(plan.parent, plan.parent.family.links, checkpoint.read)
-    repair = Repair(kept_DK if is_turned else None, None, gain_D, readings, scales, store.tensors("fitted"))
+    repair = Repair(kept_DK if is_turned else None, None, gain_D, readouts, scales, store.tensors("fitted"))
     child = reload(write(checkpoint, plan.repaired(repair), tmp_path / "child"))
     assert_same(logits_of(child, tokens), by_hand(parent, kept_DK, tokens, mixing, scales))
 
@@ -218,10 +220,10 @@ def test_everything_at_once_is_what_plain_arithmetic_gives(model_type, is_turned
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("model_type", sorted(t for t, family in FAMILIES.items() if family.norm == "rms"))
 def test_norms_folded_into_their_readers_change_nothing(model_type, tied, tokens, tmp_path):
-    """Where the stream is cut to channels, sandwiched or tied too: each family's offset, and which norms can be."""
+    """Where the stream keeps channels, sandwiched or tied too: each family's offset, and which norms can be."""
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
-    cut = random_cut(model.config, 5, hidden=24)
-    plan, kept_DK = plan_of(model, cut), torch.eye(HIDDEN)[:, cut.hidden].contiguous()
+    pruning = random_survivors(model.config, 5, hidden=24)
+    plan, kept_DK = plan_of(model, pruning), torch.eye(HIDDEN)[:, pruning.hidden].contiguous()
     gain_D = norm_gains(plan.parent, foldable(plan.parent), checkpoint.read)
     assert len(gain_D) == len(list(norms_of(plan.parent))) - tied, "the norm before a tied head stays"
     folded = plan.repaired(Repair(channels_DK=kept_DK, gain_D=gain_D))
@@ -247,9 +249,11 @@ def test_what_cannot_be_rotated_says_why(model_type, tmp_path):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("mode", ["whole", "sampled"])
 @DENSE
-def test_the_export_check_knows_a_mended_child_from_a_damaged_one(model_type, mode, tied, tmp_path):
+def test_the_export_check_knows_a_repaired_child_from_a_damaged_one(model_type, mode, tied, tmp_path):
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
-    plan = turned(plan_of(model, random_cut(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24))
+    plan = turned(
+        plan_of(model, random_survivors(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24)
+    )
     child = write(checkpoint, plan, tmp_path / "child")
     hf.copy_files(checkpoint.path, child, export_check.COPIED)
     written = export_check.WrittenChild(child, checkpoint, plan, mode)

@@ -1,4 +1,4 @@
-"""A child's weights against plain numpy indexing, tensor by tensor, and the memory that cutting takes."""
+"""A child's weights against plain numpy indexing, tensor by tensor, and the memory that pruning takes."""
 
 import json
 import threading
@@ -15,31 +15,31 @@ from minitron_cli.model.families.qwen3 import QWEN3
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
-from tests.conformance.masked import random_cut
+from tests.conformance.masked import random_survivors
 from tests.tiny import tiny_model
 
 HEADS = np.arange(64).reshape(8, 8)  # row h: the positions of query head h
 GROUPS = np.arange(16).reshape(2, 8)
 
 
-def by_hand(tensors, cut):
+def by_hand(tensors, pruning):
     """The child's tensors by parameter name: rows and columns to keep, layers renumbered."""
     everything = slice(None)
     child = {}
     for name, array in tensors.items():
         kind = name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1]
         layer = int(name.split(".")[2]) if ".layers." in name else None
-        if layer is not None and layer not in cut.layer:
+        if layer is not None and layer not in pruning.layer:
             continue
-        heads = layer is not None and HEADS[cut.head[layer]].ravel()
-        groups = layer is not None and GROUPS[cut.kv_head[layer]].ravel()
-        ffn = layer is not None and cut.ffn[layer]
+        heads = layer is not None and HEADS[pruning.head[layer]].ravel()
+        groups = layer is not None and GROUPS[pruning.kv_head[layer]].ravel()
+        ffn = layer is not None and pruning.ffn[layer]
         out = {"q_proj": heads, "k_proj": groups, "v_proj": groups, "gate_proj": ffn, "up_proj": ffn}
         out |= dict.fromkeys(("embed_tokens", "lm_head", "q_norm", "k_norm"), everything)
-        rows = out.get(kind, cut.hidden)
-        columns = {"o_proj": heads, "down_proj": ffn}.get(kind, cut.hidden)
+        rows = out.get(kind, pruning.hidden)
+        columns = {"o_proj": heads, "down_proj": ffn}.get(kind, pruning.hidden)
         array = array[rows] if array.ndim == 1 else array[rows][:, columns]
-        child[name if layer is None else name.replace(f".{layer}.", f".{cut.layer.index(layer)}.")] = array
+        child[name if layer is None else name.replace(f".{layer}.", f".{pruning.layer.index(layer)}.")] = array
     return child
 
 
@@ -49,13 +49,13 @@ def by_hand(tensors, cut):
 def test_every_weight_is_where_indexing_puts_it(family, seed, tmp_path):
     model = tiny_model(family.model_type, tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "parent")
-    cut = random_cut(model.config, seed, layer=3, hidden=19, ffn=11, head=3, kv_head=1)
-    kept = {axis: torch.tensor(getattr(cut, axis)) for axis in ("layer", "hidden", "ffn", "head", "kv_head")}
+    pruning = random_survivors(model.config, seed, layer=3, hidden=19, ffn=11, head=3, kv_head=1)
+    kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in ("layer", "hidden", "ffn", "head", "kv_head")}
     plan = PrunePlan(Shape.of(family, model.config), kept)
     (tmp_path / "child").mkdir()
     write_child(Checkpoint.open(tmp_path / "parent"), plan, tmp_path / "child")
     found = load_file(tmp_path / "child" / "model.safetensors")
-    wanted = by_hand({n: t.numpy() for n, t in load_file(tmp_path / "parent" / "model.safetensors").items()}, cut)
+    wanted = by_hand({n: t.numpy() for n, t in load_file(tmp_path / "parent" / "model.safetensors").items()}, pruning)
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name].numpy(), array, err_msg=name)
@@ -101,7 +101,7 @@ def test_blocks_of_which_nothing_survives(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """A checkpoint of 690 MB is cut in pieces of a megabyte, a few of them at a time."""
+    """A checkpoint of 690 MB is pruned in pieces of a megabyte, a few of them at a time."""
     checkpoint, shape = wide_checkpoint(tmp_path / "parent", layers=5)
     assert checkpoint.size_bytes > 600e6
     plan = PrunePlan(shape, {"hidden": torch.arange(0, 1024, 2), "ffn": torch.arange(0, 4096, 2).repeat(5, 1)})

@@ -1,4 +1,4 @@
-"""The families minitron can cut. To add one: a file with its table, and its name below."""
+"""Families that minitron can prune. To add one: a file with its table, and its name below (docs/extending.md)."""
 
 from typing import Any
 
@@ -43,21 +43,21 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Any) -> Family:
-    """The table for a `PretrainedConfig`. CheckpointError if the family is unknown or its layers differ in size."""
+    """Table for a `PretrainedConfig`. CheckpointError if the family is unknown or its layers differ in size or kind."""
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
-            "the model's layers differ in size (per_layer_config): only homogeneous models can be cut"
+            "the model's layers differ in size (per_layer_config): only homogeneous models can be pruned"
         )
     if config.model_type not in FAMILIES:
         raise CheckpointError(
-            f"model type {config.model_type!r} has no table: known are {', '.join(sorted(FAMILIES))}; "
-            "describe it in minitron_cli/model/families/ (docs/extending.md)"
+            f"model type {config.model_type!r} has no family table: known are {', '.join(sorted(FAMILIES))}; "
+            "add one in minitron_cli/model/families/ (docs/extending.md)"
         )
     family = FAMILIES[config.model_type]
     for name, wanted in family.uniform_if.items():
         if (found := getattr(config, name)) != wanted:
             raise CheckpointError(
                 f"config field {name!r} is {shown(found)}, so the model's layers differ in kind: "
-                f"only models where it is {wanted} can be cut"
+                f"only models where it is {wanted} can be pruned"
             )
     return family

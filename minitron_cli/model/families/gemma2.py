@@ -1,20 +1,9 @@
 """Gemma 2: norms before and after each half of a layer that store gain - 1, an embedding scaled by sqrt(hidden)."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    MLP,
-    NORMS,
-    O_BIAS,
-    QKV_BIAS,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
-from minitron_cli.model.family import Correction, Family
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Correction, Family, Serving
 
-NORMS_BEFORE_AND_AFTER = NORMS | {
+NORMS_BEFORE_AND_AFTER = L.NORMS | {
     "model.layers.{layer}.pre_feedforward_layernorm.weight": "hidden",
     "model.layers.{layer}.post_feedforward_layernorm.weight": "hidden",
 }
@@ -32,7 +21,8 @@ LINKS = {
     "model.norm.weight": ("lm_head.weight",),
 }
 
-# The model multiplies embeddings by sqrt(hidden). A head that shares the corrected numbers is made good before it.
+# The model multiplies embeddings by sqrt(hidden), which pruning changes, so the embedding is divided by the change. A
+# tied head shares the corrected numbers, and the norm before it takes the correction back.
 SCALED_EMBEDDING = {
     "model.embed_tokens.weight": Correction("hidden", power=-0.5),
     "model.norm.weight": Correction("hidden", power=0.5, if_tied=True),
@@ -40,13 +30,14 @@ SCALED_EMBEDDING = {
 
 GEMMA2 = Family(
     model_type="gemma2",
-    tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | MLP | NORMS_BEFORE_AND_AFTER | FINAL,
-    sizes=SIZES,
-    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias"),
+    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | L.MLP | NORMS_BEFORE_AND_AFTER | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS | L.O_BIAS, "attention_bias"),
     links=LINKS,
     norm_offset=1,
-    tied=TIED,
+    tied=L.TIED,
     corrections=SCALED_EMBEDDING,
     hidden_is_multiple_of_heads=True,
     layer_pattern="layer_types",
+    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_period=2),
 )

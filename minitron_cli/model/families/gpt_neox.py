@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: each head's query, key and value side by side; the size of a head is hidden / head."""
 
-from minitron_cli.model.family import Family, RopeV4
+from minitron_cli.model.family import Family, RopeV4, Serving
 
 BIASES_OF_ATTENTION = {
     "gpt_neox.layers.{layer}.attention.query_key_value.bias": "(head 3 head_dim)",
@@ -51,4 +51,5 @@ GPT_NEOX = Family(
     ),
     runtime_names={"lm_head.weight": ("embed_out.weight",)},
     rope_v4=RopeV4(fields={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}),
+    serving=Serving("unknown", "derives_head_dim"),
 )

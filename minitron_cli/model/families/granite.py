@@ -1,14 +1,15 @@
 """Granite 3: Llama's tensors; its multipliers are in the config and depend on no size."""
 
-from minitron_cli.model.families.llama import LLAMA
-from minitron_cli.model.family import Family
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family, Serving
 
 GRANITE = Family(
     model_type="granite",
-    tensors=LLAMA.tensors,
-    sizes=LLAMA.sizes,
-    stored_if=LLAMA.stored_if,
-    links=LLAMA.links,
+    tensors=L.LLAMA.tensors,
+    sizes=L.LLAMA.sizes,
+    stored_if=L.LLAMA.stored_if,
+    links=L.LLAMA.links,
     residual_multiplier="residual_multiplier",
-    tied=LLAMA.tied,
+    tied=L.LLAMA.tied,
+    serving=Serving("reads_head_dim", "derives_head_dim"),
 )

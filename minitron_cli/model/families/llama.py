@@ -1,6 +1,6 @@
-"""Llama 1 to 3, and the parts that the families built like it share."""
+"""Llama 1 to 3, and the parts that similar families share (`import llama as L`)."""
 
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 SIZES = {
     "vocab": "vocab_size",
@@ -76,4 +76,5 @@ LLAMA = Family(
     tied=TIED,
     ignored=ROTARY_BUFFER,
     hidden_is_multiple_of_heads=True,
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

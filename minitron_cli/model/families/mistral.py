@@ -1,25 +1,15 @@
 """Mistral 7B and its kin: Llama's names, no biases, any hidden size."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    LINKS,
-    MLP,
-    NORMS,
-    ROTARY_BUFFER,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
-from minitron_cli.model.family import Family
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family, Serving
 
 MISTRAL = Family(
     model_type="mistral",
-    tensors=EMBEDDING | ATTENTION | MLP | NORMS | FINAL,
-    sizes=SIZES,
-    stored_if=UNTIED_HEAD,
-    links=LINKS,
-    tied=TIED,
-    ignored=ROTARY_BUFFER,
+    tensors=L.EMBEDDING | L.ATTENTION | L.MLP | L.NORMS | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD,
+    links=L.LINKS,
+    tied=L.TIED,
+    ignored=L.ROTARY_BUFFER,
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

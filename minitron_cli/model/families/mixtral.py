@@ -1,17 +1,7 @@
 """Mixtral: Mistral with a router and experts in every layer."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    LINKS,
-    NORMS,
-    ROTARY_BUFFER,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
-from minitron_cli.model.family import Family
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family, Serving
 
 BLOCK = "model.layers.{layer}.block_sparse_moe"
 
@@ -33,11 +23,11 @@ RUNTIME_NAMES = {
 
 MIXTRAL = Family(
     model_type="mixtral",
-    tensors=EMBEDDING | ATTENTION | EXPERTS | NORMS | FINAL,
-    sizes=SIZES | {"expert": "num_local_experts"},
+    tensors=L.EMBEDDING | L.ATTENTION | EXPERTS | L.NORMS | L.FINAL,
+    sizes=L.SIZES | {"expert": "num_local_experts"},
     active={"expert": "num_experts_per_tok"},
-    stored_if=UNTIED_HEAD,
-    links=LINKS
+    stored_if=L.UNTIED_HEAD,
+    links=L.LINKS
     | {
         "model.layers.{layer}.post_attention_layernorm.weight": (
             f"{BLOCK}.gate.weight",
@@ -45,8 +35,9 @@ MIXTRAL = Family(
             f"{BLOCK}.experts.{{expert}}.w3.weight",
         )
     },
-    tied=TIED,
-    ignored=ROTARY_BUFFER,
+    tied=L.TIED,
+    ignored=L.ROTARY_BUFFER,
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

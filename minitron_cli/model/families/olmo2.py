@@ -1,17 +1,7 @@
 """OLMo 2: norms after attention and after the MLP, none before; one norm over all query heads, one over all keys."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    MLP,
-    O_BIAS,
-    QKV_BIAS,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
-from minitron_cli.model.family import Family, RopeV4
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family, RopeV4, Serving
 
 NORMS = {
     "model.layers.{layer}.self_attn.q_norm.weight": "(head head_dim)",
@@ -22,11 +12,12 @@ NORMS = {
 
 OLMO2 = Family(
     model_type="olmo2",
-    tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | MLP | NORMS | FINAL,
-    sizes=SIZES,
-    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias"),
+    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | L.MLP | NORMS | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS | L.O_BIAS, "attention_bias"),
     links={"model.norm.weight": ("lm_head.weight",)},
-    tied=TIED,
+    tied=L.TIED,
     rope_v4=RopeV4(scaling={"type": "rope_type", "factor": "factor"}),  # version 4 takes no other field
     heads_not_prunable="q_norm takes the mean over all heads, so without some the others change",
+    serving=Serving("through_transformers", "derives_head_dim"),
 )

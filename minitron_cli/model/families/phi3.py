@@ -1,7 +1,7 @@
 """Phi 3 and 4: query, key and value in one matrix, gate and up in another."""
 
-from minitron_cli.model.families.llama import EMBEDDING, FINAL, NORMS, SIZES, TIED, UNTIED_HEAD
-from minitron_cli.model.family import Family, RopeV4
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family, RopeV4, Serving
 
 LAYER = {
     "model.layers.{layer}.self_attn.qkv_proj.weight": "(head head_dim + kv_head head_dim + kv_head head_dim) hidden",
@@ -18,13 +18,14 @@ LINKS = {
 
 PHI3 = Family(
     model_type="phi3",
-    tensors=EMBEDDING | LAYER | NORMS | FINAL,
-    sizes=SIZES,
-    stored_if=UNTIED_HEAD,
+    tensors=L.EMBEDDING | LAYER | L.NORMS | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD,
     links=LINKS,
-    tied=TIED,
+    tied=L.TIED,
     rope_v4=RopeV4(  # version 4 takes no other field
         scaling={"type": "rope_type", "short_factor": "short_factor", "long_factor": "long_factor"}
     ),
     head_dim_table="rope_parameters.short_factor",
+    serving=Serving("unknown", "derives_head_dim"),
 )

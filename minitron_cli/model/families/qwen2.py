@@ -1,25 +1,15 @@
 """Qwen 2 and 2.5: biases on q, k and v, none on o."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    LINKS,
-    MLP,
-    NORMS,
-    QKV_BIAS,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
-from minitron_cli.model.family import Family
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family, Serving
 
 QWEN2 = Family(
     model_type="qwen2",
-    tensors=EMBEDDING | ATTENTION | QKV_BIAS | MLP | NORMS | FINAL,
-    sizes=SIZES,
-    stored_if=UNTIED_HEAD,
-    links=LINKS,
-    tied=TIED,
+    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.MLP | L.NORMS | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD,
+    links=L.LINKS,
+    tied=L.TIED,
     layer_marks=("max_window_layers",),
+    serving=Serving("derives_head_dim", "derives_head_dim"),
 )

@@ -1,19 +1,7 @@
 """Qwen 3 (dense): a norm over every query and key head, one scale shared by all heads."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    LINKS,
-    MLP,
-    NORMS,
-    O_BIAS,
-    QKV_BIAS,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
-from minitron_cli.model.family import Family
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family, Serving
 
 QK_NORM = {
     "model.layers.{layer}.self_attn.q_norm.weight": "head_dim",
@@ -22,10 +10,11 @@ QK_NORM = {
 
 QWEN3 = Family(
     model_type="qwen3",
-    tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | QK_NORM | MLP | NORMS | FINAL,
-    sizes=SIZES,
-    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias"),
-    links=LINKS,
-    tied=TIED,
+    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | QK_NORM | L.MLP | L.NORMS | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS | L.O_BIAS, "attention_bias"),
+    links=L.LINKS,
+    tied=L.TIED,
     layer_marks=("max_window_layers",),
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

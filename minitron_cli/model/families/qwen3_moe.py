@@ -1,19 +1,8 @@
 """Qwen 3 with experts in every layer: its `ffn` is the width of one expert."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    LINKS,
-    NORMS,
-    O_BIAS,
-    QKV_BIAS,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
+from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.qwen3 import QK_NORM
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 MLP = "model.layers.{layer}.mlp"
 
@@ -34,11 +23,11 @@ RUNTIME_NAMES = {
 
 QWEN3_MOE = Family(
     model_type="qwen3_moe",
-    tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | QK_NORM | EXPERTS | NORMS | FINAL,
-    sizes=SIZES | {"expert": "num_experts", "ffn": "moe_intermediate_size"},
+    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | QK_NORM | EXPERTS | L.NORMS | L.FINAL,
+    sizes=L.SIZES | {"expert": "num_experts", "ffn": "moe_intermediate_size"},
     active={"expert": "num_experts_per_tok"},
-    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias"),
-    links=LINKS
+    stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS | L.O_BIAS, "attention_bias"),
+    links=L.LINKS
     | {
         "model.layers.{layer}.post_attention_layernorm.weight": (
             f"{MLP}.gate.weight",
@@ -46,9 +35,10 @@ QWEN3_MOE = Family(
             f"{MLP}.experts.{{expert}}.up_proj.weight",
         )
     },
-    tied=TIED,
+    tied=L.TIED,
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
     config_aliases={"num_experts": "num_local_experts"},
     uniform_if={"decoder_sparse_step": 1, "mlp_only_layers": []},
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

@@ -1,19 +1,8 @@
 """StarCoder 2: biases everywhere, layer norms, an MLP without a gate."""
 
-from minitron_cli.model.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    FINAL,
-    NORMS,
-    O_BIAS,
-    QKV_BIAS,
-    SIZES,
-    TIED,
-    UNTIED_HEAD,
-)
-from minitron_cli.model.families.llama import LINKS as GATED_LINKS
+from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.nemotron import NORM_BIAS
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 MLP = {
     "model.layers.{layer}.mlp.c_fc.weight": "ffn hidden",
@@ -25,16 +14,15 @@ MLP_BIAS = {
     "model.layers.{layer}.mlp.c_proj.bias": "hidden",
 }
 
-LINKS = GATED_LINKS | {
-    "model.layers.{layer}.post_attention_layernorm.weight": ("model.layers.{layer}.mlp.c_fc.weight",)
-}
+LINKS = L.LINKS | {"model.layers.{layer}.post_attention_layernorm.weight": ("model.layers.{layer}.mlp.c_fc.weight",)}
 
 STARCODER2 = Family(
     model_type="starcoder2",
-    tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | MLP | MLP_BIAS | NORMS | NORM_BIAS | FINAL,
-    sizes=SIZES,
-    stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS | MLP_BIAS, "use_bias"),
+    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | MLP | MLP_BIAS | L.NORMS | NORM_BIAS | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS | L.O_BIAS | MLP_BIAS, "use_bias"),
     links=LINKS,
     norm="layer",
-    tied=TIED,
+    tied=L.TIED,
+    serving=Serving("through_transformers", "derives_head_dim"),
 )

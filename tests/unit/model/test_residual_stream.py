@@ -133,5 +133,5 @@ def test_weights_in_low_precision_are_added_up_in_fp32(tmp_path):
 
 
 def test_rounds_and_a_residual_exclude_each_other():
-    with pytest.raises(ValueError, match="head_residual changes weights, and rounds carry over indices alone"):
+    with pytest.raises(ValueError, match="head_residual changes weights, and rounds carry over only indices"):
         PruneConfig(shape={"head": 4}, rounds=2, ranking=Ranking(head_residual="paper"))

@@ -7,6 +7,7 @@ import pytest
 from minitron_cli.inputs.source_model import published_shape
 from minitron_cli.model import serving
 from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.family import Serving
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.limits import refusal
 
@@ -29,7 +30,7 @@ NEAR = {
 
 
 @pytest.mark.parametrize(("name", "sizes"), [(name, sizes) for name in NEAR for sizes in NEAR[name]], ids=str)
-def test_what_is_named_as_nearest_can_be_cut_and_has_no_such_trouble(name, sizes):
+def test_what_is_named_as_nearest_can_be_reached_and_has_no_such_trouble(name, sizes):
     parent = published_shape(name)
     shape = parent.resize(**sizes)
     for finding in serving.remarks(shape, parent=parent):
@@ -46,11 +47,13 @@ def row(shape, reader, parent=LLAMA, **options):
 
 
 def of_type(model_type: str, **sizes: int) -> Shape:
-    """Llama 3.1 8B's shape under another name: a stand-in for families that have no table."""
-    return replace(LLAMA, family=replace(FAMILIES["llama"], model_type=model_type)).resize(**sizes)
+    """Llama 3.1 8B's shape, served as another family is; an unknown type has no table that says how."""
+    known = FAMILIES.get(model_type)
+    stand_in = replace(FAMILIES["llama"], model_type=model_type, serving=known.serving if known else Serving())
+    return replace(LLAMA, family=stand_in).resize(**sizes)
 
 
-def test_the_published_cuts_are_served_everywhere():
+def test_the_published_children_are_served_everywhere():
     for shape in (LLAMA, LLAMA.resize(hidden=3072, ffn=9216), LLAMA.resize(layer=16)):
         assert serving.remarks(shape) == []
 
@@ -61,7 +64,7 @@ def test_an_odd_width_names_the_nearest_that_fits():
         "tensor parallel",
         "GGUF Q4_0, Q8_0",
         "GGUF K-quants",
-        *(b.name for b in serving.BLOCKS[2:]),
+        *(b.name for b in serving.BLOCK_FORMATS[2:]),
     }
     assert found["GGUF K-quants"].nearest == {"ffn": 9216}  # 36 x 256
     assert found["GGUF Q4_0, Q8_0"].nearest == {"ffn": 9216}  # 288 x 32
@@ -89,7 +92,7 @@ def test_where_the_parent_is_too_small_no_shape_is_named(reader):
 
 
 def test_a_model_is_not_told_to_grow():
-    """It is cut, or left as it is."""
+    """It is pruned, or left as it is."""
     found = row(LLAMA.resize(ffn=9215), "GGUF K-quants", None)
     assert found.nearest == {"ffn": 8960}  # 35 x 256; 36 x 256 is nearer, and more than there is
     assert row(LLAMA.resize(ffn=9215), "GGUF K-quants").nearest == {"ffn": 9216}
@@ -126,8 +129,8 @@ def test_llama_is_told_hidden_sizes_that_its_heads_divide():
     ],
 )
 def test_readers_that_derive_the_size_of_a_head(model_type, vllm, llama_cpp):
-    cut = levels(of_type(model_type, hidden=3072))  # 32 heads of 128 are 4096
-    assert (cut["vLLM"], cut["llama.cpp"]) == (vllm, llama_cpp)
+    pruning = levels(of_type(model_type, hidden=3072))  # 32 heads of 128 are 4096
+    assert (pruning["vLLM"], pruning["llama.cpp"]) == (vllm, llama_cpp)
     whole = levels(of_type(model_type, hidden=4096, ffn=9216))
     assert whole["vLLM"] in ("ok", "slower", "unknown")
     if llama_cpp == "fails":

@@ -110,10 +110,10 @@ def test_flops_are_those_that_torch_counts(model_type, tied):
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_any_size_counts_what_transformers_builds(model_type):
     shape = tiny_shape(model_type)
-    cuts = [{"layer": 2}, {"ffn": 7}, {"hidden": 24}, {"head": 4, "kv_head": 1}, {"vocab": 65, "head_dim": 6}]
+    prunings = [{"layer": 2}, {"ffn": 7}, {"hidden": 24}, {"head": 4, "kv_head": 1}, {"vocab": 65, "head_dim": 6}]
     if model_type == "gpt_neox":  # the size of a head is hidden / head
-        cuts = [*cuts[:2], {"hidden": 24, "head": 6}, {"vocab": 65}]
-    for sizes in cuts:
+        prunings = [*prunings[:2], {"hidden": 24, "head": 6}, {"vocab": 65}]
+    for sizes in prunings:
         resized = shape.resize(**sizes)
         options = {shape.family.sizes[axis]: size for axis, size in sizes.items()}
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Cutting in rounds: what is left is scored again, and the child is the parent's own weights."""
+"""Pruning in rounds: what is left is scored again, and the child is the parent's own weights."""
 
 import itertools
 
@@ -19,6 +19,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.results.prune import PruneResult
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import importance, prune
 from tests.tiny import tiny_model
@@ -35,8 +36,8 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def cut(place, tmp_path, monkeypatch):
-    """`cut(2)` in two rounds: the artifact, the scores of the parent, and the samples and scores of later rounds."""
+def pruned(place, tmp_path, monkeypatch):
+    """`pruned(2)` in two rounds: the artifact, the scores of the parent, and the samples and scores of later rounds."""
     parent, rescored = open_source_model(place / "model"), []
     config = ImportanceConfig(samples=6, batch_size=4, layer_removal=False)
     first = importance.run(context(tmp_path), parent, data(place), config)
@@ -62,34 +63,34 @@ def cut(place, tmp_path, monkeypatch):
     return run
 
 
-def test_one_round_scores_nothing_again(cut):
-    artifact, _, rescored = cut(1)
+def test_one_round_scores_nothing_again(pruned):
+    artifact, _, rescored = pruned(1)
     assert rescored == []
-    assert "rounds" not in artifact.summary
+    assert artifact.result(PruneResult).rounds == ()
 
 
-def test_each_later_round_scores_what_is_left_on_the_same_samples(cut):
-    once = cut(1)[0].read_json("plan.json")
-    artifact, _, rescored = cut(3)
+def test_each_later_round_scores_what_is_left_on_the_same_samples(pruned):
+    once = pruned(1)[0].read_json("plan.json")
+    artifact, _, rescored = pruned(3)
     assert [samples for samples, _ in rescored] == [6, 6]
-    assert [r["samples_scored"] for r in artifact.summary["rounds"]] == [0, 6, 6]
-    sizes = [r["sizes"] for r in artifact.summary["rounds"]]
+    assert [r.samples_scored for r in artifact.result(PruneResult).rounds] == [0, 6, 6]
+    sizes = [r.sizes for r in artifact.result(PruneResult).rounds]
     assert [s["ffn"] for s in sizes] == [39, 30, 20]
-    assert artifact.summary["child"]["sizes"] == sizes[-1]
+    assert artifact.result(PruneResult).child.sizes == sizes[-1]
     assert rescored[0][1].activation("ffn").shape == (sizes[0]["layer"], 39)
     assert artifact.read_json("plan.json").keys() == once.keys()
     assert artifact.read_json("plan.json") != once
 
 
-def test_what_is_left_has_scores_of_its_own(cut):
-    _, scores, rescored = cut(2)
+def test_what_is_left_has_scores_of_its_own(pruned):
+    _, scores, rescored = pruned(2)
     parent_scores, own = scores.activation("hidden"), rescored[0][1].activation("hidden")
     assert len(own) < len(parent_scores)
     assert not any(torch.isclose(value, parent_scores, rtol=1e-3).any() for value in own[:3])
 
 
-def test_the_child_is_cut_from_the_parent_and_loads(cut, place):
-    artifact, _, _ = cut(3)
+def test_the_child_is_pruned_from_the_parent_and_loads(pruned, place):
+    artifact, _, _ = pruned(3)
     kept = {axis: torch.tensor(indices) for axis, indices in artifact.read_json("plan.json").items()}
     parent = open_source_model(place / "model")
     expected = prune_in_memory(PrunePlan(parent.shape, kept), parent.checkpoint.tensors, parent.checkpoint.read)
@@ -134,9 +135,9 @@ def test_what_is_between_can_be_built(model_type, sizes, between):
         assert refusal(before, after) is None
 
 
-def test_rounds_need_text(cut):
+def test_rounds_need_text(pruned):
     with pytest.raises(InputError, match="before each round needs text"):
-        cut(2, with_text=False)
+        pruned(2, with_text=False)
 
 
 def test_layers_named_by_number_go_at_once():

@@ -1,4 +1,4 @@
-"""The streamed cut, bit by bit, against plain numpy indexing: every dtype, block size, number of threads and shards."""
+"""The streamed child, bit by bit, against numpy indexing: every dtype, block size, number of threads and shards."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_a_single_column_and_the_corners(tmp_path, monkeypatch, kept):
     assert same(written(checkpoint, plan, tmp_path / "child"), indexed(checkpoint, plan))
 
 
-def test_three_dims_are_cut_alike():
+def test_three_dims_are_selected_alike():
     block = torch.randn(4, 5, 6)
     survivors = (torch.tensor([1, 3]), torch.tensor([0, 2, 4]), torch.tensor([5]))
     assert torch.equal(slicing.select(block, survivors), block[[1, 3]][:, [0, 2, 4]][:, :, [5]])
@@ -230,7 +230,7 @@ def test_one_that_is_none_is_found_anywhere(dtype):
             slicing.check_finite("w", block)
 
 
-def test_numbers_that_are_too_large_once_they_are_cut_are_no_damage(tmp_path):
+def test_numbers_that_are_too_large_once_they_are_merged_are_no_damage(tmp_path):
     """The export check refuses them; the parent is not to be downloaded again."""
     checkpoint, shape = parent(tmp_path / "parent", torch.float16)
     tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}

@@ -33,51 +33,51 @@ def tied(tmp_path):
 
 
 @pytest.fixture
-def cut(tied):
+def ffn_plan(tied):
     return PrunePlan(tied[0], {"hidden": torch.arange(0, 32, 2), "layer": torch.tensor([1])})
 
 
-def test_a_stored_copy_of_a_tied_head_is_not_passed_on(tied, cut, tmp_path):
+def test_a_stored_copy_of_a_tied_head_is_not_passed_on(tied, ffn_plan, tmp_path):
     _, store = tied
     embedding = tiny_model("llama", tie_word_embeddings=True, num_hidden_layers=2).model.embed_tokens.weight.detach()
     checkpoint = store(lm_head__weight=embedding.clone())
     assert HEAD in checkpoint.tensors
-    check_ties(checkpoint, cut)
+    check_ties(checkpoint, ffn_plan)
     (tmp_path / "child").mkdir()
-    write_child(checkpoint, cut, tmp_path / "child")
+    write_child(checkpoint, ffn_plan, tmp_path / "child")
     child = load_file(tmp_path / "child" / "model.safetensors")
     assert HEAD not in child
     assert torch.equal(child[EMBED], embedding[:, ::2])
 
 
-def test_a_copy_that_differs_is_refused_before_anything_is_written(tied, cut, tmp_path):
+def test_a_copy_that_differs_is_refused_before_anything_is_written(tied, ffn_plan, tmp_path):
     _, store = tied
     checkpoint = store(lm_head__weight=torch.zeros(64, 32))
     (tmp_path / "child").mkdir()
     with pytest.raises(CheckpointError, match=r"differs from model\.embed_tokens\.weight though config.json ties them"):
-        write_child(checkpoint, cut, tmp_path / "child")
+        write_child(checkpoint, ffn_plan, tmp_path / "child")
     assert not list((tmp_path / "child").iterdir())
 
 
-def test_buffers_of_older_checkpoints_are_dropped(tied, cut):
+def test_buffers_of_older_checkpoints_are_dropped(tied, ffn_plan):
     checkpoint = tied[1](model__layers__1__self_attn__rotary_emb__inv_freq=torch.ones(4))
-    assert not [name for name in cut.sources(checkpoint.tensors) if "inv_freq" in name]
+    assert not [name for name in ffn_plan.sources(checkpoint.tensors) if "inv_freq" in name]
 
 
-def test_survivors_keep_the_parents_order(tied, cut):
+def test_survivors_keep_the_parents_order(tied, ffn_plan):
     checkpoint = tied[1]()
-    pairs = cut.sources(checkpoint.tensors)
+    pairs = ffn_plan.sources(checkpoint.tensors)
     order = list(checkpoint.tensors)
     assert [order.index(old) for old in pairs.values()] == sorted(order.index(old) for old in pairs.values())
     assert pairs["model.layers.0.mlp.up_proj.weight"] == "model.layers.1.mlp.up_proj.weight"
 
 
-def test_only_what_survives_is_read(tied, cut):
+def test_only_what_survives_is_read(tied, ffn_plan):
     checkpoint = tied[1]()
     read = []
-    prune_in_memory(cut, checkpoint.tensors, lambda name: read.append(name) or checkpoint.read(name))
+    prune_in_memory(ffn_plan, checkpoint.tensors, lambda name: read.append(name) or checkpoint.read(name))
     assert not [name for name in read if "layers.0" in name]
-    assert len(read) == len(set(read)) == len(cut.child.tensors())
+    assert len(read) == len(set(read)) == len(ffn_plan.child.tensors())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -94,9 +94,9 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, dtype, value):
         write_child(checkpoint, plan, tmp_path / "child")
 
 
-def test_a_cut_can_be_stopped(tied, cut, tmp_path):
+def test_pruning_can_be_stopped(tied, ffn_plan, tmp_path):
     checkpoint = tied[1]()
     (tmp_path / "child").mkdir()
     progress.request_stop(15)
     with pytest.raises(Interrupted):
-        write_child(checkpoint, cut, tmp_path / "child")
+        write_child(checkpoint, ffn_plan, tmp_path / "child")

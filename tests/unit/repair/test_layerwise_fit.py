@@ -19,7 +19,7 @@ from minitron_cli.repair.fitted_child import FittedChild
 from minitron_cli.repair.gram import SplitGramPair
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
 from minitron_cli.repair.store import RepairStore
-from tests.conformance.masked import random_cut
+from tests.conformance.masked import random_survivors
 from tests.conformance.test_families import plan_of, reload, write
 from tests.tiny import BASE, tiny_model
 from tests.unit.importance.calibration import Killed, samples, split
@@ -39,10 +39,10 @@ def parent_of(path, model_type, **options):
     return hf.load_model(path), Checkpoint.open(path)
 
 
-def cut_of(model, checkpoint, *, turned=False, layers=None, **sizes):
+def pruning_plan(model, checkpoint, *, turned=False, layers=None, **sizes):
     ffn = {} if "expert" in FAMILIES[model.config.model_type].sizes else {"ffn": 20}
     heads = {} if FAMILIES[model.config.model_type].heads_not_prunable else {"head": 4}
-    plan = plan_of(model, random_cut(model.config, 5, **({"hidden": 24} | heads | ffn | sizes)))
+    plan = plan_of(model, random_survivors(model.config, 5, **({"hidden": 24} | heads | ffn | sizes)))
     if layers:
         plan = type(plan)(plan.parent, dict(plan.kept) | {"layer": torch.tensor(layers)})
     if turned:
@@ -160,14 +160,14 @@ def check_reader(model, child, parent, child_seen, kept, norm, its_norm, weight,
 @pytest.mark.parametrize("model_type", SUMMED)
 def test_every_part_makes_up_for_what_went_before(model_type, turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
-    plan = fit(model, checkpoint, cut_of(model, checkpoint, turned=turned), tmp_path / "scratch")
+    plan = fit(model, checkpoint, pruning_plan(model, checkpoint, turned=turned), tmp_path / "scratch")
     check_parts(model, plan, reload(write(checkpoint, plan, tmp_path / "child")), range(4))
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
 def test_dropped_layers_are_made_up_for_like_any_error(turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", "llama", tie_word_embeddings=False)
-    plan = cut_of(model, checkpoint, turned=turned, layers=[1, 2])
+    plan = pruning_plan(model, checkpoint, turned=turned, layers=[1, 2])
     plan = fit(model, checkpoint, plan, tmp_path / "scratch")
     check_parts(model, plan, reload(write(checkpoint, plan, tmp_path / "child")), [1, 2])
 
@@ -175,7 +175,7 @@ def test_dropped_layers_are_made_up_for_like_any_error(turned, tmp_path):
 @pytest.mark.parametrize("model_type", ["gemma2", "nemotron", "olmo2"])
 def test_where_blocks_do_not_simply_add_a_matrix_is_fitted_to_its_own_output(model_type, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type)
-    plan = fit(model, checkpoint, cut_of(model, checkpoint), tmp_path / "scratch")
+    plan = fit(model, checkpoint, pruning_plan(model, checkpoint), tmp_path / "scratch")
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     name = "model.layers.2.mlp.down_proj"
     parent, child_seen = (seen_in(m, [name])[name] for m in (model, child))
@@ -189,7 +189,7 @@ def test_where_blocks_do_not_simply_add_a_matrix_is_fitted_to_its_own_output(mod
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_the_norm_before_a_tied_head_is_given_the_gains_that_come_nearest(model_type, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=True)
-    plan = fit(model, checkpoint, cut_of(model, checkpoint), tmp_path / "scratch")
+    plan = fit(model, checkpoint, pruning_plan(model, checkpoint), tmp_path / "scratch")
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     wanted = seen_in(model, ["model.norm"])["model.norm"][1][:, plan.at("hidden")]
     offset = plan.parent.family.norm_offset
@@ -202,7 +202,7 @@ def test_the_norm_before_a_tied_head_is_given_the_gains_that_come_nearest(model_
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
 def test_routers_and_experts_read_the_fitted_norm(model_type, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
-    plan = fit(model, checkpoint, cut_of(model, checkpoint), tmp_path / "scratch")
+    plan = fit(model, checkpoint, pruning_plan(model, checkpoint), tmp_path / "scratch")
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     name = "model.layers.1.post_attention_layernorm"
     parent, child_seen = (seen_in(m, [name])[name] for m in (model, child))
@@ -234,7 +234,7 @@ def routed_in(model, layer, expert):
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
 def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_type, turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
-    plan = fit(model, checkpoint, cut_of(model, checkpoint, turned=turned, ffn=16), tmp_path / "scratch")
+    plan = fit(model, checkpoint, pruning_plan(model, checkpoint, turned=turned, ffn=16), tmp_path / "scratch")
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     experts, child_seen = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, child))
     directions = kept_directions(plan)
@@ -251,7 +251,7 @@ def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_t
 @pytest.fixture
 def llama(tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", "llama", tie_word_embeddings=False)
-    return model, checkpoint, cut_of(model, checkpoint, turned=True)
+    return model, checkpoint, pruning_plan(model, checkpoint, turned=True)
 
 
 def tensors_of(plan):

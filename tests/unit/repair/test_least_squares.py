@@ -39,7 +39,7 @@ def ridge_regression(inputs_NI, outputs_NO, start_OI, ridge):
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 1.0])
-def test_it_is_ridge_regression_that_draws_towards_the_start(ridge, monkeypatch):
+def test_it_is_ridge_regression_that_pulls_toward_the_start(ridge, monkeypatch):
     monkeypatch.setattr(least_squares, "RIDGES", (ridge,))
     inputs, start = activations(), matrix()
     found = solve(start, sums_of(inputs, wanted(inputs)))

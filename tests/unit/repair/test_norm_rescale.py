@@ -34,7 +34,7 @@ def test_directions():
     assert scale(moments_of(x), basis.float()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_nothing_cut_changes_nothing():
+def test_nothing_pruned_changes_nothing():
     assert scale(moments_of(stream()), torch.arange(HIDDEN)) == pytest.approx(1, rel=1e-5)
 
 

@@ -12,6 +12,8 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.repair import closed_form, norm_rescale, repaired_plan
+from minitron_cli.results.prune import PruneResult, RepairResult
+from minitron_cli.results.search import SearchResult
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages import importance, prune, search
 from tests.tiny import tiny_model
@@ -29,8 +31,8 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def cut(place, tmp_path):
-    """`cut(repair="all")`: the prune artifact."""
+def pruned(place, tmp_path):
+    """`pruned(repair="all")`: the prune artifact."""
     here = context(tmp_path)
 
     def run(model=None, with_text=True, **options):
@@ -52,8 +54,8 @@ def said(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", REPAIRS)
-def test_a_repaired_child_loads_and_is_another(cut, kind):
-    plain, repaired = Checkpoint.open(cut().path), Checkpoint.open(cut(repair=kind).path)
+def test_a_repaired_child_loads_and_is_another(pruned, kind):
+    plain, repaired = Checkpoint.open(pruned().path), Checkpoint.open(pruned(repair=kind).path)
     assert plain.shapes == repaired.shapes
     assert plain.config == repaired.config
     hf.load_model(repaired.path)
@@ -61,7 +63,7 @@ def test_a_repaired_child_loads_and_is_another(cut, kind):
     solved = {name for name in plain.tensors if name.endswith(("o_proj.weight", "down_proj.weight"))}
     readers = {name for name in plain.tensors if name.endswith("proj.weight") or "norm" in name or "lm_head" in name}
     if kind == "least_squares":
-        assert readers - solved <= changed <= readers, "all but the embedding; a matrix may do best as it was cut"
+        assert readers - solved <= changed <= readers, "all but the embedding; a matrix may do best as it was pruned"
     if kind in ("rotate", "all"):
         assert changed >= {name for name in plain.tensors if "proj.weight" in name or "embed" in name}
     if kind == "rescale":
@@ -69,42 +71,47 @@ def test_a_repaired_child_loads_and_is_another(cut, kind):
 
 
 @pytest.mark.parametrize("kind", REPAIRS)
-def test_the_summary_says_what_it_was_worth(cut, kind):
-    found = cut(repair=kind).summary["repair"]
-    assert found["repairs"] == (["least_squares", "rotate"] if kind == "all" else [kind])
-    assert found["after"]["kl"] < found["before"]["kl"]
-    assert found["samples"] == 12
-    assert set(found.get("strengths", {}).values()) <= {0.0, 0.5, 1.0}
-    assert "repair" not in cut().summary
+def test_the_result_has_the_effect_of_the_repair(pruned, kind):
+    result = pruned(repair=kind).result(PruneResult)
+    found = result.repair
+    assert found.repairs == (("least_squares", "rotate") if kind == "all" else (kind,))
+    assert found.effect.after.kl < found.effect.before.kl
+    assert result.calibration.samples == 12
+    assert set((found.strengths or {}).values()) <= {0.0, 0.5, 1.0}
+    assert pruned().result(PruneResult).repair is None
 
 
-def test_the_loss_in_the_summary_is_that_of_the_written_child(cut, place):
+def test_the_loss_in_the_result_is_that_of_the_written_child(pruned, place):
     from minitron_cli.evaluate.perplexity import perplexity
     from minitron_cli.inputs.token_blocks import blocks_of
 
-    artifact = cut(repair="all")
+    artifact = pruned(repair="all")
     blocks = blocks_of(context(place), data(place), "validation", place / "model")
     loss = perplexity(hf.load_model(artifact.path), blocks, max_blocks=repaired_plan.SCORE_BLOCKS).loss_nats
-    assert loss == pytest.approx(artifact.summary["repair"]["after"]["loss"], rel=1e-5)
+    assert loss == pytest.approx(repair_of(artifact).effect.after.loss, rel=1e-5)
 
 
-def test_one_layer_at_a_time_gives_the_same_child(cut, monkeypatch):
-    resident = Checkpoint.open(cut(repair="all").path)
+def repair_of(artifact):
+    return artifact.result(PruneResult).repair
+
+
+def test_one_layer_at_a_time_gives_the_same_child(pruned, monkeypatch):
+    resident = Checkpoint.open(pruned(repair="all").path)
     monkeypatch.setattr(repaired_plan, "fits", lambda *_: False)
-    artifact = cut(repair="all", candidates=7)  # another key
+    artifact = pruned(repair="all", candidates=7)  # another key
     by_layer = Checkpoint.open(artifact.path)
     for name in resident.tensors:
         torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-3, atol=1e-3)
-    assert artifact.summary["repair"] == {"repairs": ["least_squares", "rotate"], "samples": 12}
+    assert repair_of(artifact) == RepairResult(repairs=("least_squares", "rotate"))
 
 
-def test_rescaling_is_refused_where_it_could_not_be_judged(cut, monkeypatch):
+def test_rescaling_is_refused_where_it_could_not_be_judged(pruned, monkeypatch):
     monkeypatch.setattr(repaired_plan, "fits", lambda *_: False)
     with pytest.raises(EnvironmentFault, match=r"rescale .* in memory together.*use --repair all"):
-        cut(repair="rescale")
+        pruned(repair="rescale")
 
 
-def test_the_strengths_are_judged_by_the_child_that_is_written(cut, place, tmp_path, monkeypatch):
+def test_the_strengths_are_judged_by_the_child_that_is_written(pruned, place, tmp_path, monkeypatch):
     """Of a family that stores what a norm multiplies by less 1."""
     gemma, tried, texts, kl = tmp_path / "gemma", [], [], repaired_plan.kl_to_parent
     tiny_model("gemma2", vocab_size=300).save_pretrained(gemma)
@@ -118,31 +125,30 @@ def test_the_strengths_are_judged_by_the_child_that_is_written(cut, place, tmp_p
 
     monkeypatch.setattr(norm_rescale, "strengths", strong)
     monkeypatch.setattr(closed_form, "kl_to_parent", lambda *a, **options: texts.append(a[2]) or kl(*a, **options))
-    artifact = cut(gemma, repair="rescale", shape={"hidden": 16})
+    artifact = pruned(gemma, repair="rescale", shape={"hidden": 16})
     written = kl(hf.load_model(artifact.path), hf.load_model(gemma), texts[0]).kl_nats
     assert tried == [pytest.approx(written, rel=1e-4)]
 
 
-def test_a_head_residual_is_there_before_the_fit(cut):
+def test_a_head_residual_is_there_before_the_fit(pruned):
     """The child's own heads are what o_proj is fitted to."""
     ranking = {"head_residual": "laco"}
-    plain, residual = cut(repair="least_squares"), cut(repair="least_squares", ranking=ranking)
-    worse = cut(ranking=ranking).summary
-    assert "repair" not in worse
-    assert residual.summary["repair"]["after"]["kl"] < residual.summary["repair"]["before"]["kl"]
+    plain, residual = pruned(repair="least_squares"), pruned(repair="least_squares", ranking=ranking)
+    assert repair_of(pruned(ranking=ranking)) is None
+    assert repair_of(residual).effect.after.kl < repair_of(residual).effect.before.kl
     changed = [Checkpoint.open(made.path).read("model.layers.0.self_attn.o_proj.weight") for made in (plain, residual)]
     assert not torch.allclose(*changed, atol=1e-4)
 
 
-def test_layers_that_go_are_made_up_for(cut):
-    found = cut(repair="least_squares", shape={}, drop_layers=(1,)).summary["repair"]
-    assert found["after"]["kl"] < found["before"]["kl"]
+def test_removed_layers_are_compensated_for(pruned):
+    effect = repair_of(pruned(repair="least_squares", shape={}, drop_layers=(1,))).effect
+    assert effect.after.kl < effect.before.kl
 
 
-def test_what_is_not_cut_is_not_repaired(cut):
-    artifact = cut(repair="all", shape={"ffn": 20})
-    assert artifact.summary["repair"]["repairs"] == ["least_squares"]
-    assert "repair" not in cut(repair="rotate", shape={"ffn": 20}).summary
+def test_what_is_not_pruned_is_not_repaired(pruned):
+    artifact = pruned(repair="all", shape={"ffn": 20})
+    assert repair_of(artifact).repairs == ("least_squares",)
+    assert repair_of(pruned(repair="rotate", shape={"ffn": 20})) is None
 
 
 @pytest.fixture
@@ -154,31 +160,36 @@ def tied(place, tmp_path):
     return path
 
 
-def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(cut, tied):
-    plain, repaired, apart = cut(tied), cut(tied, repair="all"), cut(tied, repair="all", untie=True)
-    assert repaired.summary["child"]["parameters"] == plain.summary["child"]["parameters"]
-    assert apart.summary["child"]["parameters"] == plain.summary["child"]["parameters"] + 300 * SHAPE["hidden"]
+def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(pruned, tied):
+    plain, repaired, apart = pruned(tied), pruned(tied, repair="all"), pruned(tied, repair="all", untie=True)
+    assert repaired.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters
+    assert (
+        apart.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters + 300 * SHAPE["hidden"]
+    )
     for child, is_tied in ((repaired, True), (apart, False)):
         model = hf.load_model(child.path)
         assert json.loads((child.path / "config.json").read_text())["tie_word_embeddings"] is is_tied
         assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == is_tied
-        assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
+        assert repair_of(child).effect.after.kl < repair_of(child).effect.before.kl
 
 
-def test_the_norm_before_a_tied_head_keeps_its_weight(cut, tied):
+def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
     """Rotated alone: between the least and the greatest weight of the parent's; of every other norm, 1 is left."""
-    child, parent = Checkpoint.open(cut(tied, repair="rotate").path), Checkpoint.open(tied)
+    child, parent = Checkpoint.open(pruned(tied, repair="rotate").path), Checkpoint.open(tied)
     before, after = (checkpoint.read("model.norm.weight") for checkpoint in (parent, child))
     assert len(set(after.tolist())) > 1
     assert before.min() < after.min() <= after.max() < before.max()
     assert torch.equal(child.read("model.layers.0.input_layernorm.weight"), torch.ones(SHAPE["hidden"]))
 
 
-def test_by_default_all_is_repaired_that_the_model_allows(cut, tied, said):
-    best, asked = cut(repair="auto"), cut(repair="all")
-    assert best.summary["repair"] == asked.summary["repair"]
-    child = cut(tied, repair="auto")
-    assert child.summary["repair"]["repairs"] == ["least_squares", "rotate"]
+def test_by_default_all_is_repaired_that_the_model_allows(pruned, tied, said):
+    best, asked = pruned(repair="auto"), pruned(repair="all")
+    assert repair_of(best) == repair_of(asked)
+    child = pruned(tied, repair="auto")
+    assert repair_of(child).repairs == (
+        "least_squares",
+        "rotate",
+    )
     assert not [line for line in said if "keeps channels, not directions" in line]
 
 
@@ -191,29 +202,29 @@ def sandwiched(place, tmp_path):
     return path
 
 
-def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(cut, sandwiched, said):
+def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(pruned, sandwiched, said):
     shape = {"hidden": 16, "ffn": 20}
     with pytest.raises(CheckpointError, match=r"cannot be rotated: .* scales what is written to the residual stream"):
-        cut(sandwiched, repair="all", shape=shape)
-    child = cut(sandwiched, repair="auto", shape=shape)
-    assert child.summary["repair"]["repairs"] == ["least_squares"]
-    assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
+        pruned(sandwiched, repair="all", shape=shape)
+    child = pruned(sandwiched, repair="auto", shape=shape)
+    assert repair_of(child).repairs == ("least_squares",)
+    assert repair_of(child).effect.after.kl < repair_of(child).effect.before.kl
     assert [line for line in said if "keeps channels, not directions: " in line]
 
 
-def test_by_default_without_text_or_with_little_the_cut_is_made_all_the_same(cut, said):
-    assert "repair" not in cut(repair="auto", with_text=False).summary
-    assert "the cut is not mended: that needs text to be fitted on, which --data names" in said
-    assert cut(repair="auto", repair_samples=10**6).summary["repair"]["samples"] < 1000
+def test_by_default_without_text_or_with_little_the_cut_is_made_all_the_same(pruned, said):
+    assert repair_of(pruned(repair="auto", with_text=False)) is None
+    assert "skipping repair: it needs calibration text (--data)" in said
+    assert pruned(repair="auto", repair_samples=10**6).result(PruneResult).calibration.samples < 1000
 
 
-def test_untied_and_cut_plainly_is_the_tied_childs_function(cut, tied):
+def test_untied_and_pruned_plainly_is_the_tied_childs_function(pruned, tied):
     ids = torch.arange(1, 40)[None]
     with torch.no_grad():
-        logits = [hf.load_model(cut(tied, untie=untie).path)(ids).logits for untie in (False, True)]
+        logits = [hf.load_model(pruned(tied, untie=untie).path)(ids).logits for untie in (False, True)]
     assert torch.equal(*logits)
-    with pytest.raises(InputError, match="has a language-model head of its own: leave --untie out"):
-        cut(untie=True)
+    with pytest.raises(InputError, match="is not tied: leave --untie out"):
+        pruned(untie=True)
 
 
 def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied, tmp_path):
@@ -221,17 +232,18 @@ def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied
     scores = importance.run(here, parent, data(place), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))
     config = SearchConfig(budget={"target": "80%", "tolerance": 0.2}, candidates=1, retrain=None)
     cuts = [PruneConfig(shape=SHAPE, repair="none", untie=untie) for untie in (False, True)]
-    found = [search.run(here, parent, scores, data(place), config, cut=one).summary for one in cuts]
+    found = [search.run(here, parent, scores, data(place), config, prune=one) for one in cuts]
     shapes = [parent.shape, parent.untied().shape]
-    for summary, shape in zip(found, shapes, strict=True):
-        assert summary["parameters"] == shape.resize(**summary["best"]).parameters()
+    for artifact, shape in zip(found, shapes, strict=True):
+        (winner,) = artifact.result(SearchResult).winners.values()
+        assert winner.parameters == shape.resize(**winner.sizes).parameters()
 
 
-def test_text_is_needed_and_enough_of_it(cut):
+def test_text_is_needed_and_enough_of_it(pruned):
     with pytest.raises(InputError, match="a repair needs text"):
-        cut(repair="all", with_text=False)
+        pruned(repair="all", with_text=False)
     with pytest.raises(DataError, match=r"lower prune\.repair_samples"):
-        cut(repair="all", repair_samples=10**6)
+        pruned(repair="all", repair_samples=10**6)
 
 
 def loss_of(child, place):
@@ -243,7 +255,7 @@ def loss_of(child, place):
 
 
 @pytest.mark.parametrize("stage", ["search", "prune"])
-def test_candidates_are_scored_as_they_would_be_repaired(cut, place, tmp_path, stage, monkeypatch):
+def test_candidates_are_scored_as_they_would_be_repaired(pruned, place, tmp_path, stage, monkeypatch):
     """A candidate's score is the loss of the child that would be written; norms are looked at once for all."""
     passes, watched = [], closed_form.second_moments
     monkeypatch.setattr(closed_form, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
@@ -253,7 +265,7 @@ def test_candidates_are_scored_as_they_would_be_repaired(cut, place, tmp_path, s
     repair = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)
     if stage == "search":
         config = SearchConfig(budget=budget, candidates=2, retrain=None)
-        made = search.run(here, parent, scores, data(place), config, cut=repair)
+        made = search.run(here, parent, scores, data(place), config, prune=repair)
         plain = search.run(here, parent, scores, data(place), config)
         assert plain.path != made.path
     else:
@@ -261,6 +273,6 @@ def test_candidates_are_scored_as_they_would_be_repaired(cut, place, tmp_path, s
         config = PruneConfig(budget=budget, candidates=2, **options)
         made = prune.run(here, parent, config, scores=scores, data=data(place))
     assert len(passes) == 1
-    for row in json.loads((made.path / "candidates.json").read_text())["candidates"]:
-        written = cut(repair="all", shape=row["shape"])
-        assert row["zero_shot"] == pytest.approx(loss_of(hf.load_model(written.path), place), rel=1e-4)
+    for row in made.result(SearchResult if stage == "search" else PruneResult).candidates:
+        written = pruned(repair="all", shape=dict(row.shape))
+        assert row.zero_shot == pytest.approx(loss_of(hf.load_model(written.path), place), rel=1e-4)
