@@ -32,12 +32,16 @@ from studies import Study, mean_and_deviation
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.cli.text_table import number
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.evaluate.metrics import LOSS
+from minitron_cli.figures import significant
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig, Ranking, RepairName
 from minitron_cli.report import plots
-from minitron_cli.search import candidates
+from minitron_cli.report.candidates import TOKENS
+from minitron_cli.report.view import Line, Lines, Plot
+from minitron_cli.results.search import CandidateResult, SearchResult
+from minitron_cli.results.training import TrainingResult
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.search.constraints.base import Timing, Workload
 from minitron_cli.search.latency_probe import LatencyProbe
@@ -70,7 +74,7 @@ Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of 
 class SearchStudy(Study):
     args: argparse.Namespace
 
-    def cut(self, **options: Any) -> PruneConfig:
+    def pruning(self, **options: Any) -> PruneConfig:
         return PruneConfig(repair=self.args.repair, **options)
 
     def found(self) -> Artifact:
@@ -87,7 +91,7 @@ class SearchStudy(Study):
             budget=BUDGET, space=SPACE, candidates=self.args.candidates, score_blocks=self.blocks, retrain=retrain
         )
         with self.clocked():
-            return search.run(self.context, self.parent, self.scores(), self.data, config, cut=self.cut())
+            return search.run(self.context, self.parent, self.scores(), self.data, config, prune=self.pruning())
 
     @contextmanager
     def clocked(self) -> Iterator[None]:
@@ -131,7 +135,7 @@ class SearchStudy(Study):
     def distilled(self, shape: Mapping[str, int], seed: int) -> dict[str, float]:
         """Held-out loss and KL to the teacher after full distillation."""
         sizes = {axis: size for axis, size in shape.items() if size != self.parent.shape.sizes[axis]}
-        child = prune.run(self.context, self.parent, self.cut(shape=sizes), scores=self.scores(), data=self.data)
+        child = prune.run(self.context, self.parent, self.pruning(shape=sizes), scores=self.scores(), data=self.data)
         config = DistillConfig(
             tokens=self.args.tokens,
             batch_size=16,
@@ -144,9 +148,10 @@ class SearchStudy(Study):
             save_every=10,
             seed=seed,
         )
-        after = distill.run(self.context, self.parent, child.path, self.data, config).summary["after"]
+        after = distill.run(self.context, self.parent, child.path, self.data, config).result(TrainingResult).after
+        assert after
         print(sizes, seed, after, flush=True)
-        return {name: after[name] for name in ("loss", "kl")}
+        return {"loss": after.loss, "kl": after.kl or 0.0}
 
 
 @dataclass(frozen=True)
@@ -162,19 +167,19 @@ class Results:
     finals: Finals
 
     @cached_property
-    def told(self) -> dict[str, Any]:
-        return candidates.read(self.search)
+    def found(self) -> SearchResult:
+        return self.search.result(SearchResult)
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        return self.told["candidates"]
+    def rows(self) -> Sequence[CandidateResult]:
+        return self.found.candidates
 
     def write(self) -> None:
         output: Path = self.study.args.output
         before = output.read_text() if output.is_file() else SKELETON
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(with_section(with_column(before, self.column, facts(self)), self.column, section(self)))
-        output.with_name(self.picture).write_text(curves(self.told))
+        output.with_name(self.picture).write_text(curves(self.found))
 
     @property
     def column(self) -> str:
@@ -219,10 +224,10 @@ def main() -> None:
             args=args,
         )
         found = study.found()
-        rows = candidates.read(found)["candidates"]
+        rows = found.result(SearchResult).candidates
         shapes = {
-            "search's winner": rows[0]["shape"],
-            "best zero-shot": min(rows, key=lambda row: row["zero_shot"])["shape"],
+            "search's winner": rows[0].shape,
+            "best zero-shot": min(rows, key=lambda row: row.zero_shot).shape,
             "scaled evenly": dict(parent.shape.prunable) | EVEN,
         }
         fast = None if args.search_only or args.repair != "none" else study.fast()
@@ -234,14 +239,15 @@ def main() -> None:
             results.write()
 
 
-def curves(told: dict[str, Any]) -> str:
-    """The rungs as a picture that stands alone."""
-    lines = [
-        ((0, *told["rung_tokens"][: len(row["rungs"])]), (row["zero_shot"], *row["rungs"]), i == 0)
-        for i, row in enumerate(told["candidates"])
-        if row["rungs"]
-    ]
-    svg = plots.halving_curves("halving", lines, "loss (nats)").replace("currentColor", "#334155")
+def curves(found: SearchResult) -> str:
+    """Score of every retrained candidate at each rung, as a picture that stands alone."""
+    lines = tuple(
+        Line((0, *found.rung_tokens[: len(row.rungs)]), (row.zero_shot, *row.rungs), 1 if i == 0 else 2, i == 0)
+        for i, row in enumerate(found.candidates)
+        if row.rungs
+    )
+    drawing = Lines(lines, TOKENS, LOSS)
+    svg = plots.svg(Plot("halving", drawing, "")).replace("currentColor", "#334155")
     for i, colour in enumerate(plots.SERIES):
         svg = svg.replace(f"var(--series-{i})", colour)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
@@ -278,10 +284,10 @@ def final_figures(results: Results) -> Iterator[tuple[str, str]]:
 def stability(results: Results) -> Iterator[tuple[str, str]]:
     """Kendall's tau between successive rankings, with the number of candidates."""
     rows = results.rows
-    tau = kendall_tau([-row["costs"]["mass"] for row in rows], [row["zero_shot"] for row in rows])
+    tau = kendall_tau([-row.costs["mass"] for row in rows], [row.zero_shot for row in rows])
     yield "Kendall's tau, importance kept to zero-shot", f"{tau:+.2f} ({len(rows)} candidates)"
-    for row in next(iter(results.search.summary["winners"].values()))["stability"]:
-        yield f"Kendall's tau, {row['from']} to {row['to']}", f"{row['tau']:+.2f} ({row['candidates']} candidates)"
+    for row in next(iter(results.found.winners.values())).stability:
+        yield f"Kendall's tau, {row.before} to {row.after}", f"{row.tau:+.2f} ({row.candidates} candidates)"
 
 
 def with_column(page: str, column: str, values: Mapping[str, str]) -> str:
@@ -316,8 +322,8 @@ def section(results: Results) -> Iterator[str]:
     yield from latency(results.study, results.rows, results.fast) if results.fast else ()
 
 
-def candidate_table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    rungs = max(len(row["rungs"]) for row in rows)
+def candidate_table(rows: Sequence[CandidateResult]) -> Iterator[str]:
+    rungs = max(len(row.rungs) for row in rows)
     yield (
         "| | shape | parameters | importance kept | zero-shot | "
         + " | ".join(f"rung {i + 1}" for i in range(rungs))
@@ -325,23 +331,23 @@ def candidate_table(rows: list[dict[str, Any]]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|" + "---|" * rungs
     for i, row in enumerate(rows):
-        reached = [*map(number, row["rungs"]), *[""] * (rungs - len(row["rungs"]))]
-        mass = f"{math.exp(row['costs']['mass']):.1%}"
+        reached = [*map(significant, row.rungs), *[""] * (rungs - len(row.rungs))]
+        mass = f"{math.exp(row.costs['mass']):.1%}"
         cells = [
             str(i + 1),
-            spell(row["shape"]),
-            f"{row['parameters']:,}",
+            spell(row.shape),
+            f"{row.parameters:,}",
             mass,
-            number(row["zero_shot"]),
+            significant(row.zero_shot),
             *reached,
         ]
         yield "| " + " | ".join(cells) + " |"
 
 
-def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> Iterator[str]:
+def latency(study: SearchStudy, rows: Sequence[CandidateResult], fast: Artifact) -> Iterator[str]:
     yield from ("### With a latency limit", "")
-    quick = candidates.read(fast)["candidates"]
-    free = min(rows, key=lambda row: row["zero_shot"])
+    quick = fast.result(SearchResult).candidates
+    free = min(rows, key=lambda row: row.zero_shot)
     yield f"Decoding with {LATENCY['length']} tokens in the cache, at most {study.args.latency} of the parent's time;"
     yield "candidate and parent timed in alternation on one CPU thread, medians; the grid also has 4 layers."
     yield "The choice by zero-shot loss:"
@@ -349,11 +355,11 @@ def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> I
     yield "| | shape | zero-shot loss | of the parent's time |"
     yield "|---|---|---|---|"
     for name, row in (("without the constraint", free), ("with it", quick[0])):
-        timing = study.timing(row["shape"])
+        timing = study.timing(row.shape)
         share = timing.seconds / timing.parent_seconds
-        yield f"| {name} | {spell(row['shape'])} | {number(row['zero_shot'])} | {share:.0%} |"
+        yield f"| {name} | {spell(row.shape)} | {significant(row.zero_shot)} | {share:.0%} |"
     yield ""
-    with_it, without = (statistics.mean(row["shape"]["layer"] for row in some) for some in (quick, rows))
+    with_it, without = (statistics.mean(row.shape["layer"] for row in some) for some in (quick, rows))
     yield f"Shapes within the limit ({len(quick)}) have {with_it:.1f} layers on average, shapes scored without it"
     yield f"({len(rows)}) {without:.1f}. Every time is measured once and cached; on a busy machine, as here, a"
     yield "shape's share varies by some percent between measurements."
