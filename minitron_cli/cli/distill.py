@@ -62,13 +62,13 @@ def distill(
         ("init",): init,
     }
     with sessions.opened(how, "distill", words, recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
         from minitron_cli.distill.config import DistillConfig
-        from minitron_cli.stages import distill as stage
 
         config = session.section(DistillConfig, "distill")
         pruned = session.require("prune")
-        artifact = stage.run(
-            session.context, _teacher(session, teacher), pruned.path, session.data(), config, label=_label(config)
+        artifact = api.distill(
+            session.context, pruned, _teacher(session, teacher), session.data(), config, label=_label(config)
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)
