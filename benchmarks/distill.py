@@ -33,8 +33,13 @@ from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.hidden_state_losses import Norms, relation_pairs, state_pairs
-from minitron_cli.distill.losses import JSD, MSE, Cosine, CrossEntropy, ForwardKL, ReverseKL
-from minitron_cli.distill.model_pair import Models
+from minitron_cli.distill.losses.cosine import Cosine
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
+from minitron_cli.distill.losses.forward_kl import ForwardKL
+from minitron_cli.distill.losses.jsd import JSD
+from minitron_cli.distill.losses.mse import MSE
+from minitron_cli.distill.losses.reverse_kl import ReverseKL
+from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.targets import targets
 from minitron_cli.model.families.llama import LLAMA
@@ -238,7 +243,7 @@ class Step:
                 *relation_pairs(config.hidden, LLAMA, sizes, sizes),
             )
         models = model_of(STUDENT_HIDDEN), model_of(TEACHER_HIDDEN, precision)
-        self.models = Models(*models, config, pairs, ProcessGroup("cpu"), precision)
+        self.models = ModelPair(*models, config, pairs, ProcessGroup("cpu"), precision)
         self.models.student.train()
         self.optimizer = Optimizer(self.models.trained(), config)
         self.batch = batches(2, 256, STEP_VOCAB, 2)[0]

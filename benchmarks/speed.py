@@ -53,7 +53,7 @@ def measure(root: Path, config: Speed) -> RowReader:
     return rows
 
 
-def row(path: Path, what: str, rates: generation_speed.Rates, config: Speed) -> dict[str, Any]:
+def row(path: Path, what: str, rates: generation_speed.GenerationRates, config: Speed) -> dict[str, Any]:
     return {
         "model": what,
         "parameters": f"{open_source_model(path).shape.parameters():,}",
@@ -63,7 +63,7 @@ def row(path: Path, what: str, rates: generation_speed.Rates, config: Speed) -> 
     }
 
 
-def times(found: generation_speed.Compared) -> dict[str, str]:
+def times(found: generation_speed.SpeedComparison) -> dict[str, str]:
     sides = {"prefill": (found.prefill_ratio, found.prefill_range), "decode": (found.decode_ratio, found.decode_range)}
     return {f"{phase} x": f"{middle:.2f} ({low:.2f} to {high:.2f})" for phase, (middle, (low, high)) in sides.items()}
 

@@ -1,4 +1,4 @@
-"""What a recipe comes to, computed from the family's table and the dimensions alone: nothing is run or downloaded."""
+"""Forecast of a recipe from family tables and configs: shapes, counts and work. Nothing is run or downloaded."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,22 +18,22 @@ from minitron_cli.search.config import SearchConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to, computed from the family's table and the dimensions alone."""
+    """Forecast of a recipe."""
 
     model: str
     parent: Shape
     children: Mapping[str, Shape]
-    """The shape that will be cut; or, where one is to be chosen, those it is chosen from."""
+    """Name -> shape of the child, or of each candidate where the shape is still to be chosen."""
     steps: Mapping[str, str]
-    """Stage -> what it does."""
+    """Stage -> description of its work."""
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Shapes, counts and work of a recipe. Reads a config at most; needs no network for an alias.
+    """Forecast of a recipe. Reads model configs and checkpoint headers only; an alias needs no network.
 
-    Of a chain, every step: where a shape is yet to be chosen, the first of its candidates stands for the next parent.
+    In a chain, a step whose shape is still to be chosen passes its first candidate on as the next parent.
     """
-    model = recipe.closest(lambda name, budget: shape_of(name)[0].parameters(budget.count))
+    model = recipe.smallest_parent(lambda name, budget: shape_of(name)[0].parameters(budget.count))
     parent, _ = shape_of(model)
     original = parent if model == recipe.model else shape_of(recipe.model)[0]
     if not recipe.steps:
@@ -55,7 +55,7 @@ def _plan(recipe: Recipe, model: str, parent: Shape, original: Shape) -> Plan:
 
 
 def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
-    """A model's shape, and its headers if its files are on this machine. Downloads nothing, hashes nothing."""
+    """Shape of a model, and its checkpoint if the files are on this machine. Downloads and hashes nothing."""
     if published := published_shape(model):
         return published, None
     path = Path(model) if Path(model).is_dir() else hf.resolve(model, offline=True).path
@@ -67,20 +67,19 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
 
 
 def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
-    cut = recipe.prune
+    prune = recipe.prune
     if recipe.search:
         found = _searched(recipe.search, parent)
-    elif cut.budget:
-        found = feasible.feasible(parent, dict.fromkeys(cut.axes, ()), cut.budget, cut.candidates)
+    elif prune.budget:
+        found = feasible.feasible(parent, dict.fromkeys(prune.axes, ()), prune.budget, prune.candidates)
     else:
-        return {
-            "child": space.named(parent, {str(axis): size for axis, size in (cut.shape or {}).items()}, cut.drop_layers)
-        }
+        sizes = {str(axis): size for axis, size in (prune.shape or {}).items()}
+        return {"child": space.named(parent, sizes, prune.drop_layers)}
     return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
 
 
 def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
-    """Shapes that would be scored: which ones keep most importance is not known yet, so the most even cuts."""
+    """Most evenly scaled feasible shapes, in place of those that retain most importance, which needs scores."""
     found = [feasible.admitted(parent, search.axes, search.constraints_of(label)) for label in search.labels]
     return [c for some in found for c in feasible.evenly(parent, search.axes, some)[: search.candidates]]
 
@@ -94,18 +93,20 @@ def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidat
     if recipe.search:
         blocks = recipe.search.score_blocks
         yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
-    cut = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
-    yield "prune", ", ".join(cut) if candidates == 1 else f"the best of {candidates} shapes"
+    changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
+    yield "prune", ", ".join(changes) if candidates == 1 else f"the best of {candidates} shapes"
     if recipe.distill:
         yield "distill", _training(recipe.distill, teacher, child, length)
-    yield from ((f"distill {control.label}", "the same, as a control") for control in recipe.controls)
+    yield from (
+        (f"distill {control.label}", "control, the same training with one change") for control in recipe.controls
+    )
     yield (
         "eval",
         ", ".join(
             [
                 *["loss and KL to the parent"] * recipe.evaluate.perplexity,
-                *["a choice of continuations"] * (recipe.evaluate.cloze is not None),
-                *(task.name for task in recipe.evaluate.asked(allow_code=False)),
+                *["choice among continuations"] * (recipe.evaluate.cloze is not None),
+                *(task.name for task in recipe.evaluate.requested(allow_code=False)),
                 *["speed"] * (recipe.evaluate.speed is not None),
             ]
         ),
@@ -113,7 +114,7 @@ def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidat
 
 
 def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
-    """How many tokens the rungs come to, were they all for one target."""
+    """Description of the retraining: candidates and total tokens of all rungs, as if for a single target."""
     retrain = search.retrain
     if retrain is None or candidates < 2:
         return ""
@@ -135,7 +136,7 @@ def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
 def _training(config: DistillConfig, teacher: Shape, student: Shape, length: int) -> str:
     steps = config.total_steps(length)
     tokens = steps * config.batch_size * length
-    # A backward pass costs twice its forward pass; the teacher has the forward pass alone.
+    # A backward pass costs twice its forward pass; the teacher runs forward only.
     per_token = 3 * student.flops_per_token(length // 2) + config.needs_teacher * teacher.flops_per_token(length // 2)
     losses = " + ".join(loss.kind for loss in config.losses)
     return (

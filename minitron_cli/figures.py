@@ -1,12 +1,27 @@
 """A figure's title, unit, format and direction, owned by whatever is measured. Knows no measurement and no page."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-Style = Literal["significant", "count", "short", "bytes", "share"]
+TIMES = "\N{MULTIPLICATION SIGN}"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+Style = Literal["significant", "fixed", "count", "short", "bytes", "share", "power"]
+
+
+class Estimate(NamedTuple):
+    """Measured value with its uncertainty: a standard error, or the ends of a 95 % interval."""
+
+    value: float | None
+    """None where the measurement gave no finite value."""
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    """Remark behind the value, such as `p 0.01`."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +36,22 @@ class Figure:
     """How a value is written."""
     better: Literal["lower", "higher"] | None = None
     """Which direction is an improvement; None where neither is."""
+    is_change: bool = False
+    """Whether values are differences, which are written with their sign."""
 
     @property
     def heading(self) -> str:
         """Title of a column of plain values: `latency (ms)`."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
-    def cell(self, value: float | None) -> str:
-        """Value as a cell under `heading`; a dash for None."""
-        return NOTHING if value is None else _STYLES[self.style](value).replace("-", MINUS)
+    def cell(self, value: float | Estimate | None) -> str:
+        """Value as a cell under `heading`, with its uncertainty; a dash for None."""
+        found = value if isinstance(value, Estimate) else Estimate(value)
+        if found.value is None:
+            return NOTHING
+        if self.style in ("fixed", "significant") and (found.stderr is not None or found.low is not None):
+            return _with_uncertainty(found, is_change=self.is_change) + _note(found)
+        return (self.change(found.value) if self.is_change else self._plain(found.value)) + _note(found)
 
     def text(self, value: float | None) -> str:
         """Value with its unit, for running text: `12.5 ms`."""
@@ -37,14 +59,23 @@ class Figure:
         return f"{written} {self.unit}" if self.unit and value is not None else written
 
     def change(self, value: float) -> str:
-        """Difference of two values, with its sign: `+0.25`."""
-        written = self.cell(abs(value))
-        return written if value == 0 else f"{'+' if value > 0 else MINUS}{written}"
+        """Difference of two values, with its sign: `+0.25`. A difference that rounds to 0 has no sign."""
+        written = self._plain(abs(value))
+        is_zero = not any(digit in written for digit in "123456789")
+        return written if is_zero else f"{'+' if value > 0 else MINUS}{written}"
+
+    def _plain(self, value: float) -> str:
+        return _STYLES[self.style](value).replace("-", MINUS)
 
 
 def significant(value: float) -> str:
     """Four significant digits with thousands separators: `1,234`, `0.9876`."""
     return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def fixed(value: float) -> str:
+    """As many decimals as values of that size have in one column: `2.346`, `0.640`, `136.0`."""
+    return f"{value:,.{_decimals(value)}f}"
 
 
 def count(value: float) -> str:
@@ -74,14 +105,50 @@ def share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def power(value: float) -> str:
+    """Three significant digits and a power of ten: 1.23 times 10¹⁵."""
+    if not value:
+        return NOTHING
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+
+def _with_uncertainty(found: Estimate, *, is_change: bool) -> str:
+    """`2.346 ± 0.012` or `0.640 (0.573 to 0.707)`, all with the decimals that the least certain digit deserves."""
+    known = [x for x in (found.value, found.low, found.high) if x is not None]
+    digits = _decimals(max(known, key=abs))
+    if found.stderr is not None and 0 < found.stderr < 10.0**-digits:
+        digits = min(6, math.ceil(-math.log10(found.stderr)))
+    value, *ends = (_signed(x, digits) if is_change else f"{x:,.{digits}f}".replace("-", MINUS) for x in known)
+    error = "" if found.stderr is None else f" ± {found.stderr:,.{digits}f}"
+    return value + error + (f" ({' to '.join(ends)})" if ends else "")
+
+
+def _signed(value: float, digits: int) -> str:
+    written = f"{value:+,.{digits}f}"
+    return written.replace("-", MINUS) if float(written.replace(",", "")) else written[1:]
+
+
+def _note(found: Estimate) -> str:
+    return f", {found.note}" if found.note else ""
+
+
+def _decimals(value: float) -> int:
+    if 0 < abs(value) < 0.01:
+        return 4
+    return 3 if abs(value) < 20 else 1 if abs(value) < 10_000 else 0
+
+
 def _three_digits(value: float) -> str:
     return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
 
 
 _STYLES: dict[Style, Callable[[float], str]] = {
     "significant": significant,
+    "fixed": fixed,
     "count": count,
     "short": short,
     "bytes": memory_size,
     "share": share,
+    "power": power,
 }

@@ -7,7 +7,6 @@ and synced before the directory that holds them is renamed into place; nothing i
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -17,10 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minitron_cli import canonical_json
+
 WRITE_BYTES = 16 << 20  # smaller pieces let a signal in between
 HASHERS = 4  # files that are hashed at once
 
-Bytes = bytes | bytearray | memoryview
+BytesLike = bytes | bytearray | memoryview
 
 
 class FileRecord(NamedTuple):
@@ -91,7 +92,7 @@ class SizedFile:
         self.path = path
         self._fd = fd
 
-    def write_at(self, offset: int, data: Bytes) -> None:
+    def write_at(self, offset: int, data: BytesLike) -> None:
         view = memoryview(data).cast("B")
         while view:
             count = disk.write(self._fd, view[:WRITE_BYTES], offset)
@@ -106,7 +107,7 @@ class NewFile(SizedFile):
         self.size_bytes = 0
         self._sha256 = hashlib.sha256()
 
-    def write(self, data: Bytes) -> None:
+    def write(self, data: BytesLike) -> None:
         view = memoryview(data).cast("B")
         self._sha256.update(view)
         self.write_at(self.size_bytes, view)
@@ -145,19 +146,19 @@ def sized_file(path: Path, size_bytes: int) -> Iterator[SizedFile]:
         yield SizedFile(path, fd)
 
 
-def write_new(path: Path, chunks: Iterable[Bytes] | Bytes) -> FileRecord:
+def write_new(path: Path, chunks: Iterable[BytesLike] | BytesLike) -> FileRecord:
     """Write a new file and return what it holds. FileExistsError if `path` exists."""
     with new_file(path) as file:
-        for chunk in [chunks] if isinstance(chunks, Bytes) else chunks:
+        for chunk in [chunks] if isinstance(chunks, BytesLike) else chunks:
             file.write(chunk)
     return file.record()
 
 
 def write_new_json(path: Path, value: Any) -> FileRecord:
-    return write_new(path, pretty_json(value))
+    return write_new(path, canonical_json.pretty(value))
 
 
-def replace(path: Path, content: Bytes) -> None:
+def replace(path: Path, content: BytesLike) -> None:
     """Swap the content of a small file in one step: a reader sees the old or the new, never a mixture."""
     temporary = _beside(path)
     try:
@@ -249,11 +250,6 @@ def _is_at_work(path: Path) -> bool:
     return True
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that writes what all of them made."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def file_record(path: Path) -> FileRecord:
     """Hash a file that is already there."""
     with open(path, "rb") as file:
@@ -265,18 +261,3 @@ def file_records(paths: Iterable[Path]) -> Iterator[FileRecord]:
     """Hash files that are already there, several at once; in their order."""
     with ThreadPoolExecutor(HASHERS) as pool:
         yield from pool.map(file_record, paths)
-
-
-def canonical_json(value: Any) -> bytes:
-    """The same bytes for the same value, for hashing. Tuples are lists; NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def pretty_json(value: Any) -> bytes:
-    """The same bytes for the same value, for reading."""
-    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
-
-
-def digest(value: Any) -> str:
-    """The sha256 of a JSON value, in hex."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()

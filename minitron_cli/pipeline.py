@@ -1,4 +1,4 @@
-"""The chain, readable as a paragraph."""
+"""Runs every stage of a recipe in order."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from minitron_cli.stages import correct, distill, evaluate, importance, prune, r
 
 @dataclass(frozen=True)
 class Results:
-    """What a run has made."""
+    """Artifacts of one step of a recipe."""
 
     importance: Artifact
     search: Artifact | None
@@ -27,25 +27,25 @@ class Results:
 
     @property
     def product(self) -> Artifact:
-        """The last model: distilled, or only pruned."""
+        """Final model: the distilled one, or the pruned one if nothing was distilled."""
         return self.distilled.get("distilled", self.prune)
 
     def artifacts(self) -> list[Artifact]:
-        """All of them, in the order they were made."""
+        """All artifacts, in the order in which they were made."""
         before = [self.importance, self.correct, self.search, self.prune]
         some = [*before, *self.distilled.values(), self.evaluate, self.report]
         return [artifact for artifact in some if artifact]
 
 
 def run(recipe: Recipe, context: Context) -> list[Results]:
-    """Every stage of a recipe, step by step: what a step made is the next one's parent.
+    """Results of every step of a recipe; the product of a step is the parent of the next.
 
-    A stage that is up to date is not run again.
+    A stage whose artifact is up to date is not run again.
     """
     original = recipe.model
-    parent = recipe.closest(lambda model, budget: _shape(model, context).parameters(budget.count))
+    parent = recipe.smallest_parent(lambda model, budget: _shape(model, context).parameters(budget.count))
     if parent != original:
-        progress.say(f"{parent} is cut: of the models given it is closest to the target")
+        progress.say(f"pruning {parent}, the smallest of the given models that is large enough for the target")
     made: list[Results] = []
     for step in recipe.steps or (None,):
         asked = recipe.at(step) if step else recipe
@@ -61,7 +61,7 @@ def _shape(model: str, context: Context) -> Shape:
 
 
 def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -> Results:
-    """One cut and what follows it."""
+    """Score, search, prune, train and evaluate one parent."""
     parent = open_source_model(recipe.model, offline=context.offline)
     teacher = parent if teacher_name == recipe.model else open_source_model(teacher_name, offline=context.offline)
     scores = importance.run(context, parent, recipe.data, recipe.importance)
@@ -70,13 +70,13 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -
     teacher = open_source_model(corrected.path) if corrected else teacher
     found = None
     if recipe.search:
-        found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, cut=recipe.prune)
+        found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, prune=recipe.prune)
     pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
 
-    def cut_at_random(label: str) -> Artifact:
+    def prune_at_random(label: str) -> Artifact:
         return prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
 
-    distilled = _distilled(recipe, context, teacher, pruned, cut_at_random)
+    distilled = _distilled(recipe, context, teacher, pruned, prune_at_random)
     models = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
     labelled = [(label, artifact.path) for label, artifact in models.items()]
     measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
@@ -85,21 +85,21 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -
 
 
 def check_gates(results: Results, recipe: Recipe) -> None:
-    """Raise GateMissed unless the run's last product, distilled or only pruned, meets every gate."""
+    """Raise GateMissed unless the final model meets every gate."""
     made = "distilled" if "distilled" in results.distilled else "pruned"
     evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
 
 
 def _distilled(
-    recipe: Recipe, context: Context, teacher: SourceModel, pruned: Artifact, cut_at_random: Callable[[str], Artifact]
+    recipe: Recipe, context: Context, teacher: SourceModel, pruned: Artifact, prune_at_random: Callable[[str], Artifact]
 ) -> dict[str, Artifact]:
-    """The student and the controls. The student and its cut stay the workspace's current ones."""
+    """Student and controls by label. The student and its pruned start stay the workspace's current artifacts."""
     if recipe.distill is None:
         return {}
     student = distill.run(context, teacher, pruned.path, recipe.data, recipe.distill)
     trained = {"distilled": student}
     for control in recipe.controls:
-        start = cut_at_random(control.label) if control.cut else pruned
+        start = prune_at_random(control.label) if control.prune else pruned
         config = control.applied_to(recipe.distill)
         trained[control.label] = distill.run(context, teacher, start.path, recipe.data, config, label=control.label)
     for current in (pruned, student):

@@ -1,4 +1,4 @@
-"""The user's intent for a whole run: one section per stage, each owned by its package. Importable without torch."""
+"""Recipe of a whole run: one section per stage, each defined by the stage's package. Imports no torch."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -20,26 +20,34 @@ from minitron_cli.spec import Spec
 
 
 class Control(Spec):
-    """The same distillation with one thing changed, to show what that thing is worth."""
+    """The recipe's distillation with one thing changed, which shows the effect of that thing."""
 
     label: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Its name in tables, such as random-init."""
+    """Name in tables, such as random-init."""
     init: Literal["student", "random"] | None = None
-    """Where training starts, if not where the student's does; random: fresh weights of the student's shape."""
+    """Initial weights, if other than the student's; random: new weights of the student's shape."""
     objective: Objective | None = None
-    """kl: distillation; ce: conventional training on the text alone, without the teacher."""
-    cut: Literal["random"] | None = None
-    """random: start from as large a cut that chose its channels, heads and neurons at random."""
+    """kl: distillation; ce: conventional training on the text alone, without a teacher."""
+    prune: Literal["random"] | None = None
+    """random: start from a child of the same size whose channels, heads and neurons were chosen at random."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_the_old_key(cls, values: object) -> object:
+        if isinstance(values, dict) and "cut" in values:
+            raise ValueError(f"the key cut is now called prune; write prune: {values['cut']}")
+        return values
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if self.init is None and self.objective is None and self.cut is None:
-            raise ValueError("nothing is changed; give it an init, an objective or a cut")
+        if self.init is None and self.objective is None and self.prune is None:
+            raise ValueError("the control changes nothing; give it init, objective or prune")
         if self.label in ("parent", "pruned", "corrected", "distilled"):
             raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
         return self
 
     def applied_to(self, distill: DistillConfig) -> DistillConfig:
+        """The distillation's configuration with `init` and `objective` changed."""
         changes: dict[str, Any] = {"init": self.init} if self.init else {}
         if self.objective:
             changes |= {
@@ -50,112 +58,118 @@ class Control(Spec):
 
 
 class Step(Spec):
-    """One cut of a chain: what it does otherwise than the recipe. Its parent is what the step before it made."""
+    """One step of a chain: the sections that differ from the recipe. Its parent is the product of the step before."""
 
     label: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Its name, such as 8b."""
+    """Name of the step, such as 8b."""
     importance: ImportanceConfig | None = None
-    """How its parent is scored, if not as the recipe says."""
+    """Scoring of its parent; default: the recipe's."""
     search: SearchConfig | None = None
-    """How its shape is searched; with search or prune given, the recipe's own ones do not hold."""
+    """Search for its shape. If a step has search or prune, neither section of the recipe applies to it."""
     prune: PruneConfig | None = None
-    """What it cuts."""
+    """How its parent is pruned."""
     distill: DistillConfig | None = None
-    """How what was cut is retrained, if not as the recipe says."""
+    """How the pruned model is trained; default: the recipe's."""
     teacher: str | None = None
-    """Who teaches, if not whom the recipe says."""
+    """Teacher of the step; default: the recipe's."""
 
 
 class Recipe(Spec):
-    """A model, the text to work with, and what each stage does."""
+    """A model, text, and one section per stage."""
 
     model: str
     """The parent: a directory, a hub id, or an alias such as llama-3.1-8b."""
     relatives: tuple[str, ...] = ()
-    """Smaller models with its tokenizer that may be cut in its place: whichever is closest to the target is
-    (Muralidharan et al. 2024, best practice 8), and `model` teaches it."""
+    """Smaller models with the same tokenizer that may be pruned in place of `model`. The smallest one with at least the
+    target's parameters, less its tolerance, is pruned (Muralidharan et al. 2024, best practice 8); `model` teaches."""
     teacher: str = "original"
-    """Who teaches a student that was cut from another model than `model`. original: `model`, which the paper found
-    better in the last step of its chain (15B, 8B, 4B); parent: what was cut. Or any model by its directory or id."""
+    """Teacher of a student that was pruned from another model than `model`. original: `model`, which the paper found
+    better in the last step of its chain (15B, 8B, 4B); parent: the model that was pruned. Or a directory or hub id."""
     data: DataConfig
-    """The text to calibrate, train and validate on."""
+    """Text for calibration, training and validation."""
     importance: ImportanceConfig = ImportanceConfig()
     """How channels, heads and layers are scored."""
     search: SearchConfig | None = None
-    """Look for the best shape within a budget; without it, `prune` says the shape."""
+    """Search for the best shape within a budget; without it, `prune` gives the shape."""
     prune: PruneConfig = PruneConfig()
-    """What is cut."""
+    """How the parent is pruned."""
     distill: DistillConfig | None = None
-    """How the pruned model is retrained; null to stop after the cut."""
+    """How the pruned model is trained; null to stop after pruning."""
     correct: CorrectConfig | None = None
-    """Train the teacher on the text first, and learn from what comes of it; without it, from the teacher as it is."""
+    """Train the teacher on the text first; without it, the student learns from the teacher as it is."""
     controls: tuple[Control, ...] = ()
-    """Further distillations to compare with."""
+    """Further distillations, for comparison."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """What is measured on the parent and on everything made from it."""
+    """What is measured of the parent and of every model made from it."""
     steps: tuple[Step, ...] = ()
-    """Cut and retrain several times, each time what the last step made; what a step leaves out is as above."""
+    """Prune and train several times, each time the product of the previous step; sections default to the recipe's."""
     report: bool = True
-    """Whether the HTML page is made at the end."""
+    """Whether to write the HTML report and the model card at the end."""
 
     @model_validator(mode="after")
-    def _holds_together(self) -> Self:
+    def _is_consistent(self) -> Self:
         for step in self.steps:
-            self.at(step)._says_what_to_cut(f" in step {step.label}")
+            self.at(step)._check_one_shape(f" in step {step.label}")
         if not self.steps:
-            self._says_what_to_cut()
+            self._check_one_shape()
         labels = [step.label for step in self.steps]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f"two steps are labelled {twice[0]!r}; rename one")
+            raise ValueError(f"two steps have the label {twice[0]!r}; rename one")
         if self.relatives and not self._goal():
-            raise ValueError("relatives are compared by the target; give it as a number of parameters, in a budget")
+            raise ValueError("relatives need a target; give a budget whose target is a number of parameters")
         if self.controls and self.distill is None:
-            raise ValueError("controls are distillations, and there is no distill section; add one or remove them")
+            raise ValueError(
+                "controls repeat the distillation, but there is no distill section; add one or remove them"
+            )
         if self.correct and self.distill is None:
-            raise ValueError("correct makes a teacher, and there is no distill section; add one or remove it")
+            raise ValueError("correct trains a teacher, but there is no distill section; add one or remove correct")
         labels = [control.label for control in self.controls]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f"two controls are labelled {twice[0]!r}; rename one")
+            raise ValueError(f"two controls have the label {twice[0]!r}; rename one")
         return self
 
-    def _says_what_to_cut(self, where: str = "") -> None:
-        cut = self.prune
-        has_shape = bool(cut.shape or cut.budget or cut.drop_layers)
+    def _check_one_shape(self, where: str = "") -> None:
+        """Refuse a recipe in which nothing, or more than one section, gives the shape of the child."""
+        prune = self.prune
+        has_shape = bool(prune.shape or prune.budget or prune.drop_layers)
         if self.search is None and not has_shape:
-            raise ValueError(f"nothing says how much to cut{where}; add prune.shape, prune.budget or a search section")
+            raise ValueError(f"nothing says how much to prune{where}; add prune.shape, prune.budget or search")
         if self.search is not None and has_shape:
             raise ValueError(
                 f"both search and prune choose a shape{where}; remove search, or the shape or budget under prune"
             )
-        if self.search is not None and self.search.targets and cut.size is None:
-            raise ValueError(f"the search has several winners{where}; say which to cut with prune.size")
+        if self.search is not None and self.search.targets and prune.size is None:
+            raise ValueError(f"the search has several targets{where}; choose one with prune.size")
 
     def at(self, step: Step) -> Self:
-        """The recipe of one step."""
+        """Recipe of one step."""
         given = {name: getattr(step, name) for name in ("importance", "distill", "teacher") if getattr(step, name)}
         if step.search or step.prune:
             given |= {"search": step.search, "prune": step.prune or PruneConfig()}
-        elif self.prune.untie and step != self.steps[0]:  # by then it has a head of its own
+        elif self.prune.untie and step != self.steps[0]:  # the first step has untied the head
             given["prune"] = self.prune.model_copy(update={"untie": False})
         return self.model_copy(update=given | {"steps": ()})
 
     def _goal(self) -> Budget | None:
-        """The number of parameters that relatives are compared by."""
+        """Budget of the first step, if its target is a number of parameters."""
         first = self.at(self.steps[0]) if self.steps else self
         budget = first.search.budget if first.search else first.prune.budget
         return budget if budget and not isinstance(budget.target, str) else None
 
-    def closest(self, parameters: Callable[[str, Budget], int]) -> str:
-        """The smallest of the model and its relatives that has as many parameters as the target, or the model."""
+    def smallest_parent(self, parameters: Callable[[str, Budget], int]) -> str:
+        """Smallest of `model` and `relatives` with at least the target's parameters, less the budget's tolerance.
+
+        `model` if none has. `parameters` returns a model's number of parameters as the budget counts them.
+        """
         goal = self._goal()
         if not self.relatives or goal is None:
             return self.model
         counts = {name: parameters(name, goal) for name in (self.model, *self.relatives)}
-        enough = [name for name, count in counts.items() if count >= goal.goal()]
+        enough = [name for name, count in counts.items() if count >= goal.goal() * (1 - goal.tolerance)]
         return min(enough, key=lambda name: counts[name], default=self.model)
 
     def seeded(self, seed: int) -> Self:
-        """The same with one seed for everything that draws, in every step."""
+        """The recipe with one seed for all random numbers, in every step."""
         steps = tuple(step.model_copy(update=_reseeded(step, seed)) for step in self.steps)
         return self.model_copy(update=_reseeded(self, seed) | {"steps": steps})
 
@@ -167,24 +181,24 @@ def _reseeded(part: Spec, seed: int) -> dict[str, Any]:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, or one that ships with the package, with `key=value` changes made to it."""
+    """Recipe from a file or of a shipped name, with `key=value` overrides applied. RecipeError if it is invalid."""
     return yaml_document.check(Recipe, yaml_document.read(find(name)).changed(overrides))
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors."""
+    """JSON schema of a recipe, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema()
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package."""
+    """Name -> file of each recipe that ships with the package."""
     packaged = Path(str(resources.files("minitron_cli"))) / "recipes"
     directory = packaged if packaged.is_dir() else packaged.parents[1] / "recipes"  # a checkout keeps them at its top
     return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
 
 
 def find(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that ships."""
+    """File of a recipe, given its path or the name of one that ships. RecipeError if there is none."""
     known = shipped()
     if name in known:
         return known[name]

@@ -39,14 +39,14 @@ AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """A mapping as it was written, and the line on which each of its values stands."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
 
-    def changed(self, overrides: Iterable[str]) -> "Document":
+    def changed(self, overrides: Iterable[str]) -> "YamlDocument":
         """With the value at each dotted path replaced, as `distill.learning_rate=2e-4` says."""
         changed = self
         for text in overrides:
@@ -56,19 +56,19 @@ class Document:
             changed = changed.with_value(_place(key.strip()), _parse(value, f"the value of {key.strip()}")[0])
         return changed
 
-    def with_value(self, place: KeyPath, value: Any) -> "Document":
+    def with_value(self, place: KeyPath, value: Any) -> "YamlDocument":
         """With one value replaced; mappings on the way to it are made."""
         values = copy.deepcopy(dict(self.values))
         _put(values, place, value)
         lines = {at: line for at, line in self.lines.items() if at[: len(place)] != place}
-        return Document(values, self.file, lines)
+        return YamlDocument(values, self.file, lines)
 
     def where(self, place: KeyPath) -> str:
         """`recipe.yaml:12: ` for what stands in a file, nothing for what came from the command line."""
         return f"{self.file}:{self.lines[place]}: " if place in self.lines else ""
 
 
-def read(path: Path) -> Document:
+def read(path: Path) -> YamlDocument:
     """The mapping in a YAML file. RecipeError, with the line, for all that a recipe has no use for."""
     if not path.exists():
         raise RecipeError(f"{path} does not exist: give a recipe in YAML")
@@ -83,12 +83,12 @@ def read(path: Path) -> Document:
     return parse(text, str(path))
 
 
-def parse(text: str, file: str) -> Document:
+def parse(text: str, file: str) -> YamlDocument:
     """The mapping in a YAML text; `file` is its name in messages."""
     value, lines = _parse(text, file)
     if not isinstance(value, dict):
         raise RecipeError(f"{file} is not a mapping: write `key: value` lines, as `minitron recipes show demo` does")
-    return Document(value, file, lines)
+    return YamlDocument(value, file, lines)
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
@@ -178,7 +178,7 @@ def dotted(place: KeyPath) -> str:
 # A value that does not fit its spec ----------------------------------------------------------------------------------
 
 
-def check(kind: type[AnySpec], document: Document, at: KeyPath = ()) -> AnySpec:
+def check(kind: type[AnySpec], document: YamlDocument, at: KeyPath = ()) -> AnySpec:
     """The part of a document that stands at `at`, as a spec. RecipeError says where it is wrong, and what to do."""
     values: Any = document.values
     for part in at:
@@ -190,7 +190,7 @@ def check(kind: type[AnySpec], document: Document, at: KeyPath = ()) -> AnySpec:
         raise RecipeError(_sentence(kind, document, values, at, errors[0])) from None
 
 
-def _sentence(kind: type[Spec], document: Document, values: Any, at: KeyPath, error: ErrorDetails) -> str:
+def _sentence(kind: type[Spec], document: YamlDocument, values: Any, at: KeyPath, error: ErrorDetails) -> str:
     inner = _written(values, error)
     place = (*at, *inner)
     where, name = document.where(place), dotted(place) or "the recipe"

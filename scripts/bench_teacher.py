@@ -14,7 +14,7 @@ from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.data.sources import DataConfig, PythonStdlib, TextFiles
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.stages import teacher
 from minitron_cli.stages.teacher import TeacherConfig
 

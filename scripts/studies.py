@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from minitron_cli import io, strict_json
+from minitron_cli import canonical_json, io, strict_json
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
@@ -73,7 +73,7 @@ class Study:
         if not path.is_file():
             io.make_dirs(path.parent)
             figures = compute()
-            io.replace(path, io.pretty_json(figures))
+            io.replace(path, canonical_json.pretty(figures))
             print(name, {key: value for key, value in figures.items() if key != "curve"}, flush=True)
         return strict_json.load(path)
 

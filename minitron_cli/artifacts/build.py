@@ -1,4 +1,4 @@
-"""What every stage does around its work: look the result up, else build it aside and commit it whole."""
+"""Frame around every stage: return the finished artifact, or build it in a temporary directory and commit it."""
 
 import platform
 import tempfile
@@ -12,17 +12,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from minitron_cli import __version__, io, progress, strict_json
+from minitron_cli import __version__, canonical_json, io, process_rank, progress, strict_json
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import ArtifactError
+from minitron_cli.results.base import Result
+from minitron_cli.results.run_record import ExportCheck, RunRecord, SpeedRecord, ThroughputRecord
 
 
 @dataclass(frozen=True)
 class Context:
-    """How to run, not what to make: nothing here changes a result's identity."""
+    """Where and how a stage runs. Not part of a result's identity, except that stages add `dtype` where it matters."""
 
     workspace: Workspace
     device: str = "cpu"
@@ -34,27 +36,37 @@ class Context:
 
 
 @dataclass
+class Measured:
+    """Times and speeds that a stage measured. They go into `run.json`, outside of the result's identity."""
+
+    export_check: ExportCheck | None = None
+    speed: SpeedRecord | None = None
+    training: ThroughputRecord | None = None
+    candidates: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Shape of a candidate -> kind of constraint -> measured cost."""
+
+
+@dataclass
 class StageBuild:
-    """Where a stage puts its result."""
+    """Directories that a stage works in, and what it measures."""
 
     path: Path
-    """A fresh directory; every file in it becomes part of the artifact."""
+    """New directory; every file in it becomes part of the artifact."""
     scratch: Path
-    """A directory of this key alone that survives a kill, for state to resume from. The stage creates it."""
+    """Directory for state to resume from, which only this key uses. The stage creates it."""
     resume: bool
-    summary: dict[str, Any] = field(default_factory=dict)
-    """Small facts for later stages and the report; part of the artifact's identity."""
-    run: dict[str, Any] = field(default_factory=dict)
-    """Clock and speed: kept beside the artifact, outside its identity."""
+    """Whether to continue from the state in `scratch`."""
+    measured: Measured = field(default_factory=Measured)
     hashed: dict[Path, io.FileRecord] = field(default_factory=dict)
-    """Files that nothing changes any more; the others are hashed when the work is done."""
+    """Records of finished files; the others are hashed after the work."""
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the artifact."""
         io.write_new_json(self.path / name, value)
 
     @contextmanager
     def hashing(self) -> Iterator[None]:
-        """Hash what is there so far while the block runs, which only reads and leaves a processor for it."""
+        """Hash the files written so far in a thread while the `with` block runs, which must not change them."""
         import torch
 
         paths, threads = sorted(self.path.iterdir()), torch.get_num_threads()
@@ -68,16 +80,16 @@ class StageBuild:
             torch.set_num_threads(threads)
 
     def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `compute` returns; on disk as soon as it is known, so that a killed stage does not compute it again."""
+        """Value of `compute()`, kept in `scratch/<name>.json` so that a resumed stage does not compute it again."""
         path = self.scratch / f"{name}.json"
         if not path.is_file():
             io.make_dirs(self.scratch)
-            io.replace(path, io.pretty_json(compute()))
+            io.replace(path, canonical_json.pretty(compute()))
         return strict_json.load(path)
 
 
 class DryRunStop(Exception):
-    """A dry run came to work that it will not do; what would be done is known."""
+    """Raised by a dry run in place of building an artifact; says which one and what is known of it."""
 
     def __init__(self, stage: str, path: Path, changed: list[str], forecast: Mapping[str, Any]) -> None:
         super().__init__(f"{stage}: would write {path}" + (f" (changed: {', '.join(changed)})" if changed else ""))
@@ -91,16 +103,16 @@ def produce(
     version: int,
     config: BaseModel,
     inputs: Mapping[str, str],
-    build: Callable[[StageBuild], None],
+    build: Callable[[StageBuild], Result],
     label: str = "",
     forecast: Callable[[], Mapping[str, Any]] = dict,
     together: bool = False,
 ) -> Artifact:
-    """The artifact of this config and these inputs (name -> fingerprint): found, or built and committed.
+    """Artifact of a config and its inputs (name -> fingerprint): an existing one, or built and committed.
 
-    Of several processes the first builds; the others wait for it or, if the work is done `together`, take part.
-    `forecast` tells a dry run what is known of the result before the work.
-    `version` is raised by hand when the stage's code would write other bytes for the same config and inputs.
+    `version` is raised by hand when the stage's code writes other bytes for the same config and inputs.
+    `forecast` returns what a dry run reports of the artifact. DryRunStop in a dry run if the artifact has to be built.
+    With several processes the first one builds; the others wait, or run `build` as well if `together` is true.
     """
     resolved = config.model_dump(mode="json")
     key = key_of(stage, version, resolved, inputs)
@@ -115,10 +127,9 @@ def produce(
         key=key,
         config=resolved,
         inputs=dict(inputs),
-        summary={},
         files={},
     )
-    stale = _inode(final)  # what stands there before the work, and will be replaced
+    stale = _inode(final)  # an artifact that this run replaces
     if stale and not context.overwrite and (found := _sound(final, key)):
         progress.say(f"{stage}: up to date ({final})")
         if not context.dry_run:
@@ -126,7 +137,7 @@ def produce(
         return found
     if context.dry_run:
         raise DryRunStop(stage, final, _changes(context.workspace, manifest), forecast())
-    if not io.is_first_process():
+    if not process_rank.is_first_process():
         return _follow(context, final, stale, scratch, build if together else None)
     artifact = _build(context, manifest, final, stale, scratch, build)
     _settle(context, artifact, scratch)
@@ -135,7 +146,7 @@ def produce(
 
 
 def _sound(path: Path, key: str) -> Artifact | None:
-    """The artifact at `path` if it is whole and of this key; else the user is told that it will be replaced."""
+    """Artifact at `path` if it is undamaged and has this key; otherwise None, after a warning."""
     try:
         artifact = Artifact.open(path, verify=True)
         if artifact.key == key:
@@ -148,8 +159,8 @@ def _sound(path: Path, key: str) -> Artifact | None:
 
 
 def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
-    """Make a finished artifact the current one, and remove what the runs that made it, killed ones too, left."""
-    if io.is_first_process():
+    """Make a finished artifact the current one and remove temporary files of this and of interrupted runs."""
+    if process_rank.is_first_process():
         context.workspace.point(artifact)
         io.remove_tree(scratch)
         io.sweep(artifact.path.parent)
@@ -161,7 +172,7 @@ def _build(
     final: Path,
     stale: int | None,
     scratch: Path,
-    build: Callable[[StageBuild], None],
+    build: Callable[[StageBuild], Result],
 ) -> Artifact:
     io.make_dirs(final.parent)
     if not context.resume:
@@ -171,14 +182,13 @@ def _build(
     temporary = io.temporary_dir(final.parent, final.name)
     work = StageBuild(temporary, scratch, context.resume)
     try:
-        build(work)
-        run = {"seconds": round(time.monotonic() - started, 3), **_where(), **work.run}
-        run |= {"seconds_in_all": clock.seconds, **devices(context.device)}
-        if stale and stale == _inode(final):  # not if another process has put its result there by now
+        build(work).write(temporary)
+        run = _record(work.measured, round(time.monotonic() - started, 3), clock.seconds, context.device)
+        if stale and stale == _inode(final):  # unless another process has replaced it meanwhile
             io.remove_tree(final)
-        return commit(temporary, final, manifest.model_copy(update={"summary": work.summary}), run, work.hashed)
+        return commit(temporary, final, manifest, run, work.hashed)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # report the first error, not one of the cleanup
             clock.stop()
         with suppress(OSError):
             io.remove_tree(temporary)
@@ -189,38 +199,45 @@ def _build(
 
 
 def _inode(path: Path) -> int | None:
-    """Which directory stands at `path`, if any does."""
+    """Inode of the directory at `path`; None if there is none."""
     return path.stat().st_ino if path.is_dir() else None
 
 
 def _follow(
-    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[StageBuild], None] | None
+    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[StageBuild], Result] | None
 ) -> Artifact:
-    """The part of the processes after the first: they keep nothing of what they do; the first one commits."""
+    """Artifact that the first process commits. The others wait, or also run `build` and discard its files."""
     if build:
         with tempfile.TemporaryDirectory() as unused:
             build(StageBuild(Path(unused), scratch, context.resume))
-    while _inode(final) in (None, stale):  # a launcher ends us all if the first process fails
+    while _inode(final) in (None, stale):  # if the first process fails, the launcher ends all
         progress.raise_if_stopped()
         time.sleep(0.05)
     return Artifact.open(final)
 
 
-def _where() -> dict[str, Any]:
+def _record(measured: Measured, seconds: float, seconds_in_all: float, device: str) -> RunRecord:
     import torch
 
-    return {
-        "minitron": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "host": platform.node(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
+    return RunRecord(
+        seconds=seconds,
+        seconds_in_all=seconds_in_all,
+        minitron=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        host=platform.node(),
+        threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        **devices(device),
+        export_check=measured.export_check,
+        speed=measured.speed,
+        training=measured.training,
+        measured=measured.candidates,
+    )
 
 
 def _changes(workspace: Workspace, wanted: Manifest) -> list[str]:
-    """Which config fields and inputs differ from the stage's current artifact, if there is a readable one."""
+    """Names of config fields and inputs that differ from the stage's current artifact; empty without a readable one."""
     try:
         current = workspace.current(wanted.stage)
     except ArtifactError:
@@ -232,6 +249,7 @@ def _changes(workspace: Workspace, wanted: Manifest) -> list[str]:
 
 
 def _flat(manifest: Manifest) -> dict[str, Any]:
+    """Inputs, config fields by dotted path, and stage version."""
     flat: dict[str, Any] = {f"input {name}": value for name, value in manifest.inputs.items()}
     todo: list[tuple[str, Any]] = list(manifest.config.items())
     while todo:

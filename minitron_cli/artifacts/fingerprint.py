@@ -1,26 +1,27 @@
-"""What a model directory holds, as one hash: by content, never by name or time.
+"""Content hashes of model directories, independent of path and time.
 
-Hashing 16 GB takes ten seconds, so file hashes are remembered per (device, inode, size, times).
+Hashing 16 GB takes ten seconds, so file hashes are cached by (device, inode, size, times).
 """
 
 import json
 import os
 from pathlib import Path
 
-from minitron_cli import io, progress, strict_json
+from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.artifacts.manifest import MANIFEST, RUN
+from minitron_cli.results.base import RESULT
 
 _Stat = tuple[int, int, int, int, int]
 
 
 def of_directory(directory: Path) -> str:
-    """A content hash over every file that can matter to a model: weights, configs, tokenizer."""
+    """Content hash of all files of a model: weights, configs, tokenizer."""
     paths = sorted(p for p in directory.iterdir() if p.is_file() and _matters(p.name))
-    return io.digest({path.name: sha256 for path, sha256 in zip(paths, _hashes(paths), strict=True)})
+    return canonical_json.digest({path.name: sha256 for path, sha256 in zip(paths, _hashes(paths), strict=True)})
 
 
 def of_tokenizer(directory: Path) -> str:
-    """A content hash over the tokenizer's files alone."""
+    """Content hash of the tokenizer's files."""
     names = (
         "tokenizer.json",
         "tokenizer_config.json",
@@ -29,12 +30,12 @@ def of_tokenizer(directory: Path) -> str:
         "vocab.json",
         "merges.txt",
     )
-    return io.digest({n: io.file_record(directory / n).sha256 for n in names if (directory / n).is_file()})
+    return canonical_json.digest({n: io.file_record(directory / n).sha256 for n in names if (directory / n).is_file()})
 
 
 def _matters(name: str) -> bool:
     suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja")
-    return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN)
+    return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN, RESULT)
 
 
 def _hashes(paths: list[Path]) -> list[str]:
@@ -51,7 +52,7 @@ def _hashes(paths: list[Path]) -> list[str]:
 
 
 class _Known:
-    """Hashes seen before, in the user's cache directory. Losing them costs time only."""
+    """Cache of file hashes in the user's cache directory. It may be deleted at any time."""
 
     def __init__(self) -> None:
         self.path = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "minitron" / "hashes.json"
@@ -69,9 +70,9 @@ class _Known:
     def save(self) -> None:
         try:
             io.make_dirs(self.path.parent)
-            io.replace(self.path, io.pretty_json(self._hashes))
+            io.replace(self.path, canonical_json.pretty(self._hashes))
         except OSError:
-            pass  # a read-only home is no reason to stop
+            pass  # a read-only cache only costs time
 
 
 def _stat(path: Path) -> _Stat:

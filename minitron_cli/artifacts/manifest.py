@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError, field_validator
 
-from minitron_cli import io, strict_json
+from minitron_cli import canonical_json, io, strict_json
 from minitron_cli.errors import ArtifactError, CheckpointError
 from minitron_cli.spec import Spec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 RUN = "run.json"
 SEAL = "sha256"
@@ -29,8 +29,6 @@ class Manifest(Spec):
     config: dict[str, Any]
     inputs: dict[str, str]
     """Name -> content hash, or a hub commit."""
-    summary: dict[str, Any]
-    """Small facts about the content that later stages and the report read."""
     files: dict[str, io.FileRecord]
 
     @field_validator("files")
@@ -42,23 +40,28 @@ class Manifest(Spec):
 
     @property
     def fingerprint(self) -> str:
-        """A content hash of the whole artifact."""
-        return io.digest({name: list(record) for name, record in self.files.items()})
+        """Content hash of all files."""
+        return canonical_json.digest({name: list(record) for name, record in self.files.items()})
+
+
+def command_of(stage: str) -> str:
+    """Command that makes a stage's result."""
+    return {"evaluate": "minitron eval", "teacher": "minitron demo"}.get(stage, f"minitron {stage}")
 
 
 def key_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The same intent on the same inputs has the same key."""
-    return io.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
+    """Hash that is equal for equal config and inputs."""
+    return canonical_json.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
 
 
 def write(directory: Path, manifest: Manifest) -> None:
-    """Put a manifest into a directory, sealed with its own hash: nothing else vouches for it."""
+    """Write a manifest with its own hash, which no other file records."""
     content = manifest.model_dump(mode="json")
-    io.write_new_json(directory / MANIFEST, content | {SEAL: io.digest(content)})
+    io.write_new_json(directory / MANIFEST, content | {SEAL: canonical_json.digest(content)})
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of an artifact directory. ArtifactError if there is none that this version can read."""
+    """Manifest of an artifact directory. ArtifactError if there is none that this version can read."""
     path = directory / MANIFEST
     if not path.exists():
         raise ArtifactError(
@@ -71,7 +74,12 @@ def read(directory: Path) -> Manifest:
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {version}, written by a newer minitron: upgrade minitron to read it")
-    if content.pop(SEAL, None) != io.digest(content):
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{directory} was made by an older version of minitron: run `{command_of(directory.parent.name)}` to make "
+            "it again"
+        )
+    if content.pop(SEAL, None) != canonical_json.digest(content):
         raise ArtifactError(f"{path} has changed since it was written: remove the directory and run the stage again")
     try:
         return Manifest.model_validate(content)

@@ -13,7 +13,7 @@ from minitron_cli.errors import EnvironmentFault, InputError
 
 REACH_SECONDS = 2.0  # to say within three that there is no network
 
-Content = Path | bytes
+FileContent = Path | bytes
 
 
 def check_name(repo: str) -> None:
@@ -31,7 +31,7 @@ def check_name(repo: str) -> None:
         raise InputError(f"{repo!r} does not say whose it is: write OWNER/{repo}")
 
 
-def upload(repo: str, files: Mapping[str, Content], *, private: bool, message: str) -> str:
+def upload(repo: str, files: Mapping[str, FileContent], *, private: bool, message: str) -> str:
     """The address of the repository, made if need be, with the files committed to it. Files it has besides stay."""
     _check_reachable()
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -54,8 +54,8 @@ def _refusal(repo: str, error: Any) -> str:
     status = getattr(error.response, "status_code", None)
     if status in (401, 403):
         return f"the hub does not let this token write to {repo} ({status}): run `hf auth login` with one that may"
-    said = " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
-    return f"the hub refused the upload ({said}); run the same command again, or see its status page"
+    reason = " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
+    return f"the hub refused the upload ({reason}); run the same command again, or see its status page"
 
 
 def _check_reachable() -> None:

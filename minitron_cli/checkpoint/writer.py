@@ -29,7 +29,7 @@ class TensorSpec(NamedTuple):
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-Content = Callable[[str], Iterable[Tensor]]  # a tensor's blocks, in row-major order
+TensorBlocks = Callable[[str], Iterable[Tensor]]  # a tensor's blocks, in row-major order
 
 
 class Blank:
@@ -82,7 +82,7 @@ def blank_checkpoint(
 
 
 def write_checkpoint(
-    directory: Path, specs: Mapping[str, TensorSpec], content: Content, max_shard_bytes: int = MAX_SHARD_BYTES
+    directory: Path, specs: Mapping[str, TensorSpec], content: TensorBlocks, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
     """Fill a checkpoint in a fresh directory, tensor by tensor. Holds one block at a time."""
     with blank_checkpoint(directory, specs, max_shard_bytes) as blank:

@@ -1,4 +1,4 @@
-"""The `minitron` program: its commands, and the one place where errors become exit codes."""
+"""The `minitron` program: registers the commands and turns errors into exit codes."""
 
 import os
 import signal
@@ -12,8 +12,9 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-from minitron_cli import __version__, io, progress
+from minitron_cli import __version__, process_rank, progress
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import (
     console,
@@ -26,13 +27,14 @@ from minitron_cli.cli import (
     importance,
     inspect,
     options,
+    printing,
     prune,
     push,
     recipes,
     report,
     run,
     search,
-    session,
+    sessions,
     show,
     torchrun,
 )
@@ -46,12 +48,12 @@ def main() -> None:
     """Run the program on `sys.argv`."""
     try:
         app()
-    except KeyboardInterrupt:  # before a command has begun
+    except KeyboardInterrupt:  # before a command started
         sys.exit(130)
 
 
 def _command(body: Callable[..., None]) -> Callable[..., None]:
-    """A command as Typer takes it: flat options, errors turned into exit codes."""
+    """Wrap a command for Typer: flat options, errors turned into exit codes."""
 
     @wraps(body)
     def command(**values: Any) -> None:
@@ -73,12 +75,24 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+class _Command(TyperCommand):
+    """Command whose help shows a described default as `[default: 8]`, where Typer writes `[default: (8)]`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Move described defaults into the help texts, then write the help."""
+        for option in self.params:
+            if isinstance(option, TyperOption) and isinstance(option.show_default, str):
+                option.help = f"{option.help} [dim]\\[default: {option.show_default}][/dim]"
+                option.show_default = False
+        super().format_help(ctx, formatter)
+
+
 def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> None:
     try:
         body(**arguments)
     except DryRunStop as plan:
-        console.planned(plan, shown)
-    except Interrupted:  # all of them are; after an error, the launcher ends the others
+        printing.dry_run(plan, shown)
+    except Interrupted:  # raised in every process; after any other error torchrun ends the others
         torchrun.leave()
         raise
     torchrun.leave()
@@ -87,14 +101,14 @@ def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> N
 
 @contextmanager
 def _surroundings(shown: Show) -> Iterator[None]:
-    """Signals that ask loops to stop, a place for progress to be shown, and libraries that keep to themselves."""
+    """Install the signal handlers and the progress display, and silence library warnings, for one command."""
     progress.request_stop(None)
     before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     if not shown.verbose:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
-    progress.show_on(console.Terminal(quiet=shown.quiet or not io.is_first_process()))
+    progress.show_on(console.Terminal(quiet=shown.quiet or not process_rank.is_first_process()))
     try:
         yield
     finally:
@@ -104,16 +118,18 @@ def _surroundings(shown: Show) -> Iterator[None]:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Set the flag that every loop looks at; a Ctrl-C after that ends the program where it stands."""
+    """Request that the running loop stops after its current step; a second Ctrl-C exits at once."""
     if number == signal.SIGINT and progress.stop_requested():
         os._exit(128 + number)
     progress.request_stop(number)
-    if io.is_first_process():
-        os.write(2, b"\nstopping at the next step; Ctrl-C again stops at once\n")  # printing is not safe in here
+    if process_rank.is_first_process():
+        os.write(
+            2, b"\nstopping after the current step; press Ctrl-C again to stop at once\n"
+        )  # print is not signal-safe
 
 
 def _fail(error: BaseException, shown: Show) -> int:
-    """Say what went wrong, and return the exit code."""
+    """Print the error and return the exit code."""
     fault = exit_codes.explain(error)
     if shown.debug:
         console.plain(traceback.format_exc())
@@ -122,7 +138,7 @@ def _fail(error: BaseException, shown: Show) -> int:
     elif fault.is_expected:
         console.error(fault.sentence)
     else:
-        console.error(f"{fault.sentence}; {session.kept_traceback(error) or 'run again with --debug to see where'}")
+        console.error(f"{fault.sentence}; {sessions.kept_traceback(error) or 'run again with --debug to see where'}")
     return fault.exit_code
 
 
@@ -144,10 +160,10 @@ app = typer.Typer(
 @app.callback(epilog="Start with `minitron demo`, or `minitron recipes ls`.")
 def _program(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Compress Hugging Face language models the Minitron way: score, cut, distil, measure."""
+    """Compress Hugging Face language models the Minitron way: score, search, prune, repair, distill, evaluate."""
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -166,7 +182,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "env": env.env,
 }
 for _name, _body in COMMANDS.items():
-    app.command(_name)(_command(_body))
+    app.command(_name, cls=_Command)(_command(_body))
 
 RECIPES: dict[str, Callable[..., None]] = {
     "ls": recipes.list_recipes,
@@ -174,7 +190,7 @@ RECIPES: dict[str, Callable[..., None]] = {
     "cp": recipes.copy_recipe,
     "schema": recipes.schema,
 }
-_recipes = typer.Typer(no_args_is_help=True, help="The recipes that ship, and their format.")
+_recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
 for _name, _body in RECIPES.items():
-    _recipes.command(_name)(_command(_body))
+    _recipes.command(_name, cls=_Command)(_command(_body))
 app.add_typer(_recipes, name="recipes")

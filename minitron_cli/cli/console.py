@@ -1,84 +1,82 @@
-"""The only printer: people read stderr, programs read JSON on stdout. What the tables hold is up to `tables`."""
+"""Terminal back end: people read tables and progress on stderr, programs read JSON on stdout."""
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from minitron_cli import io
-from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.build import DryRunStop
-from minitron_cli.cli import plan_sheets, tables
+from minitron_cli import process_rank
 from minitron_cli.cli.options import Show
-from minitron_cli.cli.text_table import Sheet
+from minitron_cli.figures import Figure
 from minitron_cli.progress import Step
+from minitron_cli.report.view import Table
 
-if TYPE_CHECKING:
-    from minitron_cli.dry_run import Plan
-
-LINE_SECONDS = 10  # between two lines about one loop, where there is no terminal to redraw
+LINE_SECONDS = 10  # seconds between two progress lines of a loop where there is no terminal to redraw
 WORTH_A_LINE_SECONDS = 2  # loops shorter than this leave no line behind
 
 
 def result(text: str) -> None:
-    """What was asked for, on stdout; of several processes, the first speaks for all."""
-    if io.is_first_process():
+    """Print the requested text on stdout, in the first process only."""
+    if process_rank.is_first_process():
         print(text)
 
 
 def data(value: Any) -> None:
-    """JSON on stdout."""
+    """Print JSON on stdout."""
     result(json.dumps(value, indent=2, allow_nan=False, default=str))
 
 
 def note(text: str) -> None:
-    """A line for people."""
-    _people().print(escape(text))
+    """Print a line on stderr."""
+    _stderr().print(escape(text))
 
 
 def plain(text: str) -> None:
-    """Text for people, as it is."""
-    _people().print(text, markup=False)
+    """Print text on stderr as it is."""
+    _stderr().print(text, markup=False)
 
 
 def error(sentence: str) -> None:
-    """What went wrong and what to do: one red line."""
-    _people().print(f"error: {sentence}", style="red", markup=False)
+    """Print an error as one red line."""
+    _stderr().print(f"error: {sentence}", style="red", markup=False)
 
 
-def sheet(shown: Sheet) -> None:
-    """A table for people."""
-    table = Table(box=None, pad_edge=False, show_header=any(shown.columns))
-    for i, column in enumerate(shown.columns):
-        is_number = i > 0 and all(_is_number(row[i]) for row in shown.rows)
-        table.add_column(escape(column), justify="right" if is_number else "left", header_style="dim", overflow="fold")
-    for row in shown.rows:
-        table.add_row(*map(escape, row))
-    console = _people()
-    with console.capture() as drawn:
-        console.print(table)
-    lines = [line.rstrip() for line in drawn.get().splitlines()]
+def table(shown: Table) -> None:
+    """Print a table on stderr, numbers aligned to the right."""
+    drawn = RichTable(box=None, pad_edge=False, show_header=any(shown.header))
+    for i, heading in enumerate(shown.header):
+        drawn.add_column(
+            escape(heading), justify="left" if shown.is_words(i) else "right", header_style="dim", overflow="fold"
+        )
+    for row in shown.text():
+        drawn.add_row(*map(escape, row))
+    console = _stderr()
+    with console.capture() as captured:
+        console.print(drawn)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
     if shown.title:
         console.print(shown.title, style="bold", markup=False)
     console.out(*lines, sep="\n", end="\n\n", highlight=False)
 
 
-def _is_number(text: str) -> bool:
-    return text in ("-", "") or text.lstrip("+-")[:1].isdecimal()
+def tables(shown: Iterable[Table]) -> None:
+    """Print tables on stderr."""
+    for one in shown:
+        table(one)
 
 
 def fields(title: str, facts: Mapping[str, Any], shown: Show) -> None:
-    """Named facts: JSON, or a table of two columns."""
+    """Print named facts, as JSON or as a table of two columns."""
     if shown.json:
         data(facts)
         return
-    rows = [[name.replace("_", " "), _spelled(value)] for name, value in facts.items() if value is not None]
-    sheet(Sheet(title, ["", ""], rows))
+    rows = tuple((name.replace("_", " "), _spelled(value)) for name, value in facts.items() if value is not None)
+    table(Table(title, (Figure(""), Figure("")), rows))
 
 
 def _spelled(value: Any) -> str:
@@ -89,61 +87,17 @@ def _spelled(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def artifact(made: Artifact, shown: Show) -> None:
-    """One stage's result."""
-    if shown.json:
-        data(tables.values(made))
-        return
-    for one in tables.sheets(made):
-        sheet(one)
-    for page in (name for name in made.manifest.files if name.endswith(".html")):
-        note(f"open {made.path / page}")
-
-
-def artifacts(made: Sequence[Artifact], shown: Show) -> None:
-    """Several stages' results."""
-    if shown.json:
-        data([tables.values(one) for one in made])
-        return
-    for one in made:
-        note(f"{one.stage}  {one.path}")
-        artifact(one, shown)
-
-
-def plan(planned: "Plan", shown: Show) -> None:
-    """What a recipe comes to."""
-    if shown.json:
-        data(plan_sheets.plan_values(planned))
-        return
-    for one in plan_sheets.plan_sheets(planned):
-        sheet(one)
-
-
-def planned(work: DryRunStop, shown: Show) -> None:
-    """What a dry run would do next."""
-    if shown.json:
-        known = {"forecast": work.forecast} if work.forecast else {}
-        data({"stage": work.stage, "path": str(work.path), "changed": work.changed} | known)
-        return
-    note(str(work))
-    facts = dict(work.forecast)
-    if tasks := facts.pop("tasks", None):
-        sheet(plan_sheets.task_sheet(tasks))
-    if facts:
-        fields("", facts, shown)
-
-
-class _People(Console):
-    """Where people read."""
+class _Stderr(Console):
+    """Console on stderr that leaves a broken pipe to the caller."""
 
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would exit with 1
+        raise BrokenPipeError  # rich would exit with code 1
 
 
-def _people() -> Console:
-    console = _People(stderr=True, highlight=False, quiet=not io.is_first_process())
+def _stderr() -> Console:
+    console = _Stderr(stderr=True, highlight=False, quiet=not process_rank.is_first_process())
     if not console.is_terminal:
-        console.width = 10_000  # where no terminal breaks lines, a line stays one line: logs are searched
+        console.width = 10_000  # outside a terminal, never wrap: logs are searched by line
     return console
 
 
@@ -151,11 +105,11 @@ def _people() -> Console:
 
 
 class Terminal:
-    """A `progress.Display`: bars with what is left on a terminal, a line now and then elsewhere."""
+    """`progress.Display` with bars on a terminal, and a line every few seconds elsewhere."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._console = _people()
+        self._console = _stderr()
         self._bars: Progress | None = None
         self._open = 0
 
@@ -187,12 +141,12 @@ class Terminal:
 
 
 class _Loop:
-    """What is known of one loop while it runs."""
+    """State of one running loop."""
 
     def __init__(self, console: Console, title: str, total: int | None, unit: str) -> None:
         self.console, self.title, self.total, self.unit = console, title, total, unit
         self.done, self.figures, self.started = 0, "", time.monotonic()
-        self.first: tuple[int, float] | None = None  # what was done at the first call, which a resumed loop begins with
+        self.first: tuple[int, float] | None = None  # a resumed loop starts above 0
 
     def __call__(self, n: int = 1, **figures: float | int | str) -> None:
         self.done += n
@@ -201,7 +155,7 @@ class _Loop:
         self.show()
 
     def show(self) -> None:
-        """Bring what is on the screen up to date."""
+        """Update what is shown."""
 
     def close(self, *, is_outermost: bool) -> None:
         seconds = time.monotonic() - self.started
@@ -226,7 +180,7 @@ class _Lines(_Loop):
         self.console.print(self.line() + (f"  {_duration(left)} left" if left else ""), markup=False)
 
     def _left(self, now: float) -> float | None:
-        """Seconds, at the speed since the first call."""
+        """Seconds left at the speed since the first call; None if unknown."""
         if not self.total or self.first is None or self.done == self.first[0]:
             return None
         done, started = self.first

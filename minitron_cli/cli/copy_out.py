@@ -1,25 +1,25 @@
-"""Hand a checkpoint to the user: a directory of its own, outside the workspace."""
+"""Copy a checkpoint to a directory outside the workspace."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from minitron_cli import io, progress
+from minitron_cli import io, process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.errors import InputError
 
 
 def check_new(directory: Path | None) -> None:
-    """Refuse a directory that is there, before any work is done: nothing is written over."""
+    """Raise InputError if the path exists; called before any work is done."""
     if directory is not None and directory.exists():
-        raise InputError(f"{directory} exists, and nothing is written over: choose a new directory for --output")
+        raise InputError(f"{directory} already exists: choose a new path for --output")
 
 
 def copy(artifact: Artifact, directory: Path | None) -> None:
     """Copy an artifact's files to a new directory, all of them or none.
 
-    Copied, not linked: an artifact must not change when somebody edits what they were given.
+    Copied, not linked, so that editing the copy cannot change the artifact.
     """
-    if directory is None or not io.is_first_process():
+    if directory is None or not process_rank.is_first_process():
         return
     io.make_dirs(directory.parent)
     temporary = io.temporary_dir(directory.parent, directory.name)

@@ -1,23 +1,23 @@
-"""`minitron demo`: the whole chain on a small model, from nothing."""
+"""`minitron demo`: the whole pipeline on a small model that it trains first."""
 
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import console, session
+from minitron_cli.cli import printing, sessions
 from minitron_cli.cli.options import Changes, ComputeOptions
 
 
 def demo(how: ComputeOptions, changes: Changes = None) -> None:
-    """Train a small model on Python's own source, compress it, and show what came of it.
+    """Train a small model on the Python standard library's source, compress it, and show the results.
 
-    Needs no download and no accelerator. The steps are those of `minitron recipes show demo`.
+    Needs no download and no accelerator. `minitron recipes show demo` prints its steps.
     """
     from minitron_cli import pipeline
     from minitron_cli.stages import teacher
 
-    asked = recipes.load("demo", changes or ())
+    requested = recipes.load("demo", changes or ())
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default="demo")
-    with session.at_work(how, workspace) as context:
-        trained = teacher.run(context, asked.data, teacher.DEMO)
-        asked = asked.model_copy(update={"model": str(trained.path)})
-        results = pipeline.run(session.located(asked), context)
-    console.artifacts(results[-1].artifacts(), how)
+    with sessions.running(how, workspace) as context:
+        trained = teacher.run(context, requested.data, teacher.DEMO)
+        requested = requested.model_copy(update={"model": str(trained.path)})
+        results = pipeline.run(sessions.located(requested), context)
+    printing.artifacts(results[-1].artifacts(), how)

@@ -1,4 +1,4 @@
-"""`minitron env`: what this installation runs on, for bug reports."""
+"""`minitron env`: versions and devices of this installation, for bug reports."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "
 
 
 def env(shown: Show) -> None:
-    """Show versions, devices and threads."""
+    """Show library versions, devices and threads, for bug reports."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -1,4 +1,4 @@
-"""`minitron eval`: measure models beside their parent, and hold them to bounds."""
+"""`minitron eval`: evaluate models against their parent, and check gates."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from typer import Argument, Option
 from minitron_cli import io, yaml_document
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, last_used, slug
-from minitron_cli.cli import console, session, tables
+from minitron_cli.cli import console, printing, sessions
 from minitron_cli.cli.options import ComputeOptions, DataOptions, RecipeOption
 from minitron_cli.errors import InputError
 from minitron_cli.yaml_document import KeyPath
@@ -28,63 +28,73 @@ def evaluate(
         list[str] | None,
         Argument(
             metavar="MODEL|KEY=VALUE",
-            help="Directories of checkpoints; and changes to the stage's settings.",
+            help="Checkpoint directories, and changes to the stage's settings.",
             show_default=False,
         ),
     ] = None,
     recipe: RecipeOption = None,
     suite: Annotated[
-        Literal["minitron"] | None, Option(help="The nine tasks that Minitron is measured on, with their shots.")
+        Literal["minitron"] | None, Option(help="The nine benchmark tasks of the Minitron papers, with their shots.")
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        Option(metavar="TASK[:SHOTS]", help="An lm-eval task, such as winogrande:5. Repeat for several."),
+        Option(metavar="TASK[:SHOTS]", help="An lm-eval task, e.g. winogrande:5. Repeat for several."),
     ] = None,
     task_data: Annotated[
         Path | None,
-        Option(help="A directory with data of tasks, such as winogrande/validation.jsonl. The rest is fetched."),
+        Option(help="Directory of task data, e.g. winogrande/validation.jsonl. Missing data is downloaded."),
     ] = None,
     include_path: Annotated[
-        Path | None, Option(help="A directory of further task YAMLs. They can run Python: name only what you trust.")
+        Path | None,
+        Option(help="Directory of additional task YAML files. They can run Python code: use only files you trust."),
     ] = None,
     allow_code_execution: Annotated[
-        bool, Option("--allow-code-execution", help="Ask tasks that run what the model writes, too. It is no sandbox.")
+        bool,
+        Option("--allow-code-execution", help="Also run tasks that execute model-generated code. It is not sandboxed."),
     ] = False,
-    perplexity: Annotated[bool | None, Option(help="Measure loss and KL on held-out text.", show_default="yes")] = None,
+    perplexity: Annotated[
+        bool | None, Option(help="Measure loss, perplexity and KL to the parent on held-out text.", show_default="yes")
+    ] = None,
     cloze: Annotated[
         bool | None,
-        Option(help="Ask which continuation is the true one, in the held-out text."),
+        Option(help="Measure accuracy at picking the true continuation of held-out text."),
     ] = None,
     speed: Annotated[
         bool | None,
-        Option(help="Time generation beside the parent; see speed.batch_size=N and so on."),
+        Option(help="Measure generation speed and memory; configured by speed.batch_size=N etc."),
     ] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Sequences per forward pass.", show_default="8")] = None,
     minimum: Annotated[
         list[str] | None,
         Option(
-            "--min", metavar="TASK.METRIC=VALUE", help="Exit with 4 if a value is below this.", rich_help_panel=GATES
+            "--min",
+            metavar="TASK.METRIC=VALUE",
+            help="Exit with code 4 if the value is below this.",
+            rich_help_panel=GATES,
         ),
     ] = None,
     maximum: Annotated[
         list[str] | None,
         Option(
-            "--max", metavar="TASK.METRIC=VALUE", help="Exit with 4 if a value is above this.", rich_help_panel=GATES
+            "--max",
+            metavar="TASK.METRIC=VALUE",
+            help="Exit with code 4 if the value is above this.",
+            rich_help_panel=GATES,
         ),
     ] = None,
     gate: Annotated[
         list[Path] | None,
-        Option(help="A YAML file of gates, also against the parent or a baseline.", rich_help_panel=GATES),
+        Option(help="YAML file of gates, which may compare with the parent or a baseline.", rich_help_panel=GATES),
     ] = None,
     junit: Annotated[
-        Path | None, Option(metavar="FILE", help="Write the gates as JUnit's XML.", rich_help_panel=GATES)
+        Path | None, Option(metavar="FILE", help="Write the outcome of the gates as JUnit XML.", rich_help_panel=GATES)
     ] = None,
     summary: Annotated[
         Path | None,
-        Option(metavar="FILE", help="Add the values and the gates to this Markdown file.", rich_help_panel=GATES),
+        Option(metavar="FILE", help="Append the results and the gates to this Markdown file.", rich_help_panel=GATES),
     ] = None,
 ) -> None:
-    """Measure models beside their parent; without any named, what the workspace has made.
+    """Evaluate models against their parent (default: the models in the current workspace).
 
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """
@@ -99,19 +109,19 @@ def evaluate(
         ("speed",): _section(speed),
         ("batch_size",): batch_size,
     }
-    models, changes = session.split(words or ())
+    models, changes = sessions.split(words or ())
     known = _known_parent(how)
-    parent = models[:1] if known is None and not recipe else []  # nowhere yet: the first model is the parent
-    others = models[1:] if parent or (models and session.absolute(models[0]) == known) else models
-    with session.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as at:
+    parent = models[:1] if known is None and not recipe else []  # new workspace: the first model is the parent
+    others = models[1:] if parent or (models and sessions.absolute(models[0]) == known) else models
+    with sessions.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.evaluate.config import EvaluateConfig
         from minitron_cli.evaluate.gate import PARENT
         from minitron_cli.stages import evaluate as stage
 
-        config = at.section(EvaluateConfig, "evaluate")
-        named = _named(others) if models else _made(at.workspace)
-        data = at.data() if config.perplexity or config.cloze else None
-        artifact = stage.run(at.context, named, at.parent(), data, config, allow_code=allow_code_execution)
+        config = session.section(EvaluateConfig, "evaluate")
+        named = _named(others) if models else _made(session.workspace)
+        data = session.data() if config.perplexity or config.cloze else None
+        artifact = stage.run(session.context, named, session.parent(), data, config, allow_code=allow_code_execution)
     label = named[-1][0] if named else PARENT
     found = _judged(artifact, config.gates.joined(wanted), label, how)
     _write(artifact, found, label, junit, summary)
@@ -119,24 +129,24 @@ def evaluate(
 
 
 def _known_parent(how: ComputeOptions) -> str | None:
-    """The model that the workspace remembers."""
+    """Model stored in the workspace's settings; None in a new workspace."""
     name = how.run or last_used(how.runs_dir)
     return Workspace(how.runs_dir / name).settings.get("model") if name else None
 
 
 def _section(wanted: bool | None) -> Any:
-    """A part of the recipe with its defaults, or none at all."""
-    return {} if wanted else session.NULL if wanted is False else None
+    """Value of a recipe section for a flag: defaults if on, null if off, None if not given."""
+    return {} if wanted else sessions.NULL if wanted is False else None
 
 
 def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]) -> "Gates":
-    """Everything demanded on the command line. What is wrong with it is said before anything is measured."""
+    """Gates of the command line. Raises RecipeError for invalid ones before anything is measured."""
     from minitron_cli.evaluate.config import AgainstBaseline, Gates
 
     gates = Gates()
     for file in files:
         if not file.is_file():
-            raise InputError(f"{file} is no file: give gates in YAML, such as `minimum: {{winogrande.acc: 0.7}}`")
+            raise InputError(f"{file} is not a file: write gates in YAML, e.g. `minimum: {{winogrande.acc: 0.7}}`")
         gates = gates.joined(yaml_document.check(Gates, yaml_document.read(file)).beside(file.parent))
     if baselines := {Path(rule.file) for rule in gates.rules if isinstance(rule, AgainstBaseline)}:
         from minitron_cli.evaluate.gate import read_models
@@ -150,13 +160,17 @@ def _judged(artifact: Artifact, gates: "Gates", label: str, how: ComputeOptions)
     """Show what was measured, and how it compares with what was demanded."""
     from minitron_cli.stages import evaluate as stage
 
-    found = stage.judged(artifact, gates, label)
+    found = stage.gate_outcomes(artifact, gates, label)
     if how.json:
+        from minitron_cli.cli import tables
+
         console.data(tables.values(artifact) | ({"gates": [outcome.json() for outcome in found]} if found else {}))
         return found
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)
     if found:
-        console.sheet(tables.gate_sheet(found))
+        from minitron_cli.report.evaluation import gate_table
+
+        console.table(gate_table(found))
     return found
 
 
@@ -164,17 +178,17 @@ def _write(
     artifact: Artifact, found: "Sequence[Outcome]", label: str, junit: Path | None, summary: Path | None
 ) -> None:
     from minitron_cli.report import gate_summary
-    from minitron_cli.stages import evaluate as stage
+    from minitron_cli.report.evaluation import evaluated
+    from minitron_cli.results.evaluation import EvaluationResult
 
     for file in filter(None, (junit, summary)):
         io.make_dirs(file.parent)
     if junit:
         io.replace(junit, gate_summary.junit(found, label))
     if summary:
-        before = summary.read_bytes() if summary.exists() else b""  # a page may have other parts, as on GitHub
-        models = artifact.read_json(stage.RESULTS)["models"]
-        in_order = {name: models[name] for name in artifact.summary["models"]}
-        io.replace(summary, before + gate_summary.summary(in_order, found, label).encode())
+        before = summary.read_bytes() if summary.exists() else b""  # the file may have other parts, as on GitHub
+        models = evaluated(artifact.result(EvaluationResult))
+        io.replace(summary, before + gate_summary.summary(models, found, label).encode())
 
 
 def _require(found: "Sequence[Outcome]") -> None:
@@ -184,7 +198,7 @@ def _require(found: "Sequence[Outcome]") -> None:
 
 
 def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
-    """(label, directory) of each model, the label being the directory's name."""
+    """(label, directory) of each model; the label is the directory's name."""
     if absent := [model for model in models if not Path(model).is_dir()]:
         raise InputError(f"{absent[0]} is not a directory: give checkpoints made from the workspace's model")
     labels = [slug(model) for model in models]
@@ -195,6 +209,6 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def _made(workspace: Workspace) -> list[tuple[str, Path]]:
-    """The workspace's current results."""
+    """(label, directory) of the workspace's current models."""
     made = {"pruned": workspace.current("prune"), "distilled": workspace.current("distill")}
     return [(label, artifact.path) for label, artifact in made.items() if artifact]

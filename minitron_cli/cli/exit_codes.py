@@ -1,4 +1,4 @@
-"""Which exit code and which one sentence an exception deserves. Prints nothing."""
+"""Exit code and one-sentence message of an exception. Prints nothing."""
 
 import errno
 from typing import NamedTuple
@@ -11,27 +11,27 @@ class Fault(NamedTuple):
     exit_code: int
     sentence: str
     is_expected: bool = True
-    """Whether the sentence says it all; otherwise the traceback is worth keeping."""
+    """False for a bug, whose traceback is kept for a report."""
 
 
 ENVIRONMENT = {
-    errno.ENOSPC: "no space left on the device; free some",
+    errno.ENOSPC: "no space left on the device; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file is larger than the system allows; raise the limit (ulimit -f)",
-    errno.EACCES: "permission denied; choose another place or change its permissions",
-    errno.EPERM: "the operation is not permitted; choose another place or change its permissions",
-    errno.ENOTDIR: "a file stands where a directory is needed; choose another place",
-    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "permission denied; choose another path or change its permissions",
+    errno.EPERM: "the operation is not permitted; choose another path or change its permissions",
+    errno.ENOTDIR: "not a directory; choose another path",
+    errno.EROFS: "the file system is read-only; choose another path",
     errno.EIO: "the device failed to read or write; check the disk",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.ENFILE: "the system has too many open files; close some programs",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.ENOMEM: "out of memory; free some",
-    errno.ENODEV: "there is no such device; check the disk",
+    errno.ENOMEM: "out of memory; close other programs",
+    errno.ENODEV: "no such device; check the disk",
     errno.ESTALE: "the network file system lost the file; check the mount",
 }
 
-# Libraries lose the errno on the way; the text is what is left.
+# Libraries re-raise some errors without errno; these are recognized by their text.
 WITHOUT_ERRNO = {
     "no space left": errno.ENOSPC,
     "unexpected pos": errno.ENOSPC,  # torch.save on a full disk
@@ -47,7 +47,7 @@ OUT_OF_MEMORY = "out of memory; lower the batch size (micro_batch_size for disti
 
 
 def explain(error: BaseException) -> Fault:
-    """What to tell the user."""
+    """Exit code and sentence for the user."""
     if isinstance(error, MinitronError):
         return Fault(error.exit_code, _one_line(str(error)))
     if isinstance(error, DryRunStop):

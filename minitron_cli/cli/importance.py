@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import console, session, torchrun
+from minitron_cli.cli import printing, sessions, torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
 from minitron_cli.yaml_document import KeyPath
 
@@ -14,33 +14,33 @@ def importance(
     text: DataOptions,
     words: Arguments = None,
     recipe: RecipeOption = None,
-    samples: Annotated[int | None, Option(min=1, help="Calibration samples.", show_default="1024")] = None,
+    samples: Annotated[int | None, Option(min=1, help="Number of calibration samples.", show_default="1024")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Samples per forward pass.", show_default="8")] = None,
     layer_removal: Annotated[
-        bool | None, Option(help="Measure the perplexity without each layer too.", show_default="yes")
+        bool | None, Option(help="Also measure the perplexity with each layer removed.", show_default="yes")
     ] = None,
     layer_major: Annotated[
         bool | None,
         Option(
             "--layer-major/--resident",
-            help="Hold one layer at a time, or the whole model.",
-            show_default="what memory allows",
+            help="Keep one layer in memory at a time, or the whole model.",
+            show_default="depends on memory",
         ),
     ] = None,
     pre_activation: Annotated[
         bool | None,
-        Option("--pre-activation", help="Score neurons before the activation function too.", show_default="no"),
+        Option("--pre-activation", help="Also score neurons before the activation function.", show_default="no"),
     ] = None,
     seed: Seed = None,
-    gpus: Annotated[int, Option(min=1, help="Processes that share the samples, one accelerator each.")] = 1,
+    gpus: Annotated[int, Option(min=1, help="Number of processes that share the samples, one accelerator each.")] = 1,
 ) -> None:
     """Score heads, neurons, experts, hidden channels and layers of MODEL.
 
-    One pass over calibration text gives every axis and every aggregation of the paper.
+    One pass over the calibration text scores every axis with every aggregation of the paper.
 
     For example: minitron importance llama-3.1-8b --data corpus.jsonl
     """
-    torchrun.if_asked(gpus)
+    torchrun.if_requested(gpus)
     flags: dict[KeyPath, Any] = {
         ("samples",): samples,
         ("batch_size",): batch_size,
@@ -49,10 +49,10 @@ def importance(
         ("pre_activation",): pre_activation,
         ("seed",): seed,
     }
-    with session.opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as at:
+    with sessions.opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.importance.config import ImportanceConfig
         from minitron_cli.stages import importance as stage
 
-        config = at.section(ImportanceConfig, "importance")
-        artifact = stage.run(at.context, at.parent(), at.data(), config)
-    console.artifact(artifact, how)
+        config = session.section(ImportanceConfig, "importance")
+        artifact = stage.run(session.context, session.parent(), session.data(), config)
+    printing.artifact(artifact, how)

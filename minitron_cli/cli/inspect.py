@@ -1,27 +1,28 @@
-"""`minitron inspect`: what a model is, from its config and its files' headers."""
+"""`minitron inspect`: shape, parameters and files of a model, from its config and file headers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from minitron_cli.cli import console, tables
+from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
 
 if TYPE_CHECKING:
     from minitron_cli.checkpoint.reader import Checkpoint
+    from minitron_cli.model.serving import Finding
     from minitron_cli.model.shape import Shape
 
 
 def inspect(
     shown: Show,
-    model: Annotated[str, Argument(metavar="MODEL", help="A directory, a hub id, or an alias such as llama-3.1-8b.")],
-    batch: Annotated[int, Option(min=1, help="Sequences, for the size of the KV cache.")] = 1,
-    length: Annotated[int, Option(min=1, help="Tokens each, for the size of the KV cache.")] = 8192,
+    model: Annotated[str, Argument(metavar="MODEL", help="A directory, a hub id or an alias such as llama-3.1-8b.")],
+    batch: Annotated[int, Option(min=1, help="Number of sequences in the KV cache.")] = 1,
+    length: Annotated[int, Option(min=1, help="Tokens per sequence in the KV cache.")] = 8192,
 ) -> None:
-    """Show a model's family, axes, parameters and files, and what serving it takes.
+    """Show a model's family, axis sizes, parameters, files and serving compatibility.
 
-    Reads headers only; downloads nothing.
+    Reads configuration and file headers only; downloads nothing.
     """
     from minitron_cli.dry_run import shape_of
 
@@ -29,10 +30,12 @@ def inspect(
     facts = _facts(shape, batch, length) | (_files(checkpoint) if checkpoint else {"files": None})
     serving = _serving(shape, checkpoint)
     if shown.json:
-        console.data(facts | {"serving": serving})
+        console.data(facts | {"serving": [finding._asdict() for finding in serving]})
         return
+    from minitron_cli.report.shapes import serving_table
+
     console.fields(model, facts, shown)
-    console.sheet(tables.serving_sheet(serving))
+    console.table(serving_table(serving))
 
 
 def _facts(shape: "Shape", batch: int, length: int) -> dict[str, Any]:
@@ -48,12 +51,12 @@ def _facts(shape: "Shape", batch: int, length: int) -> dict[str, Any]:
     }
 
 
-def _serving(shape: "Shape", checkpoint: "Checkpoint | None") -> list[dict[str, Any]]:
+def _serving(shape: "Shape", checkpoint: "Checkpoint | None") -> "list[Finding]":
     from minitron_cli.checkpoint import hf
     from minitron_cli.model.serving import findings
 
     config = hf.load_config(checkpoint.path) if checkpoint else None
-    return [finding._asdict() for finding in findings(shape, getattr(config, "layer_types", None))]
+    return findings(shape, getattr(config, "layer_types", None))
 
 
 def _files(checkpoint: "Checkpoint") -> dict[str, Any]:

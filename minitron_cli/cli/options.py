@@ -1,4 +1,4 @@
-"""Option groups shared by commands: a parameter annotated with a group adds all options of that group."""
+"""Option groups shared by commands. A parameter annotated with a group adds all options of that group."""
 
 import dataclasses
 import inspect
@@ -9,76 +9,90 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from minitron_cli.data.formats import FormatName
 from minitron_cli.model import axes
 
-SHOWN = "What is shown"
-RUN = "How it is run"
-TEXT = "Text"
+SHOWN = "Output"
+RUN = "Execution"
+TEXT = "Data"
 
 Json = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=SHOWN)]
 
 
 @dataclass(frozen=True)
 class Show:
-    """What is shown."""
+    """Options on what is printed."""
 
     json: Json = False
     quiet: Annotated[
         bool,
-        Option("--quiet", "-q", help="No progress and no remarks; results and errors only.", rich_help_panel=SHOWN),
+        Option("--quiet", "-q", help="Print results and errors only, no progress.", rich_help_panel=SHOWN),
     ] = False
     verbose: Annotated[
-        bool, Option("--verbose", "-v", help="What the libraries have to say, too.", rich_help_panel=SHOWN)
+        bool, Option("--verbose", "-v", help="Also show log output from libraries.", rich_help_panel=SHOWN)
     ] = False
-    debug: Annotated[
-        bool, Option("--debug", help="The whole traceback of an unexpected error.", rich_help_panel=SHOWN)
-    ] = False
-
-
-@dataclass(frozen=True)
-class WorkspaceOptions(Show):
-    """Which workspace, in addition."""
-
-    run: Annotated[
-        str | None,
-        Option(help="The workspace, by name; otherwise the model's or the one used last.", rich_help_panel=RUN),
-    ] = None
-    runs_dir: Annotated[Path, Option(envvar="MINITRON_RUNS", help="Where the workspaces are.", rich_help_panel=RUN)] = (
-        Path("runs")
+    debug: Annotated[bool, Option("--debug", help="Print the full traceback of an error.", rich_help_panel=SHOWN)] = (
+        False
     )
 
 
 @dataclass(frozen=True)
-class BuildOptions(WorkspaceOptions):
-    """Whether to make it, in addition."""
+class WorkspaceOptions(Show):
+    """`Show`, and the options that choose a workspace."""
 
-    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=RUN)] = False
+    run: Annotated[
+        str | None,
+        Option(
+            help="Workspace name. Default: named after the model or recipe, else the one used last.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    runs_dir: Annotated[
+        Path, Option(envvar="MINITRON_RUNS", help="Directory that holds the workspaces.", rich_help_panel=RUN)
+    ] = Path("runs")
+
+
+@dataclass(frozen=True)
+class BuildOptions(WorkspaceOptions):
+    """`WorkspaceOptions`, and the options on whether a stage runs."""
+
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would be done and exit.", rich_help_panel=RUN)] = (
+        False
+    )
     overwrite: Annotated[
-        bool, Option("--overwrite", help="Make it again, even if it is there.", rich_help_panel=RUN)
+        bool, Option("--overwrite", help="Recompute the result even if it exists.", rich_help_panel=RUN)
     ] = False
 
 
 @dataclass(frozen=True)
 class ComputeOptions(BuildOptions):
-    """How to compute it, in addition: nothing here changes what is asked for."""
+    """`BuildOptions`, and the options on how a stage computes. None of them changes which result is requested."""
 
     device: Annotated[
-        str, Option(help="cpu, cuda, cuda:1, ... with fp64; or auto: the first accelerator.", rich_help_panel=RUN)
+        str,
+        Option(
+            help="Device: cpu, cuda, cuda:1, ... (must support float64). auto uses the first accelerator.",
+            rich_help_panel=RUN,
+        ),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Option(help="In which the parent is run; auto: as it is stored.", rich_help_panel=RUN),
+        Option(help="Dtype to run the parent in; auto keeps the stored dtype.", rich_help_panel=RUN),
     ] = "auto"
-    threads: Annotated[int | None, Option(min=1, help="CPU threads; otherwise torch decides.", rich_help_panel=RUN)] = (
-        None
-    )
-    resume: Annotated[bool, Option(help="Continue work that was stopped half-way.", rich_help_panel=RUN)] = True
-    offline: Annotated[bool, Option("--offline", help="Download nothing.", rich_help_panel=RUN)] = False
+    threads: Annotated[
+        int | None, Option(min=1, help="Number of CPU threads. Default: torch decides.", rich_help_panel=RUN)
+    ] = None
+    resume: Annotated[
+        bool, Option(help="Continue an interrupted run from its last saved state.", rich_help_panel=RUN)
+    ] = True
+    offline: Annotated[
+        bool, Option("--offline", help="Use only files that are already on this machine.", rich_help_panel=RUN)
+    ] = False
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What to read. Said once; later commands in the workspace remember it."""
+    """Options that name the text to read. The workspace stores them for later commands."""
 
     data: Annotated[
         list[str] | None,
@@ -89,45 +103,54 @@ class DataOptions:
         ),
     ] = None
     validation: Annotated[
-        list[str] | None, Option(help="The same, held out; otherwise a part of --data is.", rich_help_panel=TEXT)
+        list[str] | None,
+        Option(help="Held-out text, in the same forms. Default: a part of --data.", rich_help_panel=TEXT),
     ] = None
-    column: Annotated[str | None, Option(help="The column with the text or the ids.", rich_help_panel=TEXT)] = None
+    column: Annotated[str | None, Option(help="Column that holds the text or the token ids.", rich_help_panel=TEXT)] = (
+        None
+    )
     format: Annotated[
-        Literal["text", "chat", "completion"] | None,
-        Option(help="What the rows hold; of chats and completions the answers alone count.", rich_help_panel=TEXT),
+        FormatName | None,
+        Option(
+            help="Row format. For chat and completion data only the answers are scored and trained on.",
+            rich_help_panel=TEXT,
+        ),
     ] = None
-    sequence_length: Annotated[int | None, Option(min=2, help="Tokens in a block.", rich_help_panel=TEXT)] = None
+    sequence_length: Annotated[int | None, Option(min=2, help="Tokens per sequence.", rich_help_panel=TEXT)] = None
 
 
 Arguments = Annotated[
     list[str] | None,
     Argument(
         metavar="MODEL|KEY=VALUE",
-        help="A directory, a hub id or an alias such as llama-3.1-8b; and changes to the stage's settings.",
+        help="A model (directory, hub id or alias such as llama-3.1-8b) and changes to the stage's settings.",
         show_default=False,
     ),
 ]
 Changes = Annotated[
     list[str] | None,
-    Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as distill.tokens=1000000.", show_default=False),
+    Argument(metavar="KEY=VALUE", help="Changes to the recipe, e.g. distill.tokens=1000000.", show_default=False),
 ]
 RecipeOption = Annotated[
-    str | None, Option("--recipe", metavar="RECIPE", help="Start from this recipe's section, model and data.")
+    str | None,
+    Option("--recipe", metavar="RECIPE", help="Take the model, data and settings of the stage from this recipe."),
 ]
 Output = Annotated[
     Path | None,
-    Option("--output", "-o", metavar="DIR", help="Copy the resulting checkpoint to this new directory too."),
+    Option("--output", "-o", metavar="DIR", help="Also copy the resulting checkpoint to this new directory."),
 ]
-Seed = Annotated[int | None, Option(min=0, help="Seed of everything random.")]
+Seed = Annotated[int | None, Option(min=0, help="Seed of all random numbers.")]
 Target = Annotated[
-    str | None, Option(metavar="COUNT", help="Parameters of the child, such as 4B, or 50% of the parent's.")
+    str | None, Option(metavar="COUNT", help="Parameters of the child, e.g. 4B, or 50% of the parent's.")
 ]
-Count = Annotated[axes.Count | None, Option(help="Which parameters the target counts.")]
-Tolerance = Annotated[float | None, Option(help="How far from the target, as a fraction of it.", show_default="0.05")]
+Count = Annotated[axes.Count | None, Option(help="Which parameters count toward the target.")]
+Tolerance = Annotated[
+    float | None, Option(help="Allowed deviation from the target, as a fraction of it.", show_default="0.05")
+]
 
 
 def flat(command: Callable[..., Any]) -> inspect.Signature:
-    """A command's signature with each option group replaced by its options, as Typer wants it."""
+    """Signature of a command with each option group replaced by its options, as Typer requires."""
     own = [p.replace(kind=p.KEYWORD_ONLY) for p in _parameters(command) if not _is_group(p)]
     shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
@@ -138,7 +161,7 @@ def flat(command: Callable[..., Any]) -> inspect.Signature:
 
 
 def grouped(command: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a flat signature, put into the command's option groups."""
+    """Arguments of a command from the values of its flat signature, collected into option groups."""
     arguments = dict(values)
     for group in filter(_is_group, _parameters(command)):
         names = [f.name for f in dataclasses.fields(group.annotation)]

@@ -1,4 +1,4 @@
-"""`minitron push`: the result and its card to the hub."""
+"""`minitron push`: upload the result and its model card to the Hugging Face Hub."""
 
 from typing import Annotated, Literal
 
@@ -7,7 +7,7 @@ from typer import Argument, Option
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, open_workspace
 from minitron_cli.checkpoint import hub
-from minitron_cli.cli import console, tables
+from minitron_cli.cli import console
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError
 
@@ -16,16 +16,18 @@ CARD = "README.md"
 
 def push(
     where: WorkspaceOptions,
-    repo: Annotated[str, Argument(metavar="OWNER/NAME", help="The model's name on the hub.", show_default=False)],
+    repo: Annotated[str, Argument(metavar="OWNER/NAME", help="Repository on the hub.", show_default=False)],
     stage: Annotated[
         Literal["prune", "distill"] | None,
-        Option(help="Push what this stage made last.", show_default="distill, else prune"),
+        Option(help="Push the current result of this stage.", show_default="distill, else prune"),
     ] = None,
-    private: Annotated[bool, Option("--private", help="Make the repository private, if it is new.")] = False,
-    message: Annotated[str, Option(help="The commit's message.")] = "Upload model",
-    dry_run: Annotated[bool, Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
+    private: Annotated[
+        bool, Option("--private", help="Create the repository as private if it does not exist.")
+    ] = False,
+    message: Annotated[str, Option(help="Commit message.")] = "Upload model",
+    dry_run: Annotated[bool, Option("--dry-run", help="List the files that would be uploaded and exit.")] = False,
 ) -> None:
-    """Upload the workspace's model to the hub, with a model card that says how it was made and what it is worth.
+    """Upload the workspace's model to the Hugging Face Hub with a generated model card.
 
     For example: minitron push me/llama-3.1-4b --private --dry-run
     """
@@ -34,7 +36,7 @@ def push(
     made = _made(workspace, stage)
     from minitron_cli.stages import report
 
-    card = report.card(workspace, repo).encode()
+    card = report.card(workspace, made, repo).encode()
     sizes = {name: record.size_bytes for name, record in made.manifest.files.items()} | {CARD: len(card)}
     facts = {"repo": repo, "private": private, "from": str(made.path), "files": sizes, "bytes": sum(sizes.values())}
     if not dry_run:
@@ -44,13 +46,15 @@ def push(
     if where.json:
         console.data(facts)
         return
-    console.sheet(tables.file_sheet(f"{'would push' if dry_run else 'pushed'} {made.path} to {repo}", sizes))
+    from minitron_cli.cli import tables
+
+    console.table(tables.file_table(f"{'Would push' if dry_run else 'Pushed'} {made.path} to {repo}", sizes))
     if not dry_run:
         console.note(f"see {facts['url']}")
 
 
 def _made(workspace: Workspace, stage: str | None) -> Artifact:
-    """The result to push."""
+    """Artifact to push. ArtifactError if there is none."""
     for name in [stage] if stage else ["distill", "prune"]:
         if artifact := workspace.current(name):
             return artifact

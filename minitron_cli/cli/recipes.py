@@ -1,4 +1,4 @@
-"""`minitron recipes`: the recipes that ship, and their format."""
+"""`minitron recipes`: the recipes that ship with the program, and their schema."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,26 +9,27 @@ from minitron_cli import io
 from minitron_cli import recipe as recipes
 from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
-from minitron_cli.cli.text_table import Sheet
 from minitron_cli.errors import InputError
+from minitron_cli.figures import Figure
+from minitron_cli.report.view import Table
 
-Name = Annotated[str, Argument(metavar="NAME", help="One of `minitron recipes ls`.")]
+Name = Annotated[str, Argument(metavar="NAME", help="Name of a shipped recipe (see `minitron recipes ls`).")]
 
 
 def list_recipes(shown: Show) -> None:
-    """List the recipes, and what each does."""
+    """List the shipped recipes."""
     summaries = {name: _summary(path) for name, path in recipes.shipped().items()}
     if shown.json:
         console.data(summaries)
     else:
-        console.sheet(Sheet("", ["recipe", "what it does"], list(summaries.items())))
+        console.table(Table("", (Figure("recipe"), Figure("summary")), tuple(summaries.items())))
         console.note(
-            "minitron recipes cp NAME copies one to change; minitron run NAME --dry-run shows what it comes to"
+            "copy one to edit it: minitron recipes cp NAME; see its shapes and steps: minitron run NAME --dry-run"
         )
 
 
 def show_recipe(name: Name) -> None:
-    """Print a recipe as it is written."""
+    """Print a recipe."""
     console.result(recipes.find(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
@@ -36,26 +37,28 @@ def copy_recipe(
     name: Name,
     destination: Annotated[
         Path | None,
-        Argument(metavar="[FILE]", help="Where to; otherwise NAME.yaml in this directory.", show_default=False),
+        Argument(
+            metavar="[FILE]", help="File to write. Default: NAME.yaml in the current directory.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe to a file that you can edit."""
     source = recipes.find(name)
     path = destination or Path(source.name)
     path = path / source.name if path.is_dir() else path
     if path.exists():
-        raise InputError(f"{path} exists, and nothing is written over: choose another file")
+        raise InputError(f"{path} already exists: choose another file")
     io.make_dirs(path.parent)
     io.write_new(path, source.read_bytes())
     console.note(f"wrote {path}; run it with: minitron run {path}")
 
 
 def schema() -> None:
-    """Print the JSON schema of a recipe, for editors."""
+    """Print the JSON schema of recipes, for editors."""
     console.data(recipes.schema())
 
 
 def _summary(path: Path) -> str:
-    """The first sentence of the comment that a recipe begins with."""
+    """Summary of a recipe: the first paragraph of its leading comment."""
     first = path.read_text(encoding="utf-8").partition("\n#\n")[0]
     return " ".join(line.lstrip("# ") for line in first.splitlines() if line.startswith("#"))

@@ -1,4 +1,4 @@
-"""`minitron report`: one page that shows what was done."""
+"""`minitron report`: one HTML page about the current results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,23 +6,23 @@ from typing import Annotated
 from typer import Option
 
 from minitron_cli import io
-from minitron_cli.cli import console, copy_out, session
+from minitron_cli.cli import copy_out, printing, sessions
 from minitron_cli.cli.options import BuildOptions
 
 
 def report(
     how: BuildOptions,
     output: Annotated[
-        Path | None, Option("--output", "-o", metavar="FILE", help="Copy the page to this new file too.")
+        Path | None, Option("--output", "-o", metavar="FILE", help="Also copy the page to this new file.")
     ] = None,
 ) -> None:
-    """Write one HTML page about the workspace: what was cut where, and what it cost and brought."""
+    """Write one HTML page on the workspace's result: what was pruned, its quality, speed and cost."""
     copy_out.check_new(output)
-    with session.opened(how, "report") as at:
+    with sessions.opened(how, "report") as session:
         from minitron_cli.stages import report as stage
 
-        artifact = stage.run(at.context)
+        artifact = stage.run(session.context)
     if output is not None:
         io.make_dirs(output.parent)
         io.write_new(output, artifact.file(stage.PAGE).read_bytes())
-    console.artifact(artifact, how)
+    printing.artifact(artifact, how)

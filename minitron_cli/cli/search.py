@@ -1,10 +1,10 @@
-"""`minitron search`: find the best shape within a budget."""
+"""`minitron search`: find the best child shape for a parameter target."""
 
 from typing import Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import console, session, torchrun
+from minitron_cli.cli import printing, sessions, torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, Count, DataOptions, RecipeOption, Seed, Tolerance
 from minitron_cli.search.axis_sizes import PRESETS
 from minitron_cli.yaml_document import KeyPath
@@ -18,38 +18,48 @@ def search(
     target: Annotated[
         list[str] | None,
         Option(
-            metavar="COUNT", help="Parameters of the child, such as 4B, or 50% of the parent's; repeat for several."
+            metavar="COUNT",
+            help="Parameters of the child, e.g. 4B, or 50% of the parent's. Repeat for several targets.",
         ),
     ] = None,
     count: Count = None,
     tolerance: Tolerance = None,
-    axes: Annotated[str | None, Option(metavar="A,B", help="What may be cut.", show_default="hidden,ffn")] = None,
-    space: Annotated[str | None, Option(metavar="NAME", help=f"A published space: {', '.join(PRESETS)}.")] = None,
+    axes: Annotated[
+        str | None, Option(metavar="A,B", help="Axes that may be pruned.", show_default="hidden,ffn")
+    ] = None,
+    space: Annotated[
+        str | None, Option(metavar="NAME", help=f"A published search space: {', '.join(PRESETS)}.")
+    ] = None,
     objective: Annotated[
         str | None,
-        Option(metavar="NAME", help="What is best: loss, kl, or a task such as winogrande:5.", show_default="loss"),
+        Option(metavar="NAME", help="Score to rank by: loss, kl, or a task such as winogrande:5.", show_default="loss"),
     ] = None,
-    candidates: Annotated[int | None, Option(min=1, help="Feasible shapes to score.", show_default="16")] = None,
-    top: Annotated[int | None, Option(min=1, help="How many of them to retrain.", show_default="4")] = None,
+    candidates: Annotated[
+        int | None, Option(min=1, help="Number of feasible shapes to score.", show_default="16")
+    ] = None,
+    top: Annotated[int | None, Option(min=1, help="Number of candidates to retrain.", show_default="4")] = None,
     retrain_tokens: Annotated[
-        str | None, Option(metavar="COUNT", help="Tokens to retrain each one on; 0 for none.", show_default="1.8B")
+        str | None,
+        Option(metavar="COUNT", help="Retraining tokens per candidate; 0 skips retraining.", show_default="1.8B"),
     ] = None,
-    rungs: Annotated[
-        int | None, Option(min=1, help="How often they are compared; some stop each time.", show_default="3")
+    rungs: Annotated[int | None, Option(min=1, help="Number of successive-halving rungs.", show_default="3")] = None,
+    learning_rate: Annotated[
+        float | None, Option("--lr", help="Peak learning rate of retraining.", show_default="2e-4")
     ] = None,
-    learning_rate: Annotated[float | None, Option("--lr", help="Peak of the retraining.", show_default="2e-4")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Sequences per retraining step.", show_default="1152")] = None,
     seed: Seed = None,
-    gpus: Annotated[int, Option(min=1, help="Processes that share the candidates, one accelerator each.")] = 1,
+    gpus: Annotated[
+        int, Option(min=1, help="Number of processes that share the candidates, one accelerator each.")
+    ] = 1,
 ) -> None:
-    """Find the best shape within a budget, or for each of several.
+    """Find the best child shape for one or more parameter targets.
 
-    Of the feasible shapes, those that keep most importance are scored zero-shot; the best few are retrained lightly,
-    which settles their order. Limits on memory, FLOPs, latency or throughput are constraints=[..]: see docs/search.md.
+    The feasible shapes that retain the most importance are scored zero-shot; the best few are retrained briefly and
+    ranked again. Limits on memory, FLOPs, latency or throughput are set with constraints=[..], see docs/search.md.
 
     For example: minitron search --target 75% --target 50% --retrain-tokens 100M
     """
-    torchrun.if_asked(gpus)
+    torchrun.if_requested(gpus)
     first, further = (target[0], target[1:]) if target else (None, None)
     flags: dict[KeyPath, Any] = {
         ("budget", "target"): first,
@@ -67,13 +77,15 @@ def search(
         ("seed",): seed,
     }
     if retrain_tokens == "0":
-        flags = {place: value for place, value in flags.items() if place[0] != "retrain"} | {("retrain",): session.NULL}
-    with session.opened(how, "search", words, recipe=recipe, text=text, flags=flags) as at:
+        flags = {place: value for place, value in flags.items() if place[0] != "retrain"} | {
+            ("retrain",): sessions.NULL
+        }
+    with sessions.opened(how, "search", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli.prune.config import PruneConfig
         from minitron_cli.search.config import SearchConfig
         from minitron_cli.stages import search as stage
 
-        config, cut = at.section(SearchConfig, "search"), at.section(PruneConfig, "prune")
-        scores = at.require("importance")
-        artifact = stage.run(at.context, at.parent(), scores, at.data(), config, cut=cut)
-    console.artifact(artifact, how)
+        config, pruning = session.section(SearchConfig, "search"), session.section(PruneConfig, "prune")
+        scores = session.require("importance")
+        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, prune=pruning)
+    printing.artifact(artifact, how)

@@ -1,4 +1,4 @@
-"""Run the same command in several processes, through torch's own launcher."""
+"""Run the same command in several processes with torchrun."""
 
 import logging
 import os
@@ -6,14 +6,14 @@ import sys
 from typing import NoReturn
 
 
-def if_asked(processes: int) -> None:
-    """Run this program's command line in so many processes, unless it is one of several already."""
+def if_requested(processes: int) -> None:
+    """Start `processes` copies of this command line and exit when they end; return at once in such a copy."""
     if processes > 1 and "RANK" not in os.environ:
-        again(processes)
+        launch(processes)
 
 
 def leave() -> None:
-    """Leave the group of processes, if this is one of several: threads of it that outlive the program abort it."""
+    """Destroy the process group if there is one; its threads would abort the program if they outlived it."""
     if "RANK" not in os.environ:
         return
     from torch import distributed
@@ -22,13 +22,13 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def again(processes: int) -> NoReturn:
-    """Run this program's command line once per accelerator; end with the exit code of the first to fail."""
+def launch(processes: int) -> NoReturn:
+    """Run this command line in `processes` processes; exit with the code of the first one that fails."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.disable(logging.ERROR)  # in this process alone: the first of those it starts says what went wrong
+    logging.disable(logging.ERROR)  # in the launcher only: rank 0 prints the error
     launcher = ["--standalone", f"--nproc-per-node={processes}", "-m", "minitron_cli", *sys.argv[1:]]
     try:
         run(parse_args(launcher))

@@ -1,89 +1,88 @@
-"""What a result cost: tokens and floating-point operations by kind of work. Knows shapes and counts, no artifact.
+"""Tokens and floating-point operations of a result, by kind of work.
 
-FLOPs are those that the models ask for, not those that a machine did: what is computed twice to save memory, or again
-after a kill, counts once, and what pads a batch does not count. The forward pass of a token is two for each weight of
-every matrix that multiplies (Kaplan et al. 2020, sec. 2.1): the head counts, the look-up of an embedding does not, and
-of experts those that a token uses. To that, four for each head channel and each position attended to (Chowdhery et al.
-2022, app. B), which are half of a block on average. A backward pass costs two forward passes. Statistics, optimizer
-and projections are not counted, nor are benchmark tasks, whose texts are not blocks.
+FLOPs are those that the models require, not those that a machine executed: what is recomputed to save memory or after a
+kill counts once, and padding does not count. The forward pass of a token takes two FLOPs per weight of every matrix
+that multiplies (Kaplan et al. 2020, sec. 2.1): the head counts, the embedding look-up does not, and of experts only
+those that a token uses. To that, four per head channel and attended position (Chowdhery et al. 2022, app. B), with half
+a block attended to on average. A backward pass takes two forward passes. Statistics, optimizer and projections are not
+counted, nor are benchmark tasks, whose prompts are not blocks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from minitron_cli.model.shape import Shape
+from minitron_cli.results.base import ModelSize
 
-TRAINING = 3  # forward, and twice that for the gradients of activations and of weights
+TRAINING = 3  # a forward pass, and twice that for the gradients of activations and of weights
 
 
 class Entry(NamedTuple):
-    """One kind of work."""
+    """Cost of one kind of work."""
 
     work: str
     tokens: int
     flops: int
 
 
-def as_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """For a manifest; what cost nothing is left out."""
-    return [entry._asdict() for entry in entries if entry.flops]
+def model_size(shape: Shape, sequence_length: int) -> ModelSize:
+    """Size of a shape, with FLOPs per token in blocks of `sequence_length` tokens."""
+    context = sequence_length // 2
+    decoder = shape.flops_per_token(context, with_head=False)
+    return ModelSize(
+        sizes=dict(shape.sizes),
+        parameters=shape.parameters(),
+        non_embedding=shape.parameters("non_embedding"),
+        decoder_flops=decoder,
+        head_flops=shape.flops_per_token(context) - decoder,
+    )
 
 
-def of_json(rows: Iterable[Mapping[str, Any]]) -> list[Entry]:
-    return [Entry(row["work"], row["tokens"], row["flops"]) for row in rows]
-
-
-def forward(work: str, shape: Shape, tokens: int, length: int, *, with_head: bool = True) -> Entry:
-    """Tokens in blocks of `length` through a model, or through its decoder alone."""
-    return Entry(work, tokens, tokens * shape.flops_per_token(length // 2, with_head=with_head))
-
-
-def calibration(shape: Shape, tokens: int, length: int, removed: Sequence[int]) -> list[Entry]:
-    """One pass of the decoder and, for every block of `removed` layers, what removing each of them costs."""
-    per_token = _removal(shape, length, removed) if removed else 0
+def calibration(model: ModelSize, tokens: int, removed: Sequence[int]) -> list[Entry]:
+    """One pass of the decoder and, for each block length in `removed`, the removal of every such block."""
+    per_token = _removal(model, removed) if removed else 0
     return [
-        forward("calibration", shape, tokens, length, with_head=False),
+        Entry("calibration", tokens, tokens * model.decoder_flops),
         Entry("layer removal", tokens if removed else 0, tokens * per_token),
     ]
 
 
-def _removal(shape: Shape, length: int, removed: Sequence[int]) -> int:
-    """Of one token: the layers behind every cut once more, and the head for each cut and for the whole model."""
-    layers = shape.sizes["layer"]
-    decoder = shape.flops_per_token(length // 2, with_head=False)
-    head = shape.flops_per_token(length // 2) - decoder
-    behind = [layers - stop for n in removed for stop in range(n, layers + 1)]
-    return sum(behind) * decoder // layers + (len(behind) + 1) * head
+def _removal(model: ModelSize, removed: Sequence[int]) -> int:
+    """FLOPs per token: the layers after every removed block, and the head for each block and for the whole model."""
+    layers = model.sizes["layer"]
+    after = [layers - stop for n in removed for stop in range(n, layers + 1)]
+    return sum(after) * model.decoder_flops // layers + (len(after) + 1) * model.head_flops
 
 
-def training(student: Shape, teacher: Shape | None, tokens: int, length: int) -> list[Entry]:
-    """`teacher` is None where no loss asks it."""
-    trained = Entry("training", tokens, TRAINING * forward("", student, tokens, length).flops)
-    return [trained, *([forward("teacher", teacher, tokens, length)] if teacher else [])]
+def training(student: ModelSize, teacher: ModelSize | None, tokens: int) -> list[Entry]:
+    """Training of the student; `teacher` is None where no loss uses its predictions."""
+    trained = Entry("training", tokens, TRAINING * tokens * student.flops)
+    return [trained, *([Entry("teacher", tokens, tokens * teacher.flops)] if teacher else [])]
 
 
-def held_out(shapes: Sequence[Shape], tokens: int, length: int) -> Entry:
-    """Models measured on the same tokens, each one once; the tokens count once for each."""
-    return Entry("held-out text", tokens * len(shapes), sum(forward("", s, tokens, length).flops for s in shapes))
+def held_out(models: Sequence[ModelSize], tokens: int) -> Entry:
+    """Evaluation of models on the same held-out tokens, which count once for each model."""
+    return Entry("held-out text", tokens * len(models), tokens * sum(model.flops for model in models))
 
 
-def repair(parent: Shape, mended: Iterable[tuple[Shape, frozenset[str]]], tokens: int, length: int) -> list[Entry]:
-    """A pass over the parent for all cuts, and for each that is solved for one of parent and child side by side."""
-    cuts = list(mended)
-    passes = [parent] if any(repairs & {"rotate", "rescale"} for _, repairs in cuts) else []
-    for child, repairs in cuts:
+def repair(parent: ModelSize, children: Iterable[tuple[ModelSize, Iterable[str]]], tokens: int) -> list[Entry]:
+    """One pass over the parent for all children, and for each child fitted by least squares one of parent and child."""
+    repaired = [(child, set(repairs)) for child, repairs in children]
+    passes = [parent] if any(repairs & {"rotate", "rescale"} for _, repairs in repaired) else []
+    for child, repairs in repaired:
         passes += [parent, child] if "least_squares" in repairs else []
-    return [forward("repair", shape, tokens, length, with_head=False) for shape in passes]
+    return [Entry("repair", tokens, tokens * model.decoder_flops) for model in passes]
 
 
 def total(entries: Iterable[Entry]) -> Entry:
+    """Sum of all entries."""
     return next(iter(merged(entry._replace(work="total") for entry in entries)), Entry("total", 0, 0))
 
 
 def merged(entries: Iterable[Entry]) -> list[Entry]:
-    """One entry for each kind of work, in the order in which they first come."""
+    """One entry per kind of work, in order of first appearance; work without FLOPs is left out."""
     sums: dict[str, Entry] = {}
     for entry in entries:
         known = sums.get(entry.work, Entry(entry.work, 0, 0))
         sums[entry.work] = Entry(entry.work, known.tokens + entry.tokens, known.flops + entry.flops)
-    return list(sums.values())
+    return [entry for entry in sums.values() if entry.flops]

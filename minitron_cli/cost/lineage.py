@@ -1,4 +1,4 @@
-"""Of what an artifact was made, back to the model that was given, and what all of it cost."""
+"""Provenance of an artifact back to the original model, and the device hours it took."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -7,16 +7,14 @@ from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import MANIFEST
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.cost import compute
-from minitron_cli.cost.compute import Entry
 
-GIVEN = "teacher"  # a stage that makes a model to begin with: no part of what its compression costs
+GIVEN = "teacher"  # a stage that makes an original model: not part of the cost of its compression
 
 
 def lineage(workspace: Workspace, product: Artifact) -> list[Artifact]:
-    """All that went into `product`, itself last; each once, however many ways lead to it.
+    """Artifacts that `product` was made from, itself last, each once.
 
-    Where the parent is itself such a product, what went into it comes first. What is gone is not known.
+    If the parent is itself a product of minitron, its lineage comes first. Removed artifacts are left out.
     """
     made = {known: artifact for artifact in _everything(workspace) for known in _fingerprints(artifact)}
     found: dict[str, Artifact] = {}
@@ -33,7 +31,7 @@ def lineage(workspace: Workspace, product: Artifact) -> list[Artifact]:
 
 
 def _everything(workspace: Workspace, seen: frozenset[Path] = frozenset()) -> Iterator[Artifact]:
-    """The workspace's artifacts and, if its model is one of another workspace's, that one's."""
+    """Artifacts of the workspace and, if its model was made in another workspace, of that one."""
     root = workspace.root.resolve()
     stages = sorted({path.parent.parent.name for path in root.glob(f"*/*/{MANIFEST}")})
     for stage in stages:
@@ -46,26 +44,21 @@ def _everything(workspace: Workspace, seen: frozenset[Path] = frozenset()) -> It
 
 
 def _fingerprints(artifact: Artifact) -> Iterator[str]:
-    """What later stages may call it: as a model, or as anything else."""
+    """Fingerprints under which later stages may list it: as an artifact, and as a model."""
     yield artifact.fingerprint
     if "config.json" in artifact.manifest.files:
         yield fingerprint.of_directory(artifact.path)
 
 
-def spent(artifact: Artifact) -> list[Entry]:
-    return compute.of_json(artifact.summary.get("ledger", []))
-
-
 def device_hours(artifacts: Iterable[Artifact]) -> dict[str, float]:
-    """Device -> hours of all processes, of the runs that were stopped on the way too."""
+    """Device -> hours of all processes, interrupted runs included."""
     hours: dict[str, float] = {}
     for run in (artifact.run for artifact in artifacts):
-        if "seconds_in_all" in run:
-            device, seconds = run["device"], run["seconds_in_all"] * run["processes"]
-            hours[device] = hours.get(device, 0.0) + seconds / 3600
+        if run:
+            hours[run.device] = hours.get(run.device, 0.0) + run.device_hours()
     return hours
 
 
 def accelerator_hours(artifacts: Iterable[Artifact]) -> dict[str, float]:
-    """Those that a report may name: what is made on the CPU is the same bytes whenever it is made."""
+    """Hours that a report may name. CPU hours are left out: a report must not change with the machine that made it."""
     return {device: hours for device, hours in device_hours(artifacts).items() if device != "cpu"}

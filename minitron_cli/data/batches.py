@@ -41,9 +41,9 @@ def sample_ids(seed: int, first: int, count: int, total: int) -> list[int]:
     return ids
 
 
-def rank_slice(ids: Sequence[int], rank: int, world: int) -> list[int]:
-    """The samples that one of `world` ranks computes; together the ranks compute each sample once."""
-    return list(ids[rank::world])
+def rank_slice(ids: Sequence[int], rank: int, processes: int) -> list[int]:
+    """The samples that one of `processes` ranks computes; together the ranks compute each sample once."""
+    return list(ids[rank::processes])
 
 
 def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
@@ -52,14 +52,14 @@ def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
         torch.stack([blocks.tokens(i) for i in ids]),
         torch.stack([blocks.positions(i) for i in ids]),
         tuple(ids),
-        counts_of(blocks, ids),
+        loss_mask_of(blocks, ids),
     )
 
 
-def counts_of(blocks: Blocks, ids: Sequence[int]) -> Tensor | None:
+def loss_mask_of(blocks: Blocks, ids: Sequence[int]) -> Tensor | None:
     """Which tokens of the blocks count, bool [B, T]; None if all do."""
-    counts = [count for i in ids if (count := blocks.counts(i)) is not None]
-    return torch.stack(counts) if counts else None
+    masks = [mask for i in ids if (mask := blocks.loss_mask(i)) is not None]
+    return torch.stack(masks) if masks else None
 
 
 @lru_cache(maxsize=2)  # a batch may span two epochs

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minitron_cli.data.loss_spans import marked
 from minitron_cli.data.rows import Document, Ids
-from minitron_cli.data.workers import DimMap
+from minitron_cli.data.workers import MapJobs
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 GROUP_CHARACTERS = 1 << 20  # tokenised at once: a tokenizer's result takes many times the space of its text
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """Text that is tokenised as one."""
 
     text: str
@@ -28,7 +27,10 @@ class Piece(NamedTuple):
 
 
 def encoded(
-    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", encode: DimMap, after_group: Callable[[], None]
+    documents: Iterable[Document],
+    tokenizer: "PreTrainedTokenizerBase",
+    encode: MapJobs,
+    after_group: Callable[[], None],
 ) -> Iterator[Ids]:
     """The ids of each document and, behind those of a text, the end-of-text token; no other special token is added.
 
@@ -64,26 +66,29 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
-    def __call__(self, pieces: list[Piece]) -> list[tuple[Ids, bool]]:
+    def __call__(self, pieces: list[TextPiece]) -> list[tuple[Ids, bool]]:
         """The ids of each piece, and whether it is its document's last."""
         needs_offsets = any(piece.spans is not None for piece in pieces)
         encode = self._tokenizer.encode_batch if needs_offsets else self._tokenizer.encode_batch_fast
         encodings = encode([piece.text for piece in pieces], add_special_tokens=False)
         return [(self._ids(piece, e), piece.is_last) for piece, e in zip(pieces, encodings, strict=True)]
 
-    def _ids(self, piece: Piece, encoding: Any) -> Ids:
+    def _ids(self, piece: TextPiece, encoding: Any) -> Ids:
         tail = [self._eos] if piece.ends_with_eos else []
         ids = np.array([*encoding.ids, *tail], np.int64)
-        return Ids(ids) if piece.spans is None else Ids(ids, _counts(piece.spans, encoding.offsets, len(tail)))
+        return Ids(ids) if piece.spans is None else Ids(ids, token_mask(piece.spans, encoding.offsets, len(tail)))
 
 
-def _counts(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]], tail: int) -> np.ndarray:
-    """A token counts if its first character does; so does the end."""
+def token_mask(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]], tail: int) -> np.ndarray:
+    """Loss mask of a text's tokens and of `tail` tokens after them, bool [tokens + tail].
+
+    A token of the text, whose characters are `offsets`, is scored if its first character is; the tail always is.
+    """
     starts = np.array([start for start, _ in offsets], np.int64)
-    counts = np.zeros(len(starts), bool)
+    mask = np.zeros(len(starts), bool)
     for start, stop in spans:
-        counts |= (start <= starts) & (starts < stop)
-    return np.append(counts, [True] * tail).astype(bool)
+        mask |= (start <= starts) & (starts < stop)
+    return np.append(mask, [True] * tail).astype(bool)
 
 
 def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
@@ -100,25 +105,27 @@ def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
         yield content
 
 
-def _pieces(document: Document, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Piece]:
-    if isinstance(document.content, str):
-        yield from _text_pieces(document.content)
+def _pieces(document: Document, tokenizer: "PreTrainedTokenizerBase") -> Iterator[TextPiece]:
+    content = document.content
+    if isinstance(content, str):
+        yield from _text_pieces(content)
     else:
-        text, spans, ends_with_eos = marked(document, tokenizer)
-        yield Piece(text, True, ends_with_eos, spans)
+        assert not isinstance(content, Ids)
+        text, spans, ends_with_eos = content.loss_spans(tokenizer, document.where)
+        yield TextPiece(text, True, ends_with_eos, spans)
 
 
-def _text_pieces(text: str) -> Iterator[Piece]:
+def _text_pieces(text: str) -> Iterator[TextPiece]:
     """The text, cut behind a line's end where it is longer than GROUP_CHARACTERS."""
     start = 0
     while len(text) - start > GROUP_CHARACTERS:
         end = text.rfind("\n", start, start + GROUP_CHARACTERS) + 1 or start + GROUP_CHARACTERS
-        yield Piece(text[start:end], is_last=False, ends_with_eos=False)
+        yield TextPiece(text[start:end], is_last=False, ends_with_eos=False)
         start = end
-    yield Piece(text[start:])
+    yield TextPiece(text[start:])
 
 
-def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def _groups(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
     """The pieces in lists of about GROUP_CHARACTERS."""
     group, characters = [], 0
     for piece in pieces:

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minitron_cli.canonical_json import digest
 from minitron_cli.data.files import BATCH_ROWS, first_line, hashed, table_rows, total_bytes
 from minitron_cli.data.rows import Row, fields
 from minitron_cli.errors import DataError, EnvironmentFault
-from minitron_cli.io import digest
 
 if TYPE_CHECKING:
     import datasets

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, process_rank, progress
 from minitron_cli.data import token_file
 from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
 from minitron_cli.data.rows import Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
 from minitron_cli.data.token_file import ReadPosition, TokenFile
-from minitron_cli.data.workers import DimMap, mapping, processes_for
+from minitron_cli.data.workers import MapJobs, mapping, processes_for
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # T token of a block
 
-FORMAT = 3  # raise it when the same text and tokenizer give another token file
+FORMAT = 4  # raise it when the same text and tokenizer give another token file
 WAIT_SECONDS = 0.2
 
 
@@ -40,7 +40,7 @@ class Blocks:
 
     def __init__(self, file: TokenFile, sequence_length: int) -> None:
         self.sequence_length = sequence_length
-        self.fingerprint = io.digest([file.fingerprint, sequence_length])
+        self.fingerprint = canonical_json.digest([file.fingerprint, sequence_length])
         self._file = file
 
     def __len__(self) -> int:
@@ -63,11 +63,11 @@ class Blocks:
         span = self._span(i)
         return torch.from_numpy(np.searchsorted(self._file.starts, np.arange(span.start, span.stop), side="right") - 1)
 
-    def counts(self, i: int) -> Tensor | None:
+    def loss_mask(self, i: int) -> Tensor | None:
         """Which tokens of block i count, bool [T]; None if all do."""
-        if self._file.counts is None:
+        if self._file.loss_mask is None:
             return None
-        return torch.from_numpy(np.array(self._file.counts[self._span(i)]))
+        return torch.from_numpy(np.array(self._file.loss_mask[self._span(i)]))
 
     def _span(self, i: int) -> slice:
         if not 0 <= i < len(self):
@@ -89,11 +89,13 @@ def prepare(
     wait. DataError if a source is broken or there are too few tokens for one block.
     """
     split = Split.open(config, name)
-    key = io.digest([FORMAT, tokenizer_key, split.identity()])
+    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity()])
     directory = cache_dir / key[:16]
     file = token_file.find(directory, key)
     if file is None:
-        file = _create(directory, key, split, tokenizer) if io.is_first_process() else _wait_for(directory, key)
+        file = (
+            _create(directory, key, split, tokenizer) if process_rank.is_first_process() else _wait_for(directory, key)
+        )
     blocks = Blocks(file, config.sequence_length)
     if not len(blocks):
         raise DataError(
@@ -107,7 +109,7 @@ def _create(directory: Path, key: str, split: Split, tokenizer: "PreTrainedToken
     vocab_size = 1 + max(tokenizer.get_vocab().values())
     with ExitStack() as opened:
         documents = partial(_documents, split, tokenizer, vocab_size, opened)
-        return token_file.create(directory, key, vocab_size, documents, split.has_counts)
+        return token_file.create(directory, key, vocab_size, documents, split.has_loss_mask)
 
 
 def _wait_for(directory: Path, key: str) -> TokenFile:
@@ -148,7 +150,7 @@ def _stream(
     tokenizer: "PreTrainedTokenizerBase",
     vocab_size: int,
     step: progress.Step,
-    encode: DimMap | None,
+    encode: MapJobs | None,
     skip: int,
 ) -> Iterator[Ids]:
     """The ids of each document of source i that the split holds, but for the first ones."""

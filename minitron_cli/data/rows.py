@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minitron_cli.data.loss_spans import SpannedContent
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,27 +21,15 @@ class Row(NamedTuple):
     """Its share of the source's bytes, for progress bars."""
 
 
-class Completion(NamedTuple):
-    """What was asked and what was answered; only the answer counts."""
-
-    prompt: str
-    completion: str
-
-
 class Ids(NamedTuple):
     """Ready token ids, and which of them count (None: all)."""
 
     ids: "np.ndarray"
-    counts: "np.ndarray | None" = None
+    loss_mask: "np.ndarray | None" = None
 
 
-class Chat(NamedTuple):
-    """A conversation; only what the assistant says counts."""
-
-    messages: tuple[dict[str, Any], ...]
-
-
-Content = str | Completion | Chat | Ids
+Content = str | SpannedContent | Ids
+"""Text, text that is scored in part, or token ids."""
 
 
 class Document(NamedTuple):
@@ -66,30 +55,14 @@ def require_columns(columns: Sequence[str], present: list[str], where: str) -> N
             raise DataError(f"{where}: there is no column {column!r} but {listed}; set column to the one to read")
 
 
-def text_documents(rows: Iterable[Row], column: str) -> Iterator[Document]:
-    """The rows that are not empty, each checked to be text."""
-    return (Document(row.values[0], *row[1:]) for row in rows if _text(row, 0, column))
-
-
-def completion_documents(rows: Iterable[Row], columns: tuple[str, str]) -> Iterator[Document]:
-    """Prompt and completion of each row; those with an empty completion are skipped."""
-    pairs = ((Completion(*(_text(row, i, column) for i, column in enumerate(columns))), row) for row in rows)
-    return (Document(content, *row[1:]) for content, row in pairs if content.completion)
-
-
-def chat_documents(rows: Iterable[Row], column: str) -> Iterator[Document]:
-    """The conversations in which the assistant speaks."""
-    chats = ((_chat(row, column), row) for row in rows)
-    return (Document(chat, *row[1:]) for chat, row in chats if any(_is_answer(m) for m in chat.messages))
-
-
 def token_documents(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Document]:
     """The rows that are not empty, each as an array of integers; a second column says which of them count."""
     documents = ((_ids(row, columns), row) for row in rows)
     return (Document(content, *row[1:]) for content, row in documents if content.ids.size)
 
 
-def _text(row: Row, i: int, column: str) -> str:
+def text_value(row: Row, i: int, column: str) -> str:
+    """Value i of the row, which is that of `column`. DataError unless it is text that can be encoded in UTF-8."""
     value = row.values[i] if i < len(row.values) else None  # a text file has one value whatever is asked for
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column {column!r} holds {_kind(value)}, not text; drop or repair the row")
@@ -102,29 +75,14 @@ def _text(row: Row, i: int, column: str) -> str:
     return value
 
 
-def _chat(row: Row, column: str) -> Chat:
-    messages = row.values[0]
-    messages = list(messages) if hasattr(messages, "__iter__") and not isinstance(messages, str | dict) else []
-    if not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
-        raise DataError(
-            f"{row.where}: column {column!r} is not a conversation; "
-            "write a list of messages such as {'role': 'user', 'content': ...}"
-        )
-    return Chat(tuple(messages))
-
-
-def _is_answer(message: dict[str, Any]) -> bool:
-    return message["role"] == "assistant"
-
-
 def _ids(row: Row, columns: Sequence[str]) -> Ids:
     ids = _integers(row, 0, columns[0])
     if len(columns) == 1:
         return Ids(ids)
-    counts = _integers(row, 1, columns[1], kinds="iub")
-    if counts.shape != ids.shape or not set(counts.tolist()) <= {0, 1}:
+    mask = _integers(row, 1, columns[1], kinds="iub")
+    if mask.shape != ids.shape or not set(mask.tolist()) <= {0, 1}:
         raise DataError(f"{row.where}: column {columns[1]!r} must hold one 0 or 1 for each token id; repair the row")
-    return Ids(ids, counts.astype(bool))
+    return Ids(ids, mask.astype(bool))
 
 
 def _integers(row: Row, i: int, column: str, kinds: str = "iu") -> "np.ndarray":

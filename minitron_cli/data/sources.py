@@ -6,15 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from minitron_cli.data import files, hub, standard_library
-from minitron_cli.data.rows import (
-    Document,
-    Row,
-    chat_documents,
-    completion_documents,
-    require_columns,
-    text_documents,
-    token_documents,
-)
+from minitron_cli.data.formats import HELP, FormatName, RowFormat, documents, format_of
+from minitron_cli.data.formats.text import TextFormat
+from minitron_cli.data.rows import Document, Row, require_columns, token_documents
 from minitron_cli.spec import Quantity, Spec
 
 
@@ -36,39 +30,36 @@ class Corpus(NamedTuple):
 
 
 class Readable(Spec):
-    """What the rows of a source mean."""
+    """A source of rows, and how they are read."""
 
-    format: Literal["text", "chat", "completion"] = "text"
-    """text: all tokens count. chat: a list of messages (role, content), of which the assistant's words count.
-    completion: a prompt and its completion, which alone counts."""
+    format: FormatName = Field("text", description=HELP)
     column: str | None = None
-    """The column that holds the text, the messages or the completion; if nothing is said, that of its format's name
-    (text, messages, completion)."""
+    """The column that holds the text, the messages or the completion. Default: text, messages or completion, as the
+    format says."""
     prompt_column: str = "prompt"
     """The column that holds the prompt of a completion."""
 
     @property
-    def has_counts(self) -> bool:
-        """Whether some tokens of a document may not count."""
-        return self.format != "text"
+    def row_format(self) -> RowFormat:
+        """Format of the rows, with the columns that were named."""
+        return format_of(self.format, {"column": self.column, "prompt_column": self.prompt_column})
+
+    @property
+    def has_loss_mask(self) -> bool:
+        """Whether some tokens of a document may not be scored."""
+        return self.row_format.has_loss_mask
 
     @property
     def columns(self) -> tuple[str, ...]:
-        column = self.column or {"chat": "messages"}.get(self.format, self.format)
-        return (self.prompt_column, column) if self.format == "completion" else (column,)
+        """Columns to read."""
+        return self.row_format.columns
 
     def _documents(self, rows: Iterator[Row]) -> Iterator[Document]:
-        match self.format:
-            case "text":
-                return text_documents(rows, self.columns[0])
-            case "chat":
-                return chat_documents(rows, self.columns[0])
-            case "completion":
-                return completion_documents(rows, (self.columns[0], self.columns[1]))
+        return documents(rows, self.row_format)
 
     def _reading(self) -> list[Any]:
-        """What of it changes the documents."""
-        return [*self.columns] if self.format == "text" else [self.format, *self.columns]
+        """The part of the source's identity that says how its rows are read."""
+        return [self.format, *self.columns]
 
 
 class TextFiles(Readable):
@@ -88,7 +79,8 @@ class TextFiles(Readable):
     def open(self) -> Corpus:
         """The source as it is now. DataError if a file is missing or can't hold text."""
         paths = files.expand(self.paths)
-        read = files.passages if self.format == "text" and files.is_one_text(paths) else files.rows
+        is_corpus = isinstance(self.row_format, TextFormat) and files.is_one_text(paths)
+        read = files.passages if is_corpus else files.rows
         identity = [self.kind, *self._reading(), files.identity(paths)]
         return Corpus(
             _label(self.paths), identity, files.total_bytes(paths), lambda: self._documents(read(paths, self.columns))
@@ -151,7 +143,7 @@ class TokenIds(Spec):
     """Share of the tokens, relative to the other sources' weights."""
 
     @property
-    def has_counts(self) -> bool:
+    def has_loss_mask(self) -> bool:
         return self.counts_column is not None
 
     def open(self) -> Corpus:
@@ -171,13 +163,13 @@ class PythonStdlib(Spec):
     """The Python standard library's own source, without its tests: text that needs no download."""
 
     kind: Literal["python_stdlib"] = "python_stdlib"
-    split: standard_library.Split = "train"
+    split: standard_library.Part = "train"
     """3 % of the files, chosen by a hash of their path, are the validation split."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
     @property
-    def has_counts(self) -> bool:
+    def has_loss_mask(self) -> bool:
         return False
 
     def open(self) -> Corpus:
@@ -188,7 +180,7 @@ class PythonStdlib(Spec):
             "the standard library",
             identity,
             files.total_bytes(paths),
-            lambda: text_documents(files.rows(paths), column=""),
+            lambda: documents(files.rows(paths), TextFormat(column="")),
         )
 
 

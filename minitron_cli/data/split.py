@@ -8,7 +8,7 @@ from io import BytesIO
 from math import nextafter
 from typing import Literal
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, progress
 from minitron_cli.data import files
 from minitron_cli.data.rows import Content, Document, Ids
 from minitron_cli.data.sources import Corpus, DataConfig, Source
@@ -49,8 +49,8 @@ class Split:
         return [source.weight for source in self.sources]
 
     @property
-    def has_counts(self) -> bool:
-        return any(source.has_counts for source in self.sources)
+    def has_loss_mask(self) -> bool:
+        return any(source.has_loss_mask for source in self.sources)
 
     @property
     def size_bytes(self) -> int | None:
@@ -143,5 +143,5 @@ def _hash(content: Content) -> int:
     if isinstance(content, str):
         data = " ".join(content.casefold().split()).encode()
     else:
-        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else io.canonical_json(content)
+        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else canonical_json.compact(content)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")

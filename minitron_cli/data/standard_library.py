@@ -9,13 +9,13 @@ from typing import Literal
 
 from minitron_cli.errors import DataError
 
-Split = Literal["train", "validation"]
+Part = Literal["train", "validation"]
 
 TESTS = {"test", "tests", "idle_test"}
 VALIDATION_SHARE = 0.03
 
 
-def source_files(split: Split, root: Path | None = None) -> list[Path]:
+def source_files(split: Part, root: Path | None = None) -> list[Path]:
     """The library's .py files in one split, sorted; a file's split depends on nothing but its path in the library."""
     root = root or Path(sysconfig.get_path("stdlib"))
     files = [path for path in _library_files(root) if _split(path.relative_to(root)) == split]
@@ -32,6 +32,6 @@ def _library_files(root: Path) -> Iterator[Path]:
             yield from (path for path in found if not TESTS & set(path.relative_to(root).parts))
 
 
-def _split(path: Path) -> Split:
+def _split(path: Path) -> Part:
     digest = blake2b(path.as_posix().encode(), digest_size=4).digest()
     return "validation" if int.from_bytes(digest) < VALIDATION_SHARE * 2**32 else "train"

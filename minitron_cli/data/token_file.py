@@ -1,7 +1,7 @@
 """Token ids on disk: written once, checked before they are trusted, mapped into memory. Knows no text and no block.
 
 A directory of `tokens.bin` (all ids, uint16 or uint32), `starts.bin` (where each document begins in it, int64),
-`counts.bin` if some tokens may not count (a byte of 0 or 1 each) and `header.json`. All numbers are little-endian.
+`loss_mask.bin` if some tokens may not count (a byte of 0 or 1 each) and `header.json`. All numbers are little-endian.
 A long corpus is written in parts, directories of the same form, which are joined at the end: a killed run continues
 after the last part that it finished.
 """
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, io, progress
 from minitron_cli.data import files
 from minitron_cli.data.rows import Ids
 from minitron_cli.errors import DataError, EnvironmentFault
 
-TOKENS, STARTS, COUNTS, HEADER = "tokens.bin", "starts.bin", "counts.bin", "header.json"
+TOKENS, STARTS, LOSS_MASK, HEADER = "tokens.bin", "starts.bin", "loss_mask.bin", "header.json"
 START_DTYPE = "<i8"
 STRETCHES, SAMPLE_BYTES = 16, 16 << 20
 PART_TOKENS = 1 << 26  # a minute's work of one core
@@ -40,7 +40,7 @@ class TokenFile(NamedTuple):
     tokens: np.ndarray
     starts: np.ndarray
     """The offset of each document's first token, ascending."""
-    counts: np.ndarray | None
+    loss_mask: np.ndarray | None
     """Whether each token counts; None if all do."""
     fingerprint: str
     """A hash of all of it, wherever it lies."""
@@ -54,12 +54,12 @@ def find(directory: Path, key: str) -> TokenFile | None:
     return TokenFile(
         tokens=np.memmap(directory / TOKENS, header["dtype"], mode="r"),
         starts=np.memmap(directory / STARTS, START_DTYPE, mode="r"),
-        counts=np.memmap(directory / COUNTS, bool, mode="r") if (directory / COUNTS).is_file() else None,
-        fingerprint=io.digest(header["sha256"]),
+        loss_mask=np.memmap(directory / LOSS_MASK, bool, mode="r") if (directory / LOSS_MASK).is_file() else None,
+        fingerprint=canonical_json.digest(header["sha256"]),
     )
 
 
-def create(directory: Path, key: str, vocab_size: int, documents: Documents, has_counts: bool) -> TokenFile:
+def create(directory: Path, key: str, vocab_size: int, documents: Documents, has_loss_mask: bool) -> TokenFile:
     """Write the documents under another name, read them back, rename: a killed run leaves nothing at `directory`.
 
     What it does leave beside it are the parts that it finished; they are not made again.
@@ -70,7 +70,7 @@ def create(directory: Path, key: str, vocab_size: int, documents: Documents, has
     io.make_dirs(directory.parent)
     _sweep(directory.parent)
     try:
-        _Work(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_counts).do(documents)
+        _TokenFileWriter(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_loss_mask).do(documents)
     except FileNotFoundError:  # another process did the same work, was faster, and removed the parts
         if find(directory, key) is None:
             raise
@@ -87,12 +87,12 @@ def _sweep(directory: Path) -> None:
             io.remove_tree(parts)
 
 
-class _Work:
+class _TokenFileWriter:
     """The making of one token file."""
 
-    def __init__(self, directory: Path, key: str, dtype: str, has_counts: bool) -> None:
+    def __init__(self, directory: Path, key: str, dtype: str, has_loss_mask: bool) -> None:
         self.directory, self.key, self.dtype = directory, key, dtype
-        self.names = (TOKENS, STARTS, COUNTS) if has_counts else (TOKENS, STARTS)
+        self.names = (TOKENS, STARTS, LOSS_MASK) if has_loss_mask else (TOKENS, STARTS)
         self.parts_directory = directory.with_name(directory.name + PARTS)
 
     def do(self, documents: Documents) -> None:
@@ -130,29 +130,29 @@ class _Work:
     ) -> ReadPosition:
         """Documents until a part is full; the place behind the last of them."""
         end, position = place, 0
-        with self._new_files(directory) as (tokens, starts, *counts):
+        with self._new_files(directory) as (tokens, starts, *masks):
             for ids, behind in documents:
                 end = behind
                 starts.write(np.array(position, START_DTYPE).tobytes())
                 tokens.write(ids.ids.astype(self.dtype).tobytes())
-                for file in counts:
+                for file in masks:
                     file.write(_all_or(ids).tobytes())
                 position += len(ids.ids)
                 if position >= PART_TOKENS:
                     break
         assert end is not None
-        self._seal(directory, [tokens, starts, *counts], {"from": place, "to": end})
+        self._seal(directory, [tokens, starts, *masks], {"from": place, "to": end})
         return end
 
     def _join(self, directory: Path, parts: Iterable[Path]) -> None:
         """The parts' content behind each other."""
-        with self._new_files(directory) as (tokens, starts, *counts):
+        with self._new_files(directory) as (tokens, starts, *masks):
             for part in parts:
                 base = tokens.size_bytes // np.dtype(self.dtype).itemsize
                 starts.write((np.fromfile(part / STARTS, START_DTYPE) + base).astype(START_DTYPE).tobytes())
-                for file in (tokens, *counts):
+                for file in (tokens, *masks):
                     _copy(part / file.path.name, file)
-        self._seal(directory, [tokens, starts, *counts], {})
+        self._seal(directory, [tokens, starts, *masks], {})
 
     @contextmanager
     def _new_files(self, directory: Path) -> Iterator[list[io.NewFile]]:
@@ -166,7 +166,7 @@ class _Work:
                 f"{directory}: the disk returns other bytes than were written; check it and run again"
             )
         header = {"key": self.key, "dtype": self.dtype, "sha256": sha256, "samples": _samples(directory)} | more
-        io.write_new_json(directory / HEADER, header | {"header_sha256": io.digest(header)})
+        io.write_new_json(directory / HEADER, header | {"header_sha256": canonical_json.digest(header)})
 
     def _sound_parts(self) -> list[Path]:
         """The parts of an earlier run, as far as each continues the one before; the others are removed."""
@@ -203,14 +203,14 @@ def _copy(path: Path, file: io.NewFile) -> None:
 
 
 def _all_or(document: Ids) -> np.ndarray:
-    return np.ones(len(document.ids), bool) if document.counts is None else document.counts
+    return np.ones(len(document.ids), bool) if document.loss_mask is None else document.loss_mask
 
 
 def _header(directory: Path) -> dict[str, Any] | None:
     """The header, if its own hash says that it is whole."""
     try:
         header = json.loads((directory / HEADER).read_bytes())
-        is_whole = header.pop("header_sha256") == io.digest(header)
+        is_whole = header.pop("header_sha256") == canonical_json.digest(header)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return header if is_whole else None
@@ -223,7 +223,7 @@ def _header_of(directory: Path) -> dict[str, Any]:
 
 
 def _samples(directory: Path) -> list[str]:
-    return [_sample(path) for path in (directory / name for name in (TOKENS, STARTS, COUNTS)) if path.is_file()]
+    return [_sample(path) for path in (directory / name for name in (TOKENS, STARTS, LOSS_MASK)) if path.is_file()]
 
 
 def _sample(path: Path) -> str:

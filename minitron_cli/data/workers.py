@@ -20,7 +20,7 @@ from minitron_cli.errors import EnvironmentFault
 MOST = 16  # the process that reads cannot feed more
 BYTES_EACH = 32 << 20  # of text, some ten seconds' work: less is not worth the second that a process takes to start
 
-DimMap = Callable[[Iterable[Any]], Iterator[Any]]
+MapJobs = Callable[[Iterable[Any]], Iterator[Any]]
 
 
 def processes_for(size_bytes: int | None) -> int:
@@ -31,7 +31,7 @@ def processes_for(size_bytes: int | None) -> int:
 
 
 @contextmanager
-def mapping(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], processes: int) -> Iterator[DimMap]:
+def mapping(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], processes: int) -> Iterator[MapJobs]:
     """`make(*arguments)`, called once in each process, over jobs; few of them are in memory at a time.
 
     EnvironmentFault if a process is killed. Whoever calls this from a script of their own with more than one process

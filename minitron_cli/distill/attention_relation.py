@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron_cli.distill.losses import ForwardKL
+from minitron_cli.distill.losses.forward_kl import ForwardKL
 
 CHUNK_BYTES = {"cpu": 4 << 20, "accelerator": 256 << 20}  # of one model's relations, all heads
 NEVER = -1e30  # a logit whose probability is 0, and whose difference from another such is too

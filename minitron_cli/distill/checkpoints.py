@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress, strict_json
+from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.checkpoint.reader import Checkpoint, read_header
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.distill.distributed import ProcessGroup
@@ -70,23 +70,23 @@ def save(
     keep_last: int,
     *,
     kind: Kind = "step",
-    world: ProcessGroup | None = None,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Commit the state after `step` steps of the run with digest `run`; then remove all but the newest `keep_last`.
 
-    With a `world`, all its processes take part and `tensors` are what each has; else they are the whole.
+    With a `group`, all its processes take part and `tensors` are what each has; else they are the whole.
     """
-    rank, size = (world.rank, world.size) if world else (0, 1)
-    temporary = _first(world, io.temporary_dir(_made(scratch), _name(kind, step)) if rank == 0 else None)
+    rank, size = (group.rank, group.size) if group else (0, 1)
+    temporary = _first(group, io.temporary_dir(_made(scratch), _name(kind, step)) if rank == 0 else None)
     assert temporary is not None
     try:
         name = TENSORS if size == 1 else f"state-{rank + 1:05d}-of-{size:05d}.safetensors"
         write_safetensors(temporary / name, tensors)
         written = (name, *io.file_record(temporary / name))
-        files = world.from_all(written) if world else [written]
+        files = group.all_gather(written) if group else [written]
         if rank == 0:
             content = {"schema": SCHEMA_VERSION, "run": run, "step": step, "files": files, "record": record}
-            io.write_new_json(temporary / RECORD, {"sha256": io.digest(content), "content": content})
+            io.write_new_json(temporary / RECORD, {"sha256": canonical_json.digest(content), "content": content})
             io.publish(temporary, scratch / _name(kind, step))
     finally:
         if rank == 0 and temporary.exists():
@@ -96,8 +96,8 @@ def save(
             io.remove_tree(scratch / _name(kind, old))
 
 
-def _first(world: ProcessGroup | None, path: Path | None) -> Path | None:
-    return world.from_first(path) if world else path
+def _first(group: ProcessGroup | None, path: Path | None) -> Path | None:
+    return group.broadcast(path) if group else path
 
 
 def _made(directory: Path) -> Path:
@@ -179,7 +179,7 @@ def _verified(path: Path) -> dict[str, Any]:
     """What state.json says. CheckpointError and the like unless every byte is as it was written."""
     outer = strict_json.load(path / RECORD)
     content = outer["content"]
-    if io.digest(content) != outer["sha256"]:
+    if canonical_json.digest(content) != outer["sha256"]:
         raise CheckpointError(f"{RECORD} has changed")
     if content["schema"] != SCHEMA_VERSION:
         raise CheckpointError(f"{RECORD} has schema {content['schema']}")

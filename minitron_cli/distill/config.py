@@ -5,7 +5,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minitron_cli.distill.losses import CrossEntropy, ForwardKL, KDLoss, TwoPassLoss
+from minitron_cli.distill.losses import KDLoss
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
+from minitron_cli.distill.losses.forward_kl import ForwardKL
+from minitron_cli.distill.losses.two_pass import TwoPassLoss
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Quantity, Spec
 

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)  # with others, who may be tokenising or hashing a checkpoint; a launcher ends the dead
+TIMEOUT = timedelta(hours=2)  # with others, who may be tokenising or hashing a checkpoint; a launcher ends the dead
 
 
 class ProcessGroup:
@@ -26,7 +26,7 @@ class ProcessGroup:
     def __init__(self, device: str, *, alone: bool = False) -> None:
         from accelerate import PartialState
 
-        self._state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
+        self._state = PartialState(cpu=torch.device(device).type == "cpu", timeout=TIMEOUT)
         self.rank: int = 0 if alone else self._state.process_index
         self.size: int = 1 if alone else self._state.num_processes
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
@@ -48,21 +48,21 @@ class ProcessGroup:
         """Whether any process claims it; all of them learn the same."""
         return self.sum(claim) > 0
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value."""
         values: list[T] = [value]
         if self.size > 1:
             distributed.broadcast_object_list(values)
         return values[0]
 
-    def from_all(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every process's value, in their order."""
         values = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             self._state.wait_for_everyone()

@@ -18,7 +18,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
 from minitron_cli.distill.fused.objective import HeadInput, check_vocab, fused_objective
 from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_loss, projection
-from minitron_cli.distill.losses import ForwardKL
+from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, documents
 from minitron_cli.errors import CheckpointError
@@ -28,15 +28,12 @@ from minitron_cli.model.taps import layer_module
 
 T = TypeVar("T")
 
-HELD_OUT = ("loss", "kl")
-"""What `evaluate` adds up: cross-entropy with the text, and KL(teacher || student) where there is a teacher; nats."""
-
 
 class Losses(NamedTuple):
     total: Tensor
     """Scalar with gradients."""
     figures_F: Tensor
-    """In the order of `Models.figures`, detached."""
+    """In the order of `ModelPair.figures`, detached."""
 
 
 class Decoder(nn.Module):
@@ -66,7 +63,7 @@ class Decoder(nn.Module):
         return Head(linear.weight, getattr(linear, "bias", None), self._softcap, self._scale)
 
 
-class Models:
+class ModelPair:
     """Student and teacher on one device, the student with fp32 weights, the teacher frozen in what is computed in."""
 
     def __init__(
@@ -75,14 +72,14 @@ class Models:
         teacher: Any | None,
         config: DistillConfig,
         pairs: Sequence[StatePair],
-        world: ProcessGroup,
+        group: ProcessGroup,
         precision: Precision,
         *,
         is_sharded: bool = False,
         student_rows: RowReader | None = None,
         teacher_rows: RowReader | None = None,
     ) -> None:
-        self.config, self.world, self.device, self.precision = config, world, world.device, precision
+        self.config, self.group, self.device, self.precision = config, group, group.device, precision
         self.student, self.teacher = student, teacher
         self.is_sharded = is_sharded
         self.pairs = tuple(pairs) if config.hidden is not None else ()
@@ -91,10 +88,12 @@ class Models:
             check_vocab(teacher.config, student.config, None, None)
             widths = _width(student), _width(teacher)
             self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
-            self._guide = self._placed(teacher.requires_grad_(False), None, _dtype(precision), teacher_rows, "teacher")
+            self._teacher = self._placed(
+                teacher.requires_grad_(False), None, _dtype(precision), teacher_rows, "teacher"
+            )
         if config.activation_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._learner = self._placed(student, self.project, torch.float32, student_rows, "student")
+        self._student = self._placed(student, self.project, torch.float32, student_rows, "student")
 
     def _placed(
         self, model: Any, project: nn.Module | None, dtype: torch.dtype, rows: RowReader | None, role: str
@@ -103,11 +102,11 @@ class Models:
         _cast_(model.eval(), dtype)
         decoder = Decoder(model, project)
         if self.is_sharded:
-            sharding.shard_(decoder, _layers(model), self.world, self.precision)
+            sharding.shard_(decoder, _layers(model), self.group, self.precision)
         elif not is_spread(model):
             decoder.to(self.device)
         if rows is not None:
-            sharding.fill_(decoder, model, self.world, rows)
+            sharding.fill_(decoder, model, self.group, rows)
         _refuse_non_finite(model, role)
         decoder.check_head()
         return decoder
@@ -126,13 +125,13 @@ class Models:
         """The sums over this batch's counted tokens, divided by `count`."""
         rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            student_BTD, student_states = self._decode(self._learner, batch, [pair.student for pair in self.pairs])
+            student_BTD, student_states = self._decode(self._student, batch, [pair.student for pair in self.pairs])
             teacher_side, teacher_states = None, dict[str, Tensor]()
             if self.teacher is not None and self.config.needs_teacher:
                 with torch.no_grad():
-                    teacher_BTD, teacher_states = self._decode(self._guide, batch, [p.teacher for p in self.pairs])
+                    teacher_BTD, teacher_states = self._decode(self._teacher, batch, [p.teacher for p in self.pairs])
                 teacher_side = HeadInput(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
-            student_side = HeadInput(student_BTD.flatten(0, 1), self._learner.head).rows(rows_N)
+            student_side = HeadInput(student_BTD.flatten(0, 1), self._student.head).rows(rows_N)
             objective = fused_objective(
                 self.config.losses, student_side, teacher_side, labels_N, count=count, low_memory=self.config.low_memory
             )
@@ -157,30 +156,30 @@ class Models:
         """The sums of `HELD_OUT` over the batch's counted tokens, [2] in fp64."""
         rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            student_BTD, _ = self._decode(self._learner, batch)
-            student = HeadInput(student_BTD.flatten(0, 1), self._learner.head).rows(rows_N)
+            student_BTD, _ = self._decode(self._student, batch)
+            student = HeadInput(student_BTD.flatten(0, 1), self._student.head).rows(rows_N)
             nll = student.head.nll(student.hidden_ND, labels_N).sum(dtype=torch.float64)
             kl = torch.zeros_like(nll)
             if self.teacher is not None:
-                teacher_BTD, _ = self._decode(self._guide, batch)
+                teacher_BTD, _ = self._decode(self._teacher, batch)
                 teacher = HeadInput(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
                 kl += fused_objective([ForwardKL()], student, teacher, None, count=1, low_memory=True).total
         return torch.stack([nll, kl])
 
     def release(self) -> None:
         """Leave the student's parameters as this process has them: its rows, if the models are sharded."""
-        sharding.release(self._learner)
+        sharding.release(self._student)
 
     @cached_property
     def _moved_head(self) -> Head:
         """A copy on the student's device of a head that may be on another: made once, as it stays as it is."""
-        head = self._guide.head
+        head = self._teacher.head
         bias_V = None if head.bias_V is None else head.bias_V.to(self.device)
         return head._replace(weight_VD=head.weight_VD.to(self.device), bias_V=bias_V)
 
     @property
     def _teacher_head(self) -> Head:
-        return self._moved_head if is_spread(self.teacher) else self._guide.head
+        return self._moved_head if is_spread(self.teacher) else self._teacher.head
 
     def _decode(self, decoder: Decoder, batch: Batch, modules: Iterable[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """The last hidden states, and the outputs of the named modules."""

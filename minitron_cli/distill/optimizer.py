@@ -59,10 +59,10 @@ class Optimizer:
             }
         return tensors
 
-    def load_(self, saved: Saved, world: ProcessGroup) -> None:
+    def load_(self, saved: Saved, group: ProcessGroup) -> None:
         """Take over a state that `tensors` gave, of any number of processes; of `weights`, those alone."""
         for name, p in self.parameters.items():
-            rows = span(p.data, world)
+            rows = span(p.data, group)
             local(p.data).copy_(saved.rows(f"parameter.{name}", *rows))
             if f"step.{name}" in saved:
                 state = self._adamw.state[p] = {moment: torch.empty_like(p.data) for moment in MOMENTS[1:]}

@@ -29,18 +29,18 @@ class RowReader(Protocol):
     def __call__(self, name: str, like: Tensor, start: int, stop: int) -> Tensor: ...
 
 
-def is_wanted(config: DistillConfig, world: ProcessGroup, trained: int, teacher_bytes: int) -> bool:
+def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, teacher_bytes: int) -> bool:
     """Whether to shard a student of so many trained parameters, and a teacher of so many bytes."""
-    if world.size == 1 or config.sharding == "none":
+    if group.size == 1 or config.sharding == "none":
         return False
     if config.sharding == "full":
         return True
-    on_one_machine = world.local_size if world.device.type == "cpu" else 1
+    on_one_machine = group.local_size if group.device.type == "cpu" else 1
     needed = (trained * TRAINED_BYTES + teacher_bytes) * on_one_machine
-    return world.any(not memory.fits(needed, 0, str(world.device)))
+    return group.any(not memory.fits(needed, 0, str(group.device)))
 
 
-def shard_(root: nn.Module, layers: Iterable[nn.Module], world: ProcessGroup, precision: Precision) -> None:
+def shard_(root: nn.Module, layers: Iterable[nn.Module], group: ProcessGroup, precision: Precision) -> None:
     """Leave each process its rows of `root`; parameters that are trained are computed with in `precision`.
 
     Weights may be on the CPU, the same in all processes, or nowhere yet (on the meta device): see `fill_`.
@@ -53,7 +53,7 @@ def shard_(root: nn.Module, layers: Iterable[nn.Module], world: ProcessGroup, pr
     is_trained = any(p.requires_grad for p in root.parameters())
     dtype = torch.bfloat16 if is_trained and precision == "bf16" else None
     policy: Any = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = init_device_mesh(group.device.type, (group.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # the losses need the head
@@ -63,11 +63,11 @@ def shard_(root: nn.Module, layers: Iterable[nn.Module], world: ProcessGroup, pr
             module.set_force_sum_reduction_for_comms(True)
 
 
-def fill_(root: nn.Module, model: nn.Module, world: ProcessGroup, rows: RowReader) -> None:
+def fill_(root: nn.Module, model: nn.Module, group: ProcessGroup, rows: RowReader) -> None:
     """Give `model`, a part of the sharded `root` that has no weights yet, this process's rows of them."""
-    root._apply(lambda t: torch.empty_like(t, device=world.device) if t.is_meta else t)
+    root._apply(lambda t: torch.empty_like(t, device=group.device) if t.is_meta else t)
     for name, p in model.named_parameters():
-        local(p.data).copy_(rows(name, p, *span(p.data, world)))
+        local(p.data).copy_(rows(name, p, *span(p.data, group)))
 
 
 def release(root: nn.Module) -> None:
@@ -83,11 +83,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def span(tensor: Tensor, world: ProcessGroup) -> tuple[int, int]:
+def span(tensor: Tensor, group: ProcessGroup) -> tuple[int, int]:
     """Which rows of the whole `local` has: first, and one after the last."""
     if not isinstance(tensor, DTensor):
         return 0, len(tensor)
-    start = min(world.rank * -(-len(tensor) // world.size), len(tensor))
+    start = min(group.rank * -(-len(tensor) // group.size), len(tensor))
     return start, start + len(local(tensor))
 
 

@@ -28,7 +28,7 @@ PEAK_FLOPS = {  # dense bf16, from the makers' data sheets; the longest name tha
 
 
 @dataclass
-class Throughput:
+class TrainingThroughput:
     """Steps and the time they took; what happens between steps does not count."""
 
     step_tokens: int

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from minitron_cli import io
+from minitron_cli import io, process_rank
 from minitron_cli.errors import RecipeError
 
 PACKAGES = {"comet_ml": "comet-ml"}
@@ -39,7 +39,9 @@ def opened(
     """What to call with each row of figures; its step is among them. Only the first process shows anything."""
     check(names)
     with ExitStack() as stack:
-        trackers = [_open(name, directory, run, settings, stack) for name in names] if io.is_first_process() else []
+        trackers = (
+            [_open(name, directory, run, settings, stack) for name in names] if process_rank.is_first_process() else []
+        )
 
         def log(row: Mapping[str, float]) -> None:
             figures = {name: value for name, value in row.items() if name != "step"}

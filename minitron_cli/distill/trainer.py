@@ -6,7 +6,7 @@ the optimizer's moments and the figures so far; it is saved between two steps an
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,23 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, progress
 from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import checkpoints
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.curves import HELD_OUT, CurveRow, training_figures
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
-from minitron_cli.distill.model_pair import Models
+from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.schedule import learning_rate
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, targets
-from minitron_cli.distill.throughput import Throughput, peak_flops, step_flops
+from minitron_cli.distill.throughput import TrainingThroughput, peak_flops, step_flops
 from minitron_cli.distill.validation import NOTHING, evaluate
 from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
-
-Row = dict[str, float]
+from minitron_cli.figures import Figure
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class TrainResult:
     steps: int
     tokens: int
     """Of the whole run, resumed parts included."""
-    metrics: list[Row]
+    metrics: list[CurveRow]
     """A row per step: step (from 1), tokens, loss, each loss by its kind, hidden, learning_rate, grad_norm."""
-    validation: list[Row]
+    validation: list[CurveRow]
     """A row per evaluation: step (0 before the first), tokens, loss and, with a teacher, kl; in nats per token."""
     throughput: dict[str, float | str | bool]
     """Of this process's part of the run: steps, tokens, seconds, tokens_per_second, processes, precision, ..."""
@@ -73,8 +73,8 @@ def train(
     resume: bool = True,
     pairs: Sequence[StatePair] = (),
     device: str = "cpu",
-    placing: Placement = Placement(),
-    log: Callable[[Row], None] = lambda row: None,
+    placement: Placement = Placement(),
+    log: Callable[[CurveRow], None] = lambda row: None,
     until: int | None = None,
     alone: bool = False,
 ) -> TrainResult:
@@ -89,9 +89,9 @@ def train(
     `until` is a step to stop after, with the state saved, for a later call to go on from. `alone`: no other process has
     a part in this run.
     """
-    world = ProcessGroup(device, alone=alone)
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, world, placing, log)
+    group = ProcessGroup(device, alone=alone)
+    with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
+        run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, group, placement, log)
         run.start(resume)
         return run.finish(until)
 
@@ -106,45 +106,45 @@ class _Run:
         config: DistillConfig,
         scratch: Path | None,
         pairs: Sequence[StatePair],
-        world: ProcessGroup,
-        placing: Placement,
-        log: Callable[[Row], None],
+        group: ProcessGroup,
+        placement: Placement,
+        log: Callable[[CurveRow], None],
     ) -> None:
-        self.config, self.scratch, self.world = config, scratch, world
+        self.config, self.scratch, self.group = config, scratch, group
         self.section = config.section
-        self.log = log if world.rank == 0 else lambda row: None
+        self.log = log if group.rank == 0 else lambda row: None
         self.train_blocks, self.validation_blocks = train_blocks, validation_blocks
         self.total_steps = self.last_step = config.total_steps(train_blocks.sequence_length)
         self._check(pairs)
-        self.models = Models(
+        self.models = ModelPair(
             student,
             teacher,
             config,
             pairs,
-            world,
-            resolve_precision(config.precision, world.device),
-            is_sharded=placing.is_sharded,
-            student_rows=placing.student_rows,
-            teacher_rows=placing.teacher_rows,
+            group,
+            resolve_precision(config.precision, group.device),
+            is_sharded=placement.is_sharded,
+            student_rows=placement.student_rows,
+            teacher_rows=placement.teacher_rows,
         )
         self.optimizer = Optimizer(self.models.trained(), config)
         self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs)
         length, needed = train_blocks.sequence_length, teacher if config.needs_teacher else None
-        step_tokens, peak = config.batch_size * length, peak_flops(world.device, self.models.precision)
-        self.pace = Throughput(
-            step_tokens, step_flops(student, needed, step_tokens, length), peak and peak * world.size
+        step_tokens, peak = config.batch_size * length, peak_flops(group.device, self.models.precision)
+        self.throughput = TrainingThroughput(
+            step_tokens, step_flops(student, needed, step_tokens, length), peak and peak * group.size
         )
         self.step = 0
         self.saved_step = 0
-        self.metrics: list[Row] = []
-        self.validation: list[Row] = []
+        self.metrics: list[CurveRow] = []
+        self.validation: list[CurveRow] = []
 
     def _check(self, pairs: Sequence[StatePair]) -> None:
         if not len(self.train_blocks):
             raise DataError("the training data fill no block: give more text, or lower data.sequence_length")
-        if self.config.batch_size < self.world.size:
+        if self.config.batch_size < self.group.size:
             raise RecipeError(
-                f"{self.section}.batch_size {self.config.batch_size} is below the {self.world.size} processes: raise it"
+                f"{self.section}.batch_size {self.config.batch_size} is below the {self.group.size} processes: raise it"
             )
         if self.config.warmup_steps >= self.total_steps:
             progress.warn_once(  # of a search's candidates, all would say it, at every rung
@@ -163,22 +163,22 @@ class _Run:
         if self.scratch is None:
             return
         step = 0
-        if self.world.rank == 0:
+        if self.group.rank == 0:
             if not resume:
                 checkpoints.clear(self.scratch)
             step = checkpoints.newest(self.scratch, self.identity) or 0
             checkpoints.forget_best(self.scratch, step)  # those of evaluations that come again
-        step = self.world.from_first(step)
+        step = self.group.broadcast(step)
         if step:
             saved = checkpoints.load(self.scratch, step)
-            self.optimizer.load_(saved, self.world)
+            self.optimizer.load_(saved, self.group)
             self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
             self.step = self.saved_step = step
             if not saved.record.get("is_pause"):  # which whoever asked for it knows
                 progress.say(f"{self.section}: continues after step {step:,} of {self.total_steps:,}")
-            if (processes := saved.record["processes"]) != self.world.size:
+            if (processes := saved.record["processes"]) != self.group.size:
                 progress.say(
-                    f"{self.section}: saved by {processes} processes and continued by {self.world.size}: "
+                    f"{self.section}: saved by {processes} processes and continued by {self.group.size}: "
                     "the same samples in the same order, sums rounded differently"
                 )
 
@@ -191,7 +191,7 @@ class _Run:
             self._evaluate_if_due()
             while self.step < self.last_step:
                 row = self._optimize()
-                _show(advance, 1, loss=row["loss"], **self.pace.shown())
+                _show(advance, 1, loss=row["loss"], **self.throughput.shown())
                 self._save_if_due()
                 self._evaluate_if_due()
         exported = self._export_()
@@ -205,13 +205,13 @@ class _Run:
         is_over = self.step == self.total_steps
         if self.config.export == "last" or best is None or self.scratch is None or not is_over:
             return self.step
-        is_there = self.world.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
-        if not self.world.from_first(is_there):
+        is_there = self.group.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
+        if not self.group.broadcast(is_there):
             progress.warn(
                 f"{self.section}: the weights of step {best:,}, the best, were lost; the last step's are used"
             )
             return self.step
-        self.optimizer.load_(checkpoints.load(self.scratch, best, "best"), self.world)
+        self.optimizer.load_(checkpoints.load(self.scratch, best, "best"), self.group)
         return best
 
     def _best_step(self) -> int | None:
@@ -221,21 +221,21 @@ class _Run:
 
     # One step
 
-    def _optimize(self) -> Row:
+    def _optimize(self) -> CurveRow:
         """Do the next step. RunFailed, with weights and moments as they were, if it is not finite."""
         started, size = time.monotonic(), self.config.batch_size
         ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
-        torch.manual_seed(_step_seed(self.config.seed, self.step, self.world.rank))
+        torch.manual_seed(_step_seed(self.config.seed, self.step, self.group.rank))
         self.models.student.train()
         hidden_weight = self._hidden_weight()
-        figures_F = self._accumulate_(rank_slice(ids, self.world.rank, self.world.size), hidden_weight)
+        figures_F = self._accumulate_(rank_slice(ids, self.group.rank, self.group.size), hidden_weight)
         row = self._row(figures_F, self.optimizer.clip_(), hidden_weight)
-        self._refuse_non_finite(row, f"on samples {_some(ids)}")
+        self._refuse_non_finite(row, training_figures(self.config), f"on samples {_some(ids)}")
         self.optimizer.step_(row["learning_rate"])
         self.step += 1
         self.metrics.append(row)
         self.log(row)
-        self.pace.add(time.monotonic() - started)
+        self.throughput.add(time.monotonic() - started)
         return row
 
     def _accumulate_(self, ids: Sequence[int], hidden_weight: float) -> Tensor:
@@ -244,15 +244,15 @@ class _Run:
         Every part is divided by the whole step's count, so parts of unequal length weigh by their tokens.
         """
         parts = self._micro_batches(ids)
-        count = int(self.world.sum(sum(len(target.labels_N) for _, target in parts)))
+        count = int(self.group.sum(sum(len(target.labels_N) for _, target in parts)))
         if count == 0:
             raise DataError("no token of a batch follows another of its document: give longer documents or blocks")
-        figures_F = torch.zeros(len(self.models.figures), device=self.world.device)
+        figures_F = torch.zeros(len(self.models.figures), device=self.group.device)
         for part, target in parts:
             losses = self.models.losses(part, target, count, hidden_weight)
             losses.total.backward()
             figures_F += losses.figures_F
-        self.world.sum_([figures_F, *self.optimizer.gradients])
+        self.group.sum_([figures_F, *self.optimizer.gradients])
         return figures_F
 
     def _micro_batches(self, ids: Sequence[int]) -> list[tuple[Batch, Targets]]:
@@ -260,7 +260,7 @@ class _Run:
         batches = [batch(self.train_blocks, ids[i : i + size]) for i in range(0, len(ids), size)]
         parts = [(part, targets(part)) for part in batches]
         if self.models.is_sharded:  # every process runs equally often, as the others need its rows
-            most = math.ceil(math.ceil(self.config.batch_size / self.world.size) / size)
+            most = math.ceil(math.ceil(self.config.batch_size / self.group.size) / size)
             parts += [(batches[0], NOTHING)] * (most - len(parts))
         return parts
 
@@ -273,10 +273,10 @@ class _Run:
         last = self.metrics[-1] if self.metrics else {}
         return self._on_logits(last) / last["hidden"] if last.get("hidden") else 0.0
 
-    def _on_logits(self, row: Row) -> float:
+    def _on_logits(self, row: CurveRow) -> float:
         return sum(loss.weight * row[loss.kind] for loss in self.config.losses)
 
-    def _row(self, figures_F: Tensor, norm: Tensor, hidden_weight: float) -> Row:
+    def _row(self, figures_F: Tensor, norm: Tensor, hidden_weight: float) -> CurveRow:
         *values, grad_norm = torch.cat([figures_F, norm.to(figures_F).reshape(1)]).tolist()
         figures = dict(zip(self.models.figures, values, strict=True))
         if "hidden" in figures:
@@ -293,14 +293,14 @@ class _Run:
             "grad_norm": grad_norm,
         }
 
-    def _refuse_non_finite(self, row: Row, where: str) -> None:
+    def _refuse_non_finite(self, row: CurveRow, figures: Mapping[str, Figure], where: str) -> None:
         wrong = next((name for name, value in row.items() if not math.isfinite(value)), None)
         if wrong is None:
             return
         self.optimizer.drop_gradients_()
         kept = f"the state after step {self.saved_step} is kept" if self.saved_step else "no state was saved yet"
         raise RunFailed(
-            f"{self.section}: {wrong} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
+            f"{self.section}: {figures[wrong].title} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
             f"lower {self.section}.learning_rate, or look at what the model makes of this text"
         )
 
@@ -324,14 +324,14 @@ class _Run:
             return
         c = self.config
         means = evaluate(
-            self.models, self.validation_blocks, c.eval_blocks, c.micro_batch_size, self.world, self._is_stopping
+            self.models, self.validation_blocks, c.eval_blocks, c.micro_batch_size, self.group, self._is_stopping
         )
         if means is None:
             self._save()
             progress.raise_if_stopped()
         else:
             row = {"step": self.step, "tokens": self._tokens(self.step), **means}
-            self._refuse_non_finite(row, "on held-out text")
+            self._refuse_non_finite(row, HELD_OUT, "on held-out text")
             self.validation.append(row)
             self.log({f"held_out/{name}": value for name, value in row.items()} | {"step": self.step})
             if self.config.export == "best" and self._best_step() == self.step:
@@ -339,7 +339,7 @@ class _Run:
 
     def _is_stopping(self) -> bool:
         """Whether any process was asked to stop; then all of them do."""
-        is_stopping = self.world.any(progress.stop_requested())
+        is_stopping = self.group.any(progress.stop_requested())
         if is_stopping and not progress.stop_requested():
             progress.request_stop(SIGTERM)
         return is_stopping
@@ -350,7 +350,7 @@ class _Run:
         record = {
             "metrics": self.metrics,
             "validation": self.validation,
-            "processes": self.world.size,
+            "processes": self.group.size,
             "is_pause": self.step == self.last_step < self.total_steps,
         }
         self._write("step", self.optimizer.tensors(), record, self.config.keep_last)
@@ -363,17 +363,17 @@ class _Run:
     def _write(self, kind: checkpoints.Kind, tensors: dict[str, Tensor], record: dict[str, Any], keep: int) -> None:
         """Sharded, all processes write what they have; else the first, what all of them have."""
         assert self.scratch is not None
-        world = self.world if self.models.is_sharded else None
-        if world or self.world.rank == 0:
-            checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, world=world)
-        self.world.wait()
+        group = self.group if self.models.is_sharded else None
+        if group or self.group.rank == 0:
+            checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, group=group)
+        self.group.barrier()
 
     def _throughput(self, seconds: float) -> dict[str, float | str | bool]:
         """Of this process's part of the run, evaluations and checkpoints included in `seconds`."""
         return {
             "seconds": round(seconds, 3),
-            **self.pace.summary(),
-            "processes": self.world.size,
+            **self.throughput.summary(),
+            "processes": self.group.size,
             "precision": self.models.precision,
             "sharded": self.models.is_sharded,
         }
@@ -390,7 +390,7 @@ def _identity(
     """A digest of what decides the run's numbers, but for the models: whoever names the directory knows those."""
     numbers = config.model_dump(mode="json", exclude={"save_every", "keep_last"})
     held_out = None if validation_blocks is None else validation_blocks.fingerprint
-    return io.digest([numbers, train_blocks.fingerprint, held_out, pairs])
+    return canonical_json.digest([numbers, train_blocks.fingerprint, held_out, pairs])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

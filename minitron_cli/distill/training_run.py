@@ -3,58 +3,65 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from minitron_cli import io, memory
+from minitron_cli import io, memory, process_rank
 from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
+from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import sharding, trackers
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.sharding import TRAINED_BYTES, RowReader
-from minitron_cli.distill.trainer import Placement, TrainResult, train
-from minitron_cli.distill.training_cost import ledger_of
+from minitron_cli.distill.trainer import Placement, train
 from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.model.families import family_of
 from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
+from minitron_cli.model.shape import Shape
+from minitron_cli.results.base import ModelSize
+from minitron_cli.results.run_record import ThroughputRecord
+from minitron_cli.results.training import METRICS, VALIDATION, TrainingResult, ValidationPoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
+T = TypeVar("T", bound=TrainingResult)
 REPLICATED = Placement()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Models:
+class LoadedModels:
     """A student, its teacher if it has one, and how they lie in memory."""
 
     student: "PreTrainedModel"
     teacher: "PreTrainedModel | None" = None
-    placing: Placement = REPLICATED
+    placement: Placement = REPLICATED
 
 
-def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> Models:
+def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
     """Both models; if the processes are to hold one copy between them, no process ever has more than its rows."""
-    world = ProcessGroup(context.device)
-    dtype = torch.bfloat16 if resolve_precision(config.precision, world.device) == "bf16" else torch.float32
+    group = ProcessGroup(context.device)
+    dtype = torch.bfloat16 if resolve_precision(config.precision, group.device) == "bf16" else torch.float32
     trained = start.shape.parameters()
     teacher_bytes = _teacher_bytes(context, teacher, dtype) if teacher else 0
-    if not sharding.is_wanted(config, world, trained, teacher_bytes):
-        guide = _teacher(context, world, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
-        return Models(_student(context, start, config), guide)
-    device = str(world.device)
-    guide = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
+    if not sharding.is_wanted(config, group, trained, teacher_bytes):
+        teacher_model = _teacher(context, group, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
+        return LoadedModels(_student(context, start, config), teacher_model)
+    device = str(group.device)
+    teacher_model = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
     teacher_rows = _rows(teacher, DTYPES.get(context.dtype)) if teacher else None
     if config.init == "random":
-        return Models(hf.new_model(start.config, seed=config.seed), guide, Placement(True, None, teacher_rows))
+        return LoadedModels(
+            hf.new_model(start.config, seed=config.seed), teacher_model, Placement(True, None, teacher_rows)
+        )
     student = hf.empty_model(start.path, device=device, dtype=torch.float32)
-    return Models(student, guide, Placement(True, _rows(start), teacher_rows))
+    return LoadedModels(student, teacher_model, Placement(True, _rows(start), teacher_rows))
 
 
 def _student(context: Context, start: SourceModel, config: DistillConfig) -> "PreTrainedModel":
@@ -69,15 +76,15 @@ def _teacher_bytes(context: Context, teacher: SourceModel, dtype: torch.dtype) -
 
 
 def _teacher(
-    context: Context, world: ProcessGroup, teacher: SourceModel, size: int, student_bytes: int
+    context: Context, group: ProcessGroup, teacher: SourceModel, size: int, student_bytes: int
 ) -> "PreTrainedModel":
     """On the student's device if both fit there; else, if this process has all accelerators, on several."""
     device = context.device
-    is_alone = world.size == 1 and world.device.type == "cuda" and torch.cuda.device_count() > 1
+    is_alone = group.size == 1 and group.device.type == "cuda" and torch.cuda.device_count() > 1
     if not is_alone or memory.fits(size, student_bytes, device):
         return hf.load_model(teacher.path, device=device, dtype=context.dtype)
     free = {i: int(memory.available_bytes(f"cuda:{i}") / memory.SPARE) for i in range(torch.cuda.device_count())}
-    own = world.device.index or 0
+    own = group.device.index or 0
     free[own] = max(0, free[own] - student_bytes)
     return hf.load_model(teacher.path, dtype=context.dtype, device_map=hf.spread(teacher.path, free, context.dtype))
 
@@ -99,15 +106,16 @@ def _rows(model: SourceModel, dtype: torch.dtype | None = None) -> RowReader:
 def run_loop(
     context: Context,
     work: StageBuild,
-    models: Models,
+    models: LoadedModels,
     train_blocks: Blocks,
     validation_blocks: Blocks,
     config: DistillConfig,
     pairs: tuple[StatePair, ...] = (),
     *,
     name: str,
-) -> dict[str, Any]:
-    """Train in place, write the curves, and return what belongs in the summary. Trackers know it by `name`."""
+    kind: type[T],
+) -> T:
+    """Train the student in place, write the curves, and return a result of `kind`. Trackers know the run by `name`."""
     root = context.workspace.root
     settings = config.model_dump(mode="json")
     with trackers.opened(config.trackers, root / "trackers", f"{root.name}-{name}", settings) as log:
@@ -121,39 +129,46 @@ def run_loop(
             resume=work.resume,
             pairs=pairs,
             device=context.device,
-            placing=models.placing,
+            placement=models.placement,
             log=log,
         )
     io.write_new(work.path / METRICS, _lines(result.metrics))
     io.write_new(work.path / VALIDATION, _lines(result.validation))
-    work.run |= result.throughput
-    spent = ledger_of(result, models.student, models.teacher, config, train_blocks, validation_blocks)
-    facts = {"steps": result.steps, "tokens": result.tokens, "weights_of_step": result.exported, "ledger": spent}
-    return facts | _ends(result)
+    work.measured.training = ThroughputRecord.model_validate(result.throughput)
+    count = len(validation_blocks) if config.eval_blocks is None else min(config.eval_blocks, len(validation_blocks))
+    of_step = {row["step"]: ValidationPoint.of(row) for row in result.validation}
+    return kind(
+        student=_size(models.student, train_blocks),
+        teacher=_size(models.teacher, train_blocks) if models.teacher is not None else None,
+        uses_teacher=config.needs_teacher,
+        steps=result.steps,
+        tokens=result.tokens,
+        weights_of_step=result.exported,
+        before=next(iter(of_step.values()), None),
+        after=of_step[result.exported] if of_step else None,
+        sequence_length=train_blocks.sequence_length,
+        validations=len(result.validation),
+        validation_tokens=count * validation_blocks.sequence_length,
+    )
+
+
+def _size(model: "PreTrainedModel", blocks: Blocks) -> ModelSize:
+    return model_size(Shape.of(family_of(model.config), model.config), blocks.sequence_length)
 
 
 def _lines(rows: list[dict[str, float]]) -> bytes:
     return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows).encode()
 
 
-def _ends(result: TrainResult) -> dict[str, Any]:
-    """How the weights that went in and those that come out do on held-out text."""
-    if not result.validation:
-        return {}
-    of_step = {row["step"]: row for row in result.validation}
-    return {"before": result.validation[0], "after": of_step[result.exported]}
-
-
 def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> None:
     """Write the trained model in the shape, names and dtypes of what it was; all processes gather, the first writes."""
     tensors = _stored(start, model)
-    if not io.is_first_process():
+    if not process_rank.is_first_process():
         for _ in tensors:
             pass
         return
     names = [name for name in start.checkpoint.tensors if not start.family.ignores(name)]
     hf.save_like(start.path, names, work.path, tensors)
-    work.summary |= {"parameters": start.shape.parameters(), "sizes": dict(start.shape.sizes)}
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:

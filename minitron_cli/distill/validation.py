@@ -7,8 +7,9 @@ import torch
 
 from minitron_cli.data.batches import batch, rank_slice
 from minitron_cli.data.pack import Blocks
+from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.distill.distributed import ProcessGroup
-from minitron_cli.distill.model_pair import HELD_OUT, Models
+from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.errors import DataError
 
@@ -17,33 +18,33 @@ NOTHING = Targets(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.l
 
 
 def evaluate(
-    models: Models,
+    models: ModelPair,
     blocks: Blocks,
     count: int | None,
     batch_size: int,
-    world: ProcessGroup,
+    group: ProcessGroup,
     is_stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
     """Means over the tokens of `count` blocks (all): `loss` and, with a teacher, `kl`, in nats. None if stopped."""
     models.student.eval()
     try:
-        return _evaluate(models, blocks, count, batch_size, world, is_stopping)
+        return _evaluate(models, blocks, count, batch_size, group, is_stopping)
     finally:
         models.release()
 
 
 def _evaluate(
-    models: Models,
+    models: ModelPair,
     blocks: Blocks,
     count: int | None,
     batch_size: int,
-    world: ProcessGroup,
+    group: ProcessGroup,
     is_stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
     ids = spread(len(blocks), count)
-    mine = rank_slice(ids, world.rank, world.size)
-    sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=world.device)
-    for first in range(0, math.ceil(len(ids) / world.size), batch_size):  # equally often in all processes
+    mine = rank_slice(ids, group.rank, group.size)
+    sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=group.device)
+    for first in range(0, math.ceil(len(ids) / group.size), batch_size):  # equally often in all processes
         if is_stopping():
             return None
         own = mine[first : first + batch_size]
@@ -51,11 +52,11 @@ def _evaluate(
             held_out = batch(blocks, own or ids[:1])
             target = targets(held_out) if own else NOTHING  # whose weights the others need
             sums += torch.cat([models.evaluate(held_out, target), sums.new_tensor([len(target.labels_N)])])
-    world.sum_([sums])
+    group.sum_([sums])
     *values, tokens = sums.tolist()
     if tokens == 0:
         raise DataError("no token of the held-out blocks follows another of its document: give longer documents")
-    names = HELD_OUT if models.teacher is not None else HELD_OUT[:1]
+    names = list(HELD_OUT) if models.teacher is not None else ["loss"]
     return {name: value / tokens for name, value in zip(names, values, strict=False)}
 
 

@@ -35,9 +35,9 @@ def make_items(documents: Sequence[str], config: Cloze) -> list[dict[str, Any]]:
     """
     random_source = random.Random(config.seed)
     passages = [_passages(text, config) for text in documents]
-    places = [(d, p) for d, found in enumerate(passages) for p in range(len(found)) if len(found) >= config.choices]
-    random_source.shuffle(places)
-    usable = (place for place in places if _has_choices(passages[place[0]], place[1], config))
+    locations = [(d, p) for d, found in enumerate(passages) for p in range(len(found)) if len(found) >= config.choices]
+    random_source.shuffle(locations)
+    usable = (place for place in locations if _has_choices(passages[place[0]], place[1], config))
     chosen = sorted(islice(usable, config.items))
     if not chosen:
         words = config.choices * (config.context_words + config.continuation_words)

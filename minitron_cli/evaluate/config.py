@@ -57,7 +57,7 @@ def _task(value: Any) -> Any:
     return _split_shots(value) if isinstance(value, str) else value
 
 
-Asked = Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)]
+RequestedTask = Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)]
 
 
 SUITES: dict[str, tuple[Task, ...]] = {
@@ -238,20 +238,20 @@ class EvaluateConfig(Spec):
     """Make a multiple-choice task of the validation text, and ask it too."""
     suite: Literal["minitron"] | None = None
     """Tasks that belong together, before those of `tasks`: the nine that Minitron is measured on, with their shots."""
-    tasks: tuple[Asked, ...] = ()
+    tasks: tuple[RequestedTask, ...] = ()
     """lm-eval tasks."""
-    include_path: str | None = None
+    include_path: str | None = Field(None, exclude=True)
     """A directory of further lm-eval task YAMLs. They may run Python of their own: name only what you trust."""
-    task_data: str | None = None
+    task_data: str | None = Field(None, exclude=True)
     """A directory with the data of tasks, `winogrande/validation.jsonl` and so on; what is not there is fetched."""
     speed: Speed | None = None
     """Time generation beside the parent, and measure memory."""
     batch_size: int = Field(8, gt=0)
     """Sequences per forward pass."""
-    gates: Gates = Gates()
+    gates: Gates = Field(Gates(), exclude=True)
     """What the measured values must reach; missing one ends in exit code 4."""
 
-    def asked(self, *, allow_code: bool) -> tuple[Task, ...]:
+    def requested(self, *, allow_code: bool) -> tuple[Task, ...]:
         """Every task, those of the suite first, unless `tasks` names one otherwise. Without leave to run code, the
         suite is asked without the tasks that do."""
         named = {task.name for task in self.tasks}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minitron_cli import strict_json
-from minitron_cli.errors import GateMissed, RecipeError
+from minitron_cli.errors import ArtifactError, GateMissed, RecipeError
 from minitron_cli.evaluate.config import Absolute, AgainstBaseline, AgainstParent, Gates
 from minitron_cli.evaluate.statistics import interval
+from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
 
-Models = Mapping[str, Mapping[str, Any]]  # label -> {"results": task -> metric -> {"value": .., "stderr": .., "n": ..}}
+Models = Mapping[str, ModelEvaluation]  # label -> what was measured
 Rule = Absolute | AgainstParent | AgainstBaseline
 
 PARENT = "parent"
@@ -126,11 +127,12 @@ def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> _Estimat
     if label == PARENT:
         raise RecipeError(f"gate on {rule.metric}: the parent cannot be held against itself; name a model made from it")
     task, _, metric = rule.metric.partition(".")
-    paired = models[label].get("against_parent", {}).get(task, {}).get(metric)
+    paired = models[label].against_parent.get(task, {}).get(metric)
     if paired is None:  # no mean over items
         return _apart(own, _measured(rule.metric, models[PARENT]), quantity)
-    error = "stderr" if quantity == "difference" else "ratio_stderr"
-    return _Estimate(paired[quantity], paired[error], paired["clusters"])
+    if quantity == "difference":
+        return _Estimate(paired.difference, paired.stderr, paired.clusters)
+    return _Estimate(paired.ratio, paired.ratio_stderr, paired.clusters)
 
 
 def _apart(own: _Estimate, other: _Estimate, quantity: str) -> _Estimate:
@@ -161,17 +163,22 @@ def read_models(file: Path) -> Models:
     """What an earlier evaluation measured, model by model. RecipeError for any other file."""
     if not file.is_file():
         raise RecipeError(f"baseline {file} does not exist: keep one with `minitron eval --json > {file.name}`")
-    models = strict_json.load(file).get("models")
-    if not isinstance(models, dict) or not all(isinstance(m, dict) and "results" in m for m in models.values()):
-        raise RecipeError(f"baseline {file} holds no results: keep one with `minitron eval --json > {file.name}`")
-    return models
+    content = strict_json.load(file)
+    stored = content.get("result", content)  # of `--json`, or a result.json as it is
+    try:
+        return EvaluationResult.of_json(stored, file).models
+    except (ArtifactError, AttributeError):
+        raise RecipeError(
+            f"baseline {file} holds no evaluation that this version of minitron reads: "
+            f"make one with `minitron eval --json > {file.name}`"
+        ) from None
 
 
-def _measured(name: str, model: Mapping[str, Any]) -> _Estimate:
-    values = {f"{task}.{metric}": m for task, metrics in model["results"].items() for metric, m in metrics.items()}
+def _measured(name: str, model: ModelEvaluation) -> _Estimate:
+    values = {f"{task}.{metric}": m for task, metrics in model.results.items() for metric, m in metrics.items()}
     if name in values:
         found = values[name]
-        return _Estimate(found["value"], found.get("stderr"), found.get("clusters") or found.get("n") or 0)
+        return _Estimate(found.value, found.stderr, found.clusters or found.n or 0)
     if close := difflib.get_close_matches(name, values, n=1):
         hint = f"did you mean {close[0]!r}?"
     else:

@@ -28,7 +28,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Rates:
+class GenerationRates:
     """One model's figures, medians over the rounds."""
 
     prefill_tokens_per_second: float
@@ -39,11 +39,11 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Compared:
+class SpeedComparison:
     """Two models that took turns."""
 
-    parent: Rates
-    model: Rates
+    parent: GenerationRates
+    model: GenerationRates
     prefill_ratio: float
     """How many times as fast as the parent, the median over rounds."""
     prefill_range: tuple[float, float]
@@ -52,21 +52,21 @@ class Compared:
     decode_range: tuple[float, float]
 
 
-def compare(model: Any, parent: Any, config: Speed) -> Compared:
+def compare(model: Any, parent: Any, config: Speed) -> SpeedComparison:
     """Time both on the same prompts, in turns, each round in the other order."""
     _check_lengths([model, parent], config)
     prompt_BT = _prompt(parent, config)
     subjects = {"parent": parent, "model": model}
     for subject in subjects.values():
         _generate(subject, prompt_BT, config)  # kernels are chosen and memory is taken at the first call
-    rounds: dict[str, list[Rates]] = {name: [] for name in subjects}
+    rounds: dict[str, list[GenerationRates]] = {name: [] for name in subjects}
     with progress.track("speed", total=config.rounds, unit="rounds") as step:
         for i in range(config.rounds):
             for name in sorted(subjects, reverse=i % 2 == 0):
                 rounds[name].append(_generate(subjects[name], prompt_BT, config))
             step(decode=_ratios(rounds, "decode_tokens_per_second")[-1])
     prefill, decode = (_ratios(rounds, f"{phase}_tokens_per_second") for phase in ("prefill", "decode"))
-    return Compared(
+    return SpeedComparison(
         parent=_median(rounds["parent"]),
         model=_median(rounds["model"]),
         prefill_ratio=statistics.median(prefill),
@@ -85,13 +85,15 @@ def _check_lengths(models: Sequence[Any], config: Speed) -> None:
         )
 
 
-def _ratios(rounds: Mapping[str, list[Rates]], figure: str) -> list[float]:
+def _ratios(rounds: Mapping[str, list[GenerationRates]], figure: str) -> list[float]:
     pairs = zip(rounds["model"], rounds["parent"], strict=True)
     return [getattr(model, figure) / getattr(parent, figure) for model, parent in pairs]
 
 
-def _median(rounds: list[Rates]) -> Rates:
-    return Rates(**{name: statistics.median(asdict(rates)[name] for rates in rounds) for name in asdict(rounds[0])})
+def _median(rounds: list[GenerationRates]) -> GenerationRates:
+    return GenerationRates(
+        **{name: statistics.median(asdict(rates)[name] for rates in rounds) for name in asdict(rounds[0])}
+    )
 
 
 def _prompt(model: Any, config: Speed) -> Tensor:
@@ -102,7 +104,7 @@ def _prompt(model: Any, config: Speed) -> Tensor:
 
 
 @torch.inference_mode()
-def _generate(model: Any, prompt_BT: Tensor, config: Speed) -> Rates:
+def _generate(model: Any, prompt_BT: Tensor, config: Speed) -> GenerationRates:
     """One generation, timed at every new token."""
     from transformers import LogitsProcessorList
 
@@ -121,7 +123,7 @@ def _generate(model: Any, prompt_BT: Tensor, config: Speed) -> Rates:
     )
     assert tokens_BT.shape[1] == prompt_BT.shape[1] + config.new_tokens
     first, last = clock.times[0], clock.times[-1]
-    return Rates(
+    return GenerationRates(
         prompt_BT.numel() / (first - started),
         len(prompt_BT) * (config.new_tokens - 1) / (last - first),
         first - started,

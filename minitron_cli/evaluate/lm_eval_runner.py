@@ -19,7 +19,7 @@ from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
 from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, Items
-from minitron_cli.evaluate.tasks import NOWHERE, Places, TaskSet, load_tasks
+from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks
 
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
 
@@ -49,13 +49,13 @@ def run_tasks(
     tokenizer: Any,
     tasks: Sequence[Task],
     *,
-    places: Places = NOWHERE,
+    locations: TaskLocations = DEFAULT_LOCATIONS,
     allow_code: bool = False,
     batch_size: int = 8,
 ) -> Answers:
     """Ask the model every task. The same model and tasks give the same answers."""
     with quiet() as truncated, seeded():
-        chosen = load_tasks(tasks, places, allow_code=allow_code)
+        chosen = load_tasks(tasks, locations, allow_code=allow_code)
         lm = _Model(
             pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
         )  # it may add a pad token

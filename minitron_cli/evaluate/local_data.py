@@ -56,9 +56,9 @@ def _local_files(directory: Path, entry: Entry) -> dict[str, list[str]]:
     """Split -> files, of the splits that a task reads; as the hub lays them out, or simply by name."""
     cfg = entry.cfg or {}
     inner = str(cfg.get("dataset_name") or "data")
-    places = [directory / entry.name, directory / inner, directory / "data", directory]
+    locations = [directory / entry.name, directory / inner, directory / "data", directory]
     is_member = entry.name != directory.name  # files beside the members' directories are of no member
-    for place in places[: -2 if is_member else None]:
+    for place in locations[: -2 if is_member else None]:
         if files := {split: paths for split in _splits(cfg) if (paths := list(_files_of(place, split)))}:
             return files
     return {}

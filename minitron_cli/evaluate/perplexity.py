@@ -38,7 +38,7 @@ class TokenBlocks(Protocol):
 
     def documents(self, i: int, /) -> Tensor: ...
 
-    def counts(self, i: int, /) -> Tensor | None: ...
+    def loss_mask(self, i: int, /) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -216,12 +216,12 @@ def _hidden(model: Any, batch: _Batch) -> Tensor:
 def _batch(blocks: TokenBlocks, ids: Sequence[int]) -> _Batch:
     tokens_BT = torch.stack([blocks.tokens(i) for i in ids])
     every_T = torch.ones_like(tokens_BT[0], dtype=torch.bool)
-    counts = [blocks.counts(i) for i in ids]
+    masks = [blocks.loss_mask(i) for i in ids]
     return _Batch(
         tokens_BT,
         torch.stack([blocks.positions(i) for i in ids]),
         torch.stack([blocks.documents(i) for i in ids]),
-        torch.stack([every_T if counts_T is None else counts_T for counts_T in counts]),
+        torch.stack([every_T if mask_T is None else mask_T for mask_T in masks]),
     )
 
 

@@ -26,15 +26,15 @@ class TaskMetric:
         """Of the directory. A task that does not exist is refused here, before a model is loaded."""
         from minitron_cli.evaluate import tasks
 
-        tasks.load_tasks([self.task], tasks.Places(self.path))
+        tasks.load_tasks([self.task], tasks.TaskLocations(self.path))
         return tasks.fingerprint(self.path) if self.path else None
 
     def __call__(self, model: "PreTrainedModel", tokenizer: Any, batch_size: int = 8) -> float:
         """InputError if the task has no such metric, or it has no value."""
         from minitron_cli.evaluate.lm_eval_runner import run_tasks
-        from minitron_cli.evaluate.tasks import Places
+        from minitron_cli.evaluate.tasks import TaskLocations
 
-        answers = run_tasks(model, tokenizer, [self.task], places=Places(self.path), batch_size=batch_size)
+        answers = run_tasks(model, tokenizer, [self.task], locations=TaskLocations(self.path), batch_size=batch_size)
         metrics = answers.results[self.task.name]
         found = metrics.get(self.metric, {}).get("value")
         if found is None:

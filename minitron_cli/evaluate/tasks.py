@@ -18,7 +18,7 @@ import lm_eval.tasks
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, io, progress
 from minitron_cli.errors import DataError, EnvironmentFault, InputError
 from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
@@ -42,7 +42,7 @@ assert {task.name for tasks in SUITES.values() for task in tasks} <= NEAR.keys()
 
 
 @dataclass(frozen=True)
-class Places:
+class TaskLocations:
     """Where to look before lm-eval's own collection and the hub."""
 
     tasks: Path | None = None
@@ -57,7 +57,7 @@ class Places:
         return found | {f"task data {path.name}": fingerprint(path) for path in local}
 
 
-NOWHERE = Places()
+DEFAULT_LOCATIONS = TaskLocations()
 
 
 @dataclass(frozen=True)
@@ -82,29 +82,31 @@ class Forecast(NamedTuple):
     note: str
 
 
-def load_tasks(tasks: Sequence[Task], places: Places = NOWHERE, *, allow_code: bool = False) -> TaskSet:
+def load_tasks(
+    tasks: Sequence[Task], locations: TaskLocations = DEFAULT_LOCATIONS, *, allow_code: bool = False
+) -> TaskSet:
     """The tasks with their own shots and limits. InputError for one that does not exist, or runs code unasked."""
     chosen = TaskSet()
     with quiet(), seeded():
-        manager = _manager([task.name for task in tasks], places.tasks)
+        manager = _manager([task.name for task in tasks], locations.tasks)
         for task in tasks:
             if not allow_code:
                 _refuse_unsafe_code(task.name, (manager.task_index[task.name].cfg or {}).get("unsafe_code"))
-            _add_(chosen, task, _load(with_local_data(manager, task, places.data), task.name), allow_code)
+            _add_(chosen, task, _load(with_local_data(manager, task, locations.data), task.name), allow_code)
     return chosen
 
 
-def forecast(tasks: Sequence[Task], places: Places = NOWHERE) -> list[Forecast]:
+def forecast(tasks: Sequence[Task], locations: TaskLocations = DEFAULT_LOCATIONS) -> list[Forecast]:
     """What the tasks come to, read from their YAMLs: no data are fetched. InputError for one that does not exist."""
     with quiet():
-        manager = _manager([task.name for task in tasks], places.tasks)
-        return [_forecast(with_local_data(manager, task, places.data).task_index, task) for task in tasks]
+        manager = _manager([task.name for task in tasks], locations.tasks)
+        return [_forecast(with_local_data(manager, task, locations.data).task_index, task) for task in tasks]
 
 
 def fingerprint(directory: Path) -> str:
     """A hash of every file under a directory, by relative name."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return io.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
+    return canonical_json.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
 
 
 def _add_(chosen: TaskSet, task: Task, loaded: Any, allow_code: bool) -> None:
@@ -279,9 +281,9 @@ def _metrics(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _source(leaves: Sequence[Mapping[str, Any]]) -> str:
-    places = sorted({_place(cfg) for cfg in leaves})
+    locations = sorted({_place(cfg) for cfg in leaves})
     parts = f" ({len(leaves)} parts)" if len(leaves) > 1 else ""
-    return ", ".join(places) + parts
+    return ", ".join(locations) + parts
 
 
 def _place(cfg: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""The models and token blocks that stages read."""
+"""Models and token blocks that stages read."""

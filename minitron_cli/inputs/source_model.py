@@ -1,4 +1,4 @@
-"""A model to work on: its files, its config, its family's table and its shape, checked against each other."""
+"""Opened checkpoints, whose files, config and tensor shapes were checked against each other."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceModel:
+    """Model that a stage reads."""
+
     name: str
     path: Path
     fingerprint: str
@@ -30,14 +32,14 @@ class SourceModel:
         return self.shape.family
 
     def size_bytes(self, dtype: str) -> int:
-        """The size of its weights in memory; `auto`: as they are stored."""
+        """Bytes of the weights in memory in `dtype`; `auto` is the stored dtype."""
         item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
         return self.shape.parameters() * item_bytes if item_bytes else self.checkpoint.size_bytes
 
     def untied(self) -> "SourceModel":
-        """The same function with a language-model head of its own, which is a second look at the embedding."""
+        """Model whose LM head is a copy of the embedding. InputError if the head is not tied."""
         if not self.shape.is_tied:
-            raise InputError(f"{self.name} has a language-model head of its own: leave --untie out")
+            raise InputError(f"the LM head of {self.name} is not tied: leave --untie out")
         checkpoint = self.checkpoint
         heads = {head: checkpoint.tensors[embedding] for head, embedding in self.family.tied.items()}
         raw = dict(checkpoint.config) | {"tie_word_embeddings": False}
@@ -47,7 +49,7 @@ class SourceModel:
 
 
 def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:
-    """Find a model and check every tensor against its family's table. Reads headers, no weights."""
+    """Open a local or hub model and check the shape of every tensor. Reads headers, no weights."""
     source = hf.resolve(str(model), offline=offline)
     checkpoint = Checkpoint.open(source.path)
     config = hf.load_config(source.path)
@@ -57,7 +59,7 @@ def open_source_model(model: str | Path, *, offline: bool = False) -> SourceMode
 
 
 def published_shape(model: str) -> Shape | None:
-    """The shape of a model in the alias table, without a network; None for any other name."""
+    """Shape of a model in the alias table, without network access; None for any other name."""
     if model not in ALIASES:
         return None
     config = hf.config_from_dict(dict(ALIASES[model].config), model)

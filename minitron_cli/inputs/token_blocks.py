@@ -1,4 +1,4 @@
-"""The token blocks a stage works on, tokenised once per workspace."""
+"""Token blocks that stages read; text is tokenized once per workspace."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,6 @@ from minitron_cli.data.sources import DataConfig
 
 
 def blocks_of(context: Context, data: DataConfig, split: Literal["train", "validation"], model: Path) -> Blocks:
-    """Blocks of one split, in the vocabulary of the model at `model`."""
+    """Blocks of one split, tokenized by the tokenizer of the model at `model`."""
     tokenizer = hf.load_tokenizer(model)
     return prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), context.workspace.root / "tokens")

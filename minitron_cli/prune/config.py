@@ -1,15 +1,25 @@
 """Options of `minitron prune`: the shape or the budget, the ranking of what survives, and the repair."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from minitron_cli.model.axes import Axis, Count
+from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric
 from minitron_cli.spec import Amount, Spec, of_whole
 
-BLOCK_RANKINGS = ("block_perplexity", "block_task")
+BLOCK_RANKINGS = tuple(rankings(of_blocks=True))
 """Rankings of layers by contiguous blocks: one block is removed, not single layers."""
+
+
+def _layer_ranking(kind: str) -> str:
+    if kind not in (known := rankings()):
+        raise ValueError(f"{kind!r} is no layer score: choose among {', '.join(known)}")
+    return kind
+
+
+LayerRanking = Annotated[str, AfterValidator(_layer_ranking), WithJsonSchema({"type": "string", "enum": rankings()})]
 
 
 class Ranking(Spec):
@@ -17,7 +27,7 @@ class Ranking(Spec):
 
     width: Metric = Field(Activation(), discriminator="kind")
     """Score of channels, heads, neurons and experts. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
-    layers: Literal["block_importance", "perplexity", "block_perplexity", "block_task"] = "block_importance"
+    layers: LayerRanking = "block_importance"
     """Score of layers. block_importance: 1 - cosine similarity of a layer's input and output; perplexity: perplexity
     gained by removing the layer. block_perplexity and block_task remove one contiguous block of layers, by the
     perplexity gained or the task score lost (measured with importance.blocks)."""

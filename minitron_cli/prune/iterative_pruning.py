@@ -21,18 +21,15 @@ Rescore = Callable[[PrunePlan], Scores]
 
 
 def plan_in_rounds(
-    work: StageBuild, builder: ChildBuilder, child: Shape, rounds: int, samples: int, rescore: Rescore
-) -> PrunePlan:
-    """Plan from the parent to `child`. Every round is stored, so that a killed run repeats none."""
+    work: StageBuild, builder: ChildBuilder, child: Shape, rounds: int, rescore: Rescore
+) -> tuple[PrunePlan, list[Shape]]:
+    """Plan from the parent to `child`, and the shape after each round. Rounds that are done survive a kill."""
     shapes = shapes_between(builder.parent.shape, child, rounds)
     plan = builder.plan(shapes[0])
     for i, shape in enumerate(shapes[1:], start=1):
         further = partial(_next, builder, shape=shape, rescore=rescore)
         plan = _remembered(work, f"round-{i}", plan, further)
-    work.summary["rounds"] = [
-        {"sizes": dict(shape.sizes), "samples_scored": samples if i else 0} for i, shape in enumerate(shapes)
-    ]
-    return plan
+    return plan, shapes
 
 
 def shapes_between(parent: Shape, child: Shape, rounds: int) -> list[Shape]:

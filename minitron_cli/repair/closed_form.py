@@ -51,8 +51,8 @@ class SampledBlocks:
     def documents(self, i: int) -> Tensor:
         return self.blocks.documents(self.ids[i])
 
-    def counts(self, i: int) -> Tensor | None:
-        return self.blocks.counts(self.ids[i])
+    def loss_mask(self, i: int) -> Tensor | None:
+        return self.blocks.loss_mask(self.ids[i])
 
     def batches(self, size: int) -> list[Batch]:
         """The blocks in batches of at most `size`."""

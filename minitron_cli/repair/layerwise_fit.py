@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io, progress
-from minitron_cli.layerwise.activation_store import HiddenStates
+from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
+from minitron_cli.layerwise.layer_loop import run_layers
 from minitron_cli.layerwise.observer import Tokens, final_norm
 from minitron_cli.layerwise.resume import FILE, SavedState
-from minitron_cli.layerwise.runner import LayerwiseRunner, Seen, StoredWeights, Weights, seeing
+from minitron_cli.layerwise.runner import LayerwiseRunner, ModuleIO, StoredWeights, Weights, recording
 from minitron_cli.model.family import Family
 from minitron_cli.model.residual_stream import adds_as_it_is, blocks
 from minitron_cli.model.taps import layer_module
@@ -77,12 +78,7 @@ def fit_layerwise(
     with torch.inference_mode(), progress.track("fit layer by layer", steps, "batches") as step:
         fit = LayerwiseFit(models, batches, under_repair, scratch, activation_budget // STORES, step)
         saved = SavedState(scratch / FILE, save_every_s)
-        done = fit.begin(saved.read() if resume else {})
-        for place, layer in list(enumerate(models.layers))[done:]:
-            fit.through(layer, place)
-            if saved.is_due():
-                saved.write(fit.save() | {"layers": torch.tensor(place + 1)})
-                fit.forget()
+        run_layers(fit, fit.stores, saved, len(models.layers), resume=resume)
         fit.end()
 
 
@@ -117,7 +113,7 @@ class _Part(NamedTuple):
 
 
 class LayerwiseFit:
-    """State of a fit between layers: the hidden states of both models on their way through."""
+    """The `LayerTask` of a fit: both models on their way through, by the child's layers."""
 
     def __init__(
         self,
@@ -138,29 +134,28 @@ class LayerwiseFit:
         self._child = LayerwiseRunner(models.child, family, batches, self._child_weights, self._child_states, step)
         self._multiplier = float(getattr(models.parent.config, family.residual_multiplier or "-", 1.0))
 
-    def begin(self, found: Mapping[str, Tensor]) -> int:
-        """Number of child layers that a saved state has done; without one, embed the tokens and start at 0."""
+    @property
+    def stores(self) -> dict[str, ActivationStore]:
+        """Hidden states of both models between two layers."""
+        return {"parent": self._parent_states, "child": self._child_states}
+
+    def begin(self) -> None:
+        """Embed the tokens in both models."""
         self._wanted.saved()  # drops what a killed fit left
-        if "layers" not in found:
-            self.forget()
-            self._parent.embed()
-            self._child.embed()
-            return 0
-        self._parent_states.restore(found["parent"])
-        self._child_states.restore(found["child"])
-        return int(found["layers"])
+        self._parent.embed()
+        self._child.embed()
 
-    def save(self) -> dict[str, Tensor]:
-        """Hidden states of both models, to resume from."""
-        return {"parent": self._parent_states.save(), "child": self._child_states.save()}
+    def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
+        """Continue behind some layers: what was fitted is in the `ChildUnderRepair`."""
+        self._wanted.saved()  # drops what a killed fit left
 
-    def forget(self) -> None:
-        """Drop the files that only earlier saves refer to."""
-        self._parent_states.saved()
-        self._child_states.saved()
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: what was fitted is in the `ChildUnderRepair`."""
+        return {}
 
-    def through(self, layer: int, place: int) -> None:
-        """Run all batches through a layer of the parent, fit the child's layer at `place`, and run them through it."""
+    def advance(self, layer: int) -> None:
+        """Run all batches through the parent up to a layer of the child, fit that layer, and run them through it."""
+        place, layer = layer, self._models.layers[layer]  # of the child, and of the parent
         self._past_dropped(self._models.layers[place - 1] + 1 if place else 0, layer)
         parts, experts = self._parts(layer, place), ExpertSums(self._models.family, layer, self._under_repair)
         self._parent.through(layer, [_PartObserver(parts, self._want), experts])
@@ -194,7 +189,7 @@ class LayerwiseFit:
         layer = layer_module(self._models.family).format(layer=place)
         self._child_weights.renew_(self._models.child.get_submodule(layer), changed)
 
-    def _want(self, b: int, part: _Part, seen: Mapping[str, Seen]) -> None:
+    def _want(self, b: int, part: _Part, seen: Mapping[str, ModuleIO]) -> None:
         """Store the wanted outputs of a part of the child, as the parent computed them for batch b.
 
         What a writer adds is wanted together with the stream before it, so that the stream after it is the parent's.
@@ -243,22 +238,22 @@ class LayerwiseFit:
         (self._under_repair.fit_norm if is_folded else self._under_repair.fit_gain)(name, sums)
 
 
-def _states(directory: Path, budget: int) -> HiddenStates:
+def _states(directory: Path, budget: int) -> ActivationStore:
     io.make_dirs(directory)
-    return HiddenStates(directory, budget)
+    return ActivationStore(directory, budget)
 
 
 class _PartObserver:
     """Passes on the inputs and outputs of the parts of a parent's layer, batch by batch."""
 
-    def __init__(self, parts: Sequence[_Part], show: Callable[[int, _Part, Mapping[str, Seen]], None]) -> None:
+    def __init__(self, parts: Sequence[_Part], show: Callable[[int, _Part, Mapping[str, ModuleIO]], None]) -> None:
         self._parts, self._show = parts, show
         self._batches = 0
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, ModuleIO] = {}
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
         names = {module.parent for part in self._parts for module in part if module}
-        return [seeing(model, name, self._seen) for name in names]
+        return [recording(model, name, self._seen) for name in names]
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         for part in self._parts:

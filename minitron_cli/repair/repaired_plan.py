@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minitron_cli import progress
 from minitron_cli.artifacts.build import StageBuild
@@ -19,6 +19,8 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair.closed_form import ClosedFormRepair, SampledBlocks
 from minitron_cli.repair.pca_rotation import check_rotatable
+from minitron_cli.results.prune import HeldOut, RepairEffect, RepairResult
+from minitron_cli.results.search import CalibrationUse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,13 +42,13 @@ def repaired(
     calibration: CalibrationConfig,
     train: Blocks,
     validation: Blocks,
-) -> PrunePlan:
-    """The plan with the repairs that the config asks for; their effect on held-out text goes into the summary."""
+) -> tuple[PrunePlan, RepairResult | None]:
+    """Plan with the repairs that the config asks for, and their effect on held-out text; None if none applies."""
     repairs = applicable(plan, config)
     if not repairs:
         if config.repair != "auto":
             progress.warn(f"--repair {config.repair} has no effect: no axis that it repairs is pruned")
-        return plan
+        return plan, None
     if "hidden" in plan.kept and config.repair == "auto" and (reason := rotation_obstacle(plan.parent)):
         progress.say(f"the residual stream keeps channels, not directions: {reason}")
     is_resident = _is_resident(builder, calibration)
@@ -57,13 +59,13 @@ def repaired(
         )
     fit = closed_form_repair(builder, config, calibration, train, work.scratch / "repair", resume=work.resume)
     after = fit.repaired(plan, repairs)
-    summary: dict[str, Any] = {"repairs": sorted(repairs), "samples": len(fit.samples)}
+    strengths = None
     if "rescale" in repairs:
-        after, summary["strengths"] = fit.rescaled(after)
-    work.summary["repair"] = summary | (_Effect(builder, fit.model, validation).of(plan, after) if is_resident else {})
+        after, strengths = fit.rescaled(after)
     if not is_resident:
         progress.warn("parent and child do not fit into memory together: the effect of the repair is not measured")
-    return after
+    effect = _Effect(builder, fit.model, validation).of(plan, after) if is_resident else None
+    return after, RepairResult(repairs=tuple(sorted(repairs)), strengths=strengths, effect=effect)
 
 
 def with_repair(
@@ -117,9 +119,9 @@ def applicable(plan: PrunePlan, config: PruneConfig) -> frozenset[str]:
     return frozenset(found)
 
 
-def calibration_tokens(config: PruneConfig, train: Blocks) -> tuple[int, int]:
-    """Number of tokens that a repair is fitted on, and the number in each block."""
-    return min(config.repair_samples, len(train)) * train.sequence_length, train.sequence_length
+def calibration_use(config: PruneConfig, train: Blocks) -> CalibrationUse:
+    """Text that a repair is fitted on."""
+    return CalibrationUse(samples=min(config.repair_samples, len(train)), sequence_length=train.sequence_length)
 
 
 def check_enough_text(config: PruneConfig, train: Blocks) -> None:
@@ -147,17 +149,18 @@ class _Effect:
     parent: "PreTrainedModel"
     blocks: Blocks
 
-    def of(self, before: PrunePlan, after: PrunePlan) -> dict[str, Any]:
-        """Figures for the summary; warns if the repair made the KL larger."""
+    def of(self, before: PrunePlan, after: PrunePlan) -> RepairEffect:
+        """Figures of the children of both plans; warns if the repair made the KL larger."""
         parent_loss, plain, repaired = self._loss(self.parent), self._child(before), self._child(after)
-        if repaired["kl"] > plain["kl"]:
+        if repaired.kl > plain.kl:
             progress.warn("the repair increased the KL to the parent: try --repair none")
-        return {"parent_loss": parent_loss, "before": plain, "after": repaired}
+        tokens = min(SCORE_BLOCKS, len(self.blocks)) * self.blocks.sequence_length
+        return RepairEffect(parent_loss=parent_loss, before=plain, after=repaired, tokens=tokens)
 
     def _loss(self, model: "PreTrainedModel") -> float:
         return perplexity(model, self.blocks, max_blocks=SCORE_BLOCKS).loss_nats
 
-    def _child(self, plan: PrunePlan) -> dict[str, float]:
+    def _child(self, plan: PrunePlan) -> HeldOut:
         child = self.builder.model(plan)
         kl = kl_to_parent(child, self.parent, self.blocks, max_blocks=SCORE_BLOCKS).kl_nats
-        return {"loss": self._loss(child), "kl": kl}
+        return HeldOut(loss=self._loss(child), kl=kl)

@@ -1,24 +1,30 @@
-"""The model card: Markdown with the hub's metadata in front. Knows no network; uploading is another matter."""
+"""Model card: Markdown with the hub's metadata in front. Uploads nothing."""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from minitron_cli.report.data import Measure, ModelFacts, ReportData, ResultRow, TaskResult
+from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.figures import short
+from minitron_cli.report.data import ReportData
+from minitron_cli.report.evaluation import Evaluated, metric_names, overview
+from minitron_cli.report.headline import percent
 from minitron_cli.report.markdown import code, inline, table
-from minitron_cli.report.text import axis_title, clean, cost_rows, cost_total, exact, hours, measure, percent, short
+from minitron_cli.report.provenance import cost_table, hours, needed
+from minitron_cli.report.shapes import shape_table
+from minitron_cli.report.text import clean
 
 TAGS = ("minitron", "pruning", "knowledge-distillation")
-RELATION = "finetune"  # of the hub's four, the one that is true of a smaller model with its own weights
+RELATION = "finetune"  # of the hub's four relations, the one that fits a smaller model with its own weights
 
 
 @dataclass(frozen=True)
 class HubFacts:
-    """What the hub is told of a model, in its terms, where known."""
+    """Metadata of a model in the hub's terms, as far as known."""
 
     base_model: str | None = None
     license: str | None = None
@@ -29,12 +35,12 @@ class HubFacts:
 
     @classmethod
     def of_card(cls, text: str, base_model: str | None = None) -> "HubFacts":
-        """What a model made from another inherits from its parent's card. A card that cannot be read gives nothing."""
-        if not text.lstrip().startswith("---"):  # no metadata, of which the library would warn
+        """Metadata that a model inherits from its parent's card; nothing from a card that cannot be read."""
+        if not text.lstrip().startswith("---"):  # the library would warn about missing metadata
             return cls(base_model)
         try:
             found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-        except Exception:  # YAML of somebody else's making
+        except Exception:  # invalid YAML raises many types
             found = {}
         known = {name: found[name] for name in ("license", "license_name", "license_link") if _is_word(found.get(name))}
         if not _is_link(known.get("license_link", "")):
@@ -49,7 +55,7 @@ def _is_word(value: object) -> bool:
 
 
 def _is_link(text: str) -> bool:
-    """To a page or to a file beside the card, and not something that a browser would run."""
+    """Whether it leads to a page or a file, and is not a script that a browser would run."""
     scheme = re.match(r"[^/?#]*:", re.sub(r"[\x00-\x20]", "", text))  # as browsers do
     return scheme is None or scheme[0].lower() in ("http:", "https:")
 
@@ -58,7 +64,7 @@ NOTHING_KNOWN = HubFacts()
 
 
 def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) -> str:
-    """The card of `data.child`."""
+    """Card of `data.child`, under the name that it has on the hub."""
     metadata = ModelCardData(
         **_cleaned(hub),
         base_model_relation=RELATION if hub.base_model else None,
@@ -79,23 +85,20 @@ def _cleaned(hub: HubFacts) -> dict[str, Any]:
     }
 
 
-def _eval_results(row: ResultRow | None) -> Iterator[EvalResult]:
-    for task in row.tasks if row else ():
-        if task.measure.value is not None:
+def _eval_results(model: Evaluated | None) -> Iterator[EvalResult]:
+    for (task, name), metric in metric_names([model] if model else []).items():
+        if task != PERPLEXITY and metric.value is not None and model:
+            source = model.found.sources.get(task)
             yield EvalResult(
                 task_type="text-generation",
-                dataset_type=clean(task.dataset or task.task),
-                dataset_name=clean(task.task) + _shots(task),
-                dataset_config=task.config and clean(task.config),
-                dataset_split=task.split and clean(task.split),
-                dataset_args=None if task.shots is None else {"num_few_shot": task.shots},
-                metric_type=clean(task.metric),
-                metric_value=round(task.measure.value, 6),
+                dataset_type=clean(source.dataset if source and source.dataset else task),
+                dataset_name=clean(task) + ("" if metric.shots is None else f" ({metric.shots}-shot)"),
+                dataset_config=clean(source.config) if source and source.config else None,
+                dataset_split=clean(source.split) if source and source.split else None,
+                dataset_args=None if metric.shots is None else {"num_few_shot": metric.shots},
+                metric_type=clean(name),
+                metric_value=round(metric.value, 6),
             )
-
-
-def _shots(task: TaskResult) -> str:
-    return "" if task.shots is None else f" ({task.shots}-shot)"
 
 
 def _body(data: ReportData, name: str) -> Iterator[str]:
@@ -103,15 +106,14 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
     yield _summary(data)
     if data.parent and data.child:
         yield "## Shape"
-        yield _shape_table(data.parent, data.child)
-    if data.results:
+        yield table(shape_table("Shape", {"parent": data.parent, "this model": data.child}))
+    if data.models:
         yield "## Results"
-        yield "Loss and KL are in nats per token on held-out text; ± is one standard error."
-        yield _results_table(data.results)
-    if needed := [row for row in data.costs if row.is_needed]:
+        yield "On held-out text and tasks; ± is one standard error."
+        yield table(overview(data.models, has_tasks=True))
+    if costs := needed(data.costs):
         yield "## Cost"
-        rows = (*cost_rows(needed), ("total", "", *cost_total(needed)))
-        yield table(("stage", "work", "tokens", "FLOPs"), rows)
+        yield table(cost_table("Cost", costs))
         if text := hours(data.device_hours):
             yield inline(text)
     yield "## Use"
@@ -121,7 +123,7 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
         yield code("sh", "\n".join(data.commands))
     yield "## Limits"
     yield (
-        "Knowledge and skills are lost with parameters, and not evenly: measure what your use needs. "
+        "Pruning loses knowledge and skills unevenly: evaluate what your use needs. "
         "Biases and risks of the parent model remain."
     )
 
@@ -129,38 +131,16 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
 def _summary(data: ReportData) -> str:
     if not (data.parent and data.child):
         return "A language model compressed by structured pruning and knowledge distillation."
-    share = percent(data.child.parameters / data.parent.parameters)
+    before, after = data.parent.parameters, data.child.parameters
     text = (
-        f"{inline(data.parent.name)} cut from {short(data.parent.parameters)} to {short(data.child.parameters)} "
-        f"parameters ({share}) by structured pruning"
+        f"{inline(data.model)} pruned from {short(before)} to {short(after)} parameters ({percent(after / before)}) "
+        "by structured pruning"
     )
-    row = data.first("distilled", "pruned")
-    if row and row.kind == "distilled":
-        tokens = f" on {short(row.tokens_trained)} tokens" if row.tokens_trained else ""
-        text += f", then trained{tokens} to predict what its parent predicts"
+    model = data.first("distilled", "pruned")
+    if model and model.kind == "distilled":
+        tokens = f" on {short(model.tokens_trained)} tokens" if model.tokens_trained else ""
+        text += f", then distilled{tokens} from its teacher"
     return text + "."
-
-
-def _shape_table(parent: ModelFacts, child: ModelFacts) -> str:
-    rows = [(axis_title(axis), exact(size), exact(child.sizes.get(axis))) for axis, size in parent.sizes.items()]
-    rows.append(("parameters", exact(parent.parameters), exact(child.parameters)))
-    return table(("axis", "parent", "this model"), rows)
-
-
-def _results_table(results: Sequence[ResultRow]) -> str:
-    titles = list(dict.fromkeys(_title(task) for row in results for task in row.tasks))
-    header = ("model", "parameters", "loss", "perplexity", "KL to parent", *titles)
-    return table(header, [_result_cells(row, titles) for row in results])
-
-
-def _result_cells(row: ResultRow, titles: Sequence[str]) -> tuple[str, ...]:
-    tasks: dict[str, Measure] = {_title(task): task.measure for task in row.tasks}
-    own = (short(row.parameters), measure(row.loss), measure(row.perplexity), measure(row.kl_to_parent))
-    return (row.label, *own, *(measure(tasks.get(title)) for title in titles))
-
-
-def _title(task: TaskResult) -> str:
-    return f"{task.task} {task.metric}{_shots(task)}"
 
 
 def _usage(name: str) -> str:

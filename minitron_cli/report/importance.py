@@ -1,57 +1,108 @@
-"""Importance in one SVG that stands alone: every axis, the layers, and how far the aggregations agree."""
+"""Importance of channels and layers, and how much of it the pruned model keeps."""
 
-from collections.abc import Mapping, Sequence
-from io import StringIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from minitron_cli.report.plots import SERIES, SETTINGS
+from minitron_cli.figures import Figure
+from minitron_cli.report.text import channel_title, ranges
+from minitron_cli.report.view import Cell, ImportanceMap, LayerBars, Legend, Line, Lines, Plot, Section, Table
+from minitron_cli.scores.layer_score import layer_score
 
-# L layer, C channel
+if TYPE_CHECKING:
+    from minitron_cli.scores.scores import Scores
 
+# L layer, C channel, K kept
 
-def figure(
-    axes: Mapping[str, np.ndarray],
-    layers: Mapping[str, Sequence[float]],
-    agreement: Mapping[str, Mapping[str, Mapping[str, float]]],
-) -> str:
-    """`axes`: [L, C] or [C] of each axis. `layers`: one curve per metric. `agreement`: of each axis, way by way."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS | {"figure.facecolor": "white"})
-        drawn = Figure(figsize=(4.2 * 3, 3.4 * 3), layout="constrained")
-        places = drawn.subplots(3, 3)
-        for place, (axis, scores) in zip(places[0], axes.items(), strict=True):
-            _sorted(place, axis, np.atleast_2d(scores))
-        for place, (metric, values_L) in zip(places[1], layers.items(), strict=False):
-            place.bar(range(len(values_L)), values_L, color=SERIES[0])
-            place.set(title=metric.replace("_", " "), xlabel="layer")
-        for place in places[1][len(layers) :]:
-            place.set_axis_off()
-        for place, (axis, ways) in zip(places[2], agreement.items(), strict=True):
-            _agreement(place, axis, ways)
-        text = StringIO()
-        drawn.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
-    return text.getvalue()
+KEPT = Figure("importance kept", style="share")
+LAYER = Figure("layer", style="count")
 
 
-def _sorted(place: Axes, axis: str, score_LC: np.ndarray) -> None:
-    """A line per layer, from the first layer (dark) to the last."""
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(score_LC)))
-    for score_C, colour in zip(score_LC, colours, strict=True):
-        place.plot(np.linspace(0, 100, len(score_C)), np.sort(score_C)[::-1], color=colour, linewidth=1)
-    place.set(title=axis, xlabel="channels, most important first (%)", ylabel="importance", xlim=(0, 100))
-    if score_LC.min() > 0:
-        place.set_yscale("log")
+@dataclass(frozen=True)
+class Importance:
+    """Measured importance, and what pruning kept of it."""
+
+    axes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Axis -> importance [L, C], or [C] if all layers share the channels. Higher is more important."""
+    metric: str = ""
+    """How the importance of channels was measured, in words."""
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Axis -> kept indices: [K], or [L, K] if layers differ."""
+    layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Layer score -> values [L]."""
+    dropped: tuple[int, ...] = ()
+    """Layers that were removed."""
 
 
-def _agreement(place: Axes, axis: str, ways: Mapping[str, Mapping[str, float]]) -> None:
-    image = place.imshow([[ways[a][b] for b in ways] for a in ways], vmin=0, vmax=1)
-    place.set(title=f"{axis}: Spearman", xticks=range(len(ways)), yticks=range(len(ways)))
-    place.set_xticklabels(ways, rotation=90)
-    place.set_yticklabels(ways)
-    place.grid(visible=False)
-    place.figure.colorbar(image, ax=place)
+def layer_scores(scores: "Scores") -> dict[str, list[float]]:
+    """Layer score -> values [L], of those with one value per layer."""
+    return {score.kind: values.tolist() for score, values in scores.of_single_layers()}
+
+
+def layer_table(layers: Mapping[str, Sequence[float]]) -> Table:
+    """Scores of every layer."""
+    columns = [(layer_score(name).figure, list(values)) for name, values in layers.items()]
+    names: list[Cell] = [str(i) for i in range(len(columns[0][1]) if columns else 0)]
+    return Table.of_columns("Layers", (LAYER, names), *columns)
+
+
+def channels_section(found: Importance) -> Section | None:
+    """Section on the importance of channels; None if none was measured."""
+    if not found.axes:
+        return None
+    plots = [_axis_plot(i, axis, found) for i, axis in enumerate(found.axes)]
+    text = "Importance of each channel"
+    text += (
+        f" ({found.metric}); brighter cells are more important." if found.metric else "; brighter is more important."
+    )
+    if found.kept:
+        text += " Channels beyond the red line, or with a red cross, were pruned; blank rows are dropped layers."
+    title = "Kept channels" if found.kept else "Importance"
+    return Section("importance", title, text, plots=(*plots, *_kept_plot(found)))
+
+
+def _axis_plot(number: int, axis: str, found: Importance) -> Plot:
+    scores = found.axes[axis]
+    channels = scores.shape[-1]
+    kept = np.asarray(found.kept.get(axis, np.broadcast_to(np.arange(channels), scores.shape)))
+    caption = f"{channels:,} {channel_title(axis)}"
+    if axis in found.kept:
+        caption = f"{kept.shape[-1]:,} of {caption} kept"
+    caption += ", shared by all layers." if scores.ndim == 1 else " in each layer."
+    return Plot(f"importance-{number}", ImportanceMap(scores, kept, found.dropped), caption)
+
+
+def _kept_plot(found: Importance) -> Iterator[Plot]:
+    """Share of each layer's importance that is kept, of axes whose channels are layers' own."""
+    axes = [axis for axis, scores in found.axes.items() if scores.ndim == 2 and np.ndim(found.kept.get(axis, ())) == 2]
+    shares = [_kept_share(found.axes[axis], found.kept[axis], found.dropped) for axis in axes]
+    lines = tuple(Line(range(len(share_L)), share_L.tolist(), i) for i, share_L in enumerate(shares))
+    legend: Legend = tuple((i, channel_title(axis)) for i, axis in enumerate(axes))
+    if lines:
+        caption = "Share of each layer's total importance that is kept."
+        yield Plot("importance-kept", Lines(lines, LAYER, KEPT), caption, legend)
+
+
+def _kept_share(score_LC: np.ndarray, kept_LK: np.ndarray, dropped: tuple[int, ...]) -> np.ndarray:
+    kept_L = np.take_along_axis(score_LC, kept_LK.astype(int), axis=1).sum(axis=1)
+    total_L = score_LC.sum(axis=1)
+    share_L = np.divide(kept_L, total_L, out=np.ones(len(score_LC)), where=total_L > 0)
+    share_L[list(dropped)] = np.nan
+    return share_L
+
+
+def layers_section(found: Importance) -> Section | None:
+    """Section on the scores of layers; None if there are none and no layer was dropped."""
+    if not found.layers and not found.dropped:
+        return None
+    plots = [
+        Plot(f"layers-{i}", LayerBars(values, layer_score(name).figure, found.dropped), layer_score(name).caption)
+        for i, (name, values) in enumerate(found.layers.items())
+        if name != "nll"  # the same bars as perplexity on another scale
+    ]
+    plural = "s" if len(found.dropped) > 1 else ""
+    dropped = f"Dropped: layer{plural} {ranges(found.dropped)}, in red." if found.dropped else "All layers were kept."
+    text = f"How much the model depends on each layer; layers with low bars matter least. {dropped}"
+    return Section("layers", "Layers", text, plots=tuple(plots))

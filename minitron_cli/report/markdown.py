@@ -1,33 +1,33 @@
-"""Markdown whose places no text can leave. Knows no model."""
+"""Markdown back end: text, tables and code that no string of a user can break out of."""
 
 import re
-from collections.abc import Sequence
 
-from minitron_cli.report.text import NOTHING, clean
+from minitron_cli.figures import NOTHING
+from minitron_cli.report.text import clean
+from minitron_cli.report.view import Table
 
 MARKUP = r"[\\`*_\[\]<>|#&~$@]"
-LINK = r":(?=//)|(?<=www)\."  # GitHub makes links of bare addresses
+LINK = r":(?=//)|(?<=www)\."  # GitHub turns bare addresses into links
 BULLET = r"^[-+=](?=[-+= ]|$)"
 NUMBER = r"^(\d+)([.)])(?= |$)"
 
 
 def inline(text: str) -> str:
-    """Text that stays in its line and cell, and is read neither as markup nor as a link."""
+    """Text escaped for one line or cell: neither markup nor a link."""
     flat = " ".join(clean(text).split())
     escaped = re.sub(f"({MARKUP}|{LINK}|{BULLET})", r"\\\1", flat, flags=re.IGNORECASE)
     return re.sub(NUMBER, r"\1\\\2", escaped) or NOTHING
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column names the row, the others are numbers."""
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(
-        "| " + " | ".join(inline(cell) if i != 1 else cell for cell in line) + " |" for i, line in enumerate(lines)
-    )
+def table(shown: Table) -> str:
+    """Table with words aligned to the left and numbers to the right."""
+    rule = [":--" if shown.is_words(i) else "--:" for i in range(len(shown.columns))]
+    lines = [list(map(inline, shown.header)), rule, *(list(map(inline, row)) for row in shown.text())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def code(language: str, text: str) -> str:
-    """A fenced block that its content cannot end."""
+    """Fenced block that its content cannot close."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

@@ -1,42 +1,47 @@
-"""The candidates of a search or a prune artifact, as those who show them read them."""
+"""Candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.search.pareto import judged, pareto_optimal
-
-CANDIDATES = "candidates.json"
-MEASURED = "measured"  # in run.json: what was timed, which is no part of a result's identity
-LOSS = {"name": "loss", "better": "lower"}
-
-
-def read(artifact: Artifact) -> dict[str, Any]:
-    """Objective, tokens at each rung, and rows with all their costs and those at which nobody surpasses them."""
-    if CANDIDATES not in artifact.manifest.files:
-        return {}
-    found = {"objective": LOSS, "rung_tokens": []} | artifact.read_json(CANDIDATES)
-    measured = artifact.run.get(MEASURED, {})
-    for row in found["candidates"]:
-        row["costs"] |= measured.get(key(row["shape"]), {})
-        row["unsurpassed"] = []
-    _mark(found)
-    return found
+from minitron_cli.cost.compute import model_size
+from minitron_cli.results.search import CandidateResult, ObjectiveResult
+from minitron_cli.search.config import SearchConfig, TaskObjective, objective_figure
+from minitron_cli.search.rank import RankedCandidate
 
 
-def key(shape: Mapping[str, int]) -> str:
-    """What run.json calls a shape; JSON objects come back sorted."""
-    return ",".join(f"{axis}={size}" for axis, size in sorted(shape.items()))
+def candidate_result(
+    entry: RankedCandidate,
+    sequence_length: int,
+    *,
+    factor: int = 1,
+    target: str = "",
+    repairs: Iterable[str] = (),
+    measured: Sequence[str] = (),
+) -> CandidateResult:
+    """Candidate as it is stored. `factor` is -1 where a higher value of the objective is better; costs whose kind is in
+    `measured` are left out, as a clock's readings are not part of a result."""
+    candidate = entry.candidate
+    return CandidateResult(
+        target=target,
+        shape=candidate.shape.prunable,
+        parameters=candidate.parameters,
+        error=candidate.error,
+        costs={kind: cost for kind, cost in candidate.costs.items() if kind not in measured},
+        zero_shot=factor * entry.zero_shot,
+        rungs=tuple(factor * score for score in entry.rungs),
+        model=model_size(candidate.shape, sequence_length),
+        repairs=tuple(sorted(repairs)),
+    )
 
 
-def costs_of(row: Mapping[str, Any]) -> list[str]:
-    """What quality can be weighed against."""
-    return ["parameters", *(cost for cost in row["costs"] if cost != "mass")]
+def objective_result(config: SearchConfig) -> ObjectiveResult:
+    """Name and direction of the objective that a search compares candidates by."""
+    objective = config.objective
+    name = objective.name if isinstance(objective, TaskObjective) else objective
+    return ObjectiveResult(name=name, better=objective_figure(objective).better or "lower")
 
 
-def _mark(found: dict[str, Any]) -> None:
-    rows = judged(found["candidates"])
-    for cost in costs_of(rows[0]):
-        best = pareto_optimal(rows, cost, found["objective"]["better"] == "lower")
-        for row, is_best in zip(rows, best, strict=True):
-            row["unsurpassed"] += [cost] if is_best else []
+def with_measured_costs(artifact: Artifact, candidates: Sequence[CandidateResult]) -> list[CandidateResult]:
+    """Candidates of an artifact with the costs that were measured by a clock, as far as the run record has them."""
+    measured = artifact.run.measured if artifact.run else {}
+    return [c.model_copy(update={"costs": {**c.costs, **measured.get(c.key, {})}}) for c in candidates]

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from minitron_cli.evaluate.metrics import TEXT_FIGURES, task_figure
+from minitron_cli.figures import Figure
 from minitron_cli.model.axes import Axis
 from minitron_cli.prune.config import Budget, Ranking
 from minitron_cli.search.axis_sizes import PRESETS, AxisSizes, Preset
@@ -39,9 +41,6 @@ class Retrain(Spec):
     """Steps between two checkpoints of a candidate."""
 
 
-LOWER_IS_BETTER = ("loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
-
-
 class TaskObjective(Spec):
     """An lm-eval task decides. On the command line and in short, `winogrande:5`."""
 
@@ -52,16 +51,17 @@ class TaskObjective(Spec):
     """Which of its metrics."""
     better: Literal["higher", "lower"] | None = None
     """Which way is better; if absent, lower for perplexities, losses and the like, else higher."""
-    path: str | None = None
+    path: str | None = Field(None, exclude=True)
     """A directory of lm-eval task YAMLs in which the task is looked up too; needs no network."""
-
-    @property
-    def is_lower_better(self) -> bool:
-        return self.better == "lower" if self.better else self.metric in LOWER_IS_BETTER
 
     @property
     def name(self) -> str:
         return f"{self.task} {self.metric}"
+
+    @property
+    def figure(self) -> Figure:
+        """Title and direction of the metric; higher is better unless the metric or the user says otherwise."""
+        return Figure(self.name, better=self.better or task_figure(self.metric).better or "higher")
 
 
 def _objective(value: Any) -> Any:
@@ -72,6 +72,11 @@ Objective = Annotated[
     Literal["loss", "kl"] | TaskObjective,
     BeforeValidator(_objective, json_schema_input_type=Literal["loss", "kl"] | str | TaskObjective),
 ]
+
+
+def objective_figure(objective: Objective) -> Figure:
+    """Title, unit and direction of the values of an objective."""
+    return objective.figure if isinstance(objective, TaskObjective) else TEXT_FIGURES[objective]
 
 
 class SearchConfig(Spec):

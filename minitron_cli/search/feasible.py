@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from minitron_cli.errors import InfeasibleError
+from minitron_cli.figures import Figure
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import Budget
 from minitron_cli.search.axis_sizes import AxisSizes
@@ -14,7 +15,11 @@ from minitron_cli.search.constraints.memory import Memory
 from minitron_cli.search.constraints.parameters import Parameters
 from minitron_cli.search.space import smaller, unevenness
 
-NEAREST = 3  # shapes that a refusal names
+NEAREST = 3  # shapes that an error names
+
+OFF_TARGET = Figure("off target", style="share")
+RETAINED_IMPORTANCE = Figure("importance kept", style="share", better="higher")
+"""Presents exp(`Candidate.costs["mass"]`): the product over the pruned axes of the shares that are kept."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,11 @@ def _refuse_growth(constraints: Sequence[Bounded], limits: Sequence[Limits], who
 
 
 def _candidate(row: Costed, constraints: Sequence[Constraint]) -> Candidate:
-    costs: dict[str, float] = {constraint.kind: cost for constraint, cost in zip(constraints, row.costs, strict=True)}
-    costs.pop("parameters", None)
-    costs.pop("serving", None)
+    costs: dict[str, float] = {
+        constraint.kind: cost
+        for constraint, cost in zip(constraints, row.costs, strict=True)
+        if constraint.is_compared and not isinstance(constraint, Parameters)  # counted by the candidate itself
+    }
     costs.setdefault("memory", Memory(at_most="100%").cost(row.shape))
     for constraint, cost, limits in zip(constraints, row.costs, row.limits, strict=True):
         if isinstance(constraint, Parameters) and constraint.target is not None:
@@ -141,12 +148,14 @@ def _why_not(constraints: Sequence[Bounded], wholes: Sequence[float], costed: Se
     listed = "; ".join(_miss(constraints[worst], worst, row) for row in _nearest(pool))
     if isinstance(constraints[worst], Parameters) and len(constraints) == 1:
         return (
-            f"no shape has {constraints[worst].says(wholes[worst])}: nearest {listed}; "
+            f"no shape has {constraints[worst].demand(wholes[worst])}: nearest {listed}; "
             "widen the tolerance, move the target or allow more sizes"
         )
-    binding = f"no shape of {len(costed):,} meets every constraint: {constraints[worst].says(wholes[worst])} is "
-    binding += f"what {without[worst]:,} of them miss" if without[worst] else f"missed by {alone[worst]:,} of them"
-    return f"{binding}; nearest {listed}; relax it, or allow more sizes"
+    missed = f"{without[worst]:,} miss only" if without[worst] else f"{alone[worst]:,} miss"
+    return (
+        f"no shape of {len(costed):,} meets every constraint: {missed} {constraints[worst].demand(wholes[worst])}; "
+        f"nearest {listed}; relax it or allow more sizes"
+    )
 
 
 def _nearest(costed: Sequence[Costed]) -> list[Costed]:
@@ -158,4 +167,4 @@ def _miss(constraint: Bounded, place: int, row: Costed) -> str:
     off = limits.miss(cost)
     if isinstance(constraint, Parameters) and constraint.target is not None:
         off = cost / ((limits.low + limits.high) / 2) - 1
-    return f"{row.shape} has {constraint.format(cost)} ({off:+.1%})"
+    return f"{row.shape} has {constraint.figure.text(cost)} ({off:+.1%})"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from minitron_cli.search.rank import Ranked, by_retraining
+from minitron_cli.search.rank import RankedCandidate, by_retraining
 
 LEAST = 2  # one candidate alone has nobody to be compared with
 
@@ -24,13 +24,13 @@ def survivors(count: int, keep: float) -> int:
 
 
 def halve(
-    ranked: Sequence[Ranked],
+    ranked: Sequence[RankedCandidate],
     top: int,
     rungs: int,
     keep: float,
-    train: Callable[[Sequence[Ranked], int], Sequence[float]],
-    drop: Callable[[Sequence[Ranked]], None],
-) -> list[Ranked]:
+    train: Callable[[Sequence[RankedCandidate], int], Sequence[float]],
+    drop: Callable[[Sequence[RankedCandidate]], None],
+) -> list[RankedCandidate]:
     """Train the first `top` from rung to rung, and order all by how far they got and what they scored there.
 
     `train` brings candidates to rung i and returns their scores; `drop` is told of those that go no further.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitron_cli import io, strict_json
+from minitron_cli import canonical_json, io, strict_json
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import Speed
@@ -36,12 +36,12 @@ class LatencyProbe:
         if not path.is_file():
             timing = self._time(shape, workload)
             io.make_dirs(path.parent)
-            io.replace(path, io.pretty_json({"timing": timing._asdict(), "of": self._facts(shape, workload)}))
+            io.replace(path, canonical_json.pretty({"timing": timing._asdict(), "of": self._facts(shape, workload)}))
         return Timing(**strict_json.load(path)["timing"])
 
     def _path(self, shape: Shape, workload: Workload) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        return cache / "minitron" / "timings" / f"{io.digest(self._facts(shape, workload))}.json"
+        return cache / "minitron" / "timings" / f"{canonical_json.digest(self._facts(shape, workload))}.json"
 
     def _facts(self, shape: Shape, workload: Workload) -> dict[str, Any]:
         """All that a time depends on."""

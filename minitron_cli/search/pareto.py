@@ -1,32 +1,36 @@
-"""Which candidates nobody would pass over."""
+"""Pareto-optimal candidates, and the scores and costs by which candidates are compared."""
 
 from collections.abc import Sequence
-from typing import Any
 
-Row = dict[str, Any]  # of candidates.json
-MORE_IS_BETTER = ("throughput",)
+from minitron_cli.figures import Figure
+from minitron_cli.results.search import CandidateResult
+from minitron_cli.search.constraints import figure_of
+from minitron_cli.search.constraints.parameters import Parameters
 
-
-def judged(rows: Sequence[Row]) -> list[Row]:
-    """Of candidates.json's rows, those whose scores compare: the retrained ones, if any were."""
-    return [row for row in rows if row["rungs"]] or list(rows)
+PARAMETERS = Parameters.model_fields["kind"].default
 
 
-def score_of(row: Row) -> float:
-    """After equal training: at the first rung, which all that were retrained have reached."""
-    return float(row["rungs"][0] if row["rungs"] else row["zero_shot"])
+def comparable(candidates: Sequence[CandidateResult]) -> list[CandidateResult]:
+    """Candidates whose scores can be compared: those that were retrained, or all if none was."""
+    return [candidate for candidate in candidates if candidate.rungs] or list(candidates)
 
 
-def cost_of(row: Row, cost: str) -> float:
-    return float(row["parameters"] if cost == "parameters" else row["costs"][cost])
+def cost_of(candidate: CandidateResult, cost: str) -> float:
+    """Cost of a candidate, by the kind of the constraint that counts it."""
+    return float(candidate.parameters if cost == PARAMETERS else candidate.costs[cost])
 
 
-def pareto_optimal(rows: Sequence[Row], cost: str, is_lower_better: bool) -> list[bool]:
-    """Which rows no other one is as good as in this cost and in score, and better in one of them."""
-    signs = -1 if cost in MORE_IS_BETTER else 1, 1 if is_lower_better else -1
-    points = [(signs[0] * cost_of(row, cost), signs[1] * score_of(row)) for row in rows]
-    return [not any(_beats(other, point) for other in points) for point in points]
+def pareto_optimal(candidates: Sequence[CandidateResult], cost: str, objective: Figure) -> list[bool]:
+    """Whether each candidate is Pareto-optimal in (cost, value of the objective after equal training)."""
+    cost_sign, value_sign = _sign(figure_of(cost)), _sign(objective)
+    points = [(cost_sign * cost_of(c, cost), value_sign * c.at_equal_training) for c in candidates]
+    return [not any(_dominates(other, point) for other in points) for point in points]
 
 
-def _beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+def _sign(figure: Figure) -> int:
+    return -1 if figure.better == "higher" else 1
+
+
+def _dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether `a` is no worse than `b` in both values, and better in one; lower is better."""
     return a[0] <= b[0] and a[1] <= b[1] and a != b

@@ -1,52 +1,64 @@
-"""Order candidates: by a zero-shot score, then by their scores while they are lightly retrained. Lower is better."""
+"""Ranking of candidates: by zero-shot score, then by their scores while they are lightly retrained. Lower is better."""
+
+# N item
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from minitron_cli.search.feasible import Candidate
 
-Score = Callable[[Candidate], float]  # lower is better: a loss in nats, say
+Score = Callable[[Candidate], float]  # lower is better, such as a loss in nats
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A candidate with what is known of its quality."""
+class RankedCandidate:
+    """A candidate with the scores that have been measured."""
 
     candidate: Candidate
     zero_shot: float
     rungs: tuple[float, ...] = ()
-    """Its score at each rung that it reached."""
+    """Score at each rung of retraining that it reached."""
 
     @property
     def retrained(self) -> float | None:
+        """Score at the last rung that it reached."""
         return self.rungs[-1] if self.rungs else None
 
 
-def by_zero_shot(candidates: Sequence[Candidate], score: Score) -> list[Ranked]:
-    """Score every candidate as cut, best first."""
-    ranked = [Ranked(candidate, score(candidate)) for candidate in candidates]
+def by_zero_shot(candidates: Sequence[Candidate], score: Score) -> list[RankedCandidate]:
+    """Candidates with their scores before any training, best first; ties are ordered by name."""
+    ranked = [RankedCandidate(candidate, score(candidate)) for candidate in candidates]
     return sorted(ranked, key=lambda r: (r.zero_shot, r.candidate.name))
 
 
-def by_retraining(ranked: Sequence[Ranked]) -> list[Ranked]:
-    """Those that got furthest first, by the score there; those that were not retrained stay in their order."""
+def by_retraining(ranked: Sequence[RankedCandidate]) -> list[RankedCandidate]:
+    """Ranking by last rung reached, then by the score there; candidates without retraining follow in their order."""
     retrained = [entry for entry in ranked if entry.rungs]
     retrained.sort(key=lambda r: (-len(r.rungs), r.rungs[-1], r.candidate.name))
     return [*retrained, *(entry for entry in ranked if not entry.rungs)]
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Kendall's tau-a of two scores of the same items: 1 same order, -1 reversed. None for fewer than two."""
-    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
-    if not pairs:
+    """Kendall's tau-a of two scores of the same items: 1 same order, -1 reversed. None for fewer than two items.
+
+    scipy has tau-b and tau-c only. Tau-b divides by the untied pairs, so it is undefined if one score ties everywhere,
+    which task accuracies of a few candidates do; in tau-a a tied pair counts as no agreement.
+    """
+    first, second = np.triu_indices(len(a), k=1)
+    if not len(first):
         return None
-    return sum(_sign(a[i] - a[j]) * _sign(b[i] - b[j]) for i, j in pairs) / len(pairs)
+    a_N, b_N = np.asarray(a, float), np.asarray(b, float)
+    agreement = np.sign(a_N[first] - a_N[second]) * np.sign(b_N[first] - b_N[second])
+    return float(agreement.sum() / len(agreement))
 
 
-def stability(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
-    """Kendall's tau of every two neighbouring scores of a ranking, and of the first with the last order.
+def stability(ranked: Sequence[RankedCandidate]) -> list[dict[str, object]]:
+    """Kendall's tau of each two successive scores of a final ranking, and of the zero-shot with the final order.
 
-    `ranked` is the final order. Each row says over how many candidates: those that have both scores.
+    Each row has `from`, `to`, `tau`, and `candidates`, the number that have both scores. Rows of fewer than two are
+    left out.
     """
     retrained = [entry for entry in ranked if entry.rungs]
     rows = [_row("zero-shot", "rung 1", [(e.zero_shot, e.rungs[0]) for e in retrained])]
@@ -60,7 +72,3 @@ def stability(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
 def _row(before: str, after: str, pairs: Sequence[tuple[float, float]]) -> dict[str, object]:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     return {"from": before, "to": after, "candidates": len(pairs), "tau": kendall_tau(first, second)}
-
-
-def _sign(x: float) -> int:
-    return (x > 0) - (x < 0)

@@ -13,7 +13,7 @@ from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.config import SearchConfig, TaskObjective
+from minitron_cli.search.config import Objective, SearchConfig, TaskObjective, objective_figure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +56,7 @@ class SearchObjective:
         """Of held-out text, each time."""
         return min(self.config.score_blocks, len(self.validation)) * self.validation.sequence_length
 
-    def reading(self, shape: Shape) -> list[Shape]:
+    def readers(self, shape: Shape) -> list[Shape]:
         """The models that read it: one that is judged and, for KL, its teacher."""
         return {"loss": [shape], "kl": [shape, self.teacher.shape]}.get(str(self.config.objective), [])
 
@@ -66,6 +66,6 @@ def _value_of(objective: TaskObjective) -> TaskMetric:
     return TaskMetric(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
 
 
-def sign(objective: str | TaskObjective) -> int:
-    """What an objective's values are multiplied by so that lower is better."""
-    return 1 if isinstance(objective, str) or objective.is_lower_better else -1
+def sign(objective: Objective) -> int:
+    """Factor of an objective's values that makes lower better: 1 or -1."""
+    return -1 if objective_figure(objective).better == "higher" else 1

@@ -20,7 +20,7 @@ class WorkerGroup:
     work: StageBuild
     processes: Processes
 
-    def each(self, title: str, names: Sequence[str], compute: Callable[[int], float]) -> list[float]:
+    def map(self, title: str, names: Sequence[str], compute: Callable[[int], float]) -> list[float]:
         """A value for every name; each process computes its share, and each value is computed once."""
         mine = range(self.processes.rank, len(names), self.processes.size)
         with progress.track(title, len(mine), "candidates") as step:
@@ -29,7 +29,7 @@ class WorkerGroup:
                 step(1, score=found["value"])
         return [float(self._found(name)["value"]) for name in names]
 
-    def first(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def from_rank0(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the first process computes, for all."""
         return self.work.remember(name, compute) if self.processes.rank == 0 else self._found(name)
 
@@ -40,7 +40,7 @@ class WorkerGroup:
             progress.raise_if_stopped()
         return dict(strict_json.load(path))
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Before anything is read that an earlier run may have left, and after everything is."""
         if self.processes.size > 1:
             from accelerate import PartialState

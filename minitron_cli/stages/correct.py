@@ -1,7 +1,7 @@
-"""The correct stage: the teacher, trained a little more on the text that it is to teach on.
+"""Correct stage: trains the teacher on the text before it teaches.
 
-A teacher that has not seen the text's like is worse on it than it could be, and so is what learns from it (Sreenivas et
-al. 2024, sec. 2.2). It is the same loop as a student's, with cross-entropy and no teacher of its own.
+A teacher that was not trained on similar text predicts it worse, and so does its student (Sreenivas et al. 2024, sec.
+2.2). The training loop is the student's, with cross-entropy and without a teacher.
 """
 
 from minitron_cli.artifacts.artifact import Artifact
@@ -11,23 +11,25 @@ from minitron_cli.distill import trackers, training_run
 from minitron_cli.distill.config import CorrectConfig
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.results.training import CorrectionResult
 
 STAGE, VERSION = "correct", 1
 LABEL = "corrected"
 
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: CorrectConfig) -> Artifact:
-    """Train the parent on the text; the result has its shape, names and dtypes."""
+    """Train the parent on the text; the trained model has the same shape, tensor names and dtypes."""
     trackers.check(config.trackers)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> CorrectionResult:
         models = training_run.load(context, parent, None, config)
-        work.summary |= training_run.run_loop(
-            context, work, models, train_blocks, validation_blocks, config, name=LABEL
+        result = training_run.run_loop(
+            context, work, models, train_blocks, validation_blocks, config, name=LABEL, kind=CorrectionResult
         )
         training_run.write(work, parent, models.student)
+        return result
 
     inputs = {
         "model": parent.fingerprint,
@@ -40,6 +42,6 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
 
 
 def of(context: Context, parent: SourceModel) -> Artifact | None:
-    """The workspace's corrected teacher, if it is this parent's."""
+    """Corrected teacher of the workspace; None if there is none or it was made from another parent."""
     found = context.workspace.current(STAGE)
     return found if found and found.manifest.inputs["model"] == parent.fingerprint else None

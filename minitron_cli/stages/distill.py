@@ -1,4 +1,4 @@
-"""The distill stage: a teacher, a student and text in, the trained student out."""
+"""Distill stage: trains a student on the predictions of a teacher."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from minitron_cli.distill.fused.objective import check_vocab
 from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.results.training import TrainingResult
 
 STAGE, VERSION = "distill", 2
 
@@ -25,7 +26,7 @@ def run(
     *,
     label: str = "distilled",
 ) -> Artifact:
-    """Train the checkpoint at `student` on the teacher's predictions; the result has its shape, names and dtypes."""
+    """Train the checkpoint at `student` on the teacher's predictions; it keeps its shape, tensor names and dtypes."""
     trackers.check(config.trackers)
     start = open_source_model(student, offline=context.offline)
     check_vocab(
@@ -35,12 +36,13 @@ def run(
     validation_blocks = blocks_of(context, data, "validation", teacher.path)
     pairs = _pairs(config, teacher, start)
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> TrainingResult:
         models = training_run.load(context, start, teacher, config)
-        work.summary |= training_run.run_loop(
-            context, work, models, train_blocks, validation_blocks, config, pairs, name=label
+        result = training_run.run_loop(
+            context, work, models, train_blocks, validation_blocks, config, pairs, name=label, kind=TrainingResult
         )
         training_run.write(work, start, models.student)
+        return result
 
     inputs = {
         "teacher": teacher.fingerprint,

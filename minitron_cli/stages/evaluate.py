@@ -1,6 +1,6 @@
-"""The evaluate stage: models in, one table of measured values out, the parent's beside them."""
+"""Evaluate stage: measures models and their parent on the same text and tasks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from minitron_cli import io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
-from minitron_cli.cost import compute
+from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
@@ -20,29 +20,31 @@ from minitron_cli.evaluate import cloze, gate, generation_speed, lm_eval_runner,
 from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, EvaluateConfig, Gates, Task
 from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
-from minitron_cli.evaluate.statistics import Items, compare, compare_exponentials
-from minitron_cli.evaluate.tasks import Places
+from minitron_cli.evaluate.statistics import Items, Paired, compare, compare_exponentials
+from minitron_cli.evaluate.tasks import TaskLocations
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.results.evaluation import Difference, EvaluationResult, ModelEvaluation
+from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STAGE, VERSION = "evaluate", 3
-RESULTS, ITEMS = "results.json", "items.json"
+ITEMS = "items.json"
 
 Labelled = tuple[str, Path]
 
 
 @dataclass
 class _Measured:
-    """What is known of one model."""
+    """Measurements of one model."""
 
     results: lm_eval_runner.TaskResults = field(default_factory=dict)
     items: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Task -> metric -> each item's score, of the metrics that are means of such scores."""
+    """Task -> metric -> score of each item, for metrics that are means over items."""
     sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    """Task -> where on the hub its items come from."""
+    """Task -> origin of its items on the hub."""
 
     def add(self, answers: lm_eval_runner.Answers) -> None:
         self.results |= answers.results
@@ -63,55 +65,62 @@ def run(
 ) -> Artifact:
     """Measure the parent and every labelled checkpoint on the same text and tasks.
 
-    Without `allow_code`, a suite is asked without the tasks that run what the model writes.
+    Without `allow_code`, tasks that run generated code are left out of a suite.
     """
     subjects = {PARENT: parent} | {label: open_source_model(path, offline=context.offline) for label, path in models}
-    config = _asked(config, allow_code)
-    bench = _Bench(context, parent, _held_out(context, parent, data, config), config, allow_code)
+    config = _with_suite(config, allow_code)
+    benchmark = _Benchmark(context, parent, _held_out(context, parent, data, config), config, allow_code)
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> EvaluationResult:
         found = {
-            label: work.remember(f"results-{label}", partial(bench.measure, work, subject))
+            label: work.remember(f"results-{label}", partial(benchmark.measure, work, subject))
             for label, subject in subjects.items()
         }
-        for label in found.keys() - {PARENT}:
-            found[label]["against_parent"] = _against(found[label]["items"], found[PARENT]["items"])
-        work.write_json(ITEMS, {"models": {label: model.pop("items") for label, model in found.items()}})
-        work.write_json(RESULTS, {"models": found})
-        work.summary |= {"models": list(subjects), "ledger": compute.as_json(bench.spent(subjects.values()))}
+        items = {label: model["items"] for label, model in found.items()}
+        work.write_json(ITEMS, {"models": items})
         if config.speed:
-            work.run["speed"] = bench.speed(subjects)
+            work.measured.speed = benchmark.speed(subjects)
+        return EvaluationResult(
+            models={
+                label: benchmark.evaluation(subjects[label], model, _against(items[label], items[PARENT], label))
+                for label, model in found.items()
+            },
+            loss_tokens=benchmark.loss_tokens,
+            sequence_length=benchmark.sequence_length,
+        )
 
-    inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | bench.inputs()
-    # What is measured is identity; where the task files lie and what is demanded of the values is not.
-    identity = config.model_copy(update={"include_path": None, "task_data": None, "gates": Gates()})
+    inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs()
     return produce(
         context,
         stage=STAGE,
         version=VERSION,
-        config=identity,
+        config=config,
         inputs=inputs,
         build=build,
-        forecast=bench.forecast,
+        forecast=benchmark.forecast,
     )
 
 
-def _asked(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
-    """With the suite's tasks among the others."""
-    asked = config.asked(allow_code=allow_code)
-    if left_out := sorted({task.name for task in config.asked(allow_code=True)} & CODE_TASKS - {t.name for t in asked}):
+def _with_suite(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
+    """Configuration with the tasks of the suite listed. Warns about tasks that are left out."""
+    requested = config.requested(allow_code=allow_code)
+    if left_out := sorted(
+        {task.name for task in config.requested(allow_code=True)} & CODE_TASKS - {t.name for t in requested}
+    ):
         progress.warn(
-            f"{' and '.join(left_out)} run code that the model writes, and are left out; "
-            "`minitron eval --allow-code-execution` asks them too"
+            f"{' and '.join(left_out)} left out, because they run code that the model generates; "
+            "add them with `minitron eval --allow-code-execution`"
         )
-    return config.model_copy(update={"suite": None, "tasks": asked})
+    return config.model_copy(update={"suite": None, "tasks": requested})
 
 
-def _against(items: dict[str, Any], parent_items: dict[str, Any]) -> dict[str, Any]:
-    """Task -> metric -> how far the model is from its parent, item by item."""
-    against: dict[str, Any] = {
+def _against(items: dict[str, Any], parent_items: dict[str, Any], label: str) -> dict[str, dict[str, Difference]]:
+    """Task -> metric -> paired difference from the parent; empty for the parent itself."""
+    if label == PARENT:
+        return {}
+    against = {
         task: {
-            name: asdict(compare(Items(**found), Items(**parent_items[task][name])))
+            name: _difference(compare(Items(**found), Items(**parent_items[task][name])))
             for name, found in metrics.items()
             if name in parent_items.get(task, {})
         }
@@ -119,21 +128,25 @@ def _against(items: dict[str, Any], parent_items: dict[str, Any]) -> dict[str, A
     }
     if PERPLEXITY in items:
         losses = (Items(**some[PERPLEXITY]["loss"]) for some in (items, parent_items))
-        against[PERPLEXITY]["perplexity"] = asdict(compare_exponentials(*losses))
+        against[PERPLEXITY]["perplexity"] = _difference(compare_exponentials(*losses))
     return against
+
+
+def _difference(paired: Paired) -> Difference:
+    return Difference(**asdict(paired))
 
 
 def _held_out(context: Context, parent: SourceModel, data: DataConfig | None, config: EvaluateConfig) -> Blocks | None:
     if not config.perplexity and config.cloze is None:
         return None
     if data is None:
-        raise InputError("perplexity and cloze need held-out text: name some with --data, or ask for tasks only")
+        raise InputError("perplexity and cloze need held-out text: give some with --data, or evaluate tasks only")
     return blocks_of(context, data, "validation", parent.path)
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """What every model is measured on."""
+class _Benchmark:
+    """Text and tasks that every model is measured on."""
 
     context: Context
     parent: SourceModel
@@ -142,57 +155,71 @@ class _Bench:
     allow_code: bool
 
     @cached_property
-    def places(self) -> Places:
+    def locations(self) -> TaskLocations:
         own, data = self.config.include_path, self.config.task_data
         if data and not Path(data).is_dir():
             raise InputError(f"{data} is not a directory: give --task-data one with a directory for each task")
-        return Places(Path(own) if own else None, Path(data) if data else None)
+        return TaskLocations(Path(own) if own else None, Path(data) if data else None)
 
     def inputs(self) -> dict[str, str]:
-        """Fingerprints; an unknown task is refused here, before a model is loaded."""
+        """Fingerprints of text and tasks. InputError for an unknown task, before any model is loaded."""
         if self.config.tasks:
             self._check_tasks()
         blocks = {"validation": self.blocks.fingerprint} if self.blocks else {}
-        return {"dtype": self.context.dtype} | blocks | self.places.fingerprints(self.config.tasks)
+        return {"dtype": self.context.dtype} | blocks | self.locations.fingerprints(self.config.tasks)
 
     def _check_tasks(self) -> None:
         if self.context.dry_run:
-            tasks.forecast(self.config.tasks, self.places)  # fetches nothing
+            tasks.forecast(self.config.tasks, self.locations)  # downloads nothing
         else:
-            tasks.load_tasks(self.config.tasks, self.places, allow_code=self.allow_code)
+            tasks.load_tasks(self.config.tasks, self.locations, allow_code=self.allow_code)
 
     def forecast(self) -> dict[str, Any]:
-        """The tasks that a dry run would ask."""
-        found = tasks.forecast(self.config.tasks, self.places) if self.config.tasks else []
+        """Tasks that would be evaluated, for a dry run."""
+        found = tasks.forecast(self.config.tasks, self.locations) if self.config.tasks else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
     def measure(self, work: StageBuild, subject: SourceModel) -> dict[str, Any]:
+        """Measurements of one model as JSON, so that an interrupted evaluation keeps them."""
         model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
         found = _Measured()
         if self.blocks and self.config.perplexity:
-            self._on_text_(found, model, self.blocks, is_parent=subject is self.parent)
+            self._add_text_metrics(found, model, self.blocks, is_parent=subject is self.parent)
         if self.blocks and self.config.cloze:
             directory = _cloze_task(work, tokenizer, self.blocks, self.config.cloze)
-            found.add(self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], Places(directory)))
+            found.add(
+                self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], TaskLocations(directory))
+            )
         if self.config.tasks:
-            found.add(self._on_tasks(model, tokenizer, self.config.tasks, self.places))
-        return {
-            "parameters": subject.shape.parameters(),
-            "non_embedding": subject.shape.parameters("non_embedding"),
-            **asdict(found),
-        }
+            found.add(self._on_tasks(model, tokenizer, self.config.tasks, self.locations))
+        return asdict(found)
 
-    def spent(self, subjects: Iterable[SourceModel]) -> list[compute.Entry]:
-        """On the loss of each and, but for the parent, on the KL, for which the parent reads the text again."""
+    def evaluation(
+        self, subject: SourceModel, found: Mapping[str, Any], against: Mapping[str, Mapping[str, Difference]]
+    ) -> ModelEvaluation:
+        """Everything measured of one model, as it is stored."""
+        return ModelEvaluation(
+            fingerprint=subject.fingerprint,
+            model=model_size(subject.shape, self.sequence_length),
+            results=found["results"],
+            sources=found["sources"],
+            against_parent=against,
+        )
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per held-out block; 0 without held-out text."""
+        return self.blocks.sequence_length if self.blocks else 0
+
+    @property
+    def loss_tokens(self) -> int:
+        """Held-out tokens on which the loss of each model is measured."""
         if self.blocks is None or not self.config.perplexity:
-            return []
-        count, length = self.config.blocks or len(self.blocks), self.blocks.sequence_length
-        parent, others = self.parent.shape, [s.shape for s in subjects if s is not self.parent]
-        readers = [parent, *(reader for shape in others for reader in (shape, shape, parent))]
-        return [compute.held_out(readers, min(count, len(self.blocks)) * length, length)]
+            return 0
+        return min(self.config.blocks or len(self.blocks), len(self.blocks)) * self.sequence_length
 
-    def speed(self, subjects: dict[str, SourceModel]) -> dict[str, Any]:
-        """Every model's figures beside the parent's; clocks, and so no part of the identity."""
+    def speed(self, subjects: dict[str, SourceModel]) -> SpeedRecord:
+        """Generation speed of every model, each measured in turns with the parent."""
         assert self.config.speed
         loaded = self._load(self.parent)
         found: dict[str, dict[str, Any]] = {}
@@ -202,8 +229,9 @@ class _Bench:
                 timed = asdict(generation_speed.compare(model, loaded, self.config.speed))
                 found.setdefault(PARENT, timed.pop("parent"))
                 found[label] = timed.pop("model") | (timed if label != PARENT else {})
-        models = {label: figures | self._memory(subjects[label]) for label, figures in found.items()}
-        return {"settings": self.config.speed.model_dump(), "device": self.context.device, "models": models}
+        models = {label: ModelSpeed(**figures, **self._memory(subjects[label])) for label, figures in found.items()}
+        settings = self.config.speed.model_dump()
+        return SpeedRecord(settings=settings, device=self.context.device, models=models)
 
     def _memory(self, subject: SourceModel) -> dict[str, int]:
         assert self.config.speed
@@ -213,8 +241,8 @@ class _Bench:
     def _load(self, subject: SourceModel) -> "PreTrainedModel":
         return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
 
-    def _on_text_(self, found: _Measured, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> None:
-        """Loss and perplexity, and KL to the parent for anything but the parent."""
+    def _add_text_metrics(self, found: _Measured, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> None:
+        """Add loss and perplexity, and for a model other than the parent the KL from the parent."""
         most, size = self.config.blocks, self.config.batch_size
         measured = perplexity(model, blocks, max_blocks=most, batch_size=size)
         found.results[PERPLEXITY] = measured.metrics()
@@ -225,15 +253,20 @@ class _Bench:
             found.results[PERPLEXITY] |= kl.metrics()
 
     def _on_tasks(
-        self, model: "PreTrainedModel", tokenizer: Any, asked: Sequence[Task], places: Places
+        self, model: "PreTrainedModel", tokenizer: Any, requested: Sequence[Task], locations: TaskLocations
     ) -> lm_eval_runner.Answers:
         return lm_eval_runner.run_tasks(
-            model, tokenizer, asked, places=places, allow_code=self.allow_code, batch_size=self.config.batch_size
+            model,
+            tokenizer,
+            requested,
+            locations=locations,
+            allow_code=self.allow_code,
+            batch_size=self.config.batch_size,
         )
 
 
 def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:
-    """A task directory made of the validation blocks' documents; the same for every model of one tokenizer."""
+    """Task directory made from the documents of the validation blocks; the same for all models of one tokenizer."""
     final = work.scratch / "cloze"
     if not final.is_dir():
         io.make_dirs(work.scratch)
@@ -244,18 +277,18 @@ def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze)
 
 
 def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
-    """The text of the blocks, a piece per document."""
+    """Text of the blocks, split into documents."""
     tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
     ends = (tokens == tokenizer.eos_token_id).nonzero()[:, 0] + 1
     texts = (tokenizer.decode(piece.tolist(), skip_special_tokens=True) for piece in tokens.tensor_split(ends.tolist()))
     return [text for text in texts if text.strip()]
 
 
-def judged(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:
-    """Every gate held against the model called `label`."""
-    return gate.outcomes(gates, artifact.read_json(RESULTS)["models"], label)
+def gate_outcomes(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:
+    """Outcome of every gate for the model called `label`."""
+    return gate.outcomes(gates, artifact.result(EvaluationResult).models, label)
 
 
 def check_gates(artifact: Artifact, gates: Gates, label: str) -> None:
     """Raise GateMissed unless the model called `label` meets every gate."""
-    gate.require(judged(artifact, gates, label))
+    gate.require(gate_outcomes(artifact, gates, label))

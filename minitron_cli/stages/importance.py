@@ -1,4 +1,4 @@
-"""The importance stage: a model and text in, scores of every axis out."""
+"""Importance stage: reads a model and text, stores scores of every axis."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minitron_cli import io, progress
+from minitron_cli import io, process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -22,13 +22,13 @@ from minitron_cli.importance.block_task import without_blocks
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
-from minitron_cli.importance.layer_removal import cuts_of
+from minitron_cli.importance.layer_removal import layer_blocks
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.processes import Processes, join_processes
 from minitron_cli.memory import fits
-from minitron_cli.model.shape import Shape
+from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.scores.scores import Scores
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ STAGE, VERSION = "importance", 1
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
-    cuts_of(parent.shape.sizes["layer"], config.blocks)  # refuse what cannot be removed before anything is read
+    layer_blocks(parent.shape.sizes["layer"], config.blocks)  # refuses impossible removals before any text is read
     blocks = blocks_of(context, data, "train", parent.path)
     if config.samples > len(blocks):
         raise DataError(
@@ -57,25 +57,18 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     if (task := _block_task(config)) and (found := task.fingerprint()):
         inputs["block_task"] = found
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> ImportanceResult:
         scores = calibration.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
         scores.save(work.path)
-        work.summary |= {
-            "sizes": dict(parent.shape.sizes),
-            "parameters": parent.shape.parameters(),
-            "samples": config.samples,
-            "tokens": config.samples * blocks.sequence_length,
-            "parent_loss": scores.parent_nll,
-            "ledger": compute.as_json(_spent(parent.shape, config, blocks.sequence_length)),
-        }
+        return ImportanceResult(
+            model=compute.model_size(parent.shape, blocks.sequence_length),
+            samples=config.samples,
+            sequence_length=blocks.sequence_length,
+            removed=(*([1] if config.layer_removal else []), *config.blocks),
+            parent_loss=scores.parent_nll,
+        )
 
-    identity = config.model_copy(update={"block_task_path": None})  # what is there counts, not where
-    return produce(context, stage=STAGE, version=VERSION, config=identity, inputs=inputs, build=build, together=True)
-
-
-def _spent(shape: Shape, config: ImportanceConfig, length: int) -> list[compute.Entry]:
-    removed = (*([1] if config.layer_removal else []), *config.blocks)
-    return compute.calibration(shape, config.samples * length, length, removed)
+    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
 
 
 def _block_task(config: ImportanceConfig) -> TaskMetric | None:
@@ -87,7 +80,7 @@ def _block_task(config: ImportanceConfig) -> TaskMetric | None:
 
 @dataclass(frozen=True)
 class _Calibration:
-    """One process's share of the work."""
+    """One process's share of the scoring."""
 
     context: Context
     parent: SourceModel
@@ -102,7 +95,7 @@ class _Calibration:
             return self._resident(work, scratch)
         if self.config.block_task:
             raise InputError(
-                "importance.block_task needs the whole model in memory, and it does not fit: leave the task out"
+                "importance.block_task needs the whole model in memory, but it does not fit: leave the task out"
             )
         return collect_by_layer(
             hf.empty_model(self.parent.path, device=self.context.device, dtype=self.context.dtype),
@@ -144,7 +137,9 @@ class _Calibration:
         together = model_bytes * self.processes.size if on_cpu else model_bytes
         is_resident = fits(together, self.config.activation_budget, self.context.device)
         if not is_resident:
-            progress.say(f"{self.parent.name} ({model_bytes / 1e9:.1f} GB) does not fit: one layer at a time is held")
+            progress.say(
+                f"{self.parent.name} ({model_bytes / 1e9:.1f} GB) does not fit into memory: loading one layer at a time"
+            )
         return is_resident
 
     def _ids(self) -> list[int]:
@@ -157,8 +152,8 @@ class _Calibration:
             yield batch(self.blocks, ids[start : start + self.config.batch_size])
 
     def _on_task(self, work: StageBuild, model: "PreTrainedModel", task: TaskMetric) -> Scores:
-        """How much each block's absence costs on the task. The first process alone asks: the others keep nothing."""
-        if not io.is_first_process():
+        """Loss of task score without each block of layers; measured by the first process only, empty in the others."""
+        if not process_rank.is_first_process():
             return Scores({})
         tokenizer = hf.load_tokenizer(self.parent.path)
 

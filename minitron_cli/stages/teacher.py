@@ -1,6 +1,6 @@
-"""The teacher stage: a small Llama trained from scratch on text at hand, for the demo and the benchmarks.
+"""Teacher stage: trains a small Llama from scratch on local text, for the demo and the benchmarks.
 
-Nothing is downloaded. The training loop is the distillation's own, with cross-entropy and no teacher.
+Nothing is downloaded. The training loop is that of distillation, with cross-entropy and without a teacher.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from minitron_cli import io, progress
+from minitron_cli import canonical_json, io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -17,10 +17,11 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.results.training import TeacherResult
 from minitron_cli.spec import Spec
 
 STAGE, VERSION = "teacher", 1
@@ -38,13 +39,13 @@ class TeacherConfig(Spec):
     head_dim: int = 32
     tie_embeddings: bool = False
     training: DistillConfig
-    """How it is trained; its losses must need no teacher."""
+    """Training; none of its losses may need a teacher."""
 
 
 DEMO = TeacherConfig(
     training=DistillConfig(
         tokens=450_000,
-        batch_size=4,  # so few tokens are worth more in more steps
+        batch_size=4,  # with so little text, more and smaller steps train better
         micro_batch_size=4,
         learning_rate=1.5e-3,
         min_learning_rate=1e-4,
@@ -61,24 +62,26 @@ DEMO = TeacherConfig(
 def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
     """Train a tokenizer and a model on the data's sources."""
     sources = [source.open() for source in data.sources]
-    inputs = {"text": io.digest([corpus.identity for corpus in sources])}
+    inputs = {"text": canonical_json.digest([corpus.identity for corpus in sources])}
 
-    def build(work: StageBuild) -> None:
+    def build(work: StageBuild) -> TeacherResult:
         tokenizer = _tokenizer(work, data, config.vocab_size)
         train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
-        models = training_run.Models(model)
-        result = training_run.run_loop(context, work, models, train, validation, config.training, name=STAGE)
+        models = training_run.LoadedModels(model)
+        result = training_run.run_loop(
+            context, work, models, train, validation, config.training, name=STAGE, kind=TeacherResult
+        )
         hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
         hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)
-        work.summary |= {"parameters": sum(p.numel() for p in model.parameters()), **result}
+        return result
 
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
 
 
 def _tokenizer(work: StageBuild, data: DataConfig, vocab_size: int) -> Path:
-    """A directory with a tokenizer trained on the sources; made once, whole or not at all."""
+    """Directory of a tokenizer trained on the sources; an interrupted run leaves none or a complete one."""
     final = work.scratch / "tokenizer"
     if not final.is_dir():
         io.make_dirs(work.scratch)

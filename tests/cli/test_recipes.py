@@ -24,7 +24,7 @@ def test_a_copied_recipe_is_the_same_bytes_and_nothing_is_written_over(run: Run,
     assert copy.read_bytes() == recipe.shipped()[WIDTH].read_bytes()
     again = run("recipes", "cp", WIDTH)
     assert again.exit_code == 2
-    assert "nothing is written over: choose another file" in again.stderr
+    assert "already exists: choose another file" in again.stderr
     assert run("recipes", "cp", WIDTH, "mine.yaml").exit_code == 0
     assert run("run", "mine.yaml", "--dry-run", "--json").exit_code == 0
 
@@ -108,7 +108,7 @@ def test_the_demo_recipe_by_itself_names_the_command_that_trains_its_model(run: 
     for more in ([], ["--dry-run"]):
         result = run("run", "demo", *more)
         assert result.exit_code == 2
-        assert "run `minitron demo`, or name one with model=" in result.stderr
+        assert "run `minitron demo`, which trains one, or add model=" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

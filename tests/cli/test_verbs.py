@@ -131,7 +131,7 @@ def test_the_output_is_the_artifact_byte_for_byte_and_its_own_files(place: KeyPa
 def test_an_output_that_exists_is_refused_before_any_work(place: KeyPath, pruned: dict[str, Any]) -> None:
     before = len(place.workspace.artifacts("prune"))
     said = place.run("prune", "--shape", "hidden=16", "-o", place.root / "out", code=2)
-    assert "exists, and nothing is written over: choose a new directory" in said
+    assert "already exists: choose a new path" in said
     assert len(place.workspace.artifacts("prune")) == before
 
 
@@ -311,7 +311,7 @@ def test_what_is_missing_is_named_and_nothing_is_left_behind(
 
 
 def test_importance_without_text_asks_for_it(fresh: KeyPath) -> None:
-    assert "no text is named: add --data" in fresh.run("importance", fresh.model, code=2)
+    assert "no data given: add --data" in fresh.run("importance", fresh.model, code=2)
     assert not list(fresh.root.iterdir())
 
 
@@ -393,7 +393,7 @@ def test_a_recipe_corrects_its_teacher_and_compares_with_a_random_cut(fresh: Key
 prune: {shape: {ffn: 64, hidden: 48}, drop_layers: [1]}
 correct: {steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}
 distill: {steps: 1, batch_size: 2, warmup_steps: 0, eval_blocks: 2}
-controls: [{label: random-cut, cut: random}]
+controls: [{label: random-cut, prune: random}]
 evaluate: {blocks: 2}
 """
     )

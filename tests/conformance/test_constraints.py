@@ -5,9 +5,10 @@ import typing
 import pytest
 from transformers import LlamaConfig
 
+from minitron_cli.figures import Figure
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.search.constraints import Constraint
+from minitron_cli.search.constraints import Constraint, figure_of
 from minitron_cli.search.constraints.base import Between, Counted, Timed, Timing
 from minitron_cli.search.constraints.serving import Serving
 
@@ -63,8 +64,8 @@ def test_limits_are_where_they_are_said_to_be(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_says_what_it_demands(kind):
     constraint = kind() if kind is Serving else kind(at_most="50%")
-    assert constraint.says(2000.0)
-    assert constraint.format(3.0)
+    assert constraint.demand(2000.0)
+    assert constraint.quantity.startswith(kind.figure.title) or constraint.quantity.endswith(kind.figure.title)
     assert kind.model_fields["kind"].default == constraint.kind
     assert kind.__doc__
 
@@ -74,8 +75,20 @@ def test_it_is_counted_or_timed(kind):
     assert issubclass(kind, Counted) != issubclass(kind, Timed)
 
 
-@pytest.mark.parametrize(("base", "missing"), [(Counted, "cost"), (Timed, "of_turn")])
+@pytest.mark.parametrize(("base", "missing"), [(Counted, "cost"), (Timed, "of_round")])
 def test_one_that_does_not_say_its_cost_cannot_be_made(base, missing):
-    half = type("Half", (Between, base), {"__module__": __name__, "title": property(str)})
+    half = type("Half", (Between, base), {"__module__": __name__, "figure": Figure("half")})
     with pytest.raises(TypeError, match=missing):
         half(at_most=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_figure_is_found_by_its_name(kind):
+    figure = figure_of(kind.model_fields["kind"].default)
+    assert figure is kind.figure
+    assert figure.title
+    assert figure.better in ("lower", "higher")
+
+
+def test_a_kind_that_is_not_installed_goes_by_its_name():
+    assert figure_of("kv_cache_tokens").heading == "kv cache tokens"

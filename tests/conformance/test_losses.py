@@ -156,6 +156,12 @@ def test_a_weight_multiplies_value_and_gradient(loss: Any) -> None:
     torch.testing.assert_close(weighted, tuple(2.5 * t for t in gradients(loss)))
 
 
+@every_loss
+def test_a_figure_presents_it(loss: Any) -> None:
+    assert loss.figure.title
+    assert loss.figure.better == "lower"
+
+
 def test_kinds_are_unique() -> None:
     kinds = [cls.model_fields["kind"].default for cls in LOSSES]
     assert len(set(kinds)) == len(kinds) > 1

@@ -10,8 +10,9 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
-from minitron_cli.distill.losses import CrossEntropy, ForwardKL
-from minitron_cli.distill.model_pair import Models
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
+from minitron_cli.distill.losses.forward_kl import ForwardKL
+from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import targets
 from minitron_cli.model.families import FAMILIES
 from tests.tiny import write_tiny
@@ -22,15 +23,15 @@ THIRD = slice(8, 18)  # longer than the tiny models' sliding windows
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def models(request, tmp_path_factory) -> Models:
+def models(request, tmp_path_factory) -> ModelPair:
     """A student and a teacher of one family, as the training loop loads and runs them."""
     directory: Path = tmp_path_factory.mktemp(request.param)
     student, teacher = (hf.load_model(write_tiny(directory / str(seed), request.param, seed=seed)) for seed in (0, 1))
     config = DistillConfig(steps=1, losses=(ForwardKL(), CrossEntropy()), precision="fp32")
-    return Models(student, teacher, config, (), ProcessGroup("cpu"), "fp32")
+    return ModelPair(student, teacher, config, (), ProcessGroup("cpu"), "fp32")
 
 
-def measured(models: Models, tokens_BT: Tensor, positions_T: Tensor) -> list[Tensor]:
+def measured(models: ModelPair, tokens_BT: Tensor, positions_T: Tensor) -> list[Tensor]:
     """Both losses of the third document, both held-out figures, and every gradient."""
     loss_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     loss_mask_BT[:, THIRD] = True

@@ -20,9 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from minitron_cli import dry_run, pipeline, recipe
 from minitron_cli.artifacts.workspace import Workspace, remember
-from minitron_cli.cli import push, session, show, torchrun
+from minitron_cli.cli import push, show, torchrun
 from minitron_cli.cli.app import COMMANDS
-from minitron_cli.cli.session import Session
+from minitron_cli.cli.sessions import Session
 from minitron_cli.evaluate.config import Gates
 from minitron_cli.inputs import source_model
 from minitron_cli.recipe import Recipe
@@ -89,7 +89,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(verb, "open_workspace", accept)
     for owner, given in ((Session, "parent"), (Session, "require"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
-    for owner, given in ((correct, "of"), (torchrun, "if_asked")):
+    for owner, given in ((correct, "of"), (torchrun, "if_requested")):
         monkeypatch.setattr(owner, given, nothing)
     monkeypatch.setattr(session, "device", lambda name: "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,5 +1,7 @@
 """The frame of every stage under every fault, around a small real cut."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from minitron_cli.prune import stream
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
+from minitron_cli.results.base import Result
 from minitron_cli.spec import Spec
 from tests.faults.harness import HOWS, Range, problems, random_kills, table, trials
 from tests.tiny import write_tiny
@@ -27,6 +30,15 @@ def stage(tmp_path_factory):
     return cut_of(tmp_path_factory.mktemp("parent"))
 
 
+class Kept(Result):
+    """Result of the stage under test."""
+
+    schema_name: ClassVar[str] = "kept/1"
+    verb: ClassVar[str] = "minitron prune"
+
+    kept: tuple[int, ...]
+
+
 def cut_of(directory, **options):
     """A cut that keeps state in its scratch directory, as the long stages do."""
     model = {"num_hidden_layers": 1, "attention_bias": False, "mlp_bias": False}
@@ -39,7 +51,7 @@ def cut_of(directory, **options):
         write_child(parent.checkpoint, plan, work.path, **options)
         write_safetensors(work.path / "plan.safetensors", plan.tensors())
         work.write_json("config.json", child_config(parent.checkpoint.config, plan))
-        work.summary["kept"] = state["kept"]
+        return Kept(kept=tuple(state["kept"]))
 
     def run(root):
         workspace = Workspace(root / "run")

@@ -13,6 +13,7 @@ from minitron_cli.distill import trainer
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget
+from minitron_cli.results.search import SearchResult
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, search
 from tests.faults.harness import Range, problems, table
@@ -64,7 +65,7 @@ def test_twenty_kills_at_random_moments(tmp_path_factory, place, monkeypatch):
 
 def winner_of(place):
     (path,) = (p for p in (place / "root" / "run" / "search").iterdir() if p.is_dir())
-    return Artifact.open(path).summary["best"]
+    return Artifact.open(path).result(SearchResult).winners
 
 
 def noted(optimize, log):

@@ -11,7 +11,7 @@ import torch
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.distill.config import CorrectConfig, DistillConfig, HiddenLosses
-from minitron_cli.distill.losses import CrossEntropy
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.evaluate.config import Cloze, EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model

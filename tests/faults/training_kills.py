@@ -66,7 +66,7 @@ def _one(rank: int, setting: Setting, root: Path, disk: io.Disk | None) -> None:
     log = os.open(root / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     config = setting.config()
 
-    class Logged(small.DataOptions):
+    class Logged(small.TinyBlocks):
         def tokens(self, i: int) -> torch.Tensor:
             os.write(log, b"read %d\n" % i)
             return super().tokens(i)
@@ -93,7 +93,7 @@ def _one(rank: int, setting: Setting, root: Path, disk: io.Disk | None) -> None:
         student=small.student(attention_dropout=0.3, tie_word_embeddings=True),
         blocks=Logged(BLOCKS),
         pairs=PAIRS,
-        placing=Placement(is_sharded=setting.processes > 1),
+        placement=Placement(is_sharded=setting.processes > 1),
     )
 
 

@@ -1,4 +1,4 @@
-"""Several cuts in a row: whose parent is whose, who teaches, and which of several models is cut."""
+"""Chains of several steps: parents, teachers, and which of several models is pruned."""
 
 import pytest
 
@@ -10,6 +10,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.recipe import Recipe, Step
+from minitron_cli.results.training import TrainingResult
 from minitron_cli.yaml_document import check, parse
 from tests.tiny import write_tiny
 from tests.unit.stages.place import context, data, write_place
@@ -45,28 +46,31 @@ def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
     assert second.prune.manifest.inputs["model"] == second.importance.manifest.inputs["model"] == made
     assert first.product.manifest.inputs["teacher"] == original
     assert second.product.manifest.inputs["teacher"] == {"original": original, "parent": made}[teacher]
-    assert second.product.summary["sizes"]["ffn"] == 16
+    assert second.product.result(TrainingResult).student.sizes["ffn"] == 16
     assert [step.prune.label for step in (first, second)] == ["wide", "narrow"]
     again = pipeline.run(asked, context(tmp_path / "run"))
     assert [step.product.path for step in again] == [first.product.path, second.product.path]
 
 
-def test_the_relative_closest_to_the_target_is_cut(tmp_path):
+def test_the_smallest_relative_large_enough_for_the_target_is_pruned(tmp_path):
     sizes = {"large": 96, "middle": 64, "small": 32}
     models = {name: str(write_tiny(tmp_path / name, intermediate_size=ffn)) for name, ffn in sizes.items()}
     shapes = {path: dry_run.shape_of(path)[0] for path in models.values()}
     goal = shapes[models["middle"]].resize(ffn=48).parameters()
 
-    def cut(target, count="total"):
+    def pruned(target, count="total"):
         budget = PruneConfig(budget=Budget(target=target, count=count))
         asked = recipe(models["large"], data(tmp_path), prune=budget, relatives=(models["small"], models["middle"]))
-        return asked.closest(lambda name, budget: shapes[name].parameters(budget.count))
+        return asked.smallest_parent(lambda name, budget: shapes[name].parameters(budget.count))
 
-    assert cut(goal) == models["middle"]
-    assert cut(shapes[models["small"]].parameters()) == models["small"], "as large as the target is enough"
-    assert cut(shapes[models["middle"]].parameters() + 1) == models["large"]
+    assert pruned(goal) == models["middle"]
+    small, middle = (shapes[models[name]].parameters() for name in ("small", "middle"))
+    assert pruned(small) == models["small"], "as large as the target is enough"
+    assert pruned(small + small // 25) == models["small"], "4 % less than the target is within its tolerance of 5 %"
+    assert pruned(round(middle / 0.95) + 1) == models["large"]
+    assert pruned(2 * shapes[models["large"]].parameters()) == models["large"], "none is large enough"
     without_embeddings = shapes[models["middle"]].parameters("non_embedding")
-    assert cut(without_embeddings, "non_embedding") == models["middle"]
+    assert pruned(without_embeddings, "non_embedding") == models["middle"]
 
 
 def test_a_dry_run_lists_every_step(tmp_path):
@@ -91,17 +95,17 @@ data: {sources: [{kind: python_stdlib}]}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: [{label: a}]", "nothing says how much to cut in step a; add prune.shape"),
+        ("steps: [{label: a}]", "nothing says how much to prune in step a; add prune.shape"),
         (
             "steps: [{label: a, search: {budget: {target: 4B}}, prune: {shape: {ffn: 8}}}]",
             "both search and prune choose a shape in step a",
         ),
         (
             "steps: [{label: a, prune: {shape: {ffn: 8}}}, {label: a, prune: {shape: {ffn: 4}}}]",
-            "two steps are labelled",
+            "two steps have the label",
         ),
-        ("prune: {budget: {target: 50%}}\nrelatives: [n]", "relatives are compared by the target; give it as a number"),
-        ("search: {budget: {target: 75%}, targets: [50%]}", "the search has several winners; say which to cut"),
+        ("prune: {budget: {target: 50%}}\nrelatives: [n]", "relatives need a target; give a budget"),
+        ("search: {budget: {target: 75%}, targets: [50%]}", "the search has several targets; choose one"),
         ("search: {budget: {target: 75%}}\nprune: {size: 75%, shape: {ffn: 8}}", "size picks a winner of the search"),
     ],
 )

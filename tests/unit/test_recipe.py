@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and in which words."""
+"""Recipes: which ones are read, which are refused, and with which message."""
 
 import subprocess
 import sys
@@ -108,7 +108,7 @@ def test_every_text_is_a_recipe_or_one_sentence(text: str) -> None:
         ("evaluate.tasks=[wino:x]", r"^evaluate\.tasks\.0: task 'wino:x': write NAME or NAME:SHOTS"),
         ("model.x=3", r"^model\.x: model has no entry 'x'"),
         ("data.sources.1.kind=hub", r"^data\.sources\.1\.kind: data\.sources has no entry 1"),
-        ("prune.shape=", r"nothing says how much to cut"),
+        ("prune.shape=", r"nothing says how much to prune"),
         ("distill=null", None),
         ("importance.samples", r"^'importance\.samples' is not a change: write key=value"),
         ("importance.samples=[", r"^the value of importance\.samples"),
@@ -152,12 +152,12 @@ def test_changes_reach_every_depth_and_leave_the_rest() -> None:
 
 def test_one_section_is_read_by_itself() -> None:
     section = yaml_document.check(
-        ImportanceConfig, yaml_document.Document().changed(["importance.samples=3"]), ("importance",)
+        ImportanceConfig, yaml_document.YamlDocument().changed(["importance.samples=3"]), ("importance",)
     )
     assert section == ImportanceConfig(samples=3)
     with pytest.raises(RecipeError, match=r"^importance\.sample is not a known key; did you mean samples\?"):
         yaml_document.check(
-            ImportanceConfig, yaml_document.Document().changed(["importance.sample=3"]), ("importance",)
+            ImportanceConfig, yaml_document.YamlDocument().changed(["importance.sample=3"]), ("importance",)
         )
 
 
@@ -165,12 +165,13 @@ def test_one_section_is_read_by_itself() -> None:
     ("addition", "message"),
     [
         ("search: {budget: {target: 4B}}", "both search and prune choose a shape"),
-        ("controls: [{label: a, init: random}, {label: a, init: random}]", "two controls are labelled 'a'"),
+        ("controls: [{label: a, init: random}, {label: a, init: random}]", "two controls have the label 'a'"),
         ("controls: [{label: distilled, init: random}]", "the label 'distilled' is taken"),
-        ("controls: [{label: a}]", "nothing is changed"),
+        ("controls: [{label: a}]", "changes nothing; give it init, objective or prune"),
+        ("controls: [{label: a, cut: random}]", r"controls\.0: the key cut is now called prune; write prune: random$"),
     ],
 )
-def test_sections_that_contradict_each_other_are_refused(addition: str, message: str) -> None:
+def test_contradictory_sections_are_refused(addition: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read(RECIPE + addition)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minitron_cli.distill.fused import token_chunks, vocab_chunks
 from minitron_cli.distill.fused.head_matmul import Gradients, HeadInput, Logits
-from minitron_cli.distill.losses import TwoPassLoss
+from minitron_cli.distill.losses.two_pass import TwoPassLoss
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.lm_head import Head
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minitron_cli.distill.fused.combine import to_overwrite, weighted_sum_
 from minitron_cli.distill.fused.head_matmul import Gradients, Logits, parts, through_head_
-from minitron_cli.distill.losses import TwoPassLoss
+from minitron_cli.distill.losses.two_pass import TwoPassLoss
 
 TOKENS = {"cpu": 512, "accelerator": 2048}
 VOCAB = {"cpu": 1024, "accelerator": 16384}

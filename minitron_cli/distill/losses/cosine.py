@@ -2,15 +2,16 @@
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Cosine(Comparison):
+class Cosine(TeacherLoss):
     """1 - cos(p_student, p_teacher), times temperature squared.
 
     On the softmax p(x, temperature), not on logits (Muralidharan et al. 2024, sec. 3), where it came second to forward
@@ -18,6 +19,7 @@ class Cosine(Comparison):
     """
 
     kind: Literal["cosine"] = "cosine"
+    figure: ClassVar[Figure] = Figure("cosine distance", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"

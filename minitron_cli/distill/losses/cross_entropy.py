@@ -4,23 +4,19 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
+from minitron_cli.distill.losses.base import Loss
+from minitron_cli.figures import Figure
 from minitron_cli.model.softmax import OnlineSoftmax
-from minitron_cli.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CrossEntropy(Spec):
+class CrossEntropy(Loss):
     """-log p_student(next token) in nats per token."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
-    weight: float = Field(1.0, gt=0)
-    """Factor of this loss in the sum."""
-
-    needs_teacher: ClassVar[bool] = False
+    figure: ClassVar[Figure] = Figure("cross-entropy", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
@@ -35,11 +31,11 @@ class CrossEntropy(Spec):
         grad_NV.scatter_add_(1, labels_N1, own_N1.new_full(own_N1.shape, -1.0))
         return (z_N1.log() - own_N1)[:, 0], grad_NV
 
-    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(zeros_N1)
+    def by_vocab(self, zeros_N1: "Tensor") -> "CrossEntropyPasses":
+        return CrossEntropyPasses(zeros_N1)
 
 
-class _TwoPass:
+class CrossEntropyPasses:
     def __init__(self, zeros_N1: "Tensor") -> None:
         self.student, self.own_N1 = OnlineSoftmax(zeros_N1), zeros_N1.clone()
 

@@ -2,22 +2,24 @@
 
 # N token, V vocab, C one chunk of it
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 from minitron_cli.model.softmax import OnlineSoftmax
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ForwardKL(Comparison):
+class ForwardKL(TeacherLoss):
     """KL(teacher || student) in nats per token, times temperature squared (Hinton et al. 2015, sec. 2).
 
     Alone it beat every mixture with cross-entropy and every other loss on logits (Muralidharan et al. 2024, table 16).
     """
 
     kind: Literal["forward_kl"] = "forward_kl"
+    figure: ClassVar[Figure] = Figure("forward KL", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
@@ -38,11 +40,11 @@ class ForwardKL(Comparison):
         grad_NV = student_NV.mul_(self.temperature / z_student_N1).addcmul_(p_NV, -self.temperature / z_teacher_N1)
         return kl_N * self.temperature**2, grad_NV
 
-    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(self, zeros_N1)
+    def by_vocab(self, zeros_N1: "Tensor") -> "ForwardKLPasses":
+        return ForwardKLPasses(self, zeros_N1)
 
 
-class _TwoPass:
+class ForwardKLPasses:
     """KL = E_teacher[t - s] - log z_t + log z_s, of logits divided by the temperature."""
 
     def __init__(self, loss: ForwardKL, zeros_N1: "Tensor") -> None:

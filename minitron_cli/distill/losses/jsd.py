@@ -2,11 +2,12 @@
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 LARGEST_LOG_RATIO = 80.0  # exp of it is within fp32; a student's probability e**80 below the teacher's is 0
 
 
-class JSD(Comparison):
+class JSD(TeacherLoss):
     """beta KL(teacher || m) + (1 - beta) KL(student || m) in nats, with m = beta teacher + (1 - beta) student.
 
     Times temperature squared (Agarwal et al. 2024, eq. 1). Bounded, and between the two KLs: divided by beta it becomes
@@ -22,6 +23,7 @@ class JSD(Comparison):
     """
 
     kind: Literal["jsd"] = "jsd"
+    figure: ClassVar[Figure] = Figure("Jensen-Shannon divergence", "nats/token", better="lower")
     beta: float = Field(0.5, gt=0, lt=1)
     """The teacher's share of the mixture."""
 

@@ -2,15 +2,16 @@
 
 # N token, V vocab
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MSE(Comparison):
+class MSE(TeacherLoss):
     """Sum over the vocabulary of (p_student - p_teacher)**2, times temperature squared.
 
     On the softmax p(x, temperature), not on logits (Muralidharan et al. 2024, sec. 3). The sum and not the mean: over a
@@ -18,6 +19,7 @@ class MSE(Comparison):
     """
 
     kind: Literal["mse"] = "mse"
+    figure: ClassVar[Figure] = Figure("squared error of probabilities", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"

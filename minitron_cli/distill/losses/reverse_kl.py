@@ -2,16 +2,17 @@
 
 # N token, V vocab, C one chunk of it
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from minitron_cli.distill.losses.base import Comparison
+from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.figures import Figure
 from minitron_cli.model.softmax import OnlineSoftmax
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ReverseKL(Comparison):
+class ReverseKL(TeacherLoss):
     """KL(student || teacher) in nats per token, times temperature squared (Gu et al. 2024, eq. 1).
 
     It seeks the teacher's mode where forward KL covers all of it; behind forward KL on both of the paper's models
@@ -19,6 +20,7 @@ class ReverseKL(Comparison):
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
+    figure: ClassVar[Figure] = Figure("reverse KL", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
@@ -40,11 +42,11 @@ class ReverseKL(Comparison):
         grad_NV = p_NV.mul_(self.temperature / z_student_N1).mul_(apart_NV.sub_(mean_N1))
         return kl_N1[:, 0] * self.temperature**2, grad_NV
 
-    def by_vocab(self, zeros_N1: "Tensor") -> "_TwoPass":
-        return _TwoPass(self, zeros_N1)
+    def by_vocab(self, zeros_N1: "Tensor") -> "ReverseKLPasses":
+        return ReverseKLPasses(self, zeros_N1)
 
 
-class _TwoPass:
+class ReverseKLPasses:
     """KL = E_student[s - t] - log z_s + log z_t, of logits divided by the temperature."""
 
     def __init__(self, loss: ReverseKL, zeros_N1: "Tensor") -> None:

@@ -1,12 +1,13 @@
-"""What every constraint is: a cost of a shape, and the limits it has to keep."""
+"""Base of every constraint: a cost of a shape, the figure that presents it, and the limits that it must keep."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from minitron_cli.figures import Figure
 from minitron_cli.spec import Spec, of_whole
 
 if TYPE_CHECKING:
@@ -14,43 +15,43 @@ if TYPE_CHECKING:
 
 
 class Workload(Spec):
-    """What a model is timed at."""
+    """Input size at which a model is timed."""
 
     phase: Literal["prefill", "decode"] = "decode"
-    """prefill: a forward pass over the prompt; decode: one more token for each sequence."""
+    """prefill: one forward pass over the prompt; decode: one more token for each sequence."""
     batch: int = Field(1, ge=1)
-    """Sequences at a time."""
+    """Sequences per batch."""
     length: int = Field(512, ge=1)
-    """Tokens of each sequence: the prompt's, or those in the cache."""
+    """Tokens of each sequence: prompt tokens for prefill, cached tokens for decode."""
     repeats: int = Field(7, ge=1)
-    """Times that candidate and parent take turns; the median counts."""
+    """Rounds in which candidate and parent are timed in alternation; the median is used."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that come out of one turn."""
+        """Tokens that one round processes."""
         return self.batch * (self.length if self.phase == "prefill" else 1)
 
 
 class Timing(NamedTuple):
-    """One turn's seconds, of a candidate and of the parent timed in between."""
+    """Seconds of one round, of a candidate and of the parent timed in alternation with it."""
 
     seconds: float
     parent_seconds: float
 
 
 Clock = Callable[["Shape", Workload], Timing]
-"""Times a shape on this device; only a stage can."""
+"""Times a shape on this device under a workload."""
 
 
 class Cost(NamedTuple):
-    """What a shape costs, and what the parent costs by the same measure."""
+    """Cost of a shape, and cost of the parent by the same measure."""
 
     value: float
     whole: float
 
 
 class Limits(NamedTuple):
-    """The costs that are admitted, both ends included."""
+    """Admitted range of a cost, both ends included."""
 
     low: float
     high: float
@@ -59,66 +60,67 @@ class Limits(NamedTuple):
         return self.low <= value <= self.high
 
     def miss(self, value: float) -> float:
-        """How far a value is outside, as a fraction of the limit it misses; signed, and 0 inside."""
+        """Signed distance of a value from the range, as a fraction of the violated limit; 0 inside."""
         if value > self.high:
             return value / self.high - 1 if self.high else value
         return value / self.low - 1 if value < self.low else 0.0
 
 
 class Bounded(Spec, ABC):
-    """The base of a constraint: a kind, and what it depends on."""
+    """Base of every constraint: the figure of its cost, and limits on it."""
+
+    figure: ClassVar[Figure]
+    """Title, unit, style and direction of the cost, wherever it is shown."""
+    is_compared: ClassVar[bool] = True
+    """Whether candidates are compared by this cost; False if every admitted shape has the same."""
 
     @abstractmethod
     def limits(self, whole: float) -> Limits:
-        """Where the parent costs `whole`."""
+        """Admitted costs, if the parent costs `whole`."""
 
     @property
-    @abstractmethod
-    def title(self) -> str:
-        """What is counted, as a column's title."""
-
-    def format(self, value: float) -> str:
-        """A cost for people."""
-        return f"{value:,.4g}"
+    def quantity(self) -> str:
+        """Name of the cost with the settings that it depends on: `latency of decode at 1 x 512 tokens`."""
+        return self.figure.title
 
     @abstractmethod
-    def says(self, whole: float) -> str:
-        """The demand for people: `at most 16.0 GiB of memory`."""
+    def demand(self, whole: float) -> str:
+        """Requirement in words, if the parent costs `whole`: `at most 16 GiB memory at 1 x 8,192 tokens`."""
 
 
 class Counted(Bounded):
-    """A constraint whose cost follows from the shape."""
+    """Constraint whose cost follows from the shape alone."""
 
     @abstractmethod
     def cost(self, shape: "Shape") -> float:
-        """Of a shape, with no model built."""
+        """Cost of a shape; no model is built."""
 
 
 class Timed(Bounded, Workload):
-    """A constraint whose cost a model has to be run for."""
+    """Constraint whose cost is measured by running a model."""
 
     def measure(self, shape: "Shape", parent: "Shape", clock: Clock) -> Cost:
-        """The cost of a shape, timed in turn with its parent."""
+        """Costs of a shape and of its parent, timed in alternation."""
         timing = clock(shape, Workload(**self.model_dump(include=set(Workload.model_fields))))
-        return Cost(self.of_turn(timing.seconds), self.of_turn(timing.parent_seconds))
+        return Cost(self.of_round(timing.seconds), self.of_round(timing.parent_seconds))
 
     @abstractmethod
-    def of_turn(self, seconds: float) -> float:
-        """The cost, if a turn takes so long."""
+    def of_round(self, seconds: float) -> float:
+        """Cost of a model that takes `seconds` for one round."""
 
 
 class Between(Bounded):
-    """A constraint whose limits the user gives."""
+    """Constraint whose limits are given by the user."""
 
     at_least: float | str | None = None
-    """The least cost that is admitted."""
+    """Smallest admitted cost."""
     at_most: float | str | None = None
-    """The largest cost that is admitted."""
+    """Largest admitted cost."""
 
     @model_validator(mode="after")
     def _is_bounded(self) -> "Between":
         if self.at_least is None and self.at_most is None and not self._has_other_limits():
-            raise ValueError("nothing is asked for; give at_least or at_most")
+            raise ValueError("the constraint has no limit; give at_least or at_most")
         return self
 
     def _has_other_limits(self) -> bool:
@@ -128,12 +130,12 @@ class Between(Bounded):
         low = -math.inf if self.at_least is None else of_whole(self.at_least, whole)
         return Limits(low, math.inf if self.at_most is None else of_whole(self.at_most, whole))
 
-    def says(self, whole: float) -> str:
-        return " and ".join(self._demands(self.limits(whole))) + f" {self.title}"
+    def demand(self, whole: float) -> str:
+        return " and ".join(self._bounds(self.limits(whole))) + f" {self.quantity}"
 
-    def _demands(self, limits: Limits) -> Iterator[str]:
+    def _bounds(self, limits: Limits) -> Iterator[str]:
         for word, bound, limit in (("least", self.at_least, limits.low), ("most", self.at_most, limits.high)):
             if isinstance(bound, str):
                 yield f"at {word} {bound} of the parent's"
             elif bound is not None:
-                yield f"at {word} {self.format(limit)}"
+                yield f"at {word} {self.figure.text(limit)}"

@@ -1,9 +1,10 @@
-"""What a child computes."""
+"""Constraint on the floating-point operations of a child."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from minitron_cli.figures import Figure
 from minitron_cli.search.constraints.base import Between, Counted
 from minitron_cli.spec import Amount
 
@@ -14,17 +15,19 @@ if TYPE_CHECKING:
 class Flops(Between, Counted):
     """Floating-point operations of one token's forward pass."""
 
+    figure: ClassVar[Figure] = Figure("FLOPs per token", style="short", better="lower")
+
     kind: Literal["flops"] = "flops"
     context: int = Field(0, ge=0)
-    """Tokens that it attends to."""
+    """Tokens that the token attends to."""
     at_least: Amount | None = None
-    """No fewer than this; of use to leave out what is too small."""
+    """Lower limit; excludes shapes that are too small."""
     at_most: Amount | None = None
-    """No more than this, such as 9B, or 60% of the parent's."""
+    """Upper limit, such as 9B, or 60% of the parent's."""
 
     def cost(self, shape: "Shape") -> float:
         return shape.flops_per_token(self.context)
 
     @property
-    def title(self) -> str:
-        return f"FLOP per token at {self.context:,} of context"
+    def quantity(self) -> str:
+        return f"{self.figure.title} at {self.context:,} tokens of context"

@@ -1,26 +1,26 @@
-"""How long a child takes here, measured."""
+"""Constraint on the measured latency of a child on this machine."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+from minitron_cli.figures import Figure
 from minitron_cli.search.constraints.base import Between, Timed
 from minitron_cli.spec import Reading
 
 
 class Latency(Between, Timed):
-    """Milliseconds of one turn: of the prompt's forward pass, or of one more token."""
+    """Milliseconds of one round: the forward pass over the prompt, or one more token."""
+
+    figure: ClassVar[Figure] = Figure("latency", "ms", better="lower")
 
     kind: Literal["latency"] = "latency"
     at_least: Reading | None = None
-    """No faster than this; of use to leave out what is too small."""
+    """Lower limit; excludes shapes that are too small."""
     at_most: Reading | None = None
-    """Milliseconds, or a share of the parent's, timed in turn with it."""
+    """Upper limit in milliseconds, or as a share of the parent's latency, timed in alternation with it."""
 
-    def of_turn(self, seconds: float) -> float:
+    def of_round(self, seconds: float) -> float:
         return 1000 * seconds
 
     @property
-    def title(self) -> str:
-        return f"latency of {self.phase} at {self.batch} x {self.length:,} tokens"
-
-    def format(self, value: float) -> str:
-        return f"{value:,.3g} ms"
+    def quantity(self) -> str:
+        return f"{self.figure.title} of {self.phase} at {self.batch} x {self.length:,} tokens"

@@ -1,9 +1,10 @@
-"""What a child takes up while it serves: its weights and the keys and values of the sequences in flight."""
+"""Constraint on the memory of a served child: its weights and the KV cache of the sequences in flight."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from minitron_cli.figures import Figure
 from minitron_cli.search.constraints.base import Between, Counted
 from minitron_cli.spec import Bytes
 
@@ -15,29 +16,28 @@ Stored = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
 
 class Memory(Between, Counted):
-    """Bytes of weights and KV cache. What a server needs besides (activations, fragments) is not in it."""
+    """Bytes of weights and KV cache, without a server's activations and fragmentation."""
+
+    figure: ClassVar[Figure] = Figure("memory", style="bytes", better="lower")
 
     kind: Literal["memory"] = "memory"
     batch: int = Field(1, ge=1)
     """Sequences in flight."""
     length: int = Field(8192, ge=1)
-    """Tokens of each."""
+    """Tokens of each sequence."""
     weights: Stored = "bfloat16"
-    """How weights are stored."""
+    """Storage type of the weights."""
     cache: Stored = "bfloat16"
-    """How keys and values are stored."""
+    """Storage type of keys and values."""
     at_least: Bytes | None = None
-    """No less than this; of use to leave out what is too small."""
+    """Lower limit; excludes shapes that are too small."""
     at_most: Bytes | None = None
-    """No more than this, such as 16GiB, or 60% of the parent's."""
+    """Upper limit, such as 16GiB, or 60% of the parent's."""
 
     def cost(self, shape: "Shape") -> float:
         weights = shape.parameters() * BITS[self.weights] / 8
         return weights + shape.kv_cache_bytes(self.batch, self.length, dtype_bytes=1) * BITS[self.cache] / 8
 
     @property
-    def title(self) -> str:
-        return f"memory at {self.batch} x {self.length:,} tokens"
-
-    def format(self, value: float) -> str:
-        return f"{value / 2**30:,.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.2f} MiB"
+    def quantity(self) -> str:
+        return f"{self.figure.title} at {self.batch} x {self.length:,} tokens"

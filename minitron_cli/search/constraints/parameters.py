@@ -1,9 +1,10 @@
-"""How many parameters a child has."""
+"""Constraint on the number of parameters of a child."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from minitron_cli.figures import Figure
 from minitron_cli.model.axes import Count
 from minitron_cli.prune.config import Budget
 from minitron_cli.search.constraints.base import Between, Counted, Limits
@@ -14,27 +15,29 @@ if TYPE_CHECKING:
 
 
 class Parameters(Between, Counted):
-    """Parameters: around a target, or between limits."""
+    """Number of parameters, around a target or between limits."""
+
+    figure: ClassVar[Figure] = Figure("parameters", style="count", better="lower")
 
     kind: Literal["parameters"] = "parameters"
     count: Count = "total"
-    """Which are counted; active: those that one token uses."""
+    """Parameters that are counted; active: those that one token uses."""
     target: Amount | None = None
-    """A count such as 4B, or a share of the parent's."""
+    """Count such as 4B, or share of the parent's."""
     tolerance: float = Field(0.05, gt=0, lt=1)
-    """How far from the target on either side, as a fraction of it."""
+    """Largest distance from the target on either side, as a fraction of it."""
     at_least: Amount | None = None
-    """Instead of a target: no fewer than this."""
+    """Lower limit, instead of a target."""
     at_most: Amount | None = None
-    """Instead of a target: no more than this."""
+    """Upper limit, instead of a target."""
 
     @classmethod
     def of(cls, budget: Budget) -> "Parameters":
-        """A budget is a short way to say this."""
+        """Constraint that a budget stands for."""
         return cls(count=budget.count, target=budget.target, tolerance=budget.tolerance)
 
     @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> "Parameters":
+    def _has_a_target_or_limits(self) -> "Parameters":
         if self.target is not None and (self.at_least is not None or self.at_most is not None):
             raise ValueError("give a target, or at_least and at_most, not both")
         return self
@@ -52,13 +55,10 @@ class Parameters(Between, Counted):
         return Limits(goal - self.tolerance * goal, goal + self.tolerance * goal)
 
     @property
-    def title(self) -> str:
-        return f"{self.count} parameters"
+    def quantity(self) -> str:
+        return f"{self.count} {self.figure.title}"
 
-    def format(self, value: float) -> str:
-        return f"{round(value):,}"
-
-    def says(self, whole: float) -> str:
+    def demand(self, whole: float) -> str:
         if self.target is None:
-            return super().says(whole)
-        return f"{self.format(of_whole(self.target, whole))} {self.title} within {self.tolerance:.0%}"
+            return super().demand(whole)
+        return f"{self.figure.text(of_whole(self.target, whole))} {self.quantity} within {self.tolerance:.0%}"

@@ -1,26 +1,26 @@
-"""How many tokens a second a child makes here, measured."""
+"""Constraint on the measured throughput of a child on this machine."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+from minitron_cli.figures import Figure
 from minitron_cli.search.constraints.base import Between, Timed
 from minitron_cli.spec import Reading
 
 
 class Throughput(Between, Timed):
-    """Tokens per second, read (prefill) or written (decode)."""
+    """Tokens per second, read (prefill) or generated (decode)."""
+
+    figure: ClassVar[Figure] = Figure("throughput", "tokens/s", better="higher")
 
     kind: Literal["throughput"] = "throughput"
     at_least: Reading | None = None
-    """Tokens per second, or a share of the parent's, such as 150%, timed in turn with it."""
+    """Lower limit in tokens per second, or as a share of the parent's such as 150%, timed in alternation with it."""
     at_most: Reading | None = None
-    """No more than this; of use to leave out what is too small."""
+    """Upper limit; excludes shapes that are too small."""
 
-    def of_turn(self, seconds: float) -> float:
+    def of_round(self, seconds: float) -> float:
         return self.tokens / seconds
 
     @property
-    def title(self) -> str:
-        return f"throughput of {self.phase} at {self.batch} x {self.length:,} tokens"
-
-    def format(self, value: float) -> str:
-        return f"{value:,.4g} tokens/s"
+    def quantity(self) -> str:
+        return f"{self.figure.title} of {self.phase} at {self.batch} x {self.length:,} tokens"

@@ -9,14 +9,28 @@ import torch
 from minitron_cli import io
 from minitron_cli.artifacts import manifest as manifests
 from minitron_cli.artifacts.artifact import Artifact, commit
-from minitron_cli.artifacts.manifest import Manifest, key_of
+from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import ArtifactError
+from minitron_cli.results.run_record import RunRecord
+
+RECORD = RunRecord(
+    seconds=1.5,
+    seconds_in_all=1.5,
+    minitron="0",
+    python="3",
+    torch="2",
+    host="h",
+    threads=1,
+    cpu_capability="c",
+    device="cpu",
+    processes=1,
+)
 
 
 def unhashed(**fields):
-    usual = {"schema_version": 1, "stage": "prune", "stage_version": 1, "label": "a", "key": "f" * 64}
-    empty = {"config": {"ffn": 3, "rate": 0.1}, "inputs": {"model": "0" * 64}, "summary": {"loss": 2.5}, "files": {}}
+    usual = {"schema_version": SCHEMA_VERSION, "stage": "prune", "stage_version": 1, "label": "a", "key": "f" * 64}
+    empty = {"config": {"ffn": 3, "rate": 0.1}, "inputs": {"model": "0" * 64}, "files": {}}
     return Manifest(**usual | empty | fields)
 
 
@@ -24,7 +38,7 @@ def made(directory, name="a-ffffffff", **fields):
     temporary = io.temporary_dir(directory, name)
     write_safetensors(temporary / "model.safetensors", {"w": torch.arange(300.0)})
     io.write_new_json(temporary / "config.json", {"hidden_size": 3})
-    return commit(temporary, directory / name, unhashed(**fields), {"seconds": 1.5})
+    return commit(temporary, directory / name, unhashed(**fields), RECORD)
 
 
 @pytest.fixture
@@ -36,8 +50,7 @@ def test_what_was_committed_is_read(artifact, tmp_path):
     again = Artifact.open(artifact.path, verify=True)
     assert again == artifact
     assert (again.stage, again.label, again.key) == ("prune", "a", "f" * 64)
-    assert again.summary == {"loss": 2.5}
-    assert again.run == {"seconds": 1.5}
+    assert again.run == RECORD
     assert again.read_json("config.json") == {"hidden_size": 3}
     assert again.file("model.safetensors").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["a-ffffffff"]
@@ -59,7 +72,7 @@ def test_identity_is_content(tmp_path, artifact):
 
 def test_a_missing_or_odd_run_file_is_no_damage(artifact):
     (artifact.path / "run.json").unlink()
-    assert Artifact.open(artifact.path, verify=True).run == {}
+    assert Artifact.open(artifact.path, verify=True).run is None
 
 
 def damaged(artifact):
@@ -73,7 +86,7 @@ def damaged(artifact):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
 def test_every_flipped_bit_is_found(artifact, name):
-    """The manifest's own bits too: its summary and config steer later stages."""
+    """The manifest's own bits too: its config and inputs steer later stages."""
     path, draw = artifact.path / name, random.Random(name)
     content = path.read_bytes()
     for _ in range(100):
@@ -140,7 +153,7 @@ def test_what_is_no_artifact(tmp_path):
         Artifact.open(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("schema", [2, 10**30])
+@pytest.mark.parametrize("schema", [SCHEMA_VERSION + 1, 10**30])
 def test_a_newer_schema_asks_for_an_upgrade(artifact, schema):
     path = artifact.path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": schema, "new": 1}))

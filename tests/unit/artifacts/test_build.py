@@ -3,14 +3,17 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import pytest
 
-from minitron_cli import io, progress
+from minitron_cli import io, process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, DryRunStop, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import CheckpointError, Interrupted
+from minitron_cli.results.base import Result
+from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.spec import Spec
 
 
@@ -39,6 +42,15 @@ def told():
     return display
 
 
+class Counted(Result):
+    """Result of the stage under test."""
+
+    schema_name: ClassVar[str] = "counted/1"
+    verb: ClassVar[str] = "minitron prune"
+
+    n: int = 0
+
+
 class Bench:
     """A stage that counts how often it works."""
 
@@ -50,8 +62,8 @@ class Bench:
         self.built += 1
         io.write_new(work.path / "data", b"x" * 100)
         work.write_json("config.json", {"a": 1})
-        work.summary["n"] = 3
-        work.run["tokens"] = 7
+        work.measured.export_check = ExportCheck(compared="whole", seconds=7.0)
+        return Counted(n=3)
 
     def __call__(self, config=None, *, build=None, inputs=None, version=1, label="", together=False, **context):
         return produce(
@@ -79,10 +91,16 @@ def test_a_stage_builds_once(run, told):
     first, again = run(), run()
     assert (run.built, again) == (1, first)
     assert told.said == [f"prune: wrote {first.path}", f"prune: up to date ({first.path})"]
-    assert sorted(p.name for p in first.path.iterdir()) == ["config.json", "data", "manifest.json", "run.json"]
-    assert first.summary == {"n": 3}
-    assert first.run["tokens"] == 7
-    assert {"seconds", "host", "torch", "threads", "minitron"} <= first.run.keys()
+    assert sorted(p.name for p in first.path.iterdir()) == [
+        "config.json",
+        "data",
+        "manifest.json",
+        "result.json",
+        "run.json",
+    ]
+    assert first.result(Counted) == Counted(n=3)
+    assert first.run.export_check == ExportCheck(compared="whole", seconds=7.0)
+    assert first.run.host
     assert run.context["workspace"].current("prune") == first
 
 
@@ -279,6 +297,7 @@ class TestResume:
                 fail.set()
                 raise Interrupted("stop")
             work.write_json("n.json", state)
+            return Counted(n=state["n"])
 
         fail = threading.Event()
         with pytest.raises(Interrupted):
@@ -323,18 +342,18 @@ class TestOtherProcesses:
     def test_the_result_of_a_faster_process_stands(self, run, tmp_path):
         def slow(work):
             if (faster := os.fork()) == 0:
-                run(build=lambda work: run.build(work) or work.run.update(tokens=8))
+                run(build=lambda work: run.build(work).model_copy(update={"n": 8}))
                 os._exit(0)
             assert os.waitpid(faster, 0)[1] == 0
-            run.build(work)
+            return run.build(work)
 
-        assert run(build=slow).run["tokens"] == 8
+        assert run(build=slow).result(Counted) == Counted(n=8)
         assert not [name for name in left(tmp_path / "ws") if ".tmp" in name]
 
     def test_followers_work_along_and_wait_for_the_first(self, run, monkeypatch):
         def build(work):
-            worked.append(io.is_first_process())
-            Bench.build(run, work)
+            worked.append(process_rank.is_first_process())
+            return Bench.build(run, work)
 
         worked, results = [], []
         monkeypatch.setenv("RANK", "1")
@@ -391,5 +410,6 @@ def test_a_build_offers_a_fresh_directory_and_a_scratch_beside_it(run):
         work.write_json("a.json", {})
         with pytest.raises(FileExistsError):
             work.write_json("a.json", {})
+        return Counted()
 
     run(build=build)

@@ -152,7 +152,7 @@ class TestLock:
         threading.Timer(2.5, process.terminate).start()
         with workspace.lock():
             process.wait()
-        assert said == [f"waiting for another minitron that is working in {workspace.root}"]
+        assert said == [f"waiting for another minitron process in {workspace.root}"]
 
     @pytest.mark.slow
     def test_the_wait_can_be_stopped(self, workspace):

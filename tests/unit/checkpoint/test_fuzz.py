@@ -220,14 +220,13 @@ def test_a_damaged_config_is_refused_or_has_a_shape(model_type, tmp_path):
 def test_a_damaged_manifest_is_refused_or_read(tmp_path):
     draw = random.Random(3)
     good = manifest.Manifest(
-        schema_version=1,
+        schema_version=manifest.SCHEMA_VERSION,
         stage="prune",
         stage_version=1,
         label="a",
         key="0" * 64,
         config={"x": [1, {"y": None}]},
         inputs={"parent": "f" * 64},
-        summary={"parameters": 12},
         files={"model.safetensors": ("e" * 64, 100)},
     )
     content = json.dumps(good.model_dump(mode="json"), indent=1).encode()

@@ -3,9 +3,10 @@
 import pytest
 
 from minitron_cli.cost import compute
-from minitron_cli.cost.compute import Entry
+from minitron_cli.cost.compute import Entry, model_size
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
+from minitron_cli.results.base import ModelSize
 from tests.tiny import tiny_model
 
 # Of the tiny Llama, hidden 32, 8 heads and 2 key-value heads of 8, ffn 48, vocabulary 64, 4 layers:
@@ -17,26 +18,28 @@ FORWARD = 4 * LAYER + HEAD
 LENGTH = 20  # of which half is attended to
 
 
-@pytest.fixture(scope="module")
-def shape() -> Shape:
-    return Shape.of(FAMILIES["llama"], tiny_model("llama").config)
+SHAPE = Shape.of(FAMILIES["llama"], tiny_model("llama").config)
 
 
 @pytest.fixture(scope="module")
-def child(shape) -> Shape:
+def model() -> ModelSize:
+    return model_size(SHAPE, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def child() -> ModelSize:
     """Half of the layers: half of everything but the head."""
-    return shape.resize(layer=2)
+    return model_size(SHAPE.resize(layer=2), LENGTH)
 
 
-def test_a_forward_pass_is_two_per_weight_and_four_per_channel_and_position(shape):
-    assert compute.forward("it", shape, 100, LENGTH) == Entry("it", 100, 100 * FORWARD)
-    assert compute.forward("it", shape, 100, LENGTH, with_head=False).flops == 100 * 4 * LAYER
+def test_a_forward_pass_is_two_per_weight_and_four_per_channel_and_position(model):
+    assert (model.flops, model.decoder_flops, model.head_flops) == (FORWARD, 4 * LAYER, HEAD)
 
 
 def test_of_experts_those_count_that_a_token_uses():
     def forward(**experts: int) -> int:
         config = tiny_model("mixtral", **experts).config
-        return compute.forward("", Shape.of(FAMILIES["mixtral"], config), 1, LENGTH).flops
+        return model_size(Shape.of(FAMILIES["mixtral"], config), LENGTH).flops
 
     router, expert = 2 * 32, 2 * 3 * 32 * 48
     few = forward(num_local_experts=6, num_experts_per_tok=2)
@@ -44,38 +47,33 @@ def test_of_experts_those_count_that_a_token_uses():
     assert forward(num_local_experts=7, num_experts_per_tok=2) == few + 4 * router
 
 
-def test_training_costs_three_forward_passes_and_the_teachers_one(shape, child):
+def test_training_costs_three_forward_passes_and_the_teachers_one(model, child):
     student = 2 * LAYER + HEAD
-    assert compute.training(child, shape, 100, LENGTH) == [
+    assert compute.training(child, model, 100) == [
         Entry("training", 100, 3 * 100 * student),
         Entry("teacher", 100, 100 * FORWARD),
     ]
-    assert compute.training(child, None, 100, LENGTH) == [Entry("training", 100, 300 * student)]
+    assert compute.training(child, None, 100) == [Entry("training", 100, 300 * student)]
 
 
-def test_calibration_needs_no_head(shape):
-    assert compute.as_json(compute.calibration(shape, 100, LENGTH, [])) == [
-        {"work": "calibration", "tokens": 100, "flops": 100 * 4 * LAYER}
-    ]
+def test_calibration_needs_no_head(model):
+    assert compute.merged(compute.calibration(model, 100, [])) == [Entry("calibration", 100, 100 * 4 * LAYER)]
 
 
 @pytest.mark.parametrize(
     ("removed", "layers", "cuts"),
     [([1], 3 + 2 + 1 + 0, 4), ([2], 2 + 1 + 0, 3), ([1, 3], 3 + 2 + 1 + 0 + 1 + 0, 4 + 2)],
 )
-def test_removing_layers_runs_those_behind_again_and_the_head_each_time(removed, layers, cuts, shape):
-    found = compute.calibration(shape, 100, LENGTH, removed)[1]
+def test_removing_layers_runs_those_behind_again_and_the_head_each_time(removed, layers, cuts, model):
+    found = compute.calibration(model, 100, removed)[1]
     assert found == Entry("layer removal", 100, 100 * (layers * LAYER + (cuts + 1) * HEAD))
 
 
-def test_every_model_that_is_measured_reads_the_text(shape, child):
-    assert compute.held_out([shape, child], 100, LENGTH) == Entry(
-        "held-out text", 200, 100 * (FORWARD + 2 * LAYER + HEAD)
-    )
+def test_every_model_that_is_measured_reads_the_text(model, child):
+    assert compute.held_out([model, child], 100) == Entry("held-out text", 200, 100 * (FORWARD + 2 * LAYER + HEAD))
 
 
-def test_entries_of_one_kind_add_up_and_survive_a_manifest():
-    entries = [Entry("training", 1, 10), Entry("teacher", 2, 20), Entry("training", 3, 30)]
+def test_entries_of_one_kind_add_up_and_work_without_flops_is_left_out():
+    entries = [Entry("training", 1, 10), Entry("teacher", 2, 20), Entry("training", 3, 30), Entry("nothing", 5, 0)]
     assert compute.merged(entries) == [Entry("training", 4, 40), Entry("teacher", 2, 20)]
-    assert compute.of_json(compute.as_json(entries)) == entries
-    assert compute.as_json([Entry("nothing", 5, 0)]) == []
+    assert compute.total(entries) == Entry("total", 11, 60)

@@ -1,20 +1,24 @@
-"""What a result cost, added up from the manifests of all that it was made of."""
+"""Cost of a result, derived from the results of everything that it was made of, against figures counted by hand."""
+
+from types import SimpleNamespace
 
 import pytest
 
 from minitron_cli.cost import compute
 from minitron_cli.cost.compute import Entry
-from minitron_cli.cost.lineage import accelerator_hours, device_hours, lineage, spent
+from minitron_cli.cost.derive import spent
+from minitron_cli.cost.lineage import accelerator_hours, device_hours, lineage
 from minitron_cli.distill.config import OBJECTIVES, DistillConfig
 from minitron_cli.evaluate.config import EvaluateConfig
+from minitron_cli.figures import NOTHING
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.prune.config import Budget, PruneConfig
-from minitron_cli.report.text import NOTHING, power_of_ten
-from minitron_cli.search.candidates import CANDIDATES
+from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.search import SearchResult
 from minitron_cli.search.config import Retrain, SearchConfig
-from minitron_cli.stages import distill, evaluate, importance, prune, report, search
+from minitron_cli.stages import distill, evaluate, importance, prune, search
 from tests.unit.stages.place import context, data, write_place
 
 LENGTH = 16
@@ -76,9 +80,9 @@ def test_a_search_counts_what_every_candidate_went_through(made):
     budget = Budget(target=parent.shape.resize(ffn=32).parameters(), tolerance=0.2)
     config = SearchConfig(budget=budget, space={"ffn": (24, 32, 40)}, candidates=3, score_blocks=2, retrain=retrain)
     searched = search.run(at, parent, found["scores"], text, config)
-    cost = {row["shape"]["ffn"]: forward(parent.shape.resize(**row["shape"])) for row in rows_of(searched)}
+    cost = {row.shape["ffn"]: forward(parent.shape.resize(**row.shape)) for row in rows_of(searched)}
     # Four steps of 4 x 16 tokens: both are compared after the second and after the last, and judged on 32 tokens.
-    trained = [row["shape"]["ffn"] for row in rows_of(searched) if row["rungs"]]
+    trained = [row.shape["ffn"] for row in rows_of(searched) if row.rungs]
     assert len(trained) == 2
     judged = sum(32 * flops for flops in cost.values()) + sum(2 * 32 * cost[ffn] for ffn in trained)
     assert set(spent(searched)) == {
@@ -88,15 +92,15 @@ def test_a_search_counts_what_every_candidate_went_through(made):
     }
     mended = PruneConfig(repair="least_squares", repair_samples=5)
     scoring = config.model_copy(update={"retrain": None})
-    fitted = search.run(at, parent, found["scores"], text, scoring, cut=mended)
-    decoders = [forward(parent.shape.resize(**row["shape"]), with_head=False) for row in rows_of(fitted)]
+    fitted = search.run(at, parent, found["scores"], text, scoring, prune=mended)
+    decoders = [forward(parent.shape.resize(**row.shape), with_head=False) for row in rows_of(fitted)]
     assert [entry for entry in spent(fitted) if entry.work == "repair"] == [
         Entry("repair", 6 * 80, 80 * (3 * forward(parent.shape, with_head=False) + sum(decoders)))
     ]
 
 
-def rows_of(searched) -> list[dict]:
-    return searched.read_json(CANDIDATES)["candidates"]
+def rows_of(artifact):
+    return artifact.result(SearchResult if artifact.stage == "search" else PruneResult).candidates
 
 
 def test_a_cut_counts_candidates_rounds_and_repair(made):
@@ -123,17 +127,10 @@ def test_a_cut_counts_candidates_rounds_and_repair(made):
     chosen = prune.run(
         at, parent, PruneConfig(budget=budget, axes=("ffn",), repair="none"), scores=found["scores"], data=text
     )
-    shapes = [big.resize(**row["shape"]) for row in rows_of(chosen)]
+    shapes = [big.resize(**row.shape) for row in rows_of(chosen)]
     assert len(shapes) > 1
     assert spent(chosen) == [Entry("held-out text", len(shapes) * held_out, held_out * sum(map(forward, shapes)))]
     at.workspace.point(found["child"])
-
-
-def test_what_it_cost_is_no_part_of_what_an_artifact_is(made):
-    _, _, _, _, found = made
-    manifest = found["student"].manifest
-    without = manifest.model_copy(update={"summary": {}})
-    assert (without.key, without.fingerprint) == (manifest.key, manifest.fingerprint)
 
 
 def test_everything_that_a_student_was_made_of_counts_once(made):
@@ -157,23 +154,26 @@ def test_a_chain_includes_what_its_parent_took(made):
 
 
 def test_hours_are_those_of_all_processes_and_of_accelerators_in_a_report(made):
-    class Run:
-        def __init__(self, **run):
-            self.run = run
+    _, _, _, _, found = made
+    record = found["scores"].run
+
+    def run(**fields):
+        return SimpleNamespace(run=record.model_copy(update=fields))
 
     runs = [
-        Run(device="NVIDIA H200", processes=8, seconds_in_all=900.0),
-        Run(device="NVIDIA H200", processes=1, seconds_in_all=1800.0),
-        Run(device="cpu", processes=2, seconds_in_all=3600.0),
-        Run(seconds=5.0),  # of an older version
+        run(device="NVIDIA H200", processes=8, seconds_in_all=900.0),
+        run(device="NVIDIA H200", processes=1, seconds_in_all=1800.0),
+        run(device="cpu", processes=2, seconds_in_all=3600.0),
+        SimpleNamespace(run=None),  # the record is gone
     ]
     assert device_hours(runs) == {"NVIDIA H200": 2.5, "cpu": 2.0}
     assert accelerator_hours(runs) == {"NVIDIA H200": 2.5}
-    _, _, _, _, found = made
     assert set(device_hours(found.values())) == {"cpu"}
 
 
 def test_page_and_card_show_what_the_student_took_and_beside_it_the_rest(made):
+    from minitron_cli.stages import report
+
     _, at, _, _, found = made
     needed = [entry for name in ("scores", "student") for entry in spent(found[name])]
     total = compute.total(needed)

@@ -33,7 +33,7 @@ class Remarks:
     """A display that keeps what was said, and calls `on_step` at every step of a bar."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.done: dict[str, tuple[int, int | None]] = {}
         self.on_step = lambda title: None
 
@@ -50,7 +50,7 @@ class Remarks:
         pass
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     warn = say
 

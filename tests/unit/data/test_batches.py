@@ -58,7 +58,7 @@ class Counting:
     def tokens(self, i: int) -> torch.Tensor:
         return torch.arange(3) + 10 * i
 
-    def counts(self, i):
+    def loss_mask(self, i):
         return None
 
     def positions(self, i: int) -> torch.Tensor:

@@ -214,8 +214,8 @@ def test_which_ids_count_may_be_said_in_a_column(write):
     path = write("a.jsonl", '{"input_ids": [5, 6, 7], "mask": [0, 1, 1]}\n{"input_ids": [8], "mask": [false]}\n')
     source = TokenIds(paths=(str(path),), counts_column="mask")
     contents = [document.content for document in source.open().documents]
-    assert [content.counts.tolist() for content in contents] == [[False, True, True], [False]]
-    assert source.has_counts
+    assert [content.loss_mask.tolist() for content in contents] == [[False, True, True], [False]]
+    assert source.has_loss_mask
     assert source.open().identity != TokenIds(paths=(str(path),)).open().identity
 
 

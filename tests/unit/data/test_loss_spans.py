@@ -40,8 +40,8 @@ def counted(tokenizer, path, **options):
     config = DataConfig(sources=(TextFiles(paths=(str(path),), **options),), sequence_length=2, validation_fraction=0)
     blocks = prepare(config, "train", tokenizer, "key", path.parent / "cache")
     tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
-    counts = torch.cat([blocks.counts(i) for i in range(len(blocks))])
-    return tokenizer.decode(tokens), tokenizer.decode(tokens[counts])
+    mask = torch.cat([blocks.loss_mask(i) for i in range(len(blocks))])
+    return tokenizer.decode(tokens), tokenizer.decode(tokens[mask])
 
 
 def written(path, rows):
@@ -90,9 +90,9 @@ def test_text_beside_chats_counts_whole(chatty, tmp_path):
         sources=(chat, TextFiles(paths=(str(tmp_path / "b.txt"),))), sequence_length=2, validation_fraction=0
     )
     blocks = prepare(config, "train", chatty, "key", tmp_path / "cache")
-    counts = batch(blocks, range(len(blocks))).loss_mask_BT.flatten()
-    assert not counts[:4].any()
-    assert counts[-8:].all()
+    mask = batch(blocks, range(len(blocks))).loss_mask_BT.flatten()
+    assert not mask[:4].any()
+    assert mask[-8:].all()
 
 
 def test_plain_text_needs_no_mask(tokenizer, write, tmp_path):
@@ -120,7 +120,7 @@ def test_a_broken_conversation_is_named(name, chatty, tmp_path, monkeypatch):
 
 def test_a_template_that_hides_the_last_answer_is_refused(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }} turns")
-    with pytest.raises(DataError, match=r"a.jsonl:1: the chat template does not write the last answer behind .*format"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: the chat template does not write the last answer after .*format"):
         counted(tokenizer, written(tmp_path / "a.jsonl", [{"messages": CHAT}]), format="chat")
 
 

@@ -144,7 +144,7 @@ def test_validation_sources_are_used_whole_and_their_documents_are_not_trained_o
         blocks = prepare(config, split, tokenizer, "t", tmp_path / "cache")
         alone = text_source(lines(tmp_path / f"{split}.jsonl", left))
         assert flat(blocks) == flat(prepare(everything(alone, length=8), "train", tokenizer, "t", tmp_path / "other"))
-    assert remarks.said == [f"{train}: 10 documents are validated on and therefore not trained on"]
+    assert remarks.messages == [f"{train}: 10 documents are validated on and therefore not trained on"]
 
 
 def test_other_validation_text_is_another_training_set(tokenizer, texts, tmp_path):
@@ -188,7 +188,7 @@ def test_weights_are_shares_of_the_tokens_until_a_source_runs_out(tokenizer, tmp
         assert np.abs(counts - n * np.array(weights) / 8).max() <= 30, n  # one document
     exhausted = sum(len(json.loads(line)["input_ids"]) for line in Path(paths[2]).read_text().splitlines())
     assert (tokens == 2).sum() == pytest.approx(exhausted, abs=2)  # all of it but what did not fill a block
-    assert remarks.said == [
+    assert remarks.messages == [
         f"train data end with {paths[2]}, used up after {exhausted:,} tokens; weights keep the shares"
     ]
 
@@ -207,7 +207,7 @@ def test_a_source_of_which_little_is_held_out_does_not_end_the_mixture_before_it
     config = config.model_copy(update={"sources": tuple(TokenIds(paths=(path,), weight=1) for path in paths)})
     held_out = flat(prepare(config, "validation", tokenizer, "t", tmp_path / "cache"))
     assert set(held_out) == {lowest}
-    assert f"validation data hold nothing of {paths[empty]}" in remarks.said
+    assert f"validation data hold nothing of {paths[empty]}" in remarks.messages
 
 
 def test_without_weights_all_of_every_source_is_used_in_order(tokenizer, tmp_path, remarks):
@@ -215,7 +215,7 @@ def test_without_weights_all_of_every_source_is_used_in_order(tokenizer, tmp_pat
     sources = [TokenIds(paths=(path,)) for path in paths]
     blocks = prepare(everything(*sources), "train", tokenizer, "t", tmp_path / "cache")
     assert flat(blocks) == [0] * 4 + [1] * 36 + [2] * 8
-    assert remarks.said == []
+    assert remarks.messages == []
 
 
 class Refusing:

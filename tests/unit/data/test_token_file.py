@@ -13,8 +13,8 @@ DOCUMENTS = [Ids(ids) for ids in ARRAYS]
 FLAT = np.concatenate(ARRAYS)
 
 
-def create(directory, key, vocab_size, documents, has_counts=False):
-    return token_file.create(directory, key, vocab_size, placed(documents), has_counts)
+def create(directory, key, vocab_size, documents, has_loss_mask=False):
+    return token_file.create(directory, key, vocab_size, placed(documents), has_loss_mask)
 
 
 def placed(documents):
@@ -59,11 +59,11 @@ def test_a_file_is_found_under_its_key_alone(tmp_path):
 def test_which_tokens_count_is_kept_and_is_part_of_the_fingerprint(tmp_path):
     counts = np.arange(500) % 3 == 0
     documents = [*DOCUMENTS[:2], Ids(ARRAYS[2], counts)]
-    file = create(tmp_path / "a", "key", 70_000, documents, has_counts=True)
-    assert file.counts.tolist() == [True] * 4 + counts.tolist()
-    assert file.fingerprint != create(tmp_path / "b", "key", 70_000, DOCUMENTS, has_counts=True).fingerprint
-    assert create(tmp_path / "c", "key", 70_000, DOCUMENTS).counts is None
-    path = tmp_path / "a" / token_file.COUNTS
+    file = create(tmp_path / "a", "key", 70_000, documents, has_loss_mask=True)
+    assert file.loss_mask.tolist() == [True] * 4 + counts.tolist()
+    assert file.fingerprint != create(tmp_path / "b", "key", 70_000, DOCUMENTS, has_loss_mask=True).fingerprint
+    assert create(tmp_path / "c", "key", 70_000, DOCUMENTS).loss_mask is None
+    path = tmp_path / "a" / token_file.LOSS_MASK
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     assert token_file.find(tmp_path / "a", "key") is None
     path.unlink()
@@ -84,7 +84,7 @@ def test_damage_is_found_and_mended(name, damage, tmp_path, remarks):
     assert token_file.find(tmp_path / "a", "key") is None
     after = create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert after.fingerprint == before.fingerprint
-    assert remarks.said == [f"{tmp_path / 'a'}: is damaged; the data are tokenised again"]
+    assert remarks.messages == [f"{tmp_path / 'a'}: is damaged; the data are tokenised again"]
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
@@ -121,7 +121,7 @@ def test_an_intact_file_is_not_replaced(tmp_path, remarks):
     inode = (tmp_path / "a").stat().st_ino
     create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert (tmp_path / "a").stat().st_ino == inode
-    assert remarks.said == []
+    assert remarks.messages == []
 
 
 @pytest.mark.parametrize("part_tokens", [token_file.PART_TOKENS, 3])
@@ -142,12 +142,12 @@ def test_of_two_writers_at_once_the_first_stands(part_tokens, tmp_path, monkeypa
 def test_parts_are_joined_to_what_one_piece_would_have_been(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     documents = [Ids(rng.integers(0, 70_000, n), rng.random(n) < 0.5) for n in rng.integers(1, 30, 50)]
-    whole = create(tmp_path / "whole", "key", 70_000, documents, has_counts=True)
+    whole = create(tmp_path / "whole", "key", 70_000, documents, has_loss_mask=True)
     for tokens in (1, 100, whole.tokens.size):
         monkeypatch.setattr(token_file, "PART_TOKENS", tokens)
-        joined = create(tmp_path / str(tokens), "key", 70_000, documents, has_counts=True)
+        joined = create(tmp_path / str(tokens), "key", 70_000, documents, has_loss_mask=True)
         assert joined.fingerprint == whole.fingerprint
-        for name in (token_file.TOKENS, token_file.STARTS, token_file.COUNTS):
+        for name in (token_file.TOKENS, token_file.STARTS, token_file.LOSS_MASK):
             assert (tmp_path / str(tokens) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -169,7 +169,7 @@ def test_a_part_that_was_finished_is_not_made_again(tmp_path, monkeypatch, remar
 
     assert token_file.create(tmp_path / "a", "key", 70_000, after, False).starts.tolist() == list(range(0, 18, 2))
     assert asked == [[[4, 8]]]  # two parts of two documents each; the fifth was in none
-    assert remarks.said == ["tokenising continues after 8 tokens"]
+    assert remarks.messages == ["tokenising continues after 8 tokens"]
 
 
 @pytest.mark.parametrize("damaged", ["0", "1"])

@@ -24,7 +24,7 @@ def main() -> None:
     rank, out, scratch = int(os.environ["RANK"]), Path(sys.argv[1]), Path(sys.argv[2])
     if len(sys.argv) > 3 and rank == 1:  # a stop that only one of the two gets
         progress.show_on(small.AfterStep(int(sys.argv[3]), lambda: progress.request_stop(signal.SIGTERM)))
-    blocks = small.DataOptions()
+    blocks = small.TinyBlocks()
     try:
         student, result = small.run(scratch, FULL, pairs=PAIRS, blocks=blocks)
         weights = b"".join(p.detach().numpy().tobytes() for p in student.parameters())

@@ -41,7 +41,7 @@ def teacher(**fields: Any) -> LlamaForCausalLM:
     return llama(2, **{"hidden": 24, "layers": 3, **fields})
 
 
-class DataOptions:
+class TinyBlocks:
     """Blocks in memory: random tokens, and a document that starts inside every third block."""
 
     sequence_length = LENGTH
@@ -59,7 +59,7 @@ class DataOptions:
         self.seen.append(i)
         return self.ids[i]
 
-    def counts(self, i):
+    def loss_mask(self, i):
         return None
 
     def positions(self, i: int) -> Tensor:
@@ -88,8 +88,8 @@ def run(scratch: Path | None, config: DistillConfig = CONFIG, **options: Any) ->
     """The trained student and its figures, from fresh copies of everything."""
     model, mentor = options.pop("student", None), options.pop("teacher", None)
     model, mentor = model or student(), mentor or teacher()
-    blocks = options.pop("blocks") if "blocks" in options else DataOptions()
-    held_out = options.pop("held_out") if "held_out" in options else DataOptions(5, seed=1)
+    blocks = options.pop("blocks") if "blocks" in options else TinyBlocks()
+    held_out = options.pop("held_out") if "held_out" in options else TinyBlocks(5, seed=1)
     return model, train(model, mentor, blocks, held_out, config, scratch, **options)
 
 
@@ -102,7 +102,7 @@ class AfterStep:
 
     def __init__(self, step: int | None = None, action: Callable[[], None] = lambda: None) -> None:
         self.step, self.action, self.done = step, action, 0
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.warned: list[str] = []
 
     def start(self, title: str, total: int | None, unit: str) -> progress.Step:
@@ -117,7 +117,7 @@ class AfterStep:
         pass
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     def warn(self, text: str) -> None:
         self.warned.append(text)

@@ -7,16 +7,16 @@ from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 
 
 def test_alone_everything_is_ones_own() -> None:
-    world = ProcessGroup("cpu")
-    assert (world.rank, world.size, world.device) == (0, 1, torch.device("cpu"))
+    group = ProcessGroup("cpu")
+    assert (group.rank, group.size, group.device) == (0, 1, torch.device("cpu"))
     tensor = torch.tensor([1.0, 2.0])
-    world.sum_([tensor])
+    group.sum_([tensor])
     assert tensor.tolist() == [1, 2]
-    assert world.sum(2.5) == 2.5
-    assert world.from_first(7) == 7
-    assert world.any(True)
-    assert not world.any(False)
-    world.wait()
+    assert group.sum(2.5) == 2.5
+    assert group.broadcast(7) == 7
+    assert group.any(True)
+    assert not group.any(False)
+    group.barrier()
 
 
 def test_a_precision_that_was_asked_for_is_used() -> None:

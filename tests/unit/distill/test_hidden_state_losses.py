@@ -281,7 +281,7 @@ def test_relations_of_two_models() -> None:
     sizes = [{"layer": layers, "head": 4, "kv_head": 2, "head_dim": 4} for layers in (3, 2)]
     pairs = relation_pairs(config, FAMILIES["llama"], *sizes)
     settings = small.configured(hidden=config.model_dump(), steps=1, batch_size=2, warmup_steps=0)
-    part = batch(small.DataOptions(), sample_ids(settings.seed, 0, 2, len(small.DataOptions())))
+    part = batch(small.TinyBlocks(), sample_ids(settings.seed, 0, 2, len(small.TinyBlocks())))
     target = targets(part)
     counted_BT = torch.zeros(part.input_ids_BT.shape, dtype=torch.bool)
     counted_BT.view(-1)[target.rows_N] = True

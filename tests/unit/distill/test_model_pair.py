@@ -10,7 +10,7 @@ from minitron_cli.data.batches import batch
 from minitron_cli.distill.config import HiddenLosses
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.hidden_state_losses import Norms, state_pairs
-from minitron_cli.distill.model_pair import Models
+from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import targets
 from minitron_cli.errors import CheckpointError
 from tests.unit.distill import small
@@ -26,8 +26,8 @@ MIXED = small.configured(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_loss_and_gradients(tied: bool) -> None:
-    student, teacher, blocks = small.student(tie_word_embeddings=tied), small.teacher(), small.DataOptions()
-    models = Models(student, teacher, MIXED, PAIRS, ProcessGroup("cpu"), "fp32")
+    student, teacher, blocks = small.student(tie_word_embeddings=tied), small.teacher(), small.TinyBlocks()
+    models = ModelPair(student, teacher, MIXED, PAIRS, ProcessGroup("cpu"), "fp32")
     part = batch(blocks, [3, 1, 4])
     target = targets(part)
     ours = models.losses(part, target, count=50, hidden_weight=0.7)
@@ -67,14 +67,14 @@ def test_loss_and_gradients(tied: bool) -> None:
 def test_tied_weights_are_learned_once_and_the_projection_along() -> None:
     device = ProcessGroup("cpu")
     for tied in (False, True):
-        models = Models(small.student(tie_word_embeddings=tied), small.teacher(), MIXED, PAIRS, device, "fp32")
+        models = ModelPair(small.student(tie_word_embeddings=tied), small.teacher(), MIXED, PAIRS, device, "fp32")
         names = models.trained().keys()
         assert ("student.lm_head.weight" in names) != tied
         assert "projection.weight" in names
-    same_width = Models(small.student(), small.llama(5, layers=3), MIXED, PAIRS, device, "fp32")
+    same_width = ModelPair(small.student(), small.llama(5, layers=3), MIXED, PAIRS, device, "fp32")
     assert not any(name.startswith("projection") for name in same_width.trained())
 
 
 def test_vocabularies_are_compared_before_anything_runs() -> None:
     with pytest.raises(CheckpointError, match="distil from"):
-        Models(small.student(), small.teacher(vocab_size=64), MIXED, PAIRS, ProcessGroup("cpu"), "fp32")
+        ModelPair(small.student(), small.teacher(vocab_size=64), MIXED, PAIRS, ProcessGroup("cpu"), "fp32")

@@ -27,13 +27,15 @@ def changed(**changes: Any) -> DistillConfig:
     return DistillConfig.model_validate({**FULL.model_dump(), **changes})
 
 
-def one(scratch: Path | None, config: DistillConfig, placing: Placement, stop_after: int | None = None, **student: Any):
+def one(
+    scratch: Path | None, config: DistillConfig, placement: Placement, stop_after: int | None = None, **student: Any
+):
     """One run in this process: what it read, its figures, and all of the student's weights."""
-    blocks = small.DataOptions()
+    blocks = small.TinyBlocks()
     options = {"student": small.student(tie_word_embeddings=True, **student), "blocks": blocks}
 
     def go() -> Any:
-        return small.run(scratch, config, pairs=PAIRS, placing=placing, **options)
+        return small.run(scratch, config, pairs=PAIRS, placement=placement, **options)
 
     if stop_after:
         interrupt_after(stop_after, go)
@@ -44,9 +46,9 @@ def one(scratch: Path | None, config: DistillConfig, placing: Placement, stop_af
 
 
 def in_process(
-    rank: int, scratch: Path | None, config: DistillConfig, placing: Placement, *arguments: Any, **fields: Any
+    rank: int, scratch: Path | None, config: DistillConfig, placement: Placement, *arguments: Any, **fields: Any
 ):
-    return one(scratch, config, placing, *arguments, **fields)
+    return one(scratch, config, placement, *arguments, **fields)
 
 
 def close(ours: Any, theirs: Any, rel: float = 1e-5) -> None:
@@ -118,10 +120,10 @@ def test_every_process_keeps_its_own_rows_alone(tmp_path: Path) -> None:
 @BOTH
 def test_from_one_process_to_two_and_back(tmp_path: Path, is_sharded: bool) -> None:
     """The same samples in the same order, and a course that differs by rounding only."""
-    placing = Placement(is_sharded)
+    placement = Placement(is_sharded)
     undisturbed = one(tmp_path / "a", FULL, Placement())
     first = one(tmp_path / "b", FULL, Placement(), 2)
-    middle = together(2, in_process, tmp_path / "b", FULL, placing, 4)
+    middle = together(2, in_process, tmp_path / "b", FULL, placement, 4)
     last, theirs, weights = one(tmp_path / "b", FULL, Placement())
     assert batches([first], FULL) + batches(middle, FULL) + batches([last], FULL) == batches([undisturbed[0]], FULL)
     close(theirs[2], undisturbed[1][2])
@@ -144,11 +146,11 @@ def test_sharding_is_chosen_where_one_copy_each_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, sharding_: str, size: int, device: str, expected: bool
 ) -> None:
     monkeypatch.setattr(sharding.memory, "available_bytes", lambda device: 228)
-    world = type(
+    group = type(
         "Two", (), {"size": size, "local_size": size, "device": torch.device(device), "any": staticmethod(bool)}
     )
-    assert sharding.is_wanted(changed(sharding=sharding_), world, 10, 30) == expected
-    assert not sharding.is_wanted(changed(sharding="auto"), world, 4, 30) or device == "cpu"
+    assert sharding.is_wanted(changed(sharding=sharding_), group, 10, 30) == expected
+    assert not sharding.is_wanted(changed(sharding="auto"), group, 4, 30) or device == "cpu"
 
 
 @pytest.mark.slow
@@ -187,7 +189,7 @@ def test_a_gradient_that_is_not_finite_in_one_process_stops_all_before_the_weigh
                 lambda _, args, out: out * float("nan") if student.training else out
             )
         try:
-            small.run(None, student=student, placing=SHARDED)
+            small.run(None, student=student, placement=SHARDED)
         except RunFailed as e:
             return str(e), all(torch.equal(p, before[name]) for name, p in sharding.parameters(student))
         return "", False
@@ -229,15 +231,15 @@ def test_weights_that_are_nowhere_yet_are_read_row_by_row() -> None:
 
             return read
 
-        placing = Placement(True, rows("student"), rows("teacher"))
+        placement = Placement(True, rows("student"), rows("teacher"))
         with torch.device("meta"):
             student, teacher = small.student(), small.teacher()
         for model, like in ((student, small.student()), (teacher, small.teacher())):
             model.model.rotary_emb = like.model.rotary_emb
-        result = small.run(None, student=student, teacher=teacher, placing=placing)[1]
+        result = small.run(None, student=student, teacher=teacher, placement=placement)[1]
         return figures(result), sum(asked)
 
-    in_memory = together(2, lambda rank: figures(small.run(None, placing=SHARDED)[1]))
+    in_memory = together(2, lambda rank: figures(small.run(None, placement=SHARDED)[1]))
     nowhere = together(2, go)
     assert [found for found, _ in nowhere] == in_memory
     rows = sum(len(p) for model in (small.student(), small.teacher()) for p in model.parameters())

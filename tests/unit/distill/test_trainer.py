@@ -23,7 +23,7 @@ from minitron_cli.errors import ArtifactError, CheckpointError, DataError, Inter
 from minitron_cli.search.config import Retrain
 from minitron_cli.stages.search import training
 from tests.unit.distill import small
-from tests.unit.distill.small import CONFIG, AfterStep, DataOptions, configured, run
+from tests.unit.distill.small import CONFIG, AfterStep, TinyBlocks, configured, run
 
 HIDDEN = HiddenLosses(states=("block_output", "mlp_input", "embedding"))
 NORMS = Norms("model.layers.{layer}.input_layernorm", "model.layers.{layer}.post_attention_layernorm", "model.norm")
@@ -65,7 +65,7 @@ def interrupt_after(step: int, go: Callable[[], Any]) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[LlamaForCausalLM, TrainResult, list[int], bytes]:
-    scratch, blocks = tmp_path_factory.mktemp("undisturbed"), DataOptions()
+    scratch, blocks = tmp_path_factory.mktemp("undisturbed"), TinyBlocks()
     student, result = full_run(scratch, blocks=blocks)
     return student, result, blocks.seen, (scratch / "step-000006/state.safetensors").read_bytes()
 
@@ -77,11 +77,11 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
     """Weights, moments, projection, figures, and the order of the data, to the last bit."""
     seen: list[int] = []
     for cut in cuts:
-        blocks = DataOptions()
+        blocks = TinyBlocks()
         interrupt_after(cut, lambda blocks=blocks: full_run(tmp_path, blocks=blocks))
         seen += blocks.seen
         assert checkpoints.load(tmp_path, cut).step == cut, "saved at the step that it stopped after"
-    blocks = DataOptions()
+    blocks = TinyBlocks()
     resumed = full_run(tmp_path, blocks=blocks)
     assert_same_bits(resumed, undisturbed[:2])
     assert seen + blocks.seen == undisturbed[2]
@@ -106,7 +106,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, undisturbed: 
 
 
 def test_a_stop_during_an_evaluation_saves_too(tmp_path: Path, undisturbed: Any) -> None:
-    class StopInside(DataOptions):
+    class StopInside(TinyBlocks):
         def tokens(self, i: int) -> torch.Tensor:
             if len(self.seen) == 7:  # five blocks before step 1, the second one after step 3
                 progress.request_stop(signal.SIGINT)
@@ -129,7 +129,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path,
     progress.show_on(display)
     assert_same_bits(full_run(tmp_path), undisturbed[:2])
     assert "step-000005 is damaged" in display.warned[0]
-    assert "continues after step 4" in display.said[0]
+    assert "continues after step 4" in display.messages[0]
 
 
 def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, undisturbed: Any) -> None:
     full_run(tmp_path)
-    blocks = DataOptions()
+    blocks = TinyBlocks()
     again = full_run(tmp_path, blocks=blocks)
     assert_same_bits(again, undisturbed[:2])
     assert blocks.seen == []
@@ -148,7 +148,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, undisturbed: Any)
 
 def test_without_resume_it_starts_over(tmp_path: Path, undisturbed: Any) -> None:
     interrupt_after(3, lambda: full_run(tmp_path))
-    blocks = DataOptions()
+    blocks = TinyBlocks()
     assert_same_bits(full_run(tmp_path, blocks=blocks, resume=False), undisturbed[:2])
     assert blocks.seen == undisturbed[2]
 
@@ -158,7 +158,7 @@ def test_another_runs_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="another run"):
         run(tmp_path, configured(learning_rate=2e-2))
     with pytest.raises(ArtifactError, match="another run"):
-        run(tmp_path, blocks=DataOptions(seed=5))
+        run(tmp_path, blocks=TinyBlocks(seed=5))
     run(tmp_path, configured(save_every=1, keep_last=5))  # which changes no number
 
 
@@ -177,7 +177,7 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
 
 def test_blocks_come_in_the_order_of_the_seed() -> None:
     for seed in (0, 1):
-        blocks = DataOptions()
+        blocks = TinyBlocks()
         run(None, configured(seed=seed), blocks=blocks)
         assert blocks.seen == sample_ids(seed, 0, 24, 10)
 
@@ -217,7 +217,7 @@ def test_the_first_step_is_adamw_on_the_mean_over_all_tokens() -> None:
     """Against HF's full logits, torch's KL and a plain AdamW."""
     config = configured(steps=1, warmup_steps=0, clip=0.05, weight_decay=20.0)
     ours, result = run(None, config)
-    student, teacher, blocks = small.student(), small.teacher(), DataOptions()
+    student, teacher, blocks = small.student(), small.teacher(), TinyBlocks()
     ids = torch.stack([blocks.ids[i] for i in _first_ids(config)])
     positions = torch.stack([blocks.positions(i) for i in _first_ids(config)])
     counted = positions[:, 1:] != 0
@@ -239,7 +239,7 @@ def test_the_first_step_is_adamw_on_the_mean_over_all_tokens() -> None:
 
 
 def _first_ids(config: DistillConfig) -> list[int]:
-    blocks = DataOptions()
+    blocks = TinyBlocks()
     train(small.student(), small.teacher(), blocks, None, config, None)
     return blocks.seen
 
@@ -265,15 +265,15 @@ def test_hidden_losses_bring_hidden_states_closer() -> None:
 
 
 def test_the_student_gets_closer_to_its_teacher() -> None:
-    held_out = DataOptions(5, seed=1)
-    _, result = run(None, configured(steps=40, eval_every=10), blocks=DataOptions(64), held_out=held_out)
+    held_out = TinyBlocks(5, seed=1)
+    _, result = run(None, configured(steps=40, eval_every=10), blocks=TinyBlocks(64), held_out=held_out)
     kl = [row["kl"] for row in result.validation]
     assert [row["step"] for row in result.validation] == [0, 10, 20, 30, 40]
     assert kl[-1] < 0.8 * kl[0]
 
 
 def test_held_out_figures_against_full_logits() -> None:
-    student, teacher, blocks = small.student(), small.teacher(), DataOptions(5, seed=1)
+    student, teacher, blocks = small.student(), small.teacher(), TinyBlocks(5, seed=1)
     ids, positions = blocks.ids, torch.stack([blocks.positions(i) for i in range(5)])
     counted = positions[:, 1:] != 0
     with torch.no_grad():
@@ -300,7 +300,7 @@ def test_evaluating_more_often_changes_no_step() -> None:
 
 
 def test_evaluation_blocks_are_spread_over_all_of_them() -> None:
-    held_out = DataOptions(9, seed=1)
+    held_out = TinyBlocks(9, seed=1)
     run(None, configured(steps=1, eval_blocks=3), held_out=held_out)
     assert held_out.seen == [0, 3, 6] * 2
 
@@ -310,7 +310,7 @@ def test_cross_entropy_alone_needs_no_teacher_but_is_compared_with_one() -> None
     with_teacher = run(None, config)
     assert with_teacher[1].validation[0]["kl"] > 0
     student = small.student()
-    result = train(student, None, DataOptions(), DataOptions(5, seed=1), config, None)
+    result = train(student, None, TinyBlocks(), TinyBlocks(5, seed=1), config, None)
     assert result.metrics == with_teacher[1].metrics
     assert result.validation[0].keys() == {"step", "tokens", "loss"}
 
@@ -461,7 +461,7 @@ def nan_teacher_after(step: int, teacher: LlamaForCausalLM) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path: Path) -> None:
-    student, teacher, blocks = small.student(), small.teacher(), DataOptions()
+    student, teacher, blocks = small.student(), small.teacher(), TinyBlocks()
     nan_teacher_after(3, teacher)
     with pytest.raises(
         RunFailed, match=r"loss is nan in step 4, on samples .*the state after step 2 is kept.*lower"
@@ -489,7 +489,7 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
     student = small.student()
     student.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * value)
     before = small.state(student)
-    with pytest.raises(RunFailed, match=r"grad_norm is (nan|inf) in step 1.*no state was saved yet"):
+    with pytest.raises(RunFailed, match=r"gradient norm is (nan|inf) in step 1.*no state was saved yet"):
         run(None, student=student)
     assert all(torch.equal(p, before[name]) for name, p in small.state(student).items())
 
@@ -505,14 +505,14 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
 def test_what_is_to_be_lowered_is_named_as_a_recipe_has_it(config: DistillConfig, section: str) -> None:
     student = small.student()
     student.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(RunFailed, match=rf"^{section}: grad_norm .*: lower {section}\.learning_rate"):
+    with pytest.raises(RunFailed, match=rf"^{section}: gradient norm .*: lower {section}\.learning_rate"):
         run(None, config, student=student)
 
 
 def test_held_out_figures_that_are_not_finite_stop_too(tmp_path: Path) -> None:
     teacher = small.teacher()
     nan_teacher_after(3, teacher)
-    with pytest.raises(RunFailed, match="kl is nan in step 3, on held-out text"):
+    with pytest.raises(RunFailed, match="held-out KL to the teacher is nan in step 3, on held-out text"):
         run(tmp_path, configured(save_every=3), teacher=teacher)
     assert checkpoints.load(tmp_path, 3).step == 3
 
@@ -530,7 +530,7 @@ def test_a_stop_before_the_first_step_changes_nothing(tmp_path: Path) -> None:
     student = small.student()
     before = small.state(student)
     with pytest.raises(Interrupted):
-        train(student, small.teacher(), DataOptions(), DataOptions(5, seed=1), CONFIG, tmp_path)
+        train(student, small.teacher(), TinyBlocks(), TinyBlocks(5, seed=1), CONFIG, tmp_path)
     assert all(torch.equal(p, before[name]) for name, p in small.state(student).items())
     assert list(tmp_path.iterdir()) == []
 
@@ -540,14 +540,14 @@ def test_no_blocks_are_refused() -> None:
         run(None, blocks=_Empty())
 
 
-class _Empty(DataOptions):
+class _Empty(TinyBlocks):
     def __len__(self) -> int:
         return 0
 
 
 def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
-    class Singles(DataOptions):
-        def counts(self, i):
+    class Singles(TinyBlocks):
+        def loss_mask(self, i):
             return None
 
         def positions(self, i: int) -> torch.Tensor:

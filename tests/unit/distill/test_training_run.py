@@ -16,6 +16,7 @@ from minitron_cli.distill import training_run
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.errors import EnvironmentFault, RecipeError
 from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.results.training import TrainingResult
 from minitron_cli.stages import correct, distill
 from tests.tiny import tiny_model, write_tiny
 from tests.unit.distill.processes import together
@@ -58,9 +59,9 @@ def rows_of(artifact: Path) -> list[dict[str, float]]:
     return [json.loads(line) for name in ("metrics", "validation") for line in open(artifact / f"{name}.jsonl")]
 
 
-def distilled(rank: int, place: Path, root: Path, student: Path, config: DistillConfig) -> tuple[Path, dict[str, Any]]:
+def distilled(rank: int, place: Path, root: Path, student: Path, config: DistillConfig) -> tuple[Path, TrainingResult]:
     artifact = distill.run(context(root), open_source_model(place / "model"), student, data(place), config)
-    return artifact.path, artifact.summary
+    return artifact.path, artifact.result(TrainingResult)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_two_processes_with_one_copy_write_what_one_process_writes(
     assert both.name == alone.name, "the same artifact: in how many processes it was made is not identity"
     for ours, theirs in zip(rows_of(both), rows_of(alone), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-    assert summary["weights_of_step"] == 3
+    assert summary.weights_of_step == 3
     before, after, expected = (Checkpoint.open(path) for path in (student, both, alone))
     assert list(after.tensors) == list(before.tensors)
     for name, info in after.tensors.items():
@@ -251,11 +252,11 @@ def test_a_teacher_moves_to_several_accelerators_when_one_is_too_small(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(training_run.hf, "load_model", lambda path, **options: asked.append(options))
     teacher = open_source_model(place / "model")
-    world = type("World", (), {"size": 1, "device": torch.device("cuda:0")})()
+    group = type("World", (), {"size": 1, "device": torch.device("cuda:0")})()
     size = teacher.size_bytes("auto")
     monkeypatch.setattr(training_run.memory, "available_bytes", lambda device: 1.3 * size + 1000)
     at = context(tmp_path, device="cuda")
-    training_run._teacher(at, world, teacher, size, 1000)
-    training_run._teacher(at, world, teacher, size, size // 2)
+    training_run._teacher(at, group, teacher, size, 1000)
+    training_run._teacher(at, group, teacher, size, size // 2)
     assert asked[0]["device"] == "cuda"
     assert set(asked[1]["device_map"].values()) == {0, 1}

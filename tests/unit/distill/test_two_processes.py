@@ -32,7 +32,7 @@ def torchrun(out: Path, scratch: Path, *arguments: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_processes_train_like_one_and_resume_to_the_last_bit(tmp_path: Path) -> None:
-    blocks = small.DataOptions()
+    blocks = small.TinyBlocks()
     _, alone = small.run(None, FULL, pairs=PAIRS, blocks=blocks)
     both = torchrun(tmp_path / "whole", tmp_path / "a")
     assert both[0]["weights"] == both[1]["weights"], "both hold the same student"

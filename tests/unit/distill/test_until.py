@@ -21,7 +21,7 @@ def test_a_run_in_parts_is_the_run_at_once(tmp_path):
 
 def test_a_part_that_is_done_trains_nothing(tmp_path):
     first, _ = small.run(tmp_path, until=3, held_out=None)
-    blocks = small.DataOptions()
+    blocks = small.TinyBlocks()
     again, result = small.run(tmp_path, until=3, blocks=blocks, held_out=None)
     assert (result.steps, blocks.seen) == (3, [])
     torch.testing.assert_close(small.state(again), small.state(first), rtol=0, atol=0)
@@ -32,14 +32,14 @@ def test_only_a_run_that_was_stopped_says_that_it_continues(tmp_path):
     display = small.AfterStep()
     progress.show_on(display)
     small.run(tmp_path, until=4)
-    assert display.said == []
+    assert display.messages == []
     progress.show_on(small.AfterStep(5, lambda: progress.request_stop(15)))
     with pytest.raises(Interrupted):
         small.run(tmp_path)
     progress.request_stop(None)
     progress.show_on(display)
     small.run(tmp_path)
-    assert display.said == ["distill: continues after step 5 of 6"]
+    assert display.messages == ["distill: continues after step 5 of 6"]
 
 
 def test_what_holds_for_all_parts_is_warned_of_once(tmp_path):

@@ -47,7 +47,7 @@ class Blocks:
     def tokens(self, i):
         return self.tokens_NT[i]
 
-    def counts(self, i):
+    def loss_mask(self, i):
         return None
 
     def documents(self, i):

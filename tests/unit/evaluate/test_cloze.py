@@ -59,8 +59,8 @@ def test_the_seed_chooses_the_questions(items):
 
 def test_questions_come_in_the_order_of_the_text():
     texts = [document(0), document(1)]
-    places = ["".join(texts).index(item["context"]) for item in make_items(texts, CONFIG)]
-    assert places == sorted(places)
+    locations = ["".join(texts).index(item["context"]) for item in make_items(texts, CONFIG)]
+    assert locations == sorted(locations)
 
 
 def test_another_process_writes_the_same_bytes(tmp_path):

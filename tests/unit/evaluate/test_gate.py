@@ -1,5 +1,4 @@
 import json
-import xml.etree.ElementTree as ET
 from dataclasses import asdict
 
 import pytest
@@ -9,7 +8,6 @@ from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Gates
 from minitron_cli.evaluate.gate import outcomes, require
 from minitron_cli.evaluate.statistics import Items, compare
-from minitron_cli.report.gate_summary import junit, summary
 
 PARENT_ITEMS = Items([1.0] * 80 + [0.0] * 20)
 CHILD_ITEMS = Items([1.0] * 70 + [0.0] * 30)
@@ -74,15 +72,16 @@ def outcome(rule, models=MODELS, label="child"):
         ({"kind": "baseline", "metric": "quiz.acc", "max_ratio": 0.98}, True, 0.0078),
         ({"kind": "baseline", "metric": "quiz.acc", "min_ratio": 1}, False, -0.0278),
         ({"kind": "baseline", "metric": "quiz.acc", "model": "parent", "min_ratio": 0.8}, True, 0.075),
+        # the ratio 0.9722 has the error hypot(0.0461, 0.9722 * 0.03) / 0.72 = 0.0757: from 0.8220 to 1.1225
+        ({"kind": "baseline", "metric": "quiz.acc", "min_ratio": 0.8, "confidence": 0.95}, True, 0.0220),
+        ({"kind": "baseline", "metric": "quiz.acc", "min_ratio": 0.85, "confidence": 0.95}, False, -0.0280),
+        ({"kind": "baseline", "metric": "quiz.acc", "max_ratio": 1.1, "confidence": 0.95}, False, -0.0225),
     ],
 )
 def test_every_kind_of_gate_passes_and_fails_as_it_should(rule, passes, margin, baseline):
     found = outcome(rule | ({"file": str(baseline)} if rule["kind"] == "baseline" else {}))
     assert found.margin == pytest.approx(margin, abs=1e-4)
     assert found.passed is passes
-    (case,) = ET.fromstring(junit([found], "child")).iter("testcase")
-    assert (case.find("failure") is None) is passes
-    assert ("MISSED" in summary(MODELS, [found], "child")) is not passes
     if passes:
         require([found])
     else:
@@ -152,16 +151,3 @@ def test_gates_that_cannot_be_judged_say_why(baseline):
 def test_a_rule_that_makes_no_gate_is_refused(rule):
     with pytest.raises(ValidationError):
         Gates(rules=[rule])
-
-
-def test_junit_is_what_ci_reads():
-    found = outcomes(Gates(minimum={"quiz.acc": 0.75, "text.loss": 1}), MODELS, "child")
-    root = ET.fromstring(junit(found, "child"))
-    (suite,) = root
-    assert (root.tag, suite.tag) == ("testsuites", "testsuite")
-    assert {key: suite.get(key) for key in ("tests", "failures", "errors")} == {
-        "tests": "2",
-        "failures": "1",
-        "errors": "0",
-    }
-    assert suite[0].find("failure").get("message") == str(found[0])

@@ -3,7 +3,7 @@ import pytest
 from minitron_cli.errors import InputError, RunFailed
 from minitron_cli.evaluate import generation_speed
 from minitron_cli.evaluate.config import Speed
-from minitron_cli.evaluate.generation_speed import Rates
+from minitron_cli.evaluate.generation_speed import GenerationRates
 from tests.tiny import tiny_model, write_tiny
 
 SHORT = Speed(batch_size=2, prompt_tokens=6, new_tokens=4, rounds=3)
@@ -23,7 +23,7 @@ def test_models_take_turns_and_figures_are_medians(pair, monkeypatch):
         turns.append("model" if subject is model else "parent")
         slow = [1, 1, 2, 8][min((len(turns) - 1) // 2, 3)]  # the first two calls warm up
         rate = (30 if subject is model else 10) / slow
-        return Rates(10 * rate, rate, 1 / rate)
+        return GenerationRates(10 * rate, rate, 1 / rate)
 
     monkeypatch.setattr(generation_speed, "_generate", generate)
     found = generation_speed.compare(model, parent, SHORT)
@@ -34,7 +34,9 @@ def test_models_take_turns_and_figures_are_medians(pair, monkeypatch):
 
 def test_the_spread_is_that_of_the_rounds(pair, monkeypatch):
     rates = iter([1, 1, *(10, 15), *(20, 10), *(10, 18)])  # warm-up, then parent and model, turned round each time
-    monkeypatch.setattr(generation_speed, "_generate", lambda *a: Rates(2 * (rate := next(rates)), rate, 1 / rate))
+    monkeypatch.setattr(
+        generation_speed, "_generate", lambda *a: GenerationRates(2 * (rate := next(rates)), rate, 1 / rate)
+    )
     found = generation_speed.compare(*pair, SHORT)
     assert (found.decode_ratio, found.decode_range) == (1.8, (1.5, 2.0))
     assert (found.prefill_ratio, found.prefill_range) == (1.8, (1.5, 2.0))

@@ -16,7 +16,7 @@ from minitron_cli.errors import DataError, InputError, Interrupted
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
-from minitron_cli.evaluate.tasks import Places, fingerprint, load_tasks
+from minitron_cli.evaluate.tasks import TaskLocations, fingerprint, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate.test_cloze import DOCUMENTS
 
@@ -105,7 +105,9 @@ def _yaml(task):
 
 @pytest.fixture(scope="module")
 def run(model, tokenizer, task_dir):
-    return lambda *tasks: run_tasks(model, tokenizer, [Task.parse(t) for t in tasks], places=Places(task_dir)).results
+    return lambda *tasks: (
+        run_tasks(model, tokenizer, [Task.parse(t) for t in tasks], locations=TaskLocations(task_dir)).results
+    )
 
 
 def test_local_tasks_run_from_any_directory(run, tmp_path, monkeypatch):
@@ -134,7 +136,7 @@ def test_every_task_has_its_own_shots(run, task_dir):
     results = run("sums:2", "more_sums:1", "rolling")
     shots = [results[t][m]["shots"] for t, m in [("sums", "acc"), ("more_sums", "acc"), ("rolling", "bits_per_byte")]]
     assert shots == [2, 1, 0]
-    tasks = load_tasks([Task.parse("sums:2"), Task.parse("more_sums")], Places(task_dir)).task_dict["tasks"]
+    tasks = load_tasks([Task.parse("sums:2"), Task.parse("more_sums")], TaskLocations(task_dir)).task_dict["tasks"]
     assert _prompt(tasks["sums"]).count("A:") == 3
     assert _prompt(tasks["more_sums"]).count("A:") == 1
 
@@ -160,7 +162,7 @@ def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
 @pytest.mark.parametrize(("limit", "n"), [(4, 4), (0.5, 3), (100, 6), (1, 1)])
 def test_each_task_has_its_own_limit(model, tokenizer, task_dir, limit, n):
     tasks = [Task(name="sums", limit=limit), Task(name="more_sums")]
-    results = run_tasks(model, tokenizer, tasks, places=Places(task_dir)).results
+    results = run_tasks(model, tokenizer, tasks, locations=TaskLocations(task_dir)).results
     assert [results[t]["acc"]["n"] for t in ("sums", "more_sums")] == [n, 6]
 
 
@@ -187,13 +189,13 @@ def test_a_value_that_is_not_finite_is_none(tokenizer, task_dir):
     broken = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
     with torch.no_grad():
         broken.model.norm.weight.fill_(torch.nan)
-    results = run_tasks(broken, tokenizer, [Task(name="rolling")], places=Places(task_dir)).results
+    results = run_tasks(broken, tokenizer, [Task(name="rolling")], locations=TaskLocations(task_dir)).results
     assert results["rolling"]["bits_per_byte"]["value"] is None
 
 
 def test_checking_tasks_prints_nothing(task_dir, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # so that the data is read anew
-    load_tasks([Task(name="sums")], Places(task_dir))
+    load_tasks([Task(name="sums")], TaskLocations(task_dir))
     assert capfd.readouterr() == ("", "")
 
 
@@ -226,7 +228,7 @@ def test_a_stop_request_ends_it_between_two_requests(run):
 
 def test_requests_longer_than_the_context_are_reported(tokenizer, task_dir, remarks):
     short = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=24)
-    run_tasks(short, tokenizer, [Task.parse("sums:4")], places=Places(task_dir))
+    run_tasks(short, tokenizer, [Task.parse("sums:4")], locations=TaskLocations(task_dir))
     assert remarks == ["12 requests were longer than the model's context and lost their beginning"]
 
 
@@ -259,23 +261,25 @@ def test_a_task_that_changes_is_read_again(model, tokenizer, tmp_path):
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     for metric in ("acc", "acc_norm"):
         (tmp_path / "t.yaml").write_text(yaml.safe_dump(CHOICE | {"task": "t", "metric_list": [{"metric": metric}]}))
-        assert list(run_tasks(model, tokenizer, [Task(name="t")], places=Places(tmp_path)).results["t"]) == [metric]
+        assert list(run_tasks(model, tokenizer, [Task(name="t")], locations=TaskLocations(tmp_path)).results["t"]) == [
+            metric
+        ]
 
 
 def test_a_broken_yaml_is_named(model, tokenizer, tmp_path):
     (tmp_path / "broken.yaml").write_text("task: [")
     with pytest.raises(InputError, match=r"broken\.yaml: not a readable task YAML"):
-        run_tasks(model, tokenizer, [Task(name="broken")], places=Places(tmp_path))
+        run_tasks(model, tokenizer, [Task(name="broken")], locations=TaskLocations(tmp_path))
     with pytest.raises(InputError, match="no such directory of task YAMLs"):
-        run_tasks(model, tokenizer, [Task(name="broken")], places=Places(tmp_path / "absent"))
+        run_tasks(model, tokenizer, [Task(name="broken")], locations=TaskLocations(tmp_path / "absent"))
 
 
 def test_a_cloze_task_is_answered_offline(model, tokenizer, tmp_path):
     config = Cloze(items=10, context_words=8, continuation_words=3)
     write_task(tmp_path, DOCUMENTS, config)
-    acc = run_tasks(model, tokenizer, [Task(name="cloze")], places=Places(tmp_path)).results["cloze"]["acc"]
+    acc = run_tasks(model, tokenizer, [Task(name="cloze")], locations=TaskLocations(tmp_path)).results["cloze"]["acc"]
     assert acc["n"] == 10
-    task = load_tasks([Task(name="cloze")], Places(tmp_path)).task_dict["tasks"]["cloze"]
+    task = load_tasks([Task(name="cloze")], TaskLocations(tmp_path)).task_dict["tasks"]["cloze"]
     task.build_all_requests()
     items = [json.loads(line) for line in (tmp_path / "cloze.jsonl").read_text().splitlines()]
     asked = [instance.args for instance in task.instances]

@@ -56,7 +56,7 @@ def test_the_bar_shows_the_mean_so_far(model, blocks, monkeypatch):
 def test_tokens_that_do_not_count_are_left_out(model, blocks):
     masked = Blocks(blocks.tokens_NT)
     counts = torch.rand(blocks.tokens_NT.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    masked.counts = lambda i: counts[i] if i else None  # the first block counts whole
+    masked.loss_mask = lambda i: counts[i] if i else None  # the first block counts whole
     losses = []
     for i in range(5):
         kept = torch.ones(24, dtype=torch.bool) if i == 0 else counts[i]

@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from minitron_cli.evaluate.statistics import Items, compare, interval, mcnemar, student_t
+from minitron_cli.evaluate.statistics import Items, compare, compare_exponentials, interval, mcnemar, student_t
 
 DRAWS = 4000
 
@@ -96,12 +96,35 @@ def test_nine_intervals_in_ten_hold_the_truth():
     assert held == pytest.approx(900, abs=30)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_errors_of_perplexities_are_those_of_a_bootstrap(seed):
+    model, parent = clustered(seed, weighted=True)
+    found = compare_exponentials(model, parent)
+    assert found.difference == pytest.approx(math.exp(model.mean) - math.exp(parent.mean))
+    assert found.ratio == pytest.approx(math.exp(model.mean - parent.mean))
+    assert found.stderr == pytest.approx(bootstrap(model, parent, lambda m, p: np.exp(m) - np.exp(p)), rel=0.1)
+    assert found.ratio_stderr == pytest.approx(bootstrap(model, parent, lambda m, p: np.exp(m - p)), rel=0.1)
+    reach = student_t(0.95, model.clusters - 1) * found.stderr
+    assert (found.low, found.high) == pytest.approx((found.difference - reach, found.difference + reach))
+
+
 @pytest.mark.parametrize(
-    ("freedom", "published"),
-    [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (10**6, 1.960)],
+    ("degrees_of_freedom", "confidence", "published"),
+    [
+        (1, 0.95, 12.706),
+        (2, 0.95, 4.303),
+        (3, 0.95, 3.182),
+        (3, 0.99, 5.841),
+        (3, 0.999, 12.924),
+        (5, 0.95, 2.571),
+        (5, 0.999, 6.869),
+        (10, 0.999, 4.587),
+        (30, 0.95, 2.042),
+        (10**6, 0.95, 1.960),
+    ],
 )
-def test_quantiles_are_those_of_the_printed_table(freedom, published):
-    assert student_t(0.95, freedom) == pytest.approx(published, rel=5e-3)
+def test_quantiles_are_those_of_the_printed_table(degrees_of_freedom, confidence, published):
+    assert student_t(confidence, degrees_of_freedom) == pytest.approx(published, abs=6e-4)
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 11), (11, 3), (7, 7), (40, 21)])

@@ -9,7 +9,7 @@ from minitron_cli.evaluate import lm_eval_runner
 from minitron_cli.evaluate.code_execution import passes
 from minitron_cli.evaluate.config import SUITES, EvaluateConfig, Task
 from minitron_cli.evaluate.suite import scoring
-from minitron_cli.evaluate.tasks import Places, forecast, load_tasks
+from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate import suite_data
 from tests.unit.evaluate.suite_data import PUBLISHED_SHOTS
@@ -58,7 +58,9 @@ def _short_answers(monkeypatch):
 @pytest.mark.usefixtures("_short_answers")
 def test_all_nine_tasks_run_on_local_files_with_their_own_shots(tokenizer, data):
     model = tiny_model("llama", vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=8192)
-    found = lm_eval_runner.run_tasks(model, tokenizer, TASKS, places=Places(data=data), allow_code=True, batch_size=64)
+    found = lm_eval_runner.run_tasks(
+        model, tokenizer, TASKS, locations=TaskLocations(data=data), allow_code=True, batch_size=64
+    )
     measured = {name: found.results[name][METRICS[name]] for name in METRICS}
     assert {name: value["shots"] for name, value in measured.items()} == PUBLISHED_SHOTS
     assert {name: value["n"] for name, value in measured.items()} == dict.fromkeys(METRICS, 4) | {"mmlu": 8}
@@ -69,7 +71,7 @@ def test_all_nine_tasks_run_on_local_files_with_their_own_shots(tokenizer, data)
 
 def prompts(name, data, **options):
     (task,) = [task for task in TASKS if task.name == name]
-    loaded = load_tasks([task], Places(data=data), allow_code=True, **options).task_dict["tasks"]
+    loaded = load_tasks([task], TaskLocations(data=data), allow_code=True, **options).task_dict["tasks"]
     for member in loaded.values():
         member.build_all_requests()
     return [instance for member in loaded.values() for instance in member.instances]
@@ -98,7 +100,9 @@ def test_humaneval_draws_twenty_answers_as_the_paper_does(data):
     assert {instance.repeats for instance in asked} == {20}
     how = asked[0].args[1]
     assert (how["do_sample"], how["temperature"], how["top_p"]) == (True, 0.2, 0.95)
-    (task,) = load_tasks([Task(name="humaneval")], Places(data=data), allow_code=True).task_dict["tasks"].values()
+    (task,) = (
+        load_tasks([Task(name="humaneval")], TaskLocations(data=data), allow_code=True).task_dict["tasks"].values()
+    )
     task.build_all_requests(limit=1)
     task.instances[0].resps = [["    return x + 0\n"] * 15 + ["    return y\n"] * 5][0]
     task.apply_filters()
@@ -108,32 +112,32 @@ def test_humaneval_draws_twenty_answers_as_the_paper_does(data):
 
 def test_the_reference_answers_are_right(data):
     for name, answer in (("mbpp", "code"), ("gsm8k", "answer"), ("xlsum_en", "summary")):
-        (task,) = load_tasks([Task(name=name)], Places(data=data), allow_code=True).task_dict["tasks"].values()
+        (task,) = load_tasks([Task(name=name)], TaskLocations(data=data), allow_code=True).task_dict["tasks"].values()
         for document in task.eval_docs:
             assert set(task.process_results(document, [document[answer]]).values()) == {1}, name
 
 
 def test_a_fifth_of_xlsum_is_asked(data):
-    chosen = load_tasks([task for task in TASKS if task.name == "xlsum_en"], Places(data=data))
+    chosen = load_tasks([task for task in TASKS if task.name == "xlsum_en"], TaskLocations(data=data))
     assert chosen.items == {"xlsum_en": [0, 1, 2, 3]}
 
 
 def test_tasks_that_run_code_need_leave(data):
     with pytest.raises(InputError, match=r"'humaneval' runs code .* add --allow-code-execution"):
-        load_tasks([Task(name="humaneval")], Places(data=data))
+        load_tasks([Task(name="humaneval")], TaskLocations(data=data))
     config = EvaluateConfig(suite="minitron")
-    assert [task.name for task in config.asked(allow_code=True)] == list(PUBLISHED_SHOTS)
-    assert [task.name for task in config.asked(allow_code=False)] == list(PUBLISHED_SHOTS)[:-2]
+    assert [task.name for task in config.requested(allow_code=True)] == list(PUBLISHED_SHOTS)
+    assert [task.name for task in config.requested(allow_code=False)] == list(PUBLISHED_SHOTS)[:-2]
 
 
 def test_a_task_named_beside_its_suite_is_asked_as_named():
     config = EvaluateConfig(suite="minitron", tasks=["mmlu:0"])
-    assert Counter(task.name for task in config.asked(allow_code=False))["mmlu"] == 1
-    assert config.asked(allow_code=False)[-1].num_fewshot == 0
+    assert Counter(task.name for task in config.requested(allow_code=False))["mmlu"] == 1
+    assert config.requested(allow_code=False)[-1].num_fewshot == 0
 
 
 def test_what_is_ahead_is_told_without_reading_data(tmp_path, data):
-    local = {row.task: row for row in forecast(TASKS, Places(data=data))}
+    local = {row.task: row for row in forecast(TASKS, TaskLocations(data=data))}
     assert {name: row.shots for name, row in local.items()} == PUBLISHED_SHOTS
     assert {name: METRICS[name] in row.metrics.split(", ") for name, row in local.items()} == dict.fromkeys(
         PUBLISHED_SHOTS, True
@@ -149,7 +153,7 @@ def test_what_is_ahead_is_told_without_reading_data(tmp_path, data):
 
 
 def test_a_part_of_mmlu_is_said_to_be_one(data, remarks):
-    found = load_tasks([Task(name="mmlu")], Places(data=data)).task_dict
+    found = load_tasks([Task(name="mmlu")], TaskLocations(data=data)).task_dict
     assert set(found["tasks"]) == {"mmlu_anatomy", "mmlu_world_religions"}
     assert any("data of 2 of the 57 parts of mmlu" in text for text in remarks)
     assert "mmlu_social_sciences" not in found["groups"]
@@ -159,24 +163,24 @@ def test_data_that_are_not_all_there_are_named(data, tmp_path):
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     (tmp_path / "gsm8k/train.json").unlink()
     with pytest.raises(DataError, match=r"'gsm8k': .* has no train split, .* put test.jsonl, train.jsonl"):
-        load_tasks([Task(name="gsm8k")], Places(data=tmp_path))
-    assert load_tasks([Task(name="gsm8k", num_fewshot=0)], Places(data=tmp_path)).task_dict["tasks"]
+        load_tasks([Task(name="gsm8k")], TaskLocations(data=tmp_path))
+    assert load_tasks([Task(name="gsm8k", num_fewshot=0)], TaskLocations(data=tmp_path)).task_dict["tasks"]
     shutil.rmtree(tmp_path / "hellaswag/data")
     with pytest.raises(DataError, match=r"has no data of task 'hellaswag'"):
-        load_tasks([Task(name="hellaswag")], Places(data=tmp_path))
+        load_tasks([Task(name="hellaswag")], TaskLocations(data=tmp_path))
     shutil.copy(tmp_path / "arc_challenge/test.jsonl", tmp_path / "arc_challenge/train.jsonl")
     with pytest.raises(DataError, match=r"is to show 25 solved examples and its data have 4"):
-        load_tasks([Task(name="arc_challenge", num_fewshot=25)], Places(data=tmp_path))
+        load_tasks([Task(name="arc_challenge", num_fewshot=25)], TaskLocations(data=tmp_path))
 
 
 def test_the_fingerprint_is_of_the_data_that_are_asked_for(data, tmp_path):
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
-    before = Places(data=tmp_path).fingerprints([Task(name="mbpp")])
-    assert before == Places(data=data).fingerprints([Task(name="mbpp")])
+    before = TaskLocations(data=tmp_path).fingerprints([Task(name="mbpp")])
+    assert before == TaskLocations(data=data).fingerprints([Task(name="mbpp")])
     (tmp_path / "gsm8k/test.json").write_text("[]")
-    assert Places(data=tmp_path).fingerprints([Task(name="mbpp")]) == before
+    assert TaskLocations(data=tmp_path).fingerprints([Task(name="mbpp")]) == before
     (tmp_path / "mbpp/test.jsonl").write_text("{}")
-    assert Places(data=tmp_path).fingerprints([Task(name="mbpp")]) != before
+    assert TaskLocations(data=tmp_path).fingerprints([Task(name="mbpp")]) != before
 
 
 @pytest.mark.parametrize(

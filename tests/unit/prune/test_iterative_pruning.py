@@ -19,6 +19,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.results.prune import PruneResult
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import importance, prune
 from tests.tiny import tiny_model
@@ -65,17 +66,17 @@ def pruned(place, tmp_path, monkeypatch):
 def test_one_round_scores_nothing_again(pruned):
     artifact, _, rescored = pruned(1)
     assert rescored == []
-    assert "rounds" not in artifact.summary
+    assert artifact.result(PruneResult).rounds == ()
 
 
 def test_each_later_round_scores_what_is_left_on_the_same_samples(pruned):
     once = pruned(1)[0].read_json("plan.json")
     artifact, _, rescored = pruned(3)
     assert [samples for samples, _ in rescored] == [6, 6]
-    assert [r["samples_scored"] for r in artifact.summary["rounds"]] == [0, 6, 6]
-    sizes = [r["sizes"] for r in artifact.summary["rounds"]]
+    assert [r.samples_scored for r in artifact.result(PruneResult).rounds] == [0, 6, 6]
+    sizes = [r.sizes for r in artifact.result(PruneResult).rounds]
     assert [s["ffn"] for s in sizes] == [39, 30, 20]
-    assert artifact.summary["child"]["sizes"] == sizes[-1]
+    assert artifact.result(PruneResult).child.sizes == sizes[-1]
     assert rescored[0][1].activation("ffn").shape == (sizes[0]["layer"], 39)
     assert artifact.read_json("plan.json").keys() == once.keys()
     assert artifact.read_json("plan.json") != once

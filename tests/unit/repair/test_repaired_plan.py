@@ -12,6 +12,8 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.repair import closed_form, norm_rescale, repaired_plan
+from minitron_cli.results.prune import PruneResult, RepairResult
+from minitron_cli.results.search import SearchResult
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages import importance, prune, search
 from tests.tiny import tiny_model
@@ -69,23 +71,28 @@ def test_a_repaired_child_loads_and_is_another(pruned, kind):
 
 
 @pytest.mark.parametrize("kind", REPAIRS)
-def test_the_summary_says_what_it_was_worth(pruned, kind):
-    found = pruned(repair=kind).summary["repair"]
-    assert found["repairs"] == (["least_squares", "rotate"] if kind == "all" else [kind])
-    assert found["after"]["kl"] < found["before"]["kl"]
-    assert found["samples"] == 12
-    assert set(found.get("strengths", {}).values()) <= {0.0, 0.5, 1.0}
-    assert "repair" not in pruned().summary
+def test_the_result_has_the_effect_of_the_repair(pruned, kind):
+    result = pruned(repair=kind).result(PruneResult)
+    found = result.repair
+    assert found.repairs == (("least_squares", "rotate") if kind == "all" else (kind,))
+    assert found.effect.after.kl < found.effect.before.kl
+    assert result.calibration.samples == 12
+    assert set((found.strengths or {}).values()) <= {0.0, 0.5, 1.0}
+    assert pruned().result(PruneResult).repair is None
 
 
-def test_the_loss_in_the_summary_is_that_of_the_written_child(pruned, place):
+def test_the_loss_in_the_result_is_that_of_the_written_child(pruned, place):
     from minitron_cli.evaluate.perplexity import perplexity
     from minitron_cli.inputs.token_blocks import blocks_of
 
     artifact = pruned(repair="all")
     blocks = blocks_of(context(place), data(place), "validation", place / "model")
     loss = perplexity(hf.load_model(artifact.path), blocks, max_blocks=repaired_plan.SCORE_BLOCKS).loss_nats
-    assert loss == pytest.approx(artifact.summary["repair"]["after"]["loss"], rel=1e-5)
+    assert loss == pytest.approx(repair_of(artifact).effect.after.loss, rel=1e-5)
+
+
+def repair_of(artifact):
+    return artifact.result(PruneResult).repair
 
 
 def test_one_layer_at_a_time_gives_the_same_child(pruned, monkeypatch):
@@ -95,7 +102,7 @@ def test_one_layer_at_a_time_gives_the_same_child(pruned, monkeypatch):
     by_layer = Checkpoint.open(artifact.path)
     for name in resident.tensors:
         torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-3, atol=1e-3)
-    assert artifact.summary["repair"] == {"repairs": ["least_squares", "rotate"], "samples": 12}
+    assert repair_of(artifact) == RepairResult(repairs=("least_squares", "rotate"))
 
 
 def test_rescaling_is_refused_where_it_could_not_be_judged(pruned, monkeypatch):
@@ -127,22 +134,21 @@ def test_a_head_residual_is_there_before_the_fit(pruned):
     """The child's own heads are what o_proj is fitted to."""
     ranking = {"head_residual": "laco"}
     plain, residual = pruned(repair="least_squares"), pruned(repair="least_squares", ranking=ranking)
-    worse = pruned(ranking=ranking).summary
-    assert "repair" not in worse
-    assert residual.summary["repair"]["after"]["kl"] < residual.summary["repair"]["before"]["kl"]
+    assert repair_of(pruned(ranking=ranking)) is None
+    assert repair_of(residual).effect.after.kl < repair_of(residual).effect.before.kl
     changed = [Checkpoint.open(made.path).read("model.layers.0.self_attn.o_proj.weight") for made in (plain, residual)]
     assert not torch.allclose(*changed, atol=1e-4)
 
 
-def test_layers_that_go_are_made_up_for(pruned):
-    found = pruned(repair="least_squares", shape={}, drop_layers=(1,)).summary["repair"]
-    assert found["after"]["kl"] < found["before"]["kl"]
+def test_removed_layers_are_compensated_for(pruned):
+    effect = repair_of(pruned(repair="least_squares", shape={}, drop_layers=(1,))).effect
+    assert effect.after.kl < effect.before.kl
 
 
 def test_what_is_not_pruned_is_not_repaired(pruned):
     artifact = pruned(repair="all", shape={"ffn": 20})
-    assert artifact.summary["repair"]["repairs"] == ["least_squares"]
-    assert "repair" not in pruned(repair="rotate", shape={"ffn": 20}).summary
+    assert repair_of(artifact).repairs == ("least_squares",)
+    assert repair_of(pruned(repair="rotate", shape={"ffn": 20})) is None
 
 
 @pytest.fixture
@@ -156,13 +162,15 @@ def tied(place, tmp_path):
 
 def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(pruned, tied):
     plain, repaired, apart = pruned(tied), pruned(tied, repair="all"), pruned(tied, repair="all", untie=True)
-    assert repaired.summary["child"]["parameters"] == plain.summary["child"]["parameters"]
-    assert apart.summary["child"]["parameters"] == plain.summary["child"]["parameters"] + 300 * SHAPE["hidden"]
+    assert repaired.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters
+    assert (
+        apart.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters + 300 * SHAPE["hidden"]
+    )
     for child, is_tied in ((repaired, True), (apart, False)):
         model = hf.load_model(child.path)
         assert json.loads((child.path / "config.json").read_text())["tie_word_embeddings"] is is_tied
         assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == is_tied
-        assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
+        assert repair_of(child).effect.after.kl < repair_of(child).effect.before.kl
 
 
 def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
@@ -176,9 +184,12 @@ def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
 
 def test_by_default_all_is_repaired_that_the_model_allows(pruned, tied, said):
     best, asked = pruned(repair="auto"), pruned(repair="all")
-    assert best.summary["repair"] == asked.summary["repair"]
+    assert repair_of(best) == repair_of(asked)
     child = pruned(tied, repair="auto")
-    assert child.summary["repair"]["repairs"] == ["least_squares", "rotate"]
+    assert repair_of(child).repairs == (
+        "least_squares",
+        "rotate",
+    )
     assert not [line for line in said if "keeps channels, not directions" in line]
 
 
@@ -196,15 +207,15 @@ def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(pruned, sandwi
     with pytest.raises(CheckpointError, match=r"cannot be rotated: .* scales what is written to the residual stream"):
         pruned(sandwiched, repair="all", shape=shape)
     child = pruned(sandwiched, repair="auto", shape=shape)
-    assert child.summary["repair"]["repairs"] == ["least_squares"]
-    assert child.summary["repair"]["after"]["kl"] < child.summary["repair"]["before"]["kl"]
+    assert repair_of(child).repairs == ("least_squares",)
+    assert repair_of(child).effect.after.kl < repair_of(child).effect.before.kl
     assert [line for line in said if "keeps channels, not directions: " in line]
 
 
-def test_by_default_without_text_or_with_little_the_child_is_made_all_the_same(pruned, said):
-    assert "repair" not in pruned(repair="auto", with_text=False).summary
-    assert "the cut is not mended: that needs text to be fitted on, which --data names" in said
-    assert pruned(repair="auto", repair_samples=10**6).summary["repair"]["samples"] < 1000
+def test_by_default_without_text_or_with_little_the_cut_is_made_all_the_same(pruned, said):
+    assert repair_of(pruned(repair="auto", with_text=False)) is None
+    assert "skipping repair: it needs calibration text (--data)" in said
+    assert pruned(repair="auto", repair_samples=10**6).result(PruneResult).calibration.samples < 1000
 
 
 def test_untied_and_pruned_plainly_is_the_tied_childs_function(pruned, tied):
@@ -212,7 +223,7 @@ def test_untied_and_pruned_plainly_is_the_tied_childs_function(pruned, tied):
     with torch.no_grad():
         logits = [hf.load_model(pruned(tied, untie=untie).path)(ids).logits for untie in (False, True)]
     assert torch.equal(*logits)
-    with pytest.raises(InputError, match="has a language-model head of its own: leave --untie out"):
+    with pytest.raises(InputError, match="is not tied: leave --untie out"):
         pruned(untie=True)
 
 
@@ -220,11 +231,12 @@ def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied
     here, parent = context(tmp_path), open_source_model(tied)
     scores = importance.run(here, parent, data(place), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))
     config = SearchConfig(budget={"target": "80%", "tolerance": 0.2}, candidates=1, retrain=None)
-    prunings = [PruneConfig(shape=SHAPE, repair="none", untie=untie) for untie in (False, True)]
-    found = [search.run(here, parent, scores, data(place), config, cut=one).summary for one in prunings]
+    cuts = [PruneConfig(shape=SHAPE, repair="none", untie=untie) for untie in (False, True)]
+    found = [search.run(here, parent, scores, data(place), config, prune=one) for one in cuts]
     shapes = [parent.shape, parent.untied().shape]
-    for summary, shape in zip(found, shapes, strict=True):
-        assert summary["parameters"] == shape.resize(**summary["best"]).parameters()
+    for artifact, shape in zip(found, shapes, strict=True):
+        (winner,) = artifact.result(SearchResult).winners.values()
+        assert winner.parameters == shape.resize(**winner.sizes).parameters()
 
 
 def test_text_is_needed_and_enough_of_it(pruned):
@@ -253,7 +265,7 @@ def test_candidates_are_scored_as_they_would_be_repaired(pruned, place, tmp_path
     repair = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)
     if stage == "search":
         config = SearchConfig(budget=budget, candidates=2, retrain=None)
-        made = search.run(here, parent, scores, data(place), config, cut=repair)
+        made = search.run(here, parent, scores, data(place), config, prune=repair)
         plain = search.run(here, parent, scores, data(place), config)
         assert plain.path != made.path
     else:
@@ -261,6 +273,6 @@ def test_candidates_are_scored_as_they_would_be_repaired(pruned, place, tmp_path
         config = PruneConfig(budget=budget, candidates=2, **options)
         made = prune.run(here, parent, config, scores=scores, data=data(place))
     assert len(passes) == 1
-    for row in json.loads((made.path / "candidates.json").read_text())["candidates"]:
-        written = pruned(repair="all", shape=row["shape"])
-        assert row["zero_shot"] == pytest.approx(loss_of(hf.load_model(written.path), place), rel=1e-4)
+    for row in made.result(SearchResult if stage == "search" else PruneResult).candidates:
+        written = pruned(repair="all", shape=dict(row.shape))
+        assert row.zero_shot == pytest.approx(loss_of(hf.load_model(written.path), place), rel=1e-4)

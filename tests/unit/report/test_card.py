@@ -4,9 +4,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from minitron_cli.report.card import HubFacts, model_card
-from minitron_cli.report.data import Measure, ReportData, ResultRow, TaskResult
+from minitron_cli.report.data import ReportData
+from minitron_cli.report.evaluation import Evaluated
+from minitron_cli.results.evaluation import MetricResult, TaskSource
 from tests.unit.report.hostile import CARD_KEYS
-from tests.unit.report.sample import sample
+from tests.unit.report.sample import evaluated, evaluation, sample
 
 
 @pytest.fixture
@@ -33,13 +35,14 @@ def test_the_hub_reads_its_metadata(card):
 
 def test_results_are_those_of_the_distilled_model(card):
     found = {(r.dataset_type, r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-    assert found == {("cloze", "cloze (0-shot)", "acc"): 0.64, ("cloze", "cloze (0-shot)", "acc_norm"): 0.66}
+    assert found == {("cloze", "cloze (0-shot)", "acc"): 0.64, ("cloze", "cloze (0-shot)", "acc_norm!"): 0.66}
 
 
 def test_results_name_their_dataset_as_the_hub_does():
-    task = TaskResult("winogrande", "acc", Measure(0.5), 5, 1267, "allenai/winogrande", "winogrande_xl", "validation")
-    row = ResultRow("a", "distilled", tasks=(task,))
-    (found,) = ModelCard(model_card(ReportData(title="t", results=(row,)), name="small")).data.eval_results
+    source = TaskSource(dataset="allenai/winogrande", config="winogrande_xl", split="validation")
+    found = evaluation(tasks={"winogrande": {"acc": MetricResult(value=0.5, n=1267, shots=5)}})
+    row = Evaluated("a", "distilled", found.model_copy(update={"sources": {"winogrande": source}}))
+    (found,) = ModelCard(model_card(ReportData(title="t", models=(row,)), name="small")).data.eval_results
     assert (found.dataset_type, found.dataset_config, found.dataset_split) == (
         "allenai/winogrande",
         "winogrande_xl",
@@ -49,7 +52,7 @@ def test_results_name_their_dataset_as_the_hub_does():
     assert found.dataset_args == {"num_few_shot": 5}
 
 
-def test_licence_and_languages_are_carried_over_from_the_parents_card():
+def test_license_and_languages_are_carried_over_from_the_parents_card():
     parent = (
         "---\nlicense: other\nlicense_name: llama3.1\nlicense_link: LICENSE\nlanguage: [en, de]\ntags: [x]\n---\n# P"
     )
@@ -70,7 +73,7 @@ def test_licence_and_languages_are_carried_over_from_the_parents_card():
     ("link", "kept"),
     [
         ("LICENSE", True),
-        ("https://example.com/licence", True),
+        ("https://example.com/license", True),
         ("javascript:alert(1)", False),
         (" JavaScript:alert(1)", False),
         ("data:text/html,x", False),
@@ -98,23 +101,21 @@ def test_what_is_not_known_is_not_claimed():
 
 
 def test_the_card_says_what_was_done(card):
-    assert "demo/teacher cut from 3.91 M to 2.10 M parameters (54 %)" in card.content
-    assert "then trained on 3.00 M tokens" in card.content
+    assert "demo/teacher pruned from 3.91 M to 2.10 M parameters (54 %)" in card.content
+    assert "then distilled on 3.00 M tokens" in card.content
     assert 'from_pretrained("me/small")' in card.content
-    assert "| FFN size | 1,024 | 512 |" in card.content
+    assert "| FFN size | 1,024 | 512 | 50.0 % |" in card.content
 
 
 def test_of_two_distilled_models_the_first_is_the_cards():
-    rows = [ResultRow("a", "distilled", tasks=(TaskResult("t", "acc", Measure(value)),)) for value in (0.25, 0.5)]
-    card = ModelCard(model_card(ReportData(title="t", results=tuple(rows)), name="small"))
+    rows = [evaluated("a", "distilled", tasks={"t": {"acc": MetricResult(value=value)}}) for value in (0.25, 0.5)]
+    card = ModelCard(model_card(ReportData(title="t", models=tuple(rows)), name="small"))
     assert [result.metric_value for result in card.data.eval_results] == [0.25]
 
 
 def test_a_value_that_is_not_finite_is_no_result():
-    row = ResultRow(
-        "a", "distilled", tasks=(TaskResult("t", "acc", Measure(None)), TaskResult("t", "f1", Measure(0.5)))
-    )
-    card = ModelCard(model_card(ReportData(title="t", results=(row,)), name="small"))
+    row = evaluated("a", "distilled", tasks={"t": {"acc": MetricResult(value=None), "f1": MetricResult(value=0.5)}})
+    card = ModelCard(model_card(ReportData(title="t", models=(row,)), name="small"))
     assert [result.metric_type for result in card.data.eval_results] == ["f1"]
 
 

@@ -2,47 +2,48 @@
 
 import pytest
 
-from minitron_cli.report.data import Interval, Measure, RepairFacts, ReportData, ResultRow
+from minitron_cli.figures import MINUS
+from minitron_cli.report.data import ReportData
 from minitron_cli.report.headline import key_figures, lead, share_closed
-from minitron_cli.report.sections import sections
-from minitron_cli.report.text import MINUS, NOTHING
+from minitron_cli.report.sections import repair_table
+from tests.unit.report.sample import difference, evaluated, pruned, repair
 
-MENDED = RepairFacts(("rotate",), 2.4, (3.0, 0.5), (2.4002, 0.0005))
+REPAIRED = pruned(repair(2.4, (3.0, 0.5), (2.4002, 0.0005)))
 
 
-def head(parent, pruned, distilled, *, apart=None, repair=None):
+def head(parent, pruned, distilled, *, apart=None, repaired=None):
     """The lead, and what is said of training: value and note."""
     losses = {"parent": parent, "pruned": pruned, "distilled": distilled}
     rows = tuple(
-        ResultRow(kind, kind, loss=Measure(loss), loss_from_parent=apart if kind == "pruned" else None)
+        evaluated(kind, kind, loss, apart={"perplexity": {"loss": apart}} if apart and kind == "pruned" else None)
         for kind, loss in losses.items()
     )
-    data = ReportData(title="t", results=rows, repair=repair)
+    data = ReportData(title="t", models=rows, prune=repaired)
     (figure,) = (figure for figure in key_figures(data) if figure.label == "change by training")
     return lead(data), figure.value, figure.note
 
 
-def test_a_plain_cut_that_recovered():
+def test_a_pruned_child_that_recovered():
     text, value, note = head(2.412, 4.913, 2.688)
-    assert text == "The cut raised its loss from 2.412 to 4.913 nats per token. Distillation lowered it to 2.688."
+    assert text == "Pruning raised the loss from 2.412 to 4.913 nats per token. Distillation lowered it to 2.688."
     assert value == f"{MINUS}2.225"
-    assert note == "in loss, from 4.913 to 2.688: 89 % of what the cut had cost"  # 2.225 of 2.501
+    assert note == "in loss, from 4.913 to 2.688: 89 % of the damage by pruning"  # 2.225 of 2.501
 
 
-def test_a_mended_cut_that_improved():
-    text, value, note = head(2.4, 2.5, 2.44, apart=Interval(0.1, 0.08, 0.12), repair=MENDED)
-    assert "The cut, mended without training, raised its loss from 2.400 to 2.500" in text
-    assert (value, note) == (f"{MINUS}0.060", "in loss, from 2.500 to 2.440: 60 % of what the cut had cost")
+def test_a_repaired_child_that_improved():
+    text, value, note = head(2.4, 2.5, 2.44, apart=difference(0.1, 0.08, 0.12), repaired=REPAIRED)
+    assert "Pruning and repair raised the loss from 2.400 to 2.500" in text
+    assert (value, note) == (f"{MINUS}0.060", "in loss, from 2.500 to 2.440: 60 % of the damage by pruning")
 
 
-def test_a_mended_cut_that_training_made_a_little_worse_is_no_percentage():
+def test_a_repaired_child_that_training_made_a_little_worse_is_no_percentage():
     """(2.4002 - 2.4034) / (2.4002 - 2.4) is -1600 %."""
-    text, value, note = head(2.4, 2.4002, 2.4034, repair=MENDED)
-    assert "left its loss at 2.400 nats per token. Distillation raised it to 2.403." in text
+    text, value, note = head(2.4, 2.4002, 2.4034, repaired=REPAIRED)
+    assert "left the loss at 2.400 nats per token. Distillation raised it to 2.403." in text
     assert (value, note) == ("+0.0032", "in loss, from 2.400 to 2.403")
 
 
-def test_a_plain_cut_that_training_made_worse_is_no_percentage_either():
+def test_a_pruned_child_that_training_made_worse_is_no_percentage_either():
     text, value, note = head(2.0, 3.0, 3.5)
     assert "Distillation raised it to 3.500." in text
     assert (value, note) == ("+0.500", "in loss, from 3.000 to 3.500")
@@ -54,15 +55,15 @@ def test_a_child_that_is_better_than_its_parent():
     assert (value, note) == (f"{MINUS}0.300", "in loss, from 2.600 to 2.300")
 
 
-def test_a_cut_that_was_better_than_its_parent():
+def test_a_pruned_child_that_was_better_than_its_parent():
     text, value, note = head(2.4, 2.35, 2.3)
-    assert "The cut lowered its loss from 2.400 to 2.350" in text
+    assert "Pruning lowered the loss from 2.400 to 2.350" in text
     assert (value, note) == (f"{MINUS}0.050", "in loss, from 2.350 to 2.300")
 
 
 def test_a_gap_that_may_be_nothing_is_not_divided_by():
-    assert "%" in head(2.4, 2.5, 2.44, apart=Interval(0.1, 0.05, 0.15))[2]
-    assert "%" not in head(2.4, 2.5, 2.44, apart=Interval(0.1, -0.01, 0.21))[2]
+    assert "%" in head(2.4, 2.5, 2.44, apart=difference(0.1, 0.05, 0.15))[2]
+    assert "%" not in head(2.4, 2.5, 2.44, apart=difference(0.1, -0.01, 0.21))[2]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,6 @@ def test_a_share_lies_between_nothing_and_everything(gap, left, share):
 
 
 def test_a_repair_of_next_to_nothing_is_no_percentage():
-    repair = RepairFacts(("rotate",), 2.4, (2.401, 0.5), (2.41, 0.1))
-    (section,) = sections(ReportData(title="t", repair=repair))
-    loss, kl = section.tables[0].rows
-    assert (loss[-1], kl[-1]) == (NOTHING, "80 %")
+    table = repair_table(repair(2.4, (2.401, 0.5), (2.41, 0.1)))
+    assert table is not None
+    assert [row[-1] for row in table.rows] == [None, 0.8]

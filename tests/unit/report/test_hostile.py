@@ -9,13 +9,19 @@ from minitron_cli.evaluate.gate import Outcome
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.gate_summary import junit, summary
-from minitron_cli.report.page import render
+from minitron_cli.report.page import render as render_view
+from minitron_cli.report.sections import view
 from minitron_cli.report.text import clean
+from minitron_cli.results.evaluation import MetricResult
 from tests.unit.report.hostile import CARD_KEYS, HOSTILE, Page, blocks, elements, front_matter, heading
-from tests.unit.report.sample import sample
+from tests.unit.report.sample import difference, evaluated, sample
 
 HARMLESS = "name"
 LINK = re.compile(r"(?<!\\)://|\bwww\.|[a-z]@", re.IGNORECASE)  # what GitHub makes a link of without being asked
+
+
+def render(data):
+    return render_view(view(data))
 
 
 @pytest.mark.usefixtures("_no_figures")
@@ -78,9 +84,10 @@ def test_junit_has_the_same_elements_with_the_same_attributes(text):
 
 
 def summarised(name):
-    value = {"value": 0.7, "stderr": 0.1, "n": 100, "shots": None}
-    model = {"results": {name: {name: value}}, "against_parent": {}}
-    return summary({"parent": model, f"{name}!": model}, outcomes(name), name)
+    tasks = {name: {name: MetricResult(value=0.7, stderr=0.1, n=100)}}
+    apart = {name: {name: difference(-0.1, -0.2, 0.0)}}
+    models = [evaluated("parent", "parent", tasks=tasks), evaluated(f"{name}!", "control", tasks=tasks, apart=apart)]
+    return summary(models, outcomes(name), name)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -7,21 +7,23 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from minitron_cli.report.data import Benchmark, Interval, LayerCurves, Measure, ModelFacts, ReportData, ResultRow
-from minitron_cli.report.page import render
-from minitron_cli.report.text import MINUS, NOTHING, TIMES
+from minitron_cli.figures import MINUS, NOTHING
+from minitron_cli.report.data import ReportData
+from minitron_cli.report.importance import Importance
+from minitron_cli.report.page import render as render_view
+from minitron_cli.report.sections import view
+from minitron_cli.report.shapes import Sizes
+from minitron_cli.results.evaluation import MetricResult
 from tests.unit.report.hostile import HOSTILE, Page
-from tests.unit.report.sample import large, sample
+from tests.unit.report.sample import evaluated, large, sample
 
-NOT_SECTIONS = (
-    "title",
-    "kept",
-    "importance_metric",
-    "candidate_parameters",
-    "comparison",
-    "speed_settings",
-    "device_hours",
-)
+NOT_SECTIONS = ("title", "model", "device_hours")
+SECTIONS = {"models": 2, "importance": 2}
+"""Field -> sections that it fills; the others fill one."""
+
+
+def render(data: ReportData) -> str:
+    return render_view(view(data))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,20 @@ def page(html):
 
 
 def test_every_section_is_there(page):
-    titles = ["Results", "Benchmarks", "Speed", "Shape", "Layers", "Training", "Cost", "Lineage", "Reproduce"]
-    assert all(title in page.words for title in [*titles, "What was kept", "Candidate shapes"])
+    titles = [
+        "Results",
+        "Metrics",
+        "Speed",
+        "Serving",
+        "Repair",
+        "Shape",
+        "Layers",
+        "Training",
+        "Cost",
+        "Lineage",
+        "Reproduce",
+    ]
+    assert all(title in page.words for title in [*titles, "Kept channels", "Candidate shapes"])
     assert page.tags["svg", ("viewbox", "role", "aria-label")] == 14
 
 
@@ -86,7 +100,7 @@ def test_any_part_may_be_missing_and_any_may_be_alone(field):
     default = empty.default_factory() if callable(empty.default_factory) else empty.default
     assert Page(render(replace(full, **{field: default}))).words
     alone = Page(render(ReportData(title="t", **{field: getattr(full, field)})))
-    assert alone.tags["section", ("id",)] == 1
+    assert alone.tags["section", ("id",)] == SECTIONS.get(field, 2 if field == "prune" else 1)
 
 
 def test_a_title_alone_is_a_page():
@@ -96,78 +110,70 @@ def test_a_title_alone_is_a_page():
 
 
 def test_the_head_tells_the_result(page):
-    assert "3.91 M to 2.10 M parameters, 54 % of its size" in page.words
-    assert "mended without training, raised its loss from 2.412 to 4.913 nats per token." in page.words
+    assert "demo/teacher was pruned from 3.91 M to 2.10 M parameters, 54 % of its size" in page.words
+    assert "Pruning and repair raised the loss from 2.412 to 4.913 nats per token." in page.words
     assert "Distillation lowered it to 2.688; random-init has 3.371 (+0.683)." in page.words
 
 
 def test_results_have_a_row_per_model_and_errors_beside_values(page):
-    assert "distilled 2.10 M 2.688 ± 0.020 +0.276 14.702 0.271 ± 0.010 3.00 M" in page.words
-    without = Page(render(replace(sample(), benchmarks=())))
-    assert "0.271 ± 0.010 0.640 ± 0.034 0.660 ± 0.034 3.00 M" in without.words
+    assert "distilled 2.10 M 2.688 ± 0.020 14.7 0.271 ± 0.010 +0.276 3.00 M" in page.words
 
 
-def test_benchmarks_have_a_row_each_with_intervals_beside_the_parent(page):
-    assert "items parent distilled cloze acc, 0-shot 200 0.710 (0.645 to 0.775) 0.640 (0.573 to 0.707)" in page.words
-    assert f"cloze acc, 0-shot {MINUS}0.070 ({MINUS}0.121 to {MINUS}0.019), p 0.0093" in page.words
+def test_metrics_have_a_row_each_with_intervals_and_the_difference_from_the_parent(page):
+    assert "metric items parent pruned distilled random-init perplexity.loss (nats/token) 64" in page.words
+    assert "cloze.acc, 0-shot 200 0.710 (0.643 to 0.777) 0.330" in page.words
+    assert f"{MINUS}0.070 ({MINUS}0.121 to {MINUS}0.019), p 0.0093" in page.words
 
 
-def test_benchmarks_have_models_in_the_order_of_the_results():
-    """The parent has no KL to itself, and comes first all the same."""
-    rows = (ResultRow("parent", "parent"), ResultRow("pruned", "pruned"))
-    kl = Benchmark("perplexity kl", 20, {"pruned": Interval(0.1)})
-    loss = Benchmark("perplexity loss", 20, {"pruned": Interval(2.5), "parent": Interval(2.4)})
-    words = Page(render(ReportData(title="t", results=rows, benchmarks=(kl, loss)))).words
-    assert f"items parent pruned perplexity kl 20 {NOTHING} 0.100 perplexity loss 20 2.400 2.500" in words
+def test_a_heading_says_on_hover_which_direction_is_better(html):
+    assert re.search(r'<th scope="col" title="lower is better">loss \(nats/token\)</th>', html)
+    assert re.search(r'<th scope="col" title="higher is better">prefill \(tokens/s\)</th>', html)
 
 
-def test_speed_is_told_beside_the_parents(page):
-    assert f"distilled 2.61 k 1.72 {TIMES} (1.70 to 1.75) 63.9 1.55 {TIMES} (1.50 to 1.60) 196 ms 733 MiB" in page.words
+def test_speed_is_compared_with_the_parents(page):
+    assert "distilled 2,610 1.720 (1.700 to 1.750) 63.9 1.550 (1.500 to 1.600) 0.196 733 MiB" in page.words
 
 
 def test_values_that_were_not_measured_leave_no_column():
-    page = Page(render(ReportData(title="t", results=(ResultRow("parent", "parent", loss=Measure(2.0)),))))
-    assert "model loss parent 2.000" in page.words
-    assert f"perplexity {NOTHING}" not in page.words
+    page = Page(render(ReportData(title="t", models=(evaluated("parent", "parent", 2.0),))))
+    assert "model parameters loss (nats/token) perplexity parent 5 2.000 ± 0.020 7.389" in page.words
+    assert "KL to parent" not in page.words
 
 
 def test_a_value_that_is_not_finite_is_a_dash():
-    rows = (ResultRow("a", "parent", 5, Measure(2.0)), ResultRow("b", "pruned", 5, Measure(None)))
-    assert f"b 5 {NOTHING}" in Page(render(ReportData(title="t", results=rows))).words
+    tasks = {"cloze": {"acc": MetricResult(value=None, n=3)}}
+    models = (evaluated("a", "parent", 2.0), evaluated("b", "pruned", tasks=tasks))
+    assert f"cloze.acc 3 {NOTHING} {NOTHING}" in Page(render(ReportData(title="t", models=models))).words
 
 
 def test_costs_are_summed_without_what_could_have_been_left_out(page):
     assert "evaluate held-out text 65.5 k" in page.words
     assert "It took 12.5 hours of NVIDIA H200." in page.words
-    assert "total 3.92 M 6.80 \N{MULTIPLICATION SIGN} 10¹³" in page.words
+    assert "total \N{EN DASH} 3.92 M 6.80 \N{MULTIPLICATION SIGN} 10¹³" in page.words
 
 
 def test_dropped_layers_are_named(page):
     assert "Dropped: layer 8, in red." in page.words
-    layers = LayerCurves(perplexity=[1.0, 2.0], dropped=())
-    assert "All layers were kept." in Page(render(ReportData(title="t", layers=layers))).words
+    importance = Importance(layers={"perplexity": [1.0, 2.0]})
+    assert "All layers were kept." in Page(render(ReportData(title="t", importance=importance))).words
 
 
 def test_a_large_model_makes_a_page_under_a_megabyte():
     html = render(large())
     assert len(html.encode()) < 1_000_000
-    assert "The table shows the first 40." in html
-    assert html.count('<tr class="marked"><th scope="row">') + html.count('<tr><th scope="row">') < 90
+    assert "Tables show the first 40." in html
+    assert html.count('<tr class="marked"><th scope="row">') + html.count('<tr><th scope="row">') < 130
     assert html.count("<use") < 1500  # of 2,000 candidates, only the best are drawn
 
 
-def test_the_share_of_importance_kept_is_measured_where_there_is_a_layer(monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        "minitron_cli.report.plots.kept_shares", lambda name, shares: drawn.update(shares) or "<svg></svg>"
-    )
+def test_the_share_of_importance_kept_is_measured_where_there_is_a_layer():
     scores = np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 8.0]])
     kept = {"ffn": np.array([[0, 1], [0, 1], [0, 3]])}
-    render(ReportData(title="t", importance={"ffn": scores}, kept=kept, layers=LayerCurves([1, 2, 3], dropped=(1,))))
-    np.testing.assert_allclose(drawn[0], [0.7, np.nan, 1.0])
+    (section, _) = view(ReportData(title="t", importance=Importance({"ffn": scores}, "", kept, dropped=(1,)))).sections
+    np.testing.assert_allclose(section.plots[-1].drawing.lines[0].y, [0.7, np.nan, 1.0])
 
 
 def test_sizes_of_models_without_a_child_are_shown_alone():
-    parent = ModelFacts("m", "llama", {"hidden": 3072, "experts_per_token": 2}, 4_512_746_496)
-    words = Page(render(ReportData(title="t", parent=parent))).words
+    parent = Sizes({"hidden": 3072, "experts_per_token": 2}, 4_512_746_496)
+    words = Page(render(ReportData(title="t", model="m", parent=parent))).words
     assert "hidden size 3,072 experts_per_token 2 parameters 4,512,746,496" in words

@@ -6,11 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minitron_cli.figures import Figure
 from minitron_cli.report import plots
+from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Line, Lines, Plot, Point, Scatter
+
+X, Y = Figure("x"), Figure("y")
+
+
+def draw(drawing: Drawing) -> str:
+    return plots.svg(Plot("plot", drawing, ""))
+
+
+def sorted_map(scores, kept_LK, dropped=()):
+    """The map of many channels, forced on few."""
+    return plots._svg("plot", "", plots._sorted_map(scores, kept_LK, dropped))
 
 
 def picture(svg):
-    """The map in a figure, RGBA, layer 0 first. The first image is the map, the second the colour bar."""
+    """The map in a figure, RGBA, layer 0 first. The first image is the map, the second the color bar."""
     encoded = re.findall(r"base64,([^\"]*)\"", svg)[0]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA"))
 
@@ -26,7 +39,7 @@ def brightness(pixels):
 
 def test_a_map_has_the_kept_channels_first_each_side_from_bright_to_dark(scores):
     kept_LK = np.array([[0, 1, 2], [3, 4, 5], [7, 8, 9], [1, 5, 9]])
-    light_LC = brightness(picture(plots.sorted_map("m", scores, kept_LK, ())))
+    light_LC = brightness(picture(sorted_map(scores, kept_LK)))
     for row, kept_K, light_C in zip(scores, kept_LK, light_LC, strict=True):
         order = [*sorted(kept_K, key=lambda c: -row[c]), *sorted(set(range(10)) - set(kept_K), key=lambda c: -row[c])]
         assert (np.argsort(np.argsort(row[order])) == np.argsort(np.argsort(light_C))).all()
@@ -34,13 +47,13 @@ def test_a_map_has_the_kept_channels_first_each_side_from_bright_to_dark(scores)
 
 def test_a_dropped_layer_is_blank(scores):
     kept_LK = np.tile(np.arange(5), (4, 1))
-    for svg in (plots.sorted_map("m", scores, kept_LK, (2,)), plots.grid_map("m", scores, kept_LK, (2,))):
+    for svg in (sorted_map(scores, kept_LK, (2,)), draw(ImportanceMap(scores, kept_LK, (2,)))):
         assert [bool(row[:, 3].any()) for row in picture(svg)] == [True, True, False, True]
 
 
-def test_a_grid_shows_channels_in_their_places_with_a_cross_on_each_that_was_cut(scores):
+def test_a_grid_shows_channels_in_their_places_with_a_cross_on_each_that_was_pruned(scores):
     kept_LK = np.array([[0, 1, 2], [3, 4, 5], [7, 8, 9], [1, 5, 9]])
-    svg = plots.grid_map("m", scores, kept_LK, (1,))
+    svg = draw(ImportanceMap(scores, kept_LK, (1,)))
     light_LC = brightness(picture(svg))
     for row, light_C in zip(scores[[0, 2, 3]], light_LC[[0, 2, 3]], strict=True):
         assert (np.argsort(row) == np.argsort(light_C)).all()
@@ -48,19 +61,19 @@ def test_a_grid_shows_channels_in_their_places_with_a_cross_on_each_that_was_cut
     assert [path.count("M") for path in crosses] == [2 * 3 * 7] * 2  # two strokes, three layers, the halo and the cross
 
 
-def test_nothing_is_marked_where_nothing_was_cut(scores):
+def test_nothing_is_marked_where_nothing_was_pruned(scores):
     everything = np.tile(np.arange(10), (4, 1))
     svgs = [
-        plots.sorted_map("m", scores, everything, ()),
-        plots.grid_map("m", scores, everything, ()),
-        plots.sorted_curve("m", scores[0], everything[0]),
+        sorted_map(scores, everything),
+        draw(ImportanceMap(scores, everything)),
+        draw(ImportanceMap(scores[0], everything[0])),
     ]
-    assert not any(plots.CUT_ON_MAP in svg or "--cut" in svg for svg in svgs)
+    assert not any(plots.PRUNED_ON_MAP in svg or "--pruned" in svg for svg in svgs)
 
 
 def test_wide_maps_are_averaged_into_columns():
     scores = np.repeat(np.linspace(1, 0.1, 50)[None], 3, axis=0).repeat(100, axis=1)
-    assert picture(plots.sorted_map("m", scores, np.tile(np.arange(5000), (3, 1)), ())).shape == (3, plots.COLUMNS, 4)
+    assert picture(draw(ImportanceMap(scores, np.tile(np.arange(5000), (3, 1))))).shape == (3, plots.COLUMNS, 4)
 
 
 def test_a_long_curve_is_thinned_without_moving():
@@ -70,22 +83,29 @@ def test_a_long_curve_is_thinned_without_moving():
     np.testing.assert_allclose(thin_y, np.sin(thin_x / 9000), atol=1e-3)
 
 
-def test_colours_follow_the_page():
+def test_colors_follow_the_page():
     svgs = [
-        plots.pareto_scatter("a", [(10, 2.0, True, True), (20, 3.0, False, False)], "x", "y"),
-        plots.layer_bars("b", [1, 2], "x", (1,)),
-        plots.curves("c", "x", {8: ([1, 2], [3, 4])}, reference=3.5),
-        plots.kept_shares("d", {0: np.array([0.5, np.nan])}),
-        plots.halving_curves("e", [((0, 1, 2), (3.0, 2.0, 1.0), True), ((0, 1), (4.0, 3.0), False)], "y"),
+        draw(Scatter((Point(10, 2.0, True, True), Point(20, 3.0)), X, Y)),
+        draw(LayerBars([1, 2], Y, (1,))),
+        draw(Lines((Line([1, 2], [3, 4], 8),), X, Y, reference=3.5)),
+        draw(Lines((Line([0], [0.5], 0), Line([0], [np.nan], 1)), X, Figure("kept", style="share"))),
+        draw(Lines((Line((0, 1, 2), (3.0, 2.0, 1.0), 1), Line((0, 1), (4.0, 3.0), 2, is_strong=False)), X, Y)),
     ]
     for svg in svgs:
         assert "currentColor" in svg
         assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert "var(--series-2)" in svgs[2]  # 8 modulo the number of series
-    assert "var(--cut)" in svgs[1]
+    assert "var(--pruned)" in svgs[1]
+
+
+def test_axes_are_titled_by_their_figures_with_units():
+    svg = draw(Scatter((Point(10, 2.0), Point(20, 3.0)), Figure("energy", "J"), Figure("loss", "nats/token")))
+    assert ">energy (J)<" in svg
+    assert ">loss (nats/token)<" in svg
+    assert 'aria-label="Loss of every candidate against energy"' in svg
 
 
 def test_no_mathematics_is_read_into_numbers():
-    svg = plots.layer_bars("b", [1e-3, 1e6], "x", ())
+    svg = draw(LayerBars([1e-3, 1e6], X))
     assert "mathdefault" not in svg
     assert ">1e+06<" in svg

@@ -98,13 +98,13 @@ def test_what_makes_no_sense_is_refused(written, message):
 
 
 @pytest.mark.parametrize(
-    ("written", "name", "is_lower_better"),
+    ("written", "name", "better"),
     [
-        ("winogrande:5", "winogrande:5 acc", False),
-        ({"task": "wikitext", "metric": "word_perplexity"}, "wikitext word_perplexity", True),
-        ({"task": "mine", "metric": "regret", "better": "lower"}, "mine regret", True),
+        ("winogrande:5", "winogrande:5 acc", "higher"),
+        ({"task": "wikitext", "metric": "word_perplexity"}, "wikitext word_perplexity", "lower"),
+        ({"task": "mine", "metric": "regret", "better": "lower"}, "mine regret", "lower"),
     ],
 )
-def test_a_task_can_be_the_objective(written, name, is_lower_better):
+def test_a_task_can_be_the_objective(written, name, better):
     objective = SearchConfig.model_validate({"budget": {"target": "4B"}, "objective": written}).objective
-    assert (objective.name, objective.is_lower_better) == (name, is_lower_better)
+    assert (objective.name, objective.figure.better) == (name, better)

@@ -1,6 +1,7 @@
 """Which shapes meet all constraints; the published counts are the oracle where there are some."""
 
 import itertools
+import re
 
 import pytest
 from transformers import LlamaConfig, NemotronConfig, Qwen2Config, Qwen3Config
@@ -130,8 +131,8 @@ def test_the_binding_constraint_is_named_with_the_nearest_shapes(qwen3_8b):
     with pytest.raises(InfeasibleError) as refused:
         admitted(qwen3_8b, space, tight)
     said = str(refused.value)
-    assert "at most 8.00 GiB memory at 1 x 1,024 tokens is what 2 of them miss; nearest layer=28," in said
-    assert said.endswith("relax it, or allow more sizes")
+    assert ": 2 miss only at most 8 GiB memory at 1 x 1,024 tokens; nearest layer=28," in said
+    assert said.endswith("relax it or allow more sizes")
     bytes_28 = 2 * qwen3_8b.resize(layer=28).parameters() + 4 * 28 * 8 * 128 * 1024
     assert f"has {bytes_28 / 2**30:.2f} GiB ({bytes_28 / 2**33 - 1:+.1%})" in said
 
@@ -139,9 +140,7 @@ def test_the_binding_constraint_is_named_with_the_nearest_shapes(qwen3_8b):
 def test_of_constraints_that_all_bind_the_one_that_excludes_most_is_named(qwen3_8b):
     space = {"layer": (18, 28, 32)}
     both = [Parameters(at_most="70%"), Flops(at_least="95%")]  # no one shape meets either alone with the other
-    with pytest.raises(
-        InfeasibleError, match=r"at least .* FLOP per token .* is what 1 of them miss; nearest layer=18"
-    ):
+    with pytest.raises(InfeasibleError, match=r"1 miss only at least .* FLOPs per token .*; nearest layer=18"):
         admitted(qwen3_8b, space, both)
 
 
@@ -157,7 +156,7 @@ def test_programs_that_must_run_the_child():
     )
     free = admitted(qwen2, {"hidden": (512, 768), "ffn": (1408,)}, [Parameters(at_most="99%")])
     assert len(free) == 2
-    with pytest.raises(InfeasibleError, match="vLLM must run it is what 2 of them miss"):
+    with pytest.raises(InfeasibleError, match="2 miss only vLLM must run it"):
         admitted(qwen2, {"hidden": (512, 768), "ffn": (1408,)}, [Serving(programs=("vLLM",))])
     kept = admitted(qwen2, {"hidden": (512, 1024), "ffn": (1408,)}, [Serving(programs=("vLLM", "llama.cpp"))])
     assert [c.shape.sizes["hidden"] for c in kept] == [1024]
@@ -167,6 +166,23 @@ def test_devices_must_share_heads_and_neurons():
     llama = shape_of(LlamaConfig(num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=4))
     found = admitted(llama, {"head": (16, 24), "ffn": (8192, 8200)}, [Serving(programs=(), tensor_parallel=16)])
     assert [(c.shape.sizes["head"], c.shape.sizes["ffn"]) for c in found] == [(16, 8192)]
+
+
+def test_distance_from_the_target_is_negative_below_it_and_positive_above(qwen3_8b):
+    target = qwen3_8b.resize(ffn=8192).parameters()
+    found = admitted(qwen3_8b, {"ffn": (8064, 8192, 8320)}, [Parameters(target=target)])
+    by_size = {c.shape.sizes["ffn"]: c for c in found}
+    for candidate in found:
+        assert candidate.parameters == candidate.shape.parameters()
+        assert candidate.error == pytest.approx(candidate.shape.parameters() / target - 1)
+    assert by_size[8064].error < by_size[8192].error == 0 < by_size[8320].error
+
+
+def test_a_refusal_says_on_which_side_of_the_target_the_nearest_shape_is(qwen3_8b):
+    target = qwen3_8b.resize(ffn=8192).parameters()
+    with pytest.raises(InfeasibleError, match=r"ffn=10240 has [\d,]+ \(\+14\.2%\); ") as refused:
+        admitted(qwen3_8b, {"ffn": (4096, 10_240)}, [Parameters(target=target)])
+    assert re.search(r"ffn=4096 has [\d,]+ \(-28\.4%\)", str(refused.value))
 
 
 class Clock:

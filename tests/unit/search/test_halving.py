@@ -7,14 +7,14 @@ from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.search import halving
 from minitron_cli.search.feasible import Candidate
-from minitron_cli.search.rank import Ranked
+from minitron_cli.search.rank import RankedCandidate
 
 
 @pytest.fixture(scope="module")
-def ranked() -> list[Ranked]:
+def ranked() -> list[RankedCandidate]:
     config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=12)
     parent = Shape.of(family_of(config), config)
-    return [Ranked(Candidate(parent.resize(layer=n), n, 0.0), zero_shot=float(n)) for n in range(1, 11)]
+    return [RankedCandidate(Candidate(parent.resize(layer=n), n, 0.0), zero_shot=float(n)) for n in range(1, 11)]
 
 
 @pytest.mark.parametrize(

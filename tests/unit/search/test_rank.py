@@ -57,5 +57,12 @@ def test_kendall_tau_is_scipys_where_nothing_ties(order):
     assert rank.kendall_tau(range(4), order) == pytest.approx(scipy.stats.kendalltau(range(4), order).statistic)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "tau"), [([1, 1, 2], [1, 2, 3], 2 / 3), ([1, 1, 2], [1, 1, 2], 2 / 3), ([5, 5, 5], [1, 2, 3], 0)]
+)
+def test_a_tied_pair_agrees_with_nothing(a, b, tau):
+    assert rank.kendall_tau(a, b) == pytest.approx(tau)
+
+
 def test_one_candidate_has_no_rank_correlation():
     assert rank.kendall_tau([1.0], [2.0]) is None

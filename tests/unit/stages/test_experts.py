@@ -12,6 +12,8 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.search import SearchResult
 from minitron_cli.scores.scores import Scores
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.stages import distill, importance, prune, report, search
@@ -45,7 +47,7 @@ def test_a_cut_is_the_parents_weights(place, scores, rounds):
     parent = open_source_model(place / "model")
     config = PruneConfig(shape={"expert": 3, "ffn": 16, "layer": 3}, rounds=rounds, repair="none")
     artifact = prune.run(context(place / "run"), parent, config, scores=scores, data=data(place))
-    assert {axis: artifact.summary["child"]["sizes"][axis] for axis in ("expert", "ffn", "layer")} == config.shape
+    assert {axis: artifact.result(PruneResult).child.sizes[axis] for axis in ("expert", "ffn", "layer")} == config.shape
     kept = {axis: torch.tensor(indices) for axis, indices in artifact.read_json("plan.json").items()}
     assert kept["expert"].shape == (4, 3)
     assert kept["ffn"].shape == (4, 6, 16)
@@ -72,8 +74,9 @@ def test_a_search_by_active_parameters_and_what_follows(place, scores):
         retrain=None,
     )
     found = search.run(at, parent, scores, data(place), config)
-    assert found.summary["best"]["ffn"] == 24, "the number of experts hardly matters to what is active"
-    assert found.summary["feasible"] == 3
+    (winner,) = found.result(SearchResult).winners.values()
+    assert winner.sizes["ffn"] == 24, "the number of experts hardly matters to what is active"
+    assert winner.feasible == 3
     child = prune.run(at, parent, PruneConfig(), scores=scores, search=found)
     training = DistillConfig(tokens=64, batch_size=2, eval_blocks=2)
     trained = distill.run(at, parent, child.path, data(place), training)

@@ -12,6 +12,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune import export_check
 from minitron_cli.prune.config import PruneConfig
+from minitron_cli.results.prune import PruneResult
 from minitron_cli.stages import importance, prune
 from tests.unit.stages.place import context, data, write_place
 
@@ -40,10 +41,10 @@ def cut(place, tmp_path):
 def test_what_was_checked_is_on_record_and_the_machine_is_not_in_the_identity(cut, monkeypatch, available, compared):
     monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: available)
     made = cut()
-    assert made.summary["checks"] == [*export_check.CHECKS, "live"]
-    assert made.run["export_check"]["compared"] == compared
-    assert made.run["export_check"]["seconds"] > 0
-    assert "compared" not in str(made.summary)
+    assert made.result(PruneResult).checks == (*export_check.CHECKS, "live")
+    assert made.run.export_check.compared == compared
+    assert made.run.export_check.seconds > 0
+    assert "compared" not in str(made.result(PruneResult))
 
 
 def test_its_files_are_hashed_once_and_truly(cut, monkeypatch):
@@ -75,4 +76,4 @@ def test_a_child_that_fails_is_not_kept(cut, tmp_path, monkeypatch):
     assert workspace.artifacts("prune") == []
     assert workspace.current("prune") is None
     assert not list(tmp_path.rglob("model.safetensors"))
-    assert cut().summary["checks"]
+    assert cut().result(PruneResult).checks

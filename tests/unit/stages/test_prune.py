@@ -9,6 +9,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.results.prune import PruneResult
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import prune
 from tests.tiny import write_tiny
@@ -44,7 +45,7 @@ def test_one_set_of_scores_serves_several_cuts(tmp_path, parent, scores, monkeyp
     made = [prune.run(context(tmp_path / "run"), parent, PruneConfig(shape=shape), scores=scores) for shape in SHAPES]
     assert len({artifact.path for artifact in made}) == len(SHAPES)
     for artifact, shape in zip(made, SHAPES, strict=True):
-        sizes = artifact.summary["child"]["sizes"]
+        sizes = artifact.result(PruneResult).child.sizes
         assert {axis: sizes[axis] for axis in shape} == shape
         assert artifact.path.is_dir()
         assert artifact.manifest.inputs["scores"] == scores.fingerprint
@@ -63,7 +64,7 @@ def test_a_dry_run_foretells_what_is_written_and_touches_nothing(tmp_path, paren
     found = reader.read_header(made.path / "model.safetensors")
     assert caught.value.path == made.path
     assert caught.value.forecast == {
-        "sizes": made.summary["child"]["sizes"],
+        "sizes": made.result(PruneResult).child.sizes,
         "parameters": sum(torch.Size(info.shape).numel() for info in found.values()),
         "weights_bytes": (made.path / "model.safetensors").stat().st_size,
         "tensors": len(found),

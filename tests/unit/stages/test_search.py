@@ -13,10 +13,12 @@ from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.errors import InfeasibleError, InputError, Interrupted
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze
-from minitron_cli.evaluate.generation_speed import Compared, Rates
+from minitron_cli.evaluate.generation_speed import GenerationRates, SpeedComparison
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.search import SearchResult
 from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, prune, report, search
@@ -53,7 +55,13 @@ def config(parent, **changes):
 
 
 def rows_of(artifact):
-    return candidates.read(artifact)["candidates"]
+    """Candidates with measured costs."""
+    return candidates.with_measured_costs(artifact, artifact.result(SearchResult).candidates)
+
+
+def winner_of(artifact):
+    (winner,) = artifact.result(SearchResult).winners.values()
+    return winner
 
 
 @pytest.fixture
@@ -93,14 +101,14 @@ def test_a_choice_by_scores_in_another_dtype_is_another_result(tmp_path, place, 
 @pytest.mark.slow
 def test_candidates_go_on_from_where_they_were(tmp_path, place, parent, scores, trained):
     found = search.run(context(tmp_path / "run"), parent, scores, data(place), config(parent))
-    steps = candidates.read(found)["rung_tokens"]
-    assert steps == [64, 128, 256]  # of 2 x 16 tokens a step
+    steps = found.result(SearchResult).rung_tokens
+    assert steps == (64, 128, 256)  # of 2 x 16 tokens a step
     by_rung = [[(start, until) for _, start, until in trained if until == n] for n in (2, 4, 8)]
     assert by_rung == [[(0, 2)] * 4, [(2, 4)] * 2, [(4, 8)] * 2]
     rows = rows_of(found)
-    assert [len(row["rungs"]) for row in rows] == [3, 3, 1, 1, *[0] * (len(rows) - 4)]
-    assert found.summary["winners"][str(config(parent).budget.target)]["sizes"] == found.summary["best"]
-    assert rows[0]["shape"].items() >= found.summary["best"].items()
+    assert [len(row.rungs) for row in rows] == [3, 3, 1, 1, *[0] * (len(rows) - 4)]
+    assert found.result(SearchResult).winners.keys() == {str(config(parent).budget.target)}
+    assert rows[0].shape.items() >= winner_of(found).sizes.items()
 
 
 @pytest.mark.slow
@@ -154,19 +162,19 @@ def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place,
     )
     wanted = config(parent, budget=Budget(target="85%", tolerance=0.1), targets=("78%",), retrain=None)
     found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
-    assert set(found.summary["winners"]) == {"85%", "78%"}
+    assert set(found.result(SearchResult).winners) == {"85%", "78%"}
     assert len(scored) == len(set(scored)), "a shape that is feasible for both is scored once"
     rows = rows_of(found)
     assert len(rows) > len(scored), "some are"
     whole = parent.shape.parameters()
     for target, share in (("85%", 0.85), ("78%", 0.78)):
-        assert all(abs(row["parameters"] / whole / share - 1) <= 0.1 for row in rows if row["target"] == target)
-    with pytest.raises(InputError, match="a winner for each of 78%, 85%: say which to cut with --size"):
+        assert all(abs(row.parameters / whole / share - 1) <= 0.1 for row in rows if row.target == target)
+    with pytest.raises(InputError, match="winners for 78%, 85%: choose one with --size"):
         prune.run(context(tmp_path / "run"), parent, PruneConfig(), scores=scores, search=found)
     with pytest.raises(InputError, match="no winner for 50%: choose among 78%, 85%"):
         prune.run(context(tmp_path / "run"), parent, PruneConfig(size="50%"), scores=scores, search=found)
     child = prune.run(context(tmp_path / "run"), parent, PruneConfig(size="78%"), scores=scores, search=found)
-    assert found.summary["winners"]["78%"]["sizes"].items() <= child.summary["child"]["sizes"].items()
+    assert found.result(SearchResult).winners["78%"].sizes.items() <= child.result(PruneResult).child.sizes.items()
 
 
 def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, parent, scores, monkeypatch):
@@ -177,18 +185,18 @@ def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, p
         """A layer takes a millisecond a token."""
         layers = [model.config.num_hidden_layers for model in (child, parent)]
         built.append(layers)
-        rates = [Rates(0.0, config.batch_size * 1000 / n, 0.0) for n in layers]
+        rates = [GenerationRates(0.0, config.batch_size * 1000 / n, 0.0) for n in layers]
         ratio = layers[1] / layers[0]
-        return Compared(rates[1], rates[0], 0.0, (0.0, 0.0), ratio, (ratio, ratio))
+        return SpeedComparison(rates[1], rates[0], 0.0, (0.0, 0.0), ratio, (ratio, ratio))
 
     monkeypatch.setattr("minitron_cli.search.latency_probe.compare", compare)
     limit = ({"kind": "latency", "length": 8, "repeats": 1, "at_most": "80%"},)
     wanted = config(parent, constraints=limit, candidates=2, retrain=None)
     found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
     rows = rows_of(found)
-    assert [row["shape"]["layer"] for row in rows] == [3, 3], "3 of 4 layers take 75 % of the time"
-    assert [row["costs"]["latency"] for row in rows] == [3.0, 3.0]
-    assert "latency" not in found.file(candidates.CANDIDATES).read_text()
+    assert [row.shape["layer"] for row in rows] == [3, 3], "3 of 4 layers take 75 % of the time"
+    assert [row.costs["latency"] for row in rows] == [3.0, 3.0]
+    assert "latency" not in found.file("result.json").read_text()
     asked = len(built)
     again = search.run(context(tmp_path / "other"), parent, scores, data(place), wanted)
     assert again.manifest.files == found.manifest.files
@@ -204,7 +212,7 @@ def test_a_model_is_really_timed(tmp_path, place, parent, scores, monkeypatch):
         limit = ({"kind": "throughput", "phase": phase, "batch": 2, "length": 8, "repeats": 1, "at_least": 1e-3},)
         wanted = config(parent, constraints=limit, candidates=1, retrain=None)
         found = search.run(context(tmp_path / phase), parent, scores, data(place), wanted)
-        assert rows_of(found)[0]["costs"]["throughput"] > 0
+        assert rows_of(found)[0].costs["throughput"] > 0
 
 
 def test_a_task_decides_and_higher_is_better(tmp_path, place, parent, scores):
@@ -214,7 +222,7 @@ def test_a_task_decides_and_higher_is_better(tmp_path, place, parent, scores):
     objective = {"task": "cloze", "path": str(tmp_path / "tasks")}
     wanted = config(parent, objective=objective, candidates=3, retrain=None)
     found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
-    values = [row["zero_shot"] for row in rows_of(found)]
+    values = [row.zero_shot for row in rows_of(found)]
     assert values == sorted(values, reverse=True)
     assert all(0 <= value <= 1 for value in values)
     assert candidates.read(found)["objective"] == {"name": "cloze acc", "better": "higher"}
@@ -231,7 +239,7 @@ def test_a_task_decides_and_higher_is_better(tmp_path, place, parent, scores):
 def test_the_distance_to_the_parent_decides(tmp_path, place, parent, scores):
     wanted = config(parent, objective="kl", candidates=3, retrain=None)
     found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
-    values = [row["zero_shot"] for row in rows_of(found)]
+    values = [row.zero_shot for row in rows_of(found)]
     assert values == sorted(values)
     assert all(value > 0 for value in values)
 

@@ -1,4 +1,4 @@
-"""What a command works on: a workspace, and what was asked for there, on the command line or in a recipe."""
+"""Session of one command: its workspace, and the settings requested on the command line and in a recipe."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_cli import io, yaml_document
+from minitron_cli import io, process_rank, yaml_document
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
 from minitron_cli.artifacts.artifact import Artifact
@@ -20,31 +20,31 @@ from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import EnvironmentFault, InputError, Interrupted
 from minitron_cli.recipe import Recipe
-from minitron_cli.yaml_document import AnySpec, Document, KeyPath
+from minitron_cli.yaml_document import AnySpec, KeyPath, YamlDocument
 
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
 
 CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-NULL: Final = object()  # an option that says null; None says nothing
+NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
 KEPT = "please report it with "
 
 
 @dataclass(frozen=True)
 class Session:
-    """One command at work in one workspace."""
+    """One command in one workspace."""
 
     how: BuildOptions
     workspace: Workspace
-    asked: Document
-    """A recipe, or as much of one as was said so far."""
+    requested: YamlDocument
+    """Requested settings: a recipe, possibly partial."""
     context: Context
 
     def model(self) -> str:
-        if model := self.asked.values.get("model"):
+        if model := self.requested.values.get("model"):
             return str(model)
-        raise InputError(f"no model is named, and {self.workspace.root} remembers none: give a directory or a hub id")
+        raise InputError(f"no model given, and workspace {self.workspace.root} has none: name a directory or a hub id")
 
     def parent(self) -> "SourceModel":
         from minitron_cli.inputs.source_model import open_source_model
@@ -53,21 +53,21 @@ class Session:
 
     @property
     def names_data(self) -> bool:
-        named = self.asked.values.get("data")
+        named = self.requested.values.get("data")
         return bool(named and (not isinstance(named, dict) or named.get("sources")))
 
     def data(self) -> DataConfig:
         if not self.names_data:
-            raise InputError("no text is named: add --data, with a file, hub:NAME or python_stdlib")
-        return yaml_document.check(DataConfig, self.asked, ("data",))
+            raise InputError("no data given: add --data with a file, hub:NAME or python_stdlib")
+        return yaml_document.check(DataConfig, self.requested, ("data",))
 
     def section(self, kind: type[AnySpec], name: str) -> AnySpec:
-        """One stage's part of what was asked for."""
-        return yaml_document.check(kind, self.asked, (name,))
+        """Validated settings of one stage."""
+        return yaml_document.check(kind, self.requested, (name,))
 
     def require(self, stage: str) -> Artifact:
-        """The workspace's current result of a stage. ArtifactError names the command that makes it."""
-        model = [str(self.asked.values.get("model") or "MODEL")] if stage == "importance" else []
+        """Current result of a stage. ArtifactError names the command that makes it."""
+        model = [str(self.requested.values.get("model") or "MODEL")] if stage == "importance" else []
         run = ["--run", self.how.run] if self.how.run else []
         return self.workspace.require(stage, " ".join(["minitron", stage, *model, *run]))
 
@@ -82,72 +82,74 @@ def opened(
     text: DataOptions | None = None,
     flags: Mapping[KeyPath, Any] | None = None,
 ) -> Iterator[Session]:
-    """A session that holds its workspace's lock. `flags` are options of the stage, by their place in its section."""
+    """Open a session and hold its workspace's lock. `flags`: options, by their key path in the stage's section."""
     models, changes = split(words or ())
     if len(models) > 1:
-        raise InputError(f"{' and '.join(models[:2])}: one model at a time; quote a pattern: --data 'corpus/*.jsonl'")
-    given = yaml_document.read(recipes.find(recipe)) if recipe else Document()
+        raise InputError(f"{' and '.join(models[:2])}: give one model only (quote a pattern: --data 'corpus/*.jsonl')")
+    given = yaml_document.read(recipes.find(recipe)) if recipe else YamlDocument()
     if recipe:
-        yaml_document.check(Recipe, given)  # a section with a misspelt name must not go unread
+        yaml_document.check(Recipe, given)  # a misspelled section must not be ignored
     model = models[0] if models else given.values.get("model")
     default = recipes.find(recipe).stem if recipe else model
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default and workspaces.slug(str(default)))
-    asked = _asked(given, workspace.settings, model, text, {(stage, *place): v for place, v in (flags or {}).items()})
-    asked = asked.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
-    with at_work(how, workspace, asked.values) as context:
-        yield Session(how, workspace, asked, context)
+    requested = _requested(
+        given, workspace.settings, model, text, {(stage, *place): v for place, v in (flags or {}).items()}
+    )
+    requested = requested.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
+    with running(how, workspace, requested.values) as context:
+        yield Session(how, workspace, requested, context)
 
 
 @contextmanager
-def at_work(how: BuildOptions, workspace: Workspace, asked: Mapping[str, Any] | None = None) -> Iterator[Context]:
-    """How stages are to run in a workspace, whose lock is held meanwhile.
+def running(how: BuildOptions, workspace: Workspace, requested: Mapping[str, Any] | None = None) -> Iterator[Context]:
+    """Hold the workspace's lock and yield the context that stages run in.
 
-    When work was done there, later commands may leave the workspace unsaid, and the model and data that were asked for.
+    Afterwards, the workspace, its model and its data become the defaults of later commands.
     """
     with _locked(workspace, how), _traceback_kept(workspace):
         try:
             yield _context(how, workspace)
         except Interrupted:
-            _remember(how, workspace, asked or {})
+            _remember(how, workspace, requested or {})
             raise
-        _remember(how, workspace, asked or {})
+        _remember(how, workspace, requested or {})
 
 
 def located(recipe: Recipe) -> Recipe:
-    """A recipe whose models are still found when a later command starts elsewhere."""
+    """Recipe with absolute model paths, which stay valid from another directory."""
     relatives = tuple(map(absolute, recipe.relatives))
     return recipe.model_copy(update={"model": absolute(recipe.model), "relatives": relatives})
 
 
-def _remember(how: BuildOptions, workspace: Workspace, asked: Mapping[str, Any]) -> None:
-    if not how.dry_run and io.is_first_process():
-        workspace.save_settings(**{name: asked[name] for name in ("model", "data") if asked.get(name)})
+def _remember(how: BuildOptions, workspace: Workspace, requested: Mapping[str, Any]) -> None:
+    if not how.dry_run and process_rank.is_first_process():
+        workspace.save_settings(**{name: requested[name] for name in ("model", "data") if requested.get(name)})
         workspaces.remember(workspace)
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(models, changes) among a command's words. A directory with an = in its name can be written ./a=b."""
+    """(models, changes) among the arguments. A directory with an = in its name can be written ./a=b."""
     return [w for w in words if not CHANGE.match(w)], [w for w in words if CHANGE.match(w)]
 
 
-def _asked(
-    given: Document,
+def _requested(
+    given: YamlDocument,
     settings: Mapping[str, Any],
     model: str | None,
     text: DataOptions | None,
     flags: Mapping[KeyPath, Any],
-) -> Document:
-    """The recipe's word before the workspace's memory, the command line's before both."""
-    asked = given
+) -> YamlDocument:
+    """Settings requested: the command line takes precedence over the recipe, the recipe over the workspace."""
+    requested = given
     for name in ("model", "data"):
         if given.values.get(name) is None and settings.get(name) is not None:
-            asked = asked.with_value((name,), settings[name])
+            requested = requested.with_value((name,), settings[name])
     if model:
-        asked = asked.with_value(("model",), absolute(model))
+        requested = requested.with_value(("model",), absolute(model))
     for place, value in {**_text(text), **flags}.items():
         if value is not None:
-            asked = asked.with_value(place, None if value is NULL else value)
-    return asked
+            requested = requested.with_value(place, None if value is NULL else value)
+    return requested
 
 
 def _text(text: DataOptions | None) -> dict[KeyPath, Any]:
@@ -161,32 +163,32 @@ def _text(text: DataOptions | None) -> dict[KeyPath, Any]:
     return named
 
 
-def _source(said: str, text: DataOptions, *, held_out: bool = False) -> dict[str, Any]:
+def _source(given: str, text: DataOptions, *, held_out: bool = False) -> dict[str, Any]:
     column = {"column": text.column} if text.column else {}
     options = column | ({"format": text.format} if text.format else {})
-    kind, colon, name = said.partition(":")
-    if said == "python_stdlib":
-        return {"kind": said, "split": "validation" if held_out else "train"}
+    kind, colon, name = given.partition(":")
+    if given == "python_stdlib":
+        return {"kind": given, "split": "validation" if held_out else "train"}
     if kind == "hub" and colon:
         return {"kind": "hub", "name": name} | options
     if kind == "ids" and colon:
         return {"kind": "input_ids", "paths": [absolute(name)]} | column
-    return {"kind": "files", "paths": [absolute(said)]} | options
+    return {"kind": "files", "paths": [absolute(given)]} | options
 
 
 def absolute(path: str) -> str:
-    """A path that still holds when a later command starts elsewhere; anything that is no path stays as it is."""
+    """Absolute form of a path; anything that is not a path is returned unchanged."""
     looks_like_a_path = Path(path).exists() or path.startswith((".", "~")) or any(mark in path for mark in "*?[")
     return os.path.abspath(os.path.expanduser(path)) if looks_like_a_path else path
 
 
 def _context(how: BuildOptions, workspace: Workspace) -> Context:
-    """How stages are to run. Imports torch where they compute."""
+    """Context to run stages in. Imports torch for compute stages only."""
     context = Context(workspace, dry_run=how.dry_run, overwrite=how.overwrite)
     if not isinstance(how, ComputeOptions):
         return context
     if how.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
+        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
     if how.threads:
         import torch
 
@@ -195,14 +197,16 @@ def _context(how: BuildOptions, workspace: Workspace) -> Context:
 
 
 def device(name: str) -> str:
-    """A device that is there and has fp64, in which sums are kept; `auto` is the first accelerator, else the CPU."""
+    """Usable device that supports float64, which accumulators need; `auto`: the first accelerator, else the CPU."""
     import torch
 
     if name == "auto":
         first = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return str(first) if first and _is_usable(str(first)) else "cpu"
     if not _is_usable(name):
-        raise EnvironmentFault(f"device {name!r} cannot be used here: leave --device out, or see `minitron env`")
+        raise EnvironmentFault(
+            f"device {name!r} is missing or lacks float64: omit --device, or list devices with `minitron env`"
+        )
     return name
 
 
@@ -210,20 +214,22 @@ def _is_usable(name: str) -> bool:
     import torch
 
     try:
-        torch.ones(1, dtype=torch.float64, device=name).sum().item()  # memory for it is had where it cannot be added
-    except (RuntimeError, AssertionError, TypeError):  # a TypeError where there is no fp64, as on Apple's mps
+        torch.ones(
+            1, dtype=torch.float64, device=name
+        ).sum().item()  # the sum fails on devices that can store but not add float64
+    except (RuntimeError, AssertionError, TypeError):  # TypeError: no float64, as on Apple's mps
         return False
     return True
 
 
 def _locked(workspace: Workspace, how: BuildOptions) -> AbstractContextManager[None]:
-    """A dry run changes nothing and waits for nobody; of several processes, the first holds the lock for all."""
-    return nullcontext() if how.dry_run or not io.is_first_process() else workspace.lock()
+    """Lock of the workspace; none for a dry run, and none in processes other than the first."""
+    return nullcontext() if how.dry_run or not process_rank.is_first_process() else workspace.lock()
 
 
 @contextmanager
 def _traceback_kept(workspace: Workspace) -> Iterator[None]:
-    """Put the traceback of an error that is not the user's where they can send it from."""
+    """Write the traceback of an unexpected error to the workspace's log file."""
     try:
         yield
     except Exception as e:
@@ -235,5 +241,5 @@ def _traceback_kept(workspace: Workspace) -> Iterator[None]:
 
 
 def kept_traceback(error: BaseException) -> str | None:
-    """What to tell the user about the traceback, if it was kept."""
+    """Note that names the log file with the traceback, if one was written."""
     return next((note for note in getattr(error, "__notes__", ()) if note.startswith(KEPT)), None)

@@ -1,0 +1,65 @@
+"""Print results, plans and dry runs, as tables or as JSON."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import DryRunStop
+from minitron_cli.cli import console
+from minitron_cli.cli.options import Show
+from minitron_cli.figures import Figure
+from minitron_cli.report.view import Table
+
+if TYPE_CHECKING:
+    from minitron_cli.dry_run import Plan
+
+TASK_COLUMNS = ("task", "shots", "items", "metrics", "data", "note")
+
+
+def artifact(made: Artifact, shown: Show) -> None:
+    """Print one stage's result."""
+    from minitron_cli.cli import tables
+
+    if shown.json:
+        console.data(tables.values(made))
+        return
+    console.tables(tables.tables(made))
+    for page in (name for name in made.manifest.files if name.endswith(".html")):
+        console.note(f"open {made.path / page}")
+
+
+def artifacts(made: Sequence[Artifact], shown: Show) -> None:
+    """Print the results of several stages."""
+    from minitron_cli.cli import tables
+
+    if shown.json:
+        console.data([tables.values(one) for one in made])
+        return
+    for one in made:
+        console.note(f"{one.stage}  {one.path}")
+        artifact(one, shown)
+
+
+def plan(planned: "Plan", shown: Show) -> None:
+    """Print the shapes and steps of a recipe."""
+    from minitron_cli.cli import tables
+
+    if shown.json:
+        console.data(tables.plan_values(planned))
+    else:
+        console.tables(tables.plan_tables(planned))
+
+
+def dry_run(stop: DryRunStop, shown: Show) -> None:
+    """Print what a dry run would do next."""
+    if shown.json:
+        known = {"forecast": stop.forecast} if stop.forecast else {}
+        console.data({"stage": stop.stage, "path": str(stop.path), "changed": stop.changed} | known)
+        return
+    console.note(str(stop))
+    facts = dict(stop.forecast)
+    if tasks := facts.pop("tasks", None):
+        rows = tuple(tuple(str(row[name]) for name in TASK_COLUMNS) for row in tasks)
+        console.table(Table("Tasks", tuple(map(Figure, TASK_COLUMNS)), rows))
+    if facts:
+        console.fields("", facts, shown)

@@ -1,0 +1,44 @@
+"""Row formats: what a row of a source means. The union is the registry: a format is one file here and one name below.
+
+A format names the columns that it reads and turns a row into a document's content: text, of which all tokens are
+scored, or something that says which of its characters are (`loss_spans`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from minitron_cli.data.formats.chat import ChatFormat
+from minitron_cli.data.formats.completion import CompletionFormat
+from minitron_cli.data.formats.text import TextFormat
+from minitron_cli.data.rows import Document, Row
+
+RowFormat = TextFormat | ChatFormat | CompletionFormat
+
+FORMATS: Mapping[str, type[RowFormat]] = {cls.model_fields["kind"].default: cls for cls in get_args(RowFormat)}
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
+
+
+def _first_sentence(cls: type[RowFormat]) -> str:
+    sentence = (cls.__doc__ or "").partition(".")[0]
+    return f"{sentence[:1].lower()}{sentence[1:]}."
+
+
+HELP = " ".join(f"{kind}: {_first_sentence(cls)}" for kind, cls in FORMATS.items())
+"""One sentence for each format, from its docstring."""
+
+
+def format_of(kind: str, columns: Mapping[str, Any]) -> RowFormat:
+    """Format of this kind. `columns` are the source's keys (None: not given), of which it takes those that it has."""
+    cls = FORMATS[kind]
+    given = {name: value for name, value in columns.items() if value is not None and name in cls.model_fields}
+    return cls.model_validate(given)
+
+
+def documents(rows: Iterable[Row], row_format: RowFormat) -> Iterator[Document]:
+    """Documents of the rows that are not empty, in their order. DataError at the first broken row."""
+    for row in rows:
+        if (content := row_format.content(row)) is not None:
+            yield Document(content, row.where, row.size_bytes)

@@ -1,0 +1,8 @@
+"""Which process of a distributed run this is, as its launcher says in the environment. Knows no torch."""
+
+import os
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what all processes of a distributed run have made: the one of rank 0."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,191 @@
+"""Candidates of a search or of pruning to a target: ranking, retraining and what quality costs."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.evaluate.metrics import TEXT_FIGURES
+from minitron_cli.figures import Figure, count, short
+from minitron_cli.report.text import axis_title
+from minitron_cli.report.view import Cell, Line, Lines, Plot, Point, Scatter, Section, Table
+from minitron_cli.results.base import Sizes
+from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
+from minitron_cli.search.candidates import with_measured_costs
+from minitron_cli.search.constraints import figure_of
+from minitron_cli.search.feasible import OFF_TARGET, RETAINED_IMPORTANCE
+from minitron_cli.search.pareto import PARAMETERS, comparable, cost_of, pareto_optimal
+
+SHOWN, DRAWN = 40, 200
+RETAINED = "mass"
+RANK = Figure("rank", style="count")
+TAU = Figure("Kendall's tau", style="fixed", better="higher", is_change=True)
+TOKENS = Figure("retraining tokens", style="short")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates of one stage, best first, with measured costs."""
+
+    candidates: Sequence[CandidateResult]
+    objective: ObjectiveResult = field(default_factory=ObjectiveResult)
+    rung_tokens: Sequence[int] = ()
+    winners: Mapping[str, WinnerResult] = field(default_factory=dict)
+    built: Sizes | None = None
+    """Sizes of the model that was built; None before that."""
+
+    @classmethod
+    def of(cls, artifact: Artifact, built: Sizes | None = None) -> "Ranking":
+        """Candidates of a search artifact, or of one pruned to a target."""
+        if artifact.stage == "prune":
+            pruned = artifact.result(PruneResult)
+            return cls(with_measured_costs(artifact, pruned.candidates), built=built or pruned.child.sizes)
+        found = artifact.result(SearchResult)
+        rows = with_measured_costs(artifact, found.candidates)
+        return cls(rows, found.objective, found.rung_tokens, found.winners, built)
+
+    @property
+    def score(self) -> Figure:
+        """Quantity that candidates are ranked by."""
+        figure = TEXT_FIGURES.get(self.objective.name, Figure(self.objective.name))
+        return replace(figure, better=self.objective.better)
+
+    @property
+    def plotted_score(self) -> Figure:
+        """The same without a name that a user chose: a task's."""
+        return TEXT_FIGURES.get(self.objective.name, Figure("score"))
+
+    @property
+    def targets(self) -> list[str]:
+        """Parameter targets that the candidates compete for."""
+        return list(dict.fromkeys(row.target for row in self.candidates))
+
+    @cached_property
+    def costs(self) -> list[str]:
+        """Kinds of constraints by whose costs candidates are compared."""
+        return [PARAMETERS, *(kind for kind in self.candidates[0].costs if kind != RETAINED)]
+
+    @cached_property
+    def optimal(self) -> dict[str, list[CandidateResult]]:
+        """Kind of constraint -> candidates that are Pareto-optimal in its cost and the score."""
+        rows = comparable(self.candidates)
+        marks = {kind: pareto_optimal(rows, kind, self.score) for kind in self.costs}
+        return {kind: [row for row, mark in zip(rows, some, strict=True) if mark] for kind, some in marks.items()}
+
+    def is_chosen(self, row: CandidateResult) -> bool:
+        """Whether the candidate was built; before that, whether it is the best for its target."""
+        if self.built is None:
+            return row is next(one for one in self.candidates if one.target == row.target)
+        return row.shape.items() <= self.built.items()
+
+
+def candidate_tables(ranking: Ranking) -> list[Table]:
+    """Candidates, their scores at each rung and the stability of the ranking; per target if there are several."""
+    tables = []
+    for target in ranking.targets:
+        rows = [row for row in ranking.candidates if row.target == target]
+        found = [_candidates(ranking, rows), *_rungs(ranking, rows), *_stability(ranking, target)]
+        tables += [replace(one, title=f"{one.title}, target {target}") for one in found] if target else found
+    return tables
+
+
+def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
+    shown, score = rows[:SHOWN], ranking.score
+    return Table.of_columns(
+        "Candidates, best first",
+        (RANK, _ranks(shown)),
+        *((Figure(axis_title(axis), style="count"), [row.shape.get(axis) for row in shown]) for axis in _varying(rows)),
+        *((figure_of(kind), [cost_of(row, kind) for row in shown]) for kind in ranking.costs),
+        (replace(OFF_TARGET, is_change=True), [row.error for row in shown]),
+        (RETAINED_IMPORTANCE, [math.exp(row.costs[RETAINED]) if RETAINED in row.costs else None for row in shown]),
+        (replace(score, title=f"zero-shot {score.title}"), [row.zero_shot for row in shown]),
+        (replace(score, title=f"retrained {score.title}"), [row.retrained for row in shown]),
+        (Figure("Pareto-optimal by"), _pareto_marks(ranking, shown)),
+        marked=[i for i, row in enumerate(shown) if ranking.is_chosen(row)],
+    )
+
+
+def _pareto_marks(ranking: Ranking, rows: Sequence[CandidateResult]) -> list[Cell]:
+    """Titles of the costs in which each row is Pareto-optimal."""
+    optimal = {figure_of(kind).title: {id(row) for row in some} for kind, some in ranking.optimal.items()}
+    return [", ".join(title for title, some in optimal.items() if id(row) in some) or None for row in rows]
+
+
+def _ranks(rows: Sequence[CandidateResult]) -> list[Cell]:
+    return [str(i + 1) for i in range(len(rows))]
+
+
+def _varying(rows: Sequence[CandidateResult]) -> list[str]:
+    axes = list(rows[0].shape)
+    return [axis for axis in axes if len({row.shape.get(axis) for row in rows}) > 1] or axes
+
+
+def _rungs(ranking: Ranking, rows: Sequence[CandidateResult]) -> Iterator[Table]:
+    """Score of each retrained candidate at each rung."""
+    places = [i for i, row in enumerate(rows[:SHOWN]) if row.rungs]
+    scores = [(rows[i].zero_shot, *rows[i].rungs) for i in places]
+    titles = ("zero-shot", *(f"{short(tokens)} tokens" for tokens in ranking.rung_tokens))
+    columns = [
+        (replace(ranking.score, title=title), [row[i] if i < len(row) else None for row in scores])
+        for i, title in enumerate(titles)
+    ]
+    if places:
+        name = ranking.score.title
+        yield Table.of_columns(f"Retraining, {name} at each rung", (RANK, [str(i + 1) for i in places]), *columns)
+
+
+def _stability(ranking: Ranking, target: str) -> Iterator[Table]:
+    winner = ranking.winners.get(target) or next(iter(ranking.winners.values()), None)
+    rows = [(f"{x.before} to {x.after}", x.tau, x.candidates) for x in (winner.stability if winner else ())]
+    if rows:
+        columns = (Figure("rankings"), TAU, Figure("candidates", style="count"))
+        yield Table("Rank stability", columns, tuple(rows))
+
+
+def candidates_section(ranking: Ranking | None) -> Section | None:
+    """Section on candidates; None if there are none."""
+    if ranking is None or not ranking.candidates:
+        return None
+    plots = (*_halving(ranking), *_paretos(ranking))
+    return Section("candidates", "Candidate shapes", _about(ranking), tuple(candidate_tables(ranking)), plots)
+
+
+def _about(ranking: Ranking) -> str:
+    text = f"{count(len(ranking.candidates))} shapes that meet every constraint, best first (zero-shot: untrained)."
+    if any(row.rungs for row in ranking.candidates):
+        text += " The best few were retrained briefly and ranked again, because training can change the order."
+    text += " The shape that was built is highlighted." if ranking.built else " The best shape is highlighted."
+    if len(ranking.candidates) > SHOWN:
+        text += f" Tables show the first {SHOWN}."
+    return text
+
+
+def _halving(ranking: Ranking) -> Iterator[Plot]:
+    lines = tuple(
+        Line((0, *ranking.rung_tokens[: len(row.rungs)]), (row.zero_shot, *row.rungs), 1 if chosen else 2, chosen)
+        for row, chosen in ((row, ranking.is_chosen(row)) for row in ranking.candidates)
+        if row.rungs
+    )
+    if lines:
+        caption = f"{_name(ranking)} in retraining, a line per candidate until it was dropped."
+        yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.plotted_score), caption)
+
+
+def _paretos(ranking: Ranking) -> Iterator[Plot]:
+    """Score against each cost, of candidates that had equal training."""
+    rows = comparable(ranking.candidates)[:DRAWN]
+    for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
+        figure, optimal = figure_of(kind), {id(row) for row in ranking.optimal[kind]}
+        points = tuple(
+            Point(cost_of(row, kind), row.at_equal_training, ranking.is_chosen(row), id(row) in optimal) for row in rows
+        )
+        when = "after the first rung" if rows[0].rungs else "zero-shot"
+        caption = f"{_name(ranking)} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
+        yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.plotted_score), caption)
+
+
+def _name(ranking: Ranking) -> str:
+    title = ranking.score.title
+    return title[:1].upper() + title[1:]

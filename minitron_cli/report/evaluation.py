@@ -1,0 +1,201 @@
+"""Tables of an evaluation: every model's metrics, their differences from the parent's, speed and gates."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.evaluate.gate import PARENT, Outcome
+from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure
+from minitron_cli.evaluate.statistics import interval
+from minitron_cli.figures import Estimate, Figure
+from minitron_cli.report.view import Cell, Quantity, Section, Table
+from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
+from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
+
+Kind = Literal["parent", "teacher", "pruned", "distilled", "control"]
+Name = tuple[str, str]  # task and metric
+
+LOSS, KL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl")
+LABELS: Mapping[str, Kind] = {PARENT: "parent", "corrected": "teacher", "pruned": "pruned", "distilled": "distilled"}
+MODEL = Figure("model")
+PARAMETERS = Figure("parameters", style="short", better="lower")
+TOKENS = Figure("training tokens", style="short")
+ITEMS = Figure("items", style="count")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluated model and its part in the result."""
+
+    label: str
+    kind: Kind
+    found: ModelEvaluation
+    tokens_trained: int | None = None
+
+    def metric(self, name: Name) -> MetricResult | None:
+        """One metric, if it was measured."""
+        return self.found.results.get(name[0], {}).get(name[1])
+
+    def value(self, name: Name) -> float | None:
+        """Value of a metric, if it was measured and is finite."""
+        metric = self.metric(name)
+        return metric.value if metric else None
+
+    def difference(self, name: Name) -> Difference | None:
+        """Comparison of a metric with the parent's on the same items, if there is one."""
+        return self.found.against_parent.get(name[0], {}).get(name[1])
+
+
+def evaluated(result: EvaluationResult) -> list[Evaluated]:
+    """All models of an evaluation; their parts are those that their labels say."""
+    return [Evaluated(label, LABELS.get(label, "control"), found) for label, found in result.models.items()]
+
+
+def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
+    """Names of all metrics, those on text first, each with one measurement; members of a group are left out."""
+    found = {
+        (task, name): metric
+        for model in models
+        for task, metrics in model.found.results.items()
+        for name, metric in metrics.items()
+        if metric.part_of is None
+    }
+    text = ["loss", "perplexity", "kl"]
+    order = {(PERPLEXITY, metric): i for i, metric in enumerate(text)}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def row_title(name: Name, metric: MetricResult) -> str:
+    """Name of a metric as gates spell it, with its unit and shots: `winogrande.acc, 5-shot`."""
+    unit = metric_figure(*name).unit
+    shots = "" if metric.shots is None else f", {metric.shots}-shot"
+    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{shots}"
+
+
+def overview(models: Sequence[Evaluated], *, has_tasks: bool) -> Table:
+    """Models down; parameters, metrics with their standard errors and training tokens across."""
+    columns = [
+        _column(name, metric, models)
+        for name, metric in metric_names(models).items()
+        if has_tasks or name[0] == PERPLEXITY
+    ]
+    return Table.of_columns(
+        "Results",
+        (MODEL, [model.label for model in models]),
+        (PARAMETERS, [model.found.model.parameters for model in models]),
+        *columns,
+        _loss_changes(models),
+        (TOKENS, [model.tokens_trained for model in models]),
+        marked=[i for i, model in enumerate(models) if model.kind == "distilled"],
+    )
+
+
+def _column(name: Name, metric: MetricResult, models: Sequence[Evaluated]) -> tuple[Figure, list[Cell]]:
+    figure = metric_figure(*name)
+    if name[0] != PERPLEXITY:
+        figure = replace(figure, title=row_title(name, metric), unit="")
+    return figure, [None if x is None else Estimate(x.value, x.stderr) for x in (m.metric(name) for m in models)]
+
+
+def _loss_changes(models: Sequence[Evaluated]) -> tuple[Figure, list[Cell]]:
+    figure = replace(metric_figure(*LOSS), title="loss - parent's", style="fixed", is_change=True)
+    parent = next((model.value(LOSS) for model in models if model.kind == "parent"), None)
+    losses = [None if model.kind == "parent" else model.value(LOSS) for model in models]
+    return figure, [None if loss is None or parent is None else loss - parent for loss in losses]
+
+
+def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
+    """Metrics of every model with 95 % intervals, and their differences from the parent's if there are any."""
+    names = metric_names(models)
+    metrics = [(*_row_head(name, x), *(_interval(name, model) for model in models)) for name, x in names.items()]
+    others = [model for model in models if model.found.against_parent]
+    apart = [(*_row_head(name, x), *(_difference(name, model) for model in others)) for name, x in names.items()]
+    head = (Figure("metric"), ITEMS)
+    tables = [
+        Table("Metrics (95 % interval)", (*head, *(Figure(m.label) for m in models)), tuple(metrics)),
+        Table(
+            "Difference from the parent on the same items (95 % interval)",
+            (*head, *(Figure(f"{m.label} - {PARENT}") for m in others)),
+            tuple(row for row in apart if any(cell is not None for cell in row[2:])),
+        ),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _row_head(name: Name, metric: MetricResult) -> tuple[Cell, Cell]:
+    return row_title(name, metric), metric.n
+
+
+def _interval(name: Name, model: Evaluated) -> Cell:
+    metric = model.metric(name)
+    if metric is None or metric.value is None:
+        return None
+    ends = interval(metric.value, metric.stderr, metric.clusters or metric.n or 0)
+    return Quantity(metric_figure(*name), Estimate(metric.value, None, *(ends or ())))
+
+
+def _difference(name: Name, model: Evaluated) -> Cell:
+    found = model.difference(name)
+    if found is None:
+        return None
+    note = "" if found.mcnemar is None else f"p {found.mcnemar:.2g}"
+    figure = replace(metric_figure(*name), style="fixed", is_change=True)
+    return Quantity(figure, Estimate(found.difference, None, found.low, found.high, note))
+
+
+def results_sections(models: Sequence[Evaluated]) -> list[Section]:
+    """Sections on the overall results and on every metric; none without models."""
+    if not models:
+        return []
+    about = "All models on the same held-out text and tasks; ± is one standard error."
+    details = (
+        "Differences count for more than values: both models answered the same items, so their difference is far more "
+        "certain than either value. Items of one document are counted together. p is McNemar's exact two-sided p-value."
+    )
+    return [
+        Section("results", "Results", about, (overview(models, has_tasks=False),)),
+        Section("metrics", "Metrics", details, tuple(evaluation_tables(models))),
+    ]
+
+
+def speed_table(found: SpeedRecord) -> Table:
+    """Speed and memory of every model, with the ratios to the parent's speed and their range over the rounds."""
+    labels = sorted(found.models, key=lambda label: label != PARENT)
+    models = [found.models[label] for label in labels]
+    names = ("prefill_tokens_per_second", "prefill_ratio", "decode_tokens_per_second", "decode_ratio")
+    columns = [_speed_column(name, models) for name in (*names, "time_to_first_token_seconds", "peak_bytes")]
+    settings = found.settings
+    title = f"Speed: {settings['batch_size']} x {settings['prompt_tokens']} + {settings['new_tokens']} tokens"
+    return Table.of_columns(title, (MODEL, labels), *columns)
+
+
+def _speed_column(name: str, models: Sequence[ModelSpeed]) -> tuple[Figure, list[Cell]]:
+    if not name.endswith("_ratio"):
+        return SPEED_FIGURES[name], [getattr(model, name) for model in models]
+    ranges = [getattr(model, name.replace("_ratio", "_range")) or () for model in models]
+    figure = replace(SPEED_FIGURES[name], style="fixed")
+    return figure, [Estimate(getattr(model, name), None, *ends) for model, ends in zip(models, ranges, strict=True)]
+
+
+def speed_section(found: SpeedRecord | None) -> Section | None:
+    """Section on generation speed; None if it was not measured."""
+    if found is None:
+        return None
+    cache = found.settings.get("cache", "dynamic")
+    text = (
+        f"Generation with transformers on {found.device} with a {cache} cache: batch size, prompt and new tokens are "
+        "given with the table. Medians of rounds in which parent and child alternate; in brackets, the lowest and "
+        "highest ratio of a round. Peak memory is that of a process that does nothing else."
+    )
+    return Section("speed", "Speed", text, (speed_table(found),))
+
+
+def gate_table(found: Sequence[Outcome]) -> Table:
+    """Every gate with the value that was compared with its bound, and the margin."""
+    margin = Figure("margin", is_change=True)
+    return Table(
+        "Gates",
+        (Figure("gate"), Figure("value"), Figure("compared"), margin, Figure("outcome")),
+        tuple((x.title, x.value, x.compared, x.margin, "met" if x.passed else "MISSED") for x in found),
+    )

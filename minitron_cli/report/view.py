@@ -1,0 +1,173 @@
+"""View of results: sections of text, tables of typed values and plots. Back ends render it; it knows none of them."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from minitron_cli.figures import NOTHING, Estimate, Figure
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# L layer, C channel, K kept
+
+
+class Quantity(NamedTuple):
+    """Value of another figure than its column's, in tables whose rows are quantities."""
+
+    figure: Figure
+    value: float | Estimate | None
+
+
+Cell = str | float | Estimate | Quantity | None
+Legend = tuple[tuple[int, str], ...]  # number of a series' color, and its name
+
+
+@dataclass(frozen=True)
+class Table:
+    """Typed values under figures. The first column names the rows."""
+
+    title: str
+    columns: tuple[Figure, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    marked: Collection[int] = ()
+    """Numbers of the rows that stand out."""
+
+    @classmethod
+    def of_columns(cls, title: str, *columns: tuple[Figure, Sequence[Cell]], marked: Collection[int] = ()) -> "Table":
+        """Table of columns, without those after the first that hold no value."""
+        shown = [column for i, column in enumerate(columns) if i == 0 or not all(map(is_empty, column[1]))]
+        rows = zip(*(cells for _, cells in shown), strict=True)
+        return cls(title, tuple(figure for figure, _ in shown), tuple(rows), marked)
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """Headings of the columns."""
+        return tuple(figure.heading for figure in self.columns)
+
+    def text(self) -> list[tuple[str, ...]]:
+        """All cells as text, row by row."""
+        return [tuple(map(_text, row, self.columns)) for row in self.rows]
+
+    def is_words(self, column: int) -> bool:
+        """Whether a column holds words, which are aligned to the left."""
+        return column == 0 or any(isinstance(row[column], str) for row in self.rows)
+
+
+def is_empty(cell: Cell) -> bool:
+    """Whether a cell holds no value."""
+    value = cell.value if isinstance(cell, Quantity) else cell
+    return value is None or value == "" or (isinstance(value, Estimate) and value.value is None)
+
+
+def _text(cell: Cell, figure: Figure) -> str:
+    if isinstance(cell, Quantity):
+        return cell.figure.cell(cell.value)
+    return (cell or NOTHING) if isinstance(cell, str) else figure.cell(cell)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series of a plot of lines."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    color: int
+    """Number of the series' color."""
+    is_strong: bool = True
+    """False for one of many lines that only give the context."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Values against another quantity, a line per series, and a dashed line at `reference`."""
+
+    lines: tuple[Line, ...]
+    x: Figure
+    y: Figure
+    reference: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerBars:
+    """One bar per layer [L]; those of dropped layers stand out."""
+
+    values: Sequence[float]
+    y: Figure
+    dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One candidate of a scatter plot."""
+
+    x: float
+    y: float
+    is_chosen: bool = False
+    is_optimal: bool = False
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points, a ring around the chosen ones and a line through the Pareto-optimal ones."""
+
+    points: tuple[Point, ...]
+    x: Figure
+    y: Figure
+
+
+@dataclass(frozen=True)
+class ImportanceMap:
+    """Importance [L, C], or [C] if all layers share the channels, and the kept ones [L, K] or [K]."""
+
+    scores: "np.ndarray"
+    kept: "np.ndarray"
+    dropped: tuple[int, ...] = ()
+
+
+Drawing = Lines | LayerBars | Scatter | ImportanceMap
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One panel: what is drawn, and what is said below it."""
+
+    name: str
+    """Identifier that is unique on the page; never a user's string."""
+    drawing: Drawing
+    caption: str
+    legend: Legend = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One topic: a paragraph, tables, plots and commands."""
+
+    anchor: str
+    title: str
+    text: str
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    legend: Legend = ()
+    """Legend that all plots share."""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number of the result with its title and a remark, for the head of the page."""
+
+    value: str
+    label: str
+    note: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that is shown of a result."""
+
+    title: str
+    lead: str = ""
+    """The result in a few sentences."""
+    figures: tuple[KeyFigure, ...] = ()
+    sections: tuple[Section, ...] = ()

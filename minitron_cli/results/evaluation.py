@@ -1,0 +1,80 @@
+"""Result of the evaluate stage; the score of every item is in `items.json`."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from minitron_cli.results.base import ModelSize, Result
+from minitron_cli.spec import Spec
+
+
+class MetricResult(Spec):
+    """One metric of one task."""
+
+    value: float | None
+    """None where the measurement gave no finite value."""
+    stderr: float | None = None
+    n: int | None = None
+    """Number of items."""
+    shots: int | None = None
+    """Examples in the prompt; None where the notion does not apply."""
+    clusters: int | None = None
+    """Number of documents, where items of one document are not independent."""
+    part_of: str | None = None
+    """The group of tasks that it is a member of."""
+
+
+class Difference(Spec):
+    """A model against its parent on the same items."""
+
+    difference: float
+    """The model's mean minus the parent's."""
+    stderr: float | None
+    low: float | None
+    """Lower end of the 95 % interval of the difference."""
+    high: float | None
+    ratio: float | None
+    """The model's mean over the parent's; None unless the parent's is positive."""
+    ratio_stderr: float | None
+    items: int
+    clusters: int
+    better: int | None = None
+    """Items that only the model gets right, where the metric is 0 or 1."""
+    worse: int | None = None
+    mcnemar: float | None = None
+    """McNemar's exact two-sided p-value."""
+
+
+class TaskSource(Spec):
+    """Where a task's items are on the hub."""
+
+    dataset: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+
+class ModelEvaluation(Spec):
+    """Everything measured of one model."""
+
+    fingerprint: str
+    """Content hash of the evaluated model."""
+    model: ModelSize
+    results: Mapping[str, Mapping[str, MetricResult]]
+    """Task -> metric -> value."""
+    sources: Mapping[str, TaskSource] = {}
+    """Task -> origin of its items, for tasks from the hub."""
+    against_parent: Mapping[str, Mapping[str, Difference]] = {}
+    """Task -> metric -> difference, for metrics that are means over items. Empty for the parent."""
+
+
+class EvaluationResult(Result):
+    """Models measured on the same text and tasks, the parent first."""
+
+    schema_name: ClassVar[str] = "evaluation/1"
+    verb: ClassVar[str] = "minitron eval"
+
+    models: Mapping[str, ModelEvaluation]
+    """Label -> model, in the order in which they were asked for."""
+    loss_tokens: int = 0
+    """Held-out tokens on which the loss of each model was measured; 0 if it was not."""
+    sequence_length: int = 0
+    """Tokens per held-out block."""

@@ -1,0 +1,89 @@
+"""Result of the prune stage; the kept indices are in `plan.json`."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+
+from minitron_cli.results.base import ModelSize, Result, Sizes
+from minitron_cli.results.search import CalibrationUse, CandidateResult
+from minitron_cli.spec import Spec
+
+
+class HeldOut(Spec):
+    """A child on held-out text."""
+
+    loss: float
+    """Nats per token."""
+    kl: float
+    """KL from the parent to the child in nats per token."""
+
+
+class RepairEffect(Spec):
+    """Held-out figures of the plainly pruned and of the repaired child."""
+
+    parent_loss: float
+    """Nats per token."""
+    before: HeldOut
+    """The child before the repair."""
+    after: HeldOut
+    tokens: int
+    """Held-out tokens of each measurement."""
+
+
+class RepairResult(Spec):
+    """Repairs that were applied."""
+
+    repairs: tuple[str, ...]
+    """Names of the repairs, sorted."""
+    strengths: Mapping[str, float] | None = None
+    """Norm -> strength of its rescaling; None unless norms were rescaled by trial."""
+    effect: RepairEffect | None = None
+    """None if parent and child did not fit into memory together."""
+
+
+class RoundResult(Spec):
+    """One round of iterative pruning."""
+
+    sizes: Sizes
+    """Sizes after the round."""
+    samples_scored: int
+    """Samples on which the model was scored again before the round; 0 for the first."""
+    model: ModelSize
+
+
+class ServingFinding(Spec):
+    """Compatibility of the child with one program that serves or quantizes it."""
+
+    reader: str
+    level: str
+    reason: str
+    nearest: Sizes = Field(default_factory=dict)
+    """Sizes to change for the nearest shape without the problem."""
+
+
+class PruneResult(Result):
+    """The child and how it was made."""
+
+    schema_name: ClassVar[str] = "prune/1"
+    verb: ClassVar[str] = "minitron prune"
+
+    parent: ModelSize
+    child: ModelSize
+    checks: tuple[str, ...]
+    """Export checks that the child passed."""
+    serving: tuple[ServingFinding, ...]
+    candidates: tuple[CandidateResult, ...] = ()
+    """Shapes that were scored for a budget, best first; empty if the shape was given."""
+    score_tokens: int = 0
+    """Held-out tokens on which each candidate was scored."""
+    sequence_length: int = 0
+    """Tokens per block of the text that was used; 0 if none was."""
+    rounds: tuple[RoundResult, ...] = ()
+    """Rounds of iterative pruning; empty if there was one."""
+    rounds_remove_layers: bool = False
+    """Whether the perplexity without each layer was measured before each further round."""
+    calibration: CalibrationUse | None = None
+    """Text that repairs were fitted on; None if none was asked for."""
+    repair: RepairResult | None = None
+    """None if no repair was asked for, or none has anything to repair."""
