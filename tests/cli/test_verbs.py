@@ -291,7 +291,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
         (("importance", "--data", "/nowhere/*.txt"), "/nowhere"),
         (("distill", "--tokens", "4Q"), "distill.tokens: '4Q' is not a quantity"),
         (("distill",), "how long to train is not said"),
-        (("search",), "nothing says how small; give budget.target, or constraints"),
+        (("search",), "the size is unbounded; give budget.target or constraints"),
         (("show", "--run", "../x"), "workspace name '../x'"),
     ],
 )
