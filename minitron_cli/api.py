@@ -5,8 +5,8 @@
         scores = api.importance(context, "models/large", data)
         child = api.prune(context, "models/large", PruneConfig(budget={"target": "75%"}), scores=scores, data=data)
 
-Every function returns an artifact: `artifact.path` is its directory, `artifact.result(PruneResult)` its typed result. An
-artifact that exists for the same settings and inputs is returned without work; a killed call resumes.
+Every function returns an artifact: `artifact.path` is its directory, `artifact.result(PruneResult)` its typed result.
+An artifact that exists for the same settings and inputs is returned without work; a killed call resumes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -82,8 +82,8 @@ def search(
 ) -> Artifact:
     """Find the best shape within constraints (SearchResult).
 
-    `scores` comes from `importance`. Candidates are retrained on the predictions of `teacher`, by default the model, and
-    repaired before they are scored if `prune`, the configuration of the later pruning, repairs the child.
+    `scores` comes from `importance`. Candidates are retrained on the predictions of `teacher`, by default the model,
+    and repaired before they are scored if `prune`, the configuration of the later pruning, repairs the child.
     """
     from minitron_cli.stages import search as stage
 

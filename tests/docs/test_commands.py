@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from minitron_cli import device, dry_run, pipeline, recipe
 from minitron_cli.artifacts.workspace import Workspace, remember
-from minitron_cli.cli import push, sessions, show, torchrun
+from minitron_cli.cli import push, show, torchrun
 from minitron_cli.cli.app import COMMANDS
 from minitron_cli.cli.sessions import Session
 from minitron_cli.evaluate.config import Gates

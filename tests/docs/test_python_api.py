@@ -28,8 +28,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_place(tmp_path)
     (tmp_path / "models").mkdir()
     shutil.move(tmp_path / "model", tmp_path / "models" / "parent")
-    words = (Path(os.__file__).read_text().split("\n\n"))[:120]
-    (tmp_path / "corpus.txt").write_text("\n\n".join(words))
+    library = Path(os.__file__).parent
+    text = "\n\n".join((library / name).read_text() for name in ("argparse.py", "ast.py", "inspect.py"))
+    (tmp_path / "corpus.txt").write_text(text)  # enough for several documents, one of which is held out
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
