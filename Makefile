@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 .PHONY: help demo test test-fast check fmt reference bench kills bench-teacher client-transformers-4 client-llama-cpp client-browser
 
 help:  ## show this list
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## compress a small model end to end, then show the report (minutes)
 	$(BIN)/minitron demo
@@ -19,10 +19,11 @@ test: test-fast  ## every test that needs neither an accelerator nor the network
 test-fast: $(READY)  ## the tests that take a few minutes in all
 	$(PYTEST) -m "not slow and not gpu and not network"
 
-check: $(READY)  ## style, types and import layers
+check: $(READY)  ## style, types (on macOS too) and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/lint-imports
 
 fmt: $(READY)  ## format and sort imports

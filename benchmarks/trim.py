@@ -63,7 +63,7 @@ Row = dict[str, Any]
 # What one process measures
 
 
-class LatencyProbe(io.Disk):
+class SyncTimer(io.Disk):
     """A disk that says how long it took to sync files."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ def plan_of(parent: SourceModel, name: str) -> PrunePlan:
 
 def ours(name: str, parent: SourceModel, out: Path) -> Row:
     plan = plan_of(parent, name)
-    io.disk = watch = LatencyProbe()
+    io.disk = watch = SyncTimer()
     with clocked() as row:
         stream.write_child(parent.checkpoint, plan, out)
     return row | {"seconds": row["seconds"] - watch.syncing, "fsync": watch.syncing}
@@ -164,7 +164,7 @@ def verb(name: str, parent: SourceModel, out: Path) -> Row:
     scores = importance(workspace, parent)
     config = PruneConfig(shape=CUTS[name][1])
     spent: dict[str, float] = {}
-    io.disk = watch = LatencyProbe()
+    io.disk = watch = SyncTimer()
     stream.write_child = timed(stream.write_child, "cut", spent)
     StageBuild.hashing = contextmanager(timed_around(StageBuild.hashing, "hash and check", spent))
     with clocked() as row:

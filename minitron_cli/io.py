@@ -6,6 +6,7 @@ and synced before the directory that holds them is renamed into place; nothing i
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -38,17 +39,21 @@ class Disk:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def reserve(self, fd: int, size_bytes: int) -> None:
-        try:
-            os.posix_fallocate(fd, 0, size_bytes)
-        except OSError as e:
-            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems learn that they are full on the way
-                raise
+        """Set the size of a new file and take its space where the system can; elsewhere a write finds the disk full."""
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            try:
+                os.posix_fallocate(fd, 0, size_bytes)
+                return
+            except OSError as e:
+                if e.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+        os.ftruncate(fd, size_bytes)
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
         return os.pwrite(fd, data, offset)
 
     def fsync(self, fd: int) -> None:
-        os.fsync(fd)
+        _sync(fd)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -74,12 +79,24 @@ class Disk:
     def sync_dir(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(fd)
+            _sync(fd)
         except OSError as e:
             if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a directory
                 raise
         finally:
             os.close(fd)
+
+
+def _sync(fd: int) -> None:
+    """Make the content of an open file or directory survive a power failure."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # on macOS fsync leaves data in the cache of the drive
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY):  # network file systems do not know it
+                raise
+    os.fsync(fd)
 
 
 disk = Disk()
@@ -139,7 +156,7 @@ def new_file(path: Path) -> Iterator[NewFile]:
 def sized_file(path: Path, size_bytes: int) -> Iterator[SizedFile]:
     """A file of that many bytes, one at least, to fill in any order; synced as `new_file` is.
 
-    The space is taken at once: a full disk is known before the work.
+    The space is taken at once where the system can reserve it: a full disk is known before the work.
     """
     with _created(path) as fd:
         disk.reserve(fd, size_bytes)

@@ -1,5 +1,6 @@
 """What every test starts from: one thread, no network, a cache of its own, no stop request left over."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 
@@ -16,6 +17,14 @@ from minitron_cli import progress
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_flush_of_drives() -> Iterator[None]:
+    """No test outlives a power failure, and on macOS each of thousands of flushes takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(fcntl, "F_FULLFSYNC", raising=False)
         yield
 
 

@@ -133,6 +133,10 @@ def open_workspace(runs: Path, name: str | None, *, default: str | None = None) 
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(f"workspace name {name!r} is not valid: use letters, digits, '.', '_' and '-'")
+    if name.lower() == CURRENT:  # some file systems ignore case
+        raise InputError(
+            f"workspace name {name!r} is reserved for the file that names the last workspace: choose another"
+        )
     return Workspace(runs / name)
 
 
@@ -152,4 +156,4 @@ def remember(workspace: Workspace) -> None:
 def slug(text: str) -> str:
     """Workspace name for a model: the last component of its path, in permitted characters."""
     tail = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name or "model").strip("-.")
-    return tail.lower() or "model"
+    return "model" if tail.lower() in ("", CURRENT) else tail.lower()

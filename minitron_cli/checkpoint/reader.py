@@ -21,6 +21,7 @@ from minitron_cli.errors import CheckpointError, shown
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
 MAX_DIMS = 8
+READ_BYTES = 1 << 30  # at once: macOS refuses 2 GiB and more
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -114,7 +115,7 @@ def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Buffer | None 
     try:
         done = 0
         while done < size_bytes:
-            count = os.preadv(fd, [view[done:]], info.start + offset + done)
+            count = os.preadv(fd, [view[done : done + READ_BYTES]], info.start + offset + done)
             if count == 0:
                 raise CheckpointError(
                     f"{info.file} became shorter while it was read: nothing else may write to it; try again"

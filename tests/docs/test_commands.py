@@ -151,12 +151,11 @@ def test_what_is_no_command_would_be_noticed(line: str, message: str, read: Read
     assert message in read(shlex.split(line))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "minitron" in page.read_text()], ids=name)
-def test_no_command_in_a_block_goes_unread(page: Path) -> None:
-    for block in (piece for piece in code(page) if piece.is_block):
+def test_no_command_in_a_block_goes_unread() -> None:
+    for block in (piece for page in PAGES for piece in code(page) if piece.is_block):
         calls = CALL.findall(re.sub(r"(?m)(^|\s)#.*", "", block.text))
         found = [words for script in scripts(block) for words in of_minitron(script)]
-        assert len(calls) == len(found), f"{name(page)}:{block.line}"
+        assert len(calls) == len(found), f"{name(block.page)}:{block.line}"
 
 
 def test_commands_are_found_as_a_shell_finds_them() -> None:
@@ -177,16 +176,15 @@ def test_commands_are_found_as_a_shell_finds_them() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_what_else_is_to_be_run_is_there(page: Path) -> None:
-    """Targets of make, and the scripts and modules of this repository."""
+def test_make_targets_and_scripts_that_pages_name_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    pieces = [piece.text for piece in code(page) if not piece.is_block or piece.language in SHELLS]
-    for words in (words for text in pieces for words in _commands(text)):
+    pieces = [piece for page in PAGES for piece in code(page) if not piece.is_block or piece.language in SHELLS]
+    for piece, words in ((one, words) for one in pieces for words in _commands(one.text)):
+        where = f"{name(piece.page)}:{piece.line} {words}"
         if words[0] == "make":
-            assert set(words[1:]) <= targets, f"{name(page)}: {words}"
+            assert set(words[1:]) <= targets, where
         if words[0] == "python" and words[1:2] and words[1].startswith(("scripts/", "tests/", "benchmarks/")):
-            assert (ROOT / words[1]).is_file(), f"{name(page)}: {words}"
+            assert (ROOT / words[1]).is_file(), where
 
 
 OF_OTHERS = {"--model-impl", "--revision"}  # options of vLLM and hf that stand alone
@@ -214,16 +212,14 @@ def _commands(text: str) -> list[list[str]]:
         return []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_python_is_python(page: Path) -> None:
-    for block in (piece for piece in code(page) if piece.language == "python"):
-        compile(block.text, f"{name(page)}:{block.line}", "exec")
+def test_python_blocks_compile() -> None:
+    for block in (piece for page in PAGES for piece in code(page) if piece.language == "python"):
+        compile(block.text, f"{name(block.page)}:{block.line}", "exec")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_pieces_of_recipes_are_pieces_of_recipes(page: Path) -> None:
-    """What is missing for the whole is not looked at: keys and values are."""
-    for block in (piece for piece in code(page) if piece.language == "yaml"):
+def test_yaml_blocks_hold_valid_keys_and_values() -> None:
+    """A block may be a part of a recipe: missing sections are no fault."""
+    for page, block in ((one, piece) for one in PAGES for piece in code(one) if piece.language == "yaml"):
         values = yaml.safe_load(block.text)
         if True in values or values.keys() <= Gates.model_fields.keys():  # a workflow; a file of gates
             continue

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -94,13 +95,13 @@ class TestNewFiles:
         assert caught.value.errno == errno.ENOSPC
 
     def test_a_file_is_closed_whatever_happens(self, tmp_path, on_disk):
-        open_before = len(os.listdir("/proc/self/fd"))
+        open_before = len(os.listdir("/dev/fd"))
         with pytest.raises(ZeroDivisionError):
             io.write_new(tmp_path / "f", (bytes(1 // n) for n in (1, 0)))
         on_disk(FaultyDisk(fails="fsync"))
         with pytest.raises(OSError, match="Input/output"):
             io.write_new(tmp_path / "g", b"x")
-        assert len(os.listdir("/proc/self/fd")) == open_before
+        assert len(os.listdir("/dev/fd")) == open_before
 
     @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
     def test_the_umask_decides_who_may_read(self, tmp_path, umask):
@@ -129,29 +130,76 @@ class TestSizedFiles:
         disk = on_disk(FaultyDisk())
         with io.sized_file(tmp_path / "f", 100_000):
             assert (tmp_path / "f").stat().st_size == 100_000
-            assert (tmp_path / "f").stat().st_blocks * 512 >= 100_000
+            if hasattr(os, "posix_fallocate"):
+                assert (tmp_path / "f").stat().st_blocks * 512 >= 100_000
         assert disk.calls == ["create", "reserve", "fsync", "close"]
 
     @pytest.mark.parametrize("call", ["create", "reserve", "write", "fsync", "close"])
     def test_every_failure_is_reported_and_the_file_closed(self, tmp_path, on_disk, call):
         on_disk(FaultyDisk(fails=call, number=errno.ENOSPC))
-        open_before = len(os.listdir("/proc/self/fd"))
+        open_before = len(os.listdir("/dev/fd"))
         with pytest.raises(OSError, match="No space left"), io.sized_file(tmp_path / "f", 3) as file:
             file.write_at(1, b"x")
-        assert len(os.listdir("/proc/self/fd")) == open_before + (call == "close")
+        assert len(os.listdir("/dev/fd")) == open_before + (call == "close")
 
     def test_a_file_system_that_cannot_reserve(self, tmp_path, monkeypatch):
         def refuse(*_):
             raise OSError(errno.ENOTSUP, "Operation not supported")
 
-        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
         with io.sized_file(tmp_path / "f", 3) as file:
             file.write_at(1, b"xy")
         assert (tmp_path / "f").read_bytes() == b"\0xy"
 
+    def test_a_system_that_cannot_reserve_sets_the_size(self, tmp_path, monkeypatch):
+        """As on macOS, whose `os` has no posix_fallocate."""
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        with io.sized_file(tmp_path / "f", 4) as file:
+            assert (tmp_path / "f").stat().st_size == 4
+            file.write_at(1, b"xy")
+        assert (tmp_path / "f").read_bytes() == b"\0xy\0"
+
+    @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS cannot reserve space")
     def test_a_disk_without_room_says_so_at_once(self, tmp_path):
         with pytest.raises(OSError, match=r"No space left|File too large"), io.sized_file(tmp_path / "f", 1 << 50):
             pytest.fail("came to write")
+
+
+class TestDurability:
+    """macOS syncs a file only as far as the drive's own cache, unless F_FULLFSYNC asks for more."""
+
+    FULL = 51
+
+    @pytest.fixture
+    def flushed(self, monkeypatch):
+        """The file descriptors that were flushed to the drive itself."""
+        calls = []
+        monkeypatch.setattr(fcntl, "F_FULLFSYNC", self.FULL, raising=False)
+        monkeypatch.setattr(fcntl, "fcntl", lambda fd, command: calls.append((os.fstat(fd).st_ino, command)))
+        return calls
+
+    def test_files_and_directories_are_flushed_to_the_drive(self, tmp_path, flushed):
+        io.write_new(tmp_path / "f", b"x")
+        io.disk.sync_dir(tmp_path)
+        assert flushed == [((tmp_path / "f").stat().st_ino, self.FULL), (tmp_path.stat().st_ino, self.FULL)]
+
+    def test_a_file_system_without_it_is_synced_as_elsewhere(self, tmp_path, flushed, monkeypatch):
+        def refuse(fd, command):
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+        synced = []
+        monkeypatch.setattr(fcntl, "fcntl", refuse)
+        monkeypatch.setattr(os, "fsync", synced.append)
+        io.write_new(tmp_path / "f", b"x")
+        assert len(synced) == 1
+
+    def test_a_drive_that_fails_is_an_error(self, tmp_path, flushed, monkeypatch):
+        def fail(fd, command):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(fcntl, "fcntl", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            io.write_new(tmp_path / "f", b"x")
 
 
 class TestHashing:

@@ -1,5 +1,10 @@
 """Whether a model fits."""
 
+import os
+import resource
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from minitron_cli import memory
@@ -29,3 +34,19 @@ def test_a_model_fits_with_room_for_loading_it(machine):
     assert memory.fits(5_900_000_000, 10**9, "cpu")
     assert not memory.fits(5_900_000_000, 2 * 10**9, "cpu")
     assert not memory.fits(7 * 10**9, 0, "cpu")
+
+
+def test_a_system_without_proc_is_trusted_with_half_its_memory(machine, monkeypatch):
+    """As macOS, which does not say how much of its memory is in use."""
+    monkeypatch.setattr(memory, "MEMINFO", machine / "absent")
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert memory.available_bytes("cpu") == 1000 * 4096 // 2
+
+
+@pytest.mark.parametrize(("system", "peak"), [("darwin", 123_456), ("freebsd14", None)])
+def test_a_peak_without_proc_is_the_systems_own_count(tmp_path, monkeypatch, system, peak):
+    """In bytes on macOS; elsewhere the unit of ru_maxrss differs, so none is given."""
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=123_456))
+    assert memory.peak_bytes("cpu") == peak

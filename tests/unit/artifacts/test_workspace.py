@@ -92,8 +92,16 @@ def test_a_workspace_name_is_one_plain_word(tmp_path, name):
         open_workspace(tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["current", "Current"])
+def test_no_workspace_is_called_as_the_pointer_to_one(tmp_path, name):
+    """Where case makes no difference to a file system, as on macOS, both are one path."""
+    with pytest.raises(InputError, match="is reserved for the file that names the last workspace: choose"):
+        open_workspace(tmp_path, name)
+
+
 @pytest.mark.parametrize(
-    "name", ["meta-llama/Llama-3.1-8B", "./my model", "/a/b/", "..", "é", "", "-", "x" * 400, "a\nb"]
+    "name",
+    ["meta-llama/Llama-3.1-8B", "releases/current", "./my model", "/a/b/", "..", "é", "", "-", "x" * 400, "a\nb"],
 )
 def test_any_model_has_a_workspace_name(tmp_path, name):
     open_workspace(tmp_path, slug(name))

@@ -1,5 +1,7 @@
+import errno
 import itertools
 import json
+import os
 import random
 import weakref
 
@@ -8,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.reader import DTYPES, Checkpoint, blocks, read_header, read_safetensors
 from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint, write_safetensors
 
@@ -32,6 +35,22 @@ def test_safetensors_reads_what_is_written(tmp_path):
             assert torch.equal(
                 other.view(torch.uint8) if other.ndim else other, tensor.view(torch.uint8) if tensor.ndim else tensor
             )
+
+
+def test_a_tensor_is_read_in_parts_that_every_system_accepts(tmp_path, monkeypatch):
+    """macOS refuses to read 2 GiB or more at once."""
+    read = os.preadv
+
+    def refusing(fd, buffers, offset):
+        if sum(map(len, buffers)) > 1000:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return read(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    monkeypatch.setattr(reader, "READ_BYTES", 1000, raising=False)
+    tensor = torch.arange(501)
+    write_safetensors(tmp_path / "f", {"long": tensor})
+    assert torch.equal(read_safetensors(tmp_path / "f")["long"], tensor)
 
 
 def test_transformers_finds_the_format_it_asks_for(tmp_path):

@@ -27,6 +27,13 @@ def test_no_more_processes_than_can_be_fed(monkeypatch):
     assert processes_for(None) == processes_for(1 << 50) == workers.MOST
 
 
+def test_a_system_that_pins_no_process_has_all_its_cores(monkeypatch):
+    """As macOS, whose `os` has no sched_getaffinity."""
+    monkeypatch.delattr(workers.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 6)
+    assert processes_for(None) == 6
+
+
 @pytest.mark.slow
 def test_results_come_in_the_order_of_the_jobs_and_few_are_taken_ahead():
     taken = []
@@ -70,6 +77,14 @@ def test_a_killed_parent_leaves_no_process_behind(tmp_path: Path):
         parent.send_signal(signal.SIGKILL)
     assert children
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+    while any(map(is_alive, children)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in children if is_alive(pid)]
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,3 +1,4 @@
+import errno
 import shutil
 from collections import Counter
 
@@ -5,7 +6,7 @@ import pytest
 
 from minitron_cli import progress
 from minitron_cli.errors import DataError, InputError
-from minitron_cli.evaluate import lm_eval_runner
+from minitron_cli.evaluate import code_execution, lm_eval_runner
 from minitron_cli.evaluate.code_execution import passes
 from minitron_cli.evaluate.config import SUITES, EvaluateConfig, Task
 from minitron_cli.evaluate.suite import scoring
@@ -184,7 +185,7 @@ def test_the_fingerprint_is_of_the_data_that_are_asked_for(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("program", "expected"),
+    ("source", "expected"),
     [
         ("x = 1", True),
         ("assert False", False),
@@ -196,9 +197,34 @@ def test_the_fingerprint_is_of_the_data_that_are_asked_for(data, tmp_path):
         ("import os, time; os.fork() or time.sleep(60)", True),
     ],
 )
-def test_a_program_passes_if_it_ends_in_time_without_an_error(program, expected, monkeypatch):
+def test_a_program_passes_if_it_ends_in_time_without_an_error(source, expected, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "secret")
-    assert passes(program, timeout_seconds=1 if program.startswith("while") else 60) is expected
+    assert passes(source, timeout_seconds=1 if source.startswith("while") else 60) is expected
+
+
+REFUSING = """\
+import resource
+def refused(kind, limits):
+    raise ValueError("current limit exceeds maximum limit")
+resource.setrlimit = refused
+"""
+
+
+def test_a_limit_that_the_system_refuses_fails_no_program(monkeypatch):
+    """macOS refuses every limit of the address space that is less than what a new process maps."""
+    monkeypatch.setattr(code_execution, "LIMITED", REFUSING + code_execution.LIMITED)
+    assert passes("x = 1")
+    assert not passes("assert False")
+
+
+def test_a_program_that_ended_by_itself_needs_no_end(monkeypatch):
+    """macOS refuses to signal a group of processes that have all ended."""
+
+    def refuse(group, number):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(code_execution.os, "killpg", refuse)
+    assert passes("x = 1")
 
 
 def test_rouge_is_one_for_the_same_words_and_none_for_others():
