@@ -1,8 +1,8 @@
 """Cutting a checkpoint beside copying the bytes that are kept, and beside loading, slicing and saving the model.
 
-    python -m benchmarks trim                    # all parts but 8b; 1.6 and 4.4 GB of random weights are written
-    python -m benchmarks trim core --rounds 7    # some parts
-    python -m benchmarks trim 8b --at DIRECTORY  # Llama-3.1-8B's shape to 4B's: 16 GB, and 9 GB for the child
+    python -m benchmarks prune                    # all parts but 8b; 1.6 and 4.4 GB of random weights are written
+    python -m benchmarks prune core --rounds 7    # some parts
+    python -m benchmarks prune 8b --at DIRECTORY  # Llama-3.1-8B's shape to 4B's: 16 GB, and 9 GB for the child
 
 Parts: core (ours, a copy of the kept bytes, that copy with a gather in between, transformers), memory (the core's, at
 two sizes), verb (what a whole `minitron prune` spends where), 8b. Every run has a process of its own; seconds leave out
@@ -246,7 +246,7 @@ def measure_here(way: str, name: str, parent: Path, out: Path) -> None:
 def measured(way: str, name: str, parent: Path) -> Row:
     """One run in a fresh process; what it wrote is removed."""
     with tempfile.TemporaryDirectory(dir=parent.parent) as out:
-        command = [sys.executable, "-m", "benchmarks.trim", ONE, way, name, str(parent), out]
+        command = [sys.executable, "-m", "benchmarks.prune", ONE, way, name, str(parent), out]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -316,17 +316,17 @@ def eight_billion(at: Path, rounds: int) -> list[Row]:
 
 PARTS = {"core": core, "memory": memory, "verb": whole_verb, "8b": eight_billion}
 TITLES = {
-    "core": "Trim: 1.58 GB of bf16 to 0.96 GB, hashing and fsync left out",
-    "memory": "Trim: memory",
-    "verb": "Trim: where a whole `minitron prune` of 1.58 GB spends its time",
-    "8b": "Trim: an 8B-shaped checkpoint",
+    "core": "Pruning: 1.58 GB of bf16 to 0.96 GB, hashing and fsync left out",
+    "memory": "Pruning: memory",
+    "verb": "Pruning: where a whole `minitron prune` of 1.58 GB spends its time",
+    "8b": "Pruning: an 8B-shaped checkpoint",
 }
 
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == [ONE]:
         return measure_here(*arguments[1:3], *map(Path, arguments[3:]))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks trim")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks prune")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=["core", "memory", "verb"])
     parser.add_argument("--at", type=Path, help="where the checkpoints are written, and left")
     parser.add_argument("--rounds", type=int, default=5)
@@ -336,7 +336,7 @@ def main(arguments: list[str]) -> None:
             load = os.getloadavg()[0]
             rows = PARTS[part](options.at or Path(temporary), options.rounds)
             note = f"Load of the {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after."
-            record(f"trim-{part}", TITLES[part], rows, [note])
+            record(f"prune-{part}", TITLES[part], rows, [note])
 
 
 if __name__ == "__main__":
