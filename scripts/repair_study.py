@@ -457,7 +457,7 @@ HEAD = (
     "final loss.",
     "",
     "Regenerate: `python scripts/repair_study.py --names bench prose tied tied:untied --text FILE ..",
-    "--validation FILE ..` (its head says how the teachers are made).",
+    "--validation FILE ..` (its docstring says how the teachers are made).",
     "",
 )
 
