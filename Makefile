@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt reference bench kills bench-teacher client-transformers-4 client-llama-cpp client-browser
+.PHONY: help demo test test-fast check fmt reference bench kills bench-teacher real-models client-transformers-4 client-llama-cpp client-browser
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ kills: $(READY)  ## kill trainings a hundred times and compare each with an undi
 
 bench-teacher: $(READY)  ## train the small teachers that quality is measured on (an hour)
 	$(BIN)/python scripts/bench_teacher.py
+
+real-models: $(READY)  ## assemble pretrained Gemma 3 270M and Qwen2.5-Coder 0.5B in the user's cache (0.7 GB to download)
+	$(ONE_THREAD) $(BIN)/python scripts/real_models.py
 
 # Programs that users load a child with, each in an environment of its own. Not part of `make test`: they are downloaded.
 CLIENTS := .client-venvs

@@ -81,7 +81,7 @@ def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
 def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
     """Most evenly scaled feasible shapes, in place of those that retain most importance, which needs scores."""
     found = [feasible.admitted(parent, search.axes, search.constraints_of(label)) for label in search.labels]
-    return [c for some in found for c in feasible.evenly(parent, search.axes, some)[: search.candidates]]
+    return [c for some in found for c in feasible.by_evenness(parent, search.axes, some)[: search.candidates]]
 
 
 def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:

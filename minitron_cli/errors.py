@@ -1,7 +1,7 @@
-"""What can go wrong, as a user sees it. Each message is one sentence that ends in what to do next.
+"""Errors that users see. Each message is one sentence that ends with what to do next.
 
 MinitronError              exit 1
-├── InputError             exit 2   what was asked for or handed in is wrong
+├── InputError             exit 2   a request or an input is wrong
 │   ├── RecipeError                 a recipe, an override, an option
 │   ├── CheckpointError             a model directory
 │   ├── DataError                   a text or token source
@@ -15,49 +15,55 @@ MinitronError              exit 1
 
 
 class MinitronError(Exception):
-    """Anything this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
     exit_code = 1
 
 
 class InputError(MinitronError, ValueError):
+    """A request or an input is wrong."""
+
     exit_code = 2
 
 
 class RecipeError(InputError):
-    pass
+    """A recipe, a key=value change or an option is wrong."""
 
 
 class CheckpointError(InputError):
-    pass
+    """A model directory is missing, damaged or unsupported."""
 
 
 class DataError(InputError):
-    pass
+    """A source of text or tokens is missing or broken."""
 
 
 class ArtifactError(InputError):
-    pass
+    """A stage's input is missing, damaged or of another model."""
 
 
 class InfeasibleError(InputError):
-    pass
+    """No shape meets the target."""
 
 
 class EnvironmentFault(MinitronError):
+    """Disk, permissions, memory, a lock or the network failed."""
+
     exit_code = 3
 
 
 class RunFailed(MinitronError):
-    pass
+    """The work itself failed, for example because training diverged."""
 
 
 class GateMissed(MinitronError):
+    """A measured value misses its gate."""
+
     exit_code = 4
 
 
 class Interrupted(MinitronError):
-    """The user or the scheduler asked to stop; raised between two steps of a loop."""
+    """A stop was requested by the user or the scheduler; raised between two steps of a loop."""
 
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)
@@ -65,6 +71,6 @@ class Interrupted(MinitronError):
 
 
 def shown(value: object, length: int = 100) -> str:
-    """A value of somebody else's making, for use in a message: printable, and no longer than one can read."""
+    """Representation of an untrusted value for a message: printable and at most `length` characters."""
     text = repr(value)
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,8 +1,8 @@
 """The one module that writes to disk: open, write, hash, fsync, rename.
 
-Everything durable goes through `disk`, a `Disk`. Files are written once, under a name that did not exist,
-and synced before the directory that holds them is renamed into place; nothing is ever modified.
-(Libraries that keep logs of their own, such as experiment trackers, are the only exception.)
+All writing goes through `disk`, a `Disk`. Files are written once, under a new name, and synced before the directory
+that holds them is renamed into place; nothing is ever modified. (The only exceptions are libraries with logs of their
+own, such as experiment trackers.)
 """
 
 import errno
@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 from minitron_cli import canonical_json
 
-WRITE_BYTES = 16 << 20  # smaller pieces let a signal in between
-HASHERS = 4  # files that are hashed at once
+WRITE_BYTES = 16 << 20  # per call, so that signals are handled between calls
+HASHERS = 4  # threads, each of which hashes one file
 
 BytesLike = bytes | bytearray | memoryview
 
 
 class FileRecord(NamedTuple):
-    """A file's content, as a manifest records it."""
+    """Hash and size of a file's content, as a manifest records it."""
 
     sha256: str
     size_bytes: int
@@ -103,13 +103,14 @@ disk = Disk()
 
 
 class SizedFile:
-    """A new file of known size, filled in any order and by several threads."""
+    """New file of known size, filled in any order and by several threads."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
 
     def write_at(self, offset: int, data: BytesLike) -> None:
+        """Write data at `offset` bytes from the start."""
         view = memoryview(data).cast("B")
         while view:
             count = disk.write(self._fd, view[:WRITE_BYTES], offset)
@@ -117,7 +118,7 @@ class SizedFile:
 
 
 class NewFile(SizedFile):
-    """A file being written for the first time, from one end to the other, and hashed on the way."""
+    """New file, written from start to end and hashed meanwhile."""
 
     def __init__(self, path: Path, fd: int) -> None:
         super().__init__(path, fd)
@@ -125,18 +126,20 @@ class NewFile(SizedFile):
         self._sha256 = hashlib.sha256()
 
     def write(self, data: BytesLike) -> None:
+        """Append data."""
         view = memoryview(data).cast("B")
         self._sha256.update(view)
         self.write_at(self.size_bytes, view)
         self.size_bytes += len(view)
 
     def record(self) -> FileRecord:
+        """Hash and size of everything written so far."""
         return FileRecord(self._sha256.hexdigest(), self.size_bytes)
 
 
 @contextmanager
 def _created(path: Path) -> Iterator[int]:
-    """Create `path`, which must not exist, and sync it to disk once the block ends without an error."""
+    """Descriptor of the new file `path`, synced at the end of the context. FileExistsError if it exists."""
     fd = disk.create(path)
     try:
         yield fd
@@ -147,16 +150,16 @@ def _created(path: Path) -> Iterator[int]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[NewFile]:
-    """A file to write in order; it is synced to disk once the block ends without an error."""
+    """New file to write in order, synced when the context ends without an error. FileExistsError if it exists."""
     with _created(path) as fd:
         yield NewFile(path, fd)
 
 
 @contextmanager
 def sized_file(path: Path, size_bytes: int) -> Iterator[SizedFile]:
-    """A file of that many bytes, one at least, to fill in any order; synced as `new_file` is.
+    """New file of `size_bytes` (at least 1) to fill in any order; synced as by `new_file`.
 
-    The space is taken at once where the system can reserve it: a full disk is known before the work.
+    The space is reserved at once where the system can, so that a full disk is noticed before the work.
     """
     with _created(path) as fd:
         disk.reserve(fd, size_bytes)
@@ -164,7 +167,7 @@ def sized_file(path: Path, size_bytes: int) -> Iterator[SizedFile]:
 
 
 def write_new(path: Path, chunks: Iterable[BytesLike] | BytesLike) -> FileRecord:
-    """Write a new file and return what it holds. FileExistsError if `path` exists."""
+    """Write a new file; its hash and size. FileExistsError if `path` exists."""
     with new_file(path) as file:
         for chunk in [chunks] if isinstance(chunks, BytesLike) else chunks:
             file.write(chunk)
@@ -172,35 +175,36 @@ def write_new(path: Path, chunks: Iterable[BytesLike] | BytesLike) -> FileRecord
 
 
 def write_new_json(path: Path, value: Any) -> FileRecord:
+    """Write a value as readable JSON to a new file; its hash and size. FileExistsError if `path` exists."""
     return write_new(path, canonical_json.pretty(value))
 
 
 def replace(path: Path, content: BytesLike) -> None:
-    """Swap the content of a small file in one step: a reader sees the old or the new, never a mixture."""
+    """Replace the content of a small file atomically: a reader sees the old or the new content, never a mixture."""
     temporary = _beside(path)
     try:
         write_new(temporary, content)
         disk.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             disk.remove_file(temporary)
         raise
     disk.sync_dir(path.parent)
 
 
-TEMPORARY = ".tmp-"  # the prefix of everything that a killed run may leave behind
+TEMPORARY = ".tmp-"  # prefix of everything that a killed run may leave behind
 
 
-_at_work: set[Path] = set()  # this process's own
+_at_work: set[Path] = set()  # temporary directories of this process
 
 
 def _beside(path: Path) -> Path:
-    """A name that nobody else uses. It ends in this process's id, so that others leave it alone while we live."""
+    """Unique temporary path beside `path`. It ends in this process's id, so that no other sweeps it meanwhile."""
     return path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}-{os.getpid()}")
 
 
 def temporary_dir(parent: Path, name: str) -> Path:
-    """Create a directory beside `parent/name`, under a name nobody else uses."""
+    """Create a directory beside `parent/name` under a unique temporary name."""
     path = _beside(parent / name)
     _at_work.add(path)
     disk.make_dir(path)
@@ -208,7 +212,7 @@ def temporary_dir(parent: Path, name: str) -> Path:
 
 
 def publish(temporary: Path, final: Path) -> bool:
-    """Rename a finished directory into place. False if another writer was first; theirs stands."""
+    """Rename a finished directory into place. False if another writer was first; then its directory stays."""
     disk.sync_dir(temporary)
     try:
         disk.rename(temporary, final)
@@ -221,7 +225,7 @@ def publish(temporary: Path, final: Path) -> bool:
 
 
 def make_dirs(path: Path) -> None:
-    """Create `path` and its parents where they do not exist."""
+    """Create `path` and its missing parents. NotADirectoryError if a file is in the way."""
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -238,7 +242,7 @@ def make_dirs(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory; it is renamed first, so that a killed removal never leaves half of it in view."""
+    """Remove a directory if it exists. It is renamed first, so that a killed removal leaves no half of it visible."""
     doomed = _beside(path.with_name(f"del-{path.name}"))
     try:
         disk.rename(path, doomed)
@@ -248,7 +252,7 @@ def remove_tree(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed runs left in `directory`; what a living process is at work on stays."""
+    """Remove what killed runs left in `directory`, but nothing that a running process works on."""
     for path in directory.glob(f"{TEMPORARY}*"):
         if not _is_at_work(path):
             disk.remove_tree(path) if path.is_dir() else disk.remove_file(path)
@@ -256,7 +260,7 @@ def sweep(directory: Path) -> None:
 
 def _is_at_work(path: Path) -> bool:
     pid = path.name.rpartition("-")[2]
-    if not pid.isdecimal() or int(pid) == os.getpid():  # an earlier process may have had our number
+    if not pid.isdecimal() or int(pid) == os.getpid():  # an earlier process may have had our id
         return path in _at_work
     try:
         os.kill(int(pid), 0)
@@ -268,13 +272,13 @@ def _is_at_work(path: Path) -> bool:
 
 
 def file_record(path: Path) -> FileRecord:
-    """Hash a file that is already there."""
+    """Hash and size of an existing file."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         return FileRecord(digest.hexdigest(), file.tell())
 
 
 def file_records(paths: Iterable[Path]) -> Iterator[FileRecord]:
-    """Hash files that are already there, several at once; in their order."""
+    """Hashes and sizes of existing files, in their order; several are hashed at once."""
     with ThreadPoolExecutor(HASHERS) as pool:
         yield from pool.map(file_record, paths)

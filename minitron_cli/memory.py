@@ -1,4 +1,4 @@
-"""How much memory there is, and whether a model fits in it."""
+"""Available memory, and whether a model fits in it."""
 
 import os
 import resource
@@ -9,16 +9,16 @@ MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
 CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 
-SPARE = 1.2  # times the weights: what loading them takes at its peak
+SPARE = 1.2  # peak memory of loading weights, relative to their size
 
 
 def fits(model_bytes: int, other_bytes: int, device: str) -> bool:
-    """Whether a model can be resident on a device, beside this much else."""
+    """Whether a device has memory for a model of `model_bytes` and `other_bytes` besides."""
     return model_bytes * SPARE + other_bytes <= available_bytes(device)
 
 
 def available_bytes(device: str) -> float:
-    """What can still be allocated on a device without swapping."""
+    """Bytes that can be allocated on a device without swapping; infinity if unlimited."""
     if device.startswith("cuda"):
         import torch
 
@@ -27,7 +27,7 @@ def available_bytes(device: str) -> float:
 
 
 def peak_bytes(device: str) -> int | None:
-    """The most that this process has held on a device so far; None where the system does not tell."""
+    """Peak memory of this process on a device so far; None if the system does not report it."""
     if device.startswith("cuda"):
         import torch
 
@@ -35,7 +35,7 @@ def peak_bytes(device: str) -> int | None:
     if not STATUS.exists():
         return _counted_peak()
     fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024  # getrusage would count what the process was before it was ours
+    return int(fields["VmHWM"].split()[0]) * 1024  # getrusage includes the process before exec
 
 
 def _counted_peak() -> int | None:
@@ -47,11 +47,11 @@ def _machine() -> int:
     if MEMINFO.exists():
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # macOS does not say what is in use
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # macOS does not report what is in use
 
 
 def _container() -> float:
-    """The container's limit less its anonymous memory; infinity without a limit."""
+    """Limit of the container minus its anonymous memory; infinity without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())

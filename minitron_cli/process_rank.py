@@ -1,4 +1,4 @@
-"""Which process of a distributed run this is, as its launcher says in the environment. Knows no torch."""
+"""Rank of this process in a distributed run, from the launcher's environment variables. Knows no torch."""
 
 import os
 

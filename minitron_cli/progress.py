@@ -1,4 +1,4 @@
-"""Loops that take more than a moment: shown while they run, stopped between two of their steps.
+"""Progress of long loops: shown while they run, and stopped between two of their steps.
 
 Knows nothing of terminals: the command line installs a `Display`; without one, nothing is shown.
 A signal handler calls `request_stop`; the next step of any loop raises `Interrupted`.
@@ -10,11 +10,11 @@ from typing import Protocol
 
 from minitron_cli.errors import Interrupted
 
-Step = Callable[..., None]  # step(n=1, **figures): n more units are done; figures to show beside the bar
+Step = Callable[..., None]  # step(n=1, **figures): n more units are done; figures are shown beside the bar
 
 
 class Display(Protocol):
-    """Where progress and remarks are shown."""
+    """Shows progress, remarks and warnings."""
 
     def start(self, title: str, total: int | None, unit: str) -> Step: ...
 
@@ -45,19 +45,20 @@ _stop_signal: int | None = None
 
 
 def show_on(display: Display | None) -> None:
-    """Send progress and remarks to `display`; None silences them."""
+    """Show progress and remarks on `display`; None shows nothing."""
     global _display
     _display = display or _Silent()
     _warned.clear()
 
 
 def request_stop(signal_number: int | None) -> None:
-    """Ask every loop to stop at its next step; None takes the request back."""
+    """Make every loop stop at its next step; None withdraws the request."""
     global _stop_signal
     _stop_signal = signal_number
 
 
 def stop_requested() -> bool:
+    """Whether a stop was requested."""
     return _stop_signal is not None
 
 
@@ -69,7 +70,7 @@ def raise_if_stopped() -> None:
 
 @contextmanager
 def track(title: str, total: int | None = None, unit: str = "steps") -> Iterator[Step]:
-    """A bar for one loop. Call the yielded `step(n, **figures)` after each unit of work."""
+    """Progress bar of one loop. Call the yielded `step(n, **figures)` after each unit of work."""
     show = _display.start(title, total, unit)
 
     def step(n: int = 1, **figures: float | int | str) -> None:
@@ -83,17 +84,17 @@ def track(title: str, total: int | None = None, unit: str = "steps") -> Iterator
 
 
 def say(text: str) -> None:
-    """A remark for the user, one line."""
+    """Show a remark of one line."""
     _display.say(text)
 
 
 def warn(text: str) -> None:
-    """Something the user asked for has no effect, or not the one they may expect."""
+    """Warn that something the user asked for has no effect, or not the expected one."""
     _display.warn(text)
 
 
 def warn_once(text: str) -> None:
-    """The same of what would come up again and again: once for each display."""
+    """Show a warning once per display, if it would be repeated."""
     if text not in _warned:
         _warned.add(text)
         warn(text)

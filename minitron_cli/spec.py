@@ -1,4 +1,4 @@
-"""The base of everything a user writes down: frozen, strict, documented attribute by attribute."""
+"""Base class of everything that users write down: frozen, strict, each attribute with a docstring."""
 
 import re
 from fractions import Fraction
@@ -31,13 +31,13 @@ def _quantity(value: object) -> object:
 
 
 def _share(text: str) -> str | None:
-    """`50%`, in one spelling; None for anything that is no share."""
+    """Normalized share such as `50%`; None if the text is not a share."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)
     return f"{float(found[1]):g}%" if found and float(found[1]) > 0 else None
 
 
 def _amount(value: object) -> object:
-    """A quantity, or a share of the parent's."""
+    """Read a quantity, or a share of the parent's."""
     return _share(str(value).strip()) or _quantity(value)
 
 
@@ -60,19 +60,19 @@ def _bytes(value: object) -> object:
 
 
 def _measure(value: object) -> object:
-    """A number, or a share of the parent's."""
+    """Read a number, or a share of the parent's."""
     if share := _share(str(value).strip()):
         return share
     return value
 
 
 def of_whole(amount: float | str, whole: float) -> float:
-    """What an amount comes to, where a share is one of `whole`."""
+    """Value of an amount; a share is taken of `whole`."""
     return float(amount[:-1]) / 100 * whole if isinstance(amount, str) else amount
 
 
 def _form(name: str) -> Any:
-    """For the JSON schema: which of the numbers and strings are meant."""
+    """Field whose JSON schema names the accepted form."""
     return Field(json_schema_extra={"format": name})
 
 

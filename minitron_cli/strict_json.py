@@ -1,4 +1,4 @@
-"""JSON from files that somebody else wrote: bounded, no duplicate keys, no NaN, only the typed error."""
+"""JSON from untrusted files: bounded size, no duplicate keys, no NaN, CheckpointError for everything else."""
 
 import json
 import math
@@ -14,7 +14,7 @@ MAX_BYTES = 64 << 20
 
 
 def load(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """The JSON object in a regular file. CheckpointError for anything else."""
+    """JSON object in a regular file. CheckpointError for anything else."""
     size = regular_size(path)
     if size > max_bytes:
         raise CheckpointError(
@@ -24,6 +24,7 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def parse(content: bytes, where: str) -> dict[str, Any]:
+    """JSON object in UTF-8 bytes. CheckpointError, which begins with `where`, for anything else."""
     try:
         value = json.loads(
             content.decode("utf-8"),
@@ -40,7 +41,7 @@ def parse(content: bytes, where: str) -> dict[str, Any]:
 
 
 def regular_size(path: Path) -> int:
-    """The size of a regular file, links followed: a FIFO or a device would block a reader for ever."""
+    """Size of a regular file, links followed. CheckpointError otherwise: a FIFO or device would block the reader."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -54,7 +55,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"key {shown(name, 60)} stands twice")
+        raise ValueError(f"key {shown(name, 60)} occurs twice")
     return value
 
 

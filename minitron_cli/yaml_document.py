@@ -1,4 +1,4 @@
-"""What a user writes down, read into specs: strict YAML 1.2, `key=value` changes, one clear sentence when it is wrong.
+"""YAML documents read into specs: strict YAML 1.2, `key=value` changes, and one clear sentence for each error.
 
 Knows no spec in particular.
 """
@@ -34,20 +34,20 @@ from minitron_cli.spec import Spec
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 
-KeyPath = tuple[str | int, ...]  # where a value stands: ("data", "sources", 0, "paths")
+KeyPath = tuple[str | int, ...]  # path of a value: ("data", "sources", 0, "paths")
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """A mapping as it was written, and the line on which each of its values stands."""
+    """A mapping as written, and the line of each of its values."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
 
     def changed(self, overrides: Iterable[str]) -> "YamlDocument":
-        """With the value at each dotted path replaced, as `distill.learning_rate=2e-4` says."""
+        """Copy with the values at dotted paths replaced: `distill.learning_rate=2e-4`. RecipeError for another form."""
         changed = self
         for text in overrides:
             key, equals, value = text.partition("=")
@@ -57,19 +57,19 @@ class YamlDocument:
         return changed
 
     def with_value(self, place: KeyPath, value: Any) -> "YamlDocument":
-        """With one value replaced; mappings on the way to it are made."""
+        """Copy with one value replaced; missing mappings on the path are created."""
         values = copy.deepcopy(dict(self.values))
         _put(values, place, value)
         lines = {at: line for at, line in self.lines.items() if at[: len(place)] != place}
         return YamlDocument(values, self.file, lines)
 
     def where(self, place: KeyPath) -> str:
-        """`recipe.yaml:12: ` for what stands in a file, nothing for what came from the command line."""
+        """`recipe.yaml:12: ` for a value from a file; empty for one from the command line."""
         return f"{self.file}:{self.lines[place]}: " if place in self.lines else ""
 
 
 def read(path: Path) -> YamlDocument:
-    """The mapping in a YAML file. RecipeError, with the line, for all that a recipe has no use for."""
+    """Mapping in a YAML file. RecipeError, with the line, for invalid YAML and features that recipes do not use."""
     if not path.exists():
         raise RecipeError(f"{path} does not exist: give a recipe in YAML")
     if not path.is_file():
@@ -84,7 +84,7 @@ def read(path: Path) -> YamlDocument:
 
 
 def parse(text: str, file: str) -> YamlDocument:
-    """The mapping in a YAML text; `file` is its name in messages."""
+    """Mapping in a YAML text; `file` is its name in messages."""
     value, lines = _parse(text, file)
     if not isinstance(value, dict):
         raise RecipeError(f"{file} is not a mapping: write `key: value` lines, as `minitron recipes show demo` does")
@@ -96,7 +96,7 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
     try:
         _refuse_features(yaml.parse(io.StringIO(text)), name)
         node = yaml.compose(io.StringIO(text))
-        return yaml.load(text), dict(_lines(node)) if node else {}
+        return (yaml.constructor.construct_document(node), dict(_lines(node))) if node else (None, {})
     except RecipeError:
         raise
     except MarkedYAMLError as e:
@@ -111,12 +111,12 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
 def _problem(error: MarkedYAMLError) -> str:
     problem = str(error.problem or error.context)
     if problem.startswith("found duplicate key"):
-        return f'key "{problem.split(chr(34))[1]}" stands twice'
+        return f'key "{problem.split(chr(34))[1]}" occurs twice'
     return problem
 
 
 def _refuse_features(events: Iterator[Event], name: str) -> None:
-    """What makes YAML hard to read or dangerous: no recipe needs it."""
+    """RecipeError for features that make YAML hard to read or dangerous; no recipe needs them."""
     depth = 0
     for event in events:
         depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
@@ -172,6 +172,7 @@ def _has(values: Any, part: str | int) -> bool:
 
 
 def dotted(place: KeyPath) -> str:
+    """Path as users write it: `data.sources.0.paths`."""
     return ".".join(map(str, place))
 
 
@@ -179,7 +180,7 @@ def dotted(place: KeyPath) -> str:
 
 
 def check(kind: type[AnySpec], document: YamlDocument, at: KeyPath = ()) -> AnySpec:
-    """The part of a document that stands at `at`, as a spec. RecipeError says where it is wrong, and what to do."""
+    """Part of a document at the path `at`, as a spec. RecipeError says what is wrong, where, and what to do."""
     values: Any = document.values
     for part in at:
         values = values.get(part) or {}
@@ -216,7 +217,7 @@ def _sentence(kind: type[Spec], document: YamlDocument, values: Any, at: KeyPath
 
 
 def _written(values: Any, error: ErrorDetails) -> KeyPath:
-    """Where the error is in what was written: pydantic's path without the names of a union's members."""
+    """Path of an error in the document: pydantic's path without the names of union members."""
     place: list[str | int] = []
     for i, part in enumerate(error["loc"]):
         if _has(values, part):
@@ -245,7 +246,7 @@ def _shown(value: Any) -> str:
 
 
 def _specs_at(kind: type[BaseModel], loc: KeyPath) -> list[type[BaseModel]]:
-    """The specs that may stand at pydantic's path `loc`."""
+    """Specs that are valid at pydantic's path `loc`."""
     kinds = [kind]
     for part in loc:
         if having := [k for k in kinds if part in k.model_fields]:

@@ -27,7 +27,7 @@ from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.config import Ranking
 from minitron_cli.results.training import TeacherResult
 from minitron_cli.scores.metric import Random
-from minitron_cli.scores.rank_correlation import WAYS
+from minitron_cli.scores.rank_correlation import METRICS
 from minitron_cli.stages import importance
 
 BLOCKS = 128  # held-out blocks of a loss
@@ -99,7 +99,7 @@ def low_precision(context: Context, parent: SourceModel, samples: int) -> Iterat
     yield "|---|---|---|---|"
     for axis in ("head", "ffn", "hidden"):
         found = []
-        for metric in WAYS.values():
+        for metric in METRICS.values():
             pairs = zip(*(torch.atleast_2d(scores.select(axis, metric)) for scores in (exact, rounded)), strict=True)
             found += [spearman(a, b) for a, b in pairs]
         yield f"| {axis} | {len(found)} | {statistics.median(found):.5f} | {min(found):.5f} |"

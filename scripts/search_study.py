@@ -3,14 +3,14 @@ r"""Does a search that retrains its candidates find a better shape than scaling 
     python scripts/bench_teacher.py && python scripts/search_study.py
 
 Searches the bench teacher at half of its parameters without embeddings, over a grid that the evenly scaled shape is not
-in; then trains three shapes in full, with three seeds each: the search's winner, the one with the best zero-shot score,
-and the evenly scaled one. A further search, zero-shot, has to keep a latency that is measured here. Whatever is true is
-written to docs/results/search.md. What was stopped continues.
+in; then distills three shapes in full, with three seeds each: the search's winner, the best zero-shot one, and the
+evenly scaled one. A further search, zero-shot, has a latency limit that is measured here. The results are the
+column and the section "plain" of docs/results/search.md. An interrupted run continues.
 
-    python scripts/search_study.py --candidates 24 --top 6 --repair auto --learning-rate 4e-4 \
-        --output docs/results/search-mended.md
+    python scripts/search_study.py --candidates 24 --top 6 --repair auto --learning-rate 4e-4
 
-does the same with cuts that are mended, in the search too, without the latency, which knows no weights.
+does the same with repaired children, in the search too, and writes the column and the section "repaired". It has no
+latency limit, since latency does not depend on the weights.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 import torch
 from bench_teacher import bench_data
-from studies import Study, mean_and_deviation, write_page
+from studies import Study, mean_and_deviation
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
@@ -54,11 +54,15 @@ FAST_SPACE = {**SPACE, "layer": (4, 5, 6, 7, 8)}  # time goes with layers here, 
 EVEN = {"hidden": 126, "ffn": 344}  # two thirds of both, as far as six heads divide: half of the parameters
 BUDGET = Budget(target="50%", count="non_embedding")
 LATENCY = {"phase": "decode", "batch": 1, "length": 128, "repeats": 9}
-NOT_YET = ("## After full distillation", "", "Not measured yet: run the command to its end; it continues.", "")
-PLAIN = "Cuts are plain: `repair: none`."
-MENDED = (
-    "Cuts are mended before they are scored and trained ([repair.md](repair.md)); plain ones: [search.md](search.md)."
-)
+COLUMNS = ("plain", "repaired")
+SKELETON = """\
+# A search that retrains its candidates
+
+| | plain | repaired |
+|---|---|---|
+
+Differences are in nats; negative means that the search's winner is better.
+"""
 Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of each seed
 
 
@@ -70,7 +74,7 @@ class SearchStudy(Study):
         return PruneConfig(repair=self.args.repair, **options)
 
     def found(self) -> Artifact:
-        """The search in question."""
+        """The search that retrains its candidates."""
         retrain = Retrain(
             top=self.args.top,
             tokens=self.args.retrain_tokens,
@@ -87,7 +91,7 @@ class SearchStudy(Study):
 
     @contextmanager
     def clocked(self) -> Iterator[None]:
-        """Add up the CPU seconds of the search, over all runs that it took; to find it made takes none."""
+        """Add the CPU seconds of the block to those of earlier runs, unless the search existed already."""
         started, before = time.process_time(), self._made()
         is_done = False
         try:
@@ -109,7 +113,7 @@ class SearchStudy(Study):
         return json.loads(self.cpu_path.read_text())["search"] if self.cpu_path.is_file() else 0.0
 
     def fast(self) -> Artifact:
-        """The same without retraining, of shapes that are fast enough here."""
+        """The search without retraining, over shapes within the latency limit."""
         config = SearchConfig(
             budget=BUDGET,
             space=FAST_SPACE,
@@ -121,7 +125,7 @@ class SearchStudy(Study):
         return search.run(self.context, self.parent, self.scores(), self.data, config)
 
     def timing(self, shape: Mapping[str, int]) -> Timing:
-        """As the search measured it, or would."""
+        """Time of a shape under LATENCY, from the cache if the search measured it."""
         return LatencyProbe(self.builder(Ranking()))(self.parent.shape.resize(**shape), Workload(**LATENCY))
 
     def distilled(self, shape: Mapping[str, int], seed: int) -> dict[str, float]:
@@ -147,14 +151,14 @@ class SearchStudy(Study):
 
 @dataclass(frozen=True)
 class Results:
-    """What is known so far."""
+    """Results so far."""
 
     study: SearchStudy
     search: Artifact
     fast: Artifact | None
-    """The search with a latency to keep, if there is one."""
+    """The search with a latency limit, if there is one."""
     shapes: Mapping[str, Mapping[str, int]]
-    """Those that are distilled in full."""
+    """Shapes that are distilled in full."""
     finals: Finals
 
     @cached_property
@@ -166,9 +170,20 @@ class Results:
         return self.told["candidates"]
 
     def write(self) -> None:
-        output = self.study.args.output
-        write_page(output, page(self))
-        output.with_suffix(".svg").write_text(curves(self.told))
+        output: Path = self.study.args.output
+        before = output.read_text() if output.is_file() else SKELETON
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(with_section(with_column(before, self.column, facts(self)), self.column, section(self)))
+        output.with_name(self.picture).write_text(curves(self.told))
+
+    @property
+    def column(self) -> str:
+        """Column and section of the page that this run writes."""
+        return COLUMNS[self.study.args.repair != "none"]
+
+    @property
+    def picture(self) -> str:
+        return f"{self.study.args.output.stem}-{self.column}.svg"
 
 
 def main() -> None:
@@ -183,14 +198,13 @@ def main() -> None:
     parser.add_argument("--retrain-tokens", type=int, default=131_072)
     parser.add_argument("--tokens", type=int, default=163_840, help="of a full distillation")
     parser.add_argument("--seeds", type=int, default=3, help="orders of the data in full distillation")
-    parser.add_argument("--repair", choices=get_args(RepairName), default="none", help="how cuts are mended")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of all retraining; mended cuts want less")
+    parser.add_argument("--repair", choices=get_args(RepairName), default="none", help="repair of pruned children")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, help="of all retraining; repaired children need less"
+    )
     parser.add_argument("--search-only", action="store_true", help="no latency, no full distillation")
     parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"))
     args = parser.parse_args()
-    own_options = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in own_options.items() if name != "runs_dir"]
-    args.command = " ".join(["python scripts/search_study.py", *options])
     workspace = Workspace(args.runs_dir / "bench")
     parent = open_source_model(workspace.require("teacher", "make bench-teacher").path)
     own = Workspace(args.runs_dir / "search-study")  # others may be at work in the teacher's
@@ -234,69 +248,72 @@ def curves(told: dict[str, Any]) -> str:
     return svg.replace("<svg ", f'<svg {names} style="background:#fff" ', 1) + "\n"
 
 
-def page(results: Results) -> list[str]:
+def facts(results: Results) -> dict[str, str]:
+    """Label -> value: what the two runs are compared by."""
     study, rows = results.study, results.rows
-    parent, args = study.parent.shape, study.args
-    return [
-        "# A search that retrains its candidates",
-        "",
-        f"The teacher of `make bench-teacher` ({parent.parameters():,} parameters), to 50 % ± 5 % of its",
-        f"{parent.parameters('non_embedding'):,} parameters without embeddings, by depth and width together. "
-        f"{results.search.summary['feasible']} shapes of the grid are",
-        f"feasible; {len(rows)} were scored on {args.blocks} held-out blocks, {args.top} retrained on "
-        f"{' / '.join(f'{n:,}' for n in results.told['rung_tokens'])} tokens. The",
-        f"evenly scaled shape is not in the grid. The search took {study.cpu_seconds / 60:.1f} minutes of one CPU "
-        "thread.",
-        "",
-        MENDED if args.repair != "none" else PLAIN,
-        "",
-        f"Regenerate: `make bench-teacher && {args.command}`",
-        "",
-        *(after_distillation(results) if any(results.finals.values()) else NOT_YET),
-        "## The candidates",
-        "",
-        *candidate_table(rows),
-        "",
-        f"![loss of every retrained candidate, rung by rung]({args.output.stem}.svg)",
-        "",
-        "## How stable the order is",
-        "",
-        *stability(results),
-        *(latency(study, rows, results.fast) if results.fast else ()),
-    ]
+    return {
+        "candidates scored zero-shot": str(len(rows)),
+        "candidates retrained": str(study.args.top),
+        "CPU minutes of the search": f"{study.cpu_seconds / 60:.1f}",
+        **(dict(final_figures(results)) if any(results.finals.values()) else {}),
+        **dict(stability(results)),
+    }
 
 
-def after_distillation(results: Results) -> Iterator[str]:
-    args, seeds = results.study.args, len(next(iter(results.finals.values())))
-    yield from ("## After full distillation", "")
-    yield f"{args.tokens:,} tokens, {args.final_blocks} held-out blocks; mean ± standard deviation over {seeds} seeds"
-    yield from ("(another order of the data).", "")
-    yield from final_table(results)
-    yield ""
-    yield from paired(results.finals)
-    yield ""
-
-
-def final_table(results: Results) -> Iterator[str]:
-    yield "| shape | | without embeddings | loss | KL to the teacher |"
-    yield "|---|---|---|---|---|"
+def final_figures(results: Results) -> Iterator[tuple[str, str]]:
+    """Losses after full distillation, and the winner's differences seed by seed."""
     for name, shape in results.shapes.items():
         count = results.study.parent.shape.resize(**shape).parameters("non_embedding")
-        loss, kl = (
-            mean_and_deviation([one[figure] for one in results.finals[name]], "{:.4f}") for figure in ("loss", "kl")
-        )
-        yield f"| {name} | {spell(shape)} | {count:,} | {loss} | {kl} |"
+        yield f"{name}: shape", spell(shape)
+        yield f"{name}: parameters without embeddings", f"{count:,}"
+        for figure, title in (("loss", "loss"), ("kl", "KL to the teacher")):
+            yield f"{name}: {title}", mean_and_deviation([one[figure] for one in results.finals[name]], "{:.4f}")
+    first, *others = results.finals.values()
+    for name, other in zip(list(results.finals)[1:], others, strict=True):
+        gaps = [a["loss"] - b["loss"] for a, b in zip(first, other, strict=True)]
+        differences = ", ".join(f"{gap:+.4f}" for gap in gaps)
+        yield f"winner - {name}, loss by seed", differences if any(gaps) else "the same shape"
 
 
-def paired(finals: Finals) -> Iterator[str]:
-    first, *others = finals
-    for other in others:
-        gaps = [a["loss"] - b["loss"] for a, b in zip(finals[first], finals[other], strict=True)]
-        if any(gaps):
-            text = ", ".join(f"{gap:+.4f}" for gap in gaps)
-            yield f"The {first} against {other}, seed by seed: {text} nats (negative: the {first} is better)."
-        else:
-            yield f"The {first} and {other} are one shape."
+def stability(results: Results) -> Iterator[tuple[str, str]]:
+    """Kendall's tau between successive rankings, with the number of candidates."""
+    rows = results.rows
+    tau = kendall_tau([-row["costs"]["mass"] for row in rows], [row["zero_shot"] for row in rows])
+    yield "Kendall's tau, importance kept to zero-shot", f"{tau:+.2f} ({len(rows)} candidates)"
+    for row in next(iter(results.search.summary["winners"].values()))["stability"]:
+        yield f"Kendall's tau, {row['from']} to {row['to']}", f"{row['tau']:+.2f} ({row['candidates']} candidates)"
+
+
+def with_column(page: str, column: str, values: Mapping[str, str]) -> str:
+    """The page with the first table's values of one column replaced."""
+    lines = page.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1
+    last = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
+    table = {
+        label: cells
+        for label, *cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines[first:last])
+    }
+    place = COLUMNS.index(column)
+    for cells in table.values():
+        cells[place] = "-"
+    for label, value in values.items():
+        table.setdefault(label, ["-", "-"])[place] = value
+    shown = [f"| {' | '.join((label, *cells))} |" for label, cells in table.items() if cells != ["-", "-"]]
+    return "\n".join([*lines[:first], *shown, *lines[last:]]) + "\n"
+
+
+def with_section(page: str, column: str, lines: Sequence[str]) -> str:
+    """The page with the section of one column replaced, or added at the end."""
+    head, *sections = page.rstrip("\n").split("\n## ")
+    title = f"Candidates, {column}"
+    kept = {text.partition("\n")[0]: text for text in sections} | {title: "\n".join([title, "", *lines]).rstrip()}
+    return "\n\n## ".join(text.rstrip() for text in (head, *kept.values())) + "\n"
+
+
+def section(results: Results) -> Iterator[str]:
+    yield from candidate_table(results.rows)
+    yield from ("", f"![loss of every retrained candidate, rung by rung]({results.picture})", "")
+    yield from latency(results.study, results.rows, results.fast) if results.fast else ()
 
 
 def candidate_table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -321,23 +338,13 @@ def candidate_table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
-def stability(results: Results) -> Iterator[str]:
-    rows = results.rows
-    yield "| from | to | candidates | Kendall's tau |"
-    yield "|---|---|---|---|"
-    mass = kendall_tau([-row["costs"]["mass"] for row in rows], [row["zero_shot"] for row in rows])
-    yield f"| importance kept | zero-shot | {len(rows)} | {mass:+.2f} |"
-    for row in next(iter(results.search.summary["winners"].values()))["stability"]:
-        yield f"| {row['from']} | {row['to']} | {row['candidates']} | {row['tau']:+.2f} |"
-
-
 def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> Iterator[str]:
-    yield from ("", "## With a latency to keep", "")
+    yield from ("### With a latency limit", "")
     quick = candidates.read(fast)["candidates"]
     free = min(rows, key=lambda row: row["zero_shot"])
-    yield f"One token more at a time, {LATENCY['length']} in the cache, at most {study.args.latency} of the parent's"
-    yield "time; candidate and parent timed in turn on this CPU, one thread, medians; the grid with 4 layers too. By"
-    yield "zero-shot loss the choice is:"
+    yield f"Decoding with {LATENCY['length']} tokens in the cache, at most {study.args.latency} of the parent's time;"
+    yield "candidate and parent timed in alternation on one CPU thread, medians; the grid also has 4 layers."
+    yield "The choice by zero-shot loss:"
     yield ""
     yield "| | shape | zero-shot loss | of the parent's time |"
     yield "|---|---|---|---|"
@@ -347,9 +354,9 @@ def latency(study: SearchStudy, rows: list[dict[str, Any]], fast: Artifact) -> I
         yield f"| {name} | {spell(row['shape'])} | {number(row['zero_shot'])} | {share:.0%} |"
     yield ""
     with_it, without = (statistics.mean(row["shape"]["layer"] for row in some) for some in (quick, rows))
-    yield f"Shapes that keep it ({len(quick)}) have {with_it:.1f} layers on average, those scored without it"
-    yield f"({len(rows)}) {without:.1f}. Every time is measured once and cached; where the machine is busy with other"
-    yield "work, as here, a shape's share moves by some percent from one measurement to the next."
+    yield f"Shapes within the limit ({len(quick)}) have {with_it:.1f} layers on average, shapes scored without it"
+    yield f"({len(rows)}) {without:.1f}. Every time is measured once and cached; on a busy machine, as here, a"
+    yield "shape's share varies by some percent between measurements."
 
 
 def spell(shape: Mapping[str, int]) -> str:

@@ -2,7 +2,9 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # these are read when torch and the hub's client are imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from minitron_cli import progress
+from minitron_cli.errors import InputError
+from scripts import real_models
+
+REAL_MODELS = real_models.default_root()  # before tests get a cache of their own
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,7 +49,16 @@ def _nothing_left_over() -> Iterator[None]:
     progress.show_on(None)
 
 
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """`real_model("gemma-3-270m")`, the directory of a pretrained model; for tests marked `real` with its name."""
+    return partial(real_models.real_model, root=REAL_MODELS)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in item.iter_markers("real"):
+            _skip_without(marker.args, item)
     if not (marked := [item for item in items if "gpu" in item.keywords]):
         return
     import torch
@@ -51,3 +66,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no accelerator here"))
+
+
+def _skip_without(names: tuple[str, ...], item: pytest.Item) -> None:
+    try:
+        for name in names:
+            real_models.real_model(name, REAL_MODELS)
+    except InputError as e:
+        item.add_marker(pytest.mark.skip(reason=str(e)))

@@ -1,7 +1,7 @@
-"""The border with transformers and the hub: names to directories, directories to models, models to files.
+"""Interface to transformers and the hub: names to directories, directories to models, models to files.
 
-Code that comes with a checkpoint never runs, the attention kernel is ours to choose, and a key that is missing,
-unexpected or of another shape is an error where transformers would fill in random numbers.
+Code in a checkpoint never runs, and its config does not choose the attention kernel. A tensor that is missing,
+unexpected or of another shape is an error; transformers would fill in random numbers.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli import io, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint.aliases import ALIASES
+from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_LAYERS = 1_000
 MAX_EXPERTS = 10_000
-MAX_WIDTH = 1_000_000  # of any dimension; a config beyond it would be built for minutes before it fails
+MAX_WIDTH = 1_000_000  # of any dimension; building a larger model would take minutes before it fails
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
 
 
 class ModelSource(NamedTuple):
-    """A model the user named, found on this machine."""
+    """A named model that was found on this machine."""
 
     name: str
     path: Path
@@ -46,7 +46,10 @@ class ModelSource(NamedTuple):
 
 
 def resolve(model: str, *, offline: bool = False) -> ModelSource:
-    """Find a model: a directory, an alias or a hub id. Downloads unless `offline` or HF_HUB_OFFLINE says not to."""
+    """Find a model: a directory, an alias or a hub id, which is downloaded unless `offline` or HF_HUB_OFFLINE is set.
+
+    CheckpointError if there is no such model, EnvironmentFault if it cannot be downloaded.
+    """
     if os.path.isdir(model):
         path = Path(model)
         return ModelSource(model, path, fingerprint.of_directory(path))
@@ -61,12 +64,12 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
 
 
 def hub_id(model: str) -> str:
-    """What an alias stands for; any other name is its own."""
-    return ALIASES[model].hub_id if model in ALIASES else model
+    """Hub id of an alias; any other name as it is."""
+    return aliases()[model].hub_id if model in aliases() else model
 
 
 def cached(model: str) -> Path | None:
-    """Where a hub model lies on this machine, if it does."""
+    """Directory of a hub model in the local cache; None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(hub_id(model), "config.json") if _may_be_hub_id(hub_id(model)) else None
@@ -85,7 +88,7 @@ def _may_be_hub_id(text: str) -> bool:
 
 
 def _aliases() -> str:
-    families = {name.partition("-")[0]: name for name in ALIASES}  # one of each: an error is one short sentence
+    families = {name.partition("-")[0]: name for name in aliases()}  # one per family keeps the message short
     return ", ".join(families.values())
 
 
@@ -98,7 +101,7 @@ def _download(hub_id: str, *, offline: bool) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3))
     except GatedRepoError:
-        raise CheckpointError(f"{hub_id} is gated: accept its licence on the hub and run `hf auth login`") from None
+        raise CheckpointError(f"{hub_id} is gated: accept its license on the hub and run `hf auth login`") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"{hub_id} is not on the hub: check the name, or run `hf auth login` if it is private"
@@ -118,6 +121,7 @@ def load_config(path: Path) -> "PretrainedConfig":
 
 
 def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
+    """Config of a parsed config.json. CheckpointError, which begins with `where`, if it is invalid or unsupported."""
     from transformers import CONFIG_MAPPING
 
     _refuse(raw, where)
@@ -130,7 +134,7 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
 
     if raw.get("quantization_config"):
         raise CheckpointError(
-            f"{where}: the checkpoint is quantised, and cutting needs the original weights; give those"
+            f"{where}: the checkpoint is quantized, and pruning needs the original weights; give those"
         )
     if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in CONFIG_MAPPING:
         custom = " and its own code is not run" if raw.get("auto_map") else ""
@@ -146,7 +150,7 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
 
 
 def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields by which a config could choose code, kernels or files."""
+    """Config without the fields that could choose code, kernels or files."""
     unsafe = (
         "auto_map",
         "attn_implementation",
@@ -159,7 +163,7 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _refusing(what: str, hint: str) -> Iterator[None]:
-    """Around transformers, which raises a dozen types of error about a file that it cannot use."""
+    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on."""
     try:
         yield
     except Exception as e:
@@ -169,7 +173,7 @@ def _refusing(what: str, hint: str) -> Iterator[None]:
 
 
 def _attention(config: "PretrainedConfig") -> str:
-    """The attention kernel: torch's fused one, or the plain one where a model needs what that cannot do (Gemma 2)."""
+    """Attention kernel: torch's fused one, or the plain one for what that cannot compute (Gemma 2's soft cap)."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
@@ -186,14 +190,14 @@ def _last_line(error: Exception) -> str:
 def load_model(
     path: Path, *, device: str = "cpu", dtype: Any = "auto", device_map: Mapping[str, Any] | None = None
 ) -> "PreTrainedModel":
-    """The model in evaluation mode. CheckpointError on any key that is missing, unexpected or of another shape.
+    """The model in evaluation mode. CheckpointError for any tensor that is missing, unexpected or of another shape.
 
     With a `device_map` (module -> device, see `spread`) accelerate places it on several devices.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    Checkpoint.open(path)  # everything is checked before transformers touches it
+    Checkpoint.open(path)  # validates headers and files before transformers reads them
     config = load_config(path)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
@@ -223,7 +227,7 @@ def load_model(
 
 
 def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> dict[str, Any]:
-    """A `device_map` for a model that exceeds one accelerator. EnvironmentFault if it exceeds all of them."""
+    """`device_map` for a model that exceeds one accelerator. EnvironmentFault if it exceeds all of them."""
     from accelerate import infer_auto_device_map
 
     model = empty_model(path, dtype=dtype)
@@ -232,7 +236,7 @@ def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> di
     if not set(found.values()) <= free_bytes.keys():
         raise EnvironmentFault(
             f"{path} does not fit on the {len(free_bytes)} accelerators of this machine beside the student: "
-            "run in several processes (--gpus) that hold one copy between them (distill.sharding=full)"
+            "shard it over several processes (--gpus, distill.sharding=full)"
         )
     return dict(found)
 
@@ -253,7 +257,7 @@ def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "P
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(config)).eval()
-    model.tie_weights()  # which the empty weights have undone
+    model.tie_weights()  # init_empty_weights has untied them
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -263,11 +267,11 @@ def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "P
 def model_of(
     config: dict[str, Any], state: Mapping[str, "Tensor"], *, device: str = "cpu", dtype: Any = "auto"
 ) -> "PreTrainedModel":
-    """A model made of tensors in memory, as if they had been a checkpoint. CheckpointError where they do not fit."""
+    """Model made from a state dict in memory, as from a checkpoint. CheckpointError if the tensors do not fit."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils import logging
 
-    typed = config_from_dict(config, "the config of the cut model")
+    typed = config_from_dict(config, "the config of the pruned model")
     logging.disable_progress_bar()
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(typed)]
     model, info = cls.from_pretrained(
@@ -280,13 +284,13 @@ def model_of(
     )
     if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
         raise CheckpointError(
-            f"the cut model does not fit its config at {min(map(str, wrong))}: report the model's family"
+            f"the pruned model does not fit its config at {min(map(str, wrong))}: report the model's family"
         )
     return model.to(device).eval()
 
 
 def new_model(config: "PretrainedConfig", *, seed: int) -> "PreTrainedModel":
-    """A model of this config with fresh random weights, fp32, on the CPU."""
+    """Model of this config with random weights, fp32, on the CPU."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -298,7 +302,7 @@ def new_model(config: "PretrainedConfig", *, seed: int) -> "PreTrainedModel":
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a checkpoint directory. Its code never runs."""
+    """Tokenizer of a checkpoint directory. CheckpointError if there is none. Code in the directory never runs."""
     from transformers import AutoTokenizer
 
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -308,7 +312,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
 
 def stored_tensors(model: "PreTrainedModel") -> "dict[str, Tensor]":
-    """A model's tensors as its checkpoint has them: transformers renames some in memory, and joins experts."""
+    """A model's tensors by their names on disk: transformers renames some in memory and joins experts."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(model, model.state_dict())
@@ -326,7 +330,7 @@ def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], 
 def save_like(like: Path, names: Iterable[str], directory: Path, tensors: "Iterable[tuple[str, Tensor]]") -> None:
     """Write the tensors `names` of the checkpoint `like`, in its order and dtypes, and copy its other files.
 
-    `tensors` come in any order, one at a time, and may be more.
+    `tensors` come in any order, one at a time, and may include others. CheckpointError if one is missing.
     """
     reference = Checkpoint.open(like)
     specs = {name: TensorSpec(reference.tensors[name].shape, reference.tensors[name].torch_dtype) for name in names}

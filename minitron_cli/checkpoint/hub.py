@@ -1,4 +1,4 @@
-"""Files to the hub, in one commit. Knows no model; what is downloaded is another matter (`hf`)."""
+"""Uploads files to the hub in one commit. Knows no model; `hf` downloads."""
 
 import os
 import socket
@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 from minitron_cli import progress
 from minitron_cli.errors import EnvironmentFault, InputError
 
-REACH_SECONDS = 2.0  # to say within three that there is no network
+REACH_SECONDS = 2.0  # so that a missing network is reported within three seconds
 
 FileContent = Path | bytes
 
 
 def check_name(repo: str) -> None:
-    """InputError unless the hub could have a repository of this name."""
+    """InputError unless this is a valid OWNER/NAME of a repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -25,20 +25,23 @@ def check_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError:
         raise InputError(
-            f"{repo!r} is no name on the hub: write OWNER/NAME, in letters, digits, '-', '_' and '.'"
+            f"{repo!r} is not a valid name on the hub: write OWNER/NAME, in letters, digits, '-', '_' and '.'"
         ) from None
     if "/" not in repo:
-        raise InputError(f"{repo!r} does not say whose it is: write OWNER/{repo}")
+        raise InputError(f"{repo!r} names no owner: write OWNER/{repo}")
 
 
 def upload(repo: str, files: Mapping[str, FileContent], *, private: bool, message: str) -> str:
-    """The address of the repository, made if need be, with the files committed to it. Files it has besides stay."""
+    """Commit files to a repository, which is created if necessary; its address. Other files in it are kept.
+
+    EnvironmentFault without a network, a login or write access.
+    """
     _check_reachable()
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     if not get_token():
-        raise EnvironmentFault(f"nobody is logged in, and {repo} takes no strangers: run `hf auth login` first")
+        raise EnvironmentFault(f"not logged in to the hub, so {repo} cannot be written: run `hf auth login` first")
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     progress.say(f"uploading {len(operations)} files to {repo}")
     api = HfApi(library_name="minitron")
@@ -53,20 +56,20 @@ def upload(repo: str, files: Mapping[str, FileContent], *, private: bool, messag
 def _refusal(repo: str, error: Any) -> str:
     status = getattr(error.response, "status_code", None)
     if status in (401, 403):
-        return f"the hub does not let this token write to {repo} ({status}): run `hf auth login` with one that may"
+        return f"this token may not write to {repo} ({status}): run `hf auth login` with a token that may"
     reason = " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
     return f"the hub refused the upload ({reason}); run the same command again, or see its status page"
 
 
 def _check_reachable() -> None:
-    """EnvironmentFault, at once, where nothing can be sent."""
+    """EnvironmentFault, within seconds, if the hub cannot be reached."""
     from huggingface_hub import constants
 
     address = urlsplit(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
-        raise EnvironmentFault("the hub is off: HF_HUB_OFFLINE is set; unset it to push")
+        raise EnvironmentFault("HF_HUB_OFFLINE is set: unset it to push")
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return  # the proxy alone knows
+        return  # only the proxy knows
     if not _answers(address.hostname or "", address.port or (80 if address.scheme == "http" else 443)):
         raise EnvironmentFault(
             f"{address.hostname} cannot be reached: check the connection, then run the same command again"
@@ -74,7 +77,7 @@ def _check_reachable() -> None:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether a connection can be made in time. Names are looked up in a thread: that has no timeout of its own."""
+    """Whether a connection succeeds in time. In a thread, because looking up a name has no timeout."""
     reached = threading.Event()
 
     def connect() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: which tensors, where their bytes are, and those bytes.
+"""Checkpoints on disk: their tensors, where the bytes are, and the bytes.
 
 Nothing in a checkpoint directory is trusted: names stay inside the directory, files are regular, headers are
 bounded and must account for every byte, and no pickle is ever opened.
@@ -42,11 +42,11 @@ DTYPES = {
 }
 
 
-Buffer = Callable[[int], Tensor]  # gives memory for so many bytes
+Buffer = Callable[[int], Tensor]  # size in bytes -> uint8 tensor to read into
 
 
 class TensorInfo(NamedTuple):
-    """One tensor's place on disk. `start` counts bytes from the beginning of `file`."""
+    """Location of one tensor on disk. `start` is its offset in bytes from the beginning of `file`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Read config, index and headers; no tensor. CheckpointError unless all of it is sound."""
+        """Read config, index and headers, but no tensor. CheckpointError unless all of them are valid and complete."""
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a directory: give the directory of a Hugging Face checkpoint")
@@ -91,7 +91,7 @@ class Checkpoint:
         return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int, buffer: Buffer | None = None) -> Tensor:
-        """Rows `start:stop` of dim 0, in the memory that `buffer` gives; else it is new."""
+        """Rows `start:stop` of dim 0, in memory from `buffer` if given, else in new memory."""
         info = self.tensors[name]
         row_bytes = info.size_bytes // info.shape[0]
         rows = _read(info, start * row_bytes, (stop - start) * row_bytes, buffer)
@@ -115,6 +115,7 @@ def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Buffer | None 
     try:
         done = 0
         while done < size_bytes:
+            # preadv reads at an offset, so threads share a file without a lock, and straight into the tensor's memory.
             count = os.preadv(fd, [view[done : done + READ_BYTES]], info.start + offset + done)
             if count == 0:
                 raise CheckpointError(
@@ -131,7 +132,7 @@ def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
         if name.endswith(".weight") and not info.torch_dtype.is_floating_point:
             raise CheckpointError(
                 f"tensor {shown(name)} is stored as {info.dtype}: "
-                "the checkpoint is quantised; give the original weights"
+                "the checkpoint is quantized; give the original weights"
             )
 
 
@@ -162,11 +163,11 @@ def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
         for name, info in read_header(file).items():
             if name in found:
                 raise CheckpointError(
-                    f"tensor {shown(name)} stands in {found[name].file.name} and in {file.name}: remove one"
+                    f"tensor {shown(name)} is in {found[name].file.name} and in {file.name}: remove one"
                 )
             if weight_map.get(name) != file.name:
                 raise CheckpointError(
-                    f"tensor {shown(name)} stands in {file.name}, which {INDEX} does not say: restore the index"
+                    f"tensor {shown(name)} is in {file.name}, which {INDEX} does not list: restore the index"
                 )
             found[name] = info
     if absent := sorted(weight_map.keys() - found.keys()):
@@ -195,7 +196,7 @@ def _shards(directory: Path, index: Path, weight_map: Mapping[str, Any]) -> list
 
 
 def _is_plain(name: object) -> bool:
-    """A lexical rule, not a resolved path: hub caches are symbolic links out of the directory."""
+    """Whether a shard's name is a plain file name. Not resolved: the files of hub caches are links to elsewhere."""
     if not isinstance(name, str) or not 0 < len(name) <= 100:
         return False
     return name.isprintable() and not name.startswith(".") and "/" not in name and "\\" not in name
@@ -218,6 +219,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path} lists {len(header):,} tensors: more than {MAX_TENSORS:,}; check the file")
     tensors = [(name, _tensor_info(path, name, entry, 8 + length)) for name, entry in header.items()]
+    # Empty tensors share an offset with the next one and sort before it.
     tensors.sort(key=lambda item: (item[1].start, item[1].size_bytes))
     if _gapless_end(tensors, 8 + length) != size:
         raise CheckpointError(f"{path} is truncated or its tensors overlap: download it again")
@@ -247,7 +249,7 @@ def _gapless_end(tensors: list[tuple[str, TensorInfo]], start: int) -> int | Non
 def blocks(
     checkpoint: Checkpoint, name: str, block_bytes: int = 16 << 20, buffer: Buffer | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) of one tensor, a bounded piece at a time; a vector or scalar is one piece."""
+    """(first row, rows) of one tensor in blocks of about `block_bytes`; a vector or scalar is one block."""
     info = checkpoint.tensors[name]
     if len(info.shape) < 2:
         yield 0, checkpoint.read(name)

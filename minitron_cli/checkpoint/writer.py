@@ -1,6 +1,6 @@
-"""Safetensors: shapes first, then the headers, then the tensors' bytes, a block at a time and in any order.
+"""Writes safetensors: headers from shapes, then the tensors' bytes, a block at a time and in any order.
 
-The same tensors give the same bytes, whatever order of events led there.
+The same tensors give the same bytes, whatever the order in which blocks are written.
 """
 
 import json
@@ -29,11 +29,11 @@ class TensorSpec(NamedTuple):
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-TensorBlocks = Callable[[str], Iterable[Tensor]]  # a tensor's blocks, in row-major order
+TensorBlocks = Callable[[str], Iterable[Tensor]]  # name of a tensor -> its blocks in row-major order
 
 
 class Blank:
-    """Tensors that have their places on disk, and get their bytes a block at a time, from any thread."""
+    """Tensors with reserved space on disk, to be filled a block at a time from any thread."""
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
@@ -42,12 +42,13 @@ class Blank:
         self._lock = threading.Lock()
 
     def place(self, file: io.SizedFile, specs: Mapping[str, TensorSpec], start: int) -> None:
+        """Assign consecutive space in a file, from byte `start`, to the tensors `specs`."""
         for name, spec in specs.items():
             self._places[name] = file, start
             start += spec.size_bytes
 
     def write_at(self, name: str, offset: int, block: Tensor) -> None:
-        """Put a block into a tensor, `offset` bytes from its beginning. No two blocks may overlap."""
+        """Write a block of a tensor at `offset` bytes from its beginning. Blocks must not overlap."""
         (file, start), spec = self._places[name], self.specs[name]
         assert block.dtype == spec.dtype, f"{name}: a block is {block.dtype}, the header says {spec.dtype}"
         assert offset + block.nbytes <= spec.size_bytes, f"{name}: its blocks do not add up to {spec.shape}"
@@ -56,7 +57,7 @@ class Blank:
             self.missing_bytes -= block.nbytes
 
     def fill(self, name: str, blocks: Iterable[Tensor]) -> None:
-        """A whole tensor from its blocks in row-major order."""
+        """Write a whole tensor from its blocks in row-major order."""
         offset = 0
         for block in blocks:
             self.write_at(name, offset, block)
@@ -67,9 +68,9 @@ class Blank:
 def blank_checkpoint(
     directory: Path, specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Iterator[Blank]:
-    """`model.safetensors`, or shards and their index, in a fresh directory: at full size, with headers, to be filled.
+    """Create `model.safetensors`, or shards and their index, at full size with headers; to be filled in the context.
 
-    All of it is synced to disk once the block ends without an error.
+    Everything is synced to disk when the context ends without an error.
     """
     shards = _shards(specs, max_shard_bytes)
     numbered = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
@@ -84,14 +85,14 @@ def blank_checkpoint(
 def write_checkpoint(
     directory: Path, specs: Mapping[str, TensorSpec], content: TensorBlocks, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Fill a checkpoint in a fresh directory, tensor by tensor. Holds one block at a time."""
+    """Write a checkpoint, tensor by tensor. Holds one block at a time."""
     with blank_checkpoint(directory, specs, max_shard_bytes) as blank:
         for name in specs:
             blank.fill(name, content(name))
 
 
 def size_on_disk(specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
-    """Bytes of the weights' files, headers and all."""
+    """Size of the weight files in bytes, headers included."""
     return sum(len(_header(shard)) + _payload(shard) for shard in _shards(specs, max_shard_bytes))
 
 
@@ -141,7 +142,7 @@ def _header(specs: Mapping[str, TensorSpec]) -> bytes:
         header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
     blob = json.dumps(header, separators=(",", ":")).encode()
-    blob += b" " * (-len(blob) % 8)  # tensors start aligned
+    blob += b" " * (-len(blob) % 8)  # aligns the tensors' data to 8 bytes, as the format recommends
     return len(blob).to_bytes(8, "little") + blob
 
 

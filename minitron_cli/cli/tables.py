@@ -40,15 +40,16 @@ RESULTS: dict[str, type[Result]] = {
 
 
 def values(artifact: Artifact) -> dict[str, Any]:
-    """Artifact as JSON values: its identity, the fields of its result, and the record of its run."""
-    identity = {"stage": artifact.stage, "label": artifact.label, "path": str(artifact.path), "key": artifact.key}
-    layers = {"layers": _layers(_scores(artifact))} if artifact.stage == "importance" else {}
-    return (
-        identity
-        | artifact.result(RESULTS[artifact.stage]).model_dump(mode="json")
-        | {"run": artifact.run.model_dump(mode="json") if artifact.run else None}
-        | layers
-    )
+    """Artifact as JSON values: its identity, its result and the record of its run."""
+    return {
+        "stage": artifact.stage,
+        "label": artifact.label,
+        "path": str(artifact.path),
+        "key": artifact.key,
+        "result": artifact.result(RESULTS[artifact.stage]).as_json(),
+        "run": artifact.run.model_dump(mode="json", exclude_none=True) if artifact.run else None,
+        **({"layers": _layers(_scores(artifact))} if artifact.stage == "importance" else {}),
+    }
 
 
 def _scores(artifact: Artifact) -> "Scores":

@@ -1,6 +1,6 @@
-"""Which blocks a step sees, and the blocks as tensors.
+"""Blocks of a step, as tensors.
 
-The order is a pure function of the seed and the position, so that a resumed run needs to know nothing else.
+Their order is a pure function of the seed and the position, so a resumed run needs no other state.
 """
 
 # B batch, T token
@@ -18,20 +18,20 @@ from minitron_cli.data.pack import Blocks
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks side by side. There is no attention mask: with `position_ids` alone, documents do not see each other."""
+    """Blocks side by side. Without an attention mask, `position_ids` alone keep the documents of a block apart."""
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     sample_ids: tuple[int, ...]
-    """The blocks' indices."""
+    """Indices of the blocks."""
     loss_mask_BT: Tensor | None = None
-    """Which tokens are scored or trained on, of chats and completions the answers; None: all."""
+    """Whether each token is scored and trained on, bool [B, T]: in chats and completions the answers. None: all."""
 
 
 def sample_ids(seed: int, first: int, count: int, total: int) -> list[int]:
-    """The blocks at global positions first .. first + count of an endless run over `total` blocks.
+    """Indices of the blocks at positions first .. first + count of an endless sequence over `total` blocks.
 
-    Each epoch visits every block once, in an order of its own.
+    Each epoch visits every block once, in its own order.
     """
     assert total > 0
     ids: list[int] = []
@@ -42,12 +42,18 @@ def sample_ids(seed: int, first: int, count: int, total: int) -> list[int]:
 
 
 def rank_slice(ids: Sequence[int], rank: int, processes: int) -> list[int]:
-    """The samples that one of `processes` ranks computes; together the ranks compute each sample once."""
+    """Samples of one of `processes` ranks; together the ranks have each sample once."""
     return list(ids[rank::processes])
 
 
+def evenly_spaced(total: int, count: int | None) -> list[int]:
+    """Indices of `count` of `total` blocks (None: all), evenly spaced, because neighbors may belong to one document."""
+    count = total if count is None else min(count, total)
+    return [i * total // count for i in range(count)]
+
+
 def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
-    """The blocks `ids`, in this order."""
+    """Batch of the blocks `ids`, in this order."""
     return Batch(
         torch.stack([blocks.tokens(i) for i in ids]),
         torch.stack([blocks.positions(i) for i in ids]),
@@ -57,7 +63,7 @@ def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
 
 
 def loss_mask_of(blocks: Blocks, ids: Sequence[int]) -> Tensor | None:
-    """Which tokens of the blocks count, bool [B, T]; None if all do."""
+    """Loss mask of the blocks, bool [B, T]; None if all tokens are scored."""
     masks = [mask for i in ids if (mask := blocks.loss_mask(i)) is not None]
     return torch.stack(masks) if masks else None
 

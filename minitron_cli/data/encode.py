@@ -1,4 +1,4 @@
-"""Documents to arrays of token ids, in little memory however long a text is."""
+"""Documents to arrays of token ids, in bounded memory however long a text is."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,18 +12,19 @@ from minitron_cli.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GROUP_CHARACTERS = 1 << 20  # tokenised at once: a tokenizer's result takes many times the space of its text
+GROUP_CHARACTERS = 1 << 20  # tokenized at once; a tokenizer's result takes many times the memory of its text
 
 
 class TextPiece(NamedTuple):
-    """Text that is tokenised as one."""
+    """Text that is tokenized in one call."""
 
     text: str
     is_last: bool = True
-    """Of its document."""
+    """Whether its document ends with it."""
     ends_with_eos: bool = True
+    """Whether the end-of-text token follows."""
     spans: tuple[tuple[int, int], ...] | None = None
-    """Half-open ranges of characters that count; None: all do."""
+    """Half-open ranges of characters that are scored; None: all."""
 
 
 def encoded(
@@ -32,9 +33,10 @@ def encoded(
     encode: MapJobs,
     after_group: Callable[[], None],
 ) -> Iterator[Ids]:
-    """The ids of each document and, behind those of a text, the end-of-text token; no other special token is added.
+    """Token ids of each document, with the end-of-text token after a text; no other special token is added.
 
-    A text longer than GROUP_CHARACTERS is tokenised in pieces. `encode` maps `Encoder` over groups of pieces.
+    A text longer than GROUP_CHARACTERS is tokenized in pieces. `encode` maps `Encoder` over groups of pieces;
+    `after_group` is called after each group.
     """
     parts: list[np.ndarray] = []
     for group in encode(_groups(piece for document in documents for piece in _pieces(document, tokenizer))):
@@ -50,14 +52,14 @@ def encoded(
 
 
 def encoder_arguments(tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, ...]:
-    """What an `Encoder` is made of, here or in another process."""
+    """Arguments of `Encoder`, to make it in this process or another. DataError without an end-of-text token."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-text token: name one as eos_token in its tokenizer_config.json")
     return tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id
 
 
 class Encoder:
-    """Pieces to ids, every id of a text whatever padding and truncation the tokenizer's file asks for."""
+    """Tokenizes pieces completely: padding and truncation in the tokenizer's file are ignored."""
 
     def __init__(self, tokenizer_json: str, eos: int) -> None:
         from tokenizers import Tokenizer
@@ -67,7 +69,7 @@ class Encoder:
         self._tokenizer.no_truncation()
 
     def __call__(self, pieces: list[TextPiece]) -> list[tuple[Ids, bool]]:
-        """The ids of each piece, and whether it is its document's last."""
+        """Ids of each piece, and whether it is the last of its document."""
         needs_offsets = any(piece.spans is not None for piece in pieces)
         encode = self._tokenizer.encode_batch if needs_offsets else self._tokenizer.encode_batch_fast
         encodings = encode([piece.text for piece in pieces], add_special_tokens=False)
@@ -92,7 +94,7 @@ def token_mask(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]
 
 
 def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
-    """Ready token ids as they are, each known to the tokenizer."""
+    """Token ids of documents that are tokenized already. DataError for an id that the tokenizer does not have."""
     for document in documents:
         content = document.content
         assert isinstance(content, Ids)
@@ -116,7 +118,7 @@ def _pieces(document: Document, tokenizer: "PreTrainedTokenizerBase") -> Iterato
 
 
 def _text_pieces(text: str) -> Iterator[TextPiece]:
-    """The text, cut behind a line's end where it is longer than GROUP_CHARACTERS."""
+    """The text, split after the end of a line if it is longer than GROUP_CHARACTERS."""
     start = 0
     while len(text) - start > GROUP_CHARACTERS:
         end = text.rfind("\n", start, start + GROUP_CHARACTERS) + 1 or start + GROUP_CHARACTERS
@@ -126,7 +128,7 @@ def _text_pieces(text: str) -> Iterator[TextPiece]:
 
 
 def _groups(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
-    """The pieces in lists of about GROUP_CHARACTERS."""
+    """Lists of pieces of about GROUP_CHARACTERS characters together."""
     group, characters = [], 0
     for piece in pieces:
         group.append(piece)

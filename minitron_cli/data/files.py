@@ -1,4 +1,4 @@
-"""Files, read row by row with little memory: text, JSON, JSON lines, Parquet, Arrow. Knows no tokens."""
+"""Files of text, JSON, JSON lines, Parquet and Arrow, read row by row in little memory. Knows no tokens."""
 
 import glob
 import hashlib
@@ -22,23 +22,23 @@ PASSAGE_BYTES = 64 << 10
 
 
 def expand(patterns: Iterable[str]) -> list[Path]:
-    """The files that paths and patterns name: in the order given, a pattern's sorted, each once."""
+    """Files that paths and patterns name, each once, in the given order; those of a pattern are sorted."""
     paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern))
     return [_readable(path) for path in paths]
 
 
 def rows(paths: Iterable[Path], columns: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of the files one after the other, each file read as its suffix says."""
+    """Rows of the files one after another; the suffix decides how a file is read."""
     return (row for path in paths for row in READERS.get(_suffix(path), _text_row)(path, columns))
 
 
 def is_one_text(paths: Sequence[Path]) -> bool:
-    """Whether there is nothing but one file of plain text."""
+    """Whether the only file is one of plain text."""
     return len(paths) == 1 and _suffix(paths[0]) not in READERS
 
 
 def passages(paths: Iterable[Path], columns: Sequence[str] = ()) -> Iterator[Row]:
-    """Plain text in pieces."""
+    """Passages of plain text files, one row each."""
     for path in paths:
         start = 1
         with open(path, "rb") as file:
@@ -49,7 +49,7 @@ def passages(paths: Iterable[Path], columns: Sequence[str] = ()) -> Iterator[Row
 
 
 def pieces(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Neighbouring lines: each piece ends at the first blank one after 64 kB, or at the end of any after 256 kB."""
+    """Lists of consecutive lines: each ends with the first blank line after 64 kB, or with any line after 256 kB."""
     piece, size_bytes = [], 0
     for line in lines:
         piece.append(line)
@@ -62,17 +62,18 @@ def pieces(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def identity(paths: list[Path]) -> list[list[str]]:
-    """How each file is read and what it holds; not where it is."""
+    """Suffix and content hash of each file; not its path."""
     return [[_suffix(path), sha256] for path, sha256 in zip(paths, hashed(paths), strict=True)]
 
 
 def hashed(paths: list[Path]) -> list[str]:
-    """The sha256 of each file, in hex."""
+    """SHA-256 of each file, in hexadecimal."""
     with progress.track("hash data", total=total_bytes(paths), unit="bytes") as step:
         return [_sha256(path, step) for path in paths]
 
 
 def total_bytes(paths: Iterable[Path]) -> int:
+    """Sum of the files' sizes."""
     return sum(path.stat().st_size for path in paths)
 
 
@@ -140,14 +141,14 @@ def _json_line_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """The objects of one list, or one object per line."""
+    """Rows of one list of objects, or of one object per line."""
     with open(path, "rb") as file:
         is_list = file.read(READ_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
     return _json_list_rows(path, columns) if is_list else _json_line_rows(path, columns)
 
 
 def _json_list_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """One object after the other: the file's text is held in memory, its objects are not."""
+    """Rows of a list, parsed one at a time: the file's text is held in memory, its objects are not."""
     text = _decoded(path.read_bytes(), path)
     position, item = _after("[", text, 0, path), 0
     while not text.startswith("]", position):
@@ -186,7 +187,7 @@ def _arrow_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 def table_rows(
     batches: "Iterable[pa.RecordBatch | pa.Table]", columns: Sequence[str], where: str, count: int, size_bytes: int
 ) -> Iterator[Row]:
-    """The values of some columns; lists of numbers come as numpy arrays."""
+    """Rows of a table's columns; a list of numbers is a numpy array."""
     if not count:
         raise _empty(where)
     number = 0
@@ -209,7 +210,7 @@ def _values(array: "pa.Array | pa.ChunkedArray") -> list[Any]:
 
 @contextmanager
 def _damage_named(path: Path, format: str) -> Iterator[None]:
-    """Arrow's complaint about a file's content, as ours; a failing disk is passed on."""
+    """Turn Arrow's errors about a file's content into DataError; those of a failing disk are passed on."""
     import pyarrow as pa
 
     try:
@@ -243,7 +244,7 @@ def _parsed_at(text: str, position: int, path: Path) -> tuple[Any, int]:
 
 
 def _after(character: str, text: str, position: int, path: Path) -> int:
-    """Where the next value starts, behind `character` and the space around it."""
+    """Start of the next value, after `character` and the white space around it."""
     position = _after_space(text, position)
     if not text.startswith(character, position):
         raise _no_json(text, position, path, f"{character!r} is missing")
@@ -266,6 +267,7 @@ def _reason(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """First line of an error's message, or its type."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -21,10 +21,10 @@ ANSWER_SECONDS = 5.0
 
 @lru_cache(maxsize=8)
 def load(name: str, config_name: str | None, split: str, revision: str | None) -> "datasets.Dataset":
-    """The dataset, memory-mapped from the library's cache; downloaded if it is not there.
+    """The dataset, memory-mapped from the library's cache and downloaded first if necessary.
 
-    With HF_HUB_OFFLINE set, only the cache is asked. Without a network the refusal comes at once: the library
-    alone would retry for half a minute.
+    DataError if it does not exist or is not readable. EnvironmentFault without a network, at once: the library alone
+    would retry for half a minute. With HF_HUB_OFFLINE set only the cache is used.
     """
     import datasets
     from huggingface_hub import is_offline_mode
@@ -40,7 +40,7 @@ def load(name: str, config_name: str | None, split: str, revision: str | None) -
 def stream(
     name: str, config_name: str | None, split: str, revision: str | None
 ) -> tuple["datasets.IterableDataset", str]:
-    """The dataset, nothing of it downloaded yet, and the commit (of a local directory: a hash of its files)."""
+    """The dataset, to be downloaded as it is read, and its commit (of a local directory: a hash of its files)."""
     import datasets
 
     with _failure_named(name):
@@ -51,7 +51,7 @@ def stream(
 
 
 def streamed_rows(dataset: "datasets.IterableDataset", columns: Sequence[str], where: str, count: int) -> Iterator[Row]:
-    """The first `count` rows, read over the network as they are asked for."""
+    """First `count` rows, downloaded as they are requested."""
     records = islice(iter(dataset), count)
     number = 0
     while True:
@@ -66,23 +66,24 @@ def streamed_rows(dataset: "datasets.IterableDataset", columns: Sequence[str], w
 
 
 def cached_files(dataset: "datasets.Dataset") -> list[Path]:
-    """The Arrow files that hold the dataset."""
+    """Arrow files that hold the dataset."""
     return [Path(file["filename"]) for file in dataset.cache_files]
 
 
 def identity(dataset: "datasets.Dataset") -> list[str]:
-    """The commit that the dataset was made from, or what its files hold if it does not come from the hub."""
+    """Commit that the dataset was made from, or hashes of its files if it is not from the hub."""
     commits = _commits(dataset)
     return commits if all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits) else hashed(cached_files(dataset))
 
 
 def rows(dataset: "datasets.Dataset", columns: Sequence[str], where: str) -> Iterator[Row]:
+    """Rows of some columns of the dataset; `where` begins their names in messages."""
     batches = dataset.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS)
     return table_rows(batches, columns, where, len(dataset), total_bytes(cached_files(dataset)))
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """The commit that `revision` names now; what was asked for if the hub is not to be asked."""
+    """Commit that `revision` names now; `revision` itself offline and for local directories."""
     from huggingface_hub import HfApi, is_offline_mode
 
     if is_offline_mode() or Path(name).is_dir():
@@ -91,23 +92,23 @@ def _commit(name: str, revision: str | None) -> str | None:
 
 
 def _commits(dataset: "datasets.Dataset") -> list[str]:
-    """The names of the directories that hold the dataset: the library names them after the commit."""
+    """Names of the directories that hold the dataset; the library names them after the commit."""
     return sorted({path.parent.name for path in cached_files(dataset)})
 
 
 def _require_revision(dataset: "datasets.Dataset", name: str, revision: str) -> None:
-    """The library takes any cached commit when it is offline."""
+    """EnvironmentFault if the dataset has another revision: offline, the library takes any cached commit."""
     commits = _commits(dataset)
     if commits != [revision]:
         raise EnvironmentFault(
-            f"hub dataset {name}: revision {revision} cannot be had offline, the cache holds {', '.join(commits)}; "
+            f"hub dataset {name}: revision {revision} is not available offline; the cache holds {', '.join(commits)}; "
             "name that as the revision, or unset HF_HUB_OFFLINE"
         )
 
 
 @contextmanager
 def _failure_named(name: str) -> Iterator[None]:
-    """The libraries' many ways to fail, as ours; a full disk and the like are passed on."""
+    """Turn the libraries' errors into DataError and EnvironmentFault; a full disk and the like are passed on."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub import errors
 

@@ -1,7 +1,7 @@
-"""Documents to blocks of tokens. A corpus is tokenised once, into a file that later runs map into memory.
+"""Documents to blocks of tokens. A corpus is tokenized once, into a file that later runs map into memory.
 
-The documents of a split follow each other, each text ended by the end-of-text token. Block i is tokens i*T to (i+1)*T
-of this sequence; what is left at its end is dropped.
+The documents of a split are concatenated, each text followed by the end-of-text token. Block i is tokens i*T to (i+1)*T
+of this sequence; an incomplete last block is dropped.
 """
 
 import time
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 # T token of a block
 
-FORMAT = 4  # raise it when the same text and tokenizer give another token file
+FORMAT = 4  # increase it when the same text and tokenizer give another token file
 WAIT_SECONDS = 0.2
 
 
 class Blocks:
-    """Blocks of `sequence_length` tokens, by index."""
+    """Blocks of `sequence_length` tokens, by index. IndexError for an index that does not exist."""
 
     def __init__(self, file: TokenFile, sequence_length: int) -> None:
         self.sequence_length = sequence_length
@@ -47,11 +47,11 @@ class Blocks:
         return len(self._file.tokens) // self.sequence_length
 
     def tokens(self, i: int) -> Tensor:
-        """The token ids of block i, int64 [T]."""
+        """Token ids of block i, int64 [T]."""
         return torch.from_numpy(self._file.tokens[self._span(i)].astype(np.int64))
 
     def positions(self, i: int) -> Tensor:
-        """How far each token is from the start of its document, or of the block if that is later; int64 [T]."""
+        """Position of each token in its document, or in the block if the document starts before it; int64 [T]."""
         span, starts = self._span(i), self._file.starts
         first, stop = np.searchsorted(starts, [span.start, span.stop])
         origin_T = np.zeros(self.sequence_length, np.int64)
@@ -59,12 +59,12 @@ class Blocks:
         return torch.from_numpy(np.arange(self.sequence_length) - np.maximum.accumulate(origin_T))
 
     def documents(self, i: int) -> Tensor:
-        """Which document, by its number, each token is of; int64 [T]."""
+        """Number of each token's document, int64 [T]."""
         span = self._span(i)
         return torch.from_numpy(np.searchsorted(self._file.starts, np.arange(span.start, span.stop), side="right") - 1)
 
     def loss_mask(self, i: int) -> Tensor | None:
-        """Which tokens of block i count, bool [T]; None if all do."""
+        """Whether each token of block i is scored, bool [T]; None if all are."""
         if self._file.loss_mask is None:
             return None
         return torch.from_numpy(np.array(self._file.loss_mask[self._span(i)]))
@@ -82,11 +82,11 @@ def prepare(
     tokenizer_key: str,
     cache_dir: Path,
 ) -> Blocks:
-    """The blocks of one split, tokenised on the first call and found in `cache_dir` on later ones.
+    """Blocks of one split, tokenized on the first call and read from `cache_dir` on later ones.
 
-    What is found is used if it was made of the same content, by the same tokenizer (`tokenizer_key` is a hash of it)
-    and under the same rules, and is whole. Of the processes of a distributed run the first does the work, the others
-    wait. DataError if a source is broken or there are too few tokens for one block.
+    A cached file is used if it is undamaged and was made from the same content, by the same tokenizer (`tokenizer_key`
+    is its hash) and under the same rules. In a distributed run the first process does the work and the others wait.
+    DataError if a source is broken or there are too few tokens for one block.
     """
     split = Split.open(config, name)
     key = canonical_json.digest([FORMAT, tokenizer_key, split.identity()])
@@ -113,7 +113,7 @@ def _create(directory: Path, key: str, split: Split, tokenizer: "PreTrainedToken
 
 
 def _wait_for(directory: Path, key: str) -> TokenFile:
-    """A launcher ends us all if the first process fails."""
+    """Wait until the first process has written the file. If it fails, the launcher ends this process."""
     while (file := token_file.find(directory, key)) is None:
         progress.raise_if_stopped()
         time.sleep(WAIT_SECONDS)
@@ -123,12 +123,13 @@ def _wait_for(directory: Path, key: str) -> TokenFile:
 def _documents(
     split: Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, opened: ExitStack, after: ReadPosition | None
 ) -> Iterator[tuple[Ids, ReadPosition]]:
-    """The ids of each document in the order of the token file, and the place behind it.
+    """Ids of each document in the order of the token file, and the position after it.
 
-    DataError if there is none, or the sources change meanwhile. Those before the place `after` are read, not encoded.
+    Documents before the position `after` are read and not encoded. DataError if there is no document, or if the sources
+    change meanwhile.
     """
     place = after or [[0, 0] for _ in split.sources]
-    step = opened.enter_context(progress.track(f"tokenise {split.name} data", total=split.size_bytes, unit="bytes"))
+    step = opened.enter_context(progress.track(f"tokenize {split.name} data", total=split.size_bytes, unit="bytes"))
     encode = None
     if not all(isinstance(source, TokenIds) for source in split.sources):
         processes = processes_for(split.size_bytes)
@@ -153,7 +154,7 @@ def _stream(
     encode: MapJobs | None,
     skip: int,
 ) -> Iterator[Ids]:
-    """The ids of each document of source i that the split holds, but for the first ones."""
+    """Ids of each document of source i in the split, without the first `skip`."""
     documents = islice(split.documents(i, step), skip, None)
     if isinstance(split.sources[i], TokenIds):
         return checked(documents, vocab_size)
@@ -162,10 +163,10 @@ def _stream(
 
 
 def _mixture(split: Split, streams: list[Iterator[Ids]], taken: list[int]) -> Iterator[tuple[int, Ids]]:
-    """One document after the other and its source: always the one that is furthest behind its share of the tokens.
+    """(source, document's ids) in the order of the mixture: always from the source that is furthest behind its share.
 
-    Without weights, all of the first source, then all of the next. `taken` is how many tokens of each came before. A
-    source of which the split holds nothing, because little is held out, has no share.
+    Without weights, all documents of the first source, then all of the next. `taken` counts the tokens of each source
+    that came before. A source without documents in the split, because few are held out, has no share.
     """
     weights = [weight for weight in split.weights if weight]
     if not weights:
@@ -181,9 +182,9 @@ def _mixture(split: Split, streams: list[Iterator[Ids]], taken: list[int]) -> It
         elif taken[turn]:
             if len(streams) > 1:
                 progress.say(
-                    f"{split.name} data end with {label}, used up after {taken[turn]:,} tokens; weights keep the shares"
+                    f"{split.name} data end with {label}, exhausted after {taken[turn]:,} tokens; shares are kept"
                 )
             return
         else:
             running.remove(turn)
-            progress.say(f"{split.name} data hold nothing of {label}")
+            progress.say(f"{split.name} data contain nothing of {label}")

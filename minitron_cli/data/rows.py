@@ -1,4 +1,4 @@
-"""One row of a source, and what it must hold to be a document. Knows no file and no tokenizer."""
+"""Rows of a source and the documents made from them, checked. Knows no file and no tokenizer."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One row as it was read, unchecked."""
+    """One row as read, unchecked."""
 
     values: tuple[Any, ...]
-    """Of the columns asked for, in their order."""
+    """Values of the requested columns, in their order."""
     where: str
-    """The file and line, for messages."""
+    """File and line, for messages."""
     size_bytes: int
-    """Its share of the source's bytes, for progress bars."""
+    """Its part of the source's bytes, for progress bars."""
 
 
 class Ids(NamedTuple):
-    """Ready token ids, and which of them count (None: all)."""
+    """Token ids and their loss mask (None: all are scored)."""
 
     ids: "np.ndarray"
     loss_mask: "np.ndarray | None" = None
@@ -33,7 +33,7 @@ Content = str | SpannedContent | Ids
 
 
 class Document(NamedTuple):
-    """Something to make tokens of, not empty."""
+    """One document to tokenize, not empty."""
 
     content: Content
     where: str
@@ -41,7 +41,7 @@ class Document(NamedTuple):
 
 
 def fields(record: Any, columns: Sequence[str], where: str) -> tuple[Any, ...]:
-    """The values of some columns of a JSON object."""
+    """Values of some columns of a JSON object. DataError if it is not an object or lacks one."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: holds {_kind(record)}, not an object; write rows such as {{{columns[0]!r}: ...}}")
     require_columns(columns, list(record), where)
@@ -49,6 +49,7 @@ def fields(record: Any, columns: Sequence[str], where: str) -> tuple[Any, ...]:
 
 
 def require_columns(columns: Sequence[str], present: list[str], where: str) -> None:
+    """DataError unless every column is present."""
     for column in columns:
         if column not in present:
             listed = ", ".join(map(repr, present[:10])) or "no columns at all"
@@ -56,14 +57,14 @@ def require_columns(columns: Sequence[str], present: list[str], where: str) -> N
 
 
 def token_documents(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Document]:
-    """The rows that are not empty, each as an array of integers; a second column says which of them count."""
+    """Documents of token ids, from rows that are not empty; a second column is the loss mask."""
     documents = ((_ids(row, columns), row) for row in rows)
     return (Document(content, *row[1:]) for content, row in documents if content.ids.size)
 
 
 def text_value(row: Row, i: int, column: str) -> str:
     """Value i of the row, which is that of `column`. DataError unless it is text that can be encoded in UTF-8."""
-    value = row.values[i] if i < len(row.values) else None  # a text file has one value whatever is asked for
+    value = row.values[i] if i < len(row.values) else None  # a row of a text file has one value, whatever the columns
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column {column!r} holds {_kind(value)}, not text; drop or repair the row")
     try:

@@ -1,4 +1,4 @@
-"""Where text and token ids come from, as a recipe says it. Leaves tokens and blocks to others."""
+"""Sources of text and token ids, as a recipe describes them. Knows no tokenizer and no blocks."""
 
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -13,19 +13,20 @@ from minitron_cli.spec import Quantity, Spec
 
 
 class Corpus(NamedTuple):
-    """A source that was found and hashed."""
+    """A source that was located and hashed."""
 
     label: str
-    """Its name in messages."""
+    """Name of the source, for messages."""
     identity: list[Any]
-    """A JSON value that changes when a byte of the content does, and does not when the content moves."""
+    """JSON value that depends on every byte of the content and on how it is read, but not on where it is."""
     size_bytes: int | None
-    """About what the documents' `size_bytes` add up to; None if that is not known before they are read."""
+    """Approximate sum of the documents' `size_bytes`; None if it is unknown before they are read."""
     read: Callable[[], Iterator[Document]]
+    """Starts reading from the first document."""
 
     @property
     def documents(self) -> Iterator[Document]:
-        """From the first, read on demand, in a fixed order; a DataError at the first broken one."""
+        """Documents in a fixed order, read on demand. DataError at the first broken one."""
         return self.read()
 
 
@@ -63,11 +64,11 @@ class Readable(Spec):
 
 
 class TextFiles(Readable):
-    """Text, chats or completions in local files, read as the suffix says.
+    """Text, chats or completions in local files.
 
     .jsonl and .ndjson hold one object per line, .json a list of objects or one object per line, .parquet and .arrow
-    a table; a file of any other suffix is one document in UTF-8. Such a file all alone is a corpus: it is cut at blank
-    lines into documents of 64 kB or more. Empty documents are skipped.
+    a table. A file of any other suffix is one document in UTF-8; if it is the only file, it is split at blank lines
+    into documents of 64 kB or more. Empty documents are skipped.
     """
 
     kind: Literal["files"] = "files"
@@ -90,21 +91,20 @@ class TextFiles(Readable):
 class HubDataset(Readable):
     """Text, chats or completions in a dataset of the Hugging Face Hub, downloaded once and read from a cache.
 
-    With `documents`, the first so many are read over the network and tokenised, and no more of it is downloaded: what
-    training needs of a dataset that no disk holds.
+    With `documents`, only that many rows are downloaded, for datasets that are larger than the disk.
     """
 
     kind: Literal["hub"] = "hub"
     name: str
     """The dataset's id, such as HuggingFaceFW/fineweb-edu."""
     config_name: str | None = None
-    """Which of its configurations, where it has several."""
+    """Configuration of the dataset, if it has several."""
     split: str = "train"
     """The split, or a part of it such as train[:1%]."""
     revision: str | None = None
-    """A branch, tag or commit; with a commit the data never change."""
+    """Branch, tag or commit. With a commit the data never change."""
     documents: Quantity | None = None
-    """Take the first so many rows, such as 200k, without downloading the rest; none: all of them."""
+    """Number of rows to read from the start, such as 200k, without downloading the rest; null: all rows."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
@@ -130,7 +130,7 @@ class HubDataset(Readable):
 
 
 class TokenIds(Spec):
-    """Ready token ids in local files, one list per row; used as they are, nothing is added between rows."""
+    """Token ids in local files, one list per row. They are used as they are; nothing is added between rows."""
 
     kind: Literal["input_ids"] = "input_ids"
     paths: tuple[str, ...] = Field(min_length=1)
@@ -138,7 +138,7 @@ class TokenIds(Spec):
     column: str = "input_ids"
     """The column that holds the lists."""
     counts_column: str | None = None
-    """A column that holds one 0 or 1 for each id: whether it counts, such as completion_mask. Else all do."""
+    """Column of the loss mask, such as completion_mask: a 0 or 1 for each id. Default: all are scored."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
@@ -160,11 +160,11 @@ class TokenIds(Spec):
 
 
 class PythonStdlib(Spec):
-    """The Python standard library's own source, without its tests: text that needs no download."""
+    """Source code of the Python standard library, without tests: text that needs no download."""
 
     kind: Literal["python_stdlib"] = "python_stdlib"
     split: standard_library.Part = "train"
-    """3 % of the files, chosen by a hash of their path, are the validation split."""
+    """The validation split is 3 % of the files, chosen by a hash of their path."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
@@ -173,7 +173,7 @@ class PythonStdlib(Spec):
         return False
 
     def open(self) -> Corpus:
-        """The library of the running interpreter."""
+        """The standard library of the running interpreter."""
         paths = standard_library.source_files(self.split)
         identity = [self.kind, files.hashed(paths)]
         return Corpus(
@@ -192,19 +192,19 @@ Source = Annotated[TextFiles | HubDataset | TokenIds | PythonStdlib, Field(discr
 
 
 class DataConfig(Spec):
-    """The text to calibrate, train and validate on, and how it is cut into blocks."""
+    """Text to calibrate, train and validate on, and how it is divided into blocks."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
-    """What to train and calibrate on.
+    """Sources to train and calibrate on.
 
-    With weights, documents of the sources alternate so that each holds its share of the tokens, until the source
-    whose turn it is has no more. Without, all documents of all sources are used.
+    With weights, documents of the sources alternate so that each source has its share of the tokens, until the source
+    whose turn it is has no more. Without weights, all documents of all sources are used.
     """
     validation: tuple[Source, ...] = ()
-    """What to validate on, and therefore not to train on; if nothing is named, a part of the sources is held out."""
+    """Sources to validate on. Their documents are not trained on. Default: a part of `sources` is held out."""
     validation_fraction: float = Field(0.02, ge=0, lt=1)
-    """How many of the documents are held out, chosen by a hash of their content; of a few, it is one at least. Not used
-    beside `validation`."""
+    """Share of the documents to hold out, chosen by a hash of their content; at least one document. Unused with
+    `validation`."""
     sequence_length: int = Field(2048, ge=2)
     """Tokens in a block."""
     seed: int = 0
@@ -215,5 +215,5 @@ class DataConfig(Spec):
         for name in ("sources", "validation"):
             weights = [source.weight for source in getattr(self, name)]
             if None in weights and any(weights):
-                raise ValueError(f"{name}: some have a weight and some have none; give each one a weight or none")
+                raise ValueError(f"{name}: some have a weight and others do not; give a weight to all or to none")
         return self

@@ -1,4 +1,4 @@
-"""Which documents are trained on and which are held out, so that none is in both. Knows no token."""
+"""Documents to train on and documents to hold out, disjoint. Knows no token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,19 +19,22 @@ SplitName = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Split:
-    """The documents of some sources without those of others, which are validated on; or, where none are named, those
-    on one side of a border: their hash, as a number from 0 to 1, decides.
+    """Documents of some sources without those of the validation sources.
+
+    Without validation sources: documents whose hash, as a number from 0 to 1, is on one side of a border.
     """
 
     name: SplitName
     sources: tuple[Source, ...]
     corpora: tuple[Corpus, ...]
     held_out: float | None
-    """Share of the documents that are for validation; None where sources are named for that."""
+    """Share of the documents that are held out; None with validation sources."""
     excluded: tuple[Source, ...] = ()
+    """Validation sources, whose documents are left out of training."""
 
     @classmethod
     def open(cls, config: DataConfig, name: SplitName) -> "Split":
+        """Locate and hash the sources of a split. DataError if one is missing."""
         sources, excluded = config.sources, config.validation
         if config.validation and name == "validation":
             sources, excluded = config.validation, ()
@@ -39,7 +42,7 @@ class Split:
         return cls(name, sources, tuple(source.open() for source in sources), held_out, excluded)
 
     def identity(self) -> list[object]:
-        """Changes when another document, or one more, may be in it."""
+        """JSON value that changes whenever the split's documents may change."""
         excluded = [source.open().identity for source in self.excluded]
         held_out = None if self.held_out is None else [self.name, self.held_out]
         return [[corpus.identity for corpus in self.corpora], self.weights, held_out, excluded]
@@ -54,12 +57,12 @@ class Split:
 
     @property
     def size_bytes(self) -> int | None:
-        """Of all sources; None if one does not know."""
+        """Size of all sources; None if that of one is unknown."""
         sizes = [corpus.size_bytes for corpus in self.corpora]
         return None if None in sizes else sum(size for size in sizes if size)
 
     def documents(self, i: int, step: progress.Step) -> Iterator[Document]:
-        """Those of source i that the split holds. DataError if the source has none at all."""
+        """Documents of source i that are in the split. DataError if the source has no document at all."""
         corpus, left_out, is_empty = self.corpora[i], 0, True
         for document in corpus.documents:
             is_empty = False
@@ -71,20 +74,20 @@ class Split:
         if is_empty:
             raise DataError(f"{corpus.label}: holds only empty documents; drop it from the sources or write it again")
         if left_out:
-            progress.say(f"{corpus.label}: {left_out:,} documents are validated on and therefore not trained on")
+            progress.say(f"{corpus.label}: {left_out:,} documents are also validation data and not trained on")
 
     def check_unchanged(self) -> None:
-        """DataError if a source is not what it was when the split was opened."""
+        """DataError if a source has changed since the split was opened."""
         if [source.open().identity for source in self.sources] != [corpus.identity for corpus in self.corpora]:
-            raise DataError(f"{self.name} data: changed while it was read; run the command again")
+            raise DataError(f"{self.name} data: changed while they were read; run the command again")
 
     def nothing(self) -> DataError:
-        """The error to raise where the split holds no document."""
+        """Error to raise if the split has no document."""
         if self.excluded:
             return DataError(f"{self.name} data: every document is in data.validation too; name other text there")
         return DataError(
             f"{self.name} data: data.validation_fraction={self.held_out:g} holds out whole documents and leaves none "
-            "here; name data.validation sources, or cut the text into more documents"
+            "here; name data.validation sources, or split the text into more documents"
         )
 
     def _holds(self, document: Document) -> bool:
@@ -92,7 +95,7 @@ class Split:
 
     @cached_property
     def _border(self) -> float:
-        """Documents below it are held out: the share that was asked for or, where that is none of a few, the lowest."""
+        """Documents below it are held out. It is the share or, if no document is below that, just above the lowest."""
         if not self.held_out:
             return 0.0
         lowest, highest = 1.0, 0.0
@@ -105,7 +108,7 @@ class Split:
         return nextafter(lowest, 1.0) if lowest < highest else 0.0
 
     def _excludes(self, document: Document) -> bool:
-        """A text that was cut there, or is cut here, is the same text."""
+        """Whether the document is in the validation data, as a whole or in passages."""
         if not self.excluded:
             return False
         whole, *pieces = _hashes(document)
@@ -130,7 +133,7 @@ def _position(document: Document) -> float:
 
 
 def _hashes(document: Document) -> list[int]:
-    """Of the document and, if it is a text so long that it is cut where it is alone, of its pieces."""
+    """Hash of the document and, if it is long enough to be split as an only file, of its passages."""
     content = document.content
     if not isinstance(content, str) or 4 * len(content) < files.PASSAGE_BYTES:  # a character has four bytes at most
         return [_hash(content)]
@@ -139,7 +142,7 @@ def _hashes(document: Document) -> list[int]:
 
 
 def _hash(content: Content) -> int:
-    """64 bits that equal documents share, wherever they come from. Letter case and white space make no difference."""
+    """64-bit hash of a document's content. Letter case and white space of a text make no difference."""
     if isinstance(content, str):
         data = " ".join(content.casefold().split()).encode()
     else:

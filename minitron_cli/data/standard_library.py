@@ -1,4 +1,4 @@
-"""The Python standard library's own source: text that every machine with Python has."""
+"""Source code of the Python standard library: text that every machine with Python has."""
 
 import sys
 import sysconfig
@@ -16,7 +16,7 @@ VALIDATION_SHARE = 0.03
 
 
 def source_files(split: Part, root: Path | None = None) -> list[Path]:
-    """The library's .py files in one split, sorted; a file's split depends on nothing but its path in the library."""
+    """The library's .py files in one split, sorted. A file's split depends only on its path in the library."""
     root = root or Path(sysconfig.get_path("stdlib"))
     files = [path for path in _library_files(root) if _split(path.relative_to(root)) == split]
     if not files:
@@ -25,7 +25,7 @@ def source_files(split: Part, root: Path | None = None) -> list[Path]:
 
 
 def _library_files(root: Path) -> Iterator[Path]:
-    """The files of modules that Python documents as its own (not site-packages, not build leftovers), without tests."""
+    """Files of the standard modules (not site-packages, not build leftovers), without tests."""
     for module in root.iterdir():
         if module.stem in sys.stdlib_module_names:
             found = [module] if module.suffix == ".py" else module.rglob("*.py")

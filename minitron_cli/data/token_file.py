@@ -25,29 +25,30 @@ TOKENS, STARTS, LOSS_MASK, HEADER = "tokens.bin", "starts.bin", "loss_mask.bin",
 START_DTYPE = "<i8"
 STRETCHES, SAMPLE_BYTES = 16, 16 << 20
 PART_TOKENS = 1 << 26  # a minute's work of one core
-PARTS = ".parts"  # behind the directory's name
+PARTS = ".parts"  # suffix of the directory's name
 COPY_BYTES = 16 << 20
 
 ReadPosition = list[list[int]]
-"""How far the sources were read: each one's documents and tokens so far."""
+"""Documents and tokens read so far from each source."""
 Documents = Callable[[ReadPosition | None], Iterable[tuple[Ids, ReadPosition]]]
-"""The documents after a place (None: all of them), each with the place behind it."""
+"""Documents after a position (None: all), each with the position after it."""
 
 
 class TokenFile(NamedTuple):
-    """Documents one after the other, on disk."""
+    """Concatenated documents, mapped from disk."""
 
     tokens: np.ndarray
+    """Token ids."""
     starts: np.ndarray
-    """The offset of each document's first token, ascending."""
+    """Offset of each document's first token, ascending."""
     loss_mask: np.ndarray | None
-    """Whether each token counts; None if all do."""
+    """Whether each token is scored; None if all are."""
     fingerprint: str
-    """A hash of all of it, wherever it lies."""
+    """Hash of the content, independent of its path."""
 
 
 def find(directory: Path, key: str) -> TokenFile | None:
-    """What was written to `directory` under `key`; None if it is not there, or samples show that it was damaged."""
+    """Token file in `directory`; None if it is missing, has another key, or samples of it show damage."""
     header = _header(directory)
     if header is None or header["key"] != key or _samples(directory) != header["samples"]:
         return None
@@ -60,18 +61,19 @@ def find(directory: Path, key: str) -> TokenFile | None:
 
 
 def create(directory: Path, key: str, vocab_size: int, documents: Documents, has_loss_mask: bool) -> TokenFile:
-    """Write the documents under another name, read them back, rename: a killed run leaves nothing at `directory`.
+    """Write the documents under a temporary name, read them back, rename: a killed run leaves nothing at `directory`.
 
-    What it does leave beside it are the parts that it finished; they are not made again.
+    It leaves its finished parts beside it, and the next run continues after them. EnvironmentFault if the disk returns
+    other bytes than were written.
     """
     if directory.exists() and find(directory, key) is None:
-        progress.warn(f"{directory}: is damaged; the data are tokenised again")
+        progress.warn(f"{directory} is damaged; the data are tokenized again")
         io.remove_tree(directory)
     io.make_dirs(directory.parent)
     _sweep(directory.parent)
     try:
         _TokenFileWriter(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_loss_mask).do(documents)
-    except FileNotFoundError:  # another process did the same work, was faster, and removed the parts
+    except FileNotFoundError:  # another process has finished the same file and removed the parts
         if find(directory, key) is None:
             raise
     file = find(directory, key)
@@ -80,7 +82,7 @@ def create(directory: Path, key: str, vocab_size: int, documents: Documents, has
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what killed runs left, but for the parts of files that are not made yet."""
+    """Remove what killed runs left, except parts of files that are not finished."""
     io.sweep(directory)
     for parts in directory.glob(f"*{PARTS}"):
         if parts.with_suffix("").exists():
@@ -88,7 +90,7 @@ def _sweep(directory: Path) -> None:
 
 
 class _TokenFileWriter:
-    """The making of one token file."""
+    """Writes one token file, in parts if it is long."""
 
     def __init__(self, directory: Path, key: str, dtype: str, has_loss_mask: bool) -> None:
         self.directory, self.key, self.dtype = directory, key, dtype
@@ -96,14 +98,15 @@ class _TokenFileWriter:
         self.parts_directory = directory.with_name(directory.name + PARTS)
 
     def do(self, documents: Documents) -> None:
+        """Continue after the finished parts, and publish the whole."""
         parts = self._sound_parts()
         place = _header_of(parts[-1])["to"] if parts else None
         if place:
-            progress.say(f"tokenising continues after {sum(tokens for _, tokens in place):,} tokens")
+            progress.say(f"continuing tokenization after {sum(tokens for _, tokens in place):,} tokens")
         try:
             self._write_all(iter(documents(place)), parts, place)
         except DataError:
-            io.remove_tree(self.parts_directory)  # what they were made of is broken, or not the same any more
+            io.remove_tree(self.parts_directory)  # their source is broken or has changed
             raise
         io.remove_tree(self.parts_directory)
 
@@ -128,7 +131,7 @@ class _TokenFileWriter:
     def _write(
         self, directory: Path, documents: Iterable[tuple[Ids, ReadPosition]], place: ReadPosition | None
     ) -> ReadPosition:
-        """Documents until a part is full; the place behind the last of them."""
+        """Write documents until a part is full; the position after the last of them."""
         end, position = place, 0
         with self._new_files(directory) as (tokens, starts, *masks):
             for ids, behind in documents:
@@ -145,7 +148,7 @@ class _TokenFileWriter:
         return end
 
     def _join(self, directory: Path, parts: Iterable[Path]) -> None:
-        """The parts' content behind each other."""
+        """Write the concatenation of the parts."""
         with self._new_files(directory) as (tokens, starts, *masks):
             for part in parts:
                 base = tokens.size_bytes // np.dtype(self.dtype).itemsize
@@ -169,7 +172,7 @@ class _TokenFileWriter:
         io.write_new_json(directory / HEADER, header | {"header_sha256": canonical_json.digest(header)})
 
     def _sound_parts(self) -> list[Path]:
-        """The parts of an earlier run, as far as each continues the one before; the others are removed."""
+        """Finished parts of an earlier run, as far as each continues the one before; others are removed."""
         parts: list[Path] = []
         place = None
         for part in sorted(self.parts_directory.glob("*")):
@@ -192,7 +195,7 @@ def _temporary(directory: Path) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        io.remove_tree(temporary)  # not there any more if it was published
+        io.remove_tree(temporary)  # gone already if it was published
 
 
 def _copy(path: Path, file: io.NewFile) -> None:
@@ -207,7 +210,7 @@ def _all_or(document: Ids) -> np.ndarray:
 
 
 def _header(directory: Path) -> dict[str, Any] | None:
-    """The header, if its own hash says that it is whole."""
+    """Header of a token file; None if it is missing or its own hash shows damage."""
     try:
         header = json.loads((directory / HEADER).read_bytes())
         is_whole = header.pop("header_sha256") == canonical_json.digest(header)
@@ -227,9 +230,9 @@ def _samples(directory: Path) -> list[str]:
 
 
 def _sample(path: Path) -> str:
-    """A hash of the ends of STRETCHES equal stretches, and so of the whole file unless it is large.
+    """Hash of the ends of STRETCHES equal stretches: of the whole file, unless it is large.
 
-    A complete hash of a hundred billion tokens would keep every stage waiting for minutes.
+    Hashing all of a hundred billion tokens would delay every stage by minutes.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

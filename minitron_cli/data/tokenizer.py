@@ -10,9 +10,9 @@ END_OF_TEXT = "<|endoftext|>"  # id 0; begins, ends and pads
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
-    """Write a tokenizer of exactly `vocab_size` tokens, the same bytes for the same texts.
+    """Write a tokenizer of exactly `vocab_size` tokens, the same for the same texts. DataError if they give fewer.
 
-    Any text can be encoded: the 256 bytes are tokens of their own.
+    Any text can be encoded: each of the 256 bytes is a token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -31,7 +31,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
     )
     learned = tokenizer.get_vocab_size()
     if learned != vocab_size:
-        raise DataError(f"the text makes a vocabulary of {learned:,} tokens, not {vocab_size:,}; ask for {learned:,}")
+        raise DataError(f"the text gives a vocabulary of {learned:,} tokens, not {vocab_size:,}; ask for {learned:,}")
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
     io.make_dirs(directory)
     io.write_new(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode())

@@ -1,4 +1,4 @@
-"""One function over a stream of jobs, by several processes if that is worth it; the results in the order of the jobs.
+"""Apply one function to a stream of jobs, in several processes if worthwhile; results come in the order of the jobs.
 
 Knows neither the function nor the jobs.
 """
@@ -17,14 +17,14 @@ from typing import Any
 
 from minitron_cli.errors import EnvironmentFault
 
-MOST = 16  # the process that reads cannot feed more
-BYTES_EACH = 32 << 20  # of text, some ten seconds' work: less is not worth the second that a process takes to start
+MOST = 16  # the process that reads cannot supply more
+BYTES_EACH = 32 << 20  # of text, about ten seconds' work; a process takes a second to start
 
 MapJobs = Callable[[Iterable[Any]], Iterator[Any]]
 
 
 def processes_for(size_bytes: int | None) -> int:
-    """How many processes so much text is worth on this machine; None is much."""
+    """Number of processes worth starting for this much text on this machine; None: an unknown, large amount."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     worth = cpus if size_bytes is None else size_bytes // BYTES_EACH
     return max(1, min(MOST, cpus, worth))
@@ -32,10 +32,10 @@ def processes_for(size_bytes: int | None) -> int:
 
 @contextmanager
 def mapping(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], processes: int) -> Iterator[MapJobs]:
-    """`make(*arguments)`, called once in each process, over jobs; few of them are in memory at a time.
+    """A map over jobs of the function that `make(*arguments)` returns, made once per process. Few jobs are in memory.
 
-    EnvironmentFault if a process is killed. Whoever calls this from a script of their own with more than one process
-    must guard its start by `if __name__ == "__main__"`, as ever with processes in Python.
+    EnvironmentFault if a process is killed. With more than one process, a script that calls this must be guarded by
+    `if __name__ == "__main__"`, because processes are spawned.
     """
     if processes == 1:
         yield partial(map, make(*arguments))
@@ -58,7 +58,7 @@ def _in_order(pool: ProcessPoolExecutor, most: int, jobs: Iterable[Any]) -> Iter
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise EnvironmentFault(
-            "a process that tokenises was killed, as the system does when memory runs out: "
+            "a tokenizing process was killed, probably because memory ran out: "
             "close other programs and run the command again"
         ) from None
 
@@ -68,14 +68,14 @@ _function: Callable[[Any], Any]
 
 def _begin(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
     global _function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out the work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _function = make(*arguments)
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed tells nobody, and its queue never ends."""
+    """Exit with the parent: if it was killed, the queue of jobs would never end."""
     parent = parent_process()
     assert parent
     parent.join()

@@ -1,9 +1,9 @@
-"""How far apart two models' attention relations are: which tokens each finds alike, not the vectors themselves.
+"""Distance between two models' attention relations: similarities of tokens, not the vectors themselves.
 
-Per token and relation head, the softmax of its scaled products with the tokens up to it in its document; the loss is
-KL(teacher || student) of that, averaged over relation heads (MiniLMv2: Wang et al. 2021, eq. 5 to 7; there over whole
-sequences, here over what a causal model can see). Widths and numbers of heads may differ. Relations are made for some
-rows at a time, with their gradient on the way, so none of all tokens is ever held.
+A token's relation in one relation head is the softmax of its scaled products with the tokens up to it in its document.
+The loss is KL(teacher || student) of relations, averaged over relation heads (MiniLMv2: Wang et al. 2021, eq. 5 to 7;
+there over whole sequences, here over the tokens that a causal model sees). Widths and numbers of heads may differ.
+Relations and their gradients are computed for some rows at a time, so those of all tokens are never held at once.
 """
 
 # B sequence, T token, W width, R relation head, D its width, C token of one chunk, N one for each head
@@ -16,13 +16,13 @@ from torch import Tensor
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 
 CHUNK_BYTES = {"cpu": 4 << 20, "accelerator": 256 << 20}  # of one model's relations, all heads
-NEVER = -1e30  # a logit whose probability is 0, and whose difference from another such is too
+NEVER = -1e30  # a logit of probability 0; finite, so that the difference of two such logits is 0 and not NaN
 
 
 def relation_loss(
     student_BTW: Tensor, teacher_BTW: Tensor, heads: int, counted_BT: Tensor, document_BT: Tensor
 ) -> Tensor:
-    """Scalar, the sum over counted tokens; gradients reach the student's vectors."""
+    """Sum over the tokens of `counted_BT`, a scalar; gradients reach the student's vectors."""
     total: Tensor = _Relation.apply(student_BTW, teacher_BTW.detach(), heads, counted_BT, document_BT)
     return total
 
@@ -61,7 +61,7 @@ def _split(vectors_TW: Tensor, heads: int) -> Tensor:
 def _add_sequence_(
     grad_RTD: Tensor, student_RTD: Tensor, teacher_RTD: Tensor, counted_T: Tensor, document_T: Tensor
 ) -> Tensor:
-    """The sum over one sequence's tokens; adds its gradient by the student's vectors."""
+    """Sum over one sequence's tokens; adds its gradient with respect to the student's vectors to `grad_RTD`."""
     heads, count, width = student_RTD.shape
     where = "cpu" if grad_RTD.device.type == "cpu" else "accelerator"
     size = max(1, CHUNK_BYTES[where] // (heads * count * grad_RTD.dtype.itemsize))
@@ -78,12 +78,13 @@ def _add_sequence_(
         share_C = counted_T[rows].to(grad_RTD.dtype) / heads
         total += (value_N.view(heads, -1) * share_C).sum()
         grad_RCT = grad_NT.view_as(logits[0]).mul_(share_C[:, None] / width**0.5).to(student_RTD.dtype)
+        # The product x x^T depends on the vectors twice: as the row and as the token that is compared with it.
         grad_RTD[:, rows] += grad_RCT @ student_RTD[:, seen]
         grad_RTD[:, seen] += grad_RCT.mT @ student_RTD[:, rows]
     return total
 
 
 def _unseen(document_T: Tensor, rows: slice, seen: slice) -> Tensor:
-    """Whether a token is after the row's, or of another document."""
+    """Whether each of the `seen` tokens comes after a row's token or belongs to another document, [C, T]."""
     at_T = torch.arange(len(document_T), device=document_T.device)
     return (at_T[rows, None] < at_T[None, seen]) | (document_T[rows, None] != document_T[None, seen])

@@ -1,13 +1,13 @@
-"""The training state on disk: one directory per saved step, whole or not there, never a pickle.
+"""The training state on disk: one directory per saved step, complete or absent, never a pickle.
 
     step-000123/state.safetensors                  every tensor of the run
-    step-000123/state-00001-of-00002.safetensors   or, of a sharded run, what each process has of every tensor
-    step-000123/state.json                         every other value, the tensors' hashes, and a hash of itself
-    best-000100/...                                the same of the best weights so far, alone
+    step-000123/state-00001-of-00002.safetensors   or, if sharded, each process's rows of every tensor
+    step-000123/state.json                         all other values, the files' hashes, and a hash of itself
+    best-000100/...                                the weights of the best evaluation so far
 
-What processes have of a tensor are consecutive rows in the order of their files, so that any number of processes can go
-on. The directory is written aside and renamed into place. Nothing of the state is optional: a directory that lacks
-something, or whose hashes disagree, is no checkpoint.
+The rows of the processes are consecutive, in the order of the files, so any number of processes can resume. The
+directory is written under a temporary name and renamed into place. Every part is required: a directory that lacks one,
+or whose hashes disagree, is not a checkpoint.
 """
 
 import re
@@ -35,19 +35,19 @@ KINDS: tuple[Kind, ...] = ("step", "best")
 
 @dataclass(frozen=True)
 class Saved:
-    """A state on disk."""
+    """A saved state."""
 
     step: int
     record: dict[str, Any]
-    """What is not a tensor."""
+    """Values that are not tensors."""
     parts: tuple[Checkpoint, ...]
-    """A file's tensors each: rows of the whole, those of the first part first."""
+    """One per file: consecutive rows of every tensor."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.parts[0].tensors
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start:stop` of the whole tensor; all of it by default."""
+        """Rows `start:stop` of a tensor; all of it by default."""
         if not self.parts[0].tensors[name].shape:
             return self.parts[0].read(name)
         pieces, first = [], 0
@@ -74,7 +74,7 @@ def save(
 ) -> None:
     """Commit the state after `step` steps of the run with digest `run`; then remove all but the newest `keep_last`.
 
-    With a `group`, all its processes take part and `tensors` are what each has; else they are the whole.
+    With a `group`, all its processes call this with their rows as `tensors`; without, `tensors` are whole.
     """
     rank, size = (group.rank, group.size) if group else (0, 1)
     temporary = _first(group, io.temporary_dir(_made(scratch), _name(kind, step)) if rank == 0 else None)
@@ -106,9 +106,9 @@ def _made(directory: Path) -> Path:
 
 
 def newest(scratch: Path, run: str) -> int | None:
-    """The last step with a sound checkpoint. Damaged ones after it are reported and removed.
+    """Last step with a valid checkpoint, or None. Damaged checkpoints after it are reported and removed.
 
-    ArtifactError if it is of another run: nobody's work is thrown away for a mistyped path.
+    ArtifactError if it belongs to another run, whose work a mistyped path must not delete.
     """
     _sweep(scratch)
     for step in reversed(_steps(scratch, "step")):
@@ -116,7 +116,7 @@ def newest(scratch: Path, run: str) -> int | None:
         try:
             content = _verified(path)
         except (CheckpointError, FileNotFoundError, KeyError, TypeError) as e:
-            progress.warn(f"{path} is damaged ({e}); an older checkpoint is used")
+            progress.warn(f"{path} is damaged ({e}); continuing from the checkpoint before it")
             io.remove_tree(path)
             continue
         if content["run"] != run:
@@ -126,7 +126,7 @@ def newest(scratch: Path, run: str) -> int | None:
 
 
 def load(scratch: Path, step: int, kind: Kind = "step") -> Saved:
-    """A checkpoint that `newest` has named, or one of the best weights, as `best` has."""
+    """Checkpoint of a step that `newest` returned, or best weights that `has_best` confirmed."""
     path = scratch / _name(kind, step)
     content = strict_json.load(path / RECORD)["content"]
     parts = tuple(Checkpoint(path, {}, read_header(path / name)) for name, *_ in content["files"])
@@ -134,7 +134,7 @@ def load(scratch: Path, step: int, kind: Kind = "step") -> Saved:
 
 
 def has_best(scratch: Path, run: str, step: int) -> bool:
-    """Whether the best weights of this step are there and sound."""
+    """Whether valid best weights of this step are stored."""
     path = scratch / _name("best", step)
     try:
         return bool(_verified(path)["run"] == run)
@@ -143,7 +143,7 @@ def has_best(scratch: Path, run: str, step: int) -> bool:
 
 
 def forget_best(scratch: Path, first: int) -> None:
-    """Remove the best weights of step `first` and later ones."""
+    """Remove best weights of step `first` and later."""
     for step in _steps(scratch, "best"):
         if step >= first:
             io.remove_tree(scratch / _name("best", step))
@@ -162,7 +162,7 @@ def _name(kind: Kind, step: int) -> str:
 
 
 def _steps(scratch: Path, kind: Kind) -> list[int]:
-    """Of all checkpoints of a kind, sound or not, in ascending order."""
+    """Steps of all checkpoints of a kind, valid or not, ascending."""
     if not scratch.is_dir():
         return []
     found = (NAME.fullmatch(path.name) for path in scratch.iterdir())
@@ -170,13 +170,13 @@ def _steps(scratch: Path, kind: Kind) -> list[int]:
 
 
 def _sweep(scratch: Path) -> None:
-    """Remove what a killed save left; a run is the only writer in its scratch directory."""
+    """Remove what a killed save left. A run is the only writer in its scratch directory."""
     if scratch.is_dir():
         io.sweep(scratch)
 
 
 def _verified(path: Path) -> dict[str, Any]:
-    """What state.json says. CheckpointError and the like unless every byte is as it was written."""
+    """Content of state.json. CheckpointError, FileNotFoundError, KeyError or TypeError if anything is damaged."""
     outer = strict_json.load(path / RECORD)
     content = outer["content"]
     if canonical_json.digest(content) != outer["sha256"]:

@@ -1,4 +1,4 @@
-"""What a user says about a training run. Importable without torch."""
+"""Settings of a training run. Importable without torch."""
 
 import math
 from typing import Annotated, ClassVar, Literal
@@ -20,26 +20,26 @@ State = Literal["embedding", "attention_relation", "mlp_input", "block_output"]
 
 
 class HiddenLosses(Spec):
-    """Losses between the two models' hidden states, always as their norms leave them.
+    """Losses between the two models' hidden states, measured after their norms.
 
-    Worth it when depth was cut by much; for width, the loss on logits alone does as well (Muralidharan et al. 2024,
-    sec. 3 and table 18). Narrower student states pass through one shared linear layer, learned along and not saved
-    with the student.
+    Useful if depth was pruned by much; if only width was, the loss on logits alone does as well (Muralidharan et al.
+    2024, sec. 3 and table 18). States of a narrower student pass through one shared linear layer, which is trained too
+    and is not saved with the student.
     """
 
     states: Annotated[tuple[State, ...], Field(min_length=1)] = ("block_output", "embedding")
-    """Which states: the embeddings; of each mapped layer its MLP's input, its output, and its attention relations, that
-    is which tokens its queries, keys and values find alike (MiniLMv2: Wang et al. 2021), which need no projection."""
+    """States to compare: the embeddings; and for each pair of layers the MLP's input, the layer's output, and attention
+    relations: similarities of tokens in queries, keys and values (MiniLMv2: Wang et al. 2021), without projection."""
     layers: tuple[tuple[int, int], ...] | None = None
-    """(teacher, student) pairs of layers from 0; not given: the last but two of both if depth was cut, else none."""
+    """(teacher, student) pairs of layers, from 0. Default: the third-last of both if depth was pruned, else none."""
     distance: Literal["cosine", "mse"] = "cosine"
-    """1 - cosine, the best of those tried (Muralidharan et al. 2024, sec. 3), or the mean squared difference. Attention
-    relations are compared by KL(teacher || student), averaged over relation heads."""
+    """1 - cosine, the best of those compared (Muralidharan et al. 2024, sec. 3), or the mean squared difference.
+    Attention relations are compared by KL(teacher || student), averaged over relation heads."""
     weight: float | Literal["dynamic"] = "dynamic"
-    """alpha in L_logits + alpha * L_hidden. "dynamic", better than a constant (Muralidharan et al. 2024, sec. 3), makes
-    both count alike: L_logits / L_hidden, a number without gradient. It is of the step before, and 0 in the first:
-    that of a micro-batch would make the result depend on `micro_batch_size`, and that of the whole step is known only
-    when its gradients are."""
+    """alpha in L_logits + alpha * L_hidden. "dynamic", better than a constant (Muralidharan et al. 2024, sec. 3), gives
+    both the same share: alpha = L_logits / L_hidden, without gradient. It is taken from the previous step (0 at first):
+    a per-micro-batch value would depend on `micro_batch_size`, and the full-step value is known only after its
+    backward pass."""
 
     @model_validator(mode="after")
     def _weight_is_positive(self) -> "HiddenLosses":
@@ -56,13 +56,13 @@ def _one_of_each_kind(losses: tuple[KDLoss, ...]) -> tuple[KDLoss, ...]:
 
 
 class DistillConfig(Spec):
-    """One training run: teacher to student, or to the text alone with `cross_entropy` as the only loss.
+    """One training run: distillation or, with `cross_entropy` as the only loss, conventional training.
 
-    Where not said otherwise, defaults are those of Llama-3.1-Minitron-4B (Sreenivas et al. 2024, table 4).
+    Unless noted otherwise, defaults are those of Llama-3.1-Minitron-4B (Sreenivas et al. 2024, table 4).
     """
 
     section: ClassVar[str] = "distill"
-    """Where a recipe has these settings, for what is said of them."""
+    """Section of the recipe with these settings, for messages."""
 
     tokens: Quantity | None = None
     """Length of the run in tokens, rounded up to whole steps; give this or `steps`."""
@@ -71,99 +71,101 @@ class DistillConfig(Spec):
     batch_size: int = Field(1152, ge=1)
     """Sequences per optimizer step, over all processes."""
     micro_batch_size: int = Field(1, ge=1)
-    """Sequences that one process runs at a time; changes memory and speed, and the result by rounding only."""
+    """Sequences that one process runs at a time. Changes memory and speed, and the result by rounding only."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak of the schedule: linear warm-up, then cosine."""
+    """Peak learning rate: linear warm-up, then a half cosine."""
     min_learning_rate: float = Field(1e-5, ge=0)
-    """Where the cosine ends, in the last step."""
+    """Learning rate of the last step."""
     warmup_steps: int = Field(40, ge=0)
-    """Steps until the peak."""
+    """Steps of linear warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    """AdamW's decay rates (Nemotron-4 15B's: Parmar et al. 2024)."""
+    """AdamW's decay rates of both moments, those of Nemotron-4 15B (Parmar et al. 2024)."""
     weight_decay: float = Field(0.1, ge=0)
-    """AdamW's, on matrices only, not on norms and biases (Parmar et al. 2024)."""
+    """AdamW's weight decay, on matrices only, not on norms and biases (Parmar et al. 2024)."""
     clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient (Parmar et al. 2024)."""
+    """Gradients are clipped to this norm (Parmar et al. 2024)."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (ForwardKL(),)
-    """Losses on the next token's distribution, added up with their weights."""
+    """Losses on the next token's distribution; the objective is their weighted sum."""
     low_memory: bool = False
-    """Hold logits of a part of the vocabulary at a time, and make them twice: some megabytes instead of some hundred,
-    for a step that is longer by each model's product with its head. For forward_kl, reverse_kl and cross_entropy."""
+    """Hold logits of a part of the vocabulary at a time and compute them twice: about 20 MiB instead of 256 MiB, for
+    one more product of each model with its head. For forward_kl, reverse_kl and cross_entropy."""
     hidden: HiddenLosses | None = None
-    """Losses on hidden states, in addition."""
+    """Losses on hidden states, added to those on logits."""
     init: Literal["student", "random"] = "student"
-    """Start from the pruned student, or from random weights in its shape: the control for what pruning is worth."""
+    """Initial weights: the pruned student's, or random ones in its shape, the control for the benefit of pruning."""
     eval_every: int = Field(100, ge=1)
-    """Steps between two evaluations on held-out blocks; there is one before the first step and after the last, too."""
+    """Steps between evaluations on held-out blocks. There is also one before the first step and one after the last."""
     eval_blocks: int | None = Field(64, ge=1)
-    """Held-out blocks per evaluation, spread evenly over all of them; none: all."""
+    """Held-out blocks per evaluation, evenly spaced; null: all."""
     save_every: int = Field(100, ge=1)
-    """Steps between two checkpoints."""
+    """Steps between checkpoints."""
     keep_last: int = Field(2, ge=2)
-    """Checkpoints that stay; two, so that a damaged one has an heir."""
+    """Checkpoints to keep; at least 2, so that a damaged one has a predecessor."""
     export: Literal["last", "best"] = "last"
-    """Whose weights the result has: the last step's, where the schedule was to end, or those of the evaluation with the
-    lowest held-out loss, which are then kept too."""
+    """Weights of the result: those of the last step, or those of the evaluation with the lowest held-out loss, which
+    are then saved too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: autocast over fp32 weights, teacher in bf16. auto: bf16 where the hardware multiplies it natively."""
+    """bf16: autocast over fp32 weights, teacher in bf16. auto: bf16 if the hardware supports it natively, else fp32."""
     seed: int = 0
-    """Of the data order, dropout and the projection."""
+    """Seed of the order of blocks, of dropout and of the projection."""
     sharding: Literal["auto", "none", "full"] = Field("auto", exclude=True)
-    """full: several processes hold one copy of weights, gradients, moments and teacher between them, instead of one
-    each. auto: if one each does not fit. Changes memory and speed, and the result by rounding only."""
+    """full: weights, gradients, moments and teacher are sharded over the processes instead of replicated. auto: full
+    if a replica does not fit. Changes memory and speed, and the result by rounding only."""
     activation_checkpointing: bool = Field(False, exclude=True)
-    """Compute each layer's activations a second time instead of keeping them: less memory, a third more work."""
+    """Recompute each layer's activations in the backward pass instead of keeping them: less memory, 1/3 more work."""
     trackers: tuple[str, ...] = Field((), exclude=True)
-    """Where the curves are shown too, such as tensorboard or wandb: accelerate's trackers, each with a package of its
-    own."""
+    """Experiment trackers to log the curves to, such as tensorboard or wandb. Each needs its own package."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "DistillConfig":
         if self.tokens is not None and self.steps is not None:
-            raise ValueError("tokens and steps both say how long to train; keep one of them")
+            raise ValueError("tokens and steps both set the length of the run; keep one of them")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
         if self.low_memory and (whole := [loss.kind for loss in self.losses if not isinstance(loss, TwoPassLoss)]):
-            raise ValueError(f"low_memory is not for {whole[0]}, which needs a token's whole logits; drop one of them")
+            raise ValueError(
+                f"low_memory does not support {whole[0]}, which needs a token's whole logits; drop one of them"
+            )
         return self
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether any loss compares the student with a teacher."""
         return self.hidden is not None or any(loss.needs_teacher for loss in self.losses)
 
     def total_steps(self, sequence_length: int) -> int:
-        """Length of the run in optimizer steps. RecipeError if the config does not say."""
+        """Length of the run in optimizer steps. RecipeError if neither tokens nor steps is set."""
         if self.steps is not None:
             return self.steps
         if self.tokens is None:
             raise RecipeError(
-                f"{self.section}: how long to train is not said; set {self.section}.tokens or {self.section}.steps"
+                f"{self.section}: the length of the run is unknown; set {self.section}.tokens or {self.section}.steps"
             )
         return math.ceil(self.tokens / (self.batch_size * sequence_length))
 
 
 class CorrectConfig(DistillConfig):
-    """Teacher correction: the teacher itself is trained on the text, before it teaches.
+    """Teacher correction: the teacher is trained on the text before distillation.
 
-    Published with about 127B tokens and a fifth of the peak rate that the model was trained with, the rest as it was
-    trained (Sreenivas et al. 2024, sec. 2.2).
+    Published with about 127B tokens, a fifth of the peak learning rate of pre-training and otherwise the settings of
+    pre-training (Sreenivas et al. 2024, sec. 2.2).
     """
 
     section: ClassVar[str] = "correct"
 
     learning_rate: float = Field(2e-5, gt=0)
-    """Peak of the schedule: a fifth of the model's own in pre-training, where that is known."""
+    """Peak learning rate: a fifth of that of the model's pre-training, if known."""
     min_learning_rate: float = Field(2e-6, ge=0)
-    """Where the cosine ends, in the last step."""
+    """Learning rate of the last step."""
     warmup_steps: int = Field(120, ge=0)
-    """Steps until the peak (Sreenivas et al. 2024, sec. 2.2)."""
+    """Steps of linear warm-up (Sreenivas et al. 2024, sec. 2.2)."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (CrossEntropy(),)
-    """Losses on the next token's distribution; those that need no teacher."""
+    """Losses on the next token's distribution; only those that need no teacher."""
 
     @model_validator(mode="after")
     def _has_no_teacher(self) -> "CorrectConfig":
         if self.needs_teacher:
-            raise ValueError("the teacher has no teacher: take cross_entropy as the only loss, and no hidden")
+            raise ValueError("correction has no teacher: use cross_entropy as the only loss and drop hidden")
         if self.init != "student":
-            raise ValueError("init is the model to correct: leave it out")
+            raise ValueError("correction starts from the model itself: drop init")
         return self

@@ -1,9 +1,9 @@
-"""Where a run happens: which of how many processes this is, on what device, in which precision.
+"""The processes that train together: rank, device, collective operations, and the precision of a device.
 
-Of accelerate this takes the process group and the device only. Its wrapper for models would average gradients over
-processes instead of tokens, and torch's DDP sums in an order that depends on how many steps the process has seen, so
-that a resumed run would differ in the last bits; its mixed precision is global to the process, where two runs in a row
-may differ. So gradients are summed here, and `torch.autocast` is used as it is.
+Only the process group and the device come from accelerate. Its model wrapper averages gradients over processes instead
+of tokens. torch's DDP sums in an order that depends on how many steps a process has run, so a resumed run would differ
+in the last bits. accelerate's mixed precision is global to the process, and two runs in one process may differ in it.
+Therefore gradients are summed here, and `torch.autocast` is used directly.
 """
 
 import os
@@ -17,11 +17,13 @@ from torch import Tensor, distributed
 Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=2)  # with others, who may be tokenising or hashing a checkpoint; a launcher ends the dead
+TIMEOUT = timedelta(
+    hours=2
+)  # rank 0 may tokenize or hash a checkpoint meanwhile; launchers end failed processes sooner
 
 
 class ProcessGroup:
-    """This process among those that train together; there is one, unless a launcher such as torchrun says more."""
+    """The processes that train together, seen from one of them. One process, unless a launcher started several."""
 
     def __init__(self, device: str, *, alone: bool = False) -> None:
         from accelerate import PartialState
@@ -33,43 +35,44 @@ class ProcessGroup:
         self.device = torch.device(device) if self.size == 1 else self._state.device
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over all processes in each tensor's place."""
+        """Replace each tensor by its sum over all processes."""
         if self.size > 1:
             for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
 
     def sum(self, value: float) -> float:
+        """Sum of every process's value, in fp64."""
         total = torch.tensor(float(value), dtype=torch.float64)
         total = total if self.size == 1 or self.device.type == "cpu" else total.to(self.device)
         self.sum_([total])
         return total.item()
 
     def any(self, claim: bool) -> bool:
-        """Whether any process claims it; all of them learn the same."""
+        """Whether the claim is true in any process; the same answer in all of them."""
         return self.sum(claim) > 0
 
     def broadcast(self, value: T) -> T:
-        """The first process's value."""
+        """Value of the process of rank 0."""
         values: list[T] = [value]
         if self.size > 1:
             distributed.broadcast_object_list(values)
         return values[0]
 
     def all_gather(self, value: T) -> list[T]:
-        """Every process's value, in their order."""
+        """Values of all processes, by rank."""
         values = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Return once all processes have called this."""
         if self.size > 1:
             self._state.wait_for_everyone()
 
 
 def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What "auto" means here: bf16 where the hardware multiplies it, never fp16."""
+    """Precision to compute in; "auto" is bf16 where the hardware multiplies it natively, else fp32, and never fp16."""
     if precision != "auto":
         return precision
     return "bf16" if _has_bf16(device) else "fp32"

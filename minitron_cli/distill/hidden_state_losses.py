@@ -1,10 +1,10 @@
-"""Losses between the hidden states of teacher and student: which states, seen where, and how far apart.
+"""Losses between hidden states of teacher and student: which states, captured where, and their distance.
 
-States are seen at the outputs of norms, whose module names the caller gives, and attention relations at those of the
-matrices that make queries, keys and values, which are read off a family's table.
+States are captured at the outputs of norms, whose module names the caller gives. Attention relations are computed from
+the outputs of the query, key and value matrices, which a family's table lists.
 """
 
-# B sequence, T token, N counted token, D hidden, W width of a matrix's output
+# B sequence, T token, N scored token, D hidden, W width of a matrix's output
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from minitron_cli.model.layout import Dim, parse
 
 
 class Norms(NamedTuple):
-    """The module names of a family's norms, `{layer}` standing for the layer."""
+    """Module names of a family's norms; `{layer}` stands for the layer's number."""
 
     block_input: str
     mlp_input: str
@@ -30,7 +30,7 @@ class Norms(NamedTuple):
 
     @classmethod
     def of(cls, templates: Iterable[str]) -> "Norms":
-        """From the norms that a matrix reads, in the order of the links: a layer's two, and the final one."""
+        """From the norms that matrices read, in the links' order. RecipeError unless two per layer and one final."""
         templates = list(templates)
         layered = [template for template in templates if "{layer}" in template]
         final = [template for template in templates if "{layer}" not in template]
@@ -43,26 +43,26 @@ class Norms(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """What is in the output of a matrix that makes queries, keys or values, or several of them side by side."""
+    """Layout of the output of a matrix that makes queries, keys or values, or several of them side by side."""
 
     layout: str
     teacher_sizes: dict[str, int]
     student_sizes: dict[str, int]
     heads: int
-    """Relation heads: the most that divide the key-value heads of both, so that a group of heads is never split."""
+    """Number of relation heads: the greatest common divisor of both models' key-value heads, so no group is split."""
 
 
 class StatePair(NamedTuple):
-    """One hidden state of each model, as names of the modules that put it out."""
+    """One hidden state of each model, as names of the modules that output it."""
 
     teacher: str
     student: str
     relation: Relation | None = None
-    """Not the states are compared, but which tokens are alike in them."""
+    """Layout of the outputs if attention relations are compared; None to compare the states themselves."""
 
 
 def state_pairs(config: HiddenLosses, norms: Norms, teacher_layers: int, student_layers: int) -> tuple[StatePair, ...]:
-    """Every pair of states at norms that `config` compares; none where layers are wanted but depth was not cut."""
+    """Pairs of states that `config` compares. By default layers are paired only if the student has fewer."""
     layers = _layers(config, teacher_layers, student_layers)
     return tuple(
         StatePair(_module(norms, state, teacher, teacher_layers), _module(norms, state, student, student_layers))
@@ -75,7 +75,7 @@ def state_pairs(config: HiddenLosses, norms: Norms, teacher_layers: int, student
 def relation_pairs(
     config: HiddenLosses, family: Family, teacher_sizes: Mapping[str, int], student_sizes: Mapping[str, int]
 ) -> tuple[StatePair, ...]:
-    """Every pair of matrices whose outputs' relations `config` compares."""
+    """Pairs of matrices whose outputs' attention relations `config` compares."""
     if "attention_relation" not in config.states:
         return ()
     sizes = dict(teacher_sizes), dict(student_sizes)
@@ -88,7 +88,7 @@ def relation_pairs(
 
 
 def _attention(family: Family) -> Iterator[tuple[str, str]]:
-    """Modules that make queries, keys and values of the residual stream, and their layouts."""
+    """Modules that make queries, keys and values from the residual stream, with the layouts of their weights."""
     for template, text in family.tensors.items():
         layout = parse(text)
         of_heads = all("head_dim" in section for section in layout.dims[0])
@@ -110,7 +110,7 @@ def _layers(config: HiddenLosses, teacher_layers: int, student_layers: int) -> t
 
 
 def default_layers(teacher_layers: int, student_layers: int) -> tuple[tuple[int, int], ...]:
-    """The last layer but two of both, if depth was cut (Muralidharan et al. 2024, sec. 3: 29 of 32 with 13 of 16)."""
+    """The third-last layers of both models, if the student has fewer (Muralidharan et al. 2024, sec. 3: 29 and 13)."""
     if teacher_layers == student_layers:
         return ()
     return ((max(0, teacher_layers - 3), max(0, student_layers - 3)),)
@@ -120,13 +120,13 @@ def _module(norms: Norms, state: str, layer: int, layers: int) -> str:
     if state == "mlp_input":
         return norms.mlp_input.format(layer=layer)
     if state == "block_output":
-        layer += 1  # a block's output is normalised by what follows it
+        layer += 1  # the norm that reads a block's output belongs to the next layer
     return norms.block_input.format(layer=layer) if layer < layers else norms.final
 
 
 @contextmanager
 def capture(model: nn.Module, modules: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """A dict that each forward pass inside fills with the outputs of the named modules."""
+    """Dict that each forward pass within the context fills with the outputs of the named modules."""
     states: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -144,13 +144,13 @@ def capture(model: nn.Module, modules: Iterable[str]) -> Iterator[dict[str, Tens
 
 
 def projection(student_hidden: int, teacher_hidden: int, seed: int) -> nn.Module:
-    """Student to teacher width, shared by all states: a linear layer, or nothing where the widths agree."""
+    """Linear layer from student to teacher width, shared by all states; the identity where widths agree."""
     if student_hidden == teacher_hidden:
         return nn.Identity()
     linear = nn.Linear(student_hidden, teacher_hidden, bias=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        linear.weight.normal_(std=student_hidden**-0.5, generator=generator)  # keeps the states' scale
+        linear.weight.normal_(std=student_hidden**-0.5, generator=generator)  # keeps the variance of states
     return linear
 
 
@@ -164,9 +164,9 @@ def hidden_loss(
     count: int,
     document_BT: Tensor,
 ) -> Tensor:
-    """The distances of all pairs added up, over the tokens `rows_N` of the flattened batch, divided by `count`.
+    """Sum of the distances of all pairs over the tokens `rows_N` of the flattened batch, divided by `count`; a scalar.
 
-    Tokens with the same number in `document_BT` and the same sequence are of one document.
+    `document_BT` numbers the documents of each sequence.
     """
     losses = []
     for pair in pairs:
@@ -189,7 +189,7 @@ def _distance(student_ND: Tensor, teacher_ND: Tensor, distance: Literal["cosine"
 def _relations(
     relation: Relation, student_BTW: Tensor, teacher_BTW: Tensor, rows_N: Tensor, document_BT: Tensor
 ) -> Tensor:
-    """Summed over the counted tokens, and over queries, keys and values as far as the matrix makes them."""
+    """Sum over the tokens `rows_N`, and over those of queries, keys and values that the matrix makes; a scalar."""
     counted_BT = torch.zeros_like(document_BT, dtype=torch.bool)
     counted_BT.view(-1)[rows_N] = True
     dim = parse(relation.layout).dims[0]
@@ -202,7 +202,7 @@ def _relations(
 
 
 def vectors(output: Tensor, dim: Dim, sizes: Mapping[str, int]) -> Iterator[Tensor]:
-    """Queries, keys, values: each [..., heads * head_dim], whether they lie one after the other or head by head."""
+    """Queries, keys and values of a matrix, each [..., heads * head_dim], stored one after another or head by head."""
     shapes = [[f if isinstance(f, int) else sizes[f] for f in section] for section in dim]
     pieces = output.split([math.prod(shape) for shape in shapes], -1)
     for piece, section, shape in zip(pieces, dim, shapes, strict=True):

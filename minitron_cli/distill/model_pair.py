@@ -1,9 +1,9 @@
-"""One batch through student and teacher: its losses with gradients, or its figures on held-out text.
+"""Student and teacher: a batch's losses with gradients, or its sums on held-out text.
 
 Knows models as transformers has them; not the optimizer, the schedule or the order of the data.
 """
 
-# B sequence, T token, N counted token, D hidden, F figure
+# B sequence, T token, N scored token, D hidden, F figure
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
@@ -30,17 +30,19 @@ T = TypeVar("T")
 
 
 class Losses(NamedTuple):
+    """Losses of one batch."""
+
     total: Tensor
-    """Scalar with gradients."""
+    """Weighted sum, a scalar with gradients."""
     figures_F: Tensor
-    """In the order of `ModelPair.figures`, detached."""
+    """Each loss without its weight, in the order of `ModelPair.figures`; detached."""
 
 
 class Decoder(nn.Module):
-    """A causal language model, and what is learned beside it.
+    """A causal language model and the projection that is trained with it, as one module to shard.
 
-    It is called with what to do with the model: meanwhile, and until the backward pass, all weights outside its layers
-    are at hand, sharded or not.
+    Calling it with a function applies the function to the model. During the call, and until the backward pass, all
+    weights outside the decoder layers are whole even if the module is sharded: FSDP gathers them in `forward`.
     """
 
     def __init__(self, model: Any, project: nn.Module | None = None) -> None:
@@ -52,19 +54,20 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """CheckpointError if the head does more than a `Head` can say."""
+        """Read the head's soft cap and scale. CheckpointError if the head computes more than `Head` can express."""
         checked = self(head_of)
         self._softcap, self._scale = checked.softcap, checked.scale
         sharding.release(self)
 
     @property
     def head(self) -> Head:
+        """The LM head with the weights as they are now."""
         linear = self.model.get_output_embeddings()
         return Head(linear.weight, getattr(linear, "bias", None), self._softcap, self._scale)
 
 
 class ModelPair:
-    """Student and teacher on one device, the student with fp32 weights, the teacher frozen in what is computed in."""
+    """Student and teacher on one device: the student with fp32 weights, the teacher frozen, in compute precision."""
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class ModelPair:
     def _placed(
         self, model: Any, project: nn.Module | None, dtype: torch.dtype, rows: RowReader | None, role: str
     ) -> Decoder:
-        """The model on the device, or what this process is to have of it there, in evaluation mode."""
+        """The model on the device in evaluation mode: all of it or, if models are sharded, this process's rows."""
         _cast_(model.eval(), dtype)
         decoder = Decoder(model, project)
         if self.is_sharded:
@@ -113,16 +116,16 @@ class ModelPair:
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Names of what a training batch is measured by: each loss on logits, then all on hidden states together."""
+        """Columns that `losses` measures: each loss on logits by its kind, then the sum of those on hidden states."""
         return (*(loss.kind for loss in self.config.losses), *(["hidden"] if self.pairs else []))
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Every parameter that is learned, by a name that is unique; tied ones once."""
+        """Every trained parameter by a unique name; tied ones once."""
         student = {f"student.{name}": p for name, p in self.student.named_parameters()}
         return student | {f"projection.{name}": p for name, p in self.project.named_parameters()}
 
     def losses(self, batch: Batch, targets: Targets, count: int, hidden_weight: float) -> Losses:
-        """The sums over this batch's counted tokens, divided by `count`."""
+        """Losses summed over this batch's scored tokens and divided by `count`, those of the whole step."""
         rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             student_BTD, student_states = self._decode(self._student, batch, [pair.student for pair in self.pairs])
@@ -153,7 +156,7 @@ class ModelPair:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, targets: Targets) -> Tensor:
-        """The sums of `HELD_OUT` over the batch's counted tokens, [2] in fp64."""
+        """Sums over the batch's scored tokens of the columns of `HELD_OUT`, [2] in fp64; KL is 0 without a teacher."""
         rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             student_BTD, _ = self._decode(self._student, batch)
@@ -167,12 +170,12 @@ class ModelPair:
         return torch.stack([nll, kl])
 
     def release(self) -> None:
-        """Leave the student's parameters as this process has them: its rows, if the models are sharded."""
+        """Drop gathered weights of the student; if it is sharded, only this process's rows are left."""
         sharding.release(self._student)
 
     @cached_property
     def _moved_head(self) -> Head:
-        """A copy on the student's device of a head that may be on another: made once, as it stays as it is."""
+        """The teacher's head, copied to the student's device. Made once: the teacher is frozen."""
         head = self._teacher.head
         bias_V = None if head.bias_V is None else head.bias_V.to(self.device)
         return head._replace(weight_VD=head.weight_VD.to(self.device), bias_V=bias_V)
@@ -182,7 +185,7 @@ class ModelPair:
         return self._moved_head if is_spread(self.teacher) else self._teacher.head
 
     def _decode(self, decoder: Decoder, batch: Batch, modules: Iterable[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last hidden states, and the outputs of the named modules."""
+        """Last hidden states [B, T, D], and the outputs of the named modules."""
         with capture(decoder.model, modules) as states:
             hidden_BTD = decoder(partial(_last_hidden_states, batch=batch, device=self.device))
         return hidden_BTD.to(self.device), {name: state.to(self.device) for name, state in states.items()}
@@ -197,7 +200,7 @@ def _last_hidden_states(model: Any, batch: Batch, device: torch.device) -> Tenso
 
 
 def is_spread(model: Any) -> bool:
-    """Whether accelerate has placed a model's layers on several devices."""
+    """Whether accelerate has placed the model's layers on several devices."""
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 
@@ -214,7 +217,7 @@ def _width(model: Any) -> int:
 def _refuse_non_finite(model: nn.Module, role: str) -> None:
     for name, parameter in model.named_parameters():
         if not sharding.local(parameter.data).isfinite().all():
-            raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: take an undamaged checkpoint")
+            raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: use an undamaged checkpoint")
 
 
 def _dtype(precision: Precision) -> torch.dtype:
@@ -222,6 +225,6 @@ def _dtype(precision: Precision) -> torch.dtype:
 
 
 def _cast_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters only: rotary frequencies are buffers, and wrong in bf16."""
+    """Cast parameters in place. Buffers stay: rotary frequencies lose too much precision in bf16."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

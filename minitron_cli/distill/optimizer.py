@@ -1,4 +1,4 @@
-"""What is learned, the optimizer's moments for it, and both as tensors by name."""
+"""Trained parameters and their AdamW moments, also as tensors by name."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW on named parameters; decay on matrices only."""
+    """AdamW on named parameters; weight decay on matrices only."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: DistillConfig) -> None:
         self.parameters = dict(parameters)
@@ -28,30 +28,31 @@ class Optimizer:
 
     @property
     def gradients(self) -> list[Tensor]:
-        """Those that every process has for itself; of sharded parameters they are added up by the backward pass."""
+        """Gradients to sum over processes. Those of sharded parameters are not among them: FSDP has summed them."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
 
     def clip_(self) -> Tensor:
-        """The gradient's norm, as it was before it was cut to at most `clip`."""
+        """Clip the gradient to a norm of at most `clip`; its norm before that."""
         return whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._clip))
 
     def step_(self, learning_rate: float) -> None:
-        """Apply the gradients and drop them."""
+        """Update the parameters, then drop the gradients."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
         self.drop_gradients_()
 
     def drop_gradients_(self) -> None:
+        """Drop the gradients without a step."""
         self._adamw.zero_grad(set_to_none=True)
 
     def weights(self) -> dict[str, Tensor]:
-        """What this process has of every parameter, not copied: `parameter.NAME`."""
+        """This process's rows of every parameter, not copied, as `parameter.NAME`."""
         return {f"parameter.{name}": local(p.data) for name, p in self.parameters.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The same of the whole state: the weights, and the moments of parameters that have had a gradient."""
+        """This process's rows of the whole state: weights, and moments of parameters that have had a gradient."""
         tensors = self.weights()
         for name, p in self.parameters.items():
             tensors |= {
@@ -60,7 +61,7 @@ class Optimizer:
         return tensors
 
     def load_(self, saved: Saved, group: ProcessGroup) -> None:
-        """Take over a state that `tensors` gave, of any number of processes; of `weights`, those alone."""
+        """Restore a saved state of any number of processes: from `tensors`, or from `weights` without moments."""
         for name, p in self.parameters.items():
             rows = span(p.data, group)
             local(p.data).copy_(saved.rows(f"parameter.{name}", *rows))

@@ -1,8 +1,8 @@
-"""One copy of everything for all processes: each holds some rows of every parameter, its gradient and its moments.
+"""Sharded models: each process holds some rows of every parameter, of its gradient and of its moments.
 
-torch's `fully_shard` gathers a decoder layer's rows when the layer runs and lets them go again; what stands outside the
-layers (embedding, last norm, head) is one more such unit. Rows are consecutive, in the order of the processes, as
-`torch.chunk` deals them.
+torch's `fully_shard` gathers a decoder layer's rows when the layer runs and frees them afterwards. The parameters
+outside the layers (embedding, last norm, head) are one more such unit. Rows are consecutive and in the order of the
+ranks, split as by `torch.chunk`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,20 +17,21 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
 from minitron_cli.errors import EnvironmentFault
 
-TRAINED_BYTES = 16  # of a parameter in fp32: itself, its gradient, two moments
+TRAINED_BYTES = 16  # per parameter in fp32: weight, gradient, two moments
 
 
 class RowReader(Protocol):
-    """A model's weights, wherever they are: rows `start:stop` of a parameter by its name in the live model.
+    """Reads rows of a model's weights from wherever they are stored."""
 
-    `like` has the whole parameter's shape and dtype; what comes back is on the CPU.
-    """
+    def __call__(self, name: str, like: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start:stop` of the parameter `name` of the model in memory, on the CPU.
 
-    def __call__(self, name: str, like: Tensor, start: int, stop: int) -> Tensor: ...
+        `like` has the whole parameter's shape and dtype.
+        """
 
 
 def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, teacher_bytes: int) -> bool:
-    """Whether to shard a student of so many trained parameters, and a teacher of so many bytes."""
+    """Whether to shard a student with `trained` parameters and a teacher of `teacher_bytes` bytes."""
     if group.size == 1 or config.sharding == "none":
         return False
     if config.sharding == "full":
@@ -41,9 +42,10 @@ def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, teacher_
 
 
 def shard_(root: nn.Module, layers: Iterable[nn.Module], group: ProcessGroup, precision: Precision) -> None:
-    """Leave each process its rows of `root`; parameters that are trained are computed with in `precision`.
+    """Leave each process only its rows of `root`; compute with trained parameters in `precision`.
 
-    Weights may be on the CPU, the same in all processes, or nowhere yet (on the meta device): see `fill_`.
+    Weights may be on the CPU, the same in all processes, or on the meta device until `fill_`. EnvironmentFault if torch
+    is too old.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -64,14 +66,14 @@ def shard_(root: nn.Module, layers: Iterable[nn.Module], group: ProcessGroup, pr
 
 
 def fill_(root: nn.Module, model: nn.Module, group: ProcessGroup, rows: RowReader) -> None:
-    """Give `model`, a part of the sharded `root` that has no weights yet, this process's rows of them."""
+    """Fill `model`, a part of the sharded `root`, with this process's rows of its weights."""
     root._apply(lambda t: torch.empty_like(t, device=group.device) if t.is_meta else t)
     for name, p in model.named_parameters():
         local(p.data).copy_(rows(name, p, *span(p.data, group)))
 
 
 def release(root: nn.Module) -> None:
-    """Let go of what a forward pass without a backward pass has gathered."""
+    """Free the weights that a forward pass without a backward pass has gathered."""
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(root, FSDPModule):
@@ -79,12 +81,12 @@ def release(root: nn.Module) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor, in the same memory: its rows, or all of it."""
+    """This process's rows of a tensor, or all of it if it is not sharded; in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def span(tensor: Tensor, group: ProcessGroup) -> tuple[int, int]:
-    """Which rows of the whole `local` has: first, and one after the last."""
+    """First row of the whole tensor that `local` has, and one after the last."""
     if not isinstance(tensor, DTensor):
         return 0, len(tensor)
     start = min(group.rank * -(-len(tensor) // group.size), len(tensor))
@@ -92,11 +94,11 @@ def span(tensor: Tensor, group: ProcessGroup) -> tuple[int, int]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. If it is sharded, all processes must ask."""
+    """The whole tensor. If it is sharded, all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter, whole, one after the other: at no time are there two. All processes must ask."""
+    """Every parameter, whole, one at a time, which bounds memory. All processes must iterate."""
     for name, p in model.named_parameters():
         yield name, whole(p.data)

@@ -1,6 +1,6 @@
-"""What each position of a batch has to predict, which positions count, and which are of one document."""
+"""Positions of a batch that are scored, the token each has to predict, and the document each belongs to."""
 
-# B sequence, T token, N counted token
+# B sequence, T token, N scored token
 
 from typing import NamedTuple
 
@@ -11,14 +11,16 @@ from minitron_cli.data.batches import Batch
 
 
 class Targets(NamedTuple):
+    """Scored positions of a batch and their labels."""
+
     rows_N: Tensor
-    """The counted positions, as indices into the flattened batch."""
+    """Indices of the scored positions in the flattened batch."""
     labels_N: Tensor
-    """The token that follows each of them."""
+    """Token that follows each of them."""
 
 
 def targets(batch: Batch) -> Targets:
-    """A position counts if the next token does, is in the same block and of the same document."""
+    """Scored positions: the next token is in the same block and document, and in the loss mask."""
     loss_mask_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)
     loss_mask_BT[:, :-1] = batch.position_ids_BT[:, 1:] != 0  # positions restart at each document
     if batch.loss_mask_BT is not None:
@@ -28,5 +30,5 @@ def targets(batch: Batch) -> Targets:
 
 
 def documents(batch: Batch) -> Tensor:
-    """The number of each token's document in its sequence, [B, T]."""
+    """Number of each token's document within its sequence, from 1, [B, T]."""
     return (batch.position_ids_BT == 0).cumsum(1)

@@ -1,4 +1,4 @@
-"""How much a training run computes, how fast, and what part that is of what its devices could."""
+"""FLOPs of a training run, its tokens per second, and its model FLOPs utilization (MFU)."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 
-PEAK_FLOPS = {  # dense bf16, from the makers' data sheets; the longest name that fits is meant
+PEAK_FLOPS = {  # dense bf16, from the vendors' data sheets; of several names that match, the longest is used
     "A100": 312e12,
     "A800": 312e12,
     "B200": 2250e12,
@@ -29,17 +29,17 @@ PEAK_FLOPS = {  # dense bf16, from the makers' data sheets; the longest name tha
 
 @dataclass
 class TrainingThroughput:
-    """Steps and the time they took; what happens between steps does not count."""
+    """Number of steps and the time they took; evaluations and checkpoints between steps are not included."""
 
     step_tokens: int
     step_flops: int
     peak_flops: float | None
-    """Per second, of all devices; None if it is not known."""
+    """Peak FLOPs per second of all devices together; None if unknown."""
     steps: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """One more step."""
+        """Record one step."""
         self.steps += 1
         self.seconds += seconds
 
@@ -53,18 +53,18 @@ class TrainingThroughput:
 
     @property
     def mfu(self) -> float | None:
-        """The part of the devices' peak that the steps took, where the peak is known."""
+        """Model FLOPs utilization: share of the devices' peak; None if the peak is unknown."""
         if self.peak_flops is None or not self.seconds:
             return None
         return self.steps * self.step_flops / self.seconds / self.peak_flops
 
     def shown(self) -> dict[str, float | str]:
-        """What a progress line says of it."""
+        """Figures of the progress line."""
         share = {} if self.mfu is None else {"MFU": f"{self.mfu:.1%}"}
         return {"tokens/s": f"{self.tokens_per_second:,.0f}", **share}
 
     def summary(self) -> dict[str, float | str | bool]:
-        """What a result's record says of it."""
+        """Figures of the result's `run.json`."""
         share = {} if self.mfu is None else {"mfu": round(self.mfu, 4)}
         return {
             "steps": self.steps,
@@ -77,9 +77,9 @@ class TrainingThroughput:
 
 
 def step_flops(student: Any, teacher: Any | None, tokens: int, length: int) -> int:
-    """Of one step: forward and backward pass of the student, forward pass of the teacher, half of the text in view.
+    """FLOPs of one step: forward and backward pass of the student (three forward passes), forward pass of the teacher.
 
-    What is computed twice to save memory counts once.
+    Attention spans half of the `length` tokens of a block on average. Recomputed activations count once.
     """
     per_token = 3 * _forward(student, length // 2) + (_forward(teacher, length // 2) if teacher is not None else 0)
     return tokens * per_token
@@ -90,14 +90,14 @@ def _forward(model: Any, context: int) -> int:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Per second, of one device; None if it is not known."""
+    """Peak dense FLOPs per second of one device; None if unknown."""
     if device.type != "cuda" or precision != "bf16":
         return None
     return peak_of(torch.cuda.get_device_name(device))
 
 
 def peak_of(name: str) -> float | None:
-    """By the device's full name, such as "NVIDIA H100 80GB HBM3"."""
+    """Peak of the device with this full name, such as "NVIDIA H100 80GB HBM3"; None if unknown."""
     words = re.split(r"[\s-]+", name)
     found = [known for known in PEAK_FLOPS if all(word in words for word in known.split())]
     return PEAK_FLOPS[max(found, key=len)] if found else None

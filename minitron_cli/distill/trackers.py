@@ -1,6 +1,6 @@
-"""Experiment trackers, such as TensorBoard: accelerate knows them, this opens and feeds them.
+"""Experiment trackers such as TensorBoard, opened through accelerate.
 
-They keep logs of their own, outside of any artifact; what they show is in the artifact's curves too.
+They keep logs of their own outside artifacts; the artifact's curves hold the same figures.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from minitron_cli import io, process_rank
 from minitron_cli.errors import RecipeError
 
 PACKAGES = {"comet_ml": "comet-ml"}
-"""Where a tracker's package is not called like the tracker."""
+"""Packages whose names differ from their tracker's."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def check(names: Sequence[str]) -> None:
             raise RecipeError(f"tracker {name!r} is unknown: choose from {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
         if name not in available:
             raise RecipeError(
-                f"tracker {name!r} needs a package that is not there: run `pip install {PACKAGES.get(name, name)}`, "
+                f"tracker {name!r} needs a package that is missing: run `pip install {PACKAGES.get(name, name)}`, "
                 "or leave the tracker out"
             )
 
@@ -36,7 +36,7 @@ def check(names: Sequence[str]) -> None:
 def opened(
     names: Sequence[str], directory: Path, run: str, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """What to call with each row of figures; its step is among them. Only the first process shows anything."""
+    """Function that logs one row of figures, among them `step`. Only the first process logs. RecipeError as `check`."""
     check(names)
     with ExitStack() as stack:
         trackers = (

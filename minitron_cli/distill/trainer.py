@@ -1,7 +1,7 @@
-"""The training loop: a step is a function of the state before it and of (seed, step), so a resumed run is the same run.
+"""The training loop. A step depends only on the state before it and on (seed, step), so resuming changes nothing.
 
 The batch of a step, its dropout and its learning rate are computed from the step's number. The state is the weights,
-the optimizer's moments and the figures so far; it is saved between two steps and nowhere else.
+the optimizer's moments and the curves so far; it is saved between two steps and nowhere else.
 """
 
 import math
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -27,7 +26,7 @@ from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.optimizer import Optimizer
-from minitron_cli.distill.schedule import learning_rate
+from minitron_cli.distill.schedule import learning_rate, step_seed
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.distill.throughput import TrainingThroughput, peak_flops, step_flops
@@ -38,28 +37,32 @@ from minitron_cli.figures import Figure
 
 @dataclass(frozen=True)
 class Placement:
-    """How a run's models lie in memory; nothing of it changes a number but by rounding."""
+    """Placement of a run's models in memory; changes results by rounding only."""
 
     is_sharded: bool = False
-    """Whether the processes hold one copy between them (`sharding.is_wanted`)."""
+    """Whether the models are sharded over the processes (see `sharding.is_wanted`)."""
     student_rows: RowReader | None = None
-    """Where weights are that are not in memory yet: then the model is on the meta device. Sharded runs only."""
+    """Reads the student's weights if the model is on the meta device. For sharded runs only."""
     teacher_rows: RowReader | None = None
+    """The same for the teacher."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
+    """Curves and figures of a run."""
+
     steps: int
+    """Steps of the whole run, resumed parts included."""
     tokens: int
-    """Of the whole run, resumed parts included."""
+    """Tokens in the blocks of these steps."""
     metrics: list[CurveRow]
-    """A row per step: step (from 1), tokens, loss, each loss by its kind, hidden, learning_rate, grad_norm."""
+    """One row per step: step (from 1), tokens, and the columns of `training_figures`."""
     validation: list[CurveRow]
-    """A row per evaluation: step (0 before the first), tokens, loss and, with a teacher, kl; in nats per token."""
+    """One row per evaluation: step (0 before the first), tokens, and the columns of `HELD_OUT`."""
     throughput: dict[str, float | str | bool]
-    """Of this process's part of the run: steps, tokens, seconds, tokens_per_second, processes, precision, ..."""
+    """Figures of this process's part of the run: steps, tokens, seconds, tokens_per_second, processes, ..."""
     exported: int
-    """The step whose weights the student has: the last, or the best."""
+    """Step whose weights the student has: the last, or the best evaluated one."""
 
 
 def train(
@@ -78,16 +81,20 @@ def train(
     until: int | None = None,
     alone: bool = False,
 ) -> TrainResult:
-    """Train `student` in place; it comes back in fp32 and evaluation mode, on the device, sharded if that is how.
+    """Train `student` in place and leave it on the device, in fp32 and evaluation mode, sharded if `placement` says so.
 
-    The teacher is moved there too, frozen, and cast to bf16 if that is the precision.
-    `scratch` is a directory of this run alone, for its checkpoints; with `resume`, the newest sound one is continued.
-    None keeps none, and exports the last weights. `log` is called in the first process with every row as it comes.
-    `pairs` are the hidden states to compare where `config.hidden` is set (`hidden.state_pairs`). A
-    teacher that no loss needs is still compared with at every evaluation. RunFailed if a loss or gradient is not
-    finite, before it reaches the weights; Interrupted after a stop was requested, once the state is saved.
-    `until` is a step to stop after, with the state saved, for a later call to go on from. `alone`: no other process has
-    a part in this run.
+    The teacher is moved to the device too, frozen, and cast to bf16 if that is the precision. A teacher that no loss
+    needs is still compared with at every evaluation.
+
+    `scratch`: directory of this run alone for its checkpoints. With `resume` the newest valid one is continued. None
+    keeps no checkpoints and exports the last weights.
+    `pairs`: hidden states to compare if `config.hidden` is set (`state_pairs`, `relation_pairs`).
+    `log`: called in the first process with every row of the curves.
+    `until`: a step to stop after, with the state saved for a later call to continue.
+    `alone`: no other process takes part, whatever the launcher says.
+
+    RunFailed if a loss or gradient is not finite, before it reaches the weights. Interrupted after a stop was
+    requested, once the state is saved.
     """
     group = ProcessGroup(device, alone=alone)
     with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
@@ -141,25 +148,25 @@ class _Run:
 
     def _check(self, pairs: Sequence[StatePair]) -> None:
         if not len(self.train_blocks):
-            raise DataError("the training data fill no block: give more text, or lower data.sequence_length")
+            raise DataError("the training data do not fill a block: add text or lower data.sequence_length")
         if self.config.batch_size < self.group.size:
             raise RecipeError(
                 f"{self.section}.batch_size {self.config.batch_size} is below the {self.group.size} processes: raise it"
             )
         if self.config.warmup_steps >= self.total_steps:
-            progress.warn_once(  # of a search's candidates, all would say it, at every rung
+            progress.warn_once(  # every candidate of a search would repeat it, at every rung
                 f"{self.section}.warmup_steps {self.config.warmup_steps} is not below the run's {self.total_steps} "
                 "steps: the learning rate only rises"
             )
         if self.validation_blocks is not None and not len(self.validation_blocks):
             progress.warn(
-                f"{self.section}: the held-out data fill no block, so nothing is evaluated; hold out more text"
+                f"{self.section}: the held-out data do not fill a block, so nothing is evaluated; hold out more text"
             )
         if self.config.hidden is not None and not pairs:
-            progress.warn("distill.hidden has no effect: depth was not cut; say which in distill.hidden.layers")
+            progress.warn("distill.hidden has no effect: depth was not pruned; name layers in distill.hidden.layers")
 
     def start(self, resume: bool) -> None:
-        """Take over the state of the newest checkpoint, if there is one and it is wanted."""
+        """Restore the newest checkpoint, if there is one and `resume` is set."""
         if self.scratch is None:
             return
         step = 0
@@ -167,23 +174,23 @@ class _Run:
             if not resume:
                 checkpoints.clear(self.scratch)
             step = checkpoints.newest(self.scratch, self.identity) or 0
-            checkpoints.forget_best(self.scratch, step)  # those of evaluations that come again
+            checkpoints.forget_best(self.scratch, step)  # their evaluations will be repeated
         step = self.group.broadcast(step)
         if step:
             saved = checkpoints.load(self.scratch, step)
             self.optimizer.load_(saved, self.group)
             self.metrics, self.validation = saved.record["metrics"], saved.record["validation"]
             self.step = self.saved_step = step
-            if not saved.record.get("is_pause"):  # which whoever asked for it knows
-                progress.say(f"{self.section}: continues after step {step:,} of {self.total_steps:,}")
+            if not saved.record.get("is_pause"):  # a caller that paused the run expects to continue it
+                progress.say(f"{self.section}: continuing after step {step:,} of {self.total_steps:,}")
             if (processes := saved.record["processes"]) != self.group.size:
                 progress.say(
                     f"{self.section}: saved by {processes} processes and continued by {self.group.size}: "
-                    "the same samples in the same order, sums rounded differently"
+                    "same samples in the same order, but sums are rounded differently"
                 )
 
     def finish(self, until: int | None = None) -> TrainResult:
-        """Do the steps that are left, or those up to `until`."""
+        """Run the remaining steps, or those up to `until`."""
         self.last_step = min(until or self.total_steps, self.total_steps)
         started = time.monotonic()
         with progress.track("distill" if self.models.teacher else "train", self.total_steps, "steps") as advance:
@@ -200,7 +207,7 @@ class _Run:
         return TrainResult(self.step, self._tokens(self.step), self.metrics, self.validation, throughput, exported)
 
     def _export_(self) -> int:
-        """Leave in the student what the run is to give; the step it is of."""
+        """Load the weights to export into the student; the step that they are from."""
         best = self._best_step()
         is_over = self.step == self.total_steps
         if self.config.export == "last" or best is None or self.scratch is None or not is_over:
@@ -208,24 +215,24 @@ class _Run:
         is_there = self.group.rank == 0 and checkpoints.has_best(self.scratch, self.identity, best)
         if not self.group.broadcast(is_there):
             progress.warn(
-                f"{self.section}: the weights of step {best:,}, the best, were lost; the last step's are used"
+                f"{self.section}: the best weights, of step {best:,}, are missing or damaged; the last step's are used"
             )
             return self.step
         self.optimizer.load_(checkpoints.load(self.scratch, best, "best"), self.group)
         return best
 
     def _best_step(self) -> int | None:
-        """The evaluated step with the lowest held-out loss, the first of several."""
+        """Evaluated step with the lowest held-out loss, the first of equals."""
         best = min(self.validation, key=lambda row: row["loss"], default=None)
         return None if best is None else int(best["step"])
 
     # One step
 
     def _optimize(self) -> CurveRow:
-        """Do the next step. RunFailed, with weights and moments as they were, if it is not finite."""
+        """Run the next step. RunFailed if it is not finite; then weights and moments are unchanged."""
         started, size = time.monotonic(), self.config.batch_size
         ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
-        torch.manual_seed(_step_seed(self.config.seed, self.step, self.group.rank))
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.group.rank))
         self.models.student.train()
         hidden_weight = self._hidden_weight()
         figures_F = self._accumulate_(rank_slice(ids, self.group.rank, self.group.size), hidden_weight)
@@ -239,14 +246,15 @@ class _Run:
         return row
 
     def _accumulate_(self, ids: Sequence[int], hidden_weight: float) -> Tensor:
-        """Leave the gradient of the mean over all tokens of the step, of all processes, in `.grad`; its figures.
+        """Accumulate the gradient of the mean over the whole step's scored tokens in `.grad`; the step's figures [F].
 
-        Every part is divided by the whole step's count, so parts of unequal length weigh by their tokens.
+        Every part is divided by the token count of the whole step over all processes, so that parts of unequal length
+        are weighted by their tokens.
         """
         parts = self._micro_batches(ids)
         count = int(self.group.sum(sum(len(target.labels_N) for _, target in parts)))
         if count == 0:
-            raise DataError("no token of a batch follows another of its document: give longer documents or blocks")
+            raise DataError("a batch has no token to predict: give longer documents or blocks")
         figures_F = torch.zeros(len(self.models.figures), device=self.group.device)
         for part, target in parts:
             losses = self.models.losses(part, target, count, hidden_weight)
@@ -259,13 +267,13 @@ class _Run:
         size = self.config.micro_batch_size
         batches = [batch(self.train_blocks, ids[i : i + size]) for i in range(0, len(ids), size)]
         parts = [(part, targets(part)) for part in batches]
-        if self.models.is_sharded:  # every process runs equally often, as the others need its rows
+        if self.models.is_sharded:  # every process must run equally often, because the others need its rows
             most = math.ceil(math.ceil(self.config.batch_size / self.group.size) / size)
             parts += [(batches[0], NOTHING)] * (most - len(parts))
         return parts
 
     def _hidden_weight(self) -> float:
-        """alpha: from the step before, over all its tokens, so how a batch is divided changes nothing."""
+        """alpha, from all tokens of the step before, so that it does not depend on how a batch is divided."""
         if self.config.hidden is None:
             return 0.0
         if self.config.hidden.weight != "dynamic":
@@ -301,7 +309,7 @@ class _Run:
         kept = f"the state after step {self.saved_step} is kept" if self.saved_step else "no state was saved yet"
         raise RunFailed(
             f"{self.section}: {figures[wrong].title} is {row[wrong]} in step {row['step']}, {where} ({kept}): "
-            f"lower {self.section}.learning_rate, or look at what the model makes of this text"
+            f"lower {self.section}.learning_rate, or inspect this text"
         )
 
     def _tokens(self, steps: int) -> int:
@@ -310,7 +318,7 @@ class _Run:
     # Between two steps
 
     def _save_if_due(self) -> None:
-        """Save when it is time, when the run is over, and when it is to stop."""
+        """Save every `save_every` steps, after the last step, and when a stop was requested."""
         is_stopping = self._is_stopping()
         if is_stopping or self.step % self.config.save_every == 0 or self.step == self.last_step:
             self._save()
@@ -318,7 +326,7 @@ class _Run:
             progress.raise_if_stopped()
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate if this step calls for it. Comes after saving, so a run that resumes here does it again."""
+        """Evaluate every `eval_every` steps and after the last. Comes after saving: a run resumed here repeats it."""
         is_due = self.step % self.config.eval_every == 0 or self.step == self.last_step
         if not self.validation_blocks or not is_due:
             return
@@ -338,7 +346,7 @@ class _Run:
                 self._save_best()
 
     def _is_stopping(self) -> bool:
-        """Whether any process was asked to stop; then all of them do."""
+        """Whether any process was asked to stop; the same answer in all of them."""
         is_stopping = self.group.any(progress.stop_requested())
         if is_stopping and not progress.stop_requested():
             progress.request_stop(SIGTERM)
@@ -361,7 +369,7 @@ class _Run:
             self._write("best", self.optimizer.weights(), {}, 1)
 
     def _write(self, kind: checkpoints.Kind, tensors: dict[str, Tensor], record: dict[str, Any], keep: int) -> None:
-        """Sharded, all processes write what they have; else the first, what all of them have."""
+        """Save a checkpoint: all processes their rows if sharded, else the first process everything."""
         assert self.scratch is not None
         group = self.group if self.models.is_sharded else None
         if group or self.group.rank == 0:
@@ -369,7 +377,7 @@ class _Run:
         self.group.barrier()
 
     def _throughput(self, seconds: float) -> dict[str, float | str | bool]:
-        """Of this process's part of the run, evaluations and checkpoints included in `seconds`."""
+        """Figures of this process's part of the run; `seconds` include evaluations and checkpoints."""
         return {
             "seconds": round(seconds, 3),
             **self.throughput.summary(),
@@ -380,22 +388,17 @@ class _Run:
 
 
 def _show(advance: progress.Step, steps: int, **figures: float | str) -> None:
-    with suppress(Interrupted):  # the run stops by itself, after its state is saved
+    with suppress(Interrupted):  # the run stops by itself once its state is saved
         advance(steps, **figures)
 
 
 def _identity(
     config: DistillConfig, train_blocks: Blocks, validation_blocks: Blocks | None, pairs: Sequence[StatePair]
 ) -> str:
-    """A digest of what decides the run's numbers, but for the models: whoever names the directory knows those."""
+    """Digest of everything that decides the run's numbers except the models, which decide the scratch directory."""
     numbers = config.model_dump(mode="json", exclude={"save_every", "keep_last"})
     held_out = None if validation_blocks is None else validation_blocks.fingerprint
     return canonical_json.digest([numbers, train_blocks.fingerprint, held_out, pairs])
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Hashed, as a sum or an exclusive or of the three would give some steps the same dropout."""
-    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest(), "little")
 
 
 def _some(ids: Sequence[int], most: int = 16) -> str:

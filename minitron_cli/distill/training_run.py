@@ -1,4 +1,4 @@
-"""What every training does around the loop: bring its models into memory, keep its curves, write its result."""
+"""Everything a training stage does around the loop: load models, write curves, write the trained model."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """A student, its teacher if it has one, and how they lie in memory."""
+    """A student, its teacher if it has one, and how they are placed in memory."""
 
     student: "PreTrainedModel"
     teacher: "PreTrainedModel | None" = None
@@ -45,7 +45,7 @@ class LoadedModels:
 
 
 def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
-    """Both models; if the processes are to hold one copy between them, no process ever has more than its rows."""
+    """Load both models; without weights if they are to be sharded, so that no process ever holds a whole model."""
     group = ProcessGroup(context.device)
     dtype = torch.bfloat16 if resolve_precision(config.precision, group.device) == "bf16" else torch.float32
     trained = start.shape.parameters()
@@ -71,14 +71,14 @@ def _student(context: Context, start: SourceModel, config: DistillConfig) -> "Pr
 
 
 def _teacher_bytes(context: Context, teacher: SourceModel, dtype: torch.dtype) -> int:
-    """At its largest: as it is loaded, or as the loop computes with it."""
+    """Peak size of the teacher: as loaded or in the compute precision, whichever is larger."""
     return max(teacher.size_bytes(context.dtype), teacher.shape.parameters() * dtype.itemsize)
 
 
 def _teacher(
     context: Context, group: ProcessGroup, teacher: SourceModel, size: int, student_bytes: int
 ) -> "PreTrainedModel":
-    """On the student's device if both fit there; else, if this process has all accelerators, on several."""
+    """Load the teacher on the student's device or, if both do not fit and all accelerators are free, on several."""
     device = context.device
     is_alone = group.size == 1 and group.device.type == "cuda" and torch.cuda.device_count() > 1
     if not is_alone or memory.fits(size, student_bytes, device):
@@ -90,7 +90,7 @@ def _teacher(
 
 
 def _rows(model: SourceModel, dtype: torch.dtype | None = None) -> RowReader:
-    """Reads rows of a checkpoint's tensors; they are rounded to `dtype` as the whole model's would be."""
+    """Reader of rows of a checkpoint's tensors, cast to `dtype` as loading the whole model would."""
 
     def rows(name: str, like: Tensor, start: int, stop: int) -> Tensor:
         if name in model.checkpoint.tensors:
@@ -161,7 +161,7 @@ def _lines(rows: list[dict[str, float]]) -> bytes:
 
 
 def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> None:
-    """Write the trained model in the shape, names and dtypes of what it was; all processes gather, the first writes."""
+    """Write the trained model with the tensor names and dtypes of `start`. All processes gather, the first writes."""
     tensors = _stored(start, model)
     if not process_rank.is_first_process():
         for _ in tensors:
@@ -172,7 +172,7 @@ def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> Non
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor by its name on disk, one live parameter after the other."""
+    """Every tensor by its name on disk, one parameter at a time."""
     copies = {original: copy for copy, original in start.family.tied.items()} if start.shape.is_tied else {}
     for name, tensor in sharding.parameters(model):
         yield from disk_tensors(start.family, name, tensor)

@@ -1,11 +1,11 @@
-"""How well the student does on text that it is not trained on."""
+"""Loss of the student, and KL to the teacher, on held-out text."""
 
 import math
 from collections.abc import Callable
 
 import torch
 
-from minitron_cli.data.batches import batch, rank_slice
+from minitron_cli.data.batches import batch, evenly_spaced, rank_slice
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.distill.distributed import ProcessGroup
@@ -14,7 +14,7 @@ from minitron_cli.distill.targets import Targets, targets
 from minitron_cli.errors import DataError
 
 NOTHING = Targets(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
-"""No token counts: for a process that has no text of its own and takes part because the models are sharded."""
+"""No scored token: for a process without text of its own that takes part because others need its rows."""
 
 
 def evaluate(
@@ -25,7 +25,7 @@ def evaluate(
     group: ProcessGroup,
     is_stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
-    """Means over the tokens of `count` blocks (all): `loss` and, with a teacher, `kl`, in nats. None if stopped."""
+    """Columns of `HELD_OUT`: means over the scored tokens of `count` blocks (None: all). None if stopped."""
     models.student.eval()
     try:
         return _evaluate(models, blocks, count, batch_size, group, is_stopping)
@@ -41,26 +41,22 @@ def _evaluate(
     group: ProcessGroup,
     is_stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
-    ids = spread(len(blocks), count)
+    ids = evenly_spaced(len(blocks), count)
     mine = rank_slice(ids, group.rank, group.size)
     sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=group.device)
-    for first in range(0, math.ceil(len(ids) / group.size), batch_size):  # equally often in all processes
+    for first in range(0, math.ceil(len(ids) / group.size), batch_size):  # equally often in all, as FSDP requires
         if is_stopping():
             return None
         own = mine[first : first + batch_size]
         if own or models.is_sharded:
             held_out = batch(blocks, own or ids[:1])
-            target = targets(held_out) if own else NOTHING  # whose weights the others need
+            target = targets(held_out) if own else NOTHING
             sums += torch.cat([models.evaluate(held_out, target), sums.new_tensor([len(target.labels_N)])])
     group.sum_([sums])
     *values, tokens = sums.tolist()
     if tokens == 0:
-        raise DataError("no token of the held-out blocks follows another of its document: give longer documents")
+        raise DataError(
+            "the held-out blocks have no token to predict: give longer documents, or chats whose answers fit in a block"
+        )
     names = list(HELD_OUT) if models.teacher is not None else ["loss"]
     return {name: value / tokens for name, value in zip(names, values, strict=False)}
-
-
-def spread(total: int, count: int | None) -> list[int]:
-    """`count` of `total` blocks, evenly apart: those side by side may be of one document."""
-    count = total if count is None else min(count, total)
-    return [i * total // count for i in range(count)]

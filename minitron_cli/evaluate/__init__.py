@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, distance to the parent, lm-eval tasks, and gates on all of them."""
+"""Evaluation of models: perplexity, distance to the parent, lm-eval tasks, speed, and gates on all of them."""

@@ -1,6 +1,6 @@
-"""A multiple-choice task made from text: which continuation is the true one? Knows text and lm-eval's task format.
+"""Multiple-choice task made from text: choose the true continuation. Knows text and lm-eval's task format.
 
-A document is cut into passages of equal length, each a context and its continuation. The wrong answers of a question
+A document is split into passages of equal length, each a context and its continuation. The wrong answers of a question
 are the continuations of other passages of the same document, so style and topic alone do not give the answer away.
 """
 
@@ -16,11 +16,11 @@ from minitron_cli import io
 from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Cloze
 
-WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # with the space before it, so that joined words are the text again
+WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # includes the space before it, so that joined words reproduce the text
 
 
 def write_task(directory: Path, documents: Sequence[str], config: Cloze, *, name: str = "cloze") -> int:
-    """Write `name`.yaml and `name`.jsonl into `directory`, an lm-eval task; returns how many questions it asks."""
+    """Write an lm-eval task, `name`.yaml and `name`.jsonl, into `directory`; returns the number of questions."""
     items = make_items(documents, config)
     io.make_dirs(directory)
     io.write_new(directory / f"{name}.jsonl", "".join(map(_json_line, items)).encode())
@@ -29,9 +29,9 @@ def write_task(directory: Path, documents: Sequence[str], config: Cloze, *, name
 
 
 def make_items(documents: Sequence[str], config: Cloze) -> list[dict[str, Any]]:
-    """Questions `{context, choices, gold, document}` in text order; the same for the same text and config.
+    """Questions `{context, choices, gold, document}` in text order; deterministic in text and config.
 
-    DataError if no document holds as many passages as there are choices.
+    DataError if no document has enough different passages.
     """
     random_source = random.Random(config.seed)
     passages = [_passages(text, config) for text in documents]
@@ -60,7 +60,7 @@ def _has_choices(passages: list[tuple[str, str]], p: int, config: Cloze) -> bool
 
 
 def _distractors(passages: list[tuple[str, str]], p: int) -> list[str]:
-    """Every other continuation of the document, once each; none that also continues this very context somewhere."""
+    """Every other continuation of the document, once each, except those that also follow the same context elsewhere."""
     context = passages[p][0].strip()
     true = {continuation.strip() for other, continuation in passages if other.strip() == context}
     wrong = {continuation.strip(): continuation for _, continuation in passages}
@@ -79,7 +79,7 @@ def _json_line(item: dict[str, Any]) -> str:
 
 
 def _task_yaml(name: str) -> str:
-    """Field names, not templates: text with braces in it is not a template. Paths are relative to the YAML."""
+    """YAML of the task; it names fields instead of templates, as text may hold braces. Paths are relative to it."""
     return f"""\
 task: {json.dumps(name)}
 dataset_path: json

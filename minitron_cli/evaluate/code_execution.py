@@ -1,7 +1,7 @@
-"""Programs that a model wrote, run to see whether they work. Knows processes; it is no sandbox.
+"""Execution of programs that a model wrote, to test whether they work. This is not a sandbox.
 
-A program has a process of its own, with an empty environment and directory, and little time and memory. It can still
-read what the user can read and reach the network: whoever asks for such tasks has to say so.
+Each program runs in its own process with an empty environment, an empty directory, and limits on time and memory. It
+can still read the user's files and reach the network, so tasks that need it are run only on request.
 """
 
 import os
@@ -24,15 +24,15 @@ for kind, limit in (("CPU", 20), ("AS", 4 << 30), ("FSIZE", 16 << 20), ("CORE", 
         pass
 exec(compile(sys.stdin.buffer.read(), "answer", "exec"), {"__name__": "__main__"})
 """
-"""The program's own process limits itself first: between fork and exec, with threads about, nothing is safe.
+"""The process limits itself: running code between fork and exec is unsafe in a process with threads.
 
-A limit that the system refuses is left as it is: macOS accepts none on the address space that is below what a new
-process maps, and a lower limit that stands already cannot be raised.
+A limit that the system refuses is left as it is: macOS accepts none on the address space below what a new process maps,
+and a lower limit that is already set cannot be raised.
 """
 
 
 def passes(program: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
-    """Whether a Python program ends by itself, in time and without an error."""
+    """Whether a Python program exits without an error within the time limit."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", LIMITED],
@@ -40,7 +40,7 @@ def passes(program: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=directory,
-            env={"PATH": os.defpath, "HOME": directory, "TMPDIR": directory},  # no token, no proxy, no path of ours
+            env={"PATH": os.defpath, "HOME": directory, "TMPDIR": directory},  # no tokens, proxies or paths of the user
             start_new_session=True,
         )
         try:
@@ -53,13 +53,13 @@ def passes(program: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
 
 
 def pass_rate(programs: Sequence[str]) -> float:
-    """The share of programs that pass; unbiased for pass@1 (Chen et al. 2021)."""
+    """Fraction of programs that pass; an unbiased estimate of pass@1 (Chen et al. 2021)."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return sum(pool.map(passes, programs)) / len(programs)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """What the program started ends with it: they are one session."""
+    """Kill the process with everything that it started, which shares its session."""
     with suppress(ProcessLookupError, PermissionError):  # macOS refuses a signal to a group that has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for. Importable without torch."""
+"""Configuration of an evaluation. Importable without torch."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, fie
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Spec
 
-PERPLEXITY = "perplexity"  # the name our own measurements go by, beside the tasks
+PERPLEXITY = "perplexity"  # name under which loss, perplexity and KL stand beside the tasks
 
 
 class Task(Spec):
@@ -22,9 +22,9 @@ class Task(Spec):
     num_fewshot: int | None = Field(None, ge=0)
     """Solved examples shown before each question; the task's own default if absent."""
     limit: int | float | None = Field(None, gt=0)
-    """The first so many items; below 1 a fraction of them. All if absent."""
+    """Number of items, from the first; below 1 a fraction of them. All if absent."""
     document: str | None = None
-    """A column of the task's data: items with the same value there share a document, and are not independent."""
+    """Column of the task's data that identifies the document of an item; items of one document are not independent."""
 
     @classmethod
     def parse(cls, text: str) -> "Task":
@@ -35,7 +35,7 @@ class Task(Spec):
     @classmethod
     def _name_is_free(cls, name: str) -> str:
         if name == PERPLEXITY:
-            raise ValueError(f"a task cannot be called {PERPLEXITY!r}, the name of our own measurements; rename it")
+            raise ValueError(f"a task cannot be called {PERPLEXITY!r}, the name of the measurements on text; rename it")
         return name
 
     @field_validator("limit")
@@ -73,38 +73,38 @@ SUITES: dict[str, tuple[Task, ...]] = {
         Task(name="humaneval", num_fewshot=0),
     )
 }
-"""What Minitron measures (Sreenivas et al. 2024, table 1). HumanEval: 20 answers at temperature 0.2, top-p 0.95."""
-CODE_TASKS = frozenset({"mbpp", "humaneval"})  # those of the suites that run what the model writes
+"""Tasks of Sreenivas et al. 2024, table 1. HumanEval: 20 answers at temperature 0.2 and top-p 0.95."""
+CODE_TASKS = frozenset({"mbpp", "humaneval"})  # tasks of the suites that run code that the model writes
 
 
 class Cloze(Spec):
-    """Multiple choice made from the user's own held-out text: which continuation is the true one?"""
+    """Multiple-choice task made from held-out text: choose the true continuation."""
 
     items: int = Field(200, gt=0)
-    """Questions at most; fewer where the text is short."""
+    """Largest number of questions; fewer if the text is short."""
     choices: int = Field(4, ge=2)
-    """Continuations to choose from; the wrong ones come from the same document."""
+    """Continuations per question; the wrong ones come from the same document."""
     context_words: int = Field(48, gt=0)
-    """Words (or runs of punctuation) shown."""
+    """Words (or runs of punctuation) in the context."""
     continuation_words: int = Field(12, gt=0)
     """Words in each continuation."""
     seed: int = 0
-    """Which passages are asked about, and where the true one stands."""
+    """Seed of the choice of passages and of the position of the true continuation."""
 
 
 class Speed(Spec):
-    """How speed is measured."""
+    """Settings of the speed measurement."""
 
     batch_size: int = Field(1, gt=0)
-    """Sequences generated at once."""
+    """Sequences per batch."""
     prompt_tokens: int = Field(512, gt=0)
-    """Tokens read before the first new one."""
+    """Tokens of the prompt."""
     new_tokens: int = Field(64, ge=2)
     """Tokens generated after the prompt."""
     rounds: int = Field(5, gt=0)
-    """Times that parent and child each generate, in turns; figures are medians."""
+    """Rounds in which parent and child generate in alternation; medians are reported."""
     cache: Literal["dynamic", "static"] = "dynamic"
-    """transformers' key-value cache: grown token by token, or of its final size from the start."""
+    """KV cache of transformers: dynamic grows token by token, static has its final size from the start."""
 
 
 _METRIC = r"^.+\..+$"
@@ -112,7 +112,7 @@ _METRIC = r"^.+\..+$"
 
 def _metric(name: str) -> str:
     if not re.match(_METRIC, name):
-        raise ValueError("a value is named TASK.METRIC, such as winogrande.acc")
+        raise ValueError("a metric is named TASK.METRIC, such as winogrande.acc")
     return name
 
 
@@ -120,13 +120,13 @@ MetricName = Annotated[str, AfterValidator(_metric), WithJsonSchema({"type": "st
 
 
 class _Gate(Spec):
-    """What every kind of gate has."""
+    """Fields of every kind of gate."""
 
     metric: MetricName
-    """What is measured, as `task.metric`: winogrande.acc, perplexity.loss."""
+    """Measured value, as `task.metric`: winogrande.acc, perplexity.loss."""
     confidence: float | None = Field(None, gt=0, lt=1)
-    """Not the value but the nearer end of its interval at this confidence must pass, such as 0.95: a value that passes
-    by luck does not."""
+    """Confidence, such as 0.95, at which the bound must hold: the near end of the value's interval is compared with the
+    bound instead of the value."""
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> Self:
@@ -137,7 +137,7 @@ class _Gate(Spec):
 
 
 class Absolute(_Gate):
-    """The value itself."""
+    """Bound on the value itself."""
 
     kind: Literal["absolute"] = "absolute"
     min: float | None = None
@@ -147,60 +147,60 @@ class Absolute(_Gate):
 
 
 class _Relative(_Gate):
-    """The value less another model's, or over it."""
+    """Bound on the difference or the ratio to another model's value."""
 
     min_difference: float | None = None
-    """The value less the other's is at least this: -0.01 lets an accuracy lose a point."""
+    """Smallest difference: -0.01 lets an accuracy lose a point."""
     max_difference: float | None = None
-    """The value less the other's is at most this."""
+    """Largest difference."""
     min_ratio: float | None = None
-    """The value over the other's is at least this: 0.95 keeps 95 % of it."""
+    """Smallest ratio: 0.95 keeps 95 % of the other's value."""
     max_ratio: float | None = None
-    """The value over the other's is at most this."""
+    """Largest ratio."""
 
 
 class AgainstParent(_Relative):
-    """Against the parent on the same items, whose difference is far surer than either value."""
+    """Bound relative to the parent on the same items; the paired difference has a small standard error."""
 
     kind: Literal["parent"] = "parent"
 
 
 class AgainstBaseline(_Relative):
-    """Against what was measured before, and kept in a file. Items are not paired, so confidence is cautious."""
+    """Bound relative to an earlier evaluation in a file. Items are not paired, so the standard error is larger."""
 
     kind: Literal["baseline"] = "baseline"
     file: str
-    """`results.json` of an earlier evaluation, or what `minitron eval --json` printed; relative to the gate file."""
+    """Output of `minitron eval --json`; the path is relative to the gate file."""
     model: str | None = None
-    """Which of its models; the one of the same name, or the only one beside the parent, if absent."""
+    """Model in that file; if absent, the one of the same name, or the only one besides the parent."""
 
 
 Gate = Annotated[Absolute | AgainstParent | AgainstBaseline, Field(discriminator="kind")]
 
 
 class Gates(Spec):
-    """What measured values must reach, by `task.metric`; `perplexity.loss` and the like for our own measurements."""
+    """Bounds on measured values, by `task.metric`; text measurements are `perplexity.loss`, `.perplexity` and `.kl`."""
 
     minimum: Mapping[MetricName, float] = {}
-    """The value must be at least this: `{winogrande.acc: 0.7}`."""
+    """Smallest value: `{winogrande.acc: 0.7}`."""
     maximum: Mapping[MetricName, float] = {}
-    """The value must be at most this: `{perplexity.loss: 2.5}`."""
+    """Largest value: `{perplexity.loss: 2.5}`."""
     rules: tuple[Gate, ...] = ()
-    """Gates of every kind: absolute, against the parent, against a baseline, each with confidence or without."""
+    """Gates of every kind: absolute, relative to the parent, or to a baseline; each with or without confidence."""
 
     @classmethod
     def parse(cls, minimum: Sequence[str] = (), maximum: Sequence[str] = ()) -> "Gates":
-        """From `task.metric=value` strings, as on the command line."""
+        """Gates of `task.metric=value` strings, as on the command line."""
         return cls(minimum=dict(map(_bound, minimum)), maximum=dict(map(_bound, maximum)))
 
     def all(self) -> tuple[Absolute | AgainstParent | AgainstBaseline, ...]:
-        """Every gate, in the one form that has room for all."""
+        """Every gate as a rule."""
         least = (Absolute(metric=name, min=bound) for name, bound in self.minimum.items())
         most = (Absolute(metric=name, max=bound) for name, bound in self.maximum.items())
         return (*least, *most, *self.rules)
 
     def joined(self, other: "Gates") -> "Gates":
-        """Both; of two bounds on one side of one value, the other's."""
+        """Gates of both; where both bound one value on one side, the other's bound."""
         return Gates(
             minimum={**self.minimum, **other.minimum},
             maximum={**self.maximum, **other.maximum},
@@ -208,7 +208,7 @@ class Gates(Spec):
         )
 
     def beside(self, directory: Path) -> "Gates":
-        """With the files of baselines found from `directory`."""
+        """The same gates, with baseline files resolved relative to `directory`."""
         rules = (
             rule.model_copy(update={"file": str(directory / rule.file)}) if isinstance(rule, AgainstBaseline) else rule
             for rule in self.rules
@@ -228,32 +228,32 @@ def _bound(text: str) -> tuple[str, float]:
 
 
 class EvaluateConfig(Spec):
-    """What is measured on the parent and on every model made from it."""
+    """Measurements of the parent and of every model made from it."""
 
     perplexity: bool = True
-    """Whether loss, perplexity and KL to the parent are measured on the validation blocks."""
+    """Measure loss, perplexity and KL to the parent on the validation blocks."""
     blocks: Annotated[int, Field(gt=0)] | None = 64
-    """Validation blocks at most, evenly apart; all if null."""
+    """Largest number of validation blocks, evenly spaced; all if null."""
     cloze: Cloze | None = None
-    """Make a multiple-choice task of the validation text, and ask it too."""
+    """Also ask a multiple-choice task made from the validation text."""
     suite: Literal["minitron"] | None = None
-    """Tasks that belong together, before those of `tasks`: the nine that Minitron is measured on, with their shots."""
+    """Set of tasks before those of `tasks`: minitron has the nine of the paper, with their shots."""
     tasks: tuple[RequestedTask, ...] = ()
     """lm-eval tasks."""
     include_path: str | None = Field(None, exclude=True)
-    """A directory of further lm-eval task YAMLs. They may run Python of their own: name only what you trust."""
+    """Directory of further lm-eval task YAMLs. They can run Python code: use trusted ones only."""
     task_data: str | None = Field(None, exclude=True)
-    """A directory with the data of tasks, `winogrande/validation.jsonl` and so on; what is not there is fetched."""
+    """Directory with task data, such as `winogrande/validation.jsonl`; missing data are downloaded."""
     speed: Speed | None = None
-    """Time generation beside the parent, and measure memory."""
+    """Measure generation speed in alternation with the parent, and peak memory."""
     batch_size: int = Field(8, gt=0)
     """Sequences per forward pass."""
     gates: Gates = Field(Gates(), exclude=True)
-    """What the measured values must reach; missing one ends in exit code 4."""
+    """Bounds on measured values; a miss ends with exit code 4."""
 
     def requested(self, *, allow_code: bool) -> tuple[Task, ...]:
-        """Every task, those of the suite first, unless `tasks` names one otherwise. Without leave to run code, the
-        suite is asked without the tasks that do."""
+        """Every task, the suite's first; an entry of `tasks` replaces the suite's of the same name. The suite's tasks
+        that run code are left out unless `allow_code`."""
         named = {task.name for task in self.tasks}
         suite = SUITES[self.suite] if self.suite else ()
         return *(t for t in suite if t.name not in named and (allow_code or t.name not in CODE_TASKS)), *self.tasks

@@ -1,54 +1,88 @@
-"""Measured values against their bounds. Knows no model: plain results in, one outcome per bound out."""
+"""Gates: bounds on measured values. Knows no model: typed results in, one outcome per bound out."""
 
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from minitron_cli import strict_json
-from minitron_cli.errors import ArtifactError, GateMissed, RecipeError
+from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Absolute, AgainstBaseline, AgainstParent, Gates
 from minitron_cli.evaluate.statistics import interval
-from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
+from minitron_cli.results.evaluation import Difference, MetricResult
+from minitron_cli.spec import Spec
 
-Models = Mapping[str, ModelEvaluation]  # label -> what was measured
 Rule = Absolute | AgainstParent | AgainstBaseline
 
 PARENT = "parent"
 QUANTITIES = {"": "{}", "difference": "{} - {}", "ratio": "{} / {}"}
 
 
+class Measured(Protocol):
+    """What gates read of one evaluated model."""
+
+    @property
+    def results(self) -> Mapping[str, Mapping[str, MetricResult]]:
+        """Task -> metric -> value."""
+
+    @property
+    def against_parent(self) -> Mapping[str, Mapping[str, Difference]]:
+        """Task -> metric -> paired difference from the parent, for metrics that are means over items."""
+
+
+Models = Mapping[str, Measured]
+"""Label -> evaluated model."""
+
+
+class StoredModel(Spec):
+    """An evaluated model as a file holds it; fields that gates do not read are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    results: Mapping[str, Mapping[str, MetricResult]]
+    """Task -> metric -> value."""
+    against_parent: Mapping[str, Mapping[str, Difference]] = {}
+    """Task -> metric -> paired difference from the parent."""
+
+
+MODELS = TypeAdapter(Mapping[str, StoredModel])
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One bound, and the value that was held against it."""
+    """One bound, and the value that it was checked against."""
 
     metric: str
     kind: str
     what: str
-    """What is bounded, in words: `mmlu.acc / parent`."""
+    """Bounded quantity, in words: `mmlu.acc / parent`."""
     is_minimum: bool
     bound: float
     value: float | None
-    """None where there is no finite value; that misses every bound."""
+    """None if there is no finite value, which misses every bound."""
     confidence: float | None = None
     compared: float | None = None
-    """The end of the interval that was held against the bound, where confidence was asked for; else the value."""
+    """Value that is compared with the bound: the near end of the interval if a confidence is given, else `value`."""
 
     @property
     def margin(self) -> float | None:
-        """How far it is on the right side; below 0 it is missed by as much."""
+        """Distance from the bound on the passing side; negative for a miss, None without a value."""
         if self.compared is None:
             return None
         return self.compared - self.bound if self.is_minimum else self.bound - self.compared
 
     @property
     def passed(self) -> bool:
+        """Whether the bound is met."""
         return self.margin is not None and self.margin >= 0
 
     @property
     def title(self) -> str:
+        """The gate in words: `quiz.acc >= 0.7 (0.95 sure)`."""
         sure = f" ({self.confidence:.4g} sure)" if self.confidence else ""
         return f"{self.what} {'>=' if self.is_minimum else '<='} {self.bound:g}{sure}"
 
@@ -63,6 +97,7 @@ class Outcome:
         return f"{self.what} is {self.value:.6g}{low_or_high}, {beyond} its {side} {self.bound:g}"
 
     def json(self) -> dict[str, Any]:
+        """Plain values, with whether the gate passed."""
         return {
             "gate": self.title,
             "kind": self.kind,
@@ -82,12 +117,12 @@ class _Estimate(NamedTuple):
 
 
 def outcomes(gates: Gates, models: Models, label: str) -> list[Outcome]:
-    """Every bound on the model called `label`. RecipeError for one on something that was not measured."""
+    """Outcome of every bound on the model `label`. RecipeError for a bound on a value that was not measured."""
     return [outcome for rule in gates.all() for outcome in _of_rule(rule, models, label)]
 
 
 def require(found: Sequence[Outcome]) -> None:
-    """Raise GateMissed, listing the misses, unless every bound is met."""
+    """Raise GateMissed, which lists the misses, unless every bound is met."""
     if missed := [outcome for outcome in found if not outcome.passed]:
         raise GateMissed(f"{len(missed)} of {len(found)} gates missed: " + "; ".join(map(str, missed)))
 
@@ -112,8 +147,8 @@ def _compared(rule: Rule, found: _Estimate, what: str, *, is_minimum: bool) -> f
     ends = interval(found.value, found.stderr, found.clusters, rule.confidence)
     if ends is None:
         raise RecipeError(
-            f"gate on {what}: it has no standard error to be {rule.confidence:g} sure by; "
-            "measure more items, or leave confidence out"
+            f"gate on {what}: it has no standard error, so confidence {rule.confidence:g} cannot be checked; "
+            "evaluate more items or drop confidence"
         )
     return ends[0] if is_minimum else ends[1]
 
@@ -123,20 +158,22 @@ def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> _Estimat
     if isinstance(rule, Absolute):
         return own
     if isinstance(rule, AgainstBaseline):
-        return _apart(own, _baseline(rule, label), quantity)
+        return _unpaired(own, _baseline(rule, label), quantity)
     if label == PARENT:
-        raise RecipeError(f"gate on {rule.metric}: the parent cannot be held against itself; name a model made from it")
+        raise RecipeError(
+            f"gate on {rule.metric}: the parent cannot be compared with itself; name a model made from it"
+        )
     task, _, metric = rule.metric.partition(".")
     paired = models[label].against_parent.get(task, {}).get(metric)
-    if paired is None:  # no mean over items
-        return _apart(own, _measured(rule.metric, models[PARENT]), quantity)
+    if paired is None:  # the metric is no mean over items
+        return _unpaired(own, _measured(rule.metric, models[PARENT]), quantity)
     if quantity == "difference":
         return _Estimate(paired.difference, paired.stderr, paired.clusters)
     return _Estimate(paired.ratio, paired.ratio_stderr, paired.clusters)
 
 
-def _apart(own: _Estimate, other: _Estimate, quantity: str) -> _Estimate:
-    """Two values measured apart, taken for independent: as they are of the same items, the error is overstated."""
+def _unpaired(own: _Estimate, other: _Estimate, quantity: str) -> _Estimate:
+    """Difference or ratio of two values, taken as independent; on the same items this overstates the error."""
     clusters = min(own.clusters, other.clusters)
     if own.value is None or other.value is None or (quantity == "ratio" and other.value <= 0):
         return _Estimate(None, None, clusters)
@@ -154,27 +191,26 @@ def _baseline(rule: AgainstBaseline, label: str) -> _Estimate:
     name = rule.model or (label if label in models else others[0] if len(others) == 1 else None)
     if name is None or name not in models:
         raise RecipeError(
-            f"gate on {rule.metric}: {rule.file} measures {', '.join(sorted(models))}; say which with model: NAME"
+            f"gate on {rule.metric}: {rule.file} measures {', '.join(sorted(models))}; choose one with model: NAME"
         )
     return _measured(rule.metric, models[name])
 
 
 def read_models(file: Path) -> Models:
-    """What an earlier evaluation measured, model by model. RecipeError for any other file."""
+    """Models of an earlier evaluation, by label. RecipeError for any other file."""
     if not file.is_file():
         raise RecipeError(f"baseline {file} does not exist: keep one with `minitron eval --json > {file.name}`")
     content = strict_json.load(file)
-    stored = content.get("result", content)  # of `--json`, or a result.json as it is
+    stored = content.get("result")  # of `--json`; else the file is a result.json
     try:
-        return EvaluationResult.of_json(stored, file).models
-    except (ArtifactError, AttributeError):
+        return MODELS.validate_python((stored if isinstance(stored, dict) else content).get("models"))
+    except ValidationError:
         raise RecipeError(
-            f"baseline {file} holds no evaluation that this version of minitron reads: "
-            f"make one with `minitron eval --json > {file.name}`"
+            f"baseline {file} has no results to compare with: keep one with `minitron eval --json > {file.name}`"
         ) from None
 
 
-def _measured(name: str, model: ModelEvaluation) -> _Estimate:
+def _measured(name: str, model: Measured) -> _Estimate:
     values = {f"{task}.{metric}": m for task, metrics in model.results.items() for metric, m in metrics.items()}
     if name in values:
         found = values[name]

@@ -1,8 +1,7 @@
-"""How fast two models generate, one beside the other, and what memory each needs. Knows models and clocks, no text.
+"""Generation speed of two models, timed in alternation, and the peak memory of each. Knows no text.
 
-A machine is never as fast as a minute ago, so parent and child take turns, and each figure is a median. Generation is
-transformers' own, with the cache it would use. Memory is that of a process of its own, which loads one model and
-generates once.
+The speed of a machine drifts, so parent and child alternate and medians are reported. Generation is that of
+transformers, with its KV cache. Memory is that of a separate process, which loads one model and generates once.
 """
 
 # B sequence of the batch, T token of the prompt
@@ -29,36 +28,36 @@ SEED = 0
 
 @dataclass(frozen=True)
 class GenerationRates:
-    """One model's figures, medians over the rounds."""
+    """Speed of one model; medians over the rounds."""
 
     prefill_tokens_per_second: float
-    """Prompt tokens read, until the first new token is there."""
+    """Prompt tokens read per second, until the first new token."""
     decode_tokens_per_second: float
-    """New tokens after the first, of all sequences of the batch."""
+    """New tokens per second after the first, over all sequences of the batch."""
     time_to_first_token_seconds: float
 
 
 @dataclass(frozen=True)
 class SpeedComparison:
-    """Two models that took turns."""
+    """Speed of two models, timed in alternation."""
 
     parent: GenerationRates
     model: GenerationRates
     prefill_ratio: float
-    """How many times as fast as the parent, the median over rounds."""
+    """Speed over the parent's, median over rounds."""
     prefill_range: tuple[float, float]
-    """The lowest and the highest of the rounds' ratios."""
+    """Lowest and highest ratio of a round."""
     decode_ratio: float
     decode_range: tuple[float, float]
 
 
 def compare(model: Any, parent: Any, config: Speed) -> SpeedComparison:
-    """Time both on the same prompts, in turns, each round in the other order."""
+    """Time both models on the same prompts, in alternation; the order is reversed every round."""
     _check_lengths([model, parent], config)
     prompt_BT = _prompt(parent, config)
     subjects = {"parent": parent, "model": model}
     for subject in subjects.values():
-        _generate(subject, prompt_BT, config)  # kernels are chosen and memory is taken at the first call
+        _generate(subject, prompt_BT, config)  # warm-up: kernels are selected and memory is allocated
     rounds: dict[str, list[GenerationRates]] = {name: [] for name in subjects}
     with progress.track("speed", total=config.rounds, unit="rounds") as step:
         for i in range(config.rounds):
@@ -97,7 +96,7 @@ def _median(rounds: list[GenerationRates]) -> GenerationRates:
 
 
 def _prompt(model: Any, config: Speed) -> Tensor:
-    """Random tokens: what they say does not change the work."""
+    """Random tokens [B, T]; the work does not depend on their content."""
     generator = torch.Generator().manual_seed(SEED)
     size = config.batch_size, config.prompt_tokens
     return torch.randint(model.config.vocab_size, size, generator=generator).to(model.device)
@@ -105,10 +104,10 @@ def _prompt(model: Any, config: Speed) -> Tensor:
 
 @torch.inference_mode()
 def _generate(model: Any, prompt_BT: Tensor, config: Speed) -> GenerationRates:
-    """One generation, timed at every new token."""
+    """Speed of one generation, timed at every new token."""
     from transformers import LogitsProcessorList
 
-    clock = _Clock(model.device)
+    clock = _TokenTimes(model.device)
     cache = {"cache_implementation": "static"} if config.cache == "static" else {}
     started = clock.now()
     tokens_BT = model.generate(
@@ -130,8 +129,8 @@ def _generate(model: Any, prompt_BT: Tensor, config: Speed) -> GenerationRates:
     )
 
 
-class _Clock:
-    """Stands among the logits processors, which are called when a token's logits are there."""
+class _TokenTimes:
+    """Logits processor that records the time at which the logits of each token are ready."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -151,10 +150,10 @@ class _Clock:
 
 
 def peak_memory(path: Path, config: Speed, *, device: str, dtype: str) -> dict[str, int]:
-    """What a process that loads the model and generates once needs: `peak_bytes`, and `libraries_bytes` of it that were
-    there before the model.
+    """Peak memory of a process that loads the model and generates once: `peak_bytes`, of which `libraries_bytes` were
+    in use before the model was loaded.
 
-    On an accelerator its own memory, else what is resident. Empty where the system does not tell.
+    Accelerator memory on an accelerator, else resident memory. Empty if the system does not report it.
     """
     asked = [str(path), config.model_dump_json(), device, dtype]
     done = subprocess.run(
@@ -165,7 +164,7 @@ def peak_memory(path: Path, config: Speed, *, device: str, dtype: str) -> dict[s
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunFailed(f"the memory of {path} could not be measured ({last[:200]}); ask for no speed")
+        raise RunFailed(f"the memory of {path} could not be measured ({last[:200]}); leave out --speed")
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
 

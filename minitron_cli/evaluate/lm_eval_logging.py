@@ -1,4 +1,4 @@
-"""Libraries that keep to themselves for a while: no bars, no prints, no worker processes, no random state left over."""
+"""Side effects of lm-eval and the libraries under it, suppressed: output, worker processes, global random state."""
 
 import contextlib
 import io as text_io
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import tqdm
 
-SEED = 1234  # lm-eval's own, for the choice of few-shot examples
+SEED = 1234  # default of lm-eval for the choice of few-shot examples
 
 
 class Truncations(logging.Handler):
-    """Counts the one thing lm-eval logs that changes results."""
+    """Counts truncated requests, the one log message of lm-eval that concerns results."""
 
     count = 0
 
@@ -26,7 +26,7 @@ class Truncations(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[Truncations]:
-    """No bars, prints, log lines or worker processes of libraries in this block."""
+    """Suppress progress bars, prints, logs and worker processes of libraries; yields the count of truncations."""
     truncations = Truncations()
     with contextlib.ExitStack() as stack:
         for name in ("lm_eval", "datasets", "huggingface_hub", "transformers"):
@@ -52,7 +52,7 @@ def _logs_only_to(handler: logging.Handler, logger: logging.Logger) -> Iterator[
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """lm-eval switches its bars on by argument, so the default cannot switch them off."""
+    """Disable every tqdm bar. lm-eval passes `disable` explicitly, so the constructor is replaced."""
     original = tqdm.tqdm.__init__
     tqdm.tqdm.__init__ = lambda self, *args, **options: original(self, *args, **options | {"disable": True})
     try:
@@ -76,7 +76,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """Some tasks shuffle their choices with the global generators; the caller's are left as they were."""
+    """Seed the global random generators, which some tasks shuffle choices with, and restore them afterwards."""
     before = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(SEED)

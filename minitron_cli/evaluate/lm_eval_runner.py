@@ -1,6 +1,6 @@
-"""lm-eval on a model in memory. Results leave as plain numbers, with each item's score beside them.
+"""lm-eval on a model in memory. Results are plain numbers, with the score of each item.
 
-The model is passed as an object: lm-eval's model strings break on commas and equal signs in paths.
+The model is passed as an object, because lm-eval's model strings cannot hold paths with commas or equal signs.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ TaskItems = dict[str, dict[str, Items]]
 
 @dataclass(frozen=True)
 class Answers:
-    """What tasks say of one model."""
+    """Task results of one model."""
 
     results: TaskResults
     """Task -> metric -> {value, stderr, n, shots}, clusters where items share documents, part_of for a group's members,
-    which follow it. Values that are not finite are None.
+    which follow it. Non-finite values are None.
 
     A metric has lm-eval's name, with the filter after a comma where there is a choice of filters
     (`exact_match,strict-match`).
@@ -41,7 +41,7 @@ class Answers:
     items: TaskItems
     """Task -> metric -> each item's score, of the metrics that are means of such scores."""
     sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    """Task -> dataset, config and split on the hub; nothing of a task whose data are local."""
+    """Task -> dataset, config and split on the hub; without tasks whose data are local."""
 
 
 def run_tasks(
@@ -53,7 +53,7 @@ def run_tasks(
     allow_code: bool = False,
     batch_size: int = 8,
 ) -> Answers:
-    """Ask the model every task. The same model and tasks give the same answers."""
+    """Results of the model on every task; deterministic in model and tasks."""
     with quiet() as truncated, seeded():
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
         lm = _Model(
@@ -68,12 +68,12 @@ def run_tasks(
             confirm_run_unsafe_code=allow_code,
         )
     if truncated.count:
-        progress.warn(f"{truncated.count} requests were longer than the model's context and lost their beginning")
+        progress.warn(f"{truncated.count} requests exceeded the model's context and were truncated at the beginning")
     return _answers(raw, chosen)
 
 
 class _Model(HFLM):
-    """HFLM whose requests move our bar, which is also where a run can be stopped."""
+    """HFLM that reports finished requests to the progress display, where a run can also be stopped."""
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         with self._tracked(requests):
@@ -95,7 +95,7 @@ class _Model(HFLM):
 
 
 class _StepPerRequest:
-    """Stands where lm-eval would cache answers: it is told of each finished request."""
+    """Cache hook of lm-eval, called for each finished request."""
 
     def __init__(self, step: progress.Step) -> None:
         self.step = step
@@ -105,10 +105,14 @@ class _StepPerRequest:
 
 
 def _answers(raw: Any, chosen: TaskSet) -> Answers:
-    """lm-eval's results without configs, versions, paths and clocks."""
+    """Results and item scores of lm-eval's raw output."""
     results, scores = _results(raw), _scores(raw, chosen)
     items = {
-        task: {metric: found for metric in metrics if (found := _that_mean(metrics[metric], scores, raw, task, metric))}
+        task: {
+            metric: found
+            for metric in metrics
+            if (found := _averaged_items(metrics[metric], scores, raw, task, metric))
+        }
         for task, metrics in results.items()
     }
     for task in chosen.documents:  # lm-eval takes all items for independent
@@ -118,7 +122,7 @@ def _answers(raw: Any, chosen: TaskSet) -> Answers:
 
 
 def _sources(raw: Any, chosen: TaskSet) -> dict[str, dict[str, str | None]]:
-    """Of a group, what all its members have in common."""
+    """Task -> origin of its data; for a group, the fields that all members share."""
     tasks = chosen.task_dict["tasks"]
     sources = {}
     for name in raw["results"]:
@@ -154,7 +158,7 @@ def _results(raw: Any) -> TaskResults:
 
 
 def _shots(raw: Any, task: str) -> int | None:
-    """Of a group, what all its members have."""
+    """Few-shot examples of a task; of a group, if all members have the same number."""
     shots = {raw["n-shot"].get(name) for name in _members(raw, task)}
     return shots.pop() if len(shots) == 1 else None
 
@@ -168,7 +172,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
-    """The items of every task that is no group, metric by metric, where each has a number."""
+    """Task -> metric -> item scores, for every task that is no group and every metric with a number per item."""
     scores: TaskItems = {}
     for task, samples in raw["samples"].items():
         columns: dict[str, list[Any]] = {}
@@ -185,19 +189,21 @@ def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
 
 
 def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | None) -> list[int] | None:
-    """Which document each item comes from, as numbers in the order they first come; None where there are few."""
+    """Document number of each item, in order of appearance; None if there are fewer than FEW_DOCUMENTS."""
     if column is None:
         return None
     if absent := [sample for sample in samples if column not in sample["doc"]]:
         known = ", ".join(sorted(absent[0]["doc"]))
-        raise DataError(f"task {task!r}: its items have no {column!r} to tell documents by; use one of {known}")
+        raise DataError(
+            f"task {task!r}: its items have no column {column!r} that identifies documents; use one of {known}"
+        )
     numbers: dict[Any, int] = {}
     found = [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
     return None if len(numbers) < FEW_DOCUMENTS else found
 
 
-def _that_mean(result: Mapping[str, Any], scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:
-    """The items whose mean is the result. Perplexities, F1 and the like are no such means, and have none."""
+def _averaged_items(result: Mapping[str, Any], scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:
+    """Items whose mean is the result; None for perplexities, F1 and other metrics that are no mean over items."""
     members = [scores[name].get(metric) for name in _members(raw, task) if name in scores]
     if not members or any(items is None for items in members) or result["value"] is None:
         return None
@@ -211,7 +217,7 @@ def _members(raw: Any, task: str) -> list[str]:
 
 
 def _joined(parts: Sequence[Items]) -> Items:
-    """The items of several tasks one after the other; documents of two tasks are two."""
+    """Items of several tasks, concatenated; documents are numbered apart."""
     values = [value for part in parts for value in part.values]
     if all(part.groups is None for part in parts):
         return Items(values)

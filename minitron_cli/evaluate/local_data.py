@@ -1,4 +1,4 @@
-"""Data of lm-eval's tasks that lie in a local directory, laid out as the hub lays them out or simply by name."""
+"""Local data of lm-eval tasks, in the hub's directory layout or one file per split."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ Index = dict[str, Entry]
 
 
 def with_local_data(manager: lm_eval.tasks.TaskManager, task: Task, data: Path | None) -> lm_eval.tasks.TaskManager:
-    """A manager whose `task` reads its files under `data`, if there is a directory for it."""
+    """Task manager whose `task` reads local files, if `data` has a directory for it; else the same manager."""
     if data is None or not (data / task.name).is_dir():
         return manager
     index: Index = {name: dataclasses.replace(e, tags=set(e.tags)) for name, e in manager.task_index.items()}
@@ -42,7 +42,7 @@ def with_local_data(manager: lm_eval.tasks.TaskManager, task: Task, data: Path |
 
 
 def leaves_of(index: Mapping[str, Entry], name: str) -> list[str]:
-    """The tasks that a task, group or tag consists of."""
+    """Names of the tasks in a task, group or tag."""
     entry = index[name]
     if entry.kind is Kind.TAG:
         return sorted(entry.tags)
@@ -53,11 +53,11 @@ def leaves_of(index: Mapping[str, Entry], name: str) -> list[str]:
 
 
 def _local_files(directory: Path, entry: Entry) -> dict[str, list[str]]:
-    """Split -> files, of the splits that a task reads; as the hub lays them out, or simply by name."""
+    """Split -> files, for the splits that a task reads."""
     cfg = entry.cfg or {}
     inner = str(cfg.get("dataset_name") or "data")
     locations = [directory / entry.name, directory / inner, directory / "data", directory]
-    is_member = entry.name != directory.name  # files beside the members' directories are of no member
+    is_member = entry.name != directory.name  # files beside the members' directories belong to no member
     for place in locations[: -2 if is_member else None]:
         if files := {split: paths for split in _splits(cfg) if (paths := list(_files_of(place, split)))}:
             return files
@@ -69,7 +69,7 @@ def _splits(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def _files_of(place: Path, split: str) -> Iterator[str]:
-    """The file or the shards of a split."""
+    """Paths of the file or the shards of a split."""
     for suffix in SUFFIXES:
         for pattern in (f"{split}{suffix}", f"{split}-*{suffix}", f"{split}/*{suffix}"):
             if paths := sorted(place.glob(pattern)):
@@ -84,7 +84,7 @@ def _expected(entry: Entry) -> str:
 
 
 def _drop_(index: Index, absent: set[str]) -> None:
-    """Take tasks out of their tags and groups, and groups that are left empty out of theirs."""
+    """Remove tasks from their tags and groups, and groups that become empty from theirs."""
     for entry in index.values():
         entry.tags -= absent
     for entry in index.values():

@@ -1,11 +1,11 @@
-"""Loss on token blocks, and the distance to another model's predictions. Knows models and tokens, no files.
+"""Loss on token blocks, and KL divergence from another model's predictions. Knows models and tokens, no files.
 
-Blocks are packed documents: position ids restart at each document and no attention mask is passed, so a token sees
-its own document only. The first token of a document follows nothing, and is not counted; nor is what the data say does
-not count (a chat's questions). Logits never exist for more than a few hundred tokens.
+Blocks are packed documents: position ids restart at each document and no attention mask is passed, so a token attends
+to its own document only. Not counted are the first token of a document, which has no context, and tokens outside the
+loss mask (the questions of a chat). Logits are computed for a few hundred tokens at a time.
 
-Standard errors are over documents, the tokens of one being alike; over blocks where there are few documents, and then
-they speak of other parts of these texts, not of other texts.
+Standard errors are clustered by document, since tokens of a document are correlated. With few documents they are
+clustered by block, and then describe other parts of these texts rather than other texts.
 """
 
 # B block of the batch, T token, D hidden, V vocab, N = B * (T - 1) predictions, C chunk of N, I item
@@ -24,11 +24,11 @@ from minitron_cli.errors import CheckpointError, DataError, RunFailed
 from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, LOG_MAX, Items
 from minitron_cli.model.lm_head import Head, head_of
 
-LOGIT_ELEMENTS = 1 << 24  # of one model at a time while two are compared: 64 MiB in fp32
+LOGIT_ELEMENTS = 1 << 24  # per model and chunk: 64 MiB in fp32
 
 
 class TokenBlocks(Protocol):
-    """What is asked of blocks of packed documents, all of one length."""
+    """Blocks of packed documents, all of one length."""
 
     def __len__(self) -> int: ...
 
@@ -43,15 +43,17 @@ class TokenBlocks(Protocol):
 
 @dataclass(frozen=True)
 class PerplexityResult:
+    """Loss and perplexity of one model."""
+
     loss_nats: float
-    """Mean negative log-likelihood of a token given the tokens of its document before it."""
+    """Mean negative log-likelihood of a token, given the preceding tokens of its document."""
     stderr_nats: float | None
     """Standard error of the loss; None for a single block."""
     perplexity: float
     tokens: int
     """Tokens predicted."""
     items: Items
-    """The loss of each document, or of each block, and how many tokens it is the mean of."""
+    """Loss of each document or block, weighted by its tokens."""
 
     def metrics(self) -> dict[str, dict[str, float | int | None]]:
         """Plain values in the form that task results have."""
@@ -64,10 +66,12 @@ class PerplexityResult:
 
 @dataclass(frozen=True)
 class KLResult:
+    """KL divergence of one model from its parent."""
+
     kl_nats: float
-    """KL(parent || model), mean per token predicted."""
+    """KL(parent || model), mean per predicted token."""
     stderr_nats: float | None
-    """None for a single block."""
+    """Standard error; None for a single block."""
     tokens: int
     items: Items
 
@@ -84,7 +88,7 @@ def _metric(value: float, stderr: float | None, n: int) -> dict[str, float | int
 def perplexity(
     model: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> PerplexityResult:
-    """The mean loss over `max_blocks` blocks, evenly apart, or over all. RunFailed if it is not finite."""
+    """Mean loss over `max_blocks` evenly spaced blocks, or over all. RunFailed if it is not finite."""
     head = head_of(model)
 
     def losses(batch: _Batch) -> Tensor:
@@ -98,7 +102,7 @@ def perplexity(
 def kl_to_parent(
     model: Any, parent: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> KLResult:
-    """KL(parent || model) of the predictions whose loss `perplexity` measures, mean per token."""
+    """KL(parent || model) per token, over the predictions whose loss `perplexity` measures."""
     head, parent_head = head_of(model), head_of(parent)
     _check_vocabularies(head, parent_head)
 
@@ -122,8 +126,8 @@ class _Mean(NamedTuple):
     items: Items
 
 
-class _Piece(NamedTuple):
-    """What one block holds of one document."""
+class _DocumentSum(NamedTuple):
+    """Sum over the part of a document that is in one block."""
 
     block: int
     document: int
@@ -139,14 +143,14 @@ def _mean(
     max_blocks: int | None,
     batch_size: int,
 ) -> _Mean:
-    """The mean of `measure`, [N] values of a batch, over the counted tokens of the blocks."""
-    ids = _spread(len(blocks), max_blocks)
-    pieces: list[_Piece] = []
-    total, tokens = 0.0, 0  # so far, to be shown
+    """Mean over the counted tokens of the blocks; `measure` returns the [N] values of a batch."""
+    ids = evenly_spaced(len(blocks), max_blocks)
+    pieces: list[_DocumentSum] = []
+    total, tokens = 0.0, 0  # running mean, for the progress display
     with progress.track(title, total=len(ids), unit="blocks") as step:
         for start in range(0, len(ids), batch_size):
             batch = _batch(blocks, ids[start : start + batch_size])
-            # Sums of thousands of values: in double, which some accelerators lack, hence on the CPU.
+            # Thousands of values are summed in float64, which some accelerators lack, hence on the CPU.
             values_BT = measure(batch).cpu().double().view(len(batch.tokens_BT), -1)
             new = list(_pieces(start, batch, values_BT))
             pieces += new
@@ -155,28 +159,30 @@ def _mean(
     return _summary(pieces, figure)
 
 
-def _pieces(first: int, batch: _Batch, values_BT: Tensor) -> Iterator[_Piece]:
-    """The sum over each document of each block; of those with a token that counts."""
+def _pieces(first: int, batch: _Batch, values_BT: Tensor) -> Iterator[_DocumentSum]:
+    """Sums over each document of each block, for those with a counted token."""
     loss_mask_BT = batch.loss_mask_BT[:, 1:] & (batch.positions_BT[:, 1:] != 0)
     for i, documents_T in enumerate(batch.documents_BT[:, 1:]):
         numbers, index_T = documents_T[loss_mask_BT[i]].unique(return_inverse=True)
         sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, index_T, values_BT[i][loss_mask_BT[i]])
         for number, total, tokens in zip(numbers.tolist(), sums.tolist(), index_T.bincount().tolist(), strict=True):
-            yield _Piece(first + i, number, total, tokens)
+            yield _DocumentSum(first + i, number, total, tokens)
 
 
-def _summary(pieces: list[_Piece], figure: str) -> _Mean:
+def _summary(pieces: list[_DocumentSum], figure: str) -> _Mean:
     tokens = sum(piece.tokens for piece in pieces)
     if tokens == 0:
-        raise DataError("no token of the validation blocks follows another of its document: give longer documents")
+        raise DataError(
+            "validation data has no predictable token (every document is one token long): give longer documents"
+        )
     value = math.fsum(piece.total for piece in pieces) / tokens
     if not math.isfinite(value):
         raise RunFailed(f"{figure} is not finite: the weights or activations overflow; try --dtype float32")
     return _Mean(value, tokens, _items(pieces))
 
 
-def _items(pieces: list[_Piece]) -> Items:
-    """The pieces put together by document; or by block, where the documents are few."""
+def _items(pieces: list[_DocumentSum]) -> Items:
+    """Means by document, or by block if there are few documents."""
     few = len({piece.document for piece in pieces}) < FEW_DOCUMENTS
     totals: dict[int, float] = defaultdict(float)
     tokens: dict[int, int] = defaultdict(int)
@@ -188,6 +194,7 @@ def _items(pieces: list[_Piece]) -> Items:
 
 
 def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND: Tensor) -> Tensor:
+    """KL(parent || model) of each row of hidden states, [N], in chunks that bound the logits in memory."""
     rows = max(1, LOGIT_ELEMENTS // len(head.weight_VD))
     chunks = []
     for start in range(0, len(hidden_ND), rows):
@@ -207,7 +214,7 @@ def _check_vocabularies(head: Head, parent_head: Head) -> None:
 
 
 def _hidden(model: Any, batch: _Batch) -> Tensor:
-    """The states that predict the next token, [N, D]."""
+    """Final hidden states that predict the next token, [N, D]."""
     tokens_BT, positions_BT = batch.tokens_BT.to(model.device), batch.positions_BT.to(model.device)
     output = model.get_decoder()(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
     return output.last_hidden_state[:, :-1].flatten(0, 1)
@@ -225,7 +232,7 @@ def _batch(blocks: TokenBlocks, ids: Sequence[int]) -> _Batch:
     )
 
 
-def _spread(total: int, count: int | None) -> list[int]:
-    """`count` of `total` blocks: those side by side may be of one document."""
+def evenly_spaced(total: int, count: int | None) -> list[int]:
+    """Indices of `count` of `total` blocks (all if None), evenly spaced: adjacent blocks may share a document."""
     count = total if count is None else min(count, total)
     return [i * total // count for i in range(count)]

@@ -1,4 +1,4 @@
-"""One number that an lm-eval task gives a model, for the stages that decide by it."""
+"""One metric of an lm-eval task, for the stages that rank by it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric of a task. lm-eval is imported when it is asked."""
+    """One metric of one task. lm-eval is imported on first use."""
 
     task: Task
     metric: str
     path: Path | None
-    """A directory of task YAMLs in which the task is looked up too."""
+    """Directory of further task YAMLs."""
     setting: str
-    """The recipe field that names the metric."""
+    """Recipe field that names the metric, for errors."""
 
     def fingerprint(self) -> str | None:
-        """Of the directory. A task that does not exist is refused here, before a model is loaded."""
+        """Fingerprint of the directory, if any. InputError for an unknown task, before a model is loaded."""
         from minitron_cli.evaluate import tasks
 
         tasks.load_tasks([self.task], tasks.TaskLocations(self.path))
         return tasks.fingerprint(self.path) if self.path else None
 
     def __call__(self, model: "PreTrainedModel", tokenizer: Any, batch_size: int = 8) -> float:
-        """InputError if the task has no such metric, or it has no value."""
+        """Value of the metric for a model. InputError if the task does not give it."""
         from minitron_cli.evaluate.lm_eval_runner import run_tasks
         from minitron_cli.evaluate.tasks import TaskLocations
 

@@ -1,8 +1,7 @@
-"""Which tasks there are, and where their data come from. Knows lm-eval's index and its YAML; runs nothing.
+"""Available tasks and the origin of their data. Knows lm-eval's index and YAML; runs nothing.
 
-A task is looked for in the user's own directory, then among the few the Minitron suite is made of, and only then among
-the thousands that lm-eval brings, which take ten seconds to read. Its data come from a local directory where there is
-one, laid out as the hub lays it out, or from the hub.
+A task is looked up in the user's directory, then among the tasks of the Minitron suite, and then among the thousands of
+lm-eval, whose index takes ten seconds to read. Its data come from a local directory if there is one, else from the hub.
 """
 
 import difflib
@@ -24,34 +23,34 @@ from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
 from minitron_cli.evaluate.local_data import leaves_of, with_local_data
 
-OWN = Path(__file__).parent / "suite"
-THEIRS = Path(lm_eval.tasks.__file__).parent
-NEAR = {
-    "winogrande": THEIRS / "winogrande",
-    "arc_challenge": THEIRS / "arc",
-    "mmlu": THEIRS / "mmlu" / "default",
-    "hellaswag": THEIRS / "hellaswag",
-    "gsm8k": THEIRS / "gsm8k",
-    "truthfulqa_mc2": THEIRS / "truthfulqa",
-    "xlsum_en": OWN,
-    "mbpp": OWN,
-    "humaneval": OWN,
+SUITE_TASKS = Path(__file__).parent / "suite"
+LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
+SUITE_DIRECTORIES = {
+    "winogrande": LM_EVAL_TASKS / "winogrande",
+    "arc_challenge": LM_EVAL_TASKS / "arc",
+    "mmlu": LM_EVAL_TASKS / "mmlu" / "default",
+    "hellaswag": LM_EVAL_TASKS / "hellaswag",
+    "gsm8k": LM_EVAL_TASKS / "gsm8k",
+    "truthfulqa_mc2": LM_EVAL_TASKS / "truthfulqa",
+    "xlsum_en": SUITE_TASKS,
+    "mbpp": SUITE_TASKS,
+    "humaneval": SUITE_TASKS,
 }
-"""Where the suite's tasks are defined. Ours stand before lm-eval's of the same name."""
-assert {task.name for tasks in SUITES.values() for task in tasks} <= NEAR.keys()
+"""Directory in which each task of the suite is defined. Tasks in SUITE_TASKS replace lm-eval's of the same name."""
+assert {task.name for tasks in SUITES.values() for task in tasks} <= SUITE_DIRECTORIES.keys()
 
 
 @dataclass(frozen=True)
 class TaskLocations:
-    """Where to look before lm-eval's own collection and the hub."""
+    """Directories that are searched before lm-eval's own tasks and the hub."""
 
     tasks: Path | None = None
-    """A directory of task YAMLs."""
+    """Directory of task YAMLs."""
     data: Path | None = None
-    """A directory with a directory of data for each task that is not to be fetched."""
+    """Directory with one directory of data per task; other tasks' data are downloaded."""
 
     def fingerprints(self, tasks: Sequence[Task]) -> dict[str, str]:
-        """Of the YAMLs, and of the data that the tasks have here."""
+        """Fingerprints of the YAMLs and of the tasks' local data."""
         found = {"tasks": fingerprint(self.tasks)} if self.tasks else {}
         local = [self.data / task.name for task in tasks if self.data and (self.data / task.name).is_dir()]
         return found | {f"task data {path.name}": fingerprint(path) for path in local}
@@ -62,17 +61,17 @@ DEFAULT_LOCATIONS = TaskLocations()
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Tasks as lm-eval takes them."""
+    """Loaded tasks in the form that lm-eval takes."""
 
     task_dict: dict[str, dict[str, Any]] = field(default_factory=lambda: {"tasks": {}, "groups": {}, "group_map": {}})
     items: dict[str, list[int]] = field(default_factory=dict)
-    """Of every task with a limit, the items to ask; lm-eval itself has one limit for all."""
+    """Task -> items to ask, for tasks with a limit; lm-eval has one limit for all tasks."""
     documents: dict[str, str] = field(default_factory=dict)
-    """Of every task whose items come from shared documents, the column that says which."""
+    """Task -> column that identifies the document of an item."""
 
 
 class Forecast(NamedTuple):
-    """What asking a task will come to."""
+    """Description of a task before it is run."""
 
     task: str
     shots: int
@@ -85,7 +84,7 @@ class Forecast(NamedTuple):
 def load_tasks(
     tasks: Sequence[Task], locations: TaskLocations = DEFAULT_LOCATIONS, *, allow_code: bool = False
 ) -> TaskSet:
-    """The tasks with their own shots and limits. InputError for one that does not exist, or runs code unasked."""
+    """Tasks with their shots and limits. InputError for an unknown task, or one that runs code without `allow_code`."""
     chosen = TaskSet()
     with quiet(), seeded():
         manager = _manager([task.name for task in tasks], locations.tasks)
@@ -97,14 +96,14 @@ def load_tasks(
 
 
 def forecast(tasks: Sequence[Task], locations: TaskLocations = DEFAULT_LOCATIONS) -> list[Forecast]:
-    """What the tasks come to, read from their YAMLs: no data are fetched. InputError for one that does not exist."""
+    """Descriptions of the tasks from their YAMLs; downloads no data. InputError for an unknown task."""
     with quiet():
         manager = _manager([task.name for task in tasks], locations.tasks)
         return [_forecast(with_local_data(manager, task, locations.data).task_index, task) for task in tasks]
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash of every file under a directory, by relative name."""
+    """Hash of every file under a directory, by relative name."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return canonical_json.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
 
@@ -112,7 +111,7 @@ def fingerprint(directory: Path) -> str:
 def _add_(chosen: TaskSet, task: Task, loaded: Any, allow_code: bool) -> None:
     for name, member in loaded["tasks"].items():
         if name in chosen.task_dict["tasks"]:
-            raise InputError(f"task {name!r} is asked for twice, by name or as part of a group; name it once")
+            raise InputError(f"task {name!r} is requested twice, by name or as part of a group; name it once")
         if not allow_code:
             _refuse_unsafe_code(name, getattr(member, "UNSAFE_CODE", False))
         _set_shots_(member, task.num_fewshot)
@@ -132,12 +131,12 @@ def _refuse_unsafe_code(name: str, is_unsafe: Any) -> None:
     if is_unsafe:
         raise InputError(
             f"task {name!r} runs code that the model writes: leave it out, or add --allow-code-execution to "
-            "`minitron eval` on a machine where that may do no harm"
+            "`minitron eval` on a machine that holds nothing of value"
         )
 
 
 def _set_shots_(task: Any, num_fewshot: int | None) -> None:
-    """The shots asked for, else the task's own, else none. A task fixed at 0 stays there, as in lm-eval."""
+    """Set the requested number of shots, else keep the task's own. A task fixed at 0 stays at 0, as in lm-eval."""
     own = task.get_config("num_fewshot")
     if own == 0 and num_fewshot:
         progress.warn_once(
@@ -148,8 +147,8 @@ def _set_shots_(task: Any, num_fewshot: int | None) -> None:
     shots, examples = task.get_config("num_fewshot") or 0, len(getattr(getattr(task, "sampler", None), "df", ()))
     if shots > examples:
         raise DataError(
-            f"task {task.task_name!r} is to show {shots} solved examples and its data have {examples}; "
-            "give more of them, or ask for fewer with NAME:SHOTS"
+            f"task {task.task_name!r} needs {shots} solved examples and its data have {examples}; "
+            "add examples, or request fewer with NAME:SHOTS"
         )
     task.set_fewshot_seed(seed=SEED)
 
@@ -162,24 +161,24 @@ def _manager(names: Sequence[str], own: Path | None) -> lm_eval.tasks.TaskManage
     if own is not None:
         _check_yamls(own)
         path, content = str(own.resolve()), fingerprint(own)
-    near = tuple(sorted({str(NEAR[name]) for name in names if name in NEAR}))
+    near = tuple(sorted({str(SUITE_DIRECTORIES[name]) for name in names if name in SUITE_DIRECTORIES}))
     manager = _index(path, content, near)
-    if all(name in manager.task_index and (name in NEAR or _is_in(manager, name, path)) for name in names):
+    if all(name in manager.task_index and (name in SUITE_DIRECTORIES or _is_in(manager, name, path)) for name in names):
         return manager
-    manager = _index(path, content, (str(THEIRS), str(OWN)))
+    manager = _index(path, content, (str(LM_EVAL_TASKS), str(SUITE_TASKS)))
     if unknown := [name for name in names if name not in manager.task_index]:
         raise InputError(_unknown_task(unknown[0], manager.all_tasks, own))
     return manager
 
 
 def _is_in(manager: lm_eval.tasks.TaskManager, name: str, path: str | None) -> bool:
-    """Whether a task is of the user's directory. What a near directory holds besides, such as tags, may be partial."""
+    """Whether a task is defined in the user's directory. Tags that a suite directory also defines may be partial."""
     return path is not None and name in _index(path, fingerprint(Path(path)), ()).task_index
 
 
 @functools.lru_cache(maxsize=8)
 def _index(path: str | None, content: str, others: tuple[str, ...]) -> lm_eval.tasks.TaskManager:
-    """What tasks there are in a directory and the others. Kept, by the `content` of the files."""
+    """Index of the tasks in a directory and in others; cached by the `content` fingerprint of the files."""
     manager = lm_eval.tasks.TaskManager(include_path=[*others, *([path] if path else [])], include_defaults=False)
     return _with_absolute_paths(manager, Path(path)) if path else manager
 
@@ -192,7 +191,7 @@ def _unknown_task(name: str, known: list[str], own: Path | None) -> str:
 
 
 def _check_yamls(own: Path) -> None:
-    """lm-eval skips a YAML that it cannot read, and would then say that its task does not exist."""
+    """Raise InputError for an unreadable YAML, which lm-eval would skip and then report its task as unknown."""
     if not own.is_dir():
         raise InputError(f"{own}: no such directory of task YAMLs; check include_path")
     for path in sorted(own.rglob("*.yaml")):
@@ -203,7 +202,7 @@ def _check_yamls(own: Path) -> None:
 
 
 def _with_absolute_paths(manager: lm_eval.tasks.TaskManager, own: Path) -> lm_eval.tasks.TaskManager:
-    """Data files named relative to their YAML, where lm-eval would look in the working directory."""
+    """Resolve data files relative to their YAML; lm-eval would resolve them in the working directory."""
     for entry in manager.task_index.values():
         if entry.yaml_path and entry.yaml_path.is_relative_to(own) and entry.kind is Kind.TASK:
             _make_paths_absolute_(entry)
@@ -216,7 +215,7 @@ def _make_paths_absolute_(entry: Entry) -> None:
     files = (entry.cfg.get("dataset_kwargs") or {}).get("data_files")
     absolute = _absolute(files, entry.yaml_path.parent.resolve())
     if absolute != files:
-        entry.cfg = load_yaml(entry.yaml_path)  # again, with the functions it names
+        entry.cfg = load_yaml(entry.yaml_path)  # loaded again, to resolve the functions that it names
         entry.cfg["dataset_kwargs"]["data_files"] = absolute
         entry.yaml_path = None  # lm-eval reads `cfg` where there is no file
 
@@ -236,11 +235,11 @@ def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
         return manager.load([name])
     except ConnectionError as e:
         raise EnvironmentFault(
-            f"task {name!r}: its data could not be fetched ({_first_line(e)}); go online once, or use --task-data"
+            f"task {name!r}: its data could not be downloaded ({_first_line(e)}); go online once or use --task-data"
         ) from e
     except (FileNotFoundError, datasets.exceptions.DatasetsError) as e:
         raise DataError(f"task {name!r}: its data could not be read ({_first_line(e)}); check its YAML") from e
-    except Exception as e:  # a task is a program of its author's; what it raises is not ours to know
+    except Exception as e:  # a task can run any code, and raise anything
         raise InputError(f"task {name!r} could not be loaded ({_first_line(e)}); check its YAML and its data") from e
 
 
@@ -248,7 +247,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-# What is ahead
+# Forecast
 
 
 def _forecast(index: Mapping[str, Entry], task: Task) -> Forecast:
@@ -273,7 +272,7 @@ def _items(limit: int | float | None) -> str:
 
 
 def _metrics(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """The names that results will have. A function stands in the YAML as the path to it."""
+    """Names of the metrics in the results. A function is given in the YAML by its path."""
     filters = [f["name"] for f in cfg.get("filter_list") or [{"name": "none"}]]
     for metric in cfg.get("metric_list") or []:
         name = str(getattr(metric["metric"], "__name__", metric["metric"])).rpartition(".")[2]

@@ -1,1 +1,1 @@
-"""How much each layer, head, neuron and hidden channel matters, seen in one pass over a calibration set."""
+"""Importance of every layer, head, neuron, expert and hidden channel from one pass over a calibration set."""

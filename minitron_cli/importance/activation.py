@@ -1,26 +1,25 @@
 """Activation importance of heads, neurons and hidden channels: nine aggregations in one pass.
 
-Knows what is kept of an activation; `model.taps` knows where it is seen. Of each sample only three numbers per
-channel are kept (mean of |x|, L2 norm and variance over its tokens), and of all samples only the running moments
-of those, so memory does not depend on the number of samples.
+`model.taps` gives the places where activations are observed. Per sample only three numbers per channel are kept (mean
+of |x|, L2 norm and variance over its tokens), and over samples only the running moments of those, so memory does not
+depend on the number of samples.
 
     B batch, T token, C channel of the axis, K features of the tapped tensor, H hook, S sequence aggregation
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from minitron_cli.importance.running_moments import Moments
-from minitron_cli.layerwise.observer import Part, Tokens
+from minitron_cli.layerwise.observer import Options, Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
 from minitron_cli.model.taps import Tap, taps
-from minitron_cli.scores.metric import AGGREGATIONS, Activation, Aggregation
-from minitron_cli.scores.scores import PRE_ACTIVATION, key
+from minitron_cli.scores.metric import AGGREGATIONS, PRE_ACTIVATION, Activation, Aggregation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,12 +33,13 @@ class Activations:
     """Importance of every channel of head, ffn and hidden (Muralidharan et al. 2024, sec. 2.2), experts aside.
 
     head: each token's L2 norm of the head's output. ffn: the input of the matrix that reads the neurons.
-    hidden: the outputs of all norms, scored norm by norm, then summed. With `pre_activation` each neuron is seen a
-    second time, where the paper prints it: X W1^T, before the activation function (of a gated MLP, the gate's).
-    Of a sample only the tokens that count are seen, and a sample in which none does is no sample.
+    hidden: the outputs of all norms, scored norm by norm, then summed. With `pre_activation` each neuron is observed a
+    second time, where the paper prints it: X W1^T, before the activation function (in a gated MLP, the gate's).
+    Only tokens of the loss mask are observed; a sample without any is skipped.
     """
 
     name = "activation"
+    sees_final_norm: ClassVar[bool] = True
 
     def __init__(self, family: Family, sizes: Mapping[str, int], part: Part, pre_activation: bool = False) -> None:
         self._sizes = sizes
@@ -50,14 +50,18 @@ class Activations:
         first = _first_mlp_matrix(family) if pre_activation else None
         if first and (hooks := _hooks(Tap("ffn", first, "output"), part, True)):
             self._hooks[f"ffn.{PRE_ACTIVATION}"] = hooks
-        self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # [S, B, C] of each hook
+        self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # one [S, B, C] per hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
-        self._counts_BT: Tensor | None = None  # of the batch at hand
+        self._counts_BT: Tensor | None = None  # loss mask of the current batch
 
     @classmethod
-    def joined(cls, family: Family, parts: "Sequence[Activations]") -> "Activations":
-        """What the observers of all parts of a model saw, as if one had watched the whole."""
-        sizes = parts[0]._sizes
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+        """Observer of a part of a model."""
+        return cls(family, sizes, part, options.pre_activation)
+
+    @classmethod
+    def joined(cls, family: Family, sizes: Mapping[str, int], parts: Sequence[Self]) -> Self:
+        """Observer of the whole model, from those of its parts."""
         whole = cls(family, sizes, Part(range(sizes["layer"]), True), f"ffn.{PRE_ACTIVATION}" in parts[0]._hooks)
         for axis, hooks in whole._hooks.items() if parts[0]._moments else ():
             seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
@@ -77,7 +81,7 @@ class Activations:
     def _see(self, axis: str, h: int, features_BTK: Tensor) -> None:
         count = self._sizes[axis.partition(".")[0]]
         if axis not in self._sizes:
-            features_BTK = features_BTK[..., :count]  # of a matrix that makes gate and up, the gate's come first
+            features_BTK = features_BTK[..., :count]  # a fused gate and up matrix puts the gate first
         self._batch[axis][h] = sequence_aggregates(channels(features_BTK, count), self._counts_BT)
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
@@ -118,7 +122,7 @@ class Activations:
         }
 
     def _by_row(self, axis: str, score_HC: Tensor) -> Tensor:
-        """[layer, C], or [C] for an axis all layers share: the sum over the hooks that see the same channels."""
+        """Sum over the hooks that observe the same channels: [layer, C], or [C] for an axis that all layers share."""
         rows = [hook.row for hook in self._hooks[axis]]
         shared = torch.tensor([row or 0 for row in rows], device=score_HC.device)
         sums = score_HC.new_zeros(int(shared.max()) + 1, score_HC.shape[1]).index_add(0, shared, score_HC).float().cpu()
@@ -127,22 +131,24 @@ class Activations:
 
 def _name(series: str, batch: Aggregation, sequence: Aggregation) -> str:
     axis, _, neuron = series.partition(".")
-    return key(axis, Activation(batch=batch, sequence=sequence, neuron=PRE_ACTIVATION if neuron else "activation"))
+    return Activation(batch=batch, sequence=sequence, neuron=PRE_ACTIVATION if neuron else "activation").key(axis)
 
 
 def _first_mlp_matrix(family: Family) -> str | None:
-    """The module that makes neurons of hidden channels: W1, of a gated MLP the gate. None where only experts do."""
+    """Name of the module that computes neurons: W1, or the gate of a gated MLP; None if all neurons are in experts."""
     layouts = ((template, parse(text)) for template, text in family.tensors.items() if "{expert}" not in template)
     makers = (t.removesuffix(".weight") for t, lay in layouts if len(lay.dims) == 2 and "ffn" in lay.axes(0))
     return next(makers, None)
 
 
 class Hook(NamedTuple):
-    """A tap at one place of the model."""
+    """A tap in one module of the model."""
 
     module: str
     side: str
-    row: int | None  # the layer whose channels it sees; None where all layers share them
+    """`input` or `output`."""
+    row: int | None
+    """Layer whose channels it observes; None where all layers share them."""
 
 
 def _hooks(tap: Tap, part: Part, per_layer: bool) -> list[Hook]:
@@ -158,16 +164,16 @@ def _register(module: "nn.Module", side: str, see: "Callable[[Tensor], None]") -
 
 
 def channels(features_BTK: Tensor, count: int) -> Tensor:
-    """fp32 [B, T, count]. Where a channel is a slice of features, as a head is, the L2 norm of the slice."""
+    """Channel activations in fp32, [B, T, count]; the L2 norm where a channel is a slice of features, as a head is."""
     if features_BTK.shape[-1] == count:
         return features_BTK.float()  # squares of bf16 must not be rounded to bf16
     return torch.linalg.vector_norm(features_BTK.unflatten(-1, (count, -1)), dim=-1, dtype=torch.float32)
 
 
 def sequence_aggregates(values_BTC: Tensor, loss_mask_BT: Tensor | None = None) -> Tensor:
-    """[S, B, C]: each sample's mean |x|, L2 norm and variance over its tokens, in the order of AGGREGATIONS.
+    """Mean |x|, L2 norm and variance over each sample's tokens, [S, B, C], in the order of AGGREGATIONS.
 
-    Over the tokens that count, if that is said; no numbers for a sample in which none does.
+    With a loss mask only over its tokens; NaN for a sample without any.
     """
     weights_BT1 = None if loss_mask_BT is None else loss_mask_BT.to(values_BTC.dtype).unsqueeze(-1)
     over_tokens = Moments.of(values_BTC, dim=1, weights=weights_BT1)

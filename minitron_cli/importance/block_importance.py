@@ -1,16 +1,16 @@
-"""Block Importance: how far a decoder layer turns the residual stream (Men et al. 2024; Muralidharan et al. 2024)."""
+"""Block Importance: cosine distance between a layer's input and output (Men et al. 2024; Muralidharan et al. 2024)."""
 
 # B batch, T token, D hidden, L layer
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from minitron_cli.errors import DataError
-from minitron_cli.layerwise.observer import Part, Tokens, decoder_layers, layer_input, layer_output
+from minitron_cli.layerwise.observer import Options, Part, Tokens, decoder_layers, layer_input, layer_output
 from minitron_cli.model.family import Family
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ TINY = 1e-30
 
 
 class BlockImportance:
-    """BI_i = 1 - E cos(x_i, x_{i+1}) over all tokens that count, where x_i enters layer i. No extra forward."""
+    """BI_i = 1 - E cos(x_i, x_{i+1}) over all tokens of the loss mask, where x_i is the input of layer i."""
 
     name = "block_importance"
+    sees_final_norm: ClassVar[bool] = False
 
     def __init__(self, family: Family, part: Part) -> None:
         self._family = family
@@ -32,13 +33,20 @@ class BlockImportance:
         self._batch: list[Tensor] = [torch.empty(0)] * len(part.layers)
         self._cosine_sum_L = torch.zeros(len(part.layers), dtype=torch.float64)
         self._tokens = 0
-        self._counts_BT: Tensor | None = None  # of the batch at hand
-        self._last: tuple[Tensor, Tensor] | None = None  # a layer's output and its norms: the next layer's input
+        self._counts_BT: Tensor | None = None  # loss mask of the current batch
+        self._last: tuple[Tensor, Tensor] | None = (
+            None  # the previous layer's output, which the next one reads, and its norms
+        )
 
     @classmethod
-    def joined(cls, parts: "Sequence[BlockImportance]") -> "BlockImportance":
-        """What the observers of all layers saw, in the order of the layers."""
-        whole = cls(parts[0]._family, Part(range(sum(len(part._layers) for part in parts)), False))
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+        """Observer of a part of a model."""
+        return cls(family, part)
+
+    @classmethod
+    def joined(cls, family: Family, sizes: Mapping[str, int], parts: Sequence[Self]) -> Self:
+        """Observer of the whole model, from those of its layers in order."""
+        whole = cls(family, Part(range(sizes["layer"]), False))
         whole._cosine_sum_L = torch.cat([part._cosine_sum_L for part in parts])
         whole._tokens = parts[0]._tokens
         return whole
@@ -78,7 +86,9 @@ class BlockImportance:
 
     def scores(self) -> dict[str, Tensor]:
         if not self._tokens:
-            raise DataError("no calibration token counts: the blocks hold no answer; raise importance.samples")
+            raise DataError(
+                "no token of the calibration blocks is scored: raise importance.samples, or use data with answers"
+            )
         return {"layer.block_importance": (1 - self._cosine_sum_L / self._tokens).float()}
 
 

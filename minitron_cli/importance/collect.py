@@ -1,9 +1,9 @@
-"""One pass over a calibration set. Knows what runs; what is measured is in the observers.
+"""One pass over a calibration set with the whole model in memory. Observers decide what is measured.
 
-Only the decoder runs: no logits where none are needed.
+Only the decoder runs: logits are computed only where an observer needs them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,10 @@ import torch
 
 from minitron_cli import progress
 from minitron_cli.errors import CheckpointError
-from minitron_cli.importance.activation import Activations
-from minitron_cli.importance.block_importance import BlockImportance
-from minitron_cli.importance.experts import Experts
 from minitron_cli.importance.layer_removal import LayerRemoval
-from minitron_cli.layerwise.calibration_errors import DAMAGE, NO_SAMPLES, damaged_from
-from minitron_cli.layerwise.observer import Observer, Part, Tokens
+from minitron_cli.importance.observers import layer_observers
+from minitron_cli.layerwise.calibration_errors import DAMAGE, NO_SAMPLES, not_finite_from
+from minitron_cli.layerwise.observer import Observer, Options, Part, Tokens
 from minitron_cli.layerwise.processes import ALONE, Processes
 from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.model.family import Family
@@ -45,14 +43,14 @@ def collect(
 ) -> Scores:
     """Scores of every head, neuron, expert, hidden channel and layer.
 
-    With `layer_removal` the perplexity without each layer is measured too, and without each block of as many layers as
-    `blocks` names. `samples` is for the progress bar. With a `scratch` directory the pass can be killed and, given the
-    same batches again, goes on where it was; the scores are the same bits. Of several `processes` each has batches of
-    its own, and all return the scores of all of them.
+    With `layer_removal` the perplexity without each layer is measured as well, and for every n in `blocks` without each
+    contiguous block of n layers. `samples` is for the progress bar. With a `scratch` directory a killed pass resumes if
+    it is given the same batches again, with bit-identical scores. With several `processes` each has its own batches,
+    and all return the scores over all of them.
     """
     assert not model.training, "dropout would make the scores random"
     with torch.inference_mode(), progress.track("calibrate", total=samples, unit="samples") as step:
-        observers = _observers(model, family, removal_lengths(layer_removal, blocks), pre_activation)
+        observers = _observers(model, family, removal_lengths(layer_removal, blocks), Options(pre_activation))
         saved = SavedState(scratch / FILE, save_every_s) if scratch else None
         done = saved.restore(observers) if saved and resume else 0
         count = 0
@@ -69,26 +67,15 @@ def collect(
 
 
 def removal_lengths(layer_removal: bool, blocks: Sequence[int]) -> list[int]:
-    """How many layers are removed together, in ascending order."""
+    """Numbers of consecutive layers that are removed together, ascending."""
     return sorted({*blocks, *([1] if layer_removal else [])})
 
 
-def _observers(
-    model: "PreTrainedModel", family: Family, lengths: Sequence[int], pre_activation: bool
-) -> list[Observer]:
+def _observers(model: "PreTrainedModel", family: Family, lengths: Sequence[int], options: Options) -> list[Observer]:
     sizes = family.axis_sizes(model.config)
     whole = Part(range(sizes["layer"]), True)
-    observers = of_layers(family, sizes, whole, pre_activation)
-    return [*observers, LayerRemoval(model, family, lengths)] if lengths else [*observers]
-
-
-OfLayers = tuple[Activations, BlockImportance, Experts]
-
-
-def of_layers(family: Family, sizes: Mapping[str, int], part: Part, pre_activation: bool) -> OfLayers:
-    """What watches decoder layers, whichever of them run."""
-    activations = Activations(family, sizes, part, pre_activation)
-    return activations, BlockImportance(family, part), Experts(family, sizes, part, pre_activation)
+    observers: list[Observer] = [*layer_observers(family, sizes, whole, options)]
+    return [*observers, LayerRemoval(model, family, lengths)] if lengths else observers
 
 
 def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch") -> None:
@@ -101,16 +88,16 @@ def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Ba
         output = decoder(input_ids=tokens.input_ids_BT, position_ids=tokens.position_ids_BT, use_cache=False)
     for observer in observers:
         observer.end_batch(tokens, output.last_hidden_state)
-    if not output.last_hidden_state.isfinite().all():  # say so now, not after the last batch
+    if not output.last_hidden_state.isfinite().all():  # fail now, not after the last batch
         checked_scores(observers)
 
 
 def checked_scores(observers: Iterable[Observer]) -> Scores:
-    """What the observers found. CheckpointError names the first layer where it is not a number."""
+    """Scores of all observers. CheckpointError names the first layer whose output is not finite."""
     tensors = {name: tensor for observer in observers for name, tensor in observer.scores().items()}
     damaged = (~tensors["layer.block_importance"].isfinite()).nonzero()
     if len(damaged):
-        raise damaged_from(int(damaged[0]))
+        raise not_finite_from(int(damaged[0]))
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"scores {name!r} are not finite although every decoder layer's output is; {DAMAGE}")

@@ -1,7 +1,7 @@
 """Importance of experts and of the neurons inside them.
 
-The live model holds all experts of a layer in one module, which has no parts to hook onto. While it is watched, that
-module computes one expert after the other, and shows what each one computes.
+The model in memory holds all experts of a layer in one module without submodules to hook. While it is observed, that
+module computes one expert after another and exposes what each one computes.
 
     B batch, T token, N token of any sample, R token routed to one expert, K expert of a token, E expert, F neuron
     D hidden, S sequence aggregation, L layer
@@ -9,18 +9,17 @@ module computes one expert after the other, and shows what each one computes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from minitron_cli.importance.running_moments import Moments
 from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
-from minitron_cli.layerwise.observer import Part, Tokens
+from minitron_cli.layerwise.observer import Options, Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.model.runtime_tensors import experts_module
-from minitron_cli.scores.metric import AGGREGATIONS, Activation
-from minitron_cli.scores.scores import OUTPUT_NORM, key
+from minitron_cli.scores.metric import AGGREGATIONS, OUTPUT_NORM, Activation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,15 +29,16 @@ Neuron = Literal["activation", "pre_activation"]
 
 
 class Experts:
-    """Importance of every expert, and of every neuron in it; nothing in a model without experts.
+    """Importance of every expert, and of every neuron in it; no scores for a model without experts.
 
-    expert: the mean L2 norm of what it adds to the residual stream, its output times the router's weight, over the
-    tokens routed to it. ffn: the input of its down projection, aggregated like any neuron, but of each sample only over
-    the tokens routed to the expert. A sample of which it gets none is no sample for it, so neither how samples are
-    batched nor what other experts get matters. An expert that is never chosen scores 0, and so do its neurons.
+    expert: mean L2 norm of its contribution to the residual stream, its output times the router's weight, over the
+    tokens routed to it. ffn: input of its down projection, aggregated like any neuron, but over the tokens of a sample
+    that are routed to the expert. Samples without such tokens are skipped for that expert, so scores depend neither on
+    batching nor on the other experts. An expert that no token is routed to scores 0, and so do its neurons.
     """
 
     name = "experts"
+    sees_final_norm: ClassVar[bool] = False
 
     def __init__(self, family: Family, sizes: Mapping[str, int], part: Part, pre_activation: bool = False) -> None:
         self._module = experts_module(family)
@@ -48,8 +48,13 @@ class Experts:
         self._moments: dict[str, Moments] = {}  # "expert.3": over tokens, [E]; "activation.3": over samples, [E, S, F]
 
     @classmethod
-    def joined(cls, family: Family, sizes: Mapping[str, int], parts: "Sequence[Experts]") -> "Experts":
-        """What the observers of all layers saw, as if one had watched the whole."""
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+        """Observer of a part of a model."""
+        return cls(family, sizes, part, options.pre_activation)
+
+    @classmethod
+    def joined(cls, family: Family, sizes: Mapping[str, int], parts: Sequence[Self]) -> Self:
+        """Observer of the whole model, from those of its layers."""
         whole = cls(family, sizes, Part(range(sizes["layer"]), True), len(parts[0]._neurons) > 1)
         for part in parts:
             whole._moments |= part._moments
@@ -65,7 +70,7 @@ class Experts:
     def _forward(
         self, layer: int, tokens: Tokens, module: "nn.Module", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
     ) -> Tensor:
-        """The module's own result, added up in fp32."""
+        """Result of the module, summed in fp32."""
         added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
         seen: dict[int, dict[str, Moments]] = {}
         for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
@@ -86,7 +91,7 @@ class Experts:
         self._moments[name] = batch if before is None else before.to(batch.mean.device).merge(batch)
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        """Each layer folded its share when it ran."""
+        """Nothing to do: each layer is accumulated when it runs."""
 
     def state(self) -> dict[str, Tensor]:
         return {f"{name}.{part}": t for name, moments in self._moments.items() for part, t in moments.tensors().items()}
@@ -113,7 +118,7 @@ class Experts:
                 score_LESF = torch.stack([m.aggregate(batch).float().cpu() for m in self._of(neuron)])
                 for s, sequence in enumerate(AGGREGATIONS):
                     metric = Activation(batch=batch, sequence=sequence, neuron=neuron)
-                    found[key("ffn", metric)] = score_LESF[:, :, s].contiguous()
+                    found[metric.key("ffn")] = score_LESF[:, :, s].contiguous()
         return found
 
     def _of(self, name: str) -> list[Moments]:
@@ -121,7 +126,7 @@ class Experts:
 
 
 def membership(tokens: Tokens, token_R: Tensor) -> Tensor:
-    """[B, R]: 1 where a routed token is of the sample and counts, else 0."""
+    """Indicator [B, R] of routed tokens that belong to the sample and to the loss mask."""
     samples, length = tokens.input_ids_BT.shape
     member_BR = token_R // length == torch.arange(samples, device=token_R.device)[:, None]
     if tokens.loss_mask_BT is not None:
@@ -130,7 +135,7 @@ def membership(tokens: Tokens, token_R: Tensor) -> Tensor:
 
 
 def over_samples(values_RF: Tensor, member_BR: Tensor) -> Moments:
-    """Moments, over the samples that have tokens here, of each one's aggregates over these tokens; [S, F]."""
+    """Moments [S, F] over samples with routed tokens, of each sample's aggregates over those tokens."""
     count_B1 = member_BR.sum(1, keepdim=True)
     some_B1 = count_B1.clamp_min(1)
     mean_BF = member_BR @ values_RF / some_B1
@@ -142,7 +147,7 @@ def over_samples(values_RF: Tensor, member_BR: Tensor) -> Moments:
 
 
 def _spread(parts: Sequence[Moments], experts: Iterable[int], count: int) -> Moments:
-    """Moments of all experts, side by side; of those that saw nothing, zeros."""
+    """Moments of all experts stacked; zeros for experts without tokens."""
     place = torch.tensor(list(experts), device=parts[0].mean.device)
 
     def spread(tensors: Sequence[Tensor]) -> Tensor:

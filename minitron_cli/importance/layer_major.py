@@ -1,4 +1,4 @@
-"""The calibration pass for models larger than memory: one layer at a time, and through it all batches."""
+"""The calibration pass for models larger than memory: one layer at a time, with all batches."""
 
 # B batch, T token, D hidden
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress
-from minitron_cli.importance.activation import Activations
-from minitron_cli.importance.block_importance import BlockImportance
-from minitron_cli.importance.collect import OfLayers, checked_scores, of_layers, removal_lengths
-from minitron_cli.importance.experts import Experts
-from minitron_cli.importance.layer_removal import Cut, LayerRemoval, advance_, cuts_of
-from minitron_cli.layerwise.activation_store import HiddenStates
-from minitron_cli.layerwise.bypass import calling
+from minitron_cli.importance.collect import checked_scores, removal_lengths
+from minitron_cli.importance.layer_removal import LayerBlock, LayerRemoval, advance_, layer_blocks
+from minitron_cli.importance.observers import final_norm_observers, join_parts, layer_observers
+from minitron_cli.layerwise.activation_store import ActivationStore
+from minitron_cli.layerwise.bypass import replaced_forward
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
 from minitron_cli.layerwise.layer_call import LayerCall
-from minitron_cli.layerwise.observer import Observer, Part
+from minitron_cli.layerwise.layer_loop import run_layers
+from minitron_cli.layerwise.observer import LayerObserver, Observer, Options, Part
 from minitron_cli.layerwise.processes import ALONE, Processes
 from minitron_cli.layerwise.resume import FILE, SavedState, under
 from minitron_cli.layerwise.runner import LayerwiseRunner, Read, StoredWeights
@@ -48,127 +47,108 @@ def collect_by_layer(
     save_every_s: float = 30,
     processes: Processes = ALONE,
 ) -> Scores:
-    """The scores of `collect`, to rounding, of a `model` whose weights are not in memory: `read` gives each by name.
+    """Scores of `collect`, up to rounding, for a `model` whose weights are not in memory; `read` returns one by name.
 
-    At most one layer, or the embedding, or the LM head is in memory; beside it `activation_budget` bytes of hidden
-    states and what one batch needs. A killed pass goes on after the last layer it had saved, with the same bits.
+    At most one layer, or the embedding, or the LM head is in memory, with `activation_budget` bytes of hidden states
+    and the activations of one batch. A killed pass resumes after the last saved layer, with bit-identical scores.
     """
     if not batches:
         raise NO_SAMPLES
     lengths = removal_lengths(layer_removal, blocks)
     sizes = family.axis_sizes(model.config)
     layers = sizes["layer"]
-    steps = len(batches) * (layers + 2)
+    steps = len(batches) * (layers + 2)  # the embedding and the final norm beside the layers
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
-        states = HiddenStates(scratch, activation_budget)
-        passage = LayerwiseRunner(model, family, batches, StoredWeights(model, family, read, device), states, step)
-        scoring = _Scoring(passage, states, lengths, pre_activation)
-        saved = SavedState(scratch / FILE, save_every_s)
-        seen = _restore(saved, scoring, states) if resume else []
-        if seen:
-            step(len(batches) * (len(seen) + 1))
-        else:
-            states.saved()
-            passage.embed()
-        for layer in range(len(seen), layers):
-            seen.append(scoring.through(layer))
-            if saved.is_due():
-                _save(saved, seen, states)
-        observers = _joined(family, sizes, seen, scoring.end())
+        states = ActivationStore(scratch, activation_budget)
+        runner = LayerwiseRunner(model, family, batches, StoredWeights(model, family, read, device), states, step)
+        scoring = _Scoring(runner, states, lengths, Options(pre_activation))
+        run_layers(scoring, {"hidden": states}, SavedState(scratch / FILE, save_every_s), layers, resume=resume)
+        last, removal = scoring.end()
+        observers: list[Observer] = [*join_parts(family, sizes, scoring.by_layer, last), *removal]
         processes.merge(observers)
         return checked_scores(observers)
 
 
-def _joined(
-    family: Family, sizes: Mapping[str, int], seen: list[OfLayers], end: tuple[Activations, list[LayerRemoval]]
-) -> list[Observer]:
-    activations, block_importance, experts = zip(*seen, strict=True)
-    last, removal = end
-    return [
-        Activations.joined(family, [*activations, last]),
-        BlockImportance.joined(block_importance),
-        Experts.joined(family, sizes, experts),
-        *removal,
-    ]
-
-
-def _save(saved: SavedState, seen: list[OfLayers], states: HiddenStates) -> None:
-    tensors = {
-        f"{layer}.{observer.name}.{name}": tensor
-        for layer, observers in enumerate(seen)
-        for observer in observers
-        for name, tensor in observer.state().items()
-    }
-    saved.write(tensors | {"layers": torch.tensor(len(seen)), "hidden": states.save()})
-    states.saved()
-
-
-def _restore(saved: SavedState, scoring: "_Scoring", states: HiddenStates) -> list[OfLayers]:
-    tensors = saved.read()
-    if "layers" not in tensors:
-        return []
-    states.restore(tensors["hidden"])
-    seen = [scoring.observers(layer) for layer in range(int(tensors["layers"]))]
-    for layer, observers in enumerate(seen):
-        for observer in observers:
-            observer.restore(under(f"{layer}.{observer.name}", tensors))
-    return seen
-
-
 class _Scoring:
-    """What is measured on the way."""
+    """Measurements layer by layer."""
 
     def __init__(
-        self, passage: LayerwiseRunner, states: HiddenStates, lengths: Sequence[int], pre_activation: bool
+        self, runner: LayerwiseRunner, states: ActivationStore, lengths: Sequence[int], options: Options
     ) -> None:
-        self._passage, self._states, self._lengths, self._pre_activation = passage, states, lengths, pre_activation
-        self._model, self._family = passage.model, passage.family
+        self._runner, self._states, self._lengths, self._options = runner, states, lengths, options
+        self._model, self._family = runner.model, runner.family
         self._sizes = self._family.axis_sizes(self._model.config)
-        self._cuts = cuts_of(self._sizes["layer"], lengths)
+        self._removed = layer_blocks(self._sizes["layer"], lengths)
+        self.by_layer: list[list[LayerObserver]] = []
+        """Observers of every finished layer."""
 
-    def observers(self, layer: int) -> OfLayers:
-        return of_layers(self._family, self._sizes, Part(range(layer, layer + 1), False), self._pre_activation)
+    def begin(self) -> None:
+        """Embed every batch."""
+        self._runner.embed()
 
-    def through(self, layer: int) -> OfLayers:
-        """Take every batch, and every variant of it without some layers, past one layer."""
-        observers = self.observers(layer)
+    def state(self) -> dict[str, Tensor]:
+        """State of the observers of every finished layer."""
+        return {
+            f"{layer}.{observer.name}.{name}": tensor
+            for layer, observers in enumerate(self.by_layer)
+            for observer in observers
+            for name, tensor in observer.state().items()
+        }
+
+    def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
+        """Restore the observers of the first `layers` layers."""
+        self._runner.skip(layers)
+        self.by_layer = [self._observers(layer) for layer in range(layers)]
+        for layer, observers in enumerate(self.by_layer):
+            for observer in observers:
+                observer.restore(under(f"{layer}.{observer.name}", state))
+
+    def _observers(self, layer: int) -> list[LayerObserver]:
+        return layer_observers(self._family, self._sizes, Part(range(layer, layer + 1), False), self._options)
+
+    def advance(self, layer: int) -> None:
+        """Run every batch, and its variants without removed blocks, through one layer."""
+        observers = self._observers(layer)
 
         def variants(b: int, call: LayerCall) -> None:
-            advance_(_Variants(self._states, b, self._passage.device), self._cuts, layer, call)
+            advance_(_Variants(self._states, b, self._runner.device), self._removed, layer, call)
 
-        self._passage.through(layer, observers, variants)
-        return observers
+        self._runner.through(layer, observers, variants)
+        self.by_layer.append(observers)
 
-    def end(self) -> tuple[Activations, list[LayerRemoval]]:
-        """What is seen after the last layer: the final norm's output and, through the LM head, the losses."""
-        activations = Activations(self._family, self._sizes, Part(range(0), True))
-        with self._passage.at_end(*([self._model.get_output_embeddings()] if self._cuts else [])):
-            removal = self._removal() if self._cuts else None
-            for b, tokens, hidden_BTD in self._passage.normed(activations):
+    def end(self) -> tuple[list[LayerObserver], list[LayerRemoval]]:
+        """Observers of the final norm's output and, through the LM head, of the losses without layers."""
+        observers = final_norm_observers(self._family, self._sizes, self._options)
+        with self._runner.at_end(*([self._model.get_output_embeddings()] if self._removed else [])):
+            removal = self._removal() if self._removed else None
+            for b, tokens, hidden_BTD in self._runner.normed(*observers):
                 if removal:
-                    variants = _Variants(self._states, b, self._passage.device)
-                    removal.add(tokens, hidden_BTD, (variants.pop(cut) for cut in self._cuts))
-        return activations, [removal] if removal else []
+                    variants = _Variants(self._states, b, self._runner.device)
+                    removal.add(tokens, hidden_BTD, (variants.pop(block) for block in self._removed))
+        return observers, [removal] if removal else []
 
     def _removal(self) -> LayerRemoval:
-        """Before it is used, the head is tried on two tokens; the embedding is not in memory, so noise stands in."""
+        """Layer removal, whose first step tries the head on two tokens.
+
+        Noise replaces their embedding, which is not in memory.
+        """
         weight_VD = self._model.get_output_embeddings().weight
         noise_BTD = torch.randn(1, 2, weight_VD.shape[1], generator=torch.Generator().manual_seed(0)).to(weight_VD)
-        with calling([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):
+        with replaced_forward([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):
             return LayerRemoval(self._model, self._family, self._lengths)
 
 
 class _Variants:
-    """One batch's hidden states without some layers, as they are stored."""
+    """Stored hidden states of one batch without each block of layers."""
 
-    def __init__(self, states: HiddenStates, batch: int, device: torch.device) -> None:
+    def __init__(self, states: ActivationStore, batch: int, device: torch.device) -> None:
         self._states, self._batch, self._device = states, batch, device
 
-    def __setitem__(self, cut: Cut, hidden_BTD: Tensor) -> None:
-        self._states.put(self._name(cut), hidden_BTD)
+    def __setitem__(self, block: LayerBlock, hidden_BTD: Tensor) -> None:
+        self._states.put(self._name(block), hidden_BTD)
 
-    def pop(self, cut: Cut) -> Tensor:
-        return self._states.take(self._name(cut)).to(self._device)
+    def pop(self, block: LayerBlock) -> Tensor:
+        return self._states.take(self._name(block)).to(self._device)
 
-    def _name(self, cut: Cut) -> str:
-        return f"{self._batch}-without-{cut.start}-{cut.stop}"
+    def _name(self, block: LayerBlock) -> str:
+        return f"{self._batch}-without-{block.start}-{block.stop}"

@@ -1,10 +1,10 @@
-"""Perplexity without each layer, and without each block of layers, from the hidden states of the pass that is running.
+"""Perplexity without each layer, and without each block of layers, from the hidden states of the running pass.
 
 Removing layers i to j - 1 changes nothing before them, so layer i's input goes straight into layer j and only the
-layers after the cut run again: half the work of whole forwards, and no logits are held.
+layers after the block run again: half the work of whole forward passes, and no logits are held.
 """
 
-# B batch, T token, D hidden, L layer, N token that counts
+# B batch, T token, D hidden, L layer, N scored token
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,44 +23,44 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
-LOG_MAX = 700.0  # exp of more overflows; a model this bad has no perplexity worth telling apart
+LOG_MAX = 700.0  # exp of more overflows
 
 
-class Cut(NamedTuple):
-    """Layers that are removed together: start, start + 1, ..., stop - 1."""
+class LayerBlock(NamedTuple):
+    """Contiguous layers that are removed together: start, ..., stop - 1."""
 
     start: int
     stop: int
 
 
-def cuts_of(layers: int, lengths: Sequence[int]) -> list[Cut]:
-    """Every run of so many layers, for each of the lengths in turn. InputError if one leaves no layer."""
+def layer_blocks(layers: int, lengths: Sequence[int]) -> list[LayerBlock]:
+    """Every contiguous block of n layers, for each n in `lengths`. InputError if a block would leave no layer."""
     if too_long := [n for n in lengths if not 0 < n < layers]:
         raise InputError(f"a block of {too_long[0]} layers cannot be removed from {layers}: choose 1 to {layers - 1}")
-    return [Cut(i, i + n) for n in lengths for i in range(layers - n + 1)]
+    return [LayerBlock(i, i + n) for n in lengths for i in range(layers - n + 1)]
 
 
 class Variants(Protocol):
-    """Where each cut's hidden states wait: a dict, or something that keeps them elsewhere."""
+    """Storage of the hidden states without each block: a dictionary, or files."""
 
-    def __setitem__(self, cut: Cut, hidden_BTD: Tensor, /) -> None: ...
+    def __setitem__(self, block: LayerBlock, hidden_BTD: Tensor, /) -> None: ...
 
-    def pop(self, cut: Cut, /) -> Tensor: ...
+    def pop(self, block: LayerBlock, /) -> Tensor: ...
 
 
-def advance_(variants: Variants, cuts: Iterable[Cut], layer: int, call: LayerCall) -> None:
-    """Take every variant of the model past one layer. One that is cut here waits with the layer's input."""
-    for cut in cuts:
-        if cut.start == layer:
-            variants[cut] = call.hidden_BTD
-        elif cut.stop <= layer:
-            variants[cut] = call.again(variants.pop(cut))
+def advance_(variants: Variants, blocks_removed: Iterable[LayerBlock], layer: int, call: LayerCall) -> None:
+    """Run every variant of the model through one layer. Variants whose block starts here keep the layer's input."""
+    for block in blocks_removed:
+        if block.start == layer:
+            variants[block] = call.hidden_BTD
+        elif block.stop <= layer:
+            variants[block] = call.again(variants.pop(block))
 
 
 class LayerRemoval:
-    """Change in perplexity when layers are removed (Muralidharan et al. 2024, sec. 2.2), single ones or blocks.
+    """Change in perplexity when single layers or blocks are removed (Muralidharan et al. 2024, sec. 2.2).
 
-    The loss is that of every token that counts and has a predecessor in its own document.
+    The loss is taken over every token of the loss mask that has a predecessor in its own document.
     """
 
     name = "layer_removal"
@@ -68,11 +68,11 @@ class LayerRemoval:
     def __init__(self, model: "PreTrainedModel", family: Family, lengths: Sequence[int] = (1,)) -> None:
         self._family = family
         self._lengths = tuple(lengths)
-        self.cuts = cuts_of(family.axis_sizes(model.config)["layer"], lengths)
+        self.blocks_removed = layer_blocks(family.axis_sizes(model.config)["layer"], lengths)
         self._final_norm = model.get_submodule(final_norm(family))
         self._head = head_of(model)
         self._calls: list[LayerCall] = []
-        self._nll_sum = torch.zeros(len(self.cuts) + 1, dtype=torch.float64)  # of each cut; the whole model last
+        self._nll_sum = torch.zeros(len(self.blocks_removed) + 1, dtype=torch.float64)  # per block; whole model last
         self._tokens = 0
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
@@ -82,13 +82,13 @@ class LayerRemoval:
         return [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in decoder_layers(model, self._family)]
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        variants: dict[Cut, Tensor] = {}
+        variants: dict[LayerBlock, Tensor] = {}
         for layer in range(len(self._calls)):
-            advance_(variants, self.cuts, layer, self._calls.pop(0))
-        self.add(tokens, hidden_BTD, (variants.pop(cut) for cut in self.cuts))
+            advance_(variants, self.blocks_removed, layer, self._calls.pop(0))
+        self.add(tokens, hidden_BTD, (variants.pop(block) for block in self.blocks_removed))
 
     def add(self, tokens: Tokens, hidden_BTD: Tensor, variants: Iterable[Tensor]) -> None:
-        """One batch: what the head reads of the whole model, and the last layer's output of each cut in turn."""
+        """Accumulate one batch: the head's input of the whole model, and the last layer's output without each block."""
         counts = _predicted(tokens)
         ends = [self._nll(tokens, counts, self._final_norm(variant_BTD)) for variant_BTD in variants]
         self._nll_sum += torch.stack([*ends, self._nll(tokens, counts, hidden_BTD)]).cpu()
@@ -111,16 +111,16 @@ class LayerRemoval:
         self._tokens += int(state["tokens"])
 
     def scores(self) -> dict[str, Tensor]:
-        """The change, and from what to what: layer.nll is the mean nats per token without the layer.
+        """Increase of perplexity and loss without each layer: `layer.perplexity`, and `layer.nll` in nats per token.
 
-        Of blocks of n layers, `block_perplexity=n` and `block_nll=n`: entry i is without layers i to i + n - 1.
+        For blocks of n layers `block_perplexity=n` and `block_nll=n`: entry i is without layers i to i + n - 1.
         """
         if not self._tokens:
             raise DataError("no calibration token has a predecessor in its document: use longer texts or blocks")
         nll = self._nll_sum / self._tokens
         parent = nll[-1]
         found = {}
-        by_length = nll[:-1].split([sum(c.stop - c.start == n for c in self.cuts) for n in self._lengths])
+        by_length = nll[:-1].split([sum(c.stop - c.start == n for c in self.blocks_removed) for n in self._lengths])
         for n, without in zip(self._lengths, by_length, strict=True):
             prefix, suffix = ("layer.", "") if n == 1 else ("layer.block_", f"={n}")
             found[f"{prefix}perplexity{suffix}"] = _perplexity(without) - _perplexity(parent)
@@ -129,7 +129,7 @@ class LayerRemoval:
 
 
 def _predicted(tokens: Tokens) -> Tensor:
-    """[B, T - 1] bool: whether the token after each one is of the same document, and counts."""
+    """Whether the next token belongs to the same document and to the loss mask, [B, T - 1] bool."""
     continues = tokens.position_ids_BT.diff(dim=1) == 1
     return continues if tokens.loss_mask_BT is None else continues & tokens.loss_mask_BT[:, 1:]
 

@@ -1,4 +1,4 @@
-"""Magnitude: how large a channel's weights are. Needs no data and no live model; holds one tensor at a time."""
+"""Weight magnitude of channels and layers. Needs no data and no model in memory; reads one tensor at a time."""
 
 # R rows, K columns of a matrix; P the norms; C channel of an axis
 
@@ -12,7 +12,7 @@ from minitron_cli import progress
 from minitron_cli.model.layout import Dim
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Magnitude
-from minitron_cli.scores.scores import Scores, key
+from minitron_cli.scores.scores import Scores
 
 NORMS = (Magnitude(norm="l1"), Magnitude(norm="l2"))
 AXES = ("head", "expert", "ffn", "hidden")
@@ -25,7 +25,7 @@ def magnitude(read: Callable[[str], Tensor], shape: Shape) -> Scores:
 
     A channel's weights are the rows of the matrices that produce it and the columns of those that consume it: in
     q_proj and o_proj for a head, gate, up and down_proj for a neuron, every matrix for a hidden channel. A layer's
-    are all its matrices; an expert's too, and its row of the router. Norm weights and biases do not count.
+    are all its matrices; an expert's as well, with its row of the router. Norm weights and biases are left out.
     """
     matrices = [name for name, size in shape.tensors().items() if len(size) == 2]
     axes = [axis for axis in (*AXES, "layer") if axis in shape.sizes]
@@ -34,7 +34,7 @@ def magnitude(read: Callable[[str], Tensor], shape: Shape) -> Scores:
         for name in matrices:
             _add_(sums, shape, name, read(name))
             step()
-    return Scores({key(axis, norm): _root(norm, sums[axis][p]) for axis in sums for p, norm in enumerate(NORMS)})
+    return Scores({norm.key(axis): _root(norm, sums[axis][p]) for axis in sums for p, norm in enumerate(NORMS)})
 
 
 def _rows(shape: Shape, axis: str) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def _root(norm: Magnitude, sums: Tensor) -> Tensor:
 def _add_(sums: dict[str, Tensor], shape: Shape, name: str, matrix_RK: Tensor) -> None:
     match = shape.family.match(name)
     by_dim = _powers(matrix_RK)
-    for axis in match.at:  # all of the matrix is one entry's
+    for axis in match.at:  # the whole matrix belongs to one entry of the axis
         _owned(sums, shape, axis, match.at)[:, match.at[axis]] += by_dim[0].sum(1)
     for d, sums_PK in enumerate(by_dim):
         for axis in match.layout.axes(d).intersection(AXES):
@@ -57,7 +57,7 @@ def _add_(sums: dict[str, Tensor], shape: Shape, name: str, matrix_RK: Tensor) -
 
 
 def _owned(sums: dict[str, Tensor], shape: Shape, axis: str, at: Mapping[str, int]) -> Tensor:
-    """[P, C]: the sums of an axis in one layer, or in one expert of it, or in the model."""
+    """Sums [P, C] of an axis in one layer, in one of its experts, or in the whole model; a view."""
     target = sums[axis]
     for owner in shape.family.owners(axis):
         target = target[:, at[owner]]
@@ -65,7 +65,7 @@ def _owned(sums: dict[str, Tensor], shape: Shape, axis: str, at: Mapping[str, in
 
 
 def _powers(matrix_RK: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of |w| and of w^2 over each row, [P, R], and over each column, [P, K], a block of rows at a time."""
+    """Sums of |w| and w^2 over each row [P, R] and over each column [P, K], computed in blocks of rows."""
     rows, columns_PK = [], torch.zeros(len(NORMS), matrix_RK.shape[1], dtype=torch.float64)
     for block_RK in matrix_RK.split(max(1, BLOCK_ELEMENTS // matrix_RK.shape[1])):
         sizes_RK = block_RK.float().abs()
@@ -76,7 +76,7 @@ def _powers(matrix_RK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_channel(sums_PK: Tensor, dim: Dim, axis: str, shape: Shape) -> Tensor:
-    """[P, C]: the sums of a dim's positions, added up per channel of one axis."""
+    """Sums of a dim's positions per channel of one axis, [P, C]."""
     total_PC = sums_PK.new_zeros(len(NORMS), shape.sizes[axis])
     sizes = [[f if isinstance(f, int) else shape.sizes[f] for f in section] for section in dim]
     parts = sums_PK.split([math.prod(s) for s in sizes], dim=1)

@@ -12,7 +12,7 @@ from minitron_cli.scores.scores import Scores
 
 
 def rescore(builder: ChildBuilder, plan: PrunePlan, blocks: Blocks, calibration: ImportanceConfig) -> Scores:
-    """The scores of what a plan leaves, on the samples that the parent was scored on."""
+    """Scores of the model that a plan leaves, on the samples that the parent was scored on."""
     model, ids = builder.model(plan), sample_ids(calibration.seed, 0, calibration.samples, len(blocks))
     size = calibration.batch_size
     activations = collect(

@@ -1,4 +1,4 @@
-"""Mean and spread of a stream, merged piece by piece without cancellation. Knows nothing of models."""
+"""Mean and variance of a stream, merged piece by piece without cancellation. Knows no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ NAMES = ("mean", "squares")
 
 @dataclass(frozen=True)
 class Moments:
-    """Enough of `count` values to give their mean, L2 norm and variance.
+    """Moments of `count` values that determine their mean, L2 norm and variance.
 
     Sums of squares would lose the variance of values far from zero; squared deviations do not, and they give the
     L2 norm as well, by additions of positive numbers only: sum x^2 = sum (x - mean)^2 + count * mean^2.
     """
 
     count: int | Tensor
-    """A tensor where entries differ in it: it broadcasts to them."""
+    """Number of values; a tensor that broadcasts to the entries where they differ in it."""
     mean: Tensor
     squares: Tensor
     """Sum of (x - mean)^2."""
@@ -29,7 +29,7 @@ class Moments:
     def of(cls, values: Tensor, dim: int, weights: Tensor | None = None) -> "Moments":
         """Moments along one dim. Plain sums: on CPU, `var` and `norm` over an inner dim are 20 times slower.
 
-        `weights` are 0 or 1, broadcast to the values: what has none is not one of the values.
+        `weights` are 0 or 1 and broadcast to the values; values of weight 0 are left out.
         """
         if weights is None:
             count: int | Tensor = values.shape[dim]
@@ -42,7 +42,7 @@ class Moments:
         return cls(count, mean, deviations.square_().sum(dim))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both together (Chan, Golub and LeVeque 1983)."""
+        """Moments of the values of both (Chan, Golub and LeVeque 1983)."""
         count = self.count + other.count
         share, shift = other.count / _some(count), other.mean - self.mean
         return Moments(
@@ -56,13 +56,13 @@ class Moments:
 
     @classmethod
     def stack(cls, parts: Sequence["Moments"]) -> "Moments":
-        """Moments of different things over equally many values, side by side along a new dim 0."""
+        """Moments over equally many values, stacked along a new dim 0."""
         assert len({part.count for part in parts}) == 1
         means, squares = ([getattr(part, name).to(parts[0].mean.device) for part in parts] for name in NAMES)
         return cls(parts[0].count, torch.stack(means), torch.stack(squares))
 
     def aggregate(self, how: Aggregation) -> Tensor:
-        """mean, l2 = sqrt(sum x^2), or var = (1/n) sum (x - mean)^2."""
+        """Mean, L2 norm sqrt(sum x^2), or variance (1/n) sum (x - mean)^2."""
         match how:
             case "mean":
                 return self.mean
@@ -85,5 +85,5 @@ class Moments:
 
 
 def _some(count: int | Tensor) -> int | Tensor:
-    """A count to divide by: what nothing was seen of has mean 0."""
+    """Count to divide by, at least 1: entries without values have mean 0."""
     return count.clamp_min(1) if isinstance(count, Tensor) else count

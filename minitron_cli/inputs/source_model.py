@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.aliases import ALIASES
+from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import InputError
 from minitron_cli.model.families import family_of
@@ -60,7 +60,7 @@ def open_source_model(model: str | Path, *, offline: bool = False) -> SourceMode
 
 def published_shape(model: str) -> Shape | None:
     """Shape of a model in the alias table, without network access; None for any other name."""
-    if model not in ALIASES:
+    if model not in aliases():
         return None
-    config = hf.config_from_dict(dict(ALIASES[model].config), model)
+    config = hf.config_from_dict(dict(aliases()[model].config), model)
     return Shape.of(family_of(config), config)

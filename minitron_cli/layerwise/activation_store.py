@@ -1,4 +1,4 @@
-"""Hidden states between two layers: in memory up to a budget, on disk beyond it. Knows nothing of layers."""
+"""Hidden states between two layers: in memory up to a budget, on disk beyond it. Knows no layer."""
 
 import json
 import secrets
@@ -15,11 +15,11 @@ from minitron_cli.checkpoint.writer import write_safetensors
 PREFIX = "hidden-"
 
 
-class HiddenStates:
+class ActivationStore:
     """Tensors by name. Each is put once and taken once, then put again under the same name.
 
-    What was on disk at the last `save` stays there until the next, whatever was taken meanwhile, so that a killed
-    run finds all of it. Tensors come back on the CPU.
+    Files of the last `save` stay on disk until the next one, even if their tensors were taken, so that a killed run
+    finds all of them. Tensors are returned on the CPU.
     """
 
     def __init__(self, directory: Path, budget_bytes: int) -> None:
@@ -31,6 +31,7 @@ class HiddenStates:
         self._saved: frozenset[Path] = frozenset()
 
     def put(self, name: str, tensor: Tensor) -> None:
+        """Store a tensor under a name that is free."""
         assert name not in self
         tensor = tensor.cpu()
         if self._held_bytes + tensor.nbytes <= self._budget_bytes:
@@ -40,6 +41,7 @@ class HiddenStates:
             self._files[name] = self._write(name, tensor)
 
     def take(self, name: str) -> Tensor:
+        """Remove and return a tensor."""
         path = self._files.pop(name, None)
         if (tensor := self._held.pop(name, None)) is not None:
             self._held_bytes -= tensor.nbytes
@@ -51,7 +53,7 @@ class HiddenStates:
         return tensor
 
     def look_at(self, name: str) -> Tensor:
-        """What `take` would give; it stays."""
+        """Tensor that `take` would return, without removing it."""
         return self._held[name] if name in self._held else read_safetensors(self._files[name])["hidden"]
 
     def __contains__(self, name: str) -> bool:
@@ -63,7 +65,7 @@ class HiddenStates:
         return path
 
     def save(self) -> Tensor:
-        """Put all of it on disk. The result, kept by the caller, finds it again."""
+        """Write all tensors to disk. Returns an index, [bytes] uint8, that `restore` takes."""
         for name, tensor in self._held.items():
             if name not in self._files:
                 self._files[name] = self._write(name, tensor)
@@ -71,14 +73,14 @@ class HiddenStates:
         return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
 
     def saved(self) -> None:
-        """The caller has kept the last `save`: what only earlier ones needed goes."""
+        """Remove files that only earlier saves needed; called once the index of the last `save` is stored."""
         self._saved = frozenset(self._files.values())
         for path in self._on_disk():
             if path not in self._saved:
                 io.disk.remove_file(path)
 
     def restore(self, saved: Tensor) -> None:
-        """Be as at that `save`."""
+        """Return to the state of a `save`, given its index."""
         names = json.loads(bytes(saved.tolist()))
         self._held, self._held_bytes = {}, 0
         self._files = {name: self._directory / file for name, file in names.items()}

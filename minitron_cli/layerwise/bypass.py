@@ -1,4 +1,4 @@
-"""Modules that hand on what they are given: a model without some of its parts, its weights untouched."""
+"""Temporary replacement of modules' forward functions, for example to run a model without some of its layers."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def passing(modules: "Iterable[nn.Module]") -> Iterator[None]:
-    """For a while these modules do nothing and need no weights; hooks on them still see what passes."""
-    with calling(modules, _same):
+def bypassed(modules: "Iterable[nn.Module]") -> Iterator[None]:
+    """Make modules return their input unchanged inside the context; they need no weights, and their hooks still run."""
+    with replaced_forward(modules, _same):
         yield
 
 
@@ -22,8 +22,8 @@ def _same(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 @contextmanager
-def calling(modules: "Iterable[nn.Module]", forward: Callable[..., Tensor]) -> Iterator[None]:
-    """For a while these modules compute something else."""
+def replaced_forward(modules: "Iterable[nn.Module]", forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Replace the forward function of modules inside the context."""
     modules = list(modules)
     for module in modules:
         module.forward = forward

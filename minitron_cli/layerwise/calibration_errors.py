@@ -6,5 +6,6 @@ NO_SAMPLES = DataError("the calibration set is empty: give at least one block of
 DAMAGE = "the weights are damaged, or too large for their dtype: check the checkpoint, or calibrate in float32"
 
 
-def damaged_from(layer: int) -> CheckpointError:
+def not_finite_from(layer: int) -> CheckpointError:
+    """Error for activations that are not finite from a decoder layer on."""
     return CheckpointError(f"activations are not finite from decoder layer {layer} on; {DAMAGE}")

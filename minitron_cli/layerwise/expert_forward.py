@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TemporaryForward:
-    """A module that computes with `forward`, given itself and its arguments, until the handle is removed."""
+    """Handle of a module whose forward function is replaced by `forward(module, *arguments)` until it is removed."""
 
     def __init__(self, module: "nn.Module", forward: partial[Tensor]) -> None:
         self._module = module
@@ -25,7 +25,7 @@ class TemporaryForward:
 
 
 class Routed(NamedTuple):
-    """What one expert computes of the tokens that the router sends it."""
+    """Activations of one expert for the tokens that are routed to it."""
 
     expert: int
     token_R: Tensor
@@ -33,11 +33,11 @@ class Routed(NamedTuple):
     """Before the activation function."""
     neuron_RF: Tensor
     added_RD: Tensor
-    """Its output times the router's weight."""
+    """Output of the expert times the router's weight."""
 
 
 def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Iterator[Routed]:
-    """The experts that got a token, in turn, computed as the module would."""
+    """Activations of every expert that has tokens, in order, computed as the module computes them."""
     flat = index_NK.flatten()
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=len(module.down_proj)).tolist()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LayerCall(NamedTuple):
-    """One decoder layer's call. Layers differ in mask (sliding windows), so each keeps its own arguments."""
+    """Call of one decoder layer with its own arguments: layers differ in their masks (sliding windows)."""
 
     layer: "nn.Module"
     hidden_BTD: Tensor
@@ -27,5 +27,5 @@ class LayerCall(NamedTuple):
         return cls(layer, layer_input(args, kwargs), args[1:], rest)
 
     def again(self, hidden_BTD: Tensor) -> Tensor:
-        """The layer's output for another input."""
+        """Output of the layer for another input, [B, T, D]."""
         return layer_output(self.layer(hidden_BTD, *self.args, **self.kwargs))

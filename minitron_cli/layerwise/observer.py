@@ -1,7 +1,7 @@
-"""What takes part in a calibration pass: it watches a model's forward, folds each batch away and gives scores."""
+"""Observers of a calibration pass: they hook a model's forward pass, accumulate every batch and return scores."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Tokens(NamedTuple):
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     loss_mask_BT: Tensor | None = None
-    """Which tokens are scored; None: all."""
+    """Tokens that are scored; None if all are."""
 
     @classmethod
     def of(cls, batch: "Batch", device: str | torch.device) -> "Tokens":
@@ -35,61 +35,95 @@ class Tokens(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What of a model runs while an observer watches: these layers, then the final norm or not."""
+    """Part of a model that runs while an observer watches."""
 
     layers: range
     with_final_norm: bool
 
 
+class Options(NamedTuple):
+    """Settings of a calibration pass that observers depend on."""
+
+    pre_activation: bool = False
+    """Whether neurons are observed before their activation function too."""
+
+
 class Handle(Protocol):
-    def remove(self) -> None: ...
+    """Hook that can be removed."""
+
+    def remove(self) -> None:
+        """Remove the hook."""
+        ...
 
 
 class Watcher(Protocol):
-    """Sees batches go by."""
+    """Observer of single batches."""
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> Sequence[Handle]:
-        """Hook onto the model for one forward pass, of these tokens."""
+        """Register hooks for one forward pass of these tokens."""
         ...
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        """Fold one batch away, hooks off. `hidden_BTD` is what the LM head would read."""
+        """Accumulate the batch, after the hooks were removed. `hidden_BTD` is the input of the LM head."""
         ...
 
 
 class Observer(Watcher, Protocol):
-    """Its memory does not grow with the number of batches, and between two batches `state` is all of it."""
+    """Observer whose memory does not grow with the number of batches; between two batches `state` is all of it."""
 
     name: str
+    """Prefix of its state in a saved pass."""
 
-    def state(self) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Tensor]:
+        """Everything accumulated so far, by name."""
+        ...
 
-    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Replace what was accumulated."""
+        ...
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
-        """Add what another process saw, which watched the same part over other samples."""
+        """Add the state of another process, which watched the same part of the model over other samples."""
         ...
 
     def scores(self) -> dict[str, Tensor]:
-        """What the batches so far say, under the names that `Scores` uses."""
+        """Scores of the batches so far, under the names that `Scores` uses."""
+        ...
+
+
+class LayerObserver(Observer, Protocol):
+    """Observer of decoder layers that can watch any part of a model, so that a pass may hold one layer at a time."""
+
+    sees_final_norm: ClassVar[bool]
+    """Whether it observes the final norm as well as layers."""
+
+    @classmethod
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+        """Observer of a part of a model with these axis sizes."""
+        ...
+
+    @classmethod
+    def joined(cls, family: Family, sizes: Mapping[str, int], parts: Sequence[Self]) -> Self:
+        """Observer of the whole model, from observers of its parts in the order of the layers, the final norm last."""
         ...
 
 
 def final_norm(family: Family) -> str:
-    """The module whose output the LM head reads."""
+    """Name of the module whose output the LM head reads."""
     return next(tap.module for tap in taps(family) if tap.axis == "hidden" and "{layer}" not in tap.module)
 
 
 def decoder_layers(model: "PreTrainedModel", family: Family) -> "list[nn.Module]":
+    """Decoder layers of a model, in order."""
     layers = family.axis_sizes(model.config)["layer"]
     return [model.get_submodule(layer_module(family).format(layer=i)) for i in range(layers)]
 
 
 def layer_output(output: Any) -> Tensor:
-    """The hidden states that a decoder layer returns, alone or first in a tuple."""
+    """Hidden states [B, T, D] in a decoder layer's return value: the value itself, or the first of a tuple."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states that a decoder layer is called with."""
+    """Hidden states [B, T, D] in the arguments of a decoder layer."""
     return args[0] if args else kwargs["hidden_states"]

@@ -1,4 +1,4 @@
-"""Calibration by several processes: each sees a share of the samples, then all know what every one saw.
+"""Calibration with several processes: each observes a share of the samples, then all merge their observations.
 
 The processes are those of a launcher such as torchrun; without one there is a single process and nothing is sent.
 """
@@ -14,11 +14,13 @@ from minitron_cli.layerwise.observer import Observer
 
 
 class Processes(NamedTuple):
+    """Rank of this process and number of processes."""
+
     rank: int
     size: int
 
     def merge(self, observers: Iterable[Observer]) -> None:
-        """Every observer goes on as if it had seen all samples: first those of process 0, then of process 1, ..."""
+        """Merge the observations of all processes, in the order of their ranks, into every process's observers."""
         if self.size == 1:
             return
         for observer in observers:
@@ -37,7 +39,7 @@ ALONE = Processes(0, 1)
 
 
 def join_processes(device: str) -> tuple[Processes, str]:
-    """The processes of this run, and this one's device: each accelerator serves one."""
+    """Processes of this run, and the device of this one: one accelerator per process."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE, device
     from accelerate import PartialState

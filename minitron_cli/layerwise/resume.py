@@ -1,4 +1,4 @@
-"""Where an interrupted calibration goes on: what the observers hold and the next batch, in one file."""
+"""Saved state of an interrupted calibration: the observers' state and the position, in one file."""
 
 import secrets
 import time
@@ -18,7 +18,7 @@ FILE = "calibration.safetensors"
 
 
 class SavedState:
-    """State and position are renamed into place together, so a kill can neither lose nor repeat a batch."""
+    """State and position are renamed into place together, so that a kill neither loses nor repeats a batch."""
 
     def __init__(self, path: Path, every_s: float) -> None:
         self._path = path
@@ -26,34 +26,36 @@ class SavedState:
         self._saved_at = time.monotonic()
 
     def restore(self, observers: Iterable[Observer]) -> int:
-        """Fill the observers from the file, if there is one; the number of batches they have seen."""
+        """Restore the observers from the file, if there is one. Returns the number of batches they have observed."""
         tensors = self.read()
-        if "batches" not in tensors:  # none, or of a pass that held the model layer by layer
+        if "batches" not in tensors:  # no file, or that of a layer-by-layer pass
             return 0
         for observer in observers:
             observer.restore(under(observer.name, tensors))
         return int(tensors["batches"])
 
     def save_if_due(self, observers: Iterable[Observer], batches: int) -> None:
-        """Save every so often (results do not depend on when), and before stopping on request."""
+        """Save if the interval has passed or a stop was requested; results do not depend on when."""
         if self.is_due():
             states = {f"{o.name}.{name}": tensor for o in observers for name, tensor in o.state().items()}
             self.write(states | {"batches": torch.tensor(batches)})
 
     def is_due(self) -> bool:
+        """Whether the interval has passed or a stop was requested."""
         return progress.stop_requested() or time.monotonic() - self._saved_at >= self._every_s
 
     def read(self) -> dict[str, Tensor]:
-        """What was written last; nothing if there is no file, or a damaged one."""
+        """Tensors written last; none if there is no file or it is damaged."""
         if not self._path.exists():
             return {}
         try:
             return read_safetensors(self._path)
         except InputError as error:
-            progress.warn(f"calibration starts afresh: {error}")
+            progress.warn(f"calibration starts over: {error}")
             return {}
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the file atomically."""
         temporary = self._path.with_name(f"{io.TEMPORARY}{self._path.name}-{secrets.token_hex(4)}")
         write_safetensors(temporary, tensors)
         io.disk.replace(temporary, self._path)
@@ -62,5 +64,5 @@ class SavedState:
 
 
 def under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors called `name.something`, by what that something is."""
+    """Tensors named `name.<rest>`, by <rest>."""
     return {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}

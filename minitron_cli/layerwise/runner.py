@@ -1,7 +1,7 @@
-"""Calibration batches on their way through a model, one decoder layer after the other.
+"""Runs calibration batches through a model one decoder layer at a time.
 
-Knows which module holds weights when; what is measured is in the observers, which watch the one live layer just as they
-watch a whole model. Hidden states wait between layers, on disk where they exceed a budget.
+Decides which module holds weights when. Observers decide what is measured; they watch the one loaded layer just as they
+watch a whole model. Hidden states are stored between layers, on disk where they exceed a budget.
 """
 
 # B batch, T token, D hidden
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress
-from minitron_cli.layerwise.activation_store import HiddenStates
-from minitron_cli.layerwise.bypass import passing
-from minitron_cli.layerwise.calibration_errors import damaged_from
+from minitron_cli.layerwise.activation_store import ActivationStore
+from minitron_cli.layerwise.bypass import bypassed
+from minitron_cli.layerwise.calibration_errors import not_finite_from
 from minitron_cli.layerwise.layer_call import LayerCall
 from minitron_cli.layerwise.observer import Tokens, Watcher, decoder_layers, final_norm
 from minitron_cli.model.family import Family
@@ -33,17 +33,17 @@ Read = Callable[[str], Tensor]
 
 
 class Weights(Protocol):
-    """What gives modules their weights."""
+    """Source of modules' weights."""
 
     device: torch.device
 
     def live(self, *modules: "nn.Module") -> AbstractContextManager[None]:
-        """Modules have their weights inside this context, whether or not outside."""
+        """Context in which the modules have their weights."""
         ...
 
 
 class ResidentWeights:
-    """All of them are in memory."""
+    """Weights that are all in memory."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.device = model.device
@@ -53,7 +53,7 @@ class ResidentWeights:
 
 
 class StoredWeights:
-    """The weights on disk, and which of them are in memory."""
+    """Weights on disk, loaded for the modules that run."""
 
     def __init__(self, model: "PreTrainedModel", family: Family, read: Read, device: str | torch.device) -> None:
         self.device = torch.device(device)
@@ -62,7 +62,7 @@ class StoredWeights:
         self._tied = family.tied if model.config.tie_word_embeddings else {}
 
     def renew_(self, module: "nn.Module", changed: Collection[str]) -> None:
-        """Read again those weights of a live module that are made of tensors on disk of these names."""
+        """Reload the weights of a loaded module that depend on the named tensors on disk."""
         for name, parameter in module.named_parameters():
             full = f"{self._names[module]}.{name}"
             if is_made_of(self._family, full, changed):
@@ -70,7 +70,7 @@ class StoredWeights:
 
     @contextmanager
     def live(self, *modules: "nn.Module") -> Iterator[None]:
-        """Give some modules their weights for a while."""
+        """Context in which the modules have their weights."""
         empty = [module.state_dict() for module in modules]
         try:
             for module, tensors in zip(modules, empty, strict=True):
@@ -88,19 +88,19 @@ class StoredWeights:
         return self._read(self._tied.get(name, name))
 
 
-class Seen(NamedTuple):
-    """What one module of a layer was given and gave, for one batch."""
+class ModuleIO(NamedTuple):
+    """Input and output of one module for one batch."""
 
     inputs_BTI: Tensor
     outputs_BTO: Tensor
 
 
-class _Enough(Exception):
-    """What follows in a forward pass is not needed."""
+class _StopForward(Exception):
+    """Raised in a hook to end a forward pass early."""
 
 
 class LayerwiseRunner:
-    """All batches on their way through a model."""
+    """All batches of a calibration pass, and the layer that they have reached."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class LayerwiseRunner:
         family: Family,
         batches: "Sequence[Batch]",
         weights: Weights,
-        states: HiddenStates,
+        states: ActivationStore,
         step: progress.Step,
     ) -> None:
         self.model, self.family, self.device = model, family, weights.device
@@ -126,62 +126,67 @@ class LayerwiseRunner:
         return decoder(position_ids=tokens.position_ids_BT, use_cache=False, **inputs).last_hidden_state
 
     def embed(self) -> None:
+        """Compute the embeddings of every batch."""
         embedding = self.model.get_input_embeddings()
-        with self._weights.live(embedding), passing([*self._layers, self._norm]):
+        with self._weights.live(embedding), bypassed([*self._layers, self._norm]):
             for b, tokens in self._tokens():
                 self._states.put(f"{b}", self._decode(tokens, input_ids=tokens.input_ids_BT))
+
+    def skip(self, layers: int) -> None:
+        """Report the embedding and the first `layers` layers of every batch as done, in a resumed pass."""
+        self._step(len(self._batches) * (layers + 1))
 
     def through(
         self, layer: int, observers: Sequence[Watcher], then: Callable[[int, LayerCall], None] = lambda *_: None
     ) -> None:
-        """Take every batch past one layer; `then` is told of each call that was made of it."""
+        """Load one layer and run every batch through it; `then` receives the batch's index and the layer's call."""
         with self.at(layer):
             self.past(layer, observers, then)
 
     def past(
         self, layer: int, observers: Sequence[Watcher] = (), then: Callable[[int, LayerCall], None] = lambda *_: None
     ) -> None:
-        """`through` a layer that runs already (`at`)."""
+        """Run every batch through a layer that is already loaded (`at`)."""
         for b, tokens in self._tokens():
             before_BTD = self._states.take(f"{b}").to(self.device)
             call, after_BTD = self._watched(self._layers[layer], observers, tokens, before_BTD)
             if not after_BTD.isfinite().all():
-                raise damaged_from(layer)
+                raise not_finite_from(layer)
             then(b, call)
             self._states.put(f"{b}", after_BTD)
 
     @contextmanager
     def at(self, layer: int) -> Iterator[None]:
-        """One layer runs and has its weights, and nothing else does."""
+        """Context in which one layer has its weights and all others are bypassed."""
         live = self._layers[layer]
         others = [module for module in (*self._layers, self._norm) if module is not live]
-        with self._weights.live(live), passing(others):
+        with self._weights.live(live), bypassed(others):
             yield
 
-    def up_to(self, layer: int, *names: str) -> Iterator[tuple[Seen, ...]]:
-        """What some modules of a layer see of every batch; what comes after the last of them is not computed.
+    def up_to(self, layer: int, *names: str) -> Iterator[tuple[ModuleIO, ...]]:
+        """Inputs and outputs of some modules of a loaded layer (`at`), batch by batch, in the order of `names`.
 
-        The layer must run (`at`); the batches stay before it.
+        Nothing after the last of them is computed, and the batches stay before the layer.
         """
         for b, tokens in self._tokens():
             before_BTD = self._states.look_at(f"{b}").to(self.device)
-            seen: dict[str, Seen] = {}
+            seen: dict[str, ModuleIO] = {}
             with ExitStack() as hooks:
-                for hook in _entering(self._layers[layer], before_BTD, []):
+                for hook in _replacing_input(self._layers[layer], before_BTD, []):
                     hooks.callback(hook.remove)
                 for name in names:
-                    hooks.callback(seeing(self.model, name, seen, is_last=name == names[-1]).remove)
-                with suppress(_Enough):
+                    hooks.callback(recording(self.model, name, seen, is_last=name == names[-1]).remove)
+                with suppress(_StopForward):
                     self._decode(tokens, inputs_embeds=before_BTD)
             yield tuple(seen[name] for name in names)
 
     def _watched(
         self, live: "nn.Module", observers: Iterable[Watcher], tokens: Tokens, before_BTD: Tensor
     ) -> tuple[LayerCall, Tensor]:
-        """The decoder's own forward makes the layer's arguments; only what enters the layer is put in its place."""
+        """Call and output of the layer. The decoder's forward computes its arguments; only its input is replaced."""
         calls: list[LayerCall] = []
         with ExitStack() as hooks:
-            for hook in _entering(live, before_BTD, calls):
+            for hook in _replacing_input(live, before_BTD, calls):
                 hooks.callback(hook.remove)
             for observer in observers:
                 for handle in observer.watch(self.model, tokens):
@@ -193,12 +198,12 @@ class LayerwiseRunner:
 
     @contextmanager
     def at_end(self, *modules: "nn.Module") -> Iterator[None]:
-        """After the last layer the final norm runs, and these modules have their weights too."""
-        with self._weights.live(self._norm, *modules), passing(self._layers):
+        """Context after the last layer, in which the final norm and these modules have their weights."""
+        with self._weights.live(self._norm, *modules), bypassed(self._layers):
             yield
 
     def normed(self, *observers: Watcher) -> Iterator[tuple[int, Tokens, Tensor]]:
-        """Every batch, and what the LM head would read of it."""
+        """Number, tokens and final hidden states [B, T, D] of every batch, after observers have seen them."""
         for b, tokens in self._tokens():
             handles = [handle for observer in observers for handle in observer.watch(self.model, tokens)]
             hidden_BTD = self._norm(self._states.take(f"{b}").to(self.device))
@@ -209,19 +214,21 @@ class LayerwiseRunner:
             yield b, tokens, hidden_BTD
 
 
-def seeing(model: "PreTrainedModel", name: str, seen: dict[str, Seen], *, is_last: bool = False) -> "RemovableHandle":
-    """A hook that notes what a module is given and gives; after the last module the forward pass ends."""
+def recording(
+    model: "PreTrainedModel", name: str, seen: dict[str, ModuleIO], *, is_last: bool = False
+) -> "RemovableHandle":
+    """Register a hook that stores a module's input and output in `seen`; the last one ends the forward pass."""
 
     def note(_: "nn.Module", args: tuple[Any, ...], output: Tensor) -> None:
-        seen[name] = Seen(args[0], output)
+        seen[name] = ModuleIO(args[0], output)
         if is_last:
-            raise _Enough
+            raise _StopForward
 
     return model.get_submodule(name).register_forward_hook(note)
 
 
-def _entering(layer: "nn.Module", hidden_BTD: Tensor, calls: list[LayerCall]) -> "list[RemovableHandle]":
-    """Hooks that replace what enters a layer, and note the call."""
+def _replacing_input(layer: "nn.Module", hidden_BTD: Tensor, calls: list[LayerCall]) -> "list[RemovableHandle]":
+    """Register hooks that replace the input of a layer and store its call."""
 
     def replace(
         _: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]

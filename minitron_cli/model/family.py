@@ -116,7 +116,7 @@ class Family:
     uniform_if: Mapping[str, Any] = field(default_factory=dict)
     """Config field -> value that says that all layers are of the kind that the table describes."""
     serving: Serving = UNREAD
-    """How vLLM and llama.cpp read the family."""
+    """Reading of the family by vLLM and llama.cpp."""
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:

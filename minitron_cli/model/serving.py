@@ -1,4 +1,4 @@
-"""How programs that load, serve or quantize a model handle its shape: findings for the user, which refuse nothing.
+"""Findings on how programs that load, serve or quantize a model handle its shape. They refuse nothing.
 
 From the sources of transformers 4.57.6 and 5.23, vLLM 0.33 and the llama.cpp of llama-cpp-python 0.3.36. Facts about
 one family are in its table (`Family.serving`); docs/serving.md explains each row.
@@ -40,7 +40,7 @@ class BlockFormat(NamedTuple):
     outputs: int
     """Divisor of every matrix's output size."""
     otherwise: str
-    """How a matrix of another size is handled."""
+    """Treatment of a matrix of another size."""
 
 
 BLOCK_FORMATS = (

@@ -1,15 +1,25 @@
 """Options of `minitron prune`: the shape or the budget, the ranking of what survives, and the repair."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from minitron_cli.model.axes import Axis, Count
+from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric
 from minitron_cli.spec import Amount, Spec, of_whole
 
-BLOCK_RANKINGS = ("block_perplexity", "block_task")
+BLOCK_RANKINGS = tuple(rankings(of_blocks=True))
 """Rankings of layers by contiguous blocks: one block is removed, not single layers."""
+
+
+def _layer_ranking(kind: str) -> str:
+    if kind not in (known := rankings()):
+        raise ValueError(f"{kind!r} is no layer score: choose among {', '.join(known)}")
+    return kind
+
+
+LayerRanking = Annotated[str, AfterValidator(_layer_ranking), WithJsonSchema({"type": "string", "enum": rankings()})]
 
 
 class Ranking(Spec):
@@ -17,14 +27,14 @@ class Ranking(Spec):
 
     width: Metric = Field(Activation(), discriminator="kind")
     """Score of channels, heads, neurons and experts. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
-    layers: Literal["block_importance", "perplexity", "block_perplexity", "block_task"] = "block_importance"
+    layers: LayerRanking = "block_importance"
     """Score of layers. block_importance: 1 - cosine similarity of a layer's input and output; perplexity: perplexity
     gained by removing the layer. block_perplexity and block_task remove one contiguous block of layers, by the
     perplexity gained or the task score lost (measured with importance.blocks)."""
     invert: bool = False
     """Keep the entries with the lowest scores instead: a control for experiments."""
     head_residual: Literal["none", "paper", "laco"] = "none"
-    """How pruned query heads q' are merged into the least important kept heads q (Muralidharan et al. 2024, sec. 2.3).
+    """Merging of pruned query heads q' into the least important kept heads q (Muralidharan et al. 2024, sec. 2.3).
     paper: q + (q - q'), as printed; laco: q + (q' - q), which is q', with the sign of the work it cites (LaCo)."""
 
 
@@ -34,7 +44,7 @@ class Budget(Spec):
     target: Amount
     """Parameters of the child, such as 4B, or 50% of the parent's."""
     count: Count = "total"
-    """Which parameters the target counts. The published "4B" of Llama-3.1-Minitron is 4.51B in total."""
+    """Parameters that the target counts. The published "4B" of Llama-3.1-Minitron is 4.51B in total."""
     tolerance: float = Field(0.05, gt=0, lt=1)
     """Allowed distance from the target on either side, as a fraction of it."""
 
@@ -61,12 +71,12 @@ class PruneConfig(Spec):
     candidates: int = Field(8, ge=1)
     """Number of shapes that a budget scores."""
     size: Amount | None = None
-    """Which target of a multi-target search to prune to, written as it was given there, such as 50%."""
+    """Target of a multi-target search to prune to, written as it was given there, such as 50%."""
     rounds: int = Field(1, ge=1)
     """Number of equal pruning rounds, with scores measured again before each. One is as good as several (Muralidharan
     et al. 2024)."""
     ranking: Ranking = Ranking()
-    """How the entries to keep of every axis are chosen."""
+    """Choice of the entries of every axis that are kept."""
     repair: RepairName = "auto"
     """Repair the pruned weights without training. rotate: keep directions of the residual stream instead of channels;
     least_squares: fit each matrix to what the parent computes in its place; all: both. rescale: only rescale norms,

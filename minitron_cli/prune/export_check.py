@@ -1,8 +1,8 @@
 """Export check: the written checkpoint is the child that was planned, and stock transformers runs it.
 
-The written directory is compared with the parent pruned in memory: files, config, headers, numbers, and the logits of
-the loaded model. For a large child the numbers are sampled and one-layer probes stand for the model: one layer of each
-kind between the first rows of the embedding and of the head.
+The written directory is compared with the parent pruned in memory: files, config, headers, numbers, and the loaded
+model (`loaded_check.py`). For a large child the numbers are sampled and one-layer probes stand for the model: one layer
+of each kind between the first rows of the embedding and of the head.
 """
 
 import itertools
@@ -23,6 +23,7 @@ from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
 from minitron_cli.model.family import at
 from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.loaded_check import SAME, Refused, check_loaded
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.slicing import ScratchBuffers, is_finite, prune_rows
 from minitron_cli.prune.stream import BLOCK_BYTES, prune_in_memory
@@ -37,19 +38,8 @@ Mode = Literal["whole", "sampled"]
 COPIED = ("generation_config.json", *hf.TOKENIZER_FILES)
 WHOLE_BYTES = 256 << 20  # a larger child would take longer to load and run than it took to prune
 COPIES = 3  # of the child in memory: as written, as pruned in memory, and what is being read
-PROMPT, GENERATED = 12, 4  # tokens
 SAMPLED_ROWS = 256  # rows of an embedding or a head that are compared at once
 SMALL_BYTES = 1 << 20  # tensors up to this size are all compared; norms are among them, which tell layers apart
-
-# Allowed error as a share of the logits' norm. The same numbers run through the same code, but another layout in
-# memory may change the order of sums.
-SAME = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-# A cache changes the order of sums, and so the rounding.
-WITH_CACHE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-
-
-class _Refused(Exception):
-    """The written child is wrong; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +167,7 @@ def check_child(written: WrittenChild) -> list[str]:
             step()
         with _named("live"):
             for found, wanted in written.models():
-                _check_live(written, found, wanted)
+                check_loaded(found, wanted, written.is_same)
         step()
     return [*CHECKS, "live"]
 
@@ -203,7 +193,7 @@ def _check_files(written: WrittenChild) -> None:
     found = {path.name for path in written.path.iterdir()}
     if found != wanted:
         name = min(found ^ wanted)
-        raise _Refused(f"{name} does not belong in the directory" if name in found else f"{name} is missing")
+        raise Refused(f"{name} does not belong in the directory" if name in found else f"{name} is missing")
 
 
 def _check_copies(written: WrittenChild) -> None:
@@ -212,7 +202,7 @@ def _check_copies(written: WrittenChild) -> None:
     for name in COPIED:
         theirs, ours = written.source.path / name, written.path / name
         if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
-            raise _Refused(f"{name} differs from the parent's")
+            raise Refused(f"{name} differs from the parent's")
     if (written.path / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(written.path, local_files_only=True)
 
@@ -221,10 +211,10 @@ def _check_config(written: WrittenChild) -> None:
     raw, wanted = written.checkpoint.config, child_config(written.source.config, written.plan)
     for name in sorted(raw.keys() | wanted.keys()):
         if raw.get(name) != wanted.get(name):
-            raise _Refused(f"config.json says {name}={shown(raw.get(name))}, not {shown(wanted.get(name))}")
+            raise Refused(f"config.json says {name}={shown(raw.get(name))}, not {shown(wanted.get(name))}")
     for axis, name in written.plan.parent.family.sizes.items():
         if raw.get(name) != written.plan.child.sizes[axis]:
-            raise _Refused(f"config.json does not state {name}={written.plan.child.sizes[axis]}")
+            raise Refused(f"config.json does not state {name}={written.plan.child.sizes[axis]}")
     _check_rope(written, raw)
 
 
@@ -232,25 +222,25 @@ def _check_rope(written: WrittenChild, raw: Mapping[str, Any]) -> None:
     """Refuse other rotary positions than the parent's, whichever version of transformers reads the config."""
     found, wanted = (getattr(hf.load_config(path), "rope_parameters", None) for path in written.both)
     if found != wanted:
-        raise _Refused(f"rope_parameters read as {shown(found)}, not {shown(wanted)}")
+        raise Refused(f"rope_parameters read as {shown(found)}, not {shown(wanted)}")
     rope, old = raw.get("rope_parameters"), written.plan.parent.family.rope_v4
     if isinstance(rope, dict):
         for name, path in old.fields.items():
             if raw.get(name) != at(rope, path):
-                raise _Refused(f"config.json says {name}={shown(raw.get(name))} beside other rope_parameters")
+                raise Refused(f"config.json says {name}={shown(raw.get(name))} beside other rope_parameters")
         scaled = at(rope, old.scaled) if old.scaled else rope
         if scaled and scaled.get("rope_type", "default") != "default" and not raw.get("rope_scaling"):
-            raise _Refused("config.json does not state rope_scaling beside rope_parameters")
+            raise Refused("config.json does not state rope_scaling beside rope_parameters")
 
 
 def _check_headers(written: WrittenChild) -> None:
     child, shapes = written.checkpoint, written.plan.child.tensors()
     if child.shapes != shapes:
         odd = min(name for name in child.shapes.keys() | shapes.keys() if child.shapes.get(name) != shapes.get(name))
-        raise _Refused(f"{odd} is {child.shapes.get(odd)} on disk, not {shapes.get(odd)}")
+        raise Refused(f"{odd} is {child.shapes.get(odd)} on disk, not {shapes.get(odd)}")
     for name, info in child.tensors.items():
         if info.dtype != (theirs := written.source.tensors[written.origin[name]].dtype):
-            raise _Refused(f"{name} is {info.dtype}, not {theirs}")
+            raise Refused(f"{name} is {info.dtype}, not {theirs}")
     _check_shards(written)
 
 
@@ -259,18 +249,18 @@ def _check_shards(written: WrittenChild) -> None:
     for file, some in itertools.groupby(infos, key=lambda info: info.file):
         sizes = [info.size_bytes for info in some]
         if sum(sizes) > MAX_SHARD_BYTES and len(sizes) > 1:
-            raise _Refused(f"{file.name} holds {sum(sizes):,} bytes, more than {MAX_SHARD_BYTES:,}")
+            raise Refused(f"{file.name} holds {sum(sizes):,} bytes, more than {MAX_SHARD_BYTES:,}")
     if (written.path / INDEX).is_file():
         total = strict_json.load(written.path / INDEX).get("metadata", {}).get("total_size")
         if total != written.checkpoint.size_bytes:
-            raise _Refused(f"{INDEX} says {total} bytes, not {written.checkpoint.size_bytes}")
+            raise Refused(f"{INDEX} says {total} bytes, not {written.checkpoint.size_bytes}")
 
 
 def _check_finite(written: WrittenChild) -> None:
     spare = ScratchBuffers()
     for name in written.checkpoint.tensors:
         if not all(is_finite(block) for _, block in blocks(written.checkpoint, name, BLOCK_BYTES, spare.take)):
-            raise _Refused(f"{name} holds NaN or infinity")
+            raise Refused(f"{name} holds NaN or infinity")
 
 
 def _check_weights(written: WrittenChild) -> None:
@@ -278,7 +268,7 @@ def _check_weights(written: WrittenChild) -> None:
     for name in _sample(written):
         for tokens in written.samples(name):
             if not written.is_same(written.written(name, tokens), written.expected(name, tokens)):
-                raise _Refused(f"{name} holds other numbers than the pruned parent")
+                raise Refused(f"{name} holds other numbers than the pruned parent")
 
 
 def _sample(written: WrittenChild) -> Iterator[str]:
@@ -300,56 +290,3 @@ CHECKS: dict[str, Callable[[WrittenChild], None]] = {
     "finite": _check_finite,
     "weights": _check_weights,
 }
-
-
-# The loaded model ----------------------------------------------------------------------------------------------------
-
-
-def _check_live(written: WrittenChild, found: "PreTrainedModel", wanted: "PreTrainedModel") -> None:
-    """Compare the loaded child with the model pruned in memory: weights, ties, logits, generation."""
-    _check_state(written, found, wanted)
-    _check_ties(found, wanted)
-    generator = torch.Generator().manual_seed(0)
-    tokens_BT = torch.randint(found.config.vocab_size, (1, PROMPT), generator=generator)
-    with torch.inference_mode():
-        logits_BTV = found(tokens_BT, use_cache=False).logits
-        _check_close("the logits", logits_BTV, wanted(tokens_BT, use_cache=False).logits, SAME[found.dtype])
-        _check_cache(found, tokens_BT)
-
-
-def _check_state(written: WrittenChild, found: "PreTrainedModel", wanted: "PreTrainedModel") -> None:
-    theirs = dict(itertools.chain(wanted.named_parameters(), wanted.named_buffers()))
-    for name, tensor in itertools.chain(found.named_parameters(), found.named_buffers()):
-        if not written.is_same(tensor, theirs[name]):
-            raise _Refused(f"{name} is loaded with other numbers than the pruned parent")
-
-
-def _check_ties(found: "PreTrainedModel", wanted: "PreTrainedModel") -> None:
-    is_tied = [m.get_output_embeddings().weight is m.get_input_embeddings().weight for m in (found, wanted)]
-    if is_tied[0] != is_tied[1] or is_tied[0] != bool(wanted.config.tie_word_embeddings):
-        raise _Refused("the LM head and the embedding are " + ("tied" if is_tied[0] else "not tied") + " after loading")
-
-
-def _check_cache(model: "PreTrainedModel", tokens_BT: Tensor) -> None:
-    """Compare the logits of greedy generation with a cache with those of one pass without a cache."""
-    from transformers import GenerationConfig
-
-    greedy = GenerationConfig(
-        do_sample=False,
-        min_new_tokens=GENERATED,
-        max_new_tokens=GENERATED,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    made = model.generate(tokens_BT, generation_config=greedy, attention_mask=torch.ones_like(tokens_BT))
-    if made.sequences.shape[1] != PROMPT + GENERATED:
-        raise _Refused(f"the model generated {made.sequences.shape[1] - PROMPT} tokens, not {GENERATED}")
-    logits_BTV = model(made.sequences, use_cache=False).logits[:, PROMPT - 1 : -1]
-    _check_close("with a cache, the logits", torch.stack(made.logits, 1), logits_BTV, WITH_CACHE[model.dtype])
-
-
-def _check_close(what: str, found: Tensor, wanted: Tensor, allowed: float) -> None:
-    error = float((found.float() - wanted.float()).norm() / wanted.float().norm())
-    if not error <= allowed:
-        raise _Refused(f"{what} differ from the expected ones by {error:.1e} of their norm ({allowed:.0e} is allowed)")

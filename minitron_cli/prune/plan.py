@@ -133,7 +133,7 @@ class HeadResidual:
     """Pruned query heads that are merged into kept ones (Muralidharan et al. 2024, sec. 2.3)."""
 
     partners_LK: Tensor
-    """For each kept head, the pruned head merged into it; its own index if none."""
+    """Pruned head that is merged into each kept head; the kept head itself if none."""
     factor: int
     """Kept head q becomes q + factor (q - q'), with q' the pruned one."""
 
@@ -227,7 +227,7 @@ def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ran
 
 
 def _partners(parent: Shape, child: Shape, head_LK: Tensor, score_LH: Tensor, ranking: Ranking) -> Tensor:
-    """For each kept head, the pruned head merged into it, [layer, kept]; its own index if none.
+    """Pruned head that is merged into each kept head, [layer, kept]; the kept head itself if none.
 
     Of L heads in a group, best first and counted from 1, K stay, and head i of max(1, 2K - L + 1) <= i <= K takes from
     head 2K - i + 1: the last kept one from the first pruned one, and so on. (The paper prints the range from 2K - L,

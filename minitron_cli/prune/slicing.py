@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import CheckpointError
-from minitron_cli.prune.tensor_map import DimMap, MergedRows, NormMap, Rescale, TensorMap, is_matrix
+from minitron_cli.prune.tensor_map import MergedRows, NormMap, Rescale, TensorMap
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer of each size in bytes: selecting integers is fast whatever the weights' dtype."""
@@ -40,16 +40,14 @@ def prune_tensor(tensor_map: TensorMap, blocks: Iterable[tuple[int, Tensor]]) ->
 
     Where rows are mixed, a block and the fp32 result are all that is held; otherwise there must be one block.
     """
-    if not tensor_map.mixes_rows:
+    if tensor_map.left_DK is None:
         ((_, whole),) = blocks
         return prune_rows(tensor_map, whole)
-    directions_RK, *others = tensor_map.dims
-    assert directions_RK is not None
     total = dtype = None
     for start, block in blocks:
-        inner = _multiplied(select(block, (None, *_indices(others))), others)
+        inner = _multiplied(select(block, tensor_map.indices), tensor_map.right_DK)
         # Rows are summed over, so each block adds its share; a matrix of all rows is never in memory.
-        part = directions_RK[start : start + len(block)].to(block.device).T @ inner.float()
+        part = tensor_map.left_DK[start : start + len(block)].to(block.device).T @ inner.float()
         total, dtype = part if total is None else total.add_(part), block.dtype
     assert total is not None
     return _rescaled(total.to(dtype), tensor_map.rescale)
@@ -60,17 +58,14 @@ def prune_rows(tensor_map: TensorMap, block: Tensor, scratch: ScratchBuffers | N
 
     With `scratch` the result is in its memory, and a block that is there too may be overwritten.
     """
-    dims = tensor_map.dims
+    indices = tensor_map.indices
     if tensor_map.norm is not None:
-        kept = _norm_weight(block, tensor_map.norm, dims, tensor_map.shape)
-    elif tensor_map.merged is None:
-        kept = _multiplied(select(block, _indices(dims), scratch), dims[1:])
-    else:
-        kept = _multiplied(_merged(block, dims, tensor_map.merged), dims[1:])
-    return _rescaled(kept, tensor_map.rescale)
+        return _rescaled(_norm_weight(block, tensor_map.norm, indices, tensor_map.shape), tensor_map.rescale)
+    kept = select(block, indices, scratch) if tensor_map.merged is None else _merged(block, indices, tensor_map.merged)
+    return _rescaled(_multiplied(kept, tensor_map.right_DK), tensor_map.rescale)
 
 
-def _norm_weight(weight_R: Tensor, norm: NormMap, dims: Sequence[DimMap], shape: Sequence[int]) -> Tensor:
+def _norm_weight(weight_R: Tensor, norm: NormMap, indices: Sequence[Tensor | None], shape: Sequence[int]) -> Tensor:
     """Stored weight of a norm, [K]: gain less offset."""
     offset = norm.offset
     if norm.is_folded:
@@ -80,15 +75,15 @@ def _norm_weight(weight_R: Tensor, norm: NormMap, dims: Sequence[DimMap], shape:
         gain_K = (weight_R.float() + offset) @ norm.basis_DK.to(weight_R.device).square()
         weight_R = (gain_K - offset).to(weight_R.dtype)
     else:
-        weight_R = select(weight_R, dims)
+        weight_R = select(weight_R, indices)
     if norm.scale is not None:
         weight_R = ((weight_R.float() + offset) * norm.scale - offset).to(weight_R.dtype)
     return weight_R
 
 
-def _merged(block: Tensor, dims: Sequence[DimMap], merged: MergedRows) -> Tensor:
+def _merged(block: Tensor, indices: Sequence[Tensor | None], merged: MergedRows) -> Tensor:
     """Kept rows, each with its share of the pruned row that is merged into it."""
-    rows, others = (select(block, (index, *_indices(dims[1:]))) for index in (dims[0], merged.other_K))
+    rows, others = (select(block, (index, *indices[1:])) for index in (indices[0], merged.other_K))
     own, other = (tensor.to(torch.promote_types(rows.dtype, torch.float32)) for tensor in (rows, others))
     return (own + merged.factor * (own - other)).to(rows.dtype)
 
@@ -100,18 +95,9 @@ def _rescaled(block: Tensor, rescale: Rescale | None) -> Tensor:
     return ((exact + rescale.offset) * rescale.factor - rescale.offset).to(block.dtype)
 
 
-def _multiplied(block: Tensor, others: Sequence[DimMap]) -> Tensor:
-    """A block whose dims after the first have been selected from, multiplied by the directions of its last dim."""
-    for dim, kept in enumerate(others, start=1):
-        if kept is not None and is_matrix(kept):
-            assert dim == block.ndim - 1, "only the last dim reads directions"
-            block = (block.float() @ kept.to(block.device)).to(block.dtype)
-    return block
-
-
-def _indices(dims: Sequence[DimMap]) -> list[Tensor | None]:
-    """Index of each dim; None where the dim is whole or will be multiplied."""
-    return [None if is_matrix(kept) else kept for kept in dims]
+def _multiplied(block: Tensor, right_DK: Tensor | None) -> Tensor:
+    """A block times a matrix, from the right, in fp32."""
+    return block if right_DK is None else (block.float() @ right_DK.to(block.device)).to(block.dtype)
 
 
 # Selecting bits -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Write a child's checkpoint from its parent's, one block of one tensor at a time. Knows bytes and rows, no axes."""
 
 import itertools
+import math
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -92,7 +93,7 @@ def _pruned(parent: Checkpoint, piece: Piece, scratch: ScratchBuffers) -> Tensor
     """The child's part of a piece. CheckpointError if the parent's weights are not finite."""
     tensor_map, name = piece.tensor_map, piece.tensor_map.source
     checkpoint = tensor_map.fitted or parent
-    if tensor_map.mixes_rows:
+    if tensor_map.left_DK is not None:
         return prune_tensor(tensor_map, _checked(checkpoint, name))
     block = checkpoint.read_rows(name, piece.start, piece.stop, scratch.take)
     pruned = prune_rows(tensor_map, block, scratch)
@@ -115,13 +116,13 @@ def _pieces(parent: Checkpoint, tensor_map: TensorMap) -> Iterator[Piece]:
     reaches to these: to the end of their group of heads. A tensor whose rows are mixed is one piece.
     """
     info = (tensor_map.fitted or parent).tensors[tensor_map.source]
-    if tensor_map.mixes_rows:
+    if tensor_map.left_DK is not None:
         yield Piece(tensor_map, 0, info.shape[0])
         return
-    row_bytes = info.torch_dtype.itemsize * tensor_map.row_elements
+    row_bytes = info.torch_dtype.itemsize * math.prod(tensor_map.shape[1:])
     step = max(1, BLOCK_BYTES * info.shape[0] // max(1, info.size_bytes))
     merged = None if tensor_map.merged is None else tensor_map.merged.other_K
-    for span in _spans(tensor_map.dims[0], merged, info.shape[0], step):
+    for span in _spans(tensor_map.indices[0], merged, info.shape[0], step):
         yield Piece(tensor_map.of_rows(span.rows, span.merged), span.start, span.stop, span.before * row_bytes)
 
 
@@ -139,7 +140,7 @@ class Span(NamedTuple):
 
 
 def _spans(rows: Tensor | None, merged: Tensor | None, count: int, step: int) -> Iterator[Span]:
-    """Of each `step` of `count` rows, those from the first row that is needed to the last."""
+    """Spans of at most `step` of `count` rows, each from the first row that is needed to the last."""
     edges = range(0, count + step, step)
     if rows is None:
         yield from (Span(start, min(start + step, count), start, None) for start in edges[:-1])

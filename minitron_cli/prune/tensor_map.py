@@ -1,11 +1,10 @@
-"""How one tensor of the child is made from one tensor of the parent: all that a plan says of it, computed once.
+"""The way from one tensor of the parent to one of the child: all that a plan says of it, computed once.
 
 `stream.py` reads and writes the bytes, `slicing.py` applies a map to them; neither asks the plan again.
 """
 
 # D hidden of the parent, K kept row, channel or direction
 
-import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -15,19 +14,13 @@ from minitron_cli.model.family import Match
 from minitron_cli.model.residual_stream import HIDDEN, norm_of
 from minitron_cli.prune.plan import PrunePlan
 
-DimMap = Tensor | None
-"""Int64 indices that select from a dim, an fp32 matrix [size, kept] that multiplies it, or None: the dim is whole.
-
-A matrix keeps directions of the residual stream; an index is a column of such a matrix with a single 1.
-"""
-
 
 @dataclass(frozen=True, eq=False)
 class MergedRows:
     """Pruned query heads that are merged into kept ones (`head_residual`): row r becomes r + factor (r - other)."""
 
     other_K: Tensor
-    """For each kept row, the pruned row merged into it; its own index if none."""
+    """Pruned row that is merged into each kept row; the kept row itself if none."""
     factor: int
 
 
@@ -63,8 +56,12 @@ class TensorMap:
     """Name in the child."""
     shape: tuple[int, ...]
     """Shape in the child."""
-    dims: tuple[DimMap, ...]
-    """Per dim of the source, what is kept of it."""
+    indices: tuple[Tensor | None, ...]
+    """Per dim of the source, the positions to select, int64; None where the dim is whole or multiplied."""
+    left_DK: Tensor | None = None
+    """Directions of the residual stream, fp32, that multiply dim 0: then every row of the child takes from all rows."""
+    right_DK: Tensor | None = None
+    """Directions, or a norm's readout, fp32, that multiply the last dim."""
     merged: MergedRows | None = None
     norm: NormMap | None = None
     rescale: Rescale | None = None
@@ -81,40 +78,31 @@ class TensorMap:
         norm = _norm_map(plan, source, match)
         if plan.repair.has_fitted(source):
             return cls(source, name, shape, (None,) * len(shape), norm=norm, fitted=plan.repair.fitted)
-        return cls(source, name, shape, _dims(plan, source, match), _merged(plan, match), norm, _rescale(plan, match))
+        indices, left_DK, right_DK = _dims(plan, source, match)
+        merged, rescale = _merged(plan, match), _rescale(plan, match)
+        return cls(source, name, shape, indices, left_DK, right_DK, merged, norm, rescale)
 
-    @property
-    def mixes_rows(self) -> bool:
-        """Whether every row of the child takes from all rows of the parent."""
-        return is_matrix(self.dims[0])
-
-    @property
-    def row_elements(self) -> int:
-        """Elements in one row of the child's tensor."""
-        return math.prod(self.shape[1:])
-
-    def of_rows(self, rows: DimMap, merged_K: Tensor | None = None) -> "TensorMap":
+    def of_rows(self, rows: Tensor | None, merged_K: Tensor | None = None) -> "TensorMap":
         """The same map for a block of the source's rows; positions count from the block's first row."""
         assert (self.merged is None) == (merged_K is None)
         merged = None if self.merged is None or merged_K is None else replace(self.merged, other_K=merged_K)
-        return replace(self, dims=(rows, *self.dims[1:]), merged=merged)
+        return replace(self, indices=(rows, *self.indices[1:]), merged=merged)
 
 
-def is_matrix(kept: DimMap) -> bool:
-    """Whether a dim is multiplied by directions rather than selected from."""
-    return kept is not None and kept.is_floating_point()
-
-
-def _dims(plan: PrunePlan, source: str, match: Match) -> tuple[DimMap, ...]:
-    """Kept indices, with the residual stream's directions in place of its channels where a repair has some."""
-    dims: list[DimMap] = list(plan.indices(source))
-    if HIDDEN in match.layout.dims and match.template not in plan.parent.family.links:
-        norm = norm_of(plan.parent.family).get(match.template)
-        # A reader of a folded norm takes the norm's gain along; a writer only changes the basis.
-        directions = plan.repair.readout_DK(norm.format(**match.at)) if norm else plan.repair.basis_DK
-        if directions is not None:
-            dims[match.layout.dims.index(HIDDEN)] = directions
-    return tuple(dims)
+def _dims(plan: PrunePlan, source: str, match: Match) -> tuple[tuple[Tensor | None, ...], Tensor | None, Tensor | None]:
+    """Indices per dim, and the directions that replace those of the residual stream in the first or in the last dim."""
+    indices, dims = plan.indices(source), match.layout.dims
+    if HIDDEN not in dims or match.template in plan.parent.family.links:
+        return indices, None, None
+    norm = norm_of(plan.parent.family).get(match.template)
+    # A reader of a folded norm takes the norm's gain along; a writer only changes the basis.
+    directions_DK = plan.repair.readout_DK(norm.format(**match.at)) if norm else plan.repair.basis_DK
+    if directions_DK is None:
+        return indices, None, None
+    dim = dims.index(HIDDEN)
+    assert dim in (0, len(dims) - 1), "only the first and the last dim can be multiplied"
+    indices = (*indices[:dim], None, *indices[dim + 1 :])
+    return (indices, directions_DK, None) if dim == 0 else (indices, None, directions_DK)
 
 
 def _merged(plan: PrunePlan, match: Match) -> MergedRows | None:

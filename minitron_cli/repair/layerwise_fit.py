@@ -10,71 +10,32 @@ and the sums of one part. How a part is fitted is left to the `ChildUnderRepair`
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from minitron_cli import io, progress
-from minitron_cli.layerwise.activation_store import HiddenStates
+from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
-from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
 from minitron_cli.layerwise.observer import Tokens, final_norm
 from minitron_cli.layerwise.resume import FILE, SavedState
-from minitron_cli.layerwise.runner import LayerwiseRunner, Seen, StoredWeights, Weights, seeing
+from minitron_cli.layerwise.runner import LayerwiseRunner, ModuleIO, StoredWeights, Weights, recording
 from minitron_cli.model.family import Family
-from minitron_cli.model.residual_stream import adds_as_it_is, blocks, expert_writer
-from minitron_cli.model.runtime_tensors import experts_module
+from minitron_cli.model.residual_stream import adds_as_it_is, blocks
 from minitron_cli.model.taps import layer_module
+from minitron_cli.repair.child_under_repair import ChildUnderRepair
+from minitron_cli.repair.expert_sums import ExpertSums
 from minitron_cli.repair.gram import SplitGramPair
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
     from minitron_cli.data.batches import Batch
 
 STORES = 3  # that share the activation budget: the parent's and the child's hidden states, and wanted outputs
-
-
-class ChildUnderRepair(Protocol):
-    """A child as far as it has been fitted. Tensors go by the parent's names unless a method says otherwise."""
-
-    def read(self, name: str, /) -> Tensor:
-        """Tensor of the child, by the child's name."""
-        ...
-
-    def kept_stream(self, x_BTD: Tensor, /) -> Tensor:
-        """Part of the parent's residual stream that the child keeps, [..., K]."""
-        ...
-
-    def kept_inputs(self, name: str, inputs_RI: Tensor, /) -> Tensor:
-        """Inputs of a parent's matrix that the child keeps."""
-        ...
-
-    def has_pruned_inputs(self, name: str, /) -> bool:
-        """Whether the child has a matrix, with fewer inputs than the parent's."""
-        ...
-
-    def is_folded(self, norm: str, /) -> bool:
-        """Whether a norm's gain is folded into its readers, which are then free to map its output."""
-        ...
-
-    def fit_norm(self, norm: str, sums: SplitGramPair, /) -> Collection[str]:
-        """Fit a folded norm's readout of the parent's output from the child's; the child's names of changed tensors."""
-        ...
-
-    def fit_writer(self, name: str, sums: SplitGramPair, /) -> Collection[str]:
-        """Fit a matrix that writes to the stream to its wanted output; the child's names of changed tensors."""
-        ...
-
-    def fit_gain(self, norm: str, sums: SplitGramPair, /) -> None:
-        """Fit the weight of a norm that is not folded to the kept part of the parent's output."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -201,7 +162,7 @@ class LayerwiseFit:
     def through(self, layer: int, place: int) -> None:
         """Run all batches through a layer of the parent, fit the child's layer at `place`, and run them through it."""
         self._past_dropped(self._models.layers[place - 1] + 1 if place else 0, layer)
-        parts, experts = self._parts(layer, place), _ExpertSums(self._models.family, layer, self._under_repair)
+        parts, experts = self._parts(layer, place), ExpertSums(self._models.family, layer, self._under_repair)
         self._parent.through(layer, [_PartObserver(parts, self._want), experts])
         with self._child.at(place):
             while experts.sums:
@@ -233,7 +194,7 @@ class LayerwiseFit:
         layer = layer_module(self._models.family).format(layer=place)
         self._child_weights.renew_(self._models.child.get_submodule(layer), changed)
 
-    def _want(self, b: int, part: _Part, seen: Mapping[str, Seen]) -> None:
+    def _want(self, b: int, part: _Part, seen: Mapping[str, ModuleIO]) -> None:
         """Store the wanted outputs of a part of the child, as the parent computed them for batch b.
 
         What a writer adds is wanted together with the stream before it, so that the stream after it is the parent's.
@@ -282,64 +243,22 @@ class LayerwiseFit:
         (self._under_repair.fit_norm if is_folded else self._under_repair.fit_gain)(name, sums)
 
 
-class _ExpertSums:
-    """Sums over the inputs and outputs of each expert of a parent's layer, on the tokens routed to it.
-
-    The parent's routing is used: which tokens an expert of the child will see changes with every part that is fitted.
-    """
-
-    def __init__(self, family: Family, layer: int, under_repair: ChildUnderRepair) -> None:
-        self.sums: dict[str, SplitGramPair] = {}
-        """By the names of the experts' output matrices."""
-        self._module, self._writer = experts_module(family), expert_writer(family)
-        self._layer, self._under_repair = layer, under_repair
-        self._samples = 0
-
-    def watch(self, model: "PreTrainedModel", tokens: Tokens) -> list[TemporaryForward]:
-        if self._module is None:
-            return []
-        module = model.get_submodule(self._module.format(layer=self._layer))
-        return [TemporaryForward(module, partial(self._forward, tokens))]
-
-    def _forward(
-        self, tokens: Tokens, module: "nn.Module", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
-    ) -> Tensor:
-        added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
-        for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
-            added_ND.index_add_(0, routed.token_R, routed.added_RD.float())
-            self._see(module, routed, self._samples + routed.token_R // tokens.input_ids_BT.shape[1])
-        return added_ND.to(hidden_ND.dtype)
-
-    def _see(self, module: Any, routed: Routed, samples_R: Tensor) -> None:
-        name = (self._writer or "").format(layer=self._layer, expert=routed.expert)
-        if not self._under_repair.has_pruned_inputs(name):
-            return
-        inputs_RI = self._under_repair.kept_inputs(name, routed.neuron_RF)
-        outputs_RO = self._under_repair.kept_stream(linear(routed.neuron_RF, module.down_proj[routed.expert]))
-        if name not in self.sums:
-            self.sums[name] = SplitGramPair.empty(outputs_RO.shape[1], inputs_RI.shape[1], inputs_RI.device)
-        self.sums[name].add_(inputs_RI, outputs_RO, samples_R)
-
-    def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        self._samples += len(hidden_BTD)
-
-
-def _states(directory: Path, budget: int) -> HiddenStates:
+def _states(directory: Path, budget: int) -> ActivationStore:
     io.make_dirs(directory)
-    return HiddenStates(directory, budget)
+    return ActivationStore(directory, budget)
 
 
 class _PartObserver:
     """Passes on the inputs and outputs of the parts of a parent's layer, batch by batch."""
 
-    def __init__(self, parts: Sequence[_Part], show: Callable[[int, _Part, Mapping[str, Seen]], None]) -> None:
+    def __init__(self, parts: Sequence[_Part], show: Callable[[int, _Part, Mapping[str, ModuleIO]], None]) -> None:
         self._parts, self._show = parts, show
         self._batches = 0
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, ModuleIO] = {}
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
         names = {module.parent for part in self._parts for module in part if module}
-        return [seeing(model, name, self._seen) for name in names]
+        return [recording(model, name, self._seen) for name in names]
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         for part in self._parts:

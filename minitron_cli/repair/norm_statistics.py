@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress
-from minitron_cli.layerwise.activation_store import HiddenStates
+from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
 from minitron_cli.layerwise.observer import Tokens
 from minitron_cli.layerwise.resume import FILE, SavedState
@@ -58,7 +58,7 @@ def second_moments(
     moments_DD, done = torch.zeros(hidden, hidden, dtype=torch.float64), 0
     steps = len(batches) * (2 + layers)
     with torch.inference_mode(), progress.track("second moments", steps, "batches") as step:
-        states = HiddenStates(scratch, activation_budget)
+        states = ActivationStore(scratch, activation_budget)
         runner = LayerwiseRunner(model, family, batches, weights, states, step)
         saved = SavedState(scratch / FILE, save_every_s)
         if resume and "moments" in (found := saved.read()):

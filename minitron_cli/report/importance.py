@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minitron_cli.figures import MINUS, Figure
+from minitron_cli.figures import Figure
 from minitron_cli.report.text import channel_title, ranges
 from minitron_cli.report.view import Cell, ImportanceMap, LayerBars, Legend, Line, Lines, Plot, Section, Table
+from minitron_cli.scores.layer_score import layer_score
 
 if TYPE_CHECKING:
     from minitron_cli.scores.scores import Scores
@@ -17,16 +18,6 @@ if TYPE_CHECKING:
 
 KEPT = Figure("importance kept", style="share")
 LAYER = Figure("layer", style="count")
-BLOCK_IMPORTANCE = "block_importance"
-LAYER_FIGURES = {
-    BLOCK_IMPORTANCE: Figure("block importance"),
-    "nll": Figure("loss without the layer", "nats/token"),
-    "perplexity": Figure("increase of perplexity"),
-}
-CAPTIONS = {
-    BLOCK_IMPORTANCE: f"Block importance: how much a layer changes the hidden state (1 {MINUS} cosine similarity).",
-    "perplexity": "Increase of perplexity when the layer alone is removed.",
-}
 
 
 @dataclass(frozen=True)
@@ -47,20 +38,14 @@ class Importance:
 
 def layer_scores(scores: "Scores") -> dict[str, list[float]]:
     """Layer score -> values [L], of those with one value per layer."""
-    names = [name.removeprefix("layer.") for name in scores.by_name if name.startswith("layer.")]
-    return {name: scores.layers(name).tolist() for name in names if "=" not in name}
+    return {score.kind: values.tolist() for score, values in scores.of_single_layers()}
 
 
 def layer_table(layers: Mapping[str, Sequence[float]]) -> Table:
     """Scores of every layer."""
-    columns = [(layer_figure(name), list(values)) for name, values in layers.items()]
+    columns = [(layer_score(name).figure, list(values)) for name, values in layers.items()]
     names: list[Cell] = [str(i) for i in range(len(columns[0][1]) if columns else 0)]
     return Table.of_columns("Layers", (LAYER, names), *columns)
-
-
-def layer_figure(name: str) -> Figure:
-    """Quantity of a layer score; one without a figure of its own goes by its name."""
-    return LAYER_FIGURES.get(name, Figure(name.replace("_", " ")))
 
 
 def channels_section(found: Importance) -> Section | None:
@@ -113,16 +98,11 @@ def layers_section(found: Importance) -> Section | None:
     if not found.layers and not found.dropped:
         return None
     plots = [
-        Plot(f"layers-{i}", LayerBars(values, layer_figure(name), found.dropped), _layer_caption(name))
+        Plot(f"layers-{i}", LayerBars(values, layer_score(name).figure, found.dropped), layer_score(name).caption)
         for i, (name, values) in enumerate(found.layers.items())
-        if name != "nll"  # the same bars as perplexity on another scale
+        if layer_score(name).ranks  # the others repeat a ranking on another scale
     ]
     plural = "s" if len(found.dropped) > 1 else ""
     dropped = f"Dropped: layer{plural} {ranges(found.dropped)}, in red." if found.dropped else "All layers were kept."
     text = f"How much the model depends on each layer; layers with low bars matter least. {dropped}"
     return Section("layers", "Layers", text, plots=tuple(plots))
-
-
-def _layer_caption(name: str) -> str:
-    title = layer_figure(name).title
-    return CAPTIONS.get(name, f"{title[:1].upper()}{title[1:]}.")

@@ -1,39 +1,129 @@
-"""The ways to score a channel, a head or a neuron. Knows no tensor: a metric names what to look up in `Scores`."""
+"""Ways to score a channel, a head, a neuron or an expert. The union at the end is the registry.
 
-from typing import Literal, get_args
+A metric names the stored scores that it reads. An observer measures them (`importance/observers.py`), or, for weights,
+`importance/magnitude.py`. Knows neither model nor observer.
+"""
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, get_args
+
+from minitron_cli import canonical_json
+from minitron_cli.errors import ArtifactError
+from minitron_cli.figures import Figure
 from minitron_cli.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Aggregation = Literal["mean", "l2", "var"]
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+PRE_ACTIVATION = "pre_activation"
+OUTPUT_NORM = "expert.output_norm"
 
 
-class Activation(Spec):
+class WidthMetric(Spec, ABC):
+    """Base of a metric: a kind, and the scores that it reads."""
+
+    @property
+    @abstractmethod
+    def figure(self) -> Figure:
+        """Title and unit of the scores."""
+
+    @abstractmethod
+    def key(self, axis: str) -> str:
+        """Name under which the scores of an axis are stored."""
+
+    def select(self, axis: str, scores: "Mapping[str, Tensor]") -> "Tensor":
+        """Scores of an axis: [layer, channel], [layer, expert, channel], or [channel] where all layers share it.
+
+        ArtifactError lists what was measured if the scores of this metric were not.
+        """
+        name = self.key(axis)
+        if name not in scores:
+            known = ", ".join(names_of(axis, scores) or sorted(scores))
+            raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance`")
+        return scores[name]
+
+
+def names_of(axis: str, scores: "Mapping[str, Tensor]") -> list[str]:
+    """Names of all stored scores of an axis, sorted."""
+    return sorted(name for name in scores if name.startswith(f"{axis}."))
+
+
+class Activation(WidthMetric):
     """Size of the channel's activations over the calibration set (Muralidharan et al. 2024, sec. 2.2)."""
 
     kind: Literal["activation"] = "activation"
     batch: Aggregation = "l2"
-    """Aggregation over samples, second."""
+    """Aggregation over samples, applied second."""
     sequence: Aggregation = "mean"
-    """Aggregation over the tokens of one sample, first; mean is the mean of absolute values."""
+    """Aggregation over the tokens of one sample, applied first; mean is the mean of absolute values."""
     neuron: Literal["activation", "pre_activation"] = "activation"
-    """A neuron is seen where the next matrix reads it or, as the paper prints, before the activation function."""
+    """Where a neuron is observed: at the input of the next matrix or, as the paper prints, before the activation."""
+
+    @property
+    def figure(self) -> Figure:
+        """Title of the scores."""
+        return Figure(f"activation, {self.batch} over samples of {self.sequence} over tokens")
+
+    def key(self, axis: str) -> str:
+        """Name under which the scores of an axis are stored."""
+        if axis == "expert":
+            return OUTPUT_NORM  # a token adds one vector to the residual stream: there is nothing to aggregate
+        observed = f".{PRE_ACTIVATION}" if axis == "ffn" and self.neuron == PRE_ACTIVATION else ""
+        return f"{axis}{observed}.batch={self.batch}.sequence={self.sequence}"
 
 
-class Magnitude(Spec):
+class Magnitude(WidthMetric):
     """Norm of the channel's weights: a baseline that needs no data."""
 
     kind: Literal["magnitude"] = "magnitude"
     norm: Literal["l1", "l2"] = "l2"
     """Norm of the rows and columns that belong to the channel."""
 
+    @property
+    def figure(self) -> Figure:
+        """Title of the scores."""
+        return Figure(f"weight magnitude ({self.norm})")
 
-class Random(Spec):
+    def key(self, axis: str) -> str:
+        """Name under which the scores of an axis are stored."""
+        return f"{axis}.magnitude={self.norm}"
+
+
+class Random(WidthMetric):
     """A random order: the control that any other metric must beat."""
 
     kind: Literal["random"] = "random"
     seed: int = 0
-    """Another seed is another order."""
+    """Seed of the order."""
+
+    @property
+    def figure(self) -> Figure:
+        """Title of the scores."""
+        return Figure(f"random order {self.seed}")
+
+    def key(self, axis: str) -> str:
+        """Name that no measurement has: the order is drawn, not stored."""
+        return f"{axis}.random"
+
+    def select(self, axis: str, scores: "Mapping[str, Tensor]") -> "Tensor":
+        """Uniform scores of the shape of the measured ones, drawn from a generator per layer, or per expert."""
+        import torch
+
+        names = names_of(axis, scores)
+        shape = tuple(scores[names[0]].shape if names else super().select(axis, scores).shape)
+        *owners, channels = shape
+        rows = [torch.rand(channels, generator=self._generator(axis, row)) for row in range(math.prod(owners))]
+        return torch.stack(rows).reshape(shape)
+
+    def _generator(self, axis: str, row: int) -> "torch.Generator":
+        import torch
+
+        return torch.Generator().manual_seed(int(canonical_json.digest([self.seed, axis, row])[:15], 16))
 
 
 Metric = Activation | Magnitude | Random

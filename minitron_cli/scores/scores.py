@@ -1,43 +1,27 @@
-"""How important everything is, as measured. Higher means keep. Knows neither model nor ranking.
+"""Importance scores of one model, as measured. Higher means more important. Knows neither model nor ranking.
 
-One tensor per axis and way of scoring it, [layer, channel] where each layer has channels of its own (heads, experts,
-neurons), [layer, expert, channel] where each expert has (its neurons), [channel] where all layers share them (hidden),
-[layer] for layers. A file holds them under the same names:
+One tensor per axis and metric: [layer, channel] where each layer has channels of its own (heads, experts, neurons),
+[layer, expert, channel] where each expert has (its neurons), [channel] where all layers share them (hidden), and
+[layer] for layer scores. A file holds them under the same names:
 
     ffn.batch=l2.sequence=mean      head.magnitude=l1      layer.block_importance      parent.nll
     ffn.pre_activation.batch=l2.sequence=mean              layer.block_perplexity=4, [layer - 4 + 1]
     expert.output_norm
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from minitron_cli import canonical_json
 from minitron_cli.checkpoint.reader import read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import ArtifactError
-from minitron_cli.scores.metric import Activation, Aggregation, Magnitude, Metric, Random
+from minitron_cli.scores.layer_score import LAYER_SCORES, LayerScore
+from minitron_cli.scores.metric import OUTPUT_NORM, Activation, Aggregation, Metric, names_of
 
 FILE = "scores.safetensors"
-PRE_ACTIVATION = "pre_activation"
-OUTPUT_NORM = "expert.output_norm"
-
-
-def key(axis: str, metric: Activation | Magnitude) -> str:
-    """The name of one axis's scores."""
-    match metric:
-        case Activation() if axis == "expert":
-            return OUTPUT_NORM  # what a token adds to the residual stream is one number: nothing to aggregate
-        case Activation(batch=batch, sequence=sequence, neuron=neuron):
-            place = f".{PRE_ACTIVATION}" if axis == "ffn" and neuron == PRE_ACTIVATION else ""
-            return f"{axis}{place}.batch={batch}.sequence={sequence}"
-        case Magnitude(norm=norm):
-            return f"{axis}.magnitude={norm}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,66 +29,65 @@ class Scores:
     """All scores of one model."""
 
     by_name: Mapping[str, Tensor]
+    """Name -> tensor."""
 
     def select(self, axis: str, metric: Metric) -> Tensor:
-        """One of the shapes above. ArtifactError says what there is if it was not measured."""
-        if isinstance(metric, Random):
-            return _random(axis, self._shape(axis), metric.seed)
-        return self._get(axis, key(axis, metric))
+        """Scores of an axis by a metric, in one of the shapes above. ArtifactError if they were not measured."""
+        return metric.select(axis, self.by_name)
 
     def activation(self, axis: str, batch: Aggregation = "l2", sequence: Aggregation = "mean") -> Tensor:
         """Activation importance: [layer, channel], or [channel] for hidden."""
         return self.select(axis, Activation(batch=batch, sequence=sequence))
 
     def by_layer(self, axis: str) -> Tensor:
-        """Activation importance, the neurons of a layer's experts side by side: [layer, channel] or [channel]."""
+        """Activation importance [layer, channel] or [channel]; the neurons of a layer's experts are concatenated."""
         score = self.activation(axis)
         return score.flatten(1) if score.ndim > 2 else score
 
-    def layers(self, metric: str) -> Tensor:
-        """[layer]: block_importance (1 - cosine), perplexity (the change without the layer), nll (nats without it).
+    def layers(self, kind: str) -> Tensor:
+        """Layer score [layer], or [layer - n + 1] of `kind=n`, for blocks of n layers by their first layer.
 
-        Of blocks of n layers [layer - n + 1], by their first: block_perplexity=n, block_nll=n, block_task=n.
+        ArtifactError names the command that measures it if it was not measured.
         """
-        kind, _, length = metric.partition("=")
-        if length and f"layer.{metric}" not in self.by_name:
+        name = f"layer.{kind}"
+        if name in self.by_name:
+            return self.by_name[name]
+        kind, _, length = kind.partition("=")
+        if length:
             task = " block_task=winogrande:5" if kind == "block_task" else ""
             raise ArtifactError(
                 f"the scores hold no {kind} of {length} layers: "
                 f"measure it with `minitron importance blocks=[{length}]{task}`"
             )
-        return self._get("layer", f"layer.{metric}")
+        known = ", ".join(names_of("layer", self.by_name))
+        raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance`")
+
+    def of_single_layers(self) -> list[tuple[LayerScore, Tensor]]:
+        """Every measured layer score with one value per layer, in the order of the registry: score, [layer]."""
+        measured = [(score, f"layer.{score.kind}") for score in LAYER_SCORES if not score.is_of_blocks]
+        return [(score, self.by_name[name]) for score, name in measured if name in self.by_name]
 
     @property
     def parent_nll(self) -> float | None:
-        """Mean nats per calibration token of the whole model; None where layer removal was not measured."""
+        """Mean loss of the whole model in nats per calibration token; None if no layer removal was measured."""
         return float(self.by_name["parent.nll"]) if "parent.nll" in self.by_name else None
 
     @property
     def has_experts(self) -> bool:
+        """Whether experts were scored."""
         return OUTPUT_NORM in self.by_name
 
     def __or__(self, other: "Scores") -> "Scores":
+        """Scores of both; those of `other` win."""
         return Scores(dict(self.by_name) | dict(other.by_name))
 
-    def _get(self, axis: str, name: str) -> Tensor:
-        if name not in self.by_name:
-            known = ", ".join(self._of_axis(axis) or sorted(self.by_name))
-            raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance`")
-        return self.by_name[name]
-
-    def _shape(self, axis: str) -> tuple[int, ...]:
-        names = self._of_axis(axis)
-        return tuple(self._get(axis, names[0] if names else f"{axis}.random").shape)
-
-    def _of_axis(self, axis: str) -> list[str]:
-        return sorted(name for name in self.by_name if name.startswith(f"{axis}."))
-
     def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, a new dictionary."""
         return dict(self.by_name)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Scores":
+        """Scores of the named tensors."""
         return cls(dict(tensors))
 
     def save(self, directory: Path) -> None:
@@ -113,15 +96,5 @@ class Scores:
 
     @classmethod
     def load(cls, directory: Path) -> "Scores":
+        """Scores stored in a directory. CheckpointError if the file is damaged."""
         return cls.from_tensors(read_safetensors(directory / FILE))
-
-
-def _random(axis: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Uniform scores, drawn for each layer, or expert of a layer, from a generator of its own."""
-    *owners, channels = shape
-    rows = [torch.rand(channels, generator=_generator(seed, axis, row)) for row in range(math.prod(owners))]
-    return torch.stack(rows).reshape(shape)
-
-
-def _generator(seed: int, axis: str, row: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(canonical_json.digest([seed, axis, row])[:15], 16))

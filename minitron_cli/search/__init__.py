@@ -1,1 +1,1 @@
-"""Which shape to cut to: a grid, a budget, a ranking. Knows no checkpoint; what scores a shape is passed in."""
+"""Search of a shape to prune to: a grid of shapes, constraints on them, and a ranking of the feasible ones."""

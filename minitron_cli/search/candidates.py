@@ -1,4 +1,4 @@
-"""RankedCandidate candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
+"""Candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
 
 from collections.abc import Iterable, Sequence
 

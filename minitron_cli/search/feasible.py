@@ -1,4 +1,4 @@
-"""Which shapes meet every constraint; where none does, which constraint is to blame and what comes nearest."""
+"""Shapes that meet every constraint; if none does, the binding constraint and the nearest shapes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,47 +24,49 @@ RETAINED_IMPORTANCE = Figure("importance kept", style="share", better="higher")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A feasible shape and what its size costs."""
+    """A feasible shape and its costs."""
 
     shape: Shape
     parameters: int
-    """In the budget's way of counting."""
+    """Parameters as the budget counts them."""
     error: float | None
     """Signed distance from the target as a fraction of it; None without a target."""
     costs: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Kind of constraint -> cost, and `memory` always: a column each, and an axis to plot quality against."""
+    """Kind of constraint -> cost; always has `memory`, and `mass`, the log of the retained importance, once ranked."""
 
     @property
     def name(self) -> str:
+        """Sizes of the shape, as text."""
         return str(self.shape)
 
 
 class Costed(NamedTuple):
-    """A shape with its cost and limits under each constraint, in the constraints' order."""
+    """A shape with its cost and limits under each constraint, in the order of the constraints."""
 
     shape: Shape
     costs: tuple[float, ...]
     limits: tuple[Limits, ...]
 
     def misses(self) -> list[float]:
+        """Signed relative distance from the limits of each constraint; 0 where it is met."""
         return [limits.miss(cost) for cost, limits in zip(self.costs, self.limits, strict=True)]
 
 
 def feasible(parent: Shape, space: Mapping[str, AxisSizes], budget: Budget, most: int | None = None) -> list[Candidate]:
-    """The grid's shapes within a budget, nearest to an even cut of its axes first.
+    """Shapes of the grid within a budget, those that scale all axes most evenly first.
 
-    InfeasibleError names the nearest misses.
+    InfeasibleError names the nearest shapes.
     """
-    return evenly(parent, space, admitted(parent, space, [Parameters.of(budget)]))[:most]
+    return by_evenness(parent, space, admitted(parent, space, [Parameters.of(budget)]))[:most]
 
 
-def evenly(parent: Shape, space: Mapping[str, AxisSizes], candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Nearest to an even cut of the space's axes first."""
+def by_evenness(parent: Shape, space: Mapping[str, AxisSizes], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates, those that scale the axes of the space most evenly first."""
     return sorted(candidates, key=lambda c: (round(unevenness(parent, c.shape, space), 6), abs(c.error or 0.0), c.name))
 
 
 def admitted(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequence[Constraint]) -> list[Candidate]:
-    """The grid's shapes that meet every constraint that needs no measuring."""
+    """Shapes of the grid that meet every counted constraint. InfeasibleError if there is none."""
     counted = [constraint for constraint in constraints if isinstance(constraint, Counted)]
     wholes = [constraint.cost(parent) for constraint in counted]
     limits = tuple(constraint.limits(whole) for constraint, whole in zip(counted, wholes, strict=True))
@@ -79,7 +81,7 @@ def admitted(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequenc
 
 
 def _costed(shape: Shape, constraints: Sequence[Counted], limits: tuple[Limits, ...]) -> Costed | None:
-    """None for a shape that misses one; what else it costs is not counted then, as there may be 100,000."""
+    """Costs of a shape; None if it violates a constraint. Stops at the first: there may be 100,000 shapes."""
     costs = []
     for constraint, limit in zip(constraints, limits, strict=True):
         costs.append(constraint.cost(shape))
@@ -115,7 +117,7 @@ def _candidate(row: Costed, constraints: Sequence[Constraint]) -> Candidate:
 def timed(
     parent: Shape, candidates: Sequence[Candidate], constraints: Sequence[Constraint], most: int, clock: Clock
 ) -> list[Candidate]:
-    """The first `most` candidates that meet the measured constraints too; no more are timed than it takes."""
+    """The first `most` candidates that also meet the measured constraints; times no more than needed."""
     measured = [constraint for constraint in constraints if isinstance(constraint, Timed)]
     if not measured:
         return list(candidates[:most])
@@ -138,7 +140,7 @@ def timed(
 
 
 def _why_not(constraints: Sequence[Bounded], wholes: Sequence[float], costed: Sequence[Costed]) -> str:
-    """The constraint to blame: without it there is a shape, or it alone excludes most."""
+    """Message about the binding constraint: without it most shapes are feasible, or it excludes most."""
     misses = [row.misses() for row in costed]
     without = [sum(not any(m[:i] + m[i + 1 :]) for m in misses) for i in range(len(constraints))]
     alone = [sum(bool(m[i]) for m in misses) for i in range(len(constraints))]

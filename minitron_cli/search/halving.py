@@ -1,6 +1,6 @@
-"""Successive halving: candidates train on, are compared at rungs, and the better share goes further.
+"""Successive halving: candidates are trained from rung to rung, and the best fraction continues after each.
 
-Knows no training: what trains a candidate up to a rung and scores it there is passed in (Jamieson & Talwalkar 2016).
+The functions that train and score are passed in (Jamieson & Talwalkar 2016).
 """
 
 import math
@@ -9,18 +9,18 @@ from dataclasses import replace
 
 from minitron_cli.search.rank import RankedCandidate, by_retraining
 
-LEAST = 2  # one candidate alone has nobody to be compared with
+MIN_SURVIVORS = 2  # a single candidate cannot be compared
 
 
 def rung_steps(total_steps: int, rungs: int, keep: float) -> list[int]:
-    """After how many steps candidates are compared: the last rung is the end, each at `keep` of the next one."""
+    """Steps at which candidates are compared: the last is `total_steps`, each is `keep` times the next."""
     steps = (math.ceil(total_steps * keep ** (rungs - 1 - i)) for i in range(rungs))
     return sorted({max(1, step) for step in steps})
 
 
 def survivors(count: int, keep: float) -> int:
-    """How many of `count` candidates go on to the next rung."""
-    return min(count, max(LEAST, math.ceil(round(keep * count, 9))))
+    """Number of `count` candidates that continue to the next rung."""
+    return min(count, max(MIN_SURVIVORS, math.ceil(round(keep * count, 9))))
 
 
 def halve(
@@ -31,9 +31,9 @@ def halve(
     train: Callable[[Sequence[RankedCandidate], int], Sequence[float]],
     drop: Callable[[Sequence[RankedCandidate]], None],
 ) -> list[RankedCandidate]:
-    """Train the first `top` from rung to rung, and order all by how far they got and what they scored there.
+    """All candidates, ordered by the last rung reached and the score there, after training the first `top`.
 
-    `train` brings candidates to rung i and returns their scores; `drop` is told of those that go no further.
+    `train(candidates, i)` trains to rung i and returns the scores; `drop(candidates)` releases those that stop.
     """
     running, out = list(ranked[:top]), list(ranked[top:])
     for i in range(rungs):
@@ -41,8 +41,8 @@ def halve(
         running = by_retraining(
             [replace(entry, rungs=(*entry.rungs, score)) for entry, score in zip(running, scores, strict=True)]
         )
-        going = survivors(len(running), keep) if i + 1 < rungs else len(running)
-        out += running[going:]
-        drop(running[going:])
-        running = running[:going]
+        kept = survivors(len(running), keep) if i + 1 < rungs else len(running)
+        out += running[kept:]
+        drop(running[kept:])
+        running = running[:kept]
     return by_retraining([*running, *sorted(out, key=lambda e: (e.zero_shot, e.candidate.name))])

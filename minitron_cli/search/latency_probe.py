@@ -1,4 +1,4 @@
-"""How long a shape takes on this device: built with random weights, timed in turn with its parent, remembered."""
+"""Latency of a shape on this device: built with random weights, timed in alternation with its parent, cached."""
 
 import os
 import platform
@@ -22,45 +22,41 @@ from minitron_cli.search.constraints.base import Timing, Workload
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NEW_TOKENS = 8  # generated in one turn
+NEW_TOKENS = 8  # generated in one round
 
 
 @dataclass(frozen=True)
 class LatencyProbe:
-    """Times shapes against the parent. A clock's word is no part of any result: it waits in the user's cache."""
+    """Times shapes against the parent. Times are no part of a result; they are kept in the user's cache."""
 
     builder: ChildBuilder
 
     def __call__(self, shape: Shape, workload: Workload) -> Timing:
-        path = self._path(shape, workload)
+        facts = self._facts(shape, workload)
+        path = _cache_path(facts)
         if not path.is_file():
             timing = self._time(shape, workload)
             io.make_dirs(path.parent)
-            io.replace(path, canonical_json.pretty({"timing": timing._asdict(), "of": self._facts(shape, workload)}))
+            io.replace(path, canonical_json.pretty({"timing": timing._asdict(), "of": facts}))
         return Timing(**strict_json.load(path)["timing"])
 
-    def _path(self, shape: Shape, workload: Workload) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        return cache / "minitron" / "timings" / f"{canonical_json.digest(self._facts(shape, workload))}.json"
-
     def _facts(self, shape: Shape, workload: Workload) -> dict[str, Any]:
-        """All that a time depends on."""
-        context, parent = self.builder.context, self.builder.parent
+        """Everything that a time depends on."""
         return {
             "family": shape.family.model_type,
             "shape": dict(shape.sizes),
-            "parent": dict(parent.shape.sizes),
+            "parent": dict(self.builder.parent.shape.sizes),
             "workload": workload.model_dump(mode="json"),
             "dtype": str(self._dtype),
-            "machine": _machine(context.device),
+            "machine": _machine(self.builder.context.device),
         }
 
     def _time(self, shape: Shape, workload: Workload) -> Timing:
-        child = self._model(child_config(self.builder.parent.checkpoint.config, self.builder.plan(shape)))
+        child = self._model(child_config(self._parent_config, self.builder.plan(shape)))
         positions = child.config.max_position_embeddings
         if workload.length + NEW_TOKENS > positions:
             raise InputError(
-                f"search.constraints: {workload.length:,} tokens and {NEW_TOKENS} new ones are more than the model's "
+                f"search.constraints: {workload.length:,} tokens and {NEW_TOKENS} new ones exceed the model's "
                 f"{positions:,} positions; lower length"
             )
         found = compare(
@@ -78,22 +74,32 @@ class LatencyProbe:
         else:
             speed, ratio = found.model.decode_tokens_per_second, found.decode_ratio
         seconds = workload.tokens / speed
-        return Timing(seconds, seconds * ratio)  # the ratio is the steadier figure: both are timed in turn
+        return Timing(seconds, seconds * ratio)  # the ratio varies least: both are timed in alternation
 
     @cached_property
     def _parent(self) -> "PreTrainedModel":
-        return self._model(dict(self.builder.parent.checkpoint.config))
+        return self._model(self._parent_config)
 
     @property
+    def _parent_config(self) -> dict[str, Any]:
+        return dict(self.builder.parent.checkpoint.config)
+
+    @cached_property
     def _dtype(self) -> torch.dtype:
-        """What the parent is stored in, unless another one was asked for."""
-        stored = next(iter(self.builder.parent.checkpoint.tensors.values())).torch_dtype
-        return stored if self.builder.context.dtype == "auto" else getattr(torch, self.builder.context.dtype)
+        """Requested dtype, or the one that the parent is stored in."""
+        if self.builder.context.dtype != "auto":
+            return getattr(torch, self.builder.context.dtype)
+        return next(iter(self.builder.parent.checkpoint.tensors.values())).torch_dtype
 
     def _model(self, config: dict[str, Any]) -> "PreTrainedModel":
-        """A model of the config with random weights."""
-        model = hf.new_model(hf.config_from_dict(config, "the config of the cut model"), seed=0)
+        """Model of a config with random weights, on the device."""
+        model = hf.new_model(hf.config_from_dict(config, "the config of the pruned model"), seed=0)
         return model.to(device=self.builder.context.device, dtype=self._dtype)
+
+
+def _cache_path(facts: dict[str, Any]) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return cache / "minitron" / "timings" / f"{canonical_json.digest(facts)}.json"
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How much importance a shape keeps: the first look at thousands of shapes, with no model built."""
+"""Importance that a shape retains: ranks thousands of shapes without building a model."""
 
 # L layer, C channel, G group, Q query head of a group, N size
 
@@ -12,13 +12,13 @@ from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.prune.plan import AxisScores
 
 WIDTHS = ("hidden", "expert", "ffn")
-TINY = 1e-12  # a share of nothing has no logarithm
+TINY = 1e-12  # the logarithm of 0 is infinite
 
 
 class RetainedImportance:
-    """The sum, over the axes that are cut, of the log of the share of their importance that survives; at most 0.
+    """Log of the importance that a shape retains: sum over the pruned axes of log(retained share); at most 0.
 
-    A share is the mean over layers, so that each counts alike. What an axis keeps at a size is added up once.
+    An axis's share is the mean over layers, so that every layer has equal weight. Cumulative shares are cached.
     """
 
     def __init__(self, parent: Shape, scores: AxisScores, ranking: Ranking) -> None:
@@ -39,7 +39,7 @@ class RetainedImportance:
         return self._curves[axis][size - 1]
 
     def _curve(self, axis: str) -> list[float]:
-        """[N]: the share that the best 1, 2, ... entries have, the mean over layers."""
+        """[N]: share of the best 1, 2, ... N entries, mean over layers."""
         sums_LN = self._best_first(self._score(axis)).cumsum(-1)
         return [float(x) for x in _shares(sums_LN, sums_LN[..., -1:]).flatten(0, -2).mean(0)]
 
@@ -48,11 +48,11 @@ class RetainedImportance:
             return torch.atleast_2d(self.scores.select(axis, self.ranking.width))
         metric = (
             "block_importance" if self.ranking.layers in BLOCK_RANKINGS else self.ranking.layers
-        )  # of blocks: no share
+        )  # block scores do not add up to shares
         return torch.atleast_2d(self.scores.layers(metric))
 
     def _heads(self, groups: int, per_group: int) -> float:
-        """Of the best groups, and the best heads in each."""
+        """Share that the best groups retain, with the best heads in each."""
         if (known := self._known_heads.get((groups, per_group))) is not None:
             return known
         score_LH = self.scores.select("head", self.ranking.width)
@@ -62,7 +62,7 @@ class RetainedImportance:
         return self._known_heads.setdefault((groups, per_group), share)
 
     def _best_first(self, score: Tensor) -> Tensor:
-        # Perplexity may fall without a layer: it is worth nothing, not less.
+        # Perplexity may fall without a layer, which makes its score negative; a share needs scores of at least 0.
         return score.double().clamp(min=0).sort(dim=-1, descending=not self.ranking.invert).values
 
 

@@ -1,9 +1,9 @@
-"""What a search holds its candidates against: held-out loss, KL to the teacher, or a task."""
+"""Objective of a search: held-out loss, KL to the teacher, or a task metric."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchObjective:
-    """How good a model is; lower is better."""
+    """Score of a model; lower is better, whatever the direction of the metric."""
 
     parent: SourceModel
     teacher: SourceModel
@@ -30,15 +30,15 @@ class SearchObjective:
     config: SearchConfig
 
     def inputs(self) -> dict[str, str]:
-        """Fingerprints; an unknown task is refused here, before a model is loaded."""
+        """Fingerprints of what the scores depend on. InputError for an unknown task, before a model is loaded."""
         inputs = {} if self.teacher.fingerprint == self.parent.fingerprint else {"teacher": self.teacher.fingerprint}
-        objective = self.config.objective
-        if isinstance(objective, TaskObjective) and (found := _value_of(objective).fingerprint()):
+        if self._task_metric and (found := self._task_metric.fingerprint()):
             inputs["task"] = found
         return inputs
 
     @cached_property
     def teacher_model(self) -> "PreTrainedModel":
+        """The teacher, loaded once."""
         return hf.load_model(self.teacher.path, device=self.context.device, dtype=self.context.dtype)
 
     def __call__(self, model: "PreTrainedModel") -> float:
@@ -49,21 +49,29 @@ class SearchObjective:
             case "kl":
                 return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=blocks).kl_nats
             case objective:
-                return sign(objective) * _value_of(objective)(model, hf.load_tokenizer(self.parent.path))
+                assert self._task_metric
+                return sign(objective) * self._task_metric(model, self._tokenizer)
+
+    @cached_property
+    def _task_metric(self) -> TaskMetric | None:
+        objective = self.config.objective
+        if not isinstance(objective, TaskObjective):
+            return None
+        path = Path(objective.path) if objective.path else None
+        return TaskMetric(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return hf.load_tokenizer(self.parent.path)
 
     @property
     def tokens(self) -> int:
-        """Of held-out text, each time."""
+        """Held-out tokens that one score reads; a task does not use them."""
         return min(self.config.score_blocks, len(self.validation)) * self.validation.sequence_length
 
     def readers(self, shape: Shape) -> list[Shape]:
-        """The models that read it: one that is judged and, for KL, its teacher."""
+        """Shapes of the models that read the held-out tokens: the candidate and, for KL, the teacher."""
         return {"loss": [shape], "kl": [shape, self.teacher.shape]}.get(str(self.config.objective), [])
-
-
-def _value_of(objective: TaskObjective) -> TaskMetric:
-    path = Path(objective.path) if objective.path else None
-    return TaskMetric(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
 
 
 def sign(objective: Objective) -> int:

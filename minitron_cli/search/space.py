@@ -1,4 +1,4 @@
-"""Shapes that a parent can be cut to."""
+"""Shapes that a parent can be pruned to."""
 
 import itertools
 import math
@@ -10,17 +10,17 @@ from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.plan import named_survivors
 from minitron_cli.search.axis_sizes import AxisSizes, Choices, FfnMultiple, Range
 
-STEPS = (256, 128, 64, 32, 16, 8)  # GGUF k-quants want rows of 256, tensor cores 64; tiny models take what fits
-CHOICES_PER_AXIS = 12  # a step is friendly only while it leaves about this many sizes to choose from
+STEPS = (256, 128, 64, 32, 16, 8)  # GGUF k-quants need rows of 256, tensor cores 64; the rest is for tiny models
+CHOICES_PER_AXIS = 12  # a larger step must leave about this many sizes
 
 
 def choices(parent: Shape, axis: str, wanted: Range | None = None) -> tuple[int, ...]:
-    """Serving-friendly sizes of one axis, up to the parent's own, within the range."""
+    """Serving-friendly sizes of one axis within a range, up to the parent's own."""
     wanted = wanted or Range()
     step = wanted.multiple_of or _step(parent, axis)
     least, most = wanted.bounds(parent.sizes[axis])
     if axis == "kv_head" and wanted == Range():
-        return (parent.sizes[axis],)  # groups go only if asked for
+        return (parent.sizes[axis],)  # groups are pruned only on request
     least = max(least, parent.active.get(axis, 1))
     own = {parent.sizes[axis]} & {most}
     return tuple(sorted({*range(step * -(-least // step), most + 1, step), *own}))
@@ -38,19 +38,19 @@ def _step(parent: Shape, axis: str) -> int:
 
 
 def grid(parent: Shape, space: Mapping[str, AxisSizes]) -> list[Shape]:
-    """Every combination of sizes that the parent can be cut to."""
+    """Every combination of sizes that the parent can be pruned to."""
     return [shape for shape in _combinations(parent, space) if refusal(parent, shape) is None]
 
 
 def smaller(parent: Shape, space: Mapping[str, AxisSizes]) -> list[Shape]:
-    """The grid without the parent. InfeasibleError if nothing is left."""
+    """Shapes of the grid without the parent's own. InfeasibleError if there is none."""
     found = [shape for shape in grid(parent, space) if shape.sizes != parent.sizes]
     if found:
         return found
     refused = (reason for shape in _combinations(parent, space) if (reason := refusal(parent, shape)))
     if reason := next(refused, None):
-        raise InfeasibleError(f"the space holds no shape that the parent can be cut to: {reason}")
-    raise InfeasibleError("the space holds no shape smaller than the parent: give more sizes")
+        raise InfeasibleError(f"the space has no shape that the parent can be pruned to: {reason}")
+    raise InfeasibleError("the space has no shape smaller than the parent: give more sizes")
 
 
 def _combinations(parent: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
@@ -65,7 +65,7 @@ def _check(parent: Shape, space: Mapping[str, AxisSizes]) -> None:
         if axis not in parent.sizes:
             raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.prunable)}")
         if isinstance(sizes, FfnMultiple) and axis != "ffn":
-            raise InputError(f"search.space.{axis}: only ffn is given as a multiple of hidden; list its sizes")
+            raise InputError(f"search.space.{axis}: only ffn can be a multiple of hidden; list the sizes")
         if isinstance(sizes, tuple) and (odd := [n for n in sizes if not 0 < n <= parent.sizes[axis]]):
             raise InputError(
                 f"{axis}={odd[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space"
@@ -82,7 +82,7 @@ def _sizes(parent: Shape, axis: str, sizes: AxisSizes) -> Sequence[int]:
 
 
 def _expanded(parent: Shape, shape: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
-    """The shape, or those with each of its expansions that the parent is wide enough for."""
+    """The shape itself, or one shape for each multiple of its hidden size up to the parent's ffn size."""
     expansion = space.get("ffn")
     if not isinstance(expansion, FfnMultiple):
         yield shape
@@ -92,7 +92,7 @@ def _expanded(parent: Shape, shape: Shape, space: Mapping[str, AxisSizes]) -> It
 
 
 def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = ()) -> Shape:
-    """The shape that a user spelled out. InputError if the parent cannot be cut to it."""
+    """Shape with the given sizes and dropped layers. InputError if the parent cannot be pruned to it."""
     wanted = dict(sizes) | ({"layer": parent.sizes["layer"] - len(drop_layers)} if drop_layers else {})
     for axis, size in wanted.items():
         if axis not in parent.sizes:
@@ -106,6 +106,6 @@ def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = 
 
 
 def unevenness(parent: Shape, child: Shape, axes: Iterable[str]) -> float:
-    """Spread of the kept ratios over the axes, in log units: 0 where every axis keeps the same share."""
+    """Range of the kept ratios over the axes, in log units: 0 if every axis keeps the same share."""
     logs = [math.log(child.sizes[axis] / parent.sizes[axis]) for axis in axes]
     return max(logs) - min(logs)

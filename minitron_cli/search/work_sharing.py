@@ -1,4 +1,4 @@
-"""Several processes at one stage's work: what one finds out, the others read in the scratch directory."""
+"""Work of one stage shared by several processes, which exchange values through the scratch directory."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """The processes that share a search. What one finds out, the others read in the scratch directory."""
+    """Processes that share a search; each value is computed by one and read by all."""
 
     work: StageBuild
     processes: Processes
 
     def map(self, title: str, names: Sequence[str], compute: Callable[[int], float]) -> list[float]:
-        """A value for every name; each process computes its share, and each value is computed once."""
+        """Value of every name; each process computes its share, less what an interrupted run left."""
         mine = range(self.processes.rank, len(names), self.processes.size)
         with progress.track(title, len(mine), "candidates") as step:
             for i in mine:
@@ -30,18 +30,18 @@ class WorkerGroup:
         return [float(self._found(name)["value"]) for name in names]
 
     def from_rank0(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the first process computes, for all."""
+        """Result of `compute` in process 0, in every process."""
         return self.work.remember(name, compute) if self.processes.rank == 0 else self._found(name)
 
     def _found(self, name: str) -> dict[str, Any]:
         path = self.work.scratch / f"{name}.json"
-        while not path.is_file():  # a launcher ends us all if the process that is to write it fails
+        while not path.is_file():  # torchrun stops every process if the one that writes it fails
             time.sleep(POLL_SECONDS)
             progress.raise_if_stopped()
         return dict(strict_json.load(path))
 
     def barrier(self) -> None:
-        """Before anything is read that an earlier run may have left, and after everything is."""
+        """Wait for all processes, so that none reads a file that another is about to replace or remove."""
         if self.processes.size > 1:
             from accelerate import PartialState
 

@@ -22,7 +22,7 @@ from minitron_cli.importance.block_task import without_blocks
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
-from minitron_cli.importance.layer_removal import cuts_of
+from minitron_cli.importance.layer_removal import layer_blocks
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -39,7 +39,7 @@ STAGE, VERSION = "importance", 1
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
-    cuts_of(parent.shape.sizes["layer"], config.blocks)  # refuses impossible removals before any text is read
+    layer_blocks(parent.shape.sizes["layer"], config.blocks)  # refuses impossible removals before any text is read
     blocks = blocks_of(context, data, "train", parent.path)
     if config.samples > len(blocks):
         raise DataError(

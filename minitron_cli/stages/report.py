@@ -33,6 +33,7 @@ from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
 from minitron_cli.results.run_record import SpeedRecord
 from minitron_cli.results.training import CorrectionResult, TrainingResult, read_curves
+from minitron_cli.scores.metric import Activation
 from minitron_cli.scores.scores import Scores
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
@@ -58,10 +59,10 @@ class ReportConfig(Spec):
 def run(context: Context) -> Artifact:
     """Write the page and the card of the workspace's product. ArtifactError if there is nothing to show."""
     product = Product.current(context.workspace)
-    config = _config(context.workspace)
+    config = report_config(context.workspace)
 
     def build(work: StageBuild) -> ReportResult:
-        content = _data(product, config)
+        content = report_data(product, config)
         io.write_new(work.path / PAGE, render(view(content)).encode())
         io.write_new(work.path / CARD, model_card(content, name=config.title, hub=HubFacts(**config.hub)).encode())
         return ReportResult(product=product.artifact.fingerprint)
@@ -75,11 +76,12 @@ def run(context: Context) -> Artifact:
 
 def card(workspace: Workspace, model: Artifact, name: str) -> str:
     """Model card of one artifact of the workspace, under the name that it will have on the hub."""
-    config = _config(workspace)
-    return model_card(_data(Product(workspace, model), config), name=name, hub=HubFacts(**config.hub))
+    config = report_config(workspace)
+    return model_card(report_data(Product(workspace, model), config), name=name, hub=HubFacts(**config.hub))
 
 
-def _config(workspace: Workspace) -> ReportConfig:
+def report_config(workspace: Workspace) -> ReportConfig:
+    """Title of the page and facts about the parent, from the workspace's settings and the parent's own card."""
     model = str(workspace.settings.get("model") or "the parent")
     name = _name(model)
     known = {key: value for key, value in asdict(_hub_facts(model)).items() if value}
@@ -114,7 +116,7 @@ def _name(model: str) -> str:
     return path.name if path.is_dir() else model
 
 
-def _data(product: Product, config: ReportConfig) -> ReportData:
+def report_data(product: Product, config: ReportConfig) -> ReportData:
     """Everything that the view shows of a product."""
     prune = product.prune.result(PruneResult) if product.prune else None
     child = open_source_model(product.prune.path).shape if product.prune else None
@@ -168,7 +170,7 @@ def _importance(scored: Artifact | None, pruned: Artifact | None, result: PruneR
     axes = ("hidden", "head", *["expert"] * scores.has_experts, "ffn")
     return Importance(
         {axis: scores.by_layer(axis).numpy() for axis in axes},
-        "mean over tokens, L2 over samples",
+        Activation().figure.title,
         kept,
         layer_scores(scores),
         tuple(sorted(set(range(sizes["layer"])) - set(kept.get("layer", np.arange(sizes["layer"])).tolist()))),

@@ -142,5 +142,5 @@ def test_a_teacher_of_another_vocabulary_is_refused(run: Run, tiny: Path, tmp_pa
     assert result.exit_code == 2, result.stderr
     assert "300" in result.stderr
     assert "280" in result.stderr
-    assert "distil from the model that the student was cut from" in result.stderr
+    assert "distill from the model that the student was pruned from" in result.stderr
     assert not (tmp_path / "runs/r/distill").exists()

@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> KeyPath:
 
 def test_the_difference_is_that_of_the_items(place: KeyPath) -> None:
     items = json.loads((Path(place.found["path"]) / "items.json").read_text())["models"]
-    models = place.found["models"]
+    models = place.found["result"]["models"]
     for task, metric in (("perplexity", "loss"), ("cloze", "acc")):
         child, parent = (items[label][task][metric] for label in ("child", "parent"))
         weights = child["weights"] or np.ones(len(child["values"]))
@@ -56,7 +56,7 @@ def test_the_difference_is_that_of_the_items(place: KeyPath) -> None:
         apart = models["child"]["against_parent"][task][metric]
         assert apart["difference"] == pytest.approx(means[0] - means[1])
         assert apart["low"] < apart["difference"] < apart["high"]
-    assert "against_parent" not in models["parent"]
+    assert not models["parent"]["against_parent"]
     losses = models["child"]["against_parent"]["perplexity"]
     assert losses["perplexity"]["ratio"] == pytest.approx(np.exp(losses["loss"]["difference"]))
     assert losses["perplexity"]["ratio_stderr"] == pytest.approx(
@@ -65,10 +65,10 @@ def test_the_difference_is_that_of_the_items(place: KeyPath) -> None:
 
 
 def test_questions_of_one_document_are_counted_together(place: KeyPath) -> None:
-    accuracy = place.found["models"]["child"]["results"]["cloze"]["acc"]
+    accuracy = place.found["result"]["models"]["child"]["results"]["cloze"]["acc"]
     groups = json.loads((Path(place.found["path"]) / "items.json").read_text())["models"]["child"]["cloze"]["acc"]
     assert accuracy["clusters"] == len(set(groups["groups"])) < accuracy["n"] == 30
-    assert place.found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
+    assert place.found["result"]["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
 
 
 def test_questions_of_few_documents_are_counted_each(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
@@ -79,14 +79,15 @@ def test_questions_of_few_documents_are_counted_each(place: KeyPath, tiny: Path,
         words = ("--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl", "--sequence-length", 64)
         result = invoke("eval", place.parent, place.child, *words, *ASKED, "--runs-dir", tmp_path / "runs", "--json")
         found = json.loads(result.stdout)
-        accuracy = found["models"]["child"]["results"]["cloze"]["acc"]
+        child = found["result"]["models"]["child"]
+        accuracy = child["results"]["cloze"]["acc"]
         assert accuracy["clusters"] == accuracy["n"] > 16 if count == 4 else 8 <= accuracy["clusters"] <= 16
-        assert (found["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
+        assert (child["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
 
 
 def gates(place: KeyPath) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Kind -> a rule that passes, and one that does not."""
-    child = place.found["models"]["child"]
+    child = place.found["result"]["models"]["child"]
     apart = child["against_parent"]["perplexity"]["loss"]
     loss = child["results"]["perplexity"]["loss"]["value"]
     spread = child["results"]["perplexity"]["loss"]["stderr"]
@@ -173,7 +174,7 @@ def test_a_summary_is_added_to_what_a_page_has(place: KeyPath, tmp_path: Path) -
         ("rules: [{kind: parent, metric: a.b, min: 1}]", "min is not a known key"),
         ("rules: [{kind: parent, metric: a.b}]", "a gate needs a bound; give one of min_difference"),
         ("rules: [{kind: baseline, file: gone.json, metric: a.b, min_ratio: 1}]", "gone.json does not exist"),
-        ("minimum: {a.b: 1}\nminimum: {a.c: 1}", 'key "minimum" stands twice'),
+        ("minimum: {a.b: 1}\nminimum: {a.c: 1}", 'key "minimum" occurs twice'),
         ("minimum: {a.b: 1}", "gate 'a.b': no such value was measured"),
         ("rules: [{kind: absolute, metric: cloze.acc, min: 0, confidence: 95}]", "confidence is 95"),
     ],
@@ -185,7 +186,7 @@ def test_a_gate_file_that_is_wrong_is_one_sentence(place: KeyPath, tmp_path: Pat
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
-    assert "is no file" in place.run("--gate", tmp_path / "absent.yaml").stderr
+    assert "is not a file" in place.run("--gate", tmp_path / "absent.yaml").stderr
 
 
 def test_a_dry_run_of_the_suite_lists_tasks_shots_metrics_and_sources(place: KeyPath, tmp_path: Path) -> None:
@@ -245,11 +246,11 @@ def test_speed_stands_beside_the_result_and_not_in_it(place: KeyPath, monkeypatc
     for phase in ("prefill", "decode"):
         low, high = timed["models"]["child"][f"{phase}_range"]
         assert 0 < low <= timed["models"]["child"][f"{phase}_ratio"] <= high
-    named = (Path(found["path"]) / name for name in ("manifest.json", "results.json"))
+    named = (Path(found["path"]) / name for name in ("manifest.json", "result.json"))
     assert not any("per_second" in file.read_text() for file in named)
     shown = invoke("eval", place.child, "blocks=40", *words, *place.runs)
     assert "up to date" in shown.stderr
-    assert "decode tokens/s" in shown.stderr
+    assert "decode (tokens/s)" in shown.stderr
 
 
 def test_more_tokens_than_positions_are_refused_before_generating(place: KeyPath) -> None:
@@ -267,11 +268,11 @@ def test_a_text_too_short_for_questions_says_so(place: KeyPath) -> None:
 def test_the_same_command_twice_measures_the_same(place: KeyPath, tiny: Path) -> None:
     assert place.json(place.parent, place.child)["path"] == place.found["path"]
     alone = invoke("eval", place.parent, "blocks=2", *place.runs, "--json")
-    assert json.loads(alone.stdout)["models"].keys() == {"parent"}
+    assert json.loads(alone.stdout)["result"]["models"].keys() == {"parent"}
 
 
 def test_a_child_may_be_called_parent(place: KeyPath) -> None:
     called = shutil.copytree(place.child, place.root / "parent", dirs_exist_ok=True)
-    found = json.loads(invoke("eval", called, "blocks=2", *place.runs, "--json").stdout)["models"]
+    found = json.loads(invoke("eval", called, "blocks=2", *place.runs, "--json").stdout)["result"]["models"]
     assert found.keys() == {"parent", "parent-1"}
-    assert found["parent"]["parameters"] != found["parent-1"]["parameters"]
+    assert found["parent"]["model"] != found["parent-1"]["model"]

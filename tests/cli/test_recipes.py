@@ -62,8 +62,8 @@ def test_a_dry_run_tells_what_is_not_well_about_serving(run: Run) -> None:
     odd = ("run", WIDTH, "prune.shape.ffn=9210", "--dry-run")
     child = json.loads(run(*odd, "--json").stdout)["children"]["child"]
     assert {row["reader"]: row["nearest"] for row in child["serving"]}["GGUF K-quants"] == {"ffn": 9216}
-    assert "to serve it" in run(*odd).stderr
-    assert "to serve it" not in run("run", WIDTH, "--dry-run").stderr
+    assert "Serving child" in run(*odd).stderr
+    assert "Serving" not in run("run", WIDTH, "--dry-run").stderr
 
 
 def test_the_depth_recipe_comes_to_the_published_count(run: Run) -> None:
@@ -116,7 +116,7 @@ def test_a_duplicate_key_is_refused_with_its_line(run: Run, tmp_path: Path) -> N
     (tmp_path / "twice.yaml").write_text("model: a\ndata: {sources: []}\nmodel: b\n")
     result = run("run", "twice.yaml")
     assert result.exit_code == 2
-    assert result.stderr == 'error: twice.yaml:3: key "model" stands twice; fix the line\n'
+    assert result.stderr == 'error: twice.yaml:3: key "model" occurs twice; fix the line\n'
 
 
 def test_an_absent_model_is_said_and_leaves_nothing(run: Run, tmp_path: Path) -> None:

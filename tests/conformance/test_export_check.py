@@ -16,7 +16,7 @@ from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.errors import RunFailed
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.prune import export_check
+from minitron_cli.prune import export_check, loaded_check
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
@@ -243,13 +243,13 @@ def test_a_sliver_stands_for_every_kind_of_layer(children, kind, tmp_path, monke
 def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children, monkeypatch):
     source, plan, child = children("llama")
     written = export_check.WrittenChild(child, source, plan, "whole")
-    monkeypatch.setattr(export_check, "_check_state", lambda *_: None)
+    monkeypatch.setattr(loaded_check, "_check_state", lambda *_: None)
 
     def refused(change, match):
         found, wanted = next(written.models())
         change(found)
         with pytest.raises(Exception, match=match):
-            export_check._check_live(written, found, wanted)
+            loaded_check.check_loaded(found, wanted, written.is_same)
 
     refused(
         lambda m: m.model.norm.weight.data.mul_(torch.linspace(1, 1.01, 24)), "the logits differ from the expected ones"

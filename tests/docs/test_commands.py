@@ -91,7 +91,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(owner, given, something)
     for owner, given in ((correct, "of"), (torchrun, "if_requested")):
         monkeypatch.setattr(owner, given, nothing)
-    monkeypatch.setattr(session, "device", lambda name: "cpu")
+    monkeypatch.setattr(sessions, "device", lambda name: "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MINITRON_RUNS", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -42,8 +42,8 @@ def test_scalars_are_yaml_1_2() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: a\nmodel: b", r'r\.yaml:2: key "model" stands twice'),
-        ("a: {b: 1, b: 2}", r'r\.yaml:1: key "b" stands twice'),
+        ("model: a\nmodel: b", r'r\.yaml:2: key "model" occurs twice'),
+        ("a: {b: 1, b: 2}", r'r\.yaml:1: key "b" occurs twice'),
         ("a: &x [1]\nb: 2", r"r\.yaml:1: anchors and aliases are not read"),
         ("a: *x", r"r\.yaml:1: anchors and aliases are not read"),
         (

@@ -1,4 +1,4 @@
-"""Several losses on the same logits, each of which overwrites what it is given."""
+"""Several losses on the same logits, each of which overwrites its arguments."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 def to_overwrite(
     losses: Sequence[T], student: Tensor, teacher: Tensor | None
 ) -> Iterator[tuple[T, Tensor, Tensor | None]]:
-    """Each loss with both models' logits: with copies, but for the last, which gets them as they are."""
+    """Each loss with both models' logits to overwrite: copies, except for the last loss, which gets the originals."""
     for left, loss in zip(reversed(range(len(losses))), losses, strict=True):
         if left:
             yield loss, student.clone(), None if teacher is None else teacher.clone()
@@ -20,7 +20,7 @@ def to_overwrite(
 
 
 def weighted_sum_(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
-    """The sum of weight * gradient, in the last one's memory."""
+    """Sum of weight * gradient, in the last gradient's memory. Overwrites all gradients."""
     total: Tensor | None = None
     for weight, grad in terms:
         if weight != 1:

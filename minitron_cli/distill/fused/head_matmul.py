@@ -1,6 +1,6 @@
-"""The products of hidden states with an LM head, forward and backward, a part of tokens x vocabulary at a time.
+"""Matrix products of hidden states with an LM head, forward and backward, for a part of tokens x vocabulary at a time.
 
-In the head's own precision, or autocast's; what is added up is added up in fp32 (fp64 for fp64 weights).
+Products are computed in the head's precision, or autocast's; sums are accumulated in fp32 (fp64 for fp64 weights).
 """
 
 # N token, D hidden, V vocab, P token of one part, Q entry of the vocab of one part
@@ -13,26 +13,27 @@ from torch import Tensor
 
 from minitron_cli.model.lm_head import Head
 
-SLAB = 1024  # rows of a sum whose low-precision product is still in cache when it is added
+SLAB = 1024  # rows per product, few enough that the low-precision result is still in cache when it is added
 
 
 class HeadInput(NamedTuple):
-    """One model's last hidden states, and its head."""
+    """One model's last hidden states and its LM head."""
 
     hidden_ND: Tensor
     head: Head
 
     def rows(self, rows_N: Tensor) -> "HeadInput":
+        """The hidden states at these positions, with the same head."""
         return HeadInput(self.hidden_ND.index_select(0, rows_N), self.head)
 
 
 def parts(stop: int, size: int) -> Iterator[slice]:
-    """0 to stop in slices of `size`, the last one shorter."""
+    """Slices of `size` from 0 to `stop`; the last may be shorter."""
     return (slice(start, min(start + size, stop)) for start in range(0, stop, size))
 
 
 class Logits:
-    """One model's logits, always in the same buffer."""
+    """One model's logits, a part at a time; all parts share one buffer, so that none is allocated anew."""
 
     def __init__(self, side: HeadInput) -> None:
         head, device = side.head, side.head.weight_VD.device.type
@@ -46,13 +47,13 @@ class Logits:
         self._at, self._weight_QD = slice(0), head.weight_VD.detach()[:0]
 
     def weight_QD(self, vocab: slice) -> Tensor:
-        """Rows of the head's weight in the dtype of the products; one cast serves until other rows are asked for."""
+        """Rows of the head's weight in the dtype of the products, [Q, D]. Cached, so that all tokens share one cast."""
         if vocab != self._at:
             self._at, self._weight_QD = vocab, self.head.weight_VD.detach()[vocab].to(self.dtype)
         return self._weight_QD
 
     def product_PQ(self, tokens: slice, vocab: slice) -> Tensor:
-        """hidden @ weight.T + bias, valid until the next call."""
+        """hidden @ weight.T + bias, [P, Q]; valid until the next call, which reuses its memory."""
         hidden_PD, weight_QD = self.hidden_ND[tokens], self.weight_QD(vocab)
         size = len(hidden_PD) * len(weight_QD)
         if len(self._buffer) < size:
@@ -63,9 +64,10 @@ class Logits:
         return torch.addmm(self.head.bias_V.detach()[vocab].to(self.dtype), hidden_PD, weight_QD.T, out=out_PQ)
 
     def finish_(self, product: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The logits of a bare product, and d logits / d (scale * product) where that is not 1.
+        """Logits of a product, and d logits / d (scale * product); None where that is 1 because there is no soft cap.
 
-        In the product's memory if that is of the dtype to add up in.
+        logits = softcap * tanh(scale * product / softcap), whose slope is 1 - tanh**2. Both are in the accumulation
+        dtype; the logits take the product's memory if it has that dtype.
         """
         raw, head = product.to(self.acc_dtype), self.head
         if head.softcap is None:
@@ -76,7 +78,7 @@ class Logits:
 
 
 def through_head_(product: Tensor, grad: Tensor, slope: Tensor | None) -> None:
-    """Put the gradient by scale * product, from that by the logits, in the product's place."""
+    """Overwrite the product with the gradient with respect to scale * product, given that of the logits."""
     if slope is not None:
         grad.mul_(slope)
     if grad.data_ptr() != product.data_ptr():
@@ -84,7 +86,7 @@ def through_head_(product: Tensor, grad: Tensor, slope: Tensor | None) -> None:
 
 
 class Gradients:
-    """Sums over all parts of the gradients by the hidden states, the head's weight and its bias: those wanted."""
+    """Gradients of hidden states, head weight and head bias, summed over all parts; only those that are wanted."""
 
     def __init__(self, student: Logits, count: int, wanted: Sequence[bool]) -> None:
         self.student, self.factor = student, student.head.scale / count
@@ -96,15 +98,16 @@ class Gradients:
 
     @property
     def wanted(self) -> bool:
+        """Whether any gradient is wanted."""
         return any(gradient is not None for gradient in self.sums)
 
     @property
     def sums(self) -> list[Tensor | None]:
-        """In the order of the function's inputs."""
+        """Gradients in the order of `_Fused.forward`'s inputs; None for those not wanted."""
         return [self.hidden_ND, self.weight_VD, self.bias_V]
 
     def add_(self, tokens: slice, vocab: slice, grad_PQ: Tensor) -> None:
-        """Take in one part's gradient by scale * product, in the dtype of the products."""
+        """Add one part: its gradient with respect to scale * product, in the dtype of the products."""
         if self.hidden_ND is not None:
             _add_product_(self.hidden_ND[tokens], grad_PQ, self.student.weight_QD(vocab), self.factor)
         if self.weight_VD is not None:
@@ -117,7 +120,7 @@ def _add_product_(sum_XD: Tensor, grad_XY: Tensor, other_YD: Tensor, factor: flo
     if grad_XY.dtype == sum_XD.dtype:
         sum_XD.addmm_(grad_XY, other_YD, alpha=factor)
         return
-    # A bf16 product, added up in fp32: 16 parts added in bf16 would keep few of its 8 bits.
+    # A bf16 product is added to an fp32 sum: of its 8 bits, few would survive the addition of 16 parts in bf16.
     size = SLAB if sum_XD.device.type == "cpu" else len(sum_XD)
     for slab in parts(len(sum_XD), size):
         sum_XD[slab].add_(grad_XY[slab] @ other_YD, alpha=factor)

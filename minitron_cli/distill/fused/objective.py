@@ -1,10 +1,10 @@
-"""The losses on logits, fused with both LM heads: gradients on the way forward, and never logits of all tokens.
+"""Losses on logits, fused with both LM heads: gradients are computed in the forward pass, logits never all at once.
 
-`by_tokens` is the fast way, `by_vocab` the one that needs least memory. The losses know nothing of either (`losses/`),
-and neither knows anything of one of them.
+`token_chunks` is the fast mode, `vocab_chunks` the low-memory mode. The losses (`losses/`) know nothing of the modes,
+and the modes nothing of a particular loss.
 """
 
-# N counted token, D hidden, V vocab, L loss
+# N scored token, D hidden, V vocab, L loss
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,26 +26,28 @@ __all__ = ["HeadInput", "Objective", "check_vocab", "fused_objective"]
 
 
 class Objective(NamedTuple):
+    """Means over the scored tokens."""
+
     total: Tensor
-    """Scalar, the weighted sum of the losses; has gradients."""
+    """Weighted sum of the losses, a scalar with gradients."""
     each_L: Tensor
-    """Every loss's own mean, without its weight; detached."""
+    """Each loss without its weight; detached."""
 
 
 def check_vocab(
     teacher_config: Any, student_config: Any, teacher_tokenizer_key: str | None, student_tokenizer_key: str | None
 ) -> None:
-    """CheckpointError unless entry i of both distributions is the same token. A key of None is not compared."""
+    """CheckpointError unless entry i of both distributions is the same token. Keys hash the tokenizers; None skips."""
     sizes = teacher_config.get_text_config().vocab_size, student_config.get_text_config().vocab_size
     if sizes[0] != sizes[1]:
         raise CheckpointError(
             f"the teacher's vocabulary has {sizes[0]:,} entries and the student's {sizes[1]:,}: "
-            "distil from the model that the student was cut from"
+            "distill from the model that the student was pruned from"
         )
     keys = teacher_tokenizer_key, student_tokenizer_key
     if None not in keys and keys[0] != keys[1]:
         raise CheckpointError(
-            "the teacher's tokenizer is not the student's: distil from the model that the student was cut from"
+            "the teacher's tokenizer is not the student's: distill from the model that the student was pruned from"
         )
 
 
@@ -60,13 +62,14 @@ def fused_objective(
     *,
     low_memory: bool = False,
 ) -> Objective:
-    """The mean of `losses` over the counted tokens; its backward pass is done by the time it returns.
+    """Means of `losses` over the scored tokens. Gradients are already computed; the backward pass hands them over.
 
-    Gradients reach the student's hidden states and its head (weight and bias), nothing of the teacher. `mask_N` says
-    which tokens count (all). `count` is what to divide the sum by (the tokens counted here); give the whole batch's
-    when this is a part of it, then the parts' gradients add up to the batch's. Inside `torch.autocast` the heads'
-    products run in its dtype; softmax, losses and sums are in fp32 always (fp64 for fp64 weights). `low_memory` holds a
-    part of the vocabulary at a time, where every loss can (`losses.TwoPassLoss`), and makes the logits twice.
+    Gradients reach the student's hidden states and its head (weight and bias), and nothing of the teacher. `mask_N`
+    selects the scored tokens (default: all). The sum is divided by `count` (default: the tokens scored here); give the
+    whole batch's count for a part of a batch, so that the parts' gradients add up to the batch's. Inside
+    `torch.autocast` the heads' products run in its dtype; softmax, losses and sums always run in fp32 (fp64 for fp64
+    weights). `low_memory` holds a part of the vocabulary at a time and computes the logits twice; every loss must be a
+    `TwoPassLoss`.
     """
     if mask_N is not None:
         rows_N = mask_N.nonzero()[:, 0].to(student.hidden_ND.device)
@@ -76,13 +79,13 @@ def fused_objective(
         teacher = None
     count = count or len(student.hidden_ND)
     job = _Job(tuple(losses), student.head, teacher, labels_N, count, chunk_tokens, low_memory)
-    head, with_gradients = student.head, torch.is_grad_enabled()  # which is off inside forward, always
+    head, with_gradients = student.head, torch.is_grad_enabled()  # inside forward it is always off
     return Objective(*_Fused.apply(student.hidden_ND, head.weight_VD, head.bias_V, job, with_gradients))
 
 
 @dataclass(frozen=True)
 class _Job:
-    """All that is not differentiated."""
+    """Arguments that are not differentiated."""
 
     losses: "tuple[KDLoss, ...]"
     student_head: Head
@@ -93,7 +96,7 @@ class _Job:
     low_memory: bool
 
     def run(self, student: Logits, teacher: Logits | None, gradients: Gradients) -> Tensor:
-        """Every token's losses, [L, N]."""
+        """Each token's losses, [L, N]; adds their gradients."""
         if not self.low_memory:
             return token_chunks.run(self.losses, student, teacher, self.labels_N, gradients, self.chunk_tokens)
         losses = [loss for loss in self.losses if isinstance(loss, TwoPassLoss)]
@@ -110,7 +113,7 @@ class _Fused(torch.autograd.Function):
         teacher = job.teacher and Logits(job.teacher)
         wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
         gradients = Gradients(student, job.count, wanted)
-        with torch.autocast(weight_VD.device.type, enabled=False):  # every cast is written out
+        with torch.autocast(weight_VD.device.type, enabled=False):  # all casts here are explicit
             each_L = job.run(student, teacher, gradients).sum(1) / job.count
             total = (each_L * each_L.new_tensor([loss.weight for loss in job.losses])).sum()
         ctx.gradients = gradients.sums
@@ -119,10 +122,10 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # Handed over, not kept: autograd then takes the buffers as they are instead of copying [V, D].
+        # Handed over, not kept: with no other reference, autograd takes the buffers instead of copying [V, D].
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("the fused objective gives its gradients away: call backward once")
+            raise RuntimeError("the fused objective hands its gradients over: call backward once")
         if grad_outputs[0] != 1:
             gradients = [None if g is None else g.mul_(grad_outputs[0]) for g in gradients]
         return (*gradients, None, None)

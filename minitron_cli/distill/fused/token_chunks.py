@@ -1,8 +1,8 @@
-"""Losses on logits with a chunk of tokens at a time: the fast way.
+"""Losses on logits for a chunk of tokens at a time: the fast mode.
 
-For one chunk: both heads' logits over the whole vocabulary; then, a few rows at a time so that they stay in cache,
-every loss's value and its gradient, which takes the place of the student's logits; then the chunk's share of the
-gradients by the student's hidden states and by its head.
+For each chunk: both heads' logits over the whole vocabulary; then, for a few rows at a time so that they stay in cache,
+every loss's value and its gradient, which overwrites the student's logits; then the chunk's part of the gradients of
+the student's hidden states and its head.
 """
 
 # N token, C token of one chunk, R row of one block, V vocab, L loss
@@ -31,7 +31,7 @@ def run(
     gradients: Gradients,
     chunk_tokens: int | None,
 ) -> Tensor:
-    """Every token's losses, [L, N]; adds their gradients up on the way."""
+    """Each token's losses, [L, N]; adds their gradients to `gradients`."""
     count, vocab = len(student.hidden_ND), slice(0, student.vocab)
     values_LN = student.hidden_ND.new_empty((len(losses), count), dtype=student.acc_dtype)
     for chunk in parts(count, chunk_tokens or _chunk_tokens(student, teacher)):
@@ -55,7 +55,7 @@ def _chunk_tokens(student: Logits, teacher: Logits | None) -> int:
 
 def _block_rows(student: Logits) -> int:
     if student.hidden_ND.device.type != "cpu":
-        return len(student.hidden_ND)  # an accelerator gains nothing from its caches here, and loses to launches
+        return len(student.hidden_ND)  # smaller blocks gain nothing in an accelerator's caches and cost kernel launches
     return max(1, BLOCK_BYTES // (student.vocab * student.acc_dtype.itemsize))
 
 
@@ -65,7 +65,7 @@ def _to_gradient_(
     teacher: tuple[Logits, Tensor] | None,
     labels_R: Tensor | None,
 ) -> Tensor:
-    """The losses of a few tokens, [L, R]. Writes the gradient of their weighted sum over the student's products."""
+    """Losses of a few tokens, [L, R]. Overwrites the student's products with the gradient of their weighted sum."""
     head, product_RV = student
     student_RV, slope_RV = head.finish_(product_RV)
     teacher_RV = None if teacher is None else teacher[0].finish_(teacher[1])[0]

@@ -1,8 +1,8 @@
-"""Losses on logits with a chunk of the vocabulary at a time, in two passes: the way that needs least memory.
+"""Losses on logits for a chunk of the vocabulary at a time, in two passes: the low-memory mode.
 
-The first pass gathers each token's sums over the vocabulary; the second makes the same logits again, and from them and
-the sums the gradient. What is held besides the gradients is a few blocks of logits that fit in a cache, however large
-the vocabulary and the batch are. The price is each model's product with its head once more.
+The first pass accumulates each token's sums over the vocabulary. The second recomputes the same logits and, from them
+and the sums, the gradient. Besides the gradients only a few blocks of logits are held, which fit in a cache whatever
+the vocabulary and the batch are. The cost is each model's product with its head a second time.
 """
 
 # N token, B token of one block, C one chunk of the vocab, V vocab, L loss
@@ -19,15 +19,15 @@ from minitron_cli.distill.losses.two_pass import TwoPassLoss
 
 TOKENS = {"cpu": 512, "accelerator": 2048}
 VOCAB = {"cpu": 1024, "accelerator": 16384}
-"""Sizes of a block of logits: one fits a core's cache, the other fills an accelerator."""
+"""Sizes of a block of logits: it fits a CPU core's cache, or fills an accelerator."""
 
 
 class _Chunk(NamedTuple):
-    """A part of the vocabulary."""
+    """Logits of one block of tokens for one chunk of the vocabulary."""
 
     vocab: slice
     product_BC: Tensor
-    """The student's, in whose memory its logits may be."""
+    """The student's product with its head; its logits may share this memory."""
     student_BC: Tensor
     slope_BC: Tensor | None
     teacher_BC: Tensor | None
@@ -41,7 +41,7 @@ def run(
     gradients: Gradients,
     chunk_tokens: int | None,
 ) -> Tensor:
-    """Every token's losses, [L, N]; adds their gradients up on the way, or makes one pass only if none is wanted."""
+    """Each token's losses, [L, N]; adds their gradients to `gradients`, in a second pass only if any is wanted."""
     where, count = "cpu" if student.hidden_ND.device.type == "cpu" else "accelerator", len(student.hidden_ND)
     values_LN = student.hidden_ND.new_empty((len(losses), count), dtype=student.acc_dtype)
     for tokens in parts(count, chunk_tokens or TOKENS[where]):

@@ -19,7 +19,7 @@ class Loss(Spec):
 
     needs_teacher: ClassVar[bool] = False
     figure: ClassVar[Figure]
-    """How the mean over tokens is presented."""
+    """Title, unit and direction of the mean over tokens."""
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"

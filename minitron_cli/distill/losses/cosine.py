@@ -1,4 +1,4 @@
-"""The angle between the two models' probabilities."""
+"""Cosine distance between the two models' probabilities."""
 
 # N token, V vocab
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 class Cosine(TeacherLoss):
     """1 - cos(p_student, p_teacher), times temperature squared.
 
-    On the softmax p(x, temperature), not on logits (Muralidharan et al. 2024, sec. 3), where it came second to forward
-    KL.
+    On softmax(logits / temperature), not on logits. It came second to forward KL (Muralidharan et al. 2024, sec. 3).
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -24,7 +23,7 @@ class Cosine(TeacherLoss):
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites both logits.
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V]. Overwrites both logits.
 
         With unit vectors u and v along the student's and the teacher's probabilities, the loss is |u - v|**2 / 2 and
         the gradient temperature * u * (cos * u - v).
@@ -37,7 +36,7 @@ class Cosine(TeacherLoss):
         return value_N * self.temperature**2, grad_NV
 
     def _direction_(self, logits_NV: "Tensor") -> "Tensor":
-        """The unit vector along softmax(logits / temperature), whose normaliser cancels."""
+        """Unit vector along softmax(logits / temperature), whose normalizer cancels. Overwrites the logits."""
         self.soften_(logits_NV)
         exp_NV = logits_NV.sub_(logits_NV.amax(-1, keepdim=True)).exp_()
         return exp_NV.div_(exp_NV.square().sum(-1, keepdim=True).sqrt_())

@@ -1,4 +1,4 @@
-"""Cross-entropy with the text's next token: conventional training, the control that distillation has to beat."""
+"""Cross-entropy with the text's next token: conventional training, the control for distillation."""
 
 # N token, V vocab, C one chunk of it
 
@@ -21,7 +21,10 @@ class CrossEntropy(Loss):
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites the student's logits."""
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V], which it overwrites.
+
+        The gradient is p_student - onehot(label).
+        """
         assert labels_N is not None
         labels_N1 = labels_N[:, None]
         student_NV.sub_(student_NV.amax(-1, keepdim=True))
@@ -54,7 +57,7 @@ class CrossEntropyPasses:
         return student_NC.sub_(self.student.log_z_N1).exp_().scatter_add_(1, at_N1, -inside_N1.to(student_NC.dtype))
 
     def _own(self, student_NC: "Tensor", labels_N: "Tensor | None", first: int) -> "tuple[Tensor, Tensor]":
-        """Where in the chunk each token's label is, [N, 1], and whether it is there at all."""
+        """Index of each token's label in the chunk, [N, 1], clamped, and whether the label is in the chunk."""
         assert labels_N is not None
         at_N1, last = labels_N[:, None] - first, student_NC.shape[1] - 1
         return at_N1.clamp(0, last), (at_N1 >= 0) & (at_N1 <= last)

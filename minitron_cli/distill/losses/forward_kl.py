@@ -1,4 +1,4 @@
-"""Forward KL: the student is to give every token the probability that the teacher gives it."""
+"""Forward KL: the student learns to give every token the probability that the teacher gives it."""
 
 # N token, V vocab, C one chunk of it
 
@@ -24,13 +24,14 @@ class ForwardKL(TeacherLoss):
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites both logits.
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V]. Overwrites both logits.
 
         The gradient is temperature * (p_student - p_teacher).
         """
         assert teacher_NV is not None
         self.soften_(student_NV, teacher_NV)
-        # With each row's maximum gone, KL = sum(p_t (t - s)) - log z_t + log z_s, whose terms are all of KL's size.
+        # With each row's maximum subtracted, KL = sum(p_t (t - s)) - log z_t + log z_s: no term is much larger than KL,
+        # so fp32 loses no digits to cancellation.
         p_NV = teacher_NV.sub_(teacher_NV.amax(-1, keepdim=True)).exp()
         z_teacher_N1 = p_NV.sum(-1, keepdim=True)
         student_NV.sub_(student_NV.amax(-1, keepdim=True))

@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence: both models against a mixture of the two."""
+"""Generalized Jensen-Shannon divergence: both models against the mixture of their distributions."""
 
 # N token, V vocab
 
@@ -30,7 +30,7 @@ class JSD(TeacherLoss):
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites both logits.
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V]. Overwrites both logits.
 
         The gradient is temperature * (1 - beta) * p_student * (log(p_student / m) - KL(student || m)).
         """

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class MSE(TeacherLoss):
     """Sum over the vocabulary of (p_student - p_teacher)**2, times temperature squared.
 
-    On the softmax p(x, temperature), not on logits (Muralidharan et al. 2024, sec. 3). The sum and not the mean: over a
-    vocabulary of 10^5 the mean's gradient is below the epsilon of AdamW. Last of the paper's four losses on logits.
+    On softmax(logits / temperature), not on logits (Muralidharan et al. 2024, sec. 3). A sum and not a mean: for 10^5
+    entries the gradient of the mean is below AdamW's epsilon. It came last of the paper's four losses on logits.
     """
 
     kind: Literal["mse"] = "mse"
@@ -24,7 +24,7 @@ class MSE(TeacherLoss):
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites both logits.
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V]. Overwrites both logits.
 
         The gradient is 2 * temperature * p_student * (d - E_student[d]) with d = p_student - p_teacher.
         """

@@ -1,4 +1,4 @@
-"""Reverse KL: the student is to give no probability to what the teacher rules out, and may leave out the rest."""
+"""Reverse KL: the student learns to avoid tokens that the teacher rules out; it may ignore some that it allows."""
 
 # N token, V vocab, C one chunk of it
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class ReverseKL(TeacherLoss):
     """KL(student || teacher) in nats per token, times temperature squared (Gu et al. 2024, eq. 1).
 
-    It seeks the teacher's mode where forward KL covers all of it; behind forward KL on both of the paper's models
-    (Muralidharan et al. 2024, sec. 3 and table 16).
+    It seeks the teacher's mode, whereas forward KL covers the whole distribution. It came second to forward KL on both
+    of the paper's models (Muralidharan et al. 2024, sec. 3 and table 16).
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
@@ -25,13 +25,14 @@ class ReverseKL(TeacherLoss):
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
-        """Each token's loss [N], and its gradient by the student's logits [N, V]. Overwrites both logits.
+        """Each token's loss [N] and its gradient with respect to the student's logits [N, V]. Overwrites both logits.
 
         The gradient is temperature * p_student * (log(p_student / p_teacher) - KL).
         """
         assert teacher_NV is not None
         self.soften_(student_NV, teacher_NV)
-        # With each row's maximum gone, KL = sum(p_s (s - t)) - log z_s + log z_t, whose terms are all of KL's size.
+        # With each row's maximum subtracted, KL = sum(p_s (s - t)) - log z_s + log z_t: no term is much larger than KL,
+        # so fp32 loses no digits to cancellation.
         student_NV.sub_(student_NV.amax(-1, keepdim=True))
         z_teacher_N1 = teacher_NV.sub_(teacher_NV.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)
         apart_NV = teacher_NV.neg_().add_(student_NV)

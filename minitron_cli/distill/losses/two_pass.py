@@ -1,4 +1,4 @@
-"""What a loss does that can work with a chunk of the vocabulary at a time, and so needs no logits of a whole token."""
+"""Interface of losses that can be computed for a chunk of the vocabulary at a time, without a whole token's logits."""
 
 # N token, C one chunk of the vocab
 
@@ -9,23 +9,23 @@ if TYPE_CHECKING:
 
 
 class TwoPass(Protocol):
-    """One loss over some tokens, whose logits come twice, both times all chunks in the same order."""
+    """One loss over some tokens. Their logits come twice, each time all chunks in the same order."""
 
     def read_(self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int) -> None:
-        """The first time: take in a chunk, which starts at entry `first` of the vocabulary. Overwrites both logits."""
+        """First pass: accumulate a chunk that starts at entry `first` of the vocabulary. Overwrites both logits."""
 
     def values(self) -> "Tensor":
-        """Between the two: each token's loss, [N]."""
+        """Each token's loss, [N], after the first pass."""
 
     def grad_(
         self, student_NC: "Tensor", teacher_NC: "Tensor | None", labels_N: "Tensor | None", first: int
     ) -> "Tensor":
-        """The second time: the gradient by a chunk of the student's logits, [N, C]. Overwrites both logits."""
+        """Second pass: gradient with respect to a chunk of the student's logits, [N, C]. Overwrites both logits."""
 
 
 @runtime_checkable
 class TwoPassLoss(Protocol):
-    """A loss that has the low-memory mode."""
+    """A loss that supports the low-memory mode."""
 
     @property
     def kind(self) -> str: ...
@@ -34,4 +34,4 @@ class TwoPassLoss(Protocol):
     def weight(self) -> float: ...
 
     def by_vocab(self, zeros_N1: "Tensor") -> TwoPass:
-        """A start for as many tokens as there are zeros, which are of the dtype and device to add up in."""
+        """Both passes over N tokens; sums take the dtype and device of `zeros_N1`."""

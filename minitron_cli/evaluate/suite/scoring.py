@@ -1,4 +1,4 @@
-"""What the tasks beside this file count as right."""
+"""Metrics of the tasks in this directory."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def rouge_l(references: list[str], predictions: list[str]) -> float:
-    """F-measure of the longest common subsequence of words."""
+    """ROUGE-L: F-measure of the longest common subsequence of words."""
     return float(ROUGE.score(references[0], predictions[0])["rougeL"].fmeasure)
 
 
 def completed(responses: list[list[str]], documents: list[dict[str, Any]]) -> list[list[str]]:
-    """The function that each answer completes."""
+    """Programs that the answers complete: the prompt followed by each answer."""
     return [
         [document["prompt"] + answer for answer in some] for some, document in zip(responses, documents, strict=True)
     ]
 
 
 def pass_at_1(references: list[str], predictions: list[Any]) -> float:
-    """The share of a task's answers that pass its tests."""
+    """Fraction of a problem's answers that pass its tests."""
     answers = [predictions[0]] if isinstance(predictions[0], str) else predictions[0]
     return pass_rate([f"{answer}\n{references[0]}" for answer in answers])

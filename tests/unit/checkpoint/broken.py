@@ -155,14 +155,14 @@ def header_is_a_list(d):
     (d / WEIGHTS).write_bytes(assemble(b"[1, 2]", b""))
 
 
-@broken("header of .* is not valid JSON .*stands twice")
+@broken("header of .* is not valid JSON .*occurs twice")
 def header_key_twice(d):
     header, payload = parts(d / WEIGHTS)
     again = json.dumps({NORM: header[NORM]})[1:]
     (d / WEIGHTS).write_bytes(assemble(json.dumps(header)[:-1].encode() + b", " + again.encode(), payload))
 
 
-@broken("header of .* is not valid JSON .*stands twice")
+@broken("header of .* is not valid JSON .*occurs twice")
 def header_key_twice_in_a_crowd(d):
     crowd = ",".join(f'"{i}":0' for i in range(100_000))
     (d / WEIGHTS).write_bytes(assemble(f'{{{crowd},"99999":0}}'.encode(), b""))
@@ -450,7 +450,7 @@ def a_weight_that_is_infinite(d):
     poke(d, "model.layers.1.mlp.up_proj.weight", struct.pack("<f", float("-inf")))
 
 
-@broken("'model.layers.1.mlp.up_proj.weight' is stored as I32: the checkpoint is quantised; give the original weights")
+@broken("'model.layers.1.mlp.up_proj.weight' is stored as I32: the checkpoint is quantized; give the original weights")
 def weights_that_are_integers(d):
     edit_header(d, lambda h: h["model.layers.1.mlp.up_proj.weight"].update(dtype="I32"))
 
@@ -542,7 +542,7 @@ def config_with_an_infinite_number(d):
     config_text(d, (d / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e999'))
 
 
-@broken("config.json is not valid JSON .*stands twice")
+@broken("config.json is not valid JSON .*occurs twice")
 def config_with_a_key_twice(d):
     config_text(d, (d / "config.json").read_text().replace("{", '{"hidden_size": 16,', 1))
 
@@ -622,8 +622,8 @@ def config_of_a_large_width(d):
     edit_config(d, hidden_size=10**6)
 
 
-@broken("the checkpoint is quantised, and cutting needs the original weights; give those")
-def quantised(d):
+@broken("the checkpoint is quantized, and pruning needs the original weights; give those")
+def quantized(d):
     edit_config(d, quantization_config={"quant_method": "gptq", "bits": 4})
 
 
@@ -797,12 +797,12 @@ def a_shard_cut_in_its_header(d):
     os.truncate(d / SECOND, 50)
 
 
-@sharded("stands in .*, which model.safetensors.index.json does not say: restore the index")
+@sharded("is in .*, which model.safetensors.index.json does not list: restore the index")
 def an_index_that_forgets_a_tensor(d):
     edit_index(d, lambda m: m.pop(NORM))
 
 
-@sharded("stands in .*, which model.safetensors.index.json does not say: restore the index")
+@sharded("is in .*, which model.safetensors.index.json does not list: restore the index")
 def an_index_that_names_the_other_shard(d):
     edit_index(d, lambda m: m.update({NORM: FIRST}))
 
@@ -812,7 +812,7 @@ def an_index_that_invents_a_tensor(d):
     edit_index(d, lambda m: m.update({"model.ghost": SECOND}))
 
 
-@sharded("tensor .* stands in .* and in .*: remove one|which model.safetensors.index.json does not say")
+@sharded("tensor .* is in .* and in .*: remove one|which model.safetensors.index.json does not list")
 def a_tensor_in_two_shards(d):
     header, payload = parts(d / SECOND)
     name = next(n for n in header if n != "__metadata__")

@@ -159,7 +159,7 @@ class TestHuggingFaceIsReachedSafely:
             "config_of_no_heads",
             "config_of_no_groups",
             "custom_code",
-            "quantised",
+            "quantized",
             "metadata_that_is_no_text",
             "weights_that_are_a_fifo",
             "config_of_a_million_layers",

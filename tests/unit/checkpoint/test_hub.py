@@ -61,9 +61,9 @@ def test_strangers_and_tokens_that_may_not_write_are_told_to_log_in(monkeypatch)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-        assert "nobody is logged in" in refused()
+        assert "not logged in" in refused()
         monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_made_up")
-        assert "does not let this token write to me/small (403)" in refused()
+        assert "this token may not write to me/small (403)" in refused()
     finally:
         server.shutdown()
 

@@ -10,7 +10,7 @@ from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import accelerator_hours, device_hours, lineage
 from minitron_cli.distill.config import OBJECTIVES, DistillConfig
 from minitron_cli.evaluate.config import EvaluateConfig
-from minitron_cli.figures import NOTHING
+from minitron_cli.figures import NOTHING, power
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -188,6 +188,6 @@ def test_page_and_card_show_what_the_student_took_and_beside_it_the_rest(made):
         [" distill distilled ", " held-out text "],
         [" total ", f" {NOTHING} "],
     ]
-    assert f"| {total.tokens} | {power_of_ten(total.flops)} |" in rows[-1]
+    assert f"| {total.tokens} | {power(total.flops)} |" in rows[-1]
     assert "distill ce" in page[page.index("Controls and measurements") :]
     assert "hours of" not in page + card

@@ -69,7 +69,7 @@ def test_a_long_document_is_cut_behind_a_line(words, monkeypatch):
     assert ids_of(texts, words) == expected_ids(texts, words)
 
 
-def test_no_more_than_a_group_is_tokenised_at_once(characters, monkeypatch):
+def test_no_more_than_a_group_is_tokenized_at_once(characters, monkeypatch):
     monkeypatch.setattr(encode, "GROUP_CHARACTERS", 50)
     groups = []
     assert len(arrays_of(["a" * 999, *["b"] * 500], characters, lambda: groups.append(1))) == 501

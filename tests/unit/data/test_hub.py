@@ -74,7 +74,7 @@ def test_a_dataset_that_is_not_in_the_cache_is_refused_offline():
 
 
 def test_another_revision_than_the_cached_one_is_refused_offline(local):
-    with pytest.raises(EnvironmentFault, match=r"revision v2 cannot be had offline, the cache holds .*; name that as"):
+    with pytest.raises(EnvironmentFault, match=r"revision v2 is not available offline; the cache holds .*; name"):
         HubDataset(name=local, revision="v2").open()
 
 

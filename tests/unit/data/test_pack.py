@@ -144,7 +144,7 @@ def test_validation_sources_are_used_whole_and_their_documents_are_not_trained_o
         blocks = prepare(config, split, tokenizer, "t", tmp_path / "cache")
         alone = text_source(lines(tmp_path / f"{split}.jsonl", left))
         assert flat(blocks) == flat(prepare(everything(alone, length=8), "train", tokenizer, "t", tmp_path / "other"))
-    assert remarks.messages == [f"{train}: 10 documents are validated on and therefore not trained on"]
+    assert remarks.messages == [f"{train}: 10 documents are also validation data and not trained on"]
 
 
 def test_other_validation_text_is_another_training_set(tokenizer, texts, tmp_path):
@@ -189,7 +189,7 @@ def test_weights_are_shares_of_the_tokens_until_a_source_runs_out(tokenizer, tmp
     exhausted = sum(len(json.loads(line)["input_ids"]) for line in Path(paths[2]).read_text().splitlines())
     assert (tokens == 2).sum() == pytest.approx(exhausted, abs=2)  # all of it but what did not fill a block
     assert remarks.messages == [
-        f"train data end with {paths[2]}, used up after {exhausted:,} tokens; weights keep the shares"
+        f"train data end with {paths[2]}, exhausted after {exhausted:,} tokens; shares are kept"
     ]
 
 
@@ -207,7 +207,7 @@ def test_a_source_of_which_little_is_held_out_does_not_end_the_mixture_before_it
     config = config.model_copy(update={"sources": tuple(TokenIds(paths=(path,), weight=1) for path in paths)})
     held_out = flat(prepare(config, "validation", tokenizer, "t", tmp_path / "cache"))
     assert set(held_out) == {lowest}
-    assert f"validation data hold nothing of {paths[empty]}" in remarks.messages
+    assert f"validation data contain nothing of {paths[empty]}" in remarks.messages
 
 
 def test_without_weights_all_of_every_source_is_used_in_order(tokenizer, tmp_path, remarks):
@@ -224,7 +224,7 @@ class Refusing:
     eos_token_id = 0
 
     def get_vocab(self):
-        raise AssertionError("tokenised again")
+        raise AssertionError("tokenized again")
 
 
 def test_tokens_are_made_once_until_something_that_counts_changes(tokenizer, texts, tmp_path):
@@ -242,12 +242,12 @@ def test_tokens_are_made_once_until_something_that_counts_changes(tokenizer, tex
     path = path.rename(tmp_path / "moved.jsonl")
     assert fingerprint(Refusing()) == first
     for change in ({"key": "u"}, {"fraction": 0.1}):
-        with pytest.raises(AssertionError, match="tokenised again"):
+        with pytest.raises(AssertionError, match="tokenized again"):
             fingerprint(Refusing(), **change)
     data = bytearray(path.read_bytes())
     data[data.index(b"lazy")] ^= 1
     path.write_bytes(data)
-    with pytest.raises(AssertionError, match="tokenised again"):
+    with pytest.raises(AssertionError, match="tokenized again"):
         fingerprint(Refusing())
     assert fingerprint(tokenizer) != first
 
@@ -304,7 +304,7 @@ def test_sources_without_a_document_are_named_and_leave_nothing(tokenizer, tmp_p
 
 def test_stopped_on_request_it_leaves_nothing(tokenizer, texts, tmp_path, remarks):
     path = lines(tmp_path / "a.jsonl", texts)
-    remarks.on_step = lambda title: progress.request_stop(15) if title.startswith("tokenise") else None
+    remarks.on_step = lambda title: progress.request_stop(15) if title.startswith("tokenize") else None
     with pytest.raises(Interrupted):
         prepare(everything(text_source(path)), "train", tokenizer, "t", tmp_path / "cache")
     assert left(tmp_path / "cache") == []
@@ -317,7 +317,7 @@ def test_a_request_to_stop_is_heard_in_the_middle_of_a_document(tokenizer, tmp_p
 
     def stop_later(title: str) -> None:
         steps.append(title)
-        if steps.count("tokenise train data") == 3:  # the first is the document's, then come those of its pieces
+        if steps.count("tokenize train data") == 3:  # the first is the document's, then come those of its pieces
             progress.request_stop(2)
 
     remarks.on_step = stop_later
@@ -327,8 +327,8 @@ def test_a_request_to_stop_is_heard_in_the_middle_of_a_document(tokenizer, tmp_p
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tokenizer, texts, tmp_path, remarks):
     path = lines(tmp_path / "a.jsonl", texts)
-    remarks.on_step = lambda title: title.startswith("tokenise") and lines(path, [*texts, "one more"])
-    with pytest.raises(DataError, match="train data: changed while it was read; run the command again"):
+    remarks.on_step = lambda title: title.startswith("tokenize") and lines(path, [*texts, "one more"])
+    with pytest.raises(DataError, match="train data: changed while they were read; run the command again"):
         prepare(everything(text_source(path)), "train", tokenizer, "t", tmp_path / "cache")
     assert left(tmp_path / "cache") == []
 
@@ -337,7 +337,7 @@ def test_the_bar_reaches_its_end(tokenizer, texts, tmp_path, remarks):
     (tmp_path / "b.txt").write_text("some text")
     sources = text_source(lines(tmp_path / "a.jsonl", texts)), text_source(tmp_path / "b.txt")
     prepare(everything(*sources), "train", tokenizer, "t", tmp_path / "cache")
-    done, total = remarks.done["tokenise train data"]
+    done, total = remarks.done["tokenize train data"]
     assert done == total == sum(source.open().size_bytes for source in sources)
 
 

@@ -30,7 +30,7 @@ def test_the_kind_chooses_the_source():
 
 def test_weights_are_given_to_every_source_or_to_none():
     both = TextFiles(paths=("a",), weight=1), TextFiles(paths=("b",))
-    with pytest.raises(ValidationError, match="sources: some have a weight and some have none; give each one"):
+    with pytest.raises(ValidationError, match="sources: some have a weight and others do not; give a weight"):
         DataConfig(sources=both)
     with pytest.raises(ValidationError, match="validation: some have a weight"):
         DataConfig(sources=both[:1], validation=both)

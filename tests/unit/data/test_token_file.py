@@ -1,3 +1,4 @@
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_damage_is_found_and_mended(name, damage, tmp_path, remarks):
     assert token_file.find(tmp_path / "a", "key") is None
     after = create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     assert after.fingerprint == before.fingerprint
-    assert remarks.messages == [f"{tmp_path / 'a'}: is damaged; the data are tokenised again"]
+    assert remarks.messages == [f"{tmp_path / 'a'} is damaged; the data are tokenized again"]
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
@@ -169,7 +170,19 @@ def test_a_part_that_was_finished_is_not_made_again(tmp_path, monkeypatch, remar
 
     assert token_file.create(tmp_path / "a", "key", 70_000, after, False).starts.tolist() == list(range(0, 18, 2))
     assert asked == [[[4, 8]]]  # two parts of two documents each; the fifth was in none
-    assert remarks.messages == ["tokenising continues after 8 tokens"]
+    assert remarks.messages == ["continuing tokenization after 8 tokens"]
+
+
+def test_a_part_continues_only_the_part_that_it_was_written_after(tmp_path, monkeypatch):
+    """Parts of two killed runs with one key, as an interrupted copy may leave them: their ends do not meet."""
+    documents = [Ids(np.array([i, i])) for i in range(9)]
+    for name, part_tokens in (("a", 4), ("b", 6)):
+        monkeypatch.setattr(token_file, "PART_TOKENS", part_tokens)
+        with pytest.raises(Killed):
+            create(tmp_path / name, "key", 70_000, stopped_after(documents, 7))
+    shutil.rmtree(tmp_path / "a.parts" / "00001")
+    shutil.copytree(tmp_path / "b.parts" / "00001", tmp_path / "a.parts" / "00001")
+    assert create(tmp_path / "a", "key", 70_000, documents).tokens.tolist() == [i for i in range(9) for _ in range(2)]
 
 
 @pytest.mark.parametrize("damaged", ["0", "1"])

@@ -53,7 +53,7 @@ def test_results_come_in_the_order_of_the_jobs_and_few_are_taken_ahead():
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_named():
     with (
-        pytest.raises(EnvironmentFault, match=r"a process that tokenises was killed.* run the command again"),
+        pytest.raises(EnvironmentFault, match=r"a tokenizing process was killed.* run the command again"),
         mapping(partial, (os._exit,), 2) as over,
     ):
         list(over([9]))

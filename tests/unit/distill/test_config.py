@@ -40,7 +40,7 @@ def test_an_unsaid_length_is_asked_for() -> None:
         ({"losses": [{"kind": "klx"}]}, "'klx' found using 'kind' does not match"),
         ({"losses": [{"kind": "cross_entropy", "temperature": 2}]}, "Extra inputs are not permitted"),
         ({"keep_last": 1}, "greater than or equal to 2"),
-        ({"low_memory": True, "losses": [{"kind": "jsd"}]}, "low_memory is not for jsd"),
+        ({"low_memory": True, "losses": [{"kind": "jsd"}]}, "low_memory does not support jsd"),
         ({"losses": [{"kind": "jsd", "beta": 1}]}, "less than 1"),
         ({"hidden": {"weight": 0}}, "above 0, or 'dynamic'"),
         ({"hidden": {"states": ["attention"]}}, "Input should be"),

@@ -41,7 +41,7 @@ def test_the_norms_of_a_family_are_those_that_a_matrix_reads(model_type: str) ->
 
 
 def test_a_norm_of_what_a_layer_adds_is_no_state() -> None:
-    """Gemma normalises what attention gives before it joins the residual stream; OLMo 2 nothing else."""
+    """Gemma normalizes what attention gives before it joins the residual stream; OLMo 2 nothing else."""
     before_mlp = "model.layers.{layer}.pre_feedforward_layernorm"
     assert Norms.of(norms_read("gemma2")) == NORMS._replace(mlp_input=before_mlp)
     with pytest.raises(RecipeError, match=r"needs norms before attention, before the MLP.*drop distill\.hidden"):
@@ -146,6 +146,14 @@ def test_the_projection_depends_on_the_seed_alone() -> None:
     torch.manual_seed(2)
     assert torch.equal(first, projection(4, 6, seed=3).weight)
     assert not torch.equal(first, projection(4, 6, seed=4).weight)
+
+
+@pytest.mark.parametrize("student_hidden", [16, 400])
+def test_the_projection_keeps_the_scale_of_states(student_hidden: int) -> None:
+    """A sum of n terms of variance 1/n: states of unit variance are projected to unit variance, whatever the width."""
+    states_ND = torch.randn(4000, student_hidden, generator=torch.Generator().manual_seed(0))
+    projected_NE = projection(student_hidden, 500, seed=0)(states_ND)
+    assert projected_NE.std().item() == pytest.approx(1, rel=0.05)
 
 
 def test_the_projection_is_saved_to_resume_and_not_with_the_student(tmp_path: Path) -> None:

@@ -76,5 +76,5 @@ def test_tied_weights_are_learned_once_and_the_projection_along() -> None:
 
 
 def test_vocabularies_are_compared_before_anything_runs() -> None:
-    with pytest.raises(CheckpointError, match="distil from"):
+    with pytest.raises(CheckpointError, match="distill from"):
         ModelPair(small.student(), small.teacher(vocab_size=64), MIXED, PAIRS, ProcessGroup("cpu"), "fp32")

@@ -18,7 +18,8 @@ from minitron_cli.data.batches import sample_ids
 from minitron_cli.distill import checkpoints
 from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, HiddenLosses
 from minitron_cli.distill.hidden_state_losses import Norms, state_pairs
-from minitron_cli.distill.trainer import TrainResult, _step_seed, train
+from minitron_cli.distill.schedule import step_seed
+from minitron_cli.distill.trainer import TrainResult, train
 from minitron_cli.errors import ArtifactError, CheckpointError, DataError, Interrupted, RecipeError, RunFailed
 from minitron_cli.search.config import Retrain
 from minitron_cli.stages.search import training
@@ -129,7 +130,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path,
     progress.show_on(display)
     assert_same_bits(full_run(tmp_path), undisturbed[:2])
     assert "step-000005 is damaged" in display.warned[0]
-    assert "continues after step 4" in display.messages[0]
+    assert "continuing after step 4" in display.messages[0]
 
 
 def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
@@ -189,8 +190,23 @@ def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
 
 
 def test_every_step_has_dropout_of_its_own() -> None:
-    seeds = {_step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(5)}
+    seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(5)}
     assert len(seeds) == 5 * 50 * 5
+
+
+def test_a_step_seeds_its_dropout_by_its_number_and_so_does_a_resumed_one(tmp_path: Path) -> None:
+    seeds: list[int] = []
+
+    def note(module: torch.nn.Module, inputs: object) -> None:
+        if module.training:
+            seeds.append(torch.initial_seed())
+
+    config = configured(seed=3, micro_batch_size=4)
+    for until in (2, None):
+        student = small.student()
+        student.model.layers[0].register_forward_pre_hook(note)
+        run(tmp_path, config, student=student, until=until)
+    assert seeds == [step_seed(3, step, rank=0) for step in range(config.steps or 0)]
 
 
 # Averages
@@ -412,7 +428,7 @@ def test_best_weights_that_were_lost_give_way_to_the_last(tmp_path: Path) -> Non
     display = AfterStep()
     progress.show_on(display)
     found = run(tmp_path, BEST)
-    assert "were lost" in display.warned[0]
+    assert "are missing or damaged" in display.warned[0]
     assert_same_bits(found, undisturbed)
 
 
@@ -536,7 +552,7 @@ def test_a_stop_before_the_first_step_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_no_blocks_are_refused() -> None:
-    with pytest.raises(DataError, match="give more text"):
+    with pytest.raises(DataError, match="do not fill a block: add text"):
         run(None, blocks=_Empty())
 
 
@@ -553,9 +569,9 @@ def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
         def positions(self, i: int) -> torch.Tensor:
             return torch.zeros(self.sequence_length, dtype=torch.long)
 
-    with pytest.raises(DataError, match="of a batch follows another of its document: give longer"):
+    with pytest.raises(DataError, match="a batch has no token to predict: give longer"):
         run(None, blocks=Singles())
-    with pytest.raises(DataError, match="of the held-out blocks follows another of its document: give longer"):
+    with pytest.raises(DataError, match="held-out blocks have no token to predict: give longer"):
         run(None, held_out=Singles())
 
 

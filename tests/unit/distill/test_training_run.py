@@ -145,9 +145,9 @@ def test_a_teacher_is_corrected_by_several_processes(place: Path, tmp_path: Path
 def test_a_teacher_has_no_teacher() -> None:
     from minitron_cli.distill.config import OBJECTIVES
 
-    with pytest.raises(ValueError, match="the teacher has no teacher"):
+    with pytest.raises(ValueError, match="correction has no teacher"):
         CorrectConfig(losses=OBJECTIVES["kl"])
-    with pytest.raises(ValueError, match="leave it out"):
+    with pytest.raises(ValueError, match="drop init"):
         CorrectConfig(init="random")
 
 

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Gates
+from minitron_cli.evaluate.gate import MODELS as STORED
 from minitron_cli.evaluate.gate import outcomes, require
 from minitron_cli.evaluate.statistics import Items, compare
 
@@ -27,7 +28,7 @@ CHILD = {
     "against_parent": {"quiz": {"acc": asdict(compare(CHILD_ITEMS, PARENT_ITEMS))}},
 }
 BEFORE = {"results": {"quiz": {"acc": metric(0.72, 0.03)}}}
-MODELS = {"parent": PARENT, "child": CHILD}
+MODELS = STORED.validate_python({"parent": PARENT, "child": CHILD})
 
 
 @pytest.fixture
@@ -120,20 +121,20 @@ def test_gates_that_cannot_be_judged_say_why(baseline):
         return str(caught.value)
 
     acc = {"metric": "quiz.acc", "min_ratio": 0.9}
-    assert "no standard error to be 0.95 sure by" in refused(
+    assert "no standard error, so confidence 0.95 cannot be checked" in refused(
         {"kind": "absolute", "metric": "alone.acc", "min": 0.1, "confidence": 0.95}
     )
-    assert "the parent cannot be held against itself" in refused(acc | {"kind": "parent"}, MODELS, "parent")
+    assert "the parent cannot be compared with itself" in refused(acc | {"kind": "parent"}, MODELS, "parent")
     assert "does not exist: keep one with `minitron eval --json > gone.json`" in refused(
         acc | {"kind": "baseline", "file": "gone.json"}
     )
-    elsewhere = MODELS | {"other": CHILD, "third": CHILD}
+    elsewhere = {**MODELS, "other": MODELS["child"], "third": MODELS["child"]}
     baseline.write_text(json.dumps({"models": {"parent": PARENT, "a": BEFORE, "b": BEFORE}}))
-    assert "measures a, b, parent; say which with model: NAME" in refused(
+    assert "measures a, b, parent; choose one with model: NAME" in refused(
         acc | {"kind": "baseline", "file": str(baseline)}, elsewhere, "other"
     )
     baseline.write_text("{}")
-    assert "holds no results" in refused(acc | {"kind": "baseline", "file": str(baseline)})
+    assert "has no results to compare with" in refused(acc | {"kind": "baseline", "file": str(baseline)})
     assert "did you mean 'quiz.acc'?" in refused({"kind": "absolute", "metric": "quizz.acc", "min": 0.1})
 
 

@@ -229,7 +229,7 @@ def test_a_stop_request_ends_it_between_two_requests(run):
 def test_requests_longer_than_the_context_are_reported(tokenizer, task_dir, remarks):
     short = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=24)
     run_tasks(short, tokenizer, [Task.parse("sums:4")], locations=TaskLocations(task_dir))
-    assert remarks == ["12 requests were longer than the model's context and lost their beginning"]
+    assert remarks == ["12 requests exceeded the model's context and were truncated at the beginning"]
 
 
 def test_an_unknown_task_suggests_close_ones(run, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_task_that_runs_code_is_refused_before_anything_is_loaded(run):
 
 
 def test_a_task_asked_for_twice_is_refused(run):
-    with pytest.raises(InputError, match="'sums' is asked for twice"):
+    with pytest.raises(InputError, match="'sums' is requested twice"):
         run("sums", "pair")
 
 

@@ -170,7 +170,7 @@ def test_data_that_are_not_all_there_are_named(data, tmp_path):
     with pytest.raises(DataError, match=r"has no data of task 'hellaswag'"):
         load_tasks([Task(name="hellaswag")], TaskLocations(data=tmp_path))
     shutil.copy(tmp_path / "arc_challenge/test.jsonl", tmp_path / "arc_challenge/train.jsonl")
-    with pytest.raises(DataError, match=r"is to show 25 solved examples and its data have 4"):
+    with pytest.raises(DataError, match=r"needs 25 solved examples and its data have 4"):
         load_tasks([Task(name="arc_challenge", num_fewshot=25)], TaskLocations(data=tmp_path))
 
 

@@ -5,7 +5,6 @@ import torch
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.importance.collect import of_layers
 from minitron_cli.importance.experts import Experts
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.importance.running_moments import Moments
@@ -94,7 +93,7 @@ def test_live_tensors_are_what_transformers_makes_of_the_stored_ones(model_type)
 
 def test_shares_of_the_samples_merge():
     model = tiny_model("qwen3_moe")
-    observers = [of_layers(FAMILIES["qwen3_moe"], sizes_of(model), Part(range(4), True), True)[2] for _ in range(3)]
+    observers = [Experts(FAMILIES["qwen3_moe"], sizes_of(model), Part(range(4), True), True) for _ in range(3)]
     for observer, batches in zip(observers, (BATCHES[:1], BATCHES[1:], BATCHES), strict=True):
         for batch in batches:
             watch(observer, model, batch)

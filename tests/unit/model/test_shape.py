@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.aliases import ALIASES
+from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.family import Family
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def published(alias: str) -> Shape:
-    fields = dict(ALIASES[alias].config)
+    fields = dict(aliases()[alias].config)
     config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
     return Shape.of(family_of(config), config)
 

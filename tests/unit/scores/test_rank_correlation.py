@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from minitron_cli.scores.rank_correlation import WAYS, agreement
-from minitron_cli.scores.scores import Scores, key
+from minitron_cli.scores.rank_correlation import METRICS, agreement
+from minitron_cli.scores.scores import Scores
 
 
 def scores(**rows):
     """Every aggregation scores ffn alike, but for those given."""
     same = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    return Scores({key("ffn", metric): rows.get(way.replace(" ", "_"), same) for way, metric in WAYS.items()})
+    return Scores({metric.key("ffn"): rows.get(way.replace(" ", "_"), same) for way, metric in METRICS.items()})
 
 
 def test_the_same_order_agrees_whatever_the_scale():
@@ -35,5 +35,5 @@ def test_equal_scores_share_a_rank():
 
 def test_rows_that_are_all_equal_have_no_say():
     rows = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])
-    found = agreement(Scores({key("ffn", metric): rows for metric in WAYS.values()}), "ffn")
+    found = agreement(Scores({metric.key("ffn"): rows for metric in METRICS.values()}), "ffn")
     assert found["mean of mean"]["l2 of mean"] == pytest.approx(1)

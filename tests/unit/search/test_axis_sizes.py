@@ -50,7 +50,7 @@ def test_depth_and_width_vary_jointly(llama):
 
 
 def test_only_neurons_are_given_as_a_multiple(llama):
-    with pytest.raises(InputError, match="only ffn is given as a multiple of hidden"):
+    with pytest.raises(InputError, match="only ffn can be a multiple of hidden"):
         space.grid(llama, {"head": FfnMultiple(of_hidden=(2.0,))})
 
 
@@ -80,12 +80,12 @@ def test_a_published_space_serves_a_smaller_parent(llama):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({}, "nothing says how small; give budget.target, or constraints"),
-        ({"targets": ["50%"], "constraints": [{"kind": "flops", "at_most": "50%"}]}, "give the first as budget.target"),
+        ({}, "the size is unbounded; give budget.target or constraints"),
+        ({"targets": ["50%"], "constraints": [{"kind": "flops", "at_most": "50%"}]}, "give the first one there"),
         ({"budget": {"target": "50%"}, "targets": ["50 %"]}, "a target is given twice"),
-        ({"budget": {"target": "4B"}, "space": {}}, "no axis may be cut"),
-        ({"budget": {"target": "4B"}, "space": "nemotron"}, "no published space; use one of nemotron-15b-to-8b"),
-        ({"budget": {"target": "4B"}, "space": {"ffn": 8}}, "8 is no choice of sizes; write"),
+        ({"budget": {"target": "4B"}, "space": {}}, "the space names no axis"),
+        ({"budget": {"target": "4B"}, "space": "nemotron"}, "not a published space; use one of nemotron-15b-to-8b"),
+        ({"budget": {"target": "4B"}, "space": {"ffn": 8}}, "8 is not a choice of sizes; write"),
         ({"constraints": [{"kind": "memory"}]}, "give at_least or at_most"),
         ({"constraints": [{"kind": "parameters", "target": "4B", "at_most": "5B"}]}, "not both"),
         ({"constraints": [{"kind": "memory", "at_most": "16 gigs"}]}, "write 16GiB, 24GB, 80% or a number of bytes"),

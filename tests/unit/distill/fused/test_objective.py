@@ -17,12 +17,14 @@ def test_equal_vocabularies_pass() -> None:
 
 
 def test_a_padded_vocabulary_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="teacher's vocabulary has 128 entries and the student's 64: distil from"):
+    with pytest.raises(
+        CheckpointError, match="teacher's vocabulary has 128 entries and the student's 64: distill from"
+    ):
         check_vocab(LlamaConfig(vocab_size=128), LlamaConfig(vocab_size=64), "key", "key")
 
 
 def test_another_tokenizer_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="tokenizer is not the student's: distil from"):
+    with pytest.raises(CheckpointError, match="tokenizer is not the student's: distill from"):
         check_vocab(LlamaConfig(vocab_size=64), LlamaConfig(vocab_size=64), "key", "another")
 
 

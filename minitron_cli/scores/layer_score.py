@@ -1,0 +1,65 @@
+"""Scores of layers: names, presentation, and whether they rank single layers or contiguous blocks. Knows no tensor."""
+
+from typing import NamedTuple
+
+from minitron_cli.figures import MINUS, Figure
+
+
+class LayerScore(NamedTuple):
+    """One way to score layers. Its values are stored as `layer.<kind>`, [layer]; higher means more important."""
+
+    kind: str
+    figure: Figure
+    """Title and unit of the values."""
+    caption: str
+    """Sentence that explains a plot of the values."""
+    ranks: bool = True
+    """Whether `ranking.layers` accepts it."""
+    is_of_blocks: bool = False
+    """Whether it scores contiguous blocks: stored as `layer.<kind>=<n>`, [layer - n + 1], entry i being layers i to
+    i + n - 1."""
+
+
+LAYER_SCORES = (
+    LayerScore(
+        "block_importance",
+        Figure("block importance"),
+        f"Block importance: how much a layer changes the hidden state (1 {MINUS} cosine similarity).",
+    ),
+    LayerScore(
+        "perplexity",
+        Figure("increase of perplexity"),
+        "Increase of perplexity when the layer alone is removed.",
+    ),
+    LayerScore(
+        "nll",
+        Figure("loss without the layer", "nats/token"),
+        "Mean loss in nats per token without the layer.",
+        ranks=False,
+    ),
+    LayerScore(
+        "block_perplexity",
+        Figure("increase of perplexity without the block"),
+        "Increase of perplexity when a contiguous block of layers is removed.",
+        is_of_blocks=True,
+    ),
+    LayerScore(
+        "block_task",
+        Figure("task score lost without the block"),
+        "Score that a task loses when a contiguous block of layers is removed.",
+        is_of_blocks=True,
+    ),
+)
+"""The registry: a layer score is one entry here, and an observer or a stage that measures it."""
+
+
+def layer_score(kind: str) -> LayerScore:
+    """Registered score of that kind; for a stored kind that is not registered, one titled by its name."""
+    title = kind.replace("_", " ")
+    unknown = LayerScore(kind, Figure(title), f"{title[:1].upper()}{title[1:]}.", ranks=False)
+    return next((score for score in LAYER_SCORES if score.kind == kind), unknown)
+
+
+def rankings(*, of_blocks: bool | None = None) -> list[str]:
+    """Kinds that can rank layers: all of them, or only those of single layers or of blocks."""
+    return [s.kind for s in LAYER_SCORES if s.ranks and of_blocks in (None, s.is_of_blocks)]

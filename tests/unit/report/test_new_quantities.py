@@ -1,0 +1,89 @@
+"""A constraint and a metric that nothing else knows are shown with their own titles and units everywhere."""
+
+from typing import ClassVar, Literal
+
+import pytest
+
+from minitron_cli.cli import console
+from minitron_cli.evaluate import metrics
+from minitron_cli.figures import Figure
+from minitron_cli.model.shape import Shape
+from minitron_cli.report import markdown
+from minitron_cli.report.candidates import Ranking, candidate_tables, candidates_section
+from minitron_cli.report.evaluation import evaluation_tables, overview
+from minitron_cli.report.page import render
+from minitron_cli.report.view import Section, Table, View
+from minitron_cli.results.evaluation import MetricResult
+from minitron_cli.results.search import CandidateResult
+from minitron_cli.search import constraints
+from minitron_cli.search.constraints.base import Between, Counted
+from tests.unit.report.hostile import Page
+from tests.unit.report.sample import evaluated, size
+
+
+class Energy(Between, Counted):
+    """Energy per generated token."""
+
+    kind: Literal["energy"] = "energy"
+    figure: ClassVar[Figure] = Figure("energy per token", "mJ", better="lower")
+
+    def cost(self, shape: Shape) -> float:
+        return shape.parameters() * 1e-6
+
+
+def everywhere(table: Table, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The table in the terminal, in HTML and in Markdown."""
+    console.table(table)
+    page = render(View("t", sections=(Section("a", "A", "", (table,)),)))
+    return [capsys.readouterr().err, Page(page).words, markdown.table(table)]
+
+
+def ranking() -> Ranking:
+    return Ranking(
+        [
+            CandidateResult(
+                shape={"hidden": hidden}, parameters=5, zero_shot=loss, costs={"energy": energy}, model=size(5)
+            )
+            for hidden, loss, energy in ((64, 2.0, 12.5), (48, 2.5, 9.75), (32, 3.0, 11.0))
+        ]
+    )
+
+
+def test_a_new_constraint_has_its_unit_in_every_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(constraints.KINDS, "energy", Energy)
+    (table,) = candidate_tables(ranking())
+    for shown in everywhere(table, capsys):
+        assert "energy per token (mJ)" in shown
+        assert "12.5" in shown
+        assert "9.75" in shown
+    assert [row[-1] for row in table.rows] == ["parameters, energy per token", "energy per token", None]
+
+
+def test_a_new_constraint_has_its_unit_on_the_axis_of_its_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(constraints.KINDS, "energy", Energy)
+    section = candidates_section(ranking())
+    assert section is not None
+    assert section.plots[-1].drawing.x.heading == "energy per token (mJ)"  # type: ignore[union-attr]
+    assert "against energy per token" in section.plots[-1].caption
+    assert ">energy per token (mJ)<" in render(View("t", sections=(section,)))
+
+
+def test_a_constraint_that_this_installation_lacks_goes_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    (table,) = candidate_tables(ranking())
+    assert all("energy" in shown and "mJ" not in shown for shown in everywhere(table, capsys))
+
+
+def test_a_new_metric_has_its_unit_in_every_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(metrics.TEXT_FIGURES, "calibration", Figure("calibration error", "pp", better="lower"))
+    tasks = {"perplexity": {"calibration": MetricResult(value=3.25, stderr=0.5, n=8)}}
+    models = [evaluated("parent", "parent", tasks=tasks), evaluated("pruned", "pruned", tasks=tasks)]
+    for shown in everywhere(overview(models, has_tasks=False), capsys):
+        assert "calibration error (pp)" in shown
+        assert "3.250 ± 0.500" in shown
+    (table,) = evaluation_tables(models)
+    for shown in everywhere(table, capsys):
+        assert "perplexity.calibration (pp)" in shown
