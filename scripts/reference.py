@@ -108,7 +108,12 @@ PAGES = (
         ("evaluation",),
     ),
     Page("report", "all results of the workspace", "`report.html`, `model-card.md`"),
-    Page("push", "the last distilled checkpoint, or the last pruned one if none was distilled", "a repository on the hub", guides=("evaluation",)),
+    Page(
+        "push",
+        "the last distilled checkpoint, or the last pruned one if none was distilled",
+        "a repository on the hub",
+        guides=("evaluation",),
+    ),
     Page("run", "a recipe", "the results of all stages in the recipe", "Recipe", guides=("quickstart", "search")),
     Page("show", "the workspace's results", guides=("cost",)),
     Page("inspect", "a checkpoint's config and headers", guides=("serving", "families")),
@@ -145,14 +150,14 @@ def _index(commands: Mapping[str, Any]) -> Iterator[str]:
     yield _table(["verb", "what it does", "reads", "writes"], rows)
     yield (
         "Each stage writes a directory `runs/NAME/STAGE/LABEL-KEY/` with its files, `result.json` (the result), "
-        "`manifest.json` (config and inputs) and `run.json` (machine and time). A verb without arguments uses the last "
-        "workspace. The text that verbs read has [keys of its own](data.md)."
+        "`manifest.json` (config and inputs) and `run.json` (machine and time). A verb without arguments uses the "
+        "last workspace. The text that verbs read has [keys of its own](data.md)."
     )
     yield "## How to give settings"
     yield (
-        "Each verb that computes has a section in recipes; its page lists the keys. A key can be set in a recipe, by its "
-        "option, and by `KEY=VALUE` on the command line; of these, later ones take precedence. `VALUE` is YAML; quote "
-        "characters that the shell interprets:"
+        "Each verb that computes has a section in recipes; its page lists the keys. A key can be set in a recipe, by "
+        "its option, and by `KEY=VALUE` on the command line; of these, the last has precedence. `VALUE` is YAML; "
+        "quote characters that the shell interprets:"
     )
     yield (
         "```\n"
@@ -161,9 +166,10 @@ def _index(commands: Mapping[str, Any]) -> Iterator[str]:
         "```"
     )
     yield (
-        "Write a verb's own keys without its name and those of [data](data.md) with the prefix `data.`; `run` and `demo` "
-        "need the whole path. A number in a path is an index of a list, from 0. An unknown key is an error that names "
-        "the nearest known one. [`minitron recipes schema`](recipes.md) prints all keys as a JSON schema for editors."
+        "Write a verb's own keys without its name and those of [data](data.md) with the prefix `data.`; `run` and "
+        "`demo` need the whole path. A number in a path is an index of a list, from 0. An unknown key is an error that "
+        "names the nearest known one. [`minitron recipes schema`](recipes.md) prints all keys as a JSON schema for "
+        "editors."
     )
     yield "Types in the tables:"
     yield _table(
@@ -336,7 +342,8 @@ def _settings(page: Page) -> Iterator[str]:
     assert page.spec
     if page.section:
         yield f"## Keys of `{page.section}`"
-        yield f"In a recipe, these keys are in the section `{page.section}:`; [how to give settings]({INDEX}#how-to-give-settings)."
+        guide = f"[how to give settings]({INDEX}#how-to-give-settings)"
+        yield f"In a recipe, these keys are in the section `{page.section}:`; {guide}."
     else:
         yield "## Keys of a recipe"
     if page.name != "data" and page.section:
