@@ -77,7 +77,7 @@ PAGES = (
     Page(
         "prune",
         "the checkpoint and its scores; for a target or a repair, text; without shape and target, the search",
-        "the child's checkpoint; `plan.json`: the kept indices of every tensor",
+        "the child's checkpoint; `plan.json`: the kept indices of every axis",
         "PruneConfig",
         "prune",
         ("repair", "families", "serving", "method"),
