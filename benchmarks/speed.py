@@ -96,8 +96,8 @@ def _record(root: Path, part: str) -> None:
         f"Llamas of random fp32 weights, {HEADS} heads of 64 in {KV_HEADS} groups: "
         f"{'; '.join(f'{name} {shape(name)}' for name in SIZES)}. Batch {config.batch_size}, prompt "
         f"{config.prompt_tokens} tokens, {config.new_tokens} new tokens. Medians of {config.rounds} rounds in which "
-        f"models take turns; in brackets the lowest and the highest round. Load of the {os.cpu_count()} cores: {load:.1f} before, "
-        f"{os.getloadavg()[0]:.1f} after.",
+        f"models take turns; in brackets the lowest and the highest round. Load of the {os.cpu_count()} "
+        f"cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after.",
     ]
     record(f"speed-{part}", f"Speed: children pruned in width and in depth, batch {config.batch_size}", rows, notes)
 
