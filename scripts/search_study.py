@@ -33,10 +33,12 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.figures import Figure, significant
+from minitron_cli.evaluate.metrics import LOSS
+from minitron_cli.figures import significant
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig, Ranking, RepairName
 from minitron_cli.report import plots
+from minitron_cli.report.candidates import TOKENS
 from minitron_cli.report.view import Line, Lines, Plot
 from minitron_cli.results.search import CandidateResult, SearchResult
 from minitron_cli.results.training import TrainingResult
@@ -65,8 +67,6 @@ SKELETON = """\
 
 Differences are in nats; negative means that the search's winner is better.
 """
-TOKENS, LOSS = Figure("retraining tokens", style="short"), Figure("loss", "nats")
-
 Finals = Mapping[str, list[dict[str, float]]]
 """Name of a shape -> loss and KL of each seed after full distillation."""
 

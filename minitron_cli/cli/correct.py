@@ -24,10 +24,10 @@ def correct(
     torchrun.if_requested(training_options.gpus)
     flags = training.flags(training_options, seed)
     with sessions.opened(how, "correct", words, recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
         from minitron_cli.distill.config import CorrectConfig
-        from minitron_cli.stages import correct as stage
 
-        artifact = stage.run(
+        artifact = api.correct(
             session.context, session.parent(), session.data(), session.section(CorrectConfig, "correct")
         )
     copy_out.copy(artifact, output)

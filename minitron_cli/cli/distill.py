@@ -62,26 +62,26 @@ def distill(
         ("init",): init,
     }
     with sessions.opened(how, "distill", words, recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
         from minitron_cli.distill.config import DistillConfig
-        from minitron_cli.stages import distill as stage
 
         config = session.section(DistillConfig, "distill")
         pruned = session.require("prune")
-        artifact = stage.run(
-            session.context, _teacher(session, teacher), pruned.path, session.data(), config, label=_label(config)
+        artifact = api.distill(
+            session.context, pruned, _teacher(session, teacher), session.data(), config, label=_label(config)
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)
 
 
-def _teacher(session: "Session", said: str | None) -> "SourceModel":
+def _teacher(session: "Session", named: str | None) -> "SourceModel":
     """Teacher named on the command line or in the recipe; else the corrected parent; else the parent."""
     from minitron_cli import progress
     from minitron_cli.inputs.source_model import open_source_model
     from minitron_cli.stages import correct
 
     in_recipe = str(session.requested.values.get("teacher", ORIGINAL))
-    named = said or (in_recipe if in_recipe not in OF_THE_RUN else None)
+    named = named or (in_recipe if in_recipe not in OF_THE_RUN else None)
     if named and named != ORIGINAL:
         return open_source_model(named, offline=session.context.offline)
     original = session.parent()

@@ -114,14 +114,16 @@ def evaluate(
     parent = models[:1] if known is None and not recipe else []  # new workspace: the first model is the parent
     others = models[1:] if parent or (models and sessions.absolute(models[0]) == known) else models
     with sessions.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
         from minitron_cli.evaluate.config import EvaluateConfig
         from minitron_cli.evaluate.gate import PARENT
-        from minitron_cli.stages import evaluate as stage
 
         config = session.section(EvaluateConfig, "evaluate")
         named = _named(others) if models else _made(session.workspace)
         data = session.data() if config.perplexity or config.cloze else None
-        artifact = stage.run(session.context, named, session.parent(), data, config, allow_code=allow_code_execution)
+        artifact = api.evaluate(
+            session.context, dict(named), session.parent(), data, config, allow_code=allow_code_execution
+        )
     label = named[-1][0] if named else PARENT
     found = _judged(artifact, config.gates.joined(wanted), label, how)
     _write(artifact, found, label, junit, summary)

@@ -75,8 +75,8 @@ def _environment(error: BaseException) -> str | None:
         where = error.filename2 or error.filename
         return f"{f'{where}: ' if where else ''}{ENVIRONMENT[error.errno]}, then run the same command again"
     if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
-        said = _one_line(str(error))[:100]
-        return f"the network failed ({said}); check the connection, then run the same command again"
+        text = _one_line(str(error))[:100]
+        return f"the network failed ({text}); check the connection, then run the same command again"
     for text, number in WITHOUT_ERRNO.items():
         if text in str(error).lower():
             return f"{ENVIRONMENT[number]}, then run the same command again"

@@ -50,9 +50,9 @@ def importance(
         ("seed",): seed,
     }
     with sessions.opened(how, "importance", words, recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
         from minitron_cli.importance.config import ImportanceConfig
-        from minitron_cli.stages import importance as stage
 
         config = session.section(ImportanceConfig, "importance")
-        artifact = stage.run(session.context, session.parent(), session.data(), config)
+        artifact = api.importance(session.context, session.parent(), session.data(), config)
     printing.artifact(artifact, how)

@@ -93,8 +93,8 @@ def prune(
         ("untie",): untie or None,
     }
     with sessions.opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
         from minitron_cli.prune.config import PruneConfig
-        from minitron_cli.stages import prune as stage
 
         config = session.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
@@ -102,7 +102,7 @@ def prune(
         scores = session.require("importance")
         needs_text = config.budget or config.rounds > 1 or (config.repairs and config.repair != "auto")
         chosen = config.shape or config.drop_layers or config.budget
-        artifact = stage.run(
+        artifact = api.prune(
             session.context,
             session.parent(),
             config,

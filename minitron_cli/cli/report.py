@@ -19,9 +19,10 @@ def report(
     """Write one HTML page on the workspace's result: what was pruned, its quality, speed and cost."""
     copy_out.check_new(output)
     with sessions.opened(how, "report") as session:
+        from minitron_cli import api
         from minitron_cli.stages import report as stage
 
-        artifact = stage.run(session.context)
+        artifact = api.report(session.context)
     if output is not None:
         io.make_dirs(output.parent)
         io.write_new(output, artifact.file(stage.PAGE).read_bytes())

@@ -39,11 +39,11 @@ def run(
         printing.plan(dry_run.plan(requested), how)
         return
     torchrun.if_requested(gpus)
-    from minitron_cli import pipeline
+    from minitron_cli import api, pipeline
 
     default = workspaces.slug(recipes.find(recipe).stem)
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
     with sessions.running(how, workspace) as context:
-        results = pipeline.run(requested, context)
+        results = api.run(context, requested)
     printing.artifacts([artifact for step in results for artifact in step.artifacts()], how)
     pipeline.check_gates(results[-1], requested)

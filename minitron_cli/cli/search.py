@@ -81,11 +81,11 @@ def search(
             ("retrain",): sessions.NULL
         }
     with sessions.opened(how, "search", words, recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
         from minitron_cli.prune.config import PruneConfig
         from minitron_cli.search.config import SearchConfig
-        from minitron_cli.stages import search as stage
 
         config, pruning = session.section(SearchConfig, "search"), session.section(PruneConfig, "prune")
         scores = session.require("importance")
-        artifact = stage.run(session.context, session.parent(), scores, session.data(), config, prune=pruning)
+        artifact = api.search(session.context, session.parent(), session.data(), config, scores=scores, prune=pruning)
     printing.artifact(artifact, how)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from minitron_cli import device as devices
 from minitron_cli import io, process_rank, yaml_document
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
@@ -18,7 +19,7 @@ from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cli import exit_codes
 from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.errors import EnvironmentFault, InputError, Interrupted
+from minitron_cli.errors import InputError, Interrupted
 from minitron_cli.recipe import Recipe
 from minitron_cli.yaml_document import AnySpec, KeyPath, YamlDocument
 
@@ -193,33 +194,7 @@ def _context(how: BuildOptions, workspace: Workspace) -> Context:
         import torch
 
         torch.set_num_threads(how.threads)
-    return replace(context, device=device(how.device), dtype=how.dtype, resume=how.resume, offline=how.offline)
-
-
-def device(name: str) -> str:
-    """Usable device that supports float64, which accumulators need; `auto`: the first accelerator, else the CPU."""
-    import torch
-
-    if name == "auto":
-        first = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return str(first) if first and _is_usable(str(first)) else "cpu"
-    if not _is_usable(name):
-        raise EnvironmentFault(
-            f"device {name!r} is missing or lacks float64: omit --device, or list devices with `minitron env`"
-        )
-    return name
-
-
-def _is_usable(name: str) -> bool:
-    import torch
-
-    try:
-        torch.ones(
-            1, dtype=torch.float64, device=name
-        ).sum().item()  # the sum fails on devices that can store but not add float64
-    except (RuntimeError, AssertionError, TypeError):  # TypeError: no float64, as on Apple's mps
-        return False
-    return True
+    return replace(context, device=devices.resolve(how.device), dtype=how.dtype, resume=how.resume, offline=how.offline)
 
 
 def _locked(workspace: Workspace, how: BuildOptions) -> AbstractContextManager[None]:

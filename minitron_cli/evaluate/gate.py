@@ -5,51 +5,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Any, NamedTuple
 
 from minitron_cli import strict_json
-from minitron_cli.errors import GateMissed, RecipeError
+from minitron_cli.errors import ArtifactError, GateMissed, RecipeError
 from minitron_cli.evaluate.config import Absolute, AgainstBaseline, AgainstParent, Gates
 from minitron_cli.evaluate.statistics import interval
-from minitron_cli.results.evaluation import Difference, MetricResult
-from minitron_cli.spec import Spec
+from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
 
+Models = Mapping[str, ModelEvaluation]
+"""Label -> evaluated model."""
 Rule = Absolute | AgainstParent | AgainstBaseline
 
 PARENT = "parent"
 QUANTITIES = {"": "{}", "difference": "{} - {}", "ratio": "{} / {}"}
-
-
-class Measured(Protocol):
-    """What gates read of one evaluated model."""
-
-    @property
-    def results(self) -> Mapping[str, Mapping[str, MetricResult]]:
-        """Task -> metric -> value."""
-
-    @property
-    def against_parent(self) -> Mapping[str, Mapping[str, Difference]]:
-        """Task -> metric -> paired difference from the parent, for metrics that are means over items."""
-
-
-Models = Mapping[str, Measured]
-"""Label -> evaluated model."""
-
-
-class StoredModel(Spec):
-    """An evaluated model as a file holds it; fields that gates do not read are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    results: Mapping[str, Mapping[str, MetricResult]]
-    """Task -> metric -> value."""
-    against_parent: Mapping[str, Mapping[str, Difference]] = {}
-    """Task -> metric -> paired difference from the parent."""
-
-
-MODELS = TypeAdapter(Mapping[str, StoredModel])
 
 
 @dataclass(frozen=True)
@@ -201,16 +170,17 @@ def read_models(file: Path) -> Models:
     if not file.is_file():
         raise RecipeError(f"baseline {file} does not exist: keep one with `minitron eval --json > {file.name}`")
     content = strict_json.load(file)
-    stored = content.get("result")  # of `--json`; else the file is a result.json
+    stored = content.get("result", content)  # output of `--json`, or a result.json
     try:
-        return MODELS.validate_python((stored if isinstance(stored, dict) else content).get("models"))
-    except ValidationError:
+        return EvaluationResult.of_json(stored, file).models
+    except (ArtifactError, AttributeError):
         raise RecipeError(
-            f"baseline {file} has no results to compare with: keep one with `minitron eval --json > {file.name}`"
+            f"baseline {file} holds no evaluation that this version of minitron reads: "
+            f"keep one with `minitron eval --json > {file.name}`"
         ) from None
 
 
-def _measured(name: str, model: Measured) -> _Estimate:
+def _measured(name: str, model: ModelEvaluation) -> _Estimate:
     values = {f"{task}.{metric}": m for task, metrics in model.results.items() for metric, m in metrics.items()}
     if name in values:
         found = values[name]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import DataError, InputError
+from minitron_cli.evaluate.statistics import LOG_MAX
 from minitron_cli.layerwise.layer_call import LayerCall
 from minitron_cli.layerwise.observer import Tokens, decoder_layers, final_norm
 from minitron_cli.model.family import Family
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
-
-LOG_MAX = 700.0  # exp of more overflows
 
 
 class LayerBlock(NamedTuple):

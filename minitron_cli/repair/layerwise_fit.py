@@ -19,6 +19,7 @@ from torch import Tensor
 from minitron_cli import io, progress
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
+from minitron_cli.layerwise.layer_loop import run_layers
 from minitron_cli.layerwise.observer import Tokens, final_norm
 from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.layerwise.runner import LayerwiseRunner, ModuleIO, StoredWeights, Weights, recording
@@ -77,12 +78,7 @@ def fit_layerwise(
     with torch.inference_mode(), progress.track("fit layer by layer", steps, "batches") as step:
         fit = LayerwiseFit(models, batches, under_repair, scratch, activation_budget // STORES, step)
         saved = SavedState(scratch / FILE, save_every_s)
-        done = fit.begin(saved.read() if resume else {})
-        for place, layer in list(enumerate(models.layers))[done:]:
-            fit.through(layer, place)
-            if saved.is_due():
-                saved.write(fit.save() | {"layers": torch.tensor(place + 1)})
-                fit.forget()
+        run_layers(fit, fit.stores, saved, len(models.layers), resume=resume)
         fit.end()
 
 
@@ -117,7 +113,7 @@ class _Part(NamedTuple):
 
 
 class LayerwiseFit:
-    """State of a fit between layers: the hidden states of both models on their way through."""
+    """The `LayerTask` of a fit: both models on their way through, by the child's layers."""
 
     def __init__(
         self,
@@ -138,29 +134,28 @@ class LayerwiseFit:
         self._child = LayerwiseRunner(models.child, family, batches, self._child_weights, self._child_states, step)
         self._multiplier = float(getattr(models.parent.config, family.residual_multiplier or "-", 1.0))
 
-    def begin(self, found: Mapping[str, Tensor]) -> int:
-        """Number of child layers that a saved state has done; without one, embed the tokens and start at 0."""
+    @property
+    def stores(self) -> dict[str, ActivationStore]:
+        """Hidden states of both models between two layers."""
+        return {"parent": self._parent_states, "child": self._child_states}
+
+    def begin(self) -> None:
+        """Embed the tokens in both models."""
         self._wanted.saved()  # drops what a killed fit left
-        if "layers" not in found:
-            self.forget()
-            self._parent.embed()
-            self._child.embed()
-            return 0
-        self._parent_states.restore(found["parent"])
-        self._child_states.restore(found["child"])
-        return int(found["layers"])
+        self._parent.embed()
+        self._child.embed()
 
-    def save(self) -> dict[str, Tensor]:
-        """Hidden states of both models, to resume from."""
-        return {"parent": self._parent_states.save(), "child": self._child_states.save()}
+    def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
+        """Continue behind some layers: what was fitted is in the `ChildUnderRepair`."""
+        self._wanted.saved()  # drops what a killed fit left
 
-    def forget(self) -> None:
-        """Drop the files that only earlier saves refer to."""
-        self._parent_states.saved()
-        self._child_states.saved()
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: what was fitted is in the `ChildUnderRepair`."""
+        return {}
 
-    def through(self, layer: int, place: int) -> None:
-        """Run all batches through a layer of the parent, fit the child's layer at `place`, and run them through it."""
+    def advance(self, layer: int) -> None:
+        """Run all batches through the parent up to a layer of the child, fit that layer, and run them through it."""
+        place, layer = layer, self._models.layers[layer]  # of the child, and of the parent
         self._past_dropped(self._models.layers[place - 1] + 1 if place else 0, layer)
         parts, experts = self._parts(layer, place), ExpertSums(self._models.family, layer, self._under_repair)
         self._parent.through(layer, [_PartObserver(parts, self._want), experts])

@@ -17,6 +17,7 @@ from torch import Tensor
 from minitron_cli import progress
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
+from minitron_cli.layerwise.layer_loop import run_layers
 from minitron_cli.layerwise.observer import Tokens
 from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.layerwise.runner import LayerwiseRunner, Weights
@@ -53,36 +54,53 @@ def second_moments(
     """
     if not batches:
         raise NO_SAMPLES
-    sizes, norms = family.axis_sizes(model.config), tuple(family.links)
-    hidden, layers = sizes["hidden"], sizes["layer"]
-    moments_DD, done = torch.zeros(hidden, hidden, dtype=torch.float64), 0
-    steps = len(batches) * (2 + layers)
+    steps = len(batches) * (2 + family.axis_sizes(model.config)["layer"])
     with torch.inference_mode(), progress.track("second moments", steps, "batches") as step:
         states = ActivationStore(scratch, activation_budget)
         runner = LayerwiseRunner(model, family, batches, weights, states, step)
-        saved = SavedState(scratch / FILE, save_every_s)
-        if resume and "moments" in (found := saved.read()):
-            moments_DD, done = found["moments"], int(found["layers"])
-            states.restore(found["hidden"])
-            step(len(batches) * (1 + done))
-        else:
-            states.saved()
-            runner.embed()
-        for layer in range(done, layers):
-            inputs = _NormInputs([norm.format(layer=layer) for norm in norms if "{layer}" in norm])
-            runner.through(layer, [inputs])
-            moments_DD += inputs.total(hidden)
-            finish(layer, inputs.norms)
-            del inputs  # before the next layer's moments are made
-            if saved.is_due():
-                saved.write({"moments": moments_DD, "layers": torch.tensor(layer + 1), "hidden": states.save()})
-                states.saved()
-        inputs = _NormInputs([norm for norm in norms if "{layer}" not in norm])
-        with runner.at_end():
-            for _ in runner.normed(inputs):
+        moments = _MomentsPass(runner, finish, lambda layers: step(len(batches) * (1 + layers)))
+        run_layers(moments, {"hidden": states}, SavedState(scratch / FILE, save_every_s), moments.layers, resume=resume)
+        moments.end()
+    return moments.total_DD
+
+
+class _MomentsPass:
+    """The `LayerTask` that sums the moments of every layer's norms."""
+
+    def __init__(self, runner: LayerwiseRunner, finish: Finish, skip: Callable[[int], None]) -> None:
+        sizes = runner.family.axis_sizes(runner.model.config)
+        self._hidden, self.layers = sizes["hidden"], sizes["layer"]
+        self._runner, self._finish, self._skip = runner, finish, skip
+        self.total_DD = torch.zeros(self._hidden, self._hidden, dtype=torch.float64)
+
+    def begin(self) -> None:
+        self._runner.embed()
+
+    def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
+        self.total_DD = state["moments"]
+        self._skip(layers)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"moments": self.total_DD}
+
+    def advance(self, layer: int) -> None:
+        # The observer goes out of scope with this call, so that one layer's moments are in memory at a time.
+        norms = [norm.format(layer=layer) for norm in self._runner.family.links if "{layer}" in norm]
+        inputs = _NormInputs(norms)
+        self._runner.through(layer, [inputs])
+        self._add(layer, inputs)
+
+    def end(self) -> None:
+        """Add the norms after the last layer, as one layer more."""
+        inputs = _NormInputs([norm for norm in self._runner.family.links if "{layer}" not in norm])
+        with self._runner.at_end():
+            for _ in self._runner.normed(inputs):
                 pass
-        finish(layers, inputs.norms)
-    return moments_DD + inputs.total(hidden)
+        self._add(self.layers, inputs)
+
+    def _add(self, layer: int, inputs: "_NormInputs") -> None:
+        self.total_DD = self.total_DD + inputs.total(self._hidden)
+        self._finish(layer, inputs.norms)
 
 
 class _NormInputs:

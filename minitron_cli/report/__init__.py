@@ -1,1 +1,1 @@
-"""What came of a run, as one page to read and one card to publish. Plain values in, text out."""
+"""Presentation of results: one view, rendered as an HTML page, a model card, Markdown and terminal tables."""

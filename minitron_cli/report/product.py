@@ -71,10 +71,10 @@ class Product:
         if self.prune is None or self.artifact.stage != "distill":
             return ()
         prune = self.prune
-        cuts = [cut for cut in self.workspace.artifacts("prune") if _is_control_of(prune, cut)]
-        starts = {fingerprint.of_directory(cut.path) for cut in (prune, *cuts)}
-        controls = [a for a in self.workspace.artifacts("distill") if a.manifest.inputs["student"] in starts]
-        return (self.artifact, *(control for control in controls if control.label != self.artifact.label))
+        controls = [made for made in self.workspace.artifacts("prune") if _is_control_of(prune, made)]
+        starts = {fingerprint.of_directory(made.path) for made in (prune, *controls)}
+        trained = [made for made in self.workspace.artifacts("distill") if made.manifest.inputs["student"] in starts]
+        return (self.artifact, *(made for made in trained if made.label != self.artifact.label))
 
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:

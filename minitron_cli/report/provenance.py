@@ -1,4 +1,4 @@
-"""What a result was made from, what that cost, and how to make it again."""
+"""Provenance of a result: inputs, cost, and the commands that make it again."""
 
 import json
 import shlex

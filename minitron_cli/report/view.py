@@ -130,7 +130,7 @@ Drawing = Lines | LayerBars | Scatter | ImportanceMap
 
 @dataclass(frozen=True)
 class Plot:
-    """One panel: what is drawn, and what is said below it."""
+    """One panel: a drawing and its caption."""
 
     name: str
     """Identifier that is unique on the page; never a user's string."""

@@ -1,4 +1,4 @@
-"""Candidates as the search and the prune stage store them, with measured costs and Pareto marks when read."""
+"""Ranked candidates as the search and the prune stage store them, and with measured costs when they are read."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,8 +18,8 @@ def candidate_result(
     repairs: Iterable[str] = (),
     measured: Sequence[str] = (),
 ) -> CandidateResult:
-    """Candidate as it is stored. `factor` is -1 where a higher value of the objective is better; costs whose kind is in
-    `measured` are left out, as a clock's readings are not part of a result."""
+    """Candidate as it is stored. `factor` is -1 if a higher value of the objective is better. Costs whose kind is in
+    `measured` are left out, as measured times are not part of a result."""
     candidate = entry.candidate
     return CandidateResult(
         target=target,
@@ -35,13 +35,13 @@ def candidate_result(
 
 
 def objective_result(config: SearchConfig) -> ObjectiveResult:
-    """Name and direction of the objective that a search compares candidates by."""
+    """Name and direction of the objective that a search ranks candidates by."""
     objective = config.objective
     name = objective.name if isinstance(objective, TaskObjective) else objective
     return ObjectiveResult(name=name, better=objective_figure(objective).better or "lower")
 
 
 def with_measured_costs(artifact: Artifact, candidates: Sequence[CandidateResult]) -> list[CandidateResult]:
-    """Candidates of an artifact with the costs that were measured by a clock, as far as the run record has them."""
+    """Candidates of an artifact with their measured costs, as far as the run record has them."""
     measured = artifact.run.measured if artifact.run else {}
     return [c.model_copy(update={"costs": {**c.costs, **measured.get(c.key, {})}}) for c in candidates]

@@ -18,7 +18,7 @@ import typer
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from minitron_cli import dry_run, pipeline, recipe
+from minitron_cli import device, dry_run, pipeline, recipe
 from minitron_cli.artifacts.workspace import Workspace, remember
 from minitron_cli.cli import push, show, torchrun
 from minitron_cli.cli.app import COMMANDS
@@ -91,7 +91,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(owner, given, something)
     for owner, given in ((correct, "of"), (torchrun, "if_requested")):
         monkeypatch.setattr(owner, given, nothing)
-    monkeypatch.setattr(sessions, "device", lambda name: "cpu")
+    monkeypatch.setattr(device, "resolve", lambda name: "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MINITRON_RUNS", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -122,5 +122,5 @@ def test_every_token_counting_is_as_good_as_no_mask(model):
 
 def test_text_in_which_nothing_counts_is_refused(model):
     nothing = dataclasses.replace(samples(), loss_mask_BT=torch.zeros_like(COUNTS))
-    with pytest.raises(DataError, match="no calibration token counts: the blocks hold no answer"):
+    with pytest.raises(DataError, match="no token of the calibration blocks is scored: raise"):
         score(model, [nothing])

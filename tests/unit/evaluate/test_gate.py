@@ -6,9 +6,10 @@ from pydantic import ValidationError
 
 from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Gates
-from minitron_cli.evaluate.gate import MODELS as STORED
 from minitron_cli.evaluate.gate import outcomes, require
 from minitron_cli.evaluate.statistics import Items, compare
+from minitron_cli.results.base import SCHEMA, ModelSize
+from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
 
 PARENT_ITEMS = Items([1.0] * 80 + [0.0] * 20)
 CHILD_ITEMS = Items([1.0] * 70 + [0.0] * 30)
@@ -28,13 +29,25 @@ CHILD = {
     "against_parent": {"quiz": {"acc": asdict(compare(CHILD_ITEMS, PARENT_ITEMS))}},
 }
 BEFORE = {"results": {"quiz": {"acc": metric(0.72, 0.03)}}}
-MODELS = STORED.validate_python({"parent": PARENT, "child": CHILD})
+SIZE = ModelSize(sizes={}, parameters=1, non_embedding=1, decoder_flops=1, head_flops=1)
+
+
+def evaluated(models):
+    return {label: ModelEvaluation(fingerprint=label, model=SIZE, **measured) for label, measured in models.items()}
+
+
+def stored(models):
+    """An evaluation as its artifact holds it."""
+    return {SCHEMA: EvaluationResult.schema_name} | EvaluationResult(models=evaluated(models)).model_dump(mode="json")
+
+
+MODELS = evaluated({"parent": PARENT, "child": CHILD})
 
 
 @pytest.fixture
 def baseline(tmp_path):
     file = tmp_path / "baseline.json"
-    file.write_text(json.dumps({"models": {"parent": PARENT, "child": BEFORE}}))
+    file.write_text(json.dumps(stored({"parent": PARENT, "child": BEFORE})))
     return file
 
 
@@ -129,12 +142,14 @@ def test_gates_that_cannot_be_judged_say_why(baseline):
         acc | {"kind": "baseline", "file": "gone.json"}
     )
     elsewhere = {**MODELS, "other": MODELS["child"], "third": MODELS["child"]}
-    baseline.write_text(json.dumps({"models": {"parent": PARENT, "a": BEFORE, "b": BEFORE}}))
+    baseline.write_text(json.dumps({"result": stored({"parent": PARENT, "a": BEFORE, "b": BEFORE})}))
     assert "measures a, b, parent; choose one with model: NAME" in refused(
         acc | {"kind": "baseline", "file": str(baseline)}, elsewhere, "other"
     )
     baseline.write_text("{}")
-    assert "has no results to compare with" in refused(acc | {"kind": "baseline", "file": str(baseline)})
+    assert "holds no evaluation that this version of minitron reads" in refused(
+        acc | {"kind": "baseline", "file": str(baseline)}
+    )
     assert "did you mean 'quiz.acc'?" in refused({"kind": "absolute", "metric": "quizz.acc", "min": 0.1})
 
 

@@ -18,7 +18,7 @@ from minitron_cli.results.base import ModelSize
 from minitron_cli.results.evaluation import Difference, MetricResult, ModelEvaluation
 from minitron_cli.results.prune import HeldOut, PruneResult, RepairEffect, RepairResult, ServingFinding
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
-from minitron_cli.results.search import CalibrationUse, CandidateResult, ObjectiveResult, StabilityResult, WinnerResult
+from minitron_cli.results.search import CandidateResult, ObjectiveResult, StabilityResult, WinnerResult
 
 LAYERS, FFN, HEADS, HIDDEN = 12, 1024, 16, 512
 NATS = Figure("held-out loss", "nats/token")
@@ -81,7 +81,6 @@ def repair(parent: float, before: tuple[float, float], after: tuple[float, float
     """A repair with its effect: (loss, KL) before and after."""
     return RepairResult(
         repairs=names or ("rotate",),
-        calibration=CalibrationUse(samples=4, sequence_length=64),
         effect=RepairEffect(
             parent_loss=parent,
             before=HeldOut(loss=before[0], kl=before[1]),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minitron_cli.cli import sessions
+from minitron_cli import device
 from minitron_cli.errors import EnvironmentFault
 
 
@@ -24,19 +24,19 @@ def _a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_a_mac")
 def test_an_accelerator_that_has_no_fp64_is_not_chosen() -> None:
-    assert sessions.device("auto") == "cpu"
+    assert device.resolve("auto") == "cpu"
     with pytest.raises(EnvironmentFault, match="device 'mps' is missing or lacks float64"):
-        sessions.device("mps")
+        device.resolve("mps")
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    assert sessions.device("cpu") == "cpu"
+    assert device.resolve("cpu") == "cpu"
     for absent in ("cuda:99", "abacus"):
         with pytest.raises(EnvironmentFault, match=f"device '{absent}' is missing or lacks float64"):
-            sessions.device(absent)
+            device.resolve(absent)
 
 
 def test_a_device_that_has_room_for_numbers_and_computes_nothing_is_refused() -> None:
     """As an accelerator may give memory to fp64 and have no kernels for it."""
     with pytest.raises(EnvironmentFault, match="device 'meta' is missing or lacks float64"):
-        sessions.device("meta")
+        device.resolve("meta")
