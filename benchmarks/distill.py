@@ -271,7 +271,7 @@ class Step:
 
 @cache  # steps share models and have their own optimizers
 def model_of(hidden: int, precision: str = "fp32") -> Any:
-    """Tied Llama of random weights. `precision` only tells copies apart; the trainer casts them."""
+    """Tied Llama of random weights. `precision` only distinguishes copies, which the trainer casts."""
     config = llama(LAYERS, hidden, 3 * hidden, STEP_VOCAB, 8, 4) | {"head_dim": 64, "tie_word_embeddings": True}
     torch.manual_seed(hidden)
     typed = hf.config_from_dict(config, "the benchmark")

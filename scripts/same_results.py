@@ -172,7 +172,7 @@ def write_tokenizer(directory: Path, texts: Sequence[str]) -> None:
 
 
 def write_parent(directory: Path, name: str, family: Family) -> None:
-    """A random checkpoint whose logits spread by about 1. Norms and biases are random too."""
+    """A random checkpoint whose logits spread by about 1. Norms and biases are random as well."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -416,7 +416,7 @@ def check_origins(first: Path, second: Path) -> None:
     print("Both records are of the same source." if same else "The records are of two versions of the source.")
     if before != after:
         sys.exit(
-            f"libraries or processors differ, so rounding may too: {before}, then {after}; run both on one machine"
+            f"libraries or processors differ, so rounding may differ: {before}, then {after}; run both on one machine"
         )
 
 
