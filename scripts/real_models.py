@@ -132,7 +132,7 @@ def default_root() -> Path:
 def real_model(name: str, root: Path | None = None) -> Path:
     """The directory of an assembled model. InputError if `root` (by default the user's cache) does not hold it."""
     if name not in MODELS:
-        raise InputError(f"no real model is called {name!r}: choose from {', '.join(MODELS)}")
+        raise InputError(f"no real model is called {name!r}: choose among {', '.join(MODELS)}")
     path = (root or default_root()) / name
     if not is_assembled(MODELS[name], path):
         raise InputError(f"{name} is not in {path.parent}: run `make real-models`, which downloads 0.7 GB")
