@@ -12,7 +12,9 @@ record lacks something of the first or has another value for it.
 Result files may change their layout between two commits, so each tensor and number is looked up twice: where it was
 (same file, same name or JSON path), and if nothing is there, anywhere else in the results of the same step (*moved*).
 A list of numbers counts as one value, so it can move but not change its order. Single small integers that moved prove
-little, as others may have the same value; full-precision floats and hashes of tensors do.
+little, as others may have the same value; full-precision floats and hashes of tensors do. Two figures that are no
+longer stored are computed from those that are: a candidate's last score (the last of its rungs), and tokens (samples
+times their length).
 
 Exempt:
 - the ends of confidence intervals (EXEMPT), because Student's t was approximated by hand and is now scipy's. They are
@@ -381,7 +383,7 @@ def compare_step(name: str, step: str, before: Results, after: Results) -> int:
     tensors_moved, tensors = compared(before.tensors, after.tensors, set(after.tensors.values()))
     _, added = compared(after.tensors, before.tensors, set(before.tensors.values()))
     tensors += [Difference(new.place, "none", new.before) for new in added if new.after is None]
-    anywhere = {*after.figures.values(), *after.shown.values()}
+    anywhere = {*after.figures.values(), *after.shown.values(), *derived(after.figures)}
     checked = {place: value for place, value in before.figures.items() if not is_exempt(place)}
     figures_moved, figures = compared(checked, after.figures, anywhere)
     row = len(before.tensors), tensors_moved, len(tensors), len(checked), figures_moved, len(figures)
@@ -389,6 +391,15 @@ def compare_step(name: str, step: str, before: Results, after: Results) -> int:
     for difference in [*tensors, *figures][:MOST_SHOWN]:
         print(f"    {difference.place}: {difference.before}, then {difference.after or 'not found'}")
     return len(tensors) + len(figures)
+
+
+def derived(figures: Places) -> Iterator[Value]:
+    """Values that follow from stored ones: the last rung of a candidate, and tokens of calibration."""
+    for place, value in figures.items():
+        if place.endswith(".rungs"):
+            yield value.split()[-1]
+        if place.endswith(".samples") and (length := figures.get(place.replace(".samples", ".sequence_length"))):
+            yield exact(int(value) * int(length))
 
 
 def exempt_lines(step: str, before: Results, after: Results) -> Iterator[str]:
