@@ -8,7 +8,7 @@ from functools import cached_property
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.figures import Figure, count, short
-from minitron_cli.report.text import axis_title
+from minitron_cli.report.text import axis_title, capitalized
 from minitron_cli.report.view import Cell, Line, Lines, Plot, Point, Scatter, Section, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
@@ -144,10 +144,8 @@ def _stability(ranking: Ranking, target: str) -> Iterator[Table]:
         yield Table("Rank stability", columns, tuple(rows))
 
 
-def candidates_section(ranking: Ranking | None) -> Section | None:
-    """Section on candidates; None if there are none."""
-    if ranking is None or not ranking.candidates:
-        return None
+def candidates_section(ranking: Ranking) -> Section:
+    """Section on candidates."""
     plots = (*_halving(ranking), *_paretos(ranking))
     return Section("candidates", "Candidate shapes", _about(ranking), tuple(candidate_tables(ranking)), plots)
 
@@ -169,7 +167,7 @@ def _halving(ranking: Ranking) -> Iterator[Plot]:
         if row.rungs
     )
     if lines:
-        caption = f"{_name(ranking)} in retraining, a line per candidate until it was dropped."
+        caption = f"{capitalized(ranking.score.title)} in retraining, a line per candidate until it was dropped."
         yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.plotted_score), caption)
 
 
@@ -182,10 +180,6 @@ def _paretos(ranking: Ranking) -> Iterator[Plot]:
             Point(cost_of(row, kind), row.at_equal_training, ranking.is_chosen(row), id(row) in optimal) for row in rows
         )
         when = "after the first rung" if rows[0].rungs else "zero-shot"
-        caption = f"{_name(ranking)} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
+        name = capitalized(ranking.score.title)
+        caption = f"{name} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
         yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.plotted_score), caption)
-
-
-def _name(ranking: Ranking) -> str:
-    title = ranking.score.title
-    return title[:1].upper() + title[1:]

@@ -9,15 +9,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minitron_cli.evaluate.config import PERPLEXITY
-from minitron_cli.figures import short
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import Evaluated, metric_names, overview
-from minitron_cli.report.headline import percent
+from minitron_cli.report.headline import lead
 from minitron_cli.report.markdown import code, inline, table
-from minitron_cli.report.provenance import cost_table, hours, needed
+from minitron_cli.report.provenance import cost_table, hours
 from minitron_cli.report.shapes import shape_table
 from minitron_cli.report.text import clean
 
+ABOUT = "A language model compressed by structured pruning and knowledge distillation."
 TAGS = ("minitron", "pruning", "knowledge-distillation")
 RELATION = "finetune"  # of the hub's four relations, the one that fits a smaller model with its own weights
 
@@ -103,17 +103,20 @@ def _eval_results(model: Evaluated | None) -> Iterator[EvalResult]:
 
 def _body(data: ReportData, name: str) -> Iterator[str]:
     yield f"# {inline(name)}"
-    yield _summary(data)
-    if data.parent and data.child:
+    yield ABOUT
+    if text := lead(data):
+        yield inline(text)
+    if data.prune:
         yield "## Shape"
-        yield table(shape_table("Shape", {"parent": data.parent, "this model": data.child}))
+        models = {"parent": data.prune.parent, "this model": data.prune.child}
+        yield table(shape_table("Shape", models, data.cache_bytes))
     if data.models:
         yield "## Results"
         yield "On held-out text and tasks; ± is one standard error."
         yield table(overview(data.models, has_tasks=True))
-    if costs := needed(data.costs):
+    if data.costs:
         yield "## Cost"
-        yield table(cost_table("Cost", costs))
+        yield table(cost_table("Cost", data.costs))
         if text := hours(data.device_hours):
             yield inline(text)
     yield "## Use"
@@ -126,21 +129,6 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
         "Pruning loses knowledge and skills unevenly: evaluate what your use needs. "
         "Biases and risks of the parent model remain."
     )
-
-
-def _summary(data: ReportData) -> str:
-    if not (data.parent and data.child):
-        return "A language model compressed by structured pruning and knowledge distillation."
-    before, after = data.parent.parameters, data.child.parameters
-    text = (
-        f"{inline(data.model)} pruned from {short(before)} to {short(after)} parameters ({percent(after / before)}) "
-        "by structured pruning"
-    )
-    model = data.first("distilled", "pruned")
-    if model and model.kind == "distilled":
-        tokens = f" on {short(model.tokens_trained)} tokens" if model.tokens_trained else ""
-        text += f", then distilled{tokens} from its teacher"
-    return text + "."
 
 
 def _usage(name: str) -> str:

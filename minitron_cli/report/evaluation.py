@@ -145,9 +145,7 @@ def _difference(name: Name, model: Evaluated) -> Cell:
 
 
 def results_sections(models: Sequence[Evaluated]) -> list[Section]:
-    """Sections on the overall results and on every metric; none without models."""
-    if not models:
-        return []
+    """Sections on the overall results and on every metric."""
     about = "All models on the same held-out text and tasks; ± is one standard error."
     details = (
         "Differences count for more than values: both models answered the same items, so their difference is far more "
@@ -178,10 +176,8 @@ def _speed_column(name: str, models: Sequence[ModelSpeed]) -> tuple[Figure, list
     return figure, [Estimate(getattr(model, name), None, *ends) for model, ends in zip(models, ranges, strict=True)]
 
 
-def speed_section(found: SpeedRecord | None) -> Section | None:
-    """Section on generation speed; None if it was not measured."""
-    if found is None:
-        return None
+def speed_section(found: SpeedRecord) -> Section:
+    """Section on generation speed."""
     cache = found.settings.get("cache", "dynamic")
     text = (
         f"Generation with transformers on {found.device} with a {cache} cache: batch size, prompt and new tokens are "

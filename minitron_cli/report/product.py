@@ -12,9 +12,10 @@ from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cost.lineage import lineage
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.gate import PARENT
-from minitron_cli.report.evaluation import LABELS, Kind
+from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.training import CorrectionResult, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Product:
         current = self.workspace.current("evaluate")
         return has_product, bool(current and current.key == made.key), (made.path / MANIFEST).stat().st_mtime
 
-    def models(self) -> Iterator[tuple[str, Kind, Artifact | None]]:
-        """Label, part and artifact of every evaluated model that belongs to the product, in the order of the table.
+    def models(self) -> Iterator[Evaluated]:
+        """Evaluated models that belong to the product, in the order of the table.
 
         Models of another lineage are left out. One that the workspace did not make was named by the user, and stays.
         """
@@ -122,11 +123,13 @@ class Product:
             return
         models = self.evaluation[1].models
         for label in sorted(models, key=lambda label: (_ORDER.get(label, len(_ORDER)), label)):
-            known = models[label].fingerprint
+            found = models[label]
+            known = found.fingerprint
             if known in self.kinds:
-                yield label, *self.kinds[known]
+                kind, made = self.kinds[known]
+                yield Evaluated(label, kind, found, _tokens(made) if made else None)
             elif self.artifact.stage == "evaluate" or (label not in LABELS and known not in self._made):
-                yield label, LABELS.get(label, "control"), None
+                yield Evaluated(label, LABELS.get(label, "control"), found)
 
     @cached_property
     def _made(self) -> set[str]:
@@ -142,6 +145,12 @@ class Product:
 
 
 _ORDER = {label: i for i, label in enumerate(LABELS)}
+
+
+def _tokens(made: Artifact) -> int | None:
+    """Training tokens of a model; None if it was not trained."""
+    results = {"correct": CorrectionResult, "distill": TrainingResult}
+    return made.result(results[made.stage]).tokens if made.stage in results else None
 
 
 def _is_control_of(prune: Artifact, other: Artifact) -> bool:

@@ -1,5 +1,6 @@
 """The view of a product: head, then sections in the order of the page. Sections without data are left out."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from minitron_cli.distill.curves import HELD_OUT
@@ -20,22 +21,27 @@ from minitron_cli.results.training import TrainingResult
 
 def view(data: ReportData) -> View:
     """Everything that is shown of a product."""
-    return View(data.title, lead(data), tuple(key_figures(data)), tuple(filter(None, _sections(data))))
+    return View(data.title, lead(data), tuple(key_figures(data)), tuple(_sections(data)))
 
 
-def _sections(data: ReportData) -> list[Section | None]:
+def _sections(data: ReportData) -> Iterator[Section]:
+    """Sections that have something to show."""
+    yield from (section for section in _all_sections(data) if section and not section.is_empty)
+
+
+def _all_sections(data: ReportData) -> list[Section | None]:
     prune = data.prune
     return [
         *results_sections(data.models),
-        speed_section(data.speed),
-        shape_section(data.sizes),
-        serving_section(prune.serving, prune.checks) if prune else None,
+        speed_section(data.speed) if data.speed else None,
+        shape_section(data.model or "parent", prune, data.cache_bytes) if prune else None,
+        serving_section(prune) if prune else None,
         channels_section(data.importance),
         layers_section(data.importance),
-        candidates_section(data.ranking),
+        candidates_section(data.ranking) if data.ranking else None,
         _repair_section(prune.repair if prune else None),
         training_section(data.runs, data.loss("parent")),
-        cost_section(data.costs, data.device_hours),
+        cost_section(data.costs, data.other_costs, data.device_hours),
         lineage_section(data.lineage),
         commands_section(data.commands),
     ]
@@ -61,10 +67,9 @@ def _pair(figure: Figure, before: float, after: float) -> tuple[Cell, Cell]:
     return Quantity(figure, before), Quantity(figure, after)
 
 
-def _repair_section(found: RepairResult | None) -> Section | None:
-    table = repair_table(found)
+def _repair_section(found: RepairResult | None) -> Section:
     text = "Held-out text before and after the repair, which trains nothing."
-    return Section("repair", "Repair", text, (table,)) if table else None
+    return Section("repair", "Repair", text, tuple(filter(None, [repair_table(found)])))
 
 
 def training_table(label: str, found: TrainingResult) -> Table:

@@ -152,6 +152,11 @@ class Section:
     """Legend that all plots share."""
     code: str = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show but text."""
+        return not (self.plots or self.code or any(table.rows for table in self.tables))
+
 
 @dataclass(frozen=True)
 class KeyFigure:
