@@ -14,7 +14,6 @@ from minitron_cli.errors import ArtifactError, InputError
 
 Stage = Literal["importance", "search", "prune", "correct", "distill", "eval"]
 What = Literal[Stage, "cost"]
-PRODUCTS = ("distill", "prune", "search", "importance")
 STAGES: dict[Stage, str] = {s: "evaluate" if s == "eval" else s for s in get_args(Stage)}
 
 
@@ -54,12 +53,9 @@ def show_results(
 
 def _cost(workspace: Workspace, where: WorkspaceOptions) -> None:
     from minitron_cli.cli import tables
-    from minitron_cli.cost.lineage import lineage
+    from minitron_cli.report.product import Product
 
-    product = next((artifact for stage in PRODUCTS if (artifact := workspace.current(stage))), None)
-    if product is None:
-        raise ArtifactError(f"workspace {workspace.root} has no result: run `minitron importance MODEL` first")
-    made_from = lineage(workspace, product)
+    made_from = Product.current(workspace).lineage
     console.show(where, lambda: tables.costs(made_from), lambda: tables.cost_tables(made_from))
 
 

@@ -68,11 +68,11 @@ class Ranking:
         return [PARAMETERS, *(kind for kind in self.candidates[0].costs if kind != RETAINED)]
 
     @cached_property
-    def optimal(self) -> dict[str, list[CandidateResult]]:
-        """Kind of constraint -> candidates that are Pareto-optimal in its cost and the score."""
+    def optimal(self) -> dict[str, set[int]]:
+        """Kind of constraint -> `id` of the candidates that are Pareto-optimal in its cost and the score."""
         rows = comparable(self.candidates)
         marks = {kind: pareto_optimal(rows, kind, self.score) for kind in self.costs}
-        return {kind: [row for row, mark in zip(rows, some, strict=True) if mark] for kind, some in marks.items()}
+        return {kind: {id(row) for row, mark in zip(rows, some, strict=True) if mark} for kind, some in marks.items()}
 
     def is_chosen(self, row: CandidateResult) -> bool:
         """Whether the candidate was built; before that, whether it is the best for its target."""
@@ -95,7 +95,7 @@ def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
     shown, score = rows[:SHOWN], ranking.score
     return Table.of_columns(
         "Candidates, best first",
-        (RANK, _ranks(shown)),
+        (RANK, [str(i + 1) for i in range(len(shown))]),
         *((Figure(axis_title(axis), style="count"), [row.shape.get(axis) for row in shown]) for axis in _varying(rows)),
         *((figure_of(kind), [cost_of(row, kind) for row in shown]) for kind in ranking.costs),
         (replace(OFF_TARGET, is_change=True), [row.error for row in shown]),
@@ -109,12 +109,8 @@ def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
 
 def _pareto_marks(ranking: Ranking, rows: Sequence[CandidateResult]) -> list[Cell]:
     """Titles of the costs in which each row is Pareto-optimal."""
-    optimal = {figure_of(kind).title: {id(row) for row in some} for kind, some in ranking.optimal.items()}
+    optimal = {figure_of(kind).title: some for kind, some in ranking.optimal.items()}
     return [", ".join(title for title, some in optimal.items() if id(row) in some) or None for row in rows]
-
-
-def _ranks(rows: Sequence[CandidateResult]) -> list[Cell]:
-    return [str(i + 1) for i in range(len(rows))]
 
 
 def _varying(rows: Sequence[CandidateResult]) -> list[str]:
@@ -175,7 +171,7 @@ def _paretos(ranking: Ranking) -> Iterator[Plot]:
     """Score against each cost, of candidates that had equal training."""
     rows = comparable(ranking.candidates)[:DRAWN]
     for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
-        figure, optimal = figure_of(kind), {id(row) for row in ranking.optimal[kind]}
+        figure, optimal = figure_of(kind), ranking.optimal[kind]
         points = tuple(
             Point(cost_of(row, kind), row.at_equal_training, ranking.is_chosen(row), id(row) in optimal) for row in rows
         )

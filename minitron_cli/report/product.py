@@ -42,29 +42,14 @@ class Product:
         """Artifacts that the product was made from, itself last."""
         return lineage(self.workspace, self.artifact)
 
-    def _made_from(self, stage: str) -> Artifact | None:
+    def made_from(self, stage: str) -> Artifact | None:
         """Artifact of a stage that the product was made from, the nearest one; or the product itself."""
         return next((made for made in reversed(self.lineage) if made.stage == stage), None)
 
     @cached_property
-    def importance(self) -> Artifact | None:
-        """Importance scores that the model was pruned by."""
-        return self._made_from("importance")
-
-    @cached_property
-    def search(self) -> Artifact | None:
-        """Search that chose the shape."""
-        return self._made_from("search")
-
-    @cached_property
     def prune(self) -> Artifact | None:
         """The pruned model."""
-        return self._made_from("prune")
-
-    @cached_property
-    def correct(self) -> Artifact | None:
-        """The corrected teacher."""
-        return self._made_from("correct")
+        return self.made_from("prune")
 
     @cached_property
     def trained(self) -> tuple[Artifact, ...]:
@@ -80,11 +65,12 @@ class Product:
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
         """Fingerprint of a model -> its part in this product."""
-        source = self.prune or self.search or self.importance or self.correct
+        stages = ("prune", "search", "importance", "correct")
+        source = next(filter(None, map(self.made_from, stages)), None)
         found: dict[str, tuple[Kind, Artifact | None]] = {}
         if source:
             found[source.manifest.inputs["model"]] = ("parent", None)
-        parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.correct), ("pruned", self.prune)]
+        parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.made_from("correct")), ("pruned", self.prune)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
         found |= {fingerprint.of_directory(made.path): (kind, made) for kind, made in parts if made}
         return found

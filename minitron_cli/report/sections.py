@@ -1,6 +1,5 @@
 """The view of a product: head, then sections in the order of the page. Sections without data are left out."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from minitron_cli.distill.curves import HELD_OUT
@@ -21,15 +20,11 @@ from minitron_cli.results.training import TrainingResult
 
 def view(data: ReportData) -> View:
     """Everything that is shown of a product."""
-    return View(data.title, lead(data), tuple(key_figures(data)), tuple(_sections(data)))
+    sections = tuple(section for section in _sections(data) if section and not section.is_empty)
+    return View(data.title, lead(data), tuple(key_figures(data)), sections)
 
 
-def _sections(data: ReportData) -> Iterator[Section]:
-    """Sections that have something to show."""
-    yield from (section for section in _all_sections(data) if section and not section.is_empty)
-
-
-def _all_sections(data: ReportData) -> list[Section | None]:
+def _sections(data: ReportData) -> list[Section | None]:
     prune = data.prune
     return [
         *results_sections(data.models),

@@ -1,7 +1,6 @@
 """The report stage: one product of a workspace and all that it was made from, as an HTML page and a model card."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ class ReportConfig(Spec):
     """The parent's name."""
     data: Mapping[str, Any] = {}
     """Requested text; local files go by their names without directories, as the parent does."""
-    hub: Mapping[str, Any] = {}
+    hub: HubFacts = HubFacts()
     """Hub metadata of the parent: its id, license and languages."""
 
 
@@ -56,7 +55,7 @@ def run(context: Context) -> Artifact:
     def build(work: StageBuild) -> ReportResult:
         content = report_data(product, config)
         io.write_new(work.path / PAGE, render(view(content)).encode())
-        io.write_new(work.path / CARD, model_card(content, name=config.title, hub=HubFacts(**config.hub)).encode())
+        io.write_new(work.path / CARD, model_card(content, name=config.title, hub=config.hub).encode())
         return ReportResult(product=product.artifact.fingerprint)
 
     inputs = {
@@ -68,16 +67,15 @@ def run(context: Context) -> Artifact:
 def card(workspace: Workspace, model: Artifact, name: str) -> str:
     """Model card of one artifact of the workspace, under the name that it will have on the hub."""
     config = report_config(workspace)
-    return model_card(report_data(Product(workspace, model), config), name=name, hub=HubFacts(**config.hub))
+    return model_card(report_data(Product(workspace, model), config), name=name, hub=config.hub)
 
 
 def report_config(workspace: Workspace) -> ReportConfig:
     """Title of the page and facts about the parent, from the workspace's settings and the parent's own card."""
     model = str(workspace.settings.get("model") or "the parent")
     name = _name(model)
-    known = {key: value for key, value in asdict(_hub_facts(model)).items() if value}
     data = _without_directories(workspace.settings.get("data") or {})
-    return ReportConfig(title=f"{name}: {workspace.name}", model=name, data=data, hub=known)
+    return ReportConfig(title=f"{name}: {workspace.name}", model=name, data=data, hub=_hub_facts(model))
 
 
 def _hub_facts(model: str) -> HubFacts:
@@ -109,7 +107,8 @@ def _name(model: str) -> str:
 
 def report_data(product: Product, config: ReportConfig) -> ReportData:
     """Everything that the view shows of a product."""
-    ranked, plan = product.search or product.prune, product.prune.read_json(PLAN) if product.prune else {}
+    scored, ranked = product.made_from("importance"), product.made_from("search") or product.prune
+    plan = product.prune.read_json(PLAN) if product.prune else {}
     prune = product.prune.result(PruneResult) if product.prune else None
     run = product.evaluation[0].run if product.evaluation else None
     needed = {made.key for made in product.lineage}
@@ -119,11 +118,11 @@ def report_data(product: Product, config: ReportConfig) -> ReportData:
         model=config.model,
         models=tuple(product.models()),
         speed=run.speed if run else None,
-        importance=Importance.of(product.importance, plan) if product.importance else Importance(),
+        importance=Importance.of(scored, plan) if scored else Importance(),
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
         prune=prune,
         cache_bytes=_cache_bytes(product.prune, prune) if product.prune and prune else (),
-        runs=tuple(map(_training, filter(None, (product.correct, *product.trained)))),
+        runs=tuple(map(_training, filter(None, (product.made_from(correct.STAGE), *product.trained)))),
         costs=tuple(row for made in product.lineage for row in cost_rows(made)),
         other_costs=tuple(row for made in others for row in cost_rows(made)),
         device_hours=accelerator_hours(product.lineage),
