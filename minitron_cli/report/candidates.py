@@ -1,7 +1,7 @@
 """Candidates of a search or of pruning to a target: ranking, retraining and what quality costs."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -9,7 +9,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.figures import Figure, count, short
 from minitron_cli.report.text import axis_title, capitalized
-from minitron_cli.report.view import Cell, Line, Lines, Plot, Point, Scatter, Section, Table
+from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Style, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
@@ -157,14 +157,13 @@ def _about(ranking: Ranking) -> str:
 
 
 def _halving(ranking: Ranking) -> Iterator[Plot]:
-    lines = tuple(
-        Line((0, *ranking.rung_tokens[: len(row.rungs)]), (row.zero_shot, *row.rungs), 1 if chosen else 2, chosen)
-        for row, chosen in ((row, ranking.is_chosen(row)) for row in ranking.candidates)
-        if row.rungs
-    )
+    lines = []
+    for row in [row for row in ranking.candidates if row.rungs][:SHOWN]:
+        places = zip((0, *ranking.rung_tokens), (row.zero_shot, *row.rungs), strict=False)
+        lines.append(_line(places, 1, "line") if ranking.is_chosen(row) else _line(places, 2, "faint"))
     if lines:
         caption = f"{capitalized(ranking.score.title)} in retraining, a line per candidate until it was dropped."
-        yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.plotted_score), caption)
+        yield Plot("halving", Lines(tuple(lines), TOKENS, ranking.plotted_score), caption)
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:
@@ -172,10 +171,16 @@ def _paretos(ranking: Ranking) -> Iterator[Plot]:
     rows = comparable(ranking.candidates)[:DRAWN]
     for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
         figure, optimal = figure_of(kind), ranking.optimal[kind]
-        points = tuple(
-            Point(cost_of(row, kind), row.at_equal_training, ranking.is_chosen(row), id(row) in optimal) for row in rows
-        )
+        places = [(cost_of(row, kind), row.at_equal_training) for row in rows]
+        front = sorted(place for place, row in zip(places, rows, strict=True) if id(row) in optimal)
+        chosen = [place for place, row in zip(places, rows, strict=True) if ranking.is_chosen(row)]
+        series = (_line(front, 5, "dashed"), _line(places, 2, "points"), _line(chosen, 1, "rings"))
         when = "after the first rung" if rows[0].rungs else "zero-shot"
         name = capitalized(ranking.score.title)
         caption = f"{name} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
-        yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.plotted_score), caption)
+        yield Plot(f"candidates-{i}", Lines(series, figure, ranking.plotted_score), caption)
+
+
+def _line(places: Iterable[tuple[float, float]], color: int, style: Style) -> Line:
+    known = list(places)
+    return Line([x for x, _ in known], [y for _, y in known], color, style)

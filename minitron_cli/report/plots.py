@@ -22,7 +22,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMe
 
 from minitron_cli.figures import Figure as Quantity
 from minitron_cli.report.text import capitalized
-from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Lines, Plot, Point, Scatter
+from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Lines, Plot, Style
 
 # L layer, C channel, K kept
 
@@ -34,7 +34,13 @@ SIZE_INCHES = (4.8, 2.8)
 POINTS = 300  # a curve needs no more at this size
 COLUMNS = 128  # most columns of a map; each is the mean of its channels
 CELLS = 1024  # most cells of a map that shows every channel in its place
-DASHED = (0, (4, 3))
+STYLES: dict[Style, dict[str, Any]] = {
+    "line": {},
+    "faint": {"alpha": 0.55},
+    "dashed": {"linestyle": (0, (4, 3)), "linewidth": 1.2, "marker": ""},
+    "points": {"linestyle": "", "marker": "o", "markersize": 5.3, "alpha": 0.85},
+    "rings": {"linestyle": "", "marker": "o", "markersize": 10.5, "fillstyle": "none"},
+}
 SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a title with a $ is no formula
@@ -103,8 +109,6 @@ def _description(drawing: Drawing) -> str:
     match drawing:
         case Lines(x=x, y=y):
             return capitalized(f"{y.title} against {x.title}")
-        case Scatter(x=x, y=y):
-            return capitalized(f"{y.title} of every candidate against {x.title}")
         case LayerBars(y=y):
             return capitalized(f"{y.title} by layer")
         case ImportanceMap():
@@ -118,28 +122,14 @@ def _draw(drawing: Any, axes: Axes) -> None:
 
 @_draw.register
 def _lines(drawing: Lines, axes: Axes) -> None:
-    for line in sorted(drawing.lines, key=lambda line: line.is_strong):
-        x, y = (_thinned(np.asarray(values, dtype=float), POINTS) for values in (line.x, line.y))
+    for line in sorted(drawing.lines, key=lambda line: line.style != "faint"):
+        most = len(line.x) if line.style == "points" else POINTS
+        x, y = (_thinned(np.asarray(values, dtype=float), most) for values in (line.x, line.y))
         marker = "o" if len(x) <= 40 else ""  # if there is room for one per point
-        axes.plot(x, y, color=SERIES[line.color % len(SERIES)], marker=marker, alpha=1 if line.is_strong else 0.55)
+        axes.plot(x, y, **{"color": SERIES[line.color % len(SERIES)], "marker": marker} | STYLES[line.style])
     if drawing.reference is not None:
-        axes.axhline(drawing.reference, color="black", linestyle=DASHED, linewidth=1.2, alpha=0.7)
+        axes.axhline(drawing.reference, color="black", alpha=0.7, **STYLES["dashed"])
     _number_axes(axes, drawing.x, drawing.y)
-
-
-@_draw.register
-def _scatter(drawing: Scatter, axes: Axes) -> None:
-    front = sorted((point for point in drawing.points if point.is_optimal), key=lambda point: (point.x, point.y))
-    axes.plot(*_places(front), color=SERIES[5], linestyle=DASHED, linewidth=1.2)
-    axes.scatter(*_places(drawing.points), color=SERIES[2], s=28, alpha=0.85)
-    chosen = [point for point in drawing.points if point.is_chosen]
-    axes.scatter(*_places(chosen), s=110, facecolor="none", edgecolor=SERIES[1])
-    _number_axes(axes, drawing.x, drawing.y)
-    axes.margins(0.1)
-
-
-def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    return [point.x for point in points], [point.y for point in points]
 
 
 def _number_axes(axes: Axes, x: Quantity, y: Quantity) -> None:

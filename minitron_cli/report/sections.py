@@ -49,17 +49,17 @@ def repair_table(found: RepairResult | None) -> Table | None:
     before, after, parent = found.effect.before, found.effect.after, found.effect.parent_loss
     closed = Figure("gap closed", style="share", better="higher")
     loss, kl = (replace(TEXT_FIGURES[name], style="fixed") for name in ("loss", "kl"))
-    rows: tuple[tuple[Cell, ...], ...] = (
-        (loss.heading, *_pair(loss, before.loss, after.loss), share_closed(before.loss - parent, after.loss - parent)),
-        (kl.heading, *_pair(kl, before.kl, after.kl), share_closed(before.kl, after.kl)),
+    rows = (
+        _row(loss, before.loss, after.loss, share_closed(before.loss - parent, after.loss - parent)),
+        _row(kl, before.kl, after.kl, share_closed(before.kl, after.kl)),
     )
     return Table(
         f"Repair: {', '.join(found.repairs)}", (Figure("held out"), Figure("pruned"), Figure("repaired"), closed), rows
     )
 
 
-def _pair(figure: Figure, before: float, after: float) -> tuple[Cell, Cell]:
-    return Quantity(figure, before), Quantity(figure, after)
+def _row(figure: Figure, before: float | None, after: float | None, *more: Cell) -> tuple[Cell, ...]:
+    return (figure.heading, Quantity(figure, before), Quantity(figure, after), *more)
 
 
 def _repair_section(found: RepairResult | None) -> Section:
@@ -70,11 +70,10 @@ def _repair_section(found: RepairResult | None) -> Section:
 def training_table(label: str, found: TrainingResult) -> Table:
     """Held-out loss and KL before and after a training."""
     best = f", weights of step {found.weights_of_step:,}" if found.weights_of_step != found.steps else ""
-    before, after = found.before, found.after
     rows = [
-        (figure.heading, *(Quantity(figure, getattr(point, name)) if point else None for point in (before, after)))
+        _row(figure, getattr(found.before, name, None), getattr(found.after, name, None))
         for name, figure in HELD_OUT.items()
-        if after and getattr(after, name) is not None
+        if getattr(found.after, name, None) is not None
     ]
     title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}"
     return Table(title, tuple(map(Figure, ("held out", "before", "after"))), tuple(rows))

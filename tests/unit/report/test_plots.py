@@ -8,7 +8,7 @@ from PIL import Image
 
 from minitron_cli.figures import Figure
 from minitron_cli.report import plots
-from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Line, Lines, Plot, Point, Scatter
+from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Line, Lines, Plot
 
 X, Y = Figure("x"), Figure("y")
 
@@ -92,11 +92,21 @@ def test_a_long_curve_is_thinned_without_moving():
 
 def test_colors_follow_the_page():
     svgs = [
-        draw(Scatter((Point(10, 2.0, True, True), Point(20, 3.0)), X, Y)),
+        draw(Lines((Line([10, 20], [2.0, 3.0], 2, "points"), Line([10], [2.0], 1, "rings")), X, Y)),
         draw(LayerBars([1, 2], Y, (1,))),
         draw(Lines((Line([1, 2], [3, 4], 8),), X, Y, reference=3.5)),
         draw(Lines((Line([0], [0.5], 0), Line([0], [np.nan], 1)), X, Figure("kept", style="share"))),
-        draw(Lines((Line((0, 1, 2), (3.0, 2.0, 1.0), 1), Line((0, 1), (4.0, 3.0), 2, is_strong=False)), X, Y)),
+        draw(
+            Lines(
+                (
+                    Line((0, 1, 2), (3.0, 2.0, 1.0), 1),
+                    Line((0, 1), (4.0, 3.0), 5, "dashed"),
+                    Line((0, 1), (4.0, 3.0), 2, "faint"),
+                ),
+                X,
+                Y,
+            )
+        ),
     ]
     for svg in svgs:
         assert "currentColor" in svg
@@ -106,10 +116,10 @@ def test_colors_follow_the_page():
 
 
 def test_axes_are_titled_by_their_figures_with_units():
-    svg = draw(Scatter((Point(10, 2.0), Point(20, 3.0)), Figure("energy", "J"), Figure("loss", "nats/token")))
+    svg = draw(Lines((Line([10, 20], [2.0, 3.0], 2, "points"),), Figure("energy", "J"), Figure("loss", "nats/token")))
     assert ">energy (J)<" in svg
     assert ">loss (nats/token)<" in svg
-    assert 'aria-label="Loss of every candidate against energy"' in svg
+    assert 'aria-label="Loss against energy"' in svg
 
 
 def test_no_mathematics_is_read_into_numbers():
