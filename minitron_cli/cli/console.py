@@ -33,11 +33,6 @@ def data(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line on stderr."""
-    _stderr().print(escape(text))
-
-
-def plain(text: str) -> None:
     """Print text on stderr as it is."""
     _stderr().print(text, markup=False)
 

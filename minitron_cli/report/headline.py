@@ -76,8 +76,10 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
     if data.prune:
         before, after = data.prune.parent.parameters, data.prune.child.parameters
         yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the parent's {short(before)}")
+    parent = data.loss("parent")
     if (loss := data.loss("distilled", "pruned")) is not None:
-        yield KeyFigure(f"{loss:.3f}", TEXT_FIGURES["loss"].heading, _against_parent(loss, data.loss("parent")))
+        note = "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"
+        yield KeyFigure(f"{loss:.3f}", TEXT_FIGURES["loss"].heading, note)
     yield from _training(data)
     if result and (kl := result.value(KL)) is not None:
         yield KeyFigure(fixed(kl), TEXT_FIGURES["kl"].title, TEXT_FIGURES["kl"].unit)
@@ -86,10 +88,6 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
         yield KeyFigure(CACHE.cell(after), CACHE.title, f"{percent(after / before)} of the parent's")
     if result and result.tokens_trained:
         yield KeyFigure(short(result.tokens_trained), "training tokens", "after pruning")
-
-
-def _against_parent(loss: float, parent: float | None) -> str:
-    return "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"
 
 
 def _training(data: ReportData) -> Iterator[KeyFigure]:
@@ -105,6 +103,5 @@ def _training(data: ReportData) -> Iterator[KeyFigure]:
 
 def _at_least(data: ReportData) -> float | None:
     """Lower end of the interval of the damage by pruning, if models were compared item by item."""
-    pruned = data.first("pruned")
-    found = pruned.difference(LOSS) if pruned else None
+    found = pruned.difference(LOSS) if (pruned := data.first("pruned")) else None
     return found.low if found else None

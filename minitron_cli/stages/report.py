@@ -30,7 +30,7 @@ from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 from minitron_cli.stages.prune import PLAN
 
-STAGE, VERSION = "report", 3
+STAGE, VERSION = "report", 4
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
