@@ -50,8 +50,10 @@ class Figure:
         if found.value is None:
             return NOTHING
         if self.style in ("fixed", "significant") and (found.stderr is not None or found.low is not None):
-            return _with_uncertainty(found, is_change=self.is_change) + _note(found)
-        return (self.change(found.value) if self.is_change else self._plain(found.value)) + _note(found)
+            written = _with_uncertainty(found, is_change=self.is_change)
+        else:
+            written = self.change(found.value) if self.is_change else self._plain(found.value)
+        return f"{written}, {found.note}" if found.note else written
 
     def text(self, value: float | None) -> str:
         """Value with its unit, for running text: `12.5 ms`."""
@@ -60,9 +62,7 @@ class Figure:
 
     def change(self, value: float) -> str:
         """Difference of two values, with its sign: `+0.25`. A difference that rounds to 0 has no sign."""
-        written = self._plain(abs(value))
-        is_zero = not any(digit in written for digit in "123456789")
-        return written if is_zero else f"{'+' if value > 0 else MINUS}{written}"
+        return _signed(value, self._plain(abs(value)))
 
     def _plain(self, value: float) -> str:
         return _STYLES[self.style](value).replace("-", MINUS)
@@ -89,6 +89,10 @@ def short(value: float) -> str:
         if abs(value) >= 0.9995 * size:
             return f"{_three_digits(value / size)} {unit}"
     return f"{value:g}" if value == int(value) else _three_digits(value)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def memory_size(size_bytes: float) -> str:
@@ -119,28 +123,22 @@ def _with_uncertainty(found: Estimate, *, is_change: bool) -> str:
     digits = _decimals(max(known, key=abs))
     if found.stderr is not None and 0 < found.stderr < 10.0**-digits:
         digits = min(6, math.ceil(-math.log10(found.stderr)))
-    value, *ends = (_signed(x, digits) if is_change else f"{x:,.{digits}f}".replace("-", MINUS) for x in known)
+    written = [f"{abs(x):,.{digits}f}" for x in known]
+    value, *ends = (_signed(x, text, plus="+" if is_change else "") for x, text in zip(known, written, strict=True))
     error = "" if found.stderr is None else f" ± {found.stderr:,.{digits}f}"
     return value + error + (f" ({' to '.join(ends)})" if ends else "")
 
 
-def _signed(value: float, digits: int) -> str:
-    written = f"{value:+,.{digits}f}"
-    return written.replace("-", MINUS) if float(written.replace(",", "")) else written[1:]
-
-
-def _note(found: Estimate) -> str:
-    return f", {found.note}" if found.note else ""
+def _signed(value: float, written: str, plus: str = "+") -> str:
+    """Absolute value as written, with the sign of the value if it does not round to 0."""
+    is_zero = not any(digit in written for digit in "123456789")
+    return written if is_zero else f"{plus if value > 0 else MINUS}{written}"
 
 
 def _decimals(value: float) -> int:
     if 0 < abs(value) < 0.01:
         return 4
     return 3 if abs(value) < 20 else 1 if abs(value) < 10_000 else 0
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
 
 
 _STYLES: dict[Style, Callable[[float], str]] = {

@@ -132,7 +132,7 @@ def _fail(error: BaseException, shown: Show) -> int:
     """Print the error and return the exit code."""
     fault = exit_codes.explain(error)
     if shown.debug:
-        console.plain(traceback.format_exc())
+        console.note(traceback.format_exc())
     if isinstance(error, Interrupted | KeyboardInterrupt):
         console.note(fault.sentence)
     elif fault.is_expected:

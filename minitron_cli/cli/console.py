@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from minitron_cli.progress import Step
 from minitron_cli.report.view import Table
 
 LINE_SECONDS = 10  # seconds between two progress lines of a loop where there is no terminal to redraw
+SPEED_SECONDS = 3600  # speed is that of the last hour, or of the last 1,000 steps
 WORTH_A_LINE_SECONDS = 2  # loops shorter than this leave no line behind
 
 
@@ -32,11 +33,6 @@ def data(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line on stderr."""
-    _stderr().print(escape(text))
-
-
-def plain(text: str) -> None:
     """Print text on stderr as it is."""
     _stderr().print(text, markup=False)
 
@@ -64,19 +60,19 @@ def table(shown: Table) -> None:
     console.out(*lines, sep="\n", end="\n\n", highlight=False)
 
 
-def tables(shown: Iterable[Table]) -> None:
-    """Print tables on stderr."""
-    for one in shown:
+def show(shown: Show, values: Callable[[], Any], tables: Callable[[], Iterable[Table]]) -> None:
+    """Print a result: JSON for programs if asked for, else tables for people."""
+    if shown.json:
+        data(values())
+        return
+    for one in tables():
         table(one)
 
 
 def fields(title: str, facts: Mapping[str, Any], shown: Show) -> None:
     """Print named facts, as JSON or as a table of two columns."""
-    if shown.json:
-        data(facts)
-        return
     rows = tuple((name.replace("_", " "), _spelled(value)) for name, value in facts.items() if value is not None)
-    table(Table(title, (Figure(""), Figure("")), rows))
+    show(shown, lambda: facts, lambda: [Table(title, (Figure(""), Figure("")), rows)])
 
 
 def _spelled(value: Any) -> str:
@@ -110,27 +106,33 @@ class Terminal:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._console = _stderr()
-        self._bars: Progress | None = None
-        self._open = 0
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[amount]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+            get_time=time.monotonic,
+            speed_estimate_period=SPEED_SECONDS,
+            disable=not self._console.is_terminal,
+        )
 
     def start(self, title: str, total: int | None, unit: str) -> Step:
         if self._quiet:
             return lambda n=1, **figures: None
-        self._open += 1
-        if not self._console.is_terminal:
-            return _Lines(self._console, title, total, unit)
-        if self._bars is None:
-            self._bars = _bars(self._console)
-            self._bars.start()
-        return _Bar(self._bars, title, total, unit)
+        self._bars.start()
+        return _Loop(self._bars, title, total, unit)
 
     def finish(self, step: Step) -> None:
         if isinstance(step, _Loop):
-            self._open -= 1
-            step.close(is_outermost=not self._open)
-        if self._bars and not self._open:
+            step.close()
+        if not self._bars.tasks and not self._bars.disable:
             self._bars.stop()
-            self._bars = None
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -141,86 +143,39 @@ class Terminal:
 
 
 class _Loop:
-    """State of one running loop."""
+    """One running loop, and the lines that it prints where there are no bars."""
 
-    def __init__(self, console: Console, title: str, total: int | None, unit: str) -> None:
-        self.console, self.title, self.total, self.unit = console, title, total, unit
-        self.done, self.figures, self.started = 0, "", time.monotonic()
-        self.first: tuple[int, float] | None = None  # a resumed loop starts above 0
+    def __init__(self, bars: Progress, title: str, total: int | None, unit: str) -> None:
+        self.bars, self.unit, self.last = bars, unit, time.monotonic()
+        self.id = bars.add_task(title, total=total, amount="", figures="")
+        self.task = bars.tasks[-1]
 
     def __call__(self, n: int = 1, **figures: float | int | str) -> None:
-        self.done += n
-        self.first = self.first or (self.done, time.monotonic())
-        self.figures = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items()) or self.figures
-        self.show()
+        amount = _amount(round(self.task.completed) + n, self.task.total, self.unit)
+        written = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+        self.bars.update(self.id, advance=n, amount=amount, figures=written or self.task.fields["figures"])
+        if self.bars.disable and time.monotonic() - self.last >= LINE_SECONDS:
+            self.last = time.monotonic()
+            left = self.task.time_remaining
+            self._print(f"  {_duration(left)} left" if left else "")
 
-    def show(self) -> None:
-        """Update what is shown."""
+    def close(self) -> None:
+        """Remove the bar; a long loop that is in no other one leaves a line."""
+        self.bars.remove_task(self.id)
+        elapsed = self.task.elapsed or 0
+        if not self.bars.tasks and elapsed >= WORTH_A_LINE_SECONDS:
+            self._print(f"  in {_duration(elapsed)}")
 
-    def close(self, *, is_outermost: bool) -> None:
-        seconds = time.monotonic() - self.started
-        if is_outermost and seconds >= WORTH_A_LINE_SECONDS:
-            self.console.print(f"{self.line()}  in {_duration(seconds)}", markup=False)
-
-    def line(self) -> str:
-        return f"{self.title}  {_amount(self.done, self.total, self.unit)}  {self.figures}".rstrip()
-
-
-class _Lines(_Loop):
-    def __init__(self, console: Console, title: str, total: int | None, unit: str) -> None:
-        super().__init__(console, title, total, unit)
-        self.last = self.started
-
-    def show(self) -> None:
-        now = time.monotonic()
-        if now - self.last < LINE_SECONDS:
-            return
-        self.last = now
-        left = self._left(now)
-        self.console.print(self.line() + (f"  {_duration(left)} left" if left else ""), markup=False)
-
-    def _left(self, now: float) -> float | None:
-        """Seconds left at the speed since the first call; None if unknown."""
-        if not self.total or self.first is None or self.done == self.first[0]:
-            return None
-        done, started = self.first
-        return (now - started) * (self.total - self.done) / (self.done - done)
+    def _print(self, end: str) -> None:
+        fields = self.task.fields
+        line = f"{self.task.description}  {fields['amount']}  {fields['figures']}".rstrip()
+        self.bars.console.print(line + end, markup=False)
 
 
-class _Bar(_Loop):
-    def __init__(self, bars: Progress, title: str, total: int | None, unit: str) -> None:
-        super().__init__(bars.console, title, total, unit)
-        self.bars = bars
-        self.task = bars.add_task(escape(title), total=total, amount="", figures="")
-
-    def show(self) -> None:
-        amount = _amount(self.done, self.total, self.unit)
-        self.bars.update(self.task, completed=self.done, amount=amount, figures=escape(self.figures))
-
-    def close(self, *, is_outermost: bool) -> None:
-        self.bars.remove_task(self.task)
-        super().close(is_outermost=is_outermost)
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[amount]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        console=console,
-        transient=True,
-        refresh_per_second=4,
-    )
-
-
-def _amount(done: int, total: int | None, unit: str) -> str:
+def _amount(done: int, total: float | None, unit: str) -> str:
     if unit == "bytes":
         return f"{done / 1e6:,.0f}" + (f"/{total / 1e6:,.0f}" if total else "") + " MB"
-    return f"{done:,}" + (f"/{total:,}" if total else "") + f" {unit}"
+    return f"{done:,}" + (f"/{total:,.0f}" if total else "") + f" {unit}"
 
 
 def _figure(value: float | int | str) -> str:

@@ -20,11 +20,8 @@ def artifact(made: Artifact, shown: Show) -> None:
     """Print one stage's result."""
     from minitron_cli.cli import tables
 
-    if shown.json:
-        console.data(tables.values(made))
-        return
-    console.tables(tables.tables(made))
-    for page in (name for name in made.manifest.files if name.endswith(".html")):
+    console.show(shown, lambda: tables.values(made), lambda: tables.tables(made))
+    for page in (name for name in made.manifest.files if name.endswith(".html") and not shown.json):
         console.note(f"open {made.path / page}")
 
 
@@ -44,10 +41,7 @@ def plan(planned: "Plan", shown: Show) -> None:
     """Print the shapes and steps of a recipe."""
     from minitron_cli.cli import tables
 
-    if shown.json:
-        console.data(tables.plan_values(planned))
-    else:
-        console.tables(tables.plan_tables(planned))
+    console.show(shown, lambda: tables.plan_values(planned), lambda: tables.plan_tables(planned))
 
 
 def dry_run(stop: DryRunStop, shown: Show) -> None:

@@ -1,10 +1,11 @@
 """`minitron show`: current results of the workspace."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from typer import Argument, Option
 
+from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, open_workspace
 from minitron_cli.cli import console, printing
@@ -13,7 +14,6 @@ from minitron_cli.errors import ArtifactError, InputError
 
 Stage = Literal["importance", "search", "prune", "correct", "distill", "eval"]
 What = Literal[Stage, "cost"]
-PRODUCTS = ("distill", "prune", "search", "importance")
 STAGES: dict[Stage, str] = {s: "evaluate" if s == "eval" else s for s in get_args(Stage)}
 
 
@@ -43,46 +43,40 @@ def show_results(
         )
     if plot and stage != "importance":
         raise InputError("--plot needs the stage: write `minitron show importance --plot FILE.svg`")
+    if plot:
+        _draw(found["importance"], plot)
     if stage == "importance":
-        _importance(found[stage], where, plot)
+        _importance(found[stage], where)
     else:
         printing.artifacts(list(found.values()), where)
 
 
 def _cost(workspace: Workspace, where: WorkspaceOptions) -> None:
     from minitron_cli.cli import tables
+    from minitron_cli.report.product import Product
 
-    product = next((artifact for stage in PRODUCTS if (artifact := workspace.current(stage))), None)
-    if product is None:
-        raise ArtifactError(f"workspace {workspace.root} has no result: run `minitron importance MODEL` first")
-    if where.json:
-        console.data(tables.costs(workspace, product))
-    else:
-        console.tables(tables.cost_tables(workspace, product))
+    made_from = Product.current(workspace).lineage
+    console.show(where, lambda: tables.costs(made_from), lambda: tables.cost_tables(made_from))
 
 
-def _importance(artifact: Artifact, where: WorkspaceOptions, plot: Path | None) -> None:
+def _importance(artifact: Artifact, where: WorkspaceOptions) -> None:
     from minitron_cli.cli import tables
 
     ranked = tables.ranked(artifact)
-    if plot:
-        _draw(artifact, ranked, plot)
     if where.json:
         console.data([tables.values(artifact) | ranked])
         return
     printing.artifacts([artifact], where)
-    console.tables(tables.ranked_tables(ranked))
+    for table in tables.ranked_tables(ranked):
+        console.table(table)
 
 
-def _draw(artifact: Artifact, ranked: dict[str, Any], path: Path) -> None:
-    from minitron_cli import io
-    from minitron_cli.report.importance import layer_scores
-    from minitron_cli.report.importance_svg import figure
-    from minitron_cli.scores.scores import Scores
+def _draw(artifact: Artifact, path: Path) -> None:
+    from minitron_cli.report.importance import Importance, channels_section, layers_section
+    from minitron_cli.report.plots import sheet
 
     if path.exists():
         raise InputError(f"{path} already exists: name a new file")
-    scores = Scores.load(artifact.path)
-    axes = {axis: scores.by_layer(axis).numpy() for axis in ranked["agreement"]}
-    io.write_new(path, figure(axes, layer_scores(scores), ranked["agreement"]).encode())
+    found = Importance.of(artifact)
+    io.write_new(path, sheet([*channels_section(found).plots, *layers_section(found).plots]).encode())
     console.note(f"open {path}")

@@ -1,10 +1,13 @@
 """Results of artifacts, as plain values for programs and as tables for people. Prints nothing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.cost import compute
+from minitron_cli.cost.derive import spent
+from minitron_cli.cost.lineage import device_hours
 from minitron_cli.figures import Figure
 from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes
 from minitron_cli.report.view import Table
@@ -19,7 +22,6 @@ from minitron_cli.results.training import CorrectionResult, TeacherResult, Train
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minitron_cli.artifacts.workspace import Workspace
     from minitron_cli.dry_run import Plan
     from minitron_cli.model.shape import Shape
     from minitron_cli.scores.scores import Scores
@@ -84,8 +86,7 @@ def tables(artifact: Artifact) -> list[Table]:
 def _prune(artifact: Artifact, result: PruneResult) -> Iterator[Table]:
     if result.candidates:
         yield from candidates.candidate_tables(candidates.Ranking.of(artifact))
-    sizes = {"parent": shapes.Sizes.of_result(result.parent), "child": shapes.Sizes.of_result(result.child)}
-    yield shapes.shape_table("Pruned", sizes)
+    yield shapes.shape_table("Pruned", {"parent": result.parent, "child": result.child})
     if repaired := sections.repair_table(result.repair):
         yield repaired
     if artifact.run and (check := artifact.run.export_check):
@@ -124,32 +125,24 @@ def ranked_tables(found: "Mapping[str, Any]") -> list[Table]:
     ]
 
 
-def costs(workspace: "Workspace", product: Artifact) -> dict[str, Any]:
-    """Cost of an artifact with everything that it was made from."""
-    from minitron_cli.cost import compute
-    from minitron_cli.cost.derive import spent
-    from minitron_cli.cost.lineage import device_hours, lineage
-
-    made_from = lineage(workspace, product)
-    entries = {f"{one.stage}-{one.key[:8]}": spent(one) for one in made_from}
+def costs(made: Sequence[Artifact]) -> dict[str, Any]:
+    """Cost of the last artifact, given with all that it was made from."""
+    entries = {f"{one.stage}-{one.key[:8]}": spent(one) for one in made}
     total = compute.total(entry for some in entries.values() for entry in some)
     return {
-        "of": product.stage,
+        "of": made[-1].stage,
         "ledger": {name: [entry._asdict() for entry in some] for name, some in entries.items()},
         "total": [total._asdict()],
-        "device_hours": device_hours(made_from),
+        "device_hours": device_hours(made),
     }
 
 
-def cost_tables(workspace: "Workspace", product: Artifact) -> list[Table]:
+def cost_tables(made: Sequence[Artifact]) -> list[Table]:
     """The same as tables."""
-    from minitron_cli.cost.lineage import device_hours, lineage
-
-    made_from = lineage(workspace, product)
-    rows = [row for made in made_from for row in provenance.cost_rows(made, is_needed=True)]
-    hours = tuple(device_hours(made_from).items())
+    rows = [row for one in made for row in provenance.cost_rows(one)]
+    hours = tuple(device_hours(made).items())
     return [
-        provenance.cost_table(f"Cost of the {product.stage} result and all that it was made from", rows),
+        provenance.cost_table(f"Cost of the {made[-1].stage} result and all that it was made from", rows),
         *([Table("Time", (Figure("device"), Figure("hours")), hours)] if hours else []),
     ]
 
@@ -180,7 +173,8 @@ def plan_tables(plan: "Plan") -> Iterator[Table]:
     """The same as tables."""
     from minitron_cli.model.serving import remarks
 
-    yield shapes.model_table(plan.model, {"parent": plan.parent, **plan.children})
+    models = {"parent": plan.parent, **plan.children}
+    yield shapes.shape_table(plan.model, {name: compute.model_size(shape, 0) for name, shape in models.items()})
     yield Table("Steps", (Figure("stage"), Figure("work")), tuple(plan.steps.items()))
     for name, shape in plan.children.items():
         if found := remarks(shape, parent=plan.parent):

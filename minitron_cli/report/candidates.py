@@ -1,15 +1,15 @@
 """Candidates of a search or of pruning to a target: ranking, retraining and what quality costs."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.figures import Figure, count, short
-from minitron_cli.report.text import axis_title
-from minitron_cli.report.view import Cell, Line, Lines, Plot, Point, Scatter, Section, Table
+from minitron_cli.report.text import axis_title, capitalized
+from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Style, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
@@ -68,11 +68,11 @@ class Ranking:
         return [PARAMETERS, *(kind for kind in self.candidates[0].costs if kind != RETAINED)]
 
     @cached_property
-    def optimal(self) -> dict[str, list[CandidateResult]]:
-        """Kind of constraint -> candidates that are Pareto-optimal in its cost and the score."""
+    def optimal(self) -> dict[str, set[int]]:
+        """Kind of constraint -> `id` of the candidates that are Pareto-optimal in its cost and the score."""
         rows = comparable(self.candidates)
         marks = {kind: pareto_optimal(rows, kind, self.score) for kind in self.costs}
-        return {kind: [row for row, mark in zip(rows, some, strict=True) if mark] for kind, some in marks.items()}
+        return {kind: {id(row) for row, mark in zip(rows, some, strict=True) if mark} for kind, some in marks.items()}
 
     def is_chosen(self, row: CandidateResult) -> bool:
         """Whether the candidate was built; before that, whether it is the best for its target."""
@@ -95,7 +95,7 @@ def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
     shown, score = rows[:SHOWN], ranking.score
     return Table.of_columns(
         "Candidates, best first",
-        (RANK, _ranks(shown)),
+        (RANK, [str(i + 1) for i in range(len(shown))]),
         *((Figure(axis_title(axis), style="count"), [row.shape.get(axis) for row in shown]) for axis in _varying(rows)),
         *((figure_of(kind), [cost_of(row, kind) for row in shown]) for kind in ranking.costs),
         (replace(OFF_TARGET, is_change=True), [row.error for row in shown]),
@@ -109,12 +109,8 @@ def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
 
 def _pareto_marks(ranking: Ranking, rows: Sequence[CandidateResult]) -> list[Cell]:
     """Titles of the costs in which each row is Pareto-optimal."""
-    optimal = {figure_of(kind).title: {id(row) for row in some} for kind, some in ranking.optimal.items()}
+    optimal = {figure_of(kind).title: some for kind, some in ranking.optimal.items()}
     return [", ".join(title for title, some in optimal.items() if id(row) in some) or None for row in rows]
-
-
-def _ranks(rows: Sequence[CandidateResult]) -> list[Cell]:
-    return [str(i + 1) for i in range(len(rows))]
 
 
 def _varying(rows: Sequence[CandidateResult]) -> list[str]:
@@ -144,10 +140,8 @@ def _stability(ranking: Ranking, target: str) -> Iterator[Table]:
         yield Table("Rank stability", columns, tuple(rows))
 
 
-def candidates_section(ranking: Ranking | None) -> Section | None:
-    """Section on candidates; None if there are none."""
-    if ranking is None or not ranking.candidates:
-        return None
+def candidates_section(ranking: Ranking) -> Section:
+    """Section on candidates."""
     plots = (*_halving(ranking), *_paretos(ranking))
     return Section("candidates", "Candidate shapes", _about(ranking), tuple(candidate_tables(ranking)), plots)
 
@@ -163,29 +157,30 @@ def _about(ranking: Ranking) -> str:
 
 
 def _halving(ranking: Ranking) -> Iterator[Plot]:
-    lines = tuple(
-        Line((0, *ranking.rung_tokens[: len(row.rungs)]), (row.zero_shot, *row.rungs), 1 if chosen else 2, chosen)
-        for row, chosen in ((row, ranking.is_chosen(row)) for row in ranking.candidates)
-        if row.rungs
-    )
+    lines = []
+    for row in [row for row in ranking.candidates if row.rungs][:SHOWN]:
+        places = zip((0, *ranking.rung_tokens), (row.zero_shot, *row.rungs), strict=False)
+        lines.append(_line(places, 1, "line") if ranking.is_chosen(row) else _line(places, 2, "faint"))
     if lines:
-        caption = f"{_name(ranking)} in retraining, a line per candidate until it was dropped."
-        yield Plot("halving", Lines(lines[:SHOWN], TOKENS, ranking.plotted_score), caption)
+        caption = f"{capitalized(ranking.score.title)} in retraining, a line per candidate until it was dropped."
+        yield Plot("halving", Lines(tuple(lines), TOKENS, ranking.plotted_score), caption)
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:
     """Score against each cost, of candidates that had equal training."""
     rows = comparable(ranking.candidates)[:DRAWN]
     for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
-        figure, optimal = figure_of(kind), {id(row) for row in ranking.optimal[kind]}
-        points = tuple(
-            Point(cost_of(row, kind), row.at_equal_training, ranking.is_chosen(row), id(row) in optimal) for row in rows
-        )
+        figure, optimal = figure_of(kind), ranking.optimal[kind]
+        places = [(cost_of(row, kind), row.at_equal_training) for row in rows]
+        front = sorted(place for place, row in zip(places, rows, strict=True) if id(row) in optimal)
+        chosen = [place for place, row in zip(places, rows, strict=True) if ranking.is_chosen(row)]
+        series = (_line(front, 5, "dashed"), _line(places, 2, "points"), _line(chosen, 1, "rings"))
         when = "after the first rung" if rows[0].rungs else "zero-shot"
-        caption = f"{_name(ranking)} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
-        yield Plot(f"candidates-{i}", Scatter(points, figure, ranking.plotted_score), caption)
+        name = capitalized(ranking.score.title)
+        caption = f"{name} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
+        yield Plot(f"candidates-{i}", Lines(series, figure, ranking.plotted_score), caption)
 
 
-def _name(ranking: Ranking) -> str:
-    title = ranking.score.title
-    return title[:1].upper() + title[1:]
+def _line(places: Iterable[tuple[float, float]], color: int, style: Style) -> Line:
+    known = list(places)
+    return Line([x for x, _ in known], [y for _, y in known], color, style)

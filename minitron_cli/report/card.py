@@ -3,21 +3,20 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minitron_cli.evaluate.config import PERPLEXITY
-from minitron_cli.figures import short
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.evaluation import Evaluated, metric_names, overview
-from minitron_cli.report.headline import percent
-from minitron_cli.report.markdown import code, inline, table
-from minitron_cli.report.provenance import cost_table, hours, needed
-from minitron_cli.report.shapes import shape_table
+from minitron_cli.report.evaluation import Evaluated, metric_names
+from minitron_cli.report.markdown import code, inline, section
+from minitron_cli.report.sections import view
 from minitron_cli.report.text import clean
 
+ABOUT = "A language model compressed by structured pruning and knowledge distillation."
+SECTIONS = ("results", "metrics", "shape", "cost", "reproduce")  # of the page
 TAGS = ("minitron", "pruning", "knowledge-distillation")
 RELATION = "finetune"  # of the hub's four relations, the one that fits a smaller model with its own weights
 
@@ -102,45 +101,19 @@ def _eval_results(model: Evaluated | None) -> Iterator[EvalResult]:
 
 
 def _body(data: ReportData, name: str) -> Iterator[str]:
+    shown = view(replace(data, other_costs=()))
     yield f"# {inline(name)}"
-    yield _summary(data)
-    if data.parent and data.child:
-        yield "## Shape"
-        yield table(shape_table("Shape", {"parent": data.parent, "this model": data.child}))
-    if data.models:
-        yield "## Results"
-        yield "On held-out text and tasks; ± is one standard error."
-        yield table(overview(data.models, has_tasks=True))
-    if costs := needed(data.costs):
-        yield "## Cost"
-        yield table(cost_table("Cost", costs))
-        if text := hours(data.device_hours):
-            yield inline(text)
+    yield ABOUT
+    if shown.lead:
+        yield inline(shown.lead)
+    yield from (section(one) for one in shown.sections if one.anchor in SECTIONS)
     yield "## Use"
     yield code("python", _usage(name))
-    if data.commands:
-        yield "## How it was made"
-        yield code("sh", "\n".join(data.commands))
     yield "## Limits"
     yield (
         "Pruning loses knowledge and skills unevenly: evaluate what your use needs. "
         "Biases and risks of the parent model remain."
     )
-
-
-def _summary(data: ReportData) -> str:
-    if not (data.parent and data.child):
-        return "A language model compressed by structured pruning and knowledge distillation."
-    before, after = data.parent.parameters, data.child.parameters
-    text = (
-        f"{inline(data.model)} pruned from {short(before)} to {short(after)} parameters ({percent(after / before)}) "
-        "by structured pruning"
-    )
-    model = data.first("distilled", "pruned")
-    if model and model.kind == "distilled":
-        tokens = f" on {short(model.tokens_trained)} tokens" if model.tokens_trained else ""
-        text += f", then distilled{tokens} from its teacher"
-    return text + "."
 
 
 def _usage(name: str) -> str:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.evaluation import LOSS, Evaluated, Kind
 from minitron_cli.report.importance import Importance
-from minitron_cli.report.provenance import CostRow, LineageRow
-from minitron_cli.report.shapes import Sizes
+from minitron_cli.report.provenance import CostRow
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.run_record import SpeedRecord
@@ -20,27 +19,24 @@ class ReportData:
     title: str
     model: str = ""
     """Name of the parent."""
-    parent: Sizes | None = None
-    child: Sizes | None = None
     models: tuple[Evaluated, ...] = ()
     """Evaluated models: parent, pruned, distilled, then controls."""
     speed: SpeedRecord | None = None
     importance: Importance = field(default_factory=Importance)
     ranking: Ranking | None = None
     prune: PruneResult | None = None
+    cache_bytes: tuple[int, ...] = ()
+    """KV cache of one token of the parent and of the pruned model."""
     runs: tuple[TrainingRun, ...] = ()
     costs: tuple[CostRow, ...] = ()
+    other_costs: tuple[CostRow, ...] = ()
+    """Costs of controls and measurements, without which the product could be made."""
     device_hours: Mapping[str, float] = field(default_factory=dict)
     """Accelerator -> hours of all that were used to make the product."""
-    lineage: tuple[LineageRow, ...] = ()
+    lineage: tuple[tuple[str, ...], ...] = ()
+    """Stage, label, key and inputs of every artifact."""
     commands: tuple[str, ...] = ()
     """Shell commands that make the same results again."""
-
-    @property
-    def sizes(self) -> dict[str, Sizes]:
-        """Name -> sizes of the parent and the child."""
-        named = {self.model or "parent": self.parent, f"{self.model or 'parent'}, pruned": self.child}
-        return {name: sizes for name, sizes in named.items() if sizes}
 
     @property
     def has_repair(self) -> bool:

@@ -73,29 +73,22 @@ def row_title(name: Name, metric: MetricResult) -> str:
     return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{shots}"
 
 
-def overview(models: Sequence[Evaluated], *, has_tasks: bool) -> Table:
-    """Models down; parameters, metrics with their standard errors and training tokens across."""
-    columns = [
-        _column(name, metric, models)
-        for name, metric in metric_names(models).items()
-        if has_tasks or name[0] == PERPLEXITY
-    ]
+def overview(models: Sequence[Evaluated]) -> Table:
+    """Models down; parameters, metrics on text with their standard errors and training tokens across."""
+    names = [name for name in metric_names(models) if name[0] == PERPLEXITY]
     return Table.of_columns(
         "Results",
         (MODEL, [model.label for model in models]),
         (PARAMETERS, [model.found.model.parameters for model in models]),
-        *columns,
+        *((metric_figure(*name), [_with_error(model.metric(name)) for model in models]) for name in names),
         _loss_changes(models),
         (TOKENS, [model.tokens_trained for model in models]),
         marked=[i for i, model in enumerate(models) if model.kind == "distilled"],
     )
 
 
-def _column(name: Name, metric: MetricResult, models: Sequence[Evaluated]) -> tuple[Figure, list[Cell]]:
-    figure = metric_figure(*name)
-    if name[0] != PERPLEXITY:
-        figure = replace(figure, title=row_title(name, metric), unit="")
-    return figure, [None if x is None else Estimate(x.value, x.stderr) for x in (m.metric(name) for m in models)]
+def _with_error(metric: MetricResult | None) -> Cell:
+    return Estimate(metric.value, metric.stderr) if metric else None
 
 
 def _loss_changes(models: Sequence[Evaluated]) -> tuple[Figure, list[Cell]]:
@@ -145,16 +138,14 @@ def _difference(name: Name, model: Evaluated) -> Cell:
 
 
 def results_sections(models: Sequence[Evaluated]) -> list[Section]:
-    """Sections on the overall results and on every metric; none without models."""
-    if not models:
-        return []
-    about = "All models on the same held-out text and tasks; ± is one standard error."
+    """Sections on the overall results and on every metric."""
+    about = "All models on the same held-out text; ± is one standard error."
     details = (
         "Differences count for more than values: both models answered the same items, so their difference is far more "
         "certain than either value. Items of one document are counted together. p is McNemar's exact two-sided p-value."
     )
     return [
-        Section("results", "Results", about, (overview(models, has_tasks=False),)),
+        Section("results", "Results", about, (overview(models),)),
         Section("metrics", "Metrics", details, tuple(evaluation_tables(models))),
     ]
 
@@ -178,10 +169,8 @@ def _speed_column(name: str, models: Sequence[ModelSpeed]) -> tuple[Figure, list
     return figure, [Estimate(getattr(model, name), None, *ends) for model, ends in zip(models, ranges, strict=True)]
 
 
-def speed_section(found: SpeedRecord | None) -> Section | None:
-    """Section on generation speed; None if it was not measured."""
-    if found is None:
-        return None
+def speed_section(found: SpeedRecord) -> Section:
+    """Section on generation speed."""
     cache = found.settings.get("cache", "dynamic")
     text = (
         f"Generation with transformers on {found.device} with a {cache} cache: batch size, prompt and new tokens are "

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from minitron_cli.evaluate.gate import Outcome
 from minitron_cli.report.evaluation import Evaluated, evaluation_tables, gate_table
-from minitron_cli.report.markdown import inline, table
+from minitron_cli.report.markdown import inline, table, tables
 from minitron_cli.report.text import clean
 
 
@@ -33,6 +33,4 @@ def _summary(models: Sequence[Evaluated], found: Sequence[Outcome], label: str) 
         missed = sum(not outcome.passed for outcome in found)
         yield f"**{missed} of {len(found)} gates missed.**" if missed else f"All {len(found)} gates are met."
         yield table(gate_table(found))
-    for shown in evaluation_tables(models):
-        yield f"{shown.title}:"
-        yield table(shown)
+    yield from tables(evaluation_tables(models))

@@ -37,10 +37,10 @@ def lead(data: ReportData) -> str:
 
 
 def _sentences(data: ReportData) -> Iterator[str]:
-    if data.parent and data.child:
-        before, after = data.parent.parameters, data.child.parameters
-        share = percent(after / before)
-        yield f"{data.model} was pruned from {short(before)} to {short(after)} parameters, {share} of its size."
+    if data.prune:
+        before, after = data.prune.parent.parameters, data.prune.child.parameters
+        share, name = percent(after / before), data.model or "The parent"
+        yield f"{name} was pruned from {short(before)} to {short(after)} parameters, {share} of its size."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
     if parent is not None and pruned is not None:
         what = "Pruning and repair" if data.has_repair else "Pruning"
@@ -48,7 +48,9 @@ def _sentences(data: ReportData) -> Iterator[str]:
     if distilled is not None:
         outcome = f"After distillation the loss is {distilled:.3f}"
         if pruned is not None:
-            outcome = f"Distillation {_moved('it', pruned, distilled, has_start=False)}"
+            tokens = trained.tokens_trained if (trained := data.first("distilled")) else None
+            on_tokens = f" on {short(tokens)} tokens" if tokens else ""
+            outcome = f"Distillation{on_tokens} {_moved('it', pruned, distilled, has_start=False)}"
         below = ", below the parent's" if parent is not None and distilled < parent else ""
         yield f"{outcome}{below}{_against_controls(data, distilled)}."
 
@@ -70,24 +72,22 @@ def _against_controls(data: ReportData, distilled: float) -> str:
 
 def key_figures(data: ReportData) -> Iterator[KeyFigure]:
     """Numbers for the head of the page, as far as they are known."""
-    parent, child, result = data.parent, data.child, data.first("distilled", "pruned")
-    if parent and child:
-        share = percent(child.parameters / parent.parameters)
-        yield KeyFigure(short(child.parameters), "parameters", f"{share} of the parent's {short(parent.parameters)}")
+    result = data.first("distilled", "pruned")
+    if data.prune:
+        before, after = data.prune.parent.parameters, data.prune.child.parameters
+        yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the parent's {short(before)}")
+    parent = data.loss("parent")
     if (loss := data.loss("distilled", "pruned")) is not None:
-        yield KeyFigure(f"{loss:.3f}", TEXT_FIGURES["loss"].heading, _against_parent(loss, data.loss("parent")))
+        note = "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"
+        yield KeyFigure(f"{loss:.3f}", TEXT_FIGURES["loss"].heading, note)
     yield from _training(data)
     if result and (kl := result.value(KL)) is not None:
         yield KeyFigure(fixed(kl), TEXT_FIGURES["kl"].title, TEXT_FIGURES["kl"].unit)
-    if parent and child and parent.cache_bytes and child.cache_bytes:
-        share = percent(child.cache_bytes / parent.cache_bytes)
-        yield KeyFigure(CACHE.cell(child.cache_bytes), CACHE.title, f"{share} of the parent's")
+    if data.cache_bytes and all(data.cache_bytes):
+        before, after = data.cache_bytes
+        yield KeyFigure(CACHE.cell(after), CACHE.title, f"{percent(after / before)} of the parent's")
     if result and result.tokens_trained:
         yield KeyFigure(short(result.tokens_trained), "training tokens", "after pruning")
-
-
-def _against_parent(loss: float, parent: float | None) -> str:
-    return "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"
 
 
 def _training(data: ReportData) -> Iterator[KeyFigure]:
@@ -103,6 +103,5 @@ def _training(data: ReportData) -> Iterator[KeyFigure]:
 
 def _at_least(data: ReportData) -> float | None:
     """Lower end of the interval of the damage by pruning, if models were compared item by item."""
-    pruned = data.first("pruned")
-    found = pruned.difference(LOSS) if pruned else None
+    found = pruned.difference(LOSS) if (pruned := data.first("pruned")) else None
     return found.low if found else None

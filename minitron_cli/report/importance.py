@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.figures import Figure
 from minitron_cli.report.text import channel_title, ranges
 from minitron_cli.report.view import Cell, ImportanceMap, LayerBars, Legend, Line, Lines, Plot, Section, Table
+from minitron_cli.results.base import Sizes
+from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.scores.layer_score import layer_score
+from minitron_cli.scores.metric import Activation
 
 if TYPE_CHECKING:
     from minitron_cli.scores.scores import Scores
 
-# L layer, C channel, K kept
+# L layer, E expert, F neuron, C channel, K kept
 
 KEPT = Figure("importance kept", style="share")
 LAYER = Figure("layer", style="count")
@@ -26,14 +30,35 @@ class Importance:
 
     axes: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Axis -> importance [L, C], or [C] if all layers share the channels. Higher is more important."""
-    metric: str = ""
-    """How the importance of channels was measured, in words."""
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Axis -> kept indices: [K], or [L, K] if layers differ."""
     layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Layer score -> values [L]."""
     dropped: tuple[int, ...] = ()
     """Layers that were removed."""
+
+    @classmethod
+    def of(cls, scored: Artifact, plan: Mapping[str, Sequence[Any]] | None = None) -> "Importance":
+        """Scores of an importance artifact, and the indices of each axis that a pruning plan keeps of them."""
+        from minitron_cli.scores.scores import Scores
+
+        scores, sizes = Scores.load(scored.path), scored.result(ImportanceResult).model.sizes
+        kept = {axis: np.asarray(indices) for axis, indices in (plan or {}).items()}
+        layers = kept.get("layer", np.arange(sizes["layer"])).tolist()
+        if "expert" in sizes and kept.keys() & {"expert", "ffn"}:
+            kept["ffn"] = _neurons_of_all_experts(kept, sizes)
+        axes = ("hidden", "head", *["expert"] * scores.has_experts, "ffn")
+        dropped = tuple(layer for layer in range(sizes["layer"]) if layer not in layers)
+        return cls({axis: scores.by_layer(axis).numpy() for axis in axes}, kept, layer_scores(scores), dropped)
+
+
+def _neurons_of_all_experts(kept: Mapping[str, np.ndarray], sizes: Sizes) -> np.ndarray:
+    """[L, K]: neurons that are kept in any expert, numbered through all experts of the layer."""
+    shape_LEF = sizes["layer"], sizes["expert"], sizes["ffn"]
+    expert_LK = kept.get("expert", np.broadcast_to(np.arange(shape_LEF[1]), shape_LEF[:2]))[:, :, None]
+    neuron_LEK = kept.get("ffn", np.broadcast_to(np.arange(shape_LEF[2]), shape_LEF))
+    neuron_LEK = np.take_along_axis(neuron_LEK, expert_LK, axis=1)
+    return (expert_LK * shape_LEF[2] + neuron_LEK).reshape(shape_LEF[0], -1)
 
 
 def layer_scores(scores: "Scores") -> dict[str, list[float]]:
@@ -48,15 +73,10 @@ def layer_table(layers: Mapping[str, Sequence[float]]) -> Table:
     return Table.of_columns("Layers", (LAYER, names), *columns)
 
 
-def channels_section(found: Importance) -> Section | None:
-    """Section on the importance of channels; None if none was measured."""
-    if not found.axes:
-        return None
+def channels_section(found: Importance) -> Section:
+    """Section on the importance of channels."""
     plots = [_axis_plot(i, axis, found) for i, axis in enumerate(found.axes)]
-    text = "Importance of each channel"
-    text += (
-        f" ({found.metric}); brighter cells are more important." if found.metric else "; brighter is more important."
-    )
+    text = f"Importance of each channel ({Activation().figure.title}); brighter cells are more important."
     if found.kept:
         text += " Channels beyond the red line, or with a red cross, were pruned; blank rows are dropped layers."
     title = "Kept channels" if found.kept else "Importance"
@@ -93,10 +113,8 @@ def _kept_share(score_LC: np.ndarray, kept_LK: np.ndarray, dropped: tuple[int, .
     return share_L
 
 
-def layers_section(found: Importance) -> Section | None:
-    """Section on the scores of layers; None if there are none and no layer was dropped."""
-    if not found.layers and not found.dropped:
-        return None
+def layers_section(found: Importance) -> Section:
+    """Section on the scores of layers."""
     plots = [
         Plot(f"layers-{i}", LayerBars(values, layer_score(name).figure, found.dropped), layer_score(name).caption)
         for i, (name, values) in enumerate(found.layers.items())

@@ -12,9 +12,10 @@ from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cost.lineage import lineage
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.gate import PARENT
-from minitron_cli.report.evaluation import LABELS, Kind
+from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.training import CorrectionResult, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,14 @@ class Product:
         """Artifacts that the product was made from, itself last."""
         return lineage(self.workspace, self.artifact)
 
-    def _made_from(self, stage: str) -> Artifact | None:
+    def made_from(self, stage: str) -> Artifact | None:
         """Artifact of a stage that the product was made from, the nearest one; or the product itself."""
         return next((made for made in reversed(self.lineage) if made.stage == stage), None)
 
     @cached_property
-    def importance(self) -> Artifact | None:
-        """Importance scores that the model was pruned by."""
-        return self._made_from("importance")
-
-    @cached_property
-    def search(self) -> Artifact | None:
-        """Search that chose the shape."""
-        return self._made_from("search")
-
-    @cached_property
     def prune(self) -> Artifact | None:
         """The pruned model."""
-        return self._made_from("prune")
-
-    @cached_property
-    def correct(self) -> Artifact | None:
-        """The corrected teacher."""
-        return self._made_from("correct")
+        return self.made_from("prune")
 
     @cached_property
     def trained(self) -> tuple[Artifact, ...]:
@@ -79,11 +65,12 @@ class Product:
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
         """Fingerprint of a model -> its part in this product."""
-        source = self.prune or self.search or self.importance or self.correct
+        stages = ("prune", "search", "importance", "correct")
+        source = next(filter(None, map(self.made_from, stages)), None)
         found: dict[str, tuple[Kind, Artifact | None]] = {}
         if source:
             found[source.manifest.inputs["model"]] = ("parent", None)
-        parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.correct), ("pruned", self.prune)]
+        parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.made_from("correct")), ("pruned", self.prune)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
         found |= {fingerprint.of_directory(made.path): (kind, made) for kind, made in parts if made}
         return found
@@ -113,8 +100,8 @@ class Product:
         current = self.workspace.current("evaluate")
         return has_product, bool(current and current.key == made.key), (made.path / MANIFEST).stat().st_mtime
 
-    def models(self) -> Iterator[tuple[str, Kind, Artifact | None]]:
-        """Label, part and artifact of every evaluated model that belongs to the product, in the order of the table.
+    def models(self) -> Iterator[Evaluated]:
+        """Evaluated models that belong to the product, in the order of the table.
 
         Models of another lineage are left out. One that the workspace did not make was named by the user, and stays.
         """
@@ -122,11 +109,13 @@ class Product:
             return
         models = self.evaluation[1].models
         for label in sorted(models, key=lambda label: (_ORDER.get(label, len(_ORDER)), label)):
-            known = models[label].fingerprint
+            found = models[label]
+            known = found.fingerprint
             if known in self.kinds:
-                yield label, *self.kinds[known]
+                kind, made = self.kinds[known]
+                yield Evaluated(label, kind, found, _tokens(made) if made else None)
             elif self.artifact.stage == "evaluate" or (label not in LABELS and known not in self._made):
-                yield label, LABELS.get(label, "control"), None
+                yield Evaluated(label, LABELS.get(label, "control"), found)
 
     @cached_property
     def _made(self) -> set[str]:
@@ -142,6 +131,12 @@ class Product:
 
 
 _ORDER = {label: i for i, label in enumerate(LABELS)}
+
+
+def _tokens(made: Artifact) -> int | None:
+    """Training tokens of a model; None if it was not trained."""
+    results = {"correct": CorrectionResult, "distill": TrainingResult}
+    return made.result(results[made.stage]).tokens if made.stage in results else None
 
 
 def _is_control_of(prune: Artifact, other: Artifact) -> bool:

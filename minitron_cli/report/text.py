@@ -34,6 +34,11 @@ def sizes_text(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{axis_title(axis)} {count(size)}" for axis, size in sizes.items())
 
 
+def capitalized(text: str) -> str:
+    """Text with a capital first letter; the others stay."""
+    return text[:1].upper() + text[1:]
+
+
 def ranges(numbers: Sequence[int]) -> str:
     """Ascending numbers with runs shortened: `3, 7 to 9`."""
     runs: list[list[int]] = []

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.figures import Figure
+from minitron_cli.report.text import capitalized
 from minitron_cli.report.view import Line, Lines, Plot, Section
 
 TOKENS = Figure("training tokens", style="short")
@@ -13,30 +15,22 @@ Rows = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Columns measured while training, a row per step or evaluation; each row has its `tokens`."""
-
-    rows: Rows
-    figures: Mapping[str, Figure]
-    """Column -> quantity."""
-
-
-@dataclass(frozen=True)
 class TrainingRun:
-    """One training."""
+    """Curves of one training: a row per step and a row per evaluation, each with its `tokens`."""
 
     label: str
-    steps: Curves
-    validation: Curves
+    steps: Rows
+    losses: Mapping[str, Figure]
+    """Column of `steps` -> quantity."""
+    validation: Rows
 
 
-def training_section(runs: Sequence[TrainingRun], parent_loss: float | None) -> Section | None:
-    """Section with a plot per measured column, a line per run; None without runs."""
-    if not runs:
-        return None
+def training_section(runs: Sequence[TrainingRun], parent_loss: float | None) -> Section:
+    """Section with a plot per measured column, a line per run."""
+    losses = {column: figure for run in runs for column, figure in run.losses.items()}
     plots = (
-        *_plots("validation", [run.validation for run in runs], parent_loss),
-        *_plots("training", [run.steps for run in runs]),
+        *_plots("validation", [run.validation for run in runs], HELD_OUT, parent_loss),
+        *_plots("training", [run.steps for run in runs], losses),
     )
     count = "the training run" if len(runs) == 1 else f"the {len(runs)} training runs"
     text = f"Progress of {count}, against the number of training tokens."
@@ -44,15 +38,15 @@ def training_section(runs: Sequence[TrainingRun], parent_loss: float | None) -> 
     return Section("training", "Training", text, plots=plots, legend=legend)
 
 
-def _plots(name: str, runs: Sequence[Curves], parent_loss: float | None = None) -> Iterator[Plot]:
-    figures = {column: figure for curves in runs for column, figure in curves.figures.items()}
+def _plots(
+    name: str, runs: Sequence[Rows], figures: Mapping[str, Figure], parent_loss: float | None = None
+) -> Iterator[Plot]:
     for i, (column, figure) in enumerate(figures.items()):
         reference = parent_loss if column == LOSS else None
-        lines = tuple(_line(curves.rows, column, number) for number, curves in enumerate(runs))
-        if lines := tuple(line for line in lines if len(line.y)):
-            caption = f"{figure.title[:1].upper()}{figure.title[1:]}"
-            caption += "." if reference is None else "; the dashed line is the parent's."
-            yield Plot(f"{name}-{i}", Lines(lines, TOKENS, figure, reference), caption)
+        lines = [_line(rows, column, number) for number, rows in enumerate(runs)]
+        if lines := [line for line in lines if len(line.y)]:
+            caption = capitalized(figure.title) + ("." if reference is None else "; the dashed line is the parent's.")
+            yield Plot(f"{name}-{i}", Lines(tuple(lines), TOKENS, figure, reference), caption)
 
 
 def _line(rows: Rows, column: str, color: int) -> Line:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from minitron_cli.figures import NOTHING, Estimate, Figure
 
@@ -20,6 +20,7 @@ class Quantity(NamedTuple):
 
 
 Cell = str | float | Estimate | Quantity | None
+Style = Literal["line", "faint", "dashed", "points", "rings"]
 Legend = tuple[tuple[int, str], ...]  # number of a series' color, and its name
 
 
@@ -74,13 +75,13 @@ class Line:
     y: Sequence[float]
     color: int
     """Number of the series' color."""
-    is_strong: bool = True
-    """False for one of many lines that only give the context."""
+    style: Style = "line"
+    """`faint` is one of many lines that only give the context."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Values against another quantity, a line per series, and a dashed line at `reference`."""
+    """Values against another quantity, series by series, and a dashed line at `reference`."""
 
     lines: tuple[Line, ...]
     x: Figure
@@ -98,25 +99,6 @@ class LayerBars:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One candidate of a scatter plot."""
-
-    x: float
-    y: float
-    is_chosen: bool = False
-    is_optimal: bool = False
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Points, a ring around the chosen ones and a line through the Pareto-optimal ones."""
-
-    points: tuple[Point, ...]
-    x: Figure
-    y: Figure
-
-
-@dataclass(frozen=True)
 class ImportanceMap:
     """Importance [L, C], or [C] if all layers share the channels, and the kept ones [L, K] or [K]."""
 
@@ -125,7 +107,7 @@ class ImportanceMap:
     dropped: tuple[int, ...] = ()
 
 
-Drawing = Lines | LayerBars | Scatter | ImportanceMap
+Drawing = Lines | LayerBars | ImportanceMap
 
 
 @dataclass(frozen=True)
@@ -151,6 +133,11 @@ class Section:
     legend: Legend = ()
     """Legend that all plots share."""
     code: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show but text."""
+        return not (self.plots or self.code or any(table.rows for table in self.tables))
 
 
 @dataclass(frozen=True)

@@ -238,15 +238,21 @@ def test_defaults_in_the_help_are_the_specs_own() -> None:
     assert compared >= 14
 
 
-def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """90 of 100 steps were done before; one step takes 20 seconds now."""
-    printed: list[str] = []
     now = 1000.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    terminal = type("Console", (), {"print": lambda self, text, markup: printed.append(text)})()
-    step = console._Lines(terminal, "distill", 100, "steps")
+    terminal = console.Terminal(quiet=False)
+    step = terminal.start("distill", 100, "steps")
     step(90)
     for _ in range(2):
         now += 20
         step(1, loss=0.5)
-    assert printed == ["distill  91/100 steps  loss 0.5  3:00 left", "distill  92/100 steps  loss 0.5  2:40 left"]
+    terminal.finish(step)
+    assert capsys.readouterr().err.splitlines() == [
+        "distill  91/100 steps  loss 0.5  3:00 left",
+        "distill  92/100 steps  loss 0.5  2:40 left",
+        "distill  92/100 steps  loss 0.5  in 0:40",
+    ]

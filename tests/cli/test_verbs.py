@@ -556,8 +556,8 @@ def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
     def shown(artifact: Artifact | None) -> tuple[list[str], int]:
         product = Product(fresh.workspace, artifact) if artifact else Product.current(fresh.workspace)
         data = report_data(product, report_config(fresh.workspace))
-        assert data.child is not None
-        return [model.label for model in data.models], data.child.axes["ffn"]
+        assert data.prune is not None
+        return [model.label for model in data.models], data.prune.child.sizes["ffn"]
 
     fresh.importance()
     for words in (PRUNED, ("distill", "--steps", 2, *TRAINING), ("eval", "blocks=4")):

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from minitron_cli.cost.compute import Entry
 from minitron_cli.figures import Figure
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import Evaluated, Kind
 from minitron_cli.report.importance import Importance
-from minitron_cli.report.provenance import CostRow, LineageRow
-from minitron_cli.report.shapes import Sizes
-from minitron_cli.report.training import Curves, TrainingRun
+from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.evaluation import Difference, MetricResult, ModelEvaluation
 from minitron_cli.results.prune import HeldOut, PruneResult, RepairEffect, RepairResult, ServingFinding
@@ -21,7 +20,6 @@ from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, StabilityResult, WinnerResult
 
 LAYERS, FFN, HEADS, HIDDEN = 12, 1024, 16, 512
-NATS = Figure("held-out loss", "nats/token")
 
 Name = Callable[[str], str]
 
@@ -92,9 +90,11 @@ def repair(parent: float, before: tuple[float, float], after: tuple[float, float
 
 def pruned(found: RepairResult | None = None, *, name: Name = lambda text: text) -> PruneResult:
     """A pruned model with everything known of it."""
+    sizes = {"layer": LAYERS, "hidden": HIDDEN, "head": HEADS, "kv_head": 4, "head_dim": 32, "ffn": FFN, "vocab": 4096}
+    small = sizes | {"layer": 11, "hidden": 384, "head": 12, "ffn": 512}
     return PruneResult(
-        parent=size(3_912_448),
-        child=size(2_103_296),
+        parent=size(3_912_448, **_renamed(sizes, name)),
+        child=size(2_103_296, **_renamed(small, name)),
         checks=(name("headers"), name("live")),
         serving=(
             ServingFinding(reader=name("vLLM"), level="ok", reason=name("it reads head_dim")),
@@ -113,8 +113,6 @@ def sample(name: Name = lambda text: text) -> ReportData:
     ffn = source.lognormal(sigma=0.8, size=(LAYERS, FFN)) * depth_L1
     head = source.lognormal(sigma=0.5, size=(LAYERS, HEADS)) * depth_L1
     hidden = source.lognormal(size=HIDDEN)
-    sizes = {"layer": LAYERS, "hidden": HIDDEN, "head": HEADS, "kv_head": 4, "head_dim": 32, "ffn": FFN, "vocab": 4096}
-    small = sizes | {"layer": 11, "hidden": 384, "head": 12, "ffn": 512}
 
     def row(
         label: str, kind: Kind, loss: float, kl: float | None, accuracy: float, tokens: int | None = None
@@ -146,21 +144,14 @@ def sample(name: Name = lambda text: text) -> ReportData:
         held_out = end + 0.1 + (start - end) * np.exp(-few / 4e5)
         return TrainingRun(
             name(label),
-            Curves(
-                [{"tokens": t, "loss": x, "learning_rate": r} for t, x, r in zip(tokens, loss, rate, strict=True)],
-                {"loss": Figure("loss"), "learning_rate": Figure("learning rate")},
-            ),
-            Curves(
-                [{"tokens": t, "loss": x, "kl": x - 2.45} for t, x in zip(few, held_out, strict=True)],
-                {"loss": NATS, "kl": Figure("held-out KL to the teacher", "nats/token")},
-            ),
+            [{"tokens": t, "loss": x, "learning_rate": r} for t, x, r in zip(tokens, loss, rate, strict=True)],
+            {"loss": Figure("loss"), "learning_rate": Figure("learning rate")},
+            [{"tokens": t, "loss": x, "kl": x - 2.45} for t, x in zip(few, held_out, strict=True)],
         )
 
     return ReportData(
         title=name("demo: 3.9 M to 2.1 M parameters"),
         model=name("demo/teacher"),
-        parent=Sizes(_renamed(sizes, name), 3_912_448, 2_863_872, 3072),
-        child=Sizes(_renamed(small, name), 2_103_296, 1_316_864, 2816),
         models=(
             row("parent", "parent", 2.412, None, 0.71),
             row("pruned", "pruned", 4.913, 2.31, 0.33, 0),
@@ -194,7 +185,6 @@ def sample(name: Name = lambda text: text) -> ReportData:
         ),
         importance=Importance(
             _renamed({"ffn": ffn, "head": head, "hidden": hidden}, name),
-            name("mean over tokens, L2 over samples"),
             _renamed({"ffn": _best(ffn, 512), "head": _best(head, 12), "hidden": _best(hidden, 384)}, name),
             {
                 "block_importance": [0.42, 0.2, 0.12, 0.1, 0.09, 0.08, 0.08, 0.06, 0.035, 0.07, 0.11, 0.19],
@@ -219,19 +209,20 @@ def sample(name: Name = lambda text: text) -> ReportData:
             built=_renamed({"hidden": 384, "ffn": 512, "head": 12}, name),
         ),
         prune=pruned(repair(2.412, (6.213, 3.71), (4.913, 2.31), name("least_squares"), name("rotate")), name=name),
+        cache_bytes=(3072, 2816),
         runs=(run("distilled", 4.9, 2.6), run("random-init", 8.3, 3.2)),
         costs=(
-            CostRow(name("importance"), name("calibration"), 524_288, 4.1e12),
-            CostRow(name("search"), name("candidates"), 393_216, 2.9e12),
-            CostRow(name("distill"), name("training"), 3_000_000, 6.1e13),
-            CostRow(name("evaluate"), name("held-out text"), 65_536, 8.2e11, is_needed=False),
+            (name("importance"), Entry(name("calibration"), 524_288, 4_100_000_000_000)),
+            (name("search"), Entry(name("candidates"), 393_216, 2_900_000_000_000)),
+            (name("distill"), Entry(name("training"), 3_000_000, 61_000_000_000_000)),
         ),
+        other_costs=((name("evaluate"), Entry(name("held-out text"), 65_536, 820_000_000_000)),),
         device_hours={name("NVIDIA H200"): 12.53},
         lineage=(
-            LineageRow(name("importance"), "4f1a22c0", "", (name("demo/teacher"),)),
-            LineageRow(name("search"), "91be7710", "", (name("importance"),)),
-            LineageRow(name("prune"), "07c2aa1e", name("width"), (name("importance"), name("search"))),
-            LineageRow(name("distill"), "c3d49a55", name("student"), (name("demo/teacher"), name("prune"))),
+            (name("importance"), "", "4f1a22c0", name("demo/teacher")),
+            (name("search"), "", "91be7710", name("importance")),
+            (name("prune"), name("width"), "07c2aa1e", f"{name('importance')}, {name('search')}"),
+            (name("distill"), name("student"), "c3d49a55", f"{name('demo/teacher')}, {name('prune')}"),
         ),
         commands=(name("minitron run demo"), name("minitron report")),
     )
@@ -250,7 +241,6 @@ def large() -> ReportData:
             "head": source.random((layers, head)),
             "hidden": source.random(hidden),
         },
-        "",
         {
             "ffn": np.tile(np.arange(ffn // 2), (layers, 1)),
             "head": np.tile(np.arange(head // 2), (layers, 1)),
@@ -263,7 +253,7 @@ def large() -> ReportData:
         full,
         importance=importance,
         ranking=replace(full.ranking, candidates=[row.model_copy() for row in (*full.ranking.candidates,) * 400]),
-        runs=tuple(replace(run, steps=Curves(steps, run.steps.figures)) for run in full.runs),
+        runs=tuple(replace(run, steps=steps) for run in full.runs),
     )
 
 

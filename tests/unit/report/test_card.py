@@ -101,8 +101,8 @@ def test_what_is_not_known_is_not_claimed():
 
 
 def test_the_card_says_what_was_done(card):
-    assert "demo/teacher pruned from 3.91 M to 2.10 M parameters (54 %)" in card.content
-    assert "then distilled on 3.00 M tokens" in card.content
+    assert "demo/teacher was pruned from 3.91 M to 2.10 M parameters, 54 % of its size." in card.content
+    assert "Distillation on 3.00 M tokens lowered it to 2.688" in card.content
     assert 'from_pretrained("me/small")' in card.content
     assert "| FFN size | 1,024 | 512 | 50.0 % |" in card.content
 

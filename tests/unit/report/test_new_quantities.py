@@ -81,7 +81,7 @@ def test_a_new_metric_has_its_unit_in_every_table(
     monkeypatch.setitem(metrics.TEXT_FIGURES, "calibration", Figure("calibration error", "pp", better="lower"))
     tasks = {"perplexity": {"calibration": MetricResult(value=3.25, stderr=0.5, n=8)}}
     models = [evaluated("parent", "parent", tasks=tasks), evaluated("pruned", "pruned", tasks=tasks)]
-    for shown in everywhere(overview(models, has_tasks=False), capsys):
+    for shown in everywhere(overview(models), capsys):
         assert "calibration error (pp)" in shown
         assert "3.250 ± 0.500" in shown
     (table,) = evaluation_tables(models)

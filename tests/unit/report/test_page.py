@@ -12,13 +12,14 @@ from minitron_cli.report.data import ReportData
 from minitron_cli.report.importance import Importance
 from minitron_cli.report.page import render as render_view
 from minitron_cli.report.sections import view
-from minitron_cli.report.shapes import Sizes
+from minitron_cli.report.shapes import shape_table
+from minitron_cli.report.view import Section, View
 from minitron_cli.results.evaluation import MetricResult
 from tests.unit.report.hostile import HOSTILE, Page
-from tests.unit.report.sample import evaluated, large, sample
+from tests.unit.report.sample import evaluated, large, sample, size
 
-NOT_SECTIONS = ("title", "model", "device_hours")
-SECTIONS = {"models": 2, "importance": 2}
+NOT_SECTIONS = ("title", "model", "cache_bytes", "device_hours")
+SECTIONS = {"models": 2, "importance": 2, "prune": 3}
 """Field -> sections that it fills; the others fill one."""
 
 
@@ -100,7 +101,7 @@ def test_any_part_may_be_missing_and_any_may_be_alone(field):
     default = empty.default_factory() if callable(empty.default_factory) else empty.default
     assert Page(render(replace(full, **{field: default}))).words
     alone = Page(render(ReportData(title="t", **{field: getattr(full, field)})))
-    assert alone.tags["section", ("id",)] == SECTIONS.get(field, 2 if field == "prune" else 1)
+    assert alone.tags["section", ("id",)] == SECTIONS.get(field, 1)
 
 
 def test_a_title_alone_is_a_page():
@@ -112,7 +113,7 @@ def test_a_title_alone_is_a_page():
 def test_the_head_tells_the_result(page):
     assert "demo/teacher was pruned from 3.91 M to 2.10 M parameters, 54 % of its size" in page.words
     assert "Pruning and repair raised the loss from 2.412 to 4.913 nats per token." in page.words
-    assert "Distillation lowered it to 2.688; random-init has 3.371 (+0.683)." in page.words
+    assert "Distillation on 3.00 M tokens lowered it to 2.688; random-init has 3.371 (+0.683)." in page.words
 
 
 def test_results_have_a_row_per_model_and_errors_beside_values(page):
@@ -169,11 +170,18 @@ def test_a_large_model_makes_a_page_under_a_megabyte():
 def test_the_share_of_importance_kept_is_measured_where_there_is_a_layer():
     scores = np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 8.0]])
     kept = {"ffn": np.array([[0, 1], [0, 1], [0, 3]])}
-    (section, _) = view(ReportData(title="t", importance=Importance({"ffn": scores}, "", kept, dropped=(1,)))).sections
+    (section,) = view(ReportData(title="t", importance=Importance({"ffn": scores}, kept, dropped=(1,)))).sections
     np.testing.assert_allclose(section.plots[-1].drawing.lines[0].y, [0.7, np.nan, 1.0])
 
 
 def test_sizes_of_models_without_a_child_are_shown_alone():
-    parent = Sizes({"hidden": 3072, "experts_per_token": 2}, 4_512_746_496)
-    words = Page(render(ReportData(title="t", model="m", parent=parent))).words
+    table = shape_table("Sizes", {"m": size(4_512_746_496, hidden=3072, experts_per_token=2)})
+    words = Page(render_view(View("t", sections=(Section("a", "A", "", (table,)),)))).words
     assert "hidden size 3,072 experts_per_token 2 parameters 4,512,746,496" in words
+
+
+def test_each_of_several_children_has_its_share():
+    models = {"parent": size(8, ffn=4), "half": size(4, ffn=2), "quarter": size(2, ffn=1)}
+    table = shape_table("Sizes", models)
+    assert table.header == ("", "parent", "half", "quarter", "kept by half", "kept by quarter")
+    assert table.text()[0] == ("FFN size", "4", "2", "1", "50.0 %", "25.0 %")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from minitron_cli.figures import Figure
 from minitron_cli.report import plots
-from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Line, Lines, Plot, Point, Scatter
+from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Line, Lines, Plot
 
 X, Y = Figure("x"), Figure("y")
 
@@ -17,9 +17,16 @@ def draw(drawing: Drawing) -> str:
     return plots.svg(Plot("plot", drawing, ""))
 
 
-def sorted_map(scores, kept_LK, dropped=()):
+@pytest.fixture
+def sorted_map(monkeypatch):
     """The map of many channels, forced on few."""
-    return plots._svg("plot", "", plots._sorted_map(scores, kept_LK, dropped))
+
+    def drawn(*found):
+        with monkeypatch.context() as forced:
+            forced.setattr(plots, "CELLS", 0)
+            return draw(ImportanceMap(*found))
+
+    return drawn
 
 
 def picture(svg):
@@ -37,7 +44,7 @@ def brightness(pixels):
     return pixels[..., :3].astype(float) @ [0.299, 0.587, 0.114]
 
 
-def test_a_map_has_the_kept_channels_first_each_side_from_bright_to_dark(scores):
+def test_a_map_has_the_kept_channels_first_each_side_from_bright_to_dark(scores, sorted_map):
     kept_LK = np.array([[0, 1, 2], [3, 4, 5], [7, 8, 9], [1, 5, 9]])
     light_LC = brightness(picture(sorted_map(scores, kept_LK)))
     for row, kept_K, light_C in zip(scores, kept_LK, light_LC, strict=True):
@@ -45,7 +52,7 @@ def test_a_map_has_the_kept_channels_first_each_side_from_bright_to_dark(scores)
         assert (np.argsort(np.argsort(row[order])) == np.argsort(np.argsort(light_C))).all()
 
 
-def test_a_dropped_layer_is_blank(scores):
+def test_a_dropped_layer_is_blank(scores, sorted_map):
     kept_LK = np.tile(np.arange(5), (4, 1))
     for svg in (sorted_map(scores, kept_LK, (2,)), draw(ImportanceMap(scores, kept_LK, (2,)))):
         assert [bool(row[:, 3].any()) for row in picture(svg)] == [True, True, False, True]
@@ -61,7 +68,7 @@ def test_a_grid_shows_channels_in_their_places_with_a_cross_on_each_that_was_pru
     assert [path.count("M") for path in crosses] == [2 * 3 * 7] * 2  # two strokes, three layers, the halo and the cross
 
 
-def test_nothing_is_marked_where_nothing_was_pruned(scores):
+def test_nothing_is_marked_where_nothing_was_pruned(scores, sorted_map):
     everything = np.tile(np.arange(10), (4, 1))
     svgs = [
         sorted_map(scores, everything),
@@ -78,18 +85,28 @@ def test_wide_maps_are_averaged_into_columns():
 
 def test_a_long_curve_is_thinned_without_moving():
     x, y = np.arange(90_000.0), np.sin(np.arange(90_000) / 9000)
-    thin_x, thin_y = plots._thinned(x, y)
+    thin_x, thin_y = (plots._thinned(values, plots.POINTS) for values in (x, y))
     assert len(thin_x) == plots.POINTS
     np.testing.assert_allclose(thin_y, np.sin(thin_x / 9000), atol=1e-3)
 
 
 def test_colors_follow_the_page():
     svgs = [
-        draw(Scatter((Point(10, 2.0, True, True), Point(20, 3.0)), X, Y)),
+        draw(Lines((Line([10, 20], [2.0, 3.0], 2, "points"), Line([10], [2.0], 1, "rings")), X, Y)),
         draw(LayerBars([1, 2], Y, (1,))),
         draw(Lines((Line([1, 2], [3, 4], 8),), X, Y, reference=3.5)),
         draw(Lines((Line([0], [0.5], 0), Line([0], [np.nan], 1)), X, Figure("kept", style="share"))),
-        draw(Lines((Line((0, 1, 2), (3.0, 2.0, 1.0), 1), Line((0, 1), (4.0, 3.0), 2, is_strong=False)), X, Y)),
+        draw(
+            Lines(
+                (
+                    Line((0, 1, 2), (3.0, 2.0, 1.0), 1),
+                    Line((0, 1), (4.0, 3.0), 5, "dashed"),
+                    Line((0, 1), (4.0, 3.0), 2, "faint"),
+                ),
+                X,
+                Y,
+            )
+        ),
     ]
     for svg in svgs:
         assert "currentColor" in svg
@@ -99,10 +116,10 @@ def test_colors_follow_the_page():
 
 
 def test_axes_are_titled_by_their_figures_with_units():
-    svg = draw(Scatter((Point(10, 2.0), Point(20, 3.0)), Figure("energy", "J"), Figure("loss", "nats/token")))
+    svg = draw(Lines((Line([10, 20], [2.0, 3.0], 2, "points"),), Figure("energy", "J"), Figure("loss", "nats/token")))
     assert ">energy (J)<" in svg
     assert ">loss (nats/token)<" in svg
-    assert 'aria-label="Loss of every candidate against energy"' in svg
+    assert 'aria-label="Loss against energy"' in svg
 
 
 def test_no_mathematics_is_read_into_numbers():

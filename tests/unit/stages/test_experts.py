@@ -12,6 +12,7 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
+from minitron_cli.report.importance import _neurons_of_all_experts
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.scores.scores import Scores
@@ -93,5 +94,5 @@ def test_a_search_by_active_parameters_and_what_follows(place, scores):
 def test_neurons_of_all_experts_side_by_side():
     kept = {"expert": np.array([[0, 2], [1, 2]]), "ffn": np.arange(2 * 3 * 2).reshape(2, 3, 2) % 4}
     sizes = {"layer": 2, "expert": 3, "ffn": 4}
-    assert report._neurons_of_all_experts(kept, sizes).tolist() == [[0, 1, 8, 9], [4, 5, 10, 11]]
-    assert report._neurons_of_all_experts({"expert": kept["expert"]}, sizes)[1].tolist() == list(range(4, 12))
+    assert _neurons_of_all_experts(kept, sizes).tolist() == [[0, 1, 8, 9], [4, 5, 10, 11]]
+    assert _neurons_of_all_experts({"expert": kept["expert"]}, sizes)[1].tolist() == list(range(4, 12))
