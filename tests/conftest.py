@@ -59,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in item.iter_markers("real"):
             _skip_without(marker.args, item)
+        if "network" in item.keywords and os.environ["HF_HUB_OFFLINE"] not in ("", "0"):
+            item.add_marker(pytest.mark.skip(reason="HF_HUB_OFFLINE is set"))
     if not (marked := [item for item in items if "gpu" in item.keywords]):
         return
     import torch

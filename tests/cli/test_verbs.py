@@ -398,6 +398,7 @@ evaluate: {blocks: 2, gates: {maximum: {perplexity.loss: 0.001}}}
     assert fresh.run("prune", "--shape", "ffn=32")["result"]["child"]["sizes"]["ffn"] == 32
 
 
+@pytest.mark.slow
 def test_a_recipe_corrects_its_teacher_and_compares_with_random_pruning(fresh: KeyPath) -> None:
     recipe = fresh.recipe(
         """\
@@ -529,6 +530,7 @@ def test_importance_holds_one_layer_at_a_time_if_told_to(place: KeyPath) -> None
     place.importance()
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_report_make_the_same_again(
     fresh: KeyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,6 +551,7 @@ def test_the_commands_of_a_report_make_the_same_again(
         assert again.fingerprint == fresh.workspace.current(stage).fingerprint  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
     from minitron_cli.report.product import Product
     from minitron_cli.stages.report import report_config, report_data

@@ -1,6 +1,7 @@
 """Families with experts: whole experts and the neurons inside them are pruned as a masked parent computes."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.search import space
 from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import (
-    BOTH,
+    TIED,
     assert_same,
     check_child,
     edit_config,
@@ -65,14 +66,13 @@ def tokens():
     return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("pruning", PRUNINGS)
-@BOTH
 @EVERY_MIXTURE
-def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, pruning, tokens, tmp_path):
-    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    check_child(
-        model, checkpoint, random_survivors(model.config, len(pruning), **PRUNINGS[pruning]), tokens, tmp_path / "child"
-    )
+def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tokens, tmp_path, subtests):
+    for tied, pruning in product(TIED, PRUNINGS):
+        with subtests.test(tied=tied, pruning=pruning):
+            model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+            survivors = random_survivors(model.config, len(pruning), **PRUNINGS[pruning])
+            check_child(model, checkpoint, survivors, tokens, tmp_path / f"{pruning}, {tied=}")
 
 
 @pytest.mark.parametrize("is_normed", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -65,15 +66,13 @@ def children(tmp_path_factory, tokenizer):
     return get
 
 
-@MODES
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_every_familys_child_passes(children, model_type, tied, mode):
-    source, plan, child = children(model_type, tie_word_embeddings=tied)
-    assert export_check.check_child(export_check.WrittenChild(child, source, plan, mode)) == [
-        *export_check.CHECKS,
-        "live",
-    ]
+def test_every_familys_child_passes(children, model_type, subtests):
+    for tied, mode in product((False, True), ("whole", "sampled")):
+        with subtests.test(tied=tied, mode=mode):
+            source, plan, child = children(model_type, tie_word_embeddings=tied)
+            passed = export_check.check_child(export_check.WrittenChild(child, source, plan, mode))
+            assert passed == [*export_check.CHECKS, "live"]
 
 
 @MODES
@@ -195,15 +194,18 @@ SPOILT = {
 }
 
 
-@MODES
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_a_spoilt_child_is_refused(children, spoil, mode, tmp_path):
+def test_a_spoilt_child_is_refused(children, spoil, tmp_path, subtests):
     check, options = SPOILT[spoil]
     source, plan, written = children("llama", **options)
     child = shutil.copytree(written, tmp_path / "child")
     spoil(child)
-    with pytest.raises(RunFailed, match=f"failed its '({check})' check and was not kept"):
-        export_check.check_child(export_check.WrittenChild(child, source, plan, mode))
+    for mode in ("whole", "sampled"):
+        with (
+            subtests.test(mode=mode),
+            pytest.raises(RunFailed, match=f"failed its '({check})' check and was not kept"),
+        ):
+            export_check.check_child(export_check.WrittenChild(child, source, plan, mode))
 
 
 @pytest.mark.parametrize(

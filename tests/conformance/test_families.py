@@ -88,8 +88,11 @@ def pruned_sizes(model_type: str, pruning: str) -> dict[str, int]:
     return OTHERWISE.get(model_type, {}).get(pruning, PRUNINGS[pruning])
 
 
-CAN_BE_PRUNED = [(t, pruning) for t in sorted(FAMILIES) for pruning in PRUNINGS if pruned_sizes(t, pruning)]
-BOTH = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def prunings_of(model_type: str) -> list[str]:
+    return [pruning for pruning in PRUNINGS if pruned_sizes(model_type, pruning)]
+
+
+TIED = (False, True)
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
 
@@ -213,18 +216,22 @@ def test_each_family_has_a_tiny_model():
     assert set(FAMILIES) == set(FAMILY_OPTIONS), "add the new family's options to tests/tiny.py: FAMILY_OPTIONS"
 
 
-@BOTH
 @EVERY_FAMILY
-def test_nothing_in_a_tiny_parent_is_left_at_its_default(parents, model_type, tied, tokens):
-    model, _ = parents(model_type, tie_word_embeddings=tied)
-    assert all(p.std() > 0.1 for p in model.parameters())
-    assert logits_of(model, tokens).std() > 1
+def test_nothing_in_a_tiny_parent_is_left_at_its_default(parents, model_type, tokens):
+    for tied in TIED:
+        model, _ = parents(model_type, tie_word_embeddings=tied)
+        assert [name for name, p in model.named_parameters() if not p.std() > 0.1] == [], f"{tied=}"
+        assert logits_of(model, tokens).std() > 1, f"{tied=}"
 
 
-@BOTH
 @EVERY_FAMILY
-def test_every_tensor_of_a_parent_is_known_and_counted(parents, model_type, tied):
-    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+def test_every_tensor_of_a_parent_is_known_and_counted(parents, model_type, subtests):
+    for tied in TIED:
+        with subtests.test(tied=tied):
+            check_counts(*parents(model_type, tie_word_embeddings=tied))
+
+
+def check_counts(model, checkpoint):
     shape = shape_of(model)
     assert shape.tensors() == checkpoint.shapes
     shape.check(checkpoint.shapes)
@@ -233,11 +240,13 @@ def test_every_tensor_of_a_parent_is_known_and_counted(parents, model_type, tied
     assert shape.parameters("non_embedding") == unique_parameters(model) - sum(embeddings.values())
 
 
-@pytest.mark.parametrize(("model_type", "pruning"), CAN_BE_PRUNED)
-@BOTH
-def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, pruning, tokens, tmp_path):
-    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    check_child(model, checkpoint, some_survivors(model, len(pruning), pruning), tokens, tmp_path / "child")
+@EVERY_FAMILY
+def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tokens, tmp_path, subtests):
+    for tied, pruning in product(TIED, prunings_of(model_type)):
+        with subtests.test(tied=tied, pruning=pruning):
+            model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+            survivors = some_survivors(model, len(pruning), pruning)
+            check_child(model, checkpoint, survivors, tokens, tmp_path / f"{pruning}, {tied=}")
 
 
 @pytest.mark.parametrize(("model_type", "sizes", "reason"), REFUSED)
@@ -308,30 +317,37 @@ def edit_config(directory: Path, **changes):
     (directory / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
 
 
-@BOTH
 @EVERY_FAMILY
-def test_pruning_nothing_is_the_parent_bit_for_bit(parents, model_type, tied, tokens, tmp_path):
-    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+def test_pruning_nothing_is_the_parent_bit_for_bit(parents, model_type, tokens, tmp_path, subtests):
+    for tied in TIED:
+        with subtests.test(tied=tied):
+            check_nothing_pruned(*parents(model_type, tie_word_embeddings=tied), tokens, tmp_path / f"{tied=}")
+
+
+def check_nothing_pruned(model, checkpoint, tokens, directory):
     plan = plan_of(model, Survivors())
     assert not plan.kept
-    directory = write(checkpoint, plan, tmp_path / "child")
+    write(checkpoint, plan, directory)
     found, wanted = stored(directory), stored(checkpoint.path)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert torch.equal(logits_of(reload(directory), tokens), logits_of(model, tokens))
 
 
-@pytest.mark.parametrize("pruning", ["all", "all and groups"])
-@BOTH
 @EVERY_FAMILY
-def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tied, pruning, tmp_path, monkeypatch):
-    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    plan = plan_of(model, some_survivors(model, 9, pruning))
+def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tmp_path, monkeypatch, subtests):
     # blocks of at most three rows of the widest matrix, so that every matrix is written in several pieces
     monkeypatch.setattr("minitron_cli.prune.stream.blocks.__defaults__", (3 * 64 * 4,))
-    directory = write(checkpoint, plan, tmp_path / "child")
+    for tied, pruning in product(TIED, ["all", "all and groups"]):
+        with subtests.test(tied=tied, pruning=pruning):
+            model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+            plan = plan_of(model, some_survivors(model, 9, pruning))
+            check_streamed(checkpoint, plan, tmp_path / f"{pruning}, {tied=}")
+
+
+def check_streamed(checkpoint, plan, directory):
+    streamed = stored(write(checkpoint, plan, directory))
     in_memory = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
-    streamed = stored(directory)
     assert streamed.keys() == in_memory.keys() == plan.child.tensors().keys()
     assert all(torch.equal(streamed[name], in_memory[name]) for name in streamed)
 
@@ -380,39 +396,48 @@ def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@BOTH
 @EVERY_FAMILY
-def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tied, tokens, tmp_path):
-    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-    pruning = some_survivors(model, 8, "all")
-    child = reload(write(checkpoint, plan_of(model, pruning), tmp_path / "child"))
+def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tokens, tmp_path, subtests):
+    for tied in TIED:
+        with subtests.test(tied=tied):
+            model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+            plan = plan_of(model, some_survivors(model, 8, "all"))
+            check_generation(reload(write(checkpoint, plan, tmp_path / f"{tied=}")), tokens)
+
+
+def check_generation(child, tokens):
     same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
     cached = child.generate(tokens, use_cache=True, **same)
     assert cached.shape == (3, 17 + 12)
     assert torch.equal(cached, child.generate(tokens, use_cache=False, **same))
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 2], [0, 2, 3], [1, 3], [2, 3], [3]], ids=str)
 @EVERY_FAMILY
-def test_dropping_layers_keeps_each_layers_kind(parents, model_type, kept, tokens, tmp_path):
-    model, checkpoint = parents(model_type)
+def test_dropping_layers_keeps_each_layers_kind(parents, model_type, tokens, tmp_path, subtests):
+    for kept in ([0, 1, 2], [0, 2, 3], [1, 3], [2, 3], [3]):
+        with subtests.test(kept=kept):
+            check_kinds(*parents(model_type), kept, tokens, tmp_path / str(kept))
+
+
+def check_kinds(model, checkpoint, kept, tokens, directory):
+    model_type = model.config.model_type
     pattern = getattr(model.config, anatomy(model_type).pattern or "none", [])
     if [pattern[i] for i in kept if pattern] != pattern[: len(kept)]:
         with pytest.raises(InputError, match=r"kinds that repeat every 2.*drop whole periods, such as layers 0 to 1"):
             plan_of(model, Survivors(layer=kept))
         return
-    check_child(model, checkpoint, Survivors(layer=kept), tokens, tmp_path / "child")
-    config = AutoConfig.from_pretrained(tmp_path / "child")
+    check_child(model, checkpoint, Survivors(layer=kept), tokens, directory)
+    config = AutoConfig.from_pretrained(directory)
     assert config.num_hidden_layers == len(kept)
-    raw = json.loads((tmp_path / "child" / "config.json").read_text())
+    raw = json.loads((directory / "config.json").read_text())
     assert [name for name, value in raw.items() if isinstance(value, list) and len(value) == 4] == []
     kinds = getattr(model.config, "layer_types", None)
     assert getattr(config, "layer_types", None) == (kinds and [kinds[i] for i in kept])
     assert getattr(config, "sliding_window", None) == getattr(model.config, "sliding_window", None)
     # a reader without the lists derives each layer's kind from the mark or the pattern
     if kinds and "layer_types" in checkpoint.config:
-        edit_config(tmp_path / "child", layer_types=None, no_rope_layers=None)
-        assert AutoConfig.from_pretrained(tmp_path / "child").layer_types == [kinds[i] for i in kept]
+        edit_config(directory, layer_types=None, no_rope_layers=None)
+        assert AutoConfig.from_pretrained(directory).layer_types == [kinds[i] for i in kept]
 
 
 def test_a_gemma_loses_the_least_important_pair_of_layers(parents, tokens, tmp_path):

@@ -9,7 +9,6 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from minitron_cli import pipeline
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
@@ -118,6 +117,8 @@ def test_a_toy_family_goes_from_importance_to_the_report(place, repair):
         distill=DistillConfig(steps=2, batch_size=2, micro_batch_size=2, warmup_steps=1, eval_blocks=2),
         evaluate=EvaluateConfig(blocks=2),
     )
+    from minitron_cli import pipeline  # which imports every stage
+
     (made,) = pipeline.run(asked, context(place / "run"))
     parent, child = open_source_model(place / "model").shape, open_source_model(made.product.path).shape
     assert child.family.model_type == "toy"

@@ -1,6 +1,7 @@
 """Every family that may be rotated, against plain arithmetic in transformers' own modules."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from tests.tiny import BASE, tiny_model
 HIDDEN = BASE["hidden_size"]
 
 
+@cache
 def rotatable():
     """Families whose tiny model, untied, has no obstacle."""
     return [

@@ -51,6 +51,7 @@ def test_the_example_runs_and_its_results_are_what_the_command_line_finds(
     assert "32" in shown.output
 
 
+@pytest.mark.slow
 def test_a_call_that_was_made_before_does_no_work(place: Path) -> None:
     names: dict[str, object] = {}
     exec(compile(example(), "docs/python-api.md", "exec"), names)

@@ -109,15 +109,15 @@ def test_an_expert_is_the_mean_norm_of_what_it_adds_over_its_tokens(case, model_
     torch.testing.assert_close(scores.select("expert", Activation()), torch.tensor(expected), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("sequence", AGGREGATIONS)
-@pytest.mark.parametrize("batch", AGGREGATIONS)
 @pytest.mark.parametrize(("neuron", "which"), [("activation", 1), ("pre_activation", 0)])
 @EVERY_MIXTURE
-def test_neurons_inside_experts_are_scored_over_the_experts_tokens(case, model_type, neuron, which, batch, sequence):
+def test_neurons_inside_experts_are_scored_over_the_experts_tokens(case, model_type, neuron, which, subtests):
     scores, found = case(model_type)
-    expected = [[neuron_scores(expert, which, batch, sequence) for expert in layer] for layer in found]
-    metric = Activation(batch=batch, sequence=sequence, neuron=neuron)
-    torch.testing.assert_close(scores.select("ffn", metric), torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    for batch, sequence in itertools.product(AGGREGATIONS, AGGREGATIONS):
+        with subtests.test(batch=batch, sequence=sequence):
+            expected = [[neuron_scores(expert, which, batch, sequence) for expert in layer] for layer in found]
+            metric = Activation(batch=batch, sequence=sequence, neuron=neuron)
+            torch.testing.assert_close(scores.select("ffn", metric), torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
 @EVERY_MIXTURE

@@ -91,24 +91,24 @@ def case(request):
     return score(model, batches, layer_removal=False), captured(model, batches)
 
 
-@pytest.mark.parametrize("sequence", HOW)
-@pytest.mark.parametrize("batch", HOW)
 @pytest.mark.parametrize("axis", ["head", "ffn"])
-def test_each_layer_is_scored_as_the_formula_says(case, axis, batch, sequence):
+def test_each_layer_is_scored_as_the_formula_says(case, axis, subtests):
     scores, activations = case
-    expected = [channel_scores(activations[axis][i], batch, sequence) for i in range(4)]
-    found = scores.activation(axis, batch, sequence)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-7)
+    for batch, sequence in itertools.product(HOW, HOW):
+        with subtests.test(batch=batch, sequence=sequence):
+            expected = [channel_scores(activations[axis][i], batch, sequence) for i in range(4)]
+            found = scores.activation(axis, batch, sequence)
+            torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("sequence", HOW)
-@pytest.mark.parametrize("batch", HOW)
-def test_hidden_channels_are_scored_norm_by_norm_then_summed(case, batch, sequence):
+def test_hidden_channels_are_scored_norm_by_norm_then_summed(case, subtests):
     scores, activations = case
-    by_norm = [channel_scores(a, batch, sequence) for a in activations["hidden"].values()]
-    assert len(by_norm) == 9
-    expected = torch.tensor(by_norm, dtype=torch.float64).sum(0).float()
-    torch.testing.assert_close(scores.activation("hidden", batch, sequence), expected, rtol=1e-4, atol=1e-7)
+    for batch, sequence in itertools.product(HOW, HOW):
+        with subtests.test(batch=batch, sequence=sequence):
+            by_norm = [channel_scores(a, batch, sequence) for a in activations["hidden"].values()]
+            assert len(by_norm) == 9
+            expected = torch.tensor(by_norm, dtype=torch.float64).sum(0).float()
+            torch.testing.assert_close(scores.activation("hidden", batch, sequence), expected, rtol=1e-4, atol=1e-7)
 
 
 @EVERY_DENSE_FAMILY
@@ -126,10 +126,14 @@ def test_neurons_may_be_scored_before_the_activation_function(model_type):
     assert torch.equal(scores.select("head", Activation(neuron="pre_activation")), scores.activation("head"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @EVERY_FAMILY
-def test_block_importance_is_one_minus_the_mean_cosine(model_type, dtype):
-    model, batch = tiny_model(model_type).to(dtype), samples()
+def test_block_importance_is_one_minus_the_mean_cosine(model_type, subtests):
+    for dtype in (torch.float32, torch.bfloat16):
+        with subtests.test(dtype=dtype):
+            check_block_importance(model_type, tiny_model(model_type).to(dtype), samples())
+
+
+def check_block_importance(model_type, model, batch):
     last = []
     norm = model.get_decoder().get_submodule(anatomy(model_type).final_norm)
     handle = norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
@@ -177,10 +181,14 @@ def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type
     torch.testing.assert_close(scores.layers("perplexity"), expected.exp() - parent.exp(), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @EVERY_DENSE_FAMILY
-def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, tied):
-    model = tiny_model(model_type, tie_word_embeddings=tied)
+def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, subtests):
+    for tied in (False, True):
+        with subtests.test(tied=tied):
+            check_magnitude(model_type, tiny_model(model_type, tie_word_embeddings=tied))
+
+
+def check_magnitude(model_type, model):
     scores = magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
     parts = anatomy(model_type)
     matrices = {name: p.detach().double() for name, p in model.named_parameters() if p.ndim == 2}
@@ -233,10 +241,14 @@ def without_layers(model, start, stop):
     return model
 
 
-@pytest.mark.parametrize("n", [2, 3])
 @EVERY_FAMILY
-def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, n):
-    model, batch = tiny_model(model_type), samples(tokens=25)
+def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, subtests):
+    for n in (2, 3):
+        with subtests.test(n=n):
+            check_block_removal(tiny_model(model_type), samples(tokens=25), n)
+
+
+def check_block_removal(model, batch, n):
     scores = score(model, split(batch, [2, 3]), layer_removal=False, blocks=(n,))
     expected = torch.stack([mean_nll(without_layers(model, i, i + n), batch) for i in range(4 - n + 1)])
     torch.testing.assert_close(scores.layers(f"block_nll={n}"), expected, rtol=1e-5, atol=1e-5)

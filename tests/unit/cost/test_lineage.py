@@ -90,9 +90,9 @@ def test_a_search_counts_what_every_candidate_went_through(made):
         Entry("training", 2 * 256, 256 * 3 * sum(cost[ffn] for ffn in trained)),
         Entry("teacher", 2 * 256, 2 * 256 * forward(parent.shape)),
     }
-    mended = PruneConfig(repair="least_squares", repair_samples=5)
+    repaired = PruneConfig(repair="least_squares", repair_samples=5)
     scoring = config.model_copy(update={"retrain": None})
-    fitted = search.run(at, parent, found["scores"], text, scoring, prune=mended)
+    fitted = search.run(at, parent, found["scores"], text, scoring, prune=repaired)
     decoders = [forward(parent.shape.resize(**row.shape), with_head=False) for row in rows_of(fitted)]
     assert [entry for entry in spent(fitted) if entry.work == "repair"] == [
         Entry("repair", 6 * 80, 80 * (3 * forward(parent.shape, with_head=False) + sum(decoders)))
@@ -103,15 +103,15 @@ def rows_of(artifact):
     return artifact.result(SearchResult if artifact.stage == "search" else PruneResult).candidates
 
 
-def test_a_cut_counts_candidates_rounds_and_repair(made):
+def test_a_prune_counts_candidates_rounds_and_repair(made):
     _, at, text, parent, found = made
     big, blocks = parent.shape, blocks_of(at, text, "validation", parent.path)
     held_out = len(blocks) * LENGTH
     assert len(blocks) < 64, "all are used"
     config = PruneConfig(shape={"ffn": 24}, repair="least_squares", repair_samples=5)
-    mended = prune.run(at, parent, config, scores=found["scores"], data=text)
+    repaired = prune.run(at, parent, config, scores=found["scores"], data=text)
     small = big.resize(ffn=24)
-    assert spent(mended) == [
+    assert spent(repaired) == [
         Entry("repair", 2 * 5 * LENGTH, 5 * LENGTH * (forward(big, with_head=False) + forward(small, with_head=False))),
         Entry("held-out text", 7 * held_out, held_out * (3 * forward(big) + 4 * forward(small))),
     ]

@@ -69,6 +69,7 @@ print("qa" in CliRunner().invoke(app, ["importance", "--help"], env={"COLUMNS": 
 """
 
 
+@pytest.mark.slow
 def test_a_new_format_is_one_file_and_one_name(tokenizer, tmp_path: Path) -> None:
     package = ExtendedPackage(tmp_path)
     package.add("minitron_cli/data/formats/qa.py", TOY)

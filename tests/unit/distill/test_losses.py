@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.extended_package import ExtendedPackage
 
 TOY = '''
@@ -47,6 +49,7 @@ pytest.main(["-q", "-p", "no:cacheprovider", *names, "tests/conformance/test_los
 TESTS = ("tests/conformance/test_losses.py", "tests/parity/test_distill_losses.py")
 
 
+@pytest.mark.slow
 def test_a_new_loss_is_one_file_and_one_name(tmp_path: Path) -> None:
     package = ExtendedPackage(tmp_path, (*TESTS, "tests/unit/distill/small.py"))
     package.add("minitron_cli/distill/losses/logit_distance.py", TOY)

@@ -9,7 +9,6 @@ from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate import code_execution, lm_eval_runner
 from minitron_cli.evaluate.code_execution import passes
 from minitron_cli.evaluate.config import SUITES, EvaluateConfig, Task
-from minitron_cli.evaluate.suite import scoring
 from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate import suite_data
@@ -228,6 +227,8 @@ def test_a_program_that_ended_by_itself_needs_no_end(monkeypatch):
 
 
 def test_rouge_is_one_for_the_same_words_and_none_for_others():
+    from minitron_cli.evaluate.suite import scoring  # which imports nltk and scipy.stats
+
     assert scoring.rouge_l(["It rained for days."], ["it rained for days"]) == 1
     assert scoring.rouge_l(["It rained."], ["Sun everywhere"]) == 0
     assert scoring.rouge_l(["the cat sat down"], ["the dog sat"]) == pytest.approx(

@@ -47,12 +47,17 @@ def assert_same_bits(found, expected):
     assert [name for name in expected.by_name if not torch.equal(found.by_name[name], expected.by_name[name])] == []
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @EVERY_FAMILY
-def test_scores_are_those_of_the_whole_model(model_type, tied, tmp_path):
-    path = write_tiny(tmp_path / "model", model_type, tie_word_embeddings=tied)
+def test_scores_are_those_of_the_whole_model(model_type, tmp_path, subtests):
+    for tied in (False, True):
+        with subtests.test(tied=tied):
+            path = write_tiny(tmp_path / f"{tied=}", model_type, tie_word_embeddings=tied)
+            check_scores(path, tmp_path / f"scratch, {tied=}")
+
+
+def check_scores(path, scratch):
     options = {"blocks": (2,), "pre_activation": True}
-    expected, found = resident(path, **options), by_layer(path, tmp_path / "scratch", **options)
+    expected, found = resident(path, **options), by_layer(path, scratch, **options)
     assert found.by_name.keys() == expected.by_name.keys()
     for name, tensor in expected.by_name.items():
         torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-6, atol=1e-7, msg=name)

@@ -289,6 +289,7 @@ def test_a_killed_fit_goes_on_with_the_same_bits(llama, tmp_path, kill, budget, 
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.usefixtures("_only_new_garbage")
 def test_never_more_than_one_parts_sums_are_alive(llama, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), []
     make = SplitGramPair.empty.__func__

@@ -56,11 +56,15 @@ def seen_by_hooks(path, modules, batches=BATCHES):
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-@pytest.mark.parametrize("stored", [True, False], ids=["stored", "resident"])
 @EVERY_FAMILY
-def test_the_sums_are_those_of_the_activations(model_type, stored, tmp_path):
+def test_the_sums_are_those_of_the_activations(model_type, tmp_path, subtests):
     path = write_tiny(tmp_path / "model", model_type)
-    moments, told = collect(path, tmp_path / "scratch", stored=stored)
+    for stored in (True, False):
+        with subtests.test(stored=stored):
+            check_sums(model_type, path, *collect(path, tmp_path / f"{stored=}", stored=stored))
+
+
+def check_sums(model_type, path, moments, told):
     assert [layer for layer, _ in told] == [0, 1, 2, 3, 4]
     norms = {name: found for _, some in told for name, found in some.items()}
     assert len(norms) == (1 if model_type == "olmo2" else 4 * 2 + 1)  # OLMo 2 has no norm before a block
@@ -83,6 +87,7 @@ def test_batch_sizes_and_spilling_leave_no_trace(llama, tmp_path):
     torch.testing.assert_close(told[2][1][name].sum_DD, told_other[2][1][name].sum_DD, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("_only_new_garbage")
 def test_never_more_than_one_layers_moments_are_alive(llama, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), []
     make = NormMoments.empty.__func__

@@ -30,10 +30,20 @@ def place(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def pruned(place):
+    """`pruned(repair="all")`: the prune artifact, which tests share."""
+    return pruning_in(place / "runs", place)
+
+
 @pytest.fixture
-def pruned(place, tmp_path):
-    """`pruned(repair="all")`: the prune artifact."""
-    here = context(tmp_path)
+def pruned_anew(place, tmp_path):
+    """`pruned`, in a workspace that is empty at first: for tests that change or watch how an artifact is made."""
+    return pruning_in(tmp_path / "runs", place)
+
+
+def pruning_in(workspace, place):
+    here = context(workspace)
 
     def run(model=None, with_text=True, **options):
         parent = open_source_model(model or place / "model")
@@ -95,23 +105,23 @@ def repair_of(artifact):
     return artifact.result(PruneResult).repair
 
 
-def test_one_layer_at_a_time_gives_the_same_child(pruned, monkeypatch):
+def test_one_layer_at_a_time_gives_the_same_child(pruned, pruned_anew, monkeypatch):
     resident = Checkpoint.open(pruned(repair="all").path)
     monkeypatch.setattr(repaired_plan, "fits", lambda *_: False)
-    artifact = pruned(repair="all", candidates=7)  # another key
+    artifact = pruned_anew(repair="all")
     by_layer = Checkpoint.open(artifact.path)
     for name in resident.tensors:
         torch.testing.assert_close(by_layer.read(name), resident.read(name), rtol=1e-3, atol=1e-3)
     assert repair_of(artifact) == RepairResult(repairs=("least_squares", "rotate"))
 
 
-def test_rescaling_is_refused_where_it_could_not_be_judged(pruned, monkeypatch):
+def test_rescaling_is_refused_where_it_could_not_be_judged(pruned_anew, monkeypatch):
     monkeypatch.setattr(repaired_plan, "fits", lambda *_: False)
     with pytest.raises(EnvironmentFault, match=r"rescale .* in memory together.*use --repair all"):
-        pruned(repair="rescale")
+        pruned_anew(repair="rescale")
 
 
-def test_the_strengths_are_judged_by_the_child_that_is_written(pruned, place, tmp_path, monkeypatch):
+def test_the_strengths_are_judged_by_the_child_that_is_written(pruned_anew, place, tmp_path, monkeypatch):
     """Of a family that stores what a norm multiplies by less 1."""
     gemma, tried, texts, kl = tmp_path / "gemma", [], [], repaired_plan.kl_to_parent
     tiny_model("gemma2", vocab_size=300).save_pretrained(gemma)
@@ -125,7 +135,7 @@ def test_the_strengths_are_judged_by_the_child_that_is_written(pruned, place, tm
 
     monkeypatch.setattr(norm_rescale, "strengths", strong)
     monkeypatch.setattr(closed_form, "kl_to_parent", lambda *a, **options: texts.append(a[2]) or kl(*a, **options))
-    artifact = pruned(gemma, repair="rescale", shape={"hidden": 16})
+    artifact = pruned_anew(gemma, repair="rescale", shape={"hidden": 16})
     written = kl(hf.load_model(artifact.path), hf.load_model(gemma), texts[0]).kl_nats
     assert tried == [pytest.approx(written, rel=1e-4)]
 
@@ -151,9 +161,9 @@ def test_what_is_not_pruned_is_not_repaired(pruned):
     assert repair_of(pruned(repair="rotate", shape={"ffn": 20})) is None
 
 
-@pytest.fixture
-def tied(place, tmp_path):
-    path = tmp_path / "tied"
+@pytest.fixture(scope="module")
+def tied(place):
+    path = place / "tied"
     tiny_model("llama", vocab_size=300, tie_word_embeddings=True).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / name).write_bytes((place / "model" / name).read_bytes())
@@ -182,10 +192,10 @@ def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
     assert torch.equal(child.read("model.layers.0.input_layernorm.weight"), torch.ones(SHAPE["hidden"]))
 
 
-def test_by_default_all_is_repaired_that_the_model_allows(pruned, tied, said):
-    best, asked = pruned(repair="auto"), pruned(repair="all")
+def test_by_default_all_is_repaired_that_the_model_allows(pruned, pruned_anew, tied, said):
+    best, asked = pruned_anew(repair="auto"), pruned(repair="all")
     assert repair_of(best) == repair_of(asked)
-    child = pruned(tied, repair="auto")
+    child = pruned_anew(tied, repair="auto")
     assert repair_of(child).repairs == (
         "least_squares",
         "rotate",
@@ -193,29 +203,29 @@ def test_by_default_all_is_repaired_that_the_model_allows(pruned, tied, said):
     assert not [line for line in said if "keeps channels, not directions" in line]
 
 
-@pytest.fixture
-def sandwiched(place, tmp_path):
-    path = tmp_path / "olmo2"
+@pytest.fixture(scope="module")
+def sandwiched(place):
+    path = place / "olmo2"
     tiny_model("olmo2", vocab_size=300).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / name).write_bytes((place / "model" / name).read_bytes())
     return path
 
 
-def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(pruned, sandwiched, said):
+def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(pruned_anew, sandwiched, said):
     shape = {"hidden": 16, "ffn": 20}
     with pytest.raises(CheckpointError, match=r"cannot be rotated: .* scales what is written to the residual stream"):
-        pruned(sandwiched, repair="all", shape=shape)
-    child = pruned(sandwiched, repair="auto", shape=shape)
+        pruned_anew(sandwiched, repair="all", shape=shape)
+    child = pruned_anew(sandwiched, repair="auto", shape=shape)
     assert repair_of(child).repairs == ("least_squares",)
     assert repair_of(child).effect.after.kl < repair_of(child).effect.before.kl
     assert [line for line in said if "keeps channels, not directions: " in line]
 
 
-def test_by_default_without_text_or_with_little_the_cut_is_made_all_the_same(pruned, said):
-    assert repair_of(pruned(repair="auto", with_text=False)) is None
+def test_by_default_without_text_or_with_little_the_model_is_pruned_all_the_same(pruned_anew, said):
+    assert repair_of(pruned_anew(repair="auto", with_text=False)) is None
     assert "skipping repair: it needs calibration text (--data)" in said
-    assert pruned(repair="auto", repair_samples=10**6).result(PruneResult).calibration.samples < 1000
+    assert pruned_anew(repair="auto", repair_samples=10**6).result(PruneResult).calibration.samples < 1000
 
 
 def test_untied_and_pruned_plainly_is_the_tied_childs_function(pruned, tied):
@@ -239,11 +249,11 @@ def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied
         assert winner.parameters == shape.resize(**winner.sizes).parameters()
 
 
-def test_text_is_needed_and_enough_of_it(pruned):
-    with pytest.raises(InputError, match="a repair needs calibration text: give some with --data"):
-        pruned(repair="all", with_text=False)
+def test_text_is_needed_and_enough_of_it(pruned_anew):
+    with pytest.raises(InputError, match="a repair needs calibration text"):
+        pruned_anew(repair="all", with_text=False)
     with pytest.raises(DataError, match=r"lower prune\.repair_samples"):
-        pruned(repair="all", repair_samples=10**6)
+        pruned_anew(repair="all", repair_samples=10**6)
 
 
 def loss_of(child, place):

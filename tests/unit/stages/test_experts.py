@@ -65,6 +65,7 @@ def test_the_experts_that_add_most_survive(place, scores):
     assert artifact.read_json("plan.json") == {"expert": best}
 
 
+@pytest.mark.slow
 def test_a_search_by_active_parameters_and_what_follows(place, scores):
     at, parent = context(place / "run"), open_source_model(place / "model")
     target = parent.shape.resize(expert=4, ffn=24).parameters("active")
