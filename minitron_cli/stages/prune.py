@@ -205,7 +205,7 @@ class _Pruning:
         """Plan to the shape, and the shape after each round if there are several."""
         if self.config.rounds == 1:
             return self.builder.plan(shape, self.config.drop_layers), []
-        again = partial(rescore, self.builder, blocks=self.texts["train"], calibration=self.calibration)
+        again = partial(rescore, self.builder, blocks=self.texts["train"], config=self.calibration)
         return plan_in_rounds(work, self.builder, shape, self.config.rounds, again)
 
 
