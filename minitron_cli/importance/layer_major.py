@@ -50,14 +50,14 @@ def collect_by_layer(
     steps = len(batches) * (layers + 2)  # the embedding and the final norm beside the layers
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
         states = ActivationStore(scratch, calibration.activation_budget)
-        scoring = _Scoring(LayerwiseRunner(model, family, batches, weights, states, step), states, options)
+        scoring = _LayerScoring(LayerwiseRunner(model, family, batches, weights, states, step), states, options)
         run_layers(scoring, {"hidden": states}, saved, layers, resume=calibration.resume)
         observers = scoring.end()
         calibration.processes.merge(observers)
         return checked_scores(observers)
 
 
-class _Scoring:
+class _LayerScoring:
     """Measurements layer by layer."""
 
     def __init__(self, runner: LayerwiseRunner, states: ActivationStore, options: ObserverOptions) -> None:

@@ -41,7 +41,7 @@ from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.spec import Amount
 
 STAGE, VERSION = "prune", 4
-SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
+SCORE_BLOCKS = 64  # validation blocks on which candidates are compared when a budget chooses the shape
 PLAN = "plan.json"
 
 

@@ -1,4 +1,4 @@
-"""One layer at a time gives what the whole model gives, whatever is spilled, stopped or cut."""
+"""A pass over one layer at a time gives the scores of the whole model, whatever is spilled or interrupted."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_scores_are_those_of_the_whole_model_in_bf16(model_type, tmp_path):
 
 
 @pytest.mark.parametrize("budget", [0, 10_000])
-def test_what_is_spilled_does_not_matter(llama, tmp_path, budget):
+def test_spilling_does_not_change_the_scores(llama, tmp_path, budget):
     held = by_layer(llama, tmp_path / "held", blocks=(2,))
     spilled = by_layer(llama, tmp_path / "spilled", blocks=(2,), activation_budget=budget)
     assert_same_bits(spilled, held)

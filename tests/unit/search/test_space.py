@@ -137,5 +137,5 @@ def test_only_shapes_that_the_family_can_take_are_candidates():
 
 def test_a_space_of_which_nothing_can_be_taken_says_why():
     neox = shape_of(GPTNeoXConfig(**DIMS))
-    with pytest.raises(InfeasibleError, match=r"parent can be pruned to: hidden=2048 with head=32.*cut both"):
+    with pytest.raises(InfeasibleError, match=r"parent can be pruned to: hidden=2048 with head=32.*prune both"):
         feasible(neox, {"hidden": (2048,)}, Budget(target="1B"))

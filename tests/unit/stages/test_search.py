@@ -1,4 +1,4 @@
-"""A search of a tiny model: what it remembers, what it measures, and what a cut makes of it."""
+"""A search of a tiny model: what it remembers, what it measures, and what pruning makes of it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.results.prune import PruneResult
-from minitron_cli.results.search import SearchResult
+from minitron_cli.results.search import ObjectiveResult, SearchResult
 from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, prune, report, search
@@ -225,7 +225,7 @@ def test_a_task_decides_and_higher_is_better(tmp_path, place, parent, scores):
     values = [row.zero_shot for row in rows_of(found)]
     assert values == sorted(values, reverse=True)
     assert all(0 <= value <= 1 for value in values)
-    assert candidates.read(found)["objective"] == {"name": "cloze acc", "better": "higher"}
+    assert found.result(SearchResult).objective == ObjectiveResult(name="cloze acc", better="higher")
     with pytest.raises(InputError, match=r"no 'f1': set search\.objective\.metric to one of acc"):
         search.run(
             context(tmp_path / "odd"),
