@@ -65,7 +65,7 @@ client-transformers-4: $(CHILDREN)  ## read children of every family with transf
 	$(ONE_THREAD) $(CLIENTS)/transformers-4/bin/python tests/clients/run_transformers_4.py \
 		$(CHILDREN) $(RESULTS)/client-transformers-4.json
 
-client-llama-cpp: $(CHILDREN)  ## convert children, run and quantise them with llama.cpp (built first: ten minutes)
+client-llama-cpp: $(CHILDREN)  ## convert children, run and quantize them with llama.cpp (built first: ten minutes)
 	test -x $(CLIENTS)/llama-cpp/bin/python || $(PYTHON) -m venv $(CLIENTS)/llama-cpp
 	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF" \
 		$(CLIENTS)/llama-cpp/bin/pip install -qq llama-cpp-python==$(LLAMA_CPP) safetensors sentencepiece protobuf \

@@ -1,1 +1,1 @@
-"""Speed and memory, measured as ratios inside one process. Results are kept in results/."""
+"""Benchmarks of speed and memory, as ratios measured in one process. Results are in results/."""

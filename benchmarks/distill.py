@@ -1,14 +1,14 @@
-"""The distillation loss and step beside the common ways to compute them.
+"""Compare the distillation loss and step with the common ways to compute them.
 
-    python -m benchmarks distill            # all of it, some fifteen minutes on one thread
+    python -m benchmarks distill            # all parts: about fifteen minutes on one thread
     python -m benchmarks distill loss step  # some parts
 
-Parts: loss (forward KL with both LM heads, forward and backward, a vocabulary of 128256, beside TRL's), rivals (beside
-others), losses (the other losses beside forward KL), bf16 (loss in bf16), step (a whole step beside a bare teacher
-forward and a bare cross-entropy step of the student).
+Parts: loss (forward KL through both LM heads, forward and backward, vocabulary 128256, against TRL), rivals (against
+other libraries), losses (the other losses against forward KL), bf16 (loss in bf16), step (a whole step against a
+teacher's forward pass and a student's cross-entropy step in transformers).
 
-Where TRL and liger-kernel can be imported, their own functions are measured. Else TRL's is written out, as torchtune's
-always is: its last release does not import with a current torchao.
+If TRL and liger-kernel are installed, their functions are measured; otherwise TRL's is reimplemented here. torchtune's
+always is, because its last release cannot be imported with a current torchao.
 """
 
 import ctypes
@@ -49,12 +49,13 @@ VOCAB, TOKENS, TEACHER, STUDENT = 128256, 512, 768, 512
 STEP_VOCAB, LAYERS, TEACHER_HIDDEN, STUDENT_HIDDEN = 32768, 12, 512, 384
 MiB = 2**20
 
-RowReader = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
 Ways = dict[str, Callable[[], Tensor]]
+"""Implementations of one loss, by name."""
 
 
 class Case:
-    """Hidden states and heads of both models; every way leaves its gradients in `.grad`."""
+    """Random hidden states and heads of both models. Each implementation stores its gradients in `gradients`."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -68,11 +69,12 @@ class Case:
         self.labels_N = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
 
     def beside_trl(self) -> Ways:
-        """From the leanest to the greediest, as what has been freed may be used again unseen."""
+        """Ours and TRL's by increasing memory, because memory freed by one call hides the growth of the next."""
         low, fast = (lambda low=low: self.ours(ForwardKL(), low) for low in (True, False))
         return {"ours, low memory": low, "ours": fast, **self.trl()}
 
     def rivals(self) -> Ways:
+        """Ours and those of other libraries."""
         return {
             "ours": lambda: self.ours(ForwardKL()),
             **self.liger(),
@@ -82,6 +84,7 @@ class Case:
         }
 
     def ours(self, loss: Any, low_memory: bool = False) -> Tensor:
+        """One of minitron's losses, with its gradients."""
         student, teacher = (
             HeadInput(self.student_ND, Head(self.student_VD)),
             HeadInput(self.teacher_ND, Head(self.teacher_VD)),
@@ -89,17 +92,19 @@ class Case:
         return self.done(fused_objective([loss], student, teacher, self.labels_N, low_memory=low_memory).total)
 
     def logits(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Logits of student and teacher for some tokens, [N, V] each."""
         with torch.no_grad():
             teacher_NV = F.linear(self.teacher_ND[rows], self.teacher_VD)
         return F.linear(self.student_ND[rows], self.student_VD), teacher_NV
 
     def full_logits(self) -> Tensor:
+        """KL on the logits of all tokens at once."""
         student_NV, teacher_NV = self.logits()
         target = F.softmax(teacher_NV.float(), -1)
         return self.done(F.kl_div(F.log_softmax(student_NV.float(), -1), target, reduction="batchmean"))
 
     def chunk_and_keep(self, chunks: int = 8) -> Tensor:
-        """Of each chunk of tokens its logits are kept for the backward pass, and so are their softmaxes."""
+        """KL by chunks of tokens whose logits and softmaxes are kept for the backward pass."""
         size, total = TOKENS // chunks, self.student_ND.new_zeros(())
         for start in range(0, TOKENS, size):
             student_CV, teacher_CV = self.logits(slice(start, start + size))
@@ -109,7 +114,7 @@ class Case:
         return self.done(total / TOKENS)
 
     def trl(self) -> Ways:
-        """TRL's GKD loss at beta 0, or what it does, written out; without a mask, which would copy [T, V] once more."""
+        """TRL's GKD loss at beta 0, or a copy of it. Without a mask, which would copy the logits once more."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -119,6 +124,7 @@ class Case:
         return {"TRL": lambda: self.done(GKDTrainer.generalized_jsd_loss(*self.logits(), beta=0))}
 
     def liger(self) -> Ways:
+        """liger-kernel's fused loss; empty if it is not installed."""
         try:
             from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
         except ImportError:
@@ -128,13 +134,14 @@ class Case:
         return {"liger-kernel, chunks of 128": lambda: self.done(loss(*sides, self.labels_N))}
 
     def done(self, loss: Tensor) -> Tensor:
+        """Run the backward pass and move the gradients to `gradients`."""
         loss.backward()
         self.gradients = self.student_ND.grad, self.student_VD.grad
         self.student_ND.grad = self.student_VD.grad = None
         return loss.detach()
 
     def products(self) -> Tensor:
-        """The matrix products that no way can do without, on logits that mean nothing."""
+        """Matrix products that every implementation needs, on meaningless logits."""
         student_NV, teacher_NV = self.logits()
         with torch.no_grad():
             torch.mm(teacher_NV, self.student_VD)
@@ -143,22 +150,26 @@ class Case:
 
 
 def as_trl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """TRL's GKD loss at beta 0 from logits [N, V]."""
     student_NV, teacher_NV = student_NV / temperature, teacher_NV / temperature
     log_p_NV, log_target_NV = F.log_softmax(student_NV, -1), F.log_softmax(teacher_NV, -1)
     return F.kl_div(log_p_NV, log_target_NV, reduction="none", log_target=True).sum() / len(student_NV)
 
 
-def loss(dtype: torch.dtype = torch.float32) -> RowReader:
+def loss(dtype: torch.dtype = torch.float32) -> Rows:
+    """Part `loss`."""
     case = Case(dtype)
-    return beside_each_other(case, case.beside_trl())
+    return compared(case, case.beside_trl())
 
 
-def rivals() -> RowReader:
+def rivals() -> Rows:
+    """Part `rivals`."""
     case = Case()
-    return beside_each_other(case, case.rivals(), {"the products alone": case.products})
+    return compared(case, case.rivals(), {"the products alone": case.products})
 
 
-def beside_each_other(case: Case, ways: Ways, more: Ways | None = None, rounds: int = 2) -> RowReader:
+def compared(case: Case, ways: Ways, more: Ways | None = None, rounds: int = 2) -> Rows:
+    """Rows with time, memory and error of each implementation; `more` are only timed."""
     to = "TRL" if "TRL" in ways else "full logits, as TRL"
     beyond, wrong = {}, {}
     for name, way in ways.items():
@@ -166,21 +177,21 @@ def beside_each_other(case: Case, ways: Ways, more: Ways | None = None, rounds: 
         wrong[name] = distance(case, way)
     seconds = alternate({**ways, **(more or {})}, rounds)
     is_fp32 = case.student_VD.dtype == torch.float32
-    bars = {"ours": (0.82, 3), "ours, low memory": (1.1, 60)} if is_fp32 else {}
+    targets_of = {"ours": (0.82, 3), "ours, low memory": (1.1, 60)} if is_fp32 else {}
     rows = []
     for name in seconds:
-        bar = bars.get(name)
+        aims = targets_of.get(name)
         row: dict[str, Any] = {
             "forward KL": name,
             "seconds": statistics.median(seconds[name]),
             f"x {to}'s time": ratio(seconds, name, to),
-            "bar, time": bar[0] if bar else "",
+            "target, time": aims[0] if aims else "",
         }
         if name in beyond:
             row |= {
                 "MiB beyond the head's gradient": beyond[name] / MiB,
                 f"1 / of {to}'s": beyond[to] / beyond[name],
-                "bar, memory": bar[1] if bar else "",
+                "target, memory": aims[1] if aims else "",
                 "gradients off by": wrong[name],
             }
         rows.append(row)
@@ -188,7 +199,7 @@ def beside_each_other(case: Case, ways: Ways, more: Ways | None = None, rounds: 
 
 
 def memory(way: Callable[[], object]) -> int:
-    """The most that a call adds to what the process holds. What others have freed is given back before."""
+    """Bytes that a call adds at its peak. Memory freed earlier is returned to the system first."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     with peak_memory() as peak:
@@ -197,7 +208,7 @@ def memory(way: Callable[[], object]) -> int:
 
 
 def distance(case: Case, way: Callable[[], object]) -> float:
-    """Between the head's gradient that a way just left and ours, relative to ours, over some of its rows."""
+    """Relative error of the head's gradient after a call, against ours in the first rows."""
     some = slice(0, 4096)
     found = case.gradients[1][some].float()
     if not hasattr(case, "exact"):
@@ -207,7 +218,8 @@ def distance(case: Case, way: Callable[[], object]) -> float:
     return float((found - case.exact).norm() / case.exact.norm())
 
 
-def every_loss(rounds: int = 2) -> RowReader:
+def every_loss(rounds: int = 2) -> Rows:
+    """Part `losses`."""
     case = Case()
     ways = {
         loss.kind + (", low memory" if low else ""): lambda loss=loss, low=low: case.ours(loss, low)
@@ -230,7 +242,7 @@ def every_loss(rounds: int = 2) -> RowReader:
 
 
 class Step:
-    """One optimizer step of a student, as the loop does it."""
+    """One optimizer step of a student, as the training loop does it."""
 
     def __init__(self, precision: str = "fp32", **settings: Any) -> None:
         config = DistillConfig(steps=1, **settings)
@@ -257,8 +269,9 @@ class Step:
         self.optimizer.step_(1e-5)
 
 
-@cache  # the steps share models, and each has an optimizer of its own
+@cache  # steps share models and have their own optimizers
 def model_of(hidden: int, precision: str = "fp32") -> Any:
+    """Tied Llama of random weights. `precision` only distinguishes copies, which the trainer casts."""
     config = llama(LAYERS, hidden, 3 * hidden, STEP_VOCAB, 8, 4) | {"head_dim": 64, "tie_word_embeddings": True}
     torch.manual_seed(hidden)
     typed = hf.config_from_dict(config, "the benchmark")
@@ -266,7 +279,7 @@ def model_of(hidden: int, precision: str = "fp32") -> Any:
 
 
 def bare() -> tuple[Callable[[], None], Callable[[], None]]:
-    """A teacher's forward pass and a student's cross-entropy step; and both with a KL on full logits."""
+    """Steps in transformers alone: the teacher's forward pass and the student's step with cross-entropy, or with KL."""
     teacher, student = model_of(TEACHER_HIDDEN).eval(), model_of(STUDENT_HIDDEN).train()
     adamw = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     ids = batches(2, 256, STEP_VOCAB, 2)[0].input_ids_BT
@@ -292,7 +305,8 @@ def bare() -> tuple[Callable[[], None], Callable[[], None]]:
 HIDDEN_STATES = "ours, fp32, hidden states"
 
 
-def step(rounds: int = 2) -> RowReader:
+def step(rounds: int = 2) -> Rows:
+    """Part `step`."""
     plain, naive = bare()
     states = ("block_output", "embedding")
     layers = ((LAYERS - 3, LAYERS - 3),)
@@ -308,29 +322,29 @@ def step(rounds: int = 2) -> RowReader:
         "ours, bf16": Step("bf16"),
     }
     seconds = alternate(ways, rounds)
-    bars = {"ours, fp32": 1.02, "ours, bf16": 0.63}
+    aims = {"ours, fp32": 1.02, "ours, bf16": 0.63}
     rows = [
         {
             "step": name,
             "seconds": statistics.median(seconds[name]),
             "x bare fp32": ratio(seconds, name, "bare"),
-            "bar": bars.get(name, ""),
+            "target": aims.get(name, ""),
             "x ours, fp32": ratio(seconds, name, "ours, fp32"),
         }
         for name in ways
     ]
-    next(row for row in rows if row["step"] == HIDDEN_STATES)["bar of that"] = 1.02
+    next(row for row in rows if row["step"] == HIDDEN_STATES)["target of that"] = 1.02
     return rows
 
 
-PARTS: dict[str, tuple[str, Callable[[], RowReader], str]] = {
+PARTS: dict[str, tuple[str, Callable[[], Rows], str]] = {
     "loss": (
         "forward KL and its gradients",
         loss,
         f"{TOKENS} tokens, vocabulary {VOCAB}, teacher's hidden size {TEACHER}, student's {STUDENT}, fp32.",
     ),
     "rivals": (
-        "forward KL and its gradients, all ways",
+        "forward KL and its gradients in several libraries",
         rivals,
         f"{TOKENS} tokens, vocabulary {VOCAB}, teacher's hidden size {TEACHER}, student's {STUDENT}, fp32.",
     ),
@@ -343,27 +357,28 @@ PARTS: dict[str, tuple[str, Callable[[], RowReader], str]] = {
         "forward KL and its gradients in bf16",
         lambda: loss(torch.bfloat16),
         f"{TOKENS} tokens, vocabulary {VOCAB}, teacher's hidden size {TEACHER}, student's {STUDENT}, bf16. Gradients "
-        "beside ours; those of who takes the softmax in bf16 are off.",
+        "are compared with ours; implementations with a softmax in bf16 deviate.",
     ),
     "step": (
         "a whole step",
         step,
         f"Llama, {LAYERS} layers, d {TEACHER_HIDDEN} and {STUDENT_HIDDEN}, ffn 3 d, 8/4 heads, tied, vocabulary "
         f"{STEP_VOCAB}; 2 x 256 tokens. Bare: the teacher's forward pass and the student's step with cross-entropy and "
-        "fused AdamW, both through transformers in fp32, without clipping.",
+        "fused AdamW, both in transformers in fp32, without clipping.",
     ),
 }
 
 
 def main(parts: list[str]) -> None:
+    """Run the parts, or all, and record the results."""
     torch.set_num_threads(1)
     for part in parts or list(PARTS):
         print(f"{part} ...", file=sys.stderr, flush=True)
         load = os.getloadavg()[0]
-        title, measure, what = PARTS[part]
+        title, measure, setting = PARTS[part]
         rows = measure()
         notes = [
-            f"{what} CPU time, one thread; medians of ratios of neighbouring calls. Load of the {os.cpu_count()} "
+            f"{setting} CPU time, one thread; medians of ratios of neighboring calls. Load of the {os.cpu_count()} "
             f"cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after.",
             *_versions(),
         ]
@@ -371,6 +386,7 @@ def main(parts: list[str]) -> None:
 
 
 def _versions() -> list[str]:
+    """Lines with the versions of the other libraries."""
     from importlib import metadata
 
     found = []

@@ -1,4 +1,4 @@
-"""How things are measured: alternately, in one process, on one thread; and where the figures are written."""
+"""Measure functions in alternation, in one process on one thread, and write the figures to results/."""
 
 import json
 import platform
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every call. The order turns round after each round, and each function has one call before."""
+    """CPU seconds of every call after a warm-up call of each function. Every other round has the reverse order."""
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -32,30 +32,33 @@ def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, to: str) -> float:
-    """Median over the rounds of how long one takes beside another; a slow moment hits both."""
+    """Median over rounds of a function's time relative to another's. Both share a round, so slow moments cancel."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[to], strict=True))
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that belongs to no file."""
+    """Anonymous memory of this process: resident, and not backed by a file."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell anonymous memory apart")
+    raise RuntimeError("this system does not report anonymous memory: run the benchmark on Linux")
 
 
 class Peak:
+    """Anonymous memory in bytes during a block."""
+
     start: int
     highest: int
 
     @property
     def grown(self) -> int:
+        """Bytes above those at the start."""
         return self.highest - self.start
 
 
 @contextmanager
 def peak_memory(every_s: float = 0.002) -> Iterator[Peak]:
-    """The most anonymous memory while the block runs, looked at every so often."""
+    """Most anonymous memory while the block runs, sampled every `every_s` seconds."""
     peak, done = Peak(), threading.Event()
     peak.start = peak.highest = anonymous_bytes()
 

@@ -1,10 +1,10 @@
-"""Calibration beside a bare forward pass of the same model, and beside straightforward ways to do the same.
+"""Compare the importance pass with a bare forward pass of the model, and with naive ways to compute the same scores.
 
-    python -m benchmarks importance            # all of it, about ten minutes on one thread
+    python -m benchmarks importance            # all parts: about ten minutes on one thread
     python -m benchmarks importance pass head  # some parts
 
-Parts: pass (all axes, fp32 and bf16), vocab (a vocabulary of 128256), memory (8 and 64 samples), removal (layers one by
-one), head (the perplexity of given hidden states).
+Parts: pass (all axes, fp32 and bf16), vocab (vocabulary 128256), memory (8 and 64 samples), removal (perplexity without
+each layer), head (perplexity from hidden states).
 """
 
 import copy
@@ -34,10 +34,11 @@ from minitron_cli.scores.metric import Activation
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS = 12, 512, 1536, 8, 4
 ROUNDS = 9
 
-RowReader = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
 
 
 def model_of(vocab: int, *, layers: int = LAYERS) -> Any:
+    """Llama of random weights in fp32."""
     config = hf.config_from_dict(llama(layers, HIDDEN, FFN, vocab, HEADS, KV_HEADS), "the benchmark")
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
@@ -45,17 +46,19 @@ def model_of(vocab: int, *, layers: int = LAYERS) -> Any:
 
 @torch.no_grad()
 def bare(model: Any, samples: list[Any]) -> None:
+    """Forward passes with logits."""
     for batch in samples:
         model(batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
 
 
 def ours(model: Any, samples: list[Any], *, layer_removal: bool = False, pre_activation: bool = False) -> Any:
+    """Scores of minitron, without layer removal unless an option asks for it."""
     options = ObserverOptions(pre_activation, (1,) if layer_removal else ())
     return collect(model, LLAMA, Calibration(samples), options)
 
 
-def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> RowReader:
-    """All axes, nine aggregations and Block Importance of B2 x S512, against a bare forward with its LM head."""
+def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> Rows:
+    """Time of all axes, nine aggregations and Block Importance on 2 x 512 tokens, against a bare forward pass."""
     model, samples = model_of(vocab), batches(2, 512, vocab, 2)
     small = copy.deepcopy(model).bfloat16()
     functions: dict[str, Callable[[], object]] = {
@@ -67,24 +70,30 @@ def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> 
         functions |= {
             "two passes, one aggregation": lambda: two_passes(model, samples),
             "store and concatenate": lambda: store_and_concatenate(model, samples),
-            "ours fp32, pre-activations too": lambda: ours(model, samples, pre_activation=True),
+            "ours fp32, with pre-activations": lambda: ours(model, samples, pre_activation=True),
         }
     seconds = alternate(functions, rounds)
-    bars = {"ours fp32": 0.96, "ours bf16": 0.60} if vocab == 8192 else {"ours bf16": 0.28}
+    targets = {"ours fp32": 0.96, "ours bf16": 0.60} if vocab == 8192 else {"ours bf16": 0.28}
     return [
-        row(f"{name}, V={vocab}", "x bare fp32 forward", ratio(seconds, name, "bare"), bars.get(name))
+        row(f"{name}, V={vocab}", "x bare fp32 forward", ratio(seconds, name, "bare"), targets.get(name))
         for name in functions
         if name != "bare"
     ] + (agreements(model, small, samples) if rivals else [])
 
 
-def row(what: str, unit: str, found: float, bar: float | None = None) -> dict[str, Any]:
-    return {"what": what, "unit": unit, "found": found, "bar": "" if bar is None else bar}
+def row(measurement: str, unit: str, value: float, target: float | None = None) -> dict[str, Any]:
+    """Row of the table of results."""
+    return {
+        "measurement": measurement,
+        "unit": unit,
+        "value": value,
+        "target": "" if target is None else target,
+    }
 
 
 @torch.no_grad()
 def two_passes(model: Any, samples: list[Any]) -> None:
-    """Widths in one forward, Block Importance in another, each with its logits."""
+    """Score width in one forward pass and Block Importance in another, each with logits."""
     sums: dict[Any, torch.Tensor] = {}
 
     def add(name: Any, values: torch.Tensor) -> None:
@@ -112,7 +121,7 @@ def two_passes(model: Any, samples: list[Any]) -> None:
 
 @torch.no_grad()
 def store_and_concatenate(model: Any, samples: list[Any]) -> None:
-    """Keep every activation, and reduce at the end, with all nine aggregations."""
+    """Keep every activation and reduce them at the end, with all nine aggregations."""
     stored: dict[Any, list[torch.Tensor]] = {}
 
     def keep(of_input: bool, module: Any, args: Any, output: Any) -> None:
@@ -143,17 +152,17 @@ def store_and_concatenate(model: Any, samples: list[Any]) -> None:
                 reduce[over_samples](by_sample, 0)
 
 
-def agreements(model: Any, small: Any, samples: list[Any]) -> RowReader:
-    """Spearman's correlation of bf16's rankings with fp32's, over layers and aggregations.
+def agreements(model: Any, small: Any, samples: list[Any]) -> Rows:
+    """Spearman's correlation between rankings in bf16 and fp32, over layers and aggregations.
 
-    Random weights make channels alike: differences are as small as they get, so this is a hard case. Of 8 heads a
-    single swap of neighbours costs 0.024.
+    A hard case: random weights make channels alike, so differences are small. Among 8 heads, one swap of neighbors
+    costs 0.024.
     """
     exact, rounded = ours(model, samples), ours(small, samples)
     rows = []
     for axis in ("head", "ffn", "hidden"):
         found = []
-        for batch in AGGREGATIONS[:2]:  # over samples; a variance of two is their rounding
+        for batch in AGGREGATIONS[:2]:  # over samples; a variance over two samples is rounding error
             for sequence in AGGREGATIONS:
                 metric = Activation(batch=batch, sequence=sequence)
                 pairs = zip(*(torch.atleast_2d(s.select(axis, metric)) for s in (exact, rounded)), strict=True)
@@ -164,12 +173,13 @@ def agreements(model: Any, small: Any, samples: list[Any]) -> RowReader:
 
 
 def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Spearman's rank correlation of two vectors without ties."""
     ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def memory() -> RowReader:
-    """Anonymous memory at the peak of 8 and of 64 samples, layer removal included."""
+def memory() -> Rows:
+    """Growth of peak memory from 8 to 64 samples, with layer removal."""
     model = model_of(8192, layers=4)
     peaks = {}
     ours(model, batches(8, 256, 8192, 2), layer_removal=True)
@@ -178,13 +188,13 @@ def memory() -> RowReader:
         with peak_memory() as peak:
             ours(model, batches(count, 256, 8192, 2), layer_removal=True)
         peaks[count] = peak.highest
-    return [row("peak RssAnon, 64 samples less 8 samples", "MiB", (peaks[64] - peaks[8]) / 2**20, 8.0)]
+    return [row("peak RssAnon, 64 samples minus 8 samples", "MiB", (peaks[64] - peaks[8]) / 2**20, 8.0)]
 
 
-def removal(vocab: int = 16384, rounds: int = 5) -> RowReader:
-    """Perplexity without each of 12 layers, two times B1 x S512; the head is worth 2.67 layers.
+def removal(vocab: int = 16384, rounds: int = 5) -> Rows:
+    """Time of the perplexity without each of 12 layers, on two batches of 1 x 512 tokens. The head costs 2.67 layers.
 
-    Ours includes the scores of all other axes; the naive way gives the losses alone.
+    Ours also scores all other axes; the naive way only computes the losses.
     """
     model, samples = model_of(vocab), batches(2, 512, vocab, 1)
     functions = {
@@ -196,20 +206,20 @@ def removal(vocab: int = 16384, rounds: int = 5) -> RowReader:
     seconds["naive change"] = [n + b for n, b in zip(seconds["naive"], seconds["bare"], strict=True)]
     error = (ours(model, samples, layer_removal=True).layers("nll") - naive_removal(model, samples)).abs().max()
     return [
-        row("layer removal, one by one: naive over ours", "times faster", ratio(seconds, "naive", "ours"), 1.55),
+        row("perplexity without each layer: naive over ours", "times faster", ratio(seconds, "naive", "ours"), 1.55),
         row(
-            "the same with the whole model's loss, of which ours is the change",
+            "the same, the naive way also with the loss of the whole model",
             "times faster",
             ratio(seconds, "naive change", "ours"),
         ),
-        row("ours beside one bare forward", "x bare", ratio(seconds, "ours", "bare")),
-        row("largest difference of the losses", "nats", float(error), 1e-5),
+        row("ours against one bare forward pass", "x bare", ratio(seconds, "ours", "bare")),
+        row("largest difference between the losses", "nats", float(error), 1e-5),
     ]
 
 
 @torch.no_grad()
 def naive_removal(model: Any, samples: list[Any]) -> torch.Tensor:
-    """A whole forward and materialised logits for each layer that is left out."""
+    """Losses [L] without each layer, from a whole forward pass with logits for each."""
     layers, losses = model.model.layers, []
     for i in range(len(layers)):
         model.model.layers = torch.nn.ModuleList([layer for j, layer in enumerate(layers) if j != i])
@@ -226,8 +236,8 @@ def naive_removal(model: Any, samples: list[Any]) -> torch.Tensor:
     return torch.stack(losses)
 
 
-def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> RowReader:
-    """The loss of 1024 hidden states over 128256 tokens, against the bare product that makes the logits."""
+def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> Rows:
+    """Time and memory of the loss of 1024 hidden states, against the product that makes the logits."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, HIDDEN, generator=generator)
     weight = torch.randn(vocab, HIDDEN, generator=generator) / HIDDEN**0.5
@@ -235,7 +245,7 @@ def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> RowReader:
     functions = {
         "bare": lambda: F.linear(hidden, weight),
         "ours": lambda: token_nll(hidden, weight, labels),
-        "materialised": lambda: F.cross_entropy(F.linear(hidden, weight), labels, reduction="none"),
+        "materialized": lambda: F.cross_entropy(F.linear(hidden, weight), labels, reduction="none"),
     }
     seconds = alternate(functions, rounds)
     gc.collect()
@@ -243,12 +253,12 @@ def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> RowReader:
         token_nll(hidden, weight, labels)
     return [
         row(f"perplexity head, V={vocab}: ours", "x F.linear", ratio(seconds, "ours", "bare"), 1.0),
-        row("materialised logits and cross-entropy", "x F.linear", ratio(seconds, "materialised", "bare")),
+        row("materialized logits and cross-entropy", "x F.linear", ratio(seconds, "materialized", "bare")),
         row("extra memory of ours", "MiB", peak.grown / 2**20, 16.0),
     ]
 
 
-PARTS: dict[str, Callable[[], RowReader]] = {
+PARTS: dict[str, Callable[[], Rows]] = {
     "pass": every_pass,
     "vocab": lambda: every_pass(128256, rounds=5, rivals=False),
     "memory": memory,
@@ -258,6 +268,7 @@ PARTS: dict[str, Callable[[], RowReader]] = {
 
 
 def main(parts: list[str]) -> None:
+    """Run the parts, or all, and record the results."""
     torch.set_num_threads(1)
     for part in parts or list(PARTS):
         print(f"{part} ...", file=sys.stderr, flush=True)
@@ -265,7 +276,7 @@ def main(parts: list[str]) -> None:
         rows = PARTS[part]()
         notes = [
             f"Llama, {LAYERS} layers, d {HIDDEN}, ffn {FFN}, {HEADS}/{KV_HEADS} heads. CPU time, one thread; medians "
-            f"of ratios of neighbouring calls. Load of the {os.cpu_count()} cores: {load:.1f} before, "
+            f"of ratios of neighboring calls. Load of the {os.cpu_count()} cores: {load:.1f} before, "
             f"{os.getloadavg()[0]:.1f} after.",
         ]
         record(f"importance-{part}", f"Importance: {part}", rows, notes)

@@ -1,4 +1,4 @@
-"""A model scored one layer at a time: peak memory and time on a checkpoint of random weights of any size.
+"""Measure peak memory and time of scoring a checkpoint of random weights one layer at a time.
 
 python -m benchmarks.layer_major --layers 32 --samples 4 --length 128 DIRECTORY
 """
@@ -25,6 +25,7 @@ from minitron_cli.model.shape import Shape
 
 
 def llama(layers: int, hidden: int, ffn: int, vocab: int, heads: int, kv_heads: int) -> dict[str, object]:
+    """Config of a Llama."""
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -43,7 +44,7 @@ def llama(layers: int, hidden: int, ffn: int, vocab: int, heads: int, kv_heads: 
 
 
 def write_random(directory: Path, config: dict[str, object], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
-    """Write a checkpoint of random weights, a block of rows at a time; its size in bytes."""
+    """Write a checkpoint of random bf16 weights, a block of rows at a time, and return its size in bytes."""
     typed = hf.config_from_dict(config, "the benchmark")
     generator = torch.Generator().manual_seed(0)
     specs = {name: TensorSpec(s, torch.bfloat16) for name, s in Shape.of(family_of(typed), typed).tensors().items()}
@@ -61,6 +62,7 @@ def write_random(directory: Path, config: dict[str, object], max_shard_bytes: in
 
 
 def batches(count: int, length: int, vocab: int, batch_size: int) -> list[Batch]:
+    """Batches of random tokens, `count` sequences of `length` tokens in all."""
     ids = torch.randint(0, vocab, (count, length), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(length).repeat(count, 1)
     return [
@@ -70,7 +72,7 @@ def batches(count: int, length: int, vocab: int, batch_size: int) -> list[Batch]
 
 
 def measure(path: Path, samples: list[Batch], budget: int, *, layer_removal: bool) -> dict[str, float]:
-    """Seconds, and peak anonymous memory in all and beyond what the process had before."""
+    """Seconds of the scoring, and anonymous memory at its peak and before it."""
     checkpoint, model = Checkpoint.open(path), hf.empty_model(path)
     family, options = family_of(model.config), ObserverOptions(removal_lengths=(1,) if layer_removal else ())
     weights = StoredWeights(model, family, checkpoint.read, "cpu")
@@ -87,16 +89,18 @@ def measure(path: Path, samples: list[Batch], budget: int, *, layer_removal: boo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="where the checkpoint is written, unless it is there")
+    parser.add_argument(
+        "directory", type=Path, help="directory of the checkpoint, which is written if it does not exist"
+    )
     for name, default in {"layers": 11, "hidden": 4096, "ffn": 11008, "vocab": 32000, "heads": 32}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--budget", type=int, default=64_000_000, help="bytes of hidden states held in memory")
+    parser.add_argument("--budget", type=int, default=64_000_000, help="bytes of hidden states that are held in memory")
     parser.add_argument("--no-layer-removal", action="store_true")
-    parser.add_argument("--name", default="layer-major", help="of the result")
+    parser.add_argument("--name", default="layer-major", help="name of the result files")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = llama(options.layers, options.hidden, options.ffn, options.vocab, options.heads, options.kv_heads)

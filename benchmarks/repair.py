@@ -1,4 +1,4 @@
-"""A cut rotated and fitted one layer at a time: peak memory and time on a checkpoint of random weights of any size.
+"""Measure peak memory and time of repairing a child one layer at a time, for a checkpoint of random weights.
 
 python -m benchmarks.repair DIRECTORY
 """
@@ -38,11 +38,12 @@ class Samples:
     vocab: int
 
     def batches(self, size: int) -> list[Batch]:
+        """The tokens in batches of at most `size` sequences."""
         return batches(self.count, self.length, self.vocab, size)
 
 
 def first_channels(parent: SourceModel, sizes: dict[str, int]) -> PrunePlan:
-    """A cut that keeps what comes first: which channels stay costs neither time nor memory."""
+    """Plan that keeps the first channels of each axis, because the choice affects neither time nor memory."""
     child = space.named(parent.shape, sizes, ())
     layers = parent.shape.sizes["layer"]
     kept = {axis: torch.arange(size) for axis, size in child.sizes.items() if size < parent.shape.sizes[axis]}
@@ -50,7 +51,7 @@ def first_channels(parent: SourceModel, sizes: dict[str, int]) -> PrunePlan:
 
 
 def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: dict[str, int]) -> dict[str, float]:
-    """Seconds of each step, and peak anonymous memory in all and beyond what the process had before."""
+    """Seconds of each step, and anonymous memory at its peak and before the steps."""
     parent, seconds = open_source_model(path), {}
     plan, model = first_channels(parent, sizes), hf.empty_model(path)
 
@@ -65,18 +66,20 @@ def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: d
         fit.moments()
         timed("second moments", started)
         started = time.monotonic()
-        mended = fit.repaired(plan, REPAIRS)
+        repaired = fit.repaired(plan, REPAIRS)
         timed("fit", started)
         started = time.monotonic()
         (scratch / "child").mkdir()
-        write_child(parent.checkpoint, mended, scratch / "child")
+        write_child(parent.checkpoint, repaired, scratch / "child")
         timed("write", started)
     return seconds | {"peak RssAnon GB": round(peak.highest / 1e9, 3), "before GB": round(peak.start / 1e9, 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="where the checkpoint is written, unless it is there")
+    parser.add_argument(
+        "directory", type=Path, help="directory of the checkpoint, which is written if it does not exist"
+    )
     parent = {"layers": 11, "hidden": 4096, "ffn": 11008, "vocab": 32000, "heads": 32, "kv_heads": 8}
     child = {"hidden": 1024, "ffn": 2816, "head": 16}
     for name, default in parent.items():
@@ -86,7 +89,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--budget", type=int, default=64_000_000, help="bytes of hidden states held in memory")
+    parser.add_argument("--budget", type=int, default=64_000_000, help="bytes of hidden states that are held in memory")
     options = vars(parser.parse_args())
     torch.set_num_threads(1)
     path = options["directory"]

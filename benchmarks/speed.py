@@ -1,10 +1,12 @@
-"""Generation by a parent and by two children of one size, one cut in width and one in depth, by the clock of
-`minitron eval --speed`: in turns, medians of the rounds, memory of a process each.
+"""Compare generation by a parent and two children of equal size, one pruned in width and one in depth.
+
+Measured as in `minitron eval --speed`: models take turns, figures are medians of the rounds, and the memory of each
+model is measured in a process of its own.
 
     python -m benchmarks speed            # two or three minutes on one thread
     python -m benchmarks speed one        # one part
 
-Parts: one (a batch of one), eight (of eight).
+Parts: one (batch size 1), eight (batch size 8).
 """
 
 import os
@@ -25,37 +27,39 @@ from minitron_cli.inputs.source_model import open_source_model
 
 VOCAB, HEADS, KV_HEADS = 8192, 10, 2
 PARENT, WIDTH, DEPTH = "parent", "width", "depth"
-# layers, hidden, ffn; heads stay, as in the published children
+# layers, hidden, ffn; heads are not pruned, as in the published children
 SIZES = {PARENT: (12, 640, 1728), WIDTH: (12, 480, 1136), DEPTH: (6, 640, 1728)}
 PARTS = {
     "one": Speed(batch_size=1, prompt_tokens=256, new_tokens=32, rounds=7),
     "eight": Speed(batch_size=8, prompt_tokens=64, new_tokens=16, rounds=5),
 }
 
-RowReader = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
 
 
 def write_model(path: Path, layers: int, hidden: int, ffn: int) -> None:
+    """Write a Llama of random weights."""
     config = hf.config_from_dict(llama(layers, hidden, ffn, VOCAB, HEADS, KV_HEADS) | {"head_dim": 64}, "the benchmark")
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
 
 
-def measure(root: Path, config: Speed) -> RowReader:
-    """A row for each model beside the parent, and one for the shallow child beside the narrow one."""
+def measure(root: Path, config: Speed) -> Rows:
+    """Rows of each child against the parent, and of the shallow child against the narrow one."""
     models = {name: hf.load_model(root / name) for name in SIZES}
     rows = []
-    for name, beside in ((WIDTH, PARENT), (DEPTH, PARENT), (DEPTH, WIDTH)):
-        found = generation_speed.compare(models[name], models[beside], config)
+    for name, other in ((WIDTH, PARENT), (DEPTH, PARENT), (DEPTH, WIDTH)):
+        found = generation_speed.compare(models[name], models[other], config)
         if not rows:
             rows.append(row(root / PARENT, PARENT, found.parent, config))
-        rows.append(row(root / name, f"{name} beside {beside}", found.model, config) | times(found))
+        rows.append(row(root / name, f"{name} against {other}", found.model, config) | times(found))
     return rows
 
 
-def row(path: Path, what: str, rates: generation_speed.GenerationRates, config: Speed) -> dict[str, Any]:
+def row(path: Path, label: str, rates: generation_speed.GenerationRates, config: Speed) -> dict[str, Any]:
+    """Speed of one model."""
     return {
-        "model": what,
+        "model": label,
         "parameters": f"{open_source_model(path).shape.parameters():,}",
         "prefill tokens/s": rates.prefill_tokens_per_second,
         "decode tokens/s": rates.decode_tokens_per_second,
@@ -64,11 +68,13 @@ def row(path: Path, what: str, rates: generation_speed.GenerationRates, config: 
 
 
 def times(found: generation_speed.SpeedComparison) -> dict[str, str]:
+    """Speed relative to the other model, with its range over rounds."""
     sides = {"prefill": (found.prefill_ratio, found.prefill_range), "decode": (found.decode_ratio, found.decode_range)}
     return {f"{phase} x": f"{middle:.2f} ({low:.2f} to {high:.2f})" for phase, (middle, (low, high)) in sides.items()}
 
 
 def main(parts: list[str]) -> None:
+    """Run the parts, or all, and record the results."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -85,17 +91,18 @@ def _record(root: Path, part: str) -> None:
     memory = {name: generation_speed.peak_memory(root / name, config, device="cpu", dtype="auto") for name in SIZES}
     for found in rows:
         peak = memory[found["model"].split()[0]]
-        found["peak beyond libraries MiB"] = round((peak["peak_bytes"] - peak["libraries_bytes"]) / 2**20)
+        found["peak above libraries MiB"] = round((peak["peak_bytes"] - peak["libraries_bytes"]) / 2**20)
     notes = [
         f"Llamas of random fp32 weights, {HEADS} heads of 64 in {KV_HEADS} groups: "
         f"{'; '.join(f'{name} {shape(name)}' for name in SIZES)}. Batch {config.batch_size}, prompt "
-        f"{config.prompt_tokens} tokens, {config.new_tokens} new ones. Medians of {config.rounds} rounds in turns, in "
-        f"brackets the lowest and the highest round. Load of the {os.cpu_count()} cores: {load:.1f} before, "
-        f"{os.getloadavg()[0]:.1f} after.",
+        f"{config.prompt_tokens} tokens, {config.new_tokens} new tokens. Medians of {config.rounds} rounds in which "
+        f"models take turns; in brackets the lowest and the highest round. Load of the {os.cpu_count()} "
+        f"cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after.",
     ]
-    record(f"speed-{part}", f"Speed: a child cut in width and one cut in depth, batch {config.batch_size}", rows, notes)
+    record(f"speed-{part}", f"Speed: children pruned in width and in depth, batch {config.batch_size}", rows, notes)
 
 
 def shape(name: str) -> str:
+    """Sizes of a model in one line."""
     layers, hidden, ffn = SIZES[name]
     return f"{layers} layers, hidden {hidden}, ffn {ffn}"

@@ -1,9 +1,10 @@
-"""Train the small teachers on which quality is measured: the demo's teacher is enough to show the chain, not a method.
+"""Train the small teachers that the studies measure quality on.
 
-    python scripts/bench_teacher.py    # on the Python standard library's source: half an hour on two cores
+    python scripts/bench_teacher.py    # text: source of the Python standard library; half an hour on two cores
     python scripts/bench_teacher.py --name prose --text a.txt b.txt --validation c.txt --hidden 128 --tokens 2000000
 
-Cached by content: the same text and settings are trained once. A run that was stopped continues.
+The demo's teacher trains for two minutes, too little to compare methods. A teacher is cached by its text and settings,
+so each is trained once. An interrupted run continues when it is started again.
 """
 
 import argparse
@@ -15,12 +16,14 @@ from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.data.sources import DataConfig, PythonStdlib, TextFiles
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
+from minitron_cli.results.training import TeacherResult
 from minitron_cli.stages import teacher
 from minitron_cli.stages.teacher import TeacherConfig
 
 
 def bench_data(text: list[str] | None, validation: list[str] | None = None, sequence_length: int = 256) -> DataConfig:
-    """The standard library with its own held-out files, or the user's text, with a part of it held out if none is."""
+    """Text to train and validate on: the files given, or the standard library. Without `validation`, a part of `text`
+    is held out."""
     if text:
         held_out = (TextFiles(paths=tuple(validation)),) if validation else ()
         return DataConfig(sources=(TextFiles(paths=tuple(text)),), validation=held_out, sequence_length=sequence_length)
@@ -32,7 +35,7 @@ def bench_data(text: list[str] | None, validation: list[str] | None = None, sequ
 
 
 def bench_teacher(workspace: Workspace, data: DataConfig, tokens: int, hidden: int, tied: bool) -> Artifact:
-    """Train, or find, the teacher for this text and size."""
+    """Train a Llama of width `hidden` on `tokens` tokens, or return the artifact of an equal run."""
     config = TeacherConfig(
         tie_embeddings=tied,
         hidden=hidden,
@@ -55,19 +58,20 @@ def bench_teacher(workspace: Workspace, data: DataConfig, tokens: int, hidden: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="bench", help="workspace under --runs-dir")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--text", nargs="*", help="files to train on instead of the standard library")
-    parser.add_argument("--validation", nargs="*", help="files to validate on; else a part of the text")
-    parser.add_argument("--tokens", type=int, default=8_000_000)
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--tied", action="store_true", help="let the embedding be the head")
+    parser.add_argument("--name", default="bench", help="name of the workspace in --runs-dir")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
+    parser.add_argument("--text", nargs="*", help="files to train on (default: the standard library)")
+    parser.add_argument("--validation", nargs="*", help="files to validate on (default: a part of the text)")
+    parser.add_argument("--tokens", type=int, default=8_000_000, help="training tokens")
+    parser.add_argument("--hidden", type=int, default=192, help="hidden size")
+    parser.add_argument("--tied", action="store_true", help="share one matrix between embedding and LM head")
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / args.name)
     with workspace.lock():
         data = bench_data(args.text, args.validation)
         artifact = bench_teacher(workspace, data, args.tokens, args.hidden, args.tied)
-    print(artifact.path, artifact.summary)
+    after = artifact.result(TeacherResult).after
+    print(artifact.path, f"validation loss {after.loss:.3f}" if after else "")
 
 
 if __name__ == "__main__":

@@ -54,17 +54,17 @@ class Wheel(Spec):
 
 
 class RealModel(Spec):
-    """Where a pretrained model comes from, and what it must be once assembled."""
+    """Pinned source of a pretrained model, and facts that are checked when it is assembled."""
 
     name: str
     title: str
     license: str
     sha256: str
-    """Of the joined GGUF file."""
+    """Hash of the joined GGUF file."""
     parameters: int
-    """A tied head is counted once."""
+    """Number of parameters; a tied head is counted once."""
     wheels: tuple[Wheel, ...]
-    """In the order of their slices."""
+    """Wheels in the order of their slices."""
 
     @property
     def size_bytes(self) -> int:
@@ -173,7 +173,7 @@ def _build(model: RealModel, work: Path) -> None:
 
 
 def download(model: RealModel, directory: Path) -> None:
-    """Fetch the wheels of `model` with pip. EnvironmentFault if one cannot be had or has another hash."""
+    """Fetch the wheels of `model` with pip. EnvironmentFault if one cannot be downloaded or has another hash."""
     io.make_dirs(directory)
     requirements = directory / "requirements.txt"
     io.write_new(requirements, "\n".join(wheel.requirement for wheel in model.wheels).encode())

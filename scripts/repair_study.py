@@ -1,4 +1,4 @@
-"""What a repair is worth: the gap it closes before any training, and the tokens of distillation it saves.
+"""Measure repairs: the gap to the parent they close before any training, and the distillation tokens they save.
 
     python scripts/bench_teacher.py
     TEXT="--text a.txt b.txt --validation c.txt"
@@ -6,14 +6,15 @@
     python scripts/bench_teacher.py --name tied --tied --hidden 128 --tokens 2000000 $TEXT
     python scripts/repair_study.py --names bench prose tied tied:untied $TEXT --text-name "my prose"
 
-Text, validation and its name are those of all teachers but bench. `tied:untied` is the tied teacher with a head of its
-own; any other word after a colon names a directory of the workspace (uneven_teacher.py). The second and the third see
-so many tokens because their validation loss rises beyond them.
+The text options apply to all teachers except bench. `tied:untied` is the tied teacher with an LM head of its own; any
+other word after a colon names a directory in the workspace (see uneven_teacher.py). The prose and the tied teacher
+train on 2,000,000 tokens because their validation loss rises after that.
 
-For every teacher, share of non-embedding parameters kept (an even cut of hidden and ffn) and seed, the same cut is
-mended in every way that the model allows and measured on held-out text; then, where the head was never tied, the plain
-cut and the best repair are distilled alike. A figure that was measured is kept under runs/NAME/repair-study, so that a
-stopped study goes on; `--write` makes the page of what there is. Writes docs/results/repair.md and its figures.
+For every teacher, seed and share of kept non-embedding parameters (hidden and ffn pruned in proportion), the child is
+repaired in every way the model allows and measured on held-out text. If the teacher's head is not tied, the plain child
+and the one with the best repair are then distilled. Measured figures are kept in runs/NAME/repair-study, so an
+interrupted study continues; `--write` writes the page from the figures that exist. Writes docs/results/repair.md and
+its figures.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from bench_teacher import bench_data
 from matplotlib.ticker import EngFormatter
-from studies import Figures, Study, even_cut, picture, spread, write_page
+from studies import Figures, Study, evenly_pruned, mean_and_interval, svg_figure, write_page
 from torch import Tensor
 
 from minitron_cli.artifacts.build import Context
@@ -55,31 +56,34 @@ COMBINATIONS: dict[str, frozenset[str]] = {
     "rotate + rescale": frozenset({"rotate", "rescale"}),
     "rescale": frozenset({"rescale"}),
 }
-SHARES = (0.25, 0.5, 1.0)  # of the plain cut's tokens, that the mended one is distilled with until it is as good
-LEARNING_RATES = {PLAIN: (1e-3,), BEST: (2e-4, 6e-4)}  # 1e-3 takes a mended cut away from its parent first
+SHARES = (0.25, 0.5, 1.0)  # of the plain child's tokens; tried in turn until the repaired child is as good
+LEARNING_RATES = {PLAIN: (1e-3,), BEST: (2e-4, 6e-4)}  # at 1e-3 a repaired child first moves away from its parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairStudy(Study):
-    """One teacher's part of the grid."""
+    """Teacher and text, with what is measured on them."""
 
     name: str
+    """Title of the teacher's section on the page."""
     trained_on: str
-    """Of the teacher: how much of what."""
+    """Description of the teacher's training text."""
     tokens: int
-    """Of the plain cut's distillation."""
+    """Tokens that the plain child is distilled on."""
     is_distilled: bool
+    """Whether children are distilled after the repair."""
     may_measure: bool
+    """Whether figures that are not stored yet are measured; if not, they are left out."""
 
     @property
     def combinations(self) -> list[str]:
-        """Those that the model allows."""
+        """Names of the combinations of repairs that the model allows."""
         refused = {"rotate"} if rotation_obstacle(self.parent.shape) else set()
         return [name for name, repairs in COMBINATIONS.items() if not repairs & refused]
 
     @cached_property
     def held_out(self) -> list[tuple[Batch, Tensor]]:
-        """Blocks spread over the held-out text, and what the teacher predicts of them."""
+        """Batches of blocks spread over the held-out text, each with the teacher's log-probabilities [B, T-1, V]."""
         total = len(self.validation)
         count = min(self.blocks, total)
         ids = [i * total // count for i in range(count)]
@@ -87,15 +91,16 @@ class RepairStudy(Study):
         return [(b, log_probabilities(self.teacher, b)) for b in batches]
 
     def found(self, name: str, compute: Callable[[], Figures]) -> Figures | None:
-        """What was measured; None if that is still to be done and not asked for."""
+        """Stored figures, or those that `compute` measures; None if they are missing and nothing may be measured."""
         return self.remembered(name, compute) if self.may_measure or self.path_of(name).is_file() else None
 
     def parent_loss(self) -> float:
+        """Loss of the teacher in nats per token; NaN if it is not measured."""
         found = self.found("parent", lambda: self.measured(self.teacher))
         return found["loss"] if found else float("nan")
 
     def parent_loss_while_distilled(self) -> float:
-        """On the blocks that the training loop looks at."""
+        """Loss of the teacher on the blocks that training evaluates on; NaN if it is not measured."""
 
         def compute() -> Figures:
             return {"loss": perplexity(self.teacher, self.validation, max_blocks=self.blocks // 2).loss_nats}
@@ -104,7 +109,7 @@ class RepairStudy(Study):
         return found["loss"] if found else float("nan")
 
     def measured(self, model: Any) -> Figures:
-        """Loss and KL to the parent, mean per token that follows another of its document."""
+        """Mean loss and KL to the parent in nats per token, without the first token of each document."""
         loss = kl = count = 0.0
         for b, parent_BTV in self.held_out:
             own_BTV = log_probabilities(model, b)
@@ -119,16 +124,18 @@ class RepairStudy(Study):
 
 @torch.inference_mode()
 def log_probabilities(model: Any, b: Batch) -> Tensor:
+    """Log-probabilities of every next token, [B, T-1, V]."""
     logits_BTV = model(input_ids=b.input_ids_BT, position_ids=b.position_ids_BT, use_cache=False).logits
     return logits_BTV[:, :-1].log_softmax(-1)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cut."""
+    """One share and seed of a study."""
 
     study: RepairStudy
     ratio: float
+    """Share of the non-embedding parameters that is kept."""
     seed: int
 
     @property
@@ -141,18 +148,20 @@ class Cell:
 
     @cached_property
     def plan(self) -> PrunePlan:
-        return self.builder.plan(even_cut(self.study.parent.shape, self.ratio))
+        """Plan without repairs."""
+        return self.builder.plan(evenly_pruned(self.study.parent.shape, self.ratio))
 
     @cached_property
     def fit(self) -> closed_form.ClosedFormRepair:
+        """Repairs fitted on the calibration samples of this seed. What no shape changes is computed once per seed."""
         blocks = self.study.train
         chosen = closed_form.SampledBlocks(blocks, sample_ids(self.seed, 0, self.study.samples, len(blocks)))
         return closed_form.ClosedFormRepair(
             self.builder, chosen, self.study.directory / f"fit-{self.seed}", self.study.teacher
         )
 
-    def mended(self, combination: str) -> tuple[PrunePlan, dict[str, float]]:
-        """What does not depend on the cut is found once a seed."""
+    def repaired(self, combination: str) -> tuple[PrunePlan, dict[str, float]]:
+        """Plan with a combination of repairs, and the strength of each rescaled norm."""
         repairs = COMBINATIONS[combination]
         plan = self.fit.repaired(self.plan, repairs, f"{self.ratio}-{combination}")
         if "rescale" not in repairs:
@@ -160,8 +169,10 @@ class Cell:
         return self.fit.rescaled(plan)
 
     def before_training(self, combination: str) -> Figures | None:
+        """Figures of the child with a combination of repairs, and of the same child rounded to int8."""
+
         def compute() -> Figures:
-            plan, strengths = self.mended(combination)
+            plan, strengths = self.repaired(combination)
             model = self.builder.model(plan)
             figures = self.study.measured(model) | {"strengths": strengths, "sizes": dict(plan.child.sizes)}
             return figures | {"int8": self.study.measured(to_int8_(model))}
@@ -169,6 +180,7 @@ class Cell:
         return self.study.found(f"{self.name}-{combination.replace(' ', '')}", compute)
 
     def distilled(self, combination: str, rate: float, share: float = 1.0) -> Figures | None:
+        """Validation curve of a distillation at a peak learning rate on a share of the study's tokens."""
         tokens = int(share * self.study.tokens)
         batch_tokens = 8 * self.study.train.sequence_length
         config = DistillConfig(
@@ -186,41 +198,42 @@ class Cell:
         name = f"distilled-{tokens}-{rate:g}-{self.name}-{combination.replace(' ', '')}"
 
         def compute() -> Figures:
-            student = self.builder.model(self.mended(combination)[0])
+            student = self.builder.model(self.repaired(combination)[0])
             return {"curve": self.study.trained(name, student, config).validation}
 
         return self.study.found(name, compute)
 
     def parity(self) -> "Parity | None":
-        """The plain cut distilled, and the mended one with more and more tokens until it is as good by loss."""
-        plain, mended = self.distilled(PLAIN, *LEARNING_RATES[PLAIN]), []
+        """Curves of the plain child, and of the repaired one on more and more tokens until its loss is as low."""
+        plain, repaired = self.distilled(PLAIN, *LEARNING_RATES[PLAIN]), []
         for share, rate in product(SHARES, LEARNING_RATES[BEST]):
             if plain and (found := self.distilled(BEST, rate, share)):
-                mended.append(found["curve"])
-                if mended[-1][-1]["loss"] <= plain["curve"][-1]["loss"]:
+                repaired.append(found["curve"])
+                if repaired[-1][-1]["loss"] <= plain["curve"][-1]["loss"]:
                     break
-        return Parity(plain["curve"], mended) if plain and mended else None
+        return Parity(plain["curve"], repaired) if plain and repaired else None
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Validation curves."""
+    """Validation curves of the plain and of the repaired child."""
 
     plain: list[dict[str, float]]
-    mended: list[list[dict[str, float]]]
-    """Each schedule's."""
+    repaired: list[list[dict[str, float]]]
+    """One curve per number of tokens and learning rate."""
 
     @property
     def best(self) -> list[dict[str, float]]:
-        return min(self.mended, key=lambda curve: curve[-1]["loss"])
+        """Curve of the repaired child with the lowest final loss."""
+        return min(self.repaired, key=lambda curve: curve[-1]["loss"])
 
     def tokens(self, figure: str) -> float:
-        """After which the mended cut is where the plain one ends, by the schedule that takes it there first."""
-        return min(_reached(curve, figure, self.plain[-1][figure]) for curve in self.mended)
+        """Fewest tokens after which the repaired child reaches the plain one's final loss or KL."""
+        return min(_reached(curve, figure, self.plain[-1][figure]) for curve in self.repaired)
 
 
 def _reached(curve: Sequence[dict[str, float]], figure: str, target: float) -> float:
-    """Tokens after which a curve is there; between two evaluations in proportion."""
+    """Tokens after which a curve is at the target, interpolated between evaluations; infinity if it never is."""
     before = None
     for point in curve:
         if point[figure] <= target:
@@ -234,7 +247,7 @@ def _reached(curve: Sequence[dict[str, float]], figure: str, target: float) -> f
 
 @torch.no_grad()
 def to_int8_(model: Any) -> Any:
-    """Every matrix of the decoder layers rounded to the nearest of 255 steps per output channel."""
+    """Round every matrix of the decoder layers to the nearest of 255 steps per output channel, in place."""
     for module in model.get_decoder().layers.modules():
         if isinstance(module, torch.nn.Linear):
             step = module.weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
@@ -242,16 +255,18 @@ def to_int8_(model: Any) -> Any:
     return model
 
 
-def closed(parent: float, plain: float, mended: float) -> float:
-    """Share of the gap to the parent that is gone."""
-    return (plain - mended) / (plain - parent)
+def closed(parent: float, plain: float, repaired: float) -> float:
+    """Share of the gap between plain child and parent that the repair closes."""
+    return (plain - repaired) / (plain - parent)
 
 
 def percent(values: Sequence[float]) -> str:
-    return spread([100 * value for value in values], "{:.0f}") + " %"
+    """Mean and interval of fractions, in percent."""
+    return mean_and_interval([100 * value for value in values], "{:.0f}") + " %"
 
 
 def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
+    """Markdown lines of a study's section. `cells` are those of each share."""
     parent = study.parent_loss()
     yield from (
         f"## {study.name}: {study.parent.shape.parameters():,} parameters, loss {parent:.3f}",
@@ -271,11 +286,11 @@ def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
             f"{ratio} (hidden {sizes['hidden']}, ffn {sizes['ffn']})",
             combination,
             f"{len(known)}",
-            spread([f["loss"] for _, f in known]),
-            spread([f["kl"] for _, f in known]),
+            mean_and_interval([f["loss"] for _, f in known]),
+            mean_and_interval([f["kl"] for _, f in known]),
             "" if combination == PLAIN else percent([closed(parent, p["loss"], f["loss"]) for p, f in known]),
             "" if combination == PLAIN else percent([closed(0.0, p["kl"], f["kl"]) for p, f in known]),
-            spread([f["int8"]["kl"] for _, f in known]),
+            mean_and_interval([f["int8"]["kl"] for _, f in known]),
         ]
         yield "| " + " | ".join(row) + " |"
     yield ""
@@ -286,11 +301,11 @@ def tables(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
 def _distillation(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterator[str]:
     columns = (
         *("kept", "seeds", "plain, distilled: loss / KL", "tokens"),
-        *("mended, before: loss / KL", "distilled: loss / KL", "tokens"),
-        *("tokens to the plain cut's last loss", "to its last KL"),
+        *("repaired, before: loss / KL", "distilled: loss / KL", "tokens"),
+        *("tokens to the plain child's final loss", "to its final KL"),
     )
     yield from (
-        f"Distilled, on half of the blocks, where the parent's loss is {study.parent_loss_while_distilled():.3f}:",
+        f"After distillation, on half of the blocks (parent's loss {study.parent_loss_while_distilled():.3f}):",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
@@ -311,11 +326,11 @@ def _distillation(study: RepairStudy, cells: dict[float, list[Cell]]) -> Iterato
             *(_needed([p.tokens(figure) for p in found], total) for figure in ("loss", "kl")),
         ]
         yield "| " + " | ".join(row) + " |"
-    yield from ("", f"![Validation loss of {study.name}'s cuts](repair-{study.name}.svg)", "")
+    yield from ("", f"![Validation loss of {study.name}'s children](repair-{study.name}.svg)", "")
 
 
 def _both(points: Sequence[dict[str, float]]) -> str:
-    return " / ".join(spread([point[figure] for point in points]) for figure in ("loss", "kl"))
+    return " / ".join(mean_and_interval([point[figure] for point in points]) for figure in ("loss", "kl"))
 
 
 def _needed(tokens: Sequence[float], total: float) -> str:
@@ -323,19 +338,19 @@ def _needed(tokens: Sequence[float], total: float) -> str:
         return "none"
     if max(tokens) == float("inf"):
         return f"more than {total:,.0f}"
-    return f"{spread(tokens, '{:,.0f}')}: {total / statistics.mean(tokens):.1f} x fewer"
+    return f"{mean_and_interval(tokens, '{:,.0f}')}: {total / statistics.mean(tokens):.1f} x fewer"
 
 
 def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None:
-    """Validation loss against tokens, of the first seed's cuts."""
+    """Plot validation loss against distillation tokens for the children of the first seed."""
     settings = {"svg.fonttype": "none", "svg.hashsalt": "minitron", "font.size": 9.0}
-    with picture(path, (6.4, 3.6), settings) as figure:
+    with svg_figure(path, (6.4, 3.6), settings) as figure:
         axes = figure.add_subplot()
-        for colour, (ratio, of_ratio) in zip(SERIES, cells.items(), strict=False):
+        for color, (ratio, of_ratio) in zip(SERIES, cells.items(), strict=False):
             if parity := of_ratio[0].parity():
-                for curve, style, name in ((parity.plain, "--", "plain"), (parity.best, "-", "mended")):
+                for curve, style, name in ((parity.plain, "--", "plain"), (parity.best, "-", "repaired")):
                     x, y = [p["tokens"] for p in curve], [p["loss"] for p in curve]
-                    axes.plot(x, y, style, color=colour, marker="o", markersize=3, label=f"{ratio} kept, {name}")
+                    axes.plot(x, y, style, color=color, marker="o", markersize=3, label=f"{ratio} kept, {name}")
         axes.axhline(study.parent_loss_while_distilled(), color="black", linewidth=1, linestyle=":", label="parent")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel="tokens of distillation", ylabel="validation loss (nats)", title=study.name)
@@ -344,7 +359,7 @@ def draw(study: RepairStudy, cells: dict[float, list[Cell]], path: Path) -> None
 
 
 def measure(cells: Sequence[Cell], seeds_rescaled: int, seeds_distilled: int) -> None:
-    """What matters most first."""
+    """Measure the cells, the most important figures first, so that an interrupted study has a page."""
     by_seed = sorted(cells, key=lambda cell: cell.seed)
     ways = [(cell, name) for cell in by_seed for name in cell.study.combinations]
     for cell, name in ways:
@@ -360,20 +375,22 @@ def measure(cells: Sequence[Cell], seeds_rescaled: int, seeds_distilled: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--names", nargs="+", default=["bench"], help="workspaces with a teacher")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="text of all of them but bench")
-    parser.add_argument("--validation", nargs="+", metavar="FILE", help="and what is held out of it")
-    parser.add_argument("--text-name", metavar="TITLE", help="what that text is, for the page")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5, 0.35])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rescaled", type=int, default=3, metavar="SEEDS", help="seeds that rescale is measured with")
-    parser.add_argument("--distilled", type=int, default=3, metavar="SEEDS", help="seeds that are distilled")
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--blocks", type=int, default=64, help="held-out blocks that are measured on")
-    parser.add_argument("--tokens", type=int, default=400_000, help="of the plain cut's distillation")
-    parser.add_argument("--write", action="store_true", help="measure nothing, write what there is")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/repair.md"))
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
+    parser.add_argument("--names", nargs="+", default=["bench"], help="names of workspaces with a teacher")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="training text of all teachers except bench")
+    parser.add_argument("--validation", nargs="+", metavar="FILE", help="validation text of all teachers except bench")
+    parser.add_argument("--text-name", metavar="TITLE", help="name of that text on the page")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5, 0.35], help="shares to keep")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument(
+        "--rescaled", type=int, default=3, metavar="SEEDS", help="number of seeds that rescale is measured with"
+    )
+    parser.add_argument("--distilled", type=int, default=3, metavar="SEEDS", help="number of seeds that are distilled")
+    parser.add_argument("--samples", type=int, default=128, help="number of calibration blocks")
+    parser.add_argument("--blocks", type=int, default=64, help="number of held-out blocks that results are measured on")
+    parser.add_argument("--tokens", type=int, default=400_000, help="tokens that the plain child is distilled on")
+    parser.add_argument("--write", action="store_true", help="measure nothing; write the figures that exist")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/repair.md"), help="page to write")
     args = parser.parse_args()
 
     def study(name: str, may_measure: bool) -> RepairStudy:
@@ -418,26 +435,29 @@ def main() -> None:
 
 
 def described(name: str | None, text: Sequence[str], validation: Sequence[str]) -> str:
+    """Description of a text for the page."""
     files = f"{len(text)} files" + (f"; {len(validation)} more are held out" if validation else "")
     return f"{name}, {files}" if name else files
 
 
 HEAD = (
-    "# What a repair is worth",
+    "# Effect of repairs",
     "",
-    "Even cuts of hidden and ffn to a share of the non-embedding parameters, mended without training, measured on",
-    "held-out text (nats per token; KL to the parent). Mean and 95 % interval over seeds, which draw other calibration",
-    "samples. int8: every matrix of the decoder layers rounded to nearest per output channel. The tied teacher untied,",
-    "and its cuts, have a head more, which the share kept does not count.",
+    "Children keep a share of the non-embedding parameters, with hidden and ffn pruned in proportion. They are",
+    "repaired without training and measured on held-out text (nats per token; KL to the parent). Mean and 95 %",
+    "interval over seeds, which draw other calibration samples. int8: every matrix of the decoder layers is rounded",
+    "to nearest per output channel. The tied teacher that is untied, and its children, have an LM head more, which",
+    "the kept share does not count.",
     "",
-    "Distillation: forward KL, AdamW on a cosine to a tenth of its peak, 8 blocks a step. The peak is 1e-3 for the",
-    "plain cut. The one mended by rotate + least squares, which 1e-3 takes away from its parent before it comes back,",
-    "is given a quarter, then half, then all of the plain cut's tokens, with a peak of 2e-4, then of 6e-4, as long as",
-    "it ends above the plain cut's last loss. Where it gets there, and to the plain cut's last KL, is read off these",
-    "curves; the table and the figure show the one that ends lowest.",
+    "Distillation: forward KL, AdamW with a cosine schedule to a tenth of the peak, 8 blocks per step. The peak",
+    "learning rate is 1e-3 for the plain child. At 1e-3 the child repaired by rotate + least squares first moves away",
+    "from its parent, so it is distilled with peaks of 2e-4 and 6e-4, on a quarter, then half, then all of the plain",
+    "child's tokens, until its final loss is as low as the plain child's. The tokens after which it reaches the plain",
+    "child's final loss and KL are read off these curves; the table and the figure show the curve with the lowest",
+    "final loss.",
     "",
     "Regenerate: `python scripts/repair_study.py --names bench prose tied tied:untied --text FILE ..",
-    "--validation FILE ..` (its head says how the teachers are made).",
+    "--validation FILE ..` (its docstring says how the teachers are made).",
     "",
 )
 

@@ -17,8 +17,8 @@ little, as others may have the same value; full-precision floats and hashes of t
 Exempt:
 - the ends of confidence intervals (EXEMPT), because Student's t was approximated by hand and is now scipy's. They are
   listed, before and after;
-- manifests but for their summary, because keys, hashes and stage versions identify an artifact and how it is stored,
-  and follow from the layout of its files;
+- manifests except their summary (commits before result.json), because keys, hashes and stage versions identify an
+  artifact and how it is stored, and follow from the layout of its files;
 - `run.json`, which holds clocks and the host, and tokenizer files, which are copied.
 """
 
@@ -71,7 +71,7 @@ class Family:
     axes: str
     options: Mapping[str, Any]
     dtype: str = "float32"
-    """How the parent is stored."""
+    """Dtype of the stored parent."""
 
 
 FAMILIES = {
@@ -106,7 +106,7 @@ COMPUTE = "--device cpu --threads 1 --offline"
 """Options of every command but `show`."""
 
 MANIFEST = "manifest.json"
-SUMMARY = "summary"  # the part of a manifest that holds results
+SUMMARY = "summary"  # part of a manifest that holds results, in commits before result.json
 IGNORED_FILES = {"run.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 STORED_ELSEWHERE = {"ledger"}
 """Keys of results that are not looked for in artifacts: the cost of a stage is compared as `show cost` prints it."""
@@ -121,12 +121,12 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "lm-eval", "datasets
 
 @dataclass
 class Results:
-    """Tensors and numbers that one step made."""
+    """Tensors and numbers in the artifacts of one step."""
 
     tensors: Places = field(default_factory=dict)
     figures: Places = field(default_factory=dict)
     shown: Places = field(default_factory=dict)
-    """Numbers that the command printed. They are only looked through for figures that moved."""
+    """Numbers that the command printed, which are only searched for figures that moved."""
 
 
 # Text, tokenizer and parents
@@ -148,6 +148,7 @@ def documents(count: int, seed: int, words: int = 300) -> list[str]:
 
 
 def write_text(path: Path, texts: Sequence[str]) -> None:
+    """Write texts as JSON Lines."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
@@ -171,7 +172,7 @@ def write_tokenizer(directory: Path, texts: Sequence[str]) -> None:
 
 
 def write_parent(directory: Path, name: str, family: Family) -> None:
-    """A random checkpoint whose logits spread by about 1. Norms and biases are random too."""
+    """A random checkpoint whose logits spread by about 1. Norms and biases are random as well."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -186,7 +187,7 @@ def write_parent(directory: Path, name: str, family: Family) -> None:
 
 
 def write_inputs(out: Path) -> None:
-    """Text and parents, once."""
+    """Write text and parents, unless they exist."""
     if (done := out / "inputs.done").exists():
         return
     train, validation = documents(200, seed=1), documents(12, seed=2)
@@ -198,7 +199,7 @@ def write_inputs(out: Path) -> None:
     done.touch()
 
 
-# What a step made
+# Results of a step
 
 
 def tensors_in(path: Path) -> Places:
@@ -215,7 +216,7 @@ def tensors_in(path: Path) -> Places:
 
 
 def exact(number: Any) -> Value:
-    """Digits that tell any two numbers apart, but not 3 from 3.0."""
+    """Digits of a number, equal exactly if two numbers are; 3 and 3.0 are equal."""
     return repr(number).removesuffix(".0")
 
 
@@ -317,7 +318,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def origin(checkout: Path, out: Path) -> dict[str, Any]:
-    """Hashes of the checkout's package and of the commands, and what else decides about rounding."""
+    """Hashes of the checkout's package and commands, and the libraries and processor that rounding depends on."""
     place = called(checkout, out, ["-c", "import minitron_cli; print(minitron_cli.__file__)"]).strip()
     package = checkout / "minitron_cli"
     if Path(place).parent != package:
@@ -340,7 +341,7 @@ def run(checkout: Path, out: Path, jobs: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = origin(checkout, out)
     if (file := out / ORIGIN).exists() and json.loads(file.read_text()) != found:
-        sys.exit(f"{out} was begun with another commit, other commands or other libraries: give another directory")
+        sys.exit(f"{out} was started with another commit, other commands or other libraries: give another directory")
     write_json(file, found)
     write_inputs(out)
     with ThreadPoolExecutor(jobs) as pool:
@@ -352,7 +353,7 @@ def run(checkout: Path, out: Path, jobs: int) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that the second record does not have where the first has it, nor elsewhere in the step."""
+    """Value of the first record that the second has neither in the same place nor elsewhere in the step."""
 
     place: str
     before: Value
@@ -360,6 +361,7 @@ class Difference:
 
 
 def is_exempt(place: str) -> bool:
+    """Whether a figure is an end of a confidence interval."""
     return place.rpartition(".")[2] in EXEMPT
 
 
@@ -375,7 +377,7 @@ def compared(before: Places, after: Places, elsewhere: Collection[Value]) -> tup
 
 
 def compare_step(name: str, step: str, before: Results, after: Results) -> int:
-    """Print one row of the table, and below it what differs. Return the number of differences."""
+    """Print one row of the table and the differences below it. Return the number of differences."""
     tensors_moved, tensors = compared(before.tensors, after.tensors, set(after.tensors.values()))
     _, added = compared(after.tensors, before.tensors, set(before.tensors.values()))
     tensors += [Difference(new.place, "none", new.before) for new in added if new.after is None]
@@ -407,14 +409,14 @@ def records(directory: Path) -> dict[tuple[str, str], Results]:
 
 
 def check_origins(first: Path, second: Path) -> None:
-    """Say whether the records are of one commit. The script ends if other things differ than the commit."""
+    """Print whether the records are of one commit. The script ends if libraries or processors differ."""
     before, after = (json.loads((directory / ORIGIN).read_text()) for directory in (first, second))
     same = before.pop("source") == after.pop("source")
     del before["commands"], after["commands"]  # flags may be renamed between two commits
     print("Both records are of the same source." if same else "The records are of two versions of the source.")
     if before != after:
         sys.exit(
-            f"libraries or processors differ, so rounding may too: {before}, then {after}; run both on one machine"
+            f"libraries or processors differ, so rounding may differ: {before}, then {after}; run both on one machine"
         )
 
 

@@ -1,16 +1,16 @@
-r"""Does a search that retrains its candidates find a better shape than scaling evenly, or than zero-shot scores alone?
+"""Compare the shape found by a search that retrains its candidates with the best zero-shot and an evenly scaled one.
 
     python scripts/bench_teacher.py && python scripts/search_study.py
 
-Searches the bench teacher at half of its parameters without embeddings, over a grid that the evenly scaled shape is not
-in; then distills three shapes in full, with three seeds each: the search's winner, the best zero-shot one, and the
-evenly scaled one. A further search, zero-shot, has a latency limit that is measured here. The results are the
-column and the section "plain" of docs/results/search.md. An interrupted run continues.
+Prunes the bench teacher to half of its non-embedding parameters, over a grid without the evenly scaled shape. Three
+shapes are then distilled in full, with three seeds each: the search's winner, the best zero-shot candidate, and the
+evenly scaled shape. A second, zero-shot search has a latency limit that is measured on this machine. Writes the column
+and the section "plain" of docs/results/search.md. An interrupted run continues.
 
     python scripts/search_study.py --candidates 24 --top 6 --repair auto --learning-rate 4e-4
 
-does the same with repaired children, in the search too, and writes the column and the section "repaired". It has no
-latency limit, since latency does not depend on the weights.
+repairs the children, also those of candidates, and writes the column and the section "repaired", without the search
+for a latency, which does not depend on the weights.
 """
 
 import argparse
@@ -54,8 +54,8 @@ SPACE = {
     "head": (4, 6),
     "ffn": tuple(range(192, 513, 32)),
 }
-FAST_SPACE = {**SPACE, "layer": (4, 5, 6, 7, 8)}  # time goes with layers here, and five of eight take 63 %
-EVEN = {"hidden": 126, "ffn": 344}  # two thirds of both, as far as six heads divide: half of the parameters
+FAST_SPACE = {**SPACE, "layer": (4, 5, 6, 7, 8)}  # time grows with layers here; five of eight take 63 %
+EVEN = {"hidden": 126, "ffn": 344}  # about two thirds of both (six heads divide 126): half of the parameters
 BUDGET = Budget(target="50%", count="non_embedding")
 LATENCY = {"phase": "decode", "batch": 1, "length": 128, "repeats": 9}
 COLUMNS = ("plain", "repaired")
@@ -67,14 +67,18 @@ SKELETON = """\
 
 Differences are in nats; negative means that the search's winner is better.
 """
-Finals = Mapping[str, list[dict[str, float]]]  # shape's name -> loss and KL of each seed
+Finals = Mapping[str, list[dict[str, float]]]
+"""Name of a shape -> loss and KL of each seed after full distillation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStudy(Study):
+    """Teacher and text, with the searches and trainings that are run on them."""
+
     args: argparse.Namespace
 
     def pruning(self, **options: Any) -> PruneConfig:
+        """Pruning configuration with the repair of this study."""
         return PruneConfig(repair=self.args.repair, **options)
 
     def found(self) -> Artifact:
@@ -114,6 +118,7 @@ class SearchStudy(Study):
 
     @property
     def cpu_seconds(self) -> float:
+        """CPU time of the search over all runs that it took."""
         return json.loads(self.cpu_path.read_text())["search"] if self.cpu_path.is_file() else 0.0
 
     def fast(self) -> Artifact:
@@ -149,9 +154,10 @@ class SearchStudy(Study):
             seed=seed,
         )
         after = distill.run(self.context, self.parent, child.path, self.data, config).result(TrainingResult).after
-        assert after
+        assert after, "training ends with an evaluation"
+        assert after.kl is not None, "the evaluation compares with the teacher"
         print(sizes, seed, after, flush=True)
-        return {"loss": after.loss, "kl": after.kl or 0.0}
+        return {"loss": after.loss, "kl": after.kl}
 
 
 @dataclass(frozen=True)
@@ -168,13 +174,16 @@ class Results:
 
     @cached_property
     def found(self) -> SearchResult:
+        """Result of the search that retrains."""
         return self.search.result(SearchResult)
 
     @property
     def rows(self) -> Sequence[CandidateResult]:
+        """Its candidates, best first."""
         return self.found.candidates
 
     def write(self) -> None:
+        """Replace this run's column, section and figure of the page."""
         output: Path = self.study.args.output
         before = output.read_text() if output.is_file() else SKELETON
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -183,36 +192,48 @@ class Results:
 
     @property
     def column(self) -> str:
-        """Column and section of the page that this run writes."""
+        """Name of the column and the section of the page that this run writes."""
         return COLUMNS[self.study.args.repair != "none"]
 
     @property
     def picture(self) -> str:
+        """File name of the figure."""
         return f"{self.study.args.output.stem}-{self.column}.svg"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--candidates", type=int, default=32, help="shapes scored zero-shot")
-    parser.add_argument("--fast-candidates", type=int, default=4, help="of the search with a latency")
-    parser.add_argument("--latency", default="60%", help="of the parent's, at most")
-    parser.add_argument("--top", type=int, default=8, help="shapes retrained")
-    parser.add_argument("--blocks", type=int, default=32, help="validation blocks of a score")
-    parser.add_argument("--final-blocks", type=int, default=96, help="validation blocks of the last measure")
-    parser.add_argument("--retrain-tokens", type=int, default=131_072)
-    parser.add_argument("--tokens", type=int, default=163_840, help="of a full distillation")
-    parser.add_argument("--seeds", type=int, default=3, help="orders of the data in full distillation")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
+    parser.add_argument("--candidates", type=int, default=32, help="number of shapes that are scored zero-shot")
+    parser.add_argument(
+        "--fast-candidates", type=int, default=4, help="number of shapes that the search with a latency limit scores"
+    )
+    parser.add_argument("--latency", default="60%", help="latency limit as a share of the parent's")
+    parser.add_argument("--top", type=int, default=8, help="number of shapes that are retrained")
+    parser.add_argument("--blocks", type=int, default=32, help="number of validation blocks of a score")
+    parser.add_argument(
+        "--final-blocks", type=int, default=96, help="number of validation blocks after full distillation"
+    )
+    parser.add_argument("--retrain-tokens", type=int, default=131_072, help="tokens of a retraining")
+    parser.add_argument("--tokens", type=int, default=163_840, help="tokens of a full distillation")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of full distillations, each with another order of the data"
+    )
     parser.add_argument("--repair", choices=get_args(RepairName), default="none", help="repair of pruned children")
     parser.add_argument(
-        "--learning-rate", type=float, default=1e-3, help="of all retraining; repaired children need less"
+        "--learning-rate",
+        type=float,
+        default=1e-3,
+        help="learning rate of all training; repaired children need a lower one",
     )
-    parser.add_argument("--search-only", action="store_true", help="no latency, no full distillation")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"))
+    parser.add_argument(
+        "--search-only", action="store_true", help="skip the search with a latency limit and full distillation"
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs/results/search.md"), help="page to write")
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / "bench")
     parent = open_source_model(workspace.require("teacher", "make bench-teacher").path)
-    own = Workspace(args.runs_dir / "search-study")  # others may be at work in the teacher's
+    own = Workspace(args.runs_dir / "search-study")  # other studies may have locked the teacher's
     with own.lock():
         study = SearchStudy(
             folder="search-study",
@@ -240,22 +261,21 @@ def main() -> None:
 
 
 def curves(found: SearchResult) -> str:
-    """Score of every retrained candidate at each rung, as a picture that stands alone."""
+    """SVG file of the loss of every retrained candidate at each rung, the winner in another color."""
     lines = tuple(
-        Line((0, *found.rung_tokens[: len(row.rungs)]), (row.zero_shot, *row.rungs), 1 if i == 0 else 2, i == 0)
+        Line((0, *found.rung_tokens[: len(row.rungs)]), (row.zero_shot, *row.rungs), 2 if i else 1, is_strong=i == 0)
         for i, row in enumerate(found.candidates)
         if row.rungs
     )
-    drawing = Lines(lines, TOKENS, LOSS)
-    svg = plots.svg(Plot("halving", drawing, "")).replace("currentColor", "#334155")
-    for i, colour in enumerate(plots.SERIES):
-        svg = svg.replace(f"var(--series-{i})", colour)
+    svg = plots.svg(Plot("halving", Lines(lines, TOKENS, LOSS), "")).replace("currentColor", "#334155")
+    for i, color in enumerate(plots.SERIES):
+        svg = svg.replace(f"var(--series-{i})", color)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
     return svg.replace("<svg ", f'<svg {names} style="background:#fff" ', 1) + "\n"
 
 
 def facts(results: Results) -> dict[str, str]:
-    """Label -> value: what the two runs are compared by."""
+    """Values of this run's column by the label of the row."""
     study, rows = results.study, results.rows
     return {
         "candidates scored zero-shot": str(len(rows)),
@@ -267,7 +287,7 @@ def facts(results: Results) -> dict[str, str]:
 
 
 def final_figures(results: Results) -> Iterator[tuple[str, str]]:
-    """Losses after full distillation, and the winner's differences seed by seed."""
+    """Rows on losses after full distillation, and on the winner's differences by seed."""
     for name, shape in results.shapes.items():
         count = results.study.parent.shape.resize(**shape).parameters("non_embedding")
         yield f"{name}: shape", spell(shape)
@@ -282,7 +302,7 @@ def final_figures(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def stability(results: Results) -> Iterator[tuple[str, str]]:
-    """Kendall's tau between successive rankings, with the number of candidates."""
+    """Rows on Kendall's tau between successive rankings, with the number of candidates."""
     rows = results.rows
     tau = kendall_tau([-row.costs["mass"] for row in rows], [row.zero_shot for row in rows])
     yield "Kendall's tau, importance kept to zero-shot", f"{tau:+.2f} ({len(rows)} candidates)"
@@ -291,7 +311,7 @@ def stability(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def with_column(page: str, column: str, values: Mapping[str, str]) -> str:
-    """The page with the first table's values of one column replaced."""
+    """Page with one column of its first table replaced."""
     lines = page.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1
     last = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
@@ -309,7 +329,7 @@ def with_column(page: str, column: str, values: Mapping[str, str]) -> str:
 
 
 def with_section(page: str, column: str, lines: Sequence[str]) -> str:
-    """The page with the section of one column replaced, or added at the end."""
+    """Page with the section of one column replaced, or added at the end."""
     head, *sections = page.rstrip("\n").split("\n## ")
     title = f"Candidates, {column}"
     kept = {text.partition("\n")[0]: text for text in sections} | {title: "\n".join([title, "", *lines]).rstrip()}
@@ -317,12 +337,14 @@ def with_section(page: str, column: str, lines: Sequence[str]) -> str:
 
 
 def section(results: Results) -> Iterator[str]:
+    """Markdown lines of this run's section, below its heading."""
     yield from candidate_table(results.rows)
     yield from ("", f"![loss of every retrained candidate, rung by rung]({results.picture})", "")
     yield from latency(results.study, results.rows, results.fast) if results.fast else ()
 
 
 def candidate_table(rows: Sequence[CandidateResult]) -> Iterator[str]:
+    """Table of candidates with their scores at each rung."""
     rungs = max(len(row.rungs) for row in rows)
     yield (
         "| | shape | parameters | importance kept | zero-shot | "
@@ -332,12 +354,12 @@ def candidate_table(rows: Sequence[CandidateResult]) -> Iterator[str]:
     yield "|---|---|---|---|---|" + "---|" * rungs
     for i, row in enumerate(rows):
         reached = [*map(significant, row.rungs), *[""] * (rungs - len(row.rungs))]
-        mass = f"{math.exp(row.costs['mass']):.1%}"
+        retained = f"{math.exp(row.costs['mass']):.1%}"
         cells = [
             str(i + 1),
             spell(row.shape),
             f"{row.parameters:,}",
-            mass,
+            retained,
             significant(row.zero_shot),
             *reached,
         ]
@@ -345,12 +367,13 @@ def candidate_table(rows: Sequence[CandidateResult]) -> Iterator[str]:
 
 
 def latency(study: SearchStudy, rows: Sequence[CandidateResult], fast: Artifact) -> Iterator[str]:
+    """Markdown lines on the search with a latency limit."""
     yield from ("### With a latency limit", "")
     quick = fast.result(SearchResult).candidates
     free = min(rows, key=lambda row: row.zero_shot)
-    yield f"Decoding with {LATENCY['length']} tokens in the cache, at most {study.args.latency} of the parent's time;"
-    yield "candidate and parent timed in alternation on one CPU thread, medians; the grid also has 4 layers."
-    yield "The choice by zero-shot loss:"
+    cached, limit = LATENCY["length"], f"at most {study.args.latency} of the parent's time"
+    yield f"Decoding with {cached} tokens in the cache, {limit}; candidate and parent timed in alternation on"
+    yield "one CPU thread, medians; the grid also has 4 layers. The choice by zero-shot loss:"
     yield ""
     yield "| | shape | zero-shot loss | of the parent's time |"
     yield "|---|---|---|---|"
@@ -360,12 +383,14 @@ def latency(study: SearchStudy, rows: Sequence[CandidateResult], fast: Artifact)
         yield f"| {name} | {spell(row.shape)} | {significant(row.zero_shot)} | {share:.0%} |"
     yield ""
     with_it, without = (statistics.mean(row.shape["layer"] for row in some) for some in (quick, rows))
-    yield f"Shapes within the limit ({len(quick)}) have {with_it:.1f} layers on average, shapes scored without it"
-    yield f"({len(rows)}) {without:.1f}. Every time is measured once and cached; on a busy machine, as here, a"
-    yield "shape's share varies by some percent between measurements."
+    averages = f"have {with_it:.1f} layers on average, shapes scored without it ({len(rows)}) {without:.1f}"
+    averages = f"have {with_it:.1f} layers on average, shapes scored without it ({len(rows)}) {without:.1f}"
+    yield f"Shapes within the limit ({len(quick)}) {averages}. Every time is measured once"
+    yield "and cached; on a busy machine, as here, a shape's share varies by some percent between measurements."
 
 
 def spell(shape: Mapping[str, int]) -> str:
+    """Sizes of a shape in one line."""
     return ", ".join(f"{axis} {shape[axis]}" for axis in ("layer", "hidden", "head", "ffn"))
 
 

@@ -1,4 +1,4 @@
-"""What the studies share: a teacher and its text, figures that are kept once measured, pages and pictures of them."""
+"""Base of the studies: a teacher and its text, a cache of measured figures, Markdown pages and plots."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,22 +30,24 @@ from minitron_cli.search.feasible import feasible
 from minitron_cli.stages import importance
 
 Figures = dict[str, Any]
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided, by the number of values
+"""Measured values by name; a curve is a list of rows."""
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # number of values -> quantile of Student's t for a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One teacher, one text, and how much of it is looked at."""
+    """A teacher that is pruned and distilled, and the text that this is done and measured on."""
 
     folder: str
-    """Of the workspace, for what was measured."""
+    """Directory of the workspace for measured figures."""
     context: Context
     parent: SourceModel
+    """The teacher as the model that is pruned."""
     data: DataConfig
     samples: int
-    """Calibration blocks."""
+    """Number of calibration blocks."""
     blocks: int
-    """Held-out blocks that results are measured on."""
+    """Number of held-out blocks that results are measured on."""
 
     @cached_property
     def teacher(self) -> Any:
@@ -61,14 +63,15 @@ class Study:
 
     @property
     def directory(self) -> Path:
-        """Of this teacher and so many samples."""
+        """Directory for the figures of this teacher at this number of calibration blocks."""
         return self.context.workspace.root / self.folder / f"{self.parent.fingerprint[:8]}-{self.samples}"
 
     def path_of(self, name: str) -> Path:
+        """File that `remembered` keeps these figures in."""
         return self.directory / f"{name}-{self.blocks}.json"
 
     def remembered(self, name: str, compute: Callable[[], Figures]) -> Figures:
-        """What `compute` returns, once whatever happens to the process."""
+        """Figures from `compute`, stored on disk, so that an interrupted study does not compute them again."""
         path = self.path_of(name)
         if not path.is_file():
             io.make_dirs(path.parent)
@@ -78,30 +81,31 @@ class Study:
         return strict_json.load(path)
 
     def scores(self, seed: int = 0) -> Artifact:
-        """A seed draws calibration samples of its own."""
+        """Importance scores. Each seed draws other calibration samples."""
         config = ImportanceConfig(samples=self.samples, seed=seed, layer_removal=False)
         return importance.run(self.context, self.parent, self.data, config)
 
     def builder(self, ranking: Ranking, seed: int = 0) -> ChildBuilder:
+        """Builder of children whose channels are ranked by the scores of a seed."""
         return ChildBuilder(self.context, self.parent, read_scores(self.scores(seed), self.parent), ranking)
 
     def trained(self, name: str, student: Any, config: DistillConfig) -> TrainResult:
-        """`student`, trained in place by the teacher; a run that was stopped continues."""
+        """Train `student` in place on the teacher's predictions. An interrupted run continues."""
         scratch = self.directory / name
-        teacher = hf.load_model(self.parent.path)  # of this run alone, as training may cast it
+        teacher = hf.load_model(self.parent.path)  # a copy, because training may cast it
         result = train(student, teacher, self.train, self.validation, config, scratch)
         io.remove_tree(scratch)
         return result
 
 
-def even_cut(parent: Shape, share: float) -> Shape:
-    """Width cut evenly (hidden and ffn) to this share of the parameters without embeddings."""
+def evenly_pruned(parent: Shape, share: float) -> Shape:
+    """Shape that keeps a share of the non-embedding parameters, with hidden and ffn pruned in proportion."""
     budget = Budget(target=int(share * parent.parameters("non_embedding")), count="non_embedding")
     return feasible(parent, {"hidden": (), "ffn": ()}, budget)[0].shape
 
 
-def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """Mean and, of several, half the 95 % interval by Student's t."""
+def mean_and_interval(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """Mean and, for two or more values, half the width of its 95 % interval by Student's t."""
     mean = form.format(statistics.mean(values))
     if len(values) < 2:
         return mean
@@ -110,13 +114,13 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
 
 
 def mean_and_deviation(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """Mean and, of several, the standard deviation."""
+    """Mean and, for two or more values, their standard deviation."""
     mean = form.format(statistics.mean(values))
     return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def write_page(path: Path, lines: Iterable[str]) -> None:
-    """A page of Markdown, shown on the terminal too."""
+    """Write lines of Markdown to a file and print them."""
     text = "\n".join(lines).rstrip() + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -124,8 +128,8 @@ def write_page(path: Path, lines: Iterable[str]) -> None:
 
 
 @contextmanager
-def picture(path: Path, size_inches: tuple[float, float], settings: Mapping[str, Any]) -> Iterator[Figure]:
-    """A figure to draw in, and then an SVG whose bytes follow from what was drawn."""
+def svg_figure(path: Path, size_inches: tuple[float, float], settings: Mapping[str, Any]) -> Iterator[Figure]:
+    """Figure to draw in, saved as SVG when the block ends. The bytes depend only on the drawing."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(settings)

@@ -1,11 +1,12 @@
-"""A tied teacher whose last norm's weights differ, which is what a rotation of a tied model cannot take along.
+"""Write a tied teacher with uneven weights in its last norm, which a rotation of a tied model cannot fold.
 
     python scripts/uneven_teacher.py --name tied --spread 0.6
     python scripts/repair_study.py --names tied:uneven-0.6 --ratios 0.5 --seeds 1 --rescaled 0 --output uneven.md ...
 
-Scale moves from the weights of the last norm into the channels of the residual stream, exp(spread * normal) at random:
-the embedding and whatever writes to the stream are divided by its root, every other norm is multiplied. The function
-stays about the same (the norms' means weigh channels otherwise). Writes runs/NAME/uneven-SPREAD, a Llama checkpoint.
+Each channel of the residual stream draws a scale exp(spread * normal). The last norm's weight is multiplied by it, all
+other norms' weights by its root, and the embedding and the matrices that write to the stream are divided by its root.
+The function stays nearly the same, because only the RMS of each norm weighs channels differently. Writes a Llama
+checkpoint to runs/NAME/uneven-SPREAD.
 """
 
 import argparse
@@ -22,7 +23,7 @@ WRITERS = ("o_proj.weight", "down_proj.weight")
 
 
 def uneven(weights: dict[str, Tensor], spread: float) -> dict[str, Tensor]:
-    """The tensors of a tied Llama, with scale moved out of the last norm."""
+    """Tensors of a tied Llama with a random scale per channel moved from the residual stream into the norms."""
     hidden = len(weights["model.norm.weight"])
     root_D = (spread / 2 * torch.randn(hidden, generator=torch.Generator().manual_seed(0))).exp().double()
 
@@ -40,9 +41,9 @@ def uneven(weights: dict[str, Tensor], spread: float) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--name", default="tied", help="workspace with a tied teacher")
-    parser.add_argument("--spread", type=float, default=0.6, help="standard deviation of the logarithm")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
+    parser.add_argument("--name", default="tied", help="name of a workspace with a tied teacher")
+    parser.add_argument("--spread", type=float, default=0.6, help="standard deviation of the scale's logarithm")
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / args.name)
     teacher = workspace.require("teacher", f"python scripts/bench_teacher.py --name {args.name} --tied").path

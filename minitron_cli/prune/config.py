@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticKnownError
 
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
@@ -15,7 +16,7 @@ BLOCK_RANKINGS = tuple(rankings(of_blocks=True))
 
 def _layer_ranking(kind: str) -> str:
     if kind not in (known := rankings()):
-        raise ValueError(f"{kind!r} is no layer score: choose among {', '.join(known)}")
+        raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, known))})
     return kind
 
 

@@ -591,4 +591,4 @@ def test_push_lists_the_checkpoint_and_its_card(place: KeyPath, pruned: dict[str
 def test_push_says_in_a_sentence_why_it_cannot(place: KeyPath, pruned: dict[str, Any], fresh: KeyPath) -> None:
     assert "write OWNER/NAME" in place.run("push", "not a name", code=2)
     assert "run `minitron prune` first" in fresh.run("push", "me/small", "--run", "x", code=2)
-    assert "HF_HUB_OFFLINE is set; unset it to push" in place.run("push", "me/small", code=3)
+    assert "HF_HUB_OFFLINE is set: unset it to push" in place.run("push", "me/small", code=3)

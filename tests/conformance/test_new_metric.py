@@ -174,5 +174,5 @@ def test_a_new_metric_ranks_channels_and_layers_and_is_listed_with_its_unit(mode
 
 
 def test_a_layer_score_that_is_not_registered_is_refused_with_those_that_are():
-    with pytest.raises(ValueError, match="'peek' is no layer score: choose among block_importance, perplexity"):
+    with pytest.raises(ValueError, match="Input should be 'block_importance', 'perplexity'"):
         Ranking(layers="peek")

@@ -19,6 +19,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from minitron_cli import device, dry_run, pipeline, recipe
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.manifest import Manifest
 from minitron_cli.artifacts.workspace import Workspace, remember
 from minitron_cli.cli import push, show, torchrun
 from minitron_cli.cli.app import COMMANDS
@@ -70,8 +72,13 @@ def accept(*arguments: Any, **options: Any) -> None:
 
 
 def something(*arguments: Any, **options: Any) -> Any:
-    """In place of an artifact, or of a parent."""
+    """In place of a parent."""
     return SimpleNamespace(path=Path())
+
+
+def an_artifact(*arguments: Any, **options: Any) -> Artifact:
+    """In place of an artifact."""
+    return Artifact(Path(), Manifest.model_construct())
 
 
 def nothing(*arguments: Any, **options: Any) -> None:
@@ -87,8 +94,9 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(module, work, accept)
     for verb in (push, show):
         monkeypatch.setattr(verb, "open_workspace", accept)
-    for owner, given in ((Session, "parent"), (Session, "require"), (source_model, "open_source_model")):
+    for owner, given in ((Session, "parent"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
+    monkeypatch.setattr(Session, "require", an_artifact)
     for owner, given in ((correct, "of"), (torchrun, "if_requested")):
         monkeypatch.setattr(owner, given, nothing)
     monkeypatch.setattr(device, "resolve", lambda name: "cpu")

@@ -40,7 +40,7 @@ def test_the_example_runs_and_its_results_are_what_the_command_line_finds(
 ) -> None:
     exec(compile(example(), "docs/python-api.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert re.search(r"^[\d,]+ -> [\d,]+ parameters, checked: files, ", printed, re.MULTILINE)
+    assert re.search(r"^[\d,]+ -> [\d,]+ parameters, checked: headers, files, ", printed, re.MULTILINE)
     assert {line.split(":")[0] for line in printed.splitlines()[1:]} == {"parent", "pruned", "distilled"}
     child = Workspace(place / "runs" / "small").current("prune")
     assert child is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from typing import ClassVar
 
 import pytest
 
@@ -10,6 +11,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, produce
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import MinitronError
+from minitron_cli.results.base import Result
 from minitron_cli.spec import Spec
 from tests.faults.crashes import Recorder, Unsynced, lay_out, states
 from tests.faults.harness import artifacts, half_made, here, leftovers
@@ -19,12 +21,20 @@ class Config(Spec):
     size: int = 1
 
 
+class Written(Result):
+    """Result of the stage under test."""
+
+    schema_name: ClassVar[str] = "written/1"
+    verb: ClassVar[str] = "minitron prune"
+
+
 def stage(root):
     def build(work):
         work.remember("state", lambda: {"n": 1})
         for i in range(3):
             io.write_new(work.path / f"part-{i}", [bytes([i + 1]) * 60, bytes([i + 1]) * 40])
         work.write_json("config.json", {"a": 1})
+        return Written()
 
     workspace = Workspace(root / "run")
     produce(Context(workspace), stage="prune", version=1, config=Config(), inputs={"model": "m"}, build=build)

@@ -6,18 +6,27 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from minitron_cli import io
 from minitron_cli.artifacts.build import Context, produce
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.results.base import Result
 from minitron_cli.spec import Spec
 from tests.faults.harness import artifacts, half_made, here, in_child, leftovers
 
 
 class Config(Spec):
     size: int = 1
+
+
+class Written(Result):
+    """Result of the stage under test."""
+
+    schema_name: ClassVar[str] = "written/1"
+    verb: ClassVar[str] = "minitron prune"
 
 
 def stage_of(locked, scratch=False, **context):
@@ -28,6 +37,7 @@ def stage_of(locked, scratch=False, **context):
             work.remember("state", lambda: {"n": 1})
         for i in range(4):
             io.write_new(work.path / f"part-{i}", (bytes([i]) * 50_000 for _ in range(5)))
+        return Written()
 
     def run(root):
         workspace = Workspace(root / "run")

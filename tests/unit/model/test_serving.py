@@ -47,7 +47,7 @@ def row(shape, reader, parent=LLAMA, **options):
 
 
 def of_type(model_type: str, **sizes: int) -> Shape:
-    """Llama 3.1 8B's shape, served as another family is; an unknown type has no table that says how."""
+    """Llama 3.1 8B's shape, served as another family is; an unknown type has no family table that says how."""
     known = FAMILIES.get(model_type)
     stand_in = replace(FAMILIES["llama"], model_type=model_type, serving=known.serving if known else Serving())
     return replace(LLAMA, family=stand_in).resize(**sizes)

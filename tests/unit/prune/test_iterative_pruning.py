@@ -135,7 +135,7 @@ def test_what_is_between_can_be_built(model_type, sizes, between):
 
 
 def test_rounds_need_text(pruned):
-    with pytest.raises(InputError, match="before each round needs text"):
+    with pytest.raises(InputError, match="needs text to score on before each round"):
         pruned(2, with_text=False)
 
 

@@ -240,7 +240,7 @@ def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied
 
 
 def test_text_is_needed_and_enough_of_it(pruned):
-    with pytest.raises(InputError, match="a repair needs text"):
+    with pytest.raises(InputError, match="a repair needs calibration text: give some with --data"):
         pruned(repair="all", with_text=False)
     with pytest.raises(DataError, match=r"lower prune\.repair_samples"):
         pruned(repair="all", repair_samples=10**6)

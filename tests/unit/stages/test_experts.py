@@ -93,5 +93,5 @@ def test_a_search_by_active_parameters_and_what_follows(place, scores):
 def test_neurons_of_all_experts_side_by_side():
     kept = {"expert": np.array([[0, 2], [1, 2]]), "ffn": np.arange(2 * 3 * 2).reshape(2, 3, 2) % 4}
     sizes = {"layer": 2, "expert": 3, "ffn": 4}
-    assert report._side_by_side(kept, sizes).tolist() == [[0, 1, 8, 9], [4, 5, 10, 11]]
-    assert report._side_by_side({"expert": kept["expert"]}, sizes)[1].tolist() == list(range(4, 12))
+    assert report._neurons_of_all_experts(kept, sizes).tolist() == [[0, 1, 8, 9], [4, 5, 10, 11]]
+    assert report._neurons_of_all_experts({"expert": kept["expert"]}, sizes)[1].tolist() == list(range(4, 12))

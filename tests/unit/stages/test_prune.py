@@ -6,9 +6,11 @@ import torch
 from minitron_cli.artifacts.build import DryRunStop, produce
 from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.cost.compute import model_size
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import prune
@@ -29,13 +31,18 @@ def scores(tmp_path, parent):
     sizes = {"hidden": (32,), "ffn": (4, 48), "head": (4, 8)}
     found = {f"{axis}.batch=l2.sequence=mean": torch.rand(size, generator=draw) for axis, size in sizes.items()}
     found["layer.block_importance"] = torch.rand(4, generator=draw)
+
+    def save(work):
+        Scores(found).save(work.path)
+        return ImportanceResult(model=model_size(parent.shape, 16), samples=1, sequence_length=16)
+
     return produce(
         context(tmp_path / "run"),
         stage="importance",
         version=1,
         config=ImportanceConfig(),
         inputs={"model": parent.fingerprint},
-        build=lambda work: Scores(found).save(work.path),
+        build=save,
     )
 
 
