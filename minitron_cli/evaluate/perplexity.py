@@ -24,6 +24,7 @@ from minitron_cli.data.batches import evenly_spaced, is_predicted
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
 from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, LOG_MAX, Items
 from minitron_cli.model.lm_head import Head, head_of
+from minitron_cli.results.evaluation import MetricResult
 
 LOGIT_ELEMENTS = 1 << 24  # per model and chunk: 64 MiB in fp32
 
@@ -56,8 +57,8 @@ class PerplexityResult:
     items: Items
     """Loss of each document or block, weighted by its tokens."""
 
-    def metrics(self) -> dict[str, dict[str, float | int | None]]:
-        """Plain values in the form that task results have."""
+    def metrics(self) -> dict[str, MetricResult]:
+        """Metrics as they are stored, by name."""
         spread = None if self.stderr_nats is None else self.perplexity * self.stderr_nats  # to first order
         return {
             "loss": _metric(self.loss_nats, self.stderr_nats, self.items.clusters),
@@ -76,13 +77,13 @@ class KLResult:
     tokens: int
     items: Items
 
-    def metrics(self) -> dict[str, dict[str, float | int | None]]:
-        """Plain values in the form that task results have."""
+    def metrics(self) -> dict[str, MetricResult]:
+        """Metrics as they are stored, by name."""
         return {"kl": _metric(self.kl_nats, self.stderr_nats, self.items.clusters)}
 
 
-def _metric(value: float, stderr: float | None, n: int) -> dict[str, float | int | None]:
-    return {"value": value, "stderr": stderr, "n": n, "shots": None}
+def _metric(value: float, stderr: float | None, n: int) -> MetricResult:
+    return MetricResult(value=value, stderr=stderr, n=n)
 
 
 @torch.inference_mode()
