@@ -19,6 +19,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.evaluate import cloze, gate, generation_speed, lm_eval_runner, tasks
 from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, EvaluateConfig, Gates, Task
 from minitron_cli.evaluate.gate import PARENT, Outcome
+from minitron_cli.evaluate.generation_speed import SpeedComparison
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.evaluate.statistics import Paired, compare, compare_exponentials
@@ -208,14 +209,14 @@ class _Benchmark:
         """Generation speed of every model, each measured in turns with the parent."""
         assert self.config.speed
         loaded = self._load(self.parent)
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, ModelSpeed] = {}
         for label, subject in subjects.items():
             if label != PARENT or len(subjects) == 1:
                 model = loaded if label == PARENT else self._load(subject)
-                timed = asdict(generation_speed.compare(model, loaded, self.config.speed))
-                found.setdefault(PARENT, timed.pop("parent"))
-                found[label] = timed.pop("model") | (timed if label != PARENT else {})
-        models = {label: ModelSpeed(**figures, **self._memory(subjects[label])) for label, figures in found.items()}
+                timed = generation_speed.compare(model, loaded, self.config.speed)
+                found.setdefault(PARENT, ModelSpeed(**asdict(timed.parent)))
+                found[label] = _model_speed(timed) if label != PARENT else ModelSpeed(**asdict(timed.model))
+        models = {label: speed.model_copy(update=self._memory(subjects[label])) for label, speed in found.items()}
         settings = self.config.speed.model_dump()
         return SpeedRecord(settings=settings, device=self.context.device, models=models)
 
@@ -249,6 +250,17 @@ class _Benchmark:
             allow_code=self.allow_code,
             batch_size=self.config.batch_size,
         )
+
+
+def _model_speed(timed: SpeedComparison) -> ModelSpeed:
+    """Speed of a model that was timed in turns with its parent."""
+    return ModelSpeed(
+        **asdict(timed.model),
+        prefill_ratio=timed.prefill_ratio,
+        prefill_range=timed.prefill_range,
+        decode_ratio=timed.decode_ratio,
+        decode_range=timed.decode_range,
+    )
 
 
 def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:
