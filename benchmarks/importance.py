@@ -25,6 +25,8 @@ from benchmarks.layer_major import batches, llama
 from minitron_cli.checkpoint import hf
 from minitron_cli.importance.activation import AGGREGATIONS
 from minitron_cli.importance.collect import collect
+from minitron_cli.layerwise.calibration import Calibration
+from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.lm_head import token_nll
 from minitron_cli.scores.metric import Activation
@@ -49,9 +51,10 @@ def bare(model: Any, samples: list[Any]) -> None:
         model(batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
 
 
-def ours(model: Any, samples: list[Any], **options: Any) -> Any:
+def ours(model: Any, samples: list[Any], *, layer_removal: bool = False, pre_activation: bool = False) -> Any:
     """Scores of minitron, without layer removal unless an option asks for it."""
-    return collect(model, LLAMA, samples, **{"layer_removal": False, **options})
+    options = ObserverOptions(pre_activation, (1,) if layer_removal else ())
+    return collect(model, LLAMA, Calibration(samples), options)
 
 
 def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> Rows:

@@ -17,6 +17,9 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, write_checkpoint
 from minitron_cli.data.batches import Batch
 from minitron_cli.importance.layer_major import collect_by_layer
+from minitron_cli.layerwise.calibration import Calibration
+from minitron_cli.layerwise.config import ObserverOptions
+from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 
@@ -71,17 +74,12 @@ def batches(count: int, length: int, vocab: int, batch_size: int) -> list[Batch]
 def measure(path: Path, samples: list[Batch], budget: int, *, layer_removal: bool) -> dict[str, float]:
     """Seconds of the scoring, and anonymous memory at its peak and before it."""
     checkpoint, model = Checkpoint.open(path), hf.empty_model(path)
+    family, options = family_of(model.config), ObserverOptions(removal_lengths=(1,) if layer_removal else ())
+    weights = StoredWeights(model, family, checkpoint.read, "cpu")
     with tempfile.TemporaryDirectory(dir=path) as scratch, peak_memory() as peak:
         started = time.monotonic()
-        collect_by_layer(
-            model,
-            family_of(model.config),
-            samples,
-            checkpoint.read,
-            scratch=Path(scratch),
-            activation_budget=budget,
-            layer_removal=layer_removal,
-        )
+        calibration = Calibration(samples, scratch=Path(scratch), activation_budget=budget)
+        collect_by_layer(model, family, weights, calibration, options)
     return {
         "seconds": round(time.monotonic() - started, 1),
         "peak RssAnon GB": round(peak.highest / 1e9, 3),

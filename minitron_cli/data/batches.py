@@ -5,7 +5,7 @@ Their order is a pure function of the seed and the position, so a resumed run ne
 
 # B batch, T token
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -52,6 +52,19 @@ def evenly_spaced(total: int, count: int | None) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
+@dataclass(frozen=True)
+class Batches:
+    """The blocks `ids` in batches of at most `size`, in this order; every iteration reads them again."""
+
+    blocks: Blocks
+    ids: Sequence[int]
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.ids), self.size):
+            yield batch(self.blocks, self.ids[start : start + self.size])
+
+
 def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
     """Batch of the blocks `ids`, in this order."""
     return Batch(
@@ -60,6 +73,15 @@ def batch(blocks: Blocks, ids: Sequence[int]) -> Batch:
         tuple(ids),
         loss_mask_of(blocks, ids),
     )
+
+
+def is_predicted(position_ids_BT: Tensor, loss_mask_BT: Tensor | None) -> Tensor:
+    """Whether each token but the first of a block is predicted from those before it, bool [B, T - 1].
+
+    It is if its document does not start with it, since positions restart at each document, and if the loss mask has it.
+    """
+    continues_BT = position_ids_BT[:, 1:] != 0
+    return continues_BT if loss_mask_BT is None else continues_BT & loss_mask_BT[:, 1:]
 
 
 def loss_mask_of(blocks: Blocks, ids: Sequence[int]) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minitron_cli.data.batches import Batch
+from minitron_cli.data.batches import Batch, is_predicted
 
 
 class Targets(NamedTuple):
@@ -21,11 +21,9 @@ class Targets(NamedTuple):
 
 def targets(batch: Batch) -> Targets:
     """Scored positions: the next token is in the same block and document, and in the loss mask."""
-    loss_mask_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)
-    loss_mask_BT[:, :-1] = batch.position_ids_BT[:, 1:] != 0  # positions restart at each document
-    if batch.loss_mask_BT is not None:
-        loss_mask_BT[:, :-1] &= batch.loss_mask_BT[:, 1:]
-    rows_N = loss_mask_BT.flatten().nonzero()[:, 0]
+    is_scored_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)
+    is_scored_BT[:, :-1] = is_predicted(batch.position_ids_BT, batch.loss_mask_BT)
+    rows_N = is_scored_BT.flatten().nonzero()[:, 0]
     return Targets(rows_N, batch.input_ids_BT.flatten()[rows_N + 1])
 
 

@@ -7,7 +7,6 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import lm_eval.evaluator
@@ -18,30 +17,15 @@ from minitron_cli import progress
 from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
+from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, Items
 from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks
+from minitron_cli.results.evaluation import MetricResult, TaskSource
 
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
 
-TaskResults = dict[str, dict[str, dict[str, Any]]]
+TaskResults = dict[str, dict[str, MetricResult]]
 TaskItems = dict[str, dict[str, Items]]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Task results of one model."""
-
-    results: TaskResults
-    """Task -> metric -> {value, stderr, n, shots}, clusters where items share documents, part_of for a group's members,
-    which follow it. Non-finite values are None.
-
-    A metric has lm-eval's name, with the filter after a comma where there is a choice of filters
-    (`exact_match,strict-match`).
-    """
-    items: TaskItems
-    """Task -> metric -> each item's score, of the metrics that are means of such scores."""
-    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    """Task -> dataset, config and split on the hub; without tasks whose data are local."""
 
 
 def run_tasks(
@@ -52,7 +36,7 @@ def run_tasks(
     locations: TaskLocations = DEFAULT_LOCATIONS,
     allow_code: bool = False,
     batch_size: int = 8,
-) -> Answers:
+) -> Measurements:
     """Results of the model on every task; deterministic in model and tasks."""
     with quiet() as truncated, seeded():
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
@@ -69,7 +53,7 @@ def run_tasks(
         )
     if truncated.count:
         progress.warn(f"{truncated.count} requests exceeded the model's context and were truncated at the beginning")
-    return _answers(raw, chosen)
+    return _measurements(raw, chosen)
 
 
 class _Model(HFLM):
@@ -104,7 +88,7 @@ class _StepPerRequest:
         self.step()
 
 
-def _answers(raw: Any, chosen: TaskSet) -> Answers:
+def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
     """Results and item scores of lm-eval's raw output."""
     results, scores = _results(raw), _scores(raw, chosen)
     items = {
@@ -117,11 +101,13 @@ def _answers(raw: Any, chosen: TaskSet) -> Answers:
     }
     for task in chosen.documents:  # lm-eval takes all items for independent
         for metric, found in items[task].items():
-            results[task][metric] |= {"stderr": found.stderr, "clusters": found.clusters}
-    return Answers(results, {task: some for task, some in items.items() if some}, _sources(raw, chosen))
+            clustered = {"stderr": found.stderr, "clusters": found.clusters}
+            results[task][metric] = results[task][metric].model_copy(update=clustered)
+    averaged = {task: some for task, some in items.items() if some}
+    return Measurements(results=results, items=averaged, sources=_sources(raw, chosen))
 
 
-def _sources(raw: Any, chosen: TaskSet) -> dict[str, dict[str, str | None]]:
+def _sources(raw: Any, chosen: TaskSet) -> dict[str, TaskSource]:
     """Task -> origin of its data; for a group, the fields that all members share."""
     tasks = chosen.task_dict["tasks"]
     sources = {}
@@ -129,7 +115,7 @@ def _sources(raw: Any, chosen: TaskSet) -> dict[str, dict[str, str | None]]:
         found = [_source(tasks[member]) for member in _members(raw, name) if member in tasks]
         common = dict(set.intersection(*(set(source.items()) for source in found))) if found else {}
         if common.get("dataset"):
-            sources[name] = {key: common.get(key) for key in ("dataset", "config", "split")}
+            sources[name] = TaskSource(**common)
     return sources
 
 
@@ -148,12 +134,13 @@ def _results(raw: Any) -> TaskResults:
             metric, comma, filter_name = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float | np.number):
                 continue
-            results.setdefault(task, {})[_name(metric, filter_name)] = {
-                "value": _finite(value),
-                "stderr": _finite(entries.get(f"{metric}_stderr,{filter_name}")),
-                "n": int(entries["sample_len"]),
-                "shots": _shots(raw, task),
-            } | ({"part_of": groups[task]} if task in groups else {})
+            results.setdefault(task, {})[_name(metric, filter_name)] = MetricResult(
+                value=_finite(value),
+                stderr=_finite(entries.get(f"{metric}_stderr,{filter_name}")),
+                n=int(entries["sample_len"]),
+                shots=_shots(raw, task),
+                part_of=groups.get(task),
+            )
     return results
 
 
@@ -202,13 +189,13 @@ def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | No
     return None if len(numbers) < FEW_DOCUMENTS else found
 
 
-def _averaged_items(result: Mapping[str, Any], scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:
+def _averaged_items(result: MetricResult, scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:
     """Items whose mean is the result; None for perplexities, F1 and other metrics that are no mean over items."""
     members = [scores[name].get(metric) for name in _members(raw, task) if name in scores]
-    if not members or any(items is None for items in members) or result["value"] is None:
+    if not members or any(items is None for items in members) or result.value is None:
         return None
     found = _joined([items for items in members if items])
-    return found if math.isclose(found.mean, result["value"], rel_tol=1e-9, abs_tol=1e-12) else None
+    return found if math.isclose(found.mean, result.value, rel_tol=1e-9, abs_tol=1e-12) else None
 
 
 def _members(raw: Any, task: str) -> list[str]:

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress
+from minitron_cli.data.batches import evenly_spaced, is_predicted
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
 from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, LOG_MAX, Items
 from minitron_cli.model.lm_head import Head, head_of
+from minitron_cli.results.evaluation import MetricResult
 
 LOGIT_ELEMENTS = 1 << 24  # per model and chunk: 64 MiB in fp32
 
@@ -55,8 +57,8 @@ class PerplexityResult:
     items: Items
     """Loss of each document or block, weighted by its tokens."""
 
-    def metrics(self) -> dict[str, dict[str, float | int | None]]:
-        """Plain values in the form that task results have."""
+    def metrics(self) -> dict[str, MetricResult]:
+        """Metrics as they are stored, by name."""
         spread = None if self.stderr_nats is None else self.perplexity * self.stderr_nats  # to first order
         return {
             "loss": _metric(self.loss_nats, self.stderr_nats, self.items.clusters),
@@ -75,13 +77,13 @@ class KLResult:
     tokens: int
     items: Items
 
-    def metrics(self) -> dict[str, dict[str, float | int | None]]:
-        """Plain values in the form that task results have."""
+    def metrics(self) -> dict[str, MetricResult]:
+        """Metrics as they are stored, by name."""
         return {"kl": _metric(self.kl_nats, self.stderr_nats, self.items.clusters)}
 
 
-def _metric(value: float, stderr: float | None, n: int) -> dict[str, float | int | None]:
-    return {"value": value, "stderr": stderr, "n": n, "shots": None}
+def _metric(value: float, stderr: float | None, n: int) -> MetricResult:
+    return MetricResult(value=value, stderr=stderr, n=n)
 
 
 @torch.inference_mode()
@@ -161,10 +163,10 @@ def _mean(
 
 def _pieces(first: int, batch: _Batch, values_BT: Tensor) -> Iterator[_DocumentSum]:
     """Sums over each document of each block, for those with a counted token."""
-    loss_mask_BT = batch.loss_mask_BT[:, 1:] & (batch.positions_BT[:, 1:] != 0)
+    is_predicted_BT = is_predicted(batch.positions_BT, batch.loss_mask_BT)
     for i, documents_T in enumerate(batch.documents_BT[:, 1:]):
-        numbers, index_T = documents_T[loss_mask_BT[i]].unique(return_inverse=True)
-        sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, index_T, values_BT[i][loss_mask_BT[i]])
+        numbers, index_T = documents_T[is_predicted_BT[i]].unique(return_inverse=True)
+        sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, index_T, values_BT[i][is_predicted_BT[i]])
         for number, total, tokens in zip(numbers.tolist(), sums.tolist(), index_T.bincount().tolist(), strict=True):
             yield _DocumentSum(first + i, number, total, tokens)
 
@@ -230,9 +232,3 @@ def _batch(blocks: TokenBlocks, ids: Sequence[int]) -> _Batch:
         torch.stack([blocks.documents(i) for i in ids]),
         torch.stack([every_T if mask_T is None else mask_T for mask_T in masks]),
     )
-
-
-def evenly_spaced(total: int, count: int | None) -> list[int]:
-    """Indices of `count` of `total` blocks (all if None), evenly spaced: adjacent blocks may share a document."""
-    count = total if count is None else min(count, total)
-    return [i * total // count for i in range(count)]

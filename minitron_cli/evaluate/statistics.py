@@ -10,7 +10,6 @@ errors suggest. Items of one document are not independent, so errors are cluster
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -43,10 +42,6 @@ class Items:
     def clusters(self) -> int:
         """Number of independent groups."""
         return len(self.values) if self.groups is None else len(set(self.groups))
-
-    def json(self) -> dict[str, Any]:
-        """Plain values, from which `Items(**values)` is the same."""
-        return {"values": list(self.values), "weights": self.weights, "groups": self.groups}
 
     def _error(self, residuals_I: np.ndarray) -> float | None:
         """Cluster-robust standard error of a weighted mean with these residuals, with the factor G / (G - 1)."""

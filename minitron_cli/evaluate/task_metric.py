@@ -36,9 +36,9 @@ class TaskMetric:
 
         answers = run_tasks(model, tokenizer, [self.task], locations=TaskLocations(self.path), batch_size=batch_size)
         metrics = answers.results[self.task.name]
-        found = metrics.get(self.metric, {}).get("value")
-        if found is None:
+        found = metrics.get(self.metric)
+        if found is None or found.value is None:
             raise InputError(
                 f"task {self.task.name!r} has no {self.metric!r}: set {self.setting} to one of {', '.join(metrics)}"
             )
-        return found
+        return found.value

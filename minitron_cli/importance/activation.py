@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli.importance.running_moments import Moments
-from minitron_cli.layerwise.observer import Options, Part, Tokens
+from minitron_cli.layerwise.config import ObserverOptions
+from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
 from minitron_cli.model.taps import Tap, taps
@@ -55,7 +56,7 @@ class Activations:
         self._counts_BT: Tensor | None = None  # loss mask of the current batch
 
     @classmethod
-    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: ObserverOptions) -> Self:
         """Observer of a part of a model."""
         return cls(family, sizes, part, options.pre_activation)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import DataError
-from minitron_cli.layerwise.observer import Options, Part, Tokens, decoder_layers, layer_input, layer_output
+from minitron_cli.layerwise.config import ObserverOptions
+from minitron_cli.layerwise.observer import Part, Tokens, decoder_layers, layer_input, layer_output
 from minitron_cli.model.family import Family
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class BlockImportance:
         )
 
     @classmethod
-    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: ObserverOptions) -> Self:
         """Observer of a part of a model."""
         return cls(family, part)
 

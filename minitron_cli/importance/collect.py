@@ -5,7 +5,6 @@ Only the decoder runs: logits are computed only where an observer needs them.
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +13,10 @@ from minitron_cli import progress
 from minitron_cli.errors import CheckpointError
 from minitron_cli.importance.layer_removal import LayerRemoval
 from minitron_cli.importance.observers import layer_observers
+from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.calibration_errors import DAMAGE, NO_SAMPLES, not_finite_from
-from minitron_cli.layerwise.observer import Observer, Options, Part, Tokens
-from minitron_cli.layerwise.processes import ALONE, Processes
-from minitron_cli.layerwise.resume import FILE, SavedState
+from minitron_cli.layerwise.config import ObserverOptions
+from minitron_cli.layerwise.observer import Observer, Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.scores.scores import Scores
 
@@ -27,34 +26,19 @@ if TYPE_CHECKING:
     from minitron_cli.data.batches import Batch
 
 
-def collect(
-    model: "PreTrainedModel",
-    family: Family,
-    batches: "Iterable[Batch]",
-    *,
-    layer_removal: bool = True,
-    blocks: Sequence[int] = (),
-    pre_activation: bool = False,
-    samples: int | None = None,
-    scratch: Path | None = None,
-    resume: bool = True,
-    save_every_s: float = 30,
-    processes: Processes = ALONE,
-) -> Scores:
-    """Scores of every head, neuron, expert, hidden channel and layer.
+def collect(model: "PreTrainedModel", family: Family, calibration: Calibration, options: ObserverOptions) -> Scores:
+    """Scores of every head, neuron, expert, hidden channel and layer, over the samples of all processes.
 
-    With `layer_removal` the perplexity without each layer is measured as well, and for every n in `blocks` without each
-    contiguous block of n layers. `samples` is for the progress bar. With a `scratch` directory a killed pass resumes if
-    it is given the same batches again, with bit-identical scores. With several `processes` each has its own batches,
-    and all return the scores over all of them.
+    With a scratch directory a killed pass resumes, with bit-identical scores, if it is given the same batches again.
+    DataError without a sample; CheckpointError if activations are not finite.
     """
     assert not model.training, "dropout would make the scores random"
-    with torch.inference_mode(), progress.track("calibrate", total=samples, unit="samples") as step:
-        observers = _observers(model, family, removal_lengths(layer_removal, blocks), Options(pre_activation))
-        saved = SavedState(scratch / FILE, save_every_s) if scratch else None
-        done = saved.restore(observers) if saved and resume else 0
+    with torch.inference_mode(), progress.track("calibrate", total=calibration.samples, unit="samples") as step:
+        observers = _observers(model, family, options)
+        saved = calibration.saved_state()
+        done = saved.restore(observers) if saved and calibration.resume else 0
         count = 0
-        for count, batch in enumerate(batches, start=1):
+        for count, batch in enumerate(calibration.batches, start=1):
             if count > done:
                 _observe(model, observers, batch)
                 if saved:
@@ -62,19 +46,15 @@ def collect(
             step(len(batch.input_ids_BT))
     if not count:
         raise NO_SAMPLES
-    processes.merge(observers)
+    calibration.processes.merge(observers)
     return checked_scores(observers)
 
 
-def removal_lengths(layer_removal: bool, blocks: Sequence[int]) -> list[int]:
-    """Numbers of consecutive layers that are removed together, ascending."""
-    return sorted({*blocks, *([1] if layer_removal else [])})
-
-
-def _observers(model: "PreTrainedModel", family: Family, lengths: Sequence[int], options: Options) -> list[Observer]:
+def _observers(model: "PreTrainedModel", family: Family, options: ObserverOptions) -> list[Observer]:
     sizes = family.axis_sizes(model.config)
     whole = Part(range(sizes["layer"]), True)
     observers: list[Observer] = [*layer_observers(family, sizes, whole, options)]
+    lengths = options.removal_lengths
     return [*observers, LayerRemoval(model, family, lengths)] if lengths else observers
 
 

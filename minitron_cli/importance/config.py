@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from minitron_cli.layerwise.config import CalibrationConfig
+from minitron_cli.layerwise.config import CalibrationConfig, ObserverOptions
 
 
 class ImportanceConfig(CalibrationConfig):
@@ -21,6 +21,16 @@ class ImportanceConfig(CalibrationConfig):
     """Metric of the task."""
     block_task_path: str | None = Field(None, exclude=True)
     """Directory of further lm-eval task YAMLs in which block_task is looked up; needs no network."""
+
+    @property
+    def removal_lengths(self) -> tuple[int, ...]:
+        """Numbers of consecutive layers that are removed together, ascending."""
+        return tuple(sorted({*self.blocks, *([1] if self.layer_removal else [])}))
+
+    @property
+    def observer_options(self) -> ObserverOptions:
+        """Measurements that the observers of a pass are asked for."""
+        return ObserverOptions(self.pre_activation, self.removal_lengths)
 
     @model_validator(mode="after")
     def _task_has_blocks(self) -> "ImportanceConfig":

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from minitron_cli.importance.running_moments import Moments
+from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
-from minitron_cli.layerwise.observer import Options, Part, Tokens
+from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.model.runtime_tensors import experts_module
 from minitron_cli.scores.metric import AGGREGATIONS, OUTPUT_NORM, Activation
@@ -48,7 +49,7 @@ class Experts:
         self._moments: dict[str, Moments] = {}  # "expert.3": over tokens, [E]; "activation.3": over samples, [E, S, F]
 
     @classmethod
-    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: ObserverOptions) -> Self:
         """Observer of a part of a model."""
         return cls(family, sizes, part, options.pre_activation)
 

@@ -2,85 +2,70 @@
 
 # B batch, T token, D hidden
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from minitron_cli import progress
-from minitron_cli.importance.collect import checked_scores, removal_lengths
+from minitron_cli.importance.collect import checked_scores
 from minitron_cli.importance.layer_removal import LayerBlock, LayerRemoval, advance_, layer_blocks
 from minitron_cli.importance.observers import final_norm_observers, join_parts, layer_observers
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.bypass import replaced_forward
+from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
+from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.layer_call import LayerCall
 from minitron_cli.layerwise.layer_loop import run_layers
-from minitron_cli.layerwise.observer import LayerObserver, Observer, Options, Part
-from minitron_cli.layerwise.processes import ALONE, Processes
-from minitron_cli.layerwise.resume import FILE, SavedState, under
-from minitron_cli.layerwise.runner import LayerwiseRunner, Read, StoredWeights
+from minitron_cli.layerwise.observer import LayerObserver, Observer, Part
+from minitron_cli.layerwise.resume import under
+from minitron_cli.layerwise.runner import LayerwiseRunner, Weights
 from minitron_cli.model.family import Family
 from minitron_cli.scores.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from minitron_cli.data.batches import Batch
-
 
 def collect_by_layer(
     model: "PreTrainedModel",
     family: Family,
-    batches: "Sequence[Batch]",
-    read: Read,
-    *,
-    scratch: Path,
-    activation_budget: int,
-    device: str | torch.device = "cpu",
-    layer_removal: bool = True,
-    blocks: Sequence[int] = (),
-    pre_activation: bool = False,
-    resume: bool = True,
-    save_every_s: float = 30,
-    processes: Processes = ALONE,
+    weights: Weights,
+    calibration: Calibration,
+    options: ObserverOptions,
 ) -> Scores:
-    """Scores of `collect`, up to rounding, for a `model` whose weights are not in memory; `read` returns one by name.
+    """Scores of `collect`, up to rounding, for a `model` whose weights are not in memory.
 
-    At most one layer, or the embedding, or the LM head is in memory, with `activation_budget` bytes of hidden states
+    At most one layer, or the embedding, or the LM head is in memory, with the calibration's budget of hidden states
     and the activations of one batch. A killed pass resumes after the last saved layer, with bit-identical scores.
     """
+    batches, scratch, saved = list(calibration.batches), calibration.scratch, calibration.saved_state()
+    assert scratch is not None, "hidden states beyond the budget wait in the scratch directory"
+    assert saved is not None
     if not batches:
         raise NO_SAMPLES
-    lengths = removal_lengths(layer_removal, blocks)
-    sizes = family.axis_sizes(model.config)
-    layers = sizes["layer"]
+    layers = family.axis_sizes(model.config)["layer"]
     steps = len(batches) * (layers + 2)  # the embedding and the final norm beside the layers
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
-        states = ActivationStore(scratch, activation_budget)
-        runner = LayerwiseRunner(model, family, batches, StoredWeights(model, family, read, device), states, step)
-        scoring = _Scoring(runner, states, lengths, Options(pre_activation))
-        run_layers(scoring, {"hidden": states}, SavedState(scratch / FILE, save_every_s), layers, resume=resume)
-        last, removal = scoring.end()
-        observers: list[Observer] = [*join_parts(family, sizes, scoring.by_layer, last), *removal]
-        processes.merge(observers)
+        states = ActivationStore(scratch, calibration.activation_budget)
+        scoring = _LayerScoring(LayerwiseRunner(model, family, batches, weights, states, step), states, options)
+        run_layers(scoring, {"hidden": states}, saved, layers, resume=calibration.resume)
+        observers = scoring.end()
+        calibration.processes.merge(observers)
         return checked_scores(observers)
 
 
-class _Scoring:
+class _LayerScoring:
     """Measurements layer by layer."""
 
-    def __init__(
-        self, runner: LayerwiseRunner, states: ActivationStore, lengths: Sequence[int], options: Options
-    ) -> None:
-        self._runner, self._states, self._lengths, self._options = runner, states, lengths, options
+    def __init__(self, runner: LayerwiseRunner, states: ActivationStore, options: ObserverOptions) -> None:
+        self._runner, self._states, self._options = runner, states, options
         self._model, self._family = runner.model, runner.family
         self._sizes = self._family.axis_sizes(self._model.config)
-        self._removed = layer_blocks(self._sizes["layer"], lengths)
-        self.by_layer: list[list[LayerObserver]] = []
-        """Observers of every finished layer."""
+        self._removed = layer_blocks(self._sizes["layer"], options.removal_lengths)
+        self._by_layer: list[list[LayerObserver]] = []  # observers of every finished layer
 
     def begin(self) -> None:
         """Embed every batch."""
@@ -90,7 +75,7 @@ class _Scoring:
         """State of the observers of every finished layer."""
         return {
             f"{layer}.{observer.name}.{name}": tensor
-            for layer, observers in enumerate(self.by_layer)
+            for layer, observers in enumerate(self._by_layer)
             for observer in observers
             for name, tensor in observer.state().items()
         }
@@ -98,8 +83,8 @@ class _Scoring:
     def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
         """Restore the observers of the first `layers` layers."""
         self._runner.skip(layers)
-        self.by_layer = [self._observers(layer) for layer in range(layers)]
-        for layer, observers in enumerate(self.by_layer):
+        self._by_layer = [self._observers(layer) for layer in range(layers)]
+        for layer, observers in enumerate(self._by_layer):
             for observer in observers:
                 observer.restore(under(f"{layer}.{observer.name}", state))
 
@@ -114,18 +99,19 @@ class _Scoring:
             advance_(_Variants(self._states, b, self._runner.device), self._removed, layer, call)
 
         self._runner.through(layer, observers, variants)
-        self.by_layer.append(observers)
+        self._by_layer.append(observers)
 
-    def end(self) -> tuple[list[LayerObserver], list[LayerRemoval]]:
-        """Observers of the final norm's output and, through the LM head, of the losses without layers."""
-        observers = final_norm_observers(self._family, self._sizes, self._options)
+    def end(self) -> list[Observer]:
+        """Observers of the whole model, after the final norm and, for the losses without layers, the LM head ran."""
+        final = final_norm_observers(self._family, self._sizes, self._options)
         with self._runner.at_end(*([self._model.get_output_embeddings()] if self._removed else [])):
             removal = self._removal() if self._removed else None
-            for b, tokens, hidden_BTD in self._runner.normed(*observers):
+            for b, tokens, hidden_BTD in self._runner.normed(*final):
                 if removal:
                     variants = _Variants(self._states, b, self._runner.device)
                     removal.add(tokens, hidden_BTD, (variants.pop(block) for block in self._removed))
-        return observers, [removal] if removal else []
+        observers: list[Observer] = [*join_parts(self._family, self._sizes, self._by_layer, final)]
+        return [*observers, removal] if removal else observers
 
     def _removal(self) -> LayerRemoval:
         """Layer removal, whose first step tries the head on two tokens.
@@ -135,7 +121,7 @@ class _Scoring:
         weight_VD = self._model.get_output_embeddings().weight
         noise_BTD = torch.randn(1, 2, weight_VD.shape[1], generator=torch.Generator().manual_seed(0)).to(weight_VD)
         with replaced_forward([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):
-            return LayerRemoval(self._model, self._family, self._lengths)
+            return LayerRemoval(self._model, self._family, self._options.removal_lengths)
 
 
 class _Variants:

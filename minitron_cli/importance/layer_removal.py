@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from minitron_cli.data.batches import is_predicted
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate.statistics import LOG_MAX
 from minitron_cli.layerwise.layer_call import LayerCall
@@ -88,7 +89,7 @@ class LayerRemoval:
 
     def add(self, tokens: Tokens, hidden_BTD: Tensor, variants: Iterable[Tensor]) -> None:
         """Accumulate one batch: the head's input of the whole model, and the last layer's output without each block."""
-        counts = _predicted(tokens)
+        counts = is_predicted(tokens.position_ids_BT, tokens.loss_mask_BT)
         ends = [self._nll(tokens, counts, self._final_norm(variant_BTD)) for variant_BTD in variants]
         self._nll_sum += torch.stack([*ends, self._nll(tokens, counts, hidden_BTD)]).cpu()
         self._tokens += int(counts.sum())
@@ -125,12 +126,6 @@ class LayerRemoval:
             found[f"{prefix}perplexity{suffix}"] = _perplexity(without) - _perplexity(parent)
             found[f"{prefix}nll{suffix}"] = without
         return found | {"parent.nll": parent}
-
-
-def _predicted(tokens: Tokens) -> Tensor:
-    """Whether the next token belongs to the same document and to the loss mask, [B, T - 1] bool."""
-    continues = tokens.position_ids_BT.diff(dim=1) == 1
-    return continues if tokens.loss_mask_BT is None else continues & tokens.loss_mask_BT[:, 1:]
 
 
 def _perplexity(nll: Tensor) -> Tensor:

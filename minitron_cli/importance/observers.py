@@ -5,18 +5,21 @@ from collections.abc import Mapping
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
 from minitron_cli.importance.experts import Experts
-from minitron_cli.layerwise.observer import LayerObserver, Options, Part
+from minitron_cli.layerwise.config import ObserverOptions
+from minitron_cli.layerwise.observer import LayerObserver, Part
 from minitron_cli.model.family import Family
 
 LAYER_OBSERVERS: list[type[LayerObserver]] = [Activations, BlockImportance, Experts]
 
 
-def layer_observers(family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> list[LayerObserver]:
+def layer_observers(
+    family: Family, sizes: Mapping[str, int], part: Part, options: ObserverOptions
+) -> list[LayerObserver]:
     """One observer of every registered kind, for a part of a model."""
     return [kind.of(family, sizes, part, options) for kind in LAYER_OBSERVERS]
 
 
-def final_norm_observers(family: Family, sizes: Mapping[str, int], options: Options) -> list[LayerObserver]:
+def final_norm_observers(family: Family, sizes: Mapping[str, int], options: ObserverOptions) -> list[LayerObserver]:
     """Observers of the final norm alone, of the kinds that observe it."""
     after_layers = Part(range(0), True)
     return [kind.of(family, sizes, after_layers, options) for kind in LAYER_OBSERVERS if kind.sees_final_norm]

@@ -1,5 +1,6 @@
 """How a pass over calibration text runs."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -20,3 +21,13 @@ class CalibrationConfig(Spec):
     """Bytes of hidden states held in memory between two layers in layer-major mode; the rest waits on disk."""
     seed: int = 0
     """Seed of the draw of blocks."""
+
+
+@dataclass(frozen=True)
+class ObserverOptions:
+    """Measurements of a calibration pass that are optional."""
+
+    pre_activation: bool = False
+    """Whether neurons are also observed before their activation function."""
+    removal_lengths: tuple[int, ...] = (1,)
+    """Numbers of consecutive layers without which the perplexity is measured; none: the LM head does not run."""

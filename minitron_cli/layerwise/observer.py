@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.model.family import Family
 from minitron_cli.model.taps import layer_module, taps
 
@@ -39,13 +40,6 @@ class Part(NamedTuple):
 
     layers: range
     with_final_norm: bool
-
-
-class Options(NamedTuple):
-    """Settings of a calibration pass that observers depend on."""
-
-    pre_activation: bool = False
-    """Whether neurons are observed before their activation function too."""
 
 
 class Handle(Protocol):
@@ -98,7 +92,7 @@ class LayerObserver(Observer, Protocol):
     """Whether it observes the final norm as well as layers."""
 
     @classmethod
-    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: Options) -> Self:
+    def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: ObserverOptions) -> Self:
         """Observer of a part of a model with these axis sizes."""
         ...
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minitron_cli.results.search import StabilityResult
 from minitron_cli.search.feasible import Candidate
 
 Score = Callable[[Candidate], float]  # lower is better, such as a loss in nats
@@ -54,21 +55,20 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(agreement.sum() / len(agreement))
 
 
-def stability(ranked: Sequence[RankedCandidate]) -> list[dict[str, object]]:
+def stability(ranked: Sequence[RankedCandidate]) -> list[StabilityResult]:
     """Kendall's tau of each two successive scores of a final ranking, and of the zero-shot with the final order.
 
-    Each row has `from`, `to`, `tau`, and `candidates`, the number that have both scores. Rows of fewer than two are
-    left out.
+    Each is taken over the candidates that have both scores; comparisons of fewer than two are left out.
     """
     retrained = [entry for entry in ranked if entry.rungs]
-    rows = [_row("zero-shot", "rung 1", [(e.zero_shot, e.rungs[0]) for e in retrained])]
+    found = [_agreement("zero-shot", "rung 1", [(e.zero_shot, e.rungs[0]) for e in retrained])]
     for i in range(1, max((len(entry.rungs) for entry in retrained), default=0)):
         both = [(e.rungs[i - 1], e.rungs[i]) for e in retrained if len(e.rungs) > i]
-        rows.append(_row(f"rung {i}", f"rung {i + 1}", both))
-    rows.append(_row("zero-shot", "final order", [(e.zero_shot, float(i)) for i, e in enumerate(retrained)]))
-    return [row for row in rows if row["tau"] is not None]
+        found.append(_agreement(f"rung {i}", f"rung {i + 1}", both))
+    found.append(_agreement("zero-shot", "final order", [(e.zero_shot, float(i)) for i, e in enumerate(retrained)]))
+    return [agreement for agreement in found if agreement]
 
 
-def _row(before: str, after: str, pairs: Sequence[tuple[float, float]]) -> dict[str, object]:
-    first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    return {"from": before, "to": after, "candidates": len(pairs), "tau": kendall_tau(first, second)}
+def _agreement(before: str, after: str, pairs: Sequence[tuple[float, float]]) -> StabilityResult | None:
+    tau = kendall_tau([a for a, _ in pairs], [b for _, b in pairs])
+    return None if tau is None else StabilityResult(before=before, after=after, candidates=len(pairs), tau=tau)

@@ -3,6 +3,8 @@
 # L layer, C channel, G group, Q query head of a group, N size
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.prune.plan import AxisScores
+from minitron_cli.search.feasible import Candidate
 
 WIDTHS = ("hidden", "expert", "ffn")
 TINY = 1e-12  # the logarithm of 0 is infinite
@@ -32,6 +35,13 @@ class RetainedImportance:
         if sizes["head"] != own["head"] or shape.groups != self.parent.groups:
             shares.append(self._heads(shape.groups, sizes["head"] // shape.groups))
         return sum(math.log(max(share, TINY)) for share in shares)
+
+    def order(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Candidates with their retained importance as the cost `mass`, those that retain most first."""
+        return sorted(
+            (replace(c, costs={**c.costs, "mass": self(c.shape)}) for c in candidates),
+            key=lambda c: (-c.costs["mass"], c.name),
+        )
 
     def _share(self, axis: str, size: int) -> float:
         if axis not in self._curves:

@@ -12,8 +12,7 @@ from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.model.shape import Shape
-from minitron_cli.search.config import Objective, SearchConfig, TaskObjective, objective_figure
+from minitron_cli.search.config import Objective, TaskObjective, objective_figure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,18 +22,19 @@ if TYPE_CHECKING:
 class SearchObjective:
     """Score of a model; lower is better, whatever the direction of the metric."""
 
-    parent: SourceModel
-    teacher: SourceModel
-    context: Context
+    objective: Objective
+    max_blocks: int
+    """Validation blocks per score."""
     validation: Blocks
-    config: SearchConfig
+    teacher: SourceModel
+    """Model that KL is measured to, and that candidates are retrained on."""
+    tokenizer_path: Path
+    context: Context
 
     def inputs(self) -> dict[str, str]:
-        """Fingerprints of what the scores depend on. InputError for an unknown task, before a model is loaded."""
-        inputs = {} if self.teacher.fingerprint == self.parent.fingerprint else {"teacher": self.teacher.fingerprint}
-        if self._task_metric and (found := self._task_metric.fingerprint()):
-            inputs["task"] = found
-        return inputs
+        """Fingerprint of the task, if it has one. InputError for an unknown task, before a model is loaded."""
+        found = self._task_metric.fingerprint() if self._task_metric else None
+        return {"task": found} if found else {}
 
     @cached_property
     def teacher_model(self) -> "PreTrainedModel":
@@ -42,36 +42,32 @@ class SearchObjective:
         return hf.load_model(self.teacher.path, device=self.context.device, dtype=self.context.dtype)
 
     def __call__(self, model: "PreTrainedModel") -> float:
-        blocks = self.config.score_blocks
-        match self.config.objective:
+        match self.objective:
             case "loss":
-                return perplexity(model, self.validation, max_blocks=blocks).loss_nats
+                return perplexity(model, self.validation, max_blocks=self.max_blocks).loss_nats
             case "kl":
-                return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=blocks).kl_nats
+                return kl_to_parent(model, self.teacher_model, self.validation, max_blocks=self.max_blocks).kl_nats
             case objective:
                 assert self._task_metric
                 return sign(objective) * self._task_metric(model, self._tokenizer)
 
     @cached_property
     def _task_metric(self) -> TaskMetric | None:
-        objective = self.config.objective
-        if not isinstance(objective, TaskObjective):
+        if not isinstance(self.objective, TaskObjective):
             return None
-        path = Path(objective.path) if objective.path else None
-        return TaskMetric(Task.parse(objective.task), objective.metric, path, "search.objective.metric")
+        path = Path(self.objective.path) if self.objective.path else None
+        return TaskMetric(Task.parse(self.objective.task), self.objective.metric, path, "search.objective.metric")
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return hf.load_tokenizer(self.parent.path)
+        return hf.load_tokenizer(self.tokenizer_path)
 
     @property
     def tokens(self) -> int:
-        """Held-out tokens that one score reads; a task does not use them."""
-        return min(self.config.score_blocks, len(self.validation)) * self.validation.sequence_length
-
-    def readers(self, shape: Shape) -> list[Shape]:
-        """Shapes of the models that read the held-out tokens: the candidate and, for KL, the teacher."""
-        return {"loss": [shape], "kl": [shape, self.teacher.shape]}.get(str(self.config.objective), [])
+        """Held-out tokens that one score reads; 0 for a task, which reads none of them."""
+        if isinstance(self.objective, TaskObjective):
+            return 0
+        return min(self.max_blocks, len(self.validation)) * self.validation.sequence_length
 
 
 def sign(objective: Objective) -> int:

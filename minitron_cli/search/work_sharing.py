@@ -12,6 +12,8 @@ from minitron_cli.layerwise.processes import Processes
 
 POLL_SECONDS = 0.2
 
+Costs = dict[str, dict[str, float]]  # name -> kind of cost -> cost
+
 
 @dataclass(frozen=True)
 class WorkerGroup:
@@ -29,7 +31,7 @@ class WorkerGroup:
                 step(1, score=found["value"])
         return [float(self._found(name)["value"]) for name in names]
 
-    def from_rank0(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def from_rank0(self, name: str, compute: Callable[[], Costs]) -> Costs:
         """Result of `compute` in process 0, in every process."""
         return self.work.remember(name, compute) if self.processes.rank == 0 else self._found(name)
 

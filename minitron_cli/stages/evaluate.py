@@ -1,7 +1,7 @@
 """Evaluate stage: measures models and their parent on the same text and tasks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,10 @@ from minitron_cli.errors import InputError
 from minitron_cli.evaluate import cloze, gate, generation_speed, lm_eval_runner, tasks
 from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, EvaluateConfig, Gates, Task
 from minitron_cli.evaluate.gate import PARENT, Outcome
+from minitron_cli.evaluate.generation_speed import SpeedComparison
+from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
-from minitron_cli.evaluate.statistics import Items, Paired, compare, compare_exponentials
+from minitron_cli.evaluate.statistics import Paired, compare, compare_exponentials
 from minitron_cli.evaluate.tasks import TaskLocations
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -34,24 +36,6 @@ STAGE, VERSION = "evaluate", 3
 ITEMS = "items.json"
 
 Labelled = tuple[str, Path]
-
-
-@dataclass
-class _Measured:
-    """Measurements of one model."""
-
-    results: lm_eval_runner.TaskResults = field(default_factory=dict)
-    items: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Task -> metric -> score of each item, for metrics that are means over items."""
-    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    """Task -> origin of its items on the hub."""
-
-    def add(self, answers: lm_eval_runner.Answers) -> None:
-        self.results |= answers.results
-        self.sources |= answers.sources
-        self.items |= {
-            task: {name: items.json() for name, items in some.items()} for task, some in answers.items.items()
-        }
 
 
 def run(
@@ -73,17 +57,19 @@ def run(
 
     def build(work: StageBuild) -> EvaluationResult:
         found = {
-            label: work.remember(f"results-{label}", partial(benchmark.measure, work, subject))
+            label: Measurements.model_validate(
+                work.remember(f"results-{label}", partial(benchmark.measured_json, work, subject))
+            )
             for label, subject in subjects.items()
         }
-        items = {label: model["items"] for label, model in found.items()}
+        items = {label: measured.model_dump(mode="json")["items"] for label, measured in found.items()}
         work.write_json(ITEMS, {"models": items})
         if config.speed:
             work.measured.speed = benchmark.speed(subjects)
         return EvaluationResult(
             models={
-                label: benchmark.evaluation(subjects[label], model, _against(items[label], items[PARENT], label))
-                for label, model in found.items()
+                label: benchmark.evaluation(subjects[label], measured, _against(measured, found[PARENT]))
+                for label, measured in found.items()
             },
             loss_tokens=benchmark.loss_tokens,
             sequence_length=benchmark.sequence_length,
@@ -114,20 +100,20 @@ def _with_suite(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
     return config.model_copy(update={"suite": None, "tasks": requested})
 
 
-def _against(items: dict[str, Any], parent_items: dict[str, Any], label: str) -> dict[str, dict[str, Difference]]:
+def _against(measured: Measurements, parent: Measurements) -> dict[str, dict[str, Difference]]:
     """Task -> metric -> paired difference from the parent; empty for the parent itself."""
-    if label == PARENT:
+    if measured is parent:
         return {}
     against = {
         task: {
-            name: _difference(compare(Items(**found), Items(**parent_items[task][name])))
-            for name, found in metrics.items()
-            if name in parent_items.get(task, {})
+            name: _difference(compare(items, parent.items[task][name]))
+            for name, items in metrics.items()
+            if name in parent.items.get(task, {})
         }
-        for task, metrics in items.items()
+        for task, metrics in measured.items.items()
     }
-    if PERPLEXITY in items:
-        losses = (Items(**some[PERPLEXITY]["loss"]) for some in (items, parent_items))
+    if PERPLEXITY in measured.items:
+        losses = (model.items[PERPLEXITY]["loss"] for model in (measured, parent))
         against[PERPLEXITY]["perplexity"] = _difference(compare_exponentials(*losses))
     return against
 
@@ -179,30 +165,31 @@ class _Benchmark:
         found = tasks.forecast(self.config.tasks, self.locations) if self.config.tasks else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
-    def measure(self, work: StageBuild, subject: SourceModel) -> dict[str, Any]:
+    def measured_json(self, work: StageBuild, subject: SourceModel) -> dict[str, Any]:
         """Measurements of one model as JSON, so that an interrupted evaluation keeps them."""
+        return self._measure(work, subject).model_dump(mode="json")
+
+    def _measure(self, work: StageBuild, subject: SourceModel) -> Measurements:
         model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
-        found = _Measured()
+        found = Measurements()
         if self.blocks and self.config.perplexity:
-            self._add_text_metrics(found, model, self.blocks, is_parent=subject is self.parent)
+            found |= self._on_text(model, self.blocks, is_parent=subject is self.parent)
         if self.blocks and self.config.cloze:
-            directory = _cloze_task(work, tokenizer, self.blocks, self.config.cloze)
-            found.add(
-                self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], TaskLocations(directory))
-            )
+            locations = TaskLocations(_cloze_task(work, tokenizer, self.blocks, self.config.cloze))
+            found |= self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], locations)
         if self.config.tasks:
-            found.add(self._on_tasks(model, tokenizer, self.config.tasks, self.locations))
-        return asdict(found)
+            found |= self._on_tasks(model, tokenizer, self.config.tasks, self.locations)
+        return found
 
     def evaluation(
-        self, subject: SourceModel, found: Mapping[str, Any], against: Mapping[str, Mapping[str, Difference]]
+        self, subject: SourceModel, measured: Measurements, against: Mapping[str, Mapping[str, Difference]]
     ) -> ModelEvaluation:
         """Everything measured of one model, as it is stored."""
         return ModelEvaluation(
             fingerprint=subject.fingerprint,
             model=model_size(subject.shape, self.sequence_length),
-            results=found["results"],
-            sources=found["sources"],
+            results=measured.results,
+            sources=measured.sources,
             against_parent=against,
         )
 
@@ -222,14 +209,14 @@ class _Benchmark:
         """Generation speed of every model, each measured in turns with the parent."""
         assert self.config.speed
         loaded = self._load(self.parent)
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, ModelSpeed] = {}
         for label, subject in subjects.items():
             if label != PARENT or len(subjects) == 1:
                 model = loaded if label == PARENT else self._load(subject)
-                timed = asdict(generation_speed.compare(model, loaded, self.config.speed))
-                found.setdefault(PARENT, timed.pop("parent"))
-                found[label] = timed.pop("model") | (timed if label != PARENT else {})
-        models = {label: ModelSpeed(**figures, **self._memory(subjects[label])) for label, figures in found.items()}
+                timed = generation_speed.compare(model, loaded, self.config.speed)
+                found.setdefault(PARENT, ModelSpeed(**asdict(timed.parent)))
+                found[label] = _model_speed(timed) if label != PARENT else ModelSpeed(**asdict(timed.model))
+        models = {label: speed.model_copy(update=self._memory(subjects[label])) for label, speed in found.items()}
         settings = self.config.speed.model_dump()
         return SpeedRecord(settings=settings, device=self.context.device, models=models)
 
@@ -241,20 +228,20 @@ class _Benchmark:
     def _load(self, subject: SourceModel) -> "PreTrainedModel":
         return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
 
-    def _add_text_metrics(self, found: _Measured, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> None:
-        """Add loss and perplexity, and for a model other than the parent the KL from the parent."""
+    def _on_text(self, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> Measurements:
+        """Loss and perplexity, and for a model other than the parent the KL from the parent."""
         most, size = self.config.blocks, self.config.batch_size
         measured = perplexity(model, blocks, max_blocks=most, batch_size=size)
-        found.results[PERPLEXITY] = measured.metrics()
-        found.items[PERPLEXITY] = {"loss": measured.items.json()}
+        metrics = measured.metrics()
         if not is_parent:
             parent = self._load(self.parent)
             kl = kl_to_parent(model, parent, blocks, max_blocks=most, batch_size=size)
-            found.results[PERPLEXITY] |= kl.metrics()
+            metrics |= kl.metrics()
+        return Measurements(results={PERPLEXITY: metrics}, items={PERPLEXITY: {"loss": measured.items}})
 
     def _on_tasks(
         self, model: "PreTrainedModel", tokenizer: Any, requested: Sequence[Task], locations: TaskLocations
-    ) -> lm_eval_runner.Answers:
+    ) -> Measurements:
         return lm_eval_runner.run_tasks(
             model,
             tokenizer,
@@ -263,6 +250,17 @@ class _Benchmark:
             allow_code=self.allow_code,
             batch_size=self.config.batch_size,
         )
+
+
+def _model_speed(timed: SpeedComparison) -> ModelSpeed:
+    """Speed of a model that was timed in turns with its parent."""
+    return ModelSpeed(
+        **asdict(timed.model),
+        prefill_ratio=timed.prefill_ratio,
+        prefill_range=timed.prefill_range,
+        decode_ratio=timed.decode_ratio,
+        decode_range=timed.decode_range,
+    )
 
 
 def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:

@@ -41,7 +41,7 @@ from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.spec import Amount
 
 STAGE, VERSION = "prune", 4
-SCORE_BLOCKS = 64  # validation blocks that tell candidates apart when a budget chooses the shape
+SCORE_BLOCKS = 64  # validation blocks on which candidates are compared when a budget chooses the shape
 PLAN = "plan.json"
 
 
@@ -205,7 +205,7 @@ class _Pruning:
         """Plan to the shape, and the shape after each round if there are several."""
         if self.config.rounds == 1:
             return self.builder.plan(shape, self.config.drop_layers), []
-        again = partial(rescore, self.builder, blocks=self.texts["train"], calibration=self.calibration)
+        again = partial(rescore, self.builder, blocks=self.texts["train"], config=self.calibration)
         return plan_in_rounds(work, self.builder, shape, self.config.rounds, again)
 
 

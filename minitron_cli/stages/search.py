@@ -1,10 +1,10 @@
 """Search stage: reads a parent, its scores and constraints, stores ranked candidate shapes for each target."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar, Self
 
 from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
@@ -21,21 +21,20 @@ from minitron_cli.layerwise.processes import join_processes
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.config import PruneConfig
+from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
-from minitron_cli.results.search import CalibrationUse, SearchResult, StabilityResult, WinnerResult, shape_key
+from minitron_cli.results.search import CalibrationUse, CandidateResult, SearchResult, WinnerResult, shape_key
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.candidates import candidate_result, objective_result
-from minitron_cli.search.config import Retrain, SearchConfig, TaskObjective
+from minitron_cli.search.config import Retrain, SearchConfig
+from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.latency_probe import LatencyProbe
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.search.search_objective import SearchObjective, sign
-from minitron_cli.search.work_sharing import WorkerGroup
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from minitron_cli.search.work_sharing import Costs, WorkerGroup
 
 STAGE, VERSION = "search", 3
 
@@ -59,46 +58,102 @@ def run(
     """
     if prune and prune.untie:
         parent = parent.untied()
+    teacher = teacher or parent
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
     builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
-    shapes = {
-        label: feasible.admitted(parent.shape, config.axes, config.constraints_of(label)) for label in config.labels
-    }
+    targets = [_Target.of(config, label, parent.shape) for label in config.labels]
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation = blocks_of(context, data, "validation", parent.path)
-    objective = SearchObjective(parent, teacher or parent, here, validation, config)
+    objective = SearchObjective(config.objective, config.score_blocks, validation, teacher, parent.path, here)
     calibration = ImportanceConfig(**scores.manifest.config)
-    repair = _Repair(builder, prune, calibration, train_blocks) if prune and prune.repairs else None
+    repair = _Repair(prune, calibration, train_blocks) if prune and prune.repairs else None
     inputs = {
         "model": parent.fingerprint,
         "scores": scores.fingerprint,
         "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
-        **({} if context.dtype == "auto" else {"dtype": context.dtype}),
-        **({"head": "its own"} if prune and prune.untie else {}),
+        **_optional_inputs(context, parent, teacher, prune),
         **objective.inputs(),
         **(repair.inputs() if repair else {}),
     }
+    retraining = _Retraining.of(config.retrain, config.seed, train_blocks) if config.retrain else None
+    timed = sorted({constraint.kind for constraint in config.constraints if isinstance(constraint, Timed)})
+    length = train_blocks.sequence_length
+
+    def stored(label: str, entry: RankedCandidate) -> CandidateResult:
+        repairs = repair.applied(builder.plan(entry.candidate.shape)) if repair else ()
+        factor = sign(config.objective)
+        return candidate_result(entry, length, factor=factor, target=label, repairs=repairs, measured=timed)
 
     def build(work: StageBuild) -> SearchResult:
         workers = WorkerGroup(work, processes)
         workers.barrier()
-        scored = repair.builder_at(work.scratch / f"repair-{processes.rank}") if repair else builder
-        search = _Search(scored, objective, train_blocks, config, workers)
-        found = search.run({label: search.chosen(label, some) for label, some in shapes.items()})
+        chosen = {target.label: target.chosen(builder, config.candidates, workers) for target in targets}
+        scratch = work.scratch / f"repair-{processes.rank}"
+        scored = repair.repairing(builder, scratch) if repair else builder
+        found = _Search(scored, objective, retraining, workers).run(chosen)
         workers.barrier()
-        work.measured.candidates = _measured(config, found)
-        return _result(search, found, {label: len(some) for label, some in shapes.items()}, repair)
+        work.measured.candidates = _measured(timed, found)
+        return SearchResult(
+            objective=objective_result(config),
+            rung_tokens=retraining.rung_tokens if retraining else (),
+            candidates=tuple(stored(label, entry) for label, ranked in found.items() for entry in ranked),
+            winners={t.label: _winner(found[t.label], config.axes, len(t.admitted)) for t in targets},
+            parent=model_size(parent.shape, length),
+            teacher=model_size(teacher.shape, length),
+            score_tokens=objective.tokens,
+            sequence_length=length,
+            repair=repair.calibration_use() if repair else None,
+        )
 
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+
+
+def _optional_inputs(
+    context: Context, parent: SourceModel, teacher: SourceModel, prune: PruneConfig | None
+) -> dict[str, str]:
+    """Inputs that are named only where they are not the default, so that they change no other search's key."""
+    return {
+        **({} if context.dtype == "auto" else {"dtype": context.dtype}),
+        **({"head": "its own"} if prune and prune.untie else {}),
+        **({} if teacher.fingerprint == parent.fingerprint else {"teacher": teacher.fingerprint}),
+    }
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One target of a search, and the shapes that meet its counted constraints."""
+
+    label: str
+    constraints: Sequence[Constraint]
+    admitted: Sequence[Candidate]
+
+    @classmethod
+    def of(cls, config: SearchConfig, label: str, parent: Shape) -> Self:
+        """Target of this label. InfeasibleError if no shape meets the constraints."""
+        constraints = config.constraints_of(label)
+        return cls(label, constraints, feasible.admitted(parent, config.axes, constraints))
+
+    def chosen(self, builder: ChildBuilder, most: int, workers: WorkerGroup) -> list[Candidate]:
+        """The `most` candidates that retain most importance and meet the timed constraints, if there are any."""
+        parent = builder.parent.shape
+        ordered = RetainedImportance(parent, builder.scores, builder.ranking).order(self.admitted)
+        if not any(isinstance(constraint, Timed) for constraint in self.constraints):
+            return ordered[:most]
+
+        def costs() -> Costs:
+            found = feasible.timed(parent, ordered, self.constraints, most, LatencyProbe(builder))
+            return {c.name: dict(c.costs) for c in found}
+
+        timed = workers.from_rank0(f"timed-{self.label}", costs)
+        return [replace(c, costs=timed[c.name]) for c in ordered if c.name in timed]
 
 
 @dataclass(frozen=True)
 class _Repair:
     """Repair of candidates before they are scored, as the winner will be repaired."""
 
-    builder: ChildBuilder
     prune: PruneConfig
     calibration: ImportanceConfig
     train_blocks: Blocks
@@ -108,48 +163,66 @@ class _Repair:
         repaired_plan.check_enough_text(self.prune, self.train_blocks)
         return {"repair": f"{self.prune.repair} on {self.prune.repair_samples} samples"}
 
-    def builder_at(self, scratch: Path) -> ChildBuilder:
+    def repairing(self, builder: ChildBuilder, scratch: Path) -> ChildBuilder:
         """Builder of repaired candidates, whose statistics are kept in `scratch`."""
-        return repaired_plan.with_repair(self.builder, self.prune, self.calibration, self.train_blocks, scratch)
+        return repaired_plan.with_repair(builder, self.prune, self.calibration, self.train_blocks, scratch)
 
-    def applied(self, shape: Shape) -> frozenset[str]:
-        """Names of the repairs that a candidate of this shape gets."""
-        return repaired_plan.applicable(self.builder.plan(shape), self.prune) - {"rescale"}
+    def applied(self, plan: PrunePlan) -> frozenset[str]:
+        """Names of the repairs that a candidate with this plan gets."""
+        return repaired_plan.applicable(plan, self.prune) - {"rescale"}
 
     def calibration_use(self) -> CalibrationUse:
         """Text that the repairs are fitted on."""
         return repaired_plan.calibration_use(self.prune, self.train_blocks)
 
 
+class RetrainingConfig(DistillConfig):
+    """Retraining of a candidate, as a configuration of the training loop."""
+
+    section: ClassVar[str] = "search.retrain"
+
+
+@dataclass(frozen=True)
+class _Retraining:
+    """Light retraining of the best candidates, and the steps after which they are compared."""
+
+    retrain: Retrain
+    config: RetrainingConfig
+    blocks: Blocks
+    steps: Sequence[int]
+
+    @classmethod
+    def of(cls, retrain: Retrain, seed: int, blocks: Blocks) -> Self:
+        """Retraining on these blocks, in an order that the seed chooses."""
+        config = RetrainingConfig(
+            tokens=retrain.tokens,
+            batch_size=retrain.batch_size,
+            micro_batch_size=retrain.micro_batch_size,
+            learning_rate=retrain.learning_rate,
+            min_learning_rate=retrain.learning_rate / 10,
+            warmup_steps=retrain.warmup_steps,
+            eval_every=10**9,
+            save_every=retrain.save_every,
+            seed=seed,
+        )
+        total = config.total_steps(blocks.sequence_length)
+        return cls(retrain, config, blocks, halving.rung_steps(total, retrain.rungs, retrain.keep))
+
+    @property
+    def rung_tokens(self) -> tuple[int, ...]:
+        """Tokens that a candidate was trained on by each rung."""
+        per_step = self.retrain.batch_size * self.blocks.sequence_length
+        return tuple(steps * per_step for steps in self.steps)
+
+
 @dataclass(frozen=True)
 class _Search:
-    """One process's share of a search."""
+    """One process's share of the scoring and the retraining of candidates."""
 
     builder: ChildBuilder
     objective: SearchObjective
-    train_blocks: Blocks
-    config: SearchConfig
+    retraining: _Retraining | None
     workers: WorkerGroup
-
-    def chosen(self, label: str, admitted: Sequence[Candidate]) -> list[Candidate]:
-        """Candidates that retain most importance, among the shapes that meet the constraints that are timed, if any."""
-        mass = RetainedImportance(self.builder.parent.shape, self.builder.scores, self.config.ranking)
-        by_mass = sorted(
-            (replace(c, costs=dict(c.costs) | {"mass": mass(c.shape)}) for c in admitted),
-            key=lambda c: (-c.costs["mass"], c.name),
-        )
-        constraints, most = self.config.constraints_of(label), self.config.candidates
-        if not any(isinstance(constraint, Timed) for constraint in constraints):
-            return by_mass[:most]
-
-        def timed() -> dict[str, Any]:
-            probe = LatencyProbe(self.builder)
-            found = feasible.timed(self.builder.parent.shape, by_mass, constraints, most, probe)
-            return {"chosen": [[c.name, dict(c.costs)] for c in found]}
-
-        by_name = {c.name: c for c in by_mass}
-        chosen = self.workers.from_rank0(f"chosen-{label}", timed)["chosen"]
-        return [replace(by_name[name], costs=costs) for name, costs in chosen]
 
     def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[RankedCandidate]]:
         """Ranked candidates by target. All zero-shot scores come first, so that none depends on earlier training."""
@@ -159,48 +232,33 @@ class _Search:
         )
         score_of = dict(zip(every, scores, strict=True))
         ranked = {label: rank.by_zero_shot(some, lambda c: score_of[c.name]) for label, some in chosen.items()}
-        retrain = self.config.retrain
-        if retrain is None:
+        retraining = self.retraining
+        if retraining is None:
             return ranked
-        return {label: self._retrained(some, retrain) if len(some) > 1 else some for label, some in ranked.items()}
+        return {label: self._retrained(some, retraining) if len(some) > 1 else some for label, some in ranked.items()}
 
     def _score(self, candidates: Sequence[Candidate], i: int) -> float:
-        return self.objective(self._child(candidates[i]))
+        return self.objective(self.builder.candidate(candidates[i].shape))
 
-    def _child(self, candidate: Candidate) -> "PreTrainedModel":
-        return self.builder.candidate(candidate.shape)
-
-    def rung_tokens(self) -> list[int]:
-        """Tokens that a candidate was trained on by each rung."""
-        retrain = self.config.retrain
-        if retrain is None:
-            return []
-        per_step = retrain.batch_size * self.train_blocks.sequence_length
-        return [steps * per_step for steps in self._rungs(retrain)]
-
-    def _rungs(self, retrain: Retrain) -> list[int]:
-        total = training(retrain, self.config.seed).total_steps(self.train_blocks.sequence_length)
-        return halving.rung_steps(total, retrain.rungs, retrain.keep)
-
-    def _retrained(self, ranked: Sequence[RankedCandidate], retrain: Retrain) -> list[RankedCandidate]:
-        settings, steps = training(retrain, self.config.seed), self._rungs(retrain)
+    def _retrained(self, ranked: Sequence[RankedCandidate], retraining: _Retraining) -> list[RankedCandidate]:
+        steps = retraining.steps
 
         def to_rung(running: Sequence[RankedCandidate], i: int) -> list[float]:
             names = [f"rung-{i + 1}-{entry.candidate.name}" for entry in running]
             title = f"retrain to step {steps[i]:,} of {steps[-1]:,}"
-            return self.workers.map(title, names, lambda k: self._train(running[k].candidate, settings, steps[i]))
+            return self.workers.map(title, names, lambda k: self._train(running[k].candidate, retraining, steps[i]))
 
-        return halving.halve(ranked, retrain.top, len(steps), retrain.keep, to_rung, self._forget)
+        return halving.halve(ranked, retraining.retrain.top, len(steps), retraining.retrain.keep, to_rung, self._forget)
 
-    def _train(self, candidate: Candidate, settings: DistillConfig, until: int) -> float:
+    def _train(self, candidate: Candidate, retraining: _Retraining, until: int) -> float:
         """Score after step `until` of a candidate's training, which continues from its last checkpoint."""
-        student = self._child(candidate)
+        student = self.builder.candidate(candidate.shape)
         train(
             student,
             self.objective.teacher_model,
-            self.train_blocks,
+            retraining.blocks,
             None,
-            settings,
+            retraining.config,
             self._checkpoints(candidate),
             device=self.builder.context.device,
             until=until,
@@ -218,75 +276,19 @@ class _Search:
         return self.workers.work.scratch / f"retrain-{candidate.name}"
 
 
-class Retraining(DistillConfig):
-    """Retraining of a candidate, as a configuration of the training loop."""
-
-    section: ClassVar[str] = "search.retrain"
-
-
-def training(retrain: Retrain, seed: int) -> Retraining:
-    return Retraining(
-        tokens=retrain.tokens,
-        batch_size=retrain.batch_size,
-        micro_batch_size=retrain.micro_batch_size,
-        learning_rate=retrain.learning_rate,
-        min_learning_rate=retrain.learning_rate / 10,
-        warmup_steps=retrain.warmup_steps,
-        eval_every=10**9,
-        save_every=retrain.save_every,
-        seed=seed,
-    )
-
-
-def _result(search: _Search, found: Found, counts: Mapping[str, int], repair: _Repair | None) -> SearchResult:
-    config, objective = search.config, search.objective
-    length, factor = search.train_blocks.sequence_length, sign(config.objective)
-    candidates = [
-        candidate_result(
-            entry,
-            length,
-            factor=factor,
-            target=label,
-            repairs=repair.applied(entry.candidate.shape) if repair else (),
-            measured=_timed(config),
-        )
-        for label, ranked in found.items()
-        for entry in ranked
-    ]
-    return SearchResult(
-        objective=objective_result(config),
-        rung_tokens=tuple(search.rung_tokens()),
-        candidates=tuple(candidates),
-        winners={label: _winner(config, ranked, counts[label]) for label, ranked in found.items()},
-        parent=model_size(search.builder.parent.shape, length),
-        teacher=model_size(objective.teacher.shape, length),
-        score_tokens=0 if isinstance(config.objective, TaskObjective) else objective.tokens,
-        sequence_length=length,
-        repair=repair.calibration_use() if repair else None,
-    )
-
-
-def _winner(config: SearchConfig, ranked: Sequence[RankedCandidate], count: int) -> WinnerResult:
+def _winner(ranked: Sequence[RankedCandidate], axes: Iterable[str], count: int) -> WinnerResult:
     best = ranked[0].candidate
     return WinnerResult(
-        sizes={axis: best.shape.sizes[axis] for axis in config.axes},
+        sizes={axis: best.shape.sizes[axis] for axis in axes},
         parameters=best.parameters,
         feasible=count,
-        stability=tuple(
-            StabilityResult(before=row["from"], after=row["to"], candidates=row["candidates"], tau=row["tau"])
-            for row in rank.stability(ranked)
-        ),
+        stability=tuple(rank.stability(ranked)),
     )
 
 
-def _timed(config: SearchConfig) -> list[str]:
-    """Kinds of the constraints that are measured by a clock."""
-    return sorted({constraint.kind for constraint in config.constraints if isinstance(constraint, Timed)})
-
-
-def _measured(config: SearchConfig, found: Found) -> dict[str, dict[str, float]]:
-    """Shape of a candidate -> kind of constraint -> measured cost."""
-    if not (timed := _timed(config)):
+def _measured(timed: Sequence[str], found: Found) -> dict[str, dict[str, float]]:
+    """Shape of a candidate -> kind of timed constraint -> measured cost; empty if nothing was timed."""
+    if not timed:
         return {}
     candidates = (entry.candidate for ranked in found.values() for entry in ranked)
     return {shape_key(c.shape.prunable): {kind: c.costs[kind] for kind in timed} for c in candidates}

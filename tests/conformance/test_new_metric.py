@@ -10,10 +10,10 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.figures import Figure
 from minitron_cli.importance import observers
-from minitron_cli.importance.collect import collect
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.layerwise import processes
 from minitron_cli.layerwise.observer import Part, Tokens, decoder_layers
+from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import Ranking
@@ -24,7 +24,7 @@ from minitron_cli.scores import scores as scores_module
 from minitron_cli.scores.layer_score import LayerScore
 from minitron_cli.scores.metric import Activation, Magnitude, Random, WidthMetric
 from tests.tiny import tiny_model
-from tests.unit.importance.calibration import samples, split
+from tests.unit.importance.calibration import calibrated, samples, score, split
 
 LLAMA = FAMILIES["llama"]
 
@@ -124,25 +124,26 @@ def largest_outputs(model, batches):
 
 def test_a_new_observer_watches_a_whole_model(model):
     batches = split(samples(4), [2, 2])
-    scores = collect(model, LLAMA, batches, layer_removal=False)
+    scores = score(model, batches, layer_removal=False)
     torch.testing.assert_close(scores.by_name["layer.peak"][:-1], largest_outputs(model, batches).amax(1))
     assert scores.select("hidden", Peak()).shape == (32,)
 
 
 def test_a_new_observer_watches_a_model_layer_by_layer(model, tmp_path):
     batches = split(samples(4), [2, 2])
-    whole = collect(model, LLAMA, batches, layer_removal=False)
+    whole = score(model, batches, layer_removal=False)
     model.save_pretrained(tmp_path / "model")
-    options = {"scratch": tmp_path, "activation_budget": 10**9, "layer_removal": False}
-    read = Checkpoint.open(tmp_path / "model").read
-    by_layer = collect_by_layer(hf.empty_model(tmp_path / "model"), LLAMA, batches, read, **options)
+    empty = hf.empty_model(tmp_path / "model")
+    weights = StoredWeights(empty, LLAMA, Checkpoint.open(tmp_path / "model").read, "cpu")
+    run = calibrated(batches, scratch=tmp_path, layer_removal=False)
+    by_layer = collect_by_layer(empty, LLAMA, weights, *run)
     for name in ("hidden.peak", "layer.peak"):
         torch.testing.assert_close(by_layer.by_name[name], whole.by_name[name])
 
 
 def test_the_observers_of_two_processes_merge(model, monkeypatch):
     batches = split(samples(4), [2, 2])
-    whole = collect(model, LLAMA, batches, layer_removal=False)
+    whole = score(model, batches, layer_removal=False)
     sent = []  # by process 1, which runs first: the states of its observers, in order
 
     def send(gathered, state):
@@ -154,7 +155,7 @@ def test_the_observers_of_two_processes_merge(model, monkeypatch):
 
     for rank, gather in ((1, send), (0, receive)):
         monkeypatch.setattr(processes.distributed, "all_gather_object", gather)
-        merged = collect(model, LLAMA, [batches[rank]], layer_removal=False, processes=processes.Processes(rank, 2))
+        merged = score(model, [batches[rank]], layer_removal=False, processes=processes.Processes(rank, 2))
     assert not sent
     assert merged.by_name.keys() == whole.by_name.keys()
     for name in ("hidden.peak", "layer.peak"):
@@ -162,7 +163,7 @@ def test_the_observers_of_two_processes_merge(model, monkeypatch):
 
 
 def test_a_new_metric_ranks_channels_and_layers_and_is_listed_with_its_unit(model):
-    scores = collect(model, LLAMA, split(samples(4), [2, 2]), layer_removal=False)
+    scores = score(model, split(samples(4), [2, 2]), layer_removal=False)
     shape = Shape.of(LLAMA, model.config)
     ranking = ToyRanking.model_validate({"width": {"kind": "peak"}, "layers": "peak"})
     plan = make_plan(shape, shape.resize(hidden=16, layer=2), scores, ranking)

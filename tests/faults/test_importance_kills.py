@@ -1,5 +1,7 @@
 """Calibration killed at random moments: what is run again gives the same bytes, however the model is held."""
 
+from dataclasses import replace
+
 import pytest
 
 from minitron_cli.artifacts.build import Context
@@ -19,14 +21,23 @@ def source(tmp_path_factory):
     return root
 
 
+def saving_always(collector):
+    """The collector, saving its state after every batch or layer."""
+
+    def run(*arguments):
+        *others, calibration, options = arguments
+        return collector(*others, replace(calibration, save_every_s=0), options)
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["resident", "layer_major"])
 def test_fifty_kills_at_random_moments(source, place, monkeypatch, mode):
     """State is saved after every batch and every layer, so that most kills find some."""
     for module, name in ((collect, "collect"), (layer_major, "collect_by_layer")):
-        original = getattr(module, name)
-        monkeypatch.setattr(importance, name, lambda *a, f=original, **k: f(*a, **k, save_every_s=0))
+        monkeypatch.setattr(importance, name, saving_always(getattr(module, name)))
     parent = open_source_model(source / "model")
     config = ImportanceConfig(samples=12, batch_size=2, mode=mode, activation_budget=2000, blocks=(2,))
 

@@ -11,10 +11,11 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import DataError
 from minitron_cli.importance.layer_major import collect_by_layer
+from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import family_of
 from tests.parity.test_importance import aggregate, captured, forward, without_layer
 from tests.tiny import tiny_model
-from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score
+from tests.unit.importance.calibration import SAMPLES, TOKENS, calibrated, samples, score
 
 HOW = ("mean", "l2", "var")
 COUNTS = torch.rand(SAMPLES, TOKENS, generator=torch.Generator().manual_seed(3)) < 0.4
@@ -100,14 +101,10 @@ def test_perplexity_is_that_of_the_tokens_that_count(model, scores):
 def test_one_layer_at_a_time_gives_the_same(model, batches, scores, tmp_path):
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "scratch").mkdir()
-    found = collect_by_layer(
-        hf.empty_model(tmp_path / "model"),
-        family_of(model.config),
-        batches,
-        Checkpoint.open(tmp_path / "model").read,
-        scratch=tmp_path / "scratch",
-        activation_budget=4000,
-    )
+    empty, family = hf.empty_model(tmp_path / "model"), family_of(model.config)
+    weights = StoredWeights(empty, family, Checkpoint.open(tmp_path / "model").read, "cpu")
+    run = calibrated(batches, scratch=tmp_path / "scratch", activation_budget=4000)
+    found = collect_by_layer(empty, family, weights, *run)
     for name, tensor in scores.by_name.items():
         torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from minitron_cli.data.batches import batch, rank_slice, sample_ids
+from minitron_cli.data.batches import Batches, batch, evenly_spaced, is_predicted, rank_slice, sample_ids
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
@@ -70,3 +70,22 @@ def test_a_batch_holds_the_blocks_that_were_asked_for_in_their_order():
     assert it.input_ids_BT.tolist() == [[40, 41, 42], [0, 1, 2], [40, 41, 42]]
     assert it.position_ids_BT.tolist() == [[4, 5, 6], [0, 1, 2], [4, 5, 6]]
     assert it.sample_ids == (4, 0, 4)
+
+
+def test_batches_hold_every_block_in_order_and_can_be_read_again():
+    batches = Batches(Counting(), [4, 0, 2, 1, 3], 2)
+    for _ in range(2):
+        assert [part.sample_ids for part in batches] == [(4, 0), (2, 1), (3,)]
+    assert [part.input_ids_BT[0, 0].item() for part in batches] == [40, 20, 30]
+
+
+def test_a_token_is_predicted_from_its_own_document_where_the_loss_mask_has_it():
+    positions = torch.tensor([[0, 1, 2, 0, 1], [3, 4, 0, 0, 1]])  # the second block starts inside a document
+    assert is_predicted(positions, None).int().tolist() == [[1, 1, 0, 1], [1, 0, 0, 1]]
+    loss_mask = torch.tensor([[1, 0, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
+    assert is_predicted(positions, loss_mask).int().tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(None, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (2, [0, 2]), (1, [0])])
+def test_evenly_spaced_blocks_start_at_the_first(count, expected):
+    assert evenly_spaced(5, count) == expected

@@ -16,6 +16,7 @@ from minitron_cli.errors import DataError, InputError, Interrupted
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
+from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.tasks import TaskLocations, fingerprint, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate.test_cloze import DOCUMENTS
@@ -127,14 +128,14 @@ def test_accuracy_is_how_often_the_gold_answer_is_likeliest(model, tokenizer, ru
 
     right = [likelihood(i["question"], i["choices"][0]) > likelihood(i["question"], i["choices"][1]) for i in ITEMS]
     acc = run("sums")["sums"]["acc"]
-    assert acc["value"] == sum(right) / 6
-    assert acc["stderr"] == pytest.approx(np.std(right, ddof=1) / np.sqrt(6))
-    assert acc["n"] == 6
+    assert acc.value == sum(right) / 6
+    assert acc.stderr == pytest.approx(np.std(right, ddof=1) / np.sqrt(6))
+    assert acc.n == 6
 
 
 def test_every_task_has_its_own_shots(run, task_dir):
     results = run("sums:2", "more_sums:1", "rolling")
-    shots = [results[t][m]["shots"] for t, m in [("sums", "acc"), ("more_sums", "acc"), ("rolling", "bits_per_byte")]]
+    shots = [results[t][m].shots for t, m in [("sums", "acc"), ("more_sums", "acc"), ("rolling", "bits_per_byte")]]
     assert shots == [2, 1, 0]
     tasks = load_tasks([Task.parse("sums:2"), Task.parse("more_sums")], TaskLocations(task_dir)).task_dict["tasks"]
     assert _prompt(tasks["sums"]).count("A:") == 3
@@ -148,13 +149,13 @@ def _prompt(task):
 
 def test_shots_of_a_group_reach_its_members(run):
     results = run("pair:2")
-    assert {name: results[name]["acc"]["shots"] for name in results} == {"pair": 2, "sums": 2, "more_sums": 2}
-    assert results["pair"]["acc"]["value"] == results["sums"]["acc"]["value"]
-    assert results["pair"]["acc"]["n"] == 12
+    assert {name: results[name]["acc"].shots for name in results} == {"pair": 2, "sums": 2, "more_sums": 2}
+    assert results["pair"]["acc"].value == results["sums"]["acc"].value
+    assert results["pair"]["acc"].n == 12
 
 
 def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
-    assert run("fixed:3")["fixed"]["acc"]["shots"] == 0
+    assert run("fixed:3")["fixed"]["acc"].shots == 0
     run("fixed:3")
     assert remarks == ["task fixed is defined without examples; num_fewshot=3 has no effect"]
 
@@ -163,25 +164,26 @@ def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
 def test_each_task_has_its_own_limit(model, tokenizer, task_dir, limit, n):
     tasks = [Task(name="sums", limit=limit), Task(name="more_sums")]
     results = run_tasks(model, tokenizer, tasks, locations=TaskLocations(task_dir)).results
-    assert [results[t]["acc"]["n"] for t in ("sums", "more_sums")] == [n, 6]
+    assert [results[t]["acc"].n for t in ("sums", "more_sums")] == [n, 6]
 
 
-def test_results_are_the_same_twice_and_plain(run):
+def test_results_are_the_same_twice_and_in_json(run):
     results = run("pair:2", "rolling", "generate")
     assert run("pair:2", "rolling", "generate") == results
-    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    whole = Measurements(results=results)
+    assert Measurements.model_validate(json.loads(json.dumps(whole.model_dump(mode="json"), allow_nan=False))) == whole
 
 
 def test_a_task_that_shuffles_shuffles_the_same_way_every_time(run, task_dir):
     first = run("shuffled")
     random.seed(11)
     assert run("shuffled") == first
-    assert first["shuffled"]["bits_per_byte"]["n"] == 3
+    assert first["shuffled"]["bits_per_byte"].n == 3
 
 
 def test_errors_are_bootstrapped_in_this_process(run, monkeypatch, capfd):
     monkeypatch.setattr("multiprocessing.Pool", None)
-    assert run("bootstrapped")["bootstrapped"]["perplexity"]["stderr"] > 0
+    assert run("bootstrapped")["bootstrapped"]["perplexity"].stderr > 0
     assert capfd.readouterr() == ("", "")
 
 
@@ -190,7 +192,7 @@ def test_a_value_that_is_not_finite_is_none(tokenizer, task_dir):
     with torch.no_grad():
         broken.model.norm.weight.fill_(torch.nan)
     results = run_tasks(broken, tokenizer, [Task(name="rolling")], locations=TaskLocations(task_dir)).results
-    assert results["rolling"]["bits_per_byte"]["value"] is None
+    assert results["rolling"]["bits_per_byte"].value is None
 
 
 def test_checking_tasks_prints_nothing(task_dir, tmp_path, monkeypatch, capfd):
@@ -278,7 +280,7 @@ def test_a_cloze_task_is_answered_offline(model, tokenizer, tmp_path):
     config = Cloze(items=10, context_words=8, continuation_words=3)
     write_task(tmp_path, DOCUMENTS, config)
     acc = run_tasks(model, tokenizer, [Task(name="cloze")], locations=TaskLocations(tmp_path)).results["cloze"]["acc"]
-    assert acc["n"] == 10
+    assert acc.n == 10
     task = load_tasks([Task(name="cloze")], TaskLocations(tmp_path)).task_dict["tasks"]["cloze"]
     task.build_all_requests()
     items = [json.loads(line) for line in (tmp_path / "cloze.jsonl").read_text().splitlines()]

@@ -180,7 +180,14 @@ def test_models_of_other_vocabularies_are_not_compared(model, blocks):
         kl_to_parent(other, model, blocks)
 
 
-def test_metrics_have_the_form_of_task_results(model, blocks):
-    metrics = perplexity(model, blocks).metrics() | kl_to_parent(model, model, blocks).metrics()
-    assert set(metrics) == {"loss", "perplexity", "kl"}
-    assert all(set(metric) == {"value", "stderr", "n", "shots"} for metric in metrics.values())
+def test_metrics_have_values_errors_and_independent_items(model, blocks):
+    loss, kl = perplexity(model, blocks), kl_to_parent(model, model, blocks)
+    metrics = loss.metrics() | kl.metrics()
+    assert {name: metric.value for name, metric in metrics.items()} == {
+        "loss": loss.loss_nats,
+        "perplexity": loss.perplexity,
+        "kl": kl.kl_nats,
+    }
+    assert metrics["loss"].stderr == loss.stderr_nats
+    assert metrics["perplexity"].stderr == loss.perplexity * loss.stderr_nats
+    assert all(metric.n == loss.items.clusters for metric in metrics.values())

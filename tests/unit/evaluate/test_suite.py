@@ -62,11 +62,11 @@ def test_all_nine_tasks_run_on_local_files_with_their_own_shots(tokenizer, data)
         model, tokenizer, TASKS, locations=TaskLocations(data=data), allow_code=True, batch_size=64
     )
     measured = {name: found.results[name][METRICS[name]] for name in METRICS}
-    assert {name: value["shots"] for name, value in measured.items()} == PUBLISHED_SHOTS
-    assert {name: value["n"] for name, value in measured.items()} == dict.fromkeys(METRICS, 4) | {"mmlu": 8}
-    assert all(0 <= value["value"] <= 1 for value in measured.values())
+    assert {name: value.shots for name, value in measured.items()} == PUBLISHED_SHOTS
+    assert {name: value.n for name, value in measured.items()} == dict.fromkeys(METRICS, 4) | {"mmlu": 8}
+    assert all(0 <= value.value <= 1 for value in measured.values())
     assert {len(found.items[name][METRICS[name]].values) for name in METRICS} == {4, 8}
-    assert found.results["mmlu_stem"]["acc"]["n"] == found.results["mmlu_humanities"]["acc"]["n"] == 4
+    assert found.results["mmlu_stem"]["acc"].n == found.results["mmlu_humanities"]["acc"].n == 4
 
 
 def prompts(name, data, **options):

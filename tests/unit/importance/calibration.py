@@ -1,11 +1,14 @@
 """Calibration batches for tests: random tokens, every block packed with documents of its own lengths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from minitron_cli.data.batches import Batch
 from minitron_cli.importance.collect import collect
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.layerwise.calibration import Calibration
+from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.model.families import family_of
 from minitron_cli.scores.scores import Scores
 
@@ -33,8 +36,16 @@ def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
     return [Batch(ids_BT, positions_BT, tuple(range(len(ids_BT)))) for ids_BT, positions_BT in parts]
 
 
-def score(model, batches: Sequence[Batch], **options) -> Scores:
-    return collect(model, family_of(model.config), batches, **options)
+def calibrated(
+    batches: Iterable[Batch], *, layer_removal=True, blocks=(), pre_activation=False, **run
+) -> tuple[Calibration, ObserverOptions]:
+    """A pass over the batches, and what is observed in it."""
+    config = ImportanceConfig(layer_removal=layer_removal, blocks=blocks, pre_activation=pre_activation)
+    return Calibration(batches, **run), config.observer_options
+
+
+def score(model, batches: Iterable[Batch], **options) -> Scores:
+    return collect(model, family_of(model.config), *calibrated(batches, **options))
 
 
 def killed_after(batches: Sequence[Batch], count: int) -> Iterator[Batch]:

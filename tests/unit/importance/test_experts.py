@@ -9,10 +9,11 @@ from minitron_cli.importance.experts import Experts
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.importance.running_moments import Moments
 from minitron_cli.layerwise.observer import Part, Tokens
+from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.runtime_tensors import experts_module, runtime_tensor
 from tests.tiny import tiny_model, write_tiny
-from tests.unit.importance.calibration import Killed, killed_after, samples, score, split
+from tests.unit.importance.calibration import Killed, calibrated, killed_after, samples, score, split
 
 MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
 EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
@@ -42,15 +43,10 @@ def test_a_killed_pass_goes_on_with_the_same_bits(model_type, kill, tmp_path):
 
 def by_layer(path, scratch, read=None, model=None):
     model = model or hf.empty_model(path)
-    return collect_by_layer(
-        model,
-        family_of(model.config),
-        BATCHES,
-        read or Checkpoint.open(path).read,
-        scratch=scratch,
-        activation_budget=0,
-        save_every_s=0,
-    )
+    family = family_of(model.config)
+    weights = StoredWeights(model, family, read or Checkpoint.open(path).read, "cpu")
+    run = calibrated(BATCHES, scratch=scratch, activation_budget=0, save_every_s=0)
+    return collect_by_layer(model, family, weights, *run)
 
 
 def test_a_killed_pass_over_layers_goes_on_with_the_same_bits(mixtral, tmp_path):

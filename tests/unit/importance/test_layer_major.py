@@ -1,4 +1,4 @@
-"""One layer at a time gives what the whole model gives, whatever is spilled, stopped or cut."""
+"""A pass over one layer at a time gives the scores of the whole model, whatever is spilled or interrupted."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from minitron_cli import progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, DataError, InputError, Interrupted
-from minitron_cli.importance.collect import collect
 from minitron_cli.importance.layer_major import collect_by_layer
+from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.scores.scores import Scores
 from tests.tiny import write_tiny
-from tests.unit.importance.calibration import Killed, samples, split
+from tests.unit.importance.calibration import Killed, calibrated, samples, score, split
 
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
@@ -24,22 +24,15 @@ def by_layer(
     path, scratch, batches=BATCHES, *, activation_budget=10**9, dtype="auto", read=None, model=None, **options
 ):
     model = model or hf.empty_model(path, dtype=dtype)
+    family = family_of(model.config)
     scratch.mkdir(exist_ok=True)
-    read = read or Checkpoint.open(path).read
-    return collect_by_layer(
-        model,
-        family_of(model.config),
-        batches,
-        read,
-        scratch=scratch,
-        activation_budget=activation_budget,
-        **options,
-    )
+    weights = StoredWeights(model, family, read or Checkpoint.open(path).read, "cpu")
+    run = calibrated(batches, scratch=scratch, activation_budget=activation_budget, **options)
+    return collect_by_layer(model, family, weights, *run)
 
 
 def resident(path, batches=BATCHES, *, dtype="auto", **options) -> Scores:
-    model = hf.load_model(path, dtype=dtype)
-    return collect(model, family_of(model.config), batches, **options)
+    return score(hf.load_model(path, dtype=dtype), batches, **options)
 
 
 def assert_same_bits(found, expected):
@@ -75,7 +68,7 @@ def test_scores_are_those_of_the_whole_model_in_bf16(model_type, tmp_path):
 
 
 @pytest.mark.parametrize("budget", [0, 10_000])
-def test_what_is_spilled_does_not_matter(llama, tmp_path, budget):
+def test_spilling_does_not_change_the_scores(llama, tmp_path, budget):
     held = by_layer(llama, tmp_path / "held", blocks=(2,))
     spilled = by_layer(llama, tmp_path / "spilled", blocks=(2,), activation_budget=budget)
     assert_same_bits(spilled, held)

@@ -42,10 +42,9 @@ def pruned(place, tmp_path, monkeypatch):
     config = ImportanceConfig(samples=6, batch_size=4, layer_removal=False)
     first = importance.run(context(tmp_path), parent, data(place), config)
 
-    def collect(model, family, batches, **options):
-        batches = list(batches)
-        scores = original(model, family, batches, **options)
-        rescored.append((sum(len(b.sample_ids) for b in batches), scores))
+    def collect(model, family, calibration, options):
+        scores = original(model, family, calibration, options)
+        rescored.append((sum(len(b.sample_ids) for b in calibration.batches), scores))
         return scores
 
     original = rescore.collect

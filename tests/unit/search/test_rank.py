@@ -38,13 +38,13 @@ def test_stability_compares_those_that_have_both_scores(candidates):
     ranked = rank.by_zero_shot(candidates[:4], lambda c: zero_shot[c.parameters])
     rungs = [(0.9, 0.7), (0.8, 0.8), (1.1,), (1.0,)]  # after rung 1: 2, 1, 4, 3; then 1 is before 2
     found = rank.stability(rank.by_retraining([replace(e, rungs=r) for e, r in zip(ranked, rungs, strict=True)]))
-    assert [(row["from"], row["to"], row["candidates"]) for row in found] == [
+    assert [(row.before, row.after, row.candidates) for row in found] == [
         ("zero-shot", "rung 1", 4),
         ("rung 1", "rung 2", 2),
         ("zero-shot", "final order", 4),
     ]
     first = scipy.stats.kendalltau([1, 2, 3, 4], [0.9, 0.8, 1.1, 1.0]).statistic
-    assert [row["tau"] for row in found] == pytest.approx([first, -1.0, 4 / 6])  # 1, 2, 4, 3
+    assert [row.tau for row in found] == pytest.approx([first, -1.0, 4 / 6])  # 1, 2, 4, 3
 
 
 def test_equal_losses_are_ordered_by_shape_not_by_chance(candidates):

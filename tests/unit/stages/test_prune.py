@@ -1,4 +1,4 @@
-"""Several cuts from one set of scores, and what a dry run tells of a cut from headers alone."""
+"""Several children pruned by one set of scores, and the forecast of a dry run from headers alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A search of a tiny model: what it remembers, what it measures, and what a cut makes of it."""
+"""A search of a tiny model: what it remembers, what it measures, and what pruning makes of it."""
 
 import json
 import os
@@ -169,9 +169,9 @@ def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place,
     whole = parent.shape.parameters()
     for target, share in (("85%", 0.85), ("78%", 0.78)):
         assert all(abs(row.parameters / whole / share - 1) <= 0.1 for row in rows if row.target == target)
-    with pytest.raises(InputError, match="winners for 78%, 85%: choose one with --size"):
+    with pytest.raises(InputError, match="winners for 85%, 78%: choose one with --size"):
         prune.run(context(tmp_path / "run"), parent, PruneConfig(), scores=scores, search=found)
-    with pytest.raises(InputError, match="no winner for 50%: choose among 78%, 85%"):
+    with pytest.raises(InputError, match="no winner for 50%: choose among 85%, 78%"):
         prune.run(context(tmp_path / "run"), parent, PruneConfig(size="50%"), scores=scores, search=found)
     child = prune.run(context(tmp_path / "run"), parent, PruneConfig(size="78%"), scores=scores, search=found)
     assert found.result(SearchResult).winners["78%"].sizes.items() <= child.result(PruneResult).child.sizes.items()
