@@ -137,7 +137,7 @@ def report_data(product: Product, config: ReportConfig) -> ReportData:
         costs=tuple(cost for made in product.artifacts for cost in cost_rows(made, is_needed=made.key in needed)),
         device_hours=accelerator_hours(product.lineage),
         lineage=tuple(map(LineageRow.of, product.artifacts)),
-        commands=tuple(command(made, config.model, config.data) for made in product.artifacts),
+        commands=tuple(command(made, config.model, config.data) for made in product.step),
     )
 
 
