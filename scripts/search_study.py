@@ -304,7 +304,7 @@ def final_figures(results: Results) -> Iterator[tuple[str, str]]:
 def stability(results: Results) -> Iterator[tuple[str, str]]:
     """Rows on Kendall's tau between successive rankings, with the number of candidates."""
     rows = results.rows
-    tau = kendall_tau([-row.costs["mass"] for row in rows], [row.zero_shot for row in rows])
+    tau = kendall_tau([-row.costs["log_retained"] for row in rows], [row.zero_shot for row in rows])
     yield "Kendall's tau, importance kept to zero-shot", f"{tau:+.2f} ({len(rows)} candidates)"
     for row in next(iter(results.found.winners.values())).stability:
         yield f"Kendall's tau, {row.before} to {row.after}", f"{row.tau:+.2f} ({row.candidates} candidates)"
@@ -354,7 +354,7 @@ def candidate_table(rows: Sequence[CandidateResult]) -> Iterator[str]:
     yield "|---|---|---|---|---|" + "---|" * rungs
     for i, row in enumerate(rows):
         reached = [*map(significant, row.rungs), *[""] * (rungs - len(row.rungs))]
-        retained = f"{math.exp(row.costs['mass']):.1%}"
+        retained = f"{math.exp(row.costs['log_retained']):.1%}"
         cells = [
             str(i + 1),
             spell(row.shape),

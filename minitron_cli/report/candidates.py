@@ -19,7 +19,7 @@ from minitron_cli.search.feasible import OFF_TARGET, RETAINED_IMPORTANCE
 from minitron_cli.search.pareto import PARAMETERS, comparable, cost_of, pareto_optimal
 
 SHOWN, DRAWN = 40, 200
-RETAINED = "mass"
+RETAINED = "log_retained"
 RANK = Figure("rank", style="count")
 TAU = Figure("Kendall's tau", style="fixed", better="higher", is_change=True)
 TOKENS = Figure("retraining tokens", style="short")

@@ -120,8 +120,7 @@ class Product:
     @cached_property
     def _made(self) -> set[str]:
         """Fingerprints of all models in the workspace."""
-        stages = ("prune", "distill", "correct")
-        return {fingerprint.of_directory(made.path) for stage in stages for made in self.workspace.artifacts(stage)}
+        return {fingerprint.of_directory(made.path) for stage in _MODELS for made in self.workspace.artifacts(stage)}
 
     @cached_property
     def artifacts(self) -> list[Artifact]:
@@ -129,7 +128,16 @@ class Product:
         found = (*self.lineage, *self.trained, *([self.evaluation[0]] if self.evaluation else []))
         return list({made.key: made for made in found}.values())
 
+    @cached_property
+    def step(self) -> list[Artifact]:
+        """Artifacts without those that the parent was made from: the last step of a compression in several."""
+        parents = {known for known, (kind, _) in self.kinds.items() if kind == "parent"}
+        made = (one for one in self.lineage if one.stage in _MODELS and fingerprint.of_directory(one.path) in parents)
+        earlier = {before.key for parent in made for before in lineage(self.workspace, parent)}
+        return [one for one in self.artifacts if one.key not in earlier]
 
+
+_MODELS = ("prune", "distill", "correct")  # the stages that make a model
 _ORDER = {label: i for i, label in enumerate(LABELS)}
 
 

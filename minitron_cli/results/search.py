@@ -27,7 +27,8 @@ class CandidateResult(Spec):
     error: float | None = None
     """Signed distance from the target as a fraction of it; None without a target."""
     costs: Mapping[str, float] = {}
-    """Kind of constraint -> cost in the constraint's unit, and `mass`, the logarithm of the retained importance.
+    """Kind of constraint -> cost in the constraint's unit, and `log_retained`, the logarithm of the retained
+    importance.
     Measured times are not part of a result: `measured` in the run record has them."""
     zero_shot: float
     """Value of the objective before any training."""

@@ -19,7 +19,7 @@ NEAREST = 3  # shapes that an error names
 
 OFF_TARGET = Figure("off target", style="share")
 RETAINED_IMPORTANCE = Figure("importance kept", style="share", better="higher")
-"""Presents exp(`Candidate.costs["mass"]`): the product over the pruned axes of the shares that are kept."""
+"""Presents exp(`Candidate.costs["log_retained"]`): the product over the pruned axes of the shares that are kept."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Candidate:
     error: float | None
     """Signed distance from the target as a fraction of it; None without a target."""
     costs: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Kind of constraint -> cost; always has `memory`, and `mass`, the log of the retained importance, once ranked."""
+    """Kind of constraint -> cost; always has `memory`, and `log_retained`, once ranked."""
 
     @property
     def name(self) -> str:

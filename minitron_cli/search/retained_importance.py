@@ -37,10 +37,10 @@ class RetainedImportance:
         return sum(math.log(max(share, TINY)) for share in shares)
 
     def order(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Candidates with their retained importance as the cost `mass`, those that retain most first."""
+        """Candidates with their retained importance as the cost `log_retained`, those that retain most first."""
         return sorted(
-            (replace(c, costs={**c.costs, "mass": self(c.shape)}) for c in candidates),
-            key=lambda c: (-c.costs["mass"], c.name),
+            (replace(c, costs={**c.costs, "log_retained": self(c.shape)}) for c in candidates),
+            key=lambda c: (-c.costs["log_retained"], c.name),
         )
 
     def _share(self, axis: str, size: int) -> float:

@@ -127,7 +127,7 @@ def report_data(product: Product, config: ReportConfig) -> ReportData:
         other_costs=tuple(row for made in others for row in cost_rows(made)),
         device_hours=accelerator_hours(product.lineage),
         lineage=tuple(map(lineage_row, product.artifacts)),
-        commands=tuple(command(made, config.model, config.data) for made in product.artifacts),
+        commands=tuple(command(made, config.model, config.data) for made in product.step),
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from minitron_cli import dry_run, pipeline
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import RecipeError
 from minitron_cli.evaluate.config import EvaluateConfig
@@ -10,6 +11,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.recipe import Recipe, Step
+from minitron_cli.report.product import Product
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.yaml_document import check, parse
 from tests.tiny import write_tiny
@@ -48,6 +50,10 @@ def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
     assert second.product.manifest.inputs["teacher"] == {"original": original, "parent": made}[teacher]
     assert second.product.result(TrainingResult).student.sizes["ffn"] == 16
     assert [step.prune.label for step in (first, second)] == ["wide", "narrow"]
+    product = Product.current(Workspace(tmp_path / "run"))
+    assert [made.stage for made in product.step] == ["importance", "prune", "distill", "evaluate"]
+    assert {first.prune.key, first.importance.key} <= {made.key for made in product.lineage}
+    assert not {first.prune.key, first.importance.key, first.product.key} & {made.key for made in product.step}
     again = pipeline.run(asked, context(tmp_path / "run"))
     assert [step.product.path for step in again] == [first.product.path, second.product.path]
 
