@@ -181,6 +181,21 @@ class RetrainingConfig(DistillConfig):
 
     section: ClassVar[str] = "search.retrain"
 
+    @classmethod
+    def of(cls, retrain: Retrain, seed: int) -> Self:
+        """Settings of the training loop, without evaluations on the way."""
+        return cls(
+            tokens=retrain.tokens,
+            batch_size=retrain.batch_size,
+            micro_batch_size=retrain.micro_batch_size,
+            learning_rate=retrain.learning_rate,
+            min_learning_rate=retrain.learning_rate / 10,
+            warmup_steps=retrain.warmup_steps,
+            eval_every=10**9,
+            save_every=retrain.save_every,
+            seed=seed,
+        )
+
 
 @dataclass(frozen=True)
 class _Retraining:
@@ -194,17 +209,7 @@ class _Retraining:
     @classmethod
     def of(cls, retrain: Retrain, seed: int, blocks: Blocks) -> Self:
         """Retraining on these blocks, in an order that the seed chooses."""
-        config = RetrainingConfig(
-            tokens=retrain.tokens,
-            batch_size=retrain.batch_size,
-            micro_batch_size=retrain.micro_batch_size,
-            learning_rate=retrain.learning_rate,
-            min_learning_rate=retrain.learning_rate / 10,
-            warmup_steps=retrain.warmup_steps,
-            eval_every=10**9,
-            save_every=retrain.save_every,
-            seed=seed,
-        )
+        config = RetrainingConfig.of(retrain, seed)
         total = config.total_steps(blocks.sequence_length)
         return cls(retrain, config, blocks, halving.rung_steps(total, retrain.rungs, retrain.keep))
 

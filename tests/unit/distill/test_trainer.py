@@ -22,7 +22,7 @@ from minitron_cli.distill.schedule import step_seed
 from minitron_cli.distill.trainer import TrainResult, train
 from minitron_cli.errors import ArtifactError, CheckpointError, DataError, Interrupted, RecipeError, RunFailed
 from minitron_cli.search.config import Retrain
-from minitron_cli.stages.search import training
+from minitron_cli.stages.search import RetrainingConfig
 from tests.unit.distill import small
 from tests.unit.distill.small import CONFIG, AfterStep, TinyBlocks, configured, run
 
@@ -515,7 +515,7 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
     [
         (CONFIG, "distill"),
         (CorrectConfig(steps=2, batch_size=4, warmup_steps=0), "correct"),
-        (training(Retrain(tokens=96, batch_size=4, warmup_steps=0), seed=0), "search.retrain"),
+        (RetrainingConfig.of(Retrain(tokens=96, batch_size=4, warmup_steps=0), seed=0), "search.retrain"),
     ],
 )
 def test_what_is_to_be_lowered_is_named_as_a_recipe_has_it(config: DistillConfig, section: str) -> None:
