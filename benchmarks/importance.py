@@ -23,13 +23,12 @@ from transformers import AutoModelForCausalLM
 from benchmarks.harness import alternate, peak_memory, ratio, record
 from benchmarks.layer_major import batches, llama
 from minitron_cli.checkpoint import hf
-from minitron_cli.importance.activation import AGGREGATIONS
 from minitron_cli.importance.collect import collect
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.lm_head import token_nll
-from minitron_cli.scores.metric import Activation
+from minitron_cli.scores.metric import AGGREGATIONS, Activation
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS = 12, 512, 1536, 8, 4
 ROUNDS = 9

@@ -263,7 +263,12 @@ def main() -> None:
 def curves(found: SearchResult) -> str:
     """SVG file of the loss of every retrained candidate at each rung, the winner in another color."""
     lines = tuple(
-        Line((0, *found.rung_tokens[: len(row.rungs)]), (row.zero_shot, *row.rungs), 2 if i else 1, is_strong=i == 0)
+        Line(
+            (0, *found.rung_tokens[: len(row.rungs)]),
+            (row.zero_shot, *row.rungs),
+            2 if i else 1,
+            style="faint" if i else "line",
+        )
         for i, row in enumerate(found.candidates)
         if row.rungs
     )
