@@ -89,7 +89,7 @@ def test_two_processes_with_one_copy_write_what_one_process_writes(
     assert {"model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"} <= set(changed)
     _, info = AutoModelForCausalLM.from_pretrained(both, output_loading_info=True)
     assert not any(info.values())
-    assert json.loads((both / "run.json").read_text())["sharded"] is True
+    assert json.loads((both / "run.json").read_text())["training"]["sharded"] is True
 
 
 def tied(place: Path) -> Path:
