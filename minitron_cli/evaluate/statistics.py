@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minitron_cli.results.evaluation import Difference
+
 CONFIDENCE = 0.95
 FEW_DOCUMENTS = 8  # fewer clusters give a poor estimate of the variance between documents; items are used instead
 LOG_MAX = 700.0  # exp overflows above; perplexities of models this bad need not be distinguished
@@ -56,31 +58,7 @@ class Items:
         return math.sqrt(float(np.square(sums_G).sum()) * count / (count - 1)) / float(weights_I.sum())
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Comparison of a model with its parent on the same items."""
-
-    difference: float
-    """The model's mean minus the parent's."""
-    stderr: float | None
-    low: float | None
-    """Lower end of the 95 % interval of the difference."""
-    high: float | None
-    """Upper end."""
-    ratio: float | None
-    """The model's mean over the parent's; None unless the parent's is positive."""
-    ratio_stderr: float | None
-    items: int
-    clusters: int
-    better: int | None = None
-    """Items that are 1 for the model and 0 for the parent; None unless every value is 0 or 1."""
-    worse: int | None = None
-    """Items that are 0 for the model and 1 for the parent."""
-    mcnemar: float | None = None
-    """Two-sided p-value of McNemar's exact test; None where items are not independent."""
-
-
-def compare(model: Items, parent: Items) -> Paired:
+def compare(model: Items, parent: Items) -> Difference:
     """Difference and ratio of two models' means over the same items in the same order."""
     assert len(model.values) == len(parent.values)
     assert (model.weights, model.groups) == (parent.weights, parent.groups)
@@ -89,13 +67,23 @@ def compare(model: Items, parent: Items) -> Paired:
     stderr = model._error(apart_I - difference)
     low, high = interval(difference, stderr, model.clusters) or (None, None)
     ratio, ratio_stderr = _ratio(model, parent)
-    split = _split(model, parent)
-    return Paired(
-        difference, stderr, low, high, ratio, ratio_stderr, len(apart_I), model.clusters, *(split or (None, None, None))
+    better, worse, p_value = _split(model, parent) or (None, None, None)
+    return Difference(
+        difference=difference,
+        stderr=stderr,
+        low=low,
+        high=high,
+        ratio=ratio,
+        ratio_stderr=ratio_stderr,
+        items=len(apart_I),
+        clusters=model.clusters,
+        better=better,
+        worse=worse,
+        mcnemar=p_value,
     )
 
 
-def compare_exponentials(model: Items, parent: Items) -> Paired:
+def compare_exponentials(model: Items, parent: Items) -> Difference:
     """Difference and ratio of the exponentials of two means: of perplexities, if the items are losses.
 
     Standard errors are to first order (delta method): d exp(mean) = exp(mean) d mean.
@@ -108,7 +96,16 @@ def compare_exponentials(model: Items, parent: Items) -> Paired:
     low, high = interval(difference, stderr, logs.clusters) or (None, None)
     ratio = math.exp(min(logs.difference, LOG_MAX))
     ratio_stderr = None if logs.stderr is None else ratio * logs.stderr
-    return Paired(difference, stderr, low, high, ratio, ratio_stderr, logs.items, logs.clusters)
+    return Difference(
+        difference=difference,
+        stderr=stderr,
+        low=low,
+        high=high,
+        ratio=ratio,
+        ratio_stderr=ratio_stderr,
+        items=logs.items,
+        clusters=logs.clusters,
+    )
 
 
 def _ratio(model: Items, parent: Items) -> tuple[float | None, float | None]:

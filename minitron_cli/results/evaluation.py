@@ -24,7 +24,7 @@ class MetricResult(Spec):
 
 
 class Difference(Spec):
-    """A model against its parent on the same items."""
+    """Difference of a model from its parent on the same items."""
 
     difference: float
     """The model's mean minus the parent's."""
@@ -38,10 +38,11 @@ class Difference(Spec):
     items: int
     clusters: int
     better: int | None = None
-    """Items that only the model gets right, where the metric is 0 or 1."""
+    """Items that are 1 for the model and 0 for the parent; None unless every value is 0 or 1."""
     worse: int | None = None
+    """Items that are 0 for the model and 1 for the parent."""
     mcnemar: float | None = None
-    """McNemar's exact two-sided p-value."""
+    """Two-sided p-value of McNemar's exact test; None where items are not independent."""
 
 
 class TaskSource(Spec):

@@ -22,7 +22,7 @@ from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.generation_speed import SpeedComparison
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
-from minitron_cli.evaluate.statistics import Paired, compare, compare_exponentials
+from minitron_cli.evaluate.statistics import compare, compare_exponentials
 from minitron_cli.evaluate.tasks import TaskLocations
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -106,7 +106,7 @@ def _against(measured: Measurements, parent: Measurements) -> dict[str, dict[str
         return {}
     against = {
         task: {
-            name: _difference(compare(items, parent.items[task][name]))
+            name: compare(items, parent.items[task][name])
             for name, items in metrics.items()
             if name in parent.items.get(task, {})
         }
@@ -114,12 +114,8 @@ def _against(measured: Measurements, parent: Measurements) -> dict[str, dict[str
     }
     if PERPLEXITY in measured.items:
         losses = (model.items[PERPLEXITY]["loss"] for model in (measured, parent))
-        against[PERPLEXITY]["perplexity"] = _difference(compare_exponentials(*losses))
+        against[PERPLEXITY]["perplexity"] = compare_exponentials(*losses)
     return against
-
-
-def _difference(paired: Paired) -> Difference:
-    return Difference(**asdict(paired))
 
 
 def _held_out(context: Context, parent: SourceModel, data: DataConfig | None, config: EvaluateConfig) -> Blocks | None:

@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict
 
 import pytest
 from pydantic import ValidationError
@@ -26,7 +25,7 @@ CHILD = {
         "text": {"loss": metric(2.5, 0.1)},
         "alone": {"acc": metric(0.5, None, 1)},
     },
-    "against_parent": {"quiz": {"acc": asdict(compare(CHILD_ITEMS, PARENT_ITEMS))}},
+    "against_parent": {"quiz": {"acc": compare(CHILD_ITEMS, PARENT_ITEMS).model_dump()}},
 }
 BEFORE = {"results": {"quiz": {"acc": metric(0.72, 0.03)}}}
 SIZE = ModelSize(sizes={}, parameters=1, non_embedding=1, decoder_flops=1, head_flops=1)
