@@ -38,11 +38,6 @@ class ReportData:
     commands: tuple[str, ...] = ()
     """Shell commands that make the same results again."""
 
-    @property
-    def has_repair(self) -> bool:
-        """Whether the pruned model was repaired and the effect measured."""
-        return bool(self.prune and self.prune.repair and self.prune.repair.effect)
-
     def first(self, *kinds: Kind) -> Evaluated | None:
         """First model of the first of these kinds that was evaluated."""
         return next((model for kind in kinds for model in self.models if model.kind == kind), None)

@@ -13,11 +13,6 @@ from minitron_cli.figures import Figure
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
 
-STAGE = Figure("stage")
-TOKENS = Figure("tokens", style="short")
-FLOPS = Figure("FLOPs", style="power")
-
-
 CostRow = tuple[str, Entry]
 """Stage, with its label if it has one, and the cost of one kind of its work."""
 
@@ -29,16 +24,11 @@ def cost_rows(artifact: Artifact) -> list[CostRow]:
 
 def cost_table(title: str, costs: Sequence[CostRow], *, has_total: bool = True) -> Table:
     """Tokens and FLOPs by stage and kind of work."""
+    columns = (Figure("stage"), Figure("work"), Figure("tokens", style="short"), Figure("FLOPs", style="power"))
     rows = [(stage, *entry) for stage, entry in costs]
     if has_total and costs:
         rows.append(("total", "", *total(entry for _, entry in costs)[1:]))
-    return Table(title, (STAGE, Figure("work"), TOKENS, FLOPS), tuple(rows), [len(costs)] if has_total else ())
-
-
-def hours(by_device: Mapping[str, float]) -> str:
-    """Sentence on the hours of each device; empty if none are known."""
-    found = ", ".join(f"{spent:,.3g} hours of {clean(device)}" for device, spent in by_device.items())
-    return f"It took {found}." if found else ""
+    return Table(title, columns, tuple(rows), [len(costs)] if has_total else ())
 
 
 def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hours: Mapping[str, float]) -> Section:
@@ -48,8 +38,10 @@ def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hou
         "Work for the result, stage by stage, back to the original model. A forward pass counts two FLOPs per "
         "multiplying weight and four per head channel and position attended to, a backward pass twice that."
     )
-    tables = (cost_table("Cost", costs), cost_table(title, others, has_total=False))
-    return Section("cost", "Cost", f"{text} {hours(device_hours)}".strip(), tables)
+    if device_hours:
+        hours = ", ".join(f"{spent:,.3g} hours of {clean(device)}" for device, spent in device_hours.items())
+        text += f" It took {hours}."
+    return Section("cost", "Cost", text, (cost_table("Cost", costs), cost_table(title, others, has_total=False)))
 
 
 def lineage_row(artifact: Artifact) -> tuple[str, ...]:
