@@ -148,7 +148,6 @@ def _halving(ranking: Ranking) -> Iterator[Plot]:
 def _paretos(ranking: Ranking) -> Iterator[Plot]:
     """Score against each cost, of candidates that had equal training."""
     rows = comparable(ranking.candidates)[:DRAWN]
-    when = "after the first rung" if rows[0].rungs else "zero-shot"
     for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
         figure, optimal = figure_of(kind), ranking.optimal[kind]
         points = {id(row): (cost_of(row, kind), row.at_equal_training) for row in rows}
@@ -157,6 +156,7 @@ def _paretos(ranking: Ranking) -> Iterator[Plot]:
             Line(list(points.values()), 2, "points"),
             Line([points[id(row)] for row in rows if ranking.is_chosen(row)], 1, "rings"),
         )
+        when = "after the first rung" if rows[0].rungs else "zero-shot"
         name = capitalized(ranking.score.title)
         caption = f"{name} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
         yield Plot(f"candidates-{i}", Lines(series, figure, ranking.plotted_score), caption)

@@ -18,7 +18,13 @@ class ReportData:
 
     title: str
     model: str = ""
-    """Name of the parent."""
+    """Name of the original model."""
+    sizes: tuple[int, ...] = ()
+    """Parameters of the original model and of the pruned model of each step."""
+    teacher: str = ""
+    """Name of the product's teacher, if it is another model than the parent."""
+    to_evaluate: str = ""
+    """Command that evaluates the product; empty if it was evaluated."""
     models: tuple[Evaluated, ...] = ()
     """Evaluated models: parent, pruned, distilled, then controls."""
     speed: SpeedRecord | None = None

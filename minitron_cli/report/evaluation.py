@@ -115,8 +115,10 @@ def _difference(name: Name, model: Evaluated) -> Cell:
     return Quantity(figure, Estimate(found.difference, None, found.low, found.high, note))
 
 
-def results_section(models: Sequence[Evaluated]) -> Section:
-    """Section on every metric of every model."""
+def results_section(models: Sequence[Evaluated], to_evaluate: str = "") -> Section:
+    """Section on every metric of every model, or the command that measures them."""
+    if to_evaluate:
+        return Section("results", "Results", "This model has not been evaluated. To evaluate it:", code=to_evaluate)
     text = (
         "All models on the same held-out text and tasks. Differences count for more than values: both models answered "
         "the same items, so their difference is far more certain than either value. Items of one document are counted "

@@ -37,14 +37,16 @@ def lead(data: ReportData) -> str:
 
 
 def _sentences(data: ReportData) -> Iterator[str]:
-    if data.prune:
-        before, after = data.prune.parent.parameters, data.prune.child.parameters
-        share, name = percent(after / before), data.model or "The parent"
-        yield f"{name} was pruned from {short(before)} to {short(after)} parameters, {share} of its size."
+    is_chain = len(data.sizes) > 2
+    if data.sizes:
+        sizes, steps = " to ".join(map(short, data.sizes)), f" in {len(data.sizes) - 1} steps" if is_chain else ""
+        share, name = percent(data.sizes[-1] / data.sizes[0]), data.model or "The parent"
+        yield f"{name} was pruned{steps} from {sizes} parameters, {share} of its size."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
     if parent is not None and pruned is not None:
         what = "Pruning and repair" if data.prune and data.prune.repair and data.prune.repair.effect else "Pruning"
-        yield f"{what} {_moved('the loss', parent, pruned)} nats per token."
+        loss = "the loss of its parent" if is_chain else "the loss"
+        yield f"{what} {_moved(loss, parent, pruned)} nats per token."
     if distilled is not None:
         outcome = f"After distillation the loss is {distilled:.3f}"
         if pruned is not None:
@@ -55,6 +57,8 @@ def _sentences(data: ReportData) -> Iterator[str]:
         controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
         others = [f"; {label} has {x:.3f} ({CHANGE.cell(x - distilled)})" for label, x in controls if x is not None]
         yield f"{outcome}{below}{''.join(others)}."
+    if data.teacher:
+        yield f"The teacher was {data.teacher}."
 
 
 def _moved(what: str, before: float, after: float, *, has_start: bool = True) -> str:
@@ -67,9 +71,10 @@ def _moved(what: str, before: float, after: float, *, has_start: bool = True) ->
 
 def key_figures(data: ReportData) -> Iterator[KeyFigure]:
     """Numbers for the head of the page, as far as they are known."""
-    if data.prune:
-        before, after = data.prune.parent.parameters, data.prune.child.parameters
-        yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the parent's {short(before)}")
+    if data.sizes:
+        before, after = data.sizes[0], data.sizes[-1]
+        whose = "original's" if len(data.sizes) > 2 else "parent's"
+        yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the {whose} {short(before)}")
     parent, result = data.loss("parent"), data.first("distilled", "pruned")
     if result and (loss := result.value(LOSS)) is not None:
         note = "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"

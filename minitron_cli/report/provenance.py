@@ -5,11 +5,13 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from minitron_cli.artifacts import manifest
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost.compute import Entry, total
 from minitron_cli.cost.derive import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import Figure
+from minitron_cli.report.product import Product, without_directories
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
 
@@ -62,14 +64,25 @@ def commands_section(commands: Sequence[str]) -> Section:
     return Section("reproduce", "Reproduce", text, code="\n".join(commands))
 
 
-def command(artifact: Artifact, model: str, data: Mapping[str, Any]) -> str:
-    """Shell command with every setting of the artifact's stage; the first stage also names the model and the data."""
-    verb = "eval" if artifact.stage == "evaluate" else artifact.stage
-    named = [shlex.quote(model), *settings({"data": data})] if verb == "importance" else []
-    words = ["minitron", verb, *named, *settings(artifact.manifest.config)]
-    if any(task["name"] in CODE_TASKS for task in artifact.manifest.config.get("tasks", ())):
-        words.append("--allow-code-execution")
-    return " ".join(words)
+def commands(product: Product) -> Iterator[str]:
+    """Shell commands with every setting that make the product, its controls and its evaluation again."""
+    last: object = None
+    for made in product.artifacts:
+        config, inputs = made.manifest.config, made.manifest.inputs
+        words = [manifest.command_of(made.stage)]
+        if made.stage == "importance":
+            words.append(shlex.quote(product.name(inputs["model"]) or "MODEL"))
+            words += ["--run", made.path.parent.parent.name] * (len(product.steps) > 1)
+        if made.stage == "distill" and (teacher := product.teacher(made)):
+            words += ["--teacher", shlex.quote(teacher)]
+        text = next((text for name in inputs.values() if isinstance(text := product.given.get(name), dict)), last)
+        if text != last:
+            words += settings({"data": without_directories(text)})
+            last = text
+        words += settings(config)
+        if any(task["name"] in CODE_TASKS for task in config.get("tasks", ())):
+            words.append("--allow-code-execution")
+        yield " ".join(words)
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -22,11 +22,14 @@ from minitron_cli.results.training import TrainingResult
 def view(data: ReportData) -> View:
     """Everything that is shown of a product."""
     prune = data.prune
+    parent = data.model or "parent"
+    if len(data.sizes) > 2:
+        parent += f" after step {len(data.sizes) - 2}"
     repairs = tuple(repair_tables(prune.repair if prune else None))
     sections = (
-        results_section(data.models),
+        results_section(data.models, data.to_evaluate),
         speed_section(data.speed) if data.speed else None,
-        shape_section(data.model or "parent", prune, data.cache_bytes) if prune else None,
+        shape_section(parent, prune, data.cache_bytes) if prune else None,
         serving_section(prune) if prune else None,
         channels_section(data.importance),
         layers_section(data.importance),
