@@ -51,7 +51,7 @@ def run(context: Context) -> Artifact:
 
     def build(work: StageBuild) -> ReportResult:
         content = report_data(product, config.title)
-        text = model_card(content, name=config.title, loaded_as=place(product.artifact), hub=config.hub)
+        text = model_card(content, name=config.title, loaded_as=place(product.artifact.path), hub=config.hub)
         io.write_new(work.path / PAGE, render(view(content)).encode())
         io.write_new(work.path / CARD, text.encode())
         return ReportResult(product=product.artifact.fingerprint)
@@ -71,9 +71,8 @@ def card(workspace: Workspace, model: Artifact, name: str) -> str:
 
 def report_config(product: Product) -> ReportConfig:
     """Title of the page and facts about the original model, from its own card."""
-    name = product.name(product.original) or "the parent"
-    given = without_directories(product.given)
-    return ReportConfig(title=f"{name}: {product.workspace.name}", given=given, hub=_hub_facts(product))
+    title, given = product.title or "the parent", without_directories(product.given)
+    return ReportConfig(title=f"{title}: {product.workspace.name}", given=given, hub=_hub_facts(product))
 
 
 def _hub_facts(product: Product) -> HubFacts:
@@ -96,7 +95,7 @@ def report_data(product: Product, title: str) -> ReportData:
     steps = [made.result(PruneResult) for made in product.steps]
     return ReportData(
         title=title,
-        model=product.name(product.original),
+        model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
         teacher=product.teacher(product.artifact) if product.artifact.stage == "distill" else "",
         to_evaluate=product.to_evaluate,

@@ -9,8 +9,9 @@ from huggingface_hub import ModelCard
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.results.training import TeacherResult
 from minitron_cli.stages import report
-from tests.unit.report.written import BIG, chain, distill, evaluate, importance, model_of, prune
+from tests.unit.report.written import BIG, TRAINED, chain, distill, evaluate, importance, model_of, prune, write
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,19 @@ def test_a_local_model_goes_by_the_name_of_its_directory_and_text_by_what_was_as
     assert "another" not in text
     assert ModelCard(text).data.license == "mit"
     assert str(tmp_path) not in text
+
+
+def test_an_original_that_minitron_made_is_titled_by_its_stage_and_loaded_by_its_path(tmp_path: Path) -> None:
+    """As in the demo, whose cost does not count the training of its teacher."""
+    workspace = Workspace(tmp_path / "runs" / "demo")
+    found = TeacherResult(**TRAINED)
+    teacher = write(workspace, "teacher", {"text": "text"}, found, files={"config.json": "{}"})
+    student = distill(workspace, "x", prune(workspace, model_of(teacher), importance(workspace, model_of(teacher)), 1))
+    Context(workspace).record({model_of(teacher): str(teacher.path)})
+    text = card(workspace, student)
+    assert "teacher was pruned from 8.00 B" in text
+    assert commands(text)[0][2] == f"runs/demo/teacher/{teacher.path.name}"
+    assert "teacher: demo" in (report.run(Context(workspace)).path / report.CARD).read_text()
 
 
 def test_each_training_follows_the_pruning_that_it_starts_from_and_the_product_comes_last(tmp_path: Path) -> None:

@@ -18,6 +18,16 @@ from minitron_cli.results.training import TrainingResult
 from tests.unit.report.sample import evaluation, size
 
 BIG = "org/Big-8B@" + "a" * 40
+TRAINED = {
+    "student": size(4),
+    "uses_teacher": True,
+    "steps": 1,
+    "tokens": 8,
+    "weights_of_step": 1,
+    "sequence_length": 8,
+    "validations": 0,
+    "validation_tokens": 0,
+}
 STEPS = (8_000_000_000, 6_000_000_000, 4_000_000_000)
 
 
@@ -68,16 +78,7 @@ def prune(workspace: Workspace, model: str, scores: Artifact, step: int, label: 
 
 
 def distill(workspace: Workspace, teacher: str, student: Artifact, label: str = "distilled", **config: Any) -> Artifact:
-    found = TrainingResult(
-        student=size(4),
-        uses_teacher=True,
-        steps=1,
-        tokens=8,
-        weights_of_step=1,
-        sequence_length=8,
-        validations=0,
-        validation_tokens=0,
-    )
+    found = TrainingResult(**TRAINED)
     settings = DistillConfig(**config).model_dump(mode="json", exclude_defaults=True)
     files = {"config.json": json.dumps([student.key, teacher, settings, label])}
     files |= {"metrics.jsonl": "", "validation.jsonl": ""}
