@@ -143,6 +143,7 @@ def test_an_output_that_exists_is_refused_before_any_work(place: KeyPath, pruned
     assert len(place.workspace.artifacts("prune")) == before
 
 
+@pytest.mark.slow
 def test_a_target_picks_a_shape_within_the_tolerance(place: KeyPath) -> None:
     made = place.run("prune", "--width", "--target", "120k", "--tolerance", 0.1, "--candidates", 2)
     assert abs(made["result"]["child"]["parameters"] / 120_000 - 1) <= 0.1
@@ -152,6 +153,7 @@ def test_a_target_picks_a_shape_within_the_tolerance(place: KeyPath) -> None:
     assert made["result"]["child"]["sizes"]["layer"] == 4
 
 
+@pytest.mark.slow
 def test_search_finds_a_shape_that_prune_then_uses(place: KeyPath) -> None:
     found = place.run(
         *("search", "--target", "120k", "--tolerance", 0.1, "--candidates", 3, "--top", 2),
@@ -165,6 +167,7 @@ def test_search_finds_a_shape_that_prune_then_uses(place: KeyPath) -> None:
     assert winner["sizes"].items() <= made["result"]["child"]["sizes"].items()
 
 
+@pytest.mark.slow
 def test_search_without_retraining_trusts_the_zero_shot_order(place: KeyPath) -> None:
     found = place.run("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 2, "score_blocks=2")
     assert all(not c["rungs"] for c in found["result"]["candidates"])
@@ -369,6 +372,7 @@ def test_an_interrupted_command_is_continued_without_saying_it_all_again(
     assert fresh.run("importance", "--samples", 4)["result"]["samples"] == 4
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_end_to_end_and_is_up_to_date_afterwards(fresh: KeyPath) -> None:
     recipe = fresh.recipe(
         """\

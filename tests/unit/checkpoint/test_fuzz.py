@@ -140,6 +140,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(entries=st.dictionaries(st.text(max_size=5), json_values, max_size=4), size=st.integers(0, 64))
 def test_any_json_as_a_header(entries, size, tmp_path_factory):

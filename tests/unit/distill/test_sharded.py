@@ -75,6 +75,7 @@ def test_two_processes_train_like_one(is_sharded: bool) -> None:
     assert batches([both[0][0], both[1][0]], FULL) == batches([seen], FULL)
 
 
+@pytest.mark.slow
 def test_uneven_shares_are_weighed_by_their_tokens() -> None:
     """Five samples of unequal length, and three to evaluate on, for two processes: one of them has none in the end."""
     config = changed(batch_size=5, micro_batch_size=1, eval_blocks=3)
@@ -84,7 +85,8 @@ def test_uneven_shares_are_weighed_by_their_tokens() -> None:
         close(ours[1][3], alone[1][3])
 
 
-@pytest.mark.parametrize("cuts", [(3,), pytest.param((1, 5), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cuts", [(3,), (1, 5)])
 def test_a_stopped_sharded_run_ends_like_an_undisturbed_one(tmp_path: Path, cuts: tuple[int, ...]) -> None:
     dropping = {"attention_dropout": 0.3}
 
@@ -103,6 +105,7 @@ def test_a_stopped_sharded_run_ends_like_an_undisturbed_one(tmp_path: Path, cuts
         assert (tmp_path / "b/step-000006" / name).read_bytes() == (tmp_path / "a/step-000006" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_process_keeps_its_own_rows_alone(tmp_path: Path) -> None:
     together(2, in_process, tmp_path, FULL, SHARDED)
     halves = [read_safetensors(tmp_path / f"step-000006/state-0000{i}-of-00002.safetensors") for i in (1, 2)]
@@ -117,6 +120,7 @@ def test_every_process_keeps_its_own_rows_alone(tmp_path: Path) -> None:
             torch.testing.assert_close(joined, tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_from_one_process_to_two_and_back(tmp_path: Path, is_sharded: bool) -> None:
     """The same samples in the same order, and a course that differs by rounding only."""
@@ -199,7 +203,8 @@ def test_a_gradient_that_is_not_finite_in_one_process_stops_all_before_the_weigh
         assert is_untouched
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recomputing_activations_changes_no_number(precision: str) -> None:
     plain, again = (
         together(2, in_process, None, changed(precision=precision, activation_checkpointing=on), SHARDED)

@@ -11,6 +11,7 @@ from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.scores.scores import Scores
+from tests.families import each_family
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, calibrated, samples, score, split
 
@@ -40,7 +41,7 @@ def assert_same_bits(found, expected):
     assert [name for name in expected.by_name if not torch.equal(found.by_name[name], expected.by_name[name])] == []
 
 
-@EVERY_FAMILY
+@each_family()
 def test_scores_are_those_of_the_whole_model(model_type, tmp_path, subtests):
     for tied in (False, True):
         with subtests.test(tied=tied):

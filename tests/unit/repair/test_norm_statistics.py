@@ -13,6 +13,7 @@ from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.repair.gram import NormMoments
 from minitron_cli.repair.norm_statistics import second_moments
+from tests.families import each_family
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, samples, split
 
@@ -56,7 +57,7 @@ def seen_by_hooks(path, modules, batches=BATCHES):
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-@EVERY_FAMILY
+@each_family()
 def test_the_sums_are_those_of_the_activations(model_type, tmp_path, subtests):
     path = write_tiny(tmp_path / "model", model_type)
     for stored in (True, False):

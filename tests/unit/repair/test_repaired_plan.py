@@ -121,6 +121,7 @@ def test_rescaling_is_refused_where_it_could_not_be_judged(pruned_anew, monkeypa
         pruned_anew(repair="rescale")
 
 
+@pytest.mark.slow
 def test_the_strengths_are_judged_by_the_child_that_is_written(pruned_anew, place, tmp_path, monkeypatch):
     """Of a family that stores what a norm multiplies by less 1."""
     gemma, tried, texts, kl = tmp_path / "gemma", [], [], repaired_plan.kl_to_parent
@@ -170,6 +171,7 @@ def tied(place):
     return path
 
 
+@pytest.mark.slow
 def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(pruned, tied):
     plain, repaired, apart = pruned(tied), pruned(tied, repair="all"), pruned(tied, repair="all", untie=True)
     assert repaired.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters
@@ -192,6 +194,7 @@ def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
     assert torch.equal(child.read("model.layers.0.input_layernorm.weight"), torch.ones(SHAPE["hidden"]))
 
 
+@pytest.mark.slow
 def test_by_default_all_is_repaired_that_the_model_allows(pruned, pruned_anew, tied, said):
     best, asked = pruned_anew(repair="auto"), pruned(repair="all")
     assert repair_of(best) == repair_of(asked)
@@ -212,6 +215,7 @@ def sandwiched(place):
     return path
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(pruned_anew, sandwiched, said):
     shape = {"hidden": 16, "ffn": 20}
     with pytest.raises(CheckpointError, match=r"cannot be rotated: .* scales what is written to the residual stream"):
@@ -222,6 +226,7 @@ def test_a_model_that_cannot_be_rotated_is_fitted_in_its_channels(pruned_anew, s
     assert [line for line in said if "keeps channels, not directions: " in line]
 
 
+@pytest.mark.slow
 def test_by_default_without_text_or_with_little_the_model_is_pruned_all_the_same(pruned_anew, said):
     assert repair_of(pruned_anew(repair="auto", with_text=False)) is None
     assert "skipping repair: it needs calibration text (--data)" in said
@@ -264,6 +269,7 @@ def loss_of(child, place):
     return perplexity(child, blocks, max_blocks=64).loss_nats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["search", "prune"])
 def test_candidates_are_scored_as_they_would_be_repaired(pruned, place, tmp_path, stage, monkeypatch):
     """A candidate's score is the loss of the child that would be written; norms are looked at once for all."""

@@ -79,6 +79,7 @@ def test_no_name_reaches_a_figure(html):
     assert figures.findall(render(sample(lambda _: HOSTILE[0]))) == figures.findall(html)
 
 
+@pytest.mark.slow
 def test_the_same_data_is_the_same_bytes(html):
     code = "import sys; from tests.unit.report.test_page import *; sys.stdout.buffer.write(render(sample()).encode())"
     assert render(sample()) == html
@@ -159,6 +160,7 @@ def test_dropped_layers_are_named(page):
     assert "All layers were kept." in Page(render(ReportData(title="t", importance=importance))).words
 
 
+@pytest.mark.slow
 def test_a_large_model_makes_a_page_under_a_megabyte():
     html = render(large())
     assert len(html.encode()) < 1_000_000
