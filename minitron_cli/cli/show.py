@@ -5,10 +5,9 @@ from typing import Annotated, Literal, get_args
 
 from typer import Argument, Option
 
-from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, open_workspace
-from minitron_cli.cli import console, printing
+from minitron_cli.cli import console, output_file, printing
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError, InputError
 
@@ -25,11 +24,10 @@ def show_results(
             metavar="[STAGE]", help="Stage to show: importance, search, prune, correct, distill or eval; or cost."
         ),
     ] = None,
-    plot: Annotated[
-        Path | None, Option(metavar="FILE.svg", help="With importance: also plot it to this new file.")
-    ] = None,
+    plot: Annotated[Path | None, Option(metavar="FILE.svg", help="With importance: also plot it to this file.")] = None,
 ) -> None:
     """Show the current result of STAGE, or of every stage; `cost` shows tokens, FLOPs and hours."""
+    output_file.check(plot)
     workspace = open_workspace(where.runs_dir, where.run)
     if stage == "cost":
         _cost(workspace, where)
@@ -75,8 +73,6 @@ def _draw(artifact: Artifact, path: Path) -> None:
     from minitron_cli.report.importance import Importance, channels_section, layers_section
     from minitron_cli.report.plots import sheet
 
-    if path.exists():
-        raise InputError(f"{path} already exists: name a new file")
     found = Importance.of(artifact)
-    io.write_new(path, sheet([*channels_section(found).plots, *layers_section(found).plots]).encode())
+    output_file.write(path, sheet([*channels_section(found).plots, *layers_section(found).plots]).encode())
     console.note(f"open {path}")

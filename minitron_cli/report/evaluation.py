@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from minitron_cli.evaluate import estimates
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure
-from minitron_cli.evaluate.statistics import interval
 from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.view import Cell, Quantity, Section, Table
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
@@ -112,8 +112,21 @@ def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
             (*head, *(Figure(f"{m.label} - {PARENT}") for m in others)),
             tuple(row for row in apart if any(cell is not None for cell in row[2:])),
         ),
+        _narrow_intervals(names),
     ]
     return [table for table in tables if table.rows]
+
+
+def _narrow_intervals(names: Mapping[Name, MetricResult]) -> Table:
+    """Tasks whose intervals cannot be over documents, and why."""
+    documents = {task: metric.clusters for (task, _), metric in names.items() if metric.is_of_one_document}
+    why = {
+        task: "there is one document" if count == 1 else f"one of {count:,} documents outweighs the others"
+        for task, count in documents.items()
+    }
+    advice = "evaluate more documents to know about other texts"
+    title = "Intervals for other parts of the same documents, not for other documents"
+    return Table(title, (Figure("task"), Figure("why")), tuple((task, f"{x}; {advice}") for task, x in why.items()))
 
 
 def _row_head(name: Name, metric: MetricResult) -> tuple[Cell, Cell]:
@@ -124,7 +137,7 @@ def _interval(name: Name, model: Evaluated) -> Cell:
     metric = model.metric(name)
     if metric is None or metric.value is None:
         return None
-    ends = interval(metric.value, metric.stderr, metric.clusters or metric.n or 0)
+    ends = estimates.of_metric(metric).interval()
     return Quantity(metric_figure(*name), Estimate(metric.value, None, *(ends or ())))
 
 

@@ -32,7 +32,7 @@ from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "evaluate", 3
+STAGE, VERSION = "evaluate", 4
 ITEMS = "items.json"
 
 Labelled = tuple[str, Path]

@@ -71,18 +71,26 @@ def test_questions_of_one_document_are_counted_together(place: KeyPath) -> None:
     assert place.found["result"]["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
 
 
-def test_questions_of_few_documents_are_counted_each(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
-    """Four say little about what documents differ by."""
-    texts = (tiny / "text.jsonl").read_text().splitlines()
-    for count in (4, 16):
+def test_questions_of_one_document_alone_are_counted_each(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
+    """It says nothing about what documents differ by, and the tables say so."""
+    lines = (tiny / "text.jsonl").read_text().splitlines()
+    alone = json.dumps({"text": " ".join(json.loads(line)["text"] for line in lines[:8])})
+    for count, texts in ((1, [alone]), (16, lines)):
         (tmp_path / f"{count}.jsonl").write_text("\n".join(texts[:count]) + "\n")
         words = ("--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl", "--sequence-length", 64)
         result = invoke("eval", place.parent, place.child, *words, *ASKED, "--runs-dir", tmp_path / "runs", "--json")
         found = json.loads(result.stdout)
         child = found["result"]["models"]["child"]
         accuracy = child["results"]["cloze"]["acc"]
-        assert accuracy["clusters"] == accuracy["n"] > 16 if count == 4 else 8 <= accuracy["clusters"] <= 16
-        assert (child["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
+        loss = child["results"]["perplexity"]["loss"]
+        units = (accuracy["unit"], loss["unit"])
+        assert units == (("item", "block") if count == 1 else ("document", "document"))
+        assert accuracy["clusters"] == 1 if count == 1 else 8 <= accuracy["clusters"] <= 16
+        assert child["against_parent"]["cloze"]["acc"]["mcnemar"] is None
+        shown = invoke(
+            *map(str, ("eval", place.parent, place.child)), *map(str, words), *ASKED, "--runs-dir", tmp_path / "runs"
+        ).stderr
+        assert ("not for other documents" in shown) == ("there is one document" in shown) == (count == 1)
 
 
 def gates(place: KeyPath) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

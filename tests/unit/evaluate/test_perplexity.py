@@ -36,7 +36,7 @@ def test_loss_is_the_mean_of_hugging_face_losses(model, blocks):
     result = perplexity(model, blocks, batch_size=2)
     assert result.loss_nats == pytest.approx(expected, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
-    assert (result.tokens, result.items.clusters) == (5 * 23 - 1, 5)
+    assert (result.tokens, result.items.clusters) == (5 * 23 - 1, 6)
 
 
 def test_the_bar_shows_the_mean_so_far(model, blocks, monkeypatch):
@@ -99,7 +99,19 @@ def test_standard_error_of_many_documents_is_that_of_a_bootstrap_over_documents(
     found = perplexity(model, long)
     assert found.items.clusters == used.sum()
     assert found.stderr_nats == pytest.approx(means.std(), rel=0.1)
-    np.testing.assert_allclose(np.array(found.items.values) * found.items.weights, totals[used], rtol=1e-5)
+    sums = np.bincount(found.items.groups, np.array(found.items.values) * found.items.weights, minlength=30)
+    np.testing.assert_allclose(sums, totals, rtol=1e-5)
+
+
+def test_the_error_of_one_document_is_that_of_its_blocks(model, blocks):
+    one = Blocks(torch.randint(1, 300, (20, 12), generator=torch.Generator().manual_seed(3)))
+    one.documents = lambda i: torch.zeros(12, dtype=torch.int64)
+    found = perplexity(model, one)
+    losses, counts = hf_losses(model, one)
+    assert len(set(counts)) == 1
+    loss = found.metrics()["loss"]
+    assert (loss.n, loss.clusters, loss.unit, loss.degrees_of_freedom) == (20, 1, "block", pytest.approx(19))
+    assert found.stderr_nats == pytest.approx(losses.std(ddof=1) / math.sqrt(20), rel=1e-5)
 
 
 def test_a_document_does_not_see_the_one_before_it(model, blocks):
