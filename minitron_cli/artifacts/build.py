@@ -34,6 +34,11 @@ class Context:
     resume: bool = True
     offline: bool = False
 
+    def record(self, given: Mapping[str, Any]) -> None:
+        """Record what the user gave for inputs of a finished artifact, by their fingerprints (`Workspace.given`)."""
+        if not self.dry_run and process_rank.is_first_process():
+            self.workspace.save_given(given)
+
 
 @dataclass
 class Measured:

@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.errors import ArtifactError, InputError
 
 SETTINGS = "settings.json"
+GIVEN = "given.json"
 LOCK = ".lock"
 CURRENT = "current"  # a file: in a stage's directory the current artifact, in the root the current workspace
 
@@ -76,6 +77,18 @@ class Workspace:
         merged = self.settings | changes
         if merged != self.settings:
             io.replace(self.root / SETTINGS, canonical_json.pretty(merged))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the user gave: fingerprint of a model -> its name, and of text -> its settings. For reports only."""
+        path = self.root / GIVEN
+        return strict_json.load(path) if path.is_file() else {}
+
+    def save_given(self, given: Mapping[str, Any]) -> None:
+        """Add to what the user gave."""
+        known = self.given
+        if (merged := {**known, **given}) != known:
+            io.replace(self.root / GIVEN, canonical_json.pretty(merged))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -60,19 +60,19 @@ def table(shown: Table) -> None:
     console.out(*lines, sep="\n", end="\n\n", highlight=False)
 
 
-def show(shown: Show, values: Callable[[], Any], tables: Callable[[], Iterable[Table]]) -> None:
+def show(shown: Show, values: Any, tables: Iterable[Table]) -> None:
     """Print a result: JSON for programs if asked for, else tables for people."""
     if shown.json:
-        data(values())
+        data(values)
         return
-    for one in tables():
+    for one in tables:
         table(one)
 
 
 def fields(title: str, facts: Mapping[str, Any], shown: Show) -> None:
     """Print named facts, as JSON or as a table of two columns."""
     rows = tuple((name.replace("_", " "), _spelled(value)) for name, value in facts.items() if value is not None)
-    show(shown, lambda: facts, lambda: [Table(title, (Figure(""), Figure("")), rows)])
+    show(shown, facts, [Table(title, (Figure(""), Figure("")), rows)])
 
 
 def _spelled(value: Any) -> str:

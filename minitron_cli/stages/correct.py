@@ -36,9 +36,11 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
     }
-    return produce(
+    made = produce(
         context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=LABEL, together=True
     )
+    context.record({parent.fingerprint: parent.name, train_blocks.fingerprint: data.model_dump(mode="json")})
+    return made
 
 
 def of(context: Context, parent: SourceModel) -> Artifact | None:

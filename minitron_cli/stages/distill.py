@@ -50,9 +50,11 @@ def run(
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
     }
-    return produce(
+    made = produce(
         context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=label, together=True
     )
+    context.record({teacher.fingerprint: teacher.name, train_blocks.fingerprint: data.model_dump(mode="json")})
+    return made
 
 
 def _pairs(config: DistillConfig, teacher: SourceModel, student: SourceModel) -> tuple[StatePair, ...]:

@@ -51,9 +51,14 @@ def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
     assert second.product.result(TrainingResult).student.sizes["ffn"] == 16
     assert [step.prune.label for step in (first, second)] == ["wide", "narrow"]
     product = Product.current(Workspace(tmp_path / "run"))
-    assert [made.stage for made in product.step] == ["importance", "prune", "distill", "evaluate"]
-    assert {first.prune.key, first.importance.key} <= {made.key for made in product.lineage}
-    assert not {first.prune.key, first.importance.key, first.product.key} & {made.key for made in product.step}
+    verbs = ["importance", "prune", "distill"]
+    assert [made.stage for made in product.artifacts] == [*verbs, *verbs, "evaluate"]
+    assert product.artifacts[-1].key == second.evaluate.key
+    assert [made.key for made in product.steps] == [first.prune.key, second.prune.key]
+    assert product.original == original
+    assert product.name(original) == "model"
+    assert product.name(made) == f"{tmp_path.name}/run/distill/{first.product.path.name}"
+    assert product.teacher(second.product) == {"original": "model", "parent": ""}[teacher]
     again = pipeline.run(asked, context(tmp_path / "run"))
     assert [step.product.path for step in again] == [first.product.path, second.product.path]
 
