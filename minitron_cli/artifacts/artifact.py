@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from minitron_cli import io, strict_json
+from minitron_cli.artifacts import file_hashes
 from minitron_cli.artifacts import manifest as manifests
-from minitron_cli.artifacts.manifest import MANIFEST, RUN, Manifest
+from minitron_cli.artifacts.file_hashes import Hash
+from minitron_cli.artifacts.manifest import MANIFEST, RUN, Manifest, again
 from minitron_cli.errors import ArtifactError, CheckpointError
 from minitron_cli.io import FileRecord
 from minitron_cli.results.base import RESULT, Result
@@ -30,25 +32,33 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = False) -> "Artifact":
-        """Artifact at `path`. ArtifactError unless its files have the recorded sizes and, with `verify`, hashes."""
+        """Artifact at `path`. ArtifactError for the first file that is not as it was written.
+
+        A large file whose times have not changed since it was last hashed is not hashed again, except with `verify`.
+        """
         artifact = cls(Path(path), manifests.read(Path(path)))
-        if damage := artifact.damage(hashes=verify):
-            raise ArtifactError(f"{path}: {damage}; remove the directory and run {artifact.stage} again")
+        if damage := next(artifact.damage(file_hashes.fresh if verify else file_hashes.records), None):
+            raise ArtifactError(f"{path}: {damage}; {again(artifact.stage)}")
         return artifact
 
-    def damage(self, *, hashes: bool) -> str | None:
-        """Description of the first damaged file; None if all are as recorded."""
+    def damage(self, hashed: Hash) -> Iterator[str]:
+        """Descriptions of files that are missing, changed or strange, by the hashes that `hashed` returns."""
+        yield from self.changes(hashed)
+        for name in sorted(set(os.listdir(self.path)) - self.manifest.files.keys() - {MANIFEST, RUN}):
+            yield f"{name} does not belong there"
+
+    def changes(self, hashed: Hash) -> Iterator[str]:
+        """Descriptions of files that are missing or changed."""
+        intact = []
         for name, record in self.manifest.files.items():
-            try:
-                status = os.lstat(self.path / name)
-            except FileNotFoundError:
-                return f"{name} is missing"
-            if not stat.S_ISREG(status.st_mode) or status.st_size != record.size_bytes:
-                return f"{name} is not the file that was written"
-            if hashes and io.file_record(self.path / name) != record:
-                return f"{name} has changed since it was written"
-        unknown = set(os.listdir(self.path)) - self.manifest.files.keys() - {MANIFEST, RUN}
-        return f"{min(unknown)} does not belong there" if unknown else None
+            if wrong := _wrong_file(self.path / name, record):
+                yield f"{name} {wrong}"
+            else:
+                intact.append(name)
+        found = hashed([self.path / name for name in intact])
+        for name, record in zip(intact, found, strict=True):
+            if record != self.manifest.files[name]:
+                yield f"{name} has changed since it was written"
 
     @property
     def stage(self) -> str:
@@ -90,6 +100,28 @@ class Artifact:
         return strict_json.load(self.file(name))
 
 
+def check_model(directory: Path) -> None:
+    """ArtifactError if a model directory is an artifact, or a copy of one, with a file missing or changed.
+
+    Files may have been added, such as a README.
+    """
+    manifest = manifests.of_model(directory)
+    if manifest and (damage := next(Artifact(directory, manifest).changes(file_hashes.records), None)):
+        raise ArtifactError(
+            f"{directory}: {damage}; {again(manifest.stage)}, or remove its {MANIFEST} to use the files as they are"
+        )
+
+
+def _wrong_file(path: Path, record: FileRecord) -> str | None:
+    """What is wrong with a file, as far as its status tells."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return "is missing"
+    is_right = stat.S_ISREG(status.st_mode) and status.st_size == record.size_bytes
+    return None if is_right else "is not the file that was written"
+
+
 def commit(
     temporary: Path,
     final: Path,
@@ -103,7 +135,7 @@ def commit(
     """
     paths = sorted(temporary.iterdir())
     unknown = [path for path in paths if path not in hashed]
-    records = {**hashed, **dict(zip(unknown, io.file_records(unknown), strict=True))}
+    records = {**hashed, **dict(zip(unknown, file_hashes.fresh(unknown), strict=True))}
     files = {path.name: records[path] for path in paths}
     manifest = unhashed.model_copy(update={"files": files})
     io.write_new_json(temporary / RUN, run.model_dump(mode="json", exclude_defaults=True))

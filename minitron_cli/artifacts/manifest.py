@@ -3,6 +3,7 @@
 Everything here is identity: no clock, no host, no path. Those go to `run.json` beside it.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def command_of(stage: str) -> str:
     return {"evaluate": "minitron eval", "teacher": "minitron demo"}.get(stage, f"minitron {stage}")
 
 
+def again(stage: str) -> str:
+    """End of a sentence on a damaged artifact: how to make it again."""
+    return f"run `{command_of(stage)}` with the same settings to make it again (`minitron verify` lists them)"
+
+
 def key_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Hash that is equal for equal config and inputs."""
     return canonical_json.digest({"stage": stage, "stage_version": version, "config": config, "inputs": inputs})
@@ -67,10 +73,11 @@ def read(directory: Path) -> Manifest:
         raise ArtifactError(
             f"{directory} is not a minitron artifact: it has no {MANIFEST}; give one that a stage wrote"
         )
+    hint = again(directory.parent.name)
     try:
         content = strict_json.load(path)
-    except CheckpointError as e:
-        raise ArtifactError(str(e)) from None
+    except CheckpointError:
+        raise ArtifactError(f"{path} is damaged; {hint}") from None
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {version}, written by a newer minitron: upgrade minitron to read it")
@@ -80,9 +87,27 @@ def read(directory: Path) -> Manifest:
             "it again"
         )
     if content.pop(SEAL, None) != canonical_json.digest(content):
-        raise ArtifactError(f"{path} has changed since it was written: remove the directory and run the stage again")
+        raise ArtifactError(f"{path} has changed since it was written; {hint}")
     try:
         return Manifest.model_validate(content)
     except ValidationError as e:
         where = ".".join(map(str, e.errors()[0]["loc"]))
-        raise ArtifactError(f"{path} is damaged at {where}: remove the directory and run the stage again") from None
+        raise ArtifactError(f"{path} is damaged at {where}; {hint}") from None
+
+
+def of_model(directory: Path) -> Manifest | None:
+    """Manifest of a model that a stage of this version made. None for any other: its files are all there is to know.
+
+    ArtifactError if it is damaged.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        content = strict_json.load(path)
+    except CheckpointError:
+        content = {}
+    is_ours = re.fullmatch(r"(.+-)?[0-9a-f]{8}", directory.name) or {"stage", "stage_version"} & content.keys()
+    version = content.get("schema_version")
+    is_older = isinstance(version, int) and version < SCHEMA_VERSION
+    return read(directory) if is_ours and not is_older else None
