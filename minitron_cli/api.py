@@ -30,10 +30,11 @@ from minitron_cli.search.config import SearchConfig
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
     from minitron_cli.pipeline import Results
+    from minitron_cli.results.verification import Verification
 
     Model = str | Path | SourceModel  # a directory, a hub id, an alias such as llama-3.1-8b, or an open model
 
-__all__ = ["correct", "distill", "evaluate", "importance", "prune", "report", "run", "search", "workspace"]
+__all__ = ["correct", "distill", "evaluate", "importance", "prune", "report", "run", "search", "verify", "workspace"]
 
 
 @contextmanager
@@ -161,6 +162,13 @@ def report(context: Context) -> Artifact:
     from minitron_cli.stages import report as stage
 
     return stage.run(context)
+
+
+def verify(path: str | Path) -> "Verification":
+    """Compare every byte of the workspace at `path` with what was written. ArtifactError if there is none."""
+    from minitron_cli.report import verification
+
+    return verification.verify(Workspace(Path(path)))
 
 
 def run(context: Context, recipe: Recipe) -> "list[Results]":

@@ -62,37 +62,52 @@ def key_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[
 
 def write(directory: Path, manifest: Manifest) -> None:
     """Write a manifest with its own hash, which no other file records."""
-    content = manifest.model_dump(mode="json")
-    io.write_new_json(directory / MANIFEST, content | {SEAL: canonical_json.digest(content)})
+    io.write_new_json(directory / MANIFEST, sealed(manifest.model_dump(mode="json")))
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own hash."""
+    return {**content, SEAL: canonical_json.digest(content)}
+
+
+class UnreadableManifest(ArtifactError):
+    """A manifest is missing, damaged or of another version."""
+
+    def __init__(self, directory: Path, problem: str, advice: str | None = None) -> None:
+        advice = advice or again(directory.parent.name)
+        super().__init__(f"{directory / MANIFEST} {problem}: {advice}")
+        self.problem = f"{MANIFEST} {problem}"
 
 
 def read(directory: Path) -> Manifest:
-    """Manifest of an artifact directory. ArtifactError if there is none that this version can read."""
+    """Manifest of an artifact directory. UnreadableManifest if there is none that this version can read."""
     path = directory / MANIFEST
     if not path.exists():
-        raise ArtifactError(
-            f"{directory} is not a minitron artifact: it has no {MANIFEST}; give one that a stage wrote"
-        )
-    hint = again(directory.parent.name)
+        raise UnreadableManifest(directory, "does not exist", "give the directory of an artifact, which a stage wrote")
     try:
         content = strict_json.load(path)
     except CheckpointError:
-        raise ArtifactError(f"{path} is damaged; {hint}") from None
-    version = content.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ArtifactError(f"{path} has schema {version}, written by a newer minitron: upgrade minitron to read it")
-    if isinstance(version, int) and version < SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{directory} was made by an older version of minitron: run `{command_of(directory.parent.name)}` to make "
-            "it again"
-        )
+        raise UnreadableManifest(directory, "is damaged") from None
+    _check_version(directory, content.get("schema_version"))
     if content.pop(SEAL, None) != canonical_json.digest(content):
-        raise ArtifactError(f"{path} has changed since it was written; {hint}")
+        raise UnreadableManifest(directory, "has changed since it was written")
     try:
         return Manifest.model_validate(content)
     except ValidationError as e:
         where = ".".join(map(str, e.errors()[0]["loc"]))
-        raise ArtifactError(f"{path} is damaged at {where}; {hint}") from None
+        raise UnreadableManifest(directory, f"is damaged at {where}") from None
+
+
+def _check_version(directory: Path, version: object) -> None:
+    if not isinstance(version, int):
+        return  # the hash of the content decides
+    if version > SCHEMA_VERSION:
+        raise UnreadableManifest(
+            directory, f"has schema {version}, written by a newer minitron", "upgrade minitron to read it"
+        )
+    if version < SCHEMA_VERSION:
+        made_by = f"has schema {version}, written by an older version of minitron"
+        raise UnreadableManifest(directory, made_by, f"run `{command_of(directory.parent.name)}` to make it again")
 
 
 def of_model(directory: Path) -> Manifest | None:

@@ -48,7 +48,8 @@ class ModelSource(NamedTuple):
 def resolve(model: str, *, offline: bool = False) -> ModelSource:
     """Find a model: a directory, an alias or a hub id, which is downloaded unless `offline` or HF_HUB_OFFLINE is set.
 
-    ArtifactError if it is the damaged result of a stage, CheckpointError if there is no such model, EnvironmentFault if it cannot be downloaded.
+    ArtifactError if it is the damaged result of a stage, CheckpointError if there is no such model, EnvironmentFault if
+    it cannot be downloaded.
     """
     if os.path.isdir(model):
         path = Path(model)
