@@ -171,11 +171,14 @@ def verify(path: str | Path) -> "Verification":
     return verification.verify(Workspace(Path(path)))
 
 
-def run(context: Context, recipe: Recipe) -> "list[Results]":
-    """Run every stage of a recipe, and every step of a chain; one entry per step."""
+def run(context: Context, recipe: Recipe, *, fail_if_worse: bool = False) -> "list[Results]":
+    """Run every stage of a recipe, and every step of a chain; one entry per step.
+
+    With `fail_if_worse`, RunFailed after a training that made its objective worse on held-out text.
+    """
     from minitron_cli import pipeline
 
-    return pipeline.run(recipe, context)
+    return pipeline.run(recipe, context, fail_if_worse=fail_if_worse)
 
 
 def _opened(context: Context, model: "Model") -> "SourceModel":

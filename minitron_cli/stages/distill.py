@@ -14,7 +14,7 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.results.training import TrainingResult
 
-STAGE, VERSION = "distill", 2
+STAGE, VERSION = "distill", 3
 
 
 def run(
@@ -50,9 +50,11 @@ def run(
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
     }
-    return produce(
+    made = produce(
         context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=label, together=True
     )
+    training_run.warn_if_worse(made.result(TrainingResult), config.section)
+    return made
 
 
 def _pairs(config: DistillConfig, teacher: SourceModel, student: SourceModel) -> tuple[StatePair, ...]:
