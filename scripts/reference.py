@@ -116,6 +116,7 @@ PAGES = (
     ),
     Page("run", "a recipe", "the results of all stages in the recipe", "Recipe", guides=("quickstart", "search")),
     Page("show", "the workspace's results", guides=("cost",)),
+    Page("verify", "every file of the workspace", guides=("workspaces",)),
     Page("inspect", "a checkpoint's config and headers", guides=("serving", "families")),
     Page("demo", "source of the Python standard library", "a teacher and the results of all stages"),
     Page("env", "this installation"),

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from minitron_cli import __version__, canonical_json, io, process_rank, progress, strict_json
+from minitron_cli.artifacts import file_hashes
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
@@ -78,7 +79,7 @@ class StageBuild:
         torch.set_num_threads(max(1, threads - 1))
         try:
             with ThreadPoolExecutor(1) as pool:
-                records = pool.submit(lambda: list(io.file_records(paths)))
+                records = pool.submit(file_hashes.fresh, paths)
                 yield
                 self.hashed |= dict(zip(paths, records.result(), strict=True))
         finally:
@@ -153,7 +154,7 @@ def produce(
 def _sound(path: Path, key: str) -> Artifact | None:
     """Artifact at `path` if it is undamaged and has this key; otherwise None, after a warning."""
     try:
-        artifact = Artifact.open(path, verify=True)
+        artifact = Artifact.open(path)
         if artifact.key == key:
             return artifact
         problem = "it has another key"

@@ -43,13 +43,18 @@ class Workspace:
         return [artifact for path in paths if (artifact := _readable(path))]
 
     def current(self, stage: str) -> Artifact | None:
-        """Artifact that the stage made last; None if there is none."""
+        """Artifact that the stage made last; None if there is none. ArtifactError if it is damaged."""
+        path = self.current_path(stage)
+        return Artifact.open(path) if path else None
+
+    def current_path(self, stage: str) -> Path | None:
+        """Directory of the artifact that the stage made last; None if there is none."""
         pointer = self.stage_dir(stage) / CURRENT
         if not pointer.is_file():
             return None
         name = pointer.read_text(errors="replace").strip()
         path = self.stage_dir(stage) / name
-        return Artifact.open(path) if name == path.name and os.path.isdir(path) else None
+        return path if name == path.name and os.path.isdir(path) else None
 
     def require(self, stage: str, command: str) -> Artifact:
         """Current artifact of a stage. ArtifactError with the command to run if there is none."""
@@ -107,7 +112,7 @@ def _readable(path: Path) -> Artifact | None:
     try:
         return Artifact.open(path)
     except ArtifactError as e:
-        progress.warn(f"skipped: {e}")
+        progress.warn_once(f"skipped: {e}")
         return None
 
 

@@ -37,6 +37,7 @@ from minitron_cli.cli import (
     sessions,
     show,
     torchrun,
+    verify,
 )
 from minitron_cli.cli.options import Show
 from minitron_cli.errors import Interrupted
@@ -177,6 +178,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": push.push,
     "run": run.run,
     "show": show.show_results,
+    "verify": verify.verify,
     "inspect": inspect.inspect,
     "demo": demo.demo,
     "env": env.env,

@@ -60,6 +60,24 @@ def find(directory: Path, key: str) -> TokenFile | None:
     )
 
 
+def finished(directory: Path) -> list[Path]:
+    """Directories of the token files below a directory, damaged ones too; not those that a run is writing."""
+    is_unfinished = (io.TEMPORARY, PARTS)
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(p for p in found if p.is_dir() and not any(mark in p.name for mark in is_unfinished))
+
+
+def damage(directory: Path) -> str | None:
+    """Name of the first file that is not as it was written, every byte read; None if all are."""
+    header = _header(directory)
+    if header is None:
+        return HEADER
+    names = [name for name in (TOKENS, STARTS, LOSS_MASK) if (directory / name).is_file()]
+    written = dict(zip((TOKENS, STARTS, LOSS_MASK), header["sha256"], strict=False))
+    found = dict(zip(names, files.hashed([directory / name for name in names]), strict=True))
+    return next((name for name in written | found if written.get(name) != found.get(name)), None)
+
+
 def create(directory: Path, key: str, vocab_size: int, documents: Documents, has_loss_mask: bool) -> TokenFile:
     """Write the documents under a temporary name, read them back, rename: a killed run leaves nothing at `directory`.
 

@@ -14,7 +14,7 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.results.training import TrainingResult
 
-STAGE, VERSION = "distill", 2
+STAGE, VERSION = "distill", 3
 
 
 def run(
@@ -54,6 +54,7 @@ def run(
         context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=label, together=True
     )
     context.record({teacher.fingerprint: teacher.name, train_blocks.fingerprint: data.model_dump(mode="json")})
+    training_run.warn_if_worse(made.result(TrainingResult), config.section)
     return made
 
 
