@@ -46,6 +46,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 def main() -> None:
     """Run the program on `sys.argv`."""
+    torchrun.end_with_launcher()
     try:
         app()
     except KeyboardInterrupt:  # before a command started
