@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minitron_cli import io, strict_json
+from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import artifact, fingerprint
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -101,7 +101,9 @@ def _download(hub_id: str, *, offline: bool) -> Path:
     patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "README.md"]
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3))
+        with stopping.interruptible():
+            found = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3)
+        return Path(found)
     except GatedRepoError:
         raise CheckpointError(f"{hub_id} is gated: accept its license on the hub and run `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -165,9 +167,13 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _refusing(what: str, hint: str) -> Iterator[None]:
-    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on."""
+    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on.
+
+    A stop request interrupts the context at any point.
+    """
     try:
-        yield
+        with stopping.interruptible():
+            yield
     except Exception as e:
         if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno):
             raise
@@ -276,14 +282,15 @@ def model_of(
     typed = config_from_dict(config, "the config of the pruned model")
     logging.disable_progress_bar()
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(typed)]
-    model, info = cls.from_pretrained(
-        None,
-        config=typed,
-        state_dict=dict(state),
-        dtype=dtype,
-        attn_implementation=_attention(typed),
-        output_loading_info=True,
-    )
+    with stopping.interruptible():
+        model, info = cls.from_pretrained(
+            None,
+            config=typed,
+            state_dict=dict(state),
+            dtype=dtype,
+            attn_implementation=_attention(typed),
+            output_loading_info=True,
+        )
     if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
         raise CheckpointError(
             f"the pruned model does not fit its config at {min(map(str, wrong))}: report the model's family"

@@ -13,7 +13,7 @@ import lm_eval.evaluator
 import numpy as np
 from lm_eval.models.huggingface import HFLM
 
-from minitron_cli import progress
+from minitron_cli import progress, stopping
 from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
@@ -38,7 +38,7 @@ def run_tasks(
     batch_size: int = 8,
 ) -> Measurements:
     """Results of the model on every task; deterministic in model and tasks."""
-    with quiet() as truncated, seeded():
+    with quiet() as truncated, seeded(), stopping.interruptible():
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
         lm = _Model(
             pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from minitron_cli import progress
+from minitron_cli import progress, stopping
 from minitron_cli.data.batches import evenly_spaced, is_predicted
 from minitron_cli.errors import CheckpointError, DataError, RunFailed
 from minitron_cli.evaluate.statistics import Items, errors, exponential
@@ -195,6 +195,7 @@ def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND
     rows = max(1, LOGIT_ELEMENTS // len(head.weight_VD))
     chunks = []
     for start in range(0, len(hidden_ND), rows):
+        stopping.raise_if_stopped()
         logp_CV = head.logits(hidden_ND[start : start + rows]).float().log_softmax(dim=-1)
         parent_logp_CV = parent_head.logits(parent_hidden_ND[start : start + rows]).float().log_softmax(dim=-1)
         parent_logp_CV = parent_logp_CV.to(logp_CV.device)

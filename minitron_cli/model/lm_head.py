@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minitron_cli import stopping
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.softmax import OnlineSoftmax
 
@@ -87,6 +88,7 @@ def _rows_nll(
     softmax = OnlineSoftmax(label_logit_N[:, None])
     size = 1024 if hidden_ND.device.type == "cpu" else 16384  # fits a core's cache; fills an accelerator
     for start in range(0, len(head_VD), size):
+        stopping.raise_if_stopped()
         chunk_CD = head_VD[start : start + size].to(hidden_ND.dtype)
         logits_NC = (hidden_ND @ chunk_CD.T).to(acc)
         if bias_V is not None:

@@ -121,6 +121,31 @@ def test_a_stop_during_an_evaluation_saves_too(tmp_path: Path, undisturbed: Any)
     assert_same_bits(full_run(tmp_path), undisturbed[:2])
 
 
+@pytest.mark.parametrize("place", ["forward", "backward", "second micro-batch"])
+def test_a_stop_inside_a_step_drops_the_step(tmp_path: Path, undisturbed: Any, place: str) -> None:
+    """In step 3, each of two micro-batches: the state after step 2 is saved, and nothing of step 3 is in it."""
+    student, passes = small.student(attention_dropout=0.3, tie_word_embeddings=True), []
+
+    def ask(*_: Any) -> None:
+        if student.training:
+            passes.append(1)
+        if len(passes) == 5 + (place == "second micro-batch"):
+            progress.request_stop(signal.SIGTERM)
+
+    def ask_in_backward(module: Any, inputs: Any, output: Any) -> None:
+        if output.requires_grad:
+            output.register_hook(ask)
+
+    layer = student.model.layers[1]
+    layer.register_forward_hook(ask_in_backward if place == "backward" else ask)
+    with pytest.raises(Interrupted):
+        run(tmp_path, FULL, student=student, pairs=PAIRS)
+    assert all(p.grad is None for p in student.parameters())
+    progress.request_stop(None)
+    assert checkpoints.load(tmp_path, 2).step == 2
+    assert_same_bits(full_run(tmp_path), undisturbed[:2])
+
+
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, undisturbed: Any) -> None:
     interrupt_after(5, lambda: full_run(tmp_path))
     with open(tmp_path / "step-000005/state.safetensors", "r+b") as file:
