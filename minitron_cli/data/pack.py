@@ -1,7 +1,7 @@
 """Documents to blocks of tokens. A corpus is tokenized once, into a file that later runs map into memory.
 
 The documents of a split are concatenated, each text followed by the end-of-text token. Block i is tokens i*T to (i+1)*T
-of this sequence; an incomplete last block is dropped.
+of this sequence; an incomplete last block and those without a token to predict are left out.
 """
 
 import time
@@ -19,6 +19,7 @@ from torch import Tensor
 from minitron_cli import canonical_json, process_rank, progress
 from minitron_cli.data import token_file
 from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
+from minitron_cli.data.predicted_blocks import predicted_blocks
 from minitron_cli.data.rows import Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
@@ -36,23 +37,30 @@ WAIT_SECONDS = 0.2
 
 
 class Blocks:
-    """Blocks of `sequence_length` tokens, by index. IndexError for an index that does not exist."""
+    """Blocks of `sequence_length` tokens, by index; each has a token to predict. IndexError for an unknown index."""
 
     def __init__(self, file: TokenFile, sequence_length: int) -> None:
         self.sequence_length = sequence_length
-        self.fingerprint = canonical_json.digest([file.fingerprint, sequence_length])
-        self._file = file
+        self.file, self._total = file, len(file.tokens) // sequence_length
+        self._numbers = predicted_blocks(file, sequence_length)
+        left_out = [self.left_out] if self.left_out else []
+        self.fingerprint = canonical_json.digest([file.fingerprint, sequence_length, *left_out])
 
     def __len__(self) -> int:
-        return len(self._file.tokens) // self.sequence_length
+        return self._total if self._numbers is None else len(self._numbers)
+
+    @property
+    def left_out(self) -> int:
+        """Number of complete blocks that are left out because nothing in them is predicted."""
+        return self._total - len(self)
 
     def tokens(self, i: int) -> Tensor:
         """Token ids of block i, int64 [T]."""
-        return torch.from_numpy(self._file.tokens[self._span(i)].astype(np.int64))
+        return torch.from_numpy(self.file.tokens[self._span(i)].astype(np.int64))
 
     def positions(self, i: int) -> Tensor:
         """Position of each token in its document, or in the block if the document starts before it; int64 [T]."""
-        span, starts = self._span(i), self._file.starts
+        span, starts = self._span(i), self.file.starts
         first, stop = np.searchsorted(starts, [span.start, span.stop])
         origin_T = np.zeros(self.sequence_length, np.int64)
         origin_T[starts[first:stop] - span.start] = starts[first:stop] - span.start
@@ -61,18 +69,19 @@ class Blocks:
     def documents(self, i: int) -> Tensor:
         """Number of each token's document, int64 [T]."""
         span = self._span(i)
-        return torch.from_numpy(np.searchsorted(self._file.starts, np.arange(span.start, span.stop), side="right") - 1)
+        return torch.from_numpy(np.searchsorted(self.file.starts, np.arange(span.start, span.stop), side="right") - 1)
 
     def loss_mask(self, i: int) -> Tensor | None:
         """Whether each token of block i is scored, bool [T]; None if all are."""
-        if self._file.loss_mask is None:
+        if self.file.loss_mask is None:
             return None
-        return torch.from_numpy(np.array(self._file.loss_mask[self._span(i)]))
+        return torch.from_numpy(np.array(self.file.loss_mask[self._span(i)]))
 
     def _span(self, i: int) -> slice:
         if not 0 <= i < len(self):
             raise IndexError(f"block {i} of {len(self)}")
-        return slice(i * self.sequence_length, (i + 1) * self.sequence_length)
+        number = i if self._numbers is None else int(self._numbers[i])
+        return slice(number * self.sequence_length, (number + 1) * self.sequence_length)
 
 
 def prepare(
@@ -86,7 +95,7 @@ def prepare(
 
     A cached file is used if it is undamaged and was made from the same content, by the same tokenizer (`tokenizer_key`
     is its hash) and under the same rules. In a distributed run the first process does the work and the others wait.
-    DataError if a source is broken or there are too few tokens for one block.
+    DataError if a source is broken, there are too few tokens for one block, or nothing in the blocks is predicted.
     """
     split = Split.open(config, name)
     key = canonical_json.digest([FORMAT, tokenizer_key, split.identity()])
@@ -96,12 +105,26 @@ def prepare(
         file = (
             _create(directory, key, split, tokenizer) if process_rank.is_first_process() else _wait_for(directory, key)
         )
-    blocks = Blocks(file, config.sequence_length)
-    if not len(blocks):
+    if len(file.tokens) < config.sequence_length:
         raise DataError(
             f"{name} data: {len(file.tokens):,} tokens are fewer than one block of {config.sequence_length:,}; "
             "add text or lower data.sequence_length"
         )
+    return _with_predictions(Blocks(file, config.sequence_length), name, split.has_loss_mask)
+
+
+def _with_predictions(blocks: Blocks, name: SplitName, has_loss_mask: bool) -> Blocks:
+    """The blocks; a remark counts those that are left out. DataError if none is left."""
+    total, kind = len(blocks) + blocks.left_out, "answer" if has_loss_mask else "token to predict"
+    if not len(blocks):
+        advice = (
+            "add rows with answers or completions, or lower data.sequence_length so that the last ones fill a block"
+            if has_loss_mask
+            else "every document is one token long: give longer documents"
+        )
+        raise DataError(f"{name} data: none of the {total:,} blocks holds a token to predict: {advice}")
+    if blocks.left_out:
+        progress.say(f"{name} data: {blocks.left_out:,} of {total:,} blocks hold no {kind} and are not used")
     return blocks
 
 

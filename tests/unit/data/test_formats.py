@@ -47,7 +47,7 @@ class QAFormat(BaseFormat):
         return Pair(*(text_value(row, i, column) for i, column in enumerate(self.columns)))
 '''
 SCRIPT = """
-import sys, torch
+import sys
 from pathlib import Path
 from typer.testing import CliRunner
 from minitron_cli.checkpoint import hf
@@ -60,10 +60,8 @@ tokenizer = hf.load_tokenizer(Path("tokenizer"))
 source = {"kind": "files", "paths": ["pairs.jsonl"], "format": "qa", "prompt_column": "q", "column": "a"}
 config = DataConfig.model_validate({"sources": [source], "validation_fraction": 0, "sequence_length": 2})
 blocks = prepare(config, "train", tokenizer, "key", Path("cache"))
-tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
-mask = torch.cat([blocks.loss_mask(i) for i in range(len(blocks))])
-print(tokenizer.decode(tokens))
-print(tokenizer.decode(tokens[mask]))
+print(tokenizer.decode(blocks.file.tokens))
+print(tokenizer.decode(blocks.file.tokens[blocks.file.loss_mask]))
 print(Recipe.model_json_schema()["$defs"]["TextFiles"]["properties"]["format"])
 print("qa" in CliRunner().invoke(app, ["importance", "--help"], env={"COLUMNS": "300"}).output)
 """

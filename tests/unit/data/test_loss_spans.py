@@ -5,7 +5,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from minitron_cli.data.batches import batch
 from minitron_cli.data.pack import prepare
@@ -39,8 +38,7 @@ def counted(tokenizer, path, **options):
     """The text of all tokens, and of those that count."""
     config = DataConfig(sources=(TextFiles(paths=(str(path),), **options),), sequence_length=2, validation_fraction=0)
     blocks = prepare(config, "train", tokenizer, "key", path.parent / "cache")
-    tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
-    mask = torch.cat([blocks.loss_mask(i) for i in range(len(blocks))])
+    tokens, mask = blocks.file.tokens, blocks.file.loss_mask
     return tokenizer.decode(tokens), tokenizer.decode(tokens[mask])
 
 
@@ -90,7 +88,7 @@ def test_text_beside_chats_counts_whole(chatty, tmp_path):
         sources=(chat, TextFiles(paths=(str(tmp_path / "b.txt"),))), sequence_length=2, validation_fraction=0
     )
     blocks = prepare(config, "train", chatty, "key", tmp_path / "cache")
-    mask = batch(blocks, range(len(blocks))).loss_mask_BT.flatten()
+    mask = blocks.file.loss_mask
     assert not mask[:4].any()
     assert mask[-8:].all()
 

@@ -586,20 +586,6 @@ class _Empty(TinyBlocks):
         return 0
 
 
-def test_blocks_without_a_pair_of_tokens_are_refused() -> None:
-    class Singles(TinyBlocks):
-        def loss_mask(self, i):
-            return None
-
-        def positions(self, i: int) -> torch.Tensor:
-            return torch.zeros(self.sequence_length, dtype=torch.long)
-
-    with pytest.raises(DataError, match="a batch has no token to predict: give longer"):
-        run(None, blocks=Singles())
-    with pytest.raises(DataError, match="held-out blocks have no token to predict: give longer"):
-        run(None, held_out=Singles())
-
-
 @pytest.mark.parametrize(("config", "section"), [(configured(steps=None), "distill"), (CorrectConfig(), "correct")])
 def test_an_unsaid_length_is_refused(config: DistillConfig, section: str) -> None:
     with pytest.raises(RecipeError, match=rf"^{section}: .*set {section}\.tokens or {section}\.steps"):
