@@ -184,8 +184,7 @@ def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> Non
         for _ in tensors:
             pass
         return
-    names = [name for name in start.checkpoint.tensors if not start.family.ignores(name)]
-    hf.save_like(start.path, names, work.path, tensors)
+    hf.save_like(start.checkpoint, work.path, tensors)
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
