@@ -152,7 +152,7 @@ class _Loop:
 
     def __call__(self, n: int = 1, **figures: float | int | str) -> None:
         amount = _amount(round(self.task.completed) + n, self.task.total, self.unit)
-        written = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+        written = "  ".join(f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
         self.bars.update(self.id, advance=n, amount=amount, figures=written or self.task.fields["figures"])
         if self.bars.disable and time.monotonic() - self.last >= LINE_SECONDS:
             self.last = time.monotonic()
@@ -172,14 +172,10 @@ class _Loop:
         self.bars.console.print(line + end, markup=False)
 
 
-def _amount(done: int, total: float | None, unit: str) -> str:
+def _amount(done: float, total: float | None, unit: str) -> str:
     if unit == "bytes":
-        return f"{done / 1e6:,.0f}" + (f"/{total / 1e6:,.0f}" if total else "") + " MB"
-    return f"{done:,}" + (f"/{total:,.0f}" if total else "") + f" {unit}"
-
-
-def _figure(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        done, total, unit = done / 1e6, total and total / 1e6, "MB"
+    return f"{done:,.0f}" + (f"/{total:,.0f}" if total else "") + f" {unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from minitron_cli.figures import Figure
 
 LOSS = Figure("loss", "nats/token", better="lower")
 PERPLEXITY = Figure("perplexity", better="lower")
-KL = Figure("KL to parent", "nats/token", better="lower")
+KL = Figure("KL to the parent", "nats/token", better="lower")
 TEXT_FIGURES = {"loss": LOSS, "perplexity": PERPLEXITY, "kl": KL}
 """Metric -> figure, of what is measured on validation blocks."""
 

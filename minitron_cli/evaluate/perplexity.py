@@ -109,7 +109,7 @@ def kl_to_parent(
     def divergences(batch: _Batch) -> Tensor:
         return _token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
 
-    mean = _mean("KL to parent", "kl", divergences, blocks, max_blocks, batch_size)
+    mean = _mean("KL to the parent", "kl", divergences, blocks, max_blocks, batch_size)
     return KLResult(mean.value, mean.items.stderr, mean.tokens, mean.items)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.figures import Figure, count, short
 from minitron_cli.report.text import axis_title, capitalized
 from minitron_cli.report.view import Line, Lines, Plot, Section, Style, Table
@@ -14,6 +13,7 @@ from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
 from minitron_cli.search.candidates import with_measured_costs
+from minitron_cli.search.config import OBJECTIVE_FIGURES
 from minitron_cli.search.constraints import figure_of
 from minitron_cli.search.feasible import OFF_TARGET, RETAINED_IMPORTANCE
 from minitron_cli.search.pareto import PARAMETERS, comparable, cost_of, pareto_optimal
@@ -49,13 +49,13 @@ class Ranking:
     @property
     def score(self) -> Figure:
         """Quantity that candidates are ranked by."""
-        figure = TEXT_FIGURES.get(self.objective.name, Figure(self.objective.name))
+        figure = OBJECTIVE_FIGURES.get(self.objective.name, Figure(self.objective.name))
         return replace(figure, better=self.objective.better)
 
     @property
     def plotted_score(self) -> Figure:
         """The same without a name that a user chose: a task's."""
-        return TEXT_FIGURES.get(self.objective.name, Figure("score"))
+        return OBJECTIVE_FIGURES.get(self.objective.name, Figure("score"))
 
     @property
     def targets(self) -> list[str]:

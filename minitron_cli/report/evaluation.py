@@ -68,8 +68,8 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
 def row_title(name: Name, metric: MetricResult) -> str:
     """Name of a metric as gates spell it, with its unit and shots: `winogrande.acc, 5-shot`."""
     unit = metric_figure(*name).unit
-    shots = "" if metric.shots is None else f", {metric.shots}-shot"
-    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{shots}"
+    remark = ", to the parent" if name == KL else "" if metric.shots is None else f", {metric.shots}-shot"
+    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{remark}"
 
 
 def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:

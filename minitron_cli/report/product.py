@@ -122,29 +122,28 @@ class Product:
         return {self.parent: ("parent", None), **found}
 
     @cached_property
-    def evaluation(self) -> tuple[Artifact, EvaluationResult] | None:
+    def evaluation(self) -> Artifact | None:
         """Evaluation that measured the product beside its parent, the newest of several; None if none did."""
         if self.artifact.stage == "evaluate":
-            return self.artifact, self.artifact.result(EvaluationResult)
+            return self.artifact
         is_model = self.artifact.stage in _MODELS
         measured = {fingerprint.of_directory(self.artifact.path) if is_model else self.parent, self.parent}
         current = self.workspace.current("evaluate")
         found = [
-            (bool(current and current.key == made.key), (made.path / MANIFEST).stat().st_mtime, made)
+            made
             for made in self.workspace.artifacts("evaluate")
             if measured <= set(made.manifest.inputs.values())
-            and made.manifest.inputs.get(f"model {PARENT}") == self.parent
+            and made.manifest.inputs[f"model {PARENT}"] == self.parent
             and _is_readable(made, EvaluationResult)
         ]
-        newest = max(found, key=lambda one: one[:2], default=None)
-        return (newest[2], newest[2].result(EvaluationResult)) if newest else None
+        return max(found, key=lambda made: (made == current, (made.path / MANIFEST).stat().st_mtime), default=None)
 
     def models(self) -> Iterator[Evaluated]:
         """Evaluated models that belong to the product, in the order of the table.
 
         Models of another lineage are left out. One that the workspace did not make was named by the user, and stays.
         """
-        models = self.evaluation[1].models if self.evaluation else {}
+        models = self.evaluation.result(EvaluationResult).models if self.evaluation else {}
         here = {fingerprint.of_directory(made.path) for stage in _MODELS for made in self.workspace.artifacts(stage)}
         for label in sorted(models, key=lambda label: (_ORDER.get(label, len(_ORDER)), label)):
             found = models[label]
@@ -158,7 +157,7 @@ class Product:
         """Artifacts that the view shows: what the controls, then the product, were made from, and the evaluation."""
         controls = [made for made in self.trained if made is not self.artifact]
         found = [one for made in (*controls, self.artifact) for one in lineage(self.workspace, made)]
-        return list({made.key: made for made in (*found, *(self.evaluation or ())[:1])}.values())
+        return list({made.key: made for made in (*found, *filter(None, [self.evaluation]))}.values())
 
     @cached_property
     def given(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def report_data(product: Product, title: str) -> ReportData:
     """Everything that the view shows of a product."""
     ranked, prune = product.search or product.prune, product.prune.result(PruneResult) if product.prune else None
     plan = product.prune.read_json(PLAN) if product.prune else {}
-    run = product.evaluation[0].run if product.evaluation else None
+    run = product.evaluation.run if product.evaluation else None
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
     steps = [made.result(PruneResult) for made in product.steps]
