@@ -259,6 +259,7 @@ def test_inspect_tells_how_a_model_is_served(place: KeyPath) -> None:
     assert "it reads head_dim" in invoke("inspect", place.model).stderr
 
 
+@pytest.mark.slow
 def test_report_is_one_page(place: KeyPath, distilled: dict[str, Any]) -> None:
     made = place.run("report", "-o", place.root / "page.html")
     page = (place.root / "page.html").read_text()
