@@ -71,6 +71,7 @@ def test_questions_of_one_document_are_counted_together(place: KeyPath) -> None:
     assert place.found["result"]["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
 
 
+@pytest.mark.slow
 def test_questions_of_one_document_alone_are_counted_each(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
     """It says nothing about what documents differ by, and the tables say so."""
     lines = (tiny / "text.jsonl").read_text().splitlines()

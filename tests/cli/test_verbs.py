@@ -259,6 +259,7 @@ def test_inspect_tells_how_a_model_is_served(place: KeyPath) -> None:
     assert "it reads head_dim" in invoke("inspect", place.model).stderr
 
 
+@pytest.mark.slow
 def test_report_is_one_page(place: KeyPath, distilled: dict[str, Any]) -> None:
     (place.root / "link.html").symlink_to("page.html")
     for output in (place.root / "page.html", place.root / "link.html"):  # refreshes the page that it leads to

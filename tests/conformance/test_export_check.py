@@ -22,7 +22,7 @@ from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
 from tests.conformance.masked import random_survivors
-from tests.families import each_family
+from tests.quick import each_family
 from tests.tiny import tiny_model
 
 CHILD_SIZES = {"layer": 3, "hidden": 24, "ffn": 20, "head": 6}

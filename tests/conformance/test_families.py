@@ -26,7 +26,7 @@ from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
 from tests.conformance.masked import Survivors, masked, random_survivors
-from tests.families import each_family
+from tests.quick import each_family
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
 
 MULTIPLES = ("gemma2", "gemma3_text", "llama")  # transformers divides hidden by heads, and refuses a remainder

@@ -22,7 +22,7 @@ from minitron_cli.repair.pca_rotation import check_rotatable
 from minitron_cli.repair.store import RepairStore
 from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import assert_same, logits_of, plan_of, reload, shape_of, stored, write
-from tests.families import each_family
+from tests.quick import each_family
 from tests.tiny import BASE, tiny_config, tiny_model
 
 HIDDEN = BASE["hidden_size"]

@@ -15,7 +15,7 @@ from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Activation
 from tests.anatomy import anatomy
-from tests.families import each_family
+from tests.quick import each_family
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 

@@ -14,6 +14,7 @@ from minitron_cli.distill import checkpoints, sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import Placement
 from minitron_cli.errors import Interrupted, RunFailed
+from tests.quick import first_quick
 from tests.unit.distill import small
 from tests.unit.distill.processes import together
 from tests.unit.distill.test_trainer import FULL, PAIRS, figures, interrupt_after
@@ -63,7 +64,7 @@ def batches(seen: list[list[int]], config: DistillConfig) -> list[list[int]]:
     return [sorted(i for ids in seen for i in ids[at : at + size]) for at in range(0, len(seen[0]), size)]
 
 
-@BOTH
+@pytest.mark.parametrize("is_sharded", first_quick([True, False]))
 def test_two_processes_train_like_one(is_sharded: bool) -> None:
     seen, alone, weights = one(None, FULL, Placement())
     both = together(2, in_process, None, FULL, Placement(is_sharded))
@@ -170,6 +171,7 @@ def test_more_processes_than_a_tensor_has_rows(tmp_path: Path) -> None:
     assert one(tmp_path, changed(batch_size=5), Placement())[1][2] == all_five[0][1][2], "nothing is left to do"
 
 
+@pytest.mark.slow
 def test_a_stop_that_one_process_gets_stops_all(tmp_path: Path) -> None:
     def go(rank: int) -> int:
         if rank == 1:

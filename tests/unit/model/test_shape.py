@@ -11,7 +11,7 @@ from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.family import Family
 from minitron_cli.model.shape import Shape
-from tests.families import each_family
+from tests.quick import each_family
 from tests.tiny import tiny_model
 
 MIB = 2**20

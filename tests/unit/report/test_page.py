@@ -73,6 +73,7 @@ def test_references_inside_the_page_lead_somewhere_and_only_there(page):
     assert set(targets + clips) <= set(ids)
 
 
+@pytest.mark.slow
 def test_no_name_reaches_a_figure(html):
     figures = re.compile(r"<svg.*?</svg>", re.DOTALL)
     assert figures.findall(render(sample(lambda _: HOSTILE[0]))) == figures.findall(html)
@@ -86,6 +87,7 @@ def test_the_same_data_is_the_same_bytes(html):
     assert other.stdout.decode() == html
 
 
+@pytest.mark.slow
 def test_the_users_matplotlib_settings_neither_matter_nor_change(html):
     with mpl.rc_context({"font.size": 40, "axes.facecolor": "red", "text.usetex": True}):
         before = dict(mpl.rcParams)
