@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli import io, strict_json
-from minitron_cli.artifacts import artifact, fingerprint
+from minitron_cli.artifacts import fingerprint
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
@@ -48,12 +48,10 @@ class ModelSource(NamedTuple):
 def resolve(model: str, *, offline: bool = False) -> ModelSource:
     """Find a model: a directory, an alias or a hub id, which is downloaded unless `offline` or HF_HUB_OFFLINE is set.
 
-    ArtifactError if it is the damaged result of a stage, CheckpointError if there is no such model, EnvironmentFault if
-    it cannot be downloaded.
+    CheckpointError if there is no such model, EnvironmentFault if it cannot be downloaded.
     """
     if os.path.isdir(model):
         path = Path(model)
-        artifact.check_model(path)
         return ModelSource(model, path, fingerprint.of_directory(path))
     name = hub_id(model)
     if not _may_be_hub_id(name):
