@@ -112,7 +112,7 @@ PAGES = (
         "push",
         "the last distilled checkpoint, or the last pruned one if none was distilled",
         "a repository on the hub",
-        guides=("evaluation",),
+        guides=("evaluation", "workspaces"),
     ),
     Page("run", "a recipe", "the results of all stages in the recipe", "Recipe", guides=("quickstart", "search")),
     Page("show", "the workspace's results", guides=("cost",)),

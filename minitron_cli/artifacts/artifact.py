@@ -115,13 +115,13 @@ class Artifact:
         return strict_json.load(self.file(name))
 
 
-def check_model(directory: Path) -> None:
+def check_model(directory: Path, hashed: Hash = file_hashes.records) -> None:
     """ArtifactError if a model directory is an artifact, or a copy of one, with a file missing or changed.
 
     Files may have been added, such as a README.
     """
     manifest = manifests.of_model(directory)
-    if manifest and (damage := next(Artifact(directory, manifest).changes(file_hashes.records), None)):
+    if manifest and (damage := next(Artifact(directory, manifest).changes(hashed), None)):
         raise ArtifactError(
             f"{directory}: {damage}; {again(manifest.stage)}, or remove its {MANIFEST} to use the files as they are"
         )

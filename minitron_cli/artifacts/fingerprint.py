@@ -4,12 +4,14 @@ from pathlib import Path
 
 from minitron_cli import canonical_json, io
 from minitron_cli.artifacts import file_hashes
+from minitron_cli.artifacts.artifact import check_model
 from minitron_cli.artifacts.manifest import MANIFEST, RUN, Manifest
 from minitron_cli.results.base import RESULT
 
 
 def of_directory(directory: Path, hashed: file_hashes.Hash = file_hashes.records) -> str:
-    """Content hash of all files of a model: weights, configs, tokenizer."""
+    """Content hash of all files of a model: weights, configs, tokenizer. ArtifactError for a stage's damaged result."""
+    check_model(directory, hashed)
     paths = sorted(p for p in directory.iterdir() if p.is_file() and _matters(p.name))
     return canonical_json.digest({path.name: r.sha256 for path, r in zip(paths, hashed(paths), strict=True)})
 

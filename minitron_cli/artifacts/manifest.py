@@ -85,9 +85,7 @@ def read(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.exists():
         is_artifact = (directory / RESULT).exists()
-        advice = (
-            again(directory.parent.name) if is_artifact else "give the directory of an artifact, which a stage wrote"
-        )
+        advice = again(directory.parent.name) if is_artifact else "give a directory that a stage wrote"
         raise UnreadableManifest(directory, "does not exist", advice)
     try:
         content = strict_json.load(path)

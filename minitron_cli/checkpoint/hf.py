@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli import io, stopping, strict_json
-from minitron_cli.artifacts import artifact, fingerprint
+from minitron_cli.artifacts import fingerprint
 from minitron_cli.checkpoint import other_formats
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
@@ -55,11 +55,9 @@ class ModelSource(NamedTuple):
 def resolve(model: str, *, offline: bool = False) -> ModelSource:
     """Find a model: a directory, an alias or a hub id, which is downloaded unless `offline` or HF_HUB_OFFLINE is set.
 
-    ArtifactError if it is the damaged result of a stage, CheckpointError if there is no such model, EnvironmentFault if
-    it cannot be downloaded.
+    CheckpointError if there is no such model, EnvironmentFault if it cannot be downloaded.
     """
     if os.path.isdir(model):
-        artifact.check_model(Path(model))
         return ModelSource(model, Path(model), "")
     if os.path.lexists(model):
         raise CheckpointError(other_formats.instead_of_a_directory(Path(model)))
