@@ -18,7 +18,7 @@ from minitron_cli.data.batches import Batch
 from minitron_cli.distill import sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
-from minitron_cli.distill.fused.objective import HeadInput, check_vocab, fused_objective
+from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_loss, projection
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.sharding import RowReader
@@ -91,7 +91,6 @@ class ModelPair:
         self.pairs = tuple(pairs) if config.hidden is not None else ()
         self.project: nn.Module = nn.Identity()
         if teacher is not None:
-            check_vocab(teacher.config, student.config, None, None)
             widths = _width(student), _width(teacher)
             self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
             self._teacher = self._placed(

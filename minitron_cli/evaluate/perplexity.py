@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minitron_cli import progress, stopping
 from minitron_cli.data.batches import evenly_spaced, is_predicted
-from minitron_cli.errors import CheckpointError, DataError, RunFailed
+from minitron_cli.errors import DataError, RunFailed
 from minitron_cli.evaluate.statistics import Items, errors, exponential
 from minitron_cli.model.lm_head import Head, head_of
 from minitron_cli.results.evaluation import MetricResult
@@ -102,9 +102,13 @@ def perplexity(
 def kl_to_parent(
     model: Any, parent: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> KLResult:
-    """KL(parent || model) per token, over the predictions whose loss `perplexity` measures."""
-    head, parent_head = head_of(model), head_of(parent)
-    _check_vocabularies(head, parent_head)
+    """KL(parent || model) per token, over the predictions whose loss `perplexity` measures.
+
+    Of models of one tokenizer; if one head has more entries, such as padding, over the entries that both have.
+    """
+    whole, parent_whole = head_of(model), head_of(parent)
+    common = min(len(whole.weight_VD), len(parent_whole.weight_VD))
+    head, parent_head = whole.first(common), parent_whole.first(common)
 
     def divergences(batch: _Batch) -> Tensor:
         return _token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
@@ -201,14 +205,6 @@ def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND
         parent_logp_CV = parent_logp_CV.to(logp_CV.device)
         chunks.append((parent_logp_CV.exp() * (parent_logp_CV - logp_CV)).sum(dim=-1))
     return torch.cat(chunks)
-
-
-def _check_vocabularies(head: Head, parent_head: Head) -> None:
-    own, theirs = len(head.weight_VD), len(parent_head.weight_VD)
-    if own != theirs:
-        raise CheckpointError(
-            f"KL to the parent: the model has {own:,} tokens and the parent {theirs:,}; compare models of one tokenizer"
-        )
 
 
 def _hidden(model: Any, batch: _Batch) -> Tensor:

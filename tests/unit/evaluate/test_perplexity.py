@@ -1,3 +1,4 @@
+import copy
 import math
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from minitron_cli import progress
-from minitron_cli.errors import CheckpointError, DataError, RunFailed
+from minitron_cli.errors import DataError, RunFailed
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from tests.tiny import tiny_model
 from tests.unit.evaluate.conftest import TEXT, Blocks
@@ -186,10 +187,17 @@ def test_a_model_is_at_no_distance_from_itself(model, blocks):
     assert kl_to_parent(model, model, blocks).kl_nats == 0
 
 
-def test_models_of_other_vocabularies_are_not_compared(model, blocks):
-    other = tiny_model("llama", vocab_size=64)
-    with pytest.raises(CheckpointError, match="compare models of one tokenizer"):
-        kl_to_parent(other, model, blocks)
+@pytest.mark.parametrize("padded", ["child", "parent"])
+def test_padding_of_one_model_is_left_out_of_the_kl(model, blocks, padded):
+    """Rows that no token has, with weights that would take most of the mass."""
+    child = tiny_model("llama", seed=1, vocab_size=model.config.vocab_size, hidden_size=16)
+    expected = brute_force_kl(child, model, blocks)
+    wider = copy.deepcopy(child if padded == "child" else model)
+    wider.resize_token_embeddings(model.config.vocab_size + 64, mean_resizing=False)
+    with torch.no_grad():
+        wider.lm_head.weight[-64:] = 3 * torch.randn(64, wider.config.hidden_size)
+    pair = (wider, model) if padded == "child" else (child, wider)
+    assert kl_to_parent(*pair, blocks).kl_nats == pytest.approx(expected, rel=1e-5)
 
 
 def test_metrics_have_values_errors_and_independent_items(model, blocks):
