@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -46,7 +46,8 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def _plan(recipe: Recipe, model: str, parent: Shape, original: Shape) -> Plan:
-    children = _children(recipe, parent.untied() if recipe.prune.untie else parent)
+    prunable = parent.untied() if recipe.prune.untie else parent
+    children = _children(recipe, replace(prunable, kinds=()) if recipe.prune.serving_lint == "warn" else prunable)
     largest = max(children.values(), key=Shape.parameters)
     teacher = {"original": original, "parent": parent}.get(recipe.teacher) or shape_of(recipe.teacher)[0]
     return Plan(model, parent, children, dict(_steps(recipe, parent, teacher, largest, len(children))))

@@ -162,7 +162,8 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
 
 def _refuse_sizes(raw: dict[str, Any], where: str) -> None:
     """Raise CheckpointError for a count or size for which transformers would build lists until memory ends."""
-    for name, value in raw.items():
+    for key, value in raw.items():
+        name = str(key)  # a config that was parsed before has numbers for keys
         if isinstance(value, dict):
             _refuse_sizes(value, where)
         limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH

@@ -58,6 +58,10 @@ class Blocks:
         """Token ids of block i, int64 [T]."""
         return torch.from_numpy(self.file.tokens[self._span(i)].astype(np.int64))
 
+    def largest_id(self) -> int:
+        """Largest token id in the file; reads all of it."""
+        return int(self._file.tokens.max())
+
     def positions(self, i: int) -> Tensor:
         """Position of each token in its document, or in the block if the document starts before it; int64 [T]."""
         span, starts = self._span(i), self.file.starts

@@ -39,6 +39,10 @@ class SourceModel:
         item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
         return self.shape.parameters() * item_bytes if item_bytes else self.checkpoint.size_bytes
 
+    def without_pattern(self) -> "SourceModel":
+        """Model whose layers may be removed in any choice, as transformers reads each layer's kind from the config."""
+        return replace(self, shape=replace(self.shape, kinds=()))
+
     def untied(self) -> "SourceModel":
         """Model whose LM head is a copy of the embedding. InputError if the head is not tied."""
         if not self.shape.is_tied:

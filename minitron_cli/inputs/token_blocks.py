@@ -1,16 +1,34 @@
 """Token blocks that stages read; text is tokenized once per workspace."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks, prepare
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.errors import DataError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def blocks_of(context: Context, data: DataConfig, split: Literal["train", "validation"], model: Path) -> Blocks:
     """Blocks of one split, tokenized by the tokenizer of the model at `model`."""
     tokenizer = hf.load_tokenizer(model)
-    return prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), context.workspace.root / "tokens")
+    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), context.workspace.root / "tokens")
+    _check_ids(blocks, tokenizer, split, model)
+    return blocks
+
+
+def _check_ids(blocks: Blocks, tokenizer: "PreTrainedTokenizerBase", split: str, model: Path) -> None:
+    """Raise DataError if a text has tokens beyond the embedding, which some tokenizers can write."""
+    rows = hf.load_config(model).vocab_size
+    if max(tokenizer.get_vocab().values(), default=0) < rows or (largest := blocks.largest_id()) < rows:
+        return
+    token = tokenizer.convert_ids_to_tokens(largest)
+    raise DataError(
+        f"the {split} text has token {largest:,} ({shown(token)}), and the embedding of {model} has {rows:,} rows: "
+        "restore the model's own tokenizer, or take the token out of the text"
+    )

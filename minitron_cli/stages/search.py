@@ -59,6 +59,8 @@ def run(
     """
     if prune and prune.untie:
         parent = parent.untied()
+    if prune and prune.serving_lint == "warn":
+        parent = parent.without_pattern()
     teacher = teacher or parent
     tokenizers.require_same(parent, teacher)
     processes, device = join_processes(context.device)
@@ -119,6 +121,7 @@ def _optional_inputs(
     return {
         **({} if context.dtype == "auto" else {"dtype": context.dtype}),
         **({"head": "its own"} if prune and prune.untie else {}),
+        **({"serving_lint": "warn"} if prune and prune.serving_lint == "warn" else {}),
         **({} if teacher.fingerprint == parent.fingerprint else {"teacher": teacher.fingerprint}),
     }
 

@@ -284,6 +284,11 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
     ("arguments", "message"),
     [
         (("prune", "--target", "9B"), "above the parent's"),
+        (
+            ("prune", "--width", "--axes", "ffn", "--target", "100k"),
+            "--width prunes hidden,ffn and --axes says ffn: leave one of them out",
+        ),
+        (("prune", "--target", "50"), "50 is a number of parameters: write 50% for a share of the parent's"),
         (("prune", "--width"), "choose what to prune but not how much: add --target"),
         (("prune", "--shape", "hidden=3x"), "write AXIS=SIZE"),
         (("prune", "--shape", "hiden=32"), "prune.shape.hiden is not a known key; did you mean hidden?"),
