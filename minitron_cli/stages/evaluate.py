@@ -6,8 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from minitron_cli import io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
@@ -272,7 +270,7 @@ def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze)
 
 def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
     """Text of the blocks, split into documents."""
-    tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
+    tokens = blocks.text_tokens()
     ends = (tokens == tokenizer.eos_token_id).nonzero()[:, 0] + 1
     texts = (tokenizer.decode(piece.tolist(), skip_special_tokens=True) for piece in tokens.tensor_split(ends.tolist()))
     return [text for text in texts if text.strip()]

@@ -38,7 +38,7 @@ class Chat(NamedTuple):
                 f"{where}: the chat template does not write the last answer after the text that asks for it, "
                 "so the tokens to score are unknown; give prompt and completion instead (format: completion)"
             )
-        return LossSpans(whole, tuple(spans), ends_with_eos=False)
+        return LossSpans(whole, tuple(spans), ends_with_eos=False, begins_with_bos=False)
 
 
 class ChatFormat(BaseFormat):

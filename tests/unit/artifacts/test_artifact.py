@@ -158,7 +158,7 @@ def test_the_first_commit_of_a_key_stands(tmp_path, artifact):
 
 
 def test_what_is_no_artifact(tmp_path):
-    with pytest.raises(ArtifactError, match=r"manifest\.json does not exist: give the directory of an artifact"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json does not exist: give a directory that a stage wrote"):
         Artifact.open(tmp_path)
     with pytest.raises(ArtifactError, match=r"manifest\.json does not exist"):
         Artifact.open(tmp_path / "nowhere")

@@ -106,7 +106,7 @@ class TestModelDirectory:
         check_model(path)
         (path / "config.json").write_text('{"hidden_size": 4}')
         with pytest.raises(ArtifactError, match=r"config\.json is not the file .* or remove its manifest\.json to use"):
-            hf.resolve(str(path))
+            hf.resolve(str(path)).fingerprint()
         (path / "manifest.json").unlink()
         check_model(path)
 
