@@ -1,6 +1,5 @@
 """A figure's title, unit, format and direction, owned by whatever is measured. Knows no measurement and no page."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,11 +12,10 @@ Style = Literal["significant", "fixed", "count", "short", "bytes", "share", "pow
 
 
 class Estimate(NamedTuple):
-    """Measured value with its uncertainty: a standard error, or the ends of a 95 % interval."""
+    """Measured value with the ends of its interval."""
 
     value: float | None
     """None where the measurement gave no finite value."""
-    stderr: float | None = None
     low: float | None = None
     high: float | None = None
     note: str = ""
@@ -45,14 +43,15 @@ class Figure:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def cell(self, value: float | Estimate | None) -> str:
-        """Value as a cell under `heading`, with its uncertainty; a dash for None."""
+        """Value as a cell under `heading`, with its interval; a dash for None."""
         found = value if isinstance(value, Estimate) else Estimate(value)
         if found.value is None:
             return NOTHING
-        if self.style in ("fixed", "significant") and (found.stderr is not None or found.low is not None):
-            written = _with_uncertainty(found, is_change=self.is_change)
+        plus = "+" if self.is_change else ""
+        if found.low is None or found.high is None:
+            written = _signed(found.value, _STYLES[self.style](abs(found.value)), plus)
         else:
-            written = _signed(found.value, _STYLES[self.style](abs(found.value)), "+" if self.is_change else "")
+            written = _with_interval(found.value, found.low, found.high, plus)
         return f"{written}, {found.note}" if found.note else written
 
     def text(self, value: float | None) -> str:
@@ -101,15 +100,11 @@ def power(value: float) -> str:
     return f"{mantissa} {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPT)}"
 
 
-def _with_uncertainty(found: Estimate, *, is_change: bool) -> str:
-    """`2.346 ± 0.012` or `0.640 (0.573 to 0.707)`, all with the decimals that the least certain digit deserves."""
-    known = [x for x in (found.value, found.low, found.high) if x is not None]
-    digits = _decimals(max(known, key=abs))
-    if found.stderr is not None and 0 < found.stderr < 10.0**-digits:
-        digits = min(6, math.ceil(-math.log10(found.stderr)))
-    value, *ends = (_signed(x, f"{abs(x):,.{digits}f}", "+" if is_change else "") for x in known)
-    error = "" if found.stderr is None else f" ± {found.stderr:,.{digits}f}"
-    return value + error + (f" ({' to '.join(ends)})" if ends else "")
+def _with_interval(value: float, low: float, high: float, plus: str) -> str:
+    """`0.640 (0.573 to 0.707)`, all with the decimals of the largest."""
+    digits = _decimals(max(value, low, high, key=abs))
+    written, first, last = (_signed(x, f"{abs(x):,.{digits}f}", plus) for x in (value, low, high))
+    return f"{written} ({first} to {last})"
 
 
 def _signed(value: float, written: str, plus: str) -> str:

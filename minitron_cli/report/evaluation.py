@@ -116,7 +116,7 @@ def _interval(name: Name, model: Evaluated) -> Cell:
     if metric is None or metric.value is None:
         return None
     ends = estimates.of_metric(metric).interval()
-    return Quantity(metric_figure(*name), Estimate(metric.value, None, *(ends or ())))
+    return Quantity(metric_figure(*name), Estimate(metric.value, *(ends or ())))
 
 
 def _difference(name: Name, model: Evaluated) -> Cell:
@@ -125,7 +125,7 @@ def _difference(name: Name, model: Evaluated) -> Cell:
         return None
     note = "" if found.mcnemar is None else f"p {found.mcnemar:.2g}"
     figure = replace(metric_figure(*name), style="fixed", is_change=True)
-    return Quantity(figure, Estimate(found.difference, None, found.low, found.high, note))
+    return Quantity(figure, Estimate(found.difference, found.low, found.high, note))
 
 
 def results_section(models: Sequence[Evaluated], to_evaluate: str = "") -> Section:
@@ -156,7 +156,7 @@ def _speed_column(name: str, models: Sequence[ModelSpeed]) -> tuple[Figure, list
         return SPEED_FIGURES[name], [getattr(model, name) for model in models]
     ranges = [getattr(model, name.replace("_ratio", "_range")) or () for model in models]
     figure = replace(SPEED_FIGURES[name], style="fixed")
-    return figure, [Estimate(getattr(model, name), None, *ends) for model, ends in zip(models, ranges, strict=True)]
+    return figure, [Estimate(getattr(model, name), *ends) for model, ends in zip(models, ranges, strict=True)]
 
 
 def speed_section(found: SpeedRecord) -> Section:

@@ -70,17 +70,17 @@ def svg(plot: Plot) -> str:
 
 def sheet(plots: Sequence[Plot]) -> str:
     """Plots under their captions as one SVG file on white, three in a row."""
-    return _drawn(plots, columns=3, has_captions=True, facecolor="white")
+    captions = [fill(plot.caption, 60) for plot in plots]
+    return _drawn(plots, columns=3, captions=captions, facecolor="white")
 
 
-def _drawn(plots: Sequence[Plot], *, columns: int = 1, has_captions: bool = False, **saved: Any) -> str:
+def _drawn(plots: Sequence[Plot], captions: Sequence[str] = ("",), columns: int = 1, **saved: Any) -> str:
     rows = -(-len(plots) // columns)
     with style.context(["default", SETTINGS]):  # the user's matplotlibrc does not count
         width, height = SIZE_INCHES
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        for i, plot in enumerate(plots):
-            axes = figure.add_subplot(rows, columns, i + 1, title=fill(plot.caption, 60) if has_captions else "")
-            _draw(plot.drawing, axes)
+        for i, (plot, caption) in enumerate(zip(plots, captions, strict=True)):
+            _draw(plot.drawing, figure.add_subplot(rows, columns, i + 1, title=caption))
         text = StringIO()
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), **saved)
     return text.getvalue()

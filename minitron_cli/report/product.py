@@ -154,8 +154,12 @@ class Product:
 
     @cached_property
     def artifacts(self) -> list[Artifact]:
-        """Artifacts that the view shows: what the controls, then the product, were made from, and the evaluation."""
-        controls = [made for made in self.trained if made is not self.artifact]
+        """Artifacts that the view shows: what the controls, then the product, were made from, and the evaluation.
+
+        In this order each training follows the pruning that it starts from, so commands in this order find it.
+        """
+        start = self.artifact.manifest.inputs.get("student")
+        controls = sorted(self.trained[1:], key=lambda made: made.manifest.inputs["student"] == start)
         found = [one for made in (*controls, self.artifact) for one in lineage(self.workspace, made)]
         return list({made.key: made for made in (*found, *filter(None, [self.evaluation]))}.values())
 

@@ -46,22 +46,11 @@ def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hou
     return Section("cost", "Cost", text, (cost_table("Cost", costs), cost_table(title, others, has_total=False)))
 
 
-def lineage_row(artifact: Artifact) -> tuple[str, ...]:
-    """Stage, label, short key and names of the inputs of an artifact."""
-    return artifact.stage, artifact.label, artifact.key[:8], ", ".join(sorted(artifact.manifest.inputs))
-
-
 def lineage_section(rows: Sequence[tuple[str, ...]]) -> Section:
     """Section on artifacts and their inputs."""
     text = "Artifacts and what each was made from. A key is a hash of a stage's settings and of all its inputs."
     columns = tuple(map(Figure, ("stage", "label", "key", "made from")))
     return Section("lineage", "Lineage", text, (Table("Lineage", columns, tuple(rows)),))
-
-
-def commands_section(commands: Sequence[str]) -> Section:
-    """Section with the shell commands."""
-    text = "These commands make the same results again; on a CPU, byte for byte."
-    return Section("reproduce", "Reproduce", text, code="\n".join(commands))
 
 
 def commands(product: Product) -> Iterator[str]:

@@ -11,12 +11,15 @@ from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import results_section, speed_section
 from minitron_cli.report.headline import key_figures, lead, share_closed
 from minitron_cli.report.importance import channels_section, layers_section
-from minitron_cli.report.provenance import commands_section, cost_section, lineage_section
+from minitron_cli.report.provenance import cost_section, lineage_section
 from minitron_cli.report.shapes import serving_section, shape_section
 from minitron_cli.report.training import training_section
 from minitron_cli.report.view import Cell, Quantity, Section, Table, View
 from minitron_cli.results.prune import RepairResult
 from minitron_cli.results.training import TrainingResult
+
+REPAIR = "Held-out text before and after the repair, which trains nothing."
+REPRODUCE = "These commands make the same results again; on a CPU, byte for byte."
 
 
 def view(data: ReportData) -> View:
@@ -34,11 +37,11 @@ def view(data: ReportData) -> View:
         channels_section(data.importance),
         layers_section(data.importance),
         candidates_section(data.ranking) if data.ranking else None,
-        Section("repair", "Repair", "Held-out text before and after the repair, which trains nothing.", repairs),
+        Section("repair", "Repair", REPAIR, repairs),
         training_section(data.runs, data.loss("parent")),
         cost_section(data.costs, data.other_costs, data.device_hours),
         lineage_section(data.lineage),
-        commands_section(data.commands),
+        Section("reproduce", "Reproduce", REPRODUCE, code="\n".join(data.commands)),
     )
     shown = tuple(section for section in sections if section and not section.is_empty)
     return View(data.title, lead(data), tuple(key_figures(data)), shown)

@@ -19,7 +19,7 @@ from minitron_cli.report.data import ReportData
 from minitron_cli.report.importance import Importance
 from minitron_cli.report.page import render
 from minitron_cli.report.product import Product, place, without_directories
-from minitron_cli.report.provenance import commands, cost_rows, lineage_row
+from minitron_cli.report.provenance import commands, cost_rows
 from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
@@ -110,7 +110,7 @@ def report_data(product: Product, title: str) -> ReportData:
         costs=tuple(row for made in product.lineage for row in cost_rows(made)),
         other_costs=tuple(row for made in others for row in cost_rows(made)),
         device_hours=accelerator_hours(product.lineage),
-        lineage=tuple(map(lineage_row, product.artifacts)),
+        lineage=tuple((x.stage, x.label, x.key[:8], ", ".join(sorted(x.manifest.inputs))) for x in product.artifacts),
         commands=tuple(commands(product)),
     )
 

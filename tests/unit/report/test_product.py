@@ -93,11 +93,12 @@ def test_a_local_model_goes_by_the_name_of_its_directory_and_text_by_what_was_as
     assert str(tmp_path) not in text
 
 
-def test_the_commands_of_a_control_have_its_own_pruning_and_come_first(tmp_path: Path) -> None:
+def test_each_training_follows_the_pruning_that_it_starts_from_and_the_product_comes_last(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "runs" / "small")
     scores = importance(workspace, BIG)
     child, other = prune(workspace, BIG, scores, 1), prune(workspace, BIG, scores, 1, "random", at_random=7)
     control = distill(workspace, BIG, other, "random")
+    distill(workspace, BIG, child, "ce", steps=3)
     student = distill(workspace, BIG, child)
     found = {"parent": (BIG, 2.0), "distilled": (model_of(student), 2.5), "random": (model_of(control), 2.9)}
     evaluate(workspace, **found)
@@ -107,6 +108,7 @@ def test_the_commands_of_a_control_have_its_own_pruning_and_come_first(tmp_path:
         ["prune", "at_random=7"],
         ["distill"],
         ["prune"],
+        ["distill", "steps=3"],
         ["distill"],
         ["eval"],
     ]
