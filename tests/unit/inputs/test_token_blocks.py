@@ -1,12 +1,13 @@
 """Text of a model, and tokens that its embedding does not have."""
 
+import json
 import shutil
 
 import pytest
 from transformers import AutoTokenizer
 
 from minitron_cli.data.sources import DataConfig, TextFiles
-from minitron_cli.errors import DataError
+from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.inputs.token_blocks import blocks_of
 from tests.tiny import write_tiny
 from tests.unit.stages.place import context, data, write_place
@@ -32,6 +33,16 @@ def model(place, tmp_path):
 
 def test_a_tokenizer_may_have_tokens_that_no_text_has(place, model, tmp_path):
     assert len(blocks_of(context(tmp_path / "run"), data(place), "train", model)) > 0
+
+
+def test_an_id_that_no_vocabulary_reaches_is_refused_before_the_text_is_read(place, model, tmp_path):
+    file = model / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"][next(reversed(content["model"]["vocab"]))] = 4_000_000_000
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"the id 4,000,000,000: restore tokenizer\.json"):
+        blocks_of(context(tmp_path / "run"), data(place), "train", model)
+    assert not (tmp_path / "run" / "tokens").exists()
 
 
 def test_a_text_with_a_token_beyond_the_embedding_is_refused(model, tmp_path):
