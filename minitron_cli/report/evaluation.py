@@ -7,8 +7,9 @@ from typing import Literal
 from minitron_cli.evaluate import estimates
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT, Outcome
-from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure
+from minitron_cli.evaluate.metrics import SPEED_FIGURES, TEXT_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure
+from minitron_cli.report.evaluation_remarks import remarks
 from minitron_cli.report.view import Cell, Quantity, Section, Table
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
@@ -61,8 +62,7 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
         for name, metric in metrics.items()
         if metric.part_of is None
     }
-    text = ["loss", "perplexity", "kl"]
-    order = {(PERPLEXITY, metric): i for i, metric in enumerate(text)}
+    order = {(PERPLEXITY, metric): i for i, metric in enumerate(TEXT_FIGURES)}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
@@ -112,21 +112,8 @@ def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
             (*head, *(Figure(f"{m.label} - {PARENT}") for m in others)),
             tuple(row for row in apart if any(cell is not None for cell in row[2:])),
         ),
-        _narrow_intervals(names),
     ]
-    return [table for table in tables if table.rows]
-
-
-def _narrow_intervals(names: Mapping[Name, MetricResult]) -> Table:
-    """Tasks whose intervals cannot be over documents, and why."""
-    documents = {task: metric.clusters for (task, _), metric in names.items() if metric.is_of_one_document}
-    why = {
-        task: "there is one document" if count == 1 else f"one of {count:,} documents outweighs the others"
-        for task, count in documents.items()
-    }
-    advice = "evaluate more documents to know about other texts"
-    title = "Intervals for other parts of the same documents, not for other documents"
-    return Table(title, (Figure("task"), Figure("why")), tuple((task, f"{x}; {advice}") for task, x in why.items()))
+    return [table for table in (*tables, *remarks({model.label: model.found for model in models})) if table.rows]
 
 
 def _row_head(name: Name, metric: MetricResult) -> tuple[Cell, Cell]:
