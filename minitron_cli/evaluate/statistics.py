@@ -11,7 +11,7 @@ degrees of freedom count documents by their weights. scipy is imported when it i
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from minitron_cli.results.evaluation import Difference, Unit
 
 CONFIDENCE = 0.95
 FEW_DOCUMENTS = 2.0  # effective number below which documents leave no degree of freedom; parts of them are used then
+NATS_PER_BIT = math.log(2)
 LOG_MAX = 700.0  # exp overflows above; perplexities of models this bad need not be distinguished
 
 
@@ -35,6 +36,10 @@ class Items:
     """Document number of each item, whose items are correlated. None: all items are independent."""
     part: Literal["item", "block"] = "item"
     """What an item is: an answer, or the part of a document that is in one block."""
+
+    def times(self, factor: float) -> "Items":
+        """Items whose values are multiplied by a factor."""
+        return replace(self, values=[value * factor for value in self.values])
 
     @property
     def mean(self) -> float:

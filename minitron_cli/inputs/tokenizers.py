@@ -35,6 +35,11 @@ def require_same(student: SourceModel, teacher: SourceModel) -> None:
         raise CheckpointError(f"{why}: distill from the model that the student was pruned from")
 
 
+def differences(reader: SourceModel, others: Mapping[str, SourceModel], name: str) -> dict[str, str]:
+    """Name of each model that cannot read text in the tokens of `reader` -> why, in words that call `reader` `name`."""
+    return {label: why for label, other in others.items() if (why := difference(reader, other, (name, label)))}
+
+
 def difference(reader: SourceModel, other: SourceModel, names: tuple[str, str]) -> str | None:
     """Why `other` cannot read text in the tokens of `reader`, in words; None if it can.
 

@@ -7,8 +7,9 @@ from typing import Literal
 from minitron_cli.evaluate import estimates
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT, Outcome
-from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure
+from minitron_cli.evaluate.metrics import SPEED_FIGURES, TEXT_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure
+from minitron_cli.report.evaluation_remarks import remarks
 from minitron_cli.report.view import Cell, Quantity, Section, Table, is_empty
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
@@ -60,8 +61,7 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
         for name, metric in metrics.items()
         if metric.part_of is None
     }
-    text = ["loss", "perplexity", "kl"]
-    order = {(PERPLEXITY, metric): i for i, metric in enumerate(text)}
+    order = {(PERPLEXITY, metric): i for i, metric in enumerate(TEXT_FIGURES)}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
@@ -91,24 +91,13 @@ def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
     }
     head = (Figure("metric"), ITEMS)
     found = [Table(title, (*head, *map(Figure, labels)), rows) for title, (labels, rows) in tables.items()]
-    return [table for table in (*found, _narrow_intervals(names)) if table.rows]
+    remarked = remarks({model.label: model.found for model in models})
+    return [table for table in (*found, *remarked) if table.rows]
 
 
 def _known(rows: Sequence[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
     """Rows with the value of at least one model."""
     return tuple(row for row in rows if not all(map(is_empty, row[2:])))
-
-
-def _narrow_intervals(names: Mapping[Name, MetricResult]) -> Table:
-    """Tasks whose intervals cannot be over documents, and why."""
-    documents = {task: metric.clusters for (task, _), metric in names.items() if metric.is_of_one_document}
-    why = {
-        task: "there is one document" if count == 1 else f"one of {count:,} documents outweighs the others"
-        for task, count in documents.items()
-    }
-    advice = "evaluate more documents to know about other texts"
-    title = "Intervals for other parts of the same documents, not for other documents"
-    return Table(title, (Figure("task"), Figure("why")), tuple((task, f"{x}; {advice}") for task, x in why.items()))
 
 
 def _interval(name: Name, model: Evaluated) -> Cell:

@@ -9,6 +9,7 @@ from minitron_cli.spec import Spec
 Unit = Literal["document", "block", "item"]
 """What a standard error takes for independent."""
 Scale = Literal["linear", "log"]
+BITS_PER_BYTE, BYTE_PERPLEXITY = "bits_per_byte", "byte_perplexity"  # names of metrics, which are lm-eval's
 
 
 class MetricResult(Spec):
@@ -88,6 +89,8 @@ class ModelEvaluation(Spec):
     """Task -> origin of its items, for tasks from the hub."""
     against_parent: Mapping[str, Mapping[str, Difference]] = {}
     """Task -> metric -> difference, for metrics that are means over items. Empty for the parent."""
+    other_tokenizer: str | None = None
+    """How the model's tokenizer differs from the parent's, in words; None if it is the same."""
 
 
 class EvaluationResult(Result):
