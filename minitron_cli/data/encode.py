@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from minitron_cli.data.loss_spans import LossSpans
 from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.workers import MapJobs
 from minitron_cli.errors import DataError
@@ -29,7 +30,6 @@ class TextPiece(NamedTuple):
 
 def encoded(
     documents: Iterable[Document],
-    tokenizer: "PreTrainedTokenizerBase",
     encode: MapJobs,
     after_group: Callable[[], None],
 ) -> Iterator[Ids]:
@@ -39,7 +39,7 @@ def encoded(
     `after_group` is called after each group.
     """
     parts: list[np.ndarray] = []
-    for group in encode(_groups(piece for document in documents for piece in _pieces(document, tokenizer))):
+    for group in encode(_groups(piece for document in documents for piece in _pieces(document))):
         for ids, is_last in group:
             if is_last and not parts:
                 yield ids
@@ -107,14 +107,13 @@ def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
         yield content
 
 
-def _pieces(document: Document, tokenizer: "PreTrainedTokenizerBase") -> Iterator[TextPiece]:
+def _pieces(document: Document) -> Iterator[TextPiece]:
     content = document.content
     if isinstance(content, str):
         yield from _text_pieces(content)
     else:
-        assert not isinstance(content, Ids)
-        text, spans, ends_with_eos = content.loss_spans(tokenizer, document.where)
-        yield TextPiece(text, True, ends_with_eos, spans)
+        assert isinstance(content, LossSpans)
+        yield TextPiece(content.text, True, content.ends_with_eos, content.spans)
 
 
 def _text_pieces(text: str) -> Iterator[TextPiece]:

@@ -5,6 +5,7 @@ of this sequence; an incomplete last block and those without a token to predict 
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -19,8 +20,9 @@ from torch import Tensor
 from minitron_cli import canonical_json, process_rank, progress
 from minitron_cli.data import token_file
 from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
+from minitron_cli.data.loss_spans import written
 from minitron_cli.data.predicted_blocks import predicted_blocks
-from minitron_cli.data.rows import Ids
+from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
 from minitron_cli.data.token_file import ReadPosition, TokenFile
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 # T token of a block
 
-FORMAT = 4  # increase it when the same text and tokenizer give another token file
+FORMAT = 5  # increase it when the same text and tokenizer give another token file
 WAIT_SECONDS = 0.2
 
 
@@ -87,23 +89,28 @@ class Blocks:
 def prepare(
     config: DataConfig,
     name: SplitName,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
     tokenizer_key: str,
     cache_dir: Path,
+    vocab_size: int | None = None,
 ) -> Blocks:
     """Blocks of one split, tokenized on the first call and read from `cache_dir` on later ones.
 
     A cached file is used if it is undamaged and was made from the same content, by the same tokenizer (`tokenizer_key`
-    is its hash) and under the same rules. In a distributed run the first process does the work and the others wait.
+    is its hash) and under the same rules. Token ids need no tokenizer; without one they are below `vocab_size`. In a
+    distributed run the first process does the work and the others wait.
     DataError if a source is broken, there are too few tokens for one block, or nothing in the blocks is predicted.
     """
     split = Split.open(config, name)
-    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity()])
+    template = [tokenizer.chat_template] if tokenizer and split.has_loss_mask else []
+    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity(), *template])
     directory = cache_dir / key[:16]
     file = token_file.find(directory, key)
     if file is None:
         file = (
-            _create(directory, key, split, tokenizer) if process_rank.is_first_process() else _wait_for(directory, key)
+            _create(directory, key, split, tokenizer, vocab_size)
+            if process_rank.is_first_process()
+            else _wait_for(directory, key)
         )
     if len(file.tokens) < config.sequence_length:
         raise DataError(
@@ -128,8 +135,11 @@ def _with_predictions(blocks: Blocks, name: SplitName, has_loss_mask: bool) -> B
     return blocks
 
 
-def _create(directory: Path, key: str, split: Split, tokenizer: "PreTrainedTokenizerBase") -> TokenFile:
-    vocab_size = 1 + max(tokenizer.get_vocab().values())
+def _create(
+    directory: Path, key: str, split: Split, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int | None
+) -> TokenFile:
+    vocab_size = 1 + max(tokenizer.get_vocab().values()) if tokenizer else vocab_size
+    assert vocab_size
     with ExitStack() as opened:
         documents = partial(_documents, split, tokenizer, vocab_size, opened)
         return token_file.create(directory, key, vocab_size, documents, split.has_loss_mask)
@@ -144,7 +154,11 @@ def _wait_for(directory: Path, key: str) -> TokenFile:
 
 
 def _documents(
-    split: Split, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, opened: ExitStack, after: ReadPosition | None
+    split: Split,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    vocab_size: int,
+    opened: ExitStack,
+    after: ReadPosition | None,
 ) -> Iterator[tuple[Ids, ReadPosition]]:
     """Ids of each document in the order of the token file, and the position after it.
 
@@ -155,10 +169,12 @@ def _documents(
     step = opened.enter_context(progress.track(f"tokenize {split.name} data", total=split.size_bytes, unit="bytes"))
     encode = None
     if not all(isinstance(source, TokenIds) for source in split.sources):
-        processes = processes_for(split.size_bytes)
-        encode = opened.enter_context(mapping(Encoder, encoder_arguments(tokenizer), processes))
+        assert tokenizer
+        encode = opened.enter_context(mapping(Encoder, encoder_arguments(tokenizer), processes_for(split.size_bytes)))
+    notes = Counter[str]()
     streams = [
-        _stream(split, i, tokenizer, vocab_size, step, encode, skip=documents) for i, (documents, _) in enumerate(place)
+        _stream(split, i, written(split.documents(i, step), tokenizer, notes), vocab_size, step, encode, skip=documents)
+        for i, (documents, _) in enumerate(place)
     ]
     for turn, ids in _mixture(split, streams, [tokens for _, tokens in place]):
         place = [[n + (i == turn), tokens + (i == turn) * len(ids.ids)] for i, (n, tokens) in enumerate(place)]
@@ -166,23 +182,25 @@ def _documents(
     if not any(tokens for _, tokens in place):
         raise split.nothing()
     split.check_unchanged()
+    for note, count in notes.items():
+        progress.say(f"{split.name} data: {count:,} documents {note}")
 
 
 def _stream(
     split: Split,
     i: int,
-    tokenizer: "PreTrainedTokenizerBase",
+    documents: Iterator[Document],
     vocab_size: int,
     step: progress.Step,
     encode: MapJobs | None,
     skip: int,
 ) -> Iterator[Ids]:
     """Ids of each document of source i in the split, without the first `skip`."""
-    documents = islice(split.documents(i, step), skip, None)
+    rest = islice(documents, skip, None)
     if isinstance(split.sources[i], TokenIds):
-        return checked(documents, vocab_size)
+        return checked(rest, vocab_size)
     assert encode
-    return encoded(documents, tokenizer, encode, after_group=partial(step, 0))
+    return encoded(rest, encode, after_group=partial(step, 0))
 
 
 def _mixture(split: Split, streams: list[Iterator[Ids]], taken: list[int]) -> Iterator[tuple[int, Ids]]:

@@ -35,4 +35,4 @@ def _has_prediction_B(file: TokenFile, sequence_length: int, count: int) -> Iter
         scored = np.ones(end - begin, bool) if file.loss_mask is None else np.array(file.loss_mask[begin:end])
         low, high = np.searchsorted(file.starts, [begin, end])
         scored[file.starts[low:high] - begin] = False
-        yield scored.reshape(-1, sequence_length)[:, 1:].any(1)
+        yield np.asarray(scored.reshape(-1, sequence_length)[:, 1:].any(1))

@@ -17,7 +17,7 @@ def documents(contents: list) -> list[Document]:
 
 def arrays_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, after_group=lambda: None) -> list[Ids]:
     encode = Encoder(*encoder_arguments(tokenizer))
-    return list(encoded(documents(texts), tokenizer, lambda groups: map(encode, groups), after_group))
+    return list(encoded(documents(texts), lambda groups: map(encode, groups), after_group))
 
 
 def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
