@@ -9,6 +9,7 @@ with a bos is far worse without one (docs/data.md).
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -24,8 +25,9 @@ from minitron_cli import canonical_json, process_rank, progress
 from minitron_cli.data import token_file
 from minitron_cli.data.document_frame import DocumentFrame
 from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
+from minitron_cli.data.loss_spans import written
 from minitron_cli.data.predicted_blocks import continued, predicted_blocks
-from minitron_cli.data.rows import Ids
+from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
 from minitron_cli.data.token_file import ReadPosition, TokenFile
@@ -117,23 +119,27 @@ class Blocks:
 def prepare(
     config: DataConfig,
     name: SplitName,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
     tokenizer_key: str,
     cache_dir: Path,
+    vocab_size: int | None = None,
 ) -> Blocks:
     """Blocks of one split, tokenized on the first call and read from `cache_dir` on later ones.
 
     A cached file is used if it is undamaged and was made from the same content, by the same tokenizer (`tokenizer_key`
-    is its hash) and under the same rules. In a distributed run the first process does the work and the others wait.
+    is its hash) and under the same rules. Token ids need no tokenizer; without one they are below `vocab_size`. In a
+    distributed run the first process does the work and the others wait.
     DataError if a source is broken, there are too few tokens for one block, or nothing in the blocks is predicted.
     """
-    split, frame = Split.open(config, name), DocumentFrame.of(tokenizer, config.bos)
-    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity(), frame])
+    split = Split.open(config, name)
+    frame = DocumentFrame.of(tokenizer, config.bos) if tokenizer else DocumentFrame.without_tokenizer(config.bos)
+    template = [tokenizer.chat_template] if tokenizer and split.has_loss_mask else []
+    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity(), frame, *template])
     directory = cache_dir / key[:16]
     file = token_file.find(directory, key)
     if file is None:
         file = (
-            _create(directory, key, split, tokenizer, frame)
+            _create(directory, key, split, tokenizer, frame, vocab_size)
             if process_rank.is_first_process()
             else _wait_for(directory, key)
         )
@@ -161,9 +167,15 @@ def _with_predictions(blocks: Blocks, name: SplitName, has_loss_mask: bool) -> B
 
 
 def _create(
-    directory: Path, key: str, split: Split, tokenizer: "PreTrainedTokenizerBase", frame: DocumentFrame
+    directory: Path,
+    key: str,
+    split: Split,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    frame: DocumentFrame,
+    vocab_size: int | None,
 ) -> TokenFile:
-    vocab_size = 1 + max(tokenizer.get_vocab().values())
+    vocab_size = 1 + max(tokenizer.get_vocab().values()) if tokenizer else vocab_size
+    assert vocab_size
     with ExitStack() as opened:
         documents = partial(_documents, split, tokenizer, frame, vocab_size, opened)
         has_loss_mask = split.has_loss_mask or len(frame.before) > 1
@@ -180,7 +192,7 @@ def _wait_for(directory: Path, key: str) -> TokenFile:
 
 def _documents(
     split: Split,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
     frame: DocumentFrame,
     vocab_size: int,
     opened: ExitStack,
@@ -195,10 +207,13 @@ def _documents(
     step = opened.enter_context(progress.track(f"tokenize {split.name} data", total=split.size_bytes, unit="bytes"))
     encode = None
     if not all(isinstance(source, TokenIds) for source in split.sources):
+        assert tokenizer
         processes = processes_for(split.size_bytes)
         encode = opened.enter_context(mapping(Encoder, encoder_arguments(tokenizer, frame), processes))
+    notes = Counter[str]()
+    texts = [written(split.documents(i, step), tokenizer, notes) for i in range(len(split.sources))]
     streams = [
-        _stream(split, i, tokenizer, frame, vocab_size, step, encode, skip=documents)
+        _stream(split, i, texts[i], frame, vocab_size, step, encode, skip=documents)
         for i, (documents, _) in enumerate(place)
     ]
     for turn, ids in _mixture(split, streams, [tokens for _, tokens in place]):
@@ -207,12 +222,14 @@ def _documents(
     if not any(tokens for _, tokens in place):
         raise split.nothing()
     split.check_unchanged()
+    for note, count in notes.items():
+        progress.say(f"{split.name} data: {count:,} documents {note}")
 
 
 def _stream(
     split: Split,
     i: int,
-    tokenizer: "PreTrainedTokenizerBase",
+    documents: Iterator[Document],
     frame: DocumentFrame,
     vocab_size: int,
     step: progress.Step,
@@ -220,12 +237,12 @@ def _stream(
     skip: int,
 ) -> Iterator[Ids]:
     """Ids of each document of source i in the split, without the first `skip`."""
-    documents = islice(split.documents(i, step), skip, None)
+    rest = islice(documents, skip, None)
     if isinstance(split.sources[i], TokenIds):
-        ready = checked(documents, vocab_size)
+        ready = checked(rest, vocab_size)
         return map(frame.begin, ready) if frame.is_forced else ready
     assert encode
-    return encoded(documents, tokenizer, frame, encode, after_group=partial(step, 0))
+    return encoded(rest, frame, encode, after_group=partial(step, 0))
 
 
 def _mixture(split: Split, streams: list[Iterator[Ids]], taken: list[int]) -> Iterator[tuple[int, Ids]]:

@@ -19,7 +19,7 @@ def documents(contents: list) -> list[Document]:
 def arrays_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, after_group=lambda: None) -> list[Ids]:
     frame = DocumentFrame.of(tokenizer, "auto")
     encode = Encoder(*encoder_arguments(tokenizer, frame))
-    return list(encoded(documents(texts), tokenizer, frame, lambda groups: map(encode, groups), after_group))
+    return list(encoded(documents(texts), frame, lambda groups: map(encode, groups), after_group))
 
 
 def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:

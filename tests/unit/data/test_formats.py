@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     def loss_spans(self, tokenizer, where):
         start = f"Q: {self.question} A:"
         text = f"{start} {self.answer}"
-        return LossSpans(text, ((len(start), len(text)),), ends_with_eos=True)
+        return [LossSpans(text, ((len(start), len(text)),), ends_with_eos=True)]
 
 
 class QAFormat(BaseFormat):
@@ -75,7 +75,7 @@ def test_a_new_format_is_one_file_and_one_name(tokenizer, tmp_path: Path) -> Non
         "minitron_cli/data/formats/__init__.py",
         {
             "\n\nRowFormat = ": "\nfrom minitron_cli.data.formats.qa import QAFormat\n\nRowFormat = ",
-            "| CompletionFormat\n": "| CompletionFormat | QAFormat\n",
+            "| AlpacaFormat\n": "| AlpacaFormat | QAFormat\n",
         },
     )
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -103,5 +103,5 @@ def test_a_row_of_another_kind_is_refused(kind: str) -> None:
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'text', 'chat' or 'completion'"):
+    with pytest.raises(ValidationError, match="'text', 'chat', 'completion', 'sharegpt', 'alpaca' or 'auto'"):
         TextFiles(paths=("a",), format="chats")

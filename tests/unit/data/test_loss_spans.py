@@ -64,11 +64,14 @@ def test_chats_are_read_from_tables_and_other_columns(chatty, tmp_path):
     assert scored.startswith("lazy dog|brown ½|")
 
 
-def test_an_answer_that_the_template_rewrites_later_does_not_count(tokenizer, monkeypatch, tmp_path):
+def test_an_answer_that_the_template_rewrites_later_counts_in_a_text_of_its_own(tokenizer, monkeypatch, tmp_path):
+    """It is the text that the model sees when it gives the answer."""
     monkeypatch.setattr(tokenizer, "chat_template", FORGETFUL)
     text, scored = counted(tokenizer, written(tmp_path / "a.jsonl", [{"messages": CHAT}] * 2), format="chat")
-    assert text.startswith("<user>the fox?|<assistant>la|<user>and?|<assistant>brown ½|")
-    assert scored.startswith("brown ½|brown")
+    assert text.startswith(
+        "<user>the fox?|<assistant>la|<user>and?|<assistant>brown ½|<user>the fox?|<assistant>lazy dog|"
+    )
+    assert scored == "brown ½|lazy dog|" * 2
 
 
 def test_of_a_completion_all_after_the_prompt_counts_and_so_does_the_end(tokenizer, tmp_path):
