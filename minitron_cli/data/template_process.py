@@ -13,7 +13,7 @@ from typing import Any
 MEMORY_BYTES = 1 << 29
 CHARACTERS = 1 << 24
 """Output of one render; twice the length of its input is allowed beyond it."""
-SECONDS = 0.8
+SECONDS = 0.5
 """Processor time of one render; SECONDS_PER_CHARACTER of its input are allowed beyond it."""
 SECONDS_PER_CHARACTER = 1e-6
 
