@@ -70,7 +70,9 @@ def _spans(talk: Conversation, answers: list[int], template: ChatTemplate, where
         found = [i for i in answers if _is_prefix(text_of[i, True], text_of[i + 1, False], text_of[stop, False])]
         if found:
             ranges = tuple((len(text_of[i, True]), len(text_of[i + 1, False])) for i in found)
-            spans.append(LossSpans(text_of[stop, False], ranges, ends_with_eos=False, notes=notes))
+            spans.append(
+                LossSpans(text_of[stop, False], ranges, ends_with_eos=False, begins_with_bos=False, notes=notes)
+            )
             notes = ()
         elif stop == answers[-1] + 1:
             _require_spans(spans, where)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minitron_cli import stopping
 from minitron_cli.canonical_json import digest
 from minitron_cli.data.files import hashed, total_bytes
 from minitron_cli.data.rows import Columns, Row, first_line, row_of
@@ -115,12 +116,16 @@ def _require_revision(dataset: "datasets.Dataset", name: str, revision: str) -> 
 
 @contextmanager
 def _failure_named(name: str) -> Iterator[None]:
-    """Turn the libraries' errors into DataError and EnvironmentFault; a full disk and the like are passed on."""
+    """Turn the libraries' errors into DataError and EnvironmentFault; a full disk and the like are passed on.
+
+    A stop request interrupts the context at any point.
+    """
     from datasets.exceptions import DatasetsError
     from huggingface_hub import errors
 
     try:
-        yield
+        with stopping.interruptible():
+            yield
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, DatasetsError, ValueError, RuntimeError) as e:
         if isinstance(e.__cause__, OSError) and e.__cause__.errno:
             raise e.__cause__ from e

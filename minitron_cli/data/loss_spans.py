@@ -18,6 +18,8 @@ class LossSpans(NamedTuple):
     """Half-open ranges of characters that are scored, ascending."""
     ends_with_eos: bool
     """Whether an end-of-text token follows and is scored. A chat template ends its turns itself."""
+    begins_with_bos: bool = True
+    """Whether the tokenizer's bos, if it writes one, stands before the text. A chat template writes it itself."""
     notes: tuple[str, ...] = ()
     """What the text leaves out, such as "answers do not count"; a remark counts equal ones."""
 

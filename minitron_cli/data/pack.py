@@ -1,7 +1,11 @@
 """Documents to blocks of tokens. A corpus is tokenized once, into a file that later runs map into memory.
 
-The documents of a split are concatenated, each text followed by the end-of-text token. Block i is tokens i*T to (i+1)*T
-of this sequence; an incomplete last block and those without a token to predict are left out.
+The documents of a split are concatenated, each text between what its tokenizer writes before it, such as a bos, and the
+end-of-text token. Block i is tokens i*T to (i+1)*T of this sequence; an incomplete last block and those without a token
+to predict are left out.
+
+A block that begins inside a document begins as the document does, in place of as many of its tokens: a model trained
+with a bos is far worse without one (docs/data.md).
 """
 
 import time
@@ -19,9 +23,10 @@ from torch import Tensor
 
 from minitron_cli import canonical_json, process_rank, progress
 from minitron_cli.data import token_file
+from minitron_cli.data.document_frame import DocumentFrame
 from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
 from minitron_cli.data.loss_spans import written
-from minitron_cli.data.predicted_blocks import predicted_blocks
+from minitron_cli.data.predicted_blocks import continued, predicted_blocks
 from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
@@ -39,14 +44,17 @@ WAIT_SECONDS = 0.2
 
 
 class Blocks:
-    """Blocks of `sequence_length` tokens, by index; each has a token to predict. IndexError for an unknown index."""
+    """Blocks of `sequence_length` tokens, by index; each has a token to predict. IndexError for an unknown index.
 
-    def __init__(self, file: TokenFile, sequence_length: int) -> None:
-        self.sequence_length = sequence_length
+    `before` is what a block begins with if it begins inside a document that begins with it.
+    """
+
+    def __init__(self, file: TokenFile, sequence_length: int, before: tuple[int, ...] = ()) -> None:
+        self.sequence_length, self.before = sequence_length, before
         self.file, self._total = file, len(file.tokens) // sequence_length
-        self._numbers = predicted_blocks(file, sequence_length)
+        self._numbers = predicted_blocks(file, sequence_length, before)
         left_out = [self.left_out] if self.left_out else []
-        self.fingerprint = canonical_json.digest([file.fingerprint, sequence_length, *left_out])
+        self.fingerprint = canonical_json.digest([file.fingerprint, sequence_length, before, *left_out])
 
     def __len__(self) -> int:
         return self._total if self._numbers is None else len(self._numbers)
@@ -58,7 +66,14 @@ class Blocks:
 
     def tokens(self, i: int) -> Tensor:
         """Token ids of block i, int64 [T]."""
-        return torch.from_numpy(self.file.tokens[self._span(i)].astype(np.int64))
+        tokens_T = self.file.tokens[self._span(i)].astype(np.int64)
+        if self._is_continued(i):
+            tokens_T[: len(self.before)] = self.before
+        return torch.from_numpy(tokens_T)
+
+    def largest_id(self) -> int:
+        """Largest token id in the file; reads all of it."""
+        return int(self.file.tokens.max())
 
     def positions(self, i: int) -> Tensor:
         """Position of each token in its document, or in the block if the document starts before it; int64 [T]."""
@@ -74,10 +89,25 @@ class Blocks:
         return torch.from_numpy(np.searchsorted(self.file.starts, np.arange(span.start, span.stop), side="right") - 1)
 
     def loss_mask(self, i: int) -> Tensor | None:
-        """Whether each token of block i is scored, bool [T]; None if all are."""
-        if self.file.loss_mask is None:
+        """Whether each token of block i is scored, bool [T]; None if all are.
+
+        What is put before a block is not, nor is the first token after it: what it continues is in another block.
+        """
+        span, mask, is_continued = self._span(i), self.file.loss_mask, self._is_continued(i)
+        if mask is None and not is_continued:
             return None
-        return torch.from_numpy(np.array(self.file.loss_mask[self._span(i)]))
+        mask_T = np.ones(self.sequence_length, bool) if mask is None else np.array(mask[span])
+        if is_continued:
+            mask_T[: len(self.before) + 1] = False
+        return torch.from_numpy(mask_T)
+
+    def text_tokens(self) -> Tensor:
+        """Token ids of all complete blocks in a row, without what is put before a block, int64 [blocks * T]."""
+        return torch.from_numpy(self.file.tokens[: self._total * self.sequence_length].astype(np.int64))
+
+    def _is_continued(self, i: int) -> bool:
+        start_B = np.array([self._span(i).start])
+        return bool(continued(self.file, start_B, self.sequence_length, self.before)[0])
 
     def _span(self, i: int) -> slice:
         if not 0 <= i < len(self):
@@ -102,13 +132,14 @@ def prepare(
     DataError if a source is broken, there are too few tokens for one block, or nothing in the blocks is predicted.
     """
     split = Split.open(config, name)
+    frame = DocumentFrame.of(tokenizer, config.bos) if tokenizer else DocumentFrame.without_tokenizer(config.bos)
     template = [tokenizer.chat_template] if tokenizer and split.has_loss_mask else []
-    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity(), *template])
+    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity(), frame, *template])
     directory = cache_dir / key[:16]
     file = token_file.find(directory, key)
     if file is None:
         file = (
-            _create(directory, key, split, tokenizer, vocab_size)
+            _create(directory, key, split, tokenizer, frame, vocab_size)
             if process_rank.is_first_process()
             else _wait_for(directory, key)
         )
@@ -117,7 +148,7 @@ def prepare(
             f"{name} data: {len(file.tokens):,} tokens are fewer than one block of {config.sequence_length:,}; "
             "add text or lower data.sequence_length"
         )
-    return _with_predictions(Blocks(file, config.sequence_length), name, split.has_loss_mask)
+    return _with_predictions(Blocks(file, config.sequence_length, frame.before), name, split.has_loss_mask)
 
 
 def _with_predictions(blocks: Blocks, name: SplitName, has_loss_mask: bool) -> Blocks:
@@ -136,13 +167,19 @@ def _with_predictions(blocks: Blocks, name: SplitName, has_loss_mask: bool) -> B
 
 
 def _create(
-    directory: Path, key: str, split: Split, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int | None
+    directory: Path,
+    key: str,
+    split: Split,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    frame: DocumentFrame,
+    vocab_size: int | None,
 ) -> TokenFile:
     vocab_size = 1 + max(tokenizer.get_vocab().values()) if tokenizer else vocab_size
     assert vocab_size
     with ExitStack() as opened:
-        documents = partial(_documents, split, tokenizer, vocab_size, opened)
-        return token_file.create(directory, key, vocab_size, documents, split.has_loss_mask)
+        documents = partial(_documents, split, tokenizer, frame, vocab_size, opened)
+        has_loss_mask = split.has_loss_mask or len(frame.before) > 1
+        return token_file.create(directory, key, vocab_size, documents, has_loss_mask, {"frame": frame._asdict()})
 
 
 def _wait_for(directory: Path, key: str) -> TokenFile:
@@ -156,6 +193,7 @@ def _wait_for(directory: Path, key: str) -> TokenFile:
 def _documents(
     split: Split,
     tokenizer: "PreTrainedTokenizerBase | None",
+    frame: DocumentFrame,
     vocab_size: int,
     opened: ExitStack,
     after: ReadPosition | None,
@@ -170,15 +208,17 @@ def _documents(
     encode = None
     if not all(isinstance(source, TokenIds) for source in split.sources):
         assert tokenizer
-        encode = opened.enter_context(mapping(Encoder, encoder_arguments(tokenizer), processes_for(split.size_bytes)))
+        processes = processes_for(split.size_bytes)
+        encode = opened.enter_context(mapping(Encoder, encoder_arguments(tokenizer, frame), processes))
     notes = Counter[str]()
+    texts = [written(split.documents(i, step), tokenizer, notes) for i in range(len(split.sources))]
     streams = [
-        _stream(split, i, written(split.documents(i, step), tokenizer, notes), vocab_size, step, encode, skip=documents)
+        _stream(split, i, texts[i], frame, vocab_size, step, encode, skip=documents)
         for i, (documents, _) in enumerate(place)
     ]
     for turn, ids in _mixture(split, streams, [tokens for _, tokens in place]):
         place = [[n + (i == turn), tokens + (i == turn) * len(ids.ids)] for i, (n, tokens) in enumerate(place)]
-        yield ids, place
+        yield frame.unscored(ids), place
     if not any(tokens for _, tokens in place):
         raise split.nothing()
     split.check_unchanged()
@@ -190,6 +230,7 @@ def _stream(
     split: Split,
     i: int,
     documents: Iterator[Document],
+    frame: DocumentFrame,
     vocab_size: int,
     step: progress.Step,
     encode: MapJobs | None,
@@ -198,9 +239,10 @@ def _stream(
     """Ids of each document of source i in the split, without the first `skip`."""
     rest = islice(documents, skip, None)
     if isinstance(split.sources[i], TokenIds):
-        return checked(rest, vocab_size)
+        ready = checked(rest, vocab_size)
+        return map(frame.begin, ready) if frame.is_forced else ready
     assert encode
-    return encoded(rest, encode, after_group=partial(step, 0))
+    return encoded(rest, frame, encode, after_group=partial(step, 0))
 
 
 def _mixture(split: Split, streams: list[Iterator[Ids]], taken: list[int]) -> Iterator[tuple[int, Ids]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from minitron_cli.data import files, hub, standard_library
+from minitron_cli.data.document_frame import Bos
 from minitron_cli.data.formats import AUTO, HELP, FormatName, RowFormat, documents, format_of, kind_of
 from minitron_cli.data.formats.text import TextFormat
 from minitron_cli.data.rows import Columns, Document, require_columns, token_documents
@@ -211,6 +212,10 @@ class DataConfig(Spec):
     `validation`."""
     sequence_length: int = Field(2048, ge=2)
     """Tokens in a block."""
+    bos: Bos = "auto"
+    """What a document begins with. auto: what the model's tokenizer writes before a text (a bos, or nothing). always:
+    also where the tokenizer does not write its bos, and before chats and token ids that lack it. never: nothing. A
+    block that begins inside such a document begins in the same way."""
     seed: int = 0
     """Seed of the order in which blocks are drawn."""
 

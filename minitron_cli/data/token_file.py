@@ -8,10 +8,11 @@ after the last part that it finished.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,11 +61,36 @@ def find(directory: Path, key: str) -> TokenFile | None:
     )
 
 
-def create(directory: Path, key: str, vocab_size: int, documents: Documents, has_loss_mask: bool) -> TokenFile:
+def finished(directory: Path) -> list[Path]:
+    """Directories of the token files below a directory, damaged ones too; not those that a run is writing."""
+    is_unfinished = (io.TEMPORARY, PARTS)
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(p for p in found if p.is_dir() and not any(mark in p.name for mark in is_unfinished))
+
+
+def damage(directory: Path) -> str | None:
+    """Name of the first file that is not as it was written, every byte read; None if all are."""
+    header = _header(directory)
+    if header is None:
+        return HEADER
+    names = [name for name in (TOKENS, STARTS, LOSS_MASK) if (directory / name).is_file()]
+    written = dict(zip((TOKENS, STARTS, LOSS_MASK), header["sha256"], strict=False))
+    found = dict(zip(names, files.hashed([directory / name for name in names]), strict=True))
+    return next((name for name in written | found if written.get(name) != found.get(name)), None)
+
+
+def create(
+    directory: Path,
+    key: str,
+    vocab_size: int,
+    documents: Documents,
+    has_loss_mask: bool,
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> TokenFile:
     """Write the documents under a temporary name, read them back, rename: a killed run leaves nothing at `directory`.
 
     It leaves its finished parts beside it, and the next run continues after them. EnvironmentFault if the disk returns
-    other bytes than were written.
+    other bytes than were written. `about` is added to the header, for readers.
     """
     if directory.exists() and find(directory, key) is None:
         progress.warn(f"{directory} is damaged; the data are tokenized again")
@@ -72,7 +98,8 @@ def create(directory: Path, key: str, vocab_size: int, documents: Documents, has
     io.make_dirs(directory.parent)
     _sweep(directory.parent)
     try:
-        _TokenFileWriter(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_loss_mask).do(documents)
+        dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
+        _TokenFileWriter(directory, key, dtype, has_loss_mask, about).do(documents)
     except FileNotFoundError:  # another process has finished the same file and removed the parts
         if find(directory, key) is None:
             raise
@@ -92,8 +119,8 @@ def _sweep(directory: Path) -> None:
 class _TokenFileWriter:
     """Writes one token file, in parts if it is long."""
 
-    def __init__(self, directory: Path, key: str, dtype: str, has_loss_mask: bool) -> None:
-        self.directory, self.key, self.dtype = directory, key, dtype
+    def __init__(self, directory: Path, key: str, dtype: str, has_loss_mask: bool, about: Mapping[str, Any]) -> None:
+        self.directory, self.key, self.dtype, self.about = directory, key, dtype, about
         self.names = (TOKENS, STARTS, LOSS_MASK) if has_loss_mask else (TOKENS, STARTS)
         self.parts_directory = directory.with_name(directory.name + PARTS)
 
@@ -168,7 +195,11 @@ class _TokenFileWriter:
             raise EnvironmentFault(
                 f"{directory}: the disk returns other bytes than were written; check it and run again"
             )
-        header = {"key": self.key, "dtype": self.dtype, "sha256": sha256, "samples": _samples(directory)} | more
+        header = (
+            {"key": self.key, "dtype": self.dtype, "sha256": sha256, "samples": _samples(directory)}
+            | more
+            | dict(self.about)
+        )
         io.write_new_json(directory / HEADER, header | {"header_sha256": canonical_json.digest(header)})
 
     def _sound_parts(self) -> list[Path]:

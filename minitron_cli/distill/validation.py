@@ -22,12 +22,15 @@ def evaluate(
     count: int | None,
     batch_size: int,
     group: ProcessGroup,
-    is_stopping: Callable[[], bool],
-) -> dict[str, float] | None:
-    """Columns of `HELD_OUT`: means over the scored tokens of `count` blocks (None: all). None if stopped."""
+    stop_if_asked: Callable[[], None],
+) -> dict[str, float]:
+    """Columns of `HELD_OUT`: means over the scored tokens of `count` blocks (None: all).
+
+    `stop_if_asked` is called before each batch.
+    """
     models.student.eval()
     try:
-        return _evaluate(models, blocks, count, batch_size, group, is_stopping)
+        return _evaluate(models, blocks, count, batch_size, group, stop_if_asked)
     finally:
         models.release()
 
@@ -38,14 +41,13 @@ def _evaluate(
     count: int | None,
     batch_size: int,
     group: ProcessGroup,
-    is_stopping: Callable[[], bool],
-) -> dict[str, float] | None:
+    stop_if_asked: Callable[[], None],
+) -> dict[str, float]:
     ids = evenly_spaced(len(blocks), count)
     mine = rank_slice(ids, group.rank, group.size)
     sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=group.device)
     for first in range(0, math.ceil(len(ids) / group.size), batch_size):  # equally often in all, as FSDP requires
-        if is_stopping():
-            return None
+        stop_if_asked()
         own = mine[first : first + batch_size]
         if own or models.is_sharded:
             held_out = batch(blocks, own or ids[:1])

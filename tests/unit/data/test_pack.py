@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli import io, progress
 from minitron_cli.data import encode, pack, predicted_blocks, token_file
 from minitron_cli.data.batches import batch
+from minitron_cli.data.document_frame import DocumentFrame
 from minitron_cli.data.pack import Blocks, prepare
 from minitron_cli.data.sources import DataConfig, TextFiles, TokenIds
 from minitron_cli.errors import DataError, Interrupted
@@ -252,9 +254,10 @@ def test_without_weights_all_of_every_source_is_used_in_order(tokenizer, tmp_pat
 
 
 class Refusing:
-    """A tokenizer that must not be used."""
+    """A tokenizer that must not be used, except to ask for its special tokens."""
 
     eos_token_id = 0
+    backend_tokenizer = Tokenizer(models.BPE())
 
     def get_vocab(self):
         raise AssertionError("tokenized again")
@@ -426,7 +429,7 @@ def test_a_killed_run_continues_behind_the_parts_that_it_finished(weights, token
             if sum(done) > all_pieces // 2:
                 raise Killed
             done.append(len(group))
-            yield encode.Encoder(*encode.encoder_arguments(tokenizer))(group)
+            yield encode.Encoder(*encode.encoder_arguments(tokenizer, DocumentFrame.of(tokenizer, "auto")))(group)
 
     monkeypatch.setattr(token_file, "PART_TOKENS", 200)
     with monkeypatch.context() as patch:
