@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitron_cli import canonical_json
+from minitron_cli import canonical_json, stopping
 
 WRITE_BYTES = 16 << 20  # per call, so that signals are handled between calls
+HASH_BYTES = 1 << 20
 HASHERS = 4  # threads, each of which hashes one file
 
 BytesLike = bytes | bytearray | memoryview
@@ -292,8 +293,12 @@ def _is_at_work(path: Path) -> bool:
 
 def file_record(path: Path) -> FileRecord:
     """Hash and size of an existing file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        buffer = memoryview(bytearray(HASH_BYTES))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            stopping.raise_if_stopped()
         return FileRecord(digest.hexdigest(), file.tell())
 
 

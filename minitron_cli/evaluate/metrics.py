@@ -6,7 +6,13 @@ from minitron_cli.figures import Figure
 LOSS = Figure("loss", "nats/token", better="lower")
 PERPLEXITY = Figure("perplexity", better="lower")
 KL = Figure("KL to the parent", "nats/token", better="lower")
-TEXT_FIGURES = {"loss": LOSS, "perplexity": PERPLEXITY, "kl": KL}
+TEXT_FIGURES = {
+    "loss": LOSS,
+    "perplexity": PERPLEXITY,
+    "kl": KL,
+    "bits_per_byte": Figure("loss per byte", "bits", better="lower"),
+    "byte_perplexity": Figure("perplexity per byte", better="lower"),
+}
 """Metric -> figure, of what is measured on validation blocks."""
 
 SPEED_FIGURES = {

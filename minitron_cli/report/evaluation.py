@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from minitron_cli.evaluate import estimates
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT, Outcome
-from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure
-from minitron_cli.evaluate.statistics import interval
+from minitron_cli.evaluate.metrics import SPEED_FIGURES, TEXT_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure
+from minitron_cli.report.evaluation_remarks import remarks
 from minitron_cli.report.view import Cell, Quantity, Section, Table, is_empty
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
@@ -60,8 +61,7 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
         for name, metric in metrics.items()
         if metric.part_of is None
     }
-    text = ["loss", "perplexity", "kl"]
-    order = {(PERPLEXITY, metric): i for i, metric in enumerate(text)}
+    order = {(PERPLEXITY, metric): i for i, metric in enumerate(TEXT_FIGURES)}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
@@ -90,7 +90,9 @@ def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
         ),
     }
     head = (Figure("metric"), ITEMS)
-    return [Table(title, (*head, *map(Figure, labels)), rows) for title, (labels, rows) in tables.items() if rows]
+    found = [Table(title, (*head, *map(Figure, labels)), rows) for title, (labels, rows) in tables.items()]
+    remarked = remarks({model.label: model.found for model in models})
+    return [table for table in (*found, *remarked) if table.rows]
 
 
 def _known(rows: Sequence[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
@@ -102,7 +104,7 @@ def _interval(name: Name, model: Evaluated) -> Cell:
     metric = model.metric(name)
     if metric is None or metric.value is None:
         return None
-    ends = interval(metric.value, metric.stderr, metric.clusters or metric.n or 0)
+    ends = estimates.of_metric(metric).interval()
     return Quantity(metric_figure(*name), Estimate(metric.value, *(ends or ())))
 
 

@@ -12,7 +12,7 @@ from minitron_cli.prune.config import Budget, Ranking
 from minitron_cli.search.axis_sizes import PRESETS, AxisSizes, Preset
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.parameters import Parameters
-from minitron_cli.spec import Amount, Quantity, Spec
+from minitron_cli.spec import Quantity, Spec, Target
 
 
 class Retrain(Spec):
@@ -90,7 +90,7 @@ class SearchConfig(Spec):
 
     budget: Budget | None = None
     """Size of the child; short form of a `parameters` constraint."""
-    targets: tuple[Amount, ...] = ()
+    targets: tuple[Target, ...] = ()
     """Further targets besides budget.target; the same search chooses a winner for each."""
     constraints: tuple[Constraint, ...] = ()
     """Further constraints: parameters, memory, flops, serving; measured on this machine: latency, throughput."""

@@ -73,11 +73,13 @@ def test_references_inside_the_page_lead_somewhere_and_only_there(page):
     assert set(targets + clips) <= set(ids)
 
 
+@pytest.mark.slow
 def test_no_name_reaches_a_figure(html):
     figures = re.compile(r"<svg.*?</svg>", re.DOTALL)
     assert figures.findall(render(sample(lambda _: HOSTILE[0]))) == figures.findall(html)
 
 
+@pytest.mark.slow
 def test_the_same_data_is_the_same_bytes(html):
     code = "import sys; from tests.unit.report.test_page import *; sys.stdout.buffer.write(render(sample()).encode())"
     assert render(sample()) == html
@@ -85,6 +87,7 @@ def test_the_same_data_is_the_same_bytes(html):
     assert other.stdout.decode() == html
 
 
+@pytest.mark.slow
 def test_the_users_matplotlib_settings_neither_matter_nor_change(html):
     with mpl.rc_context({"font.size": 40, "axes.facecolor": "red", "text.usetex": True}):
         before = dict(mpl.rcParams)
@@ -156,6 +159,7 @@ def test_dropped_layers_are_named(page):
     assert "All layers were kept." in Page(render(ReportData(title="t", importance=importance))).words
 
 
+@pytest.mark.slow
 def test_a_large_model_makes_a_page_under_a_megabyte():
     html = render(large())
     assert len(html.encode()) < 1_000_000

@@ -9,9 +9,21 @@ from huggingface_hub import ModelCard
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.results.base import RESULT
 from minitron_cli.results.training import TeacherResult
 from minitron_cli.stages import report
-from tests.unit.report.written import BIG, TRAINED, chain, distill, evaluate, importance, model_of, prune, write
+from tests.unit.report.written import (
+    BIG,
+    TRAINED,
+    chain,
+    distill,
+    evaluate,
+    importance,
+    model_of,
+    prune,
+    rewrite,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -132,8 +144,8 @@ def test_an_old_control_is_left_out_with_a_remark(tmp_path: Path, monkeypatch: p
     workspace, (_, narrow, student, _) = chain(tmp_path)
     old = distill(workspace, BIG, narrow, "ce", steps=3)
     assert ["distill", "steps=3"] in [words[1:2] + words[4:] for words in commands(card(workspace, student))]
-    result = old.path / "result.json"
-    result.write_text(result.read_text().replace("training/1", "training/0"))
+    result = (old.path / RESULT).read_text()
+    rewrite(old, RESULT, result.replace("training/1", "training/0"))
     remarks: list[str] = []
     monkeypatch.setattr("minitron_cli.progress.warn", remarks.append)
     assert "steps=3" not in card(workspace, student)

@@ -64,6 +64,14 @@ def write(
     return Artifact.open(path)
 
 
+def rewrite(artifact: Artifact, name: str, text: str) -> None:
+    """Replace a file of an artifact, and its hash in the manifest, as if the stage had written it so."""
+    (artifact.path / name).write_text(text)
+    (artifact.path / manifest.MANIFEST).unlink()
+    files = {**artifact.manifest.files, name: io.file_record(artifact.path / name)}
+    manifest.write(artifact.path, artifact.manifest.model_copy(update={"files": files}))
+
+
 def importance(workspace: Workspace, model: str) -> Artifact:
     found = ImportanceResult(model=size(8), samples=1, sequence_length=8)
     return write(workspace, "importance", {"model": model, "data": "text"}, found, files={"scores": model})
