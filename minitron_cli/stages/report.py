@@ -24,7 +24,7 @@ from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
-from minitron_cli.results.training import read_curves
+from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 from minitron_cli.stages.prune import PLAN
@@ -92,12 +92,15 @@ def report_data(product: Product, title: str) -> ReportData:
     run = product.evaluation.run if product.evaluation else None
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
+    distilled = product.artifact if product.artifact.stage == "distill" else None
+    worse = distilled.result(TrainingResult).worse if distilled else None
     steps = [made.result(PruneResult) for made in product.steps]
     return ReportData(
         title=title,
         model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
-        teacher=product.teacher(product.artifact) if product.artifact.stage == "distill" else "",
+        teacher=product.teacher(distilled) if distilled else "",
+        worse=str(worse or ""),
         to_evaluate=product.to_evaluate,
         models=tuple(product.models()),
         speed=run.speed if run else None,

@@ -28,6 +28,7 @@ TRAINED = {
     "validations": 0,
     "validation_tokens": 0,
 }
+CURVES = {"metrics.jsonl": "", "validation.jsonl": ""}
 STEPS = (8_000_000_000, 6_000_000_000, 4_000_000_000)
 
 
@@ -89,9 +90,8 @@ def distill(workspace: Workspace, teacher: str, student: Artifact, label: str = 
     found = TrainingResult(**TRAINED)
     settings = DistillConfig(**config).model_dump(mode="json", exclude_defaults=True)
     files = {"config.json": json.dumps([student.key, teacher, settings, label])}
-    files |= {"metrics.jsonl": "", "validation.jsonl": ""}
     inputs = {"teacher": teacher, "student": model_of(student), "train": "text"}
-    return write(workspace, "distill", inputs, found, label=label, config=settings, files=files)
+    return write(workspace, "distill", inputs, found, label=label, config=settings, files={**CURVES, **files})
 
 
 def evaluate(workspace: Workspace, **models: tuple[str, float]) -> Artifact:
