@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minitron_cli import io, strict_json
+from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import other_formats
+from minitron_cli.checkpoint import hub_blobs, other_formats
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
@@ -48,7 +48,12 @@ class ModelSource(NamedTuple):
     """Hub id and commit of a downloaded model, "org/name@40 digits"; empty for any other directory."""
 
     def fingerprint(self) -> str:
-        """Identity of the model's content: the commit, or a hash of the files, which are read."""
+        """Identity of the model's content: the commit, or a hash of the files. Large files are read once.
+
+        ArtifactError or CheckpointError for files that are not those which a stage wrote or which were downloaded.
+        """
+        if self.commit:
+            hub_blobs.check(self.path, self.commit.partition("@")[0])
         return self.commit or fingerprint.of_directory(self.path)
 
 
@@ -107,7 +112,9 @@ def _download(hub_id: str, *, offline: bool) -> Path:
     patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "README.md"]
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3))
+        with stopping.interruptible():
+            found = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3)
+        return Path(found)
     except GatedRepoError:
         raise CheckpointError(f"{hub_id} is gated: accept its license on the hub and run `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -187,9 +194,13 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _refusing(what: str, hint: str) -> Iterator[None]:
-    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on."""
+    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on.
+
+    A stop request interrupts the context at any point.
+    """
     try:
-        yield
+        with stopping.interruptible():
+            yield
     except Exception as e:
         if is_of_environment(e):
             raise
@@ -304,14 +315,15 @@ def model_of(
     typed = config_from_dict(config, "the config of the pruned model")
     logging.disable_progress_bar()
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(typed)]
-    model, info = cls.from_pretrained(
-        None,
-        config=typed,
-        state_dict=dict(state),
-        dtype=main_dtype((t.dtype, t.numel()) for t in state.values()) if dtype == "auto" else dtype,
-        attn_implementation=_attention(typed),
-        output_loading_info=True,
-    )
+    with stopping.interruptible():
+        model, info = cls.from_pretrained(
+            None,
+            config=typed,
+            state_dict=dict(state),
+            dtype=main_dtype((t.dtype, t.numel()) for t in state.values()) if dtype == "auto" else dtype,
+            attn_implementation=_attention(typed),
+            output_loading_info=True,
+        )
     if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
         raise CheckpointError(
             f"the pruned model does not fit its config at {min(map(str, wrong))}: report the model's family"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minitron_cli import strict_json
+from minitron_cli import stopping, strict_json
 from minitron_cli.checkpoint import directory, other_formats
 from minitron_cli.errors import CheckpointError, shown
 
@@ -108,12 +108,14 @@ class Checkpoint:
         return main_dtype((info.torch_dtype, math.prod(info.shape)) for info in self.tensors.values())
 
     def read(self, name: str) -> Tensor:
-        """One whole tensor, in its stored dtype."""
+        """One whole tensor, in its stored dtype. Interrupted, as by `read_rows`, if a stop was requested."""
+        stopping.raise_if_stopped()
         info = self.tensors[name]
         return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int, buffer: Buffer | None = None) -> Tensor:
         """Rows `start:stop` of dim 0, in memory from `buffer` if given, else in new memory."""
+        stopping.raise_if_stopped()
         info = self.tensors[name]
         row_bytes = info.size_bytes // info.shape[0]
         rows = _read(info, start * row_bytes, (stop - start) * row_bytes, buffer)

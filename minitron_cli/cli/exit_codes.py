@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.environment_errors import WITHOUT_ERRNO, is_out_of_memory
-from minitron_cli.errors import MinitronError
+from minitron_cli.errors import Interrupted, MinitronError
 
 
 class Fault(NamedTuple):
@@ -41,7 +41,7 @@ OUT_OF_MEMORY = "out of memory; lower the batch size (micro_batch_size for disti
 
 def explain(error: BaseException) -> Fault:
     """Exit code and sentence for the user."""
-    if isinstance(error, MinitronError):
+    if isinstance(error, MinitronError | Interrupted):
         return Fault(error.exit_code, _one_line(str(error)))
     if isinstance(error, DryRunStop):
         return Fault(0, str(error))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
+from minitron_cli import io, progress, stopping
 from minitron_cli.checkpoint.reader import read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import InputError
@@ -55,9 +55,10 @@ class SavedState:
             return {}
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the file atomically."""
+        """Replace the file atomically, also after a stop was requested."""
         temporary = self._path.with_name(f"{io.TEMPORARY}{self._path.name}-{secrets.token_hex(4)}")
-        write_safetensors(temporary, tensors)
+        with stopping.deferred():
+            write_safetensors(temporary, tensors)
         io.disk.replace(temporary, self._path)
         io.disk.sync_dir(self._path.parent)
         self._saved_at = time.monotonic()

@@ -61,7 +61,9 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
             parent_loss=scores.parent_nll,
         )
 
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    made = produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    context.record({parent.fingerprint: parent.name, blocks.fingerprint: data.model_dump(mode="json")})
+    return made
 
 
 def _removable(config: ImportanceConfig, layers: int) -> ImportanceConfig:

@@ -40,7 +40,7 @@ from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.spec import Amount
 
-STAGE, VERSION = "prune", 4
+STAGE, VERSION = "prune", 5
 SCORE_BLOCKS = 64  # validation blocks on which candidates are compared when a budget chooses the shape
 PLAN = "plan.json"
 

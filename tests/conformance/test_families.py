@@ -26,6 +26,7 @@ from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
 from tests.conformance.masked import Survivors, masked, random_survivors
+from tests.quick import each_family
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
 
 MULTIPLES = ("gemma2", "gemma3_text", "llama")  # transformers divides hidden by heads, and refuses a remainder
@@ -240,7 +241,7 @@ def check_counts(model, checkpoint):
     assert shape.parameters("non_embedding") == unique_parameters(model) - sum(embeddings.values())
 
 
-@EVERY_FAMILY
+@each_family()
 def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tokens, tmp_path, subtests):
     for tied, pruning in product(TIED, prunings_of(model_type)):
         with subtests.test(tied=tied, pruning=pruning):
@@ -396,7 +397,7 @@ def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@EVERY_FAMILY
+@each_family()
 def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tokens, tmp_path, subtests):
     for tied in TIED:
         with subtests.test(tied=tied):
@@ -412,7 +413,7 @@ def check_generation(child, tokens):
     assert torch.equal(cached, child.generate(tokens, use_cache=False, **same))
 
 
-@EVERY_FAMILY
+@each_family()
 def test_dropping_layers_keeps_each_layers_kind(parents, model_type, tokens, tmp_path, subtests):
     for kept in ([0, 1, 2], [0, 2, 3], [1, 3], [2, 3], [3]):
         with subtests.test(kept=kept):

@@ -11,6 +11,7 @@ from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.family import Family
 from minitron_cli.model.shape import Shape
+from tests.quick import each_family
 from tests.tiny import tiny_model
 
 MIB = 2**20
@@ -111,7 +112,7 @@ def check_flops(model):
     assert shape.flops_per_token(context=length) * length == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@each_family()
 def test_any_size_counts_what_transformers_builds(model_type):
     shape = tiny_shape(model_type)
     prunings = [{"layer": 2}, {"ffn": 7}, {"hidden": 24}, {"head": 4, "kv_head": 1}, {"vocab": 65, "head_dim": 6}]

@@ -130,6 +130,7 @@ def accuracy(model, tokenizer):
     return right / len(ITEMS)
 
 
+@pytest.mark.slow
 def test_the_task_is_asked_without_each_block(place, tmp_path, tasks):
     found, scores = run(
         place, tmp_path, blocks=(2, 3), block_task="finish", block_task_path=str(tasks), mode="resident"
