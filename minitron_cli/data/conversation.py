@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 SPOKEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Fields beside `content` that hold what the assistant says."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # transformers gives each under the first and the last name
+REWRITTEN = (
+    "have earlier answers that the chat template rewrites once others follow: they are scored in texts of their own"
+)
 EARLIER = "have earlier answers that do not count, because the chat template does not write them as it asks for them"
 RESERVED = ("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 
@@ -40,7 +43,7 @@ class Conversation(NamedTuple):
         """
         template = _template(tokenizer, bool(self.tools), where)
         try:
-            return _spans(self._prepared(template, where), template, where)
+            return _spans(self._prepared(template, where), self.scored(where), template, where)
         except TemplateFailure as e:
             raise DataError(
                 f"{where}: the chat template refuses the conversation ({e}); repair or drop the row"
@@ -56,9 +59,9 @@ class Conversation(NamedTuple):
         return self._replace(messages=tuple(map(change, self.messages)))
 
 
-def _spans(talk: Conversation, template: ChatTemplate, where: str) -> list[LossSpans]:
-    """Texts that together score every answer, beginning with the whole conversation."""
-    answers, whole = talk.scored(where), len(talk.messages)
+def _spans(talk: Conversation, answers: list[int], template: ChatTemplate, where: str) -> list[LossSpans]:
+    """Texts that together score the messages of these numbers, beginning with the whole conversation."""
+    whole = len(talk.messages)
     renders = list(dict.fromkeys([(whole, False), *(r for i in answers for r in ((i, True), (i + 1, False)) if r[0])]))
     texts = template.write(talk.messages, renders, talk.tools or None, dict(talk.variables))
     text_of = {(0, True): "", **{r: _utf8(text, where) for r, text in zip(renders, texts, strict=True)}}
@@ -76,6 +79,7 @@ def _spans(talk: Conversation, template: ChatTemplate, where: str) -> list[LossS
             notes, found = (*notes, EARLIER), answers[-1:]
         answers = [i for i in answers if i not in found]
         stop = answers[-1] + 1 if answers else stop
+    notes = (*notes, REWRITTEN) if len(spans) > 1 else notes
     return [*spans[:-1], spans[-1]._replace(notes=spans[-1].notes + notes)]
 
 

@@ -10,10 +10,10 @@ import signal
 import sys
 from typing import Any
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 1 << 29
 CHARACTERS = 1 << 24
 """Output of one render; twice the length of its input is allowed beyond it."""
-SECONDS = 0.8
+SECONDS = 0.5
 """Processor time of one render; SECONDS_PER_CHARACTER of its input are allowed beyond it."""
 SECONDS_PER_CHARACTER = 1e-6
 
@@ -47,7 +47,7 @@ def _answer(library: Any, request: dict[str, Any], size: int) -> dict[str, Any]:
             return {"variables": _variables(library, request["template"])}
         return {"texts": [_text(library, request, size, *render) for render in request["renders"]]}
     except MemoryError:
-        return {"error": f"it needs more than {MEMORY_BYTES >> 30} GiB of memory"}
+        return {"error": f"it needs more than {MEMORY_BYTES >> 20} MiB of memory"}
     except Exception as e:  # whatever a template can raise
         return {"error": next(iter(str(e).splitlines()), type(e).__name__)[:300]}
     finally:
