@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minitron_cli import io
+from minitron_cli import io, stopping
 from minitron_cli.checkpoint.reader import DTYPES, INDEX, WEIGHTS
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -49,7 +49,11 @@ class Blank:
             start += spec.size_bytes
 
     def write_at(self, name: str, offset: int, block: Tensor) -> None:
-        """Write a block of a tensor at `offset` bytes from its beginning. Blocks must not overlap."""
+        """Write a block of a tensor at `offset` bytes from its beginning. Blocks must not overlap.
+
+        Interrupted if a stop was requested.
+        """
+        stopping.raise_if_stopped()
         (file, start), spec = self._places[name], self.specs[name]
         assert block.dtype == spec.dtype, f"{name}: a block is {block.dtype}, the header says {spec.dtype}"
         assert offset + block.nbytes <= spec.size_bytes, f"{name}: its blocks do not add up to {spec.shape}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
+from minitron_cli import io, progress, stopping
 from minitron_cli.checkpoint.reader import read_safetensors
 from minitron_cli.checkpoint.writer import replace_safetensors
 from minitron_cli.errors import InputError
@@ -54,8 +54,8 @@ class SavedState:
             return {}
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the file atomically."""
-        replace_safetensors(self._path, tensors)
+        with stopping.deferred():
+            replace_safetensors(self._path, tensors)
         io.disk.sync_dir(self._path.parent)
         self._saved_at = time.monotonic()
 

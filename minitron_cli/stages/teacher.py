@@ -24,7 +24,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.results.training import TeacherResult
 from minitron_cli.spec import Spec
 
-STAGE, VERSION = "teacher", 1
+STAGE, VERSION = "teacher", 2
 
 
 class TeacherConfig(Spec):

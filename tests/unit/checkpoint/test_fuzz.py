@@ -189,7 +189,8 @@ def test_any_weight_map(sharded, data):
         if refusal := refusal_of(Checkpoint.open, sharded):
             assert refusal.isprintable()
         else:
-            assert {n: info.file.name for n, info in Checkpoint.open(sharded).tensors.items()} == weight_map
+            found = {n: info.file.name for n, info in Checkpoint.open(sharded).tensors.items()}
+            assert found | weight_map == found  # a shard may hold tensors that the map leaves out
     finally:
         index.write_text(good)
 

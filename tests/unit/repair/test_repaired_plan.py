@@ -122,16 +122,35 @@ def test_rescaling_is_refused_where_it_could_not_be_judged(pruned_anew, monkeypa
         pruned_anew(repair="rescale")
 
 
-@pytest.mark.slow
-def test_the_strengths_are_judged_by_the_child_that_is_written(pruned_anew, place, tmp_path, monkeypatch):
-    """Of a family that stores what a norm multiplies by less 1."""
-    gemma, tried, texts, kl = tmp_path / "gemma", [], [], repaired_plan.kl_to_parent
+def gemma_in(directory, place):
+    gemma = directory / "gemma"
     tiny_model("gemma2", vocab_size=300).save_pretrained(gemma)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (gemma / name).write_bytes((place / "model" / name).read_bytes())
+    return gemma
+
+
+def test_a_repair_that_makes_the_child_worse_is_not_written(pruned_anew, place, tmp_path, monkeypatch):
+    gemma, warned = gemma_in(tmp_path, place), []
+    monkeypatch.setattr("minitron_cli.progress.warn", warned.append)
+    monkeypatch.setattr(norm_rescale, "strengths", lambda kinds, distance: dict.fromkeys(kinds, 1.0))
+    plain, made = pruned_anew(gemma, shape={"hidden": 16}), pruned_anew(gemma, repair="rescale", shape={"hidden": 16})
+    repair = repair_of(made)
+    assert repair.effect.after.kl > repair.effect.before.kl
+    assert not repair.is_kept
+    assert [text.startswith("the repair took the child further from its parent (held-out KL ") for text in warned] == [
+        True
+    ]
+    assert (made.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_strengths_are_judged_by_the_child_that_is_written(pruned_anew, place, tmp_path, monkeypatch):
+    """Of a family that stores what a norm multiplies by less 1."""
+    gemma, tried, texts, kl = gemma_in(tmp_path, place), [], [], repaired_plan.kl_to_parent
 
     def strong(kinds, distance):
-        powers = dict.fromkeys(kinds, 1.0)
+        powers = dict.fromkeys(kinds, -0.2)
         tried.append(distance(norm_rescale.scales(kinds, powers)))
         return powers
 
