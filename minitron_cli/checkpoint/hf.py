@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import hub_blobs, other_formats
+from minitron_cli.checkpoint import hub_blobs, other_formats, text_growth
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
@@ -347,10 +347,16 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """Tokenizer of a checkpoint directory. CheckpointError if there is none. Code in the directory never runs."""
     from transformers import AutoTokenizer
 
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(path):
         raise CheckpointError(f"{path} has no tokenizer: copy the model's tokenizer files there")
+    text_growth.check(path)
     with _refusing(f"{path}: its tokenizer does not load", "restore the tokenizer files"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a checkpoint directory holds a tokenizer."""
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def check_generation_config(path: Path) -> None:

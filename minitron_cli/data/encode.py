@@ -109,7 +109,7 @@ def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
         for extreme in (content.ids.min(), content.ids.max()):
             if not 0 <= extreme < vocab_size:
                 raise DataError(
-                    f"{document.where}: token id {extreme} is not one of the tokenizer's {vocab_size:,}; "
+                    f"{document.where}: token id {extreme} is not one of the vocabulary's {vocab_size:,}; "
                     "use the ids of this model's tokenizer"
                 )
         yield content

@@ -51,6 +51,8 @@ def difference(reader: SourceModel, other: SourceModel, names: tuple[str, str]) 
     rows = other.shape.sizes["vocab"]
     if reader.path == other.path:
         return None
+    if not hf.has_tokenizer(reader.path) and not hf.has_tokenizer(other.path):
+        return None  # both read token ids
     own = hf.load_tokenizer(reader.path)
     are_equal = fingerprint.of_tokenizer(reader.path) == fingerprint.of_tokenizer(other.path)
     if not are_equal and (why := apart(own, hf.load_tokenizer(other.path), names)):

@@ -159,7 +159,9 @@ class _Benchmark:
         return self._measure(work, label, subject).model_dump(mode="json")
 
     def _measure(self, work: StageBuild, label: str, subject: SourceModel) -> Measurements:
-        model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
+        model = self._load(subject)
+        needs_tokenizer = self.config.tasks or self.config.cloze or hf.has_tokenizer(subject.path)
+        tokenizer = hf.load_tokenizer(subject.path) if needs_tokenizer else None
         found = Measurements()
         if self.blocks and self.config.perplexity:
             found |= self._on_text(model, self.blocks, tokenizer, label)
@@ -276,9 +278,8 @@ def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze)
     final = work.scratch / "cloze"
     if not final.is_dir():
         io.make_dirs(work.scratch)
-        temporary = io.temporary_dir(work.scratch, final.name)
-        cloze.write_task(temporary, _documents(tokenizer, blocks), config)
-        io.publish(temporary, final)
+        with io.new_dir(final) as directory:
+            cloze.write_task(directory, _documents(tokenizer, blocks), config)
     return final
 
 
