@@ -244,6 +244,17 @@ def publish(temporary: Path, final: Path) -> bool:
     return True
 
 
+@contextmanager
+def new_dir(final: Path) -> Iterator[Path]:
+    """Directory to fill that is then renamed to `final`; nothing is left of it after an error, or if one was there."""
+    temporary = temporary_dir(final.parent, final.name)
+    try:
+        yield temporary
+        publish(temporary, final)
+    finally:
+        remove_tree(temporary)  # gone already if it was published
+
+
 def make_dirs(path: Path) -> None:
     """Create `path` and its missing parents. NotADirectoryError if a file is in the way."""
     missing = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import other_formats, text_growth
+from minitron_cli.checkpoint import hub_blobs, other_formats, text_growth
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
@@ -48,7 +48,12 @@ class ModelSource(NamedTuple):
     """Hub id and commit of a downloaded model, "org/name@40 digits"; empty for any other directory."""
 
     def fingerprint(self) -> str:
-        """Identity of the model's content: the commit, or a hash of the files, which are read."""
+        """Identity of the model's content: the commit, or a hash of the files. Large files are read once.
+
+        ArtifactError or CheckpointError for files that are not those which a stage wrote or which were downloaded.
+        """
+        if self.commit:
+            hub_blobs.check(self.path, self.commit.partition("@")[0])
         return self.commit or fingerprint.of_directory(self.path)
 
 

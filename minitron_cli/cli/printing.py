@@ -20,7 +20,7 @@ def artifact(made: Artifact, shown: Show) -> None:
     """Print one stage's result."""
     from minitron_cli.cli import tables
 
-    console.show(shown, tables.values(made), tables.tables(made))
+    console.show(shown, shown.json and tables.values(made), tables.tables(made))
     for page in (name for name in made.manifest.files if name.endswith(".html") and not shown.json):
         console.note(f"open {made.path / page}")
 

@@ -1,12 +1,14 @@
 """`minitron show`: current results of the workspace."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from typer import Argument, Option
 
+from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.workspace import open_workspace
+from minitron_cli.artifacts.workspace import Workspace, open_workspace
 from minitron_cli.cli import console, output_file, printing
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError, InputError
@@ -36,7 +38,9 @@ def show_results(
 
         console.show(where, *tables.costs(Product.current(workspace).lineage))
         return
-    found = [made for name in ([stage] if stage else STAGES) if (made := workspace.current(STAGES[name]))]
+    found, unreadable = _current(workspace, [stage] if stage else list(STAGES))
+    if unreadable and not found:
+        raise unreadable[0]
     if not found:
         what, command = (f"{stage} result", stage) if stage else ("result", "importance MODEL")
         raise ArtifactError(f"workspace {workspace.root} has no {what}: run `minitron {command}` first")
@@ -51,6 +55,26 @@ def show_results(
     else:
         printing.artifacts(found, where)
         console.show(where, {}, tables.ranked(found[0])[1])
+    if unreadable:
+        raise unreadable[0]
+
+
+def _current(workspace: Workspace, stages: Sequence[Stage]) -> tuple[list[Artifact], list[ArtifactError]]:
+    """Current results that can be read, and what is wrong with the others; warns of all but the first of them."""
+    from minitron_cli.cli import tables
+
+    found: list[Artifact] = []
+    unreadable: list[ArtifactError] = []
+    for stage in stages:
+        try:
+            if made := workspace.current(STAGES[stage]):
+                made.result(tables.RESULTS[made.stage])
+                found.append(made)
+        except ArtifactError as e:
+            unreadable.append(e)
+    for error in unreadable[1:]:
+        progress.warn(str(error))
+    return found, unreadable
 
 
 def _draw(artifact: Artifact, path: Path) -> None:

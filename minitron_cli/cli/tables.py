@@ -65,22 +65,21 @@ def _scores(artifact: Artifact) -> "Scores":
     return Scores.load(artifact.path)
 
 
-def tables(artifact: Artifact) -> list[Table]:
+def tables(artifact: Artifact) -> Iterator[Table]:
     """Artifact as tables."""
     match artifact.result(RESULTS[artifact.stage]):
         case ImportanceResult():
-            return [importance.layer_table(importance.layer_scores(_scores(artifact)))]
+            yield importance.layer_table(importance.layer_scores(_scores(artifact)))
         case SearchResult():
-            return candidates.candidate_tables(candidates.Ranking.of(artifact))
+            yield from candidates.candidate_tables(candidates.Ranking.of(artifact))
         case PruneResult() as result:
-            return list(_prune(artifact, result))
+            yield from _prune(artifact, result)
         case TrainingResult() as result:
-            return [sections.training_table(artifact.label, result)]
+            yield sections.training_table(artifact.label, result)
         case EvaluationResult() as result:
-            speed = artifact.run.speed if artifact.run else None
-            tables = evaluation.evaluation_tables(evaluation.evaluated(result))
-            return [*tables, *([evaluation.speed_table(speed)] if speed else [])]
-    return []
+            yield from evaluation.evaluation_tables(evaluation.evaluated(result))
+            if artifact.run and (speed := artifact.run.speed):
+                yield evaluation.speed_table(speed)
 
 
 def _prune(artifact: Artifact, result: PruneResult) -> Iterator[Table]:

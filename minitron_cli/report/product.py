@@ -177,7 +177,7 @@ class Product:
         if self.evaluation or self.artifact.stage not in _MODELS:
             return ""
         current = self.workspace.current(self.artifact.stage)
-        return "minitron eval" if current == self.artifact else f"minitron eval {place(self.artifact)}"
+        return "minitron eval" if current == self.artifact else f"minitron eval {place(self.artifact.path)}"
 
     def teacher(self, made: Artifact) -> str:
         """Name of a distilled model's teacher, if it is neither the parent nor the corrected parent."""
@@ -189,18 +189,26 @@ class Product:
     def name(self, model: str) -> str:
         """Name of the model with this fingerprint: its hub id, directory or path; empty if it is not known."""
         if made := self.made.get(model):
-            return place(made)
+            return place(made.path)
         hub_id, _, commit = model.partition("@")
-        return hub_id if commit else without_directories(self.given.get(model, ""))
+        given = Path(self.given.get(model, ""))
+        is_made = (given / MANIFEST).is_file()
+        return hub_id if commit else place(given) if is_made else without_directories(self.given.get(model, ""))
+
+    @property
+    def title(self) -> str:
+        """Name of the original model for readers: that of its stage if minitron made it; empty if it is not known."""
+        given = Path(self.given.get(self.original, ""))
+        return given.parent.name if (given / MANIFEST).is_file() else self.name(self.original)
 
 
 _MODELS = ("prune", "distill", "correct")  # the stages that make a model
 _ORDER = {label: i for i, label in enumerate(LABELS)}
 
 
-def place(made: Artifact) -> str:
+def place(artifact: Path) -> str:
     """Path of an artifact from the directory in which minitron was run: `runs/NAME/distill/distilled-4f1a22c0`."""
-    return "/".join(made.path.absolute().parts[-4:])
+    return "/".join(artifact.absolute().parts[-4:])
 
 
 def _tokens(made: Artifact) -> int | None:

@@ -68,10 +68,14 @@ def commands(product: Product) -> Iterator[str]:
         if text != last:
             words += settings({"data": without_directories(text)})
             last = text
-        words += settings(config)
-        if any(task["name"] in CODE_TASKS for task in config.get("tasks", ())):
-            words.append("--allow-code-execution")
-        yield " ".join(words)
+        yield " ".join([*words, *settings_of(config)])
+
+
+def settings_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments with every setting of a stage, and the permission that it needs."""
+    yield from settings(config)
+    if any(task["name"] in CODE_TASKS for task in config.get("tasks", ())):
+        yield "--allow-code-execution"
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

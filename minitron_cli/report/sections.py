@@ -57,7 +57,8 @@ def repair_tables(found: RepairResult | None) -> Iterator[Table]:
         )
         closed = Figure("gap closed", style="share", better="higher")
         columns = (*map(Figure, ("held out", "pruned", "repaired")), closed)
-        yield Table(f"Repair: {', '.join(found.repairs)}", columns, rows)
+        kept = "" if found.is_kept else " (not kept: the plain child was written)"
+        yield Table(f"Repair: {', '.join(found.repairs)}{kept}", columns, rows)
 
 
 def _row(figure: Figure, before: float | None, after: float | None) -> tuple[Cell, ...]:
@@ -73,5 +74,6 @@ def training_table(label: str, found: TrainingResult) -> Table:
         for name, figure in HELD_OUT.items()
         if (after := getattr(found.after, name, None)) is not None
     ]
-    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}"
+    worse = f" (worse: {found.worse})" if found.worse else ""
+    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}{worse}"
     return Table(title, tuple(map(Figure, ("held out", "before", "after"))), tuple(rows))

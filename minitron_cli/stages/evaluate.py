@@ -278,9 +278,8 @@ def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze)
     final = work.scratch / "cloze"
     if not final.is_dir():
         io.make_dirs(work.scratch)
-        temporary = io.temporary_dir(work.scratch, final.name)
-        cloze.write_task(temporary, _documents(tokenizer, blocks), config)
-        io.publish(temporary, final)
+        with io.new_dir(final) as directory:
+            cloze.write_task(directory, _documents(tokenizer, blocks), config)
     return final
 
 

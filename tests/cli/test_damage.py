@@ -1,5 +1,6 @@
 """Every file of every stage's artifact, damaged in every way: the stage that reads it and `verify` say so."""
 
+import json
 import os
 import random
 import shlex
@@ -195,3 +196,38 @@ def test_an_input_that_is_gone_is_told_and_no_damage(runs: Path) -> None:
     assert {Path(finding.path).parent.name for finding in gone} == {"search", "prune", "report"}
     assert all("is no longer in the workspace" in finding.problems[0] for finding in gone)
     assert [Path(finding.path).name for finding in found.damaged] == ["current"]
+
+
+def test_show_goes_on_over_what_can_be_read(runs: Path) -> None:
+    for stage in ("prune", "distill"):
+        (manifest,) = runs.glob(f"*/{stage}/*/manifest.json")
+        flip(manifest.parent / "model.safetensors", random.Random(0))
+    found = invoke("show", "--json", "--runs-dir", runs)
+    assert found.exit_code == 2
+    assert [one["stage"] for one in json.loads(found.stdout)] == ["importance", "search", "correct", "evaluate"]
+    told = [line for line in found.stderr.splitlines() if "model.safetensors has changed" in line]
+    assert [line.partition(":")[0] for line in told] == ["warning", "error"]
+
+
+def test_a_damaged_run_record_is_a_warning(runs: Path) -> None:
+    (manifest,) = runs.glob("*/prune/*/manifest.json")
+    (manifest.parent / "run.json").write_text("{")
+    found = invoke("show", "prune", "--json", "--runs-dir", runs)
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)[0]["run"] is None
+    told = [line for line in found.stderr.splitlines() if "run.json is missing or damaged" in line]
+    assert len(told) == 1
+    assert invoke("show", "cost", "--runs-dir", runs).exit_code == 0
+
+
+def test_the_report_goes_on_without_a_damaged_control_and_refuses_a_damaged_product(runs: Path) -> None:
+    control = invoke("distill", *TRAINING, "--objective", "ce", "--runs-dir", runs)
+    assert control.exit_code == 0, control.stderr
+    (runs / "model" / "distill" / "current").write_text(next(runs.glob("*/distill/distilled-*")).name)
+    flip(next(runs.glob("*/distill/ce-*/model.safetensors")), random.Random(0))
+    found = invoke("report", "--runs-dir", runs)
+    assert found.exit_code == 0, found.stderr
+    assert len([line for line in found.stderr.splitlines() if line.startswith("warning: skipped: ")]) == 1
+    (product,) = runs.glob("*/distill/distilled-*/model.safetensors")
+    flip(product, random.Random(0))
+    assert_one_sentence(invoke("report", "--runs-dir", runs), product.parent)

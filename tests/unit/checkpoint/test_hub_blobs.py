@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_cli.checkpoint import hub_blobs
+from minitron_cli.checkpoint import hf, hub_blobs
 from minitron_cli.errors import CheckpointError
 
 SMALL, LARGE = b'{"model_type": "llama"}\n', bytes(range(256)) * 40
@@ -41,3 +41,11 @@ def test_a_flipped_bit_is_refused(snapshot: Path, name: str) -> None:
     (snapshot / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"{name} is not the file that was downloaded: remove .*/blobs"):
         hub_blobs.check(snapshot, "me/small")
+
+
+def test_a_model_is_checked_before_its_commit_stands_for_it(snapshot: Path) -> None:
+    source = hf.ModelSource("small", snapshot, f"me/small@{'c' * 40}")
+    assert source.fingerprint() == source.commit
+    (snapshot / "config.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="then run `hf download me/small`"):
+        source.fingerprint()

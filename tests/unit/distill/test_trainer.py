@@ -594,11 +594,6 @@ def test_an_unsaid_length_is_refused(config: DistillConfig, section: str) -> Non
         run(None, config)
 
 
-def test_a_vocabulary_of_another_size_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="teacher's vocabulary has 64 entries and the student's 61"):
-        run(None, teacher=small.teacher(vocab_size=64))
-
-
 def test_what_has_no_effect_is_said() -> None:
     display = AfterStep()
     progress.show_on(display)
