@@ -19,6 +19,7 @@ from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.statistics import Items, errors
+from minitron_cli.evaluate.task_code import templates
 from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks
 from minitron_cli.results.evaluation import MetricResult, TaskSource
 
@@ -38,7 +39,7 @@ def run_tasks(
     batch_size: int = 8,
 ) -> Measurements:
     """Results of the model on every task; deterministic in model and tasks."""
-    with quiet() as truncated, seeded(), stopping.interruptible():
+    with quiet() as truncated, seeded(), stopping.interruptible(), templates(allow_code=allow_code):
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
         lm = _Model(
             pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size

@@ -145,13 +145,14 @@ class _Benchmark:
 
     def _check_tasks(self) -> None:
         if self.context.dry_run:
-            tasks.forecast(self.config.tasks, self.locations)  # downloads nothing
+            tasks.forecast(self.config.tasks, self.locations, allow_code=self.allow_code)  # downloads nothing
         else:
             tasks.load_tasks(self.config.tasks, self.locations, allow_code=self.allow_code)
 
     def forecast(self) -> dict[str, Any]:
         """Tasks that would be evaluated, for a dry run."""
-        found = tasks.forecast(self.config.tasks, self.locations) if self.config.tasks else []
+        wanted = self.config.tasks
+        found = tasks.forecast(wanted, self.locations, allow_code=self.allow_code) if wanted else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
     def measured_json(self, work: StageBuild, label: str, subject: SourceModel) -> dict[str, Any]:
