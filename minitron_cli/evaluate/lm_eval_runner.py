@@ -37,6 +37,8 @@ def run_tasks(
     locations: TaskLocations = DEFAULT_LOCATIONS,
     allow_code: bool = False,
     batch_size: int = 8,
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = False,
 ) -> Measurements:
     """Results of the model on every task; deterministic in model and tasks."""
     with quiet() as truncated, seeded(), stopping.interruptible(), templates(allow_code=allow_code):
@@ -50,6 +52,8 @@ def run_tasks(
             samples=chosen.items or None,
             bootstrap_iters=BOOTSTRAP_DRAWS,
             log_samples=True,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
             confirm_run_unsafe_code=allow_code,
         )
     if truncated.count:
