@@ -406,11 +406,17 @@ def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, T
         copy_files(like.path, directory, ("config.json",))
     else:
         io.write_new_json(directory / "config.json", dict(like.config))
-    copy_files(like.path, directory, ("generation_config.json", *TOKENIZER_FILES))
+    copy_files(like.path, directory, side_files(like.path))
+
+
+def side_files(path: Path) -> tuple[str, ...]:
+    """Files of a checkpoint that a child has unchanged, whether they exist or not."""
+    return ("generation_config.json", *TOKENIZER_FILES, *fingerprint.templates(path))
 
 
 def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:
     """Copy, byte for byte, those of the files that exist."""
     for name in names:
         if (source / name).is_file():
+            io.make_dirs((directory / name).parent)
             io.write_new(directory / name, (source / name).read_bytes())
