@@ -50,7 +50,10 @@ def evaluate(
     ] = None,
     allow_code_execution: Annotated[
         bool,
-        Option("--allow-code-execution", help="Run code: that in task files, and what models write for coding tasks. It is not sandboxed."),
+        Option(
+            "--allow-code-execution",
+            help="Run code: that in task files, and what models write for coding tasks. It is not sandboxed.",
+        ),
     ] = False,
     apply_chat_template: Annotated[
         bool | None,
