@@ -55,13 +55,21 @@ def launch(processes: int) -> NoReturn:
     )
     try:
         # Not torchrun: its argument parser takes `--run` for an abbreviation of an option of its own.
-        elastic_launch(config, sys.executable)("-u", "-m", "minitron_cli", *sys.argv[1:])
+        elastic_launch(config, sys.executable)(*_isolation(), "-u", "-m", "minitron_cli", *sys.argv[1:])
     except ChildFailedError as e:
         _, failure = e.get_first_failure()
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except SignalException as e:
         sys.exit(128 + e.sigval)
     sys.exit(0)
+
+
+def _isolation() -> list[str]:
+    """Option that keeps the working directory out of the module search path, unless it is in that of this process.
+
+    `python -m` puts it there, and then a file that is called like a library, such as json.py, would be run.
+    """
+    return [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
 
 
 def end_with_launcher() -> None:

@@ -54,6 +54,7 @@ class SavedState:
             return {}
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the file atomically, also after a stop was requested."""
         with stopping.deferred():
             replace_safetensors(self._path, tensors)
         io.disk.sync_dir(self._path.parent)

@@ -32,6 +32,17 @@ def abbreviates_torchrun(option: str) -> bool:
     return any(name.startswith(option) for name in theirs)
 
 
+def test_processes_look_for_modules_where_their_launcher_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the working directory only if it does: a file there may be called like a library."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("print('not the library')")
+    show = ["-c", "import sys, json"]
+    for path, printed in ((sys.path, ""), (["", *sys.path], "not the library\n")):
+        monkeypatch.setattr(sys, "path", path)
+        command = [sys.executable, *torchrun._isolation(), *show]
+        assert subprocess.check_output(command, text=True) == printed
+
+
 @pytest.mark.parametrize("verb", options())
 def test_every_option_reaches_the_processes(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     """torchrun takes --run, for one, for an abbreviation of its own --run-path."""
