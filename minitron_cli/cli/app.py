@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +35,9 @@ from minitron_cli.cli import (
     search,
     sessions,
     show,
+    signals,
     torchrun,
+    verify,
 )
 from minitron_cli.cli.options import Show
 from minitron_cli.errors import Interrupted
@@ -46,6 +47,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 def main() -> None:
     """Run the program on `sys.argv`."""
+    torchrun.end_with_launcher()
     try:
         app()
     except KeyboardInterrupt:  # before a command started
@@ -101,31 +103,17 @@ def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> N
 
 @contextmanager
 def _surroundings(shown: Show) -> Iterator[None]:
-    """Install the signal handlers and the progress display, and silence library warnings, for one command."""
-    progress.request_stop(None)
-    before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Handle signals, show progress and silence library warnings for one command."""
     if not shown.verbose:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
     progress.show_on(console.Terminal(quiet=shown.quiet or not process_rank.is_first_process()))
     try:
-        yield
+        with signals.handled():
+            yield
     finally:
         progress.show_on(None)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Request that the running loop stops after its current step; a second Ctrl-C exits at once."""
-    if number == signal.SIGINT and progress.stop_requested():
-        os._exit(128 + number)
-    progress.request_stop(number)
-    if process_rank.is_first_process():
-        os.write(
-            2, b"\nstopping after the current step; press Ctrl-C again to stop at once\n"
-        )  # print is not signal-safe
 
 
 def _fail(error: BaseException, shown: Show) -> int:
@@ -177,6 +165,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": push.push,
     "run": run.run,
     "show": show.show_results,
+    "verify": verify.verify,
     "inspect": inspect.inspect,
     "demo": demo.demo,
     "env": env.env,

@@ -4,7 +4,8 @@ import errno
 from typing import NamedTuple
 
 from minitron_cli.artifacts.build import DryRunStop
-from minitron_cli.errors import MinitronError
+from minitron_cli.environment_errors import WITHOUT_ERRNO, is_out_of_memory
+from minitron_cli.errors import Interrupted, MinitronError
 
 
 class Fault(NamedTuple):
@@ -25,20 +26,12 @@ ENVIRONMENT = {
     errno.EIO: "the device failed to read or write; check the disk",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.ENFILE: "the system has too many open files; close some programs",
+    errno.EAGAIN: "too many threads or processes; raise the limit (ulimit -u) or close some programs",
+    errno.ELOOP: "a link leads back to itself; remove it",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ENOMEM: "out of memory; close other programs",
     errno.ENODEV: "no such device; check the disk",
     errno.ESTALE: "the network file system lost the file; check the mount",
-}
-
-# Libraries re-raise some errors without errno; these are recognized by their text.
-WITHOUT_ERRNO = {
-    "no space left": errno.ENOSPC,
-    "unexpected pos": errno.ENOSPC,  # torch.save on a full disk
-    "disk quota exceeded": errno.EDQUOT,
-    "read-only file system": errno.EROFS,
-    "too many open files": errno.EMFILE,
-    "input/output error": errno.EIO,
 }
 
 NETWORK = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")  # whose errors have no errno
@@ -48,7 +41,7 @@ OUT_OF_MEMORY = "out of memory; lower the batch size (micro_batch_size for disti
 
 def explain(error: BaseException) -> Fault:
     """Exit code and sentence for the user."""
-    if isinstance(error, MinitronError):
+    if isinstance(error, MinitronError | Interrupted):
         return Fault(error.exit_code, _one_line(str(error)))
     if isinstance(error, DryRunStop):
         return Fault(0, str(error))
@@ -69,7 +62,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _environment(error: BaseException) -> str | None:
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in ENVIRONMENT:
         where = error.filename2 or error.filename
@@ -81,12 +74,6 @@ def _environment(error: BaseException) -> str | None:
         if text in str(error).lower():
             return f"{ENVIRONMENT[number]}, then run the same command again"
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _one_line(text: str) -> str:

@@ -46,6 +46,13 @@ class DocumentFrame(NamedTuple):
             )
         return cls(before or (tokenizer.bos_token_id,), after, is_forced=True)
 
+    @classmethod
+    def without_tokenizer(cls, bos: Bos) -> Self:
+        """Frame of token ids, for which there is no tokenizer. DataError if a bos is asked for."""
+        if bos == "always":
+            raise DataError("data.bos=always: the model has no tokenizer that names a bos token; add one, or use auto")
+        return cls((), ())
+
     def begin(self, document: Ids) -> Ids:
         """The document with `before` in front of it, unless it begins so. What is added is not scored."""
         import numpy as np

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from minitron_cli.data.document_frame import DocumentFrame
+from minitron_cli.data.loss_spans import LossSpans
 from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.workers import MapJobs
 from minitron_cli.errors import DataError
@@ -32,7 +33,6 @@ class TextPiece(NamedTuple):
 
 def encoded(
     documents: Iterable[Document],
-    tokenizer: "PreTrainedTokenizerBase",
     frame: DocumentFrame,
     encode: MapJobs,
     after_group: Callable[[], None],
@@ -43,9 +43,7 @@ def encoded(
     `after_group` is called after each group.
     """
     parts: list[np.ndarray] = []
-    for group in encode(
-        _groups(piece for document in documents for piece in _pieces(document, tokenizer, frame.is_forced))
-    ):
+    for group in encode(_groups(piece for document in documents for piece in _pieces(document, frame.is_forced))):
         for ids, is_last in group:
             if is_last and not parts:
                 yield ids
@@ -111,22 +109,20 @@ def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
         for extreme in (content.ids.min(), content.ids.max()):
             if not 0 <= extreme < vocab_size:
                 raise DataError(
-                    f"{document.where}: token id {extreme} is not one of the tokenizer's {vocab_size:,}; "
+                    f"{document.where}: token id {extreme} is not one of the vocabulary's {vocab_size:,}; "
                     "use the ids of this model's tokenizer"
                 )
         yield content
 
 
-def _pieces(
-    document: Document, tokenizer: "PreTrainedTokenizerBase", always_begins_with_bos: bool
-) -> Iterator[TextPiece]:
+def _pieces(document: Document, always_begins_with_bos: bool) -> Iterator[TextPiece]:
     content = document.content
     if isinstance(content, str):
         yield from _text_pieces(content)
     else:
-        assert not isinstance(content, Ids)
-        text, spans, ends_with_eos, begins_with_bos = content.loss_spans(tokenizer, document.where)
-        yield TextPiece(text, True, ends_with_eos, begins_with_bos or always_begins_with_bos, spans)
+        assert isinstance(content, LossSpans)
+        begins_with_bos = content.begins_with_bos or always_begins_with_bos
+        yield TextPiece(content.text, True, content.ends_with_eos, begins_with_bos, content.spans)
 
 
 def _text_pieces(text: str) -> Iterator[TextPiece]:

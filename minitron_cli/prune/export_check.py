@@ -197,14 +197,11 @@ def _check_files(written: WrittenChild) -> None:
 
 
 def _check_copies(written: WrittenChild) -> None:
-    from transformers import GenerationConfig
-
     for name in COPIED:
         theirs, ours = written.source.path / name, written.path / name
         if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
             raise Refused(f"{name} differs from the parent's")
-    if (written.path / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(written.path, local_files_only=True)
+    hf.check_generation_config(written.path)
 
 
 def _check_config(written: WrittenChild) -> None:

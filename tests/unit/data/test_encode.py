@@ -19,7 +19,7 @@ def documents(contents: list) -> list[Document]:
 def arrays_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, after_group=lambda: None) -> list[Ids]:
     frame = DocumentFrame.of(tokenizer, "auto")
     encode = Encoder(*encoder_arguments(tokenizer, frame))
-    return list(encoded(documents(texts), tokenizer, frame, lambda groups: map(encode, groups), after_group))
+    return list(encoded(documents(texts), frame, lambda groups: map(encode, groups), after_group))
 
 
 def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -104,6 +104,6 @@ def test_ready_ids_pass_unchanged():
 @pytest.mark.parametrize(("ids", "wrong"), [([5, 300], 300), ([-1, 5], -1), ([2**63], 2**63)])
 def test_ids_that_the_tokenizer_does_not_know_are_named(ids, wrong):
     with pytest.raises(
-        DataError, match=f"file:1: token id {wrong} is not one of the tokenizer's 300; use the ids of this"
+        DataError, match=f"file:1: token id {wrong} is not one of the vocabulary's 300; use the ids of this"
     ):
         list(checked(documents([Ids(np.array([1])), Ids(np.array(ids))]), 300))
