@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minitron_cli import io, stopping, strict_json
+from minitron_cli import environment, io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -165,7 +165,7 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _refusing(what: str, hint: str) -> Iterator[None]:
-    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on.
+    """Turn the many error types of transformers into CheckpointError; errors of the environment are passed on.
 
     A stop request interrupts the context at any point.
     """
@@ -173,7 +173,7 @@ def _refusing(what: str, hint: str) -> Iterator[None]:
         with stopping.interruptible():
             yield
     except Exception as e:
-        if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno):
+        if environment.fault(e) or (isinstance(e, OSError) and e.errno):
             raise
         raise CheckpointError(f"{what}: {_last_line(e)}; {hint}") from None
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from minitron_cli import memory, progress, strict_json
+from minitron_cli import environment, memory, progress, strict_json
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
-from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
+from minitron_cli.errors import EnvironmentFault, RunFailed, shown
 from minitron_cli.model.family import at
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.loaded_check import SAME, Refused, check_loaded
@@ -177,7 +177,7 @@ def _named(check: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if isinstance(e, (Interrupted, EnvironmentFault, MemoryError)) or (isinstance(e, OSError) and e.errno):
+        if isinstance(e, EnvironmentFault) or environment.fault(e) or (isinstance(e, OSError) and e.errno):
             raise  # the check itself could not run, which says nothing about the child
         what = " ".join(str(e).split()) or type(e).__name__
         raise RunFailed(
