@@ -31,8 +31,9 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Spec
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 64 << 10  # the parser takes a second for 64 kB of short values
 MAX_DEPTH = 32
+MAX_VALUES = 5_000
 
 KeyPath = tuple[str | int, ...]  # path of a value: ("data", "sources", 0, "paths")
 AnySpec = TypeVar("AnySpec", bound=Spec)
@@ -118,7 +119,9 @@ def _problem(error: MarkedYAMLError) -> str:
 def _refuse_features(events: Iterator[Event], name: str) -> None:
     """RecipeError for features that make YAML hard to read or dangerous; no recipe needs them."""
     depth = 0
-    for event in events:
+    for count, event in enumerate(events):
+        if count > MAX_VALUES:
+            raise RecipeError(f"{name} has more than {MAX_VALUES:,} keys and values: give patterns instead of lists")
         depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
         depth -= isinstance(event, MappingEndEvent | SequenceEndEvent)
         if problem := _feature(event) or (depth > MAX_DEPTH and f"it is nested more than {MAX_DEPTH} deep; flatten it"):

@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.errors import ArtifactError, InputError
 
 SETTINGS = "settings.json"
+GIVEN = "given.json"
 LOCK = ".lock"
 REMOVALS = 100  # of its directory, before a process that acquires a lock takes them for an error
 CURRENT = "current"  # a file: in a stage's directory the current artifact, in the root the current workspace
@@ -43,13 +44,18 @@ class Workspace:
         return [artifact for path in paths if (artifact := _readable(path))]
 
     def current(self, stage: str) -> Artifact | None:
-        """Artifact that the stage made last; None if there is none."""
+        """Artifact that the stage made last; None if there is none. ArtifactError if it is damaged."""
+        path = self.current_path(stage)
+        return Artifact.open(path) if path else None
+
+    def current_path(self, stage: str) -> Path | None:
+        """Directory of the artifact that the stage made last; None if there is none."""
         pointer = self.stage_dir(stage) / CURRENT
         if not pointer.is_file():
             return None
         name = pointer.read_text(errors="replace").strip()
         path = self.stage_dir(stage) / name
-        return Artifact.open(path) if name == path.name and os.path.isdir(path) else None
+        return path if name == path.name and os.path.isdir(path) else None
 
     def require(self, stage: str, command: str) -> Artifact:
         """Current artifact of a stage. ArtifactError with the command to run if there is none."""
@@ -78,6 +84,18 @@ class Workspace:
         if merged != self.settings:
             io.replace(self.root / SETTINGS, canonical_json.pretty(merged))
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the user gave: fingerprint of a model -> its name, and of text -> its settings. For reports only."""
+        path = self.root / GIVEN
+        return strict_json.load(path) if path.is_file() else {}
+
+    def save_given(self, given: Mapping[str, Any]) -> None:
+        """Add to what the user gave."""
+        known = self.given
+        if (merged := {**known, **given}) != known:
+            io.replace(self.root / GIVEN, canonical_json.pretty(merged))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process from doing the same work. Results are correct without the lock."""
@@ -94,7 +112,7 @@ def _readable(path: Path) -> Artifact | None:
     try:
         return Artifact.open(path)
     except ArtifactError as e:
-        progress.warn(f"skipped: {e}")
+        progress.warn_once(f"skipped: {e}")
         return None
 
 

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minitron_cli import environment, io, stopping, strict_json
+from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
+from minitron_cli.checkpoint import hub_blobs, other_formats, text_growth
 from minitron_cli.checkpoint.aliases import aliases
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
+from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
 
 if TYPE_CHECKING:
@@ -42,7 +44,17 @@ class ModelSource(NamedTuple):
 
     name: str
     path: Path
-    fingerprint: str
+    commit: str
+    """Hub id and commit of a downloaded model, "org/name@40 digits"; empty for any other directory."""
+
+    def fingerprint(self) -> str:
+        """Identity of the model's content: the commit, or a hash of the files. Large files are read once.
+
+        ArtifactError or CheckpointError for files that are not those which a stage wrote or which were downloaded.
+        """
+        if self.commit:
+            hub_blobs.check(self.path, self.commit.partition("@")[0])
+        return self.commit or fingerprint.of_directory(self.path)
 
 
 def resolve(model: str, *, offline: bool = False) -> ModelSource:
@@ -51,8 +63,9 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
     CheckpointError if there is no such model, EnvironmentFault if it cannot be downloaded.
     """
     if os.path.isdir(model):
-        path = Path(model)
-        return ModelSource(model, path, fingerprint.of_directory(path))
+        return ModelSource(model, Path(model), "")
+    if os.path.lexists(model):
+        raise CheckpointError(other_formats.instead_of_a_directory(Path(model)))
     name = hub_id(model)
     if not _may_be_hub_id(name):
         raise CheckpointError(
@@ -119,7 +132,12 @@ def _download(hub_id: str, *, offline: bool) -> Path:
 
 def load_config(path: Path) -> "PretrainedConfig":
     """The config of a checkpoint directory, as transformers reads it. Its code never runs."""
-    return config_from_dict(strict_json.load(path / "config.json"), str(path / "config.json"))
+    return config_of(Checkpoint.open(path))
+
+
+def config_of(checkpoint: Checkpoint) -> "PretrainedConfig":
+    """The config of a checkpoint, as transformers reads it. Its code never runs."""
+    return config_from_dict(dict(checkpoint.config), str(checkpoint.path / "config.json"))
 
 
 def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
@@ -144,16 +162,27 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
             f"{where}: model type {shown(raw.get('model_type'))} is not part of transformers{custom}; "
             "give a supported model"
         )
-    for name, value in raw.items():
+    _refuse_sizes(raw, where)
+
+
+def _refuse_sizes(raw: dict[str, Any], where: str) -> None:
+    """Raise CheckpointError for a count or size for which transformers would build lists until memory ends."""
+    for key, value in raw.items():
+        name = str(key)  # a config that was parsed before has numbers for keys
+        if isinstance(value, dict):
+            _refuse_sizes(value, where)
         limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH
-        is_size = name.endswith(("_size", "_layers", "_heads", "_experts", "_dim")) and type(value) is int
-        if is_size and not 0 <= value <= limit:
+        is_size = name.startswith("num_") or name.endswith(("_size", "_layers", "_heads", "_experts", "_dim"))
+        if is_size and type(value) is int and not 0 <= value <= limit:
             raise CheckpointError(f"{where}: {shown(name)} is {shown(value)}, outside 0 to {limit:,}; fix the field")
 
 
 def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
-    """Config without the fields that could choose code, kernels or files."""
+    """Config without the fields that could choose code, kernels or files, or what a forward pass returns."""
     unsafe = (
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
         "auto_map",
         "attn_implementation",
         "_attn_implementation",
@@ -173,7 +202,7 @@ def _refusing(what: str, hint: str) -> Iterator[None]:
         with stopping.interruptible():
             yield
     except Exception as e:
-        if environment.fault(e) or (isinstance(e, OSError) and e.errno):
+        if is_of_environment(e):
             raise
         raise CheckpointError(f"{what}: {_last_line(e)}; {hint}") from None
 
@@ -196,15 +225,16 @@ def _last_line(error: Exception) -> str:
 def load_model(
     path: Path, *, device: str = "cpu", dtype: Any = "auto", device_map: Mapping[str, Any] | None = None
 ) -> "PreTrainedModel":
-    """The model in evaluation mode. CheckpointError for any tensor that is missing, unexpected or of another shape.
+    """The model in evaluation mode. CheckpointError for any tensor that is missing or of another shape.
 
+    `dtype` "auto" is the one in which most of the weights are stored, whatever config.json says.
     With a `device_map` (module -> device, see `spread`) accelerate places it on several devices.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    Checkpoint.open(path)  # validates headers and files before transformers reads them
-    config = load_config(path)
+    checkpoint = Checkpoint.open(path)  # validates headers and files before transformers reads them
+    config = config_of(checkpoint)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -213,7 +243,7 @@ def load_model(
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
-                dtype=dtype,
+                dtype=checkpoint.dtype if dtype == "auto" else dtype,
                 attn_implementation=_attention(config),
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -223,7 +253,7 @@ def load_model(
             )
     finally:
         logging.set_verbosity(verbosity)
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+    for kind in ("missing_keys", "mismatched_keys"):  # what is unexpected was looked at when the files were opened
         if info.get(kind):
             raise CheckpointError(
                 f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: "
@@ -249,11 +279,10 @@ def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> di
 
 def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
     """The model of a checkpoint directory without its weights, which stay on disk; buffers are real."""
-    checkpoint, config = Checkpoint.open(path), load_config(path)
-    if dtype == "auto":
-        dtype = config.dtype or next(iter(checkpoint.tensors.values())).torch_dtype
+    checkpoint = Checkpoint.open(path)
+    config = config_of(checkpoint)
     with _refusing(f"{path} makes no model", "fix config.json"):
-        return empty_model_of(config, device=device, dtype=dtype)
+        return empty_model_of(config, device=device, dtype=checkpoint.dtype if dtype == "auto" else dtype)
 
 
 def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "PreTrainedModel":
@@ -268,6 +297,12 @@ def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "P
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return model
+
+
+def parameter_names(config: "PretrainedConfig") -> frozenset[str]:
+    """Names of the parameters and buffers that transformers loads into a model of this config."""
+    with _refusing("config.json makes no model", "fix config.json"):
+        return frozenset(empty_model_of(config, device="meta", dtype=None).state_dict())
 
 
 def model_of(
@@ -285,7 +320,7 @@ def model_of(
             None,
             config=typed,
             state_dict=dict(state),
-            dtype=dtype,
+            dtype=main_dtype((t.dtype, t.numel()) for t in state.values()) if dtype == "auto" else dtype,
             attn_implementation=_attention(typed),
             output_loading_info=True,
         )
@@ -312,10 +347,27 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """Tokenizer of a checkpoint directory. CheckpointError if there is none. Code in the directory never runs."""
     from transformers import AutoTokenizer
 
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(path):
         raise CheckpointError(f"{path} has no tokenizer: copy the model's tokenizer files there")
+    text_growth.check(path)
     with _refusing(f"{path}: its tokenizer does not load", "restore the tokenizer files"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a checkpoint directory holds a tokenizer."""
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def check_generation_config(path: Path) -> None:
+    """Raise CheckpointError if a directory's generation_config.json is there and transformers cannot read it."""
+    from transformers import GenerationConfig
+
+    file = path / "generation_config.json"
+    if file.is_file():
+        strict_json.load(file)
+        with _refusing(f"{file} is not valid", "fix the field, or remove the file"):
+            GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 def stored_tensors(model: "PreTrainedModel") -> "dict[str, Tensor]":
@@ -334,13 +386,12 @@ def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], 
     io.write_new_json(directory / "config.json", config)
 
 
-def save_like(like: Path, names: Iterable[str], directory: Path, tensors: "Iterable[tuple[str, Tensor]]") -> None:
-    """Write the tensors `names` of the checkpoint `like`, in its order and dtypes, and copy its other files.
+def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, Tensor]]") -> None:
+    """Write the tensors of the checkpoint `like`, in its order and dtypes, with its config; copy its other files.
 
     `tensors` come in any order, one at a time, and may include others. CheckpointError if one is missing.
     """
-    reference = Checkpoint.open(like)
-    specs = {name: TensorSpec(reference.tensors[name].shape, reference.tensors[name].torch_dtype) for name in names}
+    specs = {name: TensorSpec(info.shape, info.torch_dtype) for name, info in like.tensors.items()}
     missing = set(specs)
     with blank_checkpoint(directory, specs) as blank:
         for name, tensor in tensors:
@@ -349,9 +400,13 @@ def save_like(like: Path, names: Iterable[str], directory: Path, tensors: "Itera
                 missing.remove(name)
         if missing:
             raise CheckpointError(
-                f"{like} stores {min(missing)}, which the model in memory does not have: use another checkpoint"
+                f"{like.path} stores {min(missing)}, which the model in memory does not have: use another checkpoint"
             )
-    copy_files(like, directory, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+    if strict_json.load(like.path / "config.json") == like.config:
+        copy_files(like.path, directory, ("config.json",))
+    else:
+        io.write_new_json(directory / "config.json", dict(like.config))
+    copy_files(like.path, directory, ("generation_config.json", *TOKENIZER_FILES))
 
 
 def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:

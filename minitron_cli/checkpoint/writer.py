@@ -4,9 +4,10 @@ The same tensors give the same bytes, whatever the order in which blocks are wri
 """
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +108,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with _blank({path: specs}) as blank:
         for name, tensor in ordered.items():
             blank.fill(name, [tensor])
+
+
+def replace_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file in place of the one that may be there, atomically; after an error the old one is there alone."""
+    temporary = path.with_name(f"{io.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    try:
+        write_safetensors(temporary, tensors)
+        io.disk.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            io.disk.remove_file(temporary)
+        raise
 
 
 @contextmanager

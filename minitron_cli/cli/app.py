@@ -38,6 +38,7 @@ from minitron_cli.cli import (
     show,
     signals,
     torchrun,
+    verify,
 )
 from minitron_cli.cli.options import Show
 from minitron_cli.errors import Interrupted
@@ -194,6 +195,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": push.push,
     "run": run.run,
     "show": show.show_results,
+    "verify": verify.verify,
     "inspect": inspect.inspect,
     "demo": demo.demo,
     "env": env.env,

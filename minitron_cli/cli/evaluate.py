@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from minitron_cli import io, yaml_document
+from minitron_cli import yaml_document
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, last_used, slug
-from minitron_cli.cli import console, printing, sessions
+from minitron_cli.cli import console, output_file, printing, sessions
 from minitron_cli.cli.options import ComputeOptions, DataOptions, RecipeOption
 from minitron_cli.errors import InputError
 from minitron_cli.yaml_document import KeyPath
@@ -98,6 +98,9 @@ def evaluate(
 
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """
+    for file in (junit, summary):
+        output_file.check(file)
+    output_file.check_distinct(junit, summary)
     wanted = _gates(minimum or (), maximum or (), gate or ())
     flags: dict[KeyPath, Any] = {
         ("suite",): suite,
@@ -183,14 +186,12 @@ def _write(
     from minitron_cli.report.evaluation import evaluated
     from minitron_cli.results.evaluation import EvaluationResult
 
-    for file in filter(None, (junit, summary)):
-        io.make_dirs(file.parent)
     if junit:
-        io.replace(junit, gate_summary.junit(found, label))
+        output_file.write(junit, gate_summary.junit(found, label))
     if summary:
-        before = summary.read_bytes() if summary.exists() else b""  # the file may have other parts, as on GitHub
         models = evaluated(artifact.result(EvaluationResult))
-        io.replace(summary, before + gate_summary.summary(models, found, label).encode())
+        page = gate_summary.summary(models, found, label)
+        output_file.write(summary, page.encode(), append=True)  # the file may have other parts, as on GitHub
 
 
 def _require(found: "Sequence[Outcome]") -> None:

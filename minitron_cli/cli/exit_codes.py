@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from minitron_cli import environment
+from minitron_cli import environment_errors
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.errors import Interrupted, MinitronError
 
@@ -22,7 +22,7 @@ def explain(error: BaseException) -> Fault:
         return Fault(0, str(error))
     if isinstance(error, KeyboardInterrupt):
         return Fault(130, "stopped")
-    if sentence := environment.fault(error):
+    if sentence := environment_errors.fault(error):
         return Fault(3, sentence)
     return Fault(1, f"unexpected {type(error).__name__}: {_one_line(str(error))[:200]}", is_expected=False)
 

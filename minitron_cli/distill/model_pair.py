@@ -18,7 +18,7 @@ from minitron_cli.data.batches import Batch
 from minitron_cli.distill import sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
-from minitron_cli.distill.fused.objective import HeadInput, check_vocab, fused_objective
+from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_loss, projection
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.sharding import RowReader
@@ -28,6 +28,7 @@ from minitron_cli.layerwise.observer import layer_output
 from minitron_cli.model.families import family_of
 from minitron_cli.model.lm_head import Head, head_of
 from minitron_cli.model.taps import layer_module
+from minitron_cli.prune.slicing import is_finite
 
 T = TypeVar("T")
 
@@ -91,7 +92,6 @@ class ModelPair:
         self.pairs = tuple(pairs) if config.hidden is not None else ()
         self.project: nn.Module = nn.Identity()
         if teacher is not None:
-            check_vocab(teacher.config, student.config, None, None)
             widths = _width(student), _width(teacher)
             self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
             self._teacher = self._placed(
@@ -237,7 +237,8 @@ def _width(model: Any) -> int:
 
 def _refuse_non_finite(model: nn.Module, role: str) -> None:
     for name, parameter in model.named_parameters():
-        if not sharding.local(parameter.data).isfinite().all():
+        stopping.raise_if_stopped()
+        if not is_finite(sharding.local(parameter.data)):
             raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: use an undamaged checkpoint")
 
 
@@ -248,4 +249,5 @@ def _dtype(precision: Precision) -> torch.dtype:
 def _cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast parameters in place. Buffers stay: rotary frequencies lose too much precision in bf16."""
     for parameter in model.parameters():
+        stopping.raise_if_stopped()
         parameter.data = parameter.data.to(dtype)

@@ -18,7 +18,7 @@ from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
 from minitron_cli.evaluate.measurements import Measurements
-from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, Items
+from minitron_cli.evaluate.statistics import Items, errors
 from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks
 from minitron_cli.results.evaluation import MetricResult, TaskSource
 
@@ -101,8 +101,7 @@ def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
     }
     for task in chosen.documents:  # lm-eval takes all items for independent
         for metric, found in items[task].items():
-            clustered = {"stderr": found.stderr, "clusters": found.clusters}
-            results[task][metric] = results[task][metric].model_copy(update=clustered)
+            results[task][metric] = results[task][metric].model_copy(update=errors(found))
     averaged = {task: some for task, some in items.items() if some}
     return Measurements(results=results, items=averaged, sources=_sources(raw, chosen))
 
@@ -176,7 +175,7 @@ def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
 
 
 def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | None) -> list[int] | None:
-    """Document number of each item, in order of appearance; None if there are fewer than FEW_DOCUMENTS."""
+    """Document number of each item, in order of appearance; None if no column identifies documents."""
     if column is None:
         return None
     if absent := [sample for sample in samples if column not in sample["doc"]]:
@@ -185,8 +184,7 @@ def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | No
             f"task {task!r}: its items have no column {column!r} that identifies documents; use one of {known}"
         )
     numbers: dict[Any, int] = {}
-    found = [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
-    return None if len(numbers) < FEW_DOCUMENTS else found
+    return [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
 
 
 def _averaged_items(result: MetricResult, scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:

@@ -17,7 +17,8 @@ import lm_eval.tasks
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from minitron_cli import canonical_json, environment, io, progress
+from minitron_cli import canonical_json, io, progress
+from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import DataError, EnvironmentFault, InputError
 from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
@@ -240,7 +241,7 @@ def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
     except (FileNotFoundError, datasets.exceptions.DatasetsError) as e:
         raise DataError(f"task {name!r}: its data could not be read ({_first_line(e)}); check its YAML") from e
     except Exception as e:  # a task can run any code, and raise anything
-        if environment.fault(e):
+        if is_of_environment(e):
             raise
         raise InputError(f"task {name!r} could not be loaded ({_first_line(e)}); check its YAML and its data") from e
 

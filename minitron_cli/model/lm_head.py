@@ -24,6 +24,14 @@ class Head(NamedTuple):
     scale: float = 1.0
     """Cohere's `logit_scale`, or one over Granite's `logits_scaling`."""
 
+    def first(self, count: int) -> "Head":
+        """Head of the first `count` entries of the vocabulary; it shares their weights."""
+        if count == len(self.weight_VD):
+            return self
+        return self._replace(
+            weight_VD=self.weight_VD[:count], bias_V=None if self.bias_V is None else self.bias_V[:count]
+        )
+
     def nll(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
         """-log p(label) of each token in nats, [N], without gradients."""
         return token_nll(hidden_ND, self.weight_VD, labels_N, self.bias_V, self.softcap, self.scale)

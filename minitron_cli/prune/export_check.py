@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from minitron_cli import environment, memory, progress, strict_json
+from minitron_cli import memory, progress, strict_json
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
+from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import EnvironmentFault, RunFailed, shown
 from minitron_cli.model.family import at
 from minitron_cli.prune.child_config import child_config
@@ -177,7 +178,7 @@ def _named(check: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if isinstance(e, EnvironmentFault) or environment.fault(e) or (isinstance(e, OSError) and e.errno):
+        if isinstance(e, EnvironmentFault) or is_of_environment(e):
             raise  # the check itself could not run, which says nothing about the child
         what = " ".join(str(e).split()) or type(e).__name__
         raise RunFailed(
@@ -197,14 +198,11 @@ def _check_files(written: WrittenChild) -> None:
 
 
 def _check_copies(written: WrittenChild) -> None:
-    from transformers import GenerationConfig
-
     for name in COPIED:
         theirs, ours = written.source.path / name, written.path / name
         if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
             raise Refused(f"{name} differs from the parent's")
-    if (written.path / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(written.path, local_files_only=True)
+    hf.check_generation_config(written.path)
 
 
 def _check_config(written: WrittenChild) -> None:

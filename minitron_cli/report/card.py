@@ -18,6 +18,10 @@ from minitron_cli.report.text import clean
 ABOUT = "A language model compressed by structured pruning and knowledge distillation."
 SECTIONS = ("results", "metrics", "shape", "cost", "reproduce")  # of the page
 TAGS = ("minitron", "pruning", "knowledge-distillation")
+USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({name})
+tokenizer = AutoTokenizer.from_pretrained({name})"""
 RELATION = "finetune"  # of the hub's four relations, the one that fits a smaller model with its own weights
 
 
@@ -62,8 +66,8 @@ def _is_link(text: str) -> bool:
 NOTHING_KNOWN = HubFacts()
 
 
-def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) -> str:
-    """Card of `data.child`, under the name that it has on the hub."""
+def model_card(data: ReportData, *, name: str, loaded_as: str = "", hub: HubFacts = NOTHING_KNOWN) -> str:
+    """Card of the product under a name. `loaded_as`: hub id or path of the checkpoint, if that is not the name."""
     metadata = ModelCardData(
         **_cleaned(hub),
         base_model_relation=RELATION if hub.base_model else None,
@@ -73,7 +77,7 @@ def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) ->
         model_name=clean(name),
         eval_results=list(_eval_results(data.first("distilled", "pruned"))) or None,
     )
-    parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name))
+    parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name, loaded_as or name))
     return clean("\n\n".join(parts)) + "\n"
 
 
@@ -100,7 +104,7 @@ def _eval_results(model: Evaluated | None) -> Iterator[EvalResult]:
             )
 
 
-def _body(data: ReportData, name: str) -> Iterator[str]:
+def _body(data: ReportData, name: str, loaded_as: str) -> Iterator[str]:
     shown = view(replace(data, other_costs=()))
     yield f"# {inline(name)}"
     yield ABOUT
@@ -108,18 +112,10 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
         yield inline(shown.lead)
     yield from (section(one) for one in shown.sections if one.anchor in SECTIONS)
     yield "## Use"
-    yield code("python", _usage(name))
+    quoted = json.dumps(loaded_as, ensure_ascii=False)
+    yield code("python", USAGE.format(name=quoted))
     yield "## Limits"
     yield (
         "Pruning loses knowledge and skills unevenly: evaluate what your use needs. "
         "Biases and risks of the parent model remain."
-    )
-
-
-def _usage(name: str) -> str:
-    quoted = json.dumps(name, ensure_ascii=False)
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({quoted})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({quoted})"
     )

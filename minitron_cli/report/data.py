@@ -18,7 +18,15 @@ class ReportData:
 
     title: str
     model: str = ""
-    """Name of the parent."""
+    """Name of the original model."""
+    sizes: tuple[int, ...] = ()
+    """Parameters of the original model and of the pruned model of each step."""
+    teacher: str = ""
+    """Name of the product's teacher, if it is another model than the parent."""
+    worse: str = ""
+    """How the product's training made it worse on held-out text; empty if it did not."""
+    to_evaluate: str = ""
+    """Command that evaluates the product; empty if it was evaluated."""
     models: tuple[Evaluated, ...] = ()
     """Evaluated models: parent, pruned, distilled, then controls."""
     speed: SpeedRecord | None = None
@@ -37,11 +45,6 @@ class ReportData:
     """Stage, label, key and inputs of every artifact."""
     commands: tuple[str, ...] = ()
     """Shell commands that make the same results again."""
-
-    @property
-    def has_repair(self) -> bool:
-        """Whether the pruned model was repaired and the effect measured."""
-        return bool(self.prune and self.prune.repair and self.prune.repair.effect)
 
     def first(self, *kinds: Kind) -> Evaluated | None:
         """First model of the first of these kinds that was evaluated."""

@@ -52,13 +52,9 @@ def shape_section(parent: str, found: PruneResult, cache_bytes: Sequence[int]) -
 def serving_table(findings: "Iterable[ServingFinding | Finding]", title: str = "Serving") -> Table:
     """Compatibility of a shape with serving and quantization programs (docs/serving.md)."""
     columns = ("program", "level", "reason", "nearest shape without the problem")
-    rows = tuple((found.reader, found.level, found.reason, _nearest(found)) for found in findings)
-    return Table(title, tuple(map(Figure, columns)), rows)
-
-
-def _nearest(found: "ServingFinding | Finding") -> str:
-    has_problem = found.level in ("slower", "fails")
-    return sizes_text(found.nearest) if found.nearest or not has_problem else "none"
+    none = {"slower": "none", "fails": "none"}
+    rows = ((x.reader, x.level, x.reason, sizes_text(x.nearest) or none.get(x.level, "")) for x in findings)
+    return Table(title, tuple(map(Figure, columns)), tuple(rows))
 
 
 def serving_section(found: PruneResult) -> Section:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from minitron_cli.figures import NOTHING, Estimate, Figure
 
@@ -71,8 +71,8 @@ def _text(cell: Cell, figure: Figure) -> str:
 class Line:
     """One series of a plot of lines."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    points: Sequence[tuple[float, float]]
+    """Horizontal and vertical value of each point."""
     color: int
     """Number of the series' color."""
     style: Style = "line"
@@ -93,6 +93,7 @@ class Lines:
 class LayerBars:
     """One bar per layer [L]; those of dropped layers stand out."""
 
+    x: ClassVar = Figure("layer")
     values: Sequence[float]
     y: Figure
     dropped: tuple[int, ...] = ()
@@ -102,6 +103,8 @@ class LayerBars:
 class ImportanceMap:
     """Importance [L, C], or [C] if all layers share the channels, and the kept ones [L, K] or [K]."""
 
+    x: ClassVar = Figure("channel")
+    y: ClassVar = Figure("importance")
     scores: "np.ndarray"
     kept: "np.ndarray"
     dropped: tuple[int, ...] = ()

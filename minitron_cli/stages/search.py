@@ -15,6 +15,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.processes import join_processes
@@ -58,7 +59,10 @@ def run(
     """
     if prune and prune.untie:
         parent = parent.untied()
+    if prune and prune.serving_lint == "warn":
+        parent = parent.without_pattern()
     teacher = teacher or parent
+    tokenizers.require_same(parent, teacher)
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
     builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
@@ -117,6 +121,7 @@ def _optional_inputs(
     return {
         **({} if context.dtype == "auto" else {"dtype": context.dtype}),
         **({"head": "its own"} if prune and prune.untie else {}),
+        **({"serving_lint": "warn"} if prune and prune.serving_lint == "warn" else {}),
         **({} if teacher.fingerprint == parent.fingerprint else {"teacher": teacher.fingerprint}),
     }
 

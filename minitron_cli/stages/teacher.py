@@ -24,7 +24,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.results.training import TeacherResult
 from minitron_cli.spec import Spec
 
-STAGE, VERSION = "teacher", 1
+STAGE, VERSION = "teacher", 2
 
 
 class TeacherConfig(Spec):
@@ -85,11 +85,9 @@ def _tokenizer(work: StageBuild, data: DataConfig, vocab_size: int) -> Path:
     final = work.scratch / "tokenizer"
     if not final.is_dir():
         io.make_dirs(work.scratch)
-        temporary = io.temporary_dir(work.scratch, final.name)
         texts = (str(document.content) for source in data.sources for document in source.open().documents)
-        with progress.track("train the tokenizer", unit="documents") as step:
-            train_bpe(_counted(texts, step), vocab_size, temporary)
-        io.publish(temporary, final)
+        with io.new_dir(final) as directory, progress.track("train the tokenizer", unit="documents") as step:
+            train_bpe(_counted(texts, step), vocab_size, directory)
     return final
 
 

@@ -35,15 +35,10 @@ def test_short_counts_have_three_digits(count, shown):
 @pytest.mark.parametrize(
     ("found", "shown"),
     [
-        (Estimate(2.34567, 0.0123), "2.346 ± 0.012"),
         (Estimate(0.5), "0.500"),
-        (Estimate(136.04, 2.72), "136.0 ± 2.7"),
         (Estimate(123456.7), "123,457"),
-        (Estimate(0.00436, 0.00023), "0.0044 ± 0.0002"),
-        (Estimate(2.5, 0.00004), "2.50000 ± 0.00004"),
         (Estimate(0.004), "0.0040"),
-        (Estimate(0.0, 0.0), "0.000 ± 0.000"),
-        (Estimate(None, 1.0), NOTHING),
+        (Estimate(None, 1.0, 2.0), NOTHING),
         (Estimate(0.64, low=0.573, high=0.707), "0.640 (0.573 to 0.707)"),
         (Estimate(0.64, note="p 0.01"), "0.640, p 0.01"),
         (None, NOTHING),

@@ -57,6 +57,7 @@ def test_scalars_are_yaml_1_2() -> None:
         ("a: \x01", r"r\.yaml is not YAML: "),
         ("a: " + "9" * 5000, r"r\.yaml is not YAML: "),
         ("a: " + "[" * 40 + "]" * 40, r"nested more than 32 deep"),
+        ("a: [" + "1," * 5000 + "]", r"more than 5,000 keys and values: give patterns"),
         ("- 1", r"r\.yaml is not a mapping"),
         ("", r"r\.yaml is not a mapping"),
     ],
@@ -72,7 +73,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"#" * (yaml_document.MAX_BYTES + 1))
     for name, message in [
         ("latin", "not UTF-8"),
-        ("big", "at most 1,048,576"),
+        ("big", "at most 65,536"),
         ("none", "does not exist"),
         ("", "not a regular"),
     ]:

@@ -23,6 +23,15 @@ class HeadInput(NamedTuple):
     hidden_ND: Tensor
     head: Head
 
+    @property
+    def vocab(self) -> int:
+        """Entries of the head."""
+        return len(self.head.weight_VD)
+
+    def first(self, count: int) -> "HeadInput":
+        """The same hidden states with the first entries of the head."""
+        return HeadInput(self.hidden_ND, self.head.first(count))
+
     def rows(self, rows_N: Tensor) -> "HeadInput":
         """The hidden states at these positions, with the same head."""
         return HeadInput(self.hidden_ND.index_select(0, rows_N), self.head)

@@ -129,12 +129,25 @@ def test_a_renamed_file_is_found(artifact):
     assert "config.json is missing" in damaged(artifact)
 
 
-def test_sizes_are_checked_without_reading(artifact, monkeypatch):
-    monkeypatch.setattr(io, "file_record", lambda path: pytest.fail("read a file"))
-    Artifact.open(artifact.path)
-    os.truncate(artifact.path / "model.safetensors", 100)
-    with pytest.raises(ArtifactError, match=r"model\.safetensors is not the file that was written"):
+def test_a_large_file_is_read_again_only_after_it_was_touched(tmp_path, monkeypatch, hash_everything_once):
+    artifact = made(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "file_record", lambda path: pytest.fail(f"read {path} again"))
+        assert Artifact.open(artifact.path) == artifact, "hashed when it was committed"
+    path = artifact.path / "model.safetensors"
+    times, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ArtifactError, match=r"model\.safetensors has changed since it was written"):
         Artifact.open(artifact.path)
+
+
+def test_the_sentence_names_the_file_and_the_command(artifact):
+    os.truncate(artifact.path / "model.safetensors", 100)
+    assert damaged(artifact) == (
+        "DIR: model.safetensors is not the file that was written; run `minitron prune` with the same settings to make "
+        "it again (`minitron verify` lists them)"
+    )
 
 
 def test_the_first_commit_of_a_key_stands(tmp_path, artifact):
@@ -145,11 +158,9 @@ def test_the_first_commit_of_a_key_stands(tmp_path, artifact):
 
 
 def test_what_is_no_artifact(tmp_path):
-    with pytest.raises(
-        ArtifactError, match=r"is not a minitron artifact: it has no manifest\.json; give one that a stage"
-    ):
+    with pytest.raises(ArtifactError, match=r"manifest\.json does not exist: give a directory that a stage wrote"):
         Artifact.open(tmp_path)
-    with pytest.raises(ArtifactError, match="is not a minitron artifact"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json does not exist"):
         Artifact.open(tmp_path / "nowhere")
 
 

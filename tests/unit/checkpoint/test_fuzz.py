@@ -18,6 +18,7 @@ from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import CheckpointError, MinitronError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from tests.quick import each_family
 from tests.tiny import tiny_model, write_tiny
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=80)
@@ -140,6 +141,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(entries=st.dictionaries(st.text(max_size=5), json_values, max_size=4), size=st.integers(0, 64))
 def test_any_json_as_a_header(entries, size, tmp_path_factory):
@@ -187,7 +189,8 @@ def test_any_weight_map(sharded, data):
         if refusal := refusal_of(Checkpoint.open, sharded):
             assert refusal.isprintable()
         else:
-            assert {n: info.file.name for n, info in Checkpoint.open(sharded).tensors.items()} == weight_map
+            found = {n: info.file.name for n, info in Checkpoint.open(sharded).tensors.items()}
+            assert found | weight_map == found  # a shard may hold tensors that the map leaves out
     finally:
         index.write_text(good)
 
@@ -197,7 +200,7 @@ def check_against(raw, checkpoint):
     Shape.of(family_of(config), config).check(checkpoint.shapes)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@each_family(["llama", "qwen2", "qwen3"])
 def test_a_damaged_config_is_refused_or_has_a_shape(model_type, tmp_path):
     draw = random.Random(2)
     checkpoint = Checkpoint.open(write_tiny(tmp_path, model_type, num_hidden_layers=1))

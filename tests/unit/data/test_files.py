@@ -107,8 +107,17 @@ BROKEN = {
     "junk.parquet": (b"PAR1 no table PAR1", r"junk.parquet: is damaged or no Parquet file \(.*\); write it again"),
     "junk.arrow": (b"no table at all", r"junk.arrow: is damaged or no Arrow file \(.*\); write it again"),
     "empty.parquet": (b"", "empty.parquet: is empty; drop it"),
-    "table.csv": (b"text\na\n", r"table.csv: .csv files are not read; convert the table to .jsonl or .parquet"),
-    "packed.jsonl.gz": (b"\x1f\x8b", r"packed.jsonl.gz: .gz files are not read; unpack it first"),
+    "empty.csv": (b"", "empty.csv: is empty; drop it"),
+    "cells.csv": (b"text,id\na,1\nb\n", r"cells.csv: row 1: has 1 cells and the first line 2; repair the row"),
+    "quote.csv": (b'text\n"a"b\n', r"quote.csv:2: is no table of text \(.*\); write it again"),
+    "column.tsv": (b"body\tid\na\t1\n", r"column.tsv: there is no column 'text' but 'body', 'id'; set"),
+    "latin.csv": (b"text\n\xe9\n", r"latin.csv:2: is not UTF-8"),
+    "packed.jsonl.gz": (b"\x1f\x8b", r"packed.jsonl.gz: is damaged or no .gz file \(.*\); write it again"),
+    "packed.jsonl.zst": (b"no frame", r"packed.jsonl.zst: is damaged or no .zst file \(.*\); write it again"),
+    "packed.txt.bz2": (b"no stream", r"packed.txt.bz2: is damaged or no .bz2 file \(.*\); write it again"),
+    "packed.csv.xz": (b"no stream", r"packed.csv.xz: is damaged or no .xz file \(.*\); write it again"),
+    "packed.parquet.gz": (b"\x1f\x8b", r"packed.parquet.gz: .parquet.gz files are not read; unpack it first"),
+    "packed.zip": (b"PK", r"packed.zip: .zip files are not read; unpack it first"),
 }
 
 
@@ -149,7 +158,7 @@ def test_a_truncated_table_is_damaged(name, tmp_path):
 def test_a_table_of_bytes_that_are_no_text_is_damaged(tmp_path):
     column = pa.array([b"good", b"\xff\xfe"]).view(pa.string())
     write_table(tmp_path / "a.parquet", pa.table({"text": column}))
-    with pytest.raises(DataError, match=r"a.parquet: is damaged or no Parquet file \(.*utf-8"):
+    with pytest.raises(DataError, match=r"a.parquet: is damaged or no Parquet file \(.*UTF8"):
         read(tmp_path / "a.parquet")
 
 
@@ -215,7 +224,7 @@ def test_which_ids_count_may_be_said_in_a_column(write):
     source = TokenIds(paths=(str(path),), counts_column="mask")
     contents = [document.content for document in source.open().documents]
     assert [content.loss_mask.tolist() for content in contents] == [[False, True, True], [False]]
-    assert source.has_loss_mask
+    assert source.open().has_loss_mask
     assert source.open().identity != TokenIds(paths=(str(path),)).open().identity
 
 

@@ -5,7 +5,7 @@ import pytest
 from minitron_cli.figures import MINUS
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.headline import key_figures, lead, share_closed
-from minitron_cli.report.sections import repair_table
+from minitron_cli.report.sections import repair_tables
 from tests.unit.report.sample import difference, evaluated, pruned, repair
 
 REPAIRED = pruned(repair(2.4, (3.0, 0.5), (2.4002, 0.0005)))
@@ -75,6 +75,5 @@ def test_a_share_lies_between_nothing_and_everything(gap, left, share):
 
 
 def test_a_repair_of_next_to_nothing_is_no_percentage():
-    table = repair_table(repair(2.4, (2.401, 0.5), (2.41, 0.1)))
-    assert table is not None
+    (table,) = repair_tables(repair(2.4, (2.401, 0.5), (2.41, 0.1)))
     assert [row[-1] for row in table.rows] == [None, 0.8]

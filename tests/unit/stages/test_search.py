@@ -177,6 +177,7 @@ def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place,
     assert found.result(SearchResult).winners["78%"].sizes.items() <= child.result(PruneResult).child.sizes.items()
 
 
+@pytest.mark.slow
 def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, parent, scores, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     built = []
@@ -206,6 +207,7 @@ def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, p
         search.run(context(tmp_path / "none"), parent, scores, data(place), too_fast)
 
 
+@pytest.mark.slow
 def test_a_model_is_really_timed(tmp_path, place, parent, scores, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for phase in ("prefill", "decode"):

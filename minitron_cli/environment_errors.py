@@ -1,4 +1,4 @@
-"""Errors of the environment: disk, memory, threads, file handles, network. Recognizes them, and says what to do."""
+"""Errors of the machine, not of what the user gave: disk, memory, threads, file handles, network; and what to do."""
 
 import errno
 
@@ -14,9 +14,9 @@ ERRNO = {
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.ENFILE: "the system has too many open files; close some programs",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.ELOOP: "symbolic links lead in a circle; remove one of them or choose another path",
+    errno.ELOOP: "a link leads back to itself; remove it",
     errno.ENOMEM: "out of memory; close other programs",
-    errno.EAGAIN: "no more threads or processes can be started; raise the limit (ulimit -u) or close some programs",
+    errno.EAGAIN: "too many threads or processes; raise the limit (ulimit -u) or close some programs",
     errno.ENODEV: "no such device; check the disk",
     errno.ESTALE: "the network file system lost the file; check the mount",
 }
@@ -51,6 +51,11 @@ def fault(error: BaseException) -> str | None:
     return next((sentence for cause in _causes(error) if (sentence := _sentence(cause))), None)
 
 
+def is_of_environment(error: BaseException) -> bool:
+    """Whether an error is the machine's, and would say nothing about the file that was being read."""
+    return fault(error) is not None or bool(isinstance(error, OSError) and error.errno)
+
+
 def _causes(error: BaseException | None) -> list[BaseException]:
     causes: list[BaseException] = []
     while error is not None and error not in causes:
@@ -69,6 +74,6 @@ def _sentence(error: BaseException) -> str | None:
         text = " ".join(str(error).split())[:100]
         return f"the network failed ({text}); check the connection, then run the same command again"
     for text, sentence in WITHOUT_ERRNO.items():
-        if text in str(error).lower():
+        if text in str(error).lower() and not isinstance(error, ValueError):  # which may quote the user's text
             return sentence if sentence is OUT_OF_MEMORY else f"{sentence}, then run the same command again"
     return None
