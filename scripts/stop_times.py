@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "distill": ("distill", "--steps", "100", "--overwrite"),
     "eval": ("eval", "--overwrite"),
     "eval, speed": ("eval", "--speed", "--overwrite"),
-    "eval, task": ("eval", "--tasks", "cloze", "--overwrite"),
+    "eval, cloze": ("eval", "--cloze", "--overwrite"),
 }
 MOST_SECONDS = 600  # for a run to end by itself, or after a signal
 

@@ -116,6 +116,10 @@ def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> N
         with stopping.deferred():
             torchrun.leave()
         raise
+    except Exception as e:
+        if stopping.stop_requested() and torchrun.is_one_of_several():  # another one has left that this one waited for
+            raise stopping.interrupted() from e
+        raise
     torchrun.leave()
     sys.stdout.flush()
 

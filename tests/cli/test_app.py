@@ -135,6 +135,21 @@ def test_one_of_several_processes_leaves_the_others_unless_it_fails(
             distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(("rank", "code"), [("1", 143), (None, 1)])
+def test_an_error_of_a_process_that_is_stopping_is_that_another_left_first(
+    run: Run, monkeypatch: pytest.MonkeyPatch, rank: str | None, code: int
+) -> None:
+    def shipped() -> dict[str, Path]:
+        progress.request_stop(signal.SIGTERM)
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(recipe, "shipped", shipped)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert run("recipes", "ls").exit_code == code
+
+
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, KeyError("layer"))
     result = run("recipes", "ls", "--debug")
