@@ -194,7 +194,7 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _refusing(what: str, hint: str) -> Iterator[None]:
-    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on.
+    """Turn the many error types of transformers into CheckpointError; errors of the environment are passed on.
 
     A stop request interrupts the context at any point.
     """

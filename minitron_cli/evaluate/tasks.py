@@ -18,6 +18,7 @@ from lm_eval.tasks._index import Entry
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from minitron_cli import canonical_json, io, progress
+from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import DataError, EnvironmentFault, InputError
 from minitron_cli.evaluate import task_code
 from minitron_cli.evaluate.config import SUITES, Task
@@ -225,6 +226,8 @@ def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
     except (FileNotFoundError, datasets.exceptions.DatasetsError) as e:
         raise DataError(f"task {name!r}: its data could not be read ({_first_line(e)}); check its YAML") from e
     except Exception as e:  # a task can run any code, and raise anything
+        if is_of_environment(e):
+            raise
         raise InputError(f"task {name!r} could not be loaded ({_first_line(e)}); check its YAML and its data") from e
 
 

@@ -20,7 +20,8 @@ from minitron_cli import io, memory, progress, strict_json
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
-from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
+from minitron_cli.environment_errors import is_of_environment
+from minitron_cli.errors import EnvironmentFault, RunFailed, shown
 from minitron_cli.model.family import at
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.loaded_check import SAME, Refused, check_loaded
@@ -176,7 +177,7 @@ def _named(check: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if isinstance(e, (Interrupted, EnvironmentFault, MemoryError)) or (isinstance(e, OSError) and e.errno):
+        if isinstance(e, EnvironmentFault) or is_of_environment(e):
             raise  # the check itself could not run, which says nothing about the child
         what = " ".join(str(e).split()) or type(e).__name__
         raise RunFailed(
