@@ -85,9 +85,9 @@ def _processes_of(session: int) -> list[int]:
     return found
 
 
-def program(words: Sequence[str], root: Path) -> Started:
-    """Start the program in a directory."""
-    command = [*PROGRAM, *words] if words[0] != "demo" else [sys.executable, "-c", SMALL_DEMO, *words]
+def program(words: Sequence[str], root: Path, command: Sequence[str] = PROGRAM) -> Started:
+    """Start the program in a directory; the demo with a small teacher."""
+    command = [*command, *words] if words[0] != "demo" else [sys.executable, "-c", SMALL_DEMO, *words]
     with open(root.parent / "out", "wb") as out, open(root.parent / "err", "wb") as err:
         begun = subprocess.Popen(
             command, cwd=root, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,8 @@ class Setting:
     place: Path
     beginnings: dict[str, Path] = field(default_factory=dict)
     """Name of the last verb before -> a directory with everything up to its result."""
+    others: dict[object, Path] = field(default_factory=dict)
+    """Maker -> the directory that it made."""
 
     @classmethod
     def build(cls, place: Path) -> "Setting":
@@ -112,6 +114,12 @@ class Setting:
 
     def _kept(self, root: Path, name: str) -> Path:
         return shutil.copytree(root, self.place / "beginnings" / name, symlinks=True)
+
+    def made(self, maker: Callable[["Setting"], Path]) -> Path:
+        """What a maker of directories makes, the same each time."""
+        if maker not in self.others:
+            self.others[maker] = maker(self)
+        return self.others[maker]
 
     def fresh(self, verb: Verb) -> Path:
         """What the verb finds when it begins, at the same path each time."""
