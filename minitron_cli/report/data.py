@@ -43,6 +43,8 @@ class ReportData:
     """Accelerator -> hours of all that were used to make the product."""
     lineage: tuple[tuple[str, ...], ...] = ()
     """Stage, label, key and inputs of every artifact."""
+    texts: str = ""
+    """What the texts that it was made from begin and end with, in sentences; empty if that is not known."""
     commands: tuple[str, ...] = ()
     """Shell commands that make the same results again."""
 
