@@ -12,7 +12,7 @@ Style = Literal["significant", "fixed", "count", "short", "bytes", "share", "pow
 
 
 class Estimate(NamedTuple):
-    """Measured value with the ends of its interval."""
+    """Measured value with the ends of its interval, or of another figure than its column's."""
 
     value: float | None
     """None where the measurement gave no finite value."""
@@ -20,6 +20,8 @@ class Estimate(NamedTuple):
     high: float | None = None
     note: str = ""
     """Remark behind the value, such as `p 0.01`."""
+    figure: "Figure | None" = None
+    """Figure of the value, in a table whose rows are quantities; None for that of the column."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class Figure:
         found = value if isinstance(value, Estimate) else Estimate(value)
         if found.value is None:
             return NOTHING
-        plus = "+" if self.is_change else ""
+        figure = found.figure or self
+        plus = "+" if figure.is_change else ""
         if found.low is None or found.high is None:
-            written = _signed(found.value, _STYLES[self.style](abs(found.value)), plus)
+            written = _signed(found.value, _STYLES[figure.style](abs(found.value)), plus)
         else:
             written = _with_interval(found.value, found.low, found.high, plus)
         return f"{written}, {found.note}" if found.note else written

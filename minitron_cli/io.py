@@ -272,6 +272,12 @@ def make_dirs(path: Path) -> None:
                 ) from None
 
 
+def files_in(directory: Path) -> dict[str, Path]:
+    """What a directory and those in it hold, except directories, by its path in the directory, sorted."""
+    found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(directory).as_posix(): path for path in sorted(found)}
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory if it exists. It is renamed first, so that a killed removal leaves no half of it visible."""
     doomed = _beside(path.with_name(f"del-{path.name}"))

@@ -1,7 +1,8 @@
 """Stop requests. A signal handler makes one; long work raises Interrupted at its next check.
 
 Loops check with `raise_if_stopped`, most of them through their progress bar. While a stop is requested, every call of a
-torch module checks too, so that a forward pass, whoever runs it, ends at its next layer; before, this costs nothing.
+torch module checks too, so that a forward pass, whoever runs it, ends at its next layer, and so does every import,
+because those of large libraries take seconds. Before, this costs nothing.
 """
 
 import sys
@@ -19,11 +20,23 @@ _check: Any = None
 """Handle of the hook that checks in forward passes, while a stop is requested."""
 
 
+class _CheckingFinder:
+    """Entry of `sys.meta_path` that finds nothing."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        """Raise Interrupted unless the stop is deferred."""
+        raise_if_stopped()
+
+
 def request_stop(signal_number: int | None) -> None:
     """Make every loop stop at its next check; None withdraws the request."""
     global _signal, _check
     _signal = signal_number
     register = getattr(sys.modules.get("torch.nn.modules.module"), "register_module_forward_pre_hook", None)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _CheckingFinder]
+    if signal_number is not None:
+        sys.meta_path.insert(0, _CheckingFinder)
     if signal_number is None and _check is not None:
         _check.remove()
         _check = None

@@ -44,7 +44,7 @@ class Artifact:
     def damage(self, hashed: Hash) -> Iterator[str]:
         """Descriptions of files that are missing, changed or strange, by the hashes that `hashed` returns."""
         yield from self.changes(hashed)
-        for name in sorted(set(os.listdir(self.path)) - self.manifest.files.keys() - {MANIFEST, RUN}):
+        for name in sorted(io.files_in(self.path).keys() - self.manifest.files.keys() - {MANIFEST, RUN}):
             yield f"{name} does not belong there"
 
     def changes(self, hashed: Hash, names: Iterable[str] | None = None) -> Iterator[str]:
@@ -148,10 +148,10 @@ def commit(
 
     A reader sees the whole artifact or none. If another process committed the same key first, its artifact stays.
     """
-    paths = sorted(temporary.iterdir())
-    unknown = [path for path in paths if path not in hashed]
+    paths = io.files_in(temporary)
+    unknown = [path for path in paths.values() if path not in hashed]
     records = {**hashed, **dict(zip(unknown, file_hashes.fresh(unknown), strict=True))}
-    files = {path.name: records[path] for path in paths}
+    files = {name: records[path] for name, path in paths.items()}
     manifest = unhashed.model_copy(update={"files": files})
     io.write_new_json(temporary / RUN, manifests.sealed(run.model_dump(mode="json", exclude_defaults=True)))
     manifests.write(temporary, manifest)

@@ -75,7 +75,7 @@ class StageBuild:
         """Hash the files written so far in a thread while the `with` block runs, which must not change them."""
         import torch
 
-        paths, threads = sorted(self.path.iterdir()), torch.get_num_threads()
+        paths, threads = list(io.files_in(self.path).values()), torch.get_num_threads()
         torch.set_num_threads(max(1, threads - 1))
         try:
             with ThreadPoolExecutor(1) as pool:

@@ -5,15 +5,22 @@ from pathlib import Path
 from minitron_cli import canonical_json, io
 from minitron_cli.artifacts import file_hashes
 from minitron_cli.artifacts.artifact import check_model
-from minitron_cli.artifacts.manifest import MANIFEST, RUN, Manifest
+from minitron_cli.artifacts.manifest import CHAT_TEMPLATES, MANIFEST, RUN, Manifest
 from minitron_cli.results.base import RESULT
 
 
 def of_directory(directory: Path, hashed: file_hashes.Hash = file_hashes.records) -> str:
     """Content hash of all files of a model: weights, configs, tokenizer. ArtifactError for a stage's damaged result."""
     check_model(directory, hashed)
-    paths = sorted(p for p in directory.iterdir() if p.is_file() and _matters(p.name))
-    return canonical_json.digest({path.name: r.sha256 for path, r in zip(paths, hashed(paths), strict=True)})
+    paths = {p.name: p for p in sorted(directory.iterdir()) if p.is_file() and _matters(p.name)} | templates(directory)
+    records = hashed(list(paths.values()))
+    return canonical_json.digest({name: r.sha256 for name, r in zip(paths, records, strict=True)})
+
+
+def templates(directory: Path) -> dict[str, Path]:
+    """Named chat templates of a model, by their path in its directory."""
+    paths = sorted((directory / CHAT_TEMPLATES).glob("*.jinja"))
+    return {f"{CHAT_TEMPLATES}/{path.name}": path for path in paths if path.is_file() and _matters(path.name)}
 
 
 def of_model(manifest: Manifest) -> str:

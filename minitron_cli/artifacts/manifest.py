@@ -18,6 +18,8 @@ from minitron_cli.spec import Spec
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 RUN = "run.json"
+CHAT_TEMPLATES = "additional_chat_templates"
+"""Directory of a model's named chat templates, beside its default one (transformers 4.52 and later)."""
 SEAL = "sha256"
 
 
@@ -36,7 +38,7 @@ class Manifest(Spec):
     @field_validator("files")
     @classmethod
     def _plain_names(cls, files: dict[str, io.FileRecord]) -> dict[str, io.FileRecord]:
-        if odd := [name for name in files if Path(name).name != name or not name.isprintable()]:
+        if odd := [name for name in files if not _is_plain(name)]:
             raise ValueError(f"{odd[0]!r} is not a plain file name")
         return files
 
@@ -44,6 +46,12 @@ class Manifest(Spec):
     def fingerprint(self) -> str:
         """Content hash of all files."""
         return canonical_json.digest({name: list(record) for name, record in self.files.items()})
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file of this name is in the artifact's directory or in that of its chat templates."""
+    own = name.removeprefix(f"{CHAT_TEMPLATES}/")
+    return Path(own).name == own and own != ".." and own.isprintable()
 
 
 def command_of(stage: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import hub_blobs, other_formats
+from minitron_cli.checkpoint import hub_blobs, other_formats, text_growth
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
@@ -194,7 +194,7 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _refusing(what: str, hint: str) -> Iterator[None]:
-    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on.
+    """Turn the many error types of transformers into CheckpointError; errors of the environment are passed on.
 
     A stop request interrupts the context at any point.
     """
@@ -347,10 +347,16 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """Tokenizer of a checkpoint directory. CheckpointError if there is none. Code in the directory never runs."""
     from transformers import AutoTokenizer
 
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(path):
         raise CheckpointError(f"{path} has no tokenizer: copy the model's tokenizer files there")
+    text_growth.check(path)
     with _refusing(f"{path}: its tokenizer does not load", "restore the tokenizer files"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a checkpoint directory holds a tokenizer."""
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def check_generation_config(path: Path) -> None:
@@ -400,11 +406,17 @@ def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, T
         copy_files(like.path, directory, ("config.json",))
     else:
         io.write_new_json(directory / "config.json", dict(like.config))
-    copy_files(like.path, directory, ("generation_config.json", *TOKENIZER_FILES))
+    copy_files(like.path, directory, side_files(like.path))
+
+
+def side_files(path: Path) -> tuple[str, ...]:
+    """Files of a checkpoint that a child has unchanged, whether they exist or not."""
+    return ("generation_config.json", *TOKENIZER_FILES, *fingerprint.templates(path))
 
 
 def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:
     """Copy, byte for byte, those of the files that exist."""
     for name in names:
         if (source / name).is_file():
+            io.make_dirs((directory / name).parent)
             io.write_new(directory / name, (source / name).read_bytes())

@@ -32,6 +32,7 @@ def copy(artifact: Artifact, directory: Path | None) -> None:
         size = sum(record.size_bytes for record in artifact.manifest.files.values())
         with progress.track(f"copy to {directory}", size, "bytes") as step:
             for name in artifact.manifest.files:
+                io.make_dirs((temporary / name).parent)
                 io.write_new(temporary / name, _read(artifact.path / name, step))
         published = io.publish(temporary, directory)
     except BaseException:

@@ -46,12 +46,26 @@ def evaluate(
     ] = None,
     include_path: Annotated[
         Path | None,
-        Option(help="Directory of additional task YAML files. They can run Python code: use only files you trust."),
+        Option(help="Directory of additional task YAML files. Code in them runs only with --allow-code-execution."),
     ] = None,
     allow_code_execution: Annotated[
         bool,
-        Option("--allow-code-execution", help="Also run tasks that execute model-generated code. It is not sandboxed."),
+        Option(
+            "--allow-code-execution",
+            help="Run code: that in task files, and what models write for coding tasks. It is not sandboxed.",
+        ),
     ] = False,
+    apply_chat_template: Annotated[
+        bool | None,
+        Option(
+            "--apply-chat-template",
+            help="Ask the tasks through the tokenizer's chat template, as instruct models expect it.",
+        ),
+    ] = None,
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        Option("--fewshot-as-multiturn", help="With --apply-chat-template: each solved example is a turn of its own."),
+    ] = None,
     perplexity: Annotated[
         bool | None, Option(help="Measure loss, perplexity and KL to the parent on held-out text.", show_default="yes")
     ] = None,
@@ -107,6 +121,8 @@ def evaluate(
         ("tasks",): [task for some in tasks for task in some.split(",")] if tasks else None,
         ("task_data",): str(task_data) if task_data else None,
         ("include_path",): str(include_path) if include_path else None,
+        ("apply_chat_template",): apply_chat_template,
+        ("fewshot_as_multiturn",): fewshot_as_multiturn,
         ("perplexity",): perplexity,
         ("cloze",): _section(cloze),
         ("speed",): _section(speed),

@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
+from minitron_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from minitron_cli.checkpoint.reader import Checkpoint
@@ -22,12 +23,12 @@ def inspect(
 ) -> None:
     """Show a model's family, axis sizes, parameters, files and serving compatibility.
 
-    Reads configuration and file headers only; downloads nothing.
+    Reads configuration, file headers and the tokenizer only; downloads nothing.
     """
     from minitron_cli.dry_run import shape_of
 
     shape, checkpoint = shape_of(model)
-    facts = _facts(shape, batch, length) | (_files(checkpoint) if checkpoint else {"files": None})
+    facts = _facts(shape, batch, length) | (_stored(checkpoint) if checkpoint else {"files": None})
     serving = _serving(shape, checkpoint)
     if shown.json:
         console.data(facts | {"serving": [finding._asdict() for finding in serving]})
@@ -57,6 +58,26 @@ def _serving(shape: "Shape", checkpoint: "Checkpoint | None") -> "list[Finding]"
 
     config = hf.load_config(checkpoint.path) if checkpoint else None
     return findings(shape, getattr(config, "layer_types", None))
+
+
+def _stored(checkpoint: "Checkpoint") -> dict[str, Any]:
+    return _files(checkpoint) | {"documents": _documents(checkpoint.path)}
+
+
+def _documents(model: Path) -> dict[str, str] | str | None:
+    """Special tokens that data.bos=auto puts around a text; the reason if the tokenizer does not load."""
+    from minitron_cli.checkpoint import hf
+    from minitron_cli.data.document_frame import DocumentFrame
+
+    if not hf.has_tokenizer(model):
+        return None
+    try:
+        tokenizer = hf.load_tokenizer(model)
+    except CheckpointError as e:
+        return str(e)
+    frame = DocumentFrame.of(tokenizer, "auto")
+    ends = {"begin_with": frame.before, "end_with": frame.after}
+    return {name: " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing" for name, ids in ends.items()}
 
 
 def _files(checkpoint: "Checkpoint") -> dict[str, Any]:

@@ -27,6 +27,7 @@ def handled() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before_fd)
         os.close(written)  # ends the thread
+        stopping.request_stop(None)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -19,13 +19,18 @@ SAVE_SECONDS = 30  # after which torch's launcher, too, kills a process that was
 
 def if_requested(processes: int) -> None:
     """Start `processes` copies of this command line and exit when they end; return at once in such a copy."""
-    if processes > 1 and "RANK" not in os.environ:
+    if processes > 1 and not is_one_of_several():
         launch(processes)
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher has started this process."""
+    return "RANK" in os.environ
 
 
 def leave() -> None:
     """Destroy the process group if there is one; its threads would abort the program if they outlived it."""
-    if "RANK" not in os.environ:
+    if not is_one_of_several():
         return
     from torch import distributed
 

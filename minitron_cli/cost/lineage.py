@@ -47,7 +47,7 @@ def fingerprints(artifact: Artifact) -> Iterator[str]:
     """Fingerprints under which other stages may list it: as an artifact, and as a model."""
     yield artifact.fingerprint
     if "config.json" in artifact.manifest.files:
-        yield fingerprint.of_directory(artifact.path)
+        yield fingerprint.of_model(artifact.manifest)
 
 
 def device_hours(artifacts: Iterable[Artifact]) -> dict[str, float]:

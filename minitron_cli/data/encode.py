@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GROUP_CHARACTERS = 1 << 20  # tokenized at once; a tokenizer's result takes many times the memory of its text
+TURN_CHARACTERS = 1 << 18  # of short documents, tokenized in one turn: a stop request waits for its end
 
 
 class TextPiece(NamedTuple):
@@ -109,7 +110,7 @@ def checked(documents: Iterable[Document], vocab_size: int) -> Iterator[Ids]:
         for extreme in (content.ids.min(), content.ids.max()):
             if not 0 <= extreme < vocab_size:
                 raise DataError(
-                    f"{document.where}: token id {extreme} is not one of the tokenizer's {vocab_size:,}; "
+                    f"{document.where}: token id {extreme} is not one of the vocabulary's {vocab_size:,}; "
                     "use the ids of this model's tokenizer"
                 )
         yield content
@@ -136,12 +137,12 @@ def _text_pieces(text: str) -> Iterator[TextPiece]:
 
 
 def _groups(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
-    """Lists of pieces of about GROUP_CHARACTERS characters together."""
+    """Lists of pieces of about TURN_CHARACTERS characters together, and at most about GROUP_CHARACTERS."""
     group, characters = [], 0
     for piece in pieces:
         group.append(piece)
         characters += len(piece.text)
-        if characters >= GROUP_CHARACTERS:
+        if characters >= min(GROUP_CHARACTERS, TURN_CHARACTERS):
             yield group
             group, characters = [], 0
     if group:

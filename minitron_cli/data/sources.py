@@ -219,6 +219,11 @@ class DataConfig(Spec):
     seed: int = 0
     """Seed of the order in which blocks are drawn."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether some source holds text, which a tokenizer must read."""
+        return not all(isinstance(source, TokenIds) for source in (*self.sources, *self.validation))
+
     @model_validator(mode="after")
     def _weights_are_all_or_none(self) -> Self:
         for name in ("sources", "validation"):

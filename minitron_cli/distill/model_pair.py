@@ -28,6 +28,7 @@ from minitron_cli.layerwise.observer import layer_output
 from minitron_cli.model.families import family_of
 from minitron_cli.model.lm_head import Head, head_of
 from minitron_cli.model.taps import layer_module
+from minitron_cli.prune.slicing import is_finite
 
 T = TypeVar("T")
 
@@ -236,7 +237,8 @@ def _width(model: Any) -> int:
 
 def _refuse_non_finite(model: nn.Module, role: str) -> None:
     for name, parameter in model.named_parameters():
-        if not sharding.local(parameter.data).isfinite().all():
+        stopping.raise_if_stopped()
+        if not is_finite(sharding.local(parameter.data)):
             raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: use an undamaged checkpoint")
 
 
@@ -247,4 +249,5 @@ def _dtype(precision: Precision) -> torch.dtype:
 def _cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast parameters in place. Buffers stay: rotary frequencies lose too much precision in bf16."""
     for parameter in model.parameters():
+        stopping.raise_if_stopped()
         parameter.data = parameter.data.to(dtype)

@@ -19,6 +19,7 @@ from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.statistics import Items, errors
+from minitron_cli.evaluate.task_code import templates
 from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks
 from minitron_cli.results.evaluation import MetricResult, TaskSource
 
@@ -36,9 +37,11 @@ def run_tasks(
     locations: TaskLocations = DEFAULT_LOCATIONS,
     allow_code: bool = False,
     batch_size: int = 8,
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = False,
 ) -> Measurements:
     """Results of the model on every task; deterministic in model and tasks."""
-    with quiet() as truncated, seeded(), stopping.interruptible():
+    with quiet() as truncated, seeded(), stopping.interruptible(), templates(allow_code=allow_code):
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
         lm = _Model(
             pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
@@ -49,6 +52,8 @@ def run_tasks(
             samples=chosen.items or None,
             bootstrap_iters=BOOTSTRAP_DRAWS,
             log_samples=True,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
             confirm_run_unsafe_code=allow_code,
         )
     if truncated.count:

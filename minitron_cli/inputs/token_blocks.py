@@ -17,11 +17,13 @@ MAX_ID = 100_000_000  # of any token; tables by id would otherwise fill the memo
 
 
 def blocks_of(context: Context, data: DataConfig, split: Literal["train", "validation"], model: Path) -> Blocks:
-    """Blocks of one split, tokenized by the tokenizer of the model at `model`."""
+    """Blocks of one split, tokenized by the tokenizer of the model at `model`. Token ids need none."""
+    directory, rows = context.workspace.root / "tokens", hf.load_config(model).vocab_size
+    if not data.has_text and not hf.has_tokenizer(model):
+        return prepare(data, split, None, "", directory, vocab_size=rows)
     tokenizer = hf.load_tokenizer(model)
     possible = _largest_id(tokenizer, model)
-    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), context.workspace.root / "tokens")
-    rows = hf.load_config(model).vocab_size
+    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), directory)
     if possible >= rows:
         _check_ids(blocks, rows, tokenizer, split, model)
     return blocks

@@ -51,12 +51,14 @@ def difference(reader: SourceModel, other: SourceModel, names: tuple[str, str]) 
     rows = other.shape.sizes["vocab"]
     if reader.path == other.path:
         return None
+    if not hf.has_tokenizer(reader.path) and not hf.has_tokenizer(other.path):
+        return None  # both read token ids
     own = hf.load_tokenizer(reader.path)
     are_equal = fingerprint.of_tokenizer(reader.path) == fingerprint.of_tokenizer(other.path)
     if not are_equal and (why := apart(own, hf.load_tokenizer(other.path), names)):
         return why
     token, highest = max(own.get_vocab().items(), key=lambda item: item[1])
-    if highest >= rows:
+    if rows < min(highest + 1, reader.shape.sizes["vocab"]):  # text has no token beyond the reader's own rows
         return f"{names[0]}'s token {shown(token)} has the id {highest:,} and {names[1]}'s embedding {rows:,} rows"
     return None
 

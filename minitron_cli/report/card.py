@@ -14,6 +14,7 @@ from minitron_cli.report.evaluation import Evaluated, metric_names
 from minitron_cli.report.markdown import code, inline, section
 from minitron_cli.report.sections import view
 from minitron_cli.report.text import clean
+from minitron_cli.results.evaluation import TaskSource
 
 ABOUT = "A language model compressed by structured pruning and knowledge distillation."
 SECTIONS = ("results", "metrics", "shape", "cost", "reproduce")  # of the page
@@ -91,14 +92,14 @@ def _cleaned(hub: HubFacts) -> dict[str, Any]:
 def _eval_results(model: Evaluated | None) -> Iterator[EvalResult]:
     for (task, name), metric in metric_names([model] if model else []).items():
         if task != PERPLEXITY and metric.value is not None and model:
-            source = model.found.sources.get(task)
+            source, shots = model.found.sources.get(task, TaskSource()), metric.shots
             yield EvalResult(
                 task_type="text-generation",
-                dataset_type=clean(source.dataset if source and source.dataset else task),
-                dataset_name=clean(task) + ("" if metric.shots is None else f" ({metric.shots}-shot)"),
-                dataset_config=clean(source.config) if source and source.config else None,
-                dataset_split=clean(source.split) if source and source.split else None,
-                dataset_args=None if metric.shots is None else {"num_few_shot": metric.shots},
+                dataset_type=clean(source.dataset or task),
+                dataset_name=clean(task) + ("" if shots is None else f" ({shots}-shot)"),
+                dataset_config=source.config and clean(source.config),
+                dataset_split=source.split and clean(source.split),
+                dataset_args=None if shots is None else {"num_few_shot": shots},
                 metric_type=clean(name),
                 metric_value=round(metric.value, 6),
             )

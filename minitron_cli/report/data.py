@@ -23,6 +23,8 @@ class ReportData:
     """Parameters of the original model and of the pruned model of each step."""
     teacher: str = ""
     """Name of the product's teacher, if it is another model than the parent."""
+    worse: str = ""
+    """How the product's training made it worse on held-out text; empty if it did not."""
     to_evaluate: str = ""
     """Command that evaluates the product; empty if it was evaluated."""
     models: tuple[Evaluated, ...] = ()

@@ -10,7 +10,7 @@ from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.metrics import SPEED_FIGURES, TEXT_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.evaluation_remarks import remarks
-from minitron_cli.report.view import Cell, Quantity, Section, Table, is_empty
+from minitron_cli.report.view import Cell, Section, Table, is_empty
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
@@ -77,8 +77,8 @@ def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
     names = metric_names(models)
     others = [model for model in models if model.found.against_parent]
     facts: list[tuple[Cell, ...]] = [
-        (PARAMETERS.title, None, *(Quantity(PARAMETERS, model.found.model.parameters) for model in models)),
-        (TOKENS.title, None, *(Quantity(TOKENS, model.tokens_trained) for model in models)),
+        (PARAMETERS.title, None, *(Estimate(model.found.model.parameters, figure=PARAMETERS) for model in models)),
+        (TOKENS.title, None, *(Estimate(model.tokens_trained, figure=TOKENS) for model in models)),
     ]
     values = [(row_title(name, x), x.n, *(_interval(name, model) for model in models)) for name, x in names.items()]
     apart = [(row_title(name, x), x.n, *(_difference(name, model) for model in others)) for name, x in names.items()]
@@ -104,8 +104,8 @@ def _interval(name: Name, model: Evaluated) -> Cell:
     metric = model.metric(name)
     if metric is None or metric.value is None:
         return None
-    ends = estimates.of_metric(metric).interval()
-    return Quantity(metric_figure(*name), Estimate(metric.value, *(ends or ())))
+    low, high = estimates.of_metric(metric).interval() or (None, None)
+    return Estimate(metric.value, low, high, figure=metric_figure(*name))
 
 
 def _difference(name: Name, model: Evaluated) -> Cell:
@@ -114,7 +114,7 @@ def _difference(name: Name, model: Evaluated) -> Cell:
         return None
     note = "" if found.mcnemar is None else f"p {found.mcnemar:.2g}"
     figure = replace(metric_figure(*name), style="fixed", is_change=True)
-    return Quantity(figure, Estimate(found.difference, found.low, found.high, note))
+    return Estimate(found.difference, found.low, found.high, note, figure)
 
 
 def results_section(models: Sequence[Evaluated], to_evaluate: str = "") -> Section:

@@ -44,7 +44,8 @@ def _sentences(data: ReportData) -> Iterator[str]:
         yield f"{name} was pruned{steps} from {sizes} parameters, {share} of its size."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
     if parent is not None and pruned is not None:
-        what = "Pruning and repair" if data.prune and data.prune.repair and data.prune.repair.effect else "Pruning"
+        repair = data.prune.repair if data.prune else None
+        what = "Pruning and repair" if repair and repair.effect and repair.is_kept else "Pruning"
         loss = "the loss of its parent" if is_chain else "the loss"
         yield f"{what} {_moved(loss, parent, pruned)} nats per token."
     if distilled is not None:
@@ -57,6 +58,8 @@ def _sentences(data: ReportData) -> Iterator[str]:
         controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
         others = [f"; {label} has {x:.3f} ({CHANGE.cell(x - distilled)})" for label, x in controls if x is not None]
         yield f"{outcome}{below}{''.join(others)}."
+    if data.worse:
+        yield f"Training made it worse: {data.worse}."
     if data.teacher:
         yield f"The teacher was {data.teacher}."
 

@@ -32,7 +32,7 @@ class Product:
     def current(cls, workspace: Workspace) -> "Product":
         """The workspace's distilled model, else what there is so far. ArtifactError if there is nothing."""
         pruned, distilled = workspace.current("prune"), workspace.current("distill")
-        if pruned and distilled and distilled.manifest.inputs["student"] != fingerprint.of_directory(pruned.path):
+        if pruned and distilled and distilled.manifest.inputs["student"] != fingerprint.of_model(pruned.manifest):
             distilled = None  # of an earlier pruned model
         stages = (workspace.current(stage) for stage in ("search", "importance", "correct", "evaluate"))
         found = next(filter(None, (distilled, pruned, *stages)), None)
@@ -103,7 +103,7 @@ class Product:
             return ()
         prune = self.prune
         controls = [made for made in self.workspace.artifacts("prune") if made.label and _is_control_of(prune, made)]
-        starts = {fingerprint.of_directory(made.path) for made in (prune, *controls)}
+        starts = {fingerprint.of_model(made.manifest) for made in (prune, *controls)}
         others = [
             made
             for made in self.workspace.artifacts("distill")
@@ -118,7 +118,7 @@ class Product:
         """Fingerprint of a model -> its part in this product."""
         parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.corrected), ("pruned", self.prune)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
-        found = {fingerprint.of_directory(made.path): (kind, made) for kind, made in parts if made}
+        found = {fingerprint.of_model(made.manifest): (kind, made) for kind, made in parts if made}
         return {self.parent: ("parent", None), **found}
 
     @cached_property
@@ -127,7 +127,7 @@ class Product:
         if self.artifact.stage == "evaluate":
             return self.artifact
         is_model = self.artifact.stage in _MODELS
-        measured = {fingerprint.of_directory(self.artifact.path) if is_model else self.parent, self.parent}
+        measured = {fingerprint.of_model(self.artifact.manifest) if is_model else self.parent, self.parent}
         current = self.workspace.current("evaluate")
         found = [
             made
@@ -144,7 +144,7 @@ class Product:
         Models of another lineage are left out. One that the workspace did not make was named by the user, and stays.
         """
         models = self.evaluation.result(EvaluationResult).models if self.evaluation else {}
-        here = {fingerprint.of_directory(made.path) for stage in _MODELS for made in self.workspace.artifacts(stage)}
+        here = {fingerprint.of_model(made.manifest) for stage in _MODELS for made in self.workspace.artifacts(stage)}
         for label in sorted(models, key=lambda label: (_ORDER.get(label, len(_ORDER)), label)):
             found = models[label]
             kind, made = self.kinds.get(found.fingerprint, (LABELS.get(label, "control"), None))
@@ -177,7 +177,7 @@ class Product:
         if self.evaluation or self.artifact.stage not in _MODELS:
             return ""
         current = self.workspace.current(self.artifact.stage)
-        return "minitron eval" if current == self.artifact else f"minitron eval {place(self.artifact)}"
+        return "minitron eval" if current == self.artifact else f"minitron eval {place(self.artifact.path)}"
 
     def teacher(self, made: Artifact) -> str:
         """Name of a distilled model's teacher, if it is neither the parent nor the corrected parent."""
@@ -189,18 +189,26 @@ class Product:
     def name(self, model: str) -> str:
         """Name of the model with this fingerprint: its hub id, directory or path; empty if it is not known."""
         if made := self.made.get(model):
-            return place(made)
+            return place(made.path)
         hub_id, _, commit = model.partition("@")
-        return hub_id if commit else without_directories(self.given.get(model, ""))
+        given = Path(self.given.get(model, ""))
+        is_made = (given / MANIFEST).is_file()
+        return hub_id if commit else place(given) if is_made else without_directories(self.given.get(model, ""))
+
+    @property
+    def title(self) -> str:
+        """Name of the original model for readers: that of its stage if minitron made it; empty if it is not known."""
+        given = Path(self.given.get(self.original, ""))
+        return given.parent.name if (given / MANIFEST).is_file() else self.name(self.original)
 
 
 _MODELS = ("prune", "distill", "correct")  # the stages that make a model
 _ORDER = {label: i for i, label in enumerate(LABELS)}
 
 
-def place(made: Artifact) -> str:
+def place(artifact: Path) -> str:
     """Path of an artifact from the directory in which minitron was run: `runs/NAME/distill/distilled-4f1a22c0`."""
-    return "/".join(made.path.absolute().parts[-4:])
+    return "/".join(artifact.absolute().parts[-4:])
 
 
 def _tokens(made: Artifact) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.evaluate.metrics import KL, LOSS
-from minitron_cli.figures import Figure
+from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.candidates import candidates_section
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import results_section, speed_section
@@ -14,7 +14,7 @@ from minitron_cli.report.importance import channels_section, layers_section
 from minitron_cli.report.provenance import cost_section, lineage_section
 from minitron_cli.report.shapes import serving_section, shape_section
 from minitron_cli.report.training import training_section
-from minitron_cli.report.view import Cell, Quantity, Section, Table, View
+from minitron_cli.report.view import Cell, Section, Table, View
 from minitron_cli.results.prune import RepairResult
 from minitron_cli.results.training import TrainingResult
 
@@ -63,7 +63,7 @@ def repair_tables(found: RepairResult | None) -> Iterator[Table]:
 
 def _row(figure: Figure, before: float | None, after: float | None) -> tuple[Cell, ...]:
     written = replace(figure, style="fixed")
-    return figure.heading, Quantity(written, before), Quantity(written, after)
+    return figure.heading, Estimate(before, figure=written), Estimate(after, figure=written)
 
 
 def training_table(label: str, found: TrainingResult) -> Table:

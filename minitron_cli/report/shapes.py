@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from minitron_cli.figures import Figure
+from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.text import axis_title, sizes_text
-from minitron_cli.report.view import Cell, Quantity, Section, Table
+from minitron_cli.report.view import Cell, Section, Table
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.prune import PruneResult, ServingFinding
 
@@ -39,7 +39,7 @@ def shape_table(title: str, models: Mapping[str, ModelSize], cache_bytes: Sequen
 def _row(figure: Figure, values: Sequence[int | None]) -> tuple[Cell, ...]:
     first, *others = values
     shares = [other / first if first and other is not None else None for other in others]
-    return (figure.title, *(Quantity(figure, value) for value in values), *shares)
+    return (figure.title, *(Estimate(value, figure=figure) for value in values), *shares)
 
 
 def shape_section(parent: str, found: PruneResult, cache_bytes: Sequence[int]) -> Section:

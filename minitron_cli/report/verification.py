@@ -101,7 +101,7 @@ def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
 def _lost_inputs(checked: Sequence[Checked], given: Mapping[str, Any]) -> Iterator[tuple[Checked, str]]:
     """Artifacts with an input that is gone: one that the workspace made, or a model that the user gave."""
     for one, name in verification.lost_inputs(checked):
-        yield one, f"its {name} is no longer in the workspace"
+        yield one, f"its {name} is not in this workspace"
     inputs = {known for one in checked if one.manifest for known in one.manifest.inputs.values()}
     changed = {known: problem for known in sorted(inputs) if (problem := _changed(known, given.get(known)))}
     for one in checked:

@@ -1,6 +1,6 @@
 """Evaluate stage: measures models and their parent on the same text and tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
+from minitron_cli.data.chat_template import ChatTemplate, TemplateFailure
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
@@ -53,6 +54,8 @@ def run(
     """
     subjects = {PARENT: parent} | {label: open_source_model(path, offline=context.offline) for label, path in models}
     config = _with_suite(config, allow_code)
+    if config.apply_chat_template:
+        _check_chat_templates(subjects.values())
     others = _other_tokenizers(subjects) if config.perplexity else {}
     benchmark = _Benchmark(context, parent, _held_out(context, parent, data, config), config, allow_code, others)
 
@@ -101,6 +104,24 @@ def _with_suite(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
     return config.model_copy(update={"suite": None, "tasks": requested})
 
 
+def _check_chat_templates(subjects: Iterable[SourceModel]) -> None:
+    """Raise InputError unless every model's tokenizer has a chat template that writes a question within its bounds."""
+    question = [{"role": "user", "content": "question"}]
+    for subject in subjects:
+        tokenizer = hf.load_tokenizer(subject.path)
+        try:
+            ChatTemplate.of(tokenizer, has_tools=False).write(question, [(1, True)])
+        except ValueError:
+            raise InputError(
+                f"{subject.path}: its tokenizer has no chat template: leave --apply-chat-template out"
+            ) from None
+        except TemplateFailure as e:
+            raise InputError(
+                f"{subject.path}: its chat template does not write a question ({e}): repair it, "
+                "or leave --apply-chat-template out"
+            ) from None
+
+
 def _other_tokenizers(subjects: Mapping[str, SourceModel]) -> dict[str, str]:
     """Label of each model that cannot read text in the parent's tokens -> why. Warns about them."""
     found = tokenizers.differences(subjects[PARENT], subjects, "the parent")
@@ -145,13 +166,14 @@ class _Benchmark:
 
     def _check_tasks(self) -> None:
         if self.context.dry_run:
-            tasks.forecast(self.config.tasks, self.locations)  # downloads nothing
+            tasks.forecast(self.config.tasks, self.locations, allow_code=self.allow_code)  # downloads nothing
         else:
             tasks.load_tasks(self.config.tasks, self.locations, allow_code=self.allow_code)
 
     def forecast(self) -> dict[str, Any]:
         """Tasks that would be evaluated, for a dry run."""
-        found = tasks.forecast(self.config.tasks, self.locations) if self.config.tasks else []
+        wanted = self.config.tasks
+        found = tasks.forecast(wanted, self.locations, allow_code=self.allow_code) if wanted else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
     def measured_json(self, work: StageBuild, label: str, subject: SourceModel) -> dict[str, Any]:
@@ -159,7 +181,9 @@ class _Benchmark:
         return self._measure(work, label, subject).model_dump(mode="json")
 
     def _measure(self, work: StageBuild, label: str, subject: SourceModel) -> Measurements:
-        model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
+        model = self._load(subject)
+        needs_tokenizer = self.config.tasks or self.config.cloze or hf.has_tokenizer(subject.path)
+        tokenizer = hf.load_tokenizer(subject.path) if needs_tokenizer else None
         found = Measurements()
         if self.blocks and self.config.perplexity:
             found |= self._on_text(model, self.blocks, tokenizer, label)
@@ -167,7 +191,8 @@ class _Benchmark:
             locations = TaskLocations(_cloze_task(work, self.tokenizer, self.blocks, self.config.cloze))
             found |= self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], locations)
         if self.config.tasks:
-            found |= self._on_tasks(model, tokenizer, self.config.tasks, self.locations)
+            chat = {name: getattr(self.config, name) for name in ("apply_chat_template", "fewshot_as_multiturn")}
+            found |= self._on_tasks(model, tokenizer, self.config.tasks, self.locations, **chat)
         return found
 
     @cached_property
@@ -248,7 +273,12 @@ class _Benchmark:
         return loss_per_byte(model, tokenizer, pieces, length=self.sequence_length, batch_size=size)
 
     def _on_tasks(
-        self, model: "PreTrainedModel", tokenizer: Any, requested: Sequence[Task], locations: TaskLocations
+        self,
+        model: "PreTrainedModel",
+        tokenizer: Any,
+        requested: Sequence[Task],
+        locations: TaskLocations,
+        **chat: bool,
     ) -> Measurements:
         return lm_eval_runner.run_tasks(
             model,
@@ -257,6 +287,7 @@ class _Benchmark:
             locations=locations,
             allow_code=self.allow_code,
             batch_size=self.config.batch_size,
+            **chat,
         )
 
 

@@ -269,7 +269,7 @@ def _winner(parent: SourceModel, search: Artifact | None, size: Amount | None) -
 def _write(work: StageBuild, parent: SourceModel, plan: PrunePlan) -> None:
     stream.write_child(parent.checkpoint, plan, work.path)
     work.write_json("config.json", child_config(parent.checkpoint.config, plan))
-    hf.copy_files(parent.path, work.path, export_check.COPIED)
+    hf.copy_files(parent.path, work.path, hf.side_files(parent.path))
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
 
 

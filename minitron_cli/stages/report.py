@@ -24,7 +24,7 @@ from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
-from minitron_cli.results.training import read_curves
+from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 from minitron_cli.stages.prune import PLAN
@@ -51,7 +51,7 @@ def run(context: Context) -> Artifact:
 
     def build(work: StageBuild) -> ReportResult:
         content = report_data(product, config.title)
-        text = model_card(content, name=config.title, loaded_as=place(product.artifact), hub=config.hub)
+        text = model_card(content, name=config.title, loaded_as=place(product.artifact.path), hub=config.hub)
         io.write_new(work.path / PAGE, render(view(content)).encode())
         io.write_new(work.path / CARD, text.encode())
         return ReportResult(product=product.artifact.fingerprint)
@@ -71,9 +71,8 @@ def card(workspace: Workspace, model: Artifact, name: str) -> str:
 
 def report_config(product: Product) -> ReportConfig:
     """Title of the page and facts about the original model, from its own card."""
-    name = product.name(product.original) or "the parent"
-    given = without_directories(product.given)
-    return ReportConfig(title=f"{name}: {product.workspace.name}", given=given, hub=_hub_facts(product))
+    title, given = product.title or "the parent", without_directories(product.given)
+    return ReportConfig(title=f"{title}: {product.workspace.name}", given=given, hub=_hub_facts(product))
 
 
 def _hub_facts(product: Product) -> HubFacts:
@@ -93,12 +92,15 @@ def report_data(product: Product, title: str) -> ReportData:
     run = product.evaluation.run if product.evaluation else None
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
+    distilled = product.artifact if product.artifact.stage == "distill" else None
+    worse = distilled.result(TrainingResult).worse if distilled else None
     steps = [made.result(PruneResult) for made in product.steps]
     return ReportData(
         title=title,
-        model=product.name(product.original),
+        model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
-        teacher=product.teacher(product.artifact) if product.artifact.stage == "distill" else "",
+        teacher=product.teacher(distilled) if distilled else "",
+        worse=str(worse or ""),
         to_evaluate=product.to_evaluate,
         models=tuple(product.models()),
         speed=run.speed if run else None,

@@ -194,7 +194,7 @@ def test_an_input_that_is_gone_is_told_and_no_damage(runs: Path) -> None:
     found = api.verify(runs / "model")
     gone = [finding for finding in found.findings if not finding.is_damaged]
     assert {Path(finding.path).parent.name for finding in gone} == {"search", "prune", "report"}
-    assert all("is no longer in the workspace" in finding.problems[0] for finding in gone)
+    assert all("is not in this workspace" in finding.problems[0] for finding in gone)
     assert [Path(finding.path).name for finding in found.damaged] == ["current"]
 
 

@@ -60,7 +60,7 @@ def children(tmp_path_factory, tokenizer):
             (root / "child").mkdir()
             write_child(source, plan, root / "child")
             io.write_new_json(root / "child" / "config.json", child_config(source.config, plan))
-            hf.copy_files(source.path, root / "child", export_check.COPIED)
+            hf.copy_files(source.path, root / "child", hf.side_files(source.path))
             known[key] = (source, plan, root / "child")
         return known[key]
 

@@ -1,5 +1,7 @@
 """Stop requests: where they are heard, where they wait, and what they cost before."""
 
+import importlib
+import sys
 import threading
 
 import pytest
@@ -38,6 +40,18 @@ def test_a_forward_pass_ends_at_its_next_module_and_before_pays_nothing() -> Non
     assert len(hooks) == 1
     stopping.request_stop(None)
     assert not hooks
+
+
+def test_an_import_ends_too_and_before_pays_nothing() -> None:
+    finders = list(sys.meta_path)
+    stopping.request_stop(15)
+    stopping.request_stop(15)
+    with stopping.deferred(), pytest.raises(ModuleNotFoundError):
+        importlib.import_module("no_such_module")
+    with stopped():
+        importlib.import_module("no_such_module")
+    stopping.request_stop(None)
+    assert sys.meta_path == finders
 
 
 def test_a_library_does_not_take_a_stop_for_a_failure_of_its_own() -> None:

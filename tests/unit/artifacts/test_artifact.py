@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minitron_cli import io
+from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts import manifest as manifests
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
@@ -54,6 +55,28 @@ def test_what_was_committed_is_read(artifact, tmp_path):
     assert again.read_json("config.json") == {"hidden_size": 3}
     assert again.file("model.safetensors").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["a-ffffffff"]
+
+
+def test_named_chat_templates_have_a_directory_of_their_own(tmp_path):
+    temporary = io.temporary_dir(tmp_path, "a")
+    for name in ("config.json", f"{manifests.CHAT_TEMPLATES}/tool_use.jinja"):
+        io.make_dirs((temporary / name).parent)
+        io.write_new(temporary / name, b"{}")
+    artifact = commit(temporary, tmp_path / "a", unhashed(), RECORD)
+    assert list(artifact.manifest.files) == [f"{manifests.CHAT_TEMPLATES}/tool_use.jinja", "config.json"]
+    assert Artifact.open(artifact.path, verify=True) == artifact
+    assert fingerprint.of_directory(artifact.path) == fingerprint.of_model(artifact.manifest)
+    (artifact.path / manifests.CHAT_TEMPLATES / "other.jinja").write_text("")
+    with pytest.raises(ArtifactError, match=r"additional_chat_templates/other.jinja does not belong there"):
+        Artifact.open(artifact.path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../a", "a/b", "..", "additional_chat_templates/../a", "additional_chat_templates/.."]
+)
+def test_a_manifest_names_no_file_elsewhere(name):
+    with pytest.raises(ValueError, match="is not a plain file name"):
+        unhashed(files={name: {"sha256": "0" * 64, "size_bytes": 1}})
 
 
 def test_a_file_it_does_not_have(artifact):

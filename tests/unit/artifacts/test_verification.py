@@ -82,7 +82,7 @@ def test_an_input_that_is_gone_is_no_damage(workspace):
     made(workspace.stage_dir("prune"), "b-ffffffff", inputs={"model": "0" * 64, "scores": "1" * 64})
     found = api.verify(workspace.root)
     assert [(finding.problems, finding.is_damaged) for finding in found.findings] == [
-        (("its scores is no longer in the workspace",), False)
+        (("its scores is not in this workspace",), False)
     ]
 
 

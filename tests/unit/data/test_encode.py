@@ -104,6 +104,6 @@ def test_ready_ids_pass_unchanged():
 @pytest.mark.parametrize(("ids", "wrong"), [([5, 300], 300), ([-1, 5], -1), ([2**63], 2**63)])
 def test_ids_that_the_tokenizer_does_not_know_are_named(ids, wrong):
     with pytest.raises(
-        DataError, match=f"file:1: token id {wrong} is not one of the tokenizer's 300; use the ids of this"
+        DataError, match=f"file:1: token id {wrong} is not one of the vocabulary's 300; use the ids of this"
     ):
         list(checked(documents([Ids(np.array([1])), Ids(np.array(ids))]), 300))

@@ -103,7 +103,7 @@ def test_ready_ids_are_packed_as_they_are(tokenizer, tmp_path):
     assert [blocks.positions(i).tolist() for i in range(2)] == [[0, 1, 2, 0], [0, 1, 2, 3]]
     assert [blocks.documents(i).tolist() for i in range(2)] == [[0, 0, 0, 1], [2, 2, 2, 2]]
     lines(tmp_path / "a.jsonl", [[5, 300]], "input_ids")
-    with pytest.raises(DataError, match=rf"a.jsonl:1: token id 300 is not one of the tokenizer's {len(tokenizer)};"):
+    with pytest.raises(DataError, match=rf"a.jsonl:1: token id 300 is not one of the vocabulary's {len(tokenizer)};"):
         prepare(everything(source), "train", tokenizer, "t", tmp_path / "cache")
 
 

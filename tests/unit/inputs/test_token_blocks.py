@@ -6,7 +6,8 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from minitron_cli.data.sources import DataConfig, TextFiles
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.sources import DataConfig, TextFiles, TokenIds
 from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.inputs.token_blocks import blocks_of
 from tests.tiny import write_tiny
@@ -52,3 +53,18 @@ def test_a_text_with_a_token_beyond_the_embedding_is_refused(model, tmp_path):
         DataError, match=r"train text has token \d+ \('<extra>'\), and the embedding of .* rows: restore"
     ):
         blocks_of(context(tmp_path / "run"), config, "train", model)
+
+
+def test_token_ids_need_no_tokenizer(tmp_path):
+    write_tiny(tmp_path / "model")
+    rows = hf.load_config(tmp_path / "model").vocab_size
+    (tmp_path / "ids.jsonl").write_text(json.dumps({"input_ids": [0, 1, rows - 1] * 20}) + "\n")
+    source = TokenIds(paths=(str(tmp_path / "ids.jsonl"),))
+    config = DataConfig(sources=(source,), validation_fraction=0, sequence_length=16)
+    assert blocks_of(context(tmp_path / "run"), config, "train", tmp_path / "model").tokens(0)[2] == rows - 1
+    (tmp_path / "ids.jsonl").write_text(json.dumps({"input_ids": [0, rows] * 20}) + "\n")
+    with pytest.raises(DataError, match=rf"token id {rows:,} is not one of the vocabulary's {rows:,}"):
+        blocks_of(context(tmp_path / "run"), config, "train", tmp_path / "model")
+    text = config.model_copy(update={"validation": (TextFiles(paths=("a",)),)})
+    with pytest.raises(CheckpointError, match="has no tokenizer: copy the model's tokenizer files there"):
+        blocks_of(context(tmp_path / "run"), text, "train", tmp_path / "model")

@@ -138,3 +138,10 @@ def test_a_token_that_the_other_model_has_no_row_for_is_another(models: dict[int
     assert found == "the student's token '<|im_end|>' has the id 301 and the teacher's embedding 301 rows"
     assert tokenizers.difference(reader, padded, NAMES) is None
     assert tokenizers.difference(short, reader, NAMES) is None
+
+
+def test_a_token_that_neither_model_has_a_row_for_is_in_no_text(models: dict[int, Path], tmp_path: Path) -> None:
+    """Gemma 3 of 1B and its children are so: <image_soft_token> has the id 262144, as many as there are rows."""
+    parent = edited(models[TOKENS], tmp_path / "parent", lambda content: add(content, "<image_soft_token>"))
+    child = edited(parent.path, tmp_path / "child", lambda content: None)
+    assert tokenizers.difference(child, parent, NAMES) is None

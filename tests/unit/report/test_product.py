@@ -9,9 +9,25 @@ from huggingface_hub import ModelCard
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.report.data import ReportData
+from minitron_cli.report.headline import lead
 from minitron_cli.results.base import RESULT
+from minitron_cli.results.training import TeacherResult, TrainingResult, Worsening
 from minitron_cli.stages import report
-from tests.unit.report.written import BIG, chain, distill, evaluate, importance, model_of, prune, rewrite
+from tests.unit.report.sample import evaluated, pruned, repair
+from tests.unit.report.written import (
+    BIG,
+    CURVES,
+    TRAINED,
+    chain,
+    distill,
+    evaluate,
+    importance,
+    model_of,
+    prune,
+    rewrite,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +107,39 @@ def test_a_local_model_goes_by_the_name_of_its_directory_and_text_by_what_was_as
     assert "another" not in text
     assert ModelCard(text).data.license == "mit"
     assert str(tmp_path) not in text
+
+
+def test_an_original_that_minitron_made_is_titled_by_its_stage_and_loaded_by_its_path(tmp_path: Path) -> None:
+    """As in the demo, whose cost does not count the training of its teacher."""
+    workspace = Workspace(tmp_path / "runs" / "demo")
+    found = TeacherResult(**TRAINED)
+    teacher = write(workspace, "teacher", {"text": "text"}, found, files={"config.json": "{}"})
+    student = distill(workspace, "x", prune(workspace, model_of(teacher), importance(workspace, model_of(teacher)), 1))
+    Context(workspace).record({model_of(teacher): str(teacher.path)})
+    text = card(workspace, student)
+    assert "teacher was pruned from 8.00 B" in text
+    assert commands(text)[0][2] == f"runs/demo/teacher/{teacher.path.name}"
+    assert "teacher: demo" in (report.run(Context(workspace)).path / report.CARD).read_text()
+
+
+def test_a_training_that_made_it_worse_is_marked_in_page_and_card(tmp_path: Path) -> None:
+    workspace, (_, _, student, _) = chain(tmp_path)
+    assert "worse" not in card(workspace, student)
+    worse = Worsening(measure="kl", before=0.5, lowest=0.5, after=2.0)
+    found = TrainingResult(**TRAINED, worse=worse)
+    inputs = student.manifest.inputs | {"train": "other"}
+    diverged = write(workspace, "distill", inputs, found, files={**CURVES, "config.json": "diverged"})
+    sentence = "Training made it worse: held-out KL to the teacher ended at 2 nats per token, from 0.5 before."
+    assert sentence in card(workspace, diverged)
+    assert sentence in (report.run(Context(workspace)).path / report.PAGE).read_text()
+
+
+def test_a_repair_that_was_not_kept_is_not_said_to_have_raised_the_loss(tmp_path: Path) -> None:
+    effect = repair(2.0, (3.0, 0.5), (4.0, 0.75))
+    models = (evaluated("parent", "parent", 2.0), evaluated("pruned", "pruned", 3.0))
+    dropped = pruned(effect.model_copy(update={"is_kept": False}))
+    assert "Pruning raised the loss" in lead(ReportData(title="t", models=models, prune=dropped))
+    assert "Pruning and repair raised the loss" in lead(ReportData(title="t", models=models, prune=pruned(effect)))
 
 
 def test_each_training_follows_the_pruning_that_it_starts_from_and_the_product_comes_last(tmp_path: Path) -> None:

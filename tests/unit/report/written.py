@@ -18,6 +18,17 @@ from minitron_cli.results.training import TrainingResult
 from tests.unit.report.sample import evaluation, size
 
 BIG = "org/Big-8B@" + "a" * 40
+TRAINED = {
+    "student": size(4),
+    "uses_teacher": True,
+    "steps": 1,
+    "tokens": 8,
+    "weights_of_step": 1,
+    "sequence_length": 8,
+    "validations": 0,
+    "validation_tokens": 0,
+}
+CURVES = {"metrics.jsonl": "", "validation.jsonl": ""}
 STEPS = (8_000_000_000, 6_000_000_000, 4_000_000_000)
 
 
@@ -76,21 +87,11 @@ def prune(workspace: Workspace, model: str, scores: Artifact, step: int, label: 
 
 
 def distill(workspace: Workspace, teacher: str, student: Artifact, label: str = "distilled", **config: Any) -> Artifact:
-    found = TrainingResult(
-        student=size(4),
-        uses_teacher=True,
-        steps=1,
-        tokens=8,
-        weights_of_step=1,
-        sequence_length=8,
-        validations=0,
-        validation_tokens=0,
-    )
+    found = TrainingResult(**TRAINED)
     settings = DistillConfig(**config).model_dump(mode="json", exclude_defaults=True)
     files = {"config.json": json.dumps([student.key, teacher, settings, label])}
-    files |= {"metrics.jsonl": "", "validation.jsonl": ""}
     inputs = {"teacher": teacher, "student": model_of(student), "train": "text"}
-    return write(workspace, "distill", inputs, found, label=label, config=settings, files=files)
+    return write(workspace, "distill", inputs, found, label=label, config=settings, files={**CURVES, **files})
 
 
 def evaluate(workspace: Workspace, **models: tuple[str, float]) -> Artifact:

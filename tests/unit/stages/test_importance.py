@@ -16,7 +16,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
-from minitron_cli.layerwise.processes import Processes
+from minitron_cli.layerwise.processes import Processes, say_if_on_cpu
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import importance
 from tests.tiny import write_tiny
@@ -176,3 +176,11 @@ def test_the_only_layer_of_a_model_is_scored_and_not_removed(place, tmp_path, mo
     assert found["layer.block_importance"].shape == (1,)
     assert "layer.perplexity" not in found
     assert [text for text in said if "the model has one layer" in text]
+
+
+@pytest.mark.parametrize(("count", "device", "says"), [(4, "cpu", True), (1, "cpu", False), (4, "cuda", False)])
+def test_processes_that_share_the_cpu_say_so(count, device, says, monkeypatch):
+    warned = []
+    monkeypatch.setattr(progress, "warn_once", warned.append)
+    say_if_on_cpu(count, torch.device(device))
+    assert warned == ["4 processes run on the CPU and share its cores: no accelerator is used"] * says
