@@ -1,15 +1,14 @@
 """Seeded bugs, each of which the harness that it is meant for must notice."""
 
 import json
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from transformers.utils import chat_template_utils
-
 from minitron_cli import io, strict_json
+from minitron_cli.checkpoint.reader import Checkpoint
 from tests.faults.campaign import canaries, full_disks, kills, malformed, traps
 from tests.faults.campaign.malformed_models import GROUPS
 from tests.faults.campaign.outcomes import Outcome
@@ -87,10 +86,17 @@ def lenient(setting: Setting) -> tuple[list[Patch], Callable[[], bool]]:
     return [(strict_json, "parse", lambda content, *_, **__: json.loads(content))], noticed
 
 
-def unlocked(setting: Setting) -> tuple[list[Patch], Callable[[], bool]]:
-    """Chat templates are rendered outside a sandbox."""
-    some = (trap for trap in traps.templates() if trap.name == "chat template 0 in an answer")
-    patch = (chat_template_utils, "ImmutableSandboxedEnvironment", jinja2.Environment)
+def unpickles(setting: Setting) -> tuple[list[Patch], Callable[[], bool]]:
+    """Weights are looked for in pickles, too."""
+    some = (trap for trap in traps.pickles() if trap.name == "pytorch_model.bin beside the weights")
+    opened = Checkpoint.open
+
+    def found(directory: Path, *more: Any, **options: Any) -> Checkpoint:
+        for path in directory.glob("*.bin"):
+            pickle.loads(path.read_bytes())
+        return opened(directory, *more, **options)
+
+    patch = (Checkpoint, "open", staticmethod(found))
     return [patch], lambda: any(outcome.problems for outcome in canaries.canaries(setting, some))
 
 
@@ -98,5 +104,5 @@ SEEDED = {
     "kills": in_place,
     "full disks and limits": lost_writes,
     "malformed": lenient,
-    "code execution": unlocked,
+    "code execution": unpickles,
 }

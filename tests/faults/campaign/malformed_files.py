@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
