@@ -100,14 +100,13 @@ def report_data(product: Product, title: str) -> ReportData:
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
     distilled = product.artifact if product.artifact.stage == "distill" else None
-    worse = distilled.result(TrainingResult).worse if distilled else None
     steps = [made.result(PruneResult) for made in product.steps]
     return ReportData(
         title=title,
         model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
         teacher=product.teacher(distilled) if distilled else "",
-        worse=str(worse or ""),
+        worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,
         models=tuple(product.models()),
         speed=run.speed if run else None,
