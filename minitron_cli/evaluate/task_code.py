@@ -20,7 +20,15 @@ from minitron_cli.errors import InputError, shown
 
 STANDARD_TAGS = "tag:yaml.org,2002:"
 UNPICKLED = ("pandas",)  # formats of `datasets` that run code which is in the data
-ADVICE = "read it, then add --allow-code-execution on a machine that holds nothing of value"
+ADVICE = "leave it out, or run `minitron eval --allow-code-execution` on a machine that holds nothing of value"
+
+
+class CodeInTask(InputError):
+    """A task would run code, which is not allowed; `found` says where and what it is."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}: {ADVICE}")
+        self.found = found
 
 
 def refuse_code(index: Mapping[str, Entry], name: str, trusted: Collection[Path]) -> None:
@@ -29,17 +37,14 @@ def refuse_code(index: Mapping[str, Entry], name: str, trusted: Collection[Path]
         if entry.yaml_path is None:
             continue
         for place, code in _code_of(entry.yaml_path, trusted, set()):
-            raise InputError(f"task {entry.name!r}: {place} names code, {code}: {ADVICE}")
+            raise CodeInTask(f"task {entry.name!r}: {place} names code, {code}")
 
 
 def refuse_model_code(index: Mapping[str, Entry], name: str) -> None:
     """Raise InputError if a task, or a member of a group or tag, runs code that the model writes."""
     for entry in entries_of(index, name):
         if (entry.cfg or {}).get("unsafe_code"):
-            raise InputError(
-                f"task {entry.name!r} runs code that the model writes: leave it out, or add --allow-code-execution "
-                "on a machine that holds nothing of value"
-            )
+            raise CodeInTask(f"task {entry.name!r} runs code that the model writes")
 
 
 def entries_of(index: Mapping[str, Entry], name: str) -> list[Entry]:

@@ -9,6 +9,7 @@ import yaml
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.task_code import templates
+from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
 from tests.unit.evaluate.test_lm_eval_runner import CHOICE, ITEMS
 
@@ -105,6 +106,14 @@ def test_code_that_is_allowed_runs(place: Path) -> None:
     assert not (place.parent / "canary").exists()
     assert load_tasks([Task(name="own")], TaskLocations(place), allow_code=True).task_dict["tasks"]
     assert (place.parent / "canary").exists()
+
+
+def test_a_stage_that_cannot_be_allowed_to_run_code_says_so(place: Path) -> None:
+    (place / "own.yaml").write_text(CODE["a function"][0])
+    metric = TaskMetric(Task(name="own"), "acc", place, "search.metric")
+    with pytest.raises(InputError, match=r"only `minitron eval` can .*; give search a task without code") as caught:
+        metric.fingerprint()
+    assert "--allow-code-execution" not in str(caught.value)
 
 
 def test_a_template_reaches_nothing_but_its_item() -> None:
