@@ -2,7 +2,7 @@
 
     python scripts/real_models.py --names gemma-3-270m
     python scripts/bos_study.py                    # the model assembled above, on the Python standard library's source
-    python scripts/bos_study.py MODEL --blocks 48 --length 512
+    python scripts/bos_study.py MODEL --text articles.txt --blocks 48 --length 512
 
 The same tokens are predicted twice: after the tokens before them in the block, and with the first of these replaced by
 what the model's tokenizer writes before a text. Losses are compared block by block.
@@ -22,7 +22,7 @@ from torch import Tensor
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.pack import Blocks, prepare
-from minitron_cli.data.sources import DataConfig, PythonStdlib
+from minitron_cli.data.sources import DataConfig, PythonStdlib, TextFiles
 from minitron_cli.errors import InputError
 from scripts.real_models import GEMMA, default_root
 
@@ -37,12 +37,13 @@ def loss(model: Any, tokens_T: Tensor) -> float:
     return torch.nn.functional.cross_entropy(logits_TV.float(), tokens_T[FIRST:]).item()
 
 
-def continued_blocks(model: Path, length: int, directory: Path) -> tuple[Blocks, Blocks]:
-    """Blocks of the standard library with and without the tokenizer's bos, of one text each.
+def continued_blocks(model: Path, text: Path | None, length: int, directory: Path) -> tuple[Blocks, Blocks]:
+    """Blocks of a text, by default the standard library's source, with and without the tokenizer's bos.
 
     InputError if the tokenizer writes none.
     """
-    config = DataConfig(sources=(PythonStdlib(split="validation"),), validation_fraction=0, sequence_length=length)
+    source = TextFiles(paths=(str(text),)) if text else PythonStdlib(split="validation")
+    config = DataConfig(sources=(source,), validation_fraction=0, sequence_length=length)
     blocks = prepare(config, "train", hf.load_tokenizer(model), "study", directory)
     if not blocks.before:
         raise InputError(f"the tokenizer of {model} writes nothing before a text: name another model")
@@ -58,12 +59,13 @@ def whole(blocks: Blocks, plain: Blocks) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, default=default_root() / GEMMA.name)
+    parser.add_argument("--text", type=Path, help="a file to measure on; default: the standard library's source")
     parser.add_argument("--blocks", type=int, default=48)
     parser.add_argument("--length", type=int, default=512)
     options = parser.parse_args()
     model = hf.load_model(options.model, device="cpu", dtype="float32")
     with tempfile.TemporaryDirectory() as directory:
-        blocks, plain = continued_blocks(options.model, options.length, Path(directory))
+        blocks, plain = continued_blocks(options.model, options.text, options.length, Path(directory))
         numbers = whole(blocks, plain)
         chosen = [numbers[i] for i in evenly_spaced(len(numbers), options.blocks)]
         pairs = torch.tensor([[loss(model, some.tokens(i)) for some in (plain, blocks)] for i in chosen])

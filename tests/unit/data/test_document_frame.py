@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.data import encode, token_file
+from minitron_cli.data import encode, pack, token_file
 from minitron_cli.data.batches import batch, is_predicted
 from minitron_cli.data.document_frame import DocumentFrame
 from minitron_cli.data.pack import Blocks, prepare
@@ -193,6 +194,66 @@ def test_a_chat_begins_as_its_template_writes_it(template, bos, tmp_path):
         mask = blocks.loss_mask(i)
         assert mask is not None
         assert [token for token, scored in zip(one, mask.tolist(), strict=True) if scored] == one[-3:]
+
+
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<start>' + ('model' if m['role'] == 'assistant' else m['role']) }}"
+    "{{ ' ' + (m['content'] | trim) + ' <end> ' }}{% endfor %}{% if add_generation_prompt %}<start>model{% endif %}"
+)
+
+
+@pytest.mark.parametrize("bos", ["auto", "always", "never"])
+def test_a_chat_of_gemmas_form_has_one_bos_also_where_a_block_begins_inside_it(bos, tmp_path):
+    """The template takes the bos from the tokenizer, before a token that no white space separates from it."""
+    tokenizer = words(f"{BOS} $A", bos_token=BOS, chat_template=GEMMA)
+    tokenizer.add_tokens(["<start>", "<end>"], special_tokens=True)
+    talk = [{"role": role, "content": " ".join(WORDS[:9])} for role in ("user", "assistant") * 2]
+    source = TextFiles(paths=(rows(tmp_path / "a.jsonl", "messages", [talk] * 3),), format="chat")
+    blocks = blocks_of(tmp_path, tokenizer, config(source, bos=bos))
+    whole = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
+    assert whole.count(BOS_ID) == 1
+    count = 3 * len(whole) // 8
+    assert blocks.text_tokens().tolist() == (whole * 3)[: blocks.text_tokens().numel()]
+    assert blocks.left_out + len(blocks) == count
+    for i in range(len(blocks)):
+        tokens, documents, mask = blocks.tokens(i), blocks.documents(i).tolist(), blocks.loss_mask(i)
+        assert mask is not None
+        assert not mask[tokens == BOS_ID].any()
+        found = [d for d, token in zip(documents, tokens.tolist(), strict=True) if token == BOS_ID]
+        expected = {d for d in documents if d != documents[0]} | ({documents[0]} if bos != "never" else set())
+        assert len(found) == len(set(found))
+        assert set(found) >= expected
+
+
+def test_a_killed_run_goes_on_with_the_same_frame(texts, tmp_path, monkeypatch):
+    """Parts written before and after the kill have one bos and one eos for each document."""
+    tokenizer = words(f"{MASK} {BOS} $A {EOS}", bos_token=BOS)
+    source = TextFiles(paths=(rows(tmp_path / "a.jsonl", "text", ["\n".join(text.split()) for text in texts]),))
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 40)
+    monkeypatch.setattr(token_file, "PART_TOKENS", 100)
+
+    def killed_later(groups):
+        frame = DocumentFrame.of(tokenizer, "auto")
+        yield from map(encode.Encoder(*encode.encoder_arguments(tokenizer, frame)), list(groups)[:20])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "mapping", lambda *args: nullcontext(killed_later))
+        with pytest.raises(KeyboardInterrupt):
+            blocks_of(tmp_path, tokenizer, config(source))
+    assert len(list((tmp_path / "cache").glob(f"*{token_file.PARTS}/*"))) > 1
+    tokens = blocks_of(tmp_path, tokenizer, config(source)).text_tokens().tolist()
+    assert tokens == [*chain(*(as_written(tokenizer, text) for text in texts))][: len(tokens)]
+
+
+def test_token_ids_without_a_tokenizer_are_as_they_are_and_have_no_bos_to_ask_for(tmp_path):
+    given = [[*range(10, 30)], [BOS_ID, *range(10, 31)]]
+    source = TokenIds(paths=(rows(tmp_path / "a.jsonl", "input_ids", given),))
+    for bos in ("auto", "never"):
+        blocks = prepare(config(source, bos=bos), "train", None, "", tmp_path / bos, vocab_size=40)
+        assert as_packed(blocks) == packed(given, [], 8)
+    with pytest.raises(DataError, match=r"^data.bos=always: the model has no tokenizer that names a bos token"):
+        prepare(config(source, bos="always"), "train", None, "", tmp_path, vocab_size=40)
 
 
 def test_a_completion_begins_with_bos_and_scores_its_answer(tmp_path):
