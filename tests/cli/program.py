@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import typer.main
 import typer.testing
 from typer.testing import CliRunner, Result
 
@@ -12,7 +13,7 @@ from minitron_cli.cli.app import app
 Run = Callable[..., Result]
 
 # The parser of all commands takes longer to build than most of the commands that tests give take to fail.
-typer.testing._get_command = cache(typer.testing._get_command)
+vars(typer.testing)["_get_command"] = cache(typer.main.get_command)
 
 
 def invoke(*arguments: str | Path) -> Result:
