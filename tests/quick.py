@@ -24,3 +24,8 @@ def first_quick(cases: Iterable[Any], count: int = 1) -> list[Any]:
 def each_family(names: Iterable[str] = sorted(FAMILY_OPTIONS)) -> pytest.MarkDecorator:
     """Parametrize `model_type` with every family, of which all but a few are left to the slow tests."""
     return pytest.mark.parametrize("model_type", [name if name in QUICK else slow(name) for name in names])
+
+
+def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
+    """Cases of `parametrize` that begin with a family, of which those of all but a few are left to the slow tests."""
+    return [case if case[0] in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in cases]

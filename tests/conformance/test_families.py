@@ -26,7 +26,7 @@ from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
 from tests.conformance.masked import Survivors, masked, random_survivors
-from tests.quick import each_family
+from tests.quick import each_family, quick_families
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
 
 MULTIPLES = ("gemma2", "gemma3_text", "llama")  # transformers divides hidden by heads, and refuses a remainder
@@ -217,7 +217,7 @@ def test_each_family_has_a_tiny_model():
     assert set(FAMILIES) == set(FAMILY_OPTIONS), "add the new family's options to tests/tiny.py: FAMILY_OPTIONS"
 
 
-@EVERY_FAMILY
+@each_family()
 def test_nothing_in_a_tiny_parent_is_left_at_its_default(parents, model_type, tokens):
     for tied in TIED:
         model, _ = parents(model_type, tie_word_embeddings=tied)
@@ -261,14 +261,14 @@ def test_what_a_family_cannot_take_is_refused_with_the_reason(parents, model_typ
 
 
 @pytest.mark.parametrize("groups", [1, 8], ids=["multi-query", "multi-head"])
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gpt_neox", "olmo2"}))
+@each_family(sorted(FAMILIES.keys() - {"gpt_neox", "olmo2"}))
 def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tmp_path):
     model, checkpoint = parents(model_type, num_key_value_heads=groups)
     sizes = {"head": 4} | ({"kv_head": 4} if groups == 8 else {})
     check_child(model, checkpoint, random_survivors(model.config, groups, **sizes), tokens, tmp_path / "child")
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gpt_neox"}))  # whose heads go with hidden
+@each_family(sorted(FAMILIES.keys() - {"gpt_neox"}))  # whose heads go with hidden
 def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     pruning = random_survivors(model.config, 3, hidden=21)
@@ -287,7 +287,7 @@ def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, t
 
 
 # The others take heads of 128 or 256 unless told, or cannot be told
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gemma2", "gemma3_text", "gpt_neox", "qwen3"}))
+@each_family(sorted(FAMILIES.keys() - {"gemma2", "gemma3_text", "gpt_neox", "qwen3"}))
 def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tokens, tmp_path):
     model = tiny_model(model_type, head_dim=4)  # = hidden / heads, which transformers assumes
     model.save_pretrained(tmp_path / "parent")
@@ -302,7 +302,7 @@ def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tok
 
 
 # The others' configs must mention them
-@pytest.mark.parametrize("model_type", ["granite", "llama", "phi3", "qwen2", "qwen3", "smollm3"])
+@each_family(["granite", "llama", "phi3", "qwen2", "qwen3", "smollm3"])
 def test_multi_head_configs_that_do_not_mention_groups(model_type, tokens, tmp_path):
     tiny_model(model_type, num_key_value_heads=8).save_pretrained(tmp_path / "parent")
     raw = json.loads((tmp_path / "parent" / "config.json").read_text()) | {"num_key_value_heads": None}
@@ -318,7 +318,7 @@ def edit_config(directory: Path, **changes):
     (directory / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
 
 
-@EVERY_FAMILY
+@each_family()
 def test_pruning_nothing_is_the_parent_bit_for_bit(parents, model_type, tokens, tmp_path, subtests):
     for tied in TIED:
         with subtests.test(tied=tied):
@@ -335,7 +335,7 @@ def check_nothing_pruned(model, checkpoint, tokens, directory):
     assert torch.equal(logits_of(reload(directory), tokens), logits_of(model, tokens))
 
 
-@EVERY_FAMILY
+@each_family()
 def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tmp_path, monkeypatch, subtests):
     # blocks of at most three rows of the widest matrix, so that every matrix is written in several pieces
     monkeypatch.setattr("minitron_cli.prune.stream.blocks.__defaults__", (3 * 64 * 4,))
@@ -364,7 +364,7 @@ def test_a_loaded_models_state_is_pruned_like_its_checkpoint(parents, model_type
     assert all(torch.equal(live[name], from_disk[name]) for name in live)
 
 
-@EVERY_FAMILY
+@each_family()
 def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_survivors(model, 4, "all"))
@@ -384,7 +384,7 @@ def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
     assert all(torch.equal(again.read(name), tensors[name]) for name in tensors)
 
 
-@EVERY_FAMILY
+@each_family()
 def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     model, checkpoint = parents(model_type)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="16KB")
@@ -474,7 +474,7 @@ def rope_of(model_type, rope_type):
 
 @pytest.mark.parametrize(
     ("model_type", "rope_type"),  # transformers gives Phi 3 another scaling, tested below
-    sorted(set(product(FAMILIES, ["default", "linear"])) - {("phi3", "linear")}),
+    quick_families(sorted(set(product(FAMILIES, ["default", "linear"])) - {("phi3", "linear")})),
 )
 def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope_type, tokens, tmp_path):
     rope, old = rope_of(model_type, rope_type)
@@ -582,7 +582,7 @@ def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     assert checked == {t for t in matrices if "expert" not in family.tensors[t] and "{expert}" not in t}
 
 
-@EVERY_FAMILY
+@each_family()
 def test_links_name_every_reader_of_a_norm(parents, model_type, tmp_path):
     """Scaling a norm's gain up and its readers' columns down leaves the logits alone; so no reader is left out."""
     model, checkpoint = parents(model_type, tie_word_embeddings=False)

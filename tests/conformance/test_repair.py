@@ -36,8 +36,8 @@ def rotatable():
 
 
 OTHERS = {"gemma2", "gemma3_text", "gpt_neox", "nemotron", "olmo2", "starcoder2"}  # see docs/repair.md
-ROTATABLE = pytest.mark.parametrize("model_type", rotatable())
-DENSE = pytest.mark.parametrize("model_type", [t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
+ROTATABLE = each_family(rotatable())
+DENSE = each_family([t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -156,9 +156,23 @@ def test_any_json_as_a_header(entries, size, tmp_path_factory):
         list(file.keys())
 
 
-@QUICK
-@given(content=st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+json_bytes = st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode())
+
+
+@settings(QUICK, max_examples=20)
+@given(content=json_bytes)
 def test_any_bytes_as_json(content):
+    check_json(content)
+
+
+@pytest.mark.slow
+@QUICK
+@given(content=json_bytes)
+def test_any_more_bytes_as_json(content):
+    check_json(content)
+
+
+def check_json(content):
     try:
         value = strict_json.parse(content, "here")
     except CheckpointError:

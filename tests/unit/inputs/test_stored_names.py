@@ -15,6 +15,7 @@ from minitron_cli.errors import CheckpointError
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.runtime_tensors import runtime_tensor
+from tests.quick import each_family
 from tests.tiny import tiny_model, write_tiny
 
 IDS = torch.arange(12).reshape(2, 6)
@@ -69,7 +70,7 @@ def check_same(path):
         assert torch.equal(hf.load_model(path)(IDS).logits, wanted)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@each_family()
 def test_names_without_the_base_models_prefix(model_type, tmp_path):
     tied = len(model_type) % 2 == 0  # some of each
     path = write_tiny(tmp_path, model_type, num_hidden_layers=2, tie_word_embeddings=tied)
@@ -78,7 +79,7 @@ def test_names_without_the_base_models_prefix(model_type, tmp_path):
     check_same(path)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@each_family()
 def test_names_of_the_running_model_and_leftover_rotary_buffers(model_type, tmp_path, said):
     """Experts are joined in memory, and some writers store them so; older ones stored each layer's frequencies."""
     model = tiny_model(model_type, num_hidden_layers=2, tie_word_embeddings=False)

@@ -95,7 +95,7 @@ def test_the_cache_grows_with_what_it_holds():
     assert shape.resize(head=2).kv_cache_bytes(1, 1) == one
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@each_family()
 def test_flops_are_those_that_torch_counts(model_type, subtests):
     for tied in (False, True):
         with subtests.test(tied=tied):
