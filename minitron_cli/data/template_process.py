@@ -5,6 +5,7 @@ answers are lines of JSON. A render that exceeds its processor time ends the pro
 """
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -27,7 +28,10 @@ def main() -> None:
     _limit_memory()
     for line in sys.stdin:
         answer = _answer(chat_template_utils, json.loads(line), len(line))
-        print(json.dumps(answer), flush=True)
+        try:
+            print(json.dumps(answer), flush=True)
+        except BrokenPipeError:  # the other process was killed meanwhile
+            os._exit(0)  # the interpreter would try to write the rest
 
 
 def _limit_memory() -> None:

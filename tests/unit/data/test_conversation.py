@@ -2,12 +2,15 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from minitron_cli.data import template_process
 from minitron_cli.data.formats import format_of, kind_of
 from minitron_cli.data.rows import Columns, row_of
 from minitron_cli.data.sources import TextFiles
@@ -220,3 +223,17 @@ def test_a_template_that_asks_for_too_much_is_refused_at_once(name):
         written(BOMBS[name], {"messages": talk("a", "b")})
     assert time.process_time() - started < 1
     assert written(PLAIN, {"messages": talk("a", "b")})[0][1] == ["b|"], "the next template is rendered again"
+
+
+@pytest.mark.slow
+def test_the_process_that_renders_ends_in_silence_when_nobody_reads_its_answer() -> None:
+    command = [sys.executable, "-P", template_process.__file__]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.close()
+        process.stdin.write(json.dumps({"template": PLAIN}) + "\n")
+        process.stdin.close()
+        assert process.stderr
+        assert (process.stderr.read(), process.wait()) == ("", 0)
