@@ -42,7 +42,7 @@ def continued_blocks(model: Path, length: int, directory: Path) -> tuple[Blocks,
 
     InputError if the tokenizer writes none.
     """
-    config = DataConfig(sources=(PythonStdlib(),), sequence_length=length)
+    config = DataConfig(sources=(PythonStdlib(split="validation"),), validation_fraction=0, sequence_length=length)
     blocks = prepare(config, "train", hf.load_tokenizer(model), "study", directory)
     if not blocks.before:
         raise InputError(f"the tokenizer of {model} writes nothing before a text: name another model")
@@ -51,7 +51,7 @@ def continued_blocks(model: Path, length: int, directory: Path) -> tuple[Blocks,
 
 def whole(blocks: Blocks, plain: Blocks) -> list[int]:
     """Numbers of the blocks that lie inside one document and differ by what they begin with."""
-    inside = (i for i in range(0, len(blocks), 7) if len(blocks.documents(i).unique()) == 1)
+    inside = (i for i in range(len(blocks)) if len(blocks.documents(i).unique()) == 1)
     return [i for i in inside if not torch.equal(blocks.tokens(i), plain.tokens(i))]
 
 

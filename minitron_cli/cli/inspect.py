@@ -7,7 +7,6 @@ from typer import Argument, Option
 
 from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
-from minitron_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from minitron_cli.checkpoint.reader import Checkpoint
@@ -61,23 +60,9 @@ def _serving(shape: "Shape", checkpoint: "Checkpoint | None") -> "list[Finding]"
 
 
 def _stored(checkpoint: "Checkpoint") -> dict[str, Any]:
-    return _files(checkpoint) | {"documents": _documents(checkpoint.path)}
+    from minitron_cli.inputs.document_ends import document_ends
 
-
-def _documents(model: Path) -> dict[str, str] | str | None:
-    """Special tokens that data.bos=auto puts around a text; the reason if the tokenizer does not load."""
-    from minitron_cli.checkpoint import hf
-    from minitron_cli.data.document_frame import DocumentFrame
-
-    if not hf.has_tokenizer(model):
-        return None
-    try:
-        tokenizer = hf.load_tokenizer(model)
-    except CheckpointError as e:
-        return str(e)
-    frame = DocumentFrame.of(tokenizer, "auto")
-    ends = {"begin_with": frame.before, "end_with": frame.after}
-    return {name: " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing" for name, ids in ends.items()}
+    return _files(checkpoint) | {"documents": document_ends(checkpoint.path, "auto")}
 
 
 def _files(checkpoint: "Checkpoint") -> dict[str, Any]:

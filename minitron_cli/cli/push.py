@@ -72,7 +72,8 @@ def _made(workspace: Workspace, stage: str | None) -> Artifact:
 def _refuse_worse(made: Artifact) -> None:
     worse = made.result(TrainingResult).worse if made.stage == "distill" else None
     if worse:
+        than = "before its training" if worse.is_above_start else "at an earlier evaluation"
         raise InputError(
-            f"{made.path} is worse than it began or was ({worse}): train it again with a lower --lr, "
+            f"{made.path} is worse than {than} ({worse}): train it again with a lower --lr, "
             "push the pruned model with --stage prune, or add --allow-worse"
         )

@@ -53,6 +53,11 @@ class DocumentFrame(NamedTuple):
             raise DataError("data.bos=always: the model has no tokenizer that names a bos token; add one, or use auto")
         return cls((), ())
 
+    def names(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+        """What documents begin and end with, for readers."""
+        ends = {"begin_with": self.before, "end_with": self.after}
+        return {end: " ".join(tokenizer.convert_ids_to_tokens(list(ids))) or "nothing" for end, ids in ends.items()}
+
     def begin(self, document: Ids) -> Ids:
         """The document with `before` in front of it, unless it begins so. What is added is not scored."""
         import numpy as np

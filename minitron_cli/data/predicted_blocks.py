@@ -23,7 +23,7 @@ def continued(file: TokenFile, start_B: np.ndarray, sequence_length: int, before
     following_B = np.searchsorted(file.starts, start_B, side="right")
     begin_B = np.asarray(file.starts)[following_B - 1].astype(np.int64)
     ends = np.append(file.starts, len(file.tokens))
-    found_B = (begin_B < start_B) & (start_B + count < ends[following_B]) & (begin_B + count <= ends[following_B])
+    found_B = (begin_B < start_B) & (start_B + count < ends[following_B])
     for i, token in enumerate(before):
         found_B[found_B] = file.tokens[begin_B[found_B] + i] == token
     return found_B

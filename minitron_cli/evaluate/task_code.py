@@ -88,13 +88,16 @@ def _code_of(path: Path, trusted: Collection[Path], seen: set[Path]) -> Iterator
 
 
 def _nodes(root: yaml.Node | None) -> Iterator[tuple[yaml.Node, str]]:
-    """Every node of a document once, with the key that it or the list around it stands under."""
-    seen, waiting = set[int](), [(root, "")]
+    """Every node of a document, once with each key that it or the list around it stands under.
+
+    An alias puts one node under several keys.
+    """
+    seen, waiting = set[tuple[int, str]](), [(root, "")]
     while waiting:
         node, key = waiting.pop()
-        if node is None or id(node) in seen:
+        if node is None or (id(node), key) in seen:
             continue
-        seen.add(id(node))
+        seen.add((id(node), key))
         yield node, key
         if isinstance(node, yaml.SequenceNode):
             waiting += [(child, key) for child in node.value]

@@ -10,6 +10,7 @@ from minitron_cli.report.provenance import CostRow
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.run_record import SpeedRecord
+from minitron_cli.results.training import Worsening
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class ReportData:
     """Parameters of the original model and of the pruned model of each step."""
     teacher: str = ""
     """Name of the product's teacher, if it is another model than the parent."""
-    worse: str = ""
-    """How the product's training made it worse on held-out text; empty if it did not."""
+    worse: Worsening | None = None
+    """How the product's training made it worse on held-out text; None if it did not."""
     to_evaluate: str = ""
     """Command that evaluates the product; empty if it was evaluated."""
     models: tuple[Evaluated, ...] = ()
@@ -43,6 +44,8 @@ class ReportData:
     """Accelerator -> hours of all that were used to make the product."""
     lineage: tuple[tuple[str, ...], ...] = ()
     """Stage, label, key and inputs of every artifact."""
+    texts: str = ""
+    """What the texts that it was made from begin and end with, in sentences; empty if that is not known."""
     commands: tuple[str, ...] = ()
     """Shell commands that make the same results again."""
 

@@ -59,7 +59,8 @@ def _sentences(data: ReportData) -> Iterator[str]:
         others = [f"; {label} has {x:.3f} ({CHANGE.cell(x - distilled)})" for label, x in controls if x is not None]
         yield f"{outcome}{below}{''.join(others)}."
     if data.worse:
-        yield f"Training made it worse: {data.worse}."
+        what = "made it worse" if data.worse.is_above_start else "ended above its lowest evaluation"
+        yield f"Training {what}: {data.worse}."
     if data.teacher:
         yield f"The teacher was {data.teacher}."
 

@@ -41,7 +41,7 @@ def view(data: ReportData) -> View:
         training_section(data.runs, data.loss("parent")),
         cost_section(data.costs, data.other_costs, data.device_hours),
         lineage_section(data.lineage),
-        Section("reproduce", "Reproduce", REPRODUCE, code="\n".join(data.commands)),
+        Section("reproduce", "Reproduce", f"{REPRODUCE} {data.texts}".strip(), code="\n".join(data.commands)),
     )
     shown = tuple(section for section in sections if section and not section.is_empty)
     return View(data.title, lead(data), tuple(key_figures(data)), shown)

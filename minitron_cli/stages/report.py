@@ -1,6 +1,6 @@
 """The report stage: one product of a workspace and all that it was made from, as an HTML page and a model card."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.cost.lineage import accelerator_hours
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.curves import training_figures
+from minitron_cli.inputs.document_ends import document_ends
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.card import HubFacts, model_card
@@ -78,11 +79,17 @@ def report_config(product: Product) -> ReportConfig:
 def _hub_facts(product: Product) -> HubFacts:
     """Metadata in the original model's own card, if it is on this machine."""
     hub_id, _, commit = product.original.partition("@")
-    given = product.given.get(product.original)
-    path = hf.cached(hub_id) if commit else Path(given) if given else None
+    path = _original_path(product)
     readme = path / "README.md" if path else None
     text = readme.read_text(errors="replace")[:MAX_CARD] if readme and readme.is_file() else ""
     return HubFacts.of_card(text, hub_id if commit else None)
+
+
+def _original_path(product: Product) -> Path | None:
+    """Directory of the original model, if it is on this machine."""
+    hub_id, _, commit = product.original.partition("@")
+    given = product.given.get(product.original)
+    return hf.cached(hub_id) if commit else Path(given) if given else None
 
 
 def report_data(product: Product, title: str) -> ReportData:
@@ -93,14 +100,13 @@ def report_data(product: Product, title: str) -> ReportData:
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
     distilled = product.artifact if product.artifact.stage == "distill" else None
-    worse = distilled.result(TrainingResult).worse if distilled else None
     steps = [made.result(PruneResult) for made in product.steps]
     return ReportData(
         title=title,
         model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
         teacher=product.teacher(distilled) if distilled else "",
-        worse=str(worse or ""),
+        worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,
         models=tuple(product.models()),
         speed=run.speed if run else None,
@@ -113,8 +119,19 @@ def report_data(product: Product, title: str) -> ReportData:
         other_costs=tuple(row for made in others for row in cost_rows(made)),
         device_hours=accelerator_hours(product.lineage),
         lineage=tuple((x.stage, x.label, x.key[:8], ", ".join(sorted(x.manifest.inputs))) for x in product.artifacts),
+        texts=" ".join(_texts(product)),
         commands=tuple(commands(product)),
     )
+
+
+def _texts(product: Product) -> Iterator[str]:
+    """Sentence on what texts begin and end with, for each setting of data.bos that the product was made under."""
+    places = (path for path in (product.artifact.path, _original_path(product)) if path and hf.has_tokenizer(path))
+    if (model := next(places, None)) is None:
+        return
+    for bos in sorted({text["bos"] for text in product.given.values() if isinstance(text, dict) and "bos" in text}):
+        if isinstance(ends := document_ends(model, bos), dict):
+            yield f"Texts begin with {ends['begin_with']} and end with {ends['end_with']} (data.bos={bos})."
 
 
 def _cache_bytes(pruned: Artifact, result: PruneResult) -> tuple[int, int]:

@@ -32,6 +32,14 @@ def bos_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
+def silent_tokenizer(bos_tokenizer) -> PreTrainedTokenizerFast:
+    """The same with a bos that it names and does not write."""
+    raw = Tokenizer.from_str(bos_tokenizer.backend_tokenizer.to_str())
+    raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", bos_token="<bos>")
+
+
+@pytest.fixture(scope="module")
 def bos_model(bos_tokenizer) -> Any:
     return tiny_model("llama", vocab_size=len(bos_tokenizer), max_position_embeddings=512)
 
@@ -74,13 +82,47 @@ def test_text_with_a_bos_has_lm_evals_rolling_likelihood(bos_model, bos_tokenize
     assert abs(two - one) > 0.1
 
 
-@pytest.mark.parametrize(("bos", "add_bos_token"), [("auto", True), ("never", False)])
-def test_completions_have_lm_evals_likelihood(bos, add_bos_token, bos_model, bos_tokenizer, tmp_path):
+@pytest.mark.parametrize("add_bos_token", [True, False])
+def test_always_gives_a_tokenizer_that_writes_no_bos_lm_evals_prefix(
+    add_bos_token, bos_model, silent_tokenizer, tmp_path
+):
+    text = TextFiles(paths=rows(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS]))
+    lm = HFLM(pretrained=bos_model, tokenizer=silent_tokenizer, add_bos_token=add_bos_token)
+    tokens = sum(len(silent_tokenizer(text).input_ids) + 2 for text in TEXTS)
+    found = total_nll(bos_model, one_block(silent_tokenizer, text, "always", tokens, tmp_path / "cache"))
+    assert found == pytest.approx(rolling(lm), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "bos"), [("bos_tokenizer", "never"), ("silent_tokenizer", "auto"), ("silent_tokenizer", "never")]
+)
+def test_text_without_a_bos_has_lm_evals_likelihood_after_its_first_token(name, bos, bos_model, request, tmp_path):
+    tokenizer = request.getfixturevalue(name)
+    text = TextFiles(paths=rows(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS]))
+    lm = HFLM(pretrained=bos_model, tokenizer=tokenizer, add_bos_token=False)
+    documents = [lm.tok_encode(f"{text}<eos>") for text in TEXTS]
+    asked = [(("", ""), ids[:1], ids[1:]) for ids in documents]
+    expected = -sum(value for value, _ in lm._loglikelihood_tokens(asked, disable_tqdm=True))
+    blocks = one_block(tokenizer, text, bos, sum(map(len, documents)), tmp_path / "cache")
+    assert total_nll(bos_model, blocks) == pytest.approx(expected, rel=1e-5)
+
+
+COMPLETIONS = [
+    ("bos_tokenizer", "auto", True),
+    ("bos_tokenizer", "never", False),
+    ("silent_tokenizer", "auto", True),
+    ("silent_tokenizer", "auto", False),
+]
+
+
+@pytest.mark.parametrize(("name", "bos", "add_bos_token"), COMPLETIONS)
+def test_completions_have_lm_evals_likelihood(name, bos, add_bos_token, bos_model, request, tmp_path):
+    tokenizer = request.getfixturevalue(name)
     pairs = [{"prompt": prompt, "completion": completion} for prompt, completion in PAIRS]
     source = TextFiles(paths=rows(tmp_path / "pairs.jsonl", pairs), format="completion")
-    lm = HFLM(pretrained=bos_model, tokenizer=bos_tokenizer, add_bos_token=add_bos_token)
+    lm = HFLM(pretrained=bos_model, tokenizer=tokenizer, add_bos_token=add_bos_token)
     asked = [Instance("loglikelihood", {}, (prompt, f"{answer}<eos>"), i) for i, (prompt, answer) in enumerate(PAIRS)]
     expected = -sum(value for value, _ in lm.loglikelihood(asked, disable_tqdm=True))
-    tokens = sum(len(bos_tokenizer(f"{prompt}{answer}").input_ids) + (bos == "auto") for prompt, answer in PAIRS)
-    found = total_nll(bos_model, one_block(bos_tokenizer, source, bos, tokens, tmp_path / "cache"))
+    tokens = sum(len(lm.tok_encode(f"{prompt}{answer}<eos>")) for prompt, answer in PAIRS)
+    found = total_nll(bos_model, one_block(tokenizer, source, bos, tokens, tmp_path / "cache"))
     assert found == pytest.approx(expected, rel=1e-5)

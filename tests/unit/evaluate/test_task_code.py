@@ -22,6 +22,8 @@ CODE = {
         "!function canary.touch",
     ),
     "a class": ("task: own\nclass: canary.Touching\n", "class: canary.Touching"),
+    "a class by an alias": ("task: own\nmetadata: {x: &x canary.Touching}\nclass: *x\n", "class: canary.Touching"),
+    "a class by an anchor": ("task: own\nclass: &x canary.Touching\nmetadata: {x: *x}\n", "class: canary.Touching"),
     "a metric in a file": (PLAIN.replace("metric: acc_norm", "metric: ./canary.py"), "the metric './canary.py'"),
     "a metric of the hub": (PLAIN.replace("metric: acc_norm", "metric: acc_norm\n  hf_evaluate: true"), "hf_evaluate"),
     "pickled data": (PLAIN.replace("dataset_path: json", "dataset_path: pandas"), "dataset_path: pandas"),

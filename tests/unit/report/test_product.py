@@ -1,16 +1,21 @@
 """A card and a page show what belongs to one model: figures, cost and commands are joined to it by fingerprint."""
 
+import html
 import shlex
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.headline import lead
+from minitron_cli.report.markdown import inline
+from minitron_cli.report.product import Product
 from minitron_cli.results.base import RESULT
 from minitron_cli.results.training import TeacherResult, TrainingResult, Worsening
 from minitron_cli.stages import report
@@ -28,6 +33,13 @@ from tests.unit.report.written import (
     rewrite,
     write,
 )
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A tokenizer that writes a bos before a text."""
+    raw = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, "?"))
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", bos_token="<s>").save_pretrained(directory)
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +132,20 @@ def test_an_original_that_minitron_made_is_titled_by_its_stage_and_loaded_by_its
     assert "teacher was pruned from 8.00 B" in text
     assert commands(text)[0][2] == f"runs/demo/teacher/{teacher.path.name}"
     assert "teacher: demo" in (report.run(Context(workspace)).path / report.CARD).read_text()
+
+
+@pytest.mark.parametrize(("bos", "begin"), [("auto", "<s>"), ("never", "nothing")])
+def test_what_the_texts_began_with_is_named_in_page_and_card(bos: str, begin: str, tmp_path: Path) -> None:
+    """Also for scores alone, which bring no tokenizer: the original model's is asked."""
+    workspace = Workspace(tmp_path / "runs" / "small")
+    write_tokenizer(tmp_path / "big")
+    scores = importance(workspace, "c0ffee")
+    Context(workspace).record({"c0ffee": str(tmp_path / "big"), "text": {"bos": bos}})
+    said = f"Texts begin with {begin} and end with </s> (data.bos={bos})."
+    assert said in report.report_data(Product(workspace, scores), "").texts
+    made = report.run(Context(workspace)).path
+    assert html.escape(said) in (made / report.PAGE).read_text()
+    assert inline(said) in (made / report.CARD).read_text()
 
 
 def test_a_training_that_made_it_worse_is_marked_in_page_and_card(tmp_path: Path) -> None:
