@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 MAX_LAYERS = 1_000
 MAX_EXPERTS = 10_000
+MAX_LABELS = 10_000  # transformers makes a name of each, several times
 MAX_WIDTH = 1_000_000  # of any dimension; building a larger model would take minutes before it fails
+LIMITS = {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -171,7 +173,7 @@ def _refuse_sizes(raw: dict[str, Any], where: str) -> None:
         name = str(key)  # a config that was parsed before has numbers for keys
         if isinstance(value, dict):
             _refuse_sizes(value, where)
-        limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH
+        limit = LIMITS.get(name, MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH)
         is_size = name.startswith("num_") or name.endswith(("_size", "_layers", "_heads", "_experts", "_dim"))
         if is_size and type(value) is int and not 0 <= value <= limit:
             raise CheckpointError(f"{where}: {shown(name)} is {shown(value)}, outside 0 to {limit:,}; fix the field")

@@ -160,7 +160,7 @@ def _own_template(value: Any, root: Path) -> None:
 GROUPS = {
     "config": Group(start, configs, (IMPORTANCE,)),
     "safetensors": Group(two_layers, headers, (IMPORTANCE,)),
-    "index": Group(partial(two_layers, max_shard_size="60KB"), indexes, (IMPORTANCE,)),
+    "index": Group(partial(two_layers, max_shard_size="80KB"), indexes, (IMPORTANCE,)),
     "tokenizer": Group(start, tokenizers, (IMPORTANCE,)),
     "chat template": Group(with_chats, templates, (CHAT,)),
 }
