@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+HUGE = 1e12  # from which a number is written as a power of ten: the perplexity of a diverged model has 100 digits
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Style = Literal["significant", "fixed", "count", "short", "bytes", "share", "power"]
 
@@ -65,12 +66,14 @@ class Figure:
 
 def significant(value: float) -> str:
     """Four significant digits with thousands separators: `1,234`, `0.9876`."""
+    if abs(value) >= HUGE:
+        return power(value)
     return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def fixed(value: float) -> str:
     """As many decimals as values of that size have in one column: `2.346`, `0.640`, `136.0`."""
-    return f"{value:,.{_decimals(value)}f}"
+    return _written(value, value)
 
 
 def count(value: float) -> str:
@@ -105,9 +108,14 @@ def power(value: float) -> str:
 
 def _with_interval(value: float, low: float, high: float, plus: str) -> str:
     """`0.640 (0.573 to 0.707)`, all with the decimals of the largest."""
-    digits = _decimals(max(value, low, high, key=abs))
-    written, first, last = (_signed(x, f"{abs(x):,.{digits}f}", plus) for x in (value, low, high))
+    largest = max(value, low, high, key=abs)
+    written, first, last = (_signed(x, _written(abs(x), largest), plus) for x in (value, low, high))
     return f"{written} ({first} to {last})"
+
+
+def _written(value: float, largest: float) -> str:
+    """Value with the decimals of the largest in its column."""
+    return power(value) if abs(value) >= HUGE else f"{value:,.{_decimals(largest)}f}"
 
 
 def _signed(value: float, written: str, plus: str) -> str:

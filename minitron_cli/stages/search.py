@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
-from minitron_cli import io
+from minitron_cli import io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.cost.compute import model_size
@@ -25,6 +25,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
 from minitron_cli.results.search import CalibrationUse, CandidateResult, SearchResult, WinnerResult, shape_key
+from minitron_cli.results.training import MAX_RISE
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.candidates import candidate_result, objective_result
 from minitron_cli.search.config import Retrain, SearchConfig
@@ -111,7 +112,21 @@ def run(
             repair=repair.calibration_use() if repair else None,
         )
 
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    made = produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    _warn_if_worse(made.result(SearchResult))
+    return made
+
+
+def _warn_if_worse(found: SearchResult) -> None:
+    """Warn if retraining made candidates clearly worse: their order then says nothing of the shapes."""
+    factor = -1 if found.objective.better == "higher" else 1
+    changes = [(c.zero_shot, factor * (c.retrained - c.zero_shot)) for c in found.candidates if c.retrained is not None]
+    worse = [change for before, change in changes if change > MAX_RISE * abs(before)]
+    if worse:
+        progress.warn(
+            f"search.retrain: {len(worse)} of {len(changes)} retrained candidates ended more than {MAX_RISE:.0%} worse "
+            "than they began: lower search.retrain.learning_rate"
+        )
 
 
 def _optional_inputs(

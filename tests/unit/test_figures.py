@@ -44,6 +44,8 @@ def test_short_counts_have_three_digits(count, shown):
         (None, NOTHING),
         (2.3456, "2.346"),
         (-0.5, f"{MINUS}0.500"),
+        (3e102, f"3.00 {TIMES} 10¹⁰²"),
+        (Estimate(2e30, low=2.0, high=4e31), f"2.00 {TIMES} 10³⁰ (2 to 4.00 {TIMES} 10³¹)"),
     ],
 )
 def test_estimates_have_the_decimals_they_deserve(found, shown):
