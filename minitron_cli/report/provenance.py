@@ -11,7 +11,7 @@ from minitron_cli.cost.compute import Entry, total
 from minitron_cli.cost.derive import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import Figure
-from minitron_cli.report.product import Product, without_directories
+from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
 
@@ -60,7 +60,7 @@ def commands(product: Product) -> Iterator[str]:
         config, inputs = made.manifest.config, made.manifest.inputs
         words = [manifest.command_of(made.stage)]
         if made.stage == "importance":
-            words.append(shlex.quote(product.name(inputs["model"]) or "MODEL"))
+            words.append(shlex.quote(_parent(product, inputs["model"])))
             words += ["--run", made.path.parent.parent.name] * (len(product.steps) > 1)
         if made.stage == "distill" and (teacher := product.teacher(made)):
             words += ["--teacher", shlex.quote(teacher)]
@@ -69,6 +69,14 @@ def commands(product: Product) -> Iterator[str]:
             words += settings({"data": without_directories(text)})
             last = text
         yield " ".join([*words, *settings_of(config)])
+
+
+def _parent(product: Product, model: str) -> str:
+    """Name of a step's parent. A pruned model has the path that `minitron prune` gives it, which knows no labels."""
+    made = product.made.get(model)
+    if made and made.stage == "prune":
+        return place(made.path.with_name(made.key[:8]))
+    return product.name(model) or "MODEL"
 
 
 def settings_of(config: Mapping[str, Any]) -> Iterator[str]:

@@ -94,6 +94,15 @@ def test_the_card_of_a_chain_names_the_original_and_every_step_and_command(tmp_p
     assert "org/Big-8B: small" in (report.run(Context(workspace)).path / report.PAGE).read_text()
 
 
+def test_a_step_that_starts_from_a_pruned_model_names_it_as_the_prune_command_writes_it(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "runs" / "small")
+    wide = prune(workspace, BIG, importance(workspace, BIG), 1, label="big")
+    narrow = prune(workspace, model_of(wide), importance(workspace, model_of(wide)), 2, label="small")
+    _, second = (words for words in commands(card(workspace, narrow)) if words[1] == "importance")
+    assert wide.path.name == f"big-{wide.key[:8]}"
+    assert second[2] == f"runs/small/prune/{wide.key[:8]}", "minitron prune gives no label"
+
+
 def test_another_teacher_than_the_parent_is_named(tmp_path: Path) -> None:
     workspace, (_, _, student, _) = chain(tmp_path)
     text = card(workspace, student)
