@@ -65,11 +65,15 @@ class Blocks:
         return self._total - len(self)
 
     def tokens(self, i: int) -> Tensor:
-        """Token ids of block i, int64 [T]."""
-        tokens_T = self.file.tokens[self._span(i)].astype(np.int64)
+        """Token ids of block i as a model reads them, int64 [T]."""
+        tokens_T = self.text(i)
         if self._is_continued(i):
-            tokens_T[: len(self.before)] = self.before
-        return torch.from_numpy(tokens_T)
+            tokens_T[: len(self.before)] = torch.tensor(self.before)
+        return tokens_T
+
+    def text(self, i: int) -> Tensor:
+        """Token ids of block i without what is put before it, int64 [T]."""
+        return torch.from_numpy(self.file.tokens[self._span(i)].astype(np.int64))
 
     def largest_id(self) -> int:
         """Largest token id in the file; reads all of it."""

@@ -9,7 +9,7 @@ lm-eval's rolling likelihood does. A piece that is longer than a block goes on i
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,12 @@ from minitron_cli.results.evaluation import BITS_PER_BYTE, BYTE_PERPLEXITY, Metr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class TextBlocks(TokenBlocks, Protocol):
+    """Blocks that also give the tokens of the text where a model reads a bos in place of one."""
+
+    def text(self, i: int, /) -> Tensor: ...
 
 
 class Piece(NamedTuple):
@@ -48,7 +54,7 @@ class BytesResult:
         return {BITS_PER_BYTE: bits, BYTE_PERPLEXITY: bits.model_copy(update=update)}
 
 
-def pieces_of(blocks: TokenBlocks, tokenizer: "PreTrainedTokenizerBase", max_blocks: int | None) -> list[Piece]:
+def pieces_of(blocks: TextBlocks, tokenizer: "PreTrainedTokenizerBase", max_blocks: int | None) -> list[Piece]:
     """Text of `max_blocks` evenly spaced blocks (None: all), without special tokens, block by block."""
     return [piece for i in evenly_spaced(len(blocks), max_blocks) for piece in _pieces(blocks, i, tokenizer)]
 
@@ -66,8 +72,8 @@ def loss_per_byte(
     return BytesResult(Items(bits, sizes, [piece.document for piece in pieces], "block"))
 
 
-def _pieces(blocks: TokenBlocks, i: int, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Piece]:
-    pairs = zip(blocks.documents(i).tolist(), blocks.tokens(i).tolist(), strict=True)
+def _pieces(blocks: TextBlocks, i: int, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Piece]:
+    pairs = zip(blocks.documents(i).tolist(), blocks.text(i).tolist(), strict=True)
     for document, some in groupby(pairs, key=lambda pair: pair[0]):
         text = tokenizer.decode([token for _, token in some], skip_special_tokens=True)
         if text.strip():

@@ -275,7 +275,7 @@ def test_code_is_not_run_unasked(place: KeyPath, tmp_path: Path) -> None:
     words = ("--tasks", "mbpp", "--task-data", data, "--no-perplexity")
     result = invoke("eval", place.child, *words, *place.runs)
     assert result.exit_code == 2
-    assert "add --allow-code-execution" in result.stderr
+    assert "run `minitron eval --allow-code-execution`" in result.stderr
 
 
 def test_speed_stands_beside_the_result_and_not_in_it(place: KeyPath, monkeypatch: pytest.MonkeyPatch) -> None:

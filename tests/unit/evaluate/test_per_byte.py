@@ -70,13 +70,15 @@ def test_a_bos_token_comes_before_eos(model: Any, tokenizer: Any) -> None:
     assert found.values == pytest.approx([nats(model, ids, 5) / math.log(2) / len(PIECES[1].text)])
 
 
-def test_pieces_are_the_documents_of_each_block(tokenizer: Any) -> None:
+def test_pieces_are_the_documents_of_each_block(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tokenizer("one two three four five six seven eight nine ten")["input_ids"]
     ids = [*ids[:9], tokenizer.eos_token_id, *ids[9:]][: len(ids) // 2 * 2]
     blocks = Blocks(torch.tensor(ids).view(2, -1))
     found = pieces_of(blocks, tokenizer, None)
     assert "".join(piece.text for piece in found) == tokenizer.decode(ids, skip_special_tokens=True)
     assert len({piece.document for piece in found}) == len(found) == 3
+    monkeypatch.setattr(blocks, "tokens", lambda i: torch.zeros_like(blocks.text(i)))
+    assert pieces_of(blocks, tokenizer, None) == found
     first = pieces_of(blocks, tokenizer, 1)
     assert found[: len(first)] == first
     assert len(first) < len(found)

@@ -19,8 +19,8 @@ from tests.unit.report.hostile import HOSTILE, Page
 from tests.unit.report.sample import evaluated, large, sample, size
 
 NOT_SECTIONS = ("title", "model", "sizes", "teacher", "worse", "to_evaluate", "cache_bytes", "device_hours")
-SECTIONS = {"importance": 2, "prune": 3}
-"""Field -> sections that it fills; the others fill one."""
+SECTIONS = {"importance": 2, "prune": 3, "texts": 0}
+"""Field -> sections that it fills alone; the others fill one."""
 
 
 def render(data: ReportData) -> str:
