@@ -26,7 +26,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
     SequenceStartEvent,
 )
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Spec
@@ -97,7 +97,10 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
     try:
         _refuse_features(yaml.parse(io.StringIO(text)), name)
         node = yaml.compose(io.StringIO(text))
-        return (yaml.constructor.construct_document(node), dict(_lines(node))) if node else (None, {})
+        if node is None:
+            return None, {}
+        _refuse_keys(node, name)
+        return yaml.constructor.construct_document(node), dict(_lines(node))
     except RecipeError:
         raise
     except MarkedYAMLError as e:
@@ -138,6 +141,18 @@ def _feature(event: Event) -> str | None:
     if isinstance(event, ScalarEvent) and event.value == "<<":
         return "merge keys are not read; write the values out"
     return None
+
+
+def _refuse_keys(node: Node, name: str) -> None:
+    """RecipeError for a key that is a list or a mapping."""
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode):
+                raise RecipeError(f"{name}:{key.start_mark.line + 1}: a key must be a word; write `key: value`")
+            _refuse_keys(value, name)
+    elif isinstance(node, SequenceNode):
+        for value in node.value:
+            _refuse_keys(value, name)
 
 
 def _lines(node: Node, place: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:

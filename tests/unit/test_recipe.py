@@ -32,6 +32,12 @@ def values(text: str) -> dict:
     return dict(yaml_document.parse(text, "r.yaml").values)
 
 
+@pytest.mark.parametrize("text", ["model: a\n[b]: c\n", "? {b: c}\n: d\n", "data: {sources: [{? [x] : y}]}\n"])
+def test_a_key_that_is_no_word_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"^r\.yaml:\d: a key must be a word; write `key: value`$"):
+        yaml_document.parse(text, "r.yaml")
+
+
 def test_scalars_are_yaml_1_2() -> None:
     text = "lr: 1e-4\nanswer: no\noctal: 010\ntime: 1:30\nlong: 94_000_000_000"
     assert values(text) == {"lr": 1e-4, "answer": "no", "octal": 10, "time": "1:30", "long": 94_000_000_000}

@@ -112,7 +112,8 @@ def hit(begun: Started, way: Way) -> bool:
         send()
     except ProcessLookupError:
         return False
-    return True
+    # A process that has ended and is not yet waited for accepts signals as well.
+    return not (way.number == signal.SIGKILL and way.target == "program" and not begun.is_killed())
 
 
 def _worker(begun: Started) -> int:

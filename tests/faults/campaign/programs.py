@@ -59,6 +59,11 @@ class Started:
         """Whether it has ended, without taking note of it."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
+    def is_killed(self) -> bool:
+        """Whether a signal ends it; waits for its end, without taking note of it."""
+        found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        return found is not None and found.si_code != os.CLD_EXITED
+
     def others(self) -> list[int]:
         """Other processes of its session that are alive."""
         return [pid for pid in _processes_of(self.pid) if pid != self.pid]
