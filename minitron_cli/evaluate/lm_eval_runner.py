@@ -20,7 +20,7 @@ from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.statistics import Items, errors
 from minitron_cli.evaluate.task_code import templates
-from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks
+from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks, refusing_broken_items
 from minitron_cli.results.evaluation import MetricResult, TaskSource
 
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
@@ -43,19 +43,19 @@ def run_tasks(
     """Results of the model on every task; deterministic in model and tasks."""
     with quiet() as truncated, seeded(), stopping.interruptible(), templates(allow_code=allow_code):
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
-        lm = _Model(
-            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
-        )  # it may add a pad token
-        raw = lm_eval.evaluator.evaluate(
-            lm,
-            chosen.task_dict,
-            samples=chosen.items or None,
-            bootstrap_iters=BOOTSTRAP_DRAWS,
-            log_samples=True,
-            apply_chat_template=apply_chat_template,
-            fewshot_as_multiturn=fewshot_as_multiturn,
-            confirm_run_unsafe_code=allow_code,
-        )
+        own = copy.deepcopy(tokenizer)  # it may add a pad token
+        lm = _Model(pretrained=model, tokenizer=own, batch_size=batch_size)
+        with refusing_broken_items(tasks, locations.tasks):
+            raw = lm_eval.evaluator.evaluate(
+                lm,
+                chosen.task_dict,
+                samples=chosen.items or None,
+                bootstrap_iters=BOOTSTRAP_DRAWS,
+                log_samples=True,
+                apply_chat_template=apply_chat_template,
+                fewshot_as_multiturn=fewshot_as_multiturn,
+                confirm_run_unsafe_code=allow_code,
+            )
     if truncated.count:
         progress.warn(f"{truncated.count} requests exceeded the model's context and were truncated at the beginning")
     return _measurements(raw, chosen)

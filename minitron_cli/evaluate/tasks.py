@@ -4,6 +4,7 @@ A task is looked up in the user's directory, then among the tasks of the Minitro
 lm-eval, whose index takes ten seconds to read. Its data come from a local directory if there is one, else from the hub.
 """
 
+import contextlib
 import difflib
 import functools
 import math
@@ -19,7 +20,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from minitron_cli import canonical_json, io, progress
 from minitron_cli.environment_errors import is_of_environment
-from minitron_cli.errors import DataError, EnvironmentFault, InputError
+from minitron_cli.errors import DataError, EnvironmentFault, InputError, MinitronError
 from minitron_cli.evaluate import task_code
 from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
@@ -229,6 +230,20 @@ def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
         if is_of_environment(e):
             raise
         raise InputError(f"task {name!r} could not be loaded ({_first_line(e)}); check its YAML and its data") from e
+
+
+@contextlib.contextmanager
+def refusing_broken_items(tasks: Sequence[Task], own: Path | None) -> Iterator[None]:
+    """Turn what lm-eval raises over the items of tasks in the directory `own` into InputError."""
+    try:
+        yield
+    except Exception as e:  # an item can have any content, and a task's code raise anything
+        if own is None or isinstance(e, MinitronError) or is_of_environment(e):
+            raise
+        names = ", ".join(task.name for task in tasks)
+        raise InputError(
+            f"{names}: an item could not be asked or scored ({_first_line(e)}); check the tasks' YAML and data"
+        ) from e
 
 
 def _first_line(error: Exception) -> str:

@@ -356,3 +356,11 @@ def test_tasks_are_asked_through_the_chat_template(model, tokenizer, task_dir, m
         run_tasks(model, watched, [Task.parse("sums:2")], locations=TaskLocations(task_dir), **options)
         assert {text.count("<user>") for text in asked} == {count}
         assert all("Q" in text.rsplit("<user>", 1)[1] for text in asked)
+
+
+def test_an_item_that_lm_eval_cannot_ask_is_an_error_of_the_data(model, tokenizer, tmp_path):
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(CHOICE | {"task": "sums", "doc_to_text": "question"}))
+    broken = [item | {"question": None} for item in ITEMS]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in broken))
+    with pytest.raises(InputError, match=r"^sums: an item could not be asked or scored \(.*check the tasks"):
+        run_tasks(model, tokenizer, [Task(name="sums")], locations=TaskLocations(tmp_path))
