@@ -18,15 +18,27 @@ MAX_ID = 100_000_000  # of any token; tables by id would otherwise fill the memo
 
 def blocks_of(context: Context, data: DataConfig, split: Literal["train", "validation"], model: Path) -> Blocks:
     """Blocks of one split, tokenized by the tokenizer of the model at `model`. Token ids need none."""
-    directory, rows = context.workspace.root / "tokens", hf.load_config(model).vocab_size
+    rows = hf.load_config(model).vocab_size
     if not data.has_text and not hf.has_tokenizer(model):
-        return prepare(data, split, None, "", directory, vocab_size=rows)
+        return prepare(data, split, None, "", _directory(context), vocab_size=rows)
     tokenizer = hf.load_tokenizer(model)
     possible = _largest_id(tokenizer, model)
-    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), directory)
+    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), _directory(context))
     if possible >= rows:
         _check_ids(blocks, rows, tokenizer, split, model)
     return blocks
+
+
+def blocks_for_new_model(
+    context: Context, data: DataConfig, split: Literal["train", "validation"], tokenizer: Path
+) -> Blocks:
+    """Blocks of one split, by the tokenizer in a directory for which there is no model yet."""
+    loaded = hf.load_tokenizer(tokenizer)
+    return prepare(data, split, loaded, fingerprint.of_tokenizer(tokenizer), _directory(context))
+
+
+def _directory(context: Context) -> Path:
+    return context.workspace.root / "tokens"
 
 
 def _largest_id(tokenizer: "PreTrainedTokenizerBase", model: Path) -> int:

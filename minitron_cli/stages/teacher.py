@@ -18,7 +18,7 @@ from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_for_new_model
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.training import TeacherResult
@@ -66,7 +66,7 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
 
     def build(work: StageBuild) -> TeacherResult:
         tokenizer = _tokenizer(work, data, config.vocab_size)
-        train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
+        train, validation = (blocks_for_new_model(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
         models = training_run.LoadedModels(model)
