@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.sources import DataConfig, TextFiles, TokenIds
 from minitron_cli.errors import CheckpointError, DataError
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_for_new_model, blocks_of
 from tests.tiny import write_tiny
 from tests.unit.stages.place import context, data, write_place
 
@@ -34,6 +34,14 @@ def model(place, tmp_path):
 
 def test_a_tokenizer_may_have_tokens_that_no_text_has(place, model, tmp_path):
     assert len(blocks_of(context(tmp_path / "run"), data(place), "train", model)) > 0
+
+
+def test_a_new_model_has_a_tokenizer_before_it_has_a_config(place, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    hf.copy_files(place / "model", tmp_path / "tokenizer", hf.TOKENIZER_FILES)
+    run = context(tmp_path / "run")
+    blocks = blocks_for_new_model(run, data(place), "train", tmp_path / "tokenizer")
+    assert blocks.fingerprint == blocks_of(run, data(place), "train", place / "model").fingerprint
 
 
 def test_an_id_that_no_vocabulary_reaches_is_refused_before_the_text_is_read(place, model, tmp_path):
