@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from minitron_cli import __version__, canonical_json, io, process_rank, progress, strict_json
+from minitron_cli import __version__, canonical_json, io, process_rank, progress
 from minitron_cli.artifacts import file_hashes
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
-from minitron_cli.artifacts.manifest import SCHEMA_VERSION, SEAL, Manifest, key_of, sealed
+from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of, sealed, unsealed
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.errors import ArtifactError, CheckpointError
+from minitron_cli.errors import ArtifactError
 from minitron_cli.results.base import Result
 from minitron_cli.results.run_record import ExportCheck, RunRecord, SpeedRecord, ThroughputRecord
 
@@ -99,14 +99,9 @@ class StageBuild:
         path = self._state(name)
         if not path.is_file():
             return None
-        try:
-            content = strict_json.load(path)
-        except CheckpointError:
-            content = {}
-        if content.pop(SEAL, None) == canonical_json.digest(content):
-            return content
-        progress.warn_once(f"{path} has changed since it was written, so its value is computed again")
-        return None
+        if (content := unsealed(path)) is None:
+            progress.warn_once(f"{path} has changed since it was written, so its value is computed again")
+        return content
 
     def _state(self, name: str) -> Path:
         return self.scratch / f"{name}.json"

@@ -79,6 +79,15 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: canonical_json.digest(content)}
 
 
+def unsealed(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file that ends with its own hash, without it; None if the file is damaged."""
+    try:
+        content = strict_json.load(path)
+    except CheckpointError:
+        return None
+    return content if content.pop(SEAL, None) == canonical_json.digest(content) else None
+
+
 class UnreadableManifest(ArtifactError):
     """A manifest is missing, damaged or of another version."""
 
