@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.cli.test_broken_inputs import tree, without_token_cache
+from tests.damage import damaged
 from tests.faults.campaign.outcomes import Outcome, sentence_of
 from tests.faults.campaign.programs import fork
 from tests.faults.campaign.setting import Setting
@@ -88,42 +89,6 @@ def copied(start: Path) -> Path:
 
 
 # Damage
-
-
-ODD_BYTES = [
-    b"",
-    b"0",
-    b"-",
-    b"9" * 20,
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b":",
-    b"\0",
-    b"\xff",
-    b"null",
-    b"1e9",
-    b" ",
-]
-
-
-def damaged(content: bytes, draw: random.Random) -> bytes:
-    """One to three edits: bytes flipped, removed or doubled, or something odd put in."""
-    data = bytearray(content)
-    for _ in range(draw.randint(1, 3)):
-        at, kind = draw.randrange(max(len(data), 1)), draw.randrange(5)
-        if kind == 0 and data:
-            data[at] ^= 1 << draw.randrange(8)
-        elif kind == 1:
-            del data[at : at + draw.randint(1, 4)]
-        elif kind == 2:
-            data[at:at] = data[at : at + draw.randint(1, 40)]
-        else:
-            data[at : at + kind - 3] = draw.choice(ODD_BYTES)
-    return bytes(data)
 
 
 def damage_file(path: str, seed: str, root: Path) -> None:

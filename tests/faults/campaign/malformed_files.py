@@ -14,8 +14,9 @@ import pyarrow.parquet
 
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze
+from tests.damage import ODD_VALUES
 from tests.faults.campaign.malformed import Case, Group, random_damage, texts, truncations
-from tests.faults.campaign.malformed_models import IMPORTANCE, ODD_VALUES, start
+from tests.faults.campaign.malformed_models import IMPORTANCE, start
 from tests.faults.campaign.setting import MAKERS, RECIPE, Setting
 
 SENTENCES = [f"the cat sat on mat {i} and the dog ran over hills while birds sing in tall trees" for i in range(80)]

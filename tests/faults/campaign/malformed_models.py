@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.damage import ODD_VALUES
 from tests.faults.campaign.malformed import Case, Group, random_damage, texts, truncations
 from tests.faults.campaign.setting import TEXT, Setting
 from tests.tiny import tiny_model
@@ -15,25 +16,6 @@ from tests.unit.checkpoint import broken
 IMPORTANCE = ("importance", "model", *TEXT, "--samples", "2", "--batch-size", "2", "--no-layer-removal", "--run", "r")
 CHAT = ("importance", "model", "--data", "chat.jsonl", "--format", "chat", *TEXT[2:], *IMPORTANCE[4:])
 
-ODD_VALUES: tuple[Any, ...] = (
-    None,
-    True,
-    0,
-    -1,
-    7,
-    10**6,
-    10**30,
-    0.5,
-    "",
-    "8",
-    [],
-    [8],
-    {},
-    {"a": 1},
-    [[]],
-    "\ud800",
-    "é\n",
-)
 FIELDS = (
     *("architectures", "attention_bias", "bos_token_id", "dtype", "eos_token_id", "head_dim", "hidden_act"),
     *("hidden_size", "intermediate_size", "max_position_embeddings", "mlp_bias", "model_type", "num_attention_heads"),

@@ -18,70 +18,11 @@ from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import CheckpointError, MinitronError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from tests.damage import ODD_VALUES, damaged
 from tests.quick import each_family
 from tests.tiny import tiny_model, write_tiny
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=80)
-
-ODD_VALUES = [
-    None,
-    True,
-    0,
-    -1,
-    1,
-    7,
-    10**6,
-    10**30,
-    0.5,
-    "",
-    "8",
-    "llama",
-    [],
-    [8],
-    {},
-    {"a": 1},
-    [[]],
-    "\ud800",
-    "é\n",
-]
-ODD_BYTES = [
-    b"",
-    b"0",
-    b"-",
-    b"9" * 20,
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b":",
-    b"\0",
-    b"\xff",
-    b"null",
-    b"1e9",
-    b" ",
-]
-
-
-def damage(content: bytes, draw: random.Random) -> bytes:
-    """One to three edits: a byte flipped, removed, doubled, or something odd put in."""
-    data = bytearray(content)
-    for _ in range(draw.randint(1, 3)):
-        at, kind = draw.randrange(len(data)), draw.randrange(5)
-        if kind == 0:
-            data[at] ^= 1 << draw.randrange(8)
-        elif kind == 1:
-            del data[at : at + draw.randint(1, 4)]
-        elif kind == 2:
-            data[at:at] = data[at : at + draw.randint(1, 40)]
-        elif kind == 3:
-            data[at:at] = draw.choice(ODD_BYTES)
-        else:
-            data[at : at + 1] = draw.choice(ODD_BYTES)
-        if not data:
-            return b""
-    return bytes(data)
 
 
 def refusal_of(call, *arguments) -> str | None:
@@ -103,10 +44,10 @@ def test_a_damaged_header_is_refused_or_read_as_safetensors_reads_it(tmp_path):
     accepted = 0
     for round_ in range(1500):
         if round_ % 4:
-            blob = damage(header, draw)
+            blob = damaged(header, draw)
             path.write_bytes(struct.pack("<Q", len(blob)) + blob + payload)
         else:
-            path.write_bytes(damage(content, draw))
+            path.write_bytes(damaged(content, draw))
         if refusal := refusal_of(read_header, path):
             assert "\n" not in refusal
             continue
@@ -248,5 +189,5 @@ def test_a_damaged_manifest_is_refused_or_read(tmp_path):
     )
     content = json.dumps(good.model_dump(mode="json"), indent=1).encode()
     for _ in range(500):
-        (tmp_path / "manifest.json").write_bytes(damage(content, draw))
+        (tmp_path / "manifest.json").write_bytes(damaged(content, draw))
         assert (refusal_of(manifest.read, tmp_path) or "").isprintable()
