@@ -103,7 +103,7 @@ def _inline(svg: str, name: str, description: str) -> str:
 
 @singledispatch
 def _draw(drawing: Any, axes: Axes) -> None:
-    raise NotImplementedError(type(drawing))
+    raise TypeError(f"a {type(drawing).__name__} is no drawing")
 
 
 @_draw.register

@@ -1,5 +1,6 @@
 """Base class of the row formats."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from minitron_cli.data.rows import Columns, Content, Row, value_of
@@ -31,6 +32,6 @@ class BaseFormat(Spec):
         """Value of an optional column; None where it is missing or empty."""
         return value_of(row, len(self.columns) + self.optional.index(column)) or None
 
+    @abstractmethod
     def content(self, row: Row) -> Content | None:
         """Content of the row's document; None for a row to skip. DataError for a broken row."""
-        raise NotImplementedError
