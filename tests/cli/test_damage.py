@@ -12,7 +12,7 @@ import pytest
 from typer.testing import Result
 
 from minitron_cli import api
-from tests.cli.program import invoke
+from tests.cli.program import invoke, runs_with
 
 PRUNE = ("prune", "--shape", "ffn=64", "--repair", "none")
 TRAINING = ("--steps", 1, "batch_size=1", "--micro-batch-size", 1, "warmup_steps=0", "eval_blocks=1")
@@ -40,12 +40,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs directory with a result of every stage."""
-    root = tmp_path_factory.mktemp("made") / "runs"
-    words = ("--data", tiny / "text.jsonl", "--sequence-length", 16, "--samples", 4, "layer_removal=false")
-    for command in (("importance", tiny / "model", *words), *MADE):
-        result = invoke(*command, "--runs-dir", root)
-        assert result.exit_code == 0, result.stderr
-    return root
+    return runs_with(tmp_path_factory.mktemp("made") / "runs", tiny, *MADE)
 
 
 @pytest.fixture
