@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import model_names
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.inputs.source_model import open_checkpoint, published_shape
@@ -57,7 +57,7 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
     """Shape of a model, and its checkpoint if the files are on this machine. Downloads and hashes nothing."""
     if published := published_shape(model):
         return published, None
-    checkpoint, _, shape = open_checkpoint(hf.resolve(model, offline=True).path)
+    checkpoint, _, shape = open_checkpoint(model_names.resolve(model, offline=True).path)
     return shape, checkpoint
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitron_cli import progress, strict_json
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, InputError, shown
@@ -57,7 +57,7 @@ class SourceModel:
 
 def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:
     """Open a local or hub model and check the shape of every tensor. Reads headers, no weights."""
-    source = hf.resolve(str(model), offline=offline)
+    source = model_names.resolve(str(model), offline=offline)
     checkpoint, config, shape = open_checkpoint(source.path)
     early_checks.check(checkpoint, config, shape)
     return SourceModel(source.name, source.path, source.fingerprint(), checkpoint, config, shape)

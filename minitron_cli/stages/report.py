@@ -8,7 +8,7 @@ from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.cost.lineage import accelerator_hours
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.curves import training_figures
@@ -89,7 +89,7 @@ def _original_path(product: Product) -> Path | None:
     """Directory of the original model, if it is on this machine."""
     hub_id, _, commit = product.original.partition("@")
     given = product.given.get(product.original)
-    return hf.cached(hub_id) if commit else Path(given) if given else None
+    return model_names.cached(hub_id) if commit else Path(given) if given else None
 
 
 def report_data(product: Product, title: str) -> ReportData:

@@ -9,7 +9,7 @@ from minitron_cli import api, io
 from minitron_cli.artifacts import file_hashes, verification
 from minitron_cli.artifacts.artifact import Artifact, check_model
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import model_names
 from minitron_cli.errors import ArtifactError
 from tests.unit.artifacts.test_artifact import made
 
@@ -106,7 +106,7 @@ class TestModelDirectory:
         check_model(path)
         (path / "config.json").write_text('{"hidden_size": 4}')
         with pytest.raises(ArtifactError, match=r"config\.json is not the file .* or remove its manifest\.json to use"):
-            hf.resolve(str(path)).fingerprint()
+            model_names.resolve(str(path)).fingerprint()
         (path / "manifest.json").unlink()
         check_model(path)
 

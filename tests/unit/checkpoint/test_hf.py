@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault
 from minitron_cli.model.families.llama import LLAMA
@@ -29,7 +29,7 @@ def no_network(monkeypatch):
 
 def test_a_directory_is_found_as_it_is(tmp_path, no_network):
     path = write_tiny(tmp_path / "a model, ünicode=1")
-    source = hf.resolve(str(path))
+    source = model_names.resolve(str(path))
     assert (source.name, source.path) == (str(path), path)
     assert source.fingerprint() == fingerprint.of_directory(path)
 
@@ -55,7 +55,7 @@ def test_what_is_neither_a_directory_nor_a_hub_id(name, no_network):
         CheckpointError,
         match=r"does not exist: give the directory of a checkpoint, a hub id or an alias such as .*llama-",
     ):
-        hf.resolve(name)
+        model_names.resolve(name)
 
 
 @pytest.mark.parametrize("offline", ["option", "environment"])
@@ -66,7 +66,7 @@ def test_an_absent_model_offline_is_said_at_once(offline, no_network, monkeypatc
     with pytest.raises(
         EnvironmentFault, match=r"no/such-model is not in the local cache and downloads are off: fetch it with"
     ):
-        hf.resolve("no/such-model", offline=offline == "option")
+        model_names.resolve("no/such-model", offline=offline == "option")
     assert time.monotonic() - started < 3
 
 

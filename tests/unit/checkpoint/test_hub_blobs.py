@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_cli.checkpoint import hf, hub_blobs
+from minitron_cli.checkpoint import hub_blobs, model_names
 from minitron_cli.errors import CheckpointError
 
 SMALL, LARGE = b'{"model_type": "llama"}\n', bytes(range(256)) * 40
@@ -44,7 +44,7 @@ def test_a_flipped_bit_is_refused(snapshot: Path, name: str) -> None:
 
 
 def test_a_model_is_checked_before_its_commit_stands_for_it(snapshot: Path) -> None:
-    source = hf.ModelSource("small", snapshot, f"me/small@{'c' * 40}")
+    source = model_names.ModelSource("small", snapshot, f"me/small@{'c' * 40}")
     assert source.fingerprint() == source.commit
     (snapshot / "config.json").write_bytes(b"{}")
     with pytest.raises(CheckpointError, match="then run `hf download me/small`"):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minitron_cli import pipeline
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import model_names
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.errors import RunFailed
@@ -129,7 +129,7 @@ def test_a_chain_goes_on_from_the_better_of_the_two(place: Path, tmp_path: Path,
     first, second = pipeline.run(asked, context(tmp_path / "run"))
     is_worse = learning_rate == 5
     assert first.product == (first.prune if is_worse else first.distilled["distilled"])
-    assert second.prune.manifest.inputs["model"] == hf.resolve(str(first.product.path)).fingerprint()
+    assert second.prune.manifest.inputs["model"] == model_names.resolve(str(first.product.path)).fingerprint()
     if is_worse:
         with pytest.raises(RunFailed, match=r"lower distill\.learning_rate, or train without --fail-if-worse"):
             pipeline.run(asked, context(tmp_path / "run"), fail_if_worse=True)
