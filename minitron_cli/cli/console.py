@@ -154,7 +154,8 @@ class _Loop:
         amount = _amount(round(self.task.completed) + n, self.task.total, self.unit)
         written = "  ".join(f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
         self.bars.update(self.id, advance=n, amount=amount, figures=written or self.task.fields["figures"])
-        if self.bars.disable and time.monotonic() - self.last >= LINE_SECONDS:
+        is_over = self.task.total is not None and self.task.completed >= self.task.total  # `close` prints that line
+        if self.bars.disable and not is_over and time.monotonic() - self.last >= LINE_SECONDS:
             self.last = time.monotonic()
             left = self.task.time_remaining
             self._print(f"  {_duration(left)} left" if left else "")
@@ -174,7 +175,8 @@ class _Loop:
 
 def _amount(done: float, total: float | None, unit: str) -> str:
     if unit == "bytes":
-        done, total, unit = done / 1e6, total and total / 1e6, "MB"
+        size, unit = (1e6, "MB") if max(done, total or 0) >= 1e7 else (1e3, "kB")
+        done, total = done / size, total and total / size
     return f"{done:,.0f}" + (f"/{total:,.0f}" if total else "") + f" {unit}"
 
 

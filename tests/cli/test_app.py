@@ -280,3 +280,17 @@ def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(
         "distill  92/100 steps  loss 0.5  2:40 left",
         "distill  92/100 steps  loss 0.5  in 0:40",
     ]
+
+
+def test_a_finished_loop_has_one_line_and_a_small_file_its_kilobytes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    terminal = console.Terminal(quiet=False)
+    for total, written in ((400_000, "400/400 kB"), (12_000_000, "12/12 MB")):
+        step = terminal.start("tokenize", total, "bytes")
+        now += 20
+        step(total)
+        terminal.finish(step)
+        assert capsys.readouterr().err.splitlines() == [f"tokenize  {written}  in 0:20"]
