@@ -9,12 +9,32 @@ counted, nor are benchmark tasks, whose prompts are not blocks.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.base import ModelSize
 
 TRAINING = 3  # a forward pass, and twice that for the gradients of activations and of weights
+
+HeadWork = Literal["loss", "kl", "training"]
+
+
+class Pass(NamedTuple):
+    """Work on some tokens, with the decoder's FLOPs apart from the head's, which take another time each."""
+
+    work: str
+    """Kind of work, as it is shown."""
+    tokens: int
+    decoder: int
+    """FLOPs of the decoder."""
+    head: int = 0
+    """FLOPs of the language-model head."""
+    head_work: HeadWork = "loss"
+    """What the head is read for: the likelihood of the text, the divergence of two models, or gradients."""
+
+    @property
+    def flops(self) -> int:
+        return self.decoder + self.head
 
 
 class Entry(NamedTuple):
@@ -38,40 +58,42 @@ def model_size(shape: Shape, sequence_length: int) -> ModelSize:
     )
 
 
-def calibration(model: ModelSize, tokens: int, removed: Sequence[int]) -> list[Entry]:
+def calibration(model: ModelSize, tokens: int, removed: Sequence[int]) -> list[Pass]:
     """One pass of the decoder and, for each block length in `removed`, the removal of every such block."""
-    per_token = _removal(model, removed) if removed else 0
-    return [
-        Entry("calibration", tokens, tokens * model.decoder_flops),
-        Entry("layer removal", tokens if removed else 0, tokens * per_token),
-    ]
+    observed = Pass("calibration", tokens, tokens * model.decoder_flops)
+    return [observed, *([_removal(model, tokens, removed)] if removed else [])]
 
 
-def _removal(model: ModelSize, removed: Sequence[int]) -> int:
-    """FLOPs per token: the layers after every removed block, and the head for each block and for the whole model."""
+def _removal(model: ModelSize, tokens: int, removed: Sequence[int]) -> Pass:
+    """The layers after every removed block, and the head for each block and for the whole model."""
     layers = model.sizes["layer"]
     after = [layers - stop for n in removed for stop in range(n, layers + 1)]
-    return sum(after) * model.decoder_flops // layers + (len(after) + 1) * model.head_flops
+    decoder = sum(after) * model.decoder_flops // layers
+    return Pass("layer removal", tokens, tokens * decoder, tokens * (len(after) + 1) * model.head_flops)
 
 
-def training(student: ModelSize, teacher: ModelSize | None, tokens: int) -> list[Entry]:
+def training(student: ModelSize, teacher: ModelSize | None, tokens: int) -> list[Pass]:
     """Training of the student; `teacher` is None where no loss uses its predictions."""
-    trained = Entry("training", tokens, TRAINING * tokens * student.flops)
-    return [trained, *([Entry("teacher", tokens, tokens * teacher.flops)] if teacher else [])]
+
+    def of(work: str, model: ModelSize, times: int) -> Pass:
+        return Pass(work, tokens, times * tokens * model.decoder_flops, times * tokens * model.head_flops, "training")
+
+    return [of("training", student, TRAINING), *([of("teacher", teacher, 1)] if teacher else [])]
 
 
-def held_out(models: Sequence[ModelSize], tokens: int) -> Entry:
+def held_out(models: Sequence[ModelSize], tokens: int, head_work: HeadWork = "loss") -> Pass:
     """Evaluation of models on the same held-out tokens, which count once for each model."""
-    return Entry("held-out text", tokens * len(models), tokens * sum(model.flops for model in models))
+    decoder, head = sum(model.decoder_flops for model in models), sum(model.head_flops for model in models)
+    return Pass("held-out text", tokens * len(models), tokens * decoder, tokens * head, head_work)
 
 
-def repair(parent: ModelSize, children: Iterable[tuple[ModelSize, Iterable[str]]], tokens: int) -> list[Entry]:
+def repair(parent: ModelSize, children: Iterable[tuple[ModelSize, Iterable[str]]], tokens: int) -> list[Pass]:
     """One pass over the parent for all children, and for each child fitted by least squares one of parent and child."""
     repaired = [(child, set(repairs)) for child, repairs in children]
     passes = [parent] if any(repairs & {"rotate", "rescale"} for _, repairs in repaired) else []
     for child, repairs in repaired:
         passes += [parent, child] if "least_squares" in repairs else []
-    return [Entry("repair", tokens, tokens * model.decoder_flops) for model in passes]
+    return [Pass("repair", tokens, tokens * model.decoder_flops) for model in passes]
 
 
 def total(entries: Iterable[Entry]) -> Entry:
@@ -79,7 +101,7 @@ def total(entries: Iterable[Entry]) -> Entry:
     return next(iter(merged(entry._replace(work="total") for entry in entries)), Entry("total", 0, 0))
 
 
-def merged(entries: Iterable[Entry]) -> list[Entry]:
+def merged(entries: Iterable[Entry | Pass]) -> list[Entry]:
     """One entry per kind of work, in order of first appearance; work without FLOPs is left out."""
     sums: dict[str, Entry] = {}
     for entry in entries:

@@ -1,11 +1,13 @@
-"""Cost of one artifact, derived from its result and its config."""
+"""Cost of a result, derived from its fields: of a finished one, or of one that is still to be made."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost import compute
-from minitron_cli.cost.compute import Entry
+from minitron_cli.cost.compute import Entry, Pass
+from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
@@ -15,17 +17,20 @@ from minitron_cli.results.training import CorrectionResult, TrainingResult
 
 def spent(artifact: Artifact) -> list[Entry]:
     """Tokens and FLOPs that a stage spent on an artifact, by kind of work."""
-    derive = _DERIVE.get(artifact.stage)
-    return compute.merged(derive(artifact)) if derive else []
+    kind = _RESULTS.get(artifact.stage)
+    return compute.merged(passes(artifact.result(kind))) if kind else []
 
 
-def _importance(artifact: Artifact) -> Iterator[Entry]:
-    result = artifact.result(ImportanceResult)
+def passes(result: Result) -> Iterator[Pass]:
+    """Work that makes a result: what the models compute, in the order in which it is counted."""
+    return _DERIVE[type(result)](result)
+
+
+def _importance(result: ImportanceResult) -> Iterator[Pass]:
     yield from compute.calibration(result.model, result.tokens, result.removed)
 
 
-def _search(artifact: Artifact) -> Iterator[Entry]:
-    result = artifact.result(SearchResult)
+def _search(result: SearchResult) -> Iterator[Pass]:
     candidates = _distinct(result.candidates)
     for candidate in candidates:
         yield from _on_candidate(result, candidate)
@@ -34,12 +39,13 @@ def _search(artifact: Artifact) -> Iterator[Entry]:
         yield from compute.repair(result.parent, repaired, result.repair.tokens)
 
 
-def _on_candidate(result: SearchResult, candidate: CandidateResult) -> Iterator[Entry]:
+def _on_candidate(result: SearchResult, candidate: CandidateResult) -> Iterator[Pass]:
     """Evaluations zero-shot and at each rung, and retraining up to the last rung reached."""
     rungs = len(candidate.rungs)
     if result.score_tokens:
-        readers = [candidate.model, *([result.teacher] if result.objective.name == "kl" else [])]
-        yield compute.held_out(readers, (1 + rungs) * result.score_tokens)
+        is_kl = result.objective.name == "kl"
+        readers = [candidate.model, *([result.teacher] if is_kl else [])]
+        yield compute.held_out(readers, (1 + rungs) * result.score_tokens, "kl" if is_kl else "loss")
     if rungs:
         yield from compute.training(candidate.model, result.teacher, result.rung_tokens[rungs - 1])
 
@@ -49,8 +55,7 @@ def _distinct(candidates: tuple[CandidateResult, ...]) -> list[CandidateResult]:
     return list({candidate.key: candidate for candidate in candidates}.values())
 
 
-def _prune(artifact: Artifact) -> Iterator[Entry]:
-    result = artifact.result(PruneResult)
+def _prune(result: PruneResult) -> Iterator[Pass]:
     for candidate in result.candidates:
         yield compute.held_out([candidate.model], result.score_tokens)
     for before, scored in pairwise(result.rounds):
@@ -61,33 +66,37 @@ def _prune(artifact: Artifact) -> Iterator[Entry]:
         repaired = [(result.child, own), *((c.model, c.repairs) for c in result.candidates)]
         yield from compute.repair(result.parent, repaired, result.calibration.tokens)
     if result.repair and (effect := result.repair.effect):
-        both = [result.child, result.child, result.parent]  # loss of the child, and KL, which reads both models
-        yield compute.held_out([result.parent, *both, *both], effect.tokens)
+        child = result.child  # before and after the repair: its loss, and KL, which reads both models
+        yield compute.held_out([result.parent, child, child], effect.tokens)
+        yield compute.held_out([child, result.parent] * 2, effect.tokens, "kl")
 
 
-def _training(kind: type[TrainingResult]) -> Callable[[Artifact], Iterator[Entry]]:
-    def derive(artifact: Artifact) -> Iterator[Entry]:
-        result = artifact.result(kind)
-        yield from compute.training(result.student, result.teacher if result.uses_teacher else None, result.tokens)
-        readers = [result.student, *([result.teacher] if result.teacher else [])]
-        yield compute.held_out(readers, result.validations * result.validation_tokens)
-
-    return derive
+def _training(result: TrainingResult) -> Iterator[Pass]:
+    yield from compute.training(result.student, result.teacher if result.uses_teacher else None, result.tokens)
+    readers = [result.student, *([result.teacher] if result.teacher else [])]
+    yield compute.held_out(readers, result.validations * result.validation_tokens, "kl" if result.teacher else "loss")
 
 
-def _evaluate(artifact: Artifact) -> Iterator[Entry]:
+def _evaluate(result: EvaluationResult) -> Iterator[Pass]:
     """Loss of every model, and KL of all but the parent, for which the parent reads the text again."""
-    result = artifact.result(EvaluationResult)
     parent, *others = (evaluated.model for evaluated in result.models.values())
-    readers = [parent, *(reader for model in others for reader in (model, model, parent))]
-    yield compute.held_out(readers, result.loss_tokens)
+    yield compute.held_out([parent, *others], result.loss_tokens)
+    yield compute.held_out([reader for model in others for reader in (model, parent)], result.loss_tokens, "kl")
 
 
-_DERIVE: dict[str, Callable[[Artifact], Iterator[Entry]]] = {
-    "importance": _importance,
-    "search": _search,
-    "prune": _prune,
-    "correct": _training(CorrectionResult),
-    "distill": _training(TrainingResult),
-    "evaluate": _evaluate,
+_RESULTS: dict[str, type[Result]] = {
+    "importance": ImportanceResult,
+    "search": SearchResult,
+    "prune": PruneResult,
+    "correct": CorrectionResult,
+    "distill": TrainingResult,
+    "evaluate": EvaluationResult,
+}
+_DERIVE: dict[type[Result], Callable[[Any], Iterator[Pass]]] = {
+    ImportanceResult: _importance,
+    SearchResult: _search,
+    PruneResult: _prune,
+    CorrectionResult: _training,
+    TrainingResult: _training,
+    EvaluationResult: _evaluate,
 }

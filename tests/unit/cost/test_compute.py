@@ -3,7 +3,7 @@
 import pytest
 
 from minitron_cli.cost import compute
-from minitron_cli.cost.compute import Entry, model_size
+from minitron_cli.cost.compute import Entry, Pass, model_size
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.base import ModelSize
@@ -49,11 +49,11 @@ def test_of_experts_those_count_that_a_token_uses():
 
 def test_training_costs_three_forward_passes_and_the_teachers_one(model, child):
     student = 2 * LAYER + HEAD
-    assert compute.training(child, model, 100) == [
+    assert compute.merged(compute.training(child, model, 100)) == [
         Entry("training", 100, 3 * 100 * student),
         Entry("teacher", 100, 100 * FORWARD),
     ]
-    assert compute.training(child, None, 100) == [Entry("training", 100, 300 * student)]
+    assert compute.merged(compute.training(child, None, 100)) == [Entry("training", 100, 300 * student)]
 
 
 def test_calibration_needs_no_head(model):
@@ -66,11 +66,11 @@ def test_calibration_needs_no_head(model):
 )
 def test_removing_layers_runs_those_behind_again_and_the_head_each_time(removed, layers, cuts, model):
     found = compute.calibration(model, 100, removed)[1]
-    assert found == Entry("layer removal", 100, 100 * (layers * LAYER + (cuts + 1) * HEAD))
+    assert found == Pass("layer removal", 100, 100 * layers * LAYER, 100 * (cuts + 1) * HEAD)
 
 
 def test_every_model_that_is_measured_reads_the_text(model, child):
-    assert compute.held_out([model, child], 100) == Entry("held-out text", 200, 100 * (FORWARD + 2 * LAYER + HEAD))
+    assert compute.held_out([model, child], 100, "kl") == Pass("held-out text", 200, 600 * LAYER, 200 * HEAD, "kl")
 
 
 def test_entries_of_one_kind_add_up_and_work_without_flops_is_left_out():
