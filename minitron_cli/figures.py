@@ -9,7 +9,7 @@ MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 HUGE = 1e12  # from which a number is written as a power of ten: the perplexity of a diverged model has 100 digits
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-Style = Literal["significant", "fixed", "count", "short", "bytes", "share", "power"]
+Style = Literal["significant", "fixed", "count", "short", "bytes", "share", "power", "duration"]
 
 
 class Estimate(NamedTuple):
@@ -98,6 +98,14 @@ def memory_size(size_bytes: float) -> str:
     return f"{size_bytes:,.4g} GiB"
 
 
+def duration(seconds: float) -> str:
+    """Time in the unit that suits it: `40 s`, `12 min`, `3.5 h`, `12 days`."""
+    for size, unit, most in ((1, "s", 90), (60, "min", 90), (3600, "h", 48)):
+        if seconds < size * most:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:,.3g} days"
+
+
 def power(value: float) -> str:
     """Three significant digits and a power of ten: 1.23 times 10¹⁵."""
     if not value:
@@ -138,4 +146,5 @@ _STYLES: dict[Style, Callable[[float], str]] = {
     "bytes": memory_size,
     "share": lambda value: f"{100 * value:.1f} %",
     "power": power,
+    "duration": duration,
 }

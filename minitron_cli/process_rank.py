@@ -3,6 +3,11 @@
 import os
 
 
+def process_count() -> int:
+    """Number of processes that a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first_process() -> bool:
     """Whether this process writes what all processes of a distributed run have made: the one of rank 0."""
     return os.environ.get("RANK", "0") == "0"

@@ -20,6 +20,7 @@ from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of, se
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import ArtifactError
 from minitron_cli.results.base import Result
+from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ExportCheck, RunRecord, SpeedRecord, ThroughputRecord
 
 
@@ -48,6 +49,8 @@ class Measured:
     export_check: ExportCheck | None = None
     speed: SpeedRecord | None = None
     training: ThroughputRecord | None = None
+    price: Price | None = None
+    """What the stage was expected to take."""
     candidates: dict[str, dict[str, float]] = field(default_factory=dict)
     """Shape of a candidate -> kind of constraint -> measured cost."""
 
@@ -110,9 +113,11 @@ class StageBuild:
 class DryRunStop(Exception):
     """Raised by a dry run in place of building an artifact; says which one and what is known of it."""
 
-    def __init__(self, stage: str, path: Path, changed: list[str], forecast: Mapping[str, Any]) -> None:
+    def __init__(
+        self, stage: str, path: Path, changed: list[str], forecast: Mapping[str, Any], price: Price | None = None
+    ) -> None:
         super().__init__(f"{stage}: would write {path}" + (f" (changed: {', '.join(changed)})" if changed else ""))
-        self.stage, self.path, self.changed, self.forecast = stage, path, changed, forecast
+        self.stage, self.path, self.changed, self.forecast, self.price = stage, path, changed, forecast, price
 
 
 def produce(
@@ -125,12 +130,14 @@ def produce(
     build: Callable[[StageBuild], Result],
     label: str = "",
     forecast: Callable[[], Mapping[str, Any]] = dict,
+    price: Callable[[], Price | None] = lambda: None,
     together: bool = False,
 ) -> Artifact:
     """Artifact of a config and its inputs (name -> fingerprint): an existing one, or built and committed.
 
     `version` is raised by hand when the stage's code writes other bytes for the same config and inputs.
-    `forecast` returns what a dry run reports of the artifact. DryRunStop in a dry run if the artifact has to be built.
+    `forecast` returns what a dry run reports of the artifact; `price` what it is going to take, and refuses what cannot
+    be done. DryRunStop in a dry run if the artifact has to be built.
     With several processes the first one builds; the others wait, or run `build` as well if `together` is true.
     """
     resolved = config.model_dump(mode="json")
@@ -155,10 +162,10 @@ def produce(
             _settle(context, found, scratch)
         return found
     if context.dry_run:
-        raise DryRunStop(stage, final, _changes(context.workspace, manifest), forecast())
+        raise DryRunStop(stage, final, _changes(context.workspace, manifest), forecast(), price())
     if not process_rank.is_first_process():
         return _follow(context, final, stale, scratch, build if together else None)
-    artifact = _build(context, manifest, final, stale, scratch, build)
+    artifact = _build(context, manifest, final, stale, scratch, build, price)
     _settle(context, artifact, scratch)
     progress.say(f"{stage}: wrote {final}")
     return artifact
@@ -192,6 +199,7 @@ def _build(
     stale: int | None,
     scratch: Path,
     build: Callable[[StageBuild], Result],
+    price: Callable[[], Price | None],
 ) -> Artifact:
     io.make_dirs(final.parent)
     if not context.resume:
@@ -201,6 +209,7 @@ def _build(
     temporary = io.temporary_dir(final.parent, final.name)
     work = StageBuild(temporary, scratch, context.resume)
     try:
+        work.measured.price = price()
         build(work).write(temporary)
         run = _record(work.measured, round(time.monotonic() - started, 3), clock.seconds, context.device)
         if stale and stale == _inode(final):  # unless another process has replaced it meanwhile
@@ -251,6 +260,7 @@ def _record(measured: Measured, seconds: float, seconds_in_all: float, device: s
         export_check=measured.export_check,
         speed=measured.speed,
         training=measured.training,
+        price=measured.price,
         measured=measured.candidates,
     )
 

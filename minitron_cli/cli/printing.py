@@ -1,13 +1,14 @@
 """Print results, plans and dry runs, as tables or as JSON."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
 from minitron_cli.figures import Figure
+from minitron_cli.report import price
 from minitron_cli.report.view import Table
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ def plan(planned: "Plan", shown: Show) -> None:
 
 def dry_run(stop: DryRunStop, shown: Show) -> None:
     """Print what a dry run would do next."""
+    from minitron_cli.cli import tables
+
     if shown.json:
-        known = {"forecast": stop.forecast} if stop.forecast else {}
+        known: dict[str, Any] = {"forecast": stop.forecast} if stop.forecast else {}
+        known |= {"price": tables.price_values(stop.price)} if stop.price else {}
         console.data({"stage": stop.stage, "path": str(stop.path), "changed": stop.changed} | known)
         return
     console.note(str(stop))
@@ -57,3 +61,7 @@ def dry_run(stop: DryRunStop, shown: Show) -> None:
         console.table(Table("Tasks", tuple(map(Figure, TASK_COLUMNS)), rows))
     if facts:
         console.fields("", facts, shown)
+    if stop.price:
+        console.show(shown, {}, price.tables(stop.price))
+        for name in stop.price.left_out:
+            console.note(f"not in the price: {name}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from minitron_cli.dry_run import Plan
     from minitron_cli.model.shape import Shape
+    from minitron_cli.results.price import Price
     from minitron_cli.scores.scores import Scores
 
 SCORED = ("head", "ffn", "hidden")
@@ -133,6 +134,12 @@ def costs(made: Sequence[Artifact]) -> tuple[dict[str, Any], list[Table]]:
     cost = provenance.cost_table(f"Cost of the {made[-1].stage} result and all that it was made from", rows)
     time = Table("Time", (Figure("device"), Figure("hours")), tuple(hours.items()))
     return values, [cost, *([time] if hours else [])]
+
+
+def price_values(price: "Price") -> dict[str, Any]:
+    """Price of a stage with its totals."""
+    totals = ("tokens", "flops", "seconds", "memory_bytes", "disk_bytes")
+    return price.model_dump(mode="json") | {name: getattr(price, name) for name in totals}
 
 
 def planned(plan: "Plan") -> tuple[dict[str, Any], list[Table]]:

@@ -111,7 +111,7 @@ def kl_to_parent(
     head, parent_head = whole.first(common), parent_whole.first(common)
 
     def divergences(batch: _Batch) -> Tensor:
-        return _token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
+        return token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
 
     mean = _mean("KL to the parent", "kl", divergences, blocks, max_blocks, batch_size)
     return KLResult(mean.value, mean.items.stderr, mean.tokens, mean.items)
@@ -194,7 +194,7 @@ def _items(pieces: list[_DocumentSum]) -> Items:
     )
 
 
-def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND: Tensor) -> Tensor:
+def token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND: Tensor) -> Tensor:
     """KL(parent || model) of each row of hidden states, [N], in chunks that bound the logits in memory."""
     rows = max(1, LOGIT_ELEMENTS // len(head.weight_VD))
     chunks = []

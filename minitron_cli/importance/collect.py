@@ -65,7 +65,7 @@ def _observe_or_undo(
     """Observe batch number `count`. If a stop was requested in the midst of it, the state before it is saved."""
     before = [observer.state() for observer in observers]
     try:
-        _observe(model, observers, batch)
+        observe(model, observers, batch)
     except Interrupted:
         for observer, state in zip(observers, before, strict=True):
             observer.restore(state)
@@ -74,7 +74,8 @@ def _observe_or_undo(
         raise
 
 
-def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch") -> None:
+def observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch") -> None:
+    """Run one batch through the decoder under observers. CheckpointError if the activations are not finite."""
     tokens = Tokens.of(batch, model.device)
     with ExitStack() as hooks:
         for observer in observers:

@@ -54,8 +54,8 @@ def repaired(
         return plan, None
     if "hidden" in plan.kept and config.repair == "auto" and (reason := rotation_obstacle(plan.parent)):
         progress.say(f"the residual stream keeps channels, not directions: {reason}")
-    is_resident = _is_resident(builder, calibration)
-    if "rescale" in repairs and not is_resident:
+    both_fit = is_resident(builder, calibration)
+    if "rescale" in repairs and not both_fit:
         raise EnvironmentFault(
             "rescale needs parent and child in memory together, and they do not fit: use --repair all, "
             "which also rescales norms, one layer at a time"
@@ -65,9 +65,9 @@ def repaired(
     strengths = None
     if "rescale" in repairs:
         after, strengths = fit.rescaled(after)
-    if not is_resident:
+    if not both_fit:
         progress.warn("parent and child do not fit into memory together: the effect of the repair is not measured")
-    effect = _Effect(builder, fit.model, validation).of(plan, after) if is_resident else None
+    effect = _Effect(builder, fit.model, validation).of(plan, after) if both_fit else None
     is_kept = effect is None or effect.after.kl <= effect.before.kl
     if effect and not is_kept:
         progress.warn(
@@ -101,7 +101,7 @@ def closed_form_repair(
 ) -> ClosedFormRepair:
     """Repair of any plan for the builder's parent, on the samples that the config asks for."""
     context, path = builder.context, builder.parent.path
-    load = hf.load_model if _is_resident(builder, calibration) else hf.empty_model
+    load = hf.load_model if is_resident(builder, calibration) else hf.empty_model
     return ClosedFormRepair(
         builder,
         SampledBlocks(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
@@ -143,7 +143,7 @@ def check_enough_text(config: PruneConfig, train: Blocks) -> None:
         )
 
 
-def _is_resident(builder: ChildBuilder, calibration: CalibrationConfig) -> bool:
+def is_resident(builder: ChildBuilder, calibration: CalibrationConfig) -> bool:
     """Whether parent and child may be in memory together."""
     context, parent = builder.context, builder.parent
     if calibration.mode != "auto":

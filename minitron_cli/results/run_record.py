@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from minitron_cli.results.price import Price
 from minitron_cli.spec import Spec
 
 
@@ -74,6 +75,8 @@ class RunRecord(Spec):
     export_check: ExportCheck | None = None
     speed: SpeedRecord | None = None
     training: ThroughputRecord | None = None
+    price: Price | None = None
+    """What the run was expected to take, before its first batch."""
     measured: Mapping[str, Mapping[str, float]] = {}
     """Shape of a candidate -> kind of constraint -> measured cost."""
 

@@ -1,15 +1,12 @@
 """Latency of a shape on this device: built with random weights, timed in alternation with its parent, cached."""
 
-import os
-import platform
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitron_cli import canonical_json, io, strict_json
+from minitron_cli import timings
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import Speed
@@ -32,13 +29,8 @@ class LatencyProbe:
     builder: ChildBuilder
 
     def __call__(self, shape: Shape, workload: Workload) -> Timing:
-        facts = self._facts(shape, workload)
-        path = _cache_path(facts)
-        if not path.is_file():
-            timing = self._time(shape, workload)
-            io.make_dirs(path.parent)
-            io.replace(path, canonical_json.pretty({"timing": timing._asdict(), "of": facts}))
-        return Timing(**strict_json.load(path)["timing"])
+        found = timings.cached(self._facts(shape, workload), lambda: self._time(shape, workload)._asdict())
+        return Timing(**found)
 
     def _facts(self, shape: Shape, workload: Workload) -> dict[str, Any]:
         """Everything that a time depends on."""
@@ -48,7 +40,7 @@ class LatencyProbe:
             "parent": dict(self.builder.parent.shape.sizes),
             "workload": workload.model_dump(mode="json"),
             "dtype": str(self._dtype),
-            "machine": _machine(self.builder.context.device),
+            "machine": timings.machine(self.builder.context.device),
         }
 
     def _time(self, shape: Shape, workload: Workload) -> Timing:
@@ -95,26 +87,3 @@ class LatencyProbe:
         """Model of a config with random weights, on the device."""
         model = hf.new_model(hf.config_from_dict(config, "the config of the pruned model"), seed=0)
         return model.to(device=self.builder.context.device, dtype=self._dtype)
-
-
-def _cache_path(facts: dict[str, Any]) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return cache / "minitron" / "timings" / f"{canonical_json.digest(facts)}.json"
-
-
-def _machine(device: str) -> dict[str, Any]:
-    on_cpu = torch.device(device).type == "cpu"
-    return {
-        "host": platform.node(),
-        "processor": _processor() if on_cpu else torch.cuda.get_device_name(device) if "cuda" in device else device,
-        "threads": torch.get_num_threads() if on_cpu else None,
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -12,6 +12,7 @@ from minitron_cli.distill import trackers, training_run
 from minitron_cli.distill.config import CorrectConfig
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.price.offer import offered_training
 from minitron_cli.results.training import CorrectionResult
 
 STAGE, VERSION = "correct", 2
@@ -38,7 +39,15 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
         "validation": validation_blocks.fingerprint,
     }
     made = produce(
-        context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=LABEL, together=True
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        build=build,
+        label=LABEL,
+        price=lambda: offered_training(context, parent, None, config, train_blocks, len(validation_blocks)),
+        together=True,
     )
     context.record({parent.fingerprint: parent.name, train_blocks.fingerprint: data.model_dump(mode="json")})
     training_run.warn_if_worse(made.result(CorrectionResult), config.section)

@@ -11,6 +11,7 @@ from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.price.offer import offered_training
 from minitron_cli.results.training import TrainingResult
 
 STAGE, VERSION = "distill", 3
@@ -48,7 +49,15 @@ def run(
         "validation": validation_blocks.fingerprint,
     }
     made = produce(
-        context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=label, together=True
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        build=build,
+        label=label,
+        price=lambda: offered_training(context, start, teacher, config, train_blocks, len(validation_blocks)),
+        together=True,
     )
     context.record({teacher.fingerprint: teacher.name, train_blocks.fingerprint: data.model_dump(mode="json")})
     training_run.warn_if_worse(made.result(TrainingResult), config.section)

@@ -27,7 +27,11 @@ from minitron_cli.evaluate.tasks import TaskLocations
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.price import evaluation as work_of
+from minitron_cli.price import subject as subjects_of
+from minitron_cli.price.offer import offered
 from minitron_cli.results.evaluation import BITS_PER_BYTE, EvaluationResult, MetricResult, ModelEvaluation
+from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
 if TYPE_CHECKING:
@@ -88,6 +92,7 @@ def run(
         inputs=inputs,
         build=build,
         forecast=benchmark.forecast,
+        price=lambda: benchmark.price(subjects),
     )
 
 
@@ -175,6 +180,12 @@ class _Benchmark:
         wanted = self.config.tasks
         found = tasks.forecast(wanted, self.locations, allow_code=self.allow_code) if wanted else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
+
+    def price(self, subjects: Mapping[str, SourceModel]) -> Price:
+        """What the evaluation of these models takes, without benchmark tasks."""
+        models = {label: subjects_of.of_source(subject, self.context.dtype) for label, subject in subjects.items()}
+        blocks = self.loss_tokens // max(self.sequence_length, 1)
+        return offered(self.context, STAGE, work_of.work(models, self.config, self.sequence_length, blocks))
 
     def measured_json(self, work: StageBuild, label: str, subject: SourceModel) -> dict[str, Any]:
         """Measurements of one model as JSON, so that an interrupted evaluation keeps them."""

@@ -1,6 +1,7 @@
 """Importance stage: reads a model and text, stores scores of every axis."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,11 @@ from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.processes import Processes, join_processes
 from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.memory import fits
+from minitron_cli.price import importance as work_of
+from minitron_cli.price import subject
+from minitron_cli.price.offer import offered
 from minitron_cli.results.importance import ImportanceResult
+from minitron_cli.results.price import Price
 from minitron_cli.scores.scores import Scores
 
 if TYPE_CHECKING:
@@ -61,7 +66,16 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
             parent_loss=scores.parent_nll,
         )
 
-    made = produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    made = produce(
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        build=build,
+        price=lambda: scoring.price(blocks.sequence_length),
+        together=True,
+    )
     context.record({parent.fingerprint: parent.name, blocks.fingerprint: data.model_dump(mode="json")})
     return made
 
@@ -102,14 +116,25 @@ class _Scoring:
     calibration: Calibration
     task: TaskMetric | None
 
+    def price(self, length: int) -> Price:
+        """What the pass over blocks of `length` tokens takes."""
+        model, size = subject.of_source(self.parent, self.context.dtype), self.calibration.processes.size
+        work = work_of.work(model, self.config, length, is_resident=self._is_resident, processes=size)
+        return offered(self.context, STAGE, work)
+
     def scores(self, work: StageBuild) -> Scores:
         """Scores from the activations of all processes, and of the task if there is one."""
         processes = self.calibration.processes
         scratch = work.scratch / f"{processes.rank}-of-{processes.size}"
         io.make_dirs(scratch)
         calibration = replace(self.calibration, scratch=scratch, resume=work.resume)
-        if self._is_resident():
+        if self._is_resident:
             return self._resident(work, calibration)
+        if self.config.mode == "auto":
+            progress.say(
+                f"{self.parent.name} ({self._model_bytes / 1e9:.1f} GB) does not fit into memory: "
+                "loading one layer at a time"
+            )
         if self.task:
             raise InputError(
                 "importance.block_task needs the whole model in memory, but it does not fit: leave the task out"
@@ -124,18 +149,17 @@ class _Scoring:
         scores = collect(model, self.parent.family, calibration, self.config.observer_options)
         return scores | self._on_task(work, model, self.task) if self.task else scores
 
+    @cached_property
     def _is_resident(self) -> bool:
+        """Whether the whole model is in memory. Decided once: what is free changes."""
         if self.config.mode != "auto":
             return self.config.mode == "resident"
-        model_bytes = self.parent.size_bytes(self.context.dtype)
-        on_cpu = self.context.device == "cpu"
-        together = model_bytes * self.calibration.processes.size if on_cpu else model_bytes
-        is_resident = fits(together, self.config.activation_budget, self.context.device)
-        if not is_resident:
-            progress.say(
-                f"{self.parent.name} ({model_bytes / 1e9:.1f} GB) does not fit into memory: loading one layer at a time"
-            )
-        return is_resident
+        together = self._model_bytes * (self.calibration.processes.size if self.context.device == "cpu" else 1)
+        return fits(together, self.config.activation_budget, self.context.device)
+
+    @property
+    def _model_bytes(self) -> int:
+        return self.parent.size_bytes(self.context.dtype)
 
     def _on_task(self, work: StageBuild, model: "PreTrainedModel", task: TaskMetric) -> Scores:
         """Loss of task score without each block of layers; measured by the first process only, empty in the others."""

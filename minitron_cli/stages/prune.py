@@ -23,6 +23,9 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model import serving
 from minitron_cli.model.axes import PRUNABLE
 from minitron_cli.model.shape import Shape
+from minitron_cli.price import prune as work_of
+from minitron_cli.price import subject
+from minitron_cli.price.offer import offered
 from minitron_cli.prune import export_check, limits, stream
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.child_config import child_config
@@ -30,6 +33,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.iterative_pruning import plan_in_rounds
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
+from minitron_cli.results.price import Price
 from minitron_cli.results.prune import PruneResult, RoundResult, ServingFinding
 from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.results.search import CandidateResult, SearchResult
@@ -88,6 +92,7 @@ def run(
         build=pruning.build,
         label=label,
         forecast=pruning.forecast,
+        price=pruning.price,
     )
 
 
@@ -140,6 +145,35 @@ class _Pruning:
             return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()}
         plan = self.builder.plan(self.candidates[0].shape, self.config.drop_layers)
         return stream.forecast(self.builder.parent.checkpoint, plan)
+
+    def price(self) -> Price:
+        """What the pruning takes."""
+        return offered(self.builder.context, STAGE, work_of.work(self._work()))
+
+    def _work(self) -> work_of.Pruning:
+        plans = [self.builder.plan(candidate.shape, self.config.drop_layers) for candidate in self.candidates]
+        validation, is_resident = (
+            self.texts.get("validation"),
+            repaired_plan.is_resident(self.builder, self.calibration),
+        )
+        return work_of.Pruning(
+            parent=subject.of_source(self.builder.parent, self.builder.context.dtype),
+            candidates=[plan.child for plan in plans],
+            repairs=[repaired_plan.applicable(plan, self.config) for plan in plans],
+            length=self.sequence_length,
+            repair_samples=repaired_plan.calibration_use(self.config, self.texts["train"]).samples
+            if self.config.repairs
+            else 0,
+            score_blocks=self._score_tokens() // self.sequence_length if self.is_choice else 0,
+            effect_blocks=min(repaired_plan.SCORE_BLOCKS, len(validation))
+            if validation and self.config.repairs and is_resident
+            else 0,
+            round_samples=self.calibration.samples,
+            rounds_remove_layers=self.config.ranking.layers == "perplexity",
+            batch_size=self.calibration.batch_size,
+            activation_budget=self.calibration.activation_budget,
+            is_resident=is_resident,
+        )
 
     def build(self, work: StageBuild) -> PruneResult:
         """Choose the shape, plan, repair, write and check the child."""

@@ -1,0 +1,71 @@
+"""Work of a calibration that scores every axis."""
+
+from minitron_cli.cost import derive
+from minitron_cli.cost.compute import model_size
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.importance.layer_removal import layer_blocks
+from minitron_cli.model.lm_head import TOKENS
+from minitron_cli.price.work import ITEM_BYTES, Moved, Run, Subject, Work
+from minitron_cli.results.importance import ImportanceResult
+
+OBSERVED = 3  # copies of the widest activations in fp32 while their statistics are computed
+CHUNKS = 3  # of logits in fp32 while a likelihood is computed
+
+
+def work(
+    model: Subject, config: ImportanceConfig, length: int, *, is_resident: bool = True, processes: int = 1
+) -> Work:
+    """Work of scoring a model on blocks of `length` tokens."""
+    result = ImportanceResult(
+        model=model_size(model.shape, length),
+        samples=config.samples,
+        sequence_length=length,
+        removed=config.removal_lengths,
+    )
+    run = model.runs(min(config.batch_size, config.samples), length)
+    return Work(
+        what=f"{config.samples:,} samples of {length:,} tokens",
+        passes=tuple(derive.passes(result)),
+        model=run,
+        observed=config.observer_options,
+        moved={"read the model": Moved(read=model.weights_bytes)},
+        certain={"weights": model.weights_bytes} if is_resident else {"one layer": _layer_bytes(model)},
+        transient={
+            "activations": run.layer_bytes() + OBSERVED * _widest(run),
+            "models without a layer": _removed_bytes(run, config),
+            "logits": CHUNKS * TOKENS**2 * 4 if config.removal_lengths else 0,
+            "stored activations": 0 if is_resident else config.activation_budget,
+        },
+        disk={"scores": _scores_bytes(model)},
+        remedies=("mode=layer_major", "batch_size=1", "layer_removal=false") if is_resident else ("batch_size=1",),
+        left_out=(f"{config.block_task} without each block",) if config.block_task else (),
+        processes=processes,
+    )
+
+
+def _layer_bytes(model: Subject) -> int:
+    """The larger of a decoder layer and the embedding."""
+    embedding = model.shape.sizes["vocab"] * model.shape.sizes["hidden"]
+    layer = model.shape.parameters("non_embedding") // model.shape.sizes["layer"]
+    return max(embedding, layer) * ITEM_BYTES[model.dtype]
+
+
+def _widest(run: Run) -> int:
+    """Bytes of the widest observed activation in fp32."""
+    return run.tokens * max(run.shape.sizes.get("ffn", 0), run.shape.sizes["hidden"]) * 4
+
+
+def _removed_bytes(run: Run, config: ImportanceConfig) -> int:
+    """Hidden states of every model without a block, and the inputs of all layers."""
+    if not config.removal_lengths:
+        return 0
+    layers = run.shape.sizes["layer"]
+    states = layers + len(layer_blocks(layers, config.removal_lengths))
+    return states * run.tokens * run.shape.sizes["hidden"] * ITEM_BYTES[run.dtype]
+
+
+def _scores_bytes(model: Subject) -> int:
+    """Nine ways of aggregation of every neuron, head and channel, in fp32."""
+    sizes = model.shape.sizes
+    per_layer = sizes.get("ffn", 0) * sizes.get("expert", 1) + sizes["head"]
+    return 9 * 4 * (sizes["layer"] * per_layer + sizes["hidden"])

@@ -1,0 +1,92 @@
+"""Refusal of a run that cannot fit into the device's memory, before anything is loaded, and how a price is said."""
+
+import torch
+
+from minitron_cli import memory, process_rank, progress
+from minitron_cli.artifacts.build import Context
+from minitron_cli.data.pack import Blocks
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.distributed import resolve_precision
+from minitron_cli.errors import EnvironmentFault
+from minitron_cli.figures import Figure, memory_size
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.price import estimate, subject, training
+from minitron_cli.price.estimate import Place
+from minitron_cli.price.work import Work
+from minitron_cli.results.price import Price
+
+TOKENS = Figure("tokens", "tokens", style="short")
+FLOPS = Figure("FLOPs", "FLOP", style="power")
+SECONDS = Figure("time", style="duration")
+MEMORY = Figure("memory", style="bytes")
+
+
+def offered(context: Context, stage: str, work: Work) -> Price:
+    """Price of a stage's work, said in one line unless it is all that was asked for.
+
+    EnvironmentFault if the work cannot fit into memory.
+    """
+    found = estimate.price(work, Place(context.device, context.workspace.root))
+    check(work, found, context.device)
+    if not context.dry_run:
+        progress.say(f"{stage}: {line(found, context.device)}")
+    return found
+
+
+def offered_training(
+    context: Context,
+    student: SourceModel,
+    teacher: SourceModel | None,
+    config: DistillConfig,
+    blocks: Blocks,
+    held_out_blocks: int,
+) -> Price:
+    """Price of training a student on blocks, as in `offered`."""
+    is_bf16 = resolve_precision(config.precision, torch.device(context.device)) == "bf16"
+    processes = process_rank.process_count()
+    work = training.work(
+        subject.of_source(student),
+        subject.of_source(teacher, context.dtype) if teacher else None,
+        config,
+        blocks.sequence_length,
+        held_out_blocks,
+        compute_dtype="bfloat16" if is_bf16 else "float32",
+        is_sharded=processes > 1 and config.sharding != "none",
+        processes=processes,
+    )
+    return offered(context, config.section, work)
+
+
+def check(work: Work, price: Price, device: str) -> None:
+    """Raise EnvironmentFault if what certainly is in memory does not fit; warn if the estimate of all of it does not.
+
+    What processes on one CPU hold counts for each of them.
+    """
+    together = work.processes if device == "cpu" else 1
+    free = memory.available_bytes(device)
+    certain, estimate = sum(work.certain.values()) * together, price.memory_bytes * together
+    remedy = f": set {', or '.join(work.remedies)}" if work.remedies else ": use a device with more memory"
+    if certain > free:
+        parts = ", ".join(f"{name} {memory_size(size)}" for name, size in work.certain.items())
+        raise EnvironmentFault(
+            f"this needs {memory_size(certain)} of memory for {parts} and {device} has {memory_size(free)} free{remedy}"
+        )
+    if estimate > free:
+        progress.warn(
+            f"this may need {memory_size(estimate)} of memory and {device} has {memory_size(free)} free{remedy}"
+        )
+
+
+def line(price: Price, device: str) -> str:
+    """Price in one line."""
+    seconds = price.seconds
+    facts = [
+        price.what,
+        TOKENS.text(price.tokens) if price.tokens else "",
+        FLOPS.text(price.flops) if price.flops else "",
+        f"about {SECONDS.text(seconds)} on {device}" if seconds is not None else f"seconds on {device}",
+        f"{MEMORY.text(price.memory_bytes)} of memory" if price.memory_bytes else "",
+        f"{MEMORY.text(price.disk_bytes)} of disk" if price.disk_bytes else "",
+        *(f"without {name}" for name in price.left_out),
+    ]
+    return ", ".join(filter(None, facts))

@@ -1,0 +1,274 @@
+"""Speed of a model's parts on this device, from a layer and a part of the head that run for a moment.
+
+What is timed is the stages' own code: observers of a calibration, the fused losses of a training, the optimizer. A
+decoder's time is proportional to its FLOPs, so that of one layer stands for all of them.
+"""
+
+# B sequence, T token, N token of any sequence, D hidden, V vocab
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli import stopping, timings
+from minitron_cli.cost.compute import TRAINING, HeadWork
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.distributed import resolve_precision
+from minitron_cli.distill.fused.objective import HeadInput, fused_objective
+from minitron_cli.distill.optimizer import Optimizer
+from minitron_cli.evaluate.perplexity import token_kl
+from minitron_cli.importance.collect import observe
+from minitron_cli.importance.observers import layer_observers
+from minitron_cli.layerwise.config import ObserverOptions
+from minitron_cli.layerwise.observer import Part
+from minitron_cli.model.lm_head import Head, token_nll
+from minitron_cli.price.probe_model import ProbeModel
+from minitron_cli.price.work import Decoder, Run
+
+VERSION = 1
+SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
+REPETITIONS = 5
+FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
+UPDATED = 1 << 22  # parameters whose update is timed
+PRODUCT = 1024  # rows and columns of the matrices whose product is timed
+
+
+class Batches(NamedTuple):
+    """Sequences that run at once, and their tokens."""
+
+    sequences: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds per FLOP of one model's parts, each measured once per machine and model, and kept."""
+
+    run: Run
+    device: str
+    training: DistillConfig | None = None
+    observed: ObserverOptions = field(default_factory=ObserverOptions)
+
+    def decoder(self, how: Decoder) -> float:
+        """Seconds per FLOP of the decoder."""
+        timed = {"forward": self._forward, "observed": self._observed, "training": self._training}[how]
+        times = TRAINING if how == "training" else 1
+        return self._per_flop(f"decoder {how}", timed, lambda size: size.decoder_flops * times)
+
+    def head(self, work: HeadWork) -> float:
+        """Seconds per FLOP of the head."""
+        timed = {"loss": self._loss, "kl": self._kl, "training": self._objective}[work]
+        return self._per_flop(f"head {work}", timed, lambda size: size.head_flops * self._head_passes(work))
+
+    def update(self) -> float:
+        """Seconds that an optimizer takes per parameter and step, clipping included."""
+        return self._figure("update", lambda: _median(self._update()) / UPDATED)
+
+    def product(self, dtype: torch.dtype) -> float:
+        """Seconds per FLOP of a product of two square matrices."""
+
+        def timed() -> float:
+            a = torch.rand(PRODUCT, PRODUCT, dtype=dtype, device=self.device)
+            return _median(self._synced(lambda: a @ a)) / (2 * PRODUCT**3)
+
+        return self._figure(f"product {dtype}", timed)
+
+    def saved_bytes(self) -> float:
+        """Bytes that the forward pass of one layer keeps for its backward pass, per token."""
+        return self._figure("saved", lambda: _saved_bytes(self, self._fitting(self._training)))
+
+    # Figures
+
+    def _figure(self, name: str, measure: Callable[[], float]) -> float:
+        found = timings.cached(self._facts | {"figure": name}, lambda: {"value": measure()})
+        return float(found["value"])
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """Everything that a figure depends on."""
+        training = self.training and self.training.model_dump(mode="json", exclude={"tokens", "steps", "seed"})
+        shape = {"family": self.run.shape.family.model_type, "sizes": dict(self.run.shape.sizes)}
+        batches = {"batch": self.run.batch, "length": self.run.length, "dtype": self.run.dtype}
+        settings = {"training": training, "observed": asdict(self.observed)}
+        return {"price": VERSION, **shape, **batches, **settings, "machine": timings.machine(self.device)}
+
+    def _per_flop(self, name: str, timed: "Timed", flops: Callable[[Any], int]) -> float:
+        def measure() -> float:
+            batches = self._fitting(timed)
+            size = self.model.size(batches.length)
+            return _median(self._synced(timed(batches))) / (batches.tokens * flops(size))
+
+        return self._figure(name, measure)
+
+    def _fitting(self, timed: "Timed") -> Batches:
+        """As many of the stage's sequences as run in the time that there is, or a part of one."""
+        few = Batches(1, min(self.run.length, FIRST_TOKENS))
+        run = self._synced(timed(few))
+        run()
+        affordable = few.tokens * SECONDS / REPETITIONS / max(_seconds(run), 1e-9)
+        if affordable < self.run.length:
+            return Batches(1, max(few.length, int(affordable)))
+        return Batches(min(self.run.batch, int(affordable) // self.run.length), self.run.length)
+
+    def _synced(self, run: Callable[[], object]) -> Callable[[], object]:
+        """The same, done only when the device is."""
+        if not self.device.startswith("cuda"):
+            return run
+
+        def synced() -> None:
+            run()
+            torch.cuda.synchronize(self.device)
+
+        return synced
+
+    @cached_property
+    def model(self) -> ProbeModel:
+        """The part of the model that runs."""
+        return ProbeModel(self.run, self.device)
+
+    # What is timed
+
+    def _forward(self, batches: Batches) -> Callable[[], object]:
+        batch = self.model.batch(*batches)
+        ids_BT, positions_BT = batch.input_ids_BT.to(self.device), batch.position_ids_BT.to(self.device)
+        decoder = self.model.model.get_decoder()
+
+        @torch.inference_mode()
+        def run() -> None:
+            decoder(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
+
+        return run
+
+    def _observed(self, batches: Batches) -> Callable[[], object]:
+        batch, shape = self.model.batch(*batches), self.model.shape
+        observers = layer_observers(shape.family, shape.sizes, Part(range(1), True), self.observed)
+
+        @torch.inference_mode()
+        def run() -> None:
+            observe(self.model.model, observers, batch)
+
+        return run
+
+    def _training(self, batches: Batches) -> Callable[[], object]:
+        return lambda: self.forward_for_training(batches).float().sum().backward()
+
+    def forward_for_training(self, batches: Batches) -> Tensor:
+        """Output of the layer in the training's precision, [B, T, D], with what its backward pass needs."""
+        model, batch = self.model.model, self.model.batch(*batches)
+        if self.training and self.training.activation_checkpointing:
+            model.train()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        embedded_BTD = self.model.embedding_VD.detach()[batch.input_ids_BT.to(self.device)].requires_grad_()
+        with self._autocast():
+            output = model.get_decoder()(
+                inputs_embeds=embedded_BTD, position_ids=batch.position_ids_BT.to(self.device), use_cache=False
+            )
+        hidden_BTD: Tensor = output.last_hidden_state
+        return hidden_BTD
+
+    @property
+    def _is_bf16(self) -> bool:
+        """Whether the training computes in bf16."""
+        training = self.training
+        return training is not None and resolve_precision(training.precision, torch.device(self.device)) == "bf16"
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self._is_bf16)
+
+    def _loss(self, batches: Batches) -> Callable[[], object]:
+        hidden_ND, labels_N = self._read(batches)
+        return lambda: token_nll(hidden_ND, self.model.head_VD.detach(), labels_N)
+
+    def _kl(self, batches: Batches) -> Callable[[], object]:
+        hidden_ND, _ = self._read(batches)
+        head = Head(self.model.head_VD.detach())
+        return torch.inference_mode()(lambda: token_kl(head, head, hidden_ND, hidden_ND))
+
+    def _read(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """What a head reads, [N, D], and labels [N]."""
+        labels_N = self.model.batch(*batches).input_ids_BT.flatten().to(self.device)
+        return self.model.embedding_VD.detach()[labels_N], labels_N
+
+    def _objective(self, batches: Batches) -> Callable[[], object]:
+        """The losses on logits with the gradients of both embeddings, which are as large as the head."""
+        assert self.training
+        training, embedding_VD, head_VD = self.training, self.model.embedding_VD, self.model.head_VD
+        _, labels_N = self._read(batches)
+        teacher = HeadInput(*self._teacher_side(labels_N)) if training.needs_teacher else None
+
+        def run() -> None:
+            with self._autocast():
+                student = HeadInput(torch.nn.functional.embedding(labels_N, embedding_VD), Head(head_VD))
+                found = fused_objective(training.losses, student, teacher, labels_N, low_memory=training.low_memory)
+            found.total.backward()
+
+        return run
+
+    def _teacher_side(self, labels_N: Tensor) -> tuple[Tensor, Head]:
+        weight_VD = self.model.head_VD.detach().to(torch.bfloat16 if self._is_bf16 else torch.float32)
+        return weight_VD[labels_N], Head(weight_VD)
+
+    def _head_passes(self, work: HeadWork) -> int:
+        """Forward passes of the head that the FLOPs of one run of it amount to."""
+        if work == "training":
+            return TRAINING + bool(self.training and self.training.needs_teacher)
+        return 2 if work == "kl" else 1
+
+    def _update(self) -> Callable[[], object]:
+        assert self.training
+        parameter = torch.nn.Parameter(torch.rand(1024, UPDATED // 1024, device=self.device))
+        optimizer = Optimizer({"weight": parameter}, self.training)
+        gradient = torch.rand_like(parameter)
+
+        def run() -> None:
+            parameter.grad = gradient
+            optimizer.clip_()
+            optimizer.step_(1e-9)
+
+        return self._synced(run)
+
+
+Timed = Callable[[Batches], Callable[[], object]]
+
+
+def _saved_bytes(probe: Probe, batches: Batches) -> float:
+    """Bytes per token of the tensors that autograd keeps, without the weights; each memory counts once."""
+    weights = {p.untyped_storage().data_ptr() for p in probe.model.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = probe.forward_for_training(batches)
+    del output
+    return sum(kept.values()) / batches.tokens
+
+
+def _median(run: Callable[[], object]) -> float:
+    """Median seconds of a few repetitions after a warm-up, of one if they take too long."""
+    run()
+    taken: list[float] = []
+    while len(taken) < REPETITIONS and sum(taken) < SECONDS:
+        stopping.raise_if_stopped()
+        taken.append(_seconds(run))
+    return statistics.median(taken)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

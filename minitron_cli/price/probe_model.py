@@ -1,0 +1,76 @@
+"""One decoder layer of a model and a part of its vocabulary, with random weights: what is timed in its place."""
+
+# B sequence, T token, D hidden, V vocab
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.cost.compute import model_size
+from minitron_cli.data.batches import Batch
+from minitron_cli.model.shape import Shape
+from minitron_cli.price.work import Run
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.results.base import ModelSize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VOCAB = 16384
+HEAD_WEIGHTS = 1 << 24  # larger heads are timed by a smaller part of the vocabulary
+
+
+@dataclass(frozen=True)
+class ProbeModel:
+    """The middle layer of a model, between the first rows of the embedding and of the head."""
+
+    run: Run
+    device: str
+
+    @property
+    def plan(self) -> PrunePlan:
+        """Plan from the whole model to the part that is timed."""
+        shape = self.run.shape
+        vocab = min(shape.sizes["vocab"], VOCAB, max(1024, HEAD_WEIGHTS // shape.sizes["hidden"]))
+        return PrunePlan(shape.resize(vocab=vocab), {"layer": torch.tensor([shape.sizes["layer"] // 2])})
+
+    @property
+    def shape(self) -> Shape:
+        return self.plan.child
+
+    def size(self, length: int) -> ModelSize:
+        """FLOPs per token of this part in sequences of `length` tokens."""
+        return model_size(self.shape, length)
+
+    @cached_property
+    def model(self) -> "PreTrainedModel":
+        """The part on the device. Its buffers are real, its weights random and small."""
+        raw = child_config(self.run.config, self.plan) | {"pad_token_id": None}  # may lie beyond the vocabulary
+        config = hf.config_from_dict(raw, "the config of the model")
+        model = hf.empty_model_of(config, device=self.device, dtype=getattr(torch, self.run.dtype))
+        model._apply(lambda t: torch.empty_like(t, device=self.device) if t.is_meta else t)
+        model.tie_weights()
+        generator = torch.Generator(self.device).manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data.uniform_(-0.02, 0.02, generator=generator)
+        return model
+
+    @property
+    def embedding_VD(self) -> Tensor:
+        weight_VD: Tensor = self.model.get_input_embeddings().weight
+        return weight_VD
+
+    @property
+    def head_VD(self) -> Tensor:
+        weight_VD: Tensor = self.model.get_output_embeddings().weight
+        return weight_VD
+
+    def batch(self, sequences: int, length: int) -> Batch:
+        """Sequences of different tokens, each one document."""
+        ids_BT = torch.arange(sequences * length).view(sequences, length) * 7 % self.shape.sizes["vocab"]
+        return Batch(ids_BT, torch.arange(length).expand(sequences, length), tuple(range(sequences)))

@@ -1,0 +1,110 @@
+"""Work of a training run: distillation, or correction of the teacher."""
+
+import math
+
+from minitron_cli.cost import derive
+from minitron_cli.cost.compute import model_size
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.fused.token_chunks import CHUNK_BYTES
+from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
+from minitron_cli.results.training import TrainingResult
+
+FP32 = ITEM_BYTES["float32"]
+LOW_MEMORY_BYTES = 20 << 20  # of logits, see `DistillConfig.low_memory`
+STATE = 3  # a parameter in a checkpoint of the run: the weight and two moments
+
+
+def work(
+    student: Subject,
+    teacher: Subject | None,
+    config: DistillConfig,
+    length: int,
+    held_out_blocks: int,
+    *,
+    compute_dtype: str,
+    is_sharded: bool = False,
+    processes: int = 1,
+) -> Work:
+    """Work of training a student on blocks of `length` tokens.
+
+    `compute_dtype` is the name of the dtype that products are computed in, which the teacher's weights have too.
+    """
+    steps = config.total_steps(length)
+    result = _result(student, teacher, config, length, held_out_blocks)
+    parameters = student.shape.parameters()
+    reader = teacher or student
+    parts = processes if is_sharded else 1
+    return Work(
+        what=f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens",
+        passes=tuple(derive.passes(result)),
+        model=reader.runs(config.micro_batch_size, length, compute_dtype),
+        student=student.runs(config.micro_batch_size, length, "float32"),
+        training=config,
+        moved={
+            "read the models": Moved(read=student.weights_bytes + (teacher.weights_bytes if teacher else 0)),
+            "optimizer": Moved(updates=parameters * steps // parts),
+            "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
+            "result": Moved(written=student.weights_bytes),
+        },
+        certain=_certain(parameters // parts, teacher, compute_dtype, parts),
+        transient=_transient(student, teacher, config, length, compute_dtype),
+        disk={
+            "result": student.weights_bytes,
+            "checkpoints": min(config.keep_last + 1, _saves(config, steps)) * STATE * FP32 * parameters,
+        },
+        remedies=_remedies(config, parts),
+        processes=processes,
+    )
+
+
+def _result(
+    student: Subject, teacher: Subject | None, config: DistillConfig, length: int, held_out_blocks: int
+) -> TrainingResult:
+    """What the run will have taken, with nothing measured yet."""
+    steps = config.total_steps(length)
+    evaluated = held_out_blocks if config.eval_blocks is None else min(config.eval_blocks, held_out_blocks)
+    return TrainingResult(
+        student=model_size(student.shape, length),
+        teacher=model_size(teacher.shape, length) if teacher else None,
+        uses_teacher=config.needs_teacher,
+        steps=steps,
+        tokens=steps * config.batch_size * length,
+        weights_of_step=steps,
+        sequence_length=length,
+        validations=1 + math.ceil(steps / config.eval_every) if held_out_blocks else 0,
+        validation_tokens=evaluated * length,
+    )
+
+
+def _saves(config: DistillConfig, steps: int) -> int:
+    """Checkpoints that are written: every few steps and after the last, and each of the best if it is exported."""
+    best = math.ceil(steps / config.eval_every) if config.export == "best" else 0
+    return math.ceil(steps / config.save_every) + best
+
+
+def _certain(parameters: int, teacher: Subject | None, compute_dtype: str, parts: int) -> dict[str, int]:
+    """Memory of one process that no setting of the batches changes."""
+    held = {"weights": FP32 * parameters, "gradients": FP32 * parameters, "moments": 2 * FP32 * parameters}
+    return held | ({"teacher": teacher.shape.parameters() * ITEM_BYTES[compute_dtype] // parts} if teacher else {})
+
+
+def _transient(
+    student: Subject, teacher: Subject | None, config: DistillConfig, length: int, compute_dtype: str
+) -> dict[str, int]:
+    """Logits of one chunk, and the gradient of the head before it is added to that of the steps before."""
+    vocab, hidden = student.shape.sizes["vocab"], student.shape.sizes["hidden"]
+    tokens = config.micro_batch_size * length
+    per_token = vocab * ITEM_BYTES[compute_dtype] * (1 + (teacher is not None and config.needs_teacher))
+    return {
+        "logits": LOW_MEMORY_BYTES if config.low_memory else min(CHUNK_BYTES, tokens * per_token),
+        "gradient of the head": vocab * hidden * FP32,
+        "forward pass": student.runs(config.micro_batch_size, length, compute_dtype).layer_bytes(),
+    }
+
+
+def _remedies(config: DistillConfig, parts: int) -> tuple[str, ...]:
+    section = config.section
+    smaller_batch = (f"{section}.micro_batch_size=1",) if config.micro_batch_size > 1 else ()
+    recompute = () if config.activation_checkpointing else (f"{section}.activation_checkpointing=true",)
+    logits = () if config.low_memory else (f"{section}.low_memory=true",)
+    return (*smaller_batch, *recompute, *logits, *([f"--gpus with {section}.sharding=full"] if parts == 1 else []))

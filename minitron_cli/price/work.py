@@ -1,0 +1,119 @@
+"""Work that a stage is about to do, as far as shapes and settings tell. Knows no clock and imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from minitron_cli.cost.compute import Pass
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.layerwise.config import ObserverOptions
+from minitron_cli.model.shape import Shape
+
+Decoder = Literal["forward", "observed", "training"]
+"""How a decoder runs: alone, under the observers of a calibration, or forward and backward."""
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+"""Bytes of a number of each dtype."""
+
+QUICK_FLOPS, QUICK_BYTES = 2 * 10**11, 1 << 28
+
+DECODERS: Mapping[str, Decoder] = {"calibration": "observed", "training": "training"}
+"""Kind of work -> how its decoder runs, where it is not a forward pass alone."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as far as its price goes: no weights are read."""
+
+    config: Mapping[str, Any]
+    """Its config.json."""
+    shape: Shape
+    dtype: str
+    """Name of the torch dtype that its weights run in."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of its weights in memory; a tied head counts once."""
+        return self.shape.parameters() * ITEM_BYTES[self.dtype]
+
+    def runs(self, batch: int, length: int, dtype: str | None = None) -> "Run":
+        """The model on batches of this many sequences and tokens, in its own dtype or in another."""
+        return Run(self.config, self.shape, batch, length, dtype or self.dtype)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model and the batches that it runs, on which the speed of its parts depends."""
+
+    config: Mapping[str, Any]
+    shape: Shape
+    batch: int
+    """Sequences that run at once."""
+    length: int
+    """Tokens of a sequence."""
+    dtype: str = "float32"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that run at once."""
+        return self.batch * self.length
+
+    def layer_bytes(self) -> int:
+        """Memory of one decoder layer's forward pass, at its widest: the stream, the attention and the neurons."""
+        sizes = self.shape.sizes
+        attention = 2 * (sizes["head"] + self.shape.groups) * sizes["head_dim"]
+        widest = 4 * sizes["hidden"] + max(attention, 3 * sizes.get("ffn", 0))
+        return self.tokens * widest * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Bytes that are moved and numbers that are updated beside the models' FLOPs."""
+
+    read: int = 0
+    """Bytes read from disk."""
+    written: int = 0
+    """Bytes written to disk, synced and hashed."""
+    updates: int = 0
+    """Parameters that an optimizer updates, over all steps."""
+    products: int = 0
+    """FLOPs of matrix products of statistics and solves, in fp32."""
+    solves: int = 0
+    """The same in fp64."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that the price of a stage is computed from."""
+
+    what: str
+    """Steps, batches or samples."""
+    passes: tuple[Pass, ...]
+    model: Run
+    """Model whose speed stands for all passes but the training."""
+    student: Run | None = None
+    """Model that is trained, if one is."""
+    training: DistillConfig | None = None
+    """Settings of its training."""
+    observed: ObserverOptions = field(default_factory=ObserverOptions)
+    """Measurements of a calibration."""
+    moved: Mapping[str, Moved] = field(default_factory=dict)
+    """Name of a part -> what it moves."""
+    certain: Mapping[str, int] = field(default_factory=dict)
+    """Part of the memory of a process -> its bytes, which it takes whatever the batches are."""
+    transient: Mapping[str, int] = field(default_factory=dict)
+    """The same for what depends on the batches, estimated."""
+    disk: Mapping[str, int] = field(default_factory=dict)
+    """Part of the disk space -> bytes."""
+    remedies: tuple[str, ...] = ()
+    """Settings that make it fit into less memory, the most effective first."""
+    left_out: tuple[str, ...] = ()
+    """Work whose cost is not known beforehand."""
+    processes: int = 1
+    """Processes that share the work."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it is over in seconds, of which a probe of the speed would be a part."""
+        moved = sum(one.read + one.written for one in self.moved.values())
+        return sum(one.flops for one in self.passes) < QUICK_FLOPS and moved < QUICK_BYTES
