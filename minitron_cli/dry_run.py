@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minitron_cli.checkpoint import model_names
+from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.inputs.source_model import open_checkpoint, published_shape
@@ -12,6 +15,23 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.search import feasible, halving, space
 from minitron_cli.search.config import SearchConfig
+
+if TYPE_CHECKING:
+    from minitron_cli.price.work import Subject
+    from minitron_cli.results.price import Price
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step of a recipe, and the models that it is about."""
+
+    recipe: Recipe
+    """The step's own, whose model is the one that its parent descends from."""
+    parent: Shape
+    teacher: str
+    """Name of the model that teaches."""
+    shapes: tuple[Shape, ...]
+    """Shape of the child, or of each candidate."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +44,8 @@ class Plan:
     """Name -> shape of the child, or of each candidate where the shape is still to be chosen."""
     steps: Mapping[str, str]
     """Stage -> description of its work."""
+    planned: Mapping[str, PlannedStep]
+    """Label -> step; one without a label where the recipe is no chain."""
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -35,22 +57,49 @@ def plan(recipe: Recipe) -> Plan:
     parent, _ = shape_of(model)
     original = parent if model == recipe.model else shape_of(recipe.model)[0]
     if not recipe.steps:
-        return _plan(recipe, model, parent, original)
+        return _plan(recipe, model, parent)
     plans = {}
     for step in recipe.steps:
-        plans[step.label] = _plan(recipe.at(step), model, parent, original)
+        plans[step.label] = _plan(recipe.at(step), model, parent)
         parent = next(iter(plans[step.label].children.values()))
     children = {f"{label}: {name}": c for label, one in plans.items() for name, c in one.children.items()}
     steps = {f"{label}: {name}": what for label, one in plans.items() for name, what in one.steps.items()}
-    return Plan(recipe.model, original, children, steps)
+    planned = {label: step for label, one in plans.items() for step in one.planned.values()}
+    return Plan(recipe.model, original, children, steps, planned)
 
 
-def _plan(recipe: Recipe, model: str, parent: Shape, original: Shape) -> Plan:
+def _plan(recipe: Recipe, model: str, parent: Shape) -> Plan:
     prunable = parent.untied() if recipe.prune.untie else parent
     children = _children(recipe, replace(prunable, kinds=()) if recipe.prune.serving_lint == "warn" else prunable)
     largest = max(children.values(), key=Shape.parameters)
-    teacher = {"original": original, "parent": parent}.get(recipe.teacher) or shape_of(recipe.teacher)[0]
-    return Plan(model, parent, children, dict(_steps(recipe, parent, teacher, largest, len(children))))
+    taught_by = {"original": recipe.model, "parent": model}.get(recipe.teacher, recipe.teacher)
+    steps = dict(_steps(recipe, parent, largest, len(children)))
+    located = recipe.model_copy(update={"model": model})
+    return Plan(model, parent, children, steps, {"": PlannedStep(located, parent, taught_by, tuple(children.values()))})
+
+
+def prices(plan: Plan, device: str, directory: Path) -> dict[str, "Price"]:
+    """Stage -> its price on a device, from a probe of seconds for each model whose speed is not known yet."""
+    from minitron_cli.price import estimate
+    from minitron_cli.recipe_work import RecipeWork
+
+    place = estimate.Place(device, directory)
+    found: dict[str, Price] = {}
+    for label, step in plan.planned.items():
+        parent = _subject(step.recipe.model, step.parent)
+        work = RecipeWork(step.recipe, parent, _subject(step.teacher), step.shapes, device)
+        found |= {f"{label}: {name}" if label else name: estimate.price(one, place) for name, one in work.stages()}
+    return found
+
+
+def _subject(model: str, shape: Shape | None = None) -> "Subject":
+    """A model, or one of this shape that descends from it, as far as prices go."""
+    from minitron_cli.price import subject
+
+    own, checkpoint = shape_of(model)
+    found = subject.of_config(checkpoint.config if checkpoint else aliases()[model].config, own)
+    is_same = shape is None or shape.sizes == own.sizes
+    return found if is_same or shape is None else subject.child_of(found, shape)
 
 
 def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
@@ -79,19 +128,19 @@ def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
     return [c for some in found for c in feasible.by_evenness(parent, search.axes, some)[: search.candidates]]
 
 
-def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
+def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
     length = recipe.data.sequence_length
     samples = recipe.importance.samples
     yield "importance", f"{samples:,} samples of {length:,} tokens"
     if recipe.correct:
-        yield "correct", _training(recipe.correct, teacher, teacher, length)
+        yield "correct", _training(recipe.correct, length)
     if recipe.search:
         blocks = recipe.search.score_blocks
         yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
     changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
     yield "prune", ", ".join(changes) if candidates == 1 else f"the best of {candidates} shapes"
     if recipe.distill:
-        yield "distill", _training(recipe.distill, teacher, child, length)
+        yield "distill", _training(recipe.distill, length)
     yield from (
         (f"distill {control.label}", "control, the same training with one change") for control in recipe.controls
     )
@@ -128,13 +177,8 @@ def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
     )
 
 
-def _training(config: DistillConfig, teacher: Shape, student: Shape, length: int) -> str:
+def _training(config: DistillConfig, length: int) -> str:
     steps = config.total_steps(length)
     tokens = steps * config.batch_size * length
-    # A backward pass costs twice its forward pass; the teacher runs forward only.
-    per_token = 3 * student.flops_per_token(length // 2) + config.needs_teacher * teacher.flops_per_token(length // 2)
     losses = " + ".join(loss.kind for loss in config.losses)
-    return (
-        f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens, {losses}: "
-        f"{tokens:,} tokens, {tokens * per_token:.2g} FLOP"
-    )
+    return f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens, {losses}: {tokens:,} tokens"

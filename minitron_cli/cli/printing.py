@@ -12,7 +12,10 @@ from minitron_cli.report import price
 from minitron_cli.report.view import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minitron_cli.dry_run import Plan
+    from minitron_cli.results.price import Price
 
 TASK_COLUMNS = ("task", "shots", "items", "metrics", "data", "note")
 
@@ -38,11 +41,13 @@ def artifacts(made: Sequence[Artifact], shown: Show) -> None:
         artifact(one, shown)
 
 
-def plan(planned: "Plan", shown: Show) -> None:
-    """Print the shapes and steps of a recipe."""
+def plan(planned: "Plan", prices: "Mapping[str, Price]", shown: Show) -> None:
+    """Print the shapes, steps and prices of a recipe."""
     from minitron_cli.cli import tables
 
-    console.show(shown, *tables.planned(planned))
+    values, shapes = tables.planned(planned)
+    priced = {"prices": {stage: tables.price_values(one) for stage, one in prices.items()}}
+    console.show(shown, values | priced, [*shapes, price.summary(prices)])
 
 
 def dry_run(stop: DryRunStop, shown: Show) -> None:

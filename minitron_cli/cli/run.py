@@ -4,6 +4,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from minitron_cli import device
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
 from minitron_cli.cli import printing, sessions, torchrun
@@ -24,7 +25,8 @@ def run(
 ) -> None:
     """Run every stage of RECIPE. Stages whose result is up to date are skipped.
 
-    --dry-run prints the resulting shapes, parameter counts and steps without downloading anything.
+    --dry-run prints the resulting shapes, parameter counts, steps and prices without downloading anything. Times come
+    from a probe of the model's speed on this device, which takes seconds and is kept.
 
     For example: minitron run llama-3.1-minitron-4b-width prune.shape.ffn=9472 --dry-run
     """
@@ -38,7 +40,9 @@ def run(
     if how.dry_run:
         from minitron_cli import dry_run
 
-        printing.plan(dry_run.plan(requested), how)
+        planned = dry_run.plan(requested)
+        prices = dry_run.prices(planned, device.resolve(how.device), how.runs_dir)
+        printing.plan(planned, prices, how)
         return
     torchrun.if_requested(gpus)
     from minitron_cli import api, pipeline

@@ -6,11 +6,10 @@ from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.evaluate.perplexity import LOGIT_ELEMENTS
-from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
+from minitron_cli.price.work import ITEM_BYTES, Moved, Run, Subject, Work
 from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
 
-LOGITS_BYTES = 6 * LOGIT_ELEMENTS * ITEM_BYTES["float32"]
-"""Logits of both models and what is computed from them, for one chunk of tokens."""
+CHUNKS = 6  # of logits in fp32 while the divergence of two models is computed
 
 
 def work(models: Mapping[str, Subject], config: EvaluateConfig, length: int, loss_blocks: int) -> Work:
@@ -31,9 +30,14 @@ def work(models: Mapping[str, Subject], config: EvaluateConfig, length: int, los
         model=run,
         moved={"read the models": Moved(read=sum(m.weights_bytes + parent.weights_bytes for m in models.values()))},
         certain={"weights": parent.weights_bytes + max((model.weights_bytes for model in others), default=0)},
-        transient={"activations": run.layer_bytes(), "logits": LOGITS_BYTES if loss_blocks else 0},
+        transient={"activations": run.layer_bytes(), "logits": logits_bytes(run) if loss_blocks else 0},
         left_out=tuple(_left_out(config)),
     )
+
+
+def logits_bytes(run: Run) -> int:
+    """Logits of two models and what is computed from them, for one chunk of tokens."""
+    return CHUNKS * min(LOGIT_ELEMENTS, run.tokens * run.shape.sizes["vocab"]) * ITEM_BYTES["float32"]
 
 
 def _left_out(config: EvaluateConfig) -> Iterator[str]:

@@ -29,11 +29,12 @@ def work(
         model=run,
         observed=config.observer_options,
         moved={"read the model": Moved(read=model.weights_bytes)},
-        certain={"weights": model.weights_bytes} if is_resident else {"one layer": _layer_bytes(model)},
+        certain={"weights": model.weights_bytes} if is_resident else {},
         transient={
+            "one layer": 0 if is_resident else _layer_bytes(model),
             "activations": run.layer_bytes() + OBSERVED * _widest(run),
             "models without a layer": _removed_bytes(run, config),
-            "logits": CHUNKS * TOKENS**2 * 4 if config.removal_lengths else 0,
+            "logits": _logits_bytes(run) if config.removal_lengths else 0,
             "stored activations": 0 if is_resident else config.activation_budget,
         },
         disk={"scores": _scores_bytes(model)},
@@ -53,6 +54,11 @@ def _layer_bytes(model: Subject) -> int:
 def _widest(run: Run) -> int:
     """Bytes of the widest observed activation in fp32."""
     return run.tokens * max(run.shape.sizes.get("ffn", 0), run.shape.sizes["hidden"]) * 4
+
+
+def _logits_bytes(run: Run) -> int:
+    """Logits of one chunk of tokens and of the vocabulary, and what is computed from them, in fp32."""
+    return CHUNKS * min(run.tokens, TOKENS) * min(run.shape.sizes["vocab"], TOKENS) * 4
 
 
 def _removed_bytes(run: Run, config: ImportanceConfig) -> int:

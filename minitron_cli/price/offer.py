@@ -42,7 +42,6 @@ def offered_training(
     held_out_blocks: int,
 ) -> Price:
     """Price of training a student on blocks, as in `offered`."""
-    is_bf16 = resolve_precision(config.precision, torch.device(context.device)) == "bf16"
     processes = process_rank.process_count()
     work = training.work(
         subject.of_source(student),
@@ -50,11 +49,16 @@ def offered_training(
         config,
         blocks.sequence_length,
         held_out_blocks,
-        compute_dtype="bfloat16" if is_bf16 else "float32",
+        compute_dtype=compute_dtype(config, context.device),
         is_sharded=processes > 1 and config.sharding != "none",
         processes=processes,
     )
     return offered(context, config.section, work)
+
+
+def compute_dtype(config: DistillConfig, device: str) -> str:
+    """Name of the dtype that a training computes products in."""
+    return "bfloat16" if resolve_precision(config.precision, torch.device(device)) == "bf16" else "float32"
 
 
 def check(work: Work, price: Price, device: str) -> None:

@@ -7,7 +7,7 @@ from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import fit
-from minitron_cli.price.evaluation import LOGITS_BYTES
+from minitron_cli.price.evaluation import logits_bytes
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
 from minitron_cli.prune.stream import BLOCK_BYTES, MAX_WORKERS
 from minitron_cli.results.prune import HeldOut, PruneResult, RepairEffect, RepairResult, RoundResult
@@ -140,8 +140,9 @@ def _certain(pruning: Pruning, child_bytes: int) -> dict[str, int]:
 
 def _transient(pruning: Pruning, child: Shape) -> dict[str, int]:
     found = {"blocks of tensors": 2 * BLOCK_BYTES * MAX_WORKERS}
+    run = pruning.parent.runs(pruning.batch_size, pruning.length)
     if any(pruning.repairs):
-        found |= fit.memory(pruning.parent.runs(pruning.batch_size, pruning.length), child, pruning.activation_budget)
+        found |= fit.memory(run, child, pruning.activation_budget)
     if pruning.effect_blocks or pruning.score_blocks:
-        found["logits"] = LOGITS_BYTES
+        found["logits"] = logits_bytes(run)
     return found

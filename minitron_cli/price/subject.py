@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.model.shape import Shape
 from minitron_cli.price.work import ITEM_BYTES, Subject
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
 
 
 def of_source(source: SourceModel, dtype: str = "auto") -> Subject:
@@ -22,11 +26,10 @@ def of_config(config: Mapping[str, Any], shape: Shape, dtype: str = "auto") -> S
 
 def child_of(parent: Subject, shape: Shape) -> Subject:
     """A child of a model, whichever of the parent's entries it keeps."""
-    import torch
+    return Subject(child_config(parent.config, plan_to(parent.shape, shape)), shape, parent.dtype)
 
-    from minitron_cli.prune.child_config import child_config
-    from minitron_cli.prune.plan import PrunePlan
 
-    smaller = {axis: size for axis, size in shape.sizes.items() if size < parent.shape.sizes[axis]}
-    plan = PrunePlan(parent.shape, {axis: torch.arange(size) for axis, size in smaller.items()})
-    return Subject(child_config(parent.config, plan), shape, parent.dtype)
+def plan_to(parent: Shape, shape: Shape) -> PrunePlan:
+    """Plan to a shape that keeps the first entries of every axis."""
+    smaller = {axis: size for axis, size in shape.sizes.items() if size < parent.sizes[axis]}
+    return PrunePlan(parent, {axis: torch.arange(size) for axis, size in smaller.items()})

@@ -46,7 +46,7 @@ def work(
             "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
             "result": Moved(written=student.weights_bytes),
         },
-        certain=_certain(parameters // parts, teacher, compute_dtype, parts),
+        certain=held(parameters // parts, teacher, compute_dtype, parts),
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
@@ -82,10 +82,10 @@ def _saves(config: DistillConfig, steps: int) -> int:
     return math.ceil(steps / config.save_every) + best
 
 
-def _certain(parameters: int, teacher: Subject | None, compute_dtype: str, parts: int) -> dict[str, int]:
+def held(parameters: int, teacher: Subject | None, compute_dtype: str, parts: int = 1) -> dict[str, int]:
     """Memory of one process that no setting of the batches changes."""
-    held = {"weights": FP32 * parameters, "gradients": FP32 * parameters, "moments": 2 * FP32 * parameters}
-    return held | ({"teacher": teacher.shape.parameters() * ITEM_BYTES[compute_dtype] // parts} if teacher else {})
+    trained = {"weights": FP32 * parameters, "gradients": FP32 * parameters, "moments": 2 * FP32 * parameters}
+    return trained | ({"teacher": teacher.shape.parameters() * ITEM_BYTES[compute_dtype] // parts} if teacher else {})
 
 
 def _transient(

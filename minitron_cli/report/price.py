@@ -1,5 +1,7 @@
 """Price of a stage as tables: its parts, and memory and disk. What it took stands beside what was expected."""
 
+from collections.abc import Mapping
+
 from minitron_cli.figures import Figure
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.price import Price
@@ -8,11 +10,26 @@ TOKENS = Figure("tokens", style="short")
 FLOPS = Figure("FLOPs", style="power")
 TIME = Figure("time", style="duration")
 BYTES = Figure("bytes", style="bytes")
+MEMORY = Figure("memory of a process", style="bytes")
+DISK = Figure("disk", style="bytes")
 
 
 def tables(price: Price) -> list[Table]:
     """Work by part, and bytes of memory and disk."""
     return [_work(price), _bytes(price)]
+
+
+def summary(prices: Mapping[str, Price]) -> Table:
+    """Totals of several stages, and of all of them."""
+    some = list(prices.values())
+    seconds = [price.seconds for price in some if price.seconds is not None]
+    rows: list[tuple[Cell, ...]] = [
+        (stage, p.tokens, p.flops or None, p.seconds, p.memory_bytes, p.disk_bytes) for stage, p in prices.items()
+    ]
+    totals = sum(p.tokens for p in some), sum(p.flops for p in some), sum(seconds) if seconds else None
+    peak, disk = max((p.memory_bytes for p in some), default=0), sum(p.disk_bytes for p in some)
+    columns = (Figure("stage"), TOKENS, FLOPS, TIME, MEMORY, DISK)
+    return Table("Price", columns, (*rows, ("total", *totals, peak, disk)), [len(rows)])
 
 
 def _work(price: Price) -> Table:

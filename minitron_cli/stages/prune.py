@@ -30,7 +30,7 @@ from minitron_cli.prune import export_check, limits, stream
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.config import PruneConfig
-from minitron_cli.prune.iterative_pruning import plan_in_rounds
+from minitron_cli.prune.iterative_pruning import plan_in_rounds, shapes_between
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
 from minitron_cli.results.price import Price
@@ -168,6 +168,9 @@ class _Pruning:
             effect_blocks=min(repaired_plan.SCORE_BLOCKS, len(validation))
             if validation and self.config.repairs and is_resident
             else 0,
+            rounds=shapes_between(self.builder.parent.shape, plans[0].child, self.config.rounds)
+            if self.config.rounds > 1
+            else (),
             round_samples=self.calibration.samples,
             rounds_remove_layers=self.config.ranking.layers == "perplexity",
             batch_size=self.calibration.batch_size,

@@ -20,10 +20,15 @@ from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.processes import join_processes
 from minitron_cli.model.shape import Shape
+from minitron_cli.price import search as work_of
+from minitron_cli.price import subject
+from minitron_cli.price.offer import compute_dtype, offered
+from minitron_cli.price.search import Searching
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
+from minitron_cli.results.price import Price
 from minitron_cli.results.search import CalibrationUse, CandidateResult, SearchResult, WinnerResult, shape_key
 from minitron_cli.results.training import MAX_RISE
 from minitron_cli.search import feasible, halving, rank
@@ -112,7 +117,32 @@ def run(
             repair=repair.calibration_use() if repair else None,
         )
 
-    made = produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    def price() -> Price:
+        searching = Searching(
+            parent=subject.of_source(parent, context.dtype),
+            teacher=subject.of_source(teacher, context.dtype),
+            targets={t.label: [c.shape for c in t.admitted[: config.candidates]] for t in targets},
+            config=config,
+            length=length,
+            score_blocks=min(config.score_blocks, len(validation)),
+            retraining=retraining.config if retraining else None,
+            repairs=lambda shape: repair.applied(builder.plan(shape)) if repair else (),
+            repair_samples=repair.calibration_use().samples if repair else 0,
+            processes=processes.size,
+            compute_dtype=compute_dtype(retraining.config, device) if retraining else "float32",
+        )
+        return offered(context, STAGE, work_of.work(searching))
+
+    made = produce(
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        build=build,
+        price=price,
+        together=True,
+    )
     _warn_if_worse(made.result(SearchResult))
     return made
 

@@ -1,0 +1,110 @@
+"""Work of a recipe's stages before anything is run or downloaded: from configs and shapes alone.
+
+No text is read, so that as many held-out blocks are taken to be there as a stage uses at most.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.model.shape import Shape
+from minitron_cli.price import evaluation, importance, prune, search, subject, training
+from minitron_cli.price.offer import compute_dtype
+from minitron_cli.price.work import Subject, Work
+from minitron_cli.recipe import Recipe
+from minitron_cli.repair import repaired_plan
+from minitron_cli.stages.prune import SCORE_BLOCKS
+from minitron_cli.stages.search import RetrainingConfig
+
+HELD_OUT_BLOCKS = 64  # where a stage reads all that there are
+
+
+@dataclass(frozen=True)
+class RecipeWork:
+    """One step of a recipe, with the models that it is about."""
+
+    recipe: Recipe
+    parent: Subject
+    teacher: Subject
+    shapes: Sequence[Shape]
+    """Shape of the child, or of each candidate."""
+    device: str
+
+    @property
+    def length(self) -> int:
+        return self.recipe.data.sequence_length
+
+    @property
+    def child(self) -> Subject:
+        """The largest child that may be chosen."""
+        return subject.child_of(self.parent, max(self.shapes, key=Shape.parameters))
+
+    def stages(self) -> Iterator[tuple[str, Work]]:
+        """Name of each stage, and its work."""
+        recipe = self.recipe
+        yield "importance", importance.work(self.parent, recipe.importance, self.length)
+        if recipe.correct:
+            yield "correct", self._training(self.teacher, None, recipe.correct)
+        if recipe.search:
+            yield "search", self._search()
+        yield "prune", self._prune()
+        if recipe.distill:
+            yield "distill", self._training(self.child, self.teacher, recipe.distill)
+            for control in recipe.controls:
+                config = control.applied_to(recipe.distill)
+                yield f"distill {control.label}", self._training(self.child, self.teacher, config)
+        yield "eval", self._evaluation()
+
+    def _training(self, student: Subject, teacher: Subject | None, config: DistillConfig) -> Work:
+        blocks = config.eval_blocks or HELD_OUT_BLOCKS
+        dtype = compute_dtype(config, self.device)
+        return training.work(student, teacher, config, self.length, blocks, compute_dtype=dtype)
+
+    def _search(self) -> Work:
+        config = self.recipe.search
+        assert config
+        labels = config.labels
+        retraining = RetrainingConfig.of(config.retrain, config.seed) if config.retrain else None
+        return search.work(
+            search.Searching(
+                parent=self.parent,
+                teacher=self.teacher,
+                targets={label: self.shapes[i :: len(labels)] for i, label in enumerate(labels)},
+                config=config,
+                length=self.length,
+                score_blocks=config.score_blocks,
+                retraining=retraining,
+                repairs=lambda shape: self._repairs(shape) - {"rescale"},
+                repair_samples=self.recipe.prune.repair_samples if self.recipe.prune.repairs else 0,
+                compute_dtype=compute_dtype(retraining, self.device) if retraining else "float32",
+            )
+        )
+
+    def _prune(self) -> Work:
+        config, calibration = self.recipe.prune, self.recipe.importance
+        shapes = self.shapes if config.budget and not self.recipe.search else [self.child.shape]
+        return prune.work(
+            prune.Pruning(
+                parent=self.parent,
+                candidates=shapes,
+                repairs=[self._repairs(shape) for shape in shapes],
+                length=self.length,
+                repair_samples=config.repair_samples if config.repairs else 0,
+                score_blocks=SCORE_BLOCKS if len(shapes) > 1 else 0,
+                effect_blocks=repaired_plan.SCORE_BLOCKS if config.repairs else 0,
+                batch_size=calibration.batch_size,
+                activation_budget=calibration.activation_budget,
+            )
+        )
+
+    def _repairs(self, shape: Shape) -> frozenset[str]:
+        return repaired_plan.applicable(subject.plan_to(self.parent.shape, shape), self.recipe.prune)
+
+    def _evaluation(self) -> Work:
+        config, labels = self.recipe.evaluate, ["pruned"]
+        labels += ["distilled"] * (self.recipe.distill is not None) + [c.label for c in self.recipe.controls]
+        models = {"parent": self.parent, **dict.fromkeys(labels, self.child)}
+        models |= {"corrected": self.teacher} if self.recipe.correct else {}
+        blocks = (config.blocks or HELD_OUT_BLOCKS) if config.perplexity else 0
+        tasks = config.requested(allow_code=False)
+        return evaluation.work(models, config.model_copy(update={"tasks": tasks}), self.length, blocks)

@@ -1,0 +1,184 @@
+"""Prices before the work against what finished results say, against models without weights, and against free memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minitron_cli import figures, memory, progress
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import DryRunStop
+from minitron_cli.cost.compute import Pass
+from minitron_cli.cost.derive import spent
+from minitron_cli.distill.config import CorrectConfig, DistillConfig
+from minitron_cli.errors import EnvironmentFault
+from minitron_cli.evaluate.config import EvaluateConfig
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.price import estimate, offer, subject, training
+from minitron_cli.price.work import Moved, Subject, Work
+from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.results.price import Price
+from minitron_cli.stages import correct, distill, evaluate, importance, prune
+from tests.tiny import tiny_model
+from tests.unit.stages.place import context, data, write_place
+
+TRAINING = {"steps": 3, "batch_size": 4, "micro_batch_size": 2, "eval_every": 2, "eval_blocks": 3, "warmup_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Name -> a stage on the tiny Llama, as a function of whether only its price is asked for."""
+    place = tmp_path_factory.mktemp("place")
+    write_place(place)
+    text, parent = data(place), open_source_model(place / "model")
+    here = context(place / "runs")
+    calibration = ImportanceConfig(samples=6, batch_size=2, blocks=(2,))
+    scores = importance.run(here, parent, text, calibration)
+    shape = PruneConfig(shape={"hidden": 24, "ffn": 32}, repair="all", repair_samples=5)
+    child = prune.run(here, parent, shape, scores=scores, data=text)
+
+    def on(dry):
+        return replace(here, dry_run=dry, overwrite=dry)
+
+    def pruned(config):
+        return lambda dry: prune.run(on(dry), parent, config, scores=scores, data=text)
+
+    budget = PruneConfig(budget=Budget(target="70%", tolerance=0.15), candidates=3, repair="all", repair_samples=5)
+    return {
+        "importance": lambda dry: importance.run(on(dry), parent, text, calibration),
+        "prune": pruned(PruneConfig(shape={"ffn": 32}, repair="none")),
+        "prune and repair": pruned(shape),
+        "prune to a budget": pruned(budget),
+        "distill": lambda dry: distill.run(on(dry), parent, child.path, text, DistillConfig(**TRAINING)),
+        "correct": lambda dry: correct.run(on(dry), parent, text, CorrectConfig(**TRAINING)),
+        "evaluate": lambda dry: evaluate.run(on(dry), [("pruned", child.path)], parent, text, EvaluateConfig(blocks=4)),
+    }
+
+
+def price_of(stage) -> Price:
+    with pytest.raises(DryRunStop) as stop:
+        stage(True)
+    assert stop.value.price
+    return stop.value.price
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "importance",
+        "prune",
+        "prune and repair",
+        pytest.param("prune to a budget", marks=pytest.mark.slow),
+        "distill",
+        "correct",
+        "evaluate",
+    ],
+)
+def test_the_price_counts_the_flops_that_the_finished_result_says(stages, name):
+    price = price_of(stages[name])
+    made: Artifact = stages[name](False)
+    for entry in spent(made):
+        parts = [part for part in price.parts if part.name in (entry.work, f"{entry.work}, head")]
+        counted = sum(part.flops for part in parts)
+        assert counted == entry.flops or (name == "prune to a budget" and entry.flops < counted < 1.3 * entry.flops)
+        assert counted != entry.flops or sum(part.tokens for part in parts) == entry.tokens
+    assert made.run
+    assert made.run.price == price
+
+
+def work(certain: int = 0, transient: int = 0, **options) -> Work:
+    shape = open_shape()
+    run = Subject({}, shape, "float32").runs(1, 16)
+    memory_of = {"certain": {"weights": certain}, "transient": {"activations": transient}}
+    passes = (Pass("training", 6, 10, 4),)
+    return Work(what="1 step", passes=passes, model=run, remedies=("a=1",), **memory_of, **options)
+
+
+def open_shape():
+    model = tiny_model("llama")
+    return subject.of_config(model.config.to_dict(), shape_of(model)).shape
+
+
+def shape_of(model):
+    from minitron_cli.model.families import family_of
+    from minitron_cli.model.shape import Shape
+
+    return Shape.of(family_of(model.config), model.config)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_gradients_and_moments_are_those_of_a_model_on_the_meta_device(model_type, tied):
+    config = tiny_model(model_type, tie_word_embeddings=tied).config
+    with torch.device("meta"):
+        student = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    for parameter in student.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    adamw = torch.optim.AdamW(student.parameters(), foreach=True)
+    adamw.step()
+    moments = [t for state in adamw.state.values() for name, t in state.items() if name != "step"]
+
+    def size(tensors):
+        return sum(t.numel() * t.itemsize for t in tensors)
+
+    model = subject.of_config(config.to_dict(), shape_of(student))
+    found = training.work(model, model, DistillConfig(steps=1), 16, 0, compute_dtype="bfloat16").certain
+    assert found == {
+        "weights": size(student.parameters()),
+        "gradients": size(p.grad for p in student.parameters()),
+        "moments": size(moments),
+        "teacher": size(teacher.parameters()),
+    }
+
+
+def priced(one: Work, here) -> Price:
+    return offer.offered(here, "distill", one)
+
+
+def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(progress, "warn", said.append)
+    here = context(tmp_path / "run")
+    with pytest.raises(EnvironmentFault, match=r"needs 1\.758 KiB .* for weights 1\.758 KiB .* 1000 B free: set a=1"):
+        priced(work(certain=1800), here)
+    assert not said
+    priced(work(certain=900, transient=200), here)
+    assert "may need 1.074 KiB" in said.pop()
+    assert "set a=1" not in said
+    priced(work(certain=900, transient=50), here)
+    assert not said
+    with pytest.raises(EnvironmentFault):  # what two processes on one CPU hold is in the same memory
+        priced(work(certain=600, processes=2), here)
+
+
+def test_the_line_before_the_first_batch_has_every_figure(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(progress, "say", said.append)
+    priced(work(certain=1024, disk={"a": 2048}, left_out=("b",)), context(tmp_path / "run"))
+    assert said == [
+        f"distill: 1 step, 6 tokens, {figures.power(14)} FLOP, seconds on cpu, 1 KiB of memory, 2 KiB of disk, without b"
+    ]
+    priced(work(), context(tmp_path / "run", dry_run=True))
+    assert len(said) == 1
+
+
+def test_time_is_the_sum_of_flops_over_speeds_and_bytes_over_the_disks(tmp_path, monkeypatch):
+    """With speeds that are given, the price is arithmetic that can be done by hand."""
+    speeds = {"forward": 1e-12, "observed": 2e-12, "loss": 3e-12}
+    monkeypatch.setattr("minitron_cli.price.probe.Probe.decoder", lambda _, how: speeds[how])
+    monkeypatch.setattr("minitron_cli.price.probe.Probe.head", lambda _, how: speeds[how])
+    monkeypatch.setattr("minitron_cli.price.disk.speed", lambda _: type("Speed", (), {"read": 1e-9, "write": 2e-9}))
+    passes = (Pass("calibration", 100, 10**12), Pass("layer removal", 100, 10**12, 10**13))
+    one = replace(work(), passes=passes, moved={"files": Moved(read=10**9, written=10**9)})
+    found = estimate.price(one, estimate.Place("cpu", tmp_path))
+    assert [(part.name, part.seconds) for part in found.parts] == [
+        ("calibration", pytest.approx(2)),
+        ("layer removal", pytest.approx(1)),
+        ("layer removal, head", pytest.approx(30)),
+        ("files", pytest.approx(3)),
+    ]
+    assert found.seconds == pytest.approx(36)
