@@ -34,8 +34,20 @@ def peak_bytes(device: str) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if not STATUS.exists():
         return _counted_peak()
-    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024  # getrusage includes the process before exec
+    return _kilobytes(STATUS, "VmHWM") * 1024  # getrusage includes the process before exec
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds, libraries included; 0 if the system does not report it."""
+    if not STATUS.exists():
+        return 0
+    return _kilobytes(STATUS, "VmRSS") * 1024
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """Number of kilobytes in a line `name: 123 kB` of a file in /proc."""
+    fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return int(fields[name].split()[0])
 
 
 def _counted_peak() -> int | None:
@@ -45,8 +57,7 @@ def _counted_peak() -> int | None:
 
 def _machine() -> int:
     if MEMINFO.exists():
-        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        return _kilobytes(MEMINFO, "MemAvailable") * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # macOS does not report what is in use
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitron_cli.cost.compute import Pass
-from minitron_cli.price.work import DECODERS, Moved, Work
+from minitron_cli.price.work import DECODERS, ITEM_BYTES, Moved, Work
 from minitron_cli.results.price import Part, Price
 
 if TYPE_CHECKING:
@@ -87,8 +87,11 @@ class _Speeds:
         run, training = self._work.student, self._work.training
         if run is None or training is None:
             return {}
-        layers = 1 if training.activation_checkpointing else run.shape.sizes["layer"]
-        return {"activations": round(self._student.saved_bytes() * run.batch * run.length * layers)}
+        layers, of_one = run.shape.sizes["layer"], self._student.saved_bytes(run.tokens)
+        if training.activation_checkpointing:
+            inputs = layers * run.tokens * run.shape.sizes["hidden"] * ITEM_BYTES[run.dtype]
+            return {"activations": round(of_one + inputs)}
+        return {"activations": round(of_one * layers)}
 
 
 def _computed(work: Work, speeds: _Speeds | None) -> Iterator[Part]:

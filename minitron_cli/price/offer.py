@@ -15,6 +15,8 @@ from minitron_cli.price.estimate import Place
 from minitron_cli.price.work import Work
 from minitron_cli.results.price import Price
 
+LIBRARIES = "libraries"
+"""Part of the memory that is held before anything is loaded, which what is free does not include."""
 TOKENS = Figure("tokens", "tokens", style="short")
 FLOPS = Figure("FLOPs", "FLOP", style="power")
 SECONDS = Figure("time", style="duration")
@@ -26,8 +28,10 @@ def offered(context: Context, stage: str, work: Work) -> Price:
 
     EnvironmentFault if the work cannot fit into memory.
     """
+    libraries = memory.resident_bytes() if context.device == "cpu" else 0
     found = estimate.price(work, Place(context.device, context.workspace.root))
     check(work, found, context.device)
+    found = found.model_copy(update={"memory": {**found.memory, LIBRARIES: libraries}}) if libraries else found
     if not context.dry_run:
         progress.say(f"{stage}: {line(found, context.device)}")
     return found

@@ -36,6 +36,7 @@ SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
 UPDATED = 1 << 22  # parameters whose update is timed
+SAVED_TOKENS = 64  # that the memory of a forward pass is measured on, and twice as many
 PRODUCT = 1024  # rows and columns of the matrices whose product is timed
 
 
@@ -83,9 +84,10 @@ class Probe:
 
         return self._figure(f"product {dtype}", timed)
 
-    def saved_bytes(self) -> float:
-        """Bytes that the forward pass of one layer keeps for its backward pass, per token."""
-        return self._figure("saved", lambda: _saved_bytes(self, self._fitting(self._training)))
+    def saved_bytes(self, tokens: int) -> float:
+        """Bytes that the forward pass of one layer keeps for its backward pass over this many tokens."""
+        once = self._figure("saved once", lambda: self._saved()[0])
+        return once + tokens * self._figure("saved per token", lambda: self._saved()[1])
 
     # Figures
 
@@ -160,14 +162,14 @@ class Probe:
         return run
 
     def _training(self, batches: Batches) -> Callable[[], object]:
+        model = self.model.model.train()
+        if self.training and self.training.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return lambda: self.forward_for_training(batches).float().sum().backward()
 
     def forward_for_training(self, batches: Batches) -> Tensor:
         """Output of the layer in the training's precision, [B, T, D], with what its backward pass needs."""
         model, batch = self.model.model, self.model.batch(*batches)
-        if self.training and self.training.activation_checkpointing:
-            model.train()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         embedded_BTD = self.model.embedding_VD.detach()[batch.input_ids_BT.to(self.device)].requires_grad_()
         with self._autocast():
             output = model.get_decoder()(
@@ -175,6 +177,13 @@ class Probe:
             )
         hidden_BTD: Tensor = output.last_hidden_state
         return hidden_BTD
+
+    def _saved(self) -> tuple[float, float]:
+        """What is kept once, such as weights in the precision of the products, and for each token."""
+        self.model.model.gradient_checkpointing_disable()
+        few = min(self.run.length // 2, SAVED_TOKENS) or 1
+        some, twice = (_saved_bytes(self, Batches(1, count)) for count in (few, 2 * few))
+        return max(0, 2 * some - twice), (twice - some) / few
 
     @property
     def _is_bf16(self) -> bool:
@@ -241,8 +250,8 @@ class Probe:
 Timed = Callable[[Batches], Callable[[], object]]
 
 
-def _saved_bytes(probe: Probe, batches: Batches) -> float:
-    """Bytes per token of the tensors that autograd keeps, without the weights; each memory counts once."""
+def _saved_bytes(probe: Probe, batches: Batches) -> int:
+    """Bytes of the tensors that autograd keeps, without the weights; each memory counts once."""
     weights = {p.untyped_storage().data_ptr() for p in probe.model.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -255,7 +264,7 @@ def _saved_bytes(probe: Probe, batches: Batches) -> float:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = probe.forward_for_training(batches)
     del output
-    return sum(kept.values()) / batches.tokens
+    return sum(kept.values())
 
 
 def _median(run: Callable[[], object]) -> float:

@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import recipe
+from minitron_cli.price.probe import Probe
 from tests.cli.program import Run
 
 WIDTH = "llama-3.1-minitron-4b-width"
+
+
+@pytest.fixture(autouse=True)
+def _given_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure of a probe is one nanosecond or byte: an 8B model's layer takes seconds to time."""
+    monkeypatch.setattr(Probe, "_figure", lambda *_: 1e-9)
 
 
 def test_recipes_are_listed_with_what_they_do(run: Run) -> None:
@@ -83,6 +90,24 @@ def test_the_work_of_a_run_is_counted(run: Run) -> None:
     steps = json.loads(run("run", WIDTH, "--dry-run", "--json").stdout)["steps"]
     assert steps["distill"].startswith("9,961 steps of 1,152 x 8,192 tokens")  # ceil(94e9 / (1152 * 8192))
     assert steps["prune"] == "hidden 4,096 to 3,072, ffn 14,336 to 9,216"
+
+
+def test_a_dry_run_prices_every_stage(run: Run) -> None:
+    prices = json.loads(run("run", WIDTH, "--dry-run", "--json").stdout)["prices"]
+    assert list(prices) == ["importance", "prune", "distill", "eval"]
+    steps, per_step, student, teacher = 9961, 1152 * 8192, 4_512_746_496, 8_030_261_248
+    distill = prices["distill"]
+    counted = {part["name"]: part for part in distill["parts"]}
+    assert counted["training"]["tokens"] == steps * per_step
+    embedding = 128_256 * 3072  # is looked up; the rest multiplies, and attends to half a block of 32 x 128 channels
+    forward = 2 * (student - embedding - 65 * 3072) + 4 * 32 * 4096 * 4096
+    assert counted["training"]["flops"] + counted["training, head"]["flops"] == 3 * forward * steps * per_step
+    assert distill["memory"]["weights"] == distill["memory"]["gradients"] == 4 * student
+    assert distill["memory"]["moments"] == 8 * student
+    assert distill["memory"]["teacher"] in (2 * teacher, 4 * teacher)
+    assert distill["disk"] == {"result": 2 * student, "checkpoints": 3 * 12 * student}
+    assert prices["eval"]["left_out"]
+    assert "Price" in run("run", WIDTH, "--dry-run").stderr
 
 
 @pytest.mark.parametrize(

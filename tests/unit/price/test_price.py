@@ -85,7 +85,14 @@ def test_the_price_counts_the_flops_that_the_finished_result_says(stages, name):
         assert counted == entry.flops or (name == "prune to a budget" and entry.flops < counted < 1.3 * entry.flops)
         assert counted != entry.flops or sum(part.tokens for part in parts) == entry.tokens
     assert made.run
-    assert made.run.price == price
+    assert made.run.price
+    assert without_libraries(made.run.price) == without_libraries(price)
+
+
+def without_libraries(price: Price) -> Price:
+    held = {part: size for part, size in price.memory.items() if part != offer.LIBRARIES}
+    assert held.keys() != price.memory.keys()
+    return price.model_copy(update={"memory": held})
 
 
 def work(certain: int = 0, transient: int = 0, **options) -> Work:
@@ -158,9 +165,11 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tmp_path, monk
 def test_the_line_before_the_first_batch_has_every_figure(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 1024)
     priced(work(certain=1024, disk={"a": 2048}, left_out=("b",)), context(tmp_path / "run"))
     assert said == [
-        f"distill: 1 step, 6 tokens, {figures.power(14)} FLOP, seconds on cpu, 1 KiB of memory, 2 KiB of disk, without b"
+        f"distill: 1 step, 6 tokens, {figures.power(14)} FLOP, seconds on cpu, 2 KiB of memory, 2 KiB of disk, "
+        "without b"
     ]
     priced(work(), context(tmp_path / "run", dry_run=True))
     assert len(said) == 1
