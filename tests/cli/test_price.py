@@ -14,7 +14,7 @@ VERBS = {
     "prune": ("--shape", "ffn=64", "repair=least_squares", "repair_samples=4"),
     "correct": TRAINING,
     "distill": TRAINING,
-    "eval": ("blocks=2", "tasks=[winogrande]"),
+    "eval": ("blocks=2", "--cloze"),
 }
 
 
@@ -29,11 +29,11 @@ def test_a_dry_run_prices_the_work(runs: Path, verb: str) -> None:
     price = json.loads(invoke(*words, "--json").stdout)["price"]
     assert price["flops"] == sum(part["flops"] for part in price["parts"]) > 0
     assert price["memory_bytes"] == sum(price["memory"].values()) > 0
-    assert price["left_out"] == (["task winogrande"] if verb == "eval" else [])
+    assert price["left_out"] == (["choice among continuations"] if verb == "eval" else [])
     shown = invoke(*words).stderr
     assert f"Price: {price['what']}" in shown
     assert "Memory of a process" in shown
-    assert ("not in the price: task winogrande" in shown) == (verb == "eval")
+    assert ("not in the price: choice among continuations" in shown) == (verb == "eval")
 
 
 def test_one_line_tells_the_price_before_the_first_batch_and_the_record_keeps_it(runs: Path) -> None:

@@ -1,0 +1,101 @@
+"""The part of a model that is timed in its place, and figures that are measured once and kept."""
+
+import pytest
+import torch
+
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.shape import Shape
+from minitron_cli.price import disk, probe, subject
+from minitron_cli.price.probe import Batches, Probe
+from minitron_cli.price.probe_model import ProbeModel
+from minitron_cli.price.work import Run
+from tests.tiny import tiny_model
+
+FIGURES = [("decoder", "forward"), ("decoder", "observed"), ("decoder", "training")]
+FIGURES += [("head", "loss"), ("head", "kl"), ("head", "training")]
+
+
+def run_of(model_type: str = "llama", **options) -> Run:
+    config = tiny_model(model_type, **options).config
+    return subject.of_config(config.to_dict(), Shape.of(family_of(config), config), "float32").runs(2, 16)
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Figures from one repetition on few tokens."""
+    monkeypatch.setattr(probe, "SECONDS", 1e-3)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_layer_of_every_family_runs_alone(model_type):
+    part = ProbeModel(run_of(model_type), "cpu")
+    batch = part.batch(2, 16)
+    with torch.inference_mode():
+        hidden_BTD = part.model.get_decoder()(batch.input_ids_BT, position_ids=batch.position_ids_BT).last_hidden_state
+    assert hidden_BTD.isfinite().all()
+    assert part.shape.sizes["layer"] == 1
+    assert sum(p.numel() for p in part.model.parameters()) == part.shape.parameters()
+
+
+@pytest.mark.parametrize(("part", "how"), FIGURES)
+def test_a_figure_is_measured_once_and_kept(monkeypatch, tmp_path, brief, part, how):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = getattr(Probe(run_of(), "cpu", DistillConfig(steps=1)), part)(how)
+    assert 0 < found < 1e-3
+    monkeypatch.setattr(ProbeModel, "model", property(lambda _: pytest.fail("made a model again")))
+    assert getattr(Probe(run_of(), "cpu", DistillConfig(steps=2)), part)(how) == found
+    with pytest.raises(pytest.fail.Exception):  # which another shape, batch or training makes
+        getattr(Probe(run_of(hidden_size=64), "cpu", DistillConfig(steps=1)), part)(how)
+
+
+def test_a_probe_runs_no_longer_than_its_time(monkeypatch):
+    """With a clock on which a token takes a second, a probe of 30 seconds runs few of them."""
+    clock = iter(range(0, 10**6, 32))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(probe, "SECONDS", 100.0)
+    timed = Probe(subject_run := run_of(), "cpu")
+    assert timed._fitting(lambda batches: lambda: None) == Batches(1, 16)
+    monkeypatch.setattr(probe, "SECONDS", 1000.0)
+    assert timed._fitting(lambda batches: lambda: None) == Batches(2, 16)
+    assert subject_run.batch == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_a_layer_keeps_for_its_backward_pass_is_that_of_the_whole_model(precision):
+    training, tokens = DistillConfig(steps=1, precision=precision), 32
+    one = Probe(run_of(), "cpu", training)
+    model = tiny_model("llama")
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        if (storage := tensor.untyped_storage()).data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    embedded_BTD = torch.randn(2, 16, 32, requires_grad=True)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        output = model.get_decoder()(inputs_embeds=embedded_BTD, use_cache=False).last_hidden_state
+    assert output.requires_grad
+    whole = sum(kept.values())  # the norm after the last layer is in each layer's figure, and once in the model
+    assert whole < 4 * one.saved_bytes(tokens) < 1.3 * whole
+
+
+def test_a_disk_has_a_speed_where_nothing_may_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "PROBE_BYTES", 1 << 16)
+    real = disk._timed
+
+    def timed(place):
+        if place == tmp_path:
+            raise PermissionError
+        return real(place)
+
+    monkeypatch.setattr(disk, "_timed", timed)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = disk.speed(tmp_path / "not" / "there")
+    assert found.write > found.read > 0
+    assert disk.speed(tmp_path) == found
