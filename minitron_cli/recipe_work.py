@@ -74,7 +74,7 @@ class RecipeWork:
                 length=self.length,
                 score_blocks=config.score_blocks,
                 retraining=retraining,
-                repairs=lambda shape: self._repairs(shape) - {"rescale"},
+                repairs={str(shape): self._repairs(shape) - {"rescale"} for shape in self.shapes},
                 repair_samples=self.recipe.prune.repair_samples if self.recipe.prune.repairs else 0,
                 compute_dtype=compute_dtype(retraining, self.device) if retraining else "float32",
             )

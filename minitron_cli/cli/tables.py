@@ -10,6 +10,7 @@ from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import device_hours
 from minitron_cli.figures import Figure
 from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes
+from minitron_cli.report import price as prices
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
@@ -123,17 +124,27 @@ def ranked(artifact: Artifact) -> tuple[dict[str, Any], list[Table]]:
 def costs(made: Sequence[Artifact]) -> tuple[dict[str, Any], list[Table]]:
     """Cost of the last artifact, given with all that it was made from."""
     entries = {f"{one.stage}-{one.key[:8]}": spent(one) for one in made}
-    hours = device_hours(made)
+    hours, expected = device_hours(made), _expected(made)
     values = {
         "of": made[-1].stage,
         "ledger": {name: [entry._asdict() for entry in some] for name, some in entries.items()},
         "total": [compute.total(entry for some in entries.values() for entry in some)._asdict()],
         "device_hours": hours,
+        "expected": {name: {"expected_seconds": a, "seconds": b} for name, (a, b) in expected.items()},
     }
     rows = [row for one in made for row in provenance.cost_rows(one)]
     cost = provenance.cost_table(f"Cost of the {made[-1].stage} result and all that it was made from", rows)
     time = Table("Time", (Figure("device"), Figure("hours")), tuple(hours.items()))
-    return values, [cost, *([time] if hours else [])]
+    return values, [cost, *([time] if hours else []), *([prices.expected(expected)] if expected else [])]
+
+
+def _expected(made: Sequence[Artifact]) -> dict[str, tuple[float, float]]:
+    """Artifact -> the seconds that its work was expected to take, and those that it took, where both are known."""
+    found = {}
+    for one in made:
+        if (run := one.run) and run.price and (seconds := run.price.seconds) is not None:
+            found[f"{one.stage}-{one.key[:8]}"] = seconds, run.seconds_in_all
+    return found
 
 
 def price_values(price: "Price") -> dict[str, Any]:

@@ -35,7 +35,7 @@ VERSION = 1
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
-UPDATED = 1 << 22  # parameters whose update is timed
+UPDATED = 1 << 24  # parameters whose update is timed
 SAVED_TOKENS = 64  # that the memory of a forward pass is measured on, and twice as many
 PRODUCT = 1024  # rows and columns of the matrices whose product is timed
 

@@ -1,7 +1,8 @@
 """Work of a search: scores of all candidates, and the retraining of the best from rung to rung."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
@@ -33,8 +34,8 @@ class Searching:
     """Held-out blocks of one score."""
     retraining: DistillConfig | None
     """Settings of the training loop; None without retraining."""
-    repairs: Callable[[Shape], Collection[str]] = lambda shape: ()
-    """Names of the repairs that a shape gets."""
+    repairs: Mapping[str, Collection[str]] = MappingProxyType({})
+    """A shape as text -> the names of the repairs that it gets; none where it is missing."""
     repair_samples: int = 0
     processes: int = 1
     compute_dtype: str = "float32"
@@ -49,7 +50,7 @@ def work(searching: Searching) -> Work:
     """Work of a search. Which candidates are retrained is not known: the largest are taken to be."""
     shapes, parent, teacher = searching.shapes, searching.parent, searching.teacher
     largest = child_of(parent, max(shapes, key=Shape.parameters))
-    fitted = [(shape, searching.repairs(shape)) for shape in shapes]
+    fitted = [(shape, searching.repairs.get(str(shape), ())) for shape in shapes]
     tokens = searching.repair_samples * searching.length
     retraining = searching.retraining
     micro = retraining.micro_batch_size if retraining else 1
@@ -145,7 +146,7 @@ def _result(searching: Searching) -> SearchResult:
                 zero_shot=0,
                 rungs=(0.0,) * rungs,
                 model=model_size(shape, length),
-                repairs=tuple(searching.repairs(shape)),
+                repairs=tuple(searching.repairs.get(str(shape), ())),
             )
             for label, some in searching.targets.items()
             for shape, rungs in zip(_by_size(some), _reached(searching, len(some)), strict=True)

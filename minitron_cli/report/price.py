@@ -32,6 +32,12 @@ def summary(prices: Mapping[str, Price]) -> Table:
     return Table("Price", columns, (*rows, ("total", *totals, peak, disk)), [len(rows)])
 
 
+def expected(seconds: Mapping[str, tuple[float, float]]) -> Table:
+    """Time that work was expected to take, beside the time that it took, interrupted runs included."""
+    columns = (Figure("result"), Figure("expected", style="duration"), Figure("taken", style="duration"))
+    return Table("Expected time", columns, tuple((name, *both) for name, both in seconds.items()))
+
+
 def _work(price: Price) -> Table:
     parts = list(price.parts)
     rows: list[tuple[Cell, ...]] = [(p.name, p.tokens or None, p.flops or None, p.seconds) for p in parts]

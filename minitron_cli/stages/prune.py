@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from minitron_cli import progress
@@ -132,10 +132,14 @@ class _Pruning:
         """Whether the shape is chosen among several candidates."""
         return len(self.candidates) > 1
 
+    @cached_property
+    def _plans(self) -> list[PrunePlan]:
+        """Plan of every candidate, without repair."""
+        return [self.builder.plan(candidate.shape, self.config.drop_layers) for candidate in self.candidates]
+
     def check(self) -> None:
         """Refuse a shape or repair that is impossible, before anything is written."""
-        for candidate in self.candidates:
-            plan = self.builder.plan(candidate.shape, self.config.drop_layers)
+        for plan in self._plans:
             repaired_plan.applicable(plan, self.config)
 
     def forecast(self) -> dict[str, Any]:
@@ -143,40 +147,32 @@ class _Pruning:
         if self.is_choice:
             named = {f"candidate {i + 1}": c for i, c in enumerate(self.candidates)}
             return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()}
-        plan = self.builder.plan(self.candidates[0].shape, self.config.drop_layers)
-        return stream.forecast(self.builder.parent.checkpoint, plan)
+        return stream.forecast(self.builder.parent.checkpoint, self._plans[0])
 
     def price(self) -> Price:
         """What the pruning takes."""
-        return offered(self.builder.context, STAGE, work_of.work(self._work()))
-
-    def _work(self) -> work_of.Pruning:
-        plans = [self.builder.plan(candidate.shape, self.config.drop_layers) for candidate in self.candidates]
-        validation, is_resident = (
-            self.texts.get("validation"),
-            repaired_plan.is_resident(self.builder, self.calibration),
-        )
-        return work_of.Pruning(
+        plans, config, calibration = self._plans, self.config, self.calibration
+        is_resident = repaired_plan.is_resident(self.builder, calibration)
+        pruning = work_of.Pruning(
             parent=subject.of_source(self.builder.parent, self.builder.context.dtype),
             candidates=[plan.child for plan in plans],
-            repairs=[repaired_plan.applicable(plan, self.config) for plan in plans],
+            repairs=[repaired_plan.applicable(plan, config) for plan in plans],
             length=self.sequence_length,
-            repair_samples=repaired_plan.calibration_use(self.config, self.texts["train"]).samples
-            if self.config.repairs
-            else 0,
-            score_blocks=self._score_tokens() // self.sequence_length if self.is_choice else 0,
-            effect_blocks=min(repaired_plan.SCORE_BLOCKS, len(validation))
-            if validation and self.config.repairs and is_resident
-            else 0,
-            rounds=shapes_between(self.builder.parent.shape, plans[0].child, self.config.rounds)
-            if self.config.rounds > 1
-            else (),
-            round_samples=self.calibration.samples,
-            rounds_remove_layers=self.config.ranking.layers == "perplexity",
-            batch_size=self.calibration.batch_size,
-            activation_budget=self.calibration.activation_budget,
+            repair_samples=min(config.repair_samples, len(self.texts["train"])) if config.repairs else 0,
+            score_blocks=self._held_out(SCORE_BLOCKS) if self.is_choice else 0,
+            effect_blocks=self._held_out(repaired_plan.SCORE_BLOCKS) if config.repairs and is_resident else 0,
+            rounds=shapes_between(plans[0].parent, plans[0].child, config.rounds) if config.rounds > 1 else (),
+            round_samples=calibration.samples,
+            rounds_remove_layers=config.ranking.layers == "perplexity",
+            batch_size=calibration.batch_size,
+            activation_budget=calibration.activation_budget,
             is_resident=is_resident,
         )
+        return offered(self.builder.context, STAGE, work_of.work(pruning))
+
+    def _held_out(self, most: int) -> int:
+        """Number of held-out blocks that are read where at most so many are."""
+        return min(most, len(self.texts["validation"]))
 
     def build(self, work: StageBuild) -> PruneResult:
         """Choose the shape, plan, repair, write and check the child."""
@@ -216,7 +212,7 @@ class _Pruning:
         return next((blocks.sequence_length for blocks in self.texts.values()), 0)
 
     def _score_tokens(self) -> int:
-        return min(SCORE_BLOCKS, len(self.texts["validation"])) * self.sequence_length
+        return self._held_out(SCORE_BLOCKS) * self.sequence_length
 
     def _candidate_result(self, entry: RankedCandidate) -> CandidateResult:
         plan = self.builder.plan(entry.candidate.shape)

@@ -118,15 +118,17 @@ def run(
         )
 
     def price() -> Price:
+        shapes = {t.label: [c.shape for c in t.admitted[: config.candidates]] for t in targets}
+        every = [shape for some in shapes.values() for shape in some]
         searching = Searching(
             parent=subject.of_source(parent, context.dtype),
             teacher=subject.of_source(teacher, context.dtype),
-            targets={t.label: [c.shape for c in t.admitted[: config.candidates]] for t in targets},
+            targets=shapes,
             config=config,
             length=length,
             score_blocks=min(config.score_blocks, len(validation)),
             retraining=retraining.config if retraining else None,
-            repairs=lambda shape: repair.applied(builder.plan(shape)) if repair else (),
+            repairs={str(shape): repair.applied(builder.plan(shape)) for shape in every} if repair else {},
             repair_samples=repair.calibration_use().samples if repair else 0,
             processes=processes.size,
             compute_dtype=compute_dtype(retraining.config, device) if retraining else "float32",
