@@ -1,8 +1,7 @@
 """Work of a search: scores of all candidates, and the retraining of the best from rung to rung."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
@@ -34,7 +33,7 @@ class Searching:
     """Held-out blocks of one score."""
     retraining: DistillConfig | None
     """Settings of the training loop; None without retraining."""
-    repairs: Mapping[str, Collection[str]] = MappingProxyType({})
+    repairs: Mapping[str, Collection[str]] = field(default_factory=dict)
     """A shape as text -> the names of the repairs that it gets; none where it is missing."""
     repair_samples: int = 0
     processes: int = 1
