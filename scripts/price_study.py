@@ -2,14 +2,16 @@
 
     python scripts/price_study.py --text FILE --work DIRECTORY [--models gemma-3-270m,qwen2.5-0.5b,DIRECTORY]
 
-Every cell is priced by a dry run, which also fills the cache of probed speeds, and then run in a process of its own.
-Finished cells are kept in DIRECTORY/cells.json, so that a killed study continues where it was. The load of the machine
-is noted: a figure of a busy machine says little.
+Every cell is priced by a dry run, which also fills the cache of probed speeds, and then run in a process of its own, all
+on one thread. Its time is the CPU time of that process less that of a dry run, which imports the same libraries: on one
+thread that is the time that it takes on a quiet machine, whatever else is running. Finished cells are kept in
+DIRECTORY/cells.json, so that a killed study continues where it was.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,19 +54,19 @@ def measured(work: Path, model: str, verb: str, text: Path) -> Mapping[str, Any]
     if name not in known:
         words = arguments(verb, located(model), text)
         runs = ("--runs-dir", str(work / "runs"), "--run", Path(model).name, "--json")
-        priced = minitron((*words, *runs, "--overwrite", "--dry-run"))["price"]
-        result = minitron((*words, *runs, "--overwrite"))
-        run = (result[0] if isinstance(result, list) else result)["run"]
+        dry = (*words, *runs, "--overwrite", "--dry-run")
+        minitron(dry)  # fills the cache of probed speeds
+        (priced, imports), (done, work_took) = minitron(dry), minitron((*words, *runs, "--overwrite"))
         known[name] = {
             "model": Path(model).name,
             "verb": verb,
-            "price": priced,
-            "seconds": run["seconds"],
-            "peak_bytes": run["_peak_bytes"],
-            "load": os.getloadavg()[0],
+            "price": priced["price"],
+            "seconds": work_took.ru_utime + work_took.ru_stime - imports.ru_utime - imports.ru_stime,
+            "wall_seconds": done["run"]["seconds"],
+            "peak_bytes": work_took.ru_maxrss * 1024,
         }
         io.replace(kept(work), canonical_json.pretty(known))
-        print(json.dumps(known[name] | {"price": priced["seconds"]}), file=sys.stderr, flush=True)
+        print(json.dumps(known[name] | {"price": priced["price"]["seconds"]}), file=sys.stderr, flush=True)
     return known[name]
 
 
@@ -82,19 +84,17 @@ def arguments(verb: str, model: Path, text: Path) -> Iterator[str]:
         yield from ("--data", str(text), "--sequence-length", str(LENGTH))
 
 
-def minitron(words: Sequence[str]) -> Any:
-    """What a command prints as JSON, with the peak memory of its process in the record of its run."""
-    with subprocess.Popen([sys.executable, "-m", "minitron_cli", *words], stdout=subprocess.PIPE) as process:
+def minitron(words: Sequence[str]) -> tuple[Any, resource.struct_rusage]:
+    """What a command prints as JSON, and what its process took."""
+    command = [sys.executable, "-m", "minitron_cli", *words, "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         assert process.stdout
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"minitron {' '.join(words)} ended with exit code {process.returncode}")
-    found = json.loads(printed)
-    for one in found if isinstance(found, list) else [found]:
-        one.setdefault("run", {})["_peak_bytes"] = usage.ru_maxrss * 1024
-    return found
+    return json.loads(printed), usage
 
 
 def kept(work: Path) -> Path:
@@ -111,7 +111,7 @@ def cells(work: Path) -> dict[str, Any]:
 def table(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Markdown table of estimates and measurements."""
     columns = ["model", "verb", "FLOPs", "time, estimate", "time, measured", "ratio"]
-    columns += ["memory, estimate", "memory, measured", "load"]
+    columns += ["memory, estimate", "memory, measured"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
     for cell in found.values():
@@ -123,7 +123,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             f"| {cell['model']} | {cell['verb']} | {price['flops']:.3g} "
             f"| {duration(expected) if expected else 'seconds'} | {duration(seconds)} "
             f"| {f'{ratio:.2f}' if ratio else ''}{' (off)' if is_off else ''} "
-            f"| {memory_size(price['memory_bytes'])} | {memory_size(cell['peak_bytes'])} | {cell['load']:.1f} |"
+            f"| {memory_size(price['memory_bytes'])} | {memory_size(cell['peak_bytes'])} |"
         )
 
 

@@ -47,7 +47,7 @@ def _root(norm: Magnitude, sums: Tensor) -> Tensor:
 
 def _add_(sums: dict[str, Tensor], shape: Shape, name: str, matrix_RK: Tensor) -> None:
     match = shape.family.match(name)
-    by_dim = _powers(matrix_RK)
+    by_dim = powers(matrix_RK)
     for axis in match.at:  # the whole matrix belongs to one entry of the axis
         _owned(sums, shape, axis, match.at)[:, match.at[axis]] += by_dim[0].sum(1)
     for d, sums_PK in enumerate(by_dim):
@@ -64,14 +64,14 @@ def _owned(sums: dict[str, Tensor], shape: Shape, axis: str, at: Mapping[str, in
     return target
 
 
-def _powers(matrix_RK: Tensor) -> tuple[Tensor, Tensor]:
+def powers(matrix_RK: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of |w| and w^2 over each row [P, R] and over each column [P, K], computed in blocks of rows."""
     rows, columns_PK = [], torch.zeros(len(NORMS), matrix_RK.shape[1], dtype=torch.float64)
     for block_RK in matrix_RK.split(max(1, BLOCK_ELEMENTS // matrix_RK.shape[1])):
         sizes_RK = block_RK.float().abs()
-        powers = sizes_RK, sizes_RK.square()
-        rows.append(torch.stack([power.sum(1) for power in powers]))
-        columns_PK += torch.stack([power.sum(0) for power in powers])
+        both = sizes_RK, sizes_RK.square()
+        rows.append(torch.stack([power.sum(1) for power in both]))
+        columns_PK += torch.stack([power.sum(0) for power in both])
     return torch.cat(rows, dim=1).double(), columns_PK
 
 

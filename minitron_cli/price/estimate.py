@@ -76,6 +76,8 @@ class _Speeds:
         import torch
 
         seconds = moved.read * self._disk.read + moved.written * self._disk.write if moved.read + moved.written else 0.0
+        if moved.weighed:
+            seconds += moved.weighed * self._model.magnitude()
         if moved.updates:
             seconds += moved.updates * self._student.update()
         for flops, dtype in ((moved.products, torch.float32), (moved.solves, torch.float64)):

@@ -28,7 +28,10 @@ def work(
         passes=tuple(derive.passes(result)),
         model=run,
         observed=config.observer_options,
-        moved={"read the model": Moved(read=model.weights_bytes)},
+        moved={
+            "read the model": Moved(read=model.weights_bytes),
+            "magnitude": Moved(read=model.weights_bytes, weighed=model.shape.parameters()),
+        },
         certain={"weights": model.weights_bytes} if is_resident else {},
         transient={
             "one layer": 0 if is_resident else _layer_bytes(model),

@@ -6,7 +6,6 @@ decoder's time is proportional to its FLOPs, so that of one layer stands for all
 
 # B sequence, T token, N token of any sequence, D hidden, V vocab
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.evaluate.perplexity import token_kl
 from minitron_cli.importance.collect import observe
+from minitron_cli.importance.magnitude import powers
 from minitron_cli.importance.observers import layer_observers
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.observer import Part
@@ -73,14 +73,23 @@ class Probe:
 
     def update(self) -> float:
         """Seconds that an optimizer takes per parameter and step, clipping included."""
-        return self._figure("update", lambda: _median(self._update()) / UPDATED)
+        return self._figure("update", lambda: _fastest(self._update()) / UPDATED)
+
+    def magnitude(self) -> float:
+        """Seconds that the magnitude of a weight takes, which is summed on the CPU."""
+
+        def timed() -> float:
+            matrix_VD = self.model.embedding_VD.detach().cpu()
+            return _fastest(lambda: powers(matrix_VD)) / matrix_VD.numel()
+
+        return self._figure("magnitude", timed)
 
     def product(self, dtype: torch.dtype) -> float:
         """Seconds per FLOP of a product of two square matrices."""
 
         def timed() -> float:
             a = torch.rand(PRODUCT, PRODUCT, dtype=dtype, device=self.device)
-            return _median(self._synced(lambda: a @ a)) / (2 * PRODUCT**3)
+            return _fastest(self._synced(lambda: a @ a)) / (2 * PRODUCT**3)
 
         return self._figure(f"product {dtype}", timed)
 
@@ -108,7 +117,7 @@ class Probe:
         def measure() -> float:
             batches = self._fitting(timed)
             size = self.model.size(batches.length)
-            return _median(self._synced(timed(batches))) / (batches.tokens * flops(size))
+            return _fastest(self._synced(timed(batches))) / (batches.tokens * flops(size))
 
         return self._figure(name, measure)
 
@@ -267,14 +276,14 @@ def _saved_bytes(probe: Probe, batches: Batches) -> int:
     return sum(kept.values())
 
 
-def _median(run: Callable[[], object]) -> float:
-    """Median seconds of a few repetitions after a warm-up, of one if they take too long."""
+def _fastest(run: Callable[[], object]) -> float:
+    """Least seconds of a few repetitions after a warm-up: the figure is kept, and the load of the moment passes."""
     run()
     taken: list[float] = []
     while len(taken) < REPETITIONS and sum(taken) < SECONDS:
         stopping.raise_if_stopped()
         taken.append(_seconds(run))
-    return statistics.median(taken)
+    return min(taken)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -74,6 +74,8 @@ class Moved:
     """Bytes read from disk."""
     written: int = 0
     """Bytes written to disk, synced and hashed."""
+    weighed: int = 0
+    """Weights whose magnitude is summed by row and by column."""
     updates: int = 0
     """Parameters that an optimizer updates, over all steps."""
     products: int = 0
