@@ -2,9 +2,9 @@
 
     python scripts/price_study.py --text FILE --work DIRECTORY [--models gemma-3-270m,qwen2.5-0.5b,DIRECTORY]
 
-Every cell is priced by a dry run, which also fills the cache of probed speeds, and then run in a process of its own, all
-on one thread. Its time is the CPU time of that process less that of a dry run, which imports the same libraries: on one
-thread that is the time that it takes on a quiet machine, whatever else is running. Finished cells are kept in
+Every cell is priced by a dry run, which also fills the cache of probed speeds, and then run in a process of its own,
+all on one thread. Its time is the CPU time of that process less that of a dry run, which imports the same libraries: on
+one thread that is the time that it takes on a quiet machine, whatever else is running. Finished cells are kept in
 DIRECTORY/cells.json, so that a killed study continues where it was.
 """
 
