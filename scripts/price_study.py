@@ -52,7 +52,7 @@ def measured(work: Path, model: str, verb: str, text: Path) -> Mapping[str, Any]
     """Figures of one cell: those that are kept, or new ones."""
     known, name = cells(work), f"{model}: {verb}"
     if name not in known:
-        words = arguments(verb, located(model), text)
+        words = tuple(arguments(verb, located(model), text))
         runs = ("--runs-dir", str(work / "runs"), "--run", Path(model).name, "--json")
         dry = (*words, *runs, "--overwrite", "--dry-run")
         minitron(dry)  # fills the cache of probed speeds
