@@ -62,6 +62,8 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
 
 
 def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
+    """The child, or the most evenly scaled feasible shapes in place of those that retain most importance, which needs
+    scores."""
     prune = recipe.prune
     if recipe.search:
         found = _searched(recipe.search, parent)
@@ -89,7 +91,8 @@ def _steps(recipe: Recipe, parent: Shape, teacher: Shape, child: Shape, candidat
         blocks = recipe.search.score_blocks
         yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
     changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
-    yield "prune", ", ".join(changes) if candidates == 1 else f"the best of {candidates} shapes"
+    among = f"the best of {candidates} shapes" + ("" if recipe.search else f", on {recipe.prune.score_blocks} blocks")
+    yield "prune", ", ".join(changes) if candidates == 1 else among
     if recipe.distill:
         yield "distill", _training(recipe.distill, teacher, child, length)
     yield from (

@@ -98,7 +98,8 @@ class CandidateStudy(Study):
             return self.plain
         config = PruneConfig(repair=repair, repair_samples=self.samples)
         calibration = ImportanceConfig(samples=self.samples)
-        builder = repaired_plan.with_repair(self.plain, config, calibration, self.train, self.directory / "repair")
+        scratch = self.directory / "repair"
+        builder = repaired_plan.with_repair(self.plain, config, "all", calibration, self.train, scratch)
         if repair == "rotate":
             assert builder.repair
             builder.repair(builder.plan(next(iter(self.candidates.values())).shape))

@@ -30,7 +30,7 @@ def _search(artifact: Artifact) -> Iterator[Entry]:
     for candidate in candidates:
         yield from _on_candidate(result, candidate)
     if result.repair:
-        repaired = [(candidate.model, candidate.repairs) for candidate in candidates]
+        repaired = [(candidate.model, {*candidate.repairs, *candidate.retrained_repairs}) for candidate in candidates]
         yield from compute.repair(result.parent, repaired, result.repair.tokens)
 
 

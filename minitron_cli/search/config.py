@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from minitron_cli.evaluate.metrics import KL, TEXT_FIGURES, task_figure
 from minitron_cli.figures import Figure
 from minitron_cli.model.axes import Axis
-from minitron_cli.prune.config import Budget, Ranking
+from minitron_cli.prune.config import Budget, Ranking, ScoreRepair
 from minitron_cli.search.axis_sizes import PRESETS, AxisSizes, Preset
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.parameters import Parameters
@@ -103,6 +103,10 @@ class SearchConfig(Spec):
     """Quantity that ranks candidates: loss, kl (to the teacher), or an lm-eval task such as winogrande:5."""
     score_blocks: int = Field(64, ge=1)
     """Validation blocks per score."""
+    score_repair: ScoreRepair = "rotate"
+    """Repair of a candidate before it is scored zero-shot, as far as `prune.repair` includes it. rotate: only the
+    rotation, whose statistics serve all candidates; all: everything but rescaling, for each candidate anew. Candidates
+    that are retrained are repaired as the child will be, whatever is chosen here."""
     ranking: Ranking = Ranking()
     """Importance metrics that choose what is kept on every axis."""
     retrain: Retrain | None = Retrain()
