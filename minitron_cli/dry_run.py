@@ -1,11 +1,11 @@
 """Forecast of a recipe from family tables and configs: shapes, counts and work. Nothing is run or downloaded."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from minitron_cli.checkpoint import model_names
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.inputs.source_model import open_checkpoint, published_shape
 from minitron_cli.model.shape import Shape
@@ -116,10 +116,11 @@ def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
     retrain = search.retrain
     if retrain is None or candidates < 2:
         return ""
+    retrain, remark = short_runs.fitted(retrain, length)
     running = min(retrain.top, candidates)
     if retrain.rungs == 1:
-        return f", the best {running} retrained on {retrain.tokens:,} tokens"
-    total = math.ceil(retrain.tokens / (retrain.batch_size * length))
+        return f", the best {running} retrained on {retrain.tokens:,} tokens{_fitted(remark)}"
+    total = retrain.total_steps(length)
     steps, left = [0, *halving.rung_steps(total, retrain.rungs, retrain.keep)], []
     for _ in steps[1:]:
         left.append(running)
@@ -128,10 +129,12 @@ def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
     counts = ", then ".join(map(str, left))
     return (
         f", the best {counts} retrained on up to {retrain.tokens:,} tokens: {trained * retrain.batch_size * length:,}"
+        f"{_fitted(remark)}"
     )
 
 
 def _training(config: DistillConfig, teacher: Shape, student: Shape, length: int) -> str:
+    config, remark = short_runs.fitted(config, length)
     steps = config.total_steps(length)
     tokens = steps * config.batch_size * length
     # A backward pass costs twice its forward pass; the teacher runs forward only.
@@ -139,5 +142,11 @@ def _training(config: DistillConfig, teacher: Shape, student: Shape, length: int
     losses = " + ".join(loss.kind for loss in config.losses)
     return (
         f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens, {losses}: "
-        f"{tokens:,} tokens, {tokens * per_token:.2g} FLOP"
+        f"{tokens:,} tokens, {tokens * per_token:.2g} FLOP{_fitted(remark)}"
     )
+
+
+def _fitted(remark: str | None) -> str:
+    """Remark on settings that were fitted to the length of a run, as a further sentence. The text is not read here, so
+    its size may lower a batch further."""
+    return f"; {remark}" if remark else ""

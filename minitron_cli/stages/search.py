@@ -12,6 +12,7 @@ from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
@@ -71,6 +72,9 @@ def run(
     builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
     targets = [_Target.of(config, label, parent.shape) for label in config.labels]
     train_blocks = blocks_of(context, data, "train", parent.path)
+    if config.retrain:
+        fitted = short_runs.fit(config.retrain, train_blocks.sequence_length, len(train_blocks))
+        config = config.model_copy(update={"retrain": fitted})
     validation = blocks_of(context, data, "validation", parent.path)
     objective = SearchObjective(config.objective, config.score_blocks, validation, teacher, parent.path, here)
     calibration = ImportanceConfig(**scores.manifest.config)
@@ -215,7 +219,7 @@ class _Repair:
 class RetrainingConfig(DistillConfig):
     """Retraining of a candidate, as a configuration of the training loop."""
 
-    section: ClassVar[str] = "search.retrain"
+    section: ClassVar[str] = Retrain.section
 
     @classmethod
     def of(cls, retrain: Retrain, seed: int) -> Self:
@@ -246,7 +250,7 @@ class _Retraining:
     def of(cls, retrain: Retrain, seed: int, blocks: Blocks) -> Self:
         """Retraining on these blocks, in an order that the seed chooses."""
         config = RetrainingConfig.of(retrain, seed)
-        total = config.total_steps(blocks.sequence_length)
+        total = retrain.total_steps(blocks.sequence_length)
         return cls(retrain, config, blocks, halving.rung_steps(total, retrain.rungs, retrain.keep))
 
     @property
