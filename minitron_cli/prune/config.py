@@ -98,7 +98,7 @@ class PruneConfig(Spec):
     least_squares: fit each matrix to what the parent computes in its place; all: both. rescale: only rescale norms,
     which least_squares includes. auto: all that the model allows, if there is text to fit on."""
     repair_samples: int = Field(128, ge=1)
-    """Number of training blocks that a repair is fitted on."""
+    """Number of training blocks that a repair is fitted on. Unless set, at most those that the text has."""
     untie: bool = False
     """Untie the LM head of a model that shares it with the embedding. This makes a rotation exact; the added parameters
     count toward the target."""

@@ -147,8 +147,9 @@ def calibration_use(config: PruneConfig, train: Blocks) -> CalibrationUse:
 
 
 def check_enough_text(config: PruneConfig, train: Blocks) -> None:
-    """Raise DataError if there are fewer blocks than a repair that was asked for is to be fitted on."""
-    if config.repair != "auto" and config.repair_samples > len(train):
+    """Raise DataError if a repair that was asked for has no block to be fitted on, or fewer than were asked for."""
+    least = config.repair_samples if "repair_samples" in config.model_fields_set else 1
+    if config.repair != "auto" and least > len(train):
         raise DataError(
             f"prune.repair_samples is {config.repair_samples} and the data has {len(train)} blocks to fit a repair on: "
             "lower prune.repair_samples or data.sequence_length, or add text"
