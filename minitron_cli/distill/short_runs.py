@@ -93,12 +93,12 @@ def _refuse_batch(settings: Settings, sequence_length: int, blocks: int | None) 
 
 
 def _refuse_warmup(settings: Settings, steps: int) -> None:
-    if "warmup_steps" in settings.model_fields_set and 0 < steps <= settings.warmup_steps:
+    if "warmup_steps" in settings.model_fields_set and settings.warmup_steps > steps:
         section = settings.section
         raise RecipeError(
-            f"{section}.warmup_steps {settings.warmup_steps:,} is not below the run's {steps:,} steps, so the learning "
-            f"rate only rises: lower {section}.warmup_steps, raise {section}.tokens, or leave warmup_steps out to have "
-            "it fitted"
+            f"{section}.warmup_steps {settings.warmup_steps:,} is more than the run's {steps:,} steps, so the learning "
+            f"rate never reaches its peak: lower {section}.warmup_steps, raise {section}.tokens, or leave warmup_steps "
+            "out to have it fitted"
         )
 
 

@@ -42,7 +42,7 @@ def test_a_published_run_stays_as_it_is(kind):
     [
         ({"tokens": 4_000, "batch_size": 64}, 1000, r"batch_size 64 x 100 tokens is more than .*\.tokens 4,000"),
         ({"tokens": 10_000, "batch_size": 64}, 63, r"batch_size 64 is more than the 63 blocks of the training text"),
-        ({"tokens": 10_000, "warmup_steps": 100}, 1000, r"warmup_steps 100 is not below the run's 100 steps"),
+        ({"tokens": 10_000, "warmup_steps": 101}, 1000, r"warmup_steps 101 is more than the run's 100 steps"),
     ],
 )
 def test_what_the_user_set_is_refused_where_it_cannot_work(kind, given, blocks, message):
