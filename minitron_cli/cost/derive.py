@@ -35,7 +35,7 @@ def _search(result: SearchResult) -> Iterator[Pass]:
     for candidate in candidates:
         yield from _on_candidate(result, candidate)
     if result.repair:
-        repaired = [(candidate.model, candidate.repairs) for candidate in candidates]
+        repaired = [(candidate.model, {*candidate.repairs, *candidate.retrained_repairs}) for candidate in candidates]
         yield from compute.repair(result.parent, repaired, result.repair.tokens)
 
 

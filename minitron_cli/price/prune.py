@@ -23,8 +23,10 @@ class Pruning:
     parent: Subject
     candidates: Sequence[Shape]
     """Shapes of which one is chosen, or the one that is given."""
+    score_repairs: Sequence[Collection[str]]
+    """Names of the repairs that each of them gets before it is scored."""
     repairs: Sequence[Collection[str]]
-    """Names of the repairs that each of them gets."""
+    """Names of the repairs that each of them gets if it is the child."""
     length: int
     """Tokens of a block of the text; 0 without any."""
     repair_samples: int = 0
@@ -58,7 +60,8 @@ def work(pruning: Pruning) -> Work:
     child, repairs = pruning.candidates[number], pruning.repairs[number]
     child_bytes = child.parameters() * ITEM_BYTES[parent.dtype]
     result = _result(pruning, number)
-    fitted = list(zip(pruning.candidates, pruning.repairs, strict=True)) + [(child, repairs)] * pruning.is_choice
+    scored = zip(pruning.candidates, pruning.score_repairs, strict=True) if pruning.is_choice else ()
+    fitted = [*scored, (child, repairs)]
     return Work(
         what=_what(pruning, child),
         passes=(*derive.passes(result), *fit.passes_again(fitted, pruning.fit_tokens, pruning.length)),
@@ -110,13 +113,13 @@ def _result(pruning: Pruning, number: int) -> PruneResult:
 
 
 def _candidates(pruning: Pruning) -> Iterator[CandidateResult]:
-    for shape, repairs in zip(pruning.candidates, pruning.repairs, strict=True):
+    for shape, repairs in zip(pruning.candidates, pruning.score_repairs, strict=True):
         yield CandidateResult(
             shape=shape.prunable,
             parameters=shape.parameters(),
             zero_shot=0,
             model=model_size(shape, pruning.length),
-            repairs=tuple(set(repairs) - {"rescale"}),
+            repairs=tuple(repairs),
         )
 
 

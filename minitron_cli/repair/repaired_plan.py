@@ -1,6 +1,7 @@
 """Repair a pruning plan: which repairs apply, what they are fitted on, and how much they help."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from minitron_cli.layerwise.config import CalibrationConfig
 from minitron_cli.memory import fits
 from minitron_cli.model.residual_stream import rotation_obstacle
 from minitron_cli.prune.child_builder import ChildBuilder
-from minitron_cli.prune.config import PruneConfig
+from minitron_cli.prune.config import SCORE_REPAIRS, PruneConfig, ScoreRepair
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair.closed_form import ClosedFormRepair, SampledBlocks
 from minitron_cli.repair.pca_rotation import check_rotatable
@@ -79,15 +80,26 @@ def repaired(
 
 
 def with_repair(
-    builder: ChildBuilder, config: PruneConfig, calibration: CalibrationConfig, train: Blocks, scratch: Path
+    builder: ChildBuilder,
+    config: PruneConfig,
+    setting: ScoreRepair,
+    calibration: CalibrationConfig,
+    train: Blocks,
+    scratch: Path,
 ) -> ChildBuilder:
-    """A builder whose candidates are repaired before they are scored, but for `rescale`, which needs trials."""
-    fit = closed_form_repair(builder, config, calibration, train, scratch)
+    """A builder whose candidates are repaired as far as the setting says. The parent is loaded when it is needed."""
+    fit = cache(lambda: closed_form_repair(builder, config, calibration, train, scratch))
 
     def repair(plan: PrunePlan) -> PrunePlan:
-        return fit.repaired(plan, applicable(plan, config) - {"rescale"}, str(plan.child))
+        repairs = of_candidate(plan, config, setting)
+        return fit().repaired(plan, repairs, str(plan.child)) if repairs else plan
 
     return replace(builder, repair=repair)
+
+
+def of_candidate(plan: PrunePlan, config: PruneConfig, setting: ScoreRepair) -> frozenset[str]:
+    """Repairs of a candidate with this plan before it is scored."""
+    return applicable(plan, config) & SCORE_REPAIRS[setting]
 
 
 def closed_form_repair(
@@ -135,8 +147,9 @@ def calibration_use(config: PruneConfig, train: Blocks) -> CalibrationUse:
 
 
 def check_enough_text(config: PruneConfig, train: Blocks) -> None:
-    """Raise DataError if there are fewer blocks than a repair that was asked for is to be fitted on."""
-    if config.repair != "auto" and config.repair_samples > len(train):
+    """Raise DataError if a repair that was asked for has no block to be fitted on, or fewer than were asked for."""
+    least = config.repair_samples if "repair_samples" in config.model_fields_set else 1
+    if config.repair != "auto" and least > len(train):
         raise DataError(
             f"prune.repair_samples is {config.repair_samples} and the data has {len(train)} blocks to fit a repair on: "
             "lower prune.repair_samples or data.sequence_length, or add text"

@@ -38,6 +38,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     def searched(repair: str = "none", **changes: object) -> Artifact:
         space = {"ffn": (24, 32, 40), "hidden": (24, 32)}
         usual = {"budget": BUDGET, "space": space, "candidates": 3, "score_blocks": 2, "retrain": RETRAIN}
+        usual |= {"score_repair": "all"}
         own = PruneConfig(repair=repair, repair_samples=5)
         return search.run(at, parent, scores, text, SearchConfig(**{**usual, **changes}), prune=own)
 
@@ -65,7 +66,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
             shape={"ffn": 24, "layer": 2}, rounds=2, repair="none", ranking=by_perplexity
         ),
         "prune in rounds with repair": lambda: pruned(shape={"ffn": 24}, rounds=3, repair="least_squares"),
-        "prune to a budget with repair": lambda: pruned(budget=BUDGET, candidates=3, repair="all"),
+        "prune to a budget with repair": lambda: pruned(
+            budget=BUDGET, candidates=3, repair="all", score_blocks=64, score_repair="all"
+        ),
         "distill": trained,
         "distill on text alone": lambda: trained(losses=OBJECTIVES["ce"]),
         "correct": lambda: correct.run(at, parent, text, CorrectConfig(**TRAINING)),

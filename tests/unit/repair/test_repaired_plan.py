@@ -7,9 +7,11 @@ import torch
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.cost.derive import spent
 from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune import child_builder
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.repair import closed_form, norm_rescale, repaired_plan
 from minitron_cli.results.prune import PruneResult, RepairResult
@@ -291,7 +293,7 @@ def loss_of(child, place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["search", "prune"])
-def test_candidates_are_scored_as_they_would_be_repaired(pruned, place, tmp_path, stage, monkeypatch):
+def test_candidates_may_be_scored_as_they_would_be_repaired(pruned, place, tmp_path, stage, monkeypatch):
     """A candidate's score is the loss of the child that would be written; norms are looked at once for all."""
     passes, watched = [], closed_form.second_moments
     monkeypatch.setattr(closed_form, "second_moments", lambda *a, **k: passes.append(1) or watched(*a, **k))
@@ -300,15 +302,51 @@ def test_candidates_are_scored_as_they_would_be_repaired(pruned, place, tmp_path
     budget = {"target": int(0.7 * parent.shape.parameters()), "tolerance": 0.2}
     repair = PruneConfig(shape=SHAPE, repair="all", repair_samples=12)
     if stage == "search":
-        config = SearchConfig(budget=budget, candidates=2, retrain=None)
+        config = SearchConfig(budget=budget, candidates=2, score_repair="all", retrain=None)
         made = search.run(here, parent, scores, data(place), config, prune=repair)
         plain = search.run(here, parent, scores, data(place), config)
         assert plain.path != made.path
     else:
-        options = {"repair": "all", "repair_samples": 12}
+        options = {"repair": "all", "repair_samples": 12, "score_repair": "all", "score_blocks": 64}
         config = PruneConfig(budget=budget, candidates=2, **options)
         made = prune.run(here, parent, config, scores=scores, data=data(place))
     assert len(passes) == 1
     for row in made.result(SearchResult if stage == "search" else PruneResult).candidates:
         written = pruned(repair="all", shape=dict(row.shape))
         assert row.zero_shot == pytest.approx(loss_of(hf.load_model(written.path), place), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_choice_costs_a_look_at_each_candidate_and_one_repair(place, tmp_path, monkeypatch):
+    """Candidates are rotated, with one pass for all and the child, and read on 8 blocks; only the child is fitted."""
+    calls = {"second_moments": [], "fit_layerwise": []}
+    for name, seen in calls.items():
+        original = getattr(closed_form, name)
+        monkeypatch.setattr(closed_form, name, lambda *a, f=original, s=seen, **k: s.append(1) or f(*a, **k))
+    looks, original = [], child_builder.perplexity
+
+    def look(child, blocks, *, max_blocks):
+        looks.append((child.config.hidden_size, child.config.intermediate_size, max_blocks))
+        return original(child, blocks, max_blocks=max_blocks)
+
+    monkeypatch.setattr(child_builder, "perplexity", look)
+    here, parent = context(tmp_path), open_source_model(place / "model")
+    scores = importance.run(here, parent, data(place), ImportanceConfig(samples=12, batch_size=4, layer_removal=False))
+    budget = {"target": int(0.7 * parent.shape.parameters()), "tolerance": 0.2}
+    config = PruneConfig(budget=budget, candidates=3, repair="all", repair_samples=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(prune.repaired_plan, "repaired", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            prune.run(here, parent, config, scores=scores, data=data(place))
+    made = prune.run(here, parent, config, scores=scores, data=data(place))
+    found = made.result(PruneResult)
+    assert [row.zero_shot for row in found.candidates] == sorted(row.zero_shot for row in found.candidates)
+    shapes = {(row.shape["hidden"], row.shape["ffn"]) for row in found.candidates}
+    assert len(looks) == len(shapes) == 3, "what was scored before the kill is not scored again"
+    assert set(looks) == {(*shape, 8) for shape in shapes}
+    assert found.score_tokens == 8 * 16
+    assert all(set(row.repairs) <= {"rotate"} for row in found.candidates)
+    assert {name: len(seen) for name, seen in calls.items()} == {"second_moments": 1, "fit_layerwise": 1}
+    tokens = {entry.work: entry.tokens for entry in spent(made)}
+    assert tokens["repair"] == 12 * 16 * (1 + 2), "one pass for the rotation; the fit reads parent and child"
+    assert tokens["held-out text"] == 3 * 8 * 16 + 7 * found.repair.effect.tokens
