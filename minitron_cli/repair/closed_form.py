@@ -13,6 +13,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch, batch
 from minitron_cli.data.pack import Blocks
 from minitron_cli.evaluate.perplexity import kl_to_parent
+from minitron_cli.layerwise.observer import final_norm
 from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights, Weights
 from minitron_cli.model.residual_stream import foldable
 from minitron_cli.prune.child_builder import ChildBuilder
@@ -23,7 +24,7 @@ from minitron_cli.repair import norm_rescale
 from minitron_cli.repair.fitted_child import FittedChild
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
 from minitron_cli.repair.norm_statistics import second_moments
-from minitron_cli.repair.pca_rotation import leading_directions
+from minitron_cli.repair.pca_rotation import diagonalizing, head_moments, leading_directions
 from minitron_cli.repair.store import RepairStore
 
 if TYPE_CHECKING:
@@ -78,10 +79,17 @@ class ClosedFormRepair:
         """The plan with those of the repairs that need no trials. Fitted tensors are kept on disk under the label."""
         parent = self.builder.parent
         if "rotate" in repairs:
-            basis_DK = leading_directions(self.moments(), plan.child.sizes["hidden"])
             gain_D = norm_gains(parent.shape, foldable(parent.shape), parent.checkpoint.read)
-            plan = plan.repaired(Repair(basis_DK, gain_D=gain_D))
+            plan = plan.repaired(Repair(self._basis(plan.child.sizes["hidden"]), gain_D=gain_D))
         return self._fitted(plan, self._store(f"fit-{label}")) if "least_squares" in repairs else plan
+
+    def _basis(self, count: int) -> Tensor:
+        """Directions of the residual stream to keep [D, K]: those that norms, and the LM head, see most of."""
+        parent, name = self.builder.parent, f"{final_norm(self.builder.parent.family)}.weight"
+        gain_D = parent.checkpoint.read(name).float().cpu() + parent.family.norm_offset
+        moments_DD = self.moments() + head_moments(self._store("norms").norm(name), gain_D)
+        basis_DK = leading_directions(moments_DD, count)
+        return basis_DK if name in foldable(parent.shape) else diagonalizing(basis_DK, gain_D)
 
     def moments(self) -> Tensor:
         """Second moments of the inputs of all norms together, fp64 [D, D], whatever is pruned. Computed once."""

@@ -192,6 +192,17 @@ def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
     assert torch.equal(child.read("model.layers.0.input_layernorm.weight"), torch.ones(SHAPE["hidden"]))
 
 
+@torch.no_grad()
+def test_a_tied_head_is_only_projected(pruned, tied):
+    """Logits E P diag(g) P x of the whole weight of an uneven last norm, with P on the kept subspace."""
+    ids, parent = torch.arange(40)[None], hf.load_model(tied)
+    child, apart = (hf.load_model(pruned(tied, repair="rotate", untie=untie).path) for untie in (False, True))
+    embedding, gain = apart.model.embed_tokens.weight, parent.model.norm.weight
+    basis = torch.linalg.lstsq(parent.model.embed_tokens.weight, embedding).solution
+    apart.lm_head.weight = torch.nn.Parameter(embedding @ basis.T @ (gain[:, None] * basis))
+    torch.testing.assert_close(child(ids).logits, apart(ids).logits, rtol=0, atol=2e-4)
+
+
 def test_by_default_all_is_repaired_that_the_model_allows(pruned, pruned_anew, tied, said):
     best, asked = pruned_anew(repair="auto"), pruned(repair="all")
     assert repair_of(best) == repair_of(asked)
