@@ -2,10 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt reference bench kills bench-teacher real-models client-transformers-4 client-llama-cpp client-browser
+.PHONY: help demo test test-fast check fmt reference bench kills faults bench-teacher real-models client-transformers-4 client-llama-cpp client-browser
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: $(READY)  ## measure speed and memory
 
 kills: $(READY)  ## kill trainings a hundred times and compare each with an undisturbed one (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.training_kills --out $(RESULTS)/training-kills.json
+
+faults: $(READY)  ## kill, starve and mislead every command, then write docs/results/reliability.md (40 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign --out docs/results/reliability.md
 
 bench-teacher: $(READY)  ## train the small teachers that quality is measured on (an hour)
 	$(BIN)/python scripts/bench_teacher.py

@@ -30,10 +30,11 @@ from minitron_cli.search.config import SearchConfig
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
     from minitron_cli.pipeline import Results
+    from minitron_cli.results.verification import Verification
 
     Model = str | Path | SourceModel  # a directory, a hub id, an alias such as llama-3.1-8b, or an open model
 
-__all__ = ["correct", "distill", "evaluate", "importance", "prune", "report", "run", "search", "workspace"]
+__all__ = ["correct", "distill", "evaluate", "importance", "prune", "report", "run", "search", "verify", "workspace"]
 
 
 @contextmanager
@@ -163,11 +164,21 @@ def report(context: Context) -> Artifact:
     return stage.run(context)
 
 
-def run(context: Context, recipe: Recipe) -> "list[Results]":
-    """Run every stage of a recipe, and every step of a chain; one entry per step."""
+def verify(path: str | Path) -> "Verification":
+    """Compare every byte of the workspace at `path` with what was written. ArtifactError if there is none."""
+    from minitron_cli.report import verification
+
+    return verification.verify(Workspace(Path(path)))
+
+
+def run(context: Context, recipe: Recipe, *, fail_if_worse: bool = False) -> "list[Results]":
+    """Run every stage of a recipe, and every step of a chain; one entry per step.
+
+    With `fail_if_worse`, RunFailed after a training that made its objective worse on held-out text.
+    """
     from minitron_cli import pipeline
 
-    return pipeline.run(recipe, context)
+    return pipeline.run(recipe, context, fail_if_worse=fail_if_worse)
 
 
 def _opened(context: Context, model: "Model") -> "SourceModel":

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import model_names
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.inputs.source_model import published_shape
-from minitron_cli.model.families import family_of
+from minitron_cli.inputs.source_model import open_checkpoint, published_shape
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.search import feasible, halving, space
@@ -48,7 +46,8 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def _plan(recipe: Recipe, model: str, parent: Shape, original: Shape) -> Plan:
-    children = _children(recipe, parent.untied() if recipe.prune.untie else parent)
+    prunable = parent.untied() if recipe.prune.untie else parent
+    children = _children(recipe, replace(prunable, kinds=()) if recipe.prune.serving_lint == "warn" else prunable)
     largest = max(children.values(), key=Shape.parameters)
     teacher = {"original": original, "parent": parent}.get(recipe.teacher) or shape_of(recipe.teacher)[0]
     return Plan(model, parent, children, dict(_steps(recipe, parent, teacher, largest, len(children))))
@@ -58,11 +57,7 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
     """Shape of a model, and its checkpoint if the files are on this machine. Downloads and hashes nothing."""
     if published := published_shape(model):
         return published, None
-    path = Path(model) if Path(model).is_dir() else hf.resolve(model, offline=True).path
-    checkpoint = Checkpoint.open(path)
-    config = hf.load_config(path)
-    shape = Shape.of(family_of(config), config)
-    shape.check(checkpoint.shapes)
+    checkpoint, _, shape = open_checkpoint(model_names.resolve(model, offline=True).path)
     return shape, checkpoint
 
 

@@ -9,8 +9,9 @@ MinitronError              exit 1
 │   └── InfeasibleError             no shape meets the target
 ├── EnvironmentFault       exit 3   disk, permission, memory, lock, network
 ├── RunFailed              exit 1   the work itself failed (diverged)
-├── GateMissed             exit 4   a measured value misses its gate
-└── Interrupted            exit 130 or 143, the state is saved
+└── GateMissed             exit 4   a measured value misses its gate
+
+Interrupted                exit 130 or 143, the state is saved
 """
 
 
@@ -62,8 +63,11 @@ class GateMissed(MinitronError):
     exit_code = 4
 
 
-class Interrupted(MinitronError):
-    """A stop was requested by the user or the scheduler; raised between two steps of a loop."""
+class Interrupted(BaseException):
+    """A stop was requested by the user or the scheduler; raised between two steps of a loop.
+
+    Like KeyboardInterrupt it is no Exception: libraries that run our work must not take it for a failure of theirs.
+    """
 
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)

@@ -1,6 +1,5 @@
 """A figure's title, unit, format and direction, owned by whatever is measured. Knows no measurement and no page."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,20 +7,22 @@ from typing import Literal, NamedTuple
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+HUGE = 1e12  # from which a number is written as a power of ten: the perplexity of a diverged model has 100 digits
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Style = Literal["significant", "fixed", "count", "short", "bytes", "share", "power"]
 
 
 class Estimate(NamedTuple):
-    """Measured value with its uncertainty: a standard error, or the ends of a 95 % interval."""
+    """Measured value with the ends of its interval, or of another figure than its column's."""
 
     value: float | None
     """None where the measurement gave no finite value."""
-    stderr: float | None = None
     low: float | None = None
     high: float | None = None
     note: str = ""
     """Remark behind the value, such as `p 0.01`."""
+    figure: "Figure | None" = None
+    """Figure of the value, in a table whose rows are quantities; None for that of the column."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ class Figure:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def cell(self, value: float | Estimate | None) -> str:
-        """Value as a cell under `heading`, with its uncertainty; a dash for None."""
+        """Value as a cell under `heading`, with its interval; a dash for None."""
         found = value if isinstance(value, Estimate) else Estimate(value)
         if found.value is None:
             return NOTHING
-        if self.style in ("fixed", "significant") and (found.stderr is not None or found.low is not None):
-            written = _with_uncertainty(found, is_change=self.is_change)
+        figure = found.figure or self
+        plus = "+" if figure.is_change else ""
+        if found.low is None or found.high is None:
+            written = _signed(found.value, _STYLES[figure.style](abs(found.value)), plus)
         else:
-            written = self.change(found.value) if self.is_change else self._plain(found.value)
+            written = _with_interval(found.value, found.low, found.high, plus)
         return f"{written}, {found.note}" if found.note else written
 
     def text(self, value: float | None) -> str:
@@ -60,22 +63,17 @@ class Figure:
         written = self.cell(value)
         return f"{written} {self.unit}" if self.unit and value is not None else written
 
-    def change(self, value: float) -> str:
-        """Difference of two values, with its sign: `+0.25`. A difference that rounds to 0 has no sign."""
-        return _signed(value, self._plain(abs(value)))
-
-    def _plain(self, value: float) -> str:
-        return _STYLES[self.style](value).replace("-", MINUS)
-
 
 def significant(value: float) -> str:
     """Four significant digits with thousands separators: `1,234`, `0.9876`."""
+    if abs(value) >= HUGE:
+        return power(value)
     return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def fixed(value: float) -> str:
     """As many decimals as values of that size have in one column: `2.346`, `0.640`, `136.0`."""
-    return f"{value:,.{_decimals(value)}f}"
+    return _written(value, value)
 
 
 def count(value: float) -> str:
@@ -85,14 +83,10 @@ def count(value: float) -> str:
 
 def short(value: float) -> str:
     """Three significant digits with k, M, B or T: `4.51 B`."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{_three_digits(value / size)} {unit}"
-    return f"{value:g}" if value == int(value) else _three_digits(value)
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".")
+    units = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))
+    size, unit = next((one for one in units if abs(value) >= 0.9995 * one[0]), (1, ""))
+    is_whole = not unit and value == int(value)
+    return f"{value:g}" if is_whole else f"{value / size:#.3g}".rstrip(".") + unit
 
 
 def memory_size(size_bytes: float) -> str:
@@ -104,11 +98,6 @@ def memory_size(size_bytes: float) -> str:
     return f"{size_bytes:,.4g} GiB"
 
 
-def share(value: float) -> str:
-    """Fraction as a percentage with one decimal: `97.3 %`."""
-    return f"{100 * value:.1f} %"
-
-
 def power(value: float) -> str:
     """Three significant digits and a power of ten: 1.23 times 10¹⁵."""
     if not value:
@@ -117,22 +106,22 @@ def power(value: float) -> str:
     return f"{mantissa} {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPT)}"
 
 
-def _with_uncertainty(found: Estimate, *, is_change: bool) -> str:
-    """`2.346 ± 0.012` or `0.640 (0.573 to 0.707)`, all with the decimals that the least certain digit deserves."""
-    known = [x for x in (found.value, found.low, found.high) if x is not None]
-    digits = _decimals(max(known, key=abs))
-    if found.stderr is not None and 0 < found.stderr < 10.0**-digits:
-        digits = min(6, math.ceil(-math.log10(found.stderr)))
-    written = [f"{abs(x):,.{digits}f}" for x in known]
-    value, *ends = (_signed(x, text, plus="+" if is_change else "") for x, text in zip(known, written, strict=True))
-    error = "" if found.stderr is None else f" ± {found.stderr:,.{digits}f}"
-    return value + error + (f" ({' to '.join(ends)})" if ends else "")
+def _with_interval(value: float, low: float, high: float, plus: str) -> str:
+    """`0.640 (0.573 to 0.707)`, all with the decimals of the largest."""
+    largest = max(value, low, high, key=abs)
+    written, first, last = (_signed(x, _written(abs(x), largest), plus) for x in (value, low, high))
+    return f"{written} ({first} to {last})"
 
 
-def _signed(value: float, written: str, plus: str = "+") -> str:
+def _written(value: float, largest: float) -> str:
+    """Value with the decimals of the largest in its column."""
+    return power(value) if abs(value) >= HUGE else f"{value:,.{_decimals(largest)}f}"
+
+
+def _signed(value: float, written: str, plus: str) -> str:
     """Absolute value as written, with the sign of the value if it does not round to 0."""
     is_zero = not any(digit in written for digit in "123456789")
-    return written if is_zero else f"{plus if value > 0 else MINUS}{written}"
+    return written if is_zero else f"{plus if value > 0 else MINUS}{written.replace('-', MINUS)}"
 
 
 def _decimals(value: float) -> int:
@@ -147,6 +136,6 @@ _STYLES: dict[Style, Callable[[float], str]] = {
     "count": count,
     "short": short,
     "bytes": memory_size,
-    "share": share,
+    "share": lambda value: f"{100 * value:.1f} %",
     "power": power,
 }

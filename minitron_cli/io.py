@@ -11,15 +11,17 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitron_cli import canonical_json
+from minitron_cli import canonical_json, stopping
 
 WRITE_BYTES = 16 << 20  # per call, so that signals are handled between calls
+HASH_BYTES = 1 << 20
 HASHERS = 4  # threads, each of which hashes one file
 
 BytesLike = bytes | bytearray | memoryview
@@ -57,6 +59,19 @@ class Disk:
 
     def close(self, fd: int) -> None:
         os.close(fd)
+
+    def open_stream(self, path: Path) -> int:
+        """Open a device or a pipe to write; ENXIO if nothing reads the pipe."""
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+    def write_stream(self, fd: int, data: memoryview) -> int:
+        return os.write(fd, data)
+
+    def make_like(self, path: Path, other: os.stat_result) -> None:
+        """Give a file the mode of another one, and its owner where the system allows it."""
+        with suppress(PermissionError):
+            os.chown(path, other.st_uid, other.st_gid)
+        os.chmod(path, stat.S_IMODE(other.st_mode))
 
     def make_dir(self, path: Path) -> None:
         os.mkdir(path)
@@ -179,11 +194,16 @@ def write_new_json(path: Path, value: Any) -> FileRecord:
     return write_new(path, canonical_json.pretty(value))
 
 
-def replace(path: Path, content: BytesLike) -> None:
-    """Replace the content of a small file atomically: a reader sees the old or the new content, never a mixture."""
+def replace(path: Path, content: BytesLike, like: os.stat_result | None = None) -> None:
+    """Replace the content of a small file atomically: a reader sees the old or the new content, never a mixture.
+
+    The file has the mode and, where allowed, the owner of `like`; without it, those of a new file.
+    """
     temporary = _beside(path)
     try:
         write_new(temporary, content)
+        if like:
+            disk.make_like(temporary, like)
         disk.replace(temporary, path)
     except BaseException:
         with suppress(OSError):  # the first error is the one to report
@@ -224,6 +244,17 @@ def publish(temporary: Path, final: Path) -> bool:
     return True
 
 
+@contextmanager
+def new_dir(final: Path) -> Iterator[Path]:
+    """Directory to fill that is then renamed to `final`; nothing is left of it after an error, or if one was there."""
+    temporary = temporary_dir(final.parent, final.name)
+    try:
+        yield temporary
+        publish(temporary, final)
+    finally:
+        remove_tree(temporary)  # gone already if it was published
+
+
 def make_dirs(path: Path) -> None:
     """Create `path` and its missing parents. NotADirectoryError if a file is in the way."""
     missing = []
@@ -239,6 +270,12 @@ def make_dirs(path: Path) -> None:
                 raise NotADirectoryError(
                     errno.ENOTDIR, "a file stands where a directory is needed", str(directory)
                 ) from None
+
+
+def files_in(directory: Path) -> dict[str, Path]:
+    """What a directory and those in it hold, except directories, by its path in the directory, sorted."""
+    found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(directory).as_posix(): path for path in sorted(found)}
 
 
 def remove_tree(path: Path) -> None:
@@ -273,8 +310,12 @@ def _is_at_work(path: Path) -> bool:
 
 def file_record(path: Path) -> FileRecord:
     """Hash and size of an existing file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        buffer = memoryview(bytearray(HASH_BYTES))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            stopping.raise_if_stopped()
         return FileRecord(digest.hexdigest(), file.tell())
 
 

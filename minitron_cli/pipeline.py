@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
+from minitron_cli.distill import training_run
 from minitron_cli.inputs.source_model import SourceModel, open_source_model, published_shape
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
+from minitron_cli.results.training import CorrectionResult, TrainingResult
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search
+
+DISTILLED = "distilled"  # label of the student among the trained models
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class Results:
 
     @property
     def product(self) -> Artifact:
-        """Final model: the distilled one, or the pruned one if nothing was distilled."""
-        return self.distilled.get("distilled", self.prune)
+        """Final model: the distilled one; the pruned one if nothing was distilled, or if training made it worse."""
+        trained = self.distilled.get(DISTILLED)
+        return self.prune if trained is None or _is_above_start(trained) else trained
 
     def artifacts(self) -> list[Artifact]:
         """All artifacts, in the order in which they were made."""
@@ -37,10 +42,11 @@ class Results:
         return [artifact for artifact in some if artifact]
 
 
-def run(recipe: Recipe, context: Context) -> list[Results]:
+def run(recipe: Recipe, context: Context, *, fail_if_worse: bool = False) -> list[Results]:
     """Results of every step of a recipe; the product of a step is the parent of the next.
 
-    A stage whose artifact is up to date is not run again.
+    A stage whose artifact is up to date is not run again. With `fail_if_worse`, RunFailed after a correction or a
+    distillation that made its objective worse on held-out text.
     """
     original = recipe.model
     parent = recipe.smallest_parent(lambda model, budget: _shape(model, context).parameters(budget.count))
@@ -51,23 +57,33 @@ def run(recipe: Recipe, context: Context) -> list[Results]:
         asked = recipe.at(step) if step else recipe
         teacher = {"original": original, "parent": parent}.get(asked.teacher, asked.teacher)
         located = asked.model_copy(update={"model": parent})
-        made.append(_run_step(located, context, teacher, label=step.label if step else ""))
+        label = step.label if step else ""
+        made.append(_run_step(located, context, teacher, label=label, fail_if_worse=fail_if_worse))
         parent = str(made[-1].product.path)
+        if len(made) < len(recipe.steps) and made[-1].distilled and made[-1].product is made[-1].prune:
+            progress.warn(f"training made the model of step {label} worse: the next step starts from {parent}")
     return made
+
+
+def _is_above_start(trained: Artifact) -> bool:
+    worse = trained.result(TrainingResult).worse
+    return bool(worse and worse.is_above_start)
 
 
 def _shape(model: str, context: Context) -> Shape:
     return published_shape(model) or open_source_model(model, offline=context.offline).shape
 
 
-def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -> Results:
+def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str, fail_if_worse: bool) -> Results:
     """Score, search, prune, train and evaluate one parent."""
     parent = open_source_model(recipe.model, offline=context.offline)
     teacher = parent if teacher_name == recipe.model else open_source_model(teacher_name, offline=context.offline)
     scores = importance.run(context, parent, recipe.data, recipe.importance)
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
     corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
-    teacher = open_source_model(corrected.path) if corrected else teacher
+    if corrected and fail_if_worse:
+        training_run.check_not_worse(corrected.result(CorrectionResult), correct.STAGE)
+    teacher = open_source_model(corrected.path) if corrected and correct.is_better(corrected) else teacher
     found = None
     if recipe.search:
         found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, prune=recipe.prune)
@@ -76,7 +92,7 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -
     def prune_at_random(label: str) -> Artifact:
         return prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
 
-    distilled = _distilled(recipe, context, teacher, pruned, prune_at_random)
+    distilled = _distilled(recipe, context, teacher, pruned, prune_at_random, fail_if_worse=fail_if_worse)
     models = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
     labelled = [(label, artifact.path) for label, artifact in models.items()]
     measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
@@ -86,18 +102,26 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, label: str) -
 
 def check_gates(results: Results, recipe: Recipe) -> None:
     """Raise GateMissed unless the final model meets every gate."""
-    made = "distilled" if "distilled" in results.distilled else "pruned"
+    made = "pruned" if results.product is results.prune else DISTILLED
     evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
 
 
 def _distilled(
-    recipe: Recipe, context: Context, teacher: SourceModel, pruned: Artifact, prune_at_random: Callable[[str], Artifact]
+    recipe: Recipe,
+    context: Context,
+    teacher: SourceModel,
+    pruned: Artifact,
+    prune_at_random: Callable[[str], Artifact],
+    *,
+    fail_if_worse: bool,
 ) -> dict[str, Artifact]:
     """Student and controls by label. The student and its pruned start stay the workspace's current artifacts."""
     if recipe.distill is None:
         return {}
     student = distill.run(context, teacher, pruned.path, recipe.data, recipe.distill)
-    trained = {"distilled": student}
+    if fail_if_worse:
+        training_run.check_not_worse(student.result(TrainingResult), distill.STAGE)
+    trained = {DISTILLED: student}
     for control in recipe.controls:
         start = prune_at_random(control.label) if control.prune else pruned
         config = control.applied_to(recipe.distill)

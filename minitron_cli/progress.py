@@ -1,14 +1,16 @@
 """Progress of long loops: shown while they run, and stopped between two of their steps.
 
 Knows nothing of terminals: the command line installs a `Display`; without one, nothing is shown.
-A signal handler calls `request_stop`; the next step of any loop raises `Interrupted`.
+After a stop was requested, see `stopping`, the next step of any loop raises `Interrupted`.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from minitron_cli.errors import Interrupted
+from minitron_cli.stopping import raise_if_stopped as raise_if_stopped
+from minitron_cli.stopping import request_stop as request_stop
+from minitron_cli.stopping import stop_requested as stop_requested
 
 Step = Callable[..., None]  # step(n=1, **figures): n more units are done; figures are shown beside the bar
 
@@ -41,7 +43,6 @@ class _Silent:
 
 _display: Display = _Silent()
 _warned: set[str] = set()
-_stop_signal: int | None = None
 
 
 def show_on(display: Display | None) -> None:
@@ -51,26 +52,13 @@ def show_on(display: Display | None) -> None:
     _warned.clear()
 
 
-def request_stop(signal_number: int | None) -> None:
-    """Make every loop stop at its next step; None withdraws the request."""
-    global _stop_signal
-    _stop_signal = signal_number
-
-
-def stop_requested() -> bool:
-    """Whether a stop was requested."""
-    return _stop_signal is not None
-
-
-def raise_if_stopped() -> None:
-    """Raise Interrupted if a stop was requested."""
-    if _stop_signal is not None:
-        raise Interrupted("stopped on request; run the same command again to continue", _stop_signal)
-
-
 @contextmanager
 def track(title: str, total: int | None = None, unit: str = "steps") -> Iterator[Step]:
-    """Progress bar of one loop. Call the yielded `step(n, **figures)` after each unit of work."""
+    """Progress bar of one loop. Call the yielded `step(n, **figures)` after each unit of work.
+
+    Interrupted at the start and at each step, if a stop was requested.
+    """
+    raise_if_stopped()
     show = _display.start(title, total, unit)
 
     def step(n: int = 1, **figures: float | int | str) -> None:

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Spec(BaseModel):
@@ -39,6 +39,12 @@ def _share(text: str) -> str | None:
 def _amount(value: object) -> object:
     """Read a quantity, or a share of the parent's."""
     return _share(str(value).strip()) or _quantity(value)
+
+
+def _is_no_bare_percentage(amount: float | str) -> float | str:
+    if not isinstance(amount, str) and amount <= 100:
+        raise ValueError(f"{amount:g} is a number of parameters: write {amount:g}% for a share of the parent's")
+    return amount
 
 
 BYTES = (
@@ -83,6 +89,9 @@ Amount = Annotated[
     int | str, BeforeValidator(_amount, json_schema_input_type=Annotated[int | str, _form("count or share")])
 ]
 """A count, or a share of the parent's, such as `50%`."""
+
+Target = Annotated[Amount, AfterValidator(_is_no_bare_percentage)]
+"""Size of a child as an `Amount`; no model is so small that a count up to 100 is meant."""
 
 Bytes = Annotated[
     int | str, BeforeValidator(_bytes, json_schema_input_type=Annotated[int | str, _form("bytes or share")])

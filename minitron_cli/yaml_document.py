@@ -26,13 +26,14 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
     SequenceStartEvent,
 )
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Spec
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 64 << 10  # the parser takes a second for 64 kB of short values
 MAX_DEPTH = 32
+MAX_VALUES = 5_000
 
 KeyPath = tuple[str | int, ...]  # path of a value: ("data", "sources", 0, "paths")
 AnySpec = TypeVar("AnySpec", bound=Spec)
@@ -96,7 +97,10 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
     try:
         _refuse_features(yaml.parse(io.StringIO(text)), name)
         node = yaml.compose(io.StringIO(text))
-        return (yaml.constructor.construct_document(node), dict(_lines(node))) if node else (None, {})
+        if node is None:
+            return None, {}
+        _refuse_keys(node, name)
+        return yaml.constructor.construct_document(node), dict(_lines(node))
     except RecipeError:
         raise
     except MarkedYAMLError as e:
@@ -118,7 +122,9 @@ def _problem(error: MarkedYAMLError) -> str:
 def _refuse_features(events: Iterator[Event], name: str) -> None:
     """RecipeError for features that make YAML hard to read or dangerous; no recipe needs them."""
     depth = 0
-    for event in events:
+    for count, event in enumerate(events):
+        if count > MAX_VALUES:
+            raise RecipeError(f"{name} has more than {MAX_VALUES:,} keys and values: give patterns instead of lists")
         depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
         depth -= isinstance(event, MappingEndEvent | SequenceEndEvent)
         if problem := _feature(event) or (depth > MAX_DEPTH and f"it is nested more than {MAX_DEPTH} deep; flatten it"):
@@ -135,6 +141,18 @@ def _feature(event: Event) -> str | None:
     if isinstance(event, ScalarEvent) and event.value == "<<":
         return "merge keys are not read; write the values out"
     return None
+
+
+def _refuse_keys(node: Node, name: str) -> None:
+    """RecipeError for a key that is a list or a mapping."""
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode):
+                raise RecipeError(f"{name}:{key.start_mark.line + 1}: a key must be a word; write `key: value`")
+            _refuse_keys(value, name)
+    elif isinstance(node, SequenceNode):
+        for value in node.value:
+            _refuse_keys(value, name)
 
 
 def _lines(node: Node, place: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:

@@ -264,8 +264,7 @@ def curves(found: SearchResult) -> str:
     """SVG file of the loss of every retrained candidate at each rung, the winner in another color."""
     lines = tuple(
         Line(
-            (0, *found.rung_tokens[: len(row.rungs)]),
-            (row.zero_shot, *row.rungs),
+            list(zip((0, *found.rung_tokens), (row.zero_shot, *row.rungs), strict=False)),
             2 if i else 1,
             style="faint" if i else "line",
         )

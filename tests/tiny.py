@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 BASE = {
     "vocab_size": 64,
@@ -77,9 +77,14 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
+    """The config of a tiny model of a family."""
+    return CONFIG_MAPPING[model_type](**{**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options})
+
+
 def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedModel:
     """A random model of a family, fp32, in evaluation mode."""
-    config = CONFIG_MAPPING[model_type](**{**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options})
+    config = tiny_config(model_type, **options)
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -12,10 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from minitron_cli import __version__, canonical_json, io, process_rank, progress, strict_json
+from minitron_cli import __version__, canonical_json, io, process_rank, progress
+from minitron_cli.artifacts import file_hashes
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
-from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
+from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of, sealed, unsealed
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import ArtifactError
 from minitron_cli.results.base import Result
@@ -33,6 +34,11 @@ class Context:
     overwrite: bool = False
     resume: bool = True
     offline: bool = False
+
+    def record(self, given: Mapping[str, Any]) -> None:
+        """Record what the user gave for inputs of a finished artifact, by their fingerprints (`Workspace.given`)."""
+        if not self.dry_run and process_rank.is_first_process():
+            self.workspace.save_given(given)
 
 
 @dataclass
@@ -69,11 +75,11 @@ class StageBuild:
         """Hash the files written so far in a thread while the `with` block runs, which must not change them."""
         import torch
 
-        paths, threads = sorted(self.path.iterdir()), torch.get_num_threads()
+        paths, threads = list(io.files_in(self.path).values()), torch.get_num_threads()
         torch.set_num_threads(max(1, threads - 1))
         try:
             with ThreadPoolExecutor(1) as pool:
-                records = pool.submit(lambda: list(io.file_records(paths)))
+                records = pool.submit(file_hashes.fresh, paths)
                 yield
                 self.hashed |= dict(zip(paths, records.result(), strict=True))
         finally:
@@ -81,11 +87,24 @@ class StageBuild:
 
     def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Value of `compute()`, kept in `scratch/<name>.json` so that a resumed stage does not compute it again."""
-        path = self.scratch / f"{name}.json"
-        if not path.is_file():
+        if (found := self.remembered(name)) is None:
             io.make_dirs(self.scratch)
-            io.replace(path, canonical_json.pretty(compute()))
-        return strict_json.load(path)
+            io.replace(self._state(name), canonical_json.pretty(sealed(compute())))
+            found = self.remembered(name)
+            assert found is not None
+        return found
+
+    def remembered(self, name: str) -> dict[str, Any] | None:
+        """Value that `remember` has kept; None if there is none, or if it is damaged."""
+        path = self._state(name)
+        if not path.is_file():
+            return None
+        if (content := unsealed(path)) is None:
+            progress.warn_once(f"{path} has changed since it was written, so its value is computed again")
+        return content
+
+    def _state(self, name: str) -> Path:
+        return self.scratch / f"{name}.json"
 
 
 class DryRunStop(Exception):
@@ -148,7 +167,7 @@ def produce(
 def _sound(path: Path, key: str) -> Artifact | None:
     """Artifact at `path` if it is undamaged and has this key; otherwise None, after a warning."""
     try:
-        artifact = Artifact.open(path, verify=True)
+        artifact = Artifact.open(path)
         if artifact.key == key:
             return artifact
         problem = "it has another key"

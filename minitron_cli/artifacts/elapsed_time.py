@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minitron_cli import canonical_json, io, strict_json
+from minitron_cli import canonical_json, io
+from minitron_cli.artifacts.manifest import sealed, unsealed
 
 CLOCK = "clock.json"
 
@@ -30,14 +31,15 @@ class Clock:
     def stop(self) -> None:
         """Record the time of an interrupted run."""
         if self._traces():
-            io.replace(self._path, canonical_json.pretty({"seconds": self.seconds}))
+            io.replace(self._path, canonical_json.pretty(sealed({"seconds": self.seconds})))
 
     def _before(self) -> float:
         traces = self._traces()
-        if not self._path.is_file():
+        recorded = unsealed(self._path) if self._path.is_file() else None
+        if recorded is None:
             return max(traces) - min(traces) if traces else 0.0
         recorded_at = self._path.stat().st_mtime  # end of the last run, or its start if it was killed
-        return strict_json.load(self._path)["seconds"] + max(0.0, max(traces, default=0.0) - recorded_at)
+        return float(recorded["seconds"]) + max(0.0, max(traces, default=0.0) - recorded_at)
 
     def _traces(self) -> list[float]:
         """Modification times of the stage's files."""

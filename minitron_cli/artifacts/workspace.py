@@ -3,8 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.errors import ArtifactError, InputError
 
 SETTINGS = "settings.json"
+GIVEN = "given.json"
 LOCK = ".lock"
+REMOVALS = 100  # of its directory, before a process that acquires a lock takes them for an error
 CURRENT = "current"  # a file: in a stage's directory the current artifact, in the root the current workspace
 
 
@@ -42,13 +44,18 @@ class Workspace:
         return [artifact for path in paths if (artifact := _readable(path))]
 
     def current(self, stage: str) -> Artifact | None:
-        """Artifact that the stage made last; None if there is none."""
+        """Artifact that the stage made last; None if there is none. ArtifactError if it is damaged."""
+        path = self.current_path(stage)
+        return Artifact.open(path) if path else None
+
+    def current_path(self, stage: str) -> Path | None:
+        """Directory of the artifact that the stage made last; None if there is none."""
         pointer = self.stage_dir(stage) / CURRENT
         if not pointer.is_file():
             return None
         name = pointer.read_text(errors="replace").strip()
         path = self.stage_dir(stage) / name
-        return Artifact.open(path) if name == path.name and os.path.isdir(path) else None
+        return path if name == path.name and os.path.isdir(path) else None
 
     def require(self, stage: str, command: str) -> Artifact:
         """Current artifact of a stage. ArtifactError with the command to run if there is none."""
@@ -77,10 +84,21 @@ class Workspace:
         if merged != self.settings:
             io.replace(self.root / SETTINGS, canonical_json.pretty(merged))
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the user gave: fingerprint of a model -> its name, and of text -> its settings. For reports only."""
+        path = self.root / GIVEN
+        return strict_json.load(path) if path.is_file() else {}
+
+    def save_given(self, given: Mapping[str, Any]) -> None:
+        """Add to what the user gave."""
+        known = self.given
+        if (merged := {**known, **given}) != known:
+            io.replace(self.root / GIVEN, canonical_json.pretty(merged))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process from doing the same work. Results are correct without the lock."""
-        io.make_dirs(self.root)
         lock = FileLock(self.root / LOCK)
         _acquire(lock, self.root)
         try:
@@ -94,7 +112,7 @@ def _readable(path: Path) -> Artifact | None:
     try:
         return Artifact.open(path)
     except ArtifactError as e:
-        progress.warn(f"skipped: {e}")
+        progress.warn_once(f"skipped: {e}")
         return None
 
 
@@ -102,16 +120,24 @@ def _remove_if_empty(root: Path) -> None:
     """Remove the directory of a command that failed before it wrote anything."""
     if root.is_dir() and {path.name for path in root.iterdir()} <= {LOCK}:
         io.remove_tree(root)
-        if not any(root.parent.iterdir()):
+        with suppress(OSError):  # other workspaces, or another process that makes one, need it
             io.disk.remove_dir(root.parent)
 
 
 def _acquire(lock: FileLock, root: Path) -> None:
-    waiting = False
+    """Make the directory and acquire the lock in it; both are made again if the holder before removes them."""
+    waiting, removed = False, 0
     while True:
         try:
+            io.make_dirs(root)
             lock.acquire(timeout=1 if waiting else 2)
-            return
+            if _is_in_place(lock):
+                return
+            lock.release()
+        except FileNotFoundError:
+            removed += 1
+            if removed == REMOVALS:
+                raise
         except Timeout:
             if not waiting:
                 progress.say(f"waiting for another minitron process in {root}")
@@ -122,6 +148,15 @@ def _acquire(lock: FileLock, root: Path) -> None:
                 raise
             progress.warn(f"{root} is on a file system without locks: do not run two minitron processes in it at once")
             return
+
+
+def _is_in_place(lock: FileLock) -> bool:
+    """Whether the held lock is on the file that another process would open now, and not on a removed one."""
+    held = lock._context.lock_file_fd
+    try:
+        return held is None or os.path.samestat(os.fstat(held), os.stat(lock.lock_file))
+    except FileNotFoundError:
+        return False
 
 
 def open_workspace(runs: Path, name: str | None, *, default: str | None = None) -> Workspace:

@@ -1,20 +1,20 @@
-"""Interface to transformers and the hub: names to directories, directories to models, models to files.
+"""Interface to transformers: directories to models, models to files.
 
 Code in a checkpoint never runs, and its config does not choose the attention kernel. A tensor that is missing,
 unexpected or of another shape is an error; transformers would fill in random numbers.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from minitron_cli import io, strict_json
+from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint.aliases import aliases
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint import text_growth
+from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
+from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 MAX_LAYERS = 1_000
 MAX_EXPERTS = 10_000
+MAX_LABELS = 10_000  # transformers makes a name of each, several times
 MAX_WIDTH = 1_000_000  # of any dimension; building a larger model would take minutes before it fails
+LIMITS = {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,87 +39,14 @@ TOKENIZER_FILES = (
 )
 
 
-class ModelSource(NamedTuple):
-    """A named model that was found on this machine."""
-
-    name: str
-    path: Path
-    fingerprint: str
-
-
-def resolve(model: str, *, offline: bool = False) -> ModelSource:
-    """Find a model: a directory, an alias or a hub id, which is downloaded unless `offline` or HF_HUB_OFFLINE is set.
-
-    CheckpointError if there is no such model, EnvironmentFault if it cannot be downloaded.
-    """
-    if os.path.isdir(model):
-        path = Path(model)
-        return ModelSource(model, path, fingerprint.of_directory(path))
-    name = hub_id(model)
-    if not _may_be_hub_id(name):
-        raise CheckpointError(
-            f"{model} does not exist: give the directory of a checkpoint, a hub id or an alias such as {_aliases()}"
-        )
-    path = _download(name, offline=offline)
-    commit = path.name if len(path.name) == 40 else fingerprint.of_directory(path)
-    return ModelSource(model, path, f"{name}@{commit}")
-
-
-def hub_id(model: str) -> str:
-    """Hub id of an alias; any other name as it is."""
-    return aliases()[model].hub_id if model in aliases() else model
-
-
-def cached(model: str) -> Path | None:
-    """Directory of a hub model in the local cache; None if it is not cached."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id(model), "config.json") if _may_be_hub_id(hub_id(model)) else None
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _may_be_hub_id(text: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return "/" in text
-
-
-def _aliases() -> str:
-    families = {name.partition("-")[0]: name for name in aliases()}  # one per family keeps the message short
-    return ", ".join(families.values())
-
-
-def _download(hub_id: str, *, offline: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "README.md"]
-    local_only = offline or constants.HF_HUB_OFFLINE
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3))
-    except GatedRepoError:
-        raise CheckpointError(f"{hub_id} is gated: accept its license on the hub and run `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{hub_id} is not on the hub: check the name, or run `hf auth login` if it is private"
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
-        why = "and downloads are off" if local_only else "and the hub cannot be reached"
-        if isinstance(e, OSError) and e.errno:
-            raise
-        raise EnvironmentFault(
-            f"{hub_id} is not in the local cache {why}: fetch it with `hf download {hub_id}` or give a directory"
-        ) from None
-
-
 def load_config(path: Path) -> "PretrainedConfig":
     """The config of a checkpoint directory, as transformers reads it. Its code never runs."""
-    return config_from_dict(strict_json.load(path / "config.json"), str(path / "config.json"))
+    return config_of(Checkpoint.open(path))
+
+
+def config_of(checkpoint: Checkpoint) -> "PretrainedConfig":
+    """The config of a checkpoint, as transformers reads it. Its code never runs."""
+    return config_from_dict(dict(checkpoint.config), str(checkpoint.path / "config.json"))
 
 
 def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
@@ -142,16 +71,27 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
             f"{where}: model type {shown(raw.get('model_type'))} is not part of transformers{custom}; "
             "give a supported model"
         )
-    for name, value in raw.items():
-        limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH
-        is_size = name.endswith(("_size", "_layers", "_heads", "_experts", "_dim")) and type(value) is int
-        if is_size and not 0 <= value <= limit:
+    _refuse_sizes(raw, where)
+
+
+def _refuse_sizes(raw: dict[str, Any], where: str) -> None:
+    """Raise CheckpointError for a count or size for which transformers would build lists until memory ends."""
+    for key, value in raw.items():
+        name = str(key)  # a config that was parsed before has numbers for keys
+        if isinstance(value, dict):
+            _refuse_sizes(value, where)
+        limit = LIMITS.get(name, MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH)
+        is_size = name.startswith("num_") or name.endswith(("_size", "_layers", "_heads", "_experts", "_dim"))
+        if is_size and type(value) is int and not 0 <= value <= limit:
             raise CheckpointError(f"{where}: {shown(name)} is {shown(value)}, outside 0 to {limit:,}; fix the field")
 
 
 def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
-    """Config without the fields that could choose code, kernels or files."""
+    """Config without the fields that could choose code, kernels or files, or what a forward pass returns."""
     unsafe = (
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
         "auto_map",
         "attn_implementation",
         "_attn_implementation",
@@ -163,11 +103,15 @@ def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _refusing(what: str, hint: str) -> Iterator[None]:
-    """Turn the many error types of transformers into CheckpointError; memory and system errors are passed on."""
+    """Turn the many error types of transformers into CheckpointError; errors of the environment are passed on.
+
+    A stop request interrupts the context at any point.
+    """
     try:
-        yield
+        with stopping.interruptible():
+            yield
     except Exception as e:
-        if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno):
+        if is_of_environment(e):
             raise
         raise CheckpointError(f"{what}: {_last_line(e)}; {hint}") from None
 
@@ -190,15 +134,16 @@ def _last_line(error: Exception) -> str:
 def load_model(
     path: Path, *, device: str = "cpu", dtype: Any = "auto", device_map: Mapping[str, Any] | None = None
 ) -> "PreTrainedModel":
-    """The model in evaluation mode. CheckpointError for any tensor that is missing, unexpected or of another shape.
+    """The model in evaluation mode. CheckpointError for any tensor that is missing or of another shape.
 
+    `dtype` "auto" is the one in which most of the weights are stored, whatever config.json says.
     With a `device_map` (module -> device, see `spread`) accelerate places it on several devices.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    Checkpoint.open(path)  # validates headers and files before transformers reads them
-    config = load_config(path)
+    checkpoint = Checkpoint.open(path)  # validates headers and files before transformers reads them
+    config = config_of(checkpoint)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -207,7 +152,7 @@ def load_model(
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
-                dtype=dtype,
+                dtype=checkpoint.dtype if dtype == "auto" else dtype,
                 attn_implementation=_attention(config),
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -217,7 +162,7 @@ def load_model(
             )
     finally:
         logging.set_verbosity(verbosity)
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+    for kind in ("missing_keys", "mismatched_keys"):  # what is unexpected was looked at when the files were opened
         if info.get(kind):
             raise CheckpointError(
                 f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: "
@@ -243,11 +188,10 @@ def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> di
 
 def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "PreTrainedModel":
     """The model of a checkpoint directory without its weights, which stay on disk; buffers are real."""
-    checkpoint, config = Checkpoint.open(path), load_config(path)
-    if dtype == "auto":
-        dtype = config.dtype or next(iter(checkpoint.tensors.values())).torch_dtype
+    checkpoint = Checkpoint.open(path)
+    config = config_of(checkpoint)
     with _refusing(f"{path} makes no model", "fix config.json"):
-        return empty_model_of(config, device=device, dtype=dtype)
+        return empty_model_of(config, device=device, dtype=checkpoint.dtype if dtype == "auto" else dtype)
 
 
 def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "PreTrainedModel":
@@ -264,6 +208,12 @@ def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "P
     return model
 
 
+def parameter_names(config: "PretrainedConfig") -> frozenset[str]:
+    """Names of the parameters and buffers that transformers loads into a model of this config."""
+    with _refusing("config.json makes no model", "fix config.json"):
+        return frozenset(empty_model_of(config, device="meta", dtype=None).state_dict())
+
+
 def model_of(
     config: dict[str, Any], state: Mapping[str, "Tensor"], *, device: str = "cpu", dtype: Any = "auto"
 ) -> "PreTrainedModel":
@@ -274,14 +224,15 @@ def model_of(
     typed = config_from_dict(config, "the config of the pruned model")
     logging.disable_progress_bar()
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(typed)]
-    model, info = cls.from_pretrained(
-        None,
-        config=typed,
-        state_dict=dict(state),
-        dtype=dtype,
-        attn_implementation=_attention(typed),
-        output_loading_info=True,
-    )
+    with stopping.interruptible():
+        model, info = cls.from_pretrained(
+            None,
+            config=typed,
+            state_dict=dict(state),
+            dtype=main_dtype((t.dtype, t.numel()) for t in state.values()) if dtype == "auto" else dtype,
+            attn_implementation=_attention(typed),
+            output_loading_info=True,
+        )
     if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
         raise CheckpointError(
             f"the pruned model does not fit its config at {min(map(str, wrong))}: report the model's family"
@@ -305,10 +256,27 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """Tokenizer of a checkpoint directory. CheckpointError if there is none. Code in the directory never runs."""
     from transformers import AutoTokenizer
 
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(path):
         raise CheckpointError(f"{path} has no tokenizer: copy the model's tokenizer files there")
+    text_growth.check(path)
     with _refusing(f"{path}: its tokenizer does not load", "restore the tokenizer files"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a checkpoint directory holds a tokenizer."""
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def check_generation_config(path: Path) -> None:
+    """Raise CheckpointError if a directory's generation_config.json is there and transformers cannot read it."""
+    from transformers import GenerationConfig
+
+    file = path / "generation_config.json"
+    if file.is_file():
+        strict_json.load(file)
+        with _refusing(f"{file} is not valid", "fix the field, or remove the file"):
+            GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 def stored_tensors(model: "PreTrainedModel") -> "dict[str, Tensor]":
@@ -327,13 +295,12 @@ def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], 
     io.write_new_json(directory / "config.json", config)
 
 
-def save_like(like: Path, names: Iterable[str], directory: Path, tensors: "Iterable[tuple[str, Tensor]]") -> None:
-    """Write the tensors `names` of the checkpoint `like`, in its order and dtypes, and copy its other files.
+def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, Tensor]]") -> None:
+    """Write the tensors of the checkpoint `like`, in its order and dtypes, with its config; copy its other files.
 
     `tensors` come in any order, one at a time, and may include others. CheckpointError if one is missing.
     """
-    reference = Checkpoint.open(like)
-    specs = {name: TensorSpec(reference.tensors[name].shape, reference.tensors[name].torch_dtype) for name in names}
+    specs = {name: TensorSpec(info.shape, info.torch_dtype) for name, info in like.tensors.items()}
     missing = set(specs)
     with blank_checkpoint(directory, specs) as blank:
         for name, tensor in tensors:
@@ -342,13 +309,23 @@ def save_like(like: Path, names: Iterable[str], directory: Path, tensors: "Itera
                 missing.remove(name)
         if missing:
             raise CheckpointError(
-                f"{like} stores {min(missing)}, which the model in memory does not have: use another checkpoint"
+                f"{like.path} stores {min(missing)}, which the model in memory does not have: use another checkpoint"
             )
-    copy_files(like, directory, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+    if strict_json.load(like.path / "config.json") == like.config:
+        copy_files(like.path, directory, ("config.json",))
+    else:
+        io.write_new_json(directory / "config.json", dict(like.config))
+    copy_files(like.path, directory, side_files(like.path))
+
+
+def side_files(path: Path) -> tuple[str, ...]:
+    """Files of a checkpoint that a child has unchanged, whether they exist or not."""
+    return ("generation_config.json", *TOKENIZER_FILES, *fingerprint.templates(path))
 
 
 def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:
     """Copy, byte for byte, those of the files that exist."""
     for name in names:
         if (source / name).is_file():
+            io.make_dirs((directory / name).parent)
             io.write_new(directory / name, (source / name).read_bytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from minitron_cli import progress
+from minitron_cli import progress, stopping
 from minitron_cli.errors import EnvironmentFault, InputError
 
 REACH_SECONDS = 2.0  # so that a missing network is reported within three seconds
@@ -46,8 +46,9 @@ def upload(repo: str, files: Mapping[str, FileContent], *, private: bool, messag
     progress.say(f"uploading {len(operations)} files to {repo}")
     api = HfApi(library_name="minitron")
     try:
-        url = api.create_repo(repo, private=private, exist_ok=True)
-        api.create_commit(repo, operations, commit_message=message)
+        with stopping.interruptible():
+            url = api.create_repo(repo, private=private, exist_ok=True)
+            api.create_commit(repo, operations, commit_message=message)
     except HfHubHTTPError as e:
         raise EnvironmentFault(_refusal(repo, e)) from None
     return str(url)

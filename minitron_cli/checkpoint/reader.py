@@ -6,8 +6,9 @@ bounded and must account for every byte, and no pickle is ever opened.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minitron_cli import strict_json
+from minitron_cli import stopping, strict_json
+from minitron_cli.checkpoint import directory, other_formats
 from minitron_cli.errors import CheckpointError, shown
 
 MAX_HEADER_BYTES = 16 << 20
@@ -26,6 +28,8 @@ READ_BYTES = 1 << 30  # at once: macOS refuses 2 GiB and more
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+QUANTIZED = "the checkpoint is quantized; give the original weights"
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -33,14 +37,20 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 
+PLAIN = frozenset({"F64", "F32", "F16", "BF16"})  # of weights that are not quantized
+PACKED = ("F4", "F6_E2M3", "F6_E3M2")  # several numbers to a byte or across bytes; torch has no such dtypes
 
 Buffer = Callable[[int], Tensor]  # size in bytes -> uint8 tensor to read into
 
@@ -66,6 +76,8 @@ class Checkpoint:
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    remarks: tuple[str, ...] = ()
+    """What was left out of the files, one sentence each."""
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
@@ -73,9 +85,14 @@ class Checkpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a directory: give the directory of a Hugging Face checkpoint")
-        config, tensors = strict_json.load(path / "config.json"), _locate(path)
+        directory.check(path)
+        if reason := other_formats.instead_of_a_checkpoint(path):
+            raise CheckpointError(reason)
+        config, tensors = strict_json.load(path / "config.json", finite=False), _locate(path)
         _refuse_integers(tensors)
-        return cls(path, config, tensors)
+        kept = _without_leftover(config, {info.dtype for info in tensors.values()})
+        found = cls(path, kept, tensors)
+        return replace(found, remarks=tuple(_remarks(config, found)))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -85,17 +102,32 @@ class Checkpoint:
     def size_bytes(self) -> int:
         return sum(info.size_bytes for info in self.tensors.values())
 
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which most of the numbers are stored."""
+        return main_dtype((info.torch_dtype, math.prod(info.shape)) for info in self.tensors.values())
+
     def read(self, name: str) -> Tensor:
-        """One whole tensor, in its stored dtype."""
+        """One whole tensor, in its stored dtype. Interrupted, as by `read_rows`, if a stop was requested."""
+        stopping.raise_if_stopped()
         info = self.tensors[name]
         return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int, buffer: Buffer | None = None) -> Tensor:
         """Rows `start:stop` of dim 0, in memory from `buffer` if given, else in new memory."""
+        stopping.raise_if_stopped()
         info = self.tensors[name]
         row_bytes = info.size_bytes // info.shape[0]
         rows = _read(info, start * row_bytes, (stop - start) * row_bytes, buffer)
         return rows.view(info.torch_dtype).reshape(stop - start, *info.shape[1:])
+
+
+def main_dtype(counts: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
+    """Floating dtype of most numbers, from the dtype and the number of elements of each tensor."""
+    total: Counter[torch.dtype] = Counter()
+    for dtype, elements in counts:
+        total[dtype] += elements if dtype.is_floating_point else 0
+    return max(total, key=lambda dtype: (total[dtype], dtype.is_floating_point, dtype.itemsize))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -127,37 +159,44 @@ def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Buffer | None 
     return content
 
 
+def _without_leftover(config: dict[str, Any], dtypes: Iterable[str]) -> dict[str, Any]:
+    """Config without a quantization that none of the tensors has."""
+    is_leftover = PLAIN.issuperset(dtypes)
+    return {name: value for name, value in config.items() if name != "quantization_config" or not is_leftover}
+
+
+def _remarks(config: Mapping[str, Any], found: Checkpoint) -> Iterator[str]:
+    """Sentences on what config.json says of the tensors and is not so."""
+    stored = str(found.dtype).removeprefix("torch.") if found.tensors else ""
+    if config.keys() - found.config.keys():
+        yield f"config.json has a quantization_config, but the weights are plain {stored}: it is left out"
+    said = config.get("dtype", config.get("torch_dtype"))
+    if isinstance(said, str) and said != stored:
+        yield f"config.json says {shown(said)}, but the weights are stored as {stored}: `--dtype auto` is {stored}"
+
+
 def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
     for name, info in tensors.items():
         if name.endswith(".weight") and not info.torch_dtype.is_floating_point:
-            raise CheckpointError(
-                f"tensor {shown(name)} is stored as {info.dtype}: "
-                "the checkpoint is quantized; give the original weights"
-            )
+            raise CheckpointError(f"tensor {shown(name)} is stored as {info.dtype}: {QUANTIZED}")
 
 
-def _locate(directory: Path) -> dict[str, TensorInfo]:
-    index, single = directory / INDEX, directory / WEIGHTS
+def _locate(path: Path) -> dict[str, TensorInfo]:
+    index, single = path / INDEX, path / WEIGHTS
     if index.exists() and single.exists():
-        raise CheckpointError(f"{directory} holds both {WEIGHTS} and {INDEX}: remove the stale one")
+        raise CheckpointError(f"{path} holds both {WEIGHTS} and {INDEX}: remove the stale one")
     if index.exists():
-        return _follow_index(directory, index)
+        return _follow_index(path, index)
     if single.exists():
         return read_header(single)
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in directory.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"{directory} holds only pickled weights ({pickles[0]}), which can run code: "
-            "convert it to safetensors with its own library first"
-        )
-    raise CheckpointError(f"{directory} holds no {WEIGHTS} and no {INDEX}: give the directory of a complete checkpoint")
+    raise CheckpointError(f"{path} holds no {WEIGHTS} and no {INDEX}: give the directory of a complete checkpoint")
 
 
-def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
+def _follow_index(path: Path, index: Path) -> dict[str, TensorInfo]:
     weight_map = strict_json.load(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: restore the file")
-    files = _shards(directory, index, weight_map)
+    files = _shards(path, index, weight_map)
     found: dict[str, TensorInfo] = {}
     for file in files:
         for name, info in read_header(file).items():
@@ -165,9 +204,11 @@ def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(
                     f"tensor {shown(name)} is in {found[name].file.name} and in {file.name}: remove one"
                 )
-            if weight_map.get(name) != file.name:
+            # Stock transformers reads whole shards, whatever else the index says of them.
+            if weight_map.get(name, file.name) != file.name:
                 raise CheckpointError(
-                    f"tensor {shown(name)} is in {file.name}, which {INDEX} does not list: restore the index"
+                    f"tensor {shown(name)} is in {file.name}, and {INDEX} says {shown(weight_map[name])}: "
+                    "restore the index"
                 )
             found[name] = info
     if absent := sorted(weight_map.keys() - found.keys()):
@@ -177,7 +218,7 @@ def _follow_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
     return found
 
 
-def _shards(directory: Path, index: Path, weight_map: Mapping[str, Any]) -> list[Path]:
+def _shards(path: Path, index: Path, weight_map: Mapping[str, Any]) -> list[Path]:
     names = set()
     for value in weight_map.values():
         if not _is_plain(value):
@@ -189,10 +230,10 @@ def _shards(directory: Path, index: Path, weight_map: Mapping[str, Any]) -> list
                 f"{index} points at {value!r}: only .safetensors shards are read; convert the checkpoint"
             )
         names.add(value)
-    if missing := sorted(name for name in names if not (directory / name).exists()):
+    if missing := sorted(name for name in names if not (path / name).exists()):
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        raise CheckpointError(f"{directory} lacks {', '.join(missing[:2])}{more}: download the missing shards")
-    return [directory / name for name in sorted(names)]
+        raise CheckpointError(f"{path} lacks {', '.join(missing[:2])}{more}: download the missing shards")
+    return [path / name for name in sorted(names)]
 
 
 def _is_plain(name: object) -> bool:
@@ -213,7 +254,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if len(prefix) < 8 or length < 2 or length > min(MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(f"{path} is not a complete safetensors file: download it again")
         header = strict_json.parse(file.read(length), f"the header of {path}")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}  # some writers store null
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path} has metadata that is not text: download it again")
     if len(header) > MAX_TENSORS:
@@ -227,6 +268,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if isinstance(entry, dict) and entry.get("dtype") in PACKED:
+        raise CheckpointError(f"tensor {shown(name)} is stored as {entry['dtype']}: {QUANTIZED}")
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         sound = len(shape) <= MAX_DIMS and all(type(n) is int and n >= 0 for n in (*shape, begin, end))

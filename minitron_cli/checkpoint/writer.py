@@ -4,16 +4,17 @@ The same tensors give the same bytes, whatever the order in which blocks are wri
 """
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minitron_cli import io
+from minitron_cli import io, stopping
 from minitron_cli.checkpoint.reader import DTYPES, INDEX, WEIGHTS
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -48,7 +49,11 @@ class Blank:
             start += spec.size_bytes
 
     def write_at(self, name: str, offset: int, block: Tensor) -> None:
-        """Write a block of a tensor at `offset` bytes from its beginning. Blocks must not overlap."""
+        """Write a block of a tensor at `offset` bytes from its beginning. Blocks must not overlap.
+
+        Interrupted if a stop was requested.
+        """
+        stopping.raise_if_stopped()
         (file, start), spec = self._places[name], self.specs[name]
         assert block.dtype == spec.dtype, f"{name}: a block is {block.dtype}, the header says {spec.dtype}"
         assert offset + block.nbytes <= spec.size_bytes, f"{name}: its blocks do not add up to {spec.shape}"
@@ -103,6 +108,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with _blank({path: specs}) as blank:
         for name, tensor in ordered.items():
             blank.fill(name, [tensor])
+
+
+def replace_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file in place of the one that may be there, atomically; after an error the old one is there alone."""
+    temporary = path.with_name(f"{io.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    try:
+        write_safetensors(temporary, tensors)
+        io.disk.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            io.disk.remove_file(temporary)
+        raise
 
 
 @contextmanager

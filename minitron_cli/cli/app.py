@@ -6,15 +6,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from minitron_cli import __version__, process_rank, progress
+from minitron_cli import __version__, process_rank, progress, stopping
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import (
     console,
@@ -24,6 +23,7 @@ from minitron_cli.cli import (
     env,
     evaluate,
     exit_codes,
+    home,
     importance,
     inspect,
     options,
@@ -36,20 +36,39 @@ from minitron_cli.cli import (
     search,
     sessions,
     show,
+    signals,
     torchrun,
+    verify,
 )
 from minitron_cli.cli.options import Show
 from minitron_cli.errors import Interrupted
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
+AT_ONCE = (3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes after which nothing is left to be done: the environment failed, or the work was stopped."""
 
 
 def main() -> None:
     """Run the program on `sys.argv`."""
+    home.provide()
+    torchrun.end_with_launcher()
     try:
         app()
     except KeyboardInterrupt:  # before a command started
         sys.exit(130)
+    except SystemExit as e:
+        if e.code in AT_ONCE:
+            _exit_at_once(int(e.code))
+        raise
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """Exit without the libraries' own cleanup, which takes seconds, or memory and file handles that are not there."""
+    home.remove()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _command(body: Callable[..., None]) -> Callable[..., None]:
@@ -67,7 +86,8 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
             except BrokenPipeError:
                 raise typer.Exit(BROKEN_PIPE) from None
             except BaseException as e:
-                raise typer.Exit(_fail(e, shown)) from None
+                with stopping.deferred():
+                    raise typer.Exit(_fail(e, shown)) from None
 
     signature = options.flat(body)
     vars(command)["__signature__"] = signature
@@ -93,7 +113,12 @@ def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> N
     except DryRunStop as plan:
         printing.dry_run(plan, shown)
     except Interrupted:  # raised in every process; after any other error torchrun ends the others
-        torchrun.leave()
+        with stopping.deferred():
+            torchrun.leave()
+        raise
+    except Exception as e:
+        if stopping.stop_requested() and torchrun.is_one_of_several():  # another one has left that this one waited for
+            raise stopping.interrupted() from e
         raise
     torchrun.leave()
     sys.stdout.flush()
@@ -101,45 +126,42 @@ def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> N
 
 @contextmanager
 def _surroundings(shown: Show) -> Iterator[None]:
-    """Install the signal handlers and the progress display, and silence library warnings, for one command."""
-    progress.request_stop(None)
-    before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Handle signals, show progress and silence library warnings for one command."""
     if not shown.verbose:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
     progress.show_on(console.Terminal(quiet=shown.quiet or not process_rank.is_first_process()))
     try:
-        yield
+        with signals.handled():
+            yield
     finally:
         progress.show_on(None)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Request that the running loop stops after its current step; a second Ctrl-C exits at once."""
-    if number == signal.SIGINT and progress.stop_requested():
-        os._exit(128 + number)
-    progress.request_stop(number)
-    if process_rank.is_first_process():
-        os.write(
-            2, b"\nstopping after the current step; press Ctrl-C again to stop at once\n"
-        )  # print is not signal-safe
 
 
 def _fail(error: BaseException, shown: Show) -> int:
     """Print the error and return the exit code."""
     fault = exit_codes.explain(error)
+    if fault.exit_code == 3 and not shown.debug:
+        error.__traceback__ = None  # frees what the work had in memory
     if shown.debug:
         console.note(traceback.format_exc())
     if isinstance(error, Interrupted | KeyboardInterrupt):
         console.note(fault.sentence)
     elif fault.is_expected:
-        console.error(fault.sentence)
+        _print_error(fault.sentence)
     else:
         console.error(f"{fault.sentence}; {sessions.kept_traceback(error) or 'run again with --debug to see where'}")
     return fault.exit_code
+
+
+def _print_error(sentence: str) -> None:
+    """Print an error; without colors where memory or file handles do not suffice to import what prints them."""
+    try:
+        console.error(sentence)
+    except (MemoryError, ImportError, OSError):
+        with suppress(OSError):
+            os.write(2, f"error: {sentence}\n".encode())
 
 
 def _version(wanted: bool) -> None:
@@ -177,6 +199,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": push.push,
     "run": run.run,
     "show": show.show_results,
+    "verify": verify.verify,
     "inspect": inspect.inspect,
     "demo": demo.demo,
     "env": env.env,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -60,19 +60,19 @@ def table(shown: Table) -> None:
     console.out(*lines, sep="\n", end="\n\n", highlight=False)
 
 
-def show(shown: Show, values: Callable[[], Any], tables: Callable[[], Iterable[Table]]) -> None:
+def show(shown: Show, values: Any, tables: Iterable[Table]) -> None:
     """Print a result: JSON for programs if asked for, else tables for people."""
     if shown.json:
-        data(values())
+        data(values)
         return
-    for one in tables():
+    for one in tables:
         table(one)
 
 
 def fields(title: str, facts: Mapping[str, Any], shown: Show) -> None:
     """Print named facts, as JSON or as a table of two columns."""
     rows = tuple((name.replace("_", " "), _spelled(value)) for name, value in facts.items() if value is not None)
-    show(shown, lambda: facts, lambda: [Table(title, (Figure(""), Figure("")), rows)])
+    show(shown, facts, [Table(title, (Figure(""), Figure("")), rows)])
 
 
 def _spelled(value: Any) -> str:
@@ -152,9 +152,10 @@ class _Loop:
 
     def __call__(self, n: int = 1, **figures: float | int | str) -> None:
         amount = _amount(round(self.task.completed) + n, self.task.total, self.unit)
-        written = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+        written = "  ".join(f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
         self.bars.update(self.id, advance=n, amount=amount, figures=written or self.task.fields["figures"])
-        if self.bars.disable and time.monotonic() - self.last >= LINE_SECONDS:
+        is_over = self.task.total is not None and self.task.completed >= self.task.total  # `close` prints that line
+        if self.bars.disable and not is_over and time.monotonic() - self.last >= LINE_SECONDS:
             self.last = time.monotonic()
             left = self.task.time_remaining
             self._print(f"  {_duration(left)} left" if left else "")
@@ -172,14 +173,11 @@ class _Loop:
         self.bars.console.print(line + end, markup=False)
 
 
-def _amount(done: int, total: float | None, unit: str) -> str:
+def _amount(done: float, total: float | None, unit: str) -> str:
     if unit == "bytes":
-        return f"{done / 1e6:,.0f}" + (f"/{total / 1e6:,.0f}" if total else "") + " MB"
-    return f"{done:,}" + (f"/{total:,.0f}" if total else "") + f" {unit}"
-
-
-def _figure(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        size, unit = (1e6, "MB") if max(done, total or 0) >= 1e7 else (1e3, "kB")
+        done, total = done / size, total and total / size
+    return f"{done:,.0f}" + (f"/{total:,.0f}" if total else "") + f" {unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,17 +1,22 @@
 """Copy a checkpoint to a directory outside the workspace."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from minitron_cli import io, process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.cli import output_file
 from minitron_cli.errors import InputError
 
 
 def check_new(directory: Path | None) -> None:
-    """Raise InputError if the path exists; called before any work is done."""
-    if directory is not None and directory.exists():
+    """Raise InputError if the path exists, or an error if it cannot be made; called before any work is done."""
+    if directory is None:
+        return
+    if os.path.lexists(directory):
         raise InputError(f"{directory} already exists: choose a new path for --output")
+    output_file.check_parent(directory)
 
 
 def copy(artifact: Artifact, directory: Path | None) -> None:
@@ -27,6 +32,7 @@ def copy(artifact: Artifact, directory: Path | None) -> None:
         size = sum(record.size_bytes for record in artifact.manifest.files.values())
         with progress.track(f"copy to {directory}", size, "bytes") as step:
             for name in artifact.manifest.files:
+                io.make_dirs((temporary / name).parent)
                 io.write_new(temporary / name, _read(artifact.path / name, step))
         published = io.publish(temporary, directory)
     except BaseException:

@@ -6,7 +6,7 @@ from typer import Option
 
 from minitron_cli.cli import copy_out, printing, sessions, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
-from minitron_cli.cli.training import Training
+from minitron_cli.cli.training import FailIfWorse, Training
 from minitron_cli.yaml_document import KeyPath
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def distill(
         ),
     ] = None,
     seed: Seed = None,
+    fail_if_worse: FailIfWorse = False,
     output: Output = None,
 ) -> None:
     """Train the pruned model (the student) on the predictions of its parent (the teacher).
@@ -63,7 +64,9 @@ def distill(
     }
     with sessions.opened(how, "distill", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
+        from minitron_cli.distill import training_run
         from minitron_cli.distill.config import DistillConfig
+        from minitron_cli.results.training import TrainingResult
 
         config = session.section(DistillConfig, "distill")
         pruned = session.require("prune")
@@ -72,6 +75,8 @@ def distill(
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)
+    if fail_if_worse:
+        training_run.check_not_worse(artifact.result(TrainingResult), "distill")
 
 
 def _teacher(session: "Session", named: str | None) -> "SourceModel":

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from minitron_cli import io, yaml_document
+from minitron_cli import yaml_document
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, last_used, slug
-from minitron_cli.cli import console, printing, sessions
+from minitron_cli.cli import console, output_file, printing, sessions
 from minitron_cli.cli.options import ComputeOptions, DataOptions, RecipeOption
 from minitron_cli.errors import InputError
 from minitron_cli.yaml_document import KeyPath
@@ -46,12 +46,26 @@ def evaluate(
     ] = None,
     include_path: Annotated[
         Path | None,
-        Option(help="Directory of additional task YAML files. They can run Python code: use only files you trust."),
+        Option(help="Directory of additional task YAML files. Code in them runs only with --allow-code-execution."),
     ] = None,
     allow_code_execution: Annotated[
         bool,
-        Option("--allow-code-execution", help="Also run tasks that execute model-generated code. It is not sandboxed."),
+        Option(
+            "--allow-code-execution",
+            help="Run code: that in task files, and what models write for coding tasks. It is not sandboxed.",
+        ),
     ] = False,
+    apply_chat_template: Annotated[
+        bool | None,
+        Option(
+            "--apply-chat-template",
+            help="Ask the tasks through the tokenizer's chat template, as instruct models expect it.",
+        ),
+    ] = None,
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        Option("--fewshot-as-multiturn", help="With --apply-chat-template: each solved example is a turn of its own."),
+    ] = None,
     perplexity: Annotated[
         bool | None, Option(help="Measure loss, perplexity and KL to the parent on held-out text.", show_default="yes")
     ] = None,
@@ -98,12 +112,17 @@ def evaluate(
 
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """
+    for file in (junit, summary):
+        output_file.check(file)
+    output_file.check_distinct(junit, summary)
     wanted = _gates(minimum or (), maximum or (), gate or ())
     flags: dict[KeyPath, Any] = {
         ("suite",): suite,
         ("tasks",): [task for some in tasks for task in some.split(",")] if tasks else None,
         ("task_data",): str(task_data) if task_data else None,
         ("include_path",): str(include_path) if include_path else None,
+        ("apply_chat_template",): apply_chat_template,
+        ("fewshot_as_multiturn",): fewshot_as_multiturn,
         ("perplexity",): perplexity,
         ("cloze",): _section(cloze),
         ("speed",): _section(speed),
@@ -183,14 +202,12 @@ def _write(
     from minitron_cli.report.evaluation import evaluated
     from minitron_cli.results.evaluation import EvaluationResult
 
-    for file in filter(None, (junit, summary)):
-        io.make_dirs(file.parent)
     if junit:
-        io.replace(junit, gate_summary.junit(found, label))
+        output_file.write(junit, gate_summary.junit(found, label))
     if summary:
-        before = summary.read_bytes() if summary.exists() else b""  # the file may have other parts, as on GitHub
         models = evaluated(artifact.result(EvaluationResult))
-        io.replace(summary, before + gate_summary.summary(models, found, label).encode())
+        page = gate_summary.summary(models, found, label)
+        output_file.write(summary, page.encode(), append=True)  # the file may have other parts, as on GitHub
 
 
 def _require(found: "Sequence[Outcome]") -> None:

@@ -22,12 +22,12 @@ def inspect(
 ) -> None:
     """Show a model's family, axis sizes, parameters, files and serving compatibility.
 
-    Reads configuration and file headers only; downloads nothing.
+    Reads configuration, file headers and the tokenizer only; downloads nothing.
     """
     from minitron_cli.dry_run import shape_of
 
     shape, checkpoint = shape_of(model)
-    facts = _facts(shape, batch, length) | (_files(checkpoint) if checkpoint else {"files": None})
+    facts = _facts(shape, batch, length) | (_stored(checkpoint) if checkpoint else {"files": None})
     serving = _serving(shape, checkpoint)
     if shown.json:
         console.data(facts | {"serving": [finding._asdict() for finding in serving]})
@@ -57,6 +57,12 @@ def _serving(shape: "Shape", checkpoint: "Checkpoint | None") -> "list[Finding]"
 
     config = hf.load_config(checkpoint.path) if checkpoint else None
     return findings(shape, getattr(config, "layer_types", None))
+
+
+def _stored(checkpoint: "Checkpoint") -> dict[str, Any]:
+    from minitron_cli.inputs.document_ends import document_ends
+
+    return _files(checkpoint) | {"documents": document_ends(checkpoint.path, "auto")}
 
 
 def _files(checkpoint: "Checkpoint") -> dict[str, Any]:

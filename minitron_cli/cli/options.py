@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from minitron_cli.data.document_frame import Bos
 from minitron_cli.data.formats import FormatName
 from minitron_cli.model import axes
 
@@ -117,6 +118,14 @@ class DataOptions:
         ),
     ] = None
     sequence_length: Annotated[int | None, Option(min=2, help="Tokens per sequence.", rich_help_panel=TEXT)] = None
+    bos: Annotated[
+        Bos | None,
+        Option(
+            help="What documents begin with. auto: what the tokenizer writes before a text; always: its bos; never: "
+            "nothing.",
+            rich_help_panel=TEXT,
+        ),
+    ] = None
 
 
 Arguments = Annotated[

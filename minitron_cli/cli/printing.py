@@ -20,7 +20,7 @@ def artifact(made: Artifact, shown: Show) -> None:
     """Print one stage's result."""
     from minitron_cli.cli import tables
 
-    console.show(shown, lambda: tables.values(made), lambda: tables.tables(made))
+    console.show(shown, shown.json and tables.values(made), tables.tables(made))
     for page in (name for name in made.manifest.files if name.endswith(".html") and not shown.json):
         console.note(f"open {made.path / page}")
 
@@ -41,7 +41,7 @@ def plan(planned: "Plan", shown: Show) -> None:
     """Print the shapes and steps of a recipe."""
     from minitron_cli.cli import tables
 
-    console.show(shown, lambda: tables.plan_values(planned), lambda: tables.plan_tables(planned))
+    console.show(shown, *tables.planned(planned))
 
 
 def dry_run(stop: DryRunStop, shown: Show) -> None:

@@ -1,7 +1,7 @@
 """`minitron prune`: prune a model and write the smaller checkpoint."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -69,6 +69,14 @@ def prune(
             help="Untie the LM head. Makes the rotation exact; the added parameters count toward the target.",
         ),
     ] = False,
+    serving_lint: Annotated[
+        Literal["refuse", "warn"] | None,
+        Option(
+            help="Removing layers off the pattern in which llama.cpp expects their kinds (Gemma 2 and 3, SmolLM 3): "
+            "refuse, or prune as asked and warn.",
+            show_default="refuse",
+        ),
+    ] = None,
     output: Output = None,
 ) -> None:
     """Prune MODEL to a shape or a parameter target, using the scores of `minitron importance`.
@@ -91,6 +99,7 @@ def prune(
         ("rounds",): rounds,
         ("repair",): repair,
         ("untie",): untie or None,
+        ("serving_lint",): serving_lint,
     }
     with sessions.opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
@@ -115,9 +124,12 @@ def prune(
 
 
 def _axes(axes: str | None, width: bool, depth: bool) -> list[str] | None:
-    named = axes.split(",") if axes else []
-    named += ["hidden", "ffn"] * width + ["layer"] * depth
-    return list(dict.fromkeys(named)) or None
+    flagged = ["hidden", "ffn"] * width + ["layer"] * depth
+    named = axes.split(",") if axes else flagged
+    if flagged and set(named) != set(flagged):
+        flag = "--width" if width else "--depth"
+        raise InputError(f"{flag} prunes {','.join(flagged)} and --axes says {axes}: leave one of them out")
+    return named or None
 
 
 def _sizes(text: str) -> dict[str, int]:

@@ -9,7 +9,8 @@ from minitron_cli.artifacts.workspace import Workspace, open_workspace
 from minitron_cli.checkpoint import hub
 from minitron_cli.cli import console
 from minitron_cli.cli.options import WorkspaceOptions
-from minitron_cli.errors import ArtifactError
+from minitron_cli.errors import ArtifactError, InputError
+from minitron_cli.results.training import TrainingResult
 
 CARD = "README.md"
 
@@ -24,6 +25,9 @@ def push(
     private: Annotated[
         bool, Option("--private", help="Create the repository as private if it does not exist.")
     ] = False,
+    allow_worse: Annotated[
+        bool, Option("--allow-worse", help="Push a distilled model even if training made it worse on held-out text.")
+    ] = False,
     message: Annotated[str, Option(help="Commit message.")] = "Upload model",
     dry_run: Annotated[bool, Option("--dry-run", help="List the files that would be uploaded and exit.")] = False,
 ) -> None:
@@ -34,6 +38,8 @@ def push(
     hub.check_name(repo)
     workspace = open_workspace(where.runs_dir, where.run)
     made = _made(workspace, stage)
+    if not allow_worse:
+        _refuse_worse(made)
     from minitron_cli.stages import report
 
     card = report.card(workspace, made, repo).encode()
@@ -61,3 +67,13 @@ def _made(workspace: Workspace, stage: str | None) -> Artifact:
     raise ArtifactError(
         f"workspace {workspace.root} has no {stage or 'pruned'} model to push: run `minitron {stage or 'prune'}` first"
     )
+
+
+def _refuse_worse(made: Artifact) -> None:
+    worse = made.result(TrainingResult).worse if made.stage == "distill" else None
+    if worse:
+        than = "before its training" if worse.is_above_start else "at an earlier evaluation"
+        raise InputError(
+            f"{made.path} is worse than {than} ({worse}): train it again with a lower --lr, "
+            "push the pruned model with --stage prune, or add --allow-worse"
+        )

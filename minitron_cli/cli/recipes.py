@@ -5,11 +5,9 @@ from typing import Annotated
 
 from typer import Argument
 
-from minitron_cli import io
 from minitron_cli import recipe as recipes
-from minitron_cli.cli import console
+from minitron_cli.cli import console, output_file
 from minitron_cli.cli.options import Show
-from minitron_cli.errors import InputError
 from minitron_cli.figures import Figure
 from minitron_cli.report.view import Table
 
@@ -46,10 +44,8 @@ def copy_recipe(
     source = recipes.find(name)
     path = destination or Path(source.name)
     path = path / source.name if path.is_dir() else path
-    if path.exists():
-        raise InputError(f"{path} already exists: choose another file")
-    io.make_dirs(path.parent)
-    io.write_new(path, source.read_bytes())
+    output_file.check(path, new=True)
+    output_file.write(path, source.read_bytes())
     console.note(f"wrote {path}; run it with: minitron run {path}")
 
 

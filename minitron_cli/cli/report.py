@@ -5,25 +5,23 @@ from typing import Annotated
 
 from typer import Option
 
-from minitron_cli import io
-from minitron_cli.cli import copy_out, printing, sessions
+from minitron_cli.cli import output_file, printing, sessions
 from minitron_cli.cli.options import BuildOptions
 
 
 def report(
     how: BuildOptions,
     output: Annotated[
-        Path | None, Option("--output", "-o", metavar="FILE", help="Also copy the page to this new file.")
+        Path | None, Option("--output", "-o", metavar="FILE", help="Also copy the page to this file.")
     ] = None,
 ) -> None:
     """Write one HTML page on the workspace's result: what was pruned, its quality, speed and cost."""
-    copy_out.check_new(output)
+    output_file.check(output)
     with sessions.opened(how, "report") as session:
         from minitron_cli import api
         from minitron_cli.stages import report as stage
 
         artifact = api.report(session.context)
     if output is not None:
-        io.make_dirs(output.parent)
-        io.write_new(output, artifact.file(stage.PAGE).read_bytes())
+        output_file.write(output, artifact.file(stage.PAGE).read_bytes())
     printing.artifact(artifact, how)

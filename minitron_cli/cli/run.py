@@ -8,6 +8,7 @@ from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
 from minitron_cli.cli import printing, sessions, torchrun
 from minitron_cli.cli.options import Changes, ComputeOptions, Seed
+from minitron_cli.cli.training import FailIfWorse
 from minitron_cli.errors import InputError
 
 
@@ -19,6 +20,7 @@ def run(
     gpus: Annotated[
         int, Option(min=1, help="Number of processes for calibration and training, one accelerator each.")
     ] = 1,
+    fail_if_worse: FailIfWorse = False,
 ) -> None:
     """Run every stage of RECIPE. Stages whose result is up to date are skipped.
 
@@ -44,6 +46,6 @@ def run(
     default = workspaces.slug(recipes.find(recipe).stem)
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
     with sessions.running(how, workspace) as context:
-        results = api.run(context, requested)
+        results = api.run(context, requested, fail_if_worse=fail_if_worse)
     printing.artifacts([artifact for step in results for artifact in step.artifacts()], how)
     pipeline.check_gates(results[-1], requested)

@@ -156,7 +156,7 @@ def _requested(
 def _text(text: DataOptions | None) -> dict[KeyPath, Any]:
     if text is None:
         return {}
-    named: dict[KeyPath, Any] = {("data", "sequence_length"): text.sequence_length}
+    named: dict[KeyPath, Any] = {("data", "sequence_length"): text.sequence_length, ("data", "bos"): text.bos}
     if text.data:
         named |= {("data", "sources"): [_source(one, text) for one in text.data], ("data", "validation"): []}
     if text.validation:

@@ -1,14 +1,15 @@
 """`minitron show`: current results of the workspace."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from typer import Argument, Option
 
-from minitron_cli import io
+from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace, open_workspace
-from minitron_cli.cli import console, printing
+from minitron_cli.cli import console, output_file, printing
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError, InputError
 
@@ -25,58 +26,61 @@ def show_results(
             metavar="[STAGE]", help="Stage to show: importance, search, prune, correct, distill or eval; or cost."
         ),
     ] = None,
-    plot: Annotated[
-        Path | None, Option(metavar="FILE.svg", help="With importance: also plot it to this new file.")
-    ] = None,
+    plot: Annotated[Path | None, Option(metavar="FILE.svg", help="With importance: also plot it to this file.")] = None,
 ) -> None:
     """Show the current result of STAGE, or of every stage; `cost` shows tokens, FLOPs and hours."""
+    from minitron_cli.cli import tables
+
+    output_file.check(plot)
     workspace = open_workspace(where.runs_dir, where.run)
     if stage == "cost":
-        _cost(workspace, where)
+        from minitron_cli.report.product import Product
+
+        console.show(where, *tables.costs(Product.current(workspace).lineage))
         return
-    wanted = [stage] if stage else list(STAGES)
-    found = {name: artifact for name in wanted if (artifact := workspace.current(STAGES[name]))}
+    found, unreadable = _current(workspace, [stage] if stage else list(STAGES))
+    if unreadable and not found:
+        raise unreadable[0]
     if not found:
-        command = f"minitron {stage}" if stage else "minitron importance MODEL"
-        raise ArtifactError(
-            f"workspace {workspace.root} has no {stage or ''} result: run `{command}` first".replace("  ", " ")
-        )
+        what, command = (f"{stage} result", stage) if stage else ("result", "importance MODEL")
+        raise ArtifactError(f"workspace {workspace.root} has no {what}: run `minitron {command}` first")
     if plot and stage != "importance":
         raise InputError("--plot needs the stage: write `minitron show importance --plot FILE.svg`")
     if plot:
-        _draw(found["importance"], plot)
-    if stage == "importance":
-        _importance(found[stage], where)
+        _draw(found[0], plot)
+    if stage != "importance":
+        printing.artifacts(found, where)
+    elif where.json:
+        console.data([tables.values(found[0]) | tables.ranked(found[0])[0]])
     else:
-        printing.artifacts(list(found.values()), where)
+        printing.artifacts(found, where)
+        console.show(where, {}, tables.ranked(found[0])[1])
+    if unreadable:
+        raise unreadable[0]
 
 
-def _cost(workspace: Workspace, where: WorkspaceOptions) -> None:
-    from minitron_cli.cli import tables
-    from minitron_cli.report.product import Product
-
-    made_from = Product.current(workspace).lineage
-    console.show(where, lambda: tables.costs(made_from), lambda: tables.cost_tables(made_from))
-
-
-def _importance(artifact: Artifact, where: WorkspaceOptions) -> None:
+def _current(workspace: Workspace, stages: Sequence[Stage]) -> tuple[list[Artifact], list[ArtifactError]]:
+    """Current results that can be read, and what is wrong with the others; warns of all but the first of them."""
     from minitron_cli.cli import tables
 
-    ranked = tables.ranked(artifact)
-    if where.json:
-        console.data([tables.values(artifact) | ranked])
-        return
-    printing.artifacts([artifact], where)
-    for table in tables.ranked_tables(ranked):
-        console.table(table)
+    found: list[Artifact] = []
+    unreadable: list[ArtifactError] = []
+    for stage in stages:
+        try:
+            if made := workspace.current(STAGES[stage]):
+                made.result(tables.RESULTS[made.stage])
+                found.append(made)
+        except ArtifactError as e:
+            unreadable.append(e)
+    for error in unreadable[1:]:
+        progress.warn(str(error))
+    return found, unreadable
 
 
 def _draw(artifact: Artifact, path: Path) -> None:
     from minitron_cli.report.importance import Importance, channels_section, layers_section
     from minitron_cli.report.plots import sheet
 
-    if path.exists():
-        raise InputError(f"{path} already exists: name a new file")
     found = Importance.of(artifact)
-    io.write_new(path, sheet([*channels_section(found).plots, *layers_section(found).plots]).encode())
+    output_file.write(path, sheet([*channels_section(found).plots, *layers_section(found).plots]).encode())
     console.note(f"open {path}")

@@ -10,7 +10,7 @@ from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import device_hours
 from minitron_cli.figures import Figure
 from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes
-from minitron_cli.report.view import Table
+from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
@@ -50,8 +50,13 @@ def values(artifact: Artifact) -> dict[str, Any]:
         "key": artifact.key,
         "result": artifact.result(RESULTS[artifact.stage]).as_json(),
         "run": artifact.run.model_dump(mode="json", exclude_none=True) if artifact.run else None,
-        **({"layers": _layers(_scores(artifact))} if artifact.stage == "importance" else {}),
+        **({"layers": _layers(artifact)} if artifact.stage == "importance" else {}),
     }
+
+
+def _layers(artifact: Artifact) -> dict[str, list[float | None]]:
+    layers = importance.layer_scores(_scores(artifact))
+    return {name: [x if math.isfinite(x) else None for x in column] for name, column in layers.items()}
 
 
 def _scores(artifact: Artifact) -> "Scores":
@@ -60,35 +65,28 @@ def _scores(artifact: Artifact) -> "Scores":
     return Scores.load(artifact.path)
 
 
-def _layers(scores: "Scores") -> dict[str, list[float | None]]:
-    layers = importance.layer_scores(scores)
-    return {name: [x if math.isfinite(x) else None for x in column] for name, column in layers.items()}
-
-
-def tables(artifact: Artifact) -> list[Table]:
+def tables(artifact: Artifact) -> Iterator[Table]:
     """Artifact as tables."""
     match artifact.result(RESULTS[artifact.stage]):
         case ImportanceResult():
-            return [importance.layer_table(importance.layer_scores(_scores(artifact)))]
+            yield importance.layer_table(importance.layer_scores(_scores(artifact)))
         case SearchResult():
-            return candidates.candidate_tables(candidates.Ranking.of(artifact))
+            yield from candidates.candidate_tables(candidates.Ranking.of(artifact))
         case PruneResult() as result:
-            return list(_prune(artifact, result))
+            yield from _prune(artifact, result)
         case TrainingResult() as result:
-            return [sections.training_table(artifact.label, result)]
+            yield sections.training_table(artifact.label, result)
         case EvaluationResult() as result:
-            speed = artifact.run.speed if artifact.run else None
-            tables = evaluation.evaluation_tables(evaluation.evaluated(result))
-            return [*tables, *([evaluation.speed_table(speed)] if speed else [])]
-    return []
+            yield from evaluation.evaluation_tables(evaluation.evaluated(result))
+            if artifact.run and (speed := artifact.run.speed):
+                yield evaluation.speed_table(speed)
 
 
 def _prune(artifact: Artifact, result: PruneResult) -> Iterator[Table]:
     if result.candidates:
         yield from candidates.candidate_tables(candidates.Ranking.of(artifact))
     yield shapes.shape_table("Pruned", {"parent": result.parent, "child": result.child})
-    if repaired := sections.repair_table(result.repair):
-        yield repaired
+    yield from sections.repair_tables(result.repair)
     if artifact.run and (check := artifact.run.export_check):
         row = (f"{check.compared}, in {check.seconds:.1f} s", ", ".join(result.checks))
         yield Table("Export check", (Figure("compared"), Figure("passed")), (row,))
@@ -96,67 +94,61 @@ def _prune(artifact: Artifact, result: PruneResult) -> Iterator[Table]:
         yield shapes.serving_table(remarks)
 
 
-def ranked(artifact: Artifact) -> dict[str, Any]:
+def ranked(artifact: Artifact) -> tuple[dict[str, Any], list[Table]]:
     """Range of the scores of each axis, and rank correlation of the aggregations, of an importance artifact."""
     from minitron_cli.scores.rank_correlation import agreement
 
     scores = _scores(artifact)
     found = {axis: scores.activation(axis) for axis in (*SCORED, *["expert"] * scores.has_experts)}
-    return {
-        "axes": {
-            axis: {"least": float(score.min()), "median": float(score.median()), "most": float(score.max())}
-            for axis, score in found.items()
-        },
-        "agreement": {axis: agreement(scores, axis) for axis in SCORED},
+    axes = {
+        axis: {"least": float(score.min()), "median": float(score.median()), "most": float(score.max())}
+        for axis, score in found.items()
     }
-
-
-def ranked_tables(found: "Mapping[str, Any]") -> list[Table]:
-    """The same as tables."""
-    spread = tuple((axis, *values.values()) for axis, values in found["axes"].items())
-    ways = found["agreement"][SCORED[0]]
-    agree = tuple((way, *(found["agreement"][axis][DEFAULT_WAY][way] for axis in SCORED)) for way in ways)
-    columns = (Figure(axis, style="fixed") for axis in SCORED)
-    return [
+    correlations = {axis: agreement(scores, axis) for axis in SCORED}
+    spread: tuple[tuple[Cell, ...], ...] = tuple((axis, *values.values()) for axis, values in axes.items())
+    agree: tuple[tuple[Cell, ...], ...] = tuple(
+        (way, *(some[DEFAULT_WAY][way] for some in correlations.values())) for way in correlations["ffn"]
+    )
+    ways = (Figure("samples, of tokens"), *(Figure(axis, style="fixed") for axis in SCORED))
+    tables = [
         Table(
             f"Importance of a channel, {DEFAULT_WAY}", tuple(map(Figure, ("axis", "least", "median", "most"))), spread
         ),
-        Table(f"Rank correlation with {DEFAULT_WAY} (Spearman)", (Figure("samples, of tokens"), *columns), agree),
+        Table(f"Rank correlation with {DEFAULT_WAY} (Spearman)", ways, agree),
     ]
+    return {"axes": axes, "agreement": correlations}, tables
 
 
-def costs(made: Sequence[Artifact]) -> dict[str, Any]:
+def costs(made: Sequence[Artifact]) -> tuple[dict[str, Any], list[Table]]:
     """Cost of the last artifact, given with all that it was made from."""
     entries = {f"{one.stage}-{one.key[:8]}": spent(one) for one in made}
-    total = compute.total(entry for some in entries.values() for entry in some)
-    return {
+    hours = device_hours(made)
+    values = {
         "of": made[-1].stage,
         "ledger": {name: [entry._asdict() for entry in some] for name, some in entries.items()},
-        "total": [total._asdict()],
-        "device_hours": device_hours(made),
+        "total": [compute.total(entry for some in entries.values() for entry in some)._asdict()],
+        "device_hours": hours,
     }
-
-
-def cost_tables(made: Sequence[Artifact]) -> list[Table]:
-    """The same as tables."""
     rows = [row for one in made for row in provenance.cost_rows(one)]
-    hours = tuple(device_hours(made).items())
-    return [
-        provenance.cost_table(f"Cost of the {made[-1].stage} result and all that it was made from", rows),
-        *([Table("Time", (Figure("device"), Figure("hours")), hours)] if hours else []),
-    ]
+    cost = provenance.cost_table(f"Cost of the {made[-1].stage} result and all that it was made from", rows)
+    time = Table("Time", (Figure("device"), Figure("hours")), tuple(hours.items()))
+    return values, [cost, *([time] if hours else [])]
 
 
-def plan_values(plan: "Plan") -> dict[str, Any]:
-    """Plan of a recipe as JSON values."""
+def planned(plan: "Plan") -> tuple[dict[str, Any], list[Table]]:
+    """Shapes and steps of a recipe."""
     from minitron_cli.model.serving import remarks
 
-    children = {
-        name: _shape_values(shape) | {"serving": [row._asdict() for row in remarks(shape, parent=plan.parent)]}
-        for name, shape in plan.children.items()
-    }
-    parent = _shape_values(plan.parent)
-    return {"model": plan.model, "parent": parent, "children": children, "steps": dict(plan.steps)}
+    models = {"parent": plan.parent, **plan.children}
+    serving = {name: remarks(shape, parent=plan.parent) for name, shape in plan.children.items()}
+    shown = {name: _shape_values(shape) for name, shape in models.items()}
+    children = {name: shown[name] | {"serving": [row._asdict() for row in rows]} for name, rows in serving.items()}
+    tables = [
+        shapes.shape_table(plan.model, {name: compute.model_size(shape, 0) for name, shape in models.items()}),
+        Table("Steps", (Figure("stage"), Figure("work")), tuple(plan.steps.items())),
+        *(shapes.serving_table(rows, f"Serving {name}") for name, rows in serving.items() if rows),
+    ]
+    return {"model": plan.model, "parent": shown["parent"], "children": children, "steps": dict(plan.steps)}, tables
 
 
 def _shape_values(shape: "Shape") -> dict[str, Any]:
@@ -167,18 +159,6 @@ def _shape_values(shape: "Shape") -> dict[str, Any]:
         "kv_cache_bytes_per_token": shape.kv_cache_bytes(1, 1),
         "flops_per_token": shape.flops_per_token(),
     }
-
-
-def plan_tables(plan: "Plan") -> Iterator[Table]:
-    """The same as tables."""
-    from minitron_cli.model.serving import remarks
-
-    models = {"parent": plan.parent, **plan.children}
-    yield shapes.shape_table(plan.model, {name: compute.model_size(shape, 0) for name, shape in models.items()})
-    yield Table("Steps", (Figure("stage"), Figure("work")), tuple(plan.steps.items()))
-    for name, shape in plan.children.items():
-        if found := remarks(shape, parent=plan.parent):
-            yield shapes.serving_table(found, f"Serving {name}")
 
 
 def file_table(title: str, sizes: "Mapping[str, int]") -> Table:

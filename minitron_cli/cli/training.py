@@ -56,6 +56,16 @@ class Training:
     ] = None
 
 
+FailIfWorse = Annotated[
+    bool,
+    Option(
+        "--fail-if-worse",
+        help="Exit with 1 if training made its objective worse on held-out text. The result is kept.",
+        rich_help_panel=TRAINING,
+    ),
+]
+
+
 def flags(given: Training, seed: int | None) -> dict[KeyPath, Any]:
     """Changes to the settings of a training stage. A length in tokens replaces one in steps, and the reverse."""
     return {

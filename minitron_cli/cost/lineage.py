@@ -16,7 +16,7 @@ def lineage(workspace: Workspace, product: Artifact) -> list[Artifact]:
 
     If the parent is itself a product of minitron, its lineage comes first. Removed artifacts are left out.
     """
-    made = {known: artifact for artifact in _everything(workspace) for known in _fingerprints(artifact)}
+    made = {known: artifact for artifact in _everything(workspace) for known in fingerprints(artifact)}
     found: dict[str, Artifact] = {}
 
     def follow(artifact: Artifact) -> None:
@@ -43,11 +43,11 @@ def _everything(workspace: Workspace, seen: frozenset[Path] = frozenset()) -> It
             yield from _everything(Workspace(other), seen | {root})
 
 
-def _fingerprints(artifact: Artifact) -> Iterator[str]:
-    """Fingerprints under which later stages may list it: as an artifact, and as a model."""
+def fingerprints(artifact: Artifact) -> Iterator[str]:
+    """Fingerprints under which other stages may list it: as an artifact, and as a model."""
     yield artifact.fingerprint
     if "config.json" in artifact.manifest.files:
-        yield fingerprint.of_directory(artifact.path)
+        yield fingerprint.of_model(artifact.manifest)
 
 
 def device_hours(artifacts: Iterable[Artifact]) -> dict[str, float]:

@@ -86,8 +86,11 @@ def is_predicted(position_ids_BT: Tensor, loss_mask_BT: Tensor | None) -> Tensor
 
 def loss_mask_of(blocks: Blocks, ids: Sequence[int]) -> Tensor | None:
     """Loss mask of the blocks, bool [B, T]; None if all tokens are scored."""
-    masks = [mask for i in ids if (mask := blocks.loss_mask(i)) is not None]
-    return torch.stack(masks) if masks else None
+    masks = [blocks.loss_mask(i) for i in ids]
+    if all(mask_T is None for mask_T in masks):
+        return None
+    every_T = torch.ones(blocks.sequence_length, dtype=torch.bool)
+    return torch.stack([every_T if mask_T is None else mask_T for mask_T in masks])
 
 
 @lru_cache(maxsize=2)  # a batch may span two epochs

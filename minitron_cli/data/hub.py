@@ -8,9 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minitron_cli import stopping
 from minitron_cli.canonical_json import digest
-from minitron_cli.data.files import BATCH_ROWS, first_line, hashed, table_rows, total_bytes
-from minitron_cli.data.rows import Row, fields
+from minitron_cli.data.files import hashed, total_bytes
+from minitron_cli.data.rows import Columns, Row, first_line, row_of
+from minitron_cli.data.tables import BATCH_ROWS, table_rows
 from minitron_cli.errors import DataError, EnvironmentFault
 
 if TYPE_CHECKING:
@@ -50,7 +52,12 @@ def stream(
     return dataset, commit or digest(hashed(local))
 
 
-def streamed_rows(dataset: "datasets.IterableDataset", columns: Sequence[str], where: str, count: int) -> Iterator[Row]:
+def first_columns(dataset: "datasets.IterableDataset", where: str) -> Sequence[str]:
+    """Names of the columns of the first row, which is downloaded."""
+    return next((row.others for row in streamed_rows(dataset, Columns(), where, 1)), ())
+
+
+def streamed_rows(dataset: "datasets.IterableDataset", columns: Columns, where: str, count: int) -> Iterator[Row]:
     """First `count` rows, downloaded as they are requested."""
     records = islice(iter(dataset), count)
     number = 0
@@ -59,9 +66,8 @@ def streamed_rows(dataset: "datasets.IterableDataset", columns: Sequence[str], w
             record = next(records, None)
         if record is None:
             return
-        place = f"{where}: row {number}"
-        values = fields(record, columns, place)
-        yield Row(values, place, sum(len(str(value)) for value in values))
+        row = row_of(record, columns, f"{where}: row {number}", 0)
+        yield row._replace(size_bytes=sum(len(str(value)) for value in row.values))
         number += 1
 
 
@@ -76,10 +82,12 @@ def identity(dataset: "datasets.Dataset") -> list[str]:
     return commits if all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits) else hashed(cached_files(dataset))
 
 
-def rows(dataset: "datasets.Dataset", columns: Sequence[str], where: str) -> Iterator[Row]:
+def rows(dataset: "datasets.Dataset", columns: Columns, where: str) -> Iterator[Row]:
     """Rows of some columns of the dataset; `where` begins their names in messages."""
-    batches = dataset.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS)
-    return table_rows(batches, columns, where, len(dataset), total_bytes(cached_files(dataset)))
+    present = [name for name in (*columns.required, *columns.optional) if name in dataset.column_names]
+    batches = dataset.select_columns(present).with_format("arrow").iter(BATCH_ROWS)
+    size_bytes = total_bytes(cached_files(dataset))
+    return table_rows(batches, columns, where, len(dataset), size_bytes, dataset.column_names)
 
 
 def _commit(name: str, revision: str | None) -> str | None:
@@ -108,12 +116,16 @@ def _require_revision(dataset: "datasets.Dataset", name: str, revision: str) -> 
 
 @contextmanager
 def _failure_named(name: str) -> Iterator[None]:
-    """Turn the libraries' errors into DataError and EnvironmentFault; a full disk and the like are passed on."""
+    """Turn the libraries' errors into DataError and EnvironmentFault; a full disk and the like are passed on.
+
+    A stop request interrupts the context at any point.
+    """
     from datasets.exceptions import DatasetsError
     from huggingface_hub import errors
 
     try:
-        yield
+        with stopping.interruptible():
+            yield
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, DatasetsError, ValueError, RuntimeError) as e:
         if isinstance(e.__cause__, OSError) and e.__cause__.errno:
             raise e.__cause__ from e

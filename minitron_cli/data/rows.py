@@ -1,24 +1,41 @@
 """Rows of a source and the documents made from them, checked. Knows no file and no tokenizer."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minitron_cli.data.loss_spans import SpannedContent
+from minitron_cli.data.loss_spans import LossSpans, SpannedContent
 from minitron_cli.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
 
+class Columns(NamedTuple):
+    """Columns to read."""
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    """Columns that are None where they are missing."""
+
+    def others(self, present: Iterable[str]) -> tuple[str, ...]:
+        """Columns that are present and not read."""
+        return tuple(name for name in present if name not in self.required and name not in self.optional)
+
+
 class Row(NamedTuple):
     """One row as read, unchecked."""
 
     values: tuple[Any, ...]
-    """Values of the requested columns, in their order."""
+    """Values of the required columns, then of the optional ones, in their order."""
     where: str
     """File and line, for messages."""
     size_bytes: int
     """Its part of the source's bytes, for progress bars."""
+    others: tuple[str, ...] = ()
+    """Names of the columns that are not read."""
 
 
 class Ids(NamedTuple):
@@ -28,8 +45,8 @@ class Ids(NamedTuple):
     loss_mask: "np.ndarray | None" = None
 
 
-Content = str | SpannedContent | Ids
-"""Text, text that is scored in part, or token ids."""
+Content = str | SpannedContent | LossSpans | Ids
+"""Text, text that is scored in part, before and after a tokenizer has written it, or token ids."""
 
 
 class Document(NamedTuple):
@@ -40,12 +57,14 @@ class Document(NamedTuple):
     size_bytes: int
 
 
-def fields(record: Any, columns: Sequence[str], where: str) -> tuple[Any, ...]:
-    """Values of some columns of a JSON object. DataError if it is not an object or lacks one."""
+def row_of(record: Any, columns: Columns, where: str, size_bytes: int) -> Row:
+    """Row of a JSON object. DataError if it is not an object or lacks a required column."""
     if not isinstance(record, dict):
-        raise DataError(f"{where}: holds {_kind(record)}, not an object; write rows such as {{{columns[0]!r}: ...}}")
-    require_columns(columns, list(record), where)
-    return tuple(record[column] for column in columns)
+        example = next(iter(columns.required), "text")
+        raise DataError(f"{where}: holds {_kind(record)}, not an object; write rows such as {{{example!r}: ...}}")
+    require_columns(columns.required, list(record), where)
+    values = tuple(record.get(column) for column in (*columns.required, *columns.optional))
+    return Row(values, where, size_bytes, columns.others(record))
 
 
 def require_columns(columns: Sequence[str], present: list[str], where: str) -> None:
@@ -53,18 +72,30 @@ def require_columns(columns: Sequence[str], present: list[str], where: str) -> N
     for column in columns:
         if column not in present:
             listed = ", ".join(map(repr, present[:10])) or "no columns at all"
-            raise DataError(f"{where}: there is no column {column!r} but {listed}; set column to the one to read")
+            raise DataError(
+                f"{where}: there is no column {column!r} but {listed}; set column to the one to read, or format: auto"
+            )
+
+
+def empty(where: Path | str) -> DataError:
+    """Error to raise for a source without a row."""
+    return DataError(f"{where}: is empty; drop it from the sources or write it again")
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its type."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def token_documents(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Document]:
     """Documents of token ids, from rows that are not empty; a second column is the loss mask."""
     documents = ((_ids(row, columns), row) for row in rows)
-    return (Document(content, *row[1:]) for content, row in documents if content.ids.size)
+    return (Document(content, row.where, row.size_bytes) for content, row in documents if content.ids.size)
 
 
 def text_value(row: Row, i: int, column: str) -> str:
     """Value i of the row, which is that of `column`. DataError unless it is text that can be encoded in UTF-8."""
-    value = row.values[i] if i < len(row.values) else None  # a row of a text file has one value, whatever the columns
+    value = value_of(row, i)
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column {column!r} holds {_kind(value)}, not text; drop or repair the row")
     try:
@@ -74,6 +105,11 @@ def text_value(row: Row, i: int, column: str) -> str:
             f"{row.where}: character {e.start} of column {column!r} is half of a surrogate pair; drop or repair the row"
         ) from None
     return value
+
+
+def value_of(row: Row, i: int) -> Any:
+    """Value i of the row; None if it has fewer, as a row of a text file has one, whatever the columns."""
+    return row.values[i] if i < len(row.values) else None
 
 
 def _ids(row: Row, columns: Sequence[str]) -> Ids:
@@ -89,8 +125,12 @@ def _ids(row: Row, columns: Sequence[str]) -> Ids:
 def _integers(row: Row, i: int, column: str, kinds: str = "iu") -> "np.ndarray":
     import numpy as np
 
+    value = value_of(row, i)
+    if isinstance(value, str):  # a cell of a .csv file
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
     try:
-        values = np.asarray(row.values[i])
+        values = np.asarray(value)
     except ValueError:  # a list of lists
         values = np.asarray(None)
     if values.ndim != 1 or (values.size and values.dtype.kind not in kinds):

@@ -1,14 +1,15 @@
 """Sources of text and token ids, as a recipe describes them. Knows no tokenizer and no blocks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from minitron_cli.data import files, hub, standard_library
-from minitron_cli.data.formats import HELP, FormatName, RowFormat, documents, format_of
+from minitron_cli.data.document_frame import Bos
+from minitron_cli.data.formats import AUTO, HELP, FormatName, RowFormat, documents, format_of, kind_of
 from minitron_cli.data.formats.text import TextFormat
-from minitron_cli.data.rows import Document, Row, require_columns, token_documents
+from minitron_cli.data.rows import Columns, Document, require_columns, token_documents
 from minitron_cli.spec import Quantity, Spec
 
 
@@ -23,6 +24,8 @@ class Corpus(NamedTuple):
     """Approximate sum of the documents' `size_bytes`; None if it is unknown before they are read."""
     read: Callable[[], Iterator[Document]]
     """Starts reading from the first document."""
+    has_loss_mask: bool = False
+    """Whether some tokens of a document may not be scored."""
 
     @property
     def documents(self) -> Iterator[Document]:
@@ -35,56 +38,55 @@ class Readable(Spec):
 
     format: FormatName = Field("text", description=HELP)
     column: str | None = None
-    """The column that holds the text, the messages or the completion. Default: text, messages or completion, as the
-    format says."""
-    prompt_column: str = "prompt"
-    """The column that holds the prompt of a completion."""
+    """The column that holds the text, the messages, the completion or the output. Default: as the format says."""
+    prompt_column: str | None = None
+    """The column that holds the prompt of a completion, or the instruction. Default: as the format says."""
 
-    @property
-    def row_format(self) -> RowFormat:
-        """Format of the rows, with the columns that were named."""
-        return format_of(self.format, {"column": self.column, "prompt_column": self.prompt_column})
+    @model_validator(mode="after")
+    def _auto_finds_the_columns(self) -> Self:
+        if self.format == AUTO and (self.column or self.prompt_column):
+            raise ValueError("format: auto finds columns by their usual names; name the format of other columns")
+        return self
 
-    @property
-    def has_loss_mask(self) -> bool:
-        """Whether some tokens of a document may not be scored."""
-        return self.row_format.has_loss_mask
+    def row_format(self, first_columns: Callable[[], Sequence[str]], label: str) -> RowFormat:
+        """Format of the rows, with the columns that were named; `first_columns` reads those of the first row."""
+        kind = kind_of(first_columns(), label) if self.format == AUTO else self.format
+        return format_of(kind, {"column": self.column, "prompt_column": self.prompt_column})
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns to read."""
-        return self.row_format.columns
 
-    def _documents(self, rows: Iterator[Row]) -> Iterator[Document]:
-        return documents(rows, self.row_format)
-
-    def _reading(self) -> list[Any]:
-        """The part of the source's identity that says how its rows are read."""
-        return [self.format, *self.columns]
+def _reading(row_format: RowFormat) -> list[Any]:
+    """The part of a source's identity that says how its rows are read."""
+    return [row_format.kind, *row_format.columns]
 
 
 class TextFiles(Readable):
     """Text, chats or completions in local files.
 
-    .jsonl and .ndjson hold one object per line, .json a list of objects or one object per line, .parquet and .arrow
-    a table. A file of any other suffix is one document in UTF-8; if it is the only file, it is split at blank lines
-    into documents of 64 kB or more. Empty documents are skipped.
+    .jsonl and .ndjson hold one object per line, .json a list of objects or one object per line, .parquet, .arrow,
+    .csv and .tsv a table. A file of any other suffix is one document in UTF-8; if it is the only file, it is split at
+    blank lines into documents of 64 kB or more. .gz, .bz2, .xz and .zst behind a suffix are unpacked as they are read.
+    Empty documents are skipped.
     """
 
     kind: Literal["files"] = "files"
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, or patterns such as corpus/**/*.jsonl; a pattern's files are read in sorted order."""
+    """Files, patterns such as corpus/**/*.jsonl, whose files are read in sorted order, or directories that
+    `datasets.save_to_disk` wrote."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 
     def open(self) -> Corpus:
         """The source as it is now. DataError if a file is missing or can't hold text."""
-        paths = files.expand(self.paths)
-        is_corpus = isinstance(self.row_format, TextFormat) and files.is_one_text(paths)
+        paths, label = files.expand(self.paths), _label(self.paths)
+        row_format = self.row_format(lambda: files.first_columns(paths), label)
+        is_corpus = isinstance(row_format, TextFormat) and files.is_one_text(paths)
         read = files.passages if is_corpus else files.rows
-        identity = [self.kind, *self._reading(), files.identity(paths)]
         return Corpus(
-            _label(self.paths), identity, files.total_bytes(paths), lambda: self._documents(read(paths, self.columns))
+            label,
+            [self.kind, *_reading(row_format), files.identity(paths)],
+            files.total_bytes(paths),
+            lambda: documents(read(paths, row_format.to_read), row_format),
+            row_format.has_loss_mask,
         )
 
 
@@ -115,18 +117,27 @@ class HubDataset(Readable):
     def _streamed(self, count: int) -> Corpus:
         dataset, commit = hub.stream(self.name, self.config_name, self.split, self.revision)
         label = f"hub dataset {self.name}"
-        identity = [self.kind, *self._reading(), self.name, self.config_name, self.split, commit, count]
+        row_format = self.row_format(lambda: hub.first_columns(dataset, label), label)
         return Corpus(
-            label, identity, None, lambda: self._documents(hub.streamed_rows(dataset, self.columns, label, count))
+            label,
+            [self.kind, *_reading(row_format), self.name, self.config_name, self.split, commit, count],
+            None,
+            lambda: documents(hub.streamed_rows(dataset, row_format.to_read, label, count), row_format),
+            row_format.has_loss_mask,
         )
 
     def _stored(self) -> Corpus:
         dataset = hub.load(self.name, self.config_name, self.split, self.revision)
         label = f"hub dataset {self.name}"
-        require_columns(self.columns, dataset.column_names, label)
-        identity = [self.kind, *self._reading(), self.config_name, self.split, hub.identity(dataset)]
-        size_bytes = files.total_bytes(hub.cached_files(dataset))
-        return Corpus(label, identity, size_bytes, lambda: self._documents(hub.rows(dataset, self.columns, label)))
+        row_format = self.row_format(lambda: dataset.column_names, label)
+        require_columns(row_format.columns, dataset.column_names, label)
+        return Corpus(
+            label,
+            [self.kind, *_reading(row_format), self.config_name, self.split, hub.identity(dataset)],
+            files.total_bytes(hub.cached_files(dataset)),
+            lambda: documents(hub.rows(dataset, row_format.to_read, label), row_format),
+            row_format.has_loss_mask,
+        )
 
 
 class TokenIds(Spec):
@@ -134,17 +145,14 @@ class TokenIds(Spec):
 
     kind: Literal["input_ids"] = "input_ids"
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files (.parquet, .arrow, .jsonl, .json), or patterns; a pattern's files are read in sorted order."""
+    """Files (.parquet, .arrow, .jsonl, .json, .csv), patterns, whose files are read in sorted order, or directories
+    that `datasets.save_to_disk` wrote."""
     column: str = "input_ids"
     """The column that holds the lists."""
     counts_column: str | None = None
     """Column of the loss mask, such as completion_mask: a 0 or 1 for each id. Default: all are scored."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
-
-    @property
-    def has_loss_mask(self) -> bool:
-        return self.counts_column is not None
 
     def open(self) -> Corpus:
         """The source as it is now. DataError if a file is missing or holds no lists."""
@@ -155,7 +163,8 @@ class TokenIds(Spec):
             _label(self.paths),
             identity,
             files.total_bytes(paths),
-            lambda: token_documents(files.rows(paths, columns), columns),
+            lambda: token_documents(files.rows(paths, Columns(columns)), columns),
+            self.counts_column is not None,
         )
 
 
@@ -167,10 +176,6 @@ class PythonStdlib(Spec):
     """The validation split is 3 % of the files, chosen by a hash of their path."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
-
-    @property
-    def has_loss_mask(self) -> bool:
-        return False
 
     def open(self) -> Corpus:
         """The standard library of the running interpreter."""
@@ -207,8 +212,17 @@ class DataConfig(Spec):
     `validation`."""
     sequence_length: int = Field(2048, ge=2)
     """Tokens in a block."""
+    bos: Bos = "auto"
+    """What a document begins with. auto: what the model's tokenizer writes before a text (a bos, or nothing). always:
+    also where the tokenizer does not write its bos, and before chats and token ids that lack it. never: nothing. A
+    block that begins inside such a document begins in the same way."""
     seed: int = 0
     """Seed of the order in which blocks are drawn."""
+
+    @property
+    def has_text(self) -> bool:
+        """Whether some source holds text, which a tokenizer must read."""
+        return not all(isinstance(source, TokenIds) for source in (*self.sources, *self.validation))
 
     @model_validator(mode="after")
     def _weights_are_all_or_none(self) -> Self:

@@ -53,7 +53,7 @@ class Split:
 
     @property
     def has_loss_mask(self) -> bool:
-        return any(source.has_loss_mask for source in self.sources)
+        return any(corpus.has_loss_mask for corpus in self.corpora)
 
     @property
     def size_bytes(self) -> int | None:
@@ -129,22 +129,32 @@ def _stepped(document: Document, step: progress.Step) -> list[int]:
 
 
 def _position(document: Document) -> float:
-    return _hash(document.content) / 2**64
+    return _hash(document.content, document.where) / 2**64
 
 
 def _hashes(document: Document) -> list[int]:
     """Hash of the document and, if it is long enough to be split as an only file, of its passages."""
-    content = document.content
+    content, where = document.content, document.where
     if not isinstance(content, str) or 4 * len(content) < files.PASSAGE_BYTES:  # a character has four bytes at most
-        return [_hash(content)]
+        return [_hash(content, where)]
     pieces = [b"".join(piece).decode() for piece in files.pieces(BytesIO(content.encode()))]
-    return [_hash(content), *(_hash(piece) for piece in pieces if len(pieces) > 1)]
+    return [_hash(content, where), *(_hash(piece, where) for piece in pieces if len(pieces) > 1)]
 
 
-def _hash(content: Content) -> int:
-    """64-bit hash of a document's content. Letter case and white space of a text make no difference."""
+def _hash(content: Content, where: str) -> int:
+    """64-bit hash of a document's content. Letter case and white space of a text make no difference.
+
+    DataError if the content is not JSON.
+    """
     if isinstance(content, str):
         data = " ".join(content.casefold().split()).encode()
     else:
-        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else canonical_json.compact(content)
+        data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else _json(content, where)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def _json(content: Content, where: str) -> bytes:
+    try:
+        return canonical_json.compact(content)
+    except (ValueError, TypeError, RecursionError) as e:
+        raise DataError(f"{where}: holds a value that is not JSON ({e}); repair or drop the row") from None

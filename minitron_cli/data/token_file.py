@@ -6,24 +6,23 @@ A long corpus is written in parts, directories of the same form, which are joine
 after the last part that it finished.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minitron_cli import canonical_json, io, progress
-from minitron_cli.data import files
+from minitron_cli.artifacts import file_hashes
 from minitron_cli.data.rows import Ids
 from minitron_cli.errors import DataError, EnvironmentFault
 
 TOKENS, STARTS, LOSS_MASK, HEADER = "tokens.bin", "starts.bin", "loss_mask.bin", "header.json"
 START_DTYPE = "<i8"
-STRETCHES, SAMPLE_BYTES = 16, 16 << 20
 PART_TOKENS = 1 << 26  # a minute's work of one core
 PARTS = ".parts"  # suffix of the directory's name
 COPY_BYTES = 16 << 20
@@ -48,9 +47,12 @@ class TokenFile(NamedTuple):
 
 
 def find(directory: Path, key: str) -> TokenFile | None:
-    """Token file in `directory`; None if it is missing, has another key, or samples of it show damage."""
+    """Token file in `directory`; None if it is missing, has another key, or is damaged.
+
+    Large files whose times have not changed since they were last hashed are not read again.
+    """
     header = _header(directory)
-    if header is None or header["key"] != key or _samples(directory) != header["samples"]:
+    if header is None or header["key"] != key or damage(directory):
         return None
     return TokenFile(
         tokens=np.memmap(directory / TOKENS, header["dtype"], mode="r"),
@@ -60,11 +62,36 @@ def find(directory: Path, key: str) -> TokenFile | None:
     )
 
 
-def create(directory: Path, key: str, vocab_size: int, documents: Documents, has_loss_mask: bool) -> TokenFile:
+def finished(directory: Path) -> list[Path]:
+    """Directories of the token files below a directory, damaged ones too; not those that a run is writing."""
+    is_unfinished = (io.TEMPORARY, PARTS)
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(p for p in found if p.is_dir() and not any(mark in p.name for mark in is_unfinished))
+
+
+def damage(directory: Path, hashed: file_hashes.Hash = file_hashes.records) -> str | None:
+    """Name of the first file that is not as it was written, by the hashes that `hashed` returns; None if all are."""
+    header = _header(directory)
+    if header is None:
+        return HEADER
+    names = [name for name in (TOKENS, STARTS, LOSS_MASK) if (directory / name).is_file()]
+    written = dict(zip((TOKENS, STARTS, LOSS_MASK), header["sha256"], strict=False))
+    found = {name: r.sha256 for name, r in zip(names, hashed([directory / name for name in names]), strict=True)}
+    return next((name for name in written | found if written.get(name) != found.get(name)), None)
+
+
+def create(
+    directory: Path,
+    key: str,
+    vocab_size: int,
+    documents: Documents,
+    has_loss_mask: bool,
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> TokenFile:
     """Write the documents under a temporary name, read them back, rename: a killed run leaves nothing at `directory`.
 
     It leaves its finished parts beside it, and the next run continues after them. EnvironmentFault if the disk returns
-    other bytes than were written.
+    other bytes than were written. `about` is added to the header, for readers.
     """
     if directory.exists() and find(directory, key) is None:
         progress.warn(f"{directory} is damaged; the data are tokenized again")
@@ -72,7 +99,8 @@ def create(directory: Path, key: str, vocab_size: int, documents: Documents, has
     io.make_dirs(directory.parent)
     _sweep(directory.parent)
     try:
-        _TokenFileWriter(directory, key, "<u2" if vocab_size <= 1 << 16 else "<u4", has_loss_mask).do(documents)
+        dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
+        _TokenFileWriter(directory, key, dtype, has_loss_mask, about).do(documents)
     except FileNotFoundError:  # another process has finished the same file and removed the parts
         if find(directory, key) is None:
             raise
@@ -92,8 +120,8 @@ def _sweep(directory: Path) -> None:
 class _TokenFileWriter:
     """Writes one token file, in parts if it is long."""
 
-    def __init__(self, directory: Path, key: str, dtype: str, has_loss_mask: bool) -> None:
-        self.directory, self.key, self.dtype = directory, key, dtype
+    def __init__(self, directory: Path, key: str, dtype: str, has_loss_mask: bool, about: Mapping[str, Any]) -> None:
+        self.directory, self.key, self.dtype, self.about = directory, key, dtype, about
         self.names = (TOKENS, STARTS, LOSS_MASK) if has_loss_mask else (TOKENS, STARTS)
         self.parts_directory = directory.with_name(directory.name + PARTS)
 
@@ -164,11 +192,11 @@ class _TokenFileWriter:
 
     def _seal(self, directory: Path, written: list[io.NewFile], more: dict[str, Any]) -> None:
         sha256 = [file.record().sha256 for file in written]
-        if files.hashed([file.path for file in written]) != sha256:
+        if [record.sha256 for record in file_hashes.fresh([file.path for file in written])] != sha256:
             raise EnvironmentFault(
                 f"{directory}: the disk returns other bytes than were written; check it and run again"
             )
-        header = {"key": self.key, "dtype": self.dtype, "sha256": sha256, "samples": _samples(directory)} | more
+        header = {"key": self.key, "dtype": self.dtype, "sha256": sha256} | more | dict(self.about)
         io.write_new_json(directory / HEADER, header | {"header_sha256": canonical_json.digest(header)})
 
     def _sound_parts(self) -> list[Path]:
@@ -223,22 +251,3 @@ def _header_of(directory: Path) -> dict[str, Any]:
     header = _header(directory)
     assert header
     return header
-
-
-def _samples(directory: Path) -> list[str]:
-    return [_sample(path) for path in (directory / name for name in (TOKENS, STARTS, LOSS_MASK)) if path.is_file()]
-
-
-def _sample(path: Path) -> str:
-    """Hash of the ends of STRETCHES equal stretches: of the whole file, unless it is large.
-
-    Hashing all of a hundred billion tokens would delay every stage by minutes.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for i in range(STRETCHES):
-            start, stop = i * size // STRETCHES, (i + 1) * size // STRETCHES
-            file.seek(max(start, stop - SAMPLE_BYTES))
-            digest.update(file.read(stop - file.tell()))
-    return digest.hexdigest()

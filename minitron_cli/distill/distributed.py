@@ -14,6 +14,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from minitron_cli.layerwise.processes import say_if_on_cpu
+
 Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
 
@@ -33,6 +35,7 @@ class ProcessGroup:
         self.size: int = 1 if alone else self._state.num_processes
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         self.device = torch.device(device) if self.size == 1 else self._state.device
+        say_if_on_cpu(self.size, self.device)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""

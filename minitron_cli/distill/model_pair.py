@@ -5,26 +5,30 @@ Knows models as transformers has them; not the optimizer, the schedule or the or
 
 # B sequence, T token, N scored token, D hidden, F figure
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from minitron_cli import stopping
 from minitron_cli.data.batches import Batch
 from minitron_cli.distill import sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
-from minitron_cli.distill.fused.objective import HeadInput, check_vocab, fused_objective
+from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_loss, projection
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, documents
 from minitron_cli.errors import CheckpointError
+from minitron_cli.layerwise.observer import layer_output
 from minitron_cli.model.families import family_of
 from minitron_cli.model.lm_head import Head, head_of
 from minitron_cli.model.taps import layer_module
+from minitron_cli.prune.slicing import is_finite
 
 T = TypeVar("T")
 
@@ -88,7 +92,6 @@ class ModelPair:
         self.pairs = tuple(pairs) if config.hidden is not None else ()
         self.project: nn.Module = nn.Identity()
         if teacher is not None:
-            check_vocab(teacher.config, student.config, None, None)
             widths = _width(student), _width(teacher)
             self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
             self._teacher = self._placed(
@@ -97,6 +100,7 @@ class ModelPair:
         if config.activation_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._student = self._placed(student, self.project, torch.float32, student_rows, "student")
+        self._stops_in = _layers(student) if group.size == 1 else []  # several processes stop between micro-batches
 
     def _placed(
         self, model: Any, project: nn.Module | None, dtype: torch.dtype, rows: RowReader | None, role: str
@@ -128,7 +132,8 @@ class ModelPair:
         """Losses summed over this batch's scored tokens and divided by `count`, those of the whole step."""
         rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            student_BTD, student_states = self._decode(self._student, batch, [pair.student for pair in self.pairs])
+            with _checked_in_backward(self._stops_in):
+                student_BTD, student_states = self._decode(self._student, batch, [pair.student for pair in self.pairs])
             teacher_side, teacher_states = None, dict[str, Tensor]()
             if self.teacher is not None and self.config.needs_teacher:
                 with torch.no_grad():
@@ -191,6 +196,22 @@ class ModelPair:
         return hidden_BTD.to(self.device), {name: state.to(self.device) for name, state in states.items()}
 
 
+@contextmanager
+def _checked_in_backward(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Context of a forward pass whose backward pass raises Interrupted at the next layer after a stop was requested."""
+
+    def mark(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if (hidden_BTD := layer_output(output)).requires_grad:
+            hidden_BTD.register_hook(lambda grad_BTD: stopping.raise_if_stopped())
+
+    handles = [layer.register_forward_hook(mark) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _last_hidden_states(model: Any, batch: Batch, device: torch.device) -> Tensor:
     output = model.get_decoder()(
         input_ids=batch.input_ids_BT.to(device), position_ids=batch.position_ids_BT.to(device), use_cache=False
@@ -216,7 +237,8 @@ def _width(model: Any) -> int:
 
 def _refuse_non_finite(model: nn.Module, role: str) -> None:
     for name, parameter in model.named_parameters():
-        if not sharding.local(parameter.data).isfinite().all():
+        stopping.raise_if_stopped()
+        if not is_finite(sharding.local(parameter.data)):
             raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: use an undamaged checkpoint")
 
 
@@ -227,4 +249,5 @@ def _dtype(precision: Precision) -> torch.dtype:
 def _cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast parameters in place. Buffers stay: rotary frequencies lose too much precision in bf16."""
     for parameter in model.parameters():
+        stopping.raise_if_stopped()
         parameter.data = parameter.data.to(dtype)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from minitron_cli import io, process_rank
+from minitron_cli import io, process_rank, stopping
 from minitron_cli.errors import RecipeError
 
 PACKAGES = {"comet_ml": "comet-ml"}
@@ -59,7 +59,7 @@ def _open(name: str, directory: Path, run: str, settings: Mapping[str, Any], sta
         io.make_dirs(directory)
     tracker = kind(run, logging_dir=directory) if kind.requires_logging_directory else kind(run)
     tracker.start()
-    stack.callback(tracker.finish)
+    stack.callback(stopping.deferred()(tracker.finish))
     tracker.store_init_configuration({name: value for name, value in settings.items() if _is_plain(value)})
     return tracker
 

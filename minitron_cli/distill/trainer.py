@@ -7,7 +7,7 @@ the optimizer's moments and the curves so far; it is saved between two steps and
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron_cli import canonical_json, progress
+from minitron_cli import canonical_json, progress, stopping
 from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import checkpoints
@@ -193,18 +193,29 @@ class _Run:
         """Run the remaining steps, or those up to `until`."""
         self.last_step = min(until or self.total_steps, self.total_steps)
         started = time.monotonic()
-        with progress.track("distill" if self.models.teacher else "train", self.total_steps, "steps") as advance:
-            _show(advance, self.step)
-            self._evaluate_if_due()
-            while self.step < self.last_step:
-                row = self._optimize()
-                _show(advance, 1, loss=row["loss"], **self.throughput.shown())
-                self._save_if_due()
-                self._evaluate_if_due()
+        # Several processes stop where all of them have agreed to: one that left alone would be waited for.
+        together = stopping.deferred() if self.group.size > 1 else nullcontext()
+        title = "distill" if self.models.teacher else "train"
+        with together, progress.track(title, self.total_steps, "steps") as advance:
+            try:
+                self._run_steps(advance)
+            except Interrupted:
+                self.optimizer.drop_gradients_()
+                self._save()
+                raise
         exported = self._export_()
         self.models.student.eval()
         throughput = self._throughput(time.monotonic() - started)
         return TrainResult(self.step, self._tokens(self.step), self.metrics, self.validation, throughput, exported)
+
+    def _run_steps(self, advance: progress.Step) -> None:
+        _show(advance, self.step)
+        self._evaluate_if_due()
+        while self.step < self.last_step:
+            row = self._optimize()
+            _show(advance, 1, loss=row["loss"], **self.throughput.shown())
+            self._save_if_due()
+            self._evaluate_if_due()
 
     def _export_(self) -> int:
         """Load the weights to export into the student; the step that they are from."""
@@ -229,7 +240,10 @@ class _Run:
     # One step
 
     def _optimize(self) -> CurveRow:
-        """Run the next step. RunFailed if it is not finite; then weights and moments are unchanged."""
+        """Run the next step.
+
+        RunFailed if it is not finite, Interrupted if a stop was requested: then weights and moments are unchanged.
+        """
         started, size = time.monotonic(), self.config.batch_size
         ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
         torch.manual_seed(step_seed(self.config.seed, self.step, self.group.rank))
@@ -253,13 +267,14 @@ class _Run:
         """
         parts = self._micro_batches(ids)
         count = int(self.group.sum(sum(len(target.labels_N) for _, target in parts)))
-        if count == 0:
-            raise DataError("a batch has no token to predict: give longer documents or blocks")
+        assert count, "every block has a token to predict"
         figures_F = torch.zeros(len(self.models.figures), device=self.group.device)
-        for part, target in parts:
-            losses = self.models.losses(part, target, count, hidden_weight)
-            losses.total.backward()
-            figures_F += losses.figures_F
+        for i in range(self._most_micro_batches):
+            self._stop_if_asked()
+            if i < len(parts):
+                losses = self.models.losses(*parts[i], count, hidden_weight)
+                losses.total.backward()
+                figures_F += losses.figures_F
         self.group.sum_([figures_F, *self.optimizer.gradients])
         return figures_F
 
@@ -268,9 +283,13 @@ class _Run:
         batches = [batch(self.train_blocks, ids[i : i + size]) for i in range(0, len(ids), size)]
         parts = [(part, targets(part)) for part in batches]
         if self.models.is_sharded:  # every process must run equally often, because the others need its rows
-            most = math.ceil(math.ceil(self.config.batch_size / self.group.size) / size)
-            parts += [(batches[0], NOTHING)] * (most - len(parts))
+            parts += [(batches[0], NOTHING)] * (self._most_micro_batches - len(parts))
         return parts
+
+    @property
+    def _most_micro_batches(self) -> int:
+        """Micro-batches of a step, in the process that has most of them."""
+        return math.ceil(math.ceil(self.config.batch_size / self.group.size) / self.config.micro_batch_size)
 
     def _hidden_weight(self) -> float:
         """alpha, from all tokens of the step before, so that it does not depend on how a batch is divided."""
@@ -318,12 +337,10 @@ class _Run:
     # Between two steps
 
     def _save_if_due(self) -> None:
-        """Save every `save_every` steps, after the last step, and when a stop was requested."""
-        is_stopping = self._is_stopping()
-        if is_stopping or self.step % self.config.save_every == 0 or self.step == self.last_step:
+        """Save every `save_every` steps and after the last; when a stop was requested, `finish` saves."""
+        self._stop_if_asked()
+        if self.step % self.config.save_every == 0 or self.step == self.last_step:
             self._save()
-        if is_stopping:
-            progress.raise_if_stopped()
 
     def _evaluate_if_due(self) -> None:
         """Evaluate every `eval_every` steps and after the last. Comes after saving: a run resumed here repeats it."""
@@ -332,25 +349,22 @@ class _Run:
             return
         c = self.config
         means = evaluate(
-            self.models, self.validation_blocks, c.eval_blocks, c.micro_batch_size, self.group, self._is_stopping
+            self.models, self.validation_blocks, c.eval_blocks, c.micro_batch_size, self.group, self._stop_if_asked
         )
-        if means is None:
-            self._save()
-            progress.raise_if_stopped()
-        else:
-            row = {"step": self.step, "tokens": self._tokens(self.step), **means}
-            self._refuse_non_finite(row, HELD_OUT, "on held-out text")
-            self.validation.append(row)
-            self.log({f"held_out/{name}": value for name, value in row.items()} | {"step": self.step})
-            if self.config.export == "best" and self._best_step() == self.step:
-                self._save_best()
+        row = {"step": self.step, "tokens": self._tokens(self.step), **means}
+        self._refuse_non_finite(row, HELD_OUT, "on held-out text")
+        self.validation.append(row)
+        self.log({f"held_out/{name}": value for name, value in row.items()} | {"step": self.step})
+        if self.config.export == "best" and self._best_step() == self.step:
+            self._save_best()
 
-    def _is_stopping(self) -> bool:
-        """Whether any process was asked to stop; the same answer in all of them."""
-        is_stopping = self.group.any(progress.stop_requested())
-        if is_stopping and not progress.stop_requested():
-            progress.request_stop(SIGTERM)
-        return is_stopping
+    def _stop_if_asked(self) -> None:
+        """Raise Interrupted in all processes if any was asked to stop. All must call this equally often."""
+        if not self.group.any(stopping.stop_requested()):
+            return
+        if not stopping.stop_requested():
+            stopping.request_stop(SIGTERM)
+        raise stopping.interrupted()
 
     def _save(self) -> None:
         if self.scratch is None or self.step in (0, self.saved_step):
@@ -369,12 +383,16 @@ class _Run:
             self._write("best", self.optimizer.weights(), {}, 1)
 
     def _write(self, kind: checkpoints.Kind, tensors: dict[str, Tensor], record: dict[str, Any], keep: int) -> None:
-        """Save a checkpoint: all processes their rows if sharded, else the first process everything."""
+        """Save a checkpoint, also after a stop was requested.
+
+        If sharded, all processes save their rows, else the first process saves everything.
+        """
         assert self.scratch is not None
         group = self.group if self.models.is_sharded else None
-        if group or self.group.rank == 0:
-            checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, group=group)
-        self.group.barrier()
+        with stopping.deferred():
+            if group or self.group.rank == 0:
+                checkpoints.save(self.scratch, self.identity, self.step, tensors, record, keep, kind=kind, group=group)
+            self.group.barrier()
 
     def _throughput(self, seconds: float) -> dict[str, float | str | bool]:
         """Figures of this process's part of the run; `seconds` include evaluations and checkpoints."""

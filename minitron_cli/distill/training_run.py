@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from minitron_cli import io, memory, process_rank
+from minitron_cli import io, memory, process_rank, progress
 from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
@@ -19,13 +19,14 @@ from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.sharding import TRAINED_BYTES, RowReader
 from minitron_cli.distill.trainer import Placement, train
+from minitron_cli.errors import RunFailed
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.model.families import family_of
 from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.run_record import ThroughputRecord
-from minitron_cli.results.training import METRICS, VALIDATION, TrainingResult, ValidationPoint
+from minitron_cli.results.training import METRICS, VALIDATION, TrainingResult, ValidationPoint, Worsening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,6 +138,7 @@ def run_loop(
     work.measured.training = ThroughputRecord.model_validate(result.throughput)
     count = len(validation_blocks) if config.eval_blocks is None else min(config.eval_blocks, len(validation_blocks))
     of_step = {row["step"]: ValidationPoint.of(row) for row in result.validation}
+    points, after = list(of_step.values()), of_step.get(result.exported)
     return kind(
         student=_size(models.student, train_blocks),
         teacher=_size(models.teacher, train_blocks) if models.teacher is not None else None,
@@ -144,12 +146,27 @@ def run_loop(
         steps=result.steps,
         tokens=result.tokens,
         weights_of_step=result.exported,
-        before=next(iter(of_step.values()), None),
-        after=of_step[result.exported] if of_step else None,
+        before=next(iter(points), None),
+        after=after,
         sequence_length=train_blocks.sequence_length,
         validations=len(result.validation),
         validation_tokens=count * validation_blocks.sequence_length,
+        worse=Worsening.of(points, after, "kl" if config.needs_teacher else "loss") if after else None,
     )
+
+
+def warn_if_worse(result: TrainingResult, section: str) -> None:
+    """Warn if a training made its objective worse on held-out text."""
+    if result.worse:
+        progress.warn(f"{section}: {result.worse}: lower {section}.learning_rate")
+
+
+def check_not_worse(result: TrainingResult, section: str) -> None:
+    """RunFailed if a training made its objective worse on held-out text, or nothing was held out to tell."""
+    if result.after is None:
+        raise RunFailed(f"{section}: no held-out text tells whether the training made it worse: hold out some")
+    if result.worse:
+        raise RunFailed(f"{section}: {result.worse}: lower {section}.learning_rate, or train without --fail-if-worse")
 
 
 def _size(model: "PreTrainedModel", blocks: Blocks) -> ModelSize:
@@ -167,8 +184,7 @@ def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> Non
         for _ in tensors:
             pass
         return
-    names = [name for name in start.checkpoint.tensors if not start.family.ignores(name)]
-    hf.save_like(start.path, names, work.path, tensors)
+    hf.save_like(start.checkpoint, work.path, tensors)
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:

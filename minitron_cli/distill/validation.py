@@ -11,7 +11,6 @@ from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import Targets, targets
-from minitron_cli.errors import DataError
 
 NOTHING = Targets(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
 """No scored token: for a process without text of its own that takes part because others need its rows."""
@@ -23,12 +22,15 @@ def evaluate(
     count: int | None,
     batch_size: int,
     group: ProcessGroup,
-    is_stopping: Callable[[], bool],
-) -> dict[str, float] | None:
-    """Columns of `HELD_OUT`: means over the scored tokens of `count` blocks (None: all). None if stopped."""
+    stop_if_asked: Callable[[], None],
+) -> dict[str, float]:
+    """Columns of `HELD_OUT`: means over the scored tokens of `count` blocks (None: all).
+
+    `stop_if_asked` is called before each batch.
+    """
     models.student.eval()
     try:
-        return _evaluate(models, blocks, count, batch_size, group, is_stopping)
+        return _evaluate(models, blocks, count, batch_size, group, stop_if_asked)
     finally:
         models.release()
 
@@ -39,14 +41,13 @@ def _evaluate(
     count: int | None,
     batch_size: int,
     group: ProcessGroup,
-    is_stopping: Callable[[], bool],
-) -> dict[str, float] | None:
+    stop_if_asked: Callable[[], None],
+) -> dict[str, float]:
     ids = evenly_spaced(len(blocks), count)
     mine = rank_slice(ids, group.rank, group.size)
     sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=group.device)
     for first in range(0, math.ceil(len(ids) / group.size), batch_size):  # equally often in all, as FSDP requires
-        if is_stopping():
-            return None
+        stop_if_asked()
         own = mine[first : first + batch_size]
         if own or models.is_sharded:
             held_out = batch(blocks, own or ids[:1])
@@ -54,9 +55,6 @@ def _evaluate(
             sums += torch.cat([models.evaluate(held_out, target), sums.new_tensor([len(target.labels_N)])])
     group.sum_([sums])
     *values, tokens = sums.tolist()
-    if tokens == 0:
-        raise DataError(
-            "the held-out blocks have no token to predict: give longer documents, or chats whose answers fit in a block"
-        )
+    assert tokens, "every block has a token to predict"
     names = list(HELD_OUT) if models.teacher is not None else ["loss"]
     return {name: value / tokens for name, value in zip(names, values, strict=False)}

@@ -241,7 +241,11 @@ class EvaluateConfig(Spec):
     tasks: tuple[RequestedTask, ...] = ()
     """lm-eval tasks."""
     include_path: str | None = Field(None, exclude=True)
-    """Directory of further lm-eval task YAMLs. They can run Python code: use trusted ones only."""
+    """Directory of further lm-eval task YAMLs. Code in them runs only with `--allow-code-execution`."""
+    apply_chat_template: bool = False
+    """Ask the tasks through the tokenizer's chat template, as instruct models expect it (lm-eval's option)."""
+    fewshot_as_multiturn: bool = False
+    """With `apply_chat_template`, give each solved example as a turn of the conversation (lm-eval's option)."""
     task_data: str | None = Field(None, exclude=True)
     """Directory with task data, such as `winogrande/validation.jsonl`; missing data are downloaded."""
     speed: Speed | None = None
@@ -250,6 +254,12 @@ class EvaluateConfig(Spec):
     """Sequences per forward pass."""
     gates: Gates = Field(Gates(), exclude=True)
     """Bounds on measured values; a miss ends with exit code 4."""
+
+    @model_validator(mode="after")
+    def _has_turns(self) -> Self:
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template: true, which writes the turns")
+        return self
 
     def requested(self, *, allow_code: bool) -> tuple[Task, ...]:
         """Every task, the suite's first; an entry of `tasks` replaces the suite's of the same name. The suite's tasks

@@ -1,17 +1,23 @@
 """Gates: bounds on measured values. Knows no model: typed results in, one outcome per bound out."""
 
 import difflib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from minitron_cli import strict_json
 from minitron_cli.errors import ArtifactError, GateMissed, RecipeError
 from minitron_cli.evaluate.config import Absolute, AgainstBaseline, AgainstParent, Gates
-from minitron_cli.evaluate.statistics import interval
-from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
+from minitron_cli.evaluate.estimates import (
+    Estimate,
+    of_difference,
+    of_metric,
+    of_ratio,
+    unpaired_difference,
+    unpaired_ratio,
+)
+from minitron_cli.results.evaluation import EvaluationResult, MetricResult, ModelEvaluation
 
 Models = Mapping[str, ModelEvaluation]
 """Label -> evaluated model."""
@@ -79,12 +85,6 @@ class Outcome:
         }
 
 
-class _Estimate(NamedTuple):
-    value: float | None
-    stderr: float | None
-    clusters: int
-
-
 def outcomes(gates: Gates, models: Models, label: str) -> list[Outcome]:
     """Outcome of every bound on the model `label`. RecipeError for a bound on a value that was not measured."""
     return [outcome for rule in gates.all() for outcome in _of_rule(rule, models, label)]
@@ -110,10 +110,10 @@ def _bounds(rule: Rule) -> set[str]:
     return {name for name in type(rule).model_fields if name.startswith(("min", "max"))}
 
 
-def _compared(rule: Rule, found: _Estimate, what: str, *, is_minimum: bool) -> float | None:
+def _compared(rule: Rule, found: Estimate, what: str, *, is_minimum: bool) -> float | None:
     if rule.confidence is None or found.value is None:
         return found.value
-    ends = interval(found.value, found.stderr, found.clusters, rule.confidence)
+    ends = found.interval(rule.confidence)
     if ends is None:
         raise RecipeError(
             f"gate on {what}: it has no standard error, so confidence {rule.confidence:g} cannot be checked; "
@@ -122,12 +122,13 @@ def _compared(rule: Rule, found: _Estimate, what: str, *, is_minimum: bool) -> f
     return ends[0] if is_minimum else ends[1]
 
 
-def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> _Estimate:
+def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> Estimate:
     own = _measured(rule.metric, models[label])
+    unpaired = unpaired_difference if quantity == "difference" else unpaired_ratio
     if isinstance(rule, Absolute):
-        return own
+        return of_metric(own)
     if isinstance(rule, AgainstBaseline):
-        return _unpaired(own, _baseline(rule, label), quantity)
+        return unpaired(own, _baseline(rule, label))
     if label == PARENT:
         raise RecipeError(
             f"gate on {rule.metric}: the parent cannot be compared with itself; name a model made from it"
@@ -135,26 +136,11 @@ def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> _Estimat
     task, _, metric = rule.metric.partition(".")
     paired = models[label].against_parent.get(task, {}).get(metric)
     if paired is None:  # the metric is no mean over items
-        return _unpaired(own, _measured(rule.metric, models[PARENT]), quantity)
-    if quantity == "difference":
-        return _Estimate(paired.difference, paired.stderr, paired.clusters)
-    return _Estimate(paired.ratio, paired.ratio_stderr, paired.clusters)
+        return unpaired(own, _measured(rule.metric, models[PARENT]))
+    return of_difference(paired) if quantity == "difference" else of_ratio(paired)
 
 
-def _unpaired(own: _Estimate, other: _Estimate, quantity: str) -> _Estimate:
-    """Difference or ratio of two values, taken as independent; on the same items this overstates the error."""
-    clusters = min(own.clusters, other.clusters)
-    if own.value is None or other.value is None or (quantity == "ratio" and other.value <= 0):
-        return _Estimate(None, None, clusters)
-    has_errors = own.stderr is not None and other.stderr is not None
-    errors = (own.stderr or 0.0, other.stderr or 0.0)
-    if quantity == "difference":
-        return _Estimate(own.value - other.value, math.hypot(*errors) if has_errors else None, clusters)
-    ratio = own.value / other.value
-    return _Estimate(ratio, math.hypot(errors[0], ratio * errors[1]) / other.value if has_errors else None, clusters)
-
-
-def _baseline(rule: AgainstBaseline, label: str) -> _Estimate:
+def _baseline(rule: AgainstBaseline, label: str) -> MetricResult:
     models = read_models(Path(rule.file))
     others = [name for name in models if name != PARENT]
     name = rule.model or (label if label in models else others[0] if len(others) == 1 else None)
@@ -180,11 +166,10 @@ def read_models(file: Path) -> Models:
         ) from None
 
 
-def _measured(name: str, model: ModelEvaluation) -> _Estimate:
+def _measured(name: str, model: ModelEvaluation) -> MetricResult:
     values = {f"{task}.{metric}": m for task, metrics in model.results.items() for metric, m in metrics.items()}
     if name in values:
-        found = values[name]
-        return _Estimate(found.value, found.stderr, found.clusters or found.n or 0)
+        return values[name]
     if close := difflib.get_close_matches(name, values, n=1):
         hint = f"did you mean {close[0]!r}?"
     else:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron_cli import memory, progress
+from minitron_cli import memory, progress, stopping
 from minitron_cli.errors import InputError, RunFailed
 from minitron_cli.evaluate.config import Speed
 
@@ -156,12 +156,9 @@ def peak_memory(path: Path, config: Speed, *, device: str, dtype: str) -> dict[s
     Accelerator memory on an accelerator, else resident memory. Empty if the system does not report it.
     """
     asked = [str(path), config.model_dump_json(), device, dtype]
-    done = subprocess.run(
-        [sys.executable, "-m", "minitron_cli.evaluate.generation_speed", *asked],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "minitron_cli.evaluate.generation_speed", *asked]
+    with stopping.interruptible():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunFailed(f"the memory of {path} could not be measured ({last[:200]}); leave out --speed")

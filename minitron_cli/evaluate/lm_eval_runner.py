@@ -13,13 +13,14 @@ import lm_eval.evaluator
 import numpy as np
 from lm_eval.models.huggingface import HFLM
 
-from minitron_cli import progress
+from minitron_cli import progress, stopping
 from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
 from minitron_cli.evaluate.measurements import Measurements
-from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, Items
-from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks
+from minitron_cli.evaluate.statistics import Items, errors
+from minitron_cli.evaluate.task_code import templates
+from minitron_cli.evaluate.tasks import DEFAULT_LOCATIONS, TaskLocations, TaskSet, load_tasks, refusing_broken_items
 from minitron_cli.results.evaluation import MetricResult, TaskSource
 
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
@@ -36,21 +37,25 @@ def run_tasks(
     locations: TaskLocations = DEFAULT_LOCATIONS,
     allow_code: bool = False,
     batch_size: int = 8,
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = False,
 ) -> Measurements:
     """Results of the model on every task; deterministic in model and tasks."""
-    with quiet() as truncated, seeded():
+    with quiet() as truncated, seeded(), stopping.interruptible(), templates(allow_code=allow_code):
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
-        lm = _Model(
-            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
-        )  # it may add a pad token
-        raw = lm_eval.evaluator.evaluate(
-            lm,
-            chosen.task_dict,
-            samples=chosen.items or None,
-            bootstrap_iters=BOOTSTRAP_DRAWS,
-            log_samples=True,
-            confirm_run_unsafe_code=allow_code,
-        )
+        own = copy.deepcopy(tokenizer)  # it may add a pad token
+        lm = _Model(pretrained=model, tokenizer=own, batch_size=batch_size)
+        with refusing_broken_items(tasks, locations.tasks):
+            raw = lm_eval.evaluator.evaluate(
+                lm,
+                chosen.task_dict,
+                samples=chosen.items or None,
+                bootstrap_iters=BOOTSTRAP_DRAWS,
+                log_samples=True,
+                apply_chat_template=apply_chat_template,
+                fewshot_as_multiturn=fewshot_as_multiturn,
+                confirm_run_unsafe_code=allow_code,
+            )
     if truncated.count:
         progress.warn(f"{truncated.count} requests exceeded the model's context and were truncated at the beginning")
     return _measurements(raw, chosen)
@@ -101,8 +106,7 @@ def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
     }
     for task in chosen.documents:  # lm-eval takes all items for independent
         for metric, found in items[task].items():
-            clustered = {"stderr": found.stderr, "clusters": found.clusters}
-            results[task][metric] = results[task][metric].model_copy(update=clustered)
+            results[task][metric] = results[task][metric].model_copy(update=errors(found))
     averaged = {task: some for task, some in items.items() if some}
     return Measurements(results=results, items=averaged, sources=_sources(raw, chosen))
 
@@ -176,7 +180,7 @@ def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
 
 
 def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | None) -> list[int] | None:
-    """Document number of each item, in order of appearance; None if there are fewer than FEW_DOCUMENTS."""
+    """Document number of each item, in order of appearance; None if no column identifies documents."""
     if column is None:
         return None
     if absent := [sample for sample in samples if column not in sample["doc"]]:
@@ -185,8 +189,7 @@ def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | No
             f"task {task!r}: its items have no column {column!r} that identifies documents; use one of {known}"
         )
     numbers: dict[Any, int] = {}
-    found = [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
-    return None if len(numbers) < FEW_DOCUMENTS else found
+    return [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
 
 
 def _averaged_items(result: MetricResult, scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:

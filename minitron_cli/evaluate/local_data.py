@@ -1,4 +1,4 @@
-"""Local data of lm-eval tasks, in the hub's directory layout or one file per split."""
+"""Local data of lm-eval tasks: beside their YAML, in the hub's directory layout, or one file per split."""
 
 import copy
 import dataclasses
@@ -20,11 +20,33 @@ SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 Index = dict[str, Entry]
 
 
-def with_local_data(manager: lm_eval.tasks.TaskManager, task: Task, data: Path | None) -> lm_eval.tasks.TaskManager:
-    """Task manager whose `task` reads local files, if `data` has a directory for it; else the same manager."""
+def with_absolute_paths(
+    manager: lm_eval.tasks.TaskManager, task: Task, own: Path | None, *, imports: bool = True
+) -> lm_eval.tasks.TaskManager:
+    """Task manager whose `task` finds data files beside its YAML in `own`; lm-eval looks in the working directory.
+
+    Functions that the YAML names are imported, unless `imports` is false.
+    """
+    if own is None:
+        return manager
+    index = _copied(manager)
+    for name in leaves_of(index, task.name):
+        path = index[name].yaml_path
+        if path and path.is_relative_to(own.resolve()):
+            _make_paths_absolute_(index[name], path, imports)
+    return _with_index(manager, index)
+
+
+def with_local_data(
+    manager: lm_eval.tasks.TaskManager, task: Task, data: Path | None, *, imports: bool = True
+) -> lm_eval.tasks.TaskManager:
+    """Task manager whose `task` reads local files, if `data` has a directory for it; else the same manager.
+
+    Functions that the YAML names are imported, unless `imports` is false.
+    """
     if data is None or not (data / task.name).is_dir():
         return manager
-    index: Index = {name: dataclasses.replace(e, tags=set(e.tags)) for name, e in manager.task_index.items()}
+    index = _copied(manager)
     leaves = leaves_of(index, task.name)
     found = {name: files for name in leaves if (files := _local_files(data / task.name, index[name]))}
     if not found:
@@ -35,7 +57,15 @@ def with_local_data(manager: lm_eval.tasks.TaskManager, task: Task, data: Path |
         )
         _drop_(index, set(leaves) - found.keys())
     for name, files in found.items():
-        _read_locally_(index[name], files, task.num_fewshot, data / task.name)
+        _read_locally_(index[name], files, task.num_fewshot, data / task.name, imports)
+    return _with_index(manager, index)
+
+
+def _copied(manager: lm_eval.tasks.TaskManager) -> Index:
+    return {name: dataclasses.replace(e, tags=set(e.tags)) for name, e in manager.task_index.items()}
+
+
+def _with_index(manager: lm_eval.tasks.TaskManager, index: Index) -> lm_eval.tasks.TaskManager:
     local = copy.copy(manager)
     local._index = index
     return local
@@ -93,9 +123,30 @@ def _drop_(index: Index, absent: set[str]) -> None:
             entry.cfg, entry.yaml_path = {**entry.cfg, "task": [c for c in children if c not in absent]}, None
 
 
-def _read_locally_(entry: Entry, files: dict[str, list[str]], shots: int | None, directory: Path) -> None:
+def _make_paths_absolute_(entry: Entry, path: Path, imports: bool) -> None:
+    files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
+    absolute = _absolute(files, path.parent.resolve())
+    if absolute != files:
+        entry.cfg = load_yaml(path, resolve_func=imports)
+        entry.cfg["dataset_kwargs"]["data_files"] = absolute
+        entry.yaml_path = None  # lm-eval reads `cfg` where there is no file
+
+
+def _absolute(files: Any, directory: Path) -> Any:
+    if isinstance(files, dict):
+        return {split: _absolute(value, directory) for split, value in files.items()}
+    if isinstance(files, list):
+        return [_absolute(value, directory) for value in files]
+    if isinstance(files, str) and "://" not in files:
+        return str(directory / files)
+    return files
+
+
+def _read_locally_(
+    entry: Entry, files: dict[str, list[str]], shots: int | None, directory: Path, imports: bool
+) -> None:
     assert entry.yaml_path or entry.cfg
-    cfg = dict(load_yaml(entry.yaml_path) if entry.yaml_path else entry.cfg)  # with the functions it names
+    cfg = dict(load_yaml(entry.yaml_path, resolve_func=imports) if entry.yaml_path else entry.cfg)
     examples = cfg.get("fewshot_split") or cfg.get("training_split")
     asked = cfg.get("test_split") or cfg.get("validation_split")
     needed = [asked, *([examples] if shots or (shots is None and cfg.get("num_fewshot")) else [])]

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
-from minitron_cli.evaluate.statistics import Items
-from minitron_cli.results.evaluation import MetricResult, TaskSource
+from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.evaluate.statistics import NATS_PER_BIT, Items, compare, compare_exponentials
+from minitron_cli.results.evaluation import BITS_PER_BYTE, BYTE_PERPLEXITY, Difference, MetricResult, TaskSource
 from minitron_cli.spec import Spec
+
+EXPONENTIALS = {"perplexity": ("loss", 1.0), BYTE_PERPLEXITY: (BITS_PER_BYTE, NATS_PER_BIT)}
+"""Metric on text -> the metric whose exponential it is, and the factor that makes nats of it."""
 
 
 class Measurements(Spec):
@@ -28,3 +32,23 @@ class Measurements(Spec):
             items={**self.items, **other.items},
             sources={**self.sources, **other.sources},
         )
+
+
+def against_parent(measured: Measurements, parent: Measurements) -> dict[str, dict[str, Difference]]:
+    """Task -> metric -> paired difference from the parent; empty for the parent itself."""
+    if measured is parent:
+        return {}
+    against = {
+        task: {
+            name: compare(items, parent.items[task][name])
+            for name, items in metrics.items()
+            if name in parent.items.get(task, {})
+        }
+        for task, metrics in measured.items.items()
+    }
+    own, its = (model.items.get(PERPLEXITY, {}) for model in (measured, parent))
+    for name, (logarithm, factor) in EXPONENTIALS.items():
+        if logarithm in own and logarithm in its:
+            losses = (items[logarithm].times(factor) for items in (own, its))
+            against[PERPLEXITY][name] = compare_exponentials(*losses)
+    return against

@@ -5,8 +5,14 @@ from minitron_cli.figures import Figure
 
 LOSS = Figure("loss", "nats/token", better="lower")
 PERPLEXITY = Figure("perplexity", better="lower")
-KL = Figure("KL to parent", "nats/token", better="lower")
-TEXT_FIGURES = {"loss": LOSS, "perplexity": PERPLEXITY, "kl": KL}
+KL = Figure("KL to the parent", "nats/token", better="lower")
+TEXT_FIGURES = {
+    "loss": LOSS,
+    "perplexity": PERPLEXITY,
+    "kl": KL,
+    "bits_per_byte": Figure("loss per byte", "bits", better="lower"),
+    "byte_perplexity": Figure("perplexity per byte", better="lower"),
+}
 """Metric -> figure, of what is measured on validation blocks."""
 
 SPEED_FIGURES = {

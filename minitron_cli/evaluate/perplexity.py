@@ -4,14 +4,13 @@ Blocks are packed documents: position ids restart at each document and no attent
 to its own document only. Not counted are the first token of a document, which has no context, and tokens outside the
 loss mask (the questions of a chat). Logits are computed for a few hundred tokens at a time.
 
-Standard errors are clustered by document, since tokens of a document are correlated. With few documents they are
-clustered by block, and then describe other parts of these texts rather than other texts.
+Standard errors are clustered by document, since tokens of a document are correlated. If one document outweighs the
+others, they are those of its blocks, and describe other parts of these texts rather than other texts.
 """
 
 # B block of the batch, T token, D hidden, V vocab, N = B * (T - 1) predictions, C chunk of N, I item
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -19,10 +18,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from minitron_cli import progress
+from minitron_cli import progress, stopping
 from minitron_cli.data.batches import evenly_spaced, is_predicted
-from minitron_cli.errors import CheckpointError, DataError, RunFailed
-from minitron_cli.evaluate.statistics import FEW_DOCUMENTS, LOG_MAX, Items
+from minitron_cli.errors import DataError, RunFailed
+from minitron_cli.evaluate.statistics import Items, errors, exponential
 from minitron_cli.model.lm_head import Head, head_of
 from minitron_cli.results.evaluation import MetricResult
 
@@ -55,15 +54,14 @@ class PerplexityResult:
     tokens: int
     """Tokens predicted."""
     items: Items
-    """Loss of each document or block, weighted by its tokens."""
+    """Loss of the part of each document that is in one block, weighted by its tokens."""
 
     def metrics(self) -> dict[str, MetricResult]:
         """Metrics as they are stored, by name."""
+        loss = _metric(self.loss_nats, self.items)
         spread = None if self.stderr_nats is None else self.perplexity * self.stderr_nats  # to first order
-        return {
-            "loss": _metric(self.loss_nats, self.stderr_nats, self.items.clusters),
-            "perplexity": _metric(self.perplexity, spread, self.items.clusters),
-        }
+        exponential = {"value": self.perplexity, "stderr": spread, "scale": "log"}
+        return {"loss": loss, "perplexity": loss.model_copy(update=exponential)}
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,11 @@ class KLResult:
 
     def metrics(self) -> dict[str, MetricResult]:
         """Metrics as they are stored, by name."""
-        return {"kl": _metric(self.kl_nats, self.stderr_nats, self.items.clusters)}
+        return {"kl": _metric(self.kl_nats, self.items)}
 
 
-def _metric(value: float, stderr: float | None, n: int) -> MetricResult:
-    return MetricResult(value=value, stderr=stderr, n=n)
+def _metric(value: float, items: Items) -> MetricResult:
+    return MetricResult(value=value, n=items.clusters, **errors(items))
 
 
 @torch.inference_mode()
@@ -97,21 +95,25 @@ def perplexity(
         return head.nll(_hidden(model, batch), batch.tokens_BT[:, 1:].flatten().to(model.device))
 
     mean = _mean("perplexity", "loss", losses, blocks, max_blocks, batch_size)
-    return PerplexityResult(mean.value, mean.items.stderr, math.exp(min(mean.value, LOG_MAX)), mean.tokens, mean.items)
+    return PerplexityResult(mean.value, mean.items.stderr, exponential(mean.value), mean.tokens, mean.items)
 
 
 @torch.inference_mode()
 def kl_to_parent(
     model: Any, parent: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> KLResult:
-    """KL(parent || model) per token, over the predictions whose loss `perplexity` measures."""
-    head, parent_head = head_of(model), head_of(parent)
-    _check_vocabularies(head, parent_head)
+    """KL(parent || model) per token, over the predictions whose loss `perplexity` measures.
+
+    Of models of one tokenizer; if one head has more entries, such as padding, over the entries that both have.
+    """
+    whole, parent_whole = head_of(model), head_of(parent)
+    common = min(len(whole.weight_VD), len(parent_whole.weight_VD))
+    head, parent_head = whole.first(common), parent_whole.first(common)
 
     def divergences(batch: _Batch) -> Tensor:
         return _token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
 
-    mean = _mean("KL to parent", "kl", divergences, blocks, max_blocks, batch_size)
+    mean = _mean("KL to the parent", "kl", divergences, blocks, max_blocks, batch_size)
     return KLResult(mean.value, mean.items.stderr, mean.tokens, mean.items)
 
 
@@ -184,15 +186,12 @@ def _summary(pieces: list[_DocumentSum], figure: str) -> _Mean:
 
 
 def _items(pieces: list[_DocumentSum]) -> Items:
-    """Means by document, or by block if there are few documents."""
-    few = len({piece.document for piece in pieces}) < FEW_DOCUMENTS
-    totals: dict[int, float] = defaultdict(float)
-    tokens: dict[int, int] = defaultdict(int)
-    for piece in pieces:
-        key = piece.block if few else piece.document
-        totals[key] += piece.total
-        tokens[key] += piece.tokens
-    return Items([totals[key] / tokens[key] for key in totals], list(tokens.values()))
+    return Items(
+        [piece.total / piece.tokens for piece in pieces],
+        [piece.tokens for piece in pieces],
+        [piece.document for piece in pieces],
+        "block",
+    )
 
 
 def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND: Tensor) -> Tensor:
@@ -200,19 +199,12 @@ def _token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND
     rows = max(1, LOGIT_ELEMENTS // len(head.weight_VD))
     chunks = []
     for start in range(0, len(hidden_ND), rows):
+        stopping.raise_if_stopped()
         logp_CV = head.logits(hidden_ND[start : start + rows]).float().log_softmax(dim=-1)
         parent_logp_CV = parent_head.logits(parent_hidden_ND[start : start + rows]).float().log_softmax(dim=-1)
         parent_logp_CV = parent_logp_CV.to(logp_CV.device)
         chunks.append((parent_logp_CV.exp() * (parent_logp_CV - logp_CV)).sum(dim=-1))
     return torch.cat(chunks)
-
-
-def _check_vocabularies(head: Head, parent_head: Head) -> None:
-    own, theirs = len(head.weight_VD), len(parent_head.weight_VD)
-    if own != theirs:
-        raise CheckpointError(
-            f"KL to the parent: the model has {own:,} tokens and the parent {theirs:,}; compare models of one tokenizer"
-        )
 
 
 def _hidden(model: Any, batch: _Batch) -> Tensor:

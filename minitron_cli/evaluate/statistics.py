@@ -2,21 +2,26 @@
 
 Two models find the same items hard, so the standard error of the paired difference is far smaller than the two models'
 errors suggest. Items of one document are not independent, so errors are clustered by document (Miller 2024,
-"Adding error bars to evals"). scipy is imported when it is needed: it takes half a second.
+"Adding error bars to evals"). Documents differ in length: a long one pulls the mean toward itself, so its distance from
+the mean says too little, and few documents decide. The error is therefore that of the jackknife over documents, and the
+degrees of freedom count documents by their weights. scipy is imported when it is needed: it takes half a second.
 """
 
 # I item, G group
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
-from minitron_cli.results.evaluation import Difference
+from minitron_cli.results.evaluation import Difference, Unit
 
 CONFIDENCE = 0.95
-FEW_DOCUMENTS = 8  # fewer clusters give a poor estimate of the variance between documents; items are used instead
+FEW_DOCUMENTS = 2.0  # effective number below which documents leave no degree of freedom; parts of them are used then
+NATS_PER_BIT = math.log(2)
 LOG_MAX = 700.0  # exp overflows above; perplexities of models this bad need not be distinguished
 
 
@@ -28,7 +33,13 @@ class Items:
     weights: Sequence[float] | None = None
     """Weight of each item, such as its tokens; None: equal."""
     groups: Sequence[int] | None = None
-    """Group number of each item; items of one group, such as a document, are correlated. None: independent items."""
+    """Document number of each item, whose items are correlated. None: all items are independent."""
+    part: Literal["item", "block"] = "item"
+    """What an item is: an answer, or the part of a document that is in one block."""
+
+    def times(self, factor: float) -> "Items":
+        """Items whose values are multiplied by a factor."""
+        return replace(self, values=[value * factor for value in self.values])
 
     @property
     def mean(self) -> float:
@@ -38,24 +49,79 @@ class Items:
     @property
     def stderr(self) -> float | None:
         """Standard error of the mean; None for a single group."""
-        return self._error(np.asarray(self.values, float) - self.mean)
+        return self.error(np.asarray(self.values, float) - self.mean)
+
+    @property
+    def unit(self) -> Unit:
+        """What is taken for independent. Parts of documents, if one document outweighs the others.
+
+        No spread between documents can be seen then; the error describes other parts of these documents, not others.
+        """
+        return self.part if self._groups_I is None else "document"
+
+    @property
+    def documents(self) -> int | None:
+        """Number of documents; None if they are not known."""
+        return None if self.groups is None else len(set(self.groups))
 
     @property
     def clusters(self) -> int:
-        """Number of independent groups."""
-        return len(self.values) if self.groups is None else len(set(self.groups))
+        """Number of independent units."""
+        return len(self._weights_G)
 
-    def _error(self, residuals_I: np.ndarray) -> float | None:
-        """Cluster-robust standard error of a weighted mean with these residuals, with the factor G / (G - 1)."""
-        count = self.clusters
-        if count < 2:
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Degrees of freedom of the standard error: the effective number of units less one, at least one."""
+        return max(1.0, effective_number(self._weights_G) - 1)
+
+    def error(self, residuals_I: np.ndarray) -> float | None:
+        """Standard error by the jackknife over units of a weighted mean, from residuals whose weighted mean is 0.
+
+        Without unit g, the mean differs by sum_g / (W - w_g), where sum_g is the unit's weighted sum of residuals, w_g
+        its weight and W the weight of all. The variance is (G - 1) / G times the sum of squares over the G units. For
+        units of equal weight this is the usual standard error. None for a single unit.
+        """
+        weights_G = self._weights_G
+        if len(weights_G) < 2:
             return None
-        weights_I = np.ones(len(residuals_I)) if self.weights is None else np.asarray(self.weights, float)
-        groups_I = (
-            np.arange(len(residuals_I)) if self.groups is None else np.unique(self.groups, return_inverse=True)[1]
-        )
-        sums_G = np.bincount(groups_I, weights_I * residuals_I)
-        return math.sqrt(float(np.square(sums_G).sum()) * count / (count - 1)) / float(weights_I.sum())
+        changes_G = _sums(self._weights_I * residuals_I, self._groups_I) / (weights_G.sum() - weights_G)
+        return math.sqrt(float(np.square(changes_G).sum()) * (1 - 1 / len(weights_G)))
+
+    @cached_property
+    def _weights_I(self) -> np.ndarray:
+        return np.ones(len(self.values)) if self.weights is None else np.asarray(self.weights, float)
+
+    @cached_property
+    def _groups_I(self) -> np.ndarray | None:
+        """Number of the unit of each item, from 0; None if every item is a unit."""
+        if self.groups is None:
+            return None
+        numbers_I = np.unique(self.groups, return_inverse=True)[1]
+        return None if effective_number(_sums(self._weights_I, numbers_I)) < FEW_DOCUMENTS else numbers_I
+
+    @cached_property
+    def _weights_G(self) -> np.ndarray:
+        return _sums(self._weights_I, self._groups_I)
+
+
+def _sums(values_I: np.ndarray, groups_I: np.ndarray | None) -> np.ndarray:
+    """Sum over each group, [G]; the values themselves without groups."""
+    return values_I if groups_I is None else np.bincount(groups_I, values_I)
+
+
+def effective_number(weights_G: np.ndarray) -> float:
+    """Number of equal weights whose weighted mean varies as much: (sum of w)^2 / sum of w^2 (Kish 1965, sec. 8.2)."""
+    return float(weights_G.sum() ** 2 / np.square(weights_G).sum())
+
+
+def errors(items: Items) -> dict[str, Any]:
+    """Fields of a `MetricResult` that describe how certain the mean of the items is."""
+    return {
+        "stderr": items.stderr,
+        "clusters": items.documents,
+        "degrees_of_freedom": items.degrees_of_freedom,
+        "unit": items.unit,
+    }
 
 
 def compare(model: Items, parent: Items) -> Difference:
@@ -64,8 +130,8 @@ def compare(model: Items, parent: Items) -> Difference:
     assert (model.weights, model.groups) == (parent.weights, parent.groups)
     apart_I = np.asarray(model.values, float) - np.asarray(parent.values, float)
     difference = model.mean - parent.mean
-    stderr = model._error(apart_I - difference)
-    low, high = interval(difference, stderr, model.clusters) or (None, None)
+    stderr = model.error(apart_I - difference)
+    low, high = interval(difference, stderr, model.degrees_of_freedom) or (None, None)
     ratio, ratio_stderr = _ratio(model, parent)
     better, worse, p_value = _split(model, parent) or (None, None, None)
     return Difference(
@@ -75,8 +141,11 @@ def compare(model: Items, parent: Items) -> Difference:
         high=high,
         ratio=ratio,
         ratio_stderr=ratio_stderr,
+        parent=parent.mean,
         items=len(apart_I),
         clusters=model.clusters,
+        degrees_of_freedom=model.degrees_of_freedom,
+        unit=model.unit,
         better=better,
         worse=worse,
         mcnemar=p_value,
@@ -86,26 +155,35 @@ def compare(model: Items, parent: Items) -> Difference:
 def compare_exponentials(model: Items, parent: Items) -> Difference:
     """Difference and ratio of the exponentials of two means: of perplexities, if the items are losses.
 
-    Standard errors are to first order (delta method): d exp(mean) = exp(mean) d mean.
+    The interval of the difference is that of the difference in means, as perplexities: it holds 0 exactly if that one
+    does. Standard errors are to first order (delta method): d exp(mean) = exp(mean) d mean.
     """
     logs = compare(model, parent)
-    values = math.exp(min(model.mean, LOG_MAX)), math.exp(min(parent.mean, LOG_MAX))
+    values = exponential(model.mean), exponential(parent.mean)
     residuals_I, parent_residuals_I = (np.asarray(items.values, float) - items.mean for items in (model, parent))
-    difference = values[0] - values[1]
-    stderr = model._error(values[0] * residuals_I - values[1] * parent_residuals_I)
-    low, high = interval(difference, stderr, logs.clusters) or (None, None)
-    ratio = math.exp(min(logs.difference, LOG_MAX))
-    ratio_stderr = None if logs.stderr is None else ratio * logs.stderr
-    return Difference(
-        difference=difference,
-        stderr=stderr,
-        low=low,
-        high=high,
-        ratio=ratio,
-        ratio_stderr=ratio_stderr,
-        items=logs.items,
-        clusters=logs.clusters,
+    ratio = exponential(logs.difference)
+    return logs.model_copy(
+        update={
+            "difference": values[0] - values[1],
+            "stderr": model.error(values[0] * residuals_I - values[1] * parent_residuals_I),
+            "low": None if logs.low is None else change(logs.low, values[1]),
+            "high": None if logs.high is None else change(logs.high, values[1]),
+            "ratio": ratio,
+            "ratio_stderr": None if logs.stderr is None else ratio * logs.stderr,
+            "parent": values[1],
+            "scale": "log",
+        }
     )
+
+
+def exponential(mean: float) -> float:
+    """Exponential that does not overflow: a perplexity from a loss in nats."""
+    return math.exp(min(mean, LOG_MAX))
+
+
+def change(log_ratio: float, value: float) -> float:
+    """Change of `value` when its logarithm changes by `log_ratio`."""
+    return value * math.expm1(min(log_ratio, LOG_MAX))
 
 
 def _ratio(model: Items, parent: Items) -> tuple[float | None, float | None]:
@@ -114,7 +192,7 @@ def _ratio(model: Items, parent: Items) -> tuple[float | None, float | None]:
         return None, None
     ratio = model.mean / parent.mean
     residuals_I = (np.asarray(model.values, float) - ratio * np.asarray(parent.values, float)) / parent.mean
-    return ratio, model._error(residuals_I)
+    return ratio, model.error(residuals_I)
 
 
 def _split(model: Items, parent: Items) -> tuple[int, int, float | None] | None:
@@ -123,7 +201,7 @@ def _split(model: Items, parent: Items) -> tuple[int, int, float | None] | None:
         return None
     better = sum(m > p for m, p in zip(model.values, parent.values, strict=True))
     worse = sum(m < p for m, p in zip(model.values, parent.values, strict=True))
-    return better, worse, mcnemar(better, worse) if model.clusters == len(model.values) else None
+    return better, worse, mcnemar(better, worse) if model.documents in (None, len(model.values)) else None
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -134,16 +212,16 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def interval(
-    value: float, stderr: float | None, clusters: int, confidence: float = CONFIDENCE
+    value: float, stderr: float | None, degrees_of_freedom: float, confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
-    """Two-sided Student's t interval around a mean over `clusters` groups; None without a standard error."""
+    """Two-sided Student's t interval around a mean; None without a standard error."""
     if stderr is None:
         return None
-    reach = student_t(confidence, clusters - 1) * stderr
+    reach = student_t(confidence, degrees_of_freedom) * stderr
     return value - reach, value + reach
 
 
-def student_t(confidence: float, degrees_of_freedom: int) -> float:
+def student_t(confidence: float, degrees_of_freedom: float) -> float:
     """Half-width of the central interval of Student's t that has the probability `confidence`."""
     from scipy.special import stdtrit
 

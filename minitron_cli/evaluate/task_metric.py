@@ -23,10 +23,16 @@ class TaskMetric:
     """Recipe field that names the metric, for errors."""
 
     def fingerprint(self) -> str | None:
-        """Fingerprint of the directory, if any. InputError for an unknown task, before a model is loaded."""
-        from minitron_cli.evaluate import tasks
+        """Fingerprint of the directory, if any. InputError for an unknown task, or one that names code."""
+        from minitron_cli.evaluate import task_code, tasks
 
-        tasks.load_tasks([self.task], tasks.TaskLocations(self.path))
+        try:
+            tasks.load_tasks([self.task], tasks.TaskLocations(self.path))
+        except task_code.CodeInTask as e:
+            section = self.setting.partition(".")[0]
+            raise InputError(
+                f"{e.found}: only `minitron eval` can be allowed to run it; give {section} a task without code"
+            ) from None
         return tasks.fingerprint(self.path) if self.path else None
 
     def __call__(self, model: "PreTrainedModel", tokenizer: Any, batch_size: int = 8) -> float:

@@ -4,6 +4,7 @@ A task is looked up in the user's directory, then among the tasks of the Minitro
 lm-eval, whose index takes ten seconds to read. Its data come from a local directory if there is one, else from the hub.
 """
 
+import contextlib
 import difflib
 import functools
 import math
@@ -14,14 +15,16 @@ from typing import Any, NamedTuple
 
 import datasets
 import lm_eval.tasks
-from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._index import Entry
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from minitron_cli import canonical_json, io, progress
-from minitron_cli.errors import DataError, EnvironmentFault, InputError
+from minitron_cli.environment_errors import is_of_environment
+from minitron_cli.errors import DataError, EnvironmentFault, InputError, MinitronError
+from minitron_cli.evaluate import task_code
 from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
-from minitron_cli.evaluate.local_data import leaves_of, with_local_data
+from minitron_cli.evaluate.local_data import leaves_of, with_absolute_paths, with_local_data
 
 SUITE_TASKS = Path(__file__).parent / "suite"
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -37,6 +40,8 @@ SUITE_DIRECTORIES = {
     "humaneval": SUITE_TASKS,
 }
 """Directory in which each task of the suite is defined. Tasks in SUITE_TASKS replace lm-eval's of the same name."""
+TRUSTED = (LM_EVAL_TASKS, SUITE_TASKS)
+"""Directories whose tasks may name code of theirs."""
 assert {task.name for tasks in SUITES.values() for task in tasks} <= SUITE_DIRECTORIES.keys()
 
 
@@ -86,20 +91,32 @@ def load_tasks(
 ) -> TaskSet:
     """Tasks with their shots and limits. InputError for an unknown task, or one that runs code without `allow_code`."""
     chosen = TaskSet()
-    with quiet(), seeded():
-        manager = _manager([task.name for task in tasks], locations.tasks)
+    with quiet(), seeded(), task_code.templates(allow_code=allow_code):
+        manager = _manager(tasks, locations, allow_code=allow_code)
         for task in tasks:
             if not allow_code:
-                _refuse_unsafe_code(task.name, (manager.task_index[task.name].cfg or {}).get("unsafe_code"))
-            _add_(chosen, task, _load(with_local_data(manager, task, locations.data), task.name), allow_code)
+                task_code.refuse_model_code(manager.task_index, task.name)
+            local = with_local_data(with_absolute_paths(manager, task, locations.tasks), task, locations.data)
+            _add_(chosen, task, _load(local, task.name))
     return chosen
 
 
-def forecast(tasks: Sequence[Task], locations: TaskLocations = DEFAULT_LOCATIONS) -> list[Forecast]:
-    """Descriptions of the tasks from their YAMLs; downloads no data. InputError for an unknown task."""
+def forecast(
+    tasks: Sequence[Task], locations: TaskLocations = DEFAULT_LOCATIONS, *, allow_code: bool = False
+) -> list[Forecast]:
+    """Descriptions of the tasks from their YAMLs; downloads no data and runs no code.
+
+    InputError for an unknown task, or one that names code without `allow_code`.
+    """
     with quiet():
-        manager = _manager([task.name for task in tasks], locations.tasks)
-        return [_forecast(with_local_data(manager, task, locations.data).task_index, task) for task in tasks]
+        manager = _manager(tasks, locations, allow_code=allow_code)
+        return [_forecast(_unloaded(manager, task, locations).task_index, task) for task in tasks]
+
+
+def _unloaded(manager: lm_eval.tasks.TaskManager, task: Task, locations: TaskLocations) -> lm_eval.tasks.TaskManager:
+    """Task manager for a description of a task: the functions that it names are not imported."""
+    near = with_absolute_paths(manager, task, locations.tasks, imports=False)
+    return with_local_data(near, task, locations.data, imports=False)
 
 
 def fingerprint(directory: Path) -> str:
@@ -108,12 +125,10 @@ def fingerprint(directory: Path) -> str:
     return canonical_json.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
 
 
-def _add_(chosen: TaskSet, task: Task, loaded: Any, allow_code: bool) -> None:
+def _add_(chosen: TaskSet, task: Task, loaded: Any) -> None:
     for name, member in loaded["tasks"].items():
         if name in chosen.task_dict["tasks"]:
             raise InputError(f"task {name!r} is requested twice, by name or as part of a group; name it once")
-        if not allow_code:
-            _refuse_unsafe_code(name, getattr(member, "UNSAFE_CODE", False))
         _set_shots_(member, task.num_fewshot)
         if task.limit is not None:
             chosen.items[name] = list(range(_item_count(task.limit, len(member.eval_docs))))
@@ -125,14 +140,6 @@ def _add_(chosen: TaskSet, task: Task, loaded: Any, allow_code: bool) -> None:
 
 def _item_count(limit: int | float, total: int) -> int:
     return min(total, math.ceil(limit * total) if limit < 1 else int(limit))
-
-
-def _refuse_unsafe_code(name: str, is_unsafe: Any) -> None:
-    if is_unsafe:
-        raise InputError(
-            f"task {name!r} runs code that the model writes: leave it out, or add --allow-code-execution to "
-            "`minitron eval` on a machine that holds nothing of value"
-        )
 
 
 def _set_shots_(task: Any, num_fewshot: int | None) -> None:
@@ -156,7 +163,17 @@ def _set_shots_(task: Any, num_fewshot: int | None) -> None:
 # The index
 
 
-def _manager(names: Sequence[str], own: Path | None) -> lm_eval.tasks.TaskManager:
+def _manager(tasks: Sequence[Task], locations: TaskLocations, *, allow_code: bool) -> lm_eval.tasks.TaskManager:
+    """Index of all tasks that are asked for. InputError if one is unknown, or names code without `allow_code`."""
+    names = [task.name for task in tasks]
+    manager = _index_of(names, locations.tasks)
+    if not allow_code:
+        for name in names:
+            task_code.refuse_code(manager.task_index, name, TRUSTED)
+    return manager
+
+
+def _index_of(names: Sequence[str], own: Path | None) -> lm_eval.tasks.TaskManager:
     path, content = None, ""
     if own is not None:
         _check_yamls(own)
@@ -179,8 +196,7 @@ def _is_in(manager: lm_eval.tasks.TaskManager, name: str, path: str | None) -> b
 @functools.lru_cache(maxsize=8)
 def _index(path: str | None, content: str, others: tuple[str, ...]) -> lm_eval.tasks.TaskManager:
     """Index of the tasks in a directory and in others; cached by the `content` fingerprint of the files."""
-    manager = lm_eval.tasks.TaskManager(include_path=[*others, *([path] if path else [])], include_defaults=False)
-    return _with_absolute_paths(manager, Path(path)) if path else manager
+    return lm_eval.tasks.TaskManager(include_path=[*others, *([path] if path else [])], include_defaults=False)
 
 
 def _unknown_task(name: str, known: list[str], own: Path | None) -> str:
@@ -201,35 +217,6 @@ def _check_yamls(own: Path) -> None:
             raise InputError(f"{path}: not a readable task YAML ({_first_line(e)}); fix or remove it") from e
 
 
-def _with_absolute_paths(manager: lm_eval.tasks.TaskManager, own: Path) -> lm_eval.tasks.TaskManager:
-    """Resolve data files relative to their YAML; lm-eval would resolve them in the working directory."""
-    for entry in manager.task_index.values():
-        if entry.yaml_path and entry.yaml_path.is_relative_to(own) and entry.kind is Kind.TASK:
-            _make_paths_absolute_(entry)
-    return manager
-
-
-def _make_paths_absolute_(entry: Entry) -> None:
-    assert entry.yaml_path
-    assert entry.cfg
-    files = (entry.cfg.get("dataset_kwargs") or {}).get("data_files")
-    absolute = _absolute(files, entry.yaml_path.parent.resolve())
-    if absolute != files:
-        entry.cfg = load_yaml(entry.yaml_path)  # loaded again, to resolve the functions that it names
-        entry.cfg["dataset_kwargs"]["data_files"] = absolute
-        entry.yaml_path = None  # lm-eval reads `cfg` where there is no file
-
-
-def _absolute(files: Any, directory: Path) -> Any:
-    if isinstance(files, dict):
-        return {split: _absolute(value, directory) for split, value in files.items()}
-    if isinstance(files, list):
-        return [_absolute(value, directory) for value in files]
-    if isinstance(files, str) and "://" not in files:
-        return str(directory / files)
-    return files
-
-
 def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
     try:
         return manager.load([name])
@@ -240,7 +227,23 @@ def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
     except (FileNotFoundError, datasets.exceptions.DatasetsError) as e:
         raise DataError(f"task {name!r}: its data could not be read ({_first_line(e)}); check its YAML") from e
     except Exception as e:  # a task can run any code, and raise anything
+        if is_of_environment(e):
+            raise
         raise InputError(f"task {name!r} could not be loaded ({_first_line(e)}); check its YAML and its data") from e
+
+
+@contextlib.contextmanager
+def refusing_broken_items(tasks: Sequence[Task], own: Path | None) -> Iterator[None]:
+    """Turn what lm-eval raises over the items of tasks in the directory `own` into InputError."""
+    try:
+        yield
+    except Exception as e:  # an item can have any content, and a task's code raise anything
+        if own is None or isinstance(e, MinitronError) or is_of_environment(e):
+            raise
+        names = ", ".join(task.name for task in tasks)
+        raise InputError(
+            f"{names}: an item could not be asked or scored ({_first_line(e)}); check the tasks' YAML and data"
+        ) from e
 
 
 def _first_line(error: Exception) -> str:

@@ -71,7 +71,7 @@ class BlockImportance:
         self._last = after_BTD, norm_after_BT
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
-        self._cosine_sum_L += torch.stack(self._batch).cpu()
+        self._cosine_sum_L = self._cosine_sum_L + torch.stack(self._batch).cpu()
         self._tokens += tokens.input_ids_BT.numel() if tokens.loss_mask_BT is None else int(tokens.loss_mask_BT.sum())
         self._last = None
 

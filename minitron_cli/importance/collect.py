@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from minitron_cli import progress
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.importance.layer_removal import LayerRemoval
 from minitron_cli.importance.observers import layer_observers
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.calibration_errors import DAMAGE, NO_SAMPLES, not_finite_from
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.observer import Observer, Part, Tokens
+from minitron_cli.layerwise.resume import SavedState
 from minitron_cli.model.family import Family
 from minitron_cli.scores.scores import Scores
 
@@ -40,7 +41,7 @@ def collect(model: "PreTrainedModel", family: Family, calibration: Calibration, 
         count = 0
         for count, batch in enumerate(calibration.batches, start=1):
             if count > done:
-                _observe(model, observers, batch)
+                _observe_or_undo(model, observers, batch, saved, count)
                 if saved:
                     saved.save_if_due(observers, count)
             step(len(batch.input_ids_BT))
@@ -56,6 +57,21 @@ def _observers(model: "PreTrainedModel", family: Family, options: ObserverOption
     observers: list[Observer] = [*layer_observers(family, sizes, whole, options)]
     lengths = options.removal_lengths
     return [*observers, LayerRemoval(model, family, lengths)] if lengths else observers
+
+
+def _observe_or_undo(
+    model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch", saved: SavedState | None, count: int
+) -> None:
+    """Observe batch number `count`. If a stop was requested in the midst of it, the state before it is saved."""
+    before = [observer.state() for observer in observers]
+    try:
+        _observe(model, observers, batch)
+    except Interrupted:
+        for observer, state in zip(observers, before, strict=True):
+            observer.restore(state)
+        if saved:
+            saved.save_if_due(observers, count - 1)
+        raise
 
 
 def _observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Batch") -> None:

@@ -91,7 +91,7 @@ class LayerRemoval:
         """Accumulate one batch: the head's input of the whole model, and the last layer's output without each block."""
         counts = is_predicted(tokens.position_ids_BT, tokens.loss_mask_BT)
         ends = [self._nll(tokens, counts, self._final_norm(variant_BTD)) for variant_BTD in variants]
-        self._nll_sum += torch.stack([*ends, self._nll(tokens, counts, hidden_BTD)]).cpu()
+        self._nll_sum = self._nll_sum + torch.stack([*ends, self._nll(tokens, counts, hidden_BTD)]).cpu()
         self._tokens += int(counts.sum())
 
     def _nll(self, tokens: Tokens, counts: Tensor, hidden_BTD: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from minitron_cli.scores.scores import Scores
 def rescore(builder: ChildBuilder, plan: PrunePlan, blocks: Blocks, config: ImportanceConfig) -> Scores:
     """Scores of the model that a plan leaves, on the samples that the parent was scored on."""
     model = builder.model(plan)
-    options = ObserverOptions(config.pre_activation, (1,) if builder.ranking.layers == "perplexity" else ())
+    removes = builder.ranking.layers == "perplexity" and plan.child.sizes["layer"] > 1
+    options = ObserverOptions(config.pre_activation, (1,) if removes else ())
     activations = collect(model, plan.parent.family, Calibration.of(config, blocks), options)
     return activations | magnitude(hf.stored_tensors(model).__getitem__, plan.child)

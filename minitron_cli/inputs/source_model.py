@@ -4,10 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minitron_cli.checkpoint import hf
+from minitron_cli import progress, strict_json
+from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.errors import InputError
+from minitron_cli.errors import CheckpointError, InputError, shown
+from minitron_cli.inputs import early_checks
+from minitron_cli.inputs.stored_names import named_by_table
 from minitron_cli.model.families import family_of
 from minitron_cli.model.family import Family
 from minitron_cli.model.shape import Shape
@@ -36,6 +39,10 @@ class SourceModel:
         item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
         return self.shape.parameters() * item_bytes if item_bytes else self.checkpoint.size_bytes
 
+    def without_pattern(self) -> "SourceModel":
+        """Model whose layers may be removed in any choice, as transformers reads each layer's kind from the config."""
+        return replace(self, shape=replace(self.shape, kinds=()))
+
     def untied(self) -> "SourceModel":
         """Model whose LM head is a copy of the embedding. InputError if the head is not tied."""
         if not self.shape.is_tied:
@@ -50,17 +57,32 @@ class SourceModel:
 
 def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:
     """Open a local or hub model and check the shape of every tensor. Reads headers, no weights."""
-    source = hf.resolve(str(model), offline=offline)
-    checkpoint = Checkpoint.open(source.path)
-    config = hf.load_config(source.path)
+    source = model_names.resolve(str(model), offline=offline)
+    checkpoint, config, shape = open_checkpoint(source.path)
+    early_checks.check(checkpoint, config, shape)
+    return SourceModel(source.name, source.path, source.fingerprint(), checkpoint, config, shape)
+
+
+def open_checkpoint(path: Path) -> "tuple[Checkpoint, PretrainedConfig, Shape]":
+    """A directory's checkpoint under the names of its family's table, its config and its shape. Reads headers only.
+
+    CheckpointError unless they agree. What is left out of the files is said.
+    """
+    found = Checkpoint.open(path)
+    config = hf.config_of(found)
     shape = Shape.of(family_of(config), config)
+    if place := strict_json.not_finite(found.config):
+        raise CheckpointError(f"{path / 'config.json'}: {shown(place)} is NaN or infinite; fix the field")
+    checkpoint = named_by_table(found, shape, config)
     shape.check(checkpoint.shapes)
-    return SourceModel(source.name, source.path, source.fingerprint, checkpoint, config, shape)
+    for remark in checkpoint.remarks:
+        progress.warn_once(f"{path}: {remark}")
+    return checkpoint, config, shape
 
 
 def published_shape(model: str) -> Shape | None:
-    """Shape of a model in the alias table, without network access; None for any other name."""
-    if model not in aliases():
+    """Shape of a model in the alias table, without network access; None for any other name, and for a directory."""
+    if model not in aliases() or Path(model).is_dir():
         return None
     config = hf.config_from_dict(dict(aliases()[model].config), model)
     return Shape.of(family_of(config), config)

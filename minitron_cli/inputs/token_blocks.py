@@ -1,16 +1,60 @@
 """Token blocks that stages read; text is tokenized once per workspace."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks, prepare
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.errors import CheckpointError, DataError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_ID = 100_000_000  # of any token; tables by id would otherwise fill the memory
 
 
 def blocks_of(context: Context, data: DataConfig, split: Literal["train", "validation"], model: Path) -> Blocks:
-    """Blocks of one split, tokenized by the tokenizer of the model at `model`."""
+    """Blocks of one split, tokenized by the tokenizer of the model at `model`. Token ids need none."""
+    rows = hf.load_config(model).vocab_size
+    if not data.has_text and not hf.has_tokenizer(model):
+        return prepare(data, split, None, "", _directory(context), vocab_size=rows)
     tokenizer = hf.load_tokenizer(model)
-    return prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), context.workspace.root / "tokens")
+    possible = _largest_id(tokenizer, model)
+    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), _directory(context))
+    if possible >= rows:
+        _check_ids(blocks, rows, tokenizer, split, model)
+    return blocks
+
+
+def blocks_for_new_model(
+    context: Context, data: DataConfig, split: Literal["train", "validation"], tokenizer: Path
+) -> Blocks:
+    """Blocks of one split, by the tokenizer in a directory for which there is no model yet."""
+    loaded = hf.load_tokenizer(tokenizer)
+    return prepare(data, split, loaded, fingerprint.of_tokenizer(tokenizer), _directory(context))
+
+
+def _directory(context: Context) -> Path:
+    return context.workspace.root / "tokens"
+
+
+def _largest_id(tokenizer: "PreTrainedTokenizerBase", model: Path) -> int:
+    """Largest token id that a tokenizer can write. CheckpointError if no vocabulary is so large."""
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if largest > MAX_ID:
+        raise CheckpointError(f"{model}: its tokenizer gives {shown(token)} the id {largest:,}: restore tokenizer.json")
+    return largest
+
+
+def _check_ids(blocks: Blocks, rows: int, tokenizer: "PreTrainedTokenizerBase", split: str, model: Path) -> None:
+    """Raise DataError if a text has tokens beyond the embedding."""
+    if (largest := blocks.largest_id()) < rows:
+        return
+    token = tokenizer.convert_ids_to_tokens(largest)
+    raise DataError(
+        f"the {split} text has token {largest:,} ({shown(token)}), and the embedding of {model} has {rows:,} rows: "
+        "restore the model's own tokenizer, or take the token out of the text"
+    )

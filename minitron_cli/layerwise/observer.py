@@ -69,7 +69,7 @@ class Observer(Watcher, Protocol):
     """Prefix of its state in a saved pass."""
 
     def state(self) -> dict[str, Tensor]:
-        """Everything accumulated so far, by name."""
+        """Everything accumulated so far, by name. Later batches do not change these tensors."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

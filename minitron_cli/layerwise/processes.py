@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from minitron_cli import progress
 from minitron_cli.layerwise.observer import Observer
 
 
@@ -38,6 +39,12 @@ class Processes(NamedTuple):
 ALONE = Processes(0, 1)
 
 
+def say_if_on_cpu(processes: int, device: torch.device) -> None:
+    """Remark that several processes share the CPU where the user asked for accelerators (`--gpus`)."""
+    if processes > 1 and device.type == "cpu":
+        progress.warn_once(f"{processes} processes run on the CPU and share its cores: no accelerator is used")
+
+
 def join_processes(device: str) -> tuple[Processes, str]:
     """Processes of this run, and the device of this one: one accelerator per process."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -45,4 +52,5 @@ def join_processes(device: str) -> tuple[Processes, str]:
     from accelerate import PartialState
 
     state = PartialState(cpu=torch.device(device).type == "cpu")
+    say_if_on_cpu(state.num_processes, state.device)
     return Processes(state.process_index, state.num_processes), str(state.device)

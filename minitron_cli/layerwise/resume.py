@@ -1,6 +1,5 @@
 """Saved state of an interrupted calibration: the observers' state and the position, in one file."""
 
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_cli import io, progress
+from minitron_cli import io, progress, stopping
 from minitron_cli.checkpoint.reader import read_safetensors
-from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.checkpoint.writer import replace_safetensors
 from minitron_cli.errors import InputError
 from minitron_cli.layerwise.observer import Observer
 
@@ -55,10 +54,9 @@ class SavedState:
             return {}
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the file atomically."""
-        temporary = self._path.with_name(f"{io.TEMPORARY}{self._path.name}-{secrets.token_hex(4)}")
-        write_safetensors(temporary, tensors)
-        io.disk.replace(temporary, self._path)
+        """Replace the file atomically, also after a stop was requested."""
+        with stopping.deferred():
+            replace_safetensors(self._path, tensors)
         io.disk.sync_dir(self._path.parent)
         self._saved_at = time.monotonic()
 

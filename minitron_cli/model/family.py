@@ -16,6 +16,8 @@ from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.layout import Layout, parse
 
 NAME_AXIS = re.compile(r"\{(\w+)\}")
+ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq$")
+"""Buffers that older versions of transformers stored for every family; newer ones compute them."""
 
 
 class Match(NamedTuple):
@@ -123,24 +125,27 @@ class Family:
         return [(pattern(template), template) for template in self.tensors]
 
     def match(self, name: str) -> Match:
-        """Template, layout and position of one tensor. CheckpointError, if it has none, names the table to edit."""
+        """Template, layout and position of one tensor. CheckpointError if it has none."""
+        if found := self.find(name):
+            return found
+        raise CheckpointError(f"tensor {shown(name)} has no layout in family {self.model_type!r}: report it")
+
+    def find(self, name: str) -> Match | None:
+        """Template, layout and position of one tensor; None if the table has none."""
         if name not in self._matched:
             self._matched[name] = self._match(name)
         return self._matched[name]
 
     @cached_property
-    def _matched(self) -> dict[str, Match]:
+    def _matched(self) -> dict[str, Match | None]:
         """Matches found so far, by name: a model has a few thousand, and each is asked for once a block."""
         return {}
 
-    def _match(self, name: str) -> Match:
+    def _match(self, name: str) -> Match | None:
         for pattern, template in self._patterns:
             if found := pattern.fullmatch(name):
                 return Match(template, parse(self.tensors[template]), {a: int(i) for a, i in found.groupdict().items()})
-        raise CheckpointError(
-            f"tensor {shown(name)} has no layout in family {self.model_type!r}: "
-            f"describe it in minitron_cli/model/families/{self.model_type}.py"
-        )
+        return None
 
     def offset(self, template: str) -> float:
         """Number that is added to a tensor's values to make what the model multiplies by."""
@@ -149,7 +154,7 @@ class Family:
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor is a buffer that no model loads."""
-        return any(pattern(template).fullmatch(name) for template in self.ignored)
+        return bool(ROTARY_BUFFER.search(name)) or any(pattern(template).fullmatch(name) for template in self.ignored)
 
     def axis_sizes(self, config: Any) -> dict[str, int]:
         """Axis sizes, read as attributes of a `PretrainedConfig`. CheckpointError if one is no positive integer."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minitron_cli import stopping
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.softmax import OnlineSoftmax
 
@@ -22,6 +23,14 @@ class Head(NamedTuple):
     """Gemma's `final_logit_softcapping`."""
     scale: float = 1.0
     """Cohere's `logit_scale`, or one over Granite's `logits_scaling`."""
+
+    def first(self, count: int) -> "Head":
+        """Head of the first `count` entries of the vocabulary; it shares their weights."""
+        if count == len(self.weight_VD):
+            return self
+        return self._replace(
+            weight_VD=self.weight_VD[:count], bias_V=None if self.bias_V is None else self.bias_V[:count]
+        )
 
     def nll(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
         """-log p(label) of each token in nats, [N], without gradients."""
@@ -87,6 +96,7 @@ def _rows_nll(
     softmax = OnlineSoftmax(label_logit_N[:, None])
     size = 1024 if hidden_ND.device.type == "cpu" else 16384  # fits a core's cache; fills an accelerator
     for start in range(0, len(head_VD), size):
+        stopping.raise_if_stopped()
         chunk_CD = head_VD[start : start + size].to(hidden_ND.dtype)
         logits_NC = (hidden_ND @ chunk_CD.T).to(acc)
         if bias_V is not None:

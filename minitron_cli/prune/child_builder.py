@@ -16,7 +16,7 @@ from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan, make_plan
 from minitron_cli.prune.stream import prune_in_memory
-from minitron_cli.scores.scores import Scores
+from minitron_cli.scores.scores import FILE, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ def read_scores(artifact: Artifact, parent: SourceModel) -> Scores:
         raise ArtifactError(
             f"{artifact.path} scores another model than {parent.name}: run `minitron importance {parent.name}` first"
         )
-    return Scores.load(artifact.path)
+    return Scores.load(artifact.file(FILE).parent)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic_core import PydanticKnownError
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric
-from minitron_cli.spec import Amount, Spec, of_whole
+from minitron_cli.spec import Spec, Target, of_whole
 
 BLOCK_RANKINGS = tuple(rankings(of_blocks=True))
 """Rankings of layers by contiguous blocks: one block is removed, not single layers."""
@@ -42,7 +42,7 @@ class Ranking(Spec):
 class Budget(Spec):
     """Size of the child."""
 
-    target: Amount
+    target: Target
     """Parameters of the child, such as 4B, or 50% of the parent's."""
     count: Count = "total"
     """Parameters that the target counts. The published "4B" of Llama-3.1-Minitron is 4.51B in total."""
@@ -71,7 +71,7 @@ class PruneConfig(Spec):
     """Axes that a budget may prune. Width before depth, heads last (Muralidharan et al. 2024, best practices)."""
     candidates: int = Field(8, ge=1)
     """Number of shapes that a budget scores."""
-    size: Amount | None = None
+    size: Target | None = None
     """Target of a multi-target search to prune to, written as it was given there, such as 50%."""
     rounds: int = Field(1, ge=1)
     """Number of equal pruning rounds, with scores measured again before each. One is as good as several (Muralidharan
@@ -87,6 +87,10 @@ class PruneConfig(Spec):
     untie: bool = False
     """Untie the LM head of a model that shares it with the embedding. This makes a rotation exact; the added parameters
     count toward the target."""
+
+    serving_lint: Literal["refuse", "warn"] = "refuse"
+    """Whether to prune depth where a serving program would run the child wrongly: llama.cpp gives the layers of some
+    families kinds by a pattern, which a child must keep for it. warn: prune as asked, for transformers and vLLM."""
 
     @property
     def repairs(self) -> frozenset[str]:

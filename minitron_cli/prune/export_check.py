@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from minitron_cli import memory, progress, strict_json
+from minitron_cli import io, memory, progress, strict_json
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
-from minitron_cli.errors import EnvironmentFault, Interrupted, RunFailed, shown
+from minitron_cli.environment_errors import is_of_environment
+from minitron_cli.errors import EnvironmentFault, RunFailed, shown
 from minitron_cli.model.family import at
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.loaded_check import SAME, Refused, check_loaded
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["whole", "sampled"]
 
-COPIED = ("generation_config.json", *hf.TOKENIZER_FILES)
 WHOLE_BYTES = 256 << 20  # a larger child would take longer to load and run than it took to prune
 COPIES = 3  # of the child in memory: as written, as pruned in memory, and what is being read
 SAMPLED_ROWS = 256  # rows of an embedding or a head that are compared at once
@@ -177,7 +177,7 @@ def _named(check: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if isinstance(e, (Interrupted, EnvironmentFault, MemoryError)) or (isinstance(e, OSError) and e.errno):
+        if isinstance(e, EnvironmentFault) or is_of_environment(e):
             raise  # the check itself could not run, which says nothing about the child
         what = " ".join(str(e).split()) or type(e).__name__
         raise RunFailed(
@@ -188,23 +188,20 @@ def _named(check: str) -> Iterator[None]:
 
 def _check_files(written: WrittenChild) -> None:
     weights = {info.file.name for info in written.checkpoint.tensors.values()}
-    copied = {name for name in COPIED if (written.source.path / name).is_file()}
+    copied = {name for name in hf.side_files(written.source.path) if (written.source.path / name).is_file()}
     wanted = {"config.json"} | weights | ({INDEX} if weights != {WEIGHTS} else set()) | copied | written.others
-    found = {path.name for path in written.path.iterdir()}
+    found = io.files_in(written.path).keys()
     if found != wanted:
         name = min(found ^ wanted)
         raise Refused(f"{name} does not belong in the directory" if name in found else f"{name} is missing")
 
 
 def _check_copies(written: WrittenChild) -> None:
-    from transformers import GenerationConfig
-
-    for name in COPIED:
+    for name in hf.side_files(written.source.path):
         theirs, ours = written.source.path / name, written.path / name
         if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
             raise Refused(f"{name} differs from the parent's")
-    if (written.path / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(written.path, local_files_only=True)
+    hf.check_generation_config(written.path)
 
 
 def _check_config(written: WrittenChild) -> None:

@@ -85,13 +85,23 @@ def _depth(parent: Shape, child: Shape) -> str | None:
     before, after, period = parent.sizes["layer"], child.sizes["layer"], parent.period
     if (before - after) % period == 0:
         return None
-    return f"layer={after}: {_pattern(parent)}; drop a multiple of {period} of the {before} layers"
+    return f"layer={after}: {_pattern(parent)}; drop a multiple of {period} of the {before} layers, {_OR_WARN}"
 
 
 def _kinds(parent: Shape, layers: Sequence[int]) -> str | None:
-    if not parent.kinds or tuple(parent.kinds[i] for i in layers) == parent.kinds[: len(layers)]:
+    if keeps_pattern(parent, layers):
         return None
-    return f"drop_layers: {_pattern(parent)}; drop whole periods, such as layers 0 to {parent.period - 1}"
+    return f"drop_layers: {_pattern(parent)}; drop whole periods, such as layers 0 to {parent.period - 1}, {_OR_WARN}"
+
+
+def keeps_pattern(parent: Shape, layers: Sequence[int]) -> bool:
+    """Whether the kinds of the kept layers are the first of the parent's, as readers that compute them expect."""
+    return tuple(parent.kinds[i] for i in layers) == parent.kinds[: len(layers)] if parent.kinds else True
+
+
+def off_pattern(parent: Shape) -> str:
+    """Warning about a child whose layers leave the pattern."""
+    return f"{_pattern(parent)}: serve it with transformers or vLLM, which read the kinds from config.json"
 
 
 def _pattern(parent: Shape) -> str:
@@ -99,3 +109,6 @@ def _pattern(parent: Shape) -> str:
         f"llama.cpp gives the layers of a {parent.family.model_type} model kinds that repeat every {parent.period}, "
         "and would give the survivors the wrong ones"
     )
+
+
+_OR_WARN = "or add --serving-lint warn if llama.cpp will not run the child"

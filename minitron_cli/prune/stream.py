@@ -15,7 +15,6 @@ from torch import Tensor
 from minitron_cli import progress
 from minitron_cli.checkpoint.reader import Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint, size_on_disk
-from minitron_cli.errors import CheckpointError
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.slicing import ScratchBuffers, check_finite, is_finite, prune_rows, prune_tensor
 from minitron_cli.prune.tensor_map import TensorMap
@@ -42,7 +41,6 @@ def write_child(
     Names and shapes follow from the plan, so the headers are written first and every byte has its place before a tensor
     is read. Then a few threads read, prune and write pieces of tensors in any order.
     """
-    check_ties(checkpoint, plan)
     sources = plan.sources(checkpoint.tensors)
     specs = _specs(checkpoint, plan, sources)
     pieces = (piece for source in sources.values() for piece in _pieces(checkpoint, TensorMap.of(plan, source)))
@@ -192,16 +190,3 @@ def _in_threads(work: Callable[[Piece], int], pieces: Generator[Piece, None, Non
                 leave_the_rest()
     finally:
         torch.set_num_threads(threads)
-
-
-def check_ties(checkpoint: Checkpoint, plan: PrunePlan) -> None:
-    """Raise CheckpointError if a tied checkpoint also stores a head, with other numbers than the embedding."""
-    stored = plan.parent.tensors()
-    for copy, original in plan.parent.family.tied.items():
-        if copy in stored or copy not in checkpoint.tensors:
-            continue
-        pairs = zip(blocks(checkpoint, copy), blocks(checkpoint, original), strict=True)
-        if not all(torch.equal(a, b) for (_, a), (_, b) in pairs):
-            raise CheckpointError(
-                f"{copy} differs from {original} though config.json ties them: set tie_word_embeddings to false"
-            )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minitron_cli import stopping
+
 HELD_OUT = 4  # one sample of this many is held out of a fit, to choose its ridge by
 
 
@@ -63,6 +65,7 @@ class SplitGramPair:
             outputs_BTO = outputs_BTO.to(inputs_BTI.device).float()
             # Sample by sample, so that the order of the sums, and with it their rounding, is that of any batch size.
             for inputs_TI, outputs_TO in zip(inputs_BTI.float(), outputs_BTO, strict=True):
+                stopping.raise_if_stopped()
                 samples += 1
                 (sums.fit if samples % HELD_OUT else sums.held_out).add_(inputs_TI, outputs_TO)
         assert sums is not None

@@ -14,6 +14,7 @@ on samples that are held out of the sums; if C0 does best there, C0 is kept.
 import torch
 from torch import Tensor
 
+from minitron_cli import stopping
 from minitron_cli.repair.gram import GramPair, SplitGramPair
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # multiples of the mean square of an input
@@ -47,6 +48,7 @@ def _best_ridge(start_OI: Tensor, sums: SplitGramPair) -> float | None:
 
 def _solved(start_OI: Tensor, sums: GramPair, ridge: float) -> Tensor | None:
     """C for one ridge; None if G + ridge is not positive definite in fp64, or all inputs are zero."""
+    stopping.raise_if_stopped()
     gram_II = sums.inputs_II.double()
     missing_OI = sums.outputs_OI.double() - start_OI @ gram_II  # before the ridge is added to the same memory
     gram_II.diagonal().add_(ridge * gram_II.diagonal().mean())

@@ -43,7 +43,10 @@ def repaired(
     train: Blocks,
     validation: Blocks,
 ) -> tuple[PrunePlan, RepairResult | None]:
-    """Plan with the repairs that the config asks for, and their effect on held-out text; None if none applies."""
+    """Plan with the repairs that the config asks for, and their effect on held-out text; None if none applies.
+
+    The plan stays as it is if the repair takes the child further from its parent on that text.
+    """
     repairs = applicable(plan, config)
     if not repairs:
         if config.repair != "auto":
@@ -65,7 +68,14 @@ def repaired(
     if not is_resident:
         progress.warn("parent and child do not fit into memory together: the effect of the repair is not measured")
     effect = _Effect(builder, fit.model, validation).of(plan, after) if is_resident else None
-    return after, RepairResult(repairs=tuple(sorted(repairs)), strengths=strengths, effect=effect)
+    is_kept = effect is None or effect.after.kl <= effect.before.kl
+    if effect and not is_kept:
+        progress.warn(
+            f"the repair took the child further from its parent (held-out KL {effect.before.kl:.4g} before, "
+            f"{effect.after.kl:.4g} after), so the plain child is written: fit it to more text (repair_samples)"
+        )
+    found = RepairResult(repairs=tuple(sorted(repairs)), is_kept=is_kept, strengths=strengths, effect=effect)
+    return (after if is_kept else plan), found
 
 
 def with_repair(
@@ -150,10 +160,8 @@ class _Effect:
     blocks: Blocks
 
     def of(self, before: PrunePlan, after: PrunePlan) -> RepairEffect:
-        """Figures of the children of both plans; warns if the repair made the KL larger."""
+        """Figures of the children of both plans."""
         parent_loss, plain, repaired = self._loss(self.parent), self._child(before), self._child(after)
-        if repaired.kl > plain.kl:
-            progress.warn("the repair increased the KL to the parent: try --repair none")
         tokens = min(SCORE_BLOCKS, len(self.blocks)) * self.blocks.sequence_length
         return RepairEffect(parent_loss=parent_loss, before=plain, after=repaired, tokens=tokens)
 

@@ -1,15 +1,13 @@
 """Intermediate results of a repair, on disk until the child is written: moments of norms, and fitted tensors."""
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minitron_cli import io
 from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo, read_header, read_safetensors
-from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.checkpoint.writer import replace_safetensors
 from minitron_cli.repair.gram import NormMoments
 
 NORMS, TOKENS, TOTAL, COMPLETE = "norms", "tokens.", "total", "complete"
@@ -80,9 +78,5 @@ class RepairStore:
         return self.directory / f"{name}.safetensors"
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        if not tensors:
-            return
-        final = self._path(name)
-        temporary = final.with_name(f"{io.TEMPORARY}{final.name}-{secrets.token_hex(4)}")
-        write_safetensors(temporary, tensors)
-        io.disk.replace(temporary, final)
+        if tensors:
+            replace_safetensors(self._path(name), tensors)

@@ -1,19 +1,19 @@
 """Candidates of a search or of pruning to a target: ranking, retraining and what quality costs."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.figures import Figure, count, short
 from minitron_cli.report.text import axis_title, capitalized
-from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Style, Table
+from minitron_cli.report.view import Line, Lines, Plot, Section, Style, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
 from minitron_cli.search.candidates import with_measured_costs
+from minitron_cli.search.config import OBJECTIVE_FIGURES
 from minitron_cli.search.constraints import figure_of
 from minitron_cli.search.feasible import OFF_TARGET, RETAINED_IMPORTANCE
 from minitron_cli.search.pareto import PARAMETERS, comparable, cost_of, pareto_optimal
@@ -49,13 +49,13 @@ class Ranking:
     @property
     def score(self) -> Figure:
         """Quantity that candidates are ranked by."""
-        figure = TEXT_FIGURES.get(self.objective.name, Figure(self.objective.name))
+        figure = OBJECTIVE_FIGURES.get(self.objective.name, Figure(self.objective.name))
         return replace(figure, better=self.objective.better)
 
     @property
     def plotted_score(self) -> Figure:
         """The same without a name that a user chose: a task's."""
-        return TEXT_FIGURES.get(self.objective.name, Figure("score"))
+        return OBJECTIVE_FIGURES.get(self.objective.name, Figure("score"))
 
     @property
     def targets(self) -> list[str]:
@@ -82,88 +82,67 @@ class Ranking:
 
 
 def candidate_tables(ranking: Ranking) -> list[Table]:
-    """Candidates, their scores at each rung and the stability of the ranking; per target if there are several."""
+    """Candidates with their scores, and the stability of the ranking; per target if there are several."""
     tables = []
     for target in ranking.targets:
         rows = [row for row in ranking.candidates if row.target == target]
-        found = [_candidates(ranking, rows), *_rungs(ranking, rows), *_stability(ranking, target)]
-        tables += [replace(one, title=f"{one.title}, target {target}") for one in found] if target else found
+        found = [_candidates(ranking, rows), _stability(ranking, target)]
+        tables += [replace(one, title=f"{one.title}, target {target}") if target else one for one in found if one.rows]
     return tables
 
 
 def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
-    shown, score = rows[:SHOWN], ranking.score
+    shown, score, axes = rows[:SHOWN], ranking.score, list(rows[0].shape)
+    varying = [axis for axis in axes if len({row.shape.get(axis) for row in rows}) > 1] or axes
+    optimal = {figure_of(kind).title: some for kind, some in ranking.optimal.items()}
+    pareto = [", ".join(title for title, some in optimal.items() if id(row) in some) or None for row in shown]
     return Table.of_columns(
         "Candidates, best first",
         (RANK, [str(i + 1) for i in range(len(shown))]),
-        *((Figure(axis_title(axis), style="count"), [row.shape.get(axis) for row in shown]) for axis in _varying(rows)),
+        *((Figure(axis_title(axis), style="count"), [row.shape.get(axis) for row in shown]) for axis in varying),
         *((figure_of(kind), [cost_of(row, kind) for row in shown]) for kind in ranking.costs),
         (replace(OFF_TARGET, is_change=True), [row.error for row in shown]),
         (RETAINED_IMPORTANCE, [math.exp(row.costs[RETAINED]) if RETAINED in row.costs else None for row in shown]),
         (replace(score, title=f"zero-shot {score.title}"), [row.zero_shot for row in shown]),
-        (replace(score, title=f"retrained {score.title}"), [row.retrained for row in shown]),
-        (Figure("Pareto-optimal by"), _pareto_marks(ranking, shown)),
+        *(
+            (
+                replace(score, title=f"retrained {score.title}, {short(n)} tokens"),
+                [row.rungs[i] if i < len(row.rungs) else None for row in shown],
+            )
+            for i, n in enumerate(ranking.rung_tokens)
+        ),
+        (Figure("Pareto-optimal by"), pareto),
         marked=[i for i, row in enumerate(shown) if ranking.is_chosen(row)],
     )
 
 
-def _pareto_marks(ranking: Ranking, rows: Sequence[CandidateResult]) -> list[Cell]:
-    """Titles of the costs in which each row is Pareto-optimal."""
-    optimal = {figure_of(kind).title: some for kind, some in ranking.optimal.items()}
-    return [", ".join(title for title, some in optimal.items() if id(row) in some) or None for row in rows]
-
-
-def _varying(rows: Sequence[CandidateResult]) -> list[str]:
-    axes = list(rows[0].shape)
-    return [axis for axis in axes if len({row.shape.get(axis) for row in rows}) > 1] or axes
-
-
-def _rungs(ranking: Ranking, rows: Sequence[CandidateResult]) -> Iterator[Table]:
-    """Score of each retrained candidate at each rung."""
-    places = [i for i, row in enumerate(rows[:SHOWN]) if row.rungs]
-    scores = [(rows[i].zero_shot, *rows[i].rungs) for i in places]
-    titles = ("zero-shot", *(f"{short(tokens)} tokens" for tokens in ranking.rung_tokens))
-    columns = [
-        (replace(ranking.score, title=title), [row[i] if i < len(row) else None for row in scores])
-        for i, title in enumerate(titles)
-    ]
-    if places:
-        name = ranking.score.title
-        yield Table.of_columns(f"Retraining, {name} at each rung", (RANK, [str(i + 1) for i in places]), *columns)
-
-
-def _stability(ranking: Ranking, target: str) -> Iterator[Table]:
+def _stability(ranking: Ranking, target: str) -> Table:
     winner = ranking.winners.get(target) or next(iter(ranking.winners.values()), None)
     rows = [(f"{x.before} to {x.after}", x.tau, x.candidates) for x in (winner.stability if winner else ())]
-    if rows:
-        columns = (Figure("rankings"), TAU, Figure("candidates", style="count"))
-        yield Table("Rank stability", columns, tuple(rows))
+    return Table("Rank stability", (Figure("rankings"), TAU, Figure("candidates", style="count")), tuple(rows))
 
 
 def candidates_section(ranking: Ranking) -> Section:
     """Section on candidates."""
-    plots = (*_halving(ranking), *_paretos(ranking))
-    return Section("candidates", "Candidate shapes", _about(ranking), tuple(candidate_tables(ranking)), plots)
-
-
-def _about(ranking: Ranking) -> str:
     text = f"{count(len(ranking.candidates))} shapes that meet every constraint, best first (zero-shot: untrained)."
     if any(row.rungs for row in ranking.candidates):
         text += " The best few were retrained briefly and ranked again, because training can change the order."
     text += " The shape that was built is highlighted." if ranking.built else " The best shape is highlighted."
     if len(ranking.candidates) > SHOWN:
         text += f" Tables show the first {SHOWN}."
-    return text
+    plots = (*_halving(ranking), *_paretos(ranking))
+    return Section("candidates", "Candidate shapes", text, tuple(candidate_tables(ranking)), plots)
 
 
 def _halving(ranking: Ranking) -> Iterator[Plot]:
-    lines = []
-    for row in [row for row in ranking.candidates if row.rungs][:SHOWN]:
-        places = zip((0, *ranking.rung_tokens), (row.zero_shot, *row.rungs), strict=False)
-        lines.append(_line(places, 1, "line") if ranking.is_chosen(row) else _line(places, 2, "faint"))
+    """Score of every retrained candidate after each rung."""
+    retrained = [row for row in ranking.candidates if row.rungs][:SHOWN]
+    styles: list[tuple[int, Style]] = [(1, "line") if ranking.is_chosen(row) else (2, "faint") for row in retrained]
+    points = [list(zip((0, *ranking.rung_tokens), (row.zero_shot, *row.rungs), strict=False)) for row in retrained]
+    lines = tuple(Line(known, *style) for known, style in zip(points, styles, strict=True))
     if lines:
         caption = f"{capitalized(ranking.score.title)} in retraining, a line per candidate until it was dropped."
-        yield Plot("halving", Lines(tuple(lines), TOKENS, ranking.plotted_score), caption)
+        yield Plot("halving", Lines(lines, TOKENS, ranking.plotted_score), caption)
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:
@@ -171,16 +150,13 @@ def _paretos(ranking: Ranking) -> Iterator[Plot]:
     rows = comparable(ranking.candidates)[:DRAWN]
     for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
         figure, optimal = figure_of(kind), ranking.optimal[kind]
-        places = [(cost_of(row, kind), row.at_equal_training) for row in rows]
-        front = sorted(place for place, row in zip(places, rows, strict=True) if id(row) in optimal)
-        chosen = [place for place, row in zip(places, rows, strict=True) if ranking.is_chosen(row)]
-        series = (_line(front, 5, "dashed"), _line(places, 2, "points"), _line(chosen, 1, "rings"))
+        points = {id(row): (cost_of(row, kind), row.at_equal_training) for row in rows}
+        series = (
+            Line(sorted(points[id(row)] for row in rows if id(row) in optimal), 5, "dashed"),
+            Line(list(points.values()), 2, "points"),
+            Line([points[id(row)] for row in rows if ranking.is_chosen(row)], 1, "rings"),
+        )
         when = "after the first rung" if rows[0].rungs else "zero-shot"
         name = capitalized(ranking.score.title)
         caption = f"{name} {when} against {figure.title}; a ring marks the choice, the line the Pareto front."
         yield Plot(f"candidates-{i}", Lines(series, figure, ranking.plotted_score), caption)
-
-
-def _line(places: Iterable[tuple[float, float]], color: int, style: Style) -> Line:
-    known = list(places)
-    return Line([x for x, _ in known], [y for _, y in known], color, style)

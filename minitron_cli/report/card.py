@@ -14,10 +14,15 @@ from minitron_cli.report.evaluation import Evaluated, metric_names
 from minitron_cli.report.markdown import code, inline, section
 from minitron_cli.report.sections import view
 from minitron_cli.report.text import clean
+from minitron_cli.results.evaluation import TaskSource
 
 ABOUT = "A language model compressed by structured pruning and knowledge distillation."
 SECTIONS = ("results", "metrics", "shape", "cost", "reproduce")  # of the page
 TAGS = ("minitron", "pruning", "knowledge-distillation")
+USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({name})
+tokenizer = AutoTokenizer.from_pretrained({name})"""
 RELATION = "finetune"  # of the hub's four relations, the one that fits a smaller model with its own weights
 
 
@@ -62,8 +67,8 @@ def _is_link(text: str) -> bool:
 NOTHING_KNOWN = HubFacts()
 
 
-def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) -> str:
-    """Card of `data.child`, under the name that it has on the hub."""
+def model_card(data: ReportData, *, name: str, loaded_as: str = "", hub: HubFacts = NOTHING_KNOWN) -> str:
+    """Card of the product under a name. `loaded_as`: hub id or path of the checkpoint, if that is not the name."""
     metadata = ModelCardData(
         **_cleaned(hub),
         base_model_relation=RELATION if hub.base_model else None,
@@ -73,7 +78,7 @@ def model_card(data: ReportData, *, name: str, hub: HubFacts = NOTHING_KNOWN) ->
         model_name=clean(name),
         eval_results=list(_eval_results(data.first("distilled", "pruned"))) or None,
     )
-    parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name))
+    parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name, loaded_as or name))
     return clean("\n\n".join(parts)) + "\n"
 
 
@@ -87,20 +92,20 @@ def _cleaned(hub: HubFacts) -> dict[str, Any]:
 def _eval_results(model: Evaluated | None) -> Iterator[EvalResult]:
     for (task, name), metric in metric_names([model] if model else []).items():
         if task != PERPLEXITY and metric.value is not None and model:
-            source = model.found.sources.get(task)
+            source, shots = model.found.sources.get(task, TaskSource()), metric.shots
             yield EvalResult(
                 task_type="text-generation",
-                dataset_type=clean(source.dataset if source and source.dataset else task),
-                dataset_name=clean(task) + ("" if metric.shots is None else f" ({metric.shots}-shot)"),
-                dataset_config=clean(source.config) if source and source.config else None,
-                dataset_split=clean(source.split) if source and source.split else None,
-                dataset_args=None if metric.shots is None else {"num_few_shot": metric.shots},
+                dataset_type=clean(source.dataset or task),
+                dataset_name=clean(task) + ("" if shots is None else f" ({shots}-shot)"),
+                dataset_config=source.config and clean(source.config),
+                dataset_split=source.split and clean(source.split),
+                dataset_args=None if shots is None else {"num_few_shot": shots},
                 metric_type=clean(name),
                 metric_value=round(metric.value, 6),
             )
 
 
-def _body(data: ReportData, name: str) -> Iterator[str]:
+def _body(data: ReportData, name: str, loaded_as: str) -> Iterator[str]:
     shown = view(replace(data, other_costs=()))
     yield f"# {inline(name)}"
     yield ABOUT
@@ -108,18 +113,10 @@ def _body(data: ReportData, name: str) -> Iterator[str]:
         yield inline(shown.lead)
     yield from (section(one) for one in shown.sections if one.anchor in SECTIONS)
     yield "## Use"
-    yield code("python", _usage(name))
+    quoted = json.dumps(loaded_as, ensure_ascii=False)
+    yield code("python", USAGE.format(name=quoted))
     yield "## Limits"
     yield (
         "Pruning loses knowledge and skills unevenly: evaluate what your use needs. "
         "Biases and risks of the parent model remain."
-    )
-
-
-def _usage(name: str) -> str:
-    quoted = json.dumps(name, ensure_ascii=False)
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({quoted})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({quoted})"
     )

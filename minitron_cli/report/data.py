@@ -10,6 +10,7 @@ from minitron_cli.report.provenance import CostRow
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.run_record import SpeedRecord
+from minitron_cli.results.training import Worsening
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,15 @@ class ReportData:
 
     title: str
     model: str = ""
-    """Name of the parent."""
+    """Name of the original model."""
+    sizes: tuple[int, ...] = ()
+    """Parameters of the original model and of the pruned model of each step."""
+    teacher: str = ""
+    """Name of the product's teacher, if it is another model than the parent."""
+    worse: Worsening | None = None
+    """How the product's training made it worse on held-out text; None if it did not."""
+    to_evaluate: str = ""
+    """Command that evaluates the product; empty if it was evaluated."""
     models: tuple[Evaluated, ...] = ()
     """Evaluated models: parent, pruned, distilled, then controls."""
     speed: SpeedRecord | None = None
@@ -35,13 +44,10 @@ class ReportData:
     """Accelerator -> hours of all that were used to make the product."""
     lineage: tuple[tuple[str, ...], ...] = ()
     """Stage, label, key and inputs of every artifact."""
+    texts: str = ""
+    """What the texts that it was made from begin and end with, in sentences; empty if that is not known."""
     commands: tuple[str, ...] = ()
     """Shell commands that make the same results again."""
-
-    @property
-    def has_repair(self) -> bool:
-        """Whether the pruned model was repaired and the effect measured."""
-        return bool(self.prune and self.prune.repair and self.prune.repair.effect)
 
     def first(self, *kinds: Kind) -> Evaluated | None:
         """First model of the first of these kinds that was evaluated."""

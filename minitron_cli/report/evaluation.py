@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from minitron_cli.evaluate import estimates
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT, Outcome
-from minitron_cli.evaluate.metrics import SPEED_FIGURES, metric_figure
-from minitron_cli.evaluate.statistics import interval
+from minitron_cli.evaluate.metrics import SPEED_FIGURES, TEXT_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure
-from minitron_cli.report.view import Cell, Quantity, Section, Table
+from minitron_cli.report.evaluation_remarks import remarks
+from minitron_cli.report.view import Cell, Section, Table, is_empty
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
@@ -18,7 +19,6 @@ Name = tuple[str, str]  # task and metric
 
 LOSS, KL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl")
 LABELS: Mapping[str, Kind] = {PARENT: "parent", "corrected": "teacher", "pruned": "pruned", "distilled": "distilled"}
-MODEL = Figure("model")
 PARAMETERS = Figure("parameters", style="short", better="lower")
 TOKENS = Figure("training tokens", style="short")
 ITEMS = Figure("items", style="count")
@@ -61,71 +61,51 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
         for name, metric in metrics.items()
         if metric.part_of is None
     }
-    text = ["loss", "perplexity", "kl"]
-    order = {(PERPLEXITY, metric): i for i, metric in enumerate(text)}
+    order = {(PERPLEXITY, metric): i for i, metric in enumerate(TEXT_FIGURES)}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
 def row_title(name: Name, metric: MetricResult) -> str:
     """Name of a metric as gates spell it, with its unit and shots: `winogrande.acc, 5-shot`."""
     unit = metric_figure(*name).unit
-    shots = "" if metric.shots is None else f", {metric.shots}-shot"
-    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{shots}"
-
-
-def overview(models: Sequence[Evaluated]) -> Table:
-    """Models down; parameters, metrics on text with their standard errors and training tokens across."""
-    names = [name for name in metric_names(models) if name[0] == PERPLEXITY]
-    return Table.of_columns(
-        "Results",
-        (MODEL, [model.label for model in models]),
-        (PARAMETERS, [model.found.model.parameters for model in models]),
-        *((metric_figure(*name), [_with_error(model.metric(name)) for model in models]) for name in names),
-        _loss_changes(models),
-        (TOKENS, [model.tokens_trained for model in models]),
-        marked=[i for i, model in enumerate(models) if model.kind == "distilled"],
-    )
-
-
-def _with_error(metric: MetricResult | None) -> Cell:
-    return Estimate(metric.value, metric.stderr) if metric else None
-
-
-def _loss_changes(models: Sequence[Evaluated]) -> tuple[Figure, list[Cell]]:
-    figure = replace(metric_figure(*LOSS), title="loss - parent's", style="fixed", is_change=True)
-    parent = next((model.value(LOSS) for model in models if model.kind == "parent"), None)
-    losses = [None if model.kind == "parent" else model.value(LOSS) for model in models]
-    return figure, [None if loss is None or parent is None else loss - parent for loss in losses]
+    remark = ", to the parent" if name == KL else "" if metric.shots is None else f", {metric.shots}-shot"
+    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{remark}"
 
 
 def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
-    """Metrics of every model with 95 % intervals, and their differences from the parent's if there are any."""
+    """Size and metrics of every model with 95 % intervals, and their differences from the parent's if there are any."""
     names = metric_names(models)
-    metrics = [(*_row_head(name, x), *(_interval(name, model) for model in models)) for name, x in names.items()]
     others = [model for model in models if model.found.against_parent]
-    apart = [(*_row_head(name, x), *(_difference(name, model) for model in others)) for name, x in names.items()]
-    head = (Figure("metric"), ITEMS)
-    tables = [
-        Table("Metrics (95 % interval)", (*head, *(Figure(m.label) for m in models)), tuple(metrics)),
-        Table(
-            "Difference from the parent on the same items (95 % interval)",
-            (*head, *(Figure(f"{m.label} - {PARENT}") for m in others)),
-            tuple(row for row in apart if any(cell is not None for cell in row[2:])),
-        ),
+    facts: list[tuple[Cell, ...]] = [
+        (PARAMETERS.title, None, *(Estimate(model.found.model.parameters, figure=PARAMETERS) for model in models)),
+        (TOKENS.title, None, *(Estimate(model.tokens_trained, figure=TOKENS) for model in models)),
     ]
-    return [table for table in tables if table.rows]
+    values = [(row_title(name, x), x.n, *(_interval(name, model) for model in models)) for name, x in names.items()]
+    apart = [(row_title(name, x), x.n, *(_difference(name, model) for model in others)) for name, x in names.items()]
+    tables = {
+        "Metrics (95 % interval)": ([model.label for model in models], (*_known(facts), *values)),
+        "Difference from the parent on the same items (95 % interval)": (
+            [f"{model.label} - {PARENT}" for model in others],
+            _known(apart),
+        ),
+    }
+    head = (Figure("metric"), ITEMS)
+    found = [Table(title, (*head, *map(Figure, labels)), rows) for title, (labels, rows) in tables.items()]
+    remarked = remarks({model.label: model.found for model in models})
+    return [table for table in (*found, *remarked) if table.rows]
 
 
-def _row_head(name: Name, metric: MetricResult) -> tuple[Cell, Cell]:
-    return row_title(name, metric), metric.n
+def _known(rows: Sequence[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
+    """Rows with the value of at least one model."""
+    return tuple(row for row in rows if not all(map(is_empty, row[2:])))
 
 
 def _interval(name: Name, model: Evaluated) -> Cell:
     metric = model.metric(name)
     if metric is None or metric.value is None:
         return None
-    ends = interval(metric.value, metric.stderr, metric.clusters or metric.n or 0)
-    return Quantity(metric_figure(*name), Estimate(metric.value, None, *(ends or ())))
+    low, high = estimates.of_metric(metric).interval() or (None, None)
+    return Estimate(metric.value, low, high, figure=metric_figure(*name))
 
 
 def _difference(name: Name, model: Evaluated) -> Cell:
@@ -134,20 +114,19 @@ def _difference(name: Name, model: Evaluated) -> Cell:
         return None
     note = "" if found.mcnemar is None else f"p {found.mcnemar:.2g}"
     figure = replace(metric_figure(*name), style="fixed", is_change=True)
-    return Quantity(figure, Estimate(found.difference, None, found.low, found.high, note))
+    return Estimate(found.difference, found.low, found.high, note, figure)
 
 
-def results_sections(models: Sequence[Evaluated]) -> list[Section]:
-    """Sections on the overall results and on every metric."""
-    about = "All models on the same held-out text; ± is one standard error."
-    details = (
-        "Differences count for more than values: both models answered the same items, so their difference is far more "
-        "certain than either value. Items of one document are counted together. p is McNemar's exact two-sided p-value."
+def results_section(models: Sequence[Evaluated], to_evaluate: str = "") -> Section:
+    """Section on every metric of every model, or the command that measures them."""
+    if to_evaluate:
+        return Section("results", "Results", "This model has not been evaluated. To evaluate it:", code=to_evaluate)
+    text = (
+        "All models on the same held-out text and tasks. Differences count for more than values: both models answered "
+        "the same items, so their difference is far more certain than either value. Items of one document are counted "
+        "together. p is McNemar's exact two-sided p-value."
     )
-    return [
-        Section("results", "Results", about, (overview(models),)),
-        Section("metrics", "Metrics", details, tuple(evaluation_tables(models))),
-    ]
+    return Section("results", "Results", text, tuple(evaluation_tables(models)))
 
 
 def speed_table(found: SpeedRecord) -> Table:
@@ -158,7 +137,7 @@ def speed_table(found: SpeedRecord) -> Table:
     columns = [_speed_column(name, models) for name in (*names, "time_to_first_token_seconds", "peak_bytes")]
     settings = found.settings
     title = f"Speed: {settings['batch_size']} x {settings['prompt_tokens']} + {settings['new_tokens']} tokens"
-    return Table.of_columns(title, (MODEL, labels), *columns)
+    return Table.of_columns(title, (Figure("model"), labels), *columns)
 
 
 def _speed_column(name: str, models: Sequence[ModelSpeed]) -> tuple[Figure, list[Cell]]:
@@ -166,7 +145,7 @@ def _speed_column(name: str, models: Sequence[ModelSpeed]) -> tuple[Figure, list
         return SPEED_FIGURES[name], [getattr(model, name) for model in models]
     ranges = [getattr(model, name.replace("_ratio", "_range")) or () for model in models]
     figure = replace(SPEED_FIGURES[name], style="fixed")
-    return figure, [Estimate(getattr(model, name), None, *ends) for model, ends in zip(models, ranges, strict=True)]
+    return figure, [Estimate(getattr(model, name), *ends) for model, ends in zip(models, ranges, strict=True)]
 
 
 def speed_section(found: SpeedRecord) -> Section:

@@ -6,7 +6,7 @@ parent, and then whatever training changes is a huge share of nothing.
 
 from collections.abc import Iterator
 
-from minitron_cli.evaluate.metrics import TEXT_FIGURES
+from minitron_cli.evaluate import metrics
 from minitron_cli.figures import Figure, fixed, short
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import KL, LOSS
@@ -37,14 +37,17 @@ def lead(data: ReportData) -> str:
 
 
 def _sentences(data: ReportData) -> Iterator[str]:
-    if data.prune:
-        before, after = data.prune.parent.parameters, data.prune.child.parameters
-        share, name = percent(after / before), data.model or "The parent"
-        yield f"{name} was pruned from {short(before)} to {short(after)} parameters, {share} of its size."
+    is_chain = len(data.sizes) > 2
+    if data.sizes:
+        sizes, steps = " to ".join(map(short, data.sizes)), f" in {len(data.sizes) - 1} steps" if is_chain else ""
+        share, name = percent(data.sizes[-1] / data.sizes[0]), data.model or "The parent"
+        yield f"{name} was pruned{steps} from {sizes} parameters, {share} of its size."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
     if parent is not None and pruned is not None:
-        what = "Pruning and repair" if data.has_repair else "Pruning"
-        yield f"{what} {_moved('the loss', parent, pruned)} nats per token."
+        repair = data.prune.repair if data.prune else None
+        what = "Pruning and repair" if repair and repair.effect and repair.is_kept else "Pruning"
+        loss = "the loss of its parent" if is_chain else "the loss"
+        yield f"{what} {_moved(loss, parent, pruned)} nats per token."
     if distilled is not None:
         outcome = f"After distillation the loss is {distilled:.3f}"
         if pruned is not None:
@@ -52,7 +55,14 @@ def _sentences(data: ReportData) -> Iterator[str]:
             on_tokens = f" on {short(tokens)} tokens" if tokens else ""
             outcome = f"Distillation{on_tokens} {_moved('it', pruned, distilled, has_start=False)}"
         below = ", below the parent's" if parent is not None and distilled < parent else ""
-        yield f"{outcome}{below}{_against_controls(data, distilled)}."
+        controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
+        others = [f"; {label} has {x:.3f} ({CHANGE.cell(x - distilled)})" for label, x in controls if x is not None]
+        yield f"{outcome}{below}{''.join(others)}."
+    if data.worse:
+        what = "made it worse" if data.worse.is_above_start else "ended above its lowest evaluation"
+        yield f"Training {what}: {data.worse}."
+    if data.teacher:
+        yield f"The teacher was {data.teacher}."
 
 
 def _moved(what: str, before: float, after: float, *, has_start: bool = True) -> str:
@@ -63,26 +73,19 @@ def _moved(what: str, before: float, after: float, *, has_start: bool = True) ->
     return f"{'raised' if after > before else 'lowered'} {what}{start} to {after:.3f}"
 
 
-def _against_controls(data: ReportData, distilled: float) -> str:
-    controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
-    return "".join(
-        f"; {label} has {loss:.3f} ({CHANGE.cell(loss - distilled)})" for label, loss in controls if loss is not None
-    )
-
-
 def key_figures(data: ReportData) -> Iterator[KeyFigure]:
     """Numbers for the head of the page, as far as they are known."""
-    result = data.first("distilled", "pruned")
-    if data.prune:
-        before, after = data.prune.parent.parameters, data.prune.child.parameters
-        yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the parent's {short(before)}")
-    parent = data.loss("parent")
-    if (loss := data.loss("distilled", "pruned")) is not None:
+    if data.sizes:
+        before, after = data.sizes[0], data.sizes[-1]
+        whose = "original's" if len(data.sizes) > 2 else "parent's"
+        yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the {whose} {short(before)}")
+    parent, result = data.loss("parent"), data.first("distilled", "pruned")
+    if result and (loss := result.value(LOSS)) is not None:
         note = "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"
-        yield KeyFigure(f"{loss:.3f}", TEXT_FIGURES["loss"].heading, note)
+        yield KeyFigure(f"{loss:.3f}", metrics.LOSS.heading, note)
     yield from _training(data)
     if result and (kl := result.value(KL)) is not None:
-        yield KeyFigure(fixed(kl), TEXT_FIGURES["kl"].title, TEXT_FIGURES["kl"].unit)
+        yield KeyFigure(fixed(kl), metrics.KL.title, metrics.KL.unit)
     if data.cache_bytes and all(data.cache_bytes):
         before, after = data.cache_bytes
         yield KeyFigure(CACHE.cell(after), CACHE.title, f"{percent(after / before)} of the parent's")
@@ -96,12 +99,7 @@ def _training(data: ReportData) -> Iterator[KeyFigure]:
     if pruned is None or distilled is None:
         return
     note = f"in loss, from {pruned:.3f} to {distilled:.3f}"
-    if parent is not None and (share := share_closed(pruned - parent, distilled - parent, _at_least(data))) is not None:
-        note += f": {percent(share)} of the damage by pruning"
-    yield KeyFigure(CHANGE.cell(distilled - pruned), "change by training", note)
-
-
-def _at_least(data: ReportData) -> float | None:
-    """Lower end of the interval of the damage by pruning, if models were compared item by item."""
-    found = pruned.difference(LOSS) if (pruned := data.first("pruned")) else None
-    return found.low if found else None
+    apart = start.difference(LOSS) if (start := data.first("pruned")) else None
+    gap = None if parent is None else share_closed(pruned - parent, distilled - parent, apart.low if apart else None)
+    damage = "" if gap is None else f": {percent(gap)} of the damage by pruning"
+    yield KeyFigure(CHANGE.cell(distilled - pruned), "change by training", note + damage)

@@ -98,7 +98,7 @@ def _kept_plot(found: Importance) -> Iterator[Plot]:
     """Share of each layer's importance that is kept, of axes whose channels are layers' own."""
     axes = [axis for axis, scores in found.axes.items() if scores.ndim == 2 and np.ndim(found.kept.get(axis, ())) == 2]
     shares = [_kept_share(found.axes[axis], found.kept[axis], found.dropped) for axis in axes]
-    lines = tuple(Line(range(len(share_L)), share_L.tolist(), i) for i, share_L in enumerate(shares))
+    lines = tuple(Line(list(enumerate(share_L.tolist())), i) for i, share_L in enumerate(shares))
     legend: Legend = tuple((i, channel_title(axis)) for i, axis in enumerate(axes))
     if lines:
         caption = "Share of each layer's total importance that is kept."

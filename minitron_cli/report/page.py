@@ -9,8 +9,6 @@ from minitron_cli.report import plots
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import View
 
-TEMPLATE = "page.html.j2"
-
 
 def render(view: View) -> str:
     """The view as an HTML page."""
@@ -23,5 +21,5 @@ def render(view: View) -> str:
         keep_trailing_newline=True,
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
-    template = environment.get_template(TEMPLATE)
+    template = environment.get_template("page.html.j2")
     return template.render(view=view, series=len(plots.SERIES), svg=lambda plot: Markup(plots.svg(plot)))

@@ -11,18 +11,17 @@ from io import StringIO
 from textwrap import fill
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import escape
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from minitron_cli.figures import Figure as Quantity
 from minitron_cli.report.text import capitalized
-from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Lines, Plot, Style
+from minitron_cli.report.view import ImportanceMap, LayerBars, Lines, Plot, Style
 
 # L layer, C channel, K kept
 
@@ -65,27 +64,25 @@ SETTINGS = {
 
 def svg(plot: Plot) -> str:
     """The plot as an SVG element of the page."""
-    return _inline(_drawn([plot]), plot.name, _description(plot.drawing))
+    description = capitalized(f"{plot.drawing.y.title} against {plot.drawing.x.title}")  # what a screen reader says
+    return _inline(_drawn([plot]), plot.name, description)
 
 
 def sheet(plots: Sequence[Plot]) -> str:
     """Plots under their captions as one SVG file on white, three in a row."""
-    return _drawn(plots, columns=3, has_captions=True, facecolor="white")
+    captions = [fill(plot.caption, 60) for plot in plots]
+    return _drawn(plots, columns=3, captions=captions, facecolor="white")
 
 
-def _drawn(plots: Sequence[Plot], *, columns: int = 1, has_captions: bool = False, **saved: Any) -> str:
+def _drawn(plots: Sequence[Plot], captions: Sequence[str] = ("",), columns: int = 1, **saved: Any) -> str:
     rows = -(-len(plots) // columns)
-    with mpl.rc_context():
-        mpl.rcdefaults()  # ignore the user's matplotlibrc
-        mpl.rcParams.update(SETTINGS)
+    with style.context(["default", SETTINGS]):  # the user's matplotlibrc does not count
         width, height = SIZE_INCHES
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        for i, plot in enumerate(plots):
-            axes = figure.add_subplot(rows, columns, i + 1, title=fill(plot.caption, 60) if has_captions else "")
-            _draw(plot.drawing, axes)
+        for i, (plot, caption) in enumerate(zip(plots, captions, strict=True)):
+            _draw(plot.drawing, figure.add_subplot(rows, columns, i + 1, title=caption))
         text = StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=metadata, **saved)
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), **saved)
     return text.getvalue()
 
 
@@ -104,39 +101,24 @@ def _inline(svg: str, name: str, description: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
 
 
-def _description(drawing: Drawing) -> str:
-    """Sentence that a screen reader says."""
-    match drawing:
-        case Lines(x=x, y=y):
-            return capitalized(f"{y.title} against {x.title}")
-        case LayerBars(y=y):
-            return capitalized(f"{y.title} by layer")
-        case ImportanceMap():
-            return "Importance of the channels; the pruned ones are marked"
-
-
 @singledispatch
 def _draw(drawing: Any, axes: Axes) -> None:
-    raise NotImplementedError(type(drawing))
+    raise TypeError(f"a {type(drawing).__name__} is no drawing")
 
 
 @_draw.register
 def _lines(drawing: Lines, axes: Axes) -> None:
     for line in sorted(drawing.lines, key=lambda line: line.style != "faint"):
-        most = len(line.x) if line.style == "points" else POINTS
-        x, y = (_thinned(np.asarray(values, dtype=float), most) for values in (line.x, line.y))
+        points_2N = np.array(line.points, dtype=float).reshape(-1, 2).T
+        x, y = points_2N if line.style == "points" else _thinned(points_2N, POINTS)
         marker = "o" if len(x) <= 40 else ""  # if there is room for one per point
         axes.plot(x, y, **{"color": SERIES[line.color % len(SERIES)], "marker": marker} | STYLES[line.style])
     if drawing.reference is not None:
         axes.axhline(drawing.reference, color="black", alpha=0.7, **STYLES["dashed"])
-    _number_axes(axes, drawing.x, drawing.y)
-
-
-def _number_axes(axes: Axes, x: Quantity, y: Quantity) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x.style == "count"))
-    axes.set(xlabel=x.heading, ylabel=y.heading)
-    if y.style == "share":
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=drawing.x.style == "count"))
+    axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
+    if drawing.y.style == "share":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set(ylim=(None, 1.02))
         low, high = axes.get_ylim()
@@ -151,41 +133,44 @@ def _layer_bars(drawing: LayerBars, axes: Axes) -> None:
     _log_if_wide(axes, values_L)
     axes.grid(visible=False, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="layer", ylabel=drawing.y.heading)
+    axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
 
 
 @_draw.register
 def _importance(drawing: ImportanceMap, axes: Axes) -> None:
     """A curve of channels that all layers share; a map of few channels in place, or of many channels sorted."""
-    scores = drawing.scores.astype(float)
-    if scores.ndim == 1:
-        _sorted_curve(axes, scores, drawing.kept)
+    scores, kept = drawing.scores.astype(float), drawing.kept
+    if scores.ndim == 2 and scores.size <= CELLS:
+        _grid_map(axes, scores, np.broadcast_to(kept, (len(scores), kept.shape[-1])), drawing.dropped)
         return
-    kept_LK = np.broadcast_to(drawing.kept, (len(scores), drawing.kept.shape[-1]))
-    draw = _grid_map if scores.size <= CELLS else _sorted_map
-    draw(axes, scores, kept_LK, drawing.dropped)
+    share = kept.shape[-1] / scores.shape[-1]
+    if scores.ndim == 1:
+        _sorted_curve(axes, scores, kept, share)
+    else:
+        _sorted_map(axes, scores, np.broadcast_to(kept, (len(scores), kept.shape[-1])), drawing.dropped)
+    order = "channels" if share == 1 else "channels: kept | pruned"
+    axes.set(xlabel=f"{order}, most important first (%)", xlim=(0, 100))
 
 
-def _sorted_curve(axes: Axes, score_C: np.ndarray, kept_K: np.ndarray) -> None:
+def _sorted_curve(axes: Axes, score_C: np.ndarray, kept_K: np.ndarray, share: float) -> None:
     """Curve over the channels that all layers share, in the order of `_sorted_map`."""
-    values_C, share = _thinned(_kept_first(score_C, kept_K), POINTS), len(kept_K) / len(score_C)
-    axes.plot(_thinned(np.linspace(0, 100, len(score_C)), POINTS), values_C, color=SERIES[0])
+    x_N, y_N = _thinned(np.stack([np.linspace(0, 100, len(score_C)), _kept_first(score_C, kept_K)]), POINTS)
+    axes.plot(x_N, y_N, color=SERIES[0])
     if share < 1:
         axes.axvline(100 * share, color=PRUNED)
         axes.axvspan(100 * share, 100, color=PRUNED, alpha=0.12, linewidth=0)
     _log_if_wide(axes, score_C)
-    axes.set(xlabel=_order(share), ylabel="importance", xlim=(0, 100))
+    axes.set(ylabel="importance")
 
 
 def _sorted_map(axes: Axes, score_LC: np.ndarray, kept_LK: np.ndarray, dropped: Sequence[int]) -> None:
     """Map of every layer's channels: the kept ones, then the pruned ones, each from the most important down."""
     rows_LC = np.stack([_kept_first(*row) for row in zip(score_LC, kept_LK, strict=True)])
-    share = kept_LK.shape[1] / score_LC.shape[1]
     values = np.log10(np.maximum(_thinned(_relative(rows_LC, dropped), COLUMNS), 1e-6))
     _show_map(axes, values, (0.0, 100.0), "importance (log10, best = 0)")
+    share = kept_LK.shape[1] / score_LC.shape[1]
     for color, width in (("white", 3.5), (PRUNED_ON_MAP, 1.6)) if share < 1 else ():
         axes.axvline(100 * share, color=color, linewidth=width)
-    axes.set(xlabel=_order(share))
 
 
 def _grid_map(axes: Axes, score_LC: np.ndarray, kept_LK: np.ndarray, dropped: Sequence[int]) -> None:
@@ -213,10 +198,6 @@ def _show_map(axes: Axes, values_LC: np.ndarray, across: tuple[float, float], ti
     axes.grid(visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(ylabel="layer")
-
-
-def _order(share: float) -> str:
-    return "channels, most important first (%)" if share == 1 else "channels: kept | pruned, most important first (%)"
 
 
 def _kept_first(score_C: np.ndarray, kept_K: np.ndarray) -> np.ndarray:

@@ -1,18 +1,21 @@
-"""A product of a workspace and the artifacts that belong to it, found by the fingerprints that they record."""
+"""A product of a workspace and the artifacts that belong to it, joined by the fingerprints that they record."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+from minitron_cli import progress
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import MANIFEST
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.cost.lineage import lineage
+from minitron_cli.cost.lineage import fingerprints, lineage
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
+from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.training import CorrectionResult, TrainingResult
@@ -29,7 +32,7 @@ class Product:
     def current(cls, workspace: Workspace) -> "Product":
         """The workspace's distilled model, else what there is so far. ArtifactError if there is nothing."""
         pruned, distilled = workspace.current("prune"), workspace.current("distill")
-        if pruned and distilled and distilled.manifest.inputs["student"] != fingerprint.of_directory(pruned.path):
+        if pruned and distilled and distilled.manifest.inputs["student"] != fingerprint.of_model(pruned.manifest):
             distilled = None  # of an earlier pruned model
         stages = (workspace.current(stage) for stage in ("search", "importance", "correct", "evaluate"))
         found = next(filter(None, (distilled, pruned, *stages)), None)
@@ -42,14 +45,56 @@ class Product:
         """Artifacts that the product was made from, itself last."""
         return lineage(self.workspace, self.artifact)
 
-    def made_from(self, stage: str) -> Artifact | None:
-        """Artifact of a stage that the product was made from, the nearest one; or the product itself."""
-        return next((made for made in reversed(self.lineage) if made.stage == stage), None)
+    @cached_property
+    def made(self) -> dict[str, Artifact]:
+        """Fingerprint -> artifact that the product was made from, or the product."""
+        return {known: made for made in self.lineage for known in fingerprints(made)}
+
+    def source(self, stage: str, made: Artifact | None, name: str) -> Artifact | None:
+        """The product, or the artifact that is the input `name` of another one, whichever is of the stage."""
+        found = self.made.get(made.manifest.inputs.get(name, "")) if made else None
+        return next((one for one in (self.artifact, found) if one and one.stage == stage), None)
 
     @cached_property
     def prune(self) -> Artifact | None:
         """The pruned model."""
-        return self.made_from("prune")
+        made = self.artifact
+        while made.stage == "distill" and (student := self.made.get(made.manifest.inputs["student"])):
+            made = student
+        return made if made.stage == "prune" else None
+
+    @cached_property
+    def search(self) -> Artifact | None:
+        """Search that chose the shape."""
+        return self.source("search", self.prune, "search")
+
+    @cached_property
+    def importance(self) -> Artifact | None:
+        """Scores by which the model was pruned."""
+        return self.source("importance", self.prune or self.search, "scores")
+
+    @cached_property
+    def corrected(self) -> Artifact | None:
+        """Teacher that was trained on the text, if it taught the product."""
+        return self.source("correct", self.artifact, "teacher")
+
+    @cached_property
+    def parent(self) -> str:
+        """Fingerprint of the model that was pruned."""
+        inputs = (self.prune or self.search or self.artifact).manifest.inputs
+        return inputs.get("model") or inputs.get(f"model {PARENT}") or ""
+
+    @cached_property
+    def steps(self) -> tuple[Artifact, ...]:
+        """Pruned models from the original model to this product, one per step of a chain."""
+        earlier = self.made.get(self.parent)
+        before = Product(self.workspace, earlier).steps if earlier else ()
+        return (*before, self.prune) if self.prune else before
+
+    @property
+    def original(self) -> str:
+        """Fingerprint of the model that the first step started from."""
+        return self.steps[0].manifest.inputs["model"] if self.steps else self.parent
 
     @cached_property
     def trained(self) -> tuple[Artifact, ...]:
@@ -57,88 +102,113 @@ class Product:
         if self.prune is None or self.artifact.stage != "distill":
             return ()
         prune = self.prune
-        controls = [made for made in self.workspace.artifacts("prune") if _is_control_of(prune, made)]
-        starts = {fingerprint.of_directory(made.path) for made in (prune, *controls)}
-        trained = [made for made in self.workspace.artifacts("distill") if made.manifest.inputs["student"] in starts]
-        return (self.artifact, *(made for made in trained if made.label != self.artifact.label))
+        controls = [made for made in self.workspace.artifacts("prune") if made.label and _is_control_of(prune, made)]
+        starts = {fingerprint.of_model(made.manifest) for made in (prune, *controls)}
+        others = [
+            made
+            for made in self.workspace.artifacts("distill")
+            if made.manifest.inputs["student"] in starts
+            and made.label != self.artifact.label
+            and _is_readable(made, TrainingResult)
+        ]
+        return (self.artifact, *others)
 
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
         """Fingerprint of a model -> its part in this product."""
-        stages = ("prune", "search", "importance", "correct")
-        source = next(filter(None, map(self.made_from, stages)), None)
-        found: dict[str, tuple[Kind, Artifact | None]] = {}
-        if source:
-            found[source.manifest.inputs["model"]] = ("parent", None)
-        parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.made_from("correct")), ("pruned", self.prune)]
+        parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.corrected), ("pruned", self.prune)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
-        found |= {fingerprint.of_directory(made.path): (kind, made) for kind, made in parts if made}
-        return found
+        found = {fingerprint.of_model(made.manifest): (kind, made) for kind, made in parts if made}
+        return {self.parent: ("parent", None), **found}
 
     @cached_property
-    def evaluation(self) -> tuple[Artifact, EvaluationResult] | None:
-        """Evaluation beside the same parent: one that measured the product if there is one, the newest of several."""
-        parents = {known for known, (kind, _) in self.kinds.items() if kind == "parent"}
-        found = [
-            (made, result)
-            for made, result in self._evaluations()
-            if made is self.artifact or result.models[PARENT].fingerprint in parents
-        ]
-        return max(found, key=lambda one: self._relevance(*one), default=None)
-
-    def _evaluations(self) -> Iterator[tuple[Artifact, EvaluationResult]]:
+    def evaluation(self) -> Artifact | None:
+        """Evaluation that measured the product beside its parent, the newest of several; None if none did."""
         if self.artifact.stage == "evaluate":
-            yield self.artifact, self.artifact.result(EvaluationResult)
-            return
-        for made in self.workspace.artifacts("evaluate"):
-            with suppress(ArtifactError):  # of an earlier version, and not needed
-                yield made, made.result(EvaluationResult)
-
-    def _relevance(self, made: Artifact, result: EvaluationResult) -> tuple[bool, bool, float]:
-        parts = (self.kinds.get(model.fingerprint) for model in result.models.values())
-        has_product = any(part is not None and part[1] is self.artifact for part in parts)
+            return self.artifact
+        is_model = self.artifact.stage in _MODELS
+        measured = {fingerprint.of_model(self.artifact.manifest) if is_model else self.parent, self.parent}
         current = self.workspace.current("evaluate")
-        return has_product, bool(current and current.key == made.key), (made.path / MANIFEST).stat().st_mtime
+        found = [
+            made
+            for made in self.workspace.artifacts("evaluate")
+            if measured <= set(made.manifest.inputs.values())
+            and made.manifest.inputs[f"model {PARENT}"] == self.parent
+            and _is_readable(made, EvaluationResult)
+        ]
+        return max(found, key=lambda made: (made == current, (made.path / MANIFEST).stat().st_mtime), default=None)
 
     def models(self) -> Iterator[Evaluated]:
         """Evaluated models that belong to the product, in the order of the table.
 
         Models of another lineage are left out. One that the workspace did not make was named by the user, and stays.
         """
-        if self.evaluation is None:
-            return
-        models = self.evaluation[1].models
+        models = self.evaluation.result(EvaluationResult).models if self.evaluation else {}
+        here = {fingerprint.of_model(made.manifest) for stage in _MODELS for made in self.workspace.artifacts(stage)}
         for label in sorted(models, key=lambda label: (_ORDER.get(label, len(_ORDER)), label)):
             found = models[label]
-            known = found.fingerprint
-            if known in self.kinds:
-                kind, made = self.kinds[known]
+            kind, made = self.kinds.get(found.fingerprint, (LABELS.get(label, "control"), None))
+            is_foreign = self.artifact.stage == "evaluate" or (label not in LABELS and found.fingerprint not in here)
+            if found.fingerprint in self.kinds or is_foreign:
                 yield Evaluated(label, kind, found, _tokens(made) if made else None)
-            elif self.artifact.stage == "evaluate" or (label not in LABELS and known not in self._made):
-                yield Evaluated(label, LABELS.get(label, "control"), found)
-
-    @cached_property
-    def _made(self) -> set[str]:
-        """Fingerprints of all models in the workspace."""
-        return {fingerprint.of_directory(made.path) for stage in _MODELS for made in self.workspace.artifacts(stage)}
 
     @cached_property
     def artifacts(self) -> list[Artifact]:
-        """Artifacts that the view shows: the lineage, the controls and the evaluation, each once."""
-        found = (*self.lineage, *self.trained, *([self.evaluation[0]] if self.evaluation else []))
-        return list({made.key: made for made in found}.values())
+        """Artifacts that the view shows: what the controls, then the product, were made from, and the evaluation.
+
+        In this order each training follows the pruning that it starts from, so commands in this order find it.
+        """
+        start = self.artifact.manifest.inputs.get("student")
+        controls = sorted(self.trained[1:], key=lambda made: made.manifest.inputs["student"] == start)
+        found = [one for made in (*controls, self.artifact) for one in lineage(self.workspace, made)]
+        return list({made.key: made for made in (*found, *filter(None, [self.evaluation]))}.values())
 
     @cached_property
-    def step(self) -> list[Artifact]:
-        """Artifacts without those that the parent was made from: the last step of a compression in several."""
-        parents = {known for known, (kind, _) in self.kinds.items() if kind == "parent"}
-        made = (one for one in self.lineage if one.stage in _MODELS and fingerprint.of_directory(one.path) in parents)
-        earlier = {before.key for parent in made for before in lineage(self.workspace, parent)}
-        return [one for one in self.artifacts if one.key not in earlier]
+    def given(self) -> dict[str, Any]:
+        """What the user gave for the inputs of these artifacts, by fingerprint (`Workspace.given`)."""
+        roots = dict.fromkeys(made.path.parent.parent for made in self.artifacts)
+        known = {name: value for root in roots for name, value in Workspace(root).given.items()}
+        inputs = {name for made in self.artifacts for name in made.manifest.inputs.values()}
+        return {name: value for name, value in sorted(known.items()) if name in inputs}
+
+    @property
+    def to_evaluate(self) -> str:
+        """Command that evaluates the product; empty if it was evaluated or is no model."""
+        if self.evaluation or self.artifact.stage not in _MODELS:
+            return ""
+        current = self.workspace.current(self.artifact.stage)
+        return "minitron eval" if current == self.artifact else f"minitron eval {place(self.artifact.path)}"
+
+    def teacher(self, made: Artifact) -> str:
+        """Name of a distilled model's teacher, if it is neither the parent nor the corrected parent."""
+        known, parent = made.manifest.inputs["teacher"], Product(self.workspace, made).parent
+        source = self.made.get(known)
+        is_corrected = source and source.stage == "correct" and source.manifest.inputs["model"] == parent
+        return "" if known == parent or is_corrected else self.name(known) or "TEACHER"
+
+    def name(self, model: str) -> str:
+        """Name of the model with this fingerprint: its hub id, directory or path; empty if it is not known."""
+        if made := self.made.get(model):
+            return place(made.path)
+        hub_id, _, commit = model.partition("@")
+        given = Path(self.given.get(model, ""))
+        is_made = (given / MANIFEST).is_file()
+        return hub_id if commit else place(given) if is_made else without_directories(self.given.get(model, ""))
+
+    @property
+    def title(self) -> str:
+        """Name of the original model for readers: that of its stage if minitron made it; empty if it is not known."""
+        given = Path(self.given.get(self.original, ""))
+        return given.parent.name if (given / MANIFEST).is_file() else self.name(self.original)
 
 
 _MODELS = ("prune", "distill", "correct")  # the stages that make a model
 _ORDER = {label: i for i, label in enumerate(LABELS)}
+
+
+def place(artifact: Path) -> str:
+    """Path of an artifact from the directory in which minitron was run: `runs/NAME/distill/distilled-4f1a22c0`."""
+    return "/".join(artifact.absolute().parts[-4:])
 
 
 def _tokens(made: Artifact) -> int | None:
@@ -147,11 +217,27 @@ def _tokens(made: Artifact) -> int | None:
     return made.result(results[made.stage]).tokens if made.stage in results else None
 
 
+def _is_readable(made: Artifact, kind: type[Result]) -> bool:
+    """Whether a result is of this version of minitron; otherwise it is left out, which a warning says."""
+    try:
+        made.result(kind)
+    except ArtifactError as e:
+        progress.warn(f"left out of the report: {e}")
+        return False
+    return True
+
+
 def _is_control_of(prune: Artifact, other: Artifact) -> bool:
     """Whether another artifact is a control: the same parent pruned to the same sizes in another way."""
-    if not other.label:
+    if prune.manifest.inputs["model"] != other.manifest.inputs["model"] or not _is_readable(other, PruneResult):
         return False
-    with suppress(ArtifactError):  # of an earlier version
-        mine, theirs = prune.result(PruneResult), other.result(PruneResult)
-        return (mine.parent.sizes, mine.child.sizes) == (theirs.parent.sizes, theirs.child.sizes)
-    return False
+    return prune.result(PruneResult).child.sizes == other.result(PruneResult).child.sizes
+
+
+def without_directories(value: Any) -> Any:
+    """Settings with absolute paths shortened to file names: a published card must not show this machine's layout."""
+    if isinstance(value, dict):
+        return {name: without_directories(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [without_directories(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

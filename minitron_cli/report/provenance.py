@@ -5,18 +5,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from minitron_cli.artifacts import manifest
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost.compute import Entry, total
 from minitron_cli.cost.derive import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import Figure
+from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
-
-STAGE = Figure("stage")
-TOKENS = Figure("tokens", style="short")
-FLOPS = Figure("FLOPs", style="power")
-
 
 CostRow = tuple[str, Entry]
 """Stage, with its label if it has one, and the cost of one kind of its work."""
@@ -29,16 +26,11 @@ def cost_rows(artifact: Artifact) -> list[CostRow]:
 
 def cost_table(title: str, costs: Sequence[CostRow], *, has_total: bool = True) -> Table:
     """Tokens and FLOPs by stage and kind of work."""
+    columns = (Figure("stage"), Figure("work"), Figure("tokens", style="short"), Figure("FLOPs", style="power"))
     rows = [(stage, *entry) for stage, entry in costs]
     if has_total and costs:
         rows.append(("total", "", *total(entry for _, entry in costs)[1:]))
-    return Table(title, (STAGE, Figure("work"), TOKENS, FLOPS), tuple(rows), [len(costs)] if has_total else ())
-
-
-def hours(by_device: Mapping[str, float]) -> str:
-    """Sentence on the hours of each device; empty if none are known."""
-    found = ", ".join(f"{spent:,.3g} hours of {clean(device)}" for device, spent in by_device.items())
-    return f"It took {found}." if found else ""
+    return Table(title, columns, tuple(rows), [len(costs)] if has_total else ())
 
 
 def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hours: Mapping[str, float]) -> Section:
@@ -48,13 +40,10 @@ def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hou
         "Work for the result, stage by stage, back to the original model. A forward pass counts two FLOPs per "
         "multiplying weight and four per head channel and position attended to, a backward pass twice that."
     )
-    tables = (cost_table("Cost", costs), cost_table(title, others, has_total=False))
-    return Section("cost", "Cost", f"{text} {hours(device_hours)}".strip(), tables)
-
-
-def lineage_row(artifact: Artifact) -> tuple[str, ...]:
-    """Stage, label, short key and names of the inputs of an artifact."""
-    return artifact.stage, artifact.label, artifact.key[:8], ", ".join(sorted(artifact.manifest.inputs))
+    if device_hours:
+        hours = ", ".join(f"{spent:,.3g} hours of {clean(device)}" for device, spent in device_hours.items())
+        text += f" It took {hours}."
+    return Section("cost", "Cost", text, (cost_table("Cost", costs), cost_table(title, others, has_total=False)))
 
 
 def lineage_section(rows: Sequence[tuple[str, ...]]) -> Section:
@@ -64,20 +53,37 @@ def lineage_section(rows: Sequence[tuple[str, ...]]) -> Section:
     return Section("lineage", "Lineage", text, (Table("Lineage", columns, tuple(rows)),))
 
 
-def commands_section(commands: Sequence[str]) -> Section:
-    """Section with the shell commands."""
-    text = "These commands make the same results again; on a CPU, byte for byte."
-    return Section("reproduce", "Reproduce", text, code="\n".join(commands))
+def commands(product: Product) -> Iterator[str]:
+    """Shell commands with every setting that make the product, its controls and its evaluation again."""
+    last: object = None
+    for made in product.artifacts:
+        config, inputs = made.manifest.config, made.manifest.inputs
+        words = [manifest.command_of(made.stage)]
+        if made.stage == "importance":
+            words.append(shlex.quote(_parent(product, inputs["model"])))
+            words += ["--run", made.path.parent.parent.name] * (len(product.steps) > 1)
+        if made.stage == "distill" and (teacher := product.teacher(made)):
+            words += ["--teacher", shlex.quote(teacher)]
+        text = next((text for name in inputs.values() if isinstance(text := product.given.get(name), dict)), last)
+        if text != last:
+            words += settings({"data": without_directories(text)})
+            last = text
+        yield " ".join([*words, *settings_of(config)])
 
 
-def command(artifact: Artifact, model: str, data: Mapping[str, Any]) -> str:
-    """Shell command with every setting of the artifact's stage; the first stage also names the model and the data."""
-    verb = "eval" if artifact.stage == "evaluate" else artifact.stage
-    named = [shlex.quote(model), *settings({"data": data})] if verb == "importance" else []
-    words = ["minitron", verb, *named, *settings(artifact.manifest.config)]
-    if any(task["name"] in CODE_TASKS for task in artifact.manifest.config.get("tasks", ())):
-        words.append("--allow-code-execution")
-    return " ".join(words)
+def _parent(product: Product, model: str) -> str:
+    """Name of a step's parent. A pruned model has the path that `minitron prune` gives it, which knows no labels."""
+    made = product.made.get(model)
+    if made and made.stage == "prune":
+        return place(made.path.with_name(made.key[:8]))
+    return product.name(model) or "MODEL"
+
+
+def settings_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments with every setting of a stage, and the permission that it needs."""
+    yield from settings(config)
+    if any(task["name"] in CODE_TASKS for task in config.get("tasks", ())):
+        yield "--allow-code-execution"
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

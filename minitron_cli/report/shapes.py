@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from minitron_cli.figures import Figure
+from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.text import axis_title, sizes_text
-from minitron_cli.report.view import Cell, Quantity, Section, Table
+from minitron_cli.report.view import Cell, Section, Table
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.prune import PruneResult, ServingFinding
 
@@ -39,7 +39,7 @@ def shape_table(title: str, models: Mapping[str, ModelSize], cache_bytes: Sequen
 def _row(figure: Figure, values: Sequence[int | None]) -> tuple[Cell, ...]:
     first, *others = values
     shares = [other / first if first and other is not None else None for other in others]
-    return (figure.title, *(Quantity(figure, value) for value in values), *shares)
+    return (figure.title, *(Estimate(value, figure=figure) for value in values), *shares)
 
 
 def shape_section(parent: str, found: PruneResult, cache_bytes: Sequence[int]) -> Section:
@@ -52,13 +52,9 @@ def shape_section(parent: str, found: PruneResult, cache_bytes: Sequence[int]) -
 def serving_table(findings: "Iterable[ServingFinding | Finding]", title: str = "Serving") -> Table:
     """Compatibility of a shape with serving and quantization programs (docs/serving.md)."""
     columns = ("program", "level", "reason", "nearest shape without the problem")
-    rows = tuple((found.reader, found.level, found.reason, _nearest(found)) for found in findings)
-    return Table(title, tuple(map(Figure, columns)), rows)
-
-
-def _nearest(found: "ServingFinding | Finding") -> str:
-    has_problem = found.level in ("slower", "fails")
-    return sizes_text(found.nearest) if found.nearest or not has_problem else "none"
+    none = {"slower": "none", "fails": "none"}
+    rows = ((x.reader, x.level, x.reason, sizes_text(x.nearest) or none.get(x.level, "")) for x in findings)
+    return Table(title, tuple(map(Figure, columns)), tuple(rows))
 
 
 def serving_section(found: PruneResult) -> Section:

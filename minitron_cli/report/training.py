@@ -9,7 +9,6 @@ from minitron_cli.report.text import capitalized
 from minitron_cli.report.view import Line, Lines, Plot, Section
 
 TOKENS = Figure("training tokens", style="short")
-LOSS = "loss"
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -42,13 +41,8 @@ def _plots(
     name: str, runs: Sequence[Rows], figures: Mapping[str, Figure], parent_loss: float | None = None
 ) -> Iterator[Plot]:
     for i, (column, figure) in enumerate(figures.items()):
-        reference = parent_loss if column == LOSS else None
-        lines = [_line(rows, column, number) for number, rows in enumerate(runs)]
-        if lines := [line for line in lines if len(line.y)]:
+        reference = parent_loss if column == "loss" else None
+        points = [[(row["tokens"], row[column]) for row in rows if column in row] for rows in runs]
+        if lines := [Line(known, number) for number, known in enumerate(points) if known]:
             caption = capitalized(figure.title) + ("." if reference is None else "; the dashed line is the parent's.")
             yield Plot(f"{name}-{i}", Lines(tuple(lines), TOKENS, figure, reference), caption)
-
-
-def _line(rows: Rows, column: str, color: int) -> Line:
-    measured = [row for row in rows if column in row]
-    return Line([row["tokens"] for row in measured], [row[column] for row in measured], color)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minitron_cli.figures import NOTHING, Estimate, Figure
 
@@ -12,14 +12,7 @@ if TYPE_CHECKING:
 # L layer, C channel, K kept
 
 
-class Quantity(NamedTuple):
-    """Value of another figure than its column's, in tables whose rows are quantities."""
-
-    figure: Figure
-    value: float | Estimate | None
-
-
-Cell = str | float | Estimate | Quantity | None
+Cell = str | float | Estimate | None
 Style = Literal["line", "faint", "dashed", "points", "rings"]
 Legend = tuple[tuple[int, str], ...]  # number of a series' color, and its name
 
@@ -48,7 +41,8 @@ class Table:
 
     def text(self) -> list[tuple[str, ...]]:
         """All cells as text, row by row."""
-        return [tuple(map(_text, row, self.columns)) for row in self.rows]
+        rows = [zip(row, self.columns, strict=True) for row in self.rows]
+        return [tuple((x or NOTHING) if isinstance(x, str) else figure.cell(x) for x, figure in row) for row in rows]
 
     def is_words(self, column: int) -> bool:
         """Whether a column holds words, which are aligned to the left."""
@@ -57,22 +51,15 @@ class Table:
 
 def is_empty(cell: Cell) -> bool:
     """Whether a cell holds no value."""
-    value = cell.value if isinstance(cell, Quantity) else cell
-    return value is None or value == "" or (isinstance(value, Estimate) and value.value is None)
-
-
-def _text(cell: Cell, figure: Figure) -> str:
-    if isinstance(cell, Quantity):
-        return cell.figure.cell(cell.value)
-    return (cell or NOTHING) if isinstance(cell, str) else figure.cell(cell)
+    return (cell.value if isinstance(cell, Estimate) else cell) in (None, "")
 
 
 @dataclass(frozen=True)
 class Line:
     """One series of a plot of lines."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    points: Sequence[tuple[float, float]]
+    """Horizontal and vertical value of each point."""
     color: int
     """Number of the series' color."""
     style: Style = "line"
@@ -93,6 +80,7 @@ class Lines:
 class LayerBars:
     """One bar per layer [L]; those of dropped layers stand out."""
 
+    x: ClassVar = Figure("layer")
     values: Sequence[float]
     y: Figure
     dropped: tuple[int, ...] = ()
@@ -102,6 +90,8 @@ class LayerBars:
 class ImportanceMap:
     """Importance [L, C], or [C] if all layers share the channels, and the kept ones [L, K] or [K]."""
 
+    x: ClassVar = Figure("channel")
+    y: ClassVar = Figure("importance")
     scores: "np.ndarray"
     kept: "np.ndarray"
     dropped: tuple[int, ...] = ()

@@ -1,10 +1,15 @@
 """Result of the evaluate stage; the score of every item is in `items.json`."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from minitron_cli.results.base import ModelSize, Result
 from minitron_cli.spec import Spec
+
+Unit = Literal["document", "block", "item"]
+"""What a standard error takes for independent."""
+Scale = Literal["linear", "log"]
+BITS_PER_BYTE, BYTE_PERPLEXITY = "bits_per_byte", "byte_perplexity"  # names of metrics, which are lm-eval's
 
 
 class MetricResult(Spec):
@@ -18,9 +23,20 @@ class MetricResult(Spec):
     shots: int | None = None
     """Examples in the prompt; None where the notion does not apply."""
     clusters: int | None = None
-    """Number of documents, where items of one document are not independent."""
+    """Number of documents; None if they are not known."""
+    degrees_of_freedom: float | None = None
+    """Degrees of freedom of the standard error; None: one less than there are clusters, or items without clusters."""
+    unit: Unit = "item"
+    """What the standard error takes for independent. Documents, where they are known and none outweighs the others."""
+    scale: Scale = "linear"
+    """`log` of an exponential of a mean, such as perplexity: its interval is that of its logarithm."""
     part_of: str | None = None
     """The group of tasks that it is a member of."""
+
+    @property
+    def is_of_one_document(self) -> bool:
+        """Whether one document outweighs the others, so that the error is over its parts."""
+        return self.clusters is not None and self.unit != "document"
 
 
 class Difference(Spec):
@@ -35,8 +51,16 @@ class Difference(Spec):
     ratio: float | None
     """The model's mean over the parent's; None unless the parent's is positive."""
     ratio_stderr: float | None
+    parent: float | None = None
+    """The parent's mean."""
     items: int
     clusters: int
+    degrees_of_freedom: float | None = None
+    """Degrees of freedom of the standard errors; None: one less than there are clusters."""
+    unit: Unit = "item"
+    """What the standard errors take for independent."""
+    scale: Scale = "linear"
+    """`log` of exponentials of means, such as perplexities: the interval is that of the logarithm of their ratio."""
     better: int | None = None
     """Items that are 1 for the model and 0 for the parent; None unless every value is 0 or 1."""
     worse: int | None = None
@@ -65,6 +89,8 @@ class ModelEvaluation(Spec):
     """Task -> origin of its items, for tasks from the hub."""
     against_parent: Mapping[str, Mapping[str, Difference]] = {}
     """Task -> metric -> difference, for metrics that are means over items. Empty for the parent."""
+    other_tokenizer: str | None = None
+    """How the model's tokenizer differs from the parent's, in words; None if it is the same."""
 
 
 class EvaluationResult(Result):

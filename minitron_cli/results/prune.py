@@ -32,10 +32,12 @@ class RepairEffect(Spec):
 
 
 class RepairResult(Spec):
-    """Repairs that were applied."""
+    """Repairs that were fitted to the child."""
 
     repairs: tuple[str, ...]
     """Names of the repairs, sorted."""
+    is_kept: bool = True
+    """Whether the repaired child was written. If the repair took it further from its parent, the plain one was."""
     strengths: Mapping[str, float] | None = None
     """Norm -> strength of its rescaling; None unless norms were rescaled by trial."""
     effect: RepairEffect | None = None

@@ -1,14 +1,16 @@
 """Result of distillation, teacher correction and the demo's teacher, and its curves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from minitron_cli.results.base import ModelSize, Result
 from minitron_cli.spec import Spec
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
+MAX_RISE = 0.1
+"""Largest rise from the lowest evaluation to the exported weights, as a share of the lowest, of a sound training."""
 
 
 class ValidationPoint(Spec):
@@ -26,6 +28,43 @@ class ValidationPoint(Spec):
     def of(cls, row: Mapping[str, float]) -> Self:
         """Point from a row of the validation curve, which may have further columns."""
         return cls.model_validate({name: value for name, value in row.items() if name in cls.model_fields})
+
+
+Measure = Literal["kl", "loss"]
+
+
+class Worsening(Spec):
+    """A training that made its own objective worse on held-out text."""
+
+    measure: Measure
+    """The objective: KL from the teacher, or the loss of a training without one; in nats per token."""
+    before: float
+    """Value of the initial weights."""
+    lowest: float
+    """Lowest value of all evaluations."""
+    after: float
+    """Value of the exported weights."""
+
+    @property
+    def is_above_start(self) -> bool:
+        """Whether the exported weights are worse than the initial ones, rather than than a later evaluation."""
+        return self.after > self.before
+
+    @classmethod
+    def of(
+        cls, points: Sequence[ValidationPoint], after: ValidationPoint, measure: Literal["kl", "loss"]
+    ) -> Self | None:
+        """Worsening from the first evaluation, or by more than MAX_RISE from the lowest; None if there is none."""
+        values = [value for point in points if (value := getattr(point, measure)) is not None]
+        end = getattr(after, measure)
+        if end is None or not values or (end <= values[0] and end <= min(values) * (1 + MAX_RISE)):
+            return None
+        return cls(measure=measure, before=values[0], lowest=min(values), after=end)
+
+    def __str__(self) -> str:
+        name = {"kl": "held-out KL to the teacher", "loss": "held-out loss"}[self.measure]
+        start = f"{self.before:.4g} before" if self.is_above_start else f"{self.lowest:.4g} on the way"
+        return f"{name} ended at {self.after:.4g} nats per token, from {start}"
 
 
 class TrainingResult(Result):
@@ -54,6 +93,8 @@ class TrainingResult(Result):
     """Number of evaluations."""
     validation_tokens: int
     """Held-out tokens of each evaluation."""
+    worse: Worsening | None = None
+    """None if the training made its objective better on held-out text, or nothing was held out."""
 
 
 class CorrectionResult(TrainingResult):

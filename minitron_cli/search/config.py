@@ -1,17 +1,18 @@
 """Configuration of a search."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from minitron_cli.evaluate.metrics import TEXT_FIGURES, task_figure
+from minitron_cli.evaluate.metrics import KL, TEXT_FIGURES, task_figure
 from minitron_cli.figures import Figure
 from minitron_cli.model.axes import Axis
 from minitron_cli.prune.config import Budget, Ranking
 from minitron_cli.search.axis_sizes import PRESETS, AxisSizes, Preset
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.parameters import Parameters
-from minitron_cli.spec import Amount, Quantity, Spec
+from minitron_cli.spec import Quantity, Spec, Target
 
 
 class Retrain(Spec):
@@ -75,9 +76,13 @@ Objective = Annotated[
 ]
 
 
+OBJECTIVE_FIGURES = {**TEXT_FIGURES, "kl": replace(KL, title="KL to the teacher")}
+"""Name of an objective on text -> figure. Candidates are compared with the teacher, which need not be the parent."""
+
+
 def objective_figure(objective: Objective) -> Figure:
     """Title, unit and direction of the values of an objective."""
-    return objective.figure if isinstance(objective, TaskObjective) else TEXT_FIGURES[objective]
+    return objective.figure if isinstance(objective, TaskObjective) else OBJECTIVE_FIGURES[objective]
 
 
 class SearchConfig(Spec):
@@ -85,7 +90,7 @@ class SearchConfig(Spec):
 
     budget: Budget | None = None
     """Size of the child; short form of a `parameters` constraint."""
-    targets: tuple[Amount, ...] = ()
+    targets: tuple[Target, ...] = ()
     """Further targets besides budget.target; the same search chooses a winner for each."""
     constraints: tuple[Constraint, ...] = ()
     """Further constraints: parameters, memory, flops, serving; measured on this machine: latency, throughput."""
@@ -95,7 +100,7 @@ class SearchConfig(Spec):
     candidates: int = Field(16, ge=1)
     """Number of feasible shapes that are scored for each target: those that retain most importance."""
     objective: Objective = "loss"
-    """Quantity that ranks candidates: loss, kl (to the parent), or an lm-eval task such as winogrande:5."""
+    """Quantity that ranks candidates: loss, kl (to the teacher), or an lm-eval task such as winogrande:5."""
     score_blocks: int = Field(64, ge=1)
     """Validation blocks per score."""
     ranking: Ranking = Ranking()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from minitron_cli import progress, strict_json
+from minitron_cli import progress
 from minitron_cli.artifacts.build import StageBuild
 from minitron_cli.layerwise.processes import Processes
 
@@ -36,11 +36,12 @@ class WorkerGroup:
         return self.work.remember(name, compute) if self.processes.rank == 0 else self._found(name)
 
     def _found(self, name: str) -> dict[str, Any]:
-        path = self.work.scratch / f"{name}.json"
-        while not path.is_file():  # torchrun stops every process if the one that writes it fails
+        while (
+            found := self.work.remembered(name)
+        ) is None:  # torchrun stops every process if the one that writes it fails
             time.sleep(POLL_SECONDS)
             progress.raise_if_stopped()
-        return dict(strict_json.load(path))
+        return found
 
     def barrier(self) -> None:
         """Wait for all processes, so that none reads a file that another is about to replace or remove."""

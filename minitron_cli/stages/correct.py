@@ -4,6 +4,7 @@ A teacher that was not trained on similar text predicts it worse, and so does it
 2.2). The training loop is the student's, with cross-entropy and without a teacher.
 """
 
+from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
@@ -13,7 +14,7 @@ from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.results.training import CorrectionResult
 
-STAGE, VERSION = "correct", 1
+STAGE, VERSION = "correct", 2
 LABEL = "corrected"
 
 
@@ -36,12 +37,24 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
     }
-    return produce(
+    made = produce(
         context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=LABEL, together=True
     )
+    context.record({parent.fingerprint: parent.name, train_blocks.fingerprint: data.model_dump(mode="json")})
+    training_run.warn_if_worse(made.result(CorrectionResult), config.section)
+    return made
 
 
 def of(context: Context, parent: SourceModel) -> Artifact | None:
-    """Corrected teacher of the workspace; None if there is none or it was made from another parent."""
+    """Corrected teacher of the workspace; None if there is none, or none of this parent that is better than it."""
     found = context.workspace.current(STAGE)
-    return found if found and found.manifest.inputs["model"] == parent.fingerprint else None
+    return found if found and found.manifest.inputs["model"] == parent.fingerprint and is_better(found) else None
+
+
+def is_better(corrected: Artifact) -> bool:
+    """Whether a corrected teacher is better than its parent on held-out text; warns if it is worse."""
+    worse = corrected.result(CorrectionResult).worse
+    if worse and worse.is_above_start:
+        progress.warn(f"{corrected.path} is worse than its parent, which teaches instead; see --teacher")
+        return False
+    return True

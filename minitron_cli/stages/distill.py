@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import trackers, training_run
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.fused.objective import check_vocab
 from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
+from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.results.training import TrainingResult
 
-STAGE, VERSION = "distill", 2
+STAGE, VERSION = "distill", 3
 
 
 def run(
@@ -29,11 +28,9 @@ def run(
     """Train the checkpoint at `student` on the teacher's predictions; it keeps its shape, tensor names and dtypes."""
     trackers.check(config.trackers)
     start = open_source_model(student, offline=context.offline)
-    check_vocab(
-        teacher.config, start.config, fingerprint.of_tokenizer(teacher.path), fingerprint.of_tokenizer(start.path)
-    )
-    train_blocks = blocks_of(context, data, "train", teacher.path)
-    validation_blocks = blocks_of(context, data, "validation", teacher.path)
+    tokenizers.require_same(start, teacher)
+    train_blocks = blocks_of(context, data, "train", start.path)
+    validation_blocks = blocks_of(context, data, "validation", start.path)
     pairs = _pairs(config, teacher, start)
 
     def build(work: StageBuild) -> TrainingResult:
@@ -50,9 +47,12 @@ def run(
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
     }
-    return produce(
+    made = produce(
         context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, label=label, together=True
     )
+    context.record({teacher.fingerprint: teacher.name, train_blocks.fingerprint: data.model_dump(mode="json")})
+    training_run.warn_if_worse(made.result(TrainingResult), config.section)
+    return made
 
 
 def _pairs(config: DistillConfig, teacher: SourceModel, student: SourceModel) -> tuple[StatePair, ...]:

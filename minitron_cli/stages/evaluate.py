@@ -1,18 +1,17 @@
 """Evaluate stage: measures models and their parent on the same text and tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from minitron_cli import io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
+from minitron_cli.data.chat_template import ChatTemplate, TemplateFailure
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
@@ -20,19 +19,21 @@ from minitron_cli.evaluate import cloze, gate, generation_speed, lm_eval_runner,
 from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, EvaluateConfig, Gates, Task
 from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.generation_speed import SpeedComparison
-from minitron_cli.evaluate.measurements import Measurements
+from minitron_cli.evaluate.measurements import Measurements, against_parent
+from minitron_cli.evaluate.per_byte import BytesResult, loss_per_byte, pieces_of
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
-from minitron_cli.evaluate.statistics import compare, compare_exponentials
+from minitron_cli.evaluate.statistics import Items
 from minitron_cli.evaluate.tasks import TaskLocations
+from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
-from minitron_cli.results.evaluation import Difference, EvaluationResult, ModelEvaluation
+from minitron_cli.results.evaluation import BITS_PER_BYTE, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STAGE, VERSION = "evaluate", 3
+STAGE, VERSION = "evaluate", 4
 ITEMS = "items.json"
 
 Labelled = tuple[str, Path]
@@ -53,12 +54,15 @@ def run(
     """
     subjects = {PARENT: parent} | {label: open_source_model(path, offline=context.offline) for label, path in models}
     config = _with_suite(config, allow_code)
-    benchmark = _Benchmark(context, parent, _held_out(context, parent, data, config), config, allow_code)
+    if config.apply_chat_template:
+        _check_chat_templates(subjects.values())
+    others = _other_tokenizers(subjects) if config.perplexity else {}
+    benchmark = _Benchmark(context, parent, _held_out(context, parent, data, config), config, allow_code, others)
 
     def build(work: StageBuild) -> EvaluationResult:
         found = {
             label: Measurements.model_validate(
-                work.remember(f"results-{label}", partial(benchmark.measured_json, work, subject))
+                work.remember(f"results-{label}", partial(benchmark.measured_json, work, label, subject))
             )
             for label, subject in subjects.items()
         }
@@ -68,7 +72,7 @@ def run(
             work.measured.speed = benchmark.speed(subjects)
         return EvaluationResult(
             models={
-                label: benchmark.evaluation(subjects[label], measured, _against(measured, found[PARENT]))
+                label: benchmark.evaluation(label, subjects[label], measured, found[PARENT])
                 for label, measured in found.items()
             },
             loss_tokens=benchmark.loss_tokens,
@@ -100,22 +104,30 @@ def _with_suite(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
     return config.model_copy(update={"suite": None, "tasks": requested})
 
 
-def _against(measured: Measurements, parent: Measurements) -> dict[str, dict[str, Difference]]:
-    """Task -> metric -> paired difference from the parent; empty for the parent itself."""
-    if measured is parent:
-        return {}
-    against = {
-        task: {
-            name: compare(items, parent.items[task][name])
-            for name, items in metrics.items()
-            if name in parent.items.get(task, {})
-        }
-        for task, metrics in measured.items.items()
-    }
-    if PERPLEXITY in measured.items:
-        losses = (model.items[PERPLEXITY]["loss"] for model in (measured, parent))
-        against[PERPLEXITY]["perplexity"] = compare_exponentials(*losses)
-    return against
+def _check_chat_templates(subjects: Iterable[SourceModel]) -> None:
+    """Raise InputError unless every model's tokenizer has a chat template that writes a question within its bounds."""
+    question = [{"role": "user", "content": "question"}]
+    for subject in subjects:
+        tokenizer = hf.load_tokenizer(subject.path)
+        try:
+            ChatTemplate.of(tokenizer, has_tools=False).write(question, [(1, True)])
+        except ValueError:
+            raise InputError(
+                f"{subject.path}: its tokenizer has no chat template: leave --apply-chat-template out"
+            ) from None
+        except TemplateFailure as e:
+            raise InputError(
+                f"{subject.path}: its chat template does not write a question ({e}): repair it, "
+                "or leave --apply-chat-template out"
+            ) from None
+
+
+def _other_tokenizers(subjects: Mapping[str, SourceModel]) -> dict[str, str]:
+    """Label of each model that cannot read text in the parent's tokens -> why. Warns about them."""
+    found = tokenizers.differences(subjects[PARENT], subjects, "the parent")
+    for why in found.values():
+        progress.warn(f"{why}: loss per token and KL are not compared; all models are measured per byte")
+    return found
 
 
 def _held_out(context: Context, parent: SourceModel, data: DataConfig | None, config: EvaluateConfig) -> Blocks | None:
@@ -135,6 +147,8 @@ class _Benchmark:
     blocks: Blocks | None
     config: EvaluateConfig
     allow_code: bool
+    others: Mapping[str, str]
+    """Label of each model with another tokenizer than the parent's -> how it differs."""
 
     @cached_property
     def locations(self) -> TaskLocations:
@@ -152,33 +166,42 @@ class _Benchmark:
 
     def _check_tasks(self) -> None:
         if self.context.dry_run:
-            tasks.forecast(self.config.tasks, self.locations)  # downloads nothing
+            tasks.forecast(self.config.tasks, self.locations, allow_code=self.allow_code)  # downloads nothing
         else:
             tasks.load_tasks(self.config.tasks, self.locations, allow_code=self.allow_code)
 
     def forecast(self) -> dict[str, Any]:
         """Tasks that would be evaluated, for a dry run."""
-        found = tasks.forecast(self.config.tasks, self.locations) if self.config.tasks else []
+        wanted = self.config.tasks
+        found = tasks.forecast(wanted, self.locations, allow_code=self.allow_code) if wanted else []
         return {"tasks": [row._asdict() for row in found]} if found else {}
 
-    def measured_json(self, work: StageBuild, subject: SourceModel) -> dict[str, Any]:
+    def measured_json(self, work: StageBuild, label: str, subject: SourceModel) -> dict[str, Any]:
         """Measurements of one model as JSON, so that an interrupted evaluation keeps them."""
-        return self._measure(work, subject).model_dump(mode="json")
+        return self._measure(work, label, subject).model_dump(mode="json")
 
-    def _measure(self, work: StageBuild, subject: SourceModel) -> Measurements:
-        model, tokenizer = self._load(subject), hf.load_tokenizer(subject.path)
+    def _measure(self, work: StageBuild, label: str, subject: SourceModel) -> Measurements:
+        model = self._load(subject)
+        needs_tokenizer = self.config.tasks or self.config.cloze or hf.has_tokenizer(subject.path)
+        tokenizer = hf.load_tokenizer(subject.path) if needs_tokenizer else None
         found = Measurements()
         if self.blocks and self.config.perplexity:
-            found |= self._on_text(model, self.blocks, is_parent=subject is self.parent)
+            found |= self._on_text(model, self.blocks, tokenizer, label)
         if self.blocks and self.config.cloze:
-            locations = TaskLocations(_cloze_task(work, tokenizer, self.blocks, self.config.cloze))
+            locations = TaskLocations(_cloze_task(work, self.tokenizer, self.blocks, self.config.cloze))
             found |= self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], locations)
         if self.config.tasks:
-            found |= self._on_tasks(model, tokenizer, self.config.tasks, self.locations)
+            chat = {name: getattr(self.config, name) for name in ("apply_chat_template", "fewshot_as_multiturn")}
+            found |= self._on_tasks(model, tokenizer, self.config.tasks, self.locations, **chat)
         return found
 
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The parent's, which made the blocks."""
+        return hf.load_tokenizer(self.parent.path)
+
     def evaluation(
-        self, subject: SourceModel, measured: Measurements, against: Mapping[str, Mapping[str, Difference]]
+        self, label: str, subject: SourceModel, measured: Measurements, parent: Measurements
     ) -> ModelEvaluation:
         """Everything measured of one model, as it is stored."""
         return ModelEvaluation(
@@ -186,7 +209,8 @@ class _Benchmark:
             model=model_size(subject.shape, self.sequence_length),
             results=measured.results,
             sources=measured.sources,
-            against_parent=against,
+            against_parent=against_parent(measured, parent),
+            other_tokenizer=self.others.get(label),
         )
 
     @property
@@ -224,19 +248,37 @@ class _Benchmark:
     def _load(self, subject: SourceModel) -> "PreTrainedModel":
         return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
 
-    def _on_text(self, model: "PreTrainedModel", blocks: Blocks, *, is_parent: bool) -> Measurements:
-        """Loss and perplexity, and for a model other than the parent the KL from the parent."""
+    def _on_text(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any, label: str) -> Measurements:
+        """Losses per token, and for a model other than the parent the KL from the parent.
+
+        Per byte, if any model has another tokenizer than the parent; for such a model nothing else.
+        """
+        metrics, items = dict[str, MetricResult](), dict[str, Items]()
+        if label not in self.others:
+            measured = perplexity(model, blocks, max_blocks=self.config.blocks, batch_size=self.config.batch_size)
+            metrics, items = measured.metrics(), {"loss": measured.items}
+            metrics |= self._kl(model, blocks) if label != PARENT else {}
+        if self.others:
+            found = self._per_byte(model, blocks, tokenizer)
+            metrics, items = metrics | found.metrics(), items | {BITS_PER_BYTE: found.items}
+        return Measurements(results={PERPLEXITY: metrics}, items={PERPLEXITY: items})
+
+    def _kl(self, model: "PreTrainedModel", blocks: Blocks) -> dict[str, MetricResult]:
         most, size = self.config.blocks, self.config.batch_size
-        measured = perplexity(model, blocks, max_blocks=most, batch_size=size)
-        metrics = measured.metrics()
-        if not is_parent:
-            parent = self._load(self.parent)
-            kl = kl_to_parent(model, parent, blocks, max_blocks=most, batch_size=size)
-            metrics |= kl.metrics()
-        return Measurements(results={PERPLEXITY: metrics}, items={PERPLEXITY: {"loss": measured.items}})
+        return kl_to_parent(model, self._load(self.parent), blocks, max_blocks=most, batch_size=size).metrics()
+
+    def _per_byte(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any) -> BytesResult:
+        pieces = pieces_of(blocks, self.tokenizer, self.config.blocks)
+        size = self.config.batch_size
+        return loss_per_byte(model, tokenizer, pieces, length=self.sequence_length, batch_size=size)
 
     def _on_tasks(
-        self, model: "PreTrainedModel", tokenizer: Any, requested: Sequence[Task], locations: TaskLocations
+        self,
+        model: "PreTrainedModel",
+        tokenizer: Any,
+        requested: Sequence[Task],
+        locations: TaskLocations,
+        **chat: bool,
     ) -> Measurements:
         return lm_eval_runner.run_tasks(
             model,
@@ -245,6 +287,7 @@ class _Benchmark:
             locations=locations,
             allow_code=self.allow_code,
             batch_size=self.config.batch_size,
+            **chat,
         )
 
 
@@ -264,15 +307,14 @@ def _cloze_task(work: StageBuild, tokenizer: Any, blocks: Blocks, config: Cloze)
     final = work.scratch / "cloze"
     if not final.is_dir():
         io.make_dirs(work.scratch)
-        temporary = io.temporary_dir(work.scratch, final.name)
-        cloze.write_task(temporary, _documents(tokenizer, blocks), config)
-        io.publish(temporary, final)
+        with io.new_dir(final) as directory:
+            cloze.write_task(directory, _documents(tokenizer, blocks), config)
     return final
 
 
 def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
     """Text of the blocks, split into documents."""
-    tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
+    tokens = blocks.text_tokens()
     ends = (tokens == tokenizer.eos_token_id).nonzero()[:, 0] + 1
     texts = (tokenizer.decode(piece.tolist(), skip_special_tokens=True) for piece in tokens.tensor_split(ends.tolist()))
     return [text for text in texts if text.strip()]

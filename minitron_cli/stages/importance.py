@@ -39,6 +39,7 @@ STAGE, VERSION = "importance", 1
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
+    config = _removable(config, parent.shape.sizes["layer"])
     layer_blocks(parent.shape.sizes["layer"], config.removal_lengths)  # refuse before any text is read
     blocks = blocks_of(context, data, "train", parent.path)
     processes, device = join_processes(context.device)
@@ -60,7 +61,17 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
             parent_loss=scores.parent_nll,
         )
 
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    made = produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    context.record({parent.fingerprint: parent.name, blocks.fingerprint: data.model_dump(mode="json")})
+    return made
+
+
+def _removable(config: ImportanceConfig, layers: int) -> ImportanceConfig:
+    """Config without the removal of single layers where there is only one."""
+    if layers > 1 or not config.layer_removal:
+        return config
+    progress.say("skipping the perplexity without each layer: the model has one layer")
+    return config.model_copy(update={"layer_removal": False})
 
 
 def _check_samples(samples: int, blocks: Blocks, processes: Processes) -> None:

@@ -23,7 +23,7 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model import serving
 from minitron_cli.model.axes import PRUNABLE
 from minitron_cli.model.shape import Shape
-from minitron_cli.prune import export_check, stream
+from minitron_cli.prune import export_check, limits, stream
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.config import PruneConfig
@@ -40,7 +40,7 @@ from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.spec import Amount
 
-STAGE, VERSION = "prune", 4
+STAGE, VERSION = "prune", 5
 SCORE_BLOCKS = 64  # validation blocks on which candidates are compared when a budget chooses the shape
 PLAN = "plan.json"
 
@@ -61,6 +61,9 @@ def run(
     """
     if config.untie:
         parent = parent.untied()
+    original = parent.shape
+    if config.serving_lint == "warn":
+        parent = parent.without_pattern()
     builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
     candidates = _candidates(parent, config, search)
     if data is None and config.repair == "auto":
@@ -74,7 +77,7 @@ def run(
         inputs["search"] = search.fingerprint
     if texts:  # scores and repairs that are measured on text depend on the dtype
         inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
-    pruning = _Pruning(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts)
+    pruning = _Pruning(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts, original)
     pruning.check()
     return produce(
         context,
@@ -116,6 +119,8 @@ class _Pruning:
     candidates: Sequence[Candidate]
     calibration: ImportanceConfig
     texts: Mapping[SplitName, Blocks]
+    original: Shape
+    """Shape of the parent with the pattern of its layers, which the builder's lacks if it need not be kept."""
 
     @property
     def is_choice(self) -> bool:
@@ -146,6 +151,7 @@ class _Pruning:
             plan, repair = repaired_plan.repaired(
                 work, self.builder, plan, self.config, self.calibration, self.texts["train"], self.texts["validation"]
             )
+        self._warn_off_pattern(plan)
         _write(work, self.builder.parent, plan)
         return PruneResult(
             parent=model_size(plan.parent, self.sequence_length),
@@ -162,6 +168,10 @@ class _Pruning:
             else None,
             repair=repair,
         )
+
+    def _warn_off_pattern(self, plan: PrunePlan) -> None:
+        if "layer" in plan.kept and not limits.keeps_pattern(self.original, plan.kept["layer"].tolist()):
+            progress.warn(limits.off_pattern(self.original))
 
     @property
     def sequence_length(self) -> int:
@@ -221,7 +231,12 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
         changed.pop("layer", None)
     ranking = config.ranking.model_copy(update={"width": Random(), "head_residual": "none"})
     return PruneConfig(
-        shape=changed or None, drop_layers=config.drop_layers, ranking=ranking, repair="none", untie=config.untie
+        shape=changed or None,
+        drop_layers=config.drop_layers,
+        ranking=ranking,
+        repair="none",
+        untie=config.untie,
+        serving_lint=config.serving_lint,
     )
 
 
@@ -254,7 +269,7 @@ def _winner(parent: SourceModel, search: Artifact | None, size: Amount | None) -
 def _write(work: StageBuild, parent: SourceModel, plan: PrunePlan) -> None:
     stream.write_child(parent.checkpoint, plan, work.path)
     work.write_json("config.json", child_config(parent.checkpoint.config, plan))
-    hf.copy_files(parent.path, work.path, export_check.COPIED)
+    hf.copy_files(parent.path, work.path, hf.side_files(parent.path))
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
 
 

@@ -1,61 +1,60 @@
 """The report stage: one product of a workspace and all that it was made from, as an HTML page and a model card."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
-from minitron_cli.artifacts.manifest import MANIFEST
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.cost.lineage import accelerator_hours
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.curves import training_figures
+from minitron_cli.inputs.document_ends import document_ends
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.importance import Importance
 from minitron_cli.report.page import render
-from minitron_cli.report.product import Product
-from minitron_cli.report.provenance import command, cost_rows, lineage_row
+from minitron_cli.report.product import Product, place, without_directories
+from minitron_cli.report.provenance import commands, cost_rows
 from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
-from minitron_cli.results.training import read_curves
+from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 from minitron_cli.stages.prune import PLAN
 
-STAGE, VERSION = "report", 4
+STAGE, VERSION = "report", 5
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
 
 class ReportConfig(Spec):
-    """Title of the page and facts about the parent."""
+    """Title of the page and facts about the original model."""
 
     title: str
-    model: str
-    """The parent's name."""
-    data: Mapping[str, Any] = {}
-    """Requested text; local files go by their names without directories, as the parent does."""
+    given: Mapping[str, Any] = {}
+    """What the user gave for the inputs of all artifacts, by fingerprint: names of models and settings of text."""
     hub: HubFacts = HubFacts()
-    """Hub metadata of the parent: its id, license and languages."""
+    """Hub metadata of the original model: its id, license and languages."""
 
 
 def run(context: Context) -> Artifact:
     """Write the page and the card of the workspace's product. ArtifactError if there is nothing to show."""
     product = Product.current(context.workspace)
-    config = report_config(context.workspace)
+    config = report_config(product)
 
     def build(work: StageBuild) -> ReportResult:
-        content = report_data(product, config)
+        content = report_data(product, config.title)
+        text = model_card(content, name=config.title, loaded_as=place(product.artifact.path), hub=config.hub)
         io.write_new(work.path / PAGE, render(view(content)).encode())
-        io.write_new(work.path / CARD, model_card(content, name=config.title, hub=config.hub).encode())
+        io.write_new(work.path / CARD, text.encode())
         return ReportResult(product=product.artifact.fingerprint)
 
     inputs = {
@@ -66,69 +65,73 @@ def run(context: Context) -> Artifact:
 
 def card(workspace: Workspace, model: Artifact, name: str) -> str:
     """Model card of one artifact of the workspace, under the name that it will have on the hub."""
-    config = report_config(workspace)
-    return model_card(report_data(Product(workspace, model), config), name=name, hub=config.hub)
+    product = Product(workspace, model)
+    config = report_config(product)
+    return model_card(report_data(product, config.title), name=name, loaded_as=name, hub=config.hub)
 
 
-def report_config(workspace: Workspace) -> ReportConfig:
-    """Title of the page and facts about the parent, from the workspace's settings and the parent's own card."""
-    model = str(workspace.settings.get("model") or "the parent")
-    name = _name(model)
-    data = _without_directories(workspace.settings.get("data") or {})
-    return ReportConfig(title=f"{name}: {workspace.name}", model=name, data=data, hub=_hub_facts(model))
+def report_config(product: Product) -> ReportConfig:
+    """Title of the page and facts about the original model, from its own card."""
+    title, given = product.title or "the parent", without_directories(product.given)
+    return ReportConfig(title=f"{title}: {product.workspace.name}", given=given, hub=_hub_facts(product))
 
 
-def _hub_facts(model: str) -> HubFacts:
-    """Metadata in the parent's own card, if it is on this machine."""
-    is_local = Path(model).is_dir()
-    path = Path(model) if is_local else hf.cached(model)
-    base_model = None if is_local else hf.hub_id(model)
+def _hub_facts(product: Product) -> HubFacts:
+    """Metadata in the original model's own card, if it is on this machine."""
+    hub_id, _, commit = product.original.partition("@")
+    path = _original_path(product)
     readme = path / "README.md" if path else None
     text = readme.read_text(errors="replace")[:MAX_CARD] if readme and readme.is_file() else ""
-    return HubFacts.of_card(text, base_model)
+    return HubFacts.of_card(text, hub_id if commit else None)
 
 
-def _without_directories(value: Any) -> Any:
-    """Settings with absolute paths shortened to file names: a published card must not show this machine's layout."""
-    if isinstance(value, dict):
-        return {name: _without_directories(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_without_directories(one) for one in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+def _original_path(product: Product) -> Path | None:
+    """Directory of the original model, if it is on this machine."""
+    hub_id, _, commit = product.original.partition("@")
+    given = product.given.get(product.original)
+    return model_names.cached(hub_id) if commit else Path(given) if given else None
 
 
-def _name(model: str) -> str:
-    """Name of the parent: the stage that made it, its directory's name, or its id on the hub."""
-    path = Path(model)
-    if (path / MANIFEST).is_file():
-        return path.parent.name
-    return path.name if path.is_dir() else model
-
-
-def report_data(product: Product, config: ReportConfig) -> ReportData:
+def report_data(product: Product, title: str) -> ReportData:
     """Everything that the view shows of a product."""
-    scored, ranked = product.made_from("importance"), product.made_from("search") or product.prune
+    ranked, prune = product.search or product.prune, product.prune.result(PruneResult) if product.prune else None
     plan = product.prune.read_json(PLAN) if product.prune else {}
-    prune = product.prune.result(PruneResult) if product.prune else None
-    run = product.evaluation[0].run if product.evaluation else None
+    run = product.evaluation.run if product.evaluation else None
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
+    distilled = product.artifact if product.artifact.stage == "distill" else None
+    steps = [made.result(PruneResult) for made in product.steps]
     return ReportData(
-        title=config.title,
-        model=config.model,
+        title=title,
+        model=product.title,
+        sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
+        teacher=product.teacher(distilled) if distilled else "",
+        worse=distilled.result(TrainingResult).worse if distilled else None,
+        to_evaluate=product.to_evaluate,
         models=tuple(product.models()),
         speed=run.speed if run else None,
-        importance=Importance.of(scored, plan) if scored else Importance(),
+        importance=Importance.of(product.importance, plan) if product.importance else Importance(),
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
         prune=prune,
         cache_bytes=_cache_bytes(product.prune, prune) if product.prune and prune else (),
-        runs=tuple(map(_training, filter(None, (product.made_from(correct.STAGE), *product.trained)))),
+        runs=tuple(map(_training, filter(None, (product.corrected, *product.trained)))),
         costs=tuple(row for made in product.lineage for row in cost_rows(made)),
         other_costs=tuple(row for made in others for row in cost_rows(made)),
         device_hours=accelerator_hours(product.lineage),
-        lineage=tuple(map(lineage_row, product.artifacts)),
-        commands=tuple(command(made, config.model, config.data) for made in product.step),
+        lineage=tuple((x.stage, x.label, x.key[:8], ", ".join(sorted(x.manifest.inputs))) for x in product.artifacts),
+        texts=" ".join(_texts(product)),
+        commands=tuple(commands(product)),
     )
+
+
+def _texts(product: Product) -> Iterator[str]:
+    """Sentence on what texts begin and end with, for each setting of data.bos that the product was made under."""
+    places = (path for path in (product.artifact.path, _original_path(product)) if path and hf.has_tokenizer(path))
+    if (model := next(places, None)) is None:
+        return
+    for bos in sorted({text["bos"] for text in product.given.values() if isinstance(text, dict) and "bos" in text}):
+        if isinstance(ends := document_ends(model, bos), dict):
+            yield f"Texts begin with {ends['begin_with']} and end with {ends['end_with']} (data.bos={bos})."
 
 
 def _cache_bytes(pruned: Artifact, result: PruneResult) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
-from minitron_cli import io
+from minitron_cli import io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.cost.compute import model_size
@@ -15,6 +15,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.processes import join_processes
@@ -24,6 +25,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
 from minitron_cli.results.search import CalibrationUse, CandidateResult, SearchResult, WinnerResult, shape_key
+from minitron_cli.results.training import MAX_RISE
 from minitron_cli.search import feasible, halving, rank
 from minitron_cli.search.candidates import candidate_result, objective_result
 from minitron_cli.search.config import Retrain, SearchConfig
@@ -58,7 +60,10 @@ def run(
     """
     if prune and prune.untie:
         parent = parent.untied()
+    if prune and prune.serving_lint == "warn":
+        parent = parent.without_pattern()
     teacher = teacher or parent
+    tokenizers.require_same(parent, teacher)
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
     builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
@@ -107,7 +112,21 @@ def run(
             repair=repair.calibration_use() if repair else None,
         )
 
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    made = produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    _warn_if_worse(made.result(SearchResult))
+    return made
+
+
+def _warn_if_worse(found: SearchResult) -> None:
+    """Warn if retraining made candidates clearly worse: their order then says nothing of the shapes."""
+    factor = -1 if found.objective.better == "higher" else 1
+    changes = [(c.zero_shot, factor * (c.retrained - c.zero_shot)) for c in found.candidates if c.retrained is not None]
+    worse = [change for before, change in changes if change > MAX_RISE * abs(before)]
+    if worse:
+        progress.warn(
+            f"search.retrain: {len(worse)} of {len(changes)} retrained candidates ended more than {MAX_RISE:.0%} worse "
+            "than they began: lower search.retrain.learning_rate"
+        )
 
 
 def _optional_inputs(
@@ -117,6 +136,7 @@ def _optional_inputs(
     return {
         **({} if context.dtype == "auto" else {"dtype": context.dtype}),
         **({"head": "its own"} if prune and prune.untie else {}),
+        **({"serving_lint": "warn"} if prune and prune.serving_lint == "warn" else {}),
         **({} if teacher.fingerprint == parent.fingerprint else {"teacher": teacher.fingerprint}),
     }
 

@@ -18,13 +18,13 @@ from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_for_new_model
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.training import TeacherResult
 from minitron_cli.spec import Spec
 
-STAGE, VERSION = "teacher", 1
+STAGE, VERSION = "teacher", 2
 
 
 class TeacherConfig(Spec):
@@ -66,7 +66,7 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
 
     def build(work: StageBuild) -> TeacherResult:
         tokenizer = _tokenizer(work, data, config.vocab_size)
-        train, validation = (blocks_of(context, data, split, tokenizer) for split in ("train", "validation"))
+        train, validation = (blocks_for_new_model(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
         models = training_run.LoadedModels(model)
@@ -85,11 +85,9 @@ def _tokenizer(work: StageBuild, data: DataConfig, vocab_size: int) -> Path:
     final = work.scratch / "tokenizer"
     if not final.is_dir():
         io.make_dirs(work.scratch)
-        temporary = io.temporary_dir(work.scratch, final.name)
         texts = (str(document.content) for source in data.sources for document in source.open().documents)
-        with progress.track("train the tokenizer", unit="documents") as step:
-            train_bpe(_counted(texts, step), vocab_size, temporary)
-        io.publish(temporary, final)
+        with io.new_dir(final) as directory, progress.track("train the tokenizer", unit="documents") as step:
+            train_bpe(_counted(texts, step), vocab_size, directory)
     return final
 
 

@@ -68,6 +68,15 @@ def test_every_command_says_what_it_does(run: Run, name: str) -> None:
         (OSError(errno.EIO, "x"), 3, "error: the device failed to read or write"),
         (OSError(errno.EMFILE, "x"), 3, "error: too many open files"),
         (OSError(errno.ENAMETOOLONG, "x", "/a/b"), 3, "error: /a/b: the name is too long"),
+        (OSError(errno.ELOOP, "x", "/a/b"), 3, "error: /a/b: a link leads back to itself"),
+        (BlockingIOError(errno.EAGAIN, "fork"), 3, "error: too many threads or processes; raise"),
+        (RuntimeError("can't start new thread"), 3, "error: too many threads or processes"),
+        (Exception("Resource temporarily unavailable (os error 11)"), 3, "error: too many threads or processes"),
+        (Exception("Error: Too many open files (os error 24)"), 3, "error: too many open files; raise the limit"),
+        (RuntimeError("unable to mmap 9 bytes from file: Cannot allocate memory (12)"), 3, "error: out of memory"),
+        (RuntimeError("CUDA error: out of memory"), 3, "error: out of memory; lower the batch size"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 3, "error: out of memory"),
+        (ImportError("libx.so: failed to map segment from shared object"), 3, "error: out of memory"),
         (MemoryError(), 3, "error: out of memory; lower the batch size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 3, "error: out of memory"),
         (RuntimeError("[enforce fail] unexpected pos 64 vs 0"), 3, "error: no space left on the device"),
@@ -124,6 +133,21 @@ def test_one_of_several_processes_leaves_the_others_unless_it_fails(
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("rank", "code"), [("1", 143), (None, 1)])
+def test_an_error_of_a_process_that_is_stopping_is_that_another_left_first(
+    run: Run, monkeypatch: pytest.MonkeyPatch, rank: str | None, code: int
+) -> None:
+    def shipped() -> dict[str, Path]:
+        progress.request_stop(signal.SIGTERM)
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(recipe, "shipped", shipped)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert run("recipes", "ls").exit_code == code
 
 
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,3 +280,17 @@ def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(
         "distill  92/100 steps  loss 0.5  2:40 left",
         "distill  92/100 steps  loss 0.5  in 0:40",
     ]
+
+
+def test_a_finished_loop_has_one_line_and_a_small_file_its_kilobytes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    terminal = console.Terminal(quiet=False)
+    for total, written in ((400_000, "400/400 kB"), (12_000_000, "12/12 MB")):
+        step = terminal.start("tokenize", total, "bytes")
+        now += 20
+        step(total)
+        terminal.finish(step)
+        assert capsys.readouterr().err.splitlines() == [f"tokenize  {written}  in 0:20"]

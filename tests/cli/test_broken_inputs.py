@@ -126,6 +126,7 @@ def test_broken_input_is_refused_in_one_sentence_and_leaves_nothing(name: str, r
     assert without_token_cache(tree(tmp_path)) == before
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_vocabulary_is_refused(run: Run, tiny: Path, tmp_path: Path):
     from minitron_cli.data.tokenizer import train_bpe
     from tests.tiny import write_tiny

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from minitron_cli.errors import GateMissed
 from tests.cli.program import invoke
@@ -71,18 +73,70 @@ def test_questions_of_one_document_are_counted_together(place: KeyPath) -> None:
     assert place.found["result"]["models"]["child"]["against_parent"]["cloze"]["acc"]["mcnemar"] is None
 
 
-def test_questions_of_few_documents_are_counted_each(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
-    """Four say little about what documents differ by."""
-    texts = (tiny / "text.jsonl").read_text().splitlines()
-    for count in (4, 16):
+@pytest.mark.slow
+def test_questions_of_one_document_alone_are_counted_each(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
+    """It says nothing about what documents differ by, and the tables say so."""
+    lines = (tiny / "text.jsonl").read_text().splitlines()
+    alone = json.dumps({"text": " ".join(json.loads(line)["text"] for line in lines[:8])})
+    for count, texts in ((1, [alone]), (16, lines)):
         (tmp_path / f"{count}.jsonl").write_text("\n".join(texts[:count]) + "\n")
         words = ("--validation", tmp_path / f"{count}.jsonl", "--data", tiny / "text.jsonl", "--sequence-length", 64)
         result = invoke("eval", place.parent, place.child, *words, *ASKED, "--runs-dir", tmp_path / "runs", "--json")
         found = json.loads(result.stdout)
         child = found["result"]["models"]["child"]
         accuracy = child["results"]["cloze"]["acc"]
-        assert accuracy["clusters"] == accuracy["n"] > 16 if count == 4 else 8 <= accuracy["clusters"] <= 16
-        assert (child["against_parent"]["cloze"]["acc"]["mcnemar"] is None) == (count == 16)
+        loss = child["results"]["perplexity"]["loss"]
+        units = (accuracy["unit"], loss["unit"])
+        assert units == (("item", "block") if count == 1 else ("document", "document"))
+        assert accuracy["clusters"] == 1 if count == 1 else 8 <= accuracy["clusters"] <= 16
+        assert child["against_parent"]["cloze"]["acc"]["mcnemar"] is None
+        shown = invoke(
+            *map(str, ("eval", place.parent, place.child)), *map(str, words), *ASKED, "--runs-dir", tmp_path / "runs"
+        ).stderr
+        assert ("not for other documents" in shown) == ("there is one document" in shown) == (count == 1)
+
+
+def renumbered(model: Path, directory: Path) -> Path:
+    """The same model with other numbers for its tokens: rows of embedding and head, and the tokenizer, go along."""
+    shutil.copytree(model, directory)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))  # new id -> old id
+    tensors = load_file(directory / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][order].contiguous()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    new = {int(old): i for i, old in enumerate(order)}
+    content["model"]["vocab"] = {token: new[i] for token, i in content["model"]["vocab"].items()}
+    content["added_tokens"] = [token | {"id": new[token["id"]]} for token in content["added_tokens"]]
+    file.write_text(json.dumps(content))
+    config = json.loads((directory / "config.json").read_text())
+    ids = {name: new[config[name]] for name in ("bos_token_id", "eos_token_id") if config.get(name) is not None}
+    (directory / "config.json").write_text(json.dumps(config | ids))
+    return directory
+
+
+def test_a_model_of_another_tokenizer_is_compared_per_byte_alone(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
+    """One that differs from the parent in the numbers of its tokens only is not apart from it."""
+    twin = renumbered(place.parent, tmp_path / "twin")
+    text = ("--data", tiny / "text.jsonl", "--sequence-length", 64, "--runs-dir", tmp_path / "runs")
+    words = ("eval", place.parent, twin, place.child, *text, "blocks=9")
+    result = invoke(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "has the id" in result.stderr
+    assert "all models are measured per byte" in result.stderr
+    models = json.loads(result.stdout)["result"]["models"]
+    per_byte = {"bits_per_byte", "byte_perplexity"}
+    assert models["twin"]["results"]["perplexity"].keys() == per_byte
+    assert models["parent"]["results"]["perplexity"].keys() == {"loss", "perplexity"} | per_byte
+    assert models["child"]["results"]["perplexity"].keys() == {"loss", "perplexity", "kl"} | per_byte
+    apart = models["twin"]["against_parent"]["perplexity"]
+    assert apart.keys() == per_byte
+    assert apart["bits_per_byte"]["difference"] == pytest.approx(0, abs=1e-6)
+    assert apart["byte_perplexity"]["ratio"] == pytest.approx(1, abs=1e-6)
+    assert abs(models["child"]["against_parent"]["perplexity"]["bits_per_byte"]["difference"]) > 0.01
+    shown = invoke(*words).stderr
+    assert "Compared per byte only" in shown
 
 
 def gates(place: KeyPath) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -221,7 +275,7 @@ def test_code_is_not_run_unasked(place: KeyPath, tmp_path: Path) -> None:
     words = ("--tasks", "mbpp", "--task-data", data, "--no-perplexity")
     result = invoke("eval", place.child, *words, *place.runs)
     assert result.exit_code == 2
-    assert "add --allow-code-execution" in result.stderr
+    assert "run `minitron eval --allow-code-execution`" in result.stderr
 
 
 def test_speed_stands_beside_the_result_and_not_in_it(place: KeyPath, monkeypatch: pytest.MonkeyPatch) -> None:

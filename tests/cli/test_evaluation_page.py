@@ -38,6 +38,7 @@ def test_every_step_of_the_workflow_can_be_run() -> None:
     assert all("run" in step or re.fullmatch(r"[\w-]+/[\w-]+@v\d+", str(step["uses"])) for step in steps())
 
 
+@pytest.mark.slow
 def test_the_workflow_measures_and_gates(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step itself, beside the page's own gate file, with a baseline made as the page says."""
     page = tmp_path / "step_summary"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from tests.cli.program import invoke
+from tests.cli.program import invoke, runs_with
 
 STAGES = {"importance": "minitron importance", "prune": "minitron prune"}
 PRUNE = ("prune", "--shape", "ffn=64", "--repair", "none")
@@ -20,12 +20,7 @@ OF_PRUNE = [("show", "prune"), ("distill", "--steps", "1"), ("eval", "blocks=2")
 @pytest.fixture(scope="module")
 def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs directory with scores and a pruned model, as this version writes them."""
-    root = tmp_path_factory.mktemp("made") / "runs"
-    words = ("--data", tiny / "text.jsonl", "--sequence-length", 16, "--samples", 4)
-    for command in (("importance", tiny / "model", *words), PRUNE):
-        result = invoke(*command, "--runs-dir", root)
-        assert result.exit_code == 0, result.stderr
-    return root
+    return runs_with(tmp_path_factory.mktemp("made") / "runs", tiny, PRUNE)
 
 
 @pytest.fixture

@@ -143,6 +143,7 @@ def test_an_output_that_exists_is_refused_before_any_work(place: KeyPath, pruned
     assert len(place.workspace.artifacts("prune")) == before
 
 
+@pytest.mark.slow
 def test_a_target_picks_a_shape_within_the_tolerance(place: KeyPath) -> None:
     made = place.run("prune", "--width", "--target", "120k", "--tolerance", 0.1, "--candidates", 2)
     assert abs(made["result"]["child"]["parameters"] / 120_000 - 1) <= 0.1
@@ -152,6 +153,7 @@ def test_a_target_picks_a_shape_within_the_tolerance(place: KeyPath) -> None:
     assert made["result"]["child"]["sizes"]["layer"] == 4
 
 
+@pytest.mark.slow
 def test_search_finds_a_shape_that_prune_then_uses(place: KeyPath) -> None:
     found = place.run(
         *("search", "--target", "120k", "--tolerance", 0.1, "--candidates", 3, "--top", 2),
@@ -165,6 +167,7 @@ def test_search_finds_a_shape_that_prune_then_uses(place: KeyPath) -> None:
     assert winner["sizes"].items() <= made["result"]["child"]["sizes"].items()
 
 
+@pytest.mark.slow
 def test_search_without_retraining_trusts_the_zero_shot_order(place: KeyPath) -> None:
     found = place.run("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 2, "score_blocks=2")
     assert all(not c["rungs"] for c in found["result"]["candidates"])
@@ -256,8 +259,12 @@ def test_inspect_tells_how_a_model_is_served(place: KeyPath) -> None:
     assert "it reads head_dim" in invoke("inspect", place.model).stderr
 
 
+@pytest.mark.slow
 def test_report_is_one_page(place: KeyPath, distilled: dict[str, Any]) -> None:
-    made = place.run("report", "-o", place.root / "page.html")
+    (place.root / "link.html").symlink_to("page.html")
+    for output in (place.root / "page.html", place.root / "link.html"):  # refreshes the page that it leads to
+        (place.root / "page.html").write_text("of an earlier result")
+        made = place.run("report", "-o", output)
     page = (place.root / "page.html").read_text()
     assert page == (Path(made["path"]) / "report.html").read_text()
     assert "<svg" in page
@@ -277,6 +284,11 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
     ("arguments", "message"),
     [
         (("prune", "--target", "9B"), "above the parent's"),
+        (
+            ("prune", "--width", "--axes", "ffn", "--target", "100k"),
+            "--width prunes hidden,ffn and --axes says ffn: leave one of them out",
+        ),
+        (("prune", "--target", "50"), "50 is a number of parameters: write 50% for a share of the parent's"),
         (("prune", "--width"), "choose what to prune but not how much: add --target"),
         (("prune", "--shape", "hidden=3x"), "write AXIS=SIZE"),
         (("prune", "--shape", "hiden=32"), "prune.shape.hiden is not a known key; did you mean hidden?"),
@@ -369,6 +381,7 @@ def test_an_interrupted_command_is_continued_without_saying_it_all_again(
     assert fresh.run("importance", "--samples", 4)["result"]["samples"] == 4
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_end_to_end_and_is_up_to_date_afterwards(fresh: KeyPath) -> None:
     recipe = fresh.recipe(
         """\
@@ -467,7 +480,9 @@ def test_several_processes_speak_with_one_voice_and_one_exit_code(place: KeyPath
     assert (run["processes"], run["training"]["sharded"]) == (2, True)
     failed = distill()
     assert failed.returncode == 2
-    assert failed.stderr == "error: distill: the length of the run is unknown; set distill.tokens or distill.steps\n"
+    remark, error = failed.stderr.splitlines()
+    assert remark.endswith("2 processes run on the CPU and share its cores: no accelerator is used")
+    assert error == "error: distill: the length of the run is unknown; set distill.tokens or distill.steps"
 
 
 @pytest.mark.slow
@@ -508,7 +523,9 @@ def test_show_importance_ranks_plots_and_compares(place: KeyPath, pruned: dict[s
     assert -1 <= min(value for row in ways.values() for value in row.values()) < 1
     assert found["axes"]["head"]["least"] <= found["axes"]["head"]["median"] <= found["axes"]["head"]["most"]
     assert drawn.read_text().rstrip().endswith("</svg>")
-    assert "already exists: name a new file" in place.run("show", "importance", "--plot", drawn, code=2)
+    drawn.write_text("old")
+    place.run("show", "importance", "--plot", drawn)
+    assert drawn.read_text().rstrip().endswith("</svg>")
     assert "Rank correlation with l2 of mean" in invoke("show", "importance", "--runs-dir", place.root / "runs").stderr
 
 
@@ -554,11 +571,11 @@ def test_the_commands_of_a_report_make_the_same_again(
 @pytest.mark.slow
 def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
     from minitron_cli.report.product import Product
-    from minitron_cli.stages.report import report_config, report_data
+    from minitron_cli.stages.report import report_data
 
     def shown(artifact: Artifact | None) -> tuple[list[str], int]:
         product = Product(fresh.workspace, artifact) if artifact else Product.current(fresh.workspace)
-        data = report_data(product, report_config(fresh.workspace))
+        data = report_data(product, "")
         assert data.prune is not None
         return [model.label for model in data.models], data.prune.child.sizes["ffn"]
 
@@ -568,7 +585,7 @@ def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
     first, distilled = current(fresh, "prune"), current(fresh, "distill")
     assert shown(None) == shown(distilled) == (["parent", "pruned", "distilled"], 64)
     fresh.run("prune", "--shape", "ffn=32")  # now the current model; the evaluation and the student are of the first
-    assert shown(None) == (["parent"], 32)
+    assert shown(None) == ([], 32)
     assert shown(first) == (["parent", "pruned"], 64)
     assert shown(distilled) == (["parent", "pruned", "distilled"], 64)
 

@@ -20,6 +20,7 @@ from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
 from tests.conformance.masked import random_survivors
+from tests.quick import each_family
 from tests.tiny import tiny_model
 
 PRUNINGS = {"width": {"hidden": 24, "ffn": 20}, "heads": {"head": 4, "hidden": 24}, "depth": {"layer": 2}}
@@ -31,7 +32,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("pruning", PRUNINGS)
-@pytest.mark.parametrize("model_type", FAMILIES)
+@each_family(FAMILIES)
 def test_a_child_survives_the_way_to_gguf_and_back(model_type, pruning, tmp_path):
     child = write_cut(tmp_path, model_type, PRUNINGS[pruning])
     write_gguf(child, tmp_path / "child.gguf")

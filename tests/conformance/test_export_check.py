@@ -15,13 +15,14 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.errors import RunFailed
-from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune import export_check, loaded_check
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
 from tests.conformance.masked import random_survivors
+from tests.quick import each_family
 from tests.tiny import tiny_model
 
 CHILD_SIZES = {"layer": 3, "hidden": 24, "ffn": 20, "head": 6}
@@ -59,14 +60,14 @@ def children(tmp_path_factory, tokenizer):
             (root / "child").mkdir()
             write_child(source, plan, root / "child")
             io.write_new_json(root / "child" / "config.json", child_config(source.config, plan))
-            hf.copy_files(source.path, root / "child", export_check.COPIED)
+            hf.copy_files(source.path, root / "child", hf.side_files(source.path))
             known[key] = (source, plan, root / "child")
         return known[key]
 
     return get
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@each_family()
 def test_every_familys_child_passes(children, model_type, subtests):
     for tied, mode in product((False, True), ("whole", "sampled")):
         with subtests.test(tied=tied, mode=mode):

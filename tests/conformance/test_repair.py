@@ -22,7 +22,8 @@ from minitron_cli.repair.pca_rotation import check_rotatable
 from minitron_cli.repair.store import RepairStore
 from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import assert_same, logits_of, plan_of, reload, shape_of, stored, write
-from tests.tiny import BASE, tiny_model
+from tests.quick import each_family
+from tests.tiny import BASE, tiny_config, tiny_model
 
 HIDDEN = BASE["hidden_size"]
 
@@ -30,14 +31,13 @@ HIDDEN = BASE["hidden_size"]
 @cache
 def rotatable():
     """Families whose tiny model, untied, has no obstacle."""
-    return [
-        t for t in sorted(FAMILIES) if rotation_obstacle(shape_of(tiny_model(t, tie_word_embeddings=False))) is None
-    ]
+    configs = {t: tiny_config(t, tie_word_embeddings=False) for t in sorted(FAMILIES)}
+    return [t for t, config in configs.items() if rotation_obstacle(Shape.of(FAMILIES[t], config)) is None]
 
 
 OTHERS = {"gemma2", "gemma3_text", "gpt_neox", "nemotron", "olmo2", "starcoder2"}  # see docs/repair.md
-ROTATABLE = pytest.mark.parametrize("model_type", rotatable())
-DENSE = pytest.mark.parametrize("model_type", [t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
+ROTATABLE = each_family(rotatable())
+DENSE = each_family([t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -250,14 +250,14 @@ def test_what_cannot_be_rotated_says_why(model_type, tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("mode", ["whole", "sampled"])
-@DENSE
+@each_family([t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
 def test_the_export_check_knows_a_repaired_child_from_a_damaged_one(model_type, mode, tied, tmp_path):
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)
     plan = turned(
         plan_of(model, random_survivors(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24)
     )
     child = write(checkpoint, plan, tmp_path / "child")
-    hf.copy_files(checkpoint.path, child, export_check.COPIED)
+    hf.copy_files(checkpoint.path, child, hf.side_files(checkpoint.path))
     written = export_check.WrittenChild(child, checkpoint, plan, mode)
     weights, source = load_file(child / "model.safetensors"), torch.Generator().manual_seed(0)
     noise = {

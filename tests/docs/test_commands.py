@@ -125,7 +125,8 @@ def _put_files(words: list[str]) -> None:
     for file in (Path(after) for word, after in pairwise(words) if word == "--gate"):
         file.write_text("{}")
     if words[0] == "eval":
-        for directory in (Path(word) for word in words[1:] if word.isupper() or word.startswith("models/")):
+        placeholders = [word for word in words[1:] if word.isidentifier() and word.isupper()]
+        for directory in map(Path, [*placeholders, *(word for word in words[1:] if word.startswith("models/"))]):
             directory.mkdir(parents=True, exist_ok=True)
 
 

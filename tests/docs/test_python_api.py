@@ -35,6 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_its_results_are_what_the_command_line_finds(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 
 from minitron_cli import io
+from minitron_cli.artifacts import manifest
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, produce
 from minitron_cli.artifacts.workspace import Workspace
@@ -49,11 +50,18 @@ def recorded(root, monkeypatch, recorder=Recorder):
     return disk
 
 
+def as_recorded(artifact):
+    """Hashes of files without reading them: those of the manifest."""
+    return lambda files: [artifact.manifest.files[file.name] for file in files]
+
+
 def trusted_and_wrong(root, wanted):
     """Artifacts that a later stage would read, sizes checked only, and that are not what was made."""
     for path in root.glob("run/prune/[!.]*/"):
         with contextlib.suppress(MinitronError):
-            artifact = Artifact.open(path)
+            artifact = Artifact(path, manifest.read(path))
+            if list(artifact.damage(as_recorded(artifact))):
+                continue
             found = {p.name: p.read_bytes() for p in path.iterdir() if p.name != "run.json"}
             if found != wanted[str(path.relative_to(root))]:
                 yield artifact

@@ -1,6 +1,7 @@
 """Every stage, killed at random moments and in the middle of writes, ends with the bytes of an undisturbed run."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from minitron_cli.evaluate.config import Cloze, EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.report import plots
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, teacher
 from minitron_cli.stages.teacher import TeacherConfig
@@ -89,6 +91,20 @@ class Chain:
             "teacher": lambda c, w: teacher.run(c, text, TEACHER),
         }
         return {name: self.in_workspace(work) for name, work in works.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures_are_drawn_once():
+    """Drawing takes seconds and touches no disk."""
+    drawn, draw = {}, plots._drawn
+
+    def found(panels, **options):
+        key = pickle.dumps((list(panels), options))
+        return drawn.get(key) or drawn.setdefault(key, draw(panels, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_drawn", found)
+        yield
 
 
 @pytest.fixture(scope="module")

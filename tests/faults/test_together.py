@@ -55,7 +55,7 @@ def stage_of(locked, scratch=False, **context):
     return run
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("locked", [False, True], ids=["no lock", "lock"])
 def test_four_writers_of_one_artifact(place, locked, rounds):
     stage = stage_of(locked)
@@ -71,13 +71,14 @@ def test_four_writers_of_one_artifact(place, locked, rounds):
         shutil.rmtree(root)
 
 
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("context", [{}, {"overwrite": True}], ids=["damaged", "overwritten"])
-def test_four_writers_over_an_old_artifact(place, context):
+def test_four_writers_over_an_old_artifact(place, context, rounds):
     """Under the lock: one after the other, each replacing what it was asked to replace."""
     stage = stage_of(locked=True, scratch=True, **context)
     assert here(stage, place / "root").code == 0
     wanted = artifacts(place / "root")
-    for _ in range(5):
+    for _ in range(rounds):
         if not context:
             next((place / "root").rglob("part-0")).write_bytes(b"")
         children = [in_child(stage, place / "root", io.Disk()) for _ in range(4)]

@@ -15,6 +15,7 @@ from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Activation
 from tests.anatomy import anatomy
+from tests.quick import each_family
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
@@ -171,7 +172,7 @@ def mean_nll(model, batch):
     return torch.cat(losses).mean()
 
 
-@EVERY_FAMILY
+@each_family()
 def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type):
     model, batch = tiny_model(model_type), samples(tokens=25)
     scores = score(model, split(batch, [2, 3]))
@@ -241,7 +242,7 @@ def without_layers(model, start, stop):
     return model
 
 
-@EVERY_FAMILY
+@each_family()
 def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, subtests):
     for n in (2, 3):
         with subtests.test(n=n):

@@ -285,6 +285,32 @@ class TestPublish:
             io.disk.sync_dir(tmp_path)
 
 
+class TestNewDir:
+    def test_it_is_there_as_a_whole(self, tmp_path):
+        with io.new_dir(tmp_path / "d") as directory:
+            io.write_new(directory / "a", b"1")
+        assert names(tmp_path) == ["d"]
+        assert (tmp_path / "d/a").read_bytes() == b"1"
+
+    def test_nothing_is_left_of_it_after_an_error(self, tmp_path):
+        def half(parts):
+            with io.new_dir(tmp_path / "d") as directory:
+                for name in parts:
+                    io.write_new(directory / name, b"1")
+
+        with pytest.raises(FileExistsError):
+            half("aa")
+        assert names(tmp_path) == []
+
+    def test_the_first_one_stays(self, tmp_path):
+        with io.new_dir(tmp_path / "d") as directory:
+            (tmp_path / "d").mkdir()
+            (tmp_path / "d/first").write_bytes(b"1")
+            io.write_new(directory / "a", b"2")
+        assert names(tmp_path) == ["d"]
+        assert names(tmp_path / "d") == ["first"]
+
+
 class TestDirectories:
     def test_parents_are_made(self, tmp_path):
         io.make_dirs(tmp_path / "a" / "b" / "c")

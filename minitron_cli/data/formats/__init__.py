@@ -4,21 +4,25 @@ A format names the columns that it reads and turns a row into a document's conte
 scored, or something that says which of its characters are (`loss_spans`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from minitron_cli.data.formats.alpaca import AlpacaFormat
 from minitron_cli.data.formats.chat import ChatFormat
 from minitron_cli.data.formats.completion import CompletionFormat
+from minitron_cli.data.formats.sharegpt import ShareGPTFormat
 from minitron_cli.data.formats.text import TextFormat
 from minitron_cli.data.rows import Document, Row
+from minitron_cli.errors import DataError
 
-RowFormat = TextFormat | ChatFormat | CompletionFormat
+RowFormat = TextFormat | ChatFormat | CompletionFormat | ShareGPTFormat | AlpacaFormat
 
+AUTO = "auto"
 FORMATS: Mapping[str, type[RowFormat]] = {cls.model_fields["kind"].default: cls for cls in get_args(RowFormat)}
 if TYPE_CHECKING:
     FormatName = str
 else:
-    FormatName = Literal[tuple(FORMATS)]
+    FormatName = Literal[(*FORMATS, AUTO)]
 
 
 def _first_sentence(cls: type[RowFormat]) -> str:
@@ -27,6 +31,7 @@ def _first_sentence(cls: type[RowFormat]) -> str:
 
 
 HELP = " ".join(f"{kind}: {_first_sentence(cls)}" for kind, cls in FORMATS.items())
+HELP += f" {AUTO}: the one whose columns the first row has."
 """One sentence for each format, from its docstring."""
 
 
@@ -35,6 +40,19 @@ def format_of(kind: str, columns: Mapping[str, Any]) -> RowFormat:
     cls = FORMATS[kind]
     given = {name: value for name, value in columns.items() if value is not None and name in cls.model_fields}
     return cls.model_validate(given)
+
+
+def kind_of(present: Sequence[str], where: str) -> str:
+    """Kind of the rows that have these columns: the first whose own are among them. DataError if there is none.
+
+    Text comes last, because rows of another kind often hold their text, as it was written once, as well.
+    """
+    kinds = [kind for kind, cls in FORMATS.items() if set(cls().columns) <= set(present)]
+    if not kinds:
+        known = "; ".join(f"{kind} has {' and '.join(cls().columns)}" for kind, cls in FORMATS.items())
+        listed = ", ".join(map(repr, present[:10])) or "none"
+        raise DataError(f"{where}: the columns {listed} tell no format ({known}); name format and column")
+    return min(kinds, key=lambda kind: kind == "text")
 
 
 def documents(rows: Iterable[Row], row_format: RowFormat) -> Iterator[Document]:

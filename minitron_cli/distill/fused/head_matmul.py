@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minitron_cli import stopping
 from minitron_cli.model.lm_head import Head
 
 SLAB = 1024  # rows per product, few enough that the low-precision result is still in cache when it is added
@@ -21,6 +22,15 @@ class HeadInput(NamedTuple):
 
     hidden_ND: Tensor
     head: Head
+
+    @property
+    def vocab(self) -> int:
+        """Entries of the head."""
+        return len(self.head.weight_VD)
+
+    def first(self, count: int) -> "HeadInput":
+        """The same hidden states with the first entries of the head."""
+        return HeadInput(self.hidden_ND, self.head.first(count))
 
     def rows(self, rows_N: Tensor) -> "HeadInput":
         """The hidden states at these positions, with the same head."""
@@ -53,7 +63,11 @@ class Logits:
         return self._weight_QD
 
     def product_PQ(self, tokens: slice, vocab: slice) -> Tensor:
-        """hidden @ weight.T + bias, [P, Q]; valid until the next call, which reuses its memory."""
+        """hidden @ weight.T + bias, [P, Q]; valid until the next call, which reuses its memory.
+
+        Interrupted if a stop was requested.
+        """
+        stopping.raise_if_stopped()
         hidden_PD, weight_QD = self.hidden_ND[tokens], self.weight_QD(vocab)
         size = len(hidden_PD) * len(weight_QD)
         if len(self._buffer) < size:
@@ -107,7 +121,11 @@ class Gradients:
         return [self.hidden_ND, self.weight_VD, self.bias_V]
 
     def add_(self, tokens: slice, vocab: slice, grad_PQ: Tensor) -> None:
-        """Add one part: its gradient with respect to scale * product, in the dtype of the products."""
+        """Add one part: its gradient with respect to scale * product, in the dtype of the products.
+
+        Interrupted if a stop was requested.
+        """
+        stopping.raise_if_stopped()
         if self.hidden_ND is not None:
             _add_product_(self.hidden_ND[tokens], grad_PQ, self.student.weight_QD(vocab), self.factor)
         if self.weight_VD is not None:

@@ -16,13 +16,12 @@ from torch import Tensor
 from minitron_cli.distill.fused import token_chunks, vocab_chunks
 from minitron_cli.distill.fused.head_matmul import Gradients, HeadInput, Logits
 from minitron_cli.distill.losses.two_pass import TwoPassLoss
-from minitron_cli.errors import CheckpointError
 from minitron_cli.model.lm_head import Head
 
 if TYPE_CHECKING:
     from minitron_cli.distill.losses import KDLoss
 
-__all__ = ["HeadInput", "Objective", "check_vocab", "fused_objective"]
+__all__ = ["HeadInput", "Objective", "fused_objective"]
 
 
 class Objective(NamedTuple):
@@ -32,23 +31,6 @@ class Objective(NamedTuple):
     """Weighted sum of the losses, a scalar with gradients."""
     each_L: Tensor
     """Each loss without its weight; detached."""
-
-
-def check_vocab(
-    teacher_config: Any, student_config: Any, teacher_tokenizer_key: str | None, student_tokenizer_key: str | None
-) -> None:
-    """CheckpointError unless entry i of both distributions is the same token. Keys hash the tokenizers; None skips."""
-    sizes = teacher_config.get_text_config().vocab_size, student_config.get_text_config().vocab_size
-    if sizes[0] != sizes[1]:
-        raise CheckpointError(
-            f"the teacher's vocabulary has {sizes[0]:,} entries and the student's {sizes[1]:,}: "
-            "distill from the model that the student was pruned from"
-        )
-    keys = teacher_tokenizer_key, student_tokenizer_key
-    if None not in keys and keys[0] != keys[1]:
-        raise CheckpointError(
-            "the teacher's tokenizer is not the student's: distill from the model that the student was pruned from"
-        )
 
 
 def fused_objective(
@@ -69,7 +51,8 @@ def fused_objective(
     whole batch's count for a part of a batch, so that the parts' gradients add up to the batch's. Inside
     `torch.autocast` the heads' products run in its dtype; softmax, losses and sums always run in fp32 (fp64 for fp64
     weights). `low_memory` holds a part of the vocabulary at a time and computes the logits twice; every loss must be a
-    `TwoPassLoss`.
+    `TwoPassLoss`. If one head has more entries, such as padding, the losses with a teacher compare probabilities over
+    the entries that both have.
     """
     if mask_N is not None:
         rows_N = mask_N.nonzero()[:, 0].to(student.hidden_ND.device)
@@ -77,8 +60,47 @@ def fused_objective(
         student, teacher = student.rows(rows_N), teacher and teacher.rows(rows_N)
     if not any(loss.needs_teacher for loss in losses):
         teacher = None
-    count = count or len(student.hidden_ND)
-    job = _Job(tuple(losses), student.head, teacher, labels_N, count, chunk_tokens, low_memory)
+    settings = _Settings(count or len(student.hidden_ND), chunk_tokens, low_memory)
+    if teacher is None:
+        return _means(losses, student, None, labels_N, settings)
+    common = min(student.vocab, teacher.vocab)
+    if common == student.vocab:
+        return _means(losses, student, teacher.first(common), labels_N, settings)
+    return _wider_student(losses, student, teacher, labels_N, settings)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    count: int
+    """Tokens that sums are divided by."""
+    chunk_tokens: int | None
+    low_memory: bool
+
+
+def _wider_student(
+    losses: "Sequence[KDLoss]", student: HeadInput, teacher: HeadInput, labels_N: Tensor | None, settings: _Settings
+) -> Objective:
+    """Means of losses with a teacher over the entries that it has, and of the others over all of the student's."""
+    total, each = student.hidden_ND.new_zeros(()), dict[int, Tensor]()
+    for needs_teacher in (True, False):
+        some = [i for i, loss in enumerate(losses) if loss.needs_teacher is needs_teacher]
+        if not some:
+            continue
+        own, its = (student.first(teacher.vocab), teacher) if needs_teacher else (student, None)
+        found = _means([losses[i] for i in some], own, its, labels_N, settings)
+        total = total + found.total
+        each |= dict(zip(some, found.each_L, strict=True))
+    return Objective(total, torch.stack([each[i] for i in range(len(losses))]))
+
+
+def _means(
+    losses: "Sequence[KDLoss]",
+    student: HeadInput,
+    teacher: HeadInput | None,
+    labels_N: Tensor | None,
+    settings: _Settings,
+) -> Objective:
+    job = _Job(tuple(losses), student.head, teacher, labels_N, settings)
     head, with_gradients = student.head, torch.is_grad_enabled()  # inside forward it is always off
     return Objective(*_Fused.apply(student.hidden_ND, head.weight_VD, head.bias_V, job, with_gradients))
 
@@ -91,17 +113,16 @@ class _Job:
     student_head: Head
     teacher: HeadInput | None
     labels_N: Tensor | None
-    count: int
-    chunk_tokens: int | None
-    low_memory: bool
+    settings: _Settings
 
     def run(self, student: Logits, teacher: Logits | None, gradients: Gradients) -> Tensor:
         """Each token's losses, [L, N]; adds their gradients."""
-        if not self.low_memory:
-            return token_chunks.run(self.losses, student, teacher, self.labels_N, gradients, self.chunk_tokens)
+        size = self.settings.chunk_tokens
+        if not self.settings.low_memory:
+            return token_chunks.run(self.losses, student, teacher, self.labels_N, gradients, size)
         losses = [loss for loss in self.losses if isinstance(loss, TwoPassLoss)]
         assert len(losses) == len(self.losses)
-        return vocab_chunks.run(losses, student, teacher, self.labels_N, gradients, self.chunk_tokens)
+        return vocab_chunks.run(losses, student, teacher, self.labels_N, gradients, size)
 
 
 class _Fused(torch.autograd.Function):
@@ -112,9 +133,9 @@ class _Fused(torch.autograd.Function):
         student = Logits(HeadInput(hidden_ND, job.student_head._replace(weight_VD=weight_VD, bias_V=bias_V)))
         teacher = job.teacher and Logits(job.teacher)
         wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
-        gradients = Gradients(student, job.count, wanted)
+        gradients = Gradients(student, job.settings.count, wanted)
         with torch.autocast(weight_VD.device.type, enabled=False):  # all casts here are explicit
-            each_L = job.run(student, teacher, gradients).sum(1) / job.count
+            each_L = job.run(student, teacher, gradients).sum(1) / job.settings.count
             total = (each_L * each_L.new_tensor([loss.weight for loss in job.losses])).sum()
         ctx.gradients = gradients.sums
         ctx.mark_non_differentiable(each_L)

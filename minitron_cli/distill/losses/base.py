@@ -1,5 +1,6 @@
 """Base classes of the losses on the next token's distribution."""
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -21,6 +22,7 @@ class Loss(Spec):
     figure: ClassVar[Figure]
     """Title, unit and direction of the mean over tokens."""
 
+    @abstractmethod
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"
     ) -> "tuple[Tensor, Tensor]":
@@ -28,7 +30,6 @@ class Loss(Spec):
 
         Logits are raw, in fp32 or fp64, and may be overwritten. `teacher_NV` is None for a loss that needs no teacher.
         """
-        raise NotImplementedError
 
 
 class TeacherLoss(Loss):

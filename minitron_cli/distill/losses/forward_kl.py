@@ -19,7 +19,7 @@ class ForwardKL(TeacherLoss):
     """
 
     kind: Literal["forward_kl"] = "forward_kl"
-    figure: ClassVar[Figure] = Figure("forward KL", "nats/token", better="lower")
+    figure: ClassVar[Figure] = Figure("forward KL to the teacher", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"

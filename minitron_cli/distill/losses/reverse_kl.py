@@ -20,7 +20,7 @@ class ReverseKL(TeacherLoss):
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
-    figure: ClassVar[Figure] = Figure("reverse KL", "nats/token", better="lower")
+    figure: ClassVar[Figure] = Figure("reverse KL to the teacher", "nats/token", better="lower")
 
     def value_and_grad(
         self, student_NV: "Tensor", teacher_NV: "Tensor | None", labels_N: "Tensor | None"

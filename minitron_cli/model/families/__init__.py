@@ -3,6 +3,7 @@
 from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
+from minitron_cli.model import unsupported
 from minitron_cli.model.families.gemma2 import GEMMA2
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
@@ -48,11 +49,8 @@ def family_of(config: Any) -> Family:
         raise CheckpointError(
             "the model's layers differ in size (per_layer_config): only homogeneous models can be pruned"
         )
-    if config.model_type not in FAMILIES:
-        raise CheckpointError(
-            f"model type {config.model_type!r} has no family table: known are {', '.join(sorted(FAMILIES))}; "
-            "add one in minitron_cli/model/families/ (docs/extending.md)"
-        )
+    if reason := unsupported.reason(config, FAMILIES):
+        raise CheckpointError(reason)
     family = FAMILIES[config.model_type]
     for name, wanted in family.uniform_if.items():
         if (found := getattr(config, name)) != wanted:

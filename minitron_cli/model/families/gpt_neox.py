@@ -47,7 +47,6 @@ GPT_NEOX = Family(
     ignored=(
         "gpt_neox.layers.{layer}.attention.bias",
         "gpt_neox.layers.{layer}.attention.masked_bias",
-        "gpt_neox.layers.{layer}.attention.rotary_emb.inv_freq",
     ),
     runtime_names={"lm_head.weight": ("embed_out.weight",)},
     rope_v4=RopeV4(fields={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}),

@@ -65,8 +65,6 @@ LINKS = {
     "model.norm.weight": ("lm_head.weight",),
 }
 
-ROTARY_BUFFER = ("model.layers.{layer}.self_attn.rotary_emb.inv_freq",)
-
 LLAMA = Family(
     model_type="llama",
     tensors=EMBEDDING | ATTENTION | QKV_BIAS | O_BIAS | MLP | MLP_BIAS | NORMS | FINAL,
@@ -74,7 +72,6 @@ LLAMA = Family(
     stored_if=UNTIED_HEAD | dict.fromkeys(QKV_BIAS | O_BIAS, "attention_bias") | dict.fromkeys(MLP_BIAS, "mlp_bias"),
     links=LINKS,
     tied=TIED,
-    ignored=ROTARY_BUFFER,
     hidden_is_multiple_of_heads=True,
     serving=Serving("reads_head_dim", "reads_head_dim"),
 )

@@ -10,6 +10,5 @@ MISTRAL = Family(
     stored_if=L.UNTIED_HEAD,
     links=L.LINKS,
     tied=L.TIED,
-    ignored=L.ROTARY_BUFFER,
     serving=Serving("reads_head_dim", "reads_head_dim"),
 )

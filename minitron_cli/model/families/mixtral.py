@@ -36,7 +36,6 @@ MIXTRAL = Family(
         )
     },
     tied=L.TIED,
-    ignored=L.ROTARY_BUFFER,
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
     serving=Serving("reads_head_dim", "reads_head_dim"),

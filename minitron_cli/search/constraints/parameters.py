@@ -8,7 +8,7 @@ from minitron_cli.figures import Figure
 from minitron_cli.model.axes import Count
 from minitron_cli.prune.config import Budget
 from minitron_cli.search.constraints.base import Between, Counted, Limits
-from minitron_cli.spec import Amount, of_whole
+from minitron_cli.spec import Amount, Target, of_whole
 
 if TYPE_CHECKING:
     from minitron_cli.model.shape import Shape
@@ -22,7 +22,7 @@ class Parameters(Between, Counted):
     kind: Literal["parameters"] = "parameters"
     count: Count = "total"
     """Parameters that are counted; active: those that one token uses."""
-    target: Amount | None = None
+    target: Target | None = None
     """Count such as 4B, or share of the parent's."""
     tolerance: float = Field(0.05, gt=0, lt=1)
     """Largest distance from the target on either side, as a fraction of it."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minitron_cli import io
+from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts import manifest as manifests
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of
@@ -54,6 +55,28 @@ def test_what_was_committed_is_read(artifact, tmp_path):
     assert again.read_json("config.json") == {"hidden_size": 3}
     assert again.file("model.safetensors").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["a-ffffffff"]
+
+
+def test_named_chat_templates_have_a_directory_of_their_own(tmp_path):
+    temporary = io.temporary_dir(tmp_path, "a")
+    for name in ("config.json", f"{manifests.CHAT_TEMPLATES}/tool_use.jinja"):
+        io.make_dirs((temporary / name).parent)
+        io.write_new(temporary / name, b"{}")
+    artifact = commit(temporary, tmp_path / "a", unhashed(), RECORD)
+    assert list(artifact.manifest.files) == [f"{manifests.CHAT_TEMPLATES}/tool_use.jinja", "config.json"]
+    assert Artifact.open(artifact.path, verify=True) == artifact
+    assert fingerprint.of_directory(artifact.path) == fingerprint.of_model(artifact.manifest)
+    (artifact.path / manifests.CHAT_TEMPLATES / "other.jinja").write_text("")
+    with pytest.raises(ArtifactError, match=r"additional_chat_templates/other.jinja does not belong there"):
+        Artifact.open(artifact.path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../a", "a/b", "..", "additional_chat_templates/../a", "additional_chat_templates/.."]
+)
+def test_a_manifest_names_no_file_elsewhere(name):
+    with pytest.raises(ValueError, match="is not a plain file name"):
+        unhashed(files={name: {"sha256": "0" * 64, "size_bytes": 1}})
 
 
 def test_a_file_it_does_not_have(artifact):
@@ -129,12 +152,25 @@ def test_a_renamed_file_is_found(artifact):
     assert "config.json is missing" in damaged(artifact)
 
 
-def test_sizes_are_checked_without_reading(artifact, monkeypatch):
-    monkeypatch.setattr(io, "file_record", lambda path: pytest.fail("read a file"))
-    Artifact.open(artifact.path)
-    os.truncate(artifact.path / "model.safetensors", 100)
-    with pytest.raises(ArtifactError, match=r"model\.safetensors is not the file that was written"):
+def test_a_large_file_is_read_again_only_after_it_was_touched(tmp_path, monkeypatch, hash_everything_once):
+    artifact = made(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "file_record", lambda path: pytest.fail(f"read {path} again"))
+        assert Artifact.open(artifact.path) == artifact, "hashed when it was committed"
+    path = artifact.path / "model.safetensors"
+    times, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ArtifactError, match=r"model\.safetensors has changed since it was written"):
         Artifact.open(artifact.path)
+
+
+def test_the_sentence_names_the_file_and_the_command(artifact):
+    os.truncate(artifact.path / "model.safetensors", 100)
+    assert damaged(artifact) == (
+        "DIR: model.safetensors is not the file that was written; run `minitron prune` with the same settings to make "
+        "it again (`minitron verify` lists them)"
+    )
 
 
 def test_the_first_commit_of_a_key_stands(tmp_path, artifact):
@@ -145,11 +181,9 @@ def test_the_first_commit_of_a_key_stands(tmp_path, artifact):
 
 
 def test_what_is_no_artifact(tmp_path):
-    with pytest.raises(
-        ArtifactError, match=r"is not a minitron artifact: it has no manifest\.json; give one that a stage"
-    ):
+    with pytest.raises(ArtifactError, match=r"manifest\.json does not exist: give a directory that a stage wrote"):
         Artifact.open(tmp_path)
-    with pytest.raises(ArtifactError, match="is not a minitron artifact"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json does not exist"):
         Artifact.open(tmp_path / "nowhere")
 
 

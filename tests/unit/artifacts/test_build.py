@@ -308,6 +308,19 @@ class TestResume:
         assert counted == [1]
         assert not [name for name in left(tmp_path / "ws") if ".scratch" in name or ".tmp" in name]
 
+    @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"n": 2}'])
+    def test_damaged_state_is_computed_again(self, run, told, content):
+        def build(work):
+            path = work.scratch / "state.json"
+            work.remember("state", lambda: {"n": 1})
+            path.write_bytes(content or path.read_bytes().replace(b"1", b"2", 1))
+            assert work.remember("state", lambda: {"n": 3}) == {"n": 3}
+            assert work.remember("state", lambda: {"n": 4}) == {"n": 3}
+            return Counted()
+
+        run(build=build)
+        assert len(told.warned) == 1
+
     def test_no_resume_starts_over(self, run):
         def build(work):
             assert work.resume == keep

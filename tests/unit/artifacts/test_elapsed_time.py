@@ -74,3 +74,14 @@ def test_every_process_of_a_launcher_is_counted(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"Maker's {device}")
     assert devices("cuda") == {"device": "Maker's cuda", "processes": 4}
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"seconds": 12}', "[", '{"seconds": "x", "sha256": "0"}'])
+def test_a_damaged_record_is_estimated_like_a_killed_run(at, tmp_path, damage):
+    first = Clock(tmp_path)
+    at(10, "state-1")
+    at(22, "state-2")
+    first.stop()
+    (tmp_path / CLOCK).write_text(damage)
+    at(500)
+    assert Clock(tmp_path).seconds == 12

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import io
-from minitron_cli.artifacts import fingerprint
+from minitron_cli.artifacts import file_hashes, fingerprint
 from tests.tiny import write_tiny
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file_hashes._known.clear()
 
 
 @pytest.fixture
@@ -57,18 +58,55 @@ def test_a_renamed_file_is_another_model(model):
     assert fingerprint.of_directory(model) != before
 
 
-def test_files_are_hashed_once(model, monkeypatch):
+@pytest.mark.parametrize("is_another_process", [False, True])
+def test_files_are_hashed_once(model, monkeypatch, hash_everything_once, is_another_process):
     first = fingerprint.of_directory(model)
+    if is_another_process:
+        file_hashes._known.clear()
     monkeypatch.setattr(io, "file_record", lambda path: pytest.fail(f"hashed {path} again"))
     assert fingerprint.of_directory(model) == first
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"x": NaN}', "\0"])
-def test_a_damaged_cache_costs_time_only(model, tmp_path, content):
+def test_a_file_that_was_just_written_is_not_trusted(model, monkeypatch, hash_everything_once):
+    """A change within one tick of the clock leaves the times as they are."""
+    monkeypatch.setattr(file_hashes, "TICK_NS", 10**12)
+    monkeypatch.setattr(file_hashes, "COARSE_TICK_NS", 10**12)
+    hashed, original = [], io.file_record
+    monkeypatch.setattr(io, "file_record", lambda path: hashed.append(path.name) or original(path))
+    assert fingerprint.of_directory(model) == fingerprint.of_directory(model)
+    assert len(hashed) == 2 * len(set(hashed))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"x": NaN}', "\0", "another hash"])
+def test_a_damaged_cache_costs_time_only(model, tmp_path, content, hash_everything_once):
     first = fingerprint.of_directory(model)
-    (tmp_path / "cache" / "minitron" / "hashes.json").write_text(content)
+    file_hashes._known.clear()
+    path = tmp_path / "cache" / "minitron" / "hashes.json"
+    whole = json.loads(path.read_text())
+    sha256 = next(iter(whole["hashes"].values()))
+    path.write_text(path.read_text().replace(sha256, sha256[::-1]) if content == "another hash" else content)
     assert fingerprint.of_directory(model) == first
-    assert len(json.loads((tmp_path / "cache" / "minitron" / "hashes.json").read_text())) == 3
+    assert json.loads(path.read_text()) == whole
+
+
+def test_the_cache_is_bounded(tmp_path, monkeypatch, hash_everything_once):
+    monkeypatch.setattr(file_hashes, "MAX_KNOWN", 3)
+    for i in range(5):
+        (tmp_path / str(i)).write_text("x")
+        file_hashes.records([tmp_path / str(i)])
+    assert len(json.loads((tmp_path / "cache" / "minitron" / "hashes.json").read_text())["hashes"]) == 3
+
+
+def test_a_user_without_a_home_has_no_cache(model, monkeypatch, hash_everything_once):
+    first = fingerprint.of_directory(model)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def expanduser(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    file_hashes._known.clear()
+    assert fingerprint.of_directory(model) == first
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault(model, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import warnings
 
 import pytest
 
-from minitron_cli import progress
+from minitron_cli import io, progress
 from minitron_cli.artifacts.workspace import Workspace, last_used, open_workspace, remember, slug
 from minitron_cli.errors import ArtifactError, InputError, Interrupted
 from tests.unit.artifacts.test_artifact import made
@@ -184,6 +185,44 @@ class TestLock:
         monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
         with pytest.raises(OSError, match="broken"), workspace.lock():
             pass
+
+    @pytest.mark.slow
+    def test_a_waiter_survives_that_the_holder_removes_an_unused_workspace(self, workspace):
+        process = self.holder(workspace, seconds=1)
+        with workspace.lock():
+            assert process.wait() == 0
+            assert is_held(workspace.root)
+
+    @pytest.mark.parametrize("removes", [shutil.rmtree, lambda root: root.rename(root.with_name(".tmp-del"))])
+    def test_no_lock_is_held_on_a_file_that_was_removed_meanwhile(self, workspace, monkeypatch, removes):
+        """The holder before was killed while it removed the workspace, or a user removed it."""
+
+        def flock_after_removal(*held):
+            monkeypatch.setattr(fcntl, "flock", flock)
+            removes(workspace.root)
+            flock(*held)
+
+        flock = fcntl.flock
+        monkeypatch.setattr(fcntl, "flock", flock_after_removal)
+        with workspace.lock():
+            assert is_held(workspace.root)
+
+    def test_a_directory_that_cannot_be_made_is_told(self, workspace, monkeypatch):
+        monkeypatch.setattr(io, "make_dirs", lambda path: (_ for _ in ()).throw(FileNotFoundError(2, "gone", path)))
+        with pytest.raises(FileNotFoundError), workspace.lock():
+            pass
+
+    def test_a_new_neighbor_of_a_removed_workspace_stays(self, workspace, monkeypatch):
+        """It is made after the last look at the directory of workspaces."""
+
+        def remove(path):
+            (path / "two").mkdir()
+            path.rmdir()
+
+        monkeypatch.setattr(io.disk, "remove_dir", remove)
+        with workspace.lock():
+            pass
+        assert [path.name for path in workspace.root.parent.iterdir()] == ["two"]
 
     def test_a_killed_holder_holds_nothing(self, workspace):
         process = self.holder(workspace)

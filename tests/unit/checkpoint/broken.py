@@ -71,6 +71,7 @@ def rename_everywhere(directory: Path, old: str, new: str) -> None:
 
 
 NORM = "model.norm.weight"
+UP = "model.layers.1.mlp.up_proj"
 EMBED = "model.embed_tokens.weight"
 INCOMPLETE = "is not a complete safetensors file: download it again"
 OVERLAP = "is truncated or its tensors overlap: download it again"
@@ -330,32 +331,32 @@ def offsets_beyond_the_file(d):
 # Names
 
 
-@broken("'model.norm.weightx' has no layout in family 'llama'")
+@broken("missing tensors model.norm.weight: the checkpoint is incomplete; download it again")
 def an_unknown_tensor(d):
     rename_everywhere(d, NORM, NORM + "x")
 
 
-@broken(r"tensor 'model\\nnorm.*' has no layout")
+@broken("missing tensors model.norm.weight: the checkpoint is incomplete; download it again")
 def a_name_with_control_characters(d):
     rename_everywhere(d, NORM, "model\nnorm\x1b[31m\0.weight")
 
 
-@broken("tensor 'nnn.* has no layout")
+@broken("missing tensors model.norm.weight: the checkpoint is incomplete; download it again")
 def a_name_of_a_megabyte(d):
     rename_everywhere(d, NORM, "n" * 1_000_000)
 
 
-@broken("has no layout")
+@broken("missing tensors model.norm.weight: the checkpoint is incomplete; download it again")
 def a_name_with_a_lone_surrogate(d):
     rename_everywhere(d, NORM, "\ud800")
 
 
-@broken("has no layout")
+@broken("missing tensors model.norm.weight: the checkpoint is incomplete; download it again")
 def a_layer_number_of_5000_digits(d):
     rename_everywhere(d, NORM, f"model.layers.{'1' * 5000}.input_layernorm.weight")
 
 
-@broken("has no layout in family")
+@broken("missing tensors model.norm.weight: the checkpoint is incomplete; download it again")
 def a_name_that_climbs(d):
     rename_everywhere(d, NORM, "../../etc/passwd")
 
@@ -481,7 +482,7 @@ def weights_that_are_a_fifo(d):
     os.mkfifo(d / WEIGHTS)
 
 
-@broken("model.safetensors is not a regular file")
+@broken("model.safetensors is a link to /dev/zero, outside the model's directory: put a copy of the file in its place")
 def weights_that_are_a_device(d):
     (d / WEIGHTS).unlink()
     (d / WEIGHTS).symlink_to("/dev/zero")
@@ -510,6 +511,106 @@ def not_a_directory(d):
     d.write_text("a file")
 
 
+def link(d, name, target):
+    (d / name).unlink(missing_ok=True)
+    (d / name).symlink_to(target)
+
+
+def secret(d):
+    (d.parent / "secret").write_text("a password")
+    return d.parent / "secret"
+
+
+OUTSIDE = "is a link to .*, outside the model's directory: put a copy of the file in its place"
+
+
+@broken(f"chat_template.jinja {OUTSIDE}")
+def a_template_that_is_a_link_to_a_secret(d):
+    link(d, "chat_template.jinja", secret(d))
+
+
+@broken(f"config.json {OUTSIDE}")
+def a_config_that_is_a_link_upward(d):
+    (d / "config.json").rename(d.parent / "config.json")
+    link(d, "config.json", "../config.json")
+
+
+@broken(f"b.jinja {OUTSIDE}")
+def a_named_template_that_is_a_link_to_a_secret(d):
+    (d / "additional_chat_templates").mkdir()
+    link(d, "additional_chat_templates/b.jinja", secret(d))
+
+
+@broken(f"b.jinja {OUTSIDE}")
+def named_templates_in_a_directory_elsewhere(d):
+    (d.parent / "elsewhere").mkdir()
+    (d.parent / "elsewhere" / "b.jinja").write_text("a password")
+    link(d, "additional_chat_templates", d.parent / "elsewhere")
+
+
+@broken(f"vocab.json {OUTSIDE}")
+def a_link_to_blobs_of_no_cache(d):
+    (d.parent / "blobs").mkdir()
+    (d.parent / "blobs" / "vocab").write_text("{}")
+    link(d, "vocab.json", d.parent / "blobs" / "vocab")
+
+
+@broken("config.json is a link that leads back to itself: put the file in its place")
+def a_config_that_is_a_link_to_itself(d):
+    link(d, "config.json", "config.json")
+
+
+@broken("holds no model.safetensors and no model.safetensors.index.json|leads back to itself")
+def weights_that_are_a_link_to_themselves(d):
+    link(d, WEIGHTS, WEIGHTS)
+
+
+def holes(path):
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+HOLES = "is 1,099,511,627,776 bytes, almost all of them holes: download it again"
+
+
+@broken(f"tokenizer.json {HOLES}")
+def a_tokenizer_of_a_terabyte(d):
+    holes(d / "tokenizer.json")
+
+
+@broken(f"other.safetensors {HOLES}")
+def a_stray_weight_file_of_a_terabyte(d):
+    holes(d / "other.safetensors")
+
+
+@broken(f"model.safetensors {HOLES}")
+def a_tensor_of_a_terabyte(d):
+    (d / WEIGHTS).write_bytes(assemble({NORM: {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}, b""))
+    holes(d / WEIGHTS)
+
+
+@broken("is an adapter, not a model: merge it into its base model first")
+def an_adapter(d):
+    (d / WEIGHTS).rename(d / "adapter_model.safetensors")
+    (d / "config.json").rename(d / "adapter_config.json")
+
+
+@broken("holds model-Q4_K_M.gguf, which is GGUF, the format of llama.cpp: give the original checkpoint")
+def a_gguf_file(d):
+    (d / WEIGHTS).unlink()
+    (d / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+
+
+@broken("'model.layers.1.mlp.up_proj.weight' is stored as U32: the checkpoint is quantized; give the original weights")
+def weights_of_mlx(d):
+    edit_header(d, lambda h: h["model.layers.1.mlp.up_proj.weight"].update(dtype="U32"))
+
+
+@broken("'model.norm.weight' is stored as F4: the checkpoint is quantized; give the original weights")
+def weights_of_four_bits(d):
+    entry(d, dtype="F4")
+
+
 # config.json
 
 
@@ -532,12 +633,12 @@ def config_that_is_deep(d):
     config_text(d, '{"a":' * 100_000)
 
 
-@broken("config.json is not valid JSON .*NaN")
+@broken("config.json: .rms_norm_eps. is NaN or infinite; fix the field")
 def config_with_nan(d):
     edit_config(d, rms_norm_eps=float("nan"))
 
 
-@broken("config.json is not valid JSON .*1e999")
+@broken("config.json: .rms_norm_eps. is NaN or infinite; fix the field")
 def config_with_an_infinite_number(d):
     config_text(d, (d / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e999'))
 
@@ -560,6 +661,16 @@ def config_of_a_million_layers(d):
 @broken("'hidden_size' is .*outside 0 to 1,000,000; fix the field")
 def config_of_an_endless_width(d):
     edit_config(d, hidden_size=10**4000)
+
+
+@broken("'num_labels' is 1000000, outside 0 to 10,000; fix the field")
+def config_of_a_million_labels(d):
+    edit_config(d, num_labels=10**6)
+
+
+@broken("'num_labels' is 1000000000, outside 0 to 10,000; fix the field")
+def config_of_a_billion_labels_further_down(d):
+    edit_config(d, model_type="gemma3", text_config={"model_type": "gemma3_text", "num_labels": 10**9})
 
 
 @broken("'num_local_experts' is 1000000, outside 0 to 10,000; fix the field")
@@ -625,6 +736,7 @@ def config_of_a_large_width(d):
 @broken("the checkpoint is quantized, and pruning needs the original weights; give those")
 def quantized(d):
     edit_config(d, quantization_config={"quant_method": "gptq", "bits": 4})
+    edit_header(d, lambda h: h.update({f"{UP}.qweight": h.pop(f"{UP}.weight") | {"dtype": "I32"}}))
 
 
 @broken("model type 'evil' is not part of transformers and its own code is not run; give a supported model")
@@ -797,12 +909,7 @@ def a_shard_cut_in_its_header(d):
     os.truncate(d / SECOND, 50)
 
 
-@sharded("is in .*, which model.safetensors.index.json does not list: restore the index")
-def an_index_that_forgets_a_tensor(d):
-    edit_index(d, lambda m: m.pop(NORM))
-
-
-@sharded("is in .*, which model.safetensors.index.json does not list: restore the index")
+@sharded("is in .*, and model.safetensors.index.json says .*: restore the index")
 def an_index_that_names_the_other_shard(d):
     edit_index(d, lambda m: m.update({NORM: FIRST}))
 
@@ -812,7 +919,7 @@ def an_index_that_invents_a_tensor(d):
     edit_index(d, lambda m: m.update({"model.ghost": SECOND}))
 
 
-@sharded("tensor .* is in .* and in .*: remove one|which model.safetensors.index.json does not list")
+@sharded("tensor .* is in .* and in .*: remove one|and model.safetensors.index.json says")
 def a_tensor_in_two_shards(d):
     header, payload = parts(d / SECOND)
     name = next(n for n in header if n != "__metadata__")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from transformers import CONFIG_MAPPING
 
 from minitron_cli.checkpoint.aliases import aliases
@@ -16,6 +17,7 @@ def test_every_alias_names_a_repository_and_a_known_model_type() -> None:
         assert isinstance(alias.config["tie_word_embeddings"], bool), name
 
 
+@pytest.mark.slow
 def test_the_table_is_read_when_it_is_asked_for() -> None:
     code = "import sys, minitron_cli.checkpoint.hf; print('ruamel.yaml' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

@@ -154,6 +154,8 @@ class TestHuggingFaceIsReachedSafely:
         [
             "a_missing_tensor",
             "an_unknown_tensor",
+            "a_template_that_is_a_link_to_a_secret",
+            "config_of_a_million_labels",
             "more_layers_than_stored",
             "another_shape",
             "config_of_no_heads",

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault
 from minitron_cli.model.families.llama import LLAMA
@@ -29,9 +29,9 @@ def no_network(monkeypatch):
 
 def test_a_directory_is_found_as_it_is(tmp_path, no_network):
     path = write_tiny(tmp_path / "a model, ünicode=1")
-    source = hf.resolve(str(path))
+    source = model_names.resolve(str(path))
     assert (source.name, source.path) == (str(path), path)
-    assert source.fingerprint == fingerprint.of_directory(path)
+    assert source.fingerprint() == fingerprint.of_directory(path)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_is_neither_a_directory_nor_a_hub_id(name, no_network):
         CheckpointError,
         match=r"does not exist: give the directory of a checkpoint, a hub id or an alias such as .*llama-",
     ):
-        hf.resolve(name)
+        model_names.resolve(name)
 
 
 @pytest.mark.parametrize("offline", ["option", "environment"])
@@ -66,7 +66,7 @@ def test_an_absent_model_offline_is_said_at_once(offline, no_network, monkeypatc
     with pytest.raises(
         EnvironmentFault, match=r"no/such-model is not in the local cache and downloads are off: fetch it with"
     ):
-        hf.resolve("no/such-model", offline=offline == "option")
+        model_names.resolve("no/such-model", offline=offline == "option")
     assert time.monotonic() - started < 3
 
 
@@ -148,7 +148,7 @@ def test_a_saved_model_has_the_names_and_dtypes_of_its_reference(tied, tmp_path)
         model.model.norm.weight.add_(1)
     out = tmp_path / "out"
     out.mkdir()
-    hf.save_like(like, Checkpoint.open(like).tensors, out, reversed(hf.stored_tensors(model).items()))
+    hf.save_like(Checkpoint.open(like), out, reversed(hf.stored_tensors(model).items()))
     before, after = load_file(like / "model.safetensors"), load_file(out / "model.safetensors")
     assert list(Checkpoint.open(out).tensors) == list(Checkpoint.open(like).tensors)
     for name in before:

@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from minitron_cli import io
 from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.reader import DTYPES, Checkpoint, blocks, read_header, read_safetensors
-from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint, write_safetensors
+from minitron_cli.checkpoint.writer import TensorSpec, replace_safetensors, write_checkpoint, write_safetensors
 
 
 def of_every_dtype():
@@ -172,3 +173,19 @@ def check_blocks(found, tensor, block_bytes):
     assert all(block.nbytes <= max(block_bytes, row_bytes) for _, block in found)
     assert torch.equal(torch.cat([block for _, block in found]) if found else tensor[:0], tensor)
     assert [start for start, _ in found] == [sum(len(b) for _, b in found[:i]) for i in range(len(found))]
+
+
+def test_a_file_that_cannot_be_replaced_stays_alone(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    path = tmp_path / "state.safetensors"
+    replace_safetensors(path, {"a": torch.zeros(2)})
+    replace_safetensors(path, {"a": torch.ones(2)})
+    for call in ("reserve", "write", "fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(io.disk, call, full)
+            with pytest.raises(OSError, match="full"):
+                replace_safetensors(path, {"a": torch.zeros(2)})
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(read_safetensors(path)["a"], torch.ones(2))

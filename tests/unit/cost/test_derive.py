@@ -78,24 +78,46 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     ("name", "entries"),
     [
         ("importance with blocks of layers", [("calibration", 96, 8_257_536), ("layer removal", 96, 33_325_056)]),
-        (
+        pytest.param(
             "search by KL with rungs",
             [("held-out text", 512, 45_449_216), ("training", 640, 139_517_952), ("teacher", 640, 67_338_240)],
+            marks=pytest.mark.slow,
         ),
-        ("search for two targets with repair", [("held-out text", 96, 6_887_424), ("repair", 560, 41_287_680)]),
+        pytest.param(
+            "search for two targets with repair",
+            [("held-out text", 96, 6_887_424), ("repair", 560, 41_287_680)],
+            marks=pytest.mark.slow,
+        ),
         ("prune with all repairs", [("repair", 240, 18_350_080), ("held-out text", 4928, 424_247_296)]),
-        ("prune with rescaled norms", [("repair", 80, 6_881_280), ("held-out text", 4928, 450_199_552)]),
-        ("prune in rounds by perplexity", [("calibration", 96, 5_529_600), ("layer removal", 96, 12_902_400)]),
-        (
+        pytest.param(
+            "prune with rescaled norms",
+            [("repair", 80, 6_881_280), ("held-out text", 4928, 450_199_552)],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "prune in rounds by perplexity",
+            [("calibration", 96, 5_529_600), ("layer removal", 96, 12_902_400)],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "prune in rounds with repair",
             [("calibration", 192, 14_745_600), ("repair", 160, 12_288_000), ("held-out text", 4928, 466_599_936)],
+            marks=pytest.mark.slow,
         ),
-        ("prune to a budget with repair", [("held-out text", 7040, 585_502_720), ("repair", 720, 53_862_400)]),
+        pytest.param(
+            "prune to a budget with repair",
+            [("held-out text", 7040, 585_502_720), ("repair", 720, 53_862_400)],
+            marks=pytest.mark.slow,
+        ),
         (
             "distill",
             [("training", 192, 41_324_544), ("teacher", 192, 20_201_472), ("held-out text", 288, 25_482_240)],
         ),
-        ("distill on text alone", [("training", 192, 41_324_544), ("held-out text", 288, 25_482_240)]),
+        pytest.param(
+            "distill on text alone",
+            [("training", 192, 41_324_544), ("held-out text", 288, 25_482_240)],
+            marks=pytest.mark.slow,
+        ),
         ("correct", [("training", 192, 60_604_416), ("held-out text", 144, 15_151_104)]),
         ("evaluate loss and KL of two models", [("held-out text", 224, 19_283_968)]),
         ("evaluate the parent", [("held-out text", 704, 74_072_064)]),
@@ -126,6 +148,7 @@ class StopAtStep:
     def warn(self, text: str) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_resumed_training_costs_as_much_as_an_uninterrupted_one(tmp_path: Path) -> None:
     write_place(tmp_path)
     parent, text = open_source_model(tmp_path / "model"), data(tmp_path)

@@ -74,6 +74,7 @@ def test_a_manifest_says_what_its_stage_spent(made):
     assert spent(found["measured"]) == [Entry("held-out text", 4 * twice, twice * 2 * (forward(big) + forward(small)))]
 
 
+@pytest.mark.slow
 def test_a_search_counts_what_every_candidate_went_through(made):
     _, at, text, parent, found = made
     retrain = Retrain(top=2, tokens=256, batch_size=4, micro_batch_size=4, rungs=2, warmup_steps=0)
@@ -103,6 +104,7 @@ def rows_of(artifact):
     return artifact.result(SearchResult if artifact.stage == "search" else PruneResult).candidates
 
 
+@pytest.mark.slow
 def test_a_prune_counts_candidates_rounds_and_repair(made):
     _, at, text, parent, found = made
     big, blocks = parent.shape, blocks_of(at, text, "validation", parent.path)
@@ -171,6 +173,7 @@ def test_hours_are_those_of_all_processes_and_of_accelerators_in_a_report(made):
     assert set(device_hours(found.values())) == {"cpu"}
 
 
+@pytest.mark.slow
 def test_page_and_card_show_what_the_student_took_and_beside_it_the_rest(made):
     from minitron_cli.stages import report
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from minitron_cli import progress
@@ -11,7 +11,7 @@ EOS = "<|end|>"
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most 300 tokens that would begin every text with a special one."""
+    """A byte-level BPE of at most 300 tokens that writes no special token around a text."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -19,7 +19,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=300, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(["the quick brown fox jumps over the lazy dog", "def f(x): return x"] * 20, trainer)
-    bpe.post_processor = processors.TemplateProcessing(single=f"{EOS} $0", special_tokens=[(EOS, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS)
 
 

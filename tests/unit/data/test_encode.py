@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minitron_cli.data import encode
+from minitron_cli.data.document_frame import DocumentFrame
 from minitron_cli.data.encode import Encoder, checked, encoded, encoder_arguments
 from minitron_cli.data.rows import Document, Ids
 from minitron_cli.errors import DataError
@@ -16,8 +17,9 @@ def documents(contents: list) -> list[Document]:
 
 
 def arrays_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, after_group=lambda: None) -> list[Ids]:
-    encode = Encoder(*encoder_arguments(tokenizer))
-    return list(encoded(documents(texts), tokenizer, lambda groups: map(encode, groups), after_group))
+    frame = DocumentFrame.of(tokenizer, "auto")
+    encode = Encoder(*encoder_arguments(tokenizer, frame))
+    return list(encoded(documents(texts), frame, lambda groups: map(encode, groups), after_group))
 
 
 def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -102,6 +104,6 @@ def test_ready_ids_pass_unchanged():
 @pytest.mark.parametrize(("ids", "wrong"), [([5, 300], 300), ([-1, 5], -1), ([2**63], 2**63)])
 def test_ids_that_the_tokenizer_does_not_know_are_named(ids, wrong):
     with pytest.raises(
-        DataError, match=f"file:1: token id {wrong} is not one of the tokenizer's 300; use the ids of this"
+        DataError, match=f"file:1: token id {wrong} is not one of the vocabulary's 300; use the ids of this"
     ):
         list(checked(documents([Ids(np.array([1])), Ids(np.array(ids))]), 300))

@@ -1,11 +1,20 @@
+import bz2
+import gzip
 import json
+import lzma
 import os
+import random
+import resource
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from minitron_cli.data import opened
 from minitron_cli.data.sources import TextFiles, TokenIds
 from minitron_cli.errors import DataError
 
@@ -107,8 +116,17 @@ BROKEN = {
     "junk.parquet": (b"PAR1 no table PAR1", r"junk.parquet: is damaged or no Parquet file \(.*\); write it again"),
     "junk.arrow": (b"no table at all", r"junk.arrow: is damaged or no Arrow file \(.*\); write it again"),
     "empty.parquet": (b"", "empty.parquet: is empty; drop it"),
-    "table.csv": (b"text\na\n", r"table.csv: .csv files are not read; convert the table to .jsonl or .parquet"),
-    "packed.jsonl.gz": (b"\x1f\x8b", r"packed.jsonl.gz: .gz files are not read; unpack it first"),
+    "empty.csv": (b"", "empty.csv: is empty; drop it"),
+    "cells.csv": (b"text,id\na,1\nb\n", r"cells.csv: row 1: has 1 cells and the first line 2; repair the row"),
+    "quote.csv": (b'text\n"a"b\n', r"quote.csv:2: is no table of text \(.*\); write it again"),
+    "column.tsv": (b"body\tid\na\t1\n", r"column.tsv: there is no column 'text' but 'body', 'id'; set"),
+    "latin.csv": (b"text\n\xe9\n", r"latin.csv:2: is not UTF-8"),
+    "packed.jsonl.gz": (b"\x1f\x8b", r"packed.jsonl.gz: is damaged or no .gz file \(.*\); write it again"),
+    "packed.jsonl.zst": (b"no frame", r"packed.jsonl.zst: is damaged or no .zst file \(.*\); write it again"),
+    "packed.txt.bz2": (b"no stream", r"packed.txt.bz2: is damaged or no .bz2 file \(.*\); write it again"),
+    "packed.csv.xz": (b"no stream", r"packed.csv.xz: is damaged or no .xz file \(.*\); write it again"),
+    "packed.parquet.gz": (b"\x1f\x8b", r"packed.parquet.gz: .parquet.gz files are not read; unpack it first"),
+    "packed.zip": (b"PK", r"packed.zip: .zip files are not read; unpack it first"),
 }
 
 
@@ -149,7 +167,7 @@ def test_a_truncated_table_is_damaged(name, tmp_path):
 def test_a_table_of_bytes_that_are_no_text_is_damaged(tmp_path):
     column = pa.array([b"good", b"\xff\xfe"]).view(pa.string())
     write_table(tmp_path / "a.parquet", pa.table({"text": column}))
-    with pytest.raises(DataError, match=r"a.parquet: is damaged or no Parquet file \(.*utf-8"):
+    with pytest.raises(DataError, match=r"a.parquet: is damaged or no Parquet file \(.*UTF8"):
         read(tmp_path / "a.parquet")
 
 
@@ -215,7 +233,7 @@ def test_which_ids_count_may_be_said_in_a_column(write):
     source = TokenIds(paths=(str(path),), counts_column="mask")
     contents = [document.content for document in source.open().documents]
     assert [content.loss_mask.tolist() for content in contents] == [[False, True, True], [False]]
-    assert source.has_loss_mask
+    assert source.open().has_loss_mask
     assert source.open().identity != TokenIds(paths=(str(path),)).open().identity
 
 
@@ -224,3 +242,115 @@ def test_a_column_that_does_not_say_what_counts_is_named(mask, write):
     path = write("a.jsonl", f'{{"input_ids": [5, 6, 7], "mask": {mask}}}\n')
     with pytest.raises(DataError, match=r"a.jsonl:1: column 'mask' (must hold one 0 or 1 for each|is not a flat)"):
         list(TokenIds(paths=(str(path),), counts_column="mask").open().documents)
+
+
+def zstandard(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard}
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_packed_files_are_read_as_they_are_unpacked(packing, tmp_path, write):
+    write_texts(tmp_path / "a.jsonl")
+    write_texts(tmp_path / "a.json")
+    write("a.csv", 'text,id\n"one\ntwo",1\ndrei ½,2\n,3\n"four ""quoted""",4\n')
+    write("a.txt", "one\r\ntwo\n")
+    for name in ("a.jsonl", "a.json", "a.csv", "a.txt"):
+        path = write(name + packing, PACK[packing]((tmp_path / name).read_bytes()))
+        assert read(path) == read(tmp_path / name)
+        corpus = TextFiles(paths=(str(path),)).open()
+        assert sum(document.size_bytes for document in corpus.documents) <= corpus.size_bytes
+        os.truncate(path, path.stat().st_size - 9)
+        with pytest.raises(DataError, match=rf"is damaged or no {packing} file \(.*\); write it again"):
+            read(path)
+
+
+def test_cells_of_text_tables_are_texts_and_lists(write):
+    path = write("a.tsv", '\ufeffinput_ids\tmask\n"[5, 6]"\t"[0, 1]"\n\n[7]\t[1]\n')
+    contents = [d.content for d in TokenIds(paths=(str(path),), counts_column="mask").open().documents]
+    assert [(c.ids.tolist(), c.loss_mask.tolist()) for c in contents] == [([5, 6], [False, True]), ([7], [True])]
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_packed_line_without_end_is_refused(packing, write, monkeypatch):
+    monkeypatch.setattr(opened, "UNPACKED_BYTES", 1 << 16)
+    path = write(f"a.jsonl{packing}", PACK[packing](b'{"text": "' + b"a" * (1 << 17) + b'"}'))
+    with pytest.raises(DataError, match=r"a line of it is longer than .* MiB unpacked; unpack the file, or split it"):
+        read(path)
+
+
+def test_a_saved_dataset_is_its_arrow_files(tmp_path):
+    texts = [f"text {i}" for i in range(10)]
+    dataset = datasets.Dataset.from_dict({"text": texts})
+    dataset.save_to_disk(tmp_path / "one", num_shards=3)
+    datasets.DatasetDict(train=dataset).save_to_disk(tmp_path / "only")
+    datasets.DatasetDict(train=dataset, test=dataset).save_to_disk(tmp_path / "two")
+    for directory in ("one", "only", "two/test"):
+        assert read(tmp_path / directory) == texts
+    with pytest.raises(DataError, match=r"two: holds several splits; name one of them: .*two/train, .*two/test"):
+        read(tmp_path / "two")
+    state = tmp_path / "one" / "state.json"
+    state.write_text(state.read_text().replace("data-00001", "../only/data-00001"))
+    with pytest.raises(DataError, match=r"state.json: names no Arrow files of its directory; save the dataset again"):
+        read(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.arrow"])
+def test_a_file_that_was_never_written_is_refused_at_once(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b'{"text": "a"}\n')
+    os.truncate(path, 1 << 40)
+    if path.stat().st_blocks * 512 > 1 << 20:
+        pytest.skip("the file system has no holes")
+    with pytest.raises(DataError, match=r"seems to have 1,099,511,627,776 bytes, of which [\d,]+ were ever written"):
+        read(path)
+
+
+def hostile(rng: random.Random, data: bytes) -> bytes:
+    """The file with a few bytes, numbers or its end changed."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 2, 20])):
+        i = rng.randrange(rng.choice([0, max(0, len(data) - 2500)]), len(data))
+        number = rng.choice([1 << 31, (1 << 31) - 1, (1 << 32) - 1, 1 << 24, rng.getrandbits(32)])
+        changed[i : i + 4] = rng.choice([bytes([rng.randrange(256)]), number.to_bytes(4, "little")]).ljust(4, b"\0")
+    return bytes(changed[: rng.choice([len(changed), len(changed), rng.randrange(1, len(changed))])])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.parquet", "stream.arrow", "file.arrow"])
+def test_a_hostile_table_never_ends_the_process(name, tmp_path):
+    """100 damaged files, each read in a process of its own that no signal may end."""
+    talk = [[{"role": "user", "content": f"é {i}"}, {"role": "assistant", "content": "é" * (i % 5)}] for i in range(99)]
+    ids = [list(range(i % 9)) for i in range(99)]
+    table = pa.table({"text": [f"é {i}" * (i % 7) for i in range(99)], "messages": talk, "input_ids": ids})
+    write_table(tmp_path / name, table)
+    data, rng = (tmp_path / name).read_bytes(), random.Random(0)
+    sources = [TextFiles, partial(TextFiles, format="chat"), TokenIds]
+    ends = Counter()
+    for i in range(100):
+        path = tmp_path / f"{i}-{name}"
+        path.write_bytes(hostile(rng, data))
+        if not (child := os.fork()):
+            os._exit(exit_code_of(sources, path))
+        _, status = os.waitpid(child, 0)
+        ends[os.waitstatus_to_exitcode(status)] += 1
+        path.unlink()
+    assert set(ends) == {0, 2}
+    assert ends[2] > 30
+
+
+def exit_code_of(sources: list, path: Path) -> int:
+    """0 if all sources can be read, 2 if one is refused, 1 for another exception."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    code = 0
+    for source in sources:
+        try:
+            for document in source(paths=(str(path),)).open().documents:
+                repr(document.content)
+        except DataError:
+            code = 2
+        except BaseException:
+            return 1
+    return code

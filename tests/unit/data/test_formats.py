@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     def loss_spans(self, tokenizer, where):
         start = f"Q: {self.question} A:"
         text = f"{start} {self.answer}"
-        return LossSpans(text, ((len(start), len(text)),), ends_with_eos=True)
+        return [LossSpans(text, ((len(start), len(text)),), ends_with_eos=True)]
 
 
 class QAFormat(BaseFormat):
@@ -47,7 +47,7 @@ class QAFormat(BaseFormat):
         return Pair(*(text_value(row, i, column) for i, column in enumerate(self.columns)))
 '''
 SCRIPT = """
-import sys, torch
+import sys
 from pathlib import Path
 from typer.testing import CliRunner
 from minitron_cli.checkpoint import hf
@@ -60,10 +60,8 @@ tokenizer = hf.load_tokenizer(Path("tokenizer"))
 source = {"kind": "files", "paths": ["pairs.jsonl"], "format": "qa", "prompt_column": "q", "column": "a"}
 config = DataConfig.model_validate({"sources": [source], "validation_fraction": 0, "sequence_length": 2})
 blocks = prepare(config, "train", tokenizer, "key", Path("cache"))
-tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
-mask = torch.cat([blocks.loss_mask(i) for i in range(len(blocks))])
-print(tokenizer.decode(tokens))
-print(tokenizer.decode(tokens[mask]))
+print(tokenizer.decode(blocks.file.tokens))
+print(tokenizer.decode(blocks.file.tokens[blocks.file.loss_mask]))
 print(Recipe.model_json_schema()["$defs"]["TextFiles"]["properties"]["format"])
 print("qa" in CliRunner().invoke(app, ["importance", "--help"], env={"COLUMNS": "300"}).output)
 """
@@ -77,7 +75,7 @@ def test_a_new_format_is_one_file_and_one_name(tokenizer, tmp_path: Path) -> Non
         "minitron_cli/data/formats/__init__.py",
         {
             "\n\nRowFormat = ": "\nfrom minitron_cli.data.formats.qa import QAFormat\n\nRowFormat = ",
-            "| CompletionFormat\n": "| CompletionFormat | QAFormat\n",
+            "| AlpacaFormat\n": "| AlpacaFormat | QAFormat\n",
         },
     )
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -105,5 +103,5 @@ def test_a_row_of_another_kind_is_refused(kind: str) -> None:
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'text', 'chat' or 'completion'"):
+    with pytest.raises(ValidationError, match="'text', 'chat', 'completion', 'sharegpt', 'alpaca' or 'auto'"):
         TextFiles(paths=("a",), format="chats")

@@ -5,7 +5,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from minitron_cli.data.batches import batch
 from minitron_cli.data.pack import prepare
@@ -39,8 +38,7 @@ def counted(tokenizer, path, **options):
     """The text of all tokens, and of those that count."""
     config = DataConfig(sources=(TextFiles(paths=(str(path),), **options),), sequence_length=2, validation_fraction=0)
     blocks = prepare(config, "train", tokenizer, "key", path.parent / "cache")
-    tokens = torch.cat([blocks.tokens(i) for i in range(len(blocks))])
-    mask = torch.cat([blocks.loss_mask(i) for i in range(len(blocks))])
+    tokens, mask = blocks.file.tokens, blocks.file.loss_mask
     return tokenizer.decode(tokens), tokenizer.decode(tokens[mask])
 
 
@@ -66,11 +64,14 @@ def test_chats_are_read_from_tables_and_other_columns(chatty, tmp_path):
     assert scored.startswith("lazy dog|brown ½|")
 
 
-def test_an_answer_that_the_template_rewrites_later_does_not_count(tokenizer, monkeypatch, tmp_path):
+def test_an_answer_that_the_template_rewrites_later_counts_in_a_text_of_its_own(tokenizer, monkeypatch, tmp_path):
+    """It is the text that the model sees when it gives the answer."""
     monkeypatch.setattr(tokenizer, "chat_template", FORGETFUL)
     text, scored = counted(tokenizer, written(tmp_path / "a.jsonl", [{"messages": CHAT}] * 2), format="chat")
-    assert text.startswith("<user>the fox?|<assistant>la|<user>and?|<assistant>brown ½|")
-    assert scored.startswith("brown ½|brown")
+    assert text.startswith(
+        "<user>the fox?|<assistant>la|<user>and?|<assistant>brown ½|<user>the fox?|<assistant>lazy dog|"
+    )
+    assert scored == "brown ½|lazy dog|" * 2
 
 
 def test_of_a_completion_all_after_the_prompt_counts_and_so_does_the_end(tokenizer, tmp_path):
@@ -90,7 +91,7 @@ def test_text_beside_chats_counts_whole(chatty, tmp_path):
         sources=(chat, TextFiles(paths=(str(tmp_path / "b.txt"),))), sequence_length=2, validation_fraction=0
     )
     blocks = prepare(config, "train", chatty, "key", tmp_path / "cache")
-    mask = batch(blocks, range(len(blocks))).loss_mask_BT.flatten()
+    mask = blocks.file.loss_mask
     assert not mask[:4].any()
     assert mask[-8:].all()
 

@@ -1,3 +1,4 @@
+import os
 import shutil
 from itertools import islice
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from minitron_cli import io
+from minitron_cli.artifacts import file_hashes
 from minitron_cli.data import token_file
 from minitron_cli.data.rows import Ids
 from minitron_cli.errors import DataError, EnvironmentFault
@@ -101,20 +103,18 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
     assert token_file.find(tmp_path / "a", "key") is not None
 
 
-@pytest.mark.parametrize("place", [0.0, 0.4, 1.0])
-def test_of_a_large_file_the_end_the_size_and_much_between_are_checked(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(token_file, "SAMPLE_BYTES", 8)
-    create(tmp_path / "a", "key", 70_000, DOCUMENTS)  # 2016 bytes, of which 16 * 8 are looked at
+def test_a_large_file_is_read_once_and_every_byte_of_it_counts(tmp_path, monkeypatch):
+    for name in ("LARGE_BYTES", "TICK_NS", "COARSE_TICK_NS"):
+        monkeypatch.setattr(file_hashes, name, 0)
+    create(tmp_path / "a", "key", 70_000, DOCUMENTS)
     path = tmp_path / "a" / token_file.TOKENS
-    data = path.read_bytes()
-    start = int(place * (len(data) - 126))  # as long as a stretch
-    path.unlink()
-    path.write_bytes(data[:start] + b"x" * 126 + data[start + 126 :])
-    assert token_file.find(tmp_path / "a", "key") is None
-    path.write_bytes(data[:-2])
-    assert token_file.find(tmp_path / "a", "key") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "file_record", lambda path: pytest.fail(f"read {path} again"))
+        assert token_file.find(tmp_path / "a", "key") is not None
+    data, times = path.read_bytes(), path.stat()
     path.write_bytes(data[:100] + b"x" + data[101:])
-    assert token_file.find(tmp_path / "a", "key") is not None  # the price
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert token_file.find(tmp_path / "a", "key") is None
 
 
 def test_an_intact_file_is_not_replaced(tmp_path, remarks):

@@ -67,7 +67,7 @@ def test_a_new_loss_is_one_file_and_one_name(tmp_path: Path) -> None:
     assert all(row["kl"] > 0 for row in json.loads(validation))
     assert json.loads(headings) == {
         "loss": "loss",
-        "forward_kl": "forward KL (nats/token)",
+        "forward_kl": "forward KL to the teacher (nats/token)",
         "logit_distance": "logit distance (nats/token)",
         "learning_rate": "learning rate",
         "grad_norm": "gradient norm",

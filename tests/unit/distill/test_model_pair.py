@@ -12,7 +12,6 @@ from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.hidden_state_losses import Norms, state_pairs
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import targets
-from minitron_cli.errors import CheckpointError
 from tests.unit.distill import small
 
 NORMS = Norms("model.layers.{layer}.input_layernorm", "model.layers.{layer}.post_attention_layernorm", "model.norm")
@@ -75,6 +74,15 @@ def test_tied_weights_are_learned_once_and_the_projection_along() -> None:
     assert not any(name.startswith("projection") for name in same_width.trained())
 
 
-def test_vocabularies_are_compared_before_anything_runs() -> None:
-    with pytest.raises(CheckpointError, match="distill from"):
-        ModelPair(small.student(), small.teacher(vocab_size=64), MIXED, PAIRS, ProcessGroup("cpu"), "fp32")
+def test_the_kl_on_held_out_text_leaves_out_padding_of_the_teacher() -> None:
+    student, teacher = small.student(), small.teacher(vocab_size=small.VOCAB + 7)
+    part = batch(small.TinyBlocks(), [3, 1, 4])
+    models = ModelPair(student, teacher, small.configured(), (), ProcessGroup("cpu"), "fp32")
+    nll, kl = models.evaluate(part, targets(part))
+    counted = part.position_ids_BT[:, 1:] != 0
+    inputs = {"input_ids": part.input_ids_BT, "position_ids": part.position_ids_BT, "use_cache": False}
+    with torch.no_grad():
+        logits, wanted = (model(**inputs).logits[:, :-1][counted] for model in (student, teacher))
+    log_p, log_q = logits.log_softmax(-1), wanted[:, : small.VOCAB].log_softmax(-1)
+    torch.testing.assert_close(kl.float(), F.kl_div(log_p, log_q, log_target=True, reduction="sum"))
+    torch.testing.assert_close(nll.float(), F.cross_entropy(logits, part.input_ids_BT[:, 1:][counted], reduction="sum"))

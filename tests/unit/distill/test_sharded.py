@@ -14,6 +14,7 @@ from minitron_cli.distill import checkpoints, sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import Placement
 from minitron_cli.errors import Interrupted, RunFailed
+from tests.quick import first_quick
 from tests.unit.distill import small
 from tests.unit.distill.processes import together
 from tests.unit.distill.test_trainer import FULL, PAIRS, figures, interrupt_after
@@ -63,7 +64,7 @@ def batches(seen: list[list[int]], config: DistillConfig) -> list[list[int]]:
     return [sorted(i for ids in seen for i in ids[at : at + size]) for at in range(0, len(seen[0]), size)]
 
 
-@BOTH
+@pytest.mark.parametrize("is_sharded", first_quick([True, False]))
 def test_two_processes_train_like_one(is_sharded: bool) -> None:
     seen, alone, weights = one(None, FULL, Placement())
     both = together(2, in_process, None, FULL, Placement(is_sharded))
@@ -75,6 +76,7 @@ def test_two_processes_train_like_one(is_sharded: bool) -> None:
     assert batches([both[0][0], both[1][0]], FULL) == batches([seen], FULL)
 
 
+@pytest.mark.slow
 def test_uneven_shares_are_weighed_by_their_tokens() -> None:
     """Five samples of unequal length, and three to evaluate on, for two processes: one of them has none in the end."""
     config = changed(batch_size=5, micro_batch_size=1, eval_blocks=3)
@@ -84,7 +86,8 @@ def test_uneven_shares_are_weighed_by_their_tokens() -> None:
         close(ours[1][3], alone[1][3])
 
 
-@pytest.mark.parametrize("cuts", [(3,), pytest.param((1, 5), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cuts", [(3,), (1, 5)])
 def test_a_stopped_sharded_run_ends_like_an_undisturbed_one(tmp_path: Path, cuts: tuple[int, ...]) -> None:
     dropping = {"attention_dropout": 0.3}
 
@@ -103,6 +106,7 @@ def test_a_stopped_sharded_run_ends_like_an_undisturbed_one(tmp_path: Path, cuts
         assert (tmp_path / "b/step-000006" / name).read_bytes() == (tmp_path / "a/step-000006" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_process_keeps_its_own_rows_alone(tmp_path: Path) -> None:
     together(2, in_process, tmp_path, FULL, SHARDED)
     halves = [read_safetensors(tmp_path / f"step-000006/state-0000{i}-of-00002.safetensors") for i in (1, 2)]
@@ -117,6 +121,7 @@ def test_every_process_keeps_its_own_rows_alone(tmp_path: Path) -> None:
             torch.testing.assert_close(joined, tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_from_one_process_to_two_and_back(tmp_path: Path, is_sharded: bool) -> None:
     """The same samples in the same order, and a course that differs by rounding only."""
@@ -166,6 +171,7 @@ def test_more_processes_than_a_tensor_has_rows(tmp_path: Path) -> None:
     assert one(tmp_path, changed(batch_size=5), Placement())[1][2] == all_five[0][1][2], "nothing is left to do"
 
 
+@pytest.mark.slow
 def test_a_stop_that_one_process_gets_stops_all(tmp_path: Path) -> None:
     def go(rank: int) -> int:
         if rank == 1:
@@ -199,7 +205,8 @@ def test_a_gradient_that_is_not_finite_in_one_process_stops_all_before_the_weigh
         assert is_untouched
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recomputing_activations_changes_no_number(precision: str) -> None:
     plain, again = (
         together(2, in_process, None, changed(precision=precision, activation_checkpointing=on), SHARDED)

@@ -8,6 +8,7 @@ from minitron_cli.errors import Interrupted
 from tests.unit.distill import small
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_is_the_run_at_once(tmp_path):
     whole, at_once = small.run(tmp_path / "whole")
     for until in (1, 4):
@@ -27,6 +28,7 @@ def test_a_part_that_is_done_trains_nothing(tmp_path):
     torch.testing.assert_close(small.state(again), small.state(first), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_only_a_run_that_was_stopped_says_that_it_continues(tmp_path):
     small.run(tmp_path, until=2)
     display = small.AfterStep()

@@ -47,6 +47,9 @@ class Blocks:
     def tokens(self, i):
         return self.tokens_NT[i]
 
+    def text(self, i):
+        return self.tokens_NT[i]
+
     def loss_mask(self, i):
         return None
 

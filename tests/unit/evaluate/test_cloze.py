@@ -63,6 +63,7 @@ def test_questions_come_in_the_order_of_the_text():
     assert locations == sorted(locations)
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     code = (
         "import sys, pathlib; from tests.unit.evaluate.test_cloze import *;"

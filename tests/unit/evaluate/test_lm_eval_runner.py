@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import random
@@ -13,6 +14,7 @@ from lm_eval.tasks._index import TaskIndex
 
 from minitron_cli import progress
 from minitron_cli.errors import DataError, InputError, Interrupted
+from minitron_cli.evaluate import lm_eval_runner
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
@@ -106,9 +108,12 @@ def _yaml(task):
 
 @pytest.fixture(scope="module")
 def run(model, tokenizer, task_dir):
-    return lambda *tasks: (
-        run_tasks(model, tokenizer, [Task.parse(t) for t in tasks], locations=TaskLocations(task_dir)).results
-    )
+    def results(*tasks, **options):
+        return run_tasks(
+            model, tokenizer, [Task.parse(t) for t in tasks], locations=TaskLocations(task_dir), **options
+        ).results
+
+    return results
 
 
 def test_local_tasks_run_from_any_directory(run, tmp_path, monkeypatch):
@@ -175,9 +180,9 @@ def test_results_are_the_same_twice_and_in_json(run):
 
 
 def test_a_task_that_shuffles_shuffles_the_same_way_every_time(run, task_dir):
-    first = run("shuffled")
+    first = run("shuffled", allow_code=True)
     random.seed(11)
-    assert run("shuffled") == first
+    assert run("shuffled", allow_code=True) == first
     assert first["shuffled"]["bits_per_byte"].n == 3
 
 
@@ -330,3 +335,32 @@ def display():
 @pytest.fixture
 def remarks(display):
     return display.remarks
+
+
+def test_tasks_are_asked_through_the_chat_template(model, tokenizer, task_dir, monkeypatch):
+    """Each solved example is a turn of its own if that is asked for; lm-eval's requests are what the model reads."""
+    asked: list[str] = []
+    watched = copy.deepcopy(tokenizer)
+    watched.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    likelihood = lm_eval_runner._Model.loglikelihood
+    monkeypatch.setattr(
+        lm_eval_runner._Model,
+        "loglikelihood",
+        lambda self, requests, **options: (
+            asked.extend(r.args[0] for r in requests) or likelihood(self, requests, **options)
+        ),
+    )
+    for turns, count in ((False, 1), (True, 3)):
+        asked.clear()
+        options = {"apply_chat_template": True, "fewshot_as_multiturn": turns}
+        run_tasks(model, watched, [Task.parse("sums:2")], locations=TaskLocations(task_dir), **options)
+        assert {text.count("<user>") for text in asked} == {count}
+        assert all("Q" in text.rsplit("<user>", 1)[1] for text in asked)
+
+
+def test_an_item_that_lm_eval_cannot_ask_is_an_error_of_the_data(model, tokenizer, tmp_path):
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(CHOICE | {"task": "sums", "doc_to_text": "question"}))
+    broken = [item | {"question": None} for item in ITEMS]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in broken))
+    with pytest.raises(InputError, match=r"^sums: an item could not be asked or scored \(.*check the tasks"):
+        run_tasks(model, tokenizer, [Task(name="sums")], locations=TaskLocations(tmp_path))

@@ -1,3 +1,4 @@
+import copy
 import math
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from minitron_cli import progress
-from minitron_cli.errors import CheckpointError, DataError, RunFailed
+from minitron_cli.errors import DataError, RunFailed
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from tests.tiny import tiny_model
 from tests.unit.evaluate.conftest import TEXT, Blocks
@@ -36,7 +37,7 @@ def test_loss_is_the_mean_of_hugging_face_losses(model, blocks):
     result = perplexity(model, blocks, batch_size=2)
     assert result.loss_nats == pytest.approx(expected, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
-    assert (result.tokens, result.items.clusters) == (5 * 23 - 1, 5)
+    assert (result.tokens, result.items.clusters) == (5 * 23 - 1, 6)
 
 
 def test_the_bar_shows_the_mean_so_far(model, blocks, monkeypatch):
@@ -99,7 +100,19 @@ def test_standard_error_of_many_documents_is_that_of_a_bootstrap_over_documents(
     found = perplexity(model, long)
     assert found.items.clusters == used.sum()
     assert found.stderr_nats == pytest.approx(means.std(), rel=0.1)
-    np.testing.assert_allclose(np.array(found.items.values) * found.items.weights, totals[used], rtol=1e-5)
+    sums = np.bincount(found.items.groups, np.array(found.items.values) * found.items.weights, minlength=30)
+    np.testing.assert_allclose(sums, totals, rtol=1e-5)
+
+
+def test_the_error_of_one_document_is_that_of_its_blocks(model, blocks):
+    one = Blocks(torch.randint(1, 300, (20, 12), generator=torch.Generator().manual_seed(3)))
+    one.documents = lambda i: torch.zeros(12, dtype=torch.int64)
+    found = perplexity(model, one)
+    losses, counts = hf_losses(model, one)
+    assert len(set(counts)) == 1
+    loss = found.metrics()["loss"]
+    assert (loss.n, loss.clusters, loss.unit, loss.degrees_of_freedom) == (20, 1, "block", pytest.approx(19))
+    assert found.stderr_nats == pytest.approx(losses.std(ddof=1) / math.sqrt(20), rel=1e-5)
 
 
 def test_a_document_does_not_see_the_one_before_it(model, blocks):
@@ -174,10 +187,17 @@ def test_a_model_is_at_no_distance_from_itself(model, blocks):
     assert kl_to_parent(model, model, blocks).kl_nats == 0
 
 
-def test_models_of_other_vocabularies_are_not_compared(model, blocks):
-    other = tiny_model("llama", vocab_size=64)
-    with pytest.raises(CheckpointError, match="compare models of one tokenizer"):
-        kl_to_parent(other, model, blocks)
+@pytest.mark.parametrize("padded", ["child", "parent"])
+def test_padding_of_one_model_is_left_out_of_the_kl(model, blocks, padded):
+    """Rows that no token has, with weights that would take most of the mass."""
+    child = tiny_model("llama", seed=1, vocab_size=model.config.vocab_size, hidden_size=16)
+    expected = brute_force_kl(child, model, blocks)
+    wider = copy.deepcopy(child if padded == "child" else model)
+    wider.resize_token_embeddings(model.config.vocab_size + 64, mean_resizing=False)
+    with torch.no_grad():
+        wider.lm_head.weight[-64:] = 3 * torch.randn(64, wider.config.hidden_size)
+    pair = (wider, model) if padded == "child" else (child, wider)
+    assert kl_to_parent(*pair, blocks).kl_nats == pytest.approx(expected, rel=1e-5)
 
 
 def test_metrics_have_values_errors_and_independent_items(model, blocks):

@@ -77,8 +77,49 @@ def test_equal_models_are_not_apart_and_a_single_group_has_no_error():
     items = Items([0.0, 1.0, 1.0])
     found = compare(items, items)
     assert (found.difference, found.stderr, found.ratio, found.mcnemar) == (0, 0, 1, 1)
-    alone = compare(Items([0.0, 1.0], groups=[4, 4]), Items([1.0, 1.0], groups=[4, 4]))
-    assert (alone.difference, alone.stderr, alone.low, alone.clusters) == (-0.5, None, None, 1)
+    alone = compare(Items([0.0], groups=[4]), Items([1.0], groups=[4]))
+    assert (alone.difference, alone.stderr, alone.low, alone.clusters) == (-1, None, None, 1)
+
+
+def leave_one_out(values, weights, groups):
+    """Standard error by the jackknife, as its definition says: the mean again without each group."""
+    values, weights, groups = np.array(values), np.array(weights, float), np.array(groups)
+    mean, names = np.average(values, weights=weights), sorted(set(groups.tolist()))
+    others = [np.average(values[groups != g], weights=weights[groups != g]) for g in names]
+    return math.sqrt((len(names) - 1) / len(names) * sum((other - mean) ** 2 for other in others))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_standard_error_is_that_of_leaving_out_one_document_after_the_other(seed):
+    """One document has half of the tokens, and items of a document are far from each other in the order."""
+    source = np.random.default_rng(seed)
+    groups = source.permutation(np.repeat(np.arange(12), source.integers(1, 9, 12))) * 7
+    weights = source.integers(1, 50, len(groups))
+    weights[groups == 0] = -(-weights[groups != 0].sum() // (groups == 0).sum())
+    model, parent = (Items(v.tolist(), weights.tolist(), groups.tolist()) for v in source.normal(size=(2, len(groups))))
+    found = compare(model, parent)
+    assert model.stderr == pytest.approx(leave_one_out(model.values, weights, groups))
+    apart = np.subtract(model.values, parent.values)
+    assert found.stderr == pytest.approx(leave_one_out(apart, weights, groups))
+    totals = np.bincount(groups // 7, weights)
+    effective = totals.sum() ** 2 / (totals**2).sum()
+    assert 2 < effective < 5
+    assert found.degrees_of_freedom == pytest.approx(effective - 1)
+    reach = student_t(0.95, effective - 1) * found.stderr
+    assert (found.low, found.high) == pytest.approx((found.difference - reach, found.difference + reach))
+    assert (found.clusters, found.unit) == (12, "document")
+
+
+def test_parts_of_a_document_that_outweighs_the_others_are_independent():
+    values, groups = [1.0, 2.0, 4.0, 3.0, 7.0, 5.0], [0, 1, 2, 2, 2, 2]
+    for weight, unit in ((1, "document"), (2, "block")):  # effective documents: 36 / 18 = 2, and 100 / 66
+        items = Items(values, [1, 1] + 4 * [weight], groups, "block")
+        assert items.unit == unit
+        assert items.clusters == (3 if unit == "document" else 6)
+        assert items.documents == 3
+        numbers = groups if unit == "document" else range(6)
+        assert items.stderr == pytest.approx(leave_one_out(values, items.weights, numbers))
+        assert items.degrees_of_freedom == pytest.approx(1 if unit == "document" else 100 / 18 - 1)
 
 
 def test_there_is_no_ratio_to_nothing():
@@ -91,7 +132,7 @@ def test_nine_intervals_in_ten_hold_the_truth():
     source, held = np.random.default_rng(0), 0
     for _ in range(1000):
         items = Items(source.normal(1, 2, 6).tolist())
-        low, high = interval(items.mean, items.stderr, items.clusters, 0.9)
+        low, high = interval(items.mean, items.stderr, items.degrees_of_freedom, 0.9)
         held += low < 1 < high
     assert held == pytest.approx(900, abs=30)
 
@@ -104,8 +145,21 @@ def test_errors_of_perplexities_are_those_of_a_bootstrap(seed):
     assert found.ratio == pytest.approx(math.exp(model.mean - parent.mean))
     assert found.stderr == pytest.approx(bootstrap(model, parent, lambda m, p: np.exp(m) - np.exp(p)), rel=0.1)
     assert found.ratio_stderr == pytest.approx(bootstrap(model, parent, lambda m, p: np.exp(m - p)), rel=0.1)
-    reach = student_t(0.95, model.clusters - 1) * found.stderr
-    assert (found.low, found.high) == pytest.approx((found.difference - reach, found.difference + reach))
+    loss = compare(model, parent)
+    ends = [math.exp(parent.mean + end) - math.exp(parent.mean) for end in (loss.low, loss.high)]
+    assert (found.low, found.high) == pytest.approx(ends)
+
+
+def test_perplexities_and_losses_never_contradict_each_other():
+    source, decided = np.random.default_rng(5), 0
+    for _ in range(200):
+        parent = source.normal(2, 1, 8)
+        model = Items((parent + source.normal(0.8, 1, 8)).tolist())
+        loss, perplexity = (f(model, Items(parent.tolist())) for f in (compare, compare_exponentials))
+        assert (perplexity.low > 0, perplexity.high < 0) == (loss.low > 0, loss.high < 0)
+        assert perplexity.low > -math.exp(parent.mean())  # no perplexity below 0
+        decided += loss.low > 0
+    assert 20 < decided < 180
 
 
 @pytest.mark.parametrize(

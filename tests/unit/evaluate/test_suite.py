@@ -123,7 +123,7 @@ def test_a_fifth_of_xlsum_is_asked(data):
 
 
 def test_tasks_that_run_code_need_leave(data):
-    with pytest.raises(InputError, match=r"'humaneval' runs code .* add --allow-code-execution"):
+    with pytest.raises(InputError, match=r"'humaneval' runs code .* leave it out, or run .minitron eval --allow-code"):
         load_tasks([Task(name="humaneval")], TaskLocations(data=data))
     config = EvaluateConfig(suite="minitron")
     assert [task.name for task in config.requested(allow_code=True)] == list(PUBLISHED_SHOTS)

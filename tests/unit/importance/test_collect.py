@@ -151,7 +151,35 @@ def test_a_stop_request_saves_first(model, batches, undisturbed, tmp_path):
     runs, handle = counting(model)
     assert_same_bits(score(model, batches, scratch=tmp_path), undisturbed)
     handle.remove()
-    assert len(runs) == 2
+    assert len(runs) == 3  # the second batch was not begun
+
+
+@pytest.mark.parametrize(
+    ("family", "module", "call"),
+    [("llama", "layers.2", 0), ("llama", "layers.3", 2), ("llama", "norm", 3), ("qwen3_moe", "layers.2", 0)],
+)
+def test_a_stop_inside_a_batch_leaves_the_state_before_it(tmp_path, batches, family, module, call):
+    """In the forward pass, in that of a variant without a layer, and before the head of a variant."""
+    model, calls = tiny_model(family), []
+    undisturbed = score(model, batches)
+
+    def request(*_):
+        calls.append(1)
+        if len(calls) > call:
+            progress.request_stop(15)
+
+    def stopped_inside_the_second_batch():
+        yield batches[0]
+        with model.get_submodule(f"model.{module}").register_forward_hook(request):
+            yield from batches[1:]
+
+    with pytest.raises(Interrupted):
+        score(model, stopped_inside_the_second_batch(), scratch=tmp_path)
+    progress.request_stop(None)
+    runs, _ = counting(model)
+    assert_same_bits(score(model, batches, scratch=tmp_path), undisturbed)
+    assert len(runs) == 3
+    assert len(calls) == call + 1
 
 
 def test_without_resume_the_pass_starts_over(model, batches, tmp_path):

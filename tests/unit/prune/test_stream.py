@@ -17,6 +17,7 @@ from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune import slicing, stream
 from minitron_cli.prune.plan import HeadResidual, PrunePlan
+from tests.quick import first_quick
 
 SIZES = {"vocab": 29, "hidden": 15, "layer": 3, "head": 6, "kv_head": 3, "head_dim": 5, "ffn": 37}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64)
@@ -83,7 +84,9 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 64, 500, 1 << 20])  # less than a row, some rows, a whole tensor
+@pytest.mark.parametrize(
+    "block_bytes", first_quick([64, 1, 500, 1 << 20])
+)  # less than a row, some rows, a whole tensor
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_bit_is_where_indexing_puts_it(tmp_path, monkeypatch, threads, dtype, block_bytes):
     monkeypatch.setattr(stream, "BLOCK_BYTES", block_bytes)

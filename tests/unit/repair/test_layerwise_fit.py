@@ -21,6 +21,7 @@ from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
 from minitron_cli.repair.store import RepairStore
 from tests.conformance.masked import random_survivors
 from tests.conformance.test_families import plan_of, reload, write
+from tests.quick import each_family, first_quick
 from tests.tiny import BASE, tiny_model
 from tests.unit.importance.calibration import Killed, samples, split
 
@@ -157,7 +158,7 @@ def check_reader(model, child, parent, child_seen, kept, norm, its_norm, weight,
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
-@pytest.mark.parametrize("model_type", SUMMED)
+@each_family(SUMMED)
 def test_every_part_makes_up_for_what_went_before(model_type, turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
     plan = fit(model, checkpoint, pruning_plan(model, checkpoint, turned=turned), tmp_path / "scratch")
@@ -172,7 +173,7 @@ def test_dropped_layers_are_made_up_for_like_any_error(turned, tmp_path):
     check_parts(model, plan, reload(write(checkpoint, plan, tmp_path / "child")), [1, 2])
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "nemotron", "olmo2"])
+@pytest.mark.parametrize("model_type", first_quick(["gemma2", "nemotron", "olmo2"]))
 def test_where_blocks_do_not_simply_add_a_matrix_is_fitted_to_its_own_output(model_type, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type)
     plan = fit(model, checkpoint, pruning_plan(model, checkpoint), tmp_path / "scratch")
@@ -231,7 +232,7 @@ def routed_in(model, layer, expert):
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+@each_family(["mixtral", "qwen3_moe"])
 def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_type, turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
     plan = fit(model, checkpoint, pruning_plan(model, checkpoint, turned=turned, ffn=16), tmp_path / "scratch")
@@ -267,7 +268,7 @@ def test_on_disk_or_in_memory_batched_or_spilled_it_is_the_same(llama, tmp_path)
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kill", [0, 5, 9, 16])
+@pytest.mark.parametrize("kill", [5, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (0, 9, 16))])
 @pytest.mark.parametrize("budget", [0, 10**9])
 def test_a_killed_fit_goes_on_with_the_same_bits(llama, tmp_path, kill, budget, monkeypatch):
     expected = tensors_of(fit(*llama, tmp_path / "undisturbed"))

@@ -152,6 +152,7 @@ def sample(name: Name = lambda text: text) -> ReportData:
     return ReportData(
         title=name("demo: 3.9 M to 2.1 M parameters"),
         model=name("demo/teacher"),
+        sizes=(3_912_448, 2_103_296),
         models=(
             row("parent", "parent", 2.412, None, 0.71),
             row("pruned", "pruned", 4.913, 2.31, 0.33, 0),

@@ -5,7 +5,8 @@ import pytest
 from minitron_cli.figures import MINUS
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.headline import key_figures, lead, share_closed
-from minitron_cli.report.sections import repair_table
+from minitron_cli.report.sections import repair_tables
+from minitron_cli.results.training import Worsening
 from tests.unit.report.sample import difference, evaluated, pruned, repair
 
 REPAIRED = pruned(repair(2.4, (3.0, 0.5), (2.4002, 0.0005)))
@@ -49,6 +50,12 @@ def test_a_pruned_child_that_training_made_worse_is_no_percentage_either():
     assert (value, note) == ("+0.500", "in loss, from 3.000 to 3.500")
 
 
+@pytest.mark.parametrize(("before", "what"), [(0.5, "made it worse"), (9.0, "ended above its lowest evaluation")])
+def test_a_training_that_ends_above_its_start_or_only_above_its_lowest_point(before: float, what: str) -> None:
+    worse = Worsening(measure="kl", before=before, lowest=0.5, after=2.0)
+    assert f"Training {what}: held-out KL to the teacher ended at 2" in lead(ReportData(title="t", worse=worse))
+
+
 def test_a_child_that_is_better_than_its_parent():
     text, value, note = head(2.4, 2.6, 2.3)
     assert text.endswith("Distillation lowered it to 2.300, below the parent's.")
@@ -75,6 +82,5 @@ def test_a_share_lies_between_nothing_and_everything(gap, left, share):
 
 
 def test_a_repair_of_next_to_nothing_is_no_percentage():
-    table = repair_table(repair(2.4, (2.401, 0.5), (2.41, 0.1)))
-    assert table is not None
+    (table,) = repair_tables(repair(2.4, (2.401, 0.5), (2.41, 0.1)))
     assert [row[-1] for row in table.rows] == [None, 0.8]

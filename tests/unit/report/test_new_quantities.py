@@ -1,24 +1,30 @@
 """A constraint and a metric that nothing else knows are shown with their own titles and units everywhere."""
 
+import re
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import pytest
 
 from minitron_cli.cli import console
+from minitron_cli.distill.curves import HELD_OUT
+from minitron_cli.distill.losses.forward_kl import ForwardKL
+from minitron_cli.distill.losses.reverse_kl import ReverseKL
 from minitron_cli.evaluate import metrics
 from minitron_cli.figures import Figure
 from minitron_cli.model.shape import Shape
 from minitron_cli.report import markdown
 from minitron_cli.report.candidates import Ranking, candidate_tables, candidates_section
-from minitron_cli.report.evaluation import evaluation_tables, overview
+from minitron_cli.report.evaluation import evaluation_tables
 from minitron_cli.report.page import render
+from minitron_cli.report.sections import repair_tables
 from minitron_cli.report.view import Section, Table, View
 from minitron_cli.results.evaluation import MetricResult
-from minitron_cli.results.search import CandidateResult
+from minitron_cli.results.search import CandidateResult, ObjectiveResult
 from minitron_cli.search import constraints
 from minitron_cli.search.constraints.base import Between, Counted
 from tests.unit.report.hostile import Page
-from tests.unit.report.sample import evaluated, size
+from tests.unit.report.sample import evaluated, repair, size
 
 
 class Energy(Between, Counted):
@@ -75,15 +81,27 @@ def test_a_constraint_that_this_installation_lacks_goes_by_its_name(capsys: pyte
     assert all("energy" in shown and "mJ" not in shown for shown in everywhere(table, capsys))
 
 
+def test_every_divergence_says_from_what(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parent and the teacher may be two models, and a table has the divergences from both."""
+    tables = [
+        *evaluation_tables([evaluated("pruned", "pruned", 2.0, kl=0.5)]),
+        *candidate_tables(replace(ranking(), objective=ObjectiveResult(name="kl"))),
+        *repair_tables(repair(2.0, (3.0, 0.5), (2.5, 0.25))),
+        Table("t", (*HELD_OUT.values(), ForwardKL.figure, ReverseKL.figure), ()),
+    ]
+    words = " ".join(" ".join(everywhere(table, capsys)) for table in tables)
+    found = re.findall(r"\bkl\b(?: \(nats/token\),)?(?: to the )?(?:teacher|parent)?", words, re.IGNORECASE)
+    assert {one.rsplit(" ", 1)[-1] for one in found} == {"parent", "teacher"}, found
+    assert {row[0] for row in tables[0].rows} >= {"perplexity.kl (nats/token), to the parent"}
+    assert "zero-shot KL to the teacher (nats/token)" in tables[1].header
+
+
 def test_a_new_metric_has_its_unit_in_every_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(metrics.TEXT_FIGURES, "calibration", Figure("calibration error", "pp", better="lower"))
     tasks = {"perplexity": {"calibration": MetricResult(value=3.25, stderr=0.5, n=8)}}
     models = [evaluated("parent", "parent", tasks=tasks), evaluated("pruned", "pruned", tasks=tasks)]
-    for shown in everywhere(overview(models), capsys):
-        assert "calibration error (pp)" in shown
-        assert "3.250 ± 0.500" in shown
     (table,) = evaluation_tables(models)
     for shown in everywhere(table, capsys):
         assert "perplexity.calibration (pp)" in shown

@@ -92,16 +92,16 @@ def test_a_long_curve_is_thinned_without_moving():
 
 def test_colors_follow_the_page():
     svgs = [
-        draw(Lines((Line([10, 20], [2.0, 3.0], 2, "points"), Line([10], [2.0], 1, "rings")), X, Y)),
+        draw(Lines((Line([(10, 2.0), (20, 3.0)], 2, "points"), Line([(10, 2.0)], 1, "rings")), X, Y)),
         draw(LayerBars([1, 2], Y, (1,))),
-        draw(Lines((Line([1, 2], [3, 4], 8),), X, Y, reference=3.5)),
-        draw(Lines((Line([0], [0.5], 0), Line([0], [np.nan], 1)), X, Figure("kept", style="share"))),
+        draw(Lines((Line([(1, 3), (2, 4)], 8),), X, Y, reference=3.5)),
+        draw(Lines((Line([(0, 0.5)], 0), Line([(0, np.nan)], 1)), X, Figure("kept", style="share"))),
         draw(
             Lines(
                 (
-                    Line((0, 1, 2), (3.0, 2.0, 1.0), 1),
-                    Line((0, 1), (4.0, 3.0), 5, "dashed"),
-                    Line((0, 1), (4.0, 3.0), 2, "faint"),
+                    Line([(0, 3.0), (1, 2.0), (2, 1.0)], 1),
+                    Line([(0, 4.0), (1, 3.0)], 5, "dashed"),
+                    Line([(0, 4.0), (1, 3.0)], 2, "faint"),
                 ),
                 X,
                 Y,
@@ -116,7 +116,7 @@ def test_colors_follow_the_page():
 
 
 def test_axes_are_titled_by_their_figures_with_units():
-    svg = draw(Lines((Line([10, 20], [2.0, 3.0], 2, "points"),), Figure("energy", "J"), Figure("loss", "nats/token")))
+    svg = draw(Lines((Line([(10, 2.0), (20, 3.0)], 2, "points"),), Figure("energy", "J"), Figure("loss", "nats/token")))
     assert ">energy (J)<" in svg
     assert ">loss (nats/token)<" in svg
     assert 'aria-label="Loss against energy"' in svg

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from minitron_cli import progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
-from minitron_cli.layerwise.processes import Processes
+from minitron_cli.layerwise.processes import Processes, say_if_on_cpu
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import importance
+from tests.tiny import write_tiny
 from tests.unit.stages.place import WORDS, context, data, write_place
 
 CONFIG = ImportanceConfig(samples=6, batch_size=4)
@@ -127,6 +130,7 @@ def accuracy(model, tokenizer):
     return right / len(ITEMS)
 
 
+@pytest.mark.slow
 def test_the_task_is_asked_without_each_block(place, tmp_path, tasks):
     found, scores = run(
         place, tmp_path, blocks=(2, 3), block_task="finish", block_task_path=str(tasks), mode="resident"
@@ -157,3 +161,26 @@ def test_a_metric_that_the_task_lacks_is_an_error(place, tmp_path, tasks):
     options = {"block_task": "finish", "block_task_path": str(tasks), "block_metric": "f1"}
     with pytest.raises(InputError, match=r"no 'f1': set importance.block_metric to one of acc"):
         run(place, tmp_path, blocks=(2,), mode="resident", **options)
+
+
+def test_the_only_layer_of_a_model_is_scored_and_not_removed(place, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    model = tmp_path / "model"
+    write_tiny(model, num_hidden_layers=1, vocab_size=300)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place / "model" / name, model)
+    config = ImportanceConfig(samples=4, batch_size=4)
+    found = Scores.load(importance.run(context(tmp_path / "run"), open_source_model(model), data(place), config).path)
+    found = found.by_name
+    assert found["layer.block_importance"].shape == (1,)
+    assert "layer.perplexity" not in found
+    assert [text for text in said if "the model has one layer" in text]
+
+
+@pytest.mark.parametrize(("count", "device", "says"), [(4, "cpu", True), (1, "cpu", False), (4, "cuda", False)])
+def test_processes_that_share_the_cpu_say_so(count, device, says, monkeypatch):
+    warned = []
+    monkeypatch.setattr(progress, "warn_once", warned.append)
+    say_if_on_cpu(count, torch.device(device))
+    assert warned == ["4 processes run on the CPU and share its cores: no accelerator is used"] * says

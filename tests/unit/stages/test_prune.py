@@ -1,12 +1,17 @@
 """Several children pruned by one set of scores, and the forecast of a dry run from headers alone."""
 
+import json
+from functools import partial
+
 import pytest
 import torch
 
+from minitron_cli import progress
 from minitron_cli.artifacts.build import DryRunStop, produce
 from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.compute import model_size
+from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
@@ -26,7 +31,16 @@ def parent(tmp_path):
 
 
 @pytest.fixture
-def scores(tmp_path, parent):
+def scores(scores_of, parent):
+    return scores_of(parent)
+
+
+@pytest.fixture
+def scores_of(tmp_path):
+    return partial(made_up_scores, tmp_path)
+
+
+def made_up_scores(tmp_path, parent):
     draw = torch.Generator().manual_seed(0)
     sizes = {"hidden": (32,), "ffn": (4, 48), "head": (4, 8)}
     found = {f"{axis}.batch=l2.sequence=mean": torch.rand(size, generator=draw) for axis, size in sizes.items()}
@@ -89,3 +103,23 @@ def test_a_dry_run_names_the_candidates_of_a_budget(tmp_path, parent, scores, mo
         prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores, data=object())
     assert list(caught.value.forecast) == ["candidate 1", "candidate 2", "candidate 3"]
     assert all("hidden=" in said and said.endswith("parameters") for said in caught.value.forecast.values())
+
+
+def off_pattern(tmp_path, scores_of, **options):
+    parent = open_source_model(write_tiny(tmp_path / "patterned", "gemma2"))
+    config = PruneConfig(drop_layers=(1,), repair="none", **options)
+    return prune.run(context(tmp_path / "run"), parent, config, scores=scores_of(parent))
+
+
+def test_layers_off_the_pattern_go_where_the_user_says_so(tmp_path, scores_of, monkeypatch):
+    warned = []
+    monkeypatch.setattr(progress, "warn", warned.append)
+    with pytest.raises(InputError, match=r"--serving-lint warn if llama.cpp will not run the child"):
+        off_pattern(tmp_path, scores_of)
+    made = off_pattern(tmp_path, scores_of, serving_lint="warn")
+    kinds = json.loads((made.path / "config.json").read_text())["layer_types"]
+    assert kinds == ["sliding_attention", "sliding_attention", "full_attention"]
+    assert len(warned) == 1
+    assert "serve it with transformers or vLLM" in warned[0]
+    levels = {finding.reader: finding.level for finding in made.result(PruneResult).serving}
+    assert levels["llama.cpp layers"] == "fails"

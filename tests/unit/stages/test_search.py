@@ -18,7 +18,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.results.prune import PruneResult
-from minitron_cli.results.search import ObjectiveResult, SearchResult
+from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult
 from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, prune, report, search
@@ -177,6 +177,7 @@ def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place,
     assert found.result(SearchResult).winners["78%"].sizes.items() <= child.result(PruneResult).child.sizes.items()
 
 
+@pytest.mark.slow
 def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, parent, scores, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     built = []
@@ -206,6 +207,7 @@ def test_a_latency_is_measured_once_and_kept_outside_identity(tmp_path, place, p
         search.run(context(tmp_path / "none"), parent, scores, data(place), too_fast)
 
 
+@pytest.mark.slow
 def test_a_model_is_really_timed(tmp_path, place, parent, scores, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for phase in ("prefill", "decode"):
@@ -271,3 +273,20 @@ def test_two_processes_share_the_candidates(tmp_path, place, parent, scores):
     assert trained[1]
     assert not trained[0] & trained[1]
     assert len(trained[0] | trained[1]) == 4 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("better", "values", "worse"),
+    [
+        ("lower", [(6.0, (93.0, 90.0)), (6.0, (5.0,)), (6.0, ())], "1 of 2 retrained candidates"),
+        ("lower", [(6.0, (90.0, 6.1)), (6.0, (5.0, 4.0))], None),
+        ("higher", [(0.5, (0.6, 0.4)), (0.5, (0.6,))], "1 of 2 retrained candidates"),
+        ("higher", [(0.5, (0.48,)), (0.5, ())], None),
+    ],
+)
+def test_a_retraining_that_diverged_is_said(better, values, worse, monkeypatch):
+    warned = []
+    monkeypatch.setattr(progress, "warn", warned.append)
+    rows = tuple(CandidateResult.model_construct(zero_shot=before, rungs=rungs) for before, rungs in values)
+    search._warn_if_worse(SearchResult.model_construct(objective=ObjectiveResult(better=better), candidates=rows))
+    assert [worse in text for text in warned] == ([True] if worse else [])

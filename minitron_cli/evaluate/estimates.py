@@ -1,0 +1,107 @@
+"""Stored results as values with intervals at any confidence, for gates and reports."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minitron_cli.evaluate.statistics import CONFIDENCE, change, exponential, interval
+from minitron_cli.results.evaluation import Difference, MetricResult
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Value that is a rising function of a quantity whose interval is Student's t: of a mean, or of its logarithm."""
+
+    value: float | None
+    center: float
+    """The quantity."""
+    stderr: float | None
+    """Standard error of the quantity."""
+    degrees_of_freedom: float
+    shown: Callable[[float], float] = float
+    """Function that gives the value from the quantity."""
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+        """Two-sided interval of the value; None without a standard error."""
+        ends = interval(self.center, self.stderr, self.degrees_of_freedom, confidence)
+        return ends and (self.shown(ends[0]), self.shown(ends[1]))
+
+
+UNKNOWN = Estimate(None, 0.0, None, 0.0)
+
+
+def of_metric(found: MetricResult) -> Estimate:
+    """Value of one metric."""
+    degrees = _degrees(found.degrees_of_freedom, found.clusters or found.n or 0)
+    if found.value is None:
+        return UNKNOWN
+    if found.scale == "log":
+        return Estimate(found.value, math.log(found.value), _relative(found.stderr, found.value), degrees, exponential)
+    return Estimate(found.value, found.value, found.stderr, degrees)
+
+
+def of_difference(found: Difference) -> Estimate:
+    """Difference of a model from its parent on the same items."""
+    degrees = _degrees(found.degrees_of_freedom, found.clusters)
+    if found.scale == "log":
+        ratio = of_ratio(found)
+        return Estimate(found.difference, ratio.center, ratio.stderr, degrees, _from_log_ratio(found.parent or 0.0))
+    return Estimate(found.difference, found.difference, found.stderr, degrees)
+
+
+def of_ratio(found: Difference) -> Estimate:
+    """Ratio of a model's value to its parent's on the same items."""
+    degrees = _degrees(found.degrees_of_freedom, found.clusters)
+    if found.ratio is None:
+        return UNKNOWN
+    if found.scale == "log":
+        stderr = _relative(found.ratio_stderr, found.ratio)
+        return Estimate(found.ratio, math.log(found.ratio), stderr, degrees, exponential)
+    return Estimate(found.ratio, found.ratio, found.ratio_stderr, degrees)
+
+
+def unpaired_difference(own: MetricResult, other: MetricResult) -> Estimate:
+    """Difference of two values, taken as independent; on the same items this overstates the error."""
+    first, second = of_metric(own), of_metric(other)
+    if first.value is None or second.value is None:
+        return UNKNOWN
+    center, error, degrees = _apart(first, second)
+    if own.scale == other.scale == "log":
+        return Estimate(first.value - second.value, center, error, degrees, _from_log_ratio(second.value))
+    return Estimate(center, center, error, degrees)
+
+
+def unpaired_ratio(own: MetricResult, other: MetricResult) -> Estimate:
+    """Ratio of two values, taken as independent, to first order; no value unless the other one is positive."""
+    first, second = of_metric(own), of_metric(other)
+    if first.value is None or second.value is None or second.value <= 0:
+        return UNKNOWN
+    ratio = first.value / second.value
+    center, error, degrees = _apart(first, second)
+    if own.scale == other.scale == "log":
+        return Estimate(ratio, center, error, degrees, exponential)
+    error = _hypot(first.stderr, None if second.stderr is None else ratio * second.stderr)
+    return Estimate(ratio, ratio, None if error is None else error / second.value, degrees)
+
+
+def _apart(first: Estimate, second: Estimate) -> tuple[float, float | None, float]:
+    """Difference of two quantities, its standard error and the degrees of freedom of the less certain one."""
+    degrees = min(first.degrees_of_freedom, second.degrees_of_freedom)
+    return first.center - second.center, _hypot(first.stderr, second.stderr), degrees
+
+
+def _hypot(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else math.hypot(first, second)
+
+
+def _relative(stderr: float | None, value: float) -> float | None:
+    """Standard error of the logarithm, from which the value's was made to first order."""
+    return None if stderr is None else stderr / value
+
+
+def _from_log_ratio(parent: float) -> Callable[[float], float]:
+    return lambda log_ratio: change(log_ratio, parent)
+
+
+def _degrees(stored: float | None, clusters: int) -> float:
+    return clusters - 1.0 if stored is None else stored

@@ -1,0 +1,122 @@
+"""Check of a whole workspace, and the command that makes each damaged result again."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minitron_cli import progress, strict_json
+from minitron_cli.artifacts import file_hashes, fingerprint, verification
+from minitron_cli.artifacts import manifest as manifests
+from minitron_cli.artifacts.verification import Checked
+from minitron_cli.artifacts.workspace import GIVEN, SETTINGS, Workspace
+from minitron_cli.data import token_file
+from minitron_cli.errors import ArtifactError, CheckpointError
+from minitron_cli.report import provenance
+from minitron_cli.results.verification import Finding, Verification
+
+TOKENS = "tokens"
+
+
+def verify(workspace: Workspace) -> Verification:
+    """Findings on every artifact and token file, from all of their bytes. ArtifactError without such a workspace."""
+    if not workspace.root.is_dir():
+        raise ArtifactError(f"there is no workspace {workspace.root}: name another, or give --runs-dir")
+    given, unreadable = _given(workspace)
+    artifacts, tokens = verification.paths(workspace), token_file.finished(workspace.root / TOKENS)
+    size_bytes = sum(map(_size_bytes, (*artifacts, *tokens)))
+    with progress.track("verify", size_bytes, "bytes") as step:
+        checked = [verification.check(path, step) for path in artifacts]
+        damaged_tokens = [finding for path in tokens if (finding := _of_tokens(path, step))]
+    damaged = [(one, one.damage, True) for one in checked if one.damage]
+    lost = [(one, (problem,), False) for one, problem in _lost_inputs(checked, given)]
+    found = (_finding(workspace, given, *each) for each in (*damaged, *lost))
+    return Verification(
+        workspace=str(workspace.root),
+        artifacts=len(checked),
+        size_bytes=size_bytes,
+        findings=(*unreadable, *found, *damaged_tokens, *_pointers(workspace)),
+    )
+
+
+def _given(workspace: Workspace) -> tuple[dict[str, Any], list[Finding]]:
+    """What the user gave, by fingerprint, and findings on files of the workspace that say it and cannot be read."""
+    given: dict[str, Any] = {}
+    unreadable = []
+    for name in (SETTINGS, GIVEN):
+        path = workspace.root / name
+        try:
+            given = strict_json.load(path) if path.is_file() else {}
+        except CheckpointError:
+            advice = f"rm {path}, then name the model and the data again with `minitron importance MODEL --data TEXT`"
+            unreadable.append(Finding(path=str(path), problems=("it is damaged",), is_damaged=True, command=advice))
+    return given, unreadable
+
+
+def _size_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+
+
+def _of_tokens(directory: Path, step: Callable[[int], None]) -> Finding | None:
+    name = token_file.damage(directory, lambda paths: file_hashes.fresh(paths, step))
+    if name is None:
+        return None
+    problem = f"{name} has changed since it was written"
+    return Finding(path=str(directory), problems=(problem,), is_damaged=True, command=f"rm -r {directory}")
+
+
+def _pointers(workspace: Workspace) -> Iterator[Finding]:
+    for path in verification.dangling_pointers(workspace):
+        advice = f"{manifests.command_of(path.parent.name)} --run {workspace.name}"
+        yield Finding(path=str(path), problems=("it names no artifact",), is_damaged=True, command=advice)
+
+
+def _finding(
+    workspace: Workspace, given: Mapping[str, Any], checked: Checked, problems: Sequence[str], is_damaged: bool
+) -> Finding:
+    words = [manifests.command_of(checked.stage), *_settings_of(checked, given), "--run", workspace.name]
+    if workspace.root.parent != Path("runs"):
+        words += ["--runs-dir", shlex.quote(str(workspace.root.parent))]
+    return Finding(
+        path=str(checked.path),
+        problems=tuple(problems),
+        is_damaged=is_damaged,
+        command=" ".join(words),
+    )
+
+
+def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments with every setting of an artifact's stage, and with what the user gave for its inputs."""
+    if checked.manifest is None:
+        return
+    inputs = checked.manifest.inputs
+    if checked.stage == "importance":
+        yield shlex.quote(str(given.get(inputs["model"], inputs["model"].partition("@")[0])))
+        yield from provenance.settings({"data": given.get(inputs["data"], {})})
+    if checked.stage == "distill" and isinstance(teacher := given.get(inputs["teacher"]), str):
+        yield from ("--teacher", shlex.quote(teacher))
+    yield from provenance.settings_of(checked.manifest.config)
+
+
+def _lost_inputs(checked: Sequence[Checked], given: Mapping[str, Any]) -> Iterator[tuple[Checked, str]]:
+    """Artifacts with an input that is gone: one that the workspace made, or a model that the user gave."""
+    for one, name in verification.lost_inputs(checked):
+        yield one, f"its {name} is not in this workspace"
+    inputs = {known for one in checked if one.manifest for known in one.manifest.inputs.values()}
+    changed = {known: problem for known in sorted(inputs) if (problem := _changed(known, given.get(known)))}
+    for one in checked:
+        mine = set(one.manifest.inputs.values()) if one.manifest else set()
+        yield from ((one, changed[known]) for known in sorted(mine & changed.keys()))
+
+
+def _changed(known: str, given: object) -> str | None:
+    """What happened to a model that was given as a directory; None if it is as it was, or was given otherwise."""
+    if not isinstance(given, str) or not Path(given).is_absolute() or "@" in known:
+        return None
+    if not Path(given).is_dir():
+        return f"{given}, which it was made from, does not exist"
+    try:
+        is_same = fingerprint.of_directory(Path(given), file_hashes.fresh) == known
+    except ArtifactError:
+        is_same = False
+    return None if is_same else f"{given} is no longer the model that it was made from"

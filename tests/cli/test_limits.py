@@ -1,0 +1,68 @@
+"""A model that does not fit the limits of the process: exit 3 and one sentence, whichever library fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import datasets, transformers, transformers.models.llama.modeling_llama
+from minitron_cli import stages
+from minitron_cli.checkpoint import hf
+from minitron_cli.cli.app import main
+
+load_model = hf.load_model
+
+def limited(*arguments, **options):
+    {limit}
+    return load_model(*arguments, **options)
+
+hf.load_model = limited
+main()
+"""
+MEMORY = (
+    "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+    "resource.setrlimit(resource.RLIMIT_AS, (size, size))"
+)
+HANDLES = "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not limit the address space")
+@pytest.mark.parametrize(("limit", "message"), [(MEMORY, "out of memory"), (HANDLES, "too many open files")])
+def test_a_limit_reached_while_a_model_loads_is_the_environment(
+    tiny: Path, tmp_path: Path, limit: str, message: str
+) -> None:
+    words = ["importance", tiny / "model", "--data", tiny / "text.jsonl", "--sequence-length", "16", "--samples", "4"]
+    command = [sys.executable, "-c", PROGRAM.format(limit=limit), *map(str, words), "--runs-dir", str(tmp_path), "-q"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 3, ended.stderr
+    assert message in ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_user_without_a_home_gets_one_for_the_run(tmp_path: Path) -> None:
+    program = (
+        "import os, pwd, sys\n"
+        "def unknown(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown; os.environ.pop('HOME', None); os.environ.pop('USER', None)\n"
+        "from minitron_cli.cli import home\n"
+        "home.provide(); first = os.environ['HOME']; home.provide()\n"
+        "import getpass, pathlib\n"
+        "assert pathlib.Path.home() == pathlib.Path(first) and os.environ['HOME'] == first and getpass.getuser()\n"
+        "print(first)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not os.path.exists(ended.stdout.strip())
+
+
+def test_a_home_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from minitron_cli.cli import home
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home.provide()
+    assert os.environ["HOME"] == str(tmp_path)

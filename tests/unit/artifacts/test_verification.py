@@ -1,0 +1,128 @@
+"""The check of a workspace, on artifacts without models."""
+
+import json
+import os
+
+import pytest
+
+from minitron_cli import api, io
+from minitron_cli.artifacts import file_hashes, verification
+from minitron_cli.artifacts.artifact import Artifact, check_model
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.checkpoint import model_names
+from minitron_cli.errors import ArtifactError
+from tests.unit.artifacts.test_artifact import made
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    found = Workspace(tmp_path / "runs" / "small")
+    for stage in ("importance", "prune"):
+        io.make_dirs(found.stage_dir(stage))
+        inputs = {"model": "0" * 64} | ({"scores": found.current("importance").fingerprint} if stage == "prune" else {})
+        found.point(made(found.stage_dir(stage), stage=stage, inputs=inputs))
+    return found
+
+
+def test_a_sound_workspace(workspace):
+    found = api.verify(workspace.root)
+    assert (found.artifacts, found.findings) == (2, ())
+    assert found.size_bytes == sum(path.stat().st_size for path in workspace.root.glob("*/*/*"))
+
+
+def test_no_cache_is_trusted(workspace, monkeypatch, hash_everything_once):
+    """As a disk fails: other bytes under the same times."""
+    path = workspace.current("prune").path / "model.safetensors"
+    kept = file_hashes._state(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    monkeypatch.setattr(file_hashes, "_state", lambda one: kept if one == path else str(one))
+    assert Artifact.open(path.parent), "nothing but the bytes tells"
+    (finding,) = api.verify(workspace.root).damaged
+    assert finding.problems == ("model.safetensors has changed since it was written",)
+    assert finding.command == f"minitron prune ffn=3 rate=0.1 --run small --runs-dir {workspace.root.parent}"
+
+
+def test_every_damage_of_an_artifact_is_listed(workspace):
+    path = workspace.current("prune").path
+    os.truncate(path / "model.safetensors", 10)
+    (path / "config.json").unlink()
+    (path / "stranger").touch()
+    (path / "run.json").write_text("{}")
+    (finding,) = api.verify(workspace.root).damaged
+    assert sorted(finding.problems) == [
+        "config.json is missing",
+        "model.safetensors is not the file that was written",
+        "run.json is missing or damaged",
+        "stranger does not belong there",
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"schema_version": 1}', '{"schema_version": 3}'])
+def test_an_unreadable_manifest_is_listed(workspace, content):
+    path = workspace.current("prune").path
+    (path / "manifest.json").write_text(content)
+    (finding,) = api.verify(workspace.root).damaged
+    assert finding.path == str(path)
+    assert finding.problems[0].startswith("manifest.json ")
+    assert finding.command.startswith("minitron prune --run small")
+
+
+def test_what_else_belongs_to_a_workspace(workspace):
+    (workspace.root / "settings.json").write_text("{")
+    (workspace.stage_dir("prune") / "current").write_text("gone\n")
+    found = {finding.path: finding.problems for finding in api.verify(workspace.root).damaged}
+    assert found == {
+        str(workspace.root / "settings.json"): ("it is damaged",),
+        str(workspace.stage_dir("prune") / "current"): ("it names no artifact",),
+    }
+
+
+def test_an_input_that_is_gone_is_no_damage(workspace):
+    made(workspace.stage_dir("prune"), "b-ffffffff", inputs={"model": "0" * 64, "scores": "1" * 64})
+    found = api.verify(workspace.root)
+    assert [(finding.problems, finding.is_damaged) for finding in found.findings] == [
+        (("its scores is not in this workspace",), False)
+    ]
+
+
+def test_no_workspace(tmp_path):
+    with pytest.raises(ArtifactError, match="there is no workspace"):
+        api.verify(tmp_path / "nowhere")
+
+
+def test_work_in_progress_is_no_artifact(workspace):
+    for name in (".scratch-01234567", ".tmp-a-1234-1"):
+        (workspace.stage_dir("prune") / name).mkdir()
+    assert len(verification.paths(workspace)) == 2
+
+
+class TestModelDirectory:
+    """A stage's model that is named by its path, as a parent or a teacher."""
+
+    @pytest.mark.parametrize("name", ["a-ffffffff", "elsewhere"])
+    def test_a_changed_file_is_refused(self, tmp_path, name):
+        path = made(tmp_path).path.rename(tmp_path / "b" if name == "elsewhere" else tmp_path / name)
+        check_model(path)
+        (path / "config.json").write_text('{"hidden_size": 4}')
+        with pytest.raises(ArtifactError, match=r"config\.json is not the file .* or remove its manifest\.json to use"):
+            model_names.resolve(str(path)).fingerprint()
+        (path / "manifest.json").unlink()
+        check_model(path)
+
+    def test_an_added_file_is_not(self, tmp_path):
+        path = made(tmp_path).path
+        (path / "README.md").touch()
+        check_model(path)
+
+    @pytest.mark.parametrize("content", ["", "[]", "{", '{"name": "an app"}'])
+    def test_a_manifest_of_another_program_is_not_ours(self, tmp_path, content):
+        (tmp_path / "manifest.json").write_text(content)
+        check_model(tmp_path)
+
+    def test_a_damaged_manifest_is_refused(self, tmp_path):
+        path = made(tmp_path).path
+        content = json.loads((path / "manifest.json").read_text()) | {"label": "b"}
+        (path / "manifest.json").write_text(json.dumps(content))
+        with pytest.raises(ArtifactError, match=r"manifest\.json has changed since it was written"):
+            check_model(path)

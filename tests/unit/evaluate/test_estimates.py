@@ -1,0 +1,58 @@
+"""Intervals of stored results: those of the items that they were made from, at any confidence."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minitron_cli.evaluate.estimates import of_difference, of_metric, of_ratio, unpaired_difference, unpaired_ratio
+from minitron_cli.evaluate.perplexity import PerplexityResult
+from minitron_cli.evaluate.statistics import Items, compare, compare_exponentials, interval
+from minitron_cli.results.evaluation import MetricResult
+
+WEIGHTS, GROUPS = [3, 5, 40, 2, 9, 6, 8], [0, 1, 2, 2, 3, 4, 5]
+LOSSES = [Items(v.tolist(), WEIGHTS, GROUPS, "block") for v in np.random.default_rng(0).normal(2, 0.3, (2, 7))]
+
+
+def measured(items: Items) -> dict[str, MetricResult]:
+    return PerplexityResult(items.mean, items.stderr, math.exp(items.mean), sum(WEIGHTS), items).metrics()
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_the_interval_of_a_perplexity_is_that_of_its_loss(confidence: float) -> None:
+    loss, perplexity = (of_metric(measured(LOSSES[0])[name]).interval(confidence) for name in ("loss", "perplexity"))
+    items = LOSSES[0]
+    assert loss == pytest.approx(interval(items.mean, items.stderr, items.degrees_of_freedom, confidence))
+    assert loss is not None
+    assert perplexity == pytest.approx(tuple(map(math.exp, loss)))
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_paired_intervals_are_those_of_the_difference_in_loss(confidence: float) -> None:
+    loss, perplexity = compare(*LOSSES), compare_exponentials(*LOSSES)
+    low, high = interval(loss.difference, loss.stderr, LOSSES[0].degrees_of_freedom, confidence) or (0, 0)
+    parent = math.exp(LOSSES[1].mean)
+    assert of_difference(loss).interval(confidence) == pytest.approx((low, high))
+    expected = [parent * math.exp(end) - parent for end in (low, high)]
+    assert of_difference(perplexity).interval(confidence) == pytest.approx(expected)
+    assert of_ratio(perplexity).interval(confidence) == pytest.approx((math.exp(low), math.exp(high)))
+    if confidence == 0.95:
+        assert of_difference(perplexity).interval() == pytest.approx((perplexity.low, perplexity.high))
+
+
+def test_unpaired_intervals_of_perplexities_are_those_of_the_losses() -> None:
+    own, other = map(measured, LOSSES)
+    low, high = unpaired_difference(own["loss"], other["loss"]).interval() or (0, 0)
+    assert low < 0 < high
+    ratio = unpaired_ratio(own["perplexity"], other["perplexity"]).interval()
+    assert ratio == pytest.approx((math.exp(low), math.exp(high)))
+    parent = math.exp(LOSSES[1].mean)
+    apart = unpaired_difference(own["perplexity"], other["perplexity"]).interval()
+    assert apart == pytest.approx([parent * math.exp(end) - parent for end in (low, high)])
+
+
+def test_results_of_lm_eval_have_one_degree_of_freedom_less_than_items() -> None:
+    found = MetricResult(value=0.5, stderr=0.1, n=5)
+    assert of_metric(found).interval() == pytest.approx((0.5 - 0.2776, 0.5 + 0.2776), abs=1e-4)
+    assert of_metric(MetricResult(value=None)).value is None
+    assert of_metric(MetricResult(value=0.5, n=1)).interval() is None

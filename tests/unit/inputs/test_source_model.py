@@ -1,0 +1,82 @@
+"""Models that stages read: which one a name means, what is held in memory, and what cannot be held."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from minitron_cli.checkpoint import hf
+from minitron_cli.cli.exit_codes import explain
+from minitron_cli.dry_run import shape_of
+from minitron_cli.errors import CheckpointError
+from minitron_cli.inputs.source_model import open_source_model, published_shape
+from tests.tiny import write_tiny
+
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def test_a_directory_goes_before_an_alias(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "llama-3.2-1b", num_hidden_layers=1)
+    assert published_shape("llama-3.2-1b") is not None
+    monkeypatch.chdir(tmp_path)
+    assert published_shape("llama-3.2-1b") is None
+    shape, checkpoint = shape_of("llama-3.2-1b")
+    assert checkpoint is not None
+    assert shape.sizes["vocab"] == 64
+    assert open_source_model("llama-3.2-1b").shape == shape
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "sub/model.gguf"])
+def test_a_file_is_never_taken_for_a_hub_id(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"model\.gguf is GGUF, the format of llama\.cpp: give the original"):
+        open_source_model(name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("can't start new thread"),
+        OSError("Too many open files (os error 24)"),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_lacks_while_a_model_loads_is_not_the_models_fault(error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    path = write_tiny(tmp_path, num_hidden_layers=1)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(type(error)) as caught:
+        hf.load_model(path)
+    assert explain(caught.value).exit_code == 3
+
+
+@pytest.mark.parametrize("fields", [{"return_dict": False}, {"output_attentions": True, "output_hidden_states": True}])
+def test_a_config_does_not_choose_what_a_forward_pass_returns(fields, tmp_path):
+    path = write_tiny(tmp_path, num_hidden_layers=2)
+    wanted = hf.load_model(path)(IDS).logits
+    config = json.loads((path / "config.json").read_text()) | fields
+    (path / "config.json").write_text(json.dumps(config))
+    output = hf.load_model(path)(IDS)
+    assert torch.equal(output.logits, wanted)
+    assert not output.hidden_states
+
+
+def test_infinity_in_a_published_config_does_not_hide_that_the_family_is_unknown(tmp_path):
+    path = write_tiny(tmp_path, num_hidden_layers=1)
+    text = (path / "config.json").read_text()
+    unknown = text.replace('"model_type": "llama"', '"model_type": "nemotron_h", "time_step_limit": [0.0, Infinity]')
+    (path / "config.json").write_text(unknown)
+    with pytest.raises(CheckpointError, match="'nemotron_h' has no family table"):
+        open_source_model(path)
+    (path / "config.json").write_text(text.replace("{", '{"a": {"b": [1, -Infinity]},', 1))
+    with pytest.raises(CheckpointError, match=r"config\.json: 'a\.b\.1' is NaN or infinite; fix the field"):
+        open_source_model(path)

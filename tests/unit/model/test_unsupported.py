@@ -1,0 +1,26 @@
+"""What is said of a config that has no family: that it is no decoder, that it wraps one, or where to add it."""
+
+import pytest
+from transformers import CONFIG_MAPPING
+
+from minitron_cli.errors import CheckpointError
+from minitron_cli.model.families import family_of
+
+SAYS = {
+    "bert": "a bert model is an encoder, and only decoders are pruned",
+    "modernbert": "a modernbert model is an encoder",
+    "t5": "a t5 model is an encoder with a decoder",
+    "bart": "a bart model is an encoder with a decoder",
+    "vit": "a vit model is no language model",
+    "gemma3": r"a wrapper .* around a text model \(gemma3_text\), not supported yet: save the text part",
+    "qwen2_5_vl": r"around a text model \(qwen2_5_vl_text\), which has no family table",
+    "gpt2": r"model type 'gpt2' has no family table: .*families/ \(docs/extending\.md\)",
+    "mamba": "model type 'mamba' has no family table",
+}
+
+
+@pytest.mark.parametrize("model_type", SAYS)
+def test_a_model_without_a_family(model_type):
+    with pytest.raises(CheckpointError, match=SAYS[model_type]) as caught:
+        family_of(CONFIG_MAPPING[model_type]())
+    assert ("families/" in str(caught.value)) == ("has no family table" in SAYS[model_type][:40])
