@@ -57,12 +57,15 @@ def _prune(artifact: Artifact) -> Iterator[Entry]:
         tokens = scored.samples_scored * result.sequence_length
         yield from compute.calibration(before.model, tokens, [1] if result.rounds_remove_layers else [])
     if result.calibration:
-        own = result.repair.repairs if result.repair else ()
+        own = (*result.repair.repairs, *result.repair.left_out) if result.repair else ()
         repaired = [(result.child, own), *((c.model, c.repairs) for c in result.candidates)]
         yield from compute.repair(result.parent, repaired, result.calibration.tokens)
     if result.repair and (effect := result.repair.effect):
-        both = [result.child, result.child, result.parent]  # loss of the child, and KL, which reads both models
-        yield compute.held_out([result.parent, *both, *both], effect.tokens)
+        if effect.read:
+            yield compute.held_out([result.parent, *[result.child] * effect.children], effect.read)
+        else:  # loss of the child, and KL, which read both models anew
+            both = [result.child, result.child, result.parent]
+            yield compute.held_out([result.parent, *both, *both], effect.tokens)
 
 
 def _training(kind: type[TrainingResult]) -> Callable[[Artifact], Iterator[Entry]]:

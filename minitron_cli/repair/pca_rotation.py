@@ -57,7 +57,7 @@ def head_moments(final: NormMoments, gain_D: Tensor) -> Tensor:
 
 
 def diagonalizing(basis_DK: Tensor, gain_D: Tensor) -> Tensor:
-    """Basis [D, K] of the same subspace in which diag(gain) is diagonal, fp32: the eigenvectors of Q_k^T diag(g) Q_k."""
+    """Basis [D, K] of the same subspace in which diag(gain) is diagonal, fp32: eigenvectors of Q_k^T diag(g) Q_k."""
     basis_DK = basis_DK.double()
     return _with_signs(basis_DK @ torch.linalg.eigh(basis_DK.T @ (gain_D.double()[:, None] * basis_DK)).eigenvectors)
 

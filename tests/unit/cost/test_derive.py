@@ -88,7 +88,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
             [("held-out text", 96, 6_887_424), ("repair", 560, 41_287_680)],
             marks=pytest.mark.slow,
         ),
-        ("prune with all repairs", [("repair", 240, 18_350_080), ("held-out text", 4928, 424_247_296)]),
+        ("prune with all repairs", [("repair", 240, 18_350_080), ("held-out text", 1024, 82_034_688)]),
         pytest.param(
             "prune with rescaled norms",
             [("repair", 80, 6_881_280), ("held-out text", 4928, 450_199_552)],

@@ -89,10 +89,9 @@ def seen_in(model, names):
 
 
 def ridge_regression(inputs, outputs, start):
-    """Toward the start times the factor that fits best; tokens count as in a sum that is not bounded (see _one_ridge)."""
-    start = (
-        start.double() * torch.linalg.lstsq((inputs @ start.double().T).reshape(-1, 1), outputs.reshape(-1, 1)).solution
-    )
+    """Toward the start times the factor that fits best."""
+    made = (inputs @ start.double().T).reshape(-1, 1)
+    start = start.double() * torch.linalg.lstsq(made, outputs.reshape(-1, 1)).solution
     strength = (RIDGE * inputs.square().sum(0).mean()).sqrt() * torch.eye(inputs.shape[1], dtype=torch.float64)
     left, right = torch.cat([inputs, strength]), torch.cat([outputs, strength @ start.double().T])
     return torch.linalg.lstsq(left, right).solution.T

@@ -86,7 +86,7 @@ def test_a_token_far_larger_than_the_others_counts_no_more_than_a_large_one(is_r
     """Scaled down to 10 times the median square of its sample, together with what is wanted of it."""
     inputs = activations()
     inputs[:, 0] *= 80
-    outputs, start = wanted(inputs), matrix()
+    outputs = wanted(inputs)
     squares = inputs.square().sum(-1)
     bound = 10 * squares.median(dim=1, keepdim=True).values
     factors = (bound / squares).clamp(max=1).sqrt()[..., None]
