@@ -16,6 +16,7 @@ from minitron_cli.prune.config import ScoreRepair
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.recipe import Recipe
 from minitron_cli.repair import repaired_plan
+from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.stages.search import FULL, RetrainingConfig
 
 HELD_OUT_BLOCKS = 64  # where a stage reads all that there are
@@ -68,8 +69,9 @@ class RecipeWork:
         assert config
         labels, retraining = config.labels, None
         if config.retrain:
-            config = config.model_copy(update={"retrain": short_runs.fitted(config.retrain, self.length)[0]})
-            retraining = RetrainingConfig.of(config.retrain, config.seed)
+            retrain, _ = short_runs.fitted(config.retrain, self.length)
+            config = config.model_copy(update={"retrain": retrain})
+            retraining = RetrainingConfig.of(retrain, config.seed)
         return search.work(
             search.Searching(
                 parent=self.parent,
@@ -98,7 +100,7 @@ class RecipeWork:
                 length=self.length,
                 repair_samples=config.repair_samples if config.repairs else 0,
                 score_blocks=config.score_blocks if len(shapes) > 1 else 0,
-                effect_blocks=repaired_plan.SCORE_BLOCKS if config.repairs else 0,
+                effect_blocks=EFFECT_BLOCKS if config.repairs else 0,
                 batch_size=calibration.batch_size,
                 activation_budget=calibration.activation_budget,
             )

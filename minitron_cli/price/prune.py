@@ -33,7 +33,7 @@ class Pruning:
     score_blocks: int = 0
     """Held-out blocks that each candidate is scored on."""
     effect_blocks: int = 0
-    """Held-out blocks that the effect of the repair is measured on; 0 if it is not."""
+    """Held-out blocks by which parts of a repair are kept, and its effect measured; 0 if it is not."""
     rounds: Sequence[Shape] = ()
     """Shapes after each round, if there are several."""
     round_samples: int = 0
@@ -94,7 +94,8 @@ def _what(pruning: Pruning, child: Shape) -> str:
 def _result(pruning: Pruning, number: int) -> PruneResult:
     """What the pruning will have taken if the candidate of this number is chosen, with nothing measured yet."""
     own = tuple(pruning.repairs[number])
-    effect = RepairEffect(parent_loss=0, before=UNKNOWN, after=UNKNOWN, tokens=pruning.effect_blocks * pruning.length)
+    read = pruning.effect_blocks * pruning.length
+    effect = RepairEffect(parent_loss=0, before=UNKNOWN, after=UNKNOWN, tokens=read, read=read, children=1 + len(own))
     return PruneResult(
         parent=model_size(pruning.parent.shape, pruning.length),
         child=model_size(pruning.candidates[number], pruning.length),

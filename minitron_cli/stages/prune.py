@@ -33,6 +33,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.iterative_pruning import plan_in_rounds, shapes_between
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
+from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.results.price import Price
 from minitron_cli.results.prune import PruneResult, RoundResult, ServingFinding
 from minitron_cli.results.run_record import ExportCheck
@@ -162,7 +163,7 @@ class _Pruning:
             length=self.sequence_length,
             repair_samples=min(config.repair_samples, len(self.texts["train"])) if config.repairs else 0,
             score_blocks=self._score_blocks if self.is_choice else 0,
-            effect_blocks=self._held_out(repaired_plan.SCORE_BLOCKS) if config.repairs and is_resident else 0,
+            effect_blocks=self._held_out(EFFECT_BLOCKS) if config.repairs and is_resident else 0,
             rounds=shapes_between(plans[0].parent, plans[0].child, config.rounds) if config.rounds > 1 else (),
             round_samples=calibration.samples,
             rounds_remove_layers=config.ranking.layers == "perplexity",
