@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
+# In the order of the files, for a file of a few long tests must not come last: one worker would wait for the other.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast check fmt reference bench kills faults bench-teacher real-models client-transformers-4 client-llama-cpp client-browser
@@ -13,10 +14,10 @@ help:  ## show this list
 demo: $(READY)  ## compress a small model end to end, then show the report (minutes)
 	$(BIN)/minitron demo
 
-test: test-fast  ## every test that needs neither an accelerator nor the network
-	$(PYTEST) -m "slow and not gpu and not network"
+test: $(READY)  ## every test that needs neither an accelerator nor the network
+	$(PYTEST) -m "not gpu and not network"
 
-test-fast: $(READY)  ## the tests that take a few minutes in all
+test-fast: $(READY)  ## those of them that take a minute or two in all
 	$(PYTEST) -m "not slow and not gpu and not network"
 
 check: $(READY)  ## style, types (on macOS too) and import layers

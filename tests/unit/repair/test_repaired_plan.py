@@ -26,7 +26,7 @@ from tests.tiny import tiny_model
 from tests.unit.stages.place import context, data, write_place
 
 SHAPE = {"hidden": 16, "head": 4, "ffn": 20}
-REPAIRS = first_quick(["all", "rescale", "rotate", "least_squares"], 2)
+REPAIRS = first_quick(["all", "rescale", "rotate", "least_squares"])
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +191,7 @@ def test_the_strengths_are_judged_by_the_child_that_is_written(pruned_anew, plac
     assert tried == [pytest.approx(written, rel=1e-4)]
 
 
+@pytest.mark.slow
 def test_a_head_residual_is_there_before_the_fit(pruned):
     """The child's own heads are what o_proj is fitted to."""
     ranking = {"head_residual": "laco"}
