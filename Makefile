@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt reference bench kills faults bench-teacher real-models client-transformers-4 client-llama-cpp client-browser
+.PHONY: help demo test test-fast check fmt reference bench kills faults bench-teacher real-models rivals client-transformers-4 client-llama-cpp client-browser
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ CLIENTS := .client-venvs
 CHILDREN := $(CLIENTS)/children
 RESULTS := benchmarks/results
 LLAMA_CPP := 0.3.36
+OPTIPFAIR := 0.4.2
+TORCH_PRUNING := 1.6.1
+TRL := 1.16.0
 CHROMIUM ?= chromium
 ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
@@ -80,6 +83,11 @@ client-llama-cpp: $(CHILDREN)  ## convert children, run and quantize them with l
 		tar -xzf $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $(CLIENTS); }
 	$(ONE_THREAD) $(CLIENTS)/llama-cpp/bin/python tests/clients/run_llama_cpp.py \
 		$(CHILDREN) $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp $(RESULTS)/client-llama-cpp.json
+
+rivals: $(READY)  ## install other pruning libraries beside minitron, for scripts/rivals_study.py
+	test -x $(CLIENTS)/rivals/bin/python || $(PYTHON) -m venv $(CLIENTS)/rivals
+	$(CLIENTS)/rivals/bin/pip install -qq -c constraints.txt -e . optipfair==$(OPTIPFAIR) \
+		torch-pruning==$(TORCH_PRUNING) trl==$(TRL)
 
 client-browser: $(READY)  ## look at the report in Chromium: desk and phone, light and dark, printed
 	$(ONE_THREAD) $(BIN)/python -m tests.clients.run_browser $(CHROMIUM) $(CLIENTS)/browser $(RESULTS)/client-browser.json
