@@ -29,7 +29,7 @@ def work(
         model=run,
         observed=config.observer_options,
         moved={
-            "read the model": Moved(read=model.weights_bytes),
+            "load the model": Moved(starts=1, read=model.weights_bytes),
             "magnitude": Moved(read=model.weights_bytes, weighed=model.shape.parameters()),
         },
         certain={"weights": model.weights_bytes} if is_resident else {},

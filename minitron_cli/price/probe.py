@@ -31,7 +31,7 @@ from minitron_cli.model.lm_head import Head, token_nll
 from minitron_cli.price.probe_model import ProbeModel
 from minitron_cli.price.work import Decoder, Run
 
-VERSION = 2
+VERSION = 1
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
@@ -74,6 +74,10 @@ class Probe:
     def update(self) -> float:
         """Seconds that an optimizer takes per parameter and step, clipping included."""
         return self._figure("update", lambda: _fastest(self._update()) / UPDATED)
+
+    def start(self) -> float:
+        """Seconds until a model is made, with the import of its code if it is the first of this process."""
+        return self._figure("start", lambda: _seconds(lambda: self.model.model))
 
     def magnitude(self) -> float:
         """Seconds that the magnitude of a weight takes, which is summed on the CPU."""

@@ -64,7 +64,7 @@ def work(pruning: Pruning) -> Work:
         passes=(*derive.passes(result), *fit.passes_again(fitted, pruning.fit_tokens, pruning.length)),
         model=parent.runs(pruning.batch_size, max(pruning.length, 2)),
         moved={
-            "read the parent": Moved(read=parent.weights_bytes),
+            "read the parent": Moved(starts=int(pruning.length > 0), read=parent.weights_bytes),
             "statistics": fit.statistics(parent.shape, fitted, pruning.fit_tokens),
             "write and check the child": Moved(read=child_bytes, written=child_bytes),
         },

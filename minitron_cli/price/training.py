@@ -41,7 +41,7 @@ def work(
         student=student.runs(config.micro_batch_size, length, "float32"),
         training=config,
         moved={
-            "read the models": Moved(read=student.weights_bytes + (teacher.weights_bytes if teacher else 0)),
+            "load the models": Moved(starts=1, read=student.weights_bytes + (teacher.weights_bytes if teacher else 0)),
             "optimizer": Moved(updates=parameters * steps // parts),
             "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
             "result": Moved(written=student.weights_bytes),

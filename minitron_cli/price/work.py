@@ -74,6 +74,8 @@ class Moved:
     """Bytes read from disk."""
     written: int = 0
     """Bytes written to disk, synced and hashed."""
+    starts: int = 0
+    """Times that the code of a model is imported and its modules are made."""
     weighed: int = 0
     """Weights whose magnitude is summed by row and by column."""
     updates: int = 0
