@@ -1,5 +1,7 @@
 """Work of a calibration that scores every axis."""
 
+from collections.abc import Iterator
+
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.importance.config import ImportanceConfig
@@ -41,10 +43,20 @@ def work(
             "stored activations": 0 if is_resident else config.activation_budget,
         },
         disk={"scores": _scores_bytes(model)},
-        remedies=("mode=layer_major", "batch_size=1", "layer_removal=false") if is_resident else ("batch_size=1",),
+        remedies=tuple(_remedies(config, is_resident)),
+        weight_remedies=("mode=layer_major",),
         left_out=(f"{config.block_task} without each block",) if config.block_task else (),
         processes=processes,
     )
+
+
+def _remedies(config: ImportanceConfig, is_resident: bool) -> Iterator[str]:
+    if config.batch_size > 1:
+        yield "batch_size=1"
+    if config.removal_lengths:
+        yield "layer_removal=false"
+    if is_resident:
+        yield "mode=layer_major"
 
 
 def _layer_bytes(model: Subject) -> int:

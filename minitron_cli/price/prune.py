@@ -72,6 +72,7 @@ def work(pruning: Pruning) -> Work:
         transient=_transient(pruning, child),
         disk={"child": child_bytes} | ({"repair": fit.stored_bytes(parent.shape, child, repairs)} if repairs else {}),
         remedies=("--repair none",) if any(pruning.repairs) else (),
+        weight_remedies=("--repair none",) if any(pruning.repairs) else (),
     )
 
 

@@ -110,7 +110,11 @@ class Work:
     disk: Mapping[str, int] = field(default_factory=dict)
     """Part of the disk space -> bytes."""
     remedies: tuple[str, ...] = ()
-    """Settings that make it fit into less memory, the most effective first."""
+    """Settings that shrink what depends on the batches, the most effective first."""
+    weight_remedies: tuple[str, ...] = ()
+    """Settings that shrink what is certainly in memory."""
+    sharding: str = ""
+    """Setting that divides what is certainly in memory among processes with an accelerator each; empty if none does."""
     left_out: tuple[str, ...] = ()
     """Work whose cost is not known beforehand."""
     processes: int = 1
