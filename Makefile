@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope
+# In the order of the files, for a file of a few long tests must not come last: one worker would wait for the other.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt reference bench kills faults bench-teacher real-models client-transformers-4 client-llama-cpp client-browser
+.PHONY: help demo test test-fast check fmt reference bench kills faults bench-teacher real-models rivals client-transformers-4 client-llama-cpp client-browser
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,10 +14,10 @@ help:  ## show this list
 demo: $(READY)  ## compress a small model end to end, then show the report (minutes)
 	$(BIN)/minitron demo
 
-test: test-fast  ## every test that needs neither an accelerator nor the network
-	$(PYTEST) -m "slow and not gpu and not network"
+test: $(READY)  ## every test that needs neither an accelerator nor the network
+	$(PYTEST) -m "not gpu and not network"
 
-test-fast: $(READY)  ## the tests that take a few minutes in all
+test-fast: $(READY)  ## those of them that take a minute or two in all
 	$(PYTEST) -m "not slow and not gpu and not network"
 
 check: $(READY)  ## style, types (on macOS too) and import layers
@@ -53,6 +54,9 @@ CLIENTS := .client-venvs
 CHILDREN := $(CLIENTS)/children
 RESULTS := benchmarks/results
 LLAMA_CPP := 0.3.36
+OPTIPFAIR := 0.4.2
+TORCH_PRUNING := 1.6.1
+TRL := 1.16.0
 CHROMIUM ?= chromium
 ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
@@ -79,6 +83,11 @@ client-llama-cpp: $(CHILDREN)  ## convert children, run and quantize them with l
 		tar -xzf $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $(CLIENTS); }
 	$(ONE_THREAD) $(CLIENTS)/llama-cpp/bin/python tests/clients/run_llama_cpp.py \
 		$(CHILDREN) $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp $(RESULTS)/client-llama-cpp.json
+
+rivals: $(READY)  ## install other pruning libraries beside minitron, for scripts/rivals_study.py
+	test -x $(CLIENTS)/rivals/bin/python || $(PYTHON) -m venv $(CLIENTS)/rivals
+	$(CLIENTS)/rivals/bin/pip install -qq -c constraints.txt -e . optipfair==$(OPTIPFAIR) \
+		torch-pruning==$(TORCH_PRUNING) trl==$(TRL)
 
 client-browser: $(READY)  ## look at the report in Chromium: desk and phone, light and dark, printed
 	$(ONE_THREAD) $(BIN)/python -m tests.clients.run_browser $(CHROMIUM) $(CLIENTS)/browser $(RESULTS)/client-browser.json

@@ -1,6 +1,5 @@
 """Forecast of a recipe from family tables and configs: shapes, counts and work. Nothing is run or downloaded."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from minitron_cli.checkpoint import model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.inputs.source_model import open_checkpoint, published_shape
 from minitron_cli.model.shape import Shape
@@ -111,6 +111,8 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
 
 
 def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
+    """The child, or the most evenly scaled feasible shapes in place of those that retain most importance, which needs
+    scores."""
     prune = recipe.prune
     if recipe.search:
         found = _searched(recipe.search, parent)
@@ -138,7 +140,8 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
         blocks = recipe.search.score_blocks
         yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
     changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
-    yield "prune", ", ".join(changes) if candidates == 1 else f"the best of {candidates} shapes"
+    among = f"the best of {candidates} shapes" + ("" if recipe.search else f", on {recipe.prune.score_blocks} blocks")
+    yield "prune", ", ".join(changes) if candidates == 1 else among
     if recipe.distill:
         yield "distill", _training(recipe.distill, length)
     yield from (
@@ -162,10 +165,11 @@ def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
     retrain = search.retrain
     if retrain is None or candidates < 2:
         return ""
+    retrain, remark = short_runs.fitted(retrain, length)
     running = min(retrain.top, candidates)
     if retrain.rungs == 1:
-        return f", the best {running} retrained on {retrain.tokens:,} tokens"
-    total = math.ceil(retrain.tokens / (retrain.batch_size * length))
+        return f", the best {running} retrained on {retrain.tokens:,} tokens{_fitted(remark)}"
+    total = retrain.total_steps(length)
     steps, left = [0, *halving.rung_steps(total, retrain.rungs, retrain.keep)], []
     for _ in steps[1:]:
         left.append(running)
@@ -174,11 +178,19 @@ def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
     counts = ", then ".join(map(str, left))
     return (
         f", the best {counts} retrained on up to {retrain.tokens:,} tokens: {trained * retrain.batch_size * length:,}"
+        f"{_fitted(remark)}"
     )
 
 
 def _training(config: DistillConfig, length: int) -> str:
+    config, remark = short_runs.fitted(config, length)
     steps = config.total_steps(length)
     tokens = steps * config.batch_size * length
     losses = " + ".join(loss.kind for loss in config.losses)
-    return f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens, {losses}: {tokens:,} tokens"
+    return f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens, {losses}: {tokens:,} tokens{_fitted(remark)}"
+
+
+def _fitted(remark: str | None) -> str:
+    """Remark on settings that were fitted to the length of a run, as a further sentence. The text is not read here, so
+    its size may lower a batch further."""
+    return f"; {remark}" if remark else ""

@@ -6,15 +6,18 @@ No text is read, so that as many held-out blocks are taken to be there as a stag
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import evaluation, importance, prune, search, subject, training
 from minitron_cli.price.offer import compute_dtype
 from minitron_cli.price.work import Subject, Work
+from minitron_cli.prune.config import ScoreRepair
+from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.recipe import Recipe
 from minitron_cli.repair import repaired_plan
-from minitron_cli.stages.prune import SCORE_BLOCKS
-from minitron_cli.stages.search import RetrainingConfig
+from minitron_cli.repair.acceptance import EFFECT_BLOCKS
+from minitron_cli.stages.search import FULL, RetrainingConfig
 
 HELD_OUT_BLOCKS = 64  # where a stage reads all that there are
 
@@ -56,6 +59,7 @@ class RecipeWork:
         yield "eval", self._evaluation()
 
     def _training(self, student: Subject, teacher: Subject | None, config: DistillConfig) -> Work:
+        config, _ = short_runs.fitted(config, self.length)
         blocks = config.eval_blocks or HELD_OUT_BLOCKS
         dtype = compute_dtype(config, self.device)
         return training.work(student, teacher, config, self.length, blocks, compute_dtype=dtype)
@@ -63,8 +67,11 @@ class RecipeWork:
     def _search(self) -> Work:
         config = self.recipe.search
         assert config
-        labels = config.labels
-        retraining = RetrainingConfig.of(config.retrain, config.seed) if config.retrain else None
+        labels, retraining = config.labels, None
+        if config.retrain:
+            retrain, _ = short_runs.fitted(config.retrain, self.length)
+            config = config.model_copy(update={"retrain": retrain})
+            retraining = RetrainingConfig.of(retrain, config.seed)
         return search.work(
             search.Searching(
                 parent=self.parent,
@@ -74,7 +81,8 @@ class RecipeWork:
                 length=self.length,
                 score_blocks=config.score_blocks,
                 retraining=retraining,
-                repairs={str(shape): self._repairs(shape) - {"rescale"} for shape in self.shapes},
+                repairs={str(shape): self._repairs(shape, config.score_repair) for shape in self.shapes},
+                retrained_repairs={str(shape): self._repairs(shape, FULL) for shape in self.shapes},
                 repair_samples=self.recipe.prune.repair_samples if self.recipe.prune.repairs else 0,
                 compute_dtype=compute_dtype(retraining, self.device) if retraining else "float32",
             )
@@ -87,18 +95,23 @@ class RecipeWork:
             prune.Pruning(
                 parent=self.parent,
                 candidates=shapes,
-                repairs=[self._repairs(shape) for shape in shapes],
+                score_repairs=[self._repairs(shape, config.score_repair) for shape in shapes],
+                repairs=[repaired_plan.applicable(self._plan(shape), config) for shape in shapes],
                 length=self.length,
                 repair_samples=config.repair_samples if config.repairs else 0,
-                score_blocks=SCORE_BLOCKS if len(shapes) > 1 else 0,
-                effect_blocks=repaired_plan.SCORE_BLOCKS if config.repairs else 0,
+                score_blocks=config.score_blocks if len(shapes) > 1 else 0,
+                effect_blocks=EFFECT_BLOCKS if config.repairs else 0,
                 batch_size=calibration.batch_size,
                 activation_budget=calibration.activation_budget,
             )
         )
 
-    def _repairs(self, shape: Shape) -> frozenset[str]:
-        return repaired_plan.applicable(subject.plan_to(self.parent.shape, shape), self.recipe.prune)
+    def _repairs(self, shape: Shape, setting: ScoreRepair) -> frozenset[str]:
+        """Repairs of a candidate with this setting."""
+        return repaired_plan.of_candidate(self._plan(shape), self.recipe.prune, setting)
+
+    def _plan(self, shape: Shape) -> PrunePlan:
+        return subject.plan_to(self.parent.shape, shape)
 
     def _evaluation(self) -> Work:
         config, labels = self.recipe.evaluate, ["pruned"]

@@ -60,9 +60,10 @@ def _nothing_left_over() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what lives to the end: libraries, tests and their parameters."""
+    """Spare the garbage collector what lives to the end: libraries, tests and their parameters; and call it seldom."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

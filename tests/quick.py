@@ -11,9 +11,9 @@ QUICK = ("gemma3_text", "gpt_neox", "llama", "phi3", "qwen3_moe")
 """Between them: biases, fused and stacked matrices, softcaps, sliding windows, offset norms and experts."""
 
 
-def slow(value: Any) -> Any:
-    """A case of `parametrize` that is left to the slow tests."""
-    return pytest.param(value, marks=pytest.mark.slow)
+def slow(*values: Any) -> Any:
+    """A case of `parametrize`, of one value per name, that is left to the slow tests."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def first_quick(cases: Iterable[Any], count: int = 1) -> list[Any]:
@@ -28,4 +28,4 @@ def each_family(names: Iterable[str] = sorted(FAMILY_OPTIONS)) -> pytest.MarkDec
 
 def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
     """Cases of `parametrize` that begin with a family, of which those of all but a few are left to the slow tests."""
-    return [case if case[0] in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+    return [case if case[0] in QUICK else slow(*case) for case in cases]

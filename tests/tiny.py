@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, initialization
 
 BASE = {
     "vocab_size": 64,
@@ -86,7 +86,9 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
     """A random model of a family, fp32, in evaluation mode."""
     config = tiny_config(model_type, **options)
     generator = torch.Generator().manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with initialization.no_init_weights():  # all of them are drawn below
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.tie_weights()
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

@@ -88,11 +88,11 @@ def held_out(models: Sequence[ModelSize], tokens: int, head_work: HeadWork = "lo
 
 
 def repair(parent: ModelSize, children: Iterable[tuple[ModelSize, Iterable[str]]], tokens: int) -> list[Pass]:
-    """One pass over the parent for all children, and for each child fitted by least squares one of parent and child."""
-    repaired = [(child, set(repairs)) for child, repairs in children]
-    passes = [parent] if any(repairs & {"rotate", "rescale"} for _, repairs in repaired) else []
+    """One pass over the parent for all children, and one of parent and child for each fit by least squares."""
+    repaired = [(child, list(repairs)) for child, repairs in children]
+    passes = [parent] if any({"rotate", "rescale"} & set(repairs) for _, repairs in repaired) else []
     for child, repairs in repaired:
-        passes += [parent, child] if "least_squares" in repairs else []
+        passes += [parent, child] * sum(name.startswith("least_squares") for name in repairs)
     return [Pass("repair", tokens, tokens * model.decoder_flops) for model in passes]
 
 

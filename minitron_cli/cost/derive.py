@@ -35,7 +35,7 @@ def _search(result: SearchResult) -> Iterator[Pass]:
     for candidate in candidates:
         yield from _on_candidate(result, candidate)
     if result.repair:
-        repaired = [(candidate.model, candidate.repairs) for candidate in candidates]
+        repaired = [(candidate.model, {*candidate.repairs, *candidate.retrained_repairs}) for candidate in candidates]
         yield from compute.repair(result.parent, repaired, result.repair.tokens)
 
 
@@ -62,13 +62,11 @@ def _prune(result: PruneResult) -> Iterator[Pass]:
         tokens = scored.samples_scored * result.sequence_length
         yield from compute.calibration(before.model, tokens, [1] if result.rounds_remove_layers else [])
     if result.calibration:
-        own = result.repair.repairs if result.repair else ()
+        own = (*result.repair.repairs, *result.repair.left_out) if result.repair else ()
         repaired = [(result.child, own), *((c.model, c.repairs) for c in result.candidates)]
         yield from compute.repair(result.parent, repaired, result.calibration.tokens)
     if result.repair and (effect := result.repair.effect):
-        child = result.child  # before and after the repair: its loss, and KL, which reads both models
-        yield compute.held_out([result.parent, child, child], effect.tokens)
-        yield compute.held_out([child, result.parent] * 2, effect.tokens, "kl")
+        yield compute.held_out([result.parent, *[result.child] * effect.children], effect.read, "kl")
 
 
 def _training(result: TrainingResult) -> Iterator[Pass]:

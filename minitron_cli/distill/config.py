@@ -69,7 +69,8 @@ class DistillConfig(Spec):
     steps: int | None = Field(None, ge=1)
     """Length of the run in optimizer steps; give this or `tokens`."""
     batch_size: int = Field(1152, ge=1)
-    """Sequences per optimizer step, over all processes."""
+    """Sequences per optimizer step, over all processes. Unless set, at most the blocks of the text, and what leaves 100
+    steps."""
     micro_batch_size: int = Field(1, ge=1)
     """Sequences that one process runs at a time. Changes memory and speed, and the result by rounding only."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -77,7 +78,7 @@ class DistillConfig(Spec):
     min_learning_rate: float = Field(1e-5, ge=0)
     """Learning rate of the last step."""
     warmup_steps: int = Field(40, ge=0)
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up. Unless set, at most a tenth of the run."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's decay rates of both moments, those of Nemotron-4 15B (Parmar et al. 2024)."""
     weight_decay: float = Field(0.1, ge=0)
@@ -158,7 +159,7 @@ class CorrectConfig(DistillConfig):
     min_learning_rate: float = Field(2e-6, ge=0)
     """Learning rate of the last step."""
     warmup_steps: int = Field(120, ge=0)
-    """Steps of linear warm-up (Sreenivas et al. 2024, sec. 2.2)."""
+    """Steps of linear warm-up (Sreenivas et al. 2024, sec. 2.2). Unless set, at most a tenth of the run."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (CrossEntropy(),)
     """Losses on the next token's distribution; only those that need no teacher."""
 

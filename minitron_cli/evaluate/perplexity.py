@@ -91,8 +91,8 @@ def perplexity(
     """Mean loss over `max_blocks` evenly spaced blocks, or over all. RunFailed if it is not finite."""
     head = head_of(model)
 
-    def losses(batch: _Batch) -> Tensor:
-        return head.nll(_hidden(model, batch), batch.tokens_BT[:, 1:].flatten().to(model.device))
+    def losses(batch: BlockBatch) -> Tensor:
+        return head.nll(final_hidden(model, batch), batch.tokens_BT[:, 1:].flatten().to(model.device))
 
     mean = _mean("perplexity", "loss", losses, blocks, max_blocks, batch_size)
     return PerplexityResult(mean.value, mean.items.stderr, exponential(mean.value), mean.tokens, mean.items)
@@ -110,14 +110,16 @@ def kl_to_parent(
     common = min(len(whole.weight_VD), len(parent_whole.weight_VD))
     head, parent_head = whole.first(common), parent_whole.first(common)
 
-    def divergences(batch: _Batch) -> Tensor:
-        return token_kl(head, parent_head, _hidden(model, batch), _hidden(parent, batch))
+    def divergences(batch: BlockBatch) -> Tensor:
+        return token_kl(head, parent_head, final_hidden(model, batch), final_hidden(parent, batch))
 
     mean = _mean("KL to the parent", "kl", divergences, blocks, max_blocks, batch_size)
     return KLResult(mean.value, mean.items.stderr, mean.tokens, mean.items)
 
 
-class _Batch(NamedTuple):
+class BlockBatch(NamedTuple):
+    """Some blocks side by side."""
+
     tokens_BT: Tensor
     positions_BT: Tensor
     documents_BT: Tensor
@@ -130,7 +132,7 @@ class _Mean(NamedTuple):
     items: Items
 
 
-class _DocumentSum(NamedTuple):
+class DocumentSum(NamedTuple):
     """Sum over the part of a document that is in one block."""
 
     block: int
@@ -142,38 +144,38 @@ class _DocumentSum(NamedTuple):
 def _mean(
     title: str,
     figure: str,
-    measure: Callable[[_Batch], Tensor],
+    measure: Callable[[BlockBatch], Tensor],
     blocks: TokenBlocks,
     max_blocks: int | None,
     batch_size: int,
 ) -> _Mean:
     """Mean over the counted tokens of the blocks; `measure` returns the [N] values of a batch."""
     ids = evenly_spaced(len(blocks), max_blocks)
-    pieces: list[_DocumentSum] = []
+    pieces: list[DocumentSum] = []
     total, tokens = 0.0, 0  # running mean, for the progress display
     with progress.track(title, total=len(ids), unit="blocks") as step:
         for start in range(0, len(ids), batch_size):
-            batch = _batch(blocks, ids[start : start + batch_size])
+            batch = read_batch(blocks, ids[start : start + batch_size])
             # Thousands of values are summed in float64, which some accelerators lack, hence on the CPU.
             values_BT = measure(batch).cpu().double().view(len(batch.tokens_BT), -1)
-            new = list(_pieces(start, batch, values_BT))
+            new = list(document_sums(start, batch, values_BT))
             pieces += new
             total, tokens = total + sum(piece.total for piece in new), tokens + sum(piece.tokens for piece in new)
             step(len(values_BT), **({figure: total / tokens} if tokens else {}))
     return _summary(pieces, figure)
 
 
-def _pieces(first: int, batch: _Batch, values_BT: Tensor) -> Iterator[_DocumentSum]:
+def document_sums(first: int, batch: BlockBatch, values_BT: Tensor) -> Iterator[DocumentSum]:
     """Sums over each document of each block, for those with a counted token."""
     is_predicted_BT = is_predicted(batch.positions_BT, batch.loss_mask_BT)
     for i, documents_T in enumerate(batch.documents_BT[:, 1:]):
         numbers, index_T = documents_T[is_predicted_BT[i]].unique(return_inverse=True)
         sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, index_T, values_BT[i][is_predicted_BT[i]])
         for number, total, tokens in zip(numbers.tolist(), sums.tolist(), index_T.bincount().tolist(), strict=True):
-            yield _DocumentSum(first + i, number, total, tokens)
+            yield DocumentSum(first + i, number, total, tokens)
 
 
-def _summary(pieces: list[_DocumentSum], figure: str) -> _Mean:
+def _summary(pieces: list[DocumentSum], figure: str) -> _Mean:
     tokens = sum(piece.tokens for piece in pieces)
     if tokens == 0:
         raise DataError(
@@ -182,10 +184,11 @@ def _summary(pieces: list[_DocumentSum], figure: str) -> _Mean:
     value = math.fsum(piece.total for piece in pieces) / tokens
     if not math.isfinite(value):
         raise RunFailed(f"{figure} is not finite: the weights or activations overflow; try --dtype float32")
-    return _Mean(value, tokens, _items(pieces))
+    return _Mean(value, tokens, items_of(pieces))
 
 
-def _items(pieces: list[_DocumentSum]) -> Items:
+def items_of(pieces: list[DocumentSum]) -> Items:
+    """Means of parts of documents, weighted by their tokens."""
     return Items(
         [piece.total / piece.tokens for piece in pieces],
         [piece.tokens for piece in pieces],
@@ -207,18 +210,19 @@ def token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND:
     return torch.cat(chunks)
 
 
-def _hidden(model: Any, batch: _Batch) -> Tensor:
+def final_hidden(model: Any, batch: BlockBatch) -> Tensor:
     """Final hidden states that predict the next token, [N, D]."""
     tokens_BT, positions_BT = batch.tokens_BT.to(model.device), batch.positions_BT.to(model.device)
     output = model.get_decoder()(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
     return output.last_hidden_state[:, :-1].flatten(0, 1)
 
 
-def _batch(blocks: TokenBlocks, ids: Sequence[int]) -> _Batch:
+def read_batch(blocks: TokenBlocks, ids: Sequence[int]) -> BlockBatch:
+    """The blocks of these numbers; without a loss mask every token counts."""
     tokens_BT = torch.stack([blocks.tokens(i) for i in ids])
     every_T = torch.ones_like(tokens_BT[0], dtype=torch.bool)
     masks = [blocks.loss_mask(i) for i in ids]
-    return _Batch(
+    return BlockBatch(
         tokens_BT,
         torch.stack([blocks.positions(i) for i in ids]),
         torch.stack([blocks.documents(i) for i in ids]),

@@ -23,15 +23,17 @@ class Pruning:
     parent: Subject
     candidates: Sequence[Shape]
     """Shapes of which one is chosen, or the one that is given."""
+    score_repairs: Sequence[Collection[str]]
+    """Names of the repairs that each of them gets before it is scored."""
     repairs: Sequence[Collection[str]]
-    """Names of the repairs that each of them gets."""
+    """Names of the repairs that each of them gets if it is the child."""
     length: int
     """Tokens of a block of the text; 0 without any."""
     repair_samples: int = 0
     score_blocks: int = 0
     """Held-out blocks that each candidate is scored on."""
     effect_blocks: int = 0
-    """Held-out blocks that the effect of the repair is measured on; 0 if it is not."""
+    """Held-out blocks by which parts of a repair are kept, and its effect measured; 0 if it is not."""
     rounds: Sequence[Shape] = ()
     """Shapes after each round, if there are several."""
     round_samples: int = 0
@@ -58,7 +60,8 @@ def work(pruning: Pruning) -> Work:
     child, repairs = pruning.candidates[number], pruning.repairs[number]
     child_bytes = child.parameters() * ITEM_BYTES[parent.dtype]
     result = _result(pruning, number)
-    fitted = list(zip(pruning.candidates, pruning.repairs, strict=True)) + [(child, repairs)] * pruning.is_choice
+    scored = zip(pruning.candidates, pruning.score_repairs, strict=True) if pruning.is_choice else ()
+    fitted = [*scored, (child, repairs)]
     return Work(
         what=_what(pruning, child),
         passes=(*derive.passes(result), *fit.passes_again(fitted, pruning.fit_tokens, pruning.length)),
@@ -92,7 +95,8 @@ def _what(pruning: Pruning, child: Shape) -> str:
 def _result(pruning: Pruning, number: int) -> PruneResult:
     """What the pruning will have taken if the candidate of this number is chosen, with nothing measured yet."""
     own = tuple(pruning.repairs[number])
-    effect = RepairEffect(parent_loss=0, before=UNKNOWN, after=UNKNOWN, tokens=pruning.effect_blocks * pruning.length)
+    read = pruning.effect_blocks * pruning.length
+    effect = RepairEffect(parent_loss=0, before=UNKNOWN, after=UNKNOWN, tokens=read, read=read, children=1 + len(own))
     return PruneResult(
         parent=model_size(pruning.parent.shape, pruning.length),
         child=model_size(pruning.candidates[number], pruning.length),
@@ -111,13 +115,13 @@ def _result(pruning: Pruning, number: int) -> PruneResult:
 
 
 def _candidates(pruning: Pruning) -> Iterator[CandidateResult]:
-    for shape, repairs in zip(pruning.candidates, pruning.repairs, strict=True):
+    for shape, repairs in zip(pruning.candidates, pruning.score_repairs, strict=True):
         yield CandidateResult(
             shape=shape.prunable,
             parameters=shape.parameters(),
             zero_shot=0,
             model=model_size(shape, pruning.length),
-            repairs=tuple(set(repairs) - {"rescale"}),
+            repairs=tuple(repairs),
         )
 
 

@@ -34,7 +34,9 @@ class Searching:
     retraining: DistillConfig | None
     """Settings of the training loop; None without retraining."""
     repairs: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """A shape as text -> the names of the repairs that it gets; none where it is missing."""
+    """A shape as text -> the names of the repairs that it gets before it is scored; none where it is missing."""
+    retrained_repairs: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """The same before it is retrained, if it is."""
     repair_samples: int = 0
     processes: int = 1
     compute_dtype: str = "float32"
@@ -49,7 +51,8 @@ def work(searching: Searching) -> Work:
     """Work of a search. Which candidates are retrained is not known: the largest are taken to be."""
     shapes, parent, teacher = searching.shapes, searching.parent, searching.teacher
     largest = child_of(parent, max(shapes, key=Shape.parameters))
-    fitted = [(shape, searching.repairs.get(str(shape), ())) for shape in shapes]
+    result = _result(searching)
+    fitted = _fitted(searching, result)
     tokens = searching.repair_samples * searching.length
     retraining = searching.retraining
     micro = retraining.micro_batch_size if retraining else 1
@@ -58,7 +61,7 @@ def work(searching: Searching) -> Work:
     is_task = isinstance(searching.config.objective, TaskObjective)
     return Work(
         what=f"{len(shapes)} shapes on {searching.score_blocks:,} blocks{_retrained(searching)}",
-        passes=(*derive.passes(_result(searching)), *fit.passes_again(fitted, tokens, searching.length)),
+        passes=(*derive.passes(result), *fit.passes_again(fitted, tokens, searching.length)),
         model=run,
         student=largest.runs(micro, searching.length, "float32") if retraining else None,
         training=retraining,
@@ -74,6 +77,13 @@ def work(searching: Searching) -> Work:
         left_out=(f"task {searching.config.objective} of each candidate",) if is_task else (),
         processes=searching.processes,
     )
+
+
+def _fitted(searching: Searching, result: SearchResult) -> fit.Fitted:
+    """Shapes and the repairs that each gets in all, as far as it comes."""
+    shapes = {tuple(shape.prunable.items()): shape for shape in searching.shapes}
+    every = ((shapes[tuple(c.shape.items())], {*c.repairs, *c.retrained_repairs}) for c in result.candidates)
+    return list(every)
 
 
 def _retrained(searching: Searching) -> str:
@@ -146,6 +156,7 @@ def _result(searching: Searching) -> SearchResult:
                 rungs=(0.0,) * rungs,
                 model=model_size(shape, length),
                 repairs=tuple(searching.repairs.get(str(shape), ())),
+                retrained_repairs=tuple(searching.retrained_repairs.get(str(shape), ())) if rungs else (),
             )
             for label, some in searching.targets.items()
             for shape, rungs in zip(_by_size(some), _reached(searching, len(some)), strict=True)

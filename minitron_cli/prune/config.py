@@ -1,5 +1,6 @@
 """Options of `minitron prune`: the shape or the budget, the ranking of what survives, and the repair."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
@@ -57,6 +58,14 @@ class Budget(Spec):
 REPAIRS = ("rotate", "least_squares", "rescale")
 RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"]
 
+ScoreRepair = Literal["none", "rotate", "all"]
+SCORE_REPAIRS: Mapping[ScoreRepair, frozenset[str]] = {
+    "none": frozenset(),
+    "rotate": frozenset({"rotate"}),
+    "all": frozenset({"rotate", "least_squares"}),
+}
+"""Setting -> repairs of a candidate before it is scored. Rescaling needs trials, which are left for the child."""
+
 
 class PruneConfig(Spec):
     """One pruning: to a `shape`, or to a `budget` along `axes`; without either, to the search's winner."""
@@ -66,11 +75,17 @@ class PruneConfig(Spec):
     drop_layers: tuple[int, ...] = ()
     """Layers to remove, counted from 0, instead of the least important ones."""
     budget: Budget | None = None
-    """Choose the shape: the feasible shapes nearest to even pruning are scored, and the best is taken."""
+    """Choose the shape: of the feasible ones, those that retain most importance are scored, and the best is taken."""
     axes: tuple[Axis, ...] = ("hidden", "ffn")
     """Axes that a budget may prune. Width before depth, heads last (Muralidharan et al. 2024, best practices)."""
     candidates: int = Field(8, ge=1)
-    """Number of shapes that a budget scores."""
+    """Number of shapes that a budget scores: those that retain most importance."""
+    score_blocks: int = Field(8, ge=1)
+    """Validation blocks on which each of them is scored."""
+    score_repair: ScoreRepair = "rotate"
+    """Repair of a shape before it is scored, as far as `repair` includes it. rotate: only the rotation, whose
+    statistics serve all shapes and the child; all: everything but rescaling, for each shape anew. The child is repaired
+    in full whatever is chosen here."""
     size: Target | None = None
     """Target of a multi-target search to prune to, written as it was given there, such as 50%."""
     rounds: int = Field(1, ge=1)
@@ -83,7 +98,7 @@ class PruneConfig(Spec):
     least_squares: fit each matrix to what the parent computes in its place; all: both. rescale: only rescale norms,
     which least_squares includes. auto: all that the model allows, if there is text to fit on."""
     repair_samples: int = Field(128, ge=1)
-    """Number of training blocks that a repair is fitted on."""
+    """Number of training blocks that a repair is fitted on. Unless set, at most those that the text has."""
     untie: bool = False
     """Untie the LM head of a model that shares it with the embedding. This makes a rotation exact; the added parameters
     count toward the target."""

@@ -13,6 +13,11 @@ from minitron_cli.repair.gram import SplitGramPair
 class ChildUnderRepair(Protocol):
     """A child as far as it has been fitted. Tensors go by the parent's names unless a method says otherwise."""
 
+    fits_norms: bool
+    """Whether what is read through norms is fitted."""
+    fits_writers: bool
+    """Whether matrices that write to the stream are fitted."""
+
     def read(self, name: str, /) -> Tensor:
         """Tensor of the child, by the child's name."""
         ...
@@ -29,8 +34,8 @@ class ChildUnderRepair(Protocol):
         """Whether the child has a matrix, with fewer inputs than the parent's."""
         ...
 
-    def is_folded(self, norm: str, /) -> bool:
-        """Whether a norm's gain is folded into its readers, which are then free to map its output."""
+    def fits_readout(self, norm: str, /) -> bool:
+        """Whether a norm's gain is folded into its readers, which are then fitted together."""
         ...
 
     def fit_norm(self, norm: str, sums: SplitGramPair, /) -> Collection[str]:

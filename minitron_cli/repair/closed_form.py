@@ -13,6 +13,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batch, batch
 from minitron_cli.data.pack import Blocks
 from minitron_cli.evaluate.perplexity import kl_to_parent
+from minitron_cli.layerwise.observer import final_norm
 from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights, Weights
 from minitron_cli.model.residual_stream import foldable
 from minitron_cli.prune.child_builder import ChildBuilder
@@ -20,10 +21,10 @@ from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.transform import Repair, norm_gains
 from minitron_cli.repair import norm_rescale
-from minitron_cli.repair.fitted_child import FittedChild
+from minitron_cli.repair.fitted_child import PARTS, FittedChild
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
 from minitron_cli.repair.norm_statistics import second_moments
-from minitron_cli.repair.pca_rotation import leading_directions
+from minitron_cli.repair.pca_rotation import diagonalizing, head_moments, leading_directions
 from minitron_cli.repair.store import RepairStore
 
 if TYPE_CHECKING:
@@ -76,12 +77,24 @@ class ClosedFormRepair:
 
     def repaired(self, plan: PrunePlan, repairs: frozenset[str], label: str = "plan") -> PrunePlan:
         """The plan with those of the repairs that need no trials. Fitted tensors are kept on disk under the label."""
+        plan = self.rotated(plan) if "rotate" in repairs else plan
+        return self.fitted(plan, label) if "least_squares" in repairs else plan
+
+    def rotated(self, plan: PrunePlan, *, rescale: bool = True) -> PrunePlan:
+        """The plan with directions of the stream instead of channels; with `rescale` norms' outputs keep their size."""
         parent = self.builder.parent
-        if "rotate" in repairs:
-            basis_DK = leading_directions(self.moments(), plan.child.sizes["hidden"])
-            gain_D = norm_gains(parent.shape, foldable(parent.shape), parent.checkpoint.read)
-            plan = plan.repaired(Repair(basis_DK, gain_D=gain_D))
-        return self._fitted(plan, self._store(f"fit-{label}")) if "least_squares" in repairs else plan
+        gain_D = norm_gains(parent.shape, foldable(parent.shape), parent.checkpoint.read)
+        plan = plan.repaired(Repair(self._basis(plan.child.sizes["hidden"]), gain_D=gain_D))
+        factors = self._norm_factors(plan) if rescale else {}
+        return plan.repaired(replace(plan.repair, scales=norm_rescale.scales(factors, dict.fromkeys(factors, 1.0))))
+
+    def _basis(self, count: int) -> Tensor:
+        """Directions of the residual stream to keep [D, K]: those that norms, and the LM head, see most of."""
+        parent, name = self.builder.parent, f"{final_norm(self.builder.parent.family)}.weight"
+        gain_D = parent.checkpoint.read(name).float().cpu() + parent.family.norm_offset
+        moments_DD = self.moments() + head_moments(self._store("norms").norm(name), gain_D)
+        basis_DK = leading_directions(moments_DD, count)
+        return basis_DK if name in foldable(parent.shape) else diagonalizing(basis_DK, gain_D)
 
     def moments(self) -> Tensor:
         """Second moments of the inputs of all norms together, fp64 [D, D], whatever is pruned. Computed once."""
@@ -122,7 +135,8 @@ class ClosedFormRepair:
     def _distance(self, plan: PrunePlan, factors: Mapping[str, Mapping[str, float]]) -> norm_rescale.Distance:
         """KL from the parent to the child in nats per token, as a function of the factors of the child's norms."""
         few = SampledBlocks(self.samples.blocks, self.samples.ids[:KL_BLOCKS])
-        child, offset = self.builder.model(plan), plan.parent.family.norm_offset
+        unscaled = plan.repaired(replace(plan.repair, scales={}))
+        child, offset = self.builder.model(unscaled), plan.parent.family.norm_offset
         weights = {
             name: child.get_parameter(str(plan.child_name(name))) for by_name in factors.values() for name in by_name
         }
@@ -136,10 +150,14 @@ class ClosedFormRepair:
 
         return distance
 
-    def _fitted(self, plan: PrunePlan, store: RepairStore) -> PrunePlan:
-        """The plan with every matrix that reads a norm or writes to the stream fitted to what the parent computes."""
+    def fitted(self, plan: PrunePlan, label: str = "plan", parts: Sequence[str] = PARTS) -> PrunePlan:
+        """The plan with what is read through norms, and what is written to the stream, fitted to the parent.
+
+        Fitted tensors are kept on disk under the label and the names of the parts.
+        """
         context, checkpoint = self.builder.context, self.builder.parent.checkpoint
-        fitted = FittedChild(plan, checkpoint, store)
+        store = self._store("-".join(("fit", label, *parts)))
+        fitted = FittedChild(plan, checkpoint, store, parts)
         if store.is_complete:
             return fitted.plan
         config = hf.config_from_dict(child_config(checkpoint.config, plan), "the config of the pruned model")

@@ -12,22 +12,27 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.model.residual_stream import foldable
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
-from minitron_cli.prune.transform import Repair, norm_gains
+from minitron_cli.prune.transform import norm_gains
 from minitron_cli.repair.gram import SplitGramPair
 from minitron_cli.repair.least_squares import channel_gains, solve
 from minitron_cli.repair.store import RepairStore
 
+PARTS = ("norms", "writers")
+"""Parts of a child that are fitted: what is read through norms, and what is written to the stream."""
 READOUT, FITTED = "readout", "fitted"  # kinds of tensors in the store
 
 
 class FittedChild:
     """The `ChildUnderRepair` of a layer-by-layer fit. Fits go to the store; `plan` has all that are there."""
 
-    def __init__(self, plan: PrunePlan, checkpoint: Checkpoint, store: RepairStore) -> None:
-        folded = foldable(plan.parent) if plan.parent.family.norm == "rms" else ()
+    def __init__(
+        self, plan: PrunePlan, checkpoint: Checkpoint, store: RepairStore, parts: Collection[str] = PARTS
+    ) -> None:
+        is_rms = plan.parent.family.norm == "rms"
+        self.fits_norms, self.fits_writers = "norms" in parts and is_rms, "writers" in parts
         channels_DK = None if plan.repair.basis_DK is not None else _unit_vectors(plan)
-        gain_D = norm_gains(plan.parent, folded, checkpoint.read)
-        self._start = plan.repaired(Repair(plan.repair.basis_DK, channels_DK, gain_D))
+        gain_D = norm_gains(plan.parent, foldable(plan.parent) if is_rms else (), checkpoint.read)
+        self._start = plan.repaired(replace(plan.repair, channels_DK=channels_DK, gain_D=gain_D))
         self._checkpoint, self._store = checkpoint, store
         self._sources = plan.sources(checkpoint.tensors)
         self._children = {source: child for child, source in self._sources.items()}
@@ -55,8 +60,8 @@ class FittedChild:
     def has_pruned_inputs(self, name: str) -> bool:
         return name in self._children and self._start.indices(name)[-1] is not None
 
-    def is_folded(self, norm: str) -> bool:
-        return norm in self._start.repair.gain_D
+    def fits_readout(self, norm: str) -> bool:
+        return self.fits_norms and norm in self._start.repair.gain_D
 
     def fit_norm(self, norm: str, sums: SplitGramPair) -> Collection[str]:
         repair = self._start.repair
@@ -71,7 +76,8 @@ class FittedChild:
 
     def fit_gain(self, norm: str, sums: SplitGramPair) -> None:
         offset, weight_K = self._start.parent.family.norm_offset, self._pruned(self._start, norm)
-        gain_K = (weight_K.float() + offset) * channel_gains(sums).cpu()
+        # The plan multiplies what is stored here by its own factor.
+        gain_K = (weight_K.float() + offset) / self._start.repair.scales.get(norm, 1.0) * channel_gains(sums).cpu()
         self._store.put(FITTED, norm, (gain_K - offset).to(weight_K.dtype))
 
     def _pruned(self, plan: PrunePlan, source: str) -> Tensor:

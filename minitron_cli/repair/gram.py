@@ -1,4 +1,9 @@
-"""Sums of outer products over calibration tokens: what a least-squares fit and a rotation are computed from."""
+"""Sums of outer products over calibration tokens: what a least-squares fit and a rotation are computed from.
+
+A pretrained model gives some tokens, such as the first of a text, inputs that are a hundred times as large as the
+others'. One such token would outweigh ten thousand, so in a fit a token counts at most as much as one whose squared
+input is `BOUND` times the median.
+"""
 
 # B sample, T token, D hidden, I input, O output, J some of the outputs, R token of any sample
 
@@ -11,26 +16,45 @@ from torch import Tensor
 from minitron_cli import stopping
 
 HELD_OUT = 4  # one sample of this many is held out of a fit, to choose its ridge by
+BOUND = 10.0  # of a token's squared input in a fit, as a multiple of the median of its sample
+ROWS = 256  # of G that are summed at a time, from the diagonal on: G is symmetric
+
+
+def bounded(inputs_RI: Tensor, outputs_RO: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and wanted outputs, fp32, with each token of a larger squared input scaled down to the bound."""
+    inputs_RI, outputs_RO = inputs_RI.float(), outputs_RO.float()
+    squares_R = inputs_RI.square().sum(dim=-1, keepdim=True)
+    bound = BOUND * squares_R.median() if len(squares_R) else squares_R.new_tensor(0.0)
+    factors_R = torch.where((squares_R > bound) & (bound > 0), (bound / squares_R).sqrt(), 1.0)
+    return inputs_RI * factors_R, outputs_RO * factors_R
 
 
 @dataclass(frozen=True, eq=False)
 class GramPair:
     """G = sum of a a^T and T = sum of t a^T over inputs a and wanted outputs t, fp32."""
 
-    inputs_II: Tensor
+    upper_II: Tensor
+    """G on and above the diagonal; below it, nothing in particular."""
     outputs_OI: Tensor
+
+    @property
+    def inputs_II(self) -> Tensor:
+        """G, in memory of its own."""
+        return self.upper_II.triu() + self.upper_II.triu(1).T
 
     def add_(self, inputs_TI: Tensor, outputs_TO: Tensor) -> None:
         """Add tokens."""
-        self.inputs_II.addmm_(inputs_TI.T, inputs_TI)
+        for start in range(0, inputs_TI.shape[1], ROWS):
+            rows_TR = inputs_TI[:, start : start + ROWS]
+            self.upper_II[start : start + ROWS, start:].addmm_(rows_TR.T, inputs_TI[:, start:])
         self.outputs_OI.addmm_(outputs_TO.T, inputs_TI)
 
     def of_outputs(self, outputs_J: Tensor) -> "GramPair":
         """The same sums for some of the outputs, given by index."""
-        return GramPair(self.inputs_II, self.outputs_OI[outputs_J])
+        return GramPair(self.upper_II, self.outputs_OI[outputs_J])
 
     def __add__(self, other: "GramPair") -> "GramPair":
-        return GramPair(self.inputs_II + other.inputs_II, self.outputs_OI + other.outputs_OI)
+        return GramPair(self.upper_II + other.upper_II, self.outputs_OI + other.outputs_OI)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +77,7 @@ class SplitGramPair:
         """Add tokens of any samples; `samples_R` numbers the sample of each."""
         is_held_out_R = samples_R % HELD_OUT == HELD_OUT - 1
         for part, of_part_R in ((self.fit, ~is_held_out_R), (self.held_out, is_held_out_R)):
-            part.add_(inputs_RI[of_part_R].float(), outputs_RO[of_part_R].float())
+            part.add_(*bounded(inputs_RI[of_part_R], outputs_RO[of_part_R]))
 
     @classmethod
     def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "SplitGramPair":
@@ -62,12 +86,12 @@ class SplitGramPair:
         for inputs_BTI, outputs_BTO in batches:
             if sums is None:
                 sums = cls.empty(outputs_BTO.shape[-1], inputs_BTI.shape[-1], inputs_BTI.device)
-            outputs_BTO = outputs_BTO.to(inputs_BTI.device).float()
+            outputs_BTO = outputs_BTO.to(inputs_BTI.device)
             # Sample by sample, so that the order of the sums, and with it their rounding, is that of any batch size.
-            for inputs_TI, outputs_TO in zip(inputs_BTI.float(), outputs_BTO, strict=True):
+            for inputs_TI, outputs_TO in zip(inputs_BTI, outputs_BTO, strict=True):
                 stopping.raise_if_stopped()
                 samples += 1
-                (sums.fit if samples % HELD_OUT else sums.held_out).add_(inputs_TI, outputs_TO)
+                (sums.fit if samples % HELD_OUT else sums.held_out).add_(*bounded(inputs_TI, outputs_TO))
         assert sums is not None
         return sums
 

@@ -105,11 +105,13 @@ class _Part(NamedTuple):
     """Attention or MLP of a layer, as far as it is fitted."""
 
     norm: _Module | None
-    """Norm before it, where it is folded into its readers."""
+    """Norm before it, where its readout is fitted."""
     writer: _Module | None
-    """Matrix that writes to the residual stream."""
+    """Matrix that writes to the residual stream, where it is fitted."""
     before: _Module | None
     """Norm whose input is the stream before the writer's output is added; None if that goes through a norm first."""
+    ends_layer: bool = False
+    """Whether the stream after it is that after the layer."""
 
 
 class LayerwiseFit:
@@ -144,6 +146,7 @@ class LayerwiseFit:
         self._wanted.saved()  # drops what a killed fit left
         self._parent.embed()
         self._child.embed()
+        self._past_dropped(0)
 
     def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
         """Continue behind some layers: what was fitted is in the `ChildUnderRepair`."""
@@ -156,9 +159,10 @@ class LayerwiseFit:
     def advance(self, layer: int) -> None:
         """Run all batches through the parent up to a layer of the child, fit that layer, and run them through it."""
         place, layer = layer, self._models.layers[layer]  # of the child, and of the parent
-        self._past_dropped(self._models.layers[place - 1] + 1 if place else 0, layer)
         parts, experts = self._parts(layer, place), ExpertSums(self._models.family, layer, self._under_repair)
         self._parent.through(layer, [_PartObserver(parts, self._want), experts])
+        self._past_dropped(place + 1)
+        self._want_stream(parts[-1])
         with self._child.at(place):
             while experts.sums:
                 self._renew(place, self._under_repair.fit_writer(*experts.sums.popitem()))
@@ -171,17 +175,22 @@ class LayerwiseFit:
                     self._renew(place, changed)
             self._child.past(place)
 
-    def _past_dropped(self, start: int, stop: int) -> None:
-        """Run the parent alone through layers that the child lacks; the next part compensates for what they add."""
-        for layer in range(start, stop):
+    def _past_dropped(self, place: int) -> None:
+        """Run the parent alone through the layers that the child lacks before its layer at `place`, or its end."""
+        layers = [-1, *self._models.layers, self._models.parent_layers]
+        for layer in range(layers[place] + 1, layers[place + 1]):
             self._parent.through(layer, [])
 
     def _parts(self, layer: int, place: int) -> list[_Part]:
-        family, parts = self._models.family, []
-        for block in blocks(family):
+        family, parts = self._models.family, list[_Part]()
+        adds, order = adds_as_it_is(family), blocks(family)
+        for block in order:
             norm, writer = (_Module.of(template, layer, place) for template in block)
-            is_folded = norm is not None and self._under_repair.is_folded(norm.weight)
-            parts.append(_Part(norm if is_folded else None, writer, norm if adds_as_it_is(family) else None))
+            is_fitted = norm is not None and self._under_repair.fits_readout(norm.weight)
+            written = writer if self._under_repair.fits_writers else None
+            parts.append(
+                _Part(norm if is_fitted else None, written, norm if adds else None, adds and block is order[-1])
+            )
         return parts
 
     def _renew(self, place: int, changed: Collection[str]) -> None:
@@ -193,15 +202,26 @@ class LayerwiseFit:
         """Store the wanted outputs of a part of the child, as the parent computed them for batch b.
 
         What a writer adds is wanted together with the stream before it, so that the stream after it is the parent's.
+        That after the layer's last part is taken once the parent is past the dropped layers that follow.
         """
         if part.norm:
             self._wanted.put(f"{b}.{part.norm.parent}", seen[part.norm.parent].outputs_BTO)
-        if part.writer:
-            bias = self._models.parent.get_submodule(part.writer.parent).bias
-            wanted_BTD = seen[part.writer.parent].outputs_BTO.float() - (0 if bias is None else bias.float())
+        if part.writer and not part.ends_layer:
+            wanted_BTD = seen[part.writer.parent].outputs_BTO.float()
             if part.before:  # the model multiplies what is added, so the stream is divided instead
                 wanted_BTD = wanted_BTD + seen[part.before.parent].inputs_BTI.float() / self._multiplier
             self._wanted.put(f"{b}.{part.writer.parent}", self._under_repair.kept_stream(wanted_BTD))
+
+    def _want_stream(self, part: _Part) -> None:
+        """Store the wanted outputs of the part that ends a layer: the stream with which the child's next layer begins.
+
+        So what dropped layers add is left to the layer before them, and later ones see a stream like the parent's.
+        """
+        if part.writer and part.ends_layer:
+            for b in range(len(self._batches)):
+                stream_BTD = self._parent_states.look_at(f"{b}").to(self._parent.device).float()
+                wanted_BTK = self._under_repair.kept_stream(stream_BTD / self._multiplier)
+                self._wanted.put(f"{b}.{part.writer.parent}", wanted_BTK)
 
     def _norm_sums(self, place: int, norm: _Module) -> SplitGramPair:
         return SplitGramPair.of(
@@ -216,20 +236,21 @@ class LayerwiseFit:
         """(input, wanted output) of a writer, batch by batch: the wanted stream less the stream that the child has."""
         before, writer = part.before, part.writer
         assert writer
+        bias = self._models.child.get_submodule(writer.child).bias
         names = [module.child for module in (before, writer) if module]
         for b, (*at_norm, seen) in enumerate(self._child.up_to(place, *names)):
             wanted_BTK = self._wanted.take(f"{b}.{writer.parent}").to(self._child.device)
             for there in at_norm:
                 wanted_BTK = wanted_BTK - there.inputs_BTI.float() / self._multiplier
+            wanted_BTK = wanted_BTK if bias is None else wanted_BTK - bias.float()
             yield seen.inputs_BTI, wanted_BTK
 
     def end(self) -> None:
         """Fit the final norm, whose output the LM head reads."""
-        self._past_dropped(self._models.layers[-1] + 1, self._models.parent_layers)
         name = f"{final_norm(self._models.family)}.weight"
-        if self._models.family.norm != "rms":
+        if not self._under_repair.fits_norms:
             return
-        is_folded = self._under_repair.is_folded(name)
+        is_folded = self._under_repair.fits_readout(name)
         with self._parent.at_end():
             for b, _, normed_BTD in self._parent.normed():
                 self._wanted.put(f"{b}", normed_BTD if is_folded else self._under_repair.kept_stream(normed_BTD))
@@ -252,7 +273,7 @@ class _PartObserver:
         self._seen: dict[str, ModuleIO] = {}
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
-        names = {module.parent for part in self._parts for module in part if module}
+        names = {module.parent for part in self._parts for module in part[:3] if module}
         return [recording(model, name, self._seen) for name in names]
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:

@@ -1,8 +1,9 @@
 """Repair a pruning plan: which repairs apply, what they are fitted on, and how much they help."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minitron_cli import progress
 from minitron_cli.artifacts.build import StageBuild
@@ -10,22 +11,19 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault
-from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.layerwise.config import CalibrationConfig
 from minitron_cli.memory import fits
 from minitron_cli.model.residual_stream import rotation_obstacle
 from minitron_cli.prune.child_builder import ChildBuilder
-from minitron_cli.prune.config import PruneConfig
+from minitron_cli.prune.config import SCORE_REPAIRS, PruneConfig, ScoreRepair
 from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.repair.acceptance import HeldOutText, Part, keep_what_gains
 from minitron_cli.repair.closed_form import ClosedFormRepair, SampledBlocks
+from minitron_cli.repair.fitted_child import PARTS
 from minitron_cli.repair.pca_rotation import check_rotatable
-from minitron_cli.results.prune import HeldOut, RepairEffect, RepairResult
+from minitron_cli.results.prune import RepairResult
 from minitron_cli.results.search import CalibrationUse
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-SCORE_BLOCKS = 64  # held-out blocks on which the child is compared before and after a repair
 PRUNED_AXES = {
     "rotate": {"hidden"},
     "rescale": {"hidden"},
@@ -45,7 +43,7 @@ def repaired(
 ) -> tuple[PrunePlan, RepairResult | None]:
     """Plan with the repairs that the config asks for, and their effect on held-out text; None if none applies.
 
-    The plan stays as it is if the repair takes the child further from its parent on that text.
+    Whatever part of a repair takes the child further from its parent on that text is left out.
     """
     repairs = applicable(plan, config)
     if not repairs:
@@ -61,33 +59,69 @@ def repaired(
             "which also rescales norms, one layer at a time"
         )
     fit = closed_form_repair(builder, config, calibration, train, work.scratch / "repair", resume=work.resume)
-    after = fit.repaired(plan, repairs)
-    strengths = None
-    if "rescale" in repairs:
-        after, strengths = fit.rescaled(after)
     if not both_fit:
         progress.warn("parent and child do not fit into memory together: the effect of the repair is not measured")
-    effect = _Effect(builder, fit.model, validation).of(plan, after) if both_fit else None
-    is_kept = effect is None or effect.after.kl <= effect.before.kl
-    if effect and not is_kept:
-        progress.warn(
-            f"the repair took the child further from its parent (held-out KL {effect.before.kl:.4g} before, "
-            f"{effect.after.kl:.4g} after), so the plain child is written: fit it to more text (repair_samples)"
-        )
-    found = RepairResult(repairs=tuple(sorted(repairs)), is_kept=is_kept, strengths=strengths, effect=effect)
-    return (after if is_kept else plan), found
+        return fit.repaired(plan, repairs), RepairResult(repairs=tuple(sorted(repairs)))
+    return _kept(fit, plan, repairs, HeldOutText(builder, fit.model, validation))
+
+
+def _kept(
+    fit: ClosedFormRepair, plan: PrunePlan, repairs: frozenset[str], text: HeldOutText
+) -> tuple[PrunePlan, RepairResult]:
+    """Plan with those parts of the repairs that bring the child nearer to its parent, and what they gain."""
+    strengths: dict[str, float] = {}
+
+    def rescaled(plan: PrunePlan) -> PrunePlan:
+        plan, found = fit.rescaled(plan)
+        strengths.update(found)
+        return plan
+
+    kept = keep_what_gains(plan, _parts(fit, repairs, rescaled), text.figures)
+    effect, is_rescaled = text.effect(kept), "rescale" in kept.parts
+    return kept.plan, RepairResult(
+        repairs=tuple(sorted(kept.parts)),
+        left_out=kept.left_out,
+        is_kept=bool(kept.parts),
+        strengths=strengths if is_rescaled else None,
+        effect=effect,
+    )
+
+
+def _parts(
+    fit: ClosedFormRepair, repairs: frozenset[str], rescaled: Callable[[PrunePlan], PrunePlan]
+) -> Sequence[Part]:
+    """Parts of the repairs, in the order in which they are applied."""
+    of_squares = ((f"least_squares of {part}", partial(fit.fitted, parts=(part,))) for part in reversed(PARTS))
+    unscaled = Part("rotate", "rotate", partial(fit.rotated, rescale=False))
+    parts = (
+        Part("rotate", "rescaling of norms after rotate", fit.rotated, (unscaled,)),
+        Part("least_squares", "least_squares", fit.fitted, tuple(Part(name, name, fit) for name, fit in of_squares)),
+        Part("rescale", "rescale", rescaled),
+    )
+    return [part for part in parts if part.name in repairs]
 
 
 def with_repair(
-    builder: ChildBuilder, config: PruneConfig, calibration: CalibrationConfig, train: Blocks, scratch: Path
+    builder: ChildBuilder,
+    config: PruneConfig,
+    setting: ScoreRepair,
+    calibration: CalibrationConfig,
+    train: Blocks,
+    scratch: Path,
 ) -> ChildBuilder:
-    """A builder whose candidates are repaired before they are scored, but for `rescale`, which needs trials."""
-    fit = closed_form_repair(builder, config, calibration, train, scratch)
+    """A builder whose candidates are repaired as far as the setting says. The parent is loaded when it is needed."""
+    fit = cache(lambda: closed_form_repair(builder, config, calibration, train, scratch))
 
     def repair(plan: PrunePlan) -> PrunePlan:
-        return fit.repaired(plan, applicable(plan, config) - {"rescale"}, str(plan.child))
+        repairs = of_candidate(plan, config, setting)
+        return fit().repaired(plan, repairs, str(plan.child)) if repairs else plan
 
     return replace(builder, repair=repair)
+
+
+def of_candidate(plan: PrunePlan, config: PruneConfig, setting: ScoreRepair) -> frozenset[str]:
+    """Repairs of a candidate with this plan before it is scored."""
+    return applicable(plan, config) & SCORE_REPAIRS[setting]
 
 
 def closed_form_repair(
@@ -135,8 +169,9 @@ def calibration_use(config: PruneConfig, train: Blocks) -> CalibrationUse:
 
 
 def check_enough_text(config: PruneConfig, train: Blocks) -> None:
-    """Raise DataError if there are fewer blocks than a repair that was asked for is to be fitted on."""
-    if config.repair != "auto" and config.repair_samples > len(train):
+    """Raise DataError if a repair that was asked for has no block to be fitted on, or fewer than were asked for."""
+    least = config.repair_samples if "repair_samples" in config.model_fields_set else 1
+    if config.repair != "auto" and least > len(train):
         raise DataError(
             f"prune.repair_samples is {config.repair_samples} and the data has {len(train)} blocks to fit a repair on: "
             "lower prune.repair_samples or data.sequence_length, or add text"
@@ -149,26 +184,3 @@ def is_resident(builder: ChildBuilder, calibration: CalibrationConfig) -> bool:
     if calibration.mode != "auto":
         return calibration.mode == "resident"
     return fits(2 * parent.size_bytes(context.dtype), calibration.activation_budget, context.device)
-
-
-@dataclass(frozen=True)
-class _Effect:
-    """Loss and KL to the parent on held-out blocks, before and after a repair."""
-
-    builder: ChildBuilder
-    parent: "PreTrainedModel"
-    blocks: Blocks
-
-    def of(self, before: PrunePlan, after: PrunePlan) -> RepairEffect:
-        """Figures of the children of both plans."""
-        parent_loss, plain, repaired = self._loss(self.parent), self._child(before), self._child(after)
-        tokens = min(SCORE_BLOCKS, len(self.blocks)) * self.blocks.sequence_length
-        return RepairEffect(parent_loss=parent_loss, before=plain, after=repaired, tokens=tokens)
-
-    def _loss(self, model: "PreTrainedModel") -> float:
-        return perplexity(model, self.blocks, max_blocks=SCORE_BLOCKS).loss_nats
-
-    def _child(self, plan: PrunePlan) -> HeldOut:
-        child = self.builder.model(plan)
-        kl = kl_to_parent(child, self.parent, self.blocks, max_blocks=SCORE_BLOCKS).kl_nats
-        return HeldOut(loss=self._loss(child), kl=kl)

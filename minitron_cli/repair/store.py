@@ -33,6 +33,14 @@ class RepairStore:
                 if not name.startswith(TOKENS):
                     yield name, NormMoments(found[name], int(found[TOKENS + name]))
 
+    def norm(self, name: str) -> NormMoments:
+        """Moments of one norm; KeyError if there are none."""
+        for path in self.directory.glob(f"{NORMS}-*.safetensors"):
+            if name in read_header(path):
+                found = read_safetensors(path)
+                return NormMoments(found[name], int(found[TOKENS + name]))
+        raise KeyError(name)
+
     def total(self, compute: Callable[[], Tensor]) -> Tensor:
         """Moments of all norms together, computed at the first call."""
         path = self._path(TOTAL)

@@ -124,7 +124,8 @@ def _stability(ranking: Ranking, target: str) -> Table:
 
 def candidates_section(ranking: Ranking) -> Section:
     """Section on candidates."""
-    text = f"{count(len(ranking.candidates))} shapes that meet every constraint, best first (zero-shot: untrained)."
+    text = f"{count(len(ranking.candidates))} shapes that meet every constraint, best first "
+    text += f"(zero-shot: {_state(ranking)})."
     if any(row.rungs for row in ranking.candidates):
         text += " The best few were retrained briefly and ranked again, because training can change the order."
     text += " The shape that was built is highlighted." if ranking.built else " The best shape is highlighted."
@@ -134,15 +135,28 @@ def candidates_section(ranking: Ranking) -> Section:
     return Section("candidates", "Candidate shapes", text, tuple(candidate_tables(ranking)), plots)
 
 
+def _state(ranking: Ranking) -> str:
+    """State of the candidates when they were scored zero-shot."""
+    repairs = sorted({repair for row in ranking.candidates for repair in row.repairs})
+    return f"untrained, {' and '.join(repairs).replace('_', ' ')} applied" if repairs else "untrained, not repaired"
+
+
 def _halving(ranking: Ranking) -> Iterator[Plot]:
     """Score of every retrained candidate after each rung."""
     retrained = [row for row in ranking.candidates if row.rungs][:SHOWN]
     styles: list[tuple[int, Style]] = [(1, "line") if ranking.is_chosen(row) else (2, "faint") for row in retrained]
-    points = [list(zip((0, *ranking.rung_tokens), (row.zero_shot, *row.rungs), strict=False)) for row in retrained]
+    points = [_curve(row, ranking.rung_tokens) for row in retrained]
     lines = tuple(Line(known, *style) for known, style in zip(points, styles, strict=True))
-    if lines:
+    if any(len(known) > 1 for known in points):
         caption = f"{capitalized(ranking.score.title)} in retraining, a line per candidate until it was dropped."
         yield Plot("halving", Lines(lines, TOKENS, ranking.plotted_score), caption)
+
+
+def _curve(row: CandidateResult, rung_tokens: Sequence[int]) -> list[tuple[float, float]]:
+    """Tokens and score at each rung; from zero tokens on if the candidate was not repaired further in between."""
+    if row.repairs == row.retrained_repairs:
+        return list(zip((0, *rung_tokens), (row.zero_shot, *row.rungs), strict=False))
+    return list(zip(rung_tokens, row.rungs, strict=False))
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:

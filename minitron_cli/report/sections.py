@@ -57,8 +57,9 @@ def repair_tables(found: RepairResult | None) -> Iterator[Table]:
         )
         closed = Figure("gap closed", style="share", better="higher")
         columns = (*map(Figure, ("held out", "pruned", "repaired")), closed)
-        kept = "" if found.is_kept else " (not kept: the plain child was written)"
-        yield Table(f"Repair: {', '.join(found.repairs)}{kept}", columns, rows)
+        left_out = f" (left out: {', '.join(found.left_out)})" if found.left_out else ""
+        kept = "" if found.is_kept else ": the plain child was written"
+        yield Table(f"Repair: {', '.join(found.repairs) or 'none'}{left_out}{kept}", columns, rows)
 
 
 def _row(figure: Figure, before: float | None, after: float | None) -> tuple[Cell, ...]:

@@ -17,6 +17,10 @@ class HeldOut(Spec):
     """Nats per token."""
     kl: float
     """KL from the parent to the child in nats per token."""
+    loss_stderr: float | None = None
+    """Standard error of the loss; None if it is not known."""
+    kl_stderr: float | None = None
+    """Standard error of the KL; None if it is not known."""
 
 
 class RepairEffect(Spec):
@@ -28,16 +32,25 @@ class RepairEffect(Spec):
     """The child before the repair."""
     after: HeldOut
     tokens: int
-    """Held-out tokens of each measurement."""
+    """Held-out tokens that each figure is a mean of."""
+    kl_difference_stderr: float | None = None
+    """Standard error of the KL after less the KL before, of which both are of the same tokens; None if not known."""
+    read: int
+    """Held-out tokens that each model read: those of the figures, and others by which parts of the repair were kept or
+    left out."""
+    children: int
+    """Children that were measured: the plain one, and one for each part that was tried."""
 
 
 class RepairResult(Spec):
     """Repairs that were fitted to the child."""
 
     repairs: tuple[str, ...]
-    """Names of the repairs, sorted."""
+    """Names of the repairs that were kept, sorted. `least_squares of norms` and `of writers` are parts of it."""
+    left_out: tuple[str, ...] = ()
+    """What took the child further from its parent on held-out text, in the order in which it was tried."""
     is_kept: bool = True
-    """Whether the repaired child was written. If the repair took it further from its parent, the plain one was."""
+    """Whether any was kept. If none was, the plainly pruned child was written."""
     strengths: Mapping[str, float] | None = None
     """Norm -> strength of its rescaling; None unless norms were rescaled by trial."""
     effect: RepairEffect | None = None
@@ -67,7 +80,7 @@ class ServingFinding(Spec):
 class PruneResult(Result):
     """The child and how it was made."""
 
-    schema_name: ClassVar[str] = "prune/1"
+    schema_name: ClassVar[str] = "prune/2"
     verb: ClassVar[str] = "minitron prune"
 
     parent: ModelSize

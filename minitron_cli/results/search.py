@@ -36,7 +36,9 @@ class CandidateResult(Spec):
     """Value of the objective at each rung of retraining that the candidate reached."""
     model: ModelSize
     repairs: tuple[str, ...] = ()
-    """Repairs applied before the candidate was scored."""
+    """Repairs applied before the candidate was scored zero-shot."""
+    retrained_repairs: tuple[str, ...] = ()
+    """Repairs applied before the candidate was retrained; empty if it was not."""
 
     @property
     def retrained(self) -> float | None:
@@ -110,4 +112,4 @@ class SearchResult(Result):
     sequence_length: int
     """Tokens per block."""
     repair: CalibrationUse | None = None
-    """Text that candidates were repaired on, if they were."""
+    """Text that candidates were repaired on; None if none of them was."""

@@ -16,6 +16,7 @@ def candidate_result(
     factor: int = 1,
     target: str = "",
     repairs: Iterable[str] = (),
+    retrained_repairs: Iterable[str] = (),
     measured: Sequence[str] = (),
 ) -> CandidateResult:
     """Candidate as it is stored. `factor` is -1 if a higher value of the objective is better. Costs whose kind is in
@@ -31,6 +32,7 @@ def candidate_result(
         rungs=tuple(factor * score for score in entry.rungs),
         model=model_size(candidate.shape, sequence_length),
         repairs=tuple(sorted(repairs)),
+        retrained_repairs=tuple(sorted(retrained_repairs)),
     )
 
 

@@ -1,14 +1,15 @@
 """Configuration of a search."""
 
+import math
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from minitron_cli.evaluate.metrics import KL, TEXT_FIGURES, task_figure
 from minitron_cli.figures import Figure
 from minitron_cli.model.axes import Axis
-from minitron_cli.prune.config import Budget, Ranking
+from minitron_cli.prune.config import Budget, Ranking, ScoreRepair
 from minitron_cli.search.axis_sizes import PRESETS, AxisSizes, Preset
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.parameters import Parameters
@@ -22,6 +23,9 @@ class Retrain(Spec):
     cosine over all of `tokens`; training continues from rung to rung and never restarts.
     """
 
+    section: ClassVar[str] = "search.retrain"
+    """Section of the recipe with these settings, for messages."""
+
     top: int = Field(4, ge=1)
     """Number of candidates that are retrained, best zero-shot first."""
     tokens: Quantity = 1_800_000_000
@@ -31,15 +35,19 @@ class Retrain(Spec):
     keep: float = Field(0.5, gt=0, le=1)
     """Fraction that continues after a rung, at least two; each rung has this fraction of the next one's tokens."""
     batch_size: int = Field(1152, ge=1)
-    """Sequences per optimizer step."""
+    """Sequences per optimizer step; fewer, unless set, where the run or the text is too short for it."""
     micro_batch_size: int = Field(1, ge=1)
     """Sequences per forward pass; changes memory and speed, and the result by rounding only."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate; the cosine ends at a tenth of it."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps of linear warmup."""
+    """Steps of linear warmup; unless set, at most a tenth of the run."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints of a candidate."""
+
+    def total_steps(self, sequence_length: int) -> int:
+        """Optimizer steps of the candidates that reach the last rung."""
+        return math.ceil(self.tokens / (self.batch_size * sequence_length))
 
 
 class TaskObjective(Spec):
@@ -103,6 +111,10 @@ class SearchConfig(Spec):
     """Quantity that ranks candidates: loss, kl (to the teacher), or an lm-eval task such as winogrande:5."""
     score_blocks: int = Field(64, ge=1)
     """Validation blocks per score."""
+    score_repair: ScoreRepair = "rotate"
+    """Repair of a candidate before it is scored zero-shot, as far as `prune.repair` includes it. rotate: only the
+    rotation, whose statistics serve all candidates; all: everything but rescaling, for each candidate anew. Candidates
+    that are retrained are repaired as the child will be, whatever is chosen here."""
     ranking: Ranking = Ranking()
     """Importance metrics that choose what is kept on every axis."""
     retrain: Retrain | None = Retrain()

@@ -8,7 +8,7 @@ from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import trackers, training_run
+from minitron_cli.distill import short_runs, trackers, training_run
 from minitron_cli.distill.config import CorrectConfig
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -24,6 +24,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
     trackers.check(config.trackers)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
+    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))
 
     def build(work: StageBuild) -> CorrectionResult:
         models = training_run.load(context, parent, None, config)

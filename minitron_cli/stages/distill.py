@@ -5,7 +5,7 @@ from pathlib import Path
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import trackers, training_run
+from minitron_cli.distill import short_runs, trackers, training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
 from minitron_cli.inputs import tokenizers
@@ -32,6 +32,7 @@ def run(
     tokenizers.require_same(start, teacher)
     train_blocks = blocks_of(context, data, "train", start.path)
     validation_blocks = blocks_of(context, data, "validation", start.path)
+    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))
     pairs = _pairs(config, teacher, start)
 
     def build(work: StageBuild) -> TrainingResult:

@@ -48,6 +48,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     layer_blocks(parent.shape.sizes["layer"], config.removal_lengths)  # refuse before any text is read
     blocks = blocks_of(context, data, "train", parent.path)
     processes, device = join_processes(context.device)
+    config = _fit_samples(config, blocks)
     _check_samples(config.samples, blocks, processes)
     task = _block_task(config)
     scoring = _Scoring(replace(context, device=device), parent, config, Calibration.of(config, blocks, processes), task)
@@ -86,6 +87,17 @@ def _removable(config: ImportanceConfig, layers: int) -> ImportanceConfig:
         return config
     progress.say("skipping the perplexity without each layer: the model has one layer")
     return config.model_copy(update={"layer_removal": False})
+
+
+def _fit_samples(config: ImportanceConfig, blocks: Blocks) -> ImportanceConfig:
+    """Config with as many samples as the text has blocks, if these are fewer and the user set no number."""
+    if "samples" in config.model_fields_set or config.samples <= len(blocks) or not len(blocks):
+        return config
+    progress.say(
+        f"importance: samples is {len(blocks)} instead of {config.samples:,}, all blocks of the training text; set "
+        "importance.samples to choose yourself"
+    )
+    return config.model_copy(update={"samples": len(blocks)})
 
 
 def _check_samples(samples: int, blocks: Blocks, processes: Processes) -> None:

@@ -33,6 +33,7 @@ from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.iterative_pruning import plan_in_rounds, shapes_between
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
+from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.results.price import Price
 from minitron_cli.results.prune import PruneResult, RoundResult, ServingFinding
 from minitron_cli.results.run_record import ExportCheck
@@ -42,10 +43,10 @@ from minitron_cli.search import rank, space
 from minitron_cli.search.candidates import candidate_result
 from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import RankedCandidate
+from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.spec import Amount
 
-STAGE, VERSION = "prune", 5
-SCORE_BLOCKS = 64  # validation blocks on which candidates are compared when a budget chooses the shape
+STAGE, VERSION = "prune", 6
 PLAN = "plan.json"
 
 
@@ -69,7 +70,7 @@ def run(
     if config.serving_lint == "warn":
         parent = parent.without_pattern()
     builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
-    candidates = _candidates(parent, config, search)
+    candidates = _candidates(builder, config, search)
     if data is None and config.repair == "auto":
         progress.say("skipping repair: it needs calibration text (--data)")
         config = config.model_copy(update={"repair": "none"})
@@ -146,7 +147,8 @@ class _Pruning:
         """Candidates, or sizes and tensors of the child, for a dry run."""
         if self.is_choice:
             named = {f"candidate {i + 1}": c for i, c in enumerate(self.candidates)}
-            return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()}
+            scores = {"score": f"each on {self._score_blocks} validation blocks; the best is pruned"}
+            return {name: f"{c.shape}: {c.parameters:,} parameters" for name, c in named.items()} | scores
         return stream.forecast(self.builder.parent.checkpoint, self._plans[0])
 
     def price(self) -> Price:
@@ -156,11 +158,12 @@ class _Pruning:
         pruning = work_of.Pruning(
             parent=subject.of_source(self.builder.parent, self.builder.context.dtype),
             candidates=[plan.child for plan in plans],
+            score_repairs=[repaired_plan.of_candidate(plan, config, config.score_repair) for plan in plans],
             repairs=[repaired_plan.applicable(plan, config) for plan in plans],
             length=self.sequence_length,
             repair_samples=min(config.repair_samples, len(self.texts["train"])) if config.repairs else 0,
-            score_blocks=self._held_out(SCORE_BLOCKS) if self.is_choice else 0,
-            effect_blocks=self._held_out(repaired_plan.SCORE_BLOCKS) if config.repairs and is_resident else 0,
+            score_blocks=self._score_blocks if self.is_choice else 0,
+            effect_blocks=self._held_out(EFFECT_BLOCKS) if config.repairs and is_resident else 0,
             rounds=shapes_between(plans[0].parent, plans[0].child, config.rounds) if config.rounds > 1 else (),
             round_samples=calibration.samples,
             rounds_remove_layers=config.ranking.layers == "perplexity",
@@ -192,7 +195,7 @@ class _Pruning:
             checks=tuple(_check(work, self.builder.parent, plan)),
             serving=tuple(_serving(work, plan)),
             candidates=tuple(self._candidate_result(entry) for entry in candidates),
-            score_tokens=self._score_tokens() if candidates else 0,
+            score_tokens=self._score_blocks * self.sequence_length if candidates else 0,
             sequence_length=self.sequence_length,
             rounds=tuple(self._round_results(rounds)),
             rounds_remove_layers=bool(rounds) and self.config.ranking.layers == "perplexity",
@@ -211,12 +214,14 @@ class _Pruning:
         """Tokens per block of the text that is used; 0 if none is."""
         return next((blocks.sequence_length for blocks in self.texts.values()), 0)
 
-    def _score_tokens(self) -> int:
-        return self._held_out(SCORE_BLOCKS) * self.sequence_length
+    @property
+    def _score_blocks(self) -> int:
+        """Validation blocks on which each candidate is scored."""
+        return self._held_out(self.config.score_blocks)
 
     def _candidate_result(self, entry: RankedCandidate) -> CandidateResult:
         plan = self.builder.plan(entry.candidate.shape)
-        repairs = repaired_plan.applicable(plan, self.config) - {"rescale"} if self.config.repairs else ()
+        repairs = repaired_plan.of_candidate(plan, self.config, self.config.score_repair)
         return candidate_result(entry, self.sequence_length, repairs=repairs)
 
     def _round_results(self, shapes: Sequence[Shape]) -> Iterator[RoundResult]:
@@ -228,19 +233,21 @@ class _Pruning:
             )
 
     def _ranked(self, work: StageBuild) -> Sequence[RankedCandidate]:
-        """Candidates by zero-shot loss, best first, repaired as the child will be."""
-        builder = self.builder
-        if self.config.repairs:
-            scratch = work.scratch / "repair"
-            builder = repaired_plan.with_repair(
-                self.builder, self.config, self.calibration, self.texts["train"], scratch
-            )
+        """Candidates by zero-shot loss on few blocks, best first. A resumed stage keeps the scores."""
+        builder, config, scratch = self.builder, self.config, work.scratch / "repair"
+        if config.repairs:  # the second moments that a rotation needs stay there for the child
+            train = self.texts["train"]
+            builder = repaired_plan.with_repair(builder, config, config.score_repair, self.calibration, train, scratch)
+
+        def loss(candidate: Candidate) -> float:
+            return builder.zero_shot_loss(candidate.shape, self.texts["validation"], self._score_blocks)
+
         with progress.track("score candidates", len(self.candidates), "candidates") as step:
 
             def score(candidate: Candidate) -> float:
-                loss = builder.zero_shot_loss(candidate.shape, self.texts["validation"], SCORE_BLOCKS)
-                step(1, loss=loss)
-                return loss
+                found = work.remember(f"zero-shot-{candidate.name}", lambda: {"loss": loss(candidate)})
+                step(1, **found)
+                return float(found["loss"])
 
             return rank.by_zero_shot(self.candidates, score)
 
@@ -273,10 +280,12 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
     )
 
 
-def _candidates(parent: SourceModel, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
-    """Shapes that the child may have: one, or those within the budget."""
+def _candidates(builder: ChildBuilder, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
+    """Shapes that the child may have: one, or those within the budget that retain most importance."""
+    parent = builder.parent
     if config.budget:
-        return feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget, config.candidates)
+        admitted = feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget)
+        return RetainedImportance(parent.shape, builder.scores, config.ranking).order(admitted)[: config.candidates]
     sizes = {str(axis): size for axis, size in (config.shape or {}).items()}
     if not sizes and not config.drop_layers:
         sizes = _winner(parent, search, config.size)

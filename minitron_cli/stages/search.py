@@ -12,6 +12,7 @@ from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
@@ -25,7 +26,7 @@ from minitron_cli.price import subject
 from minitron_cli.price.offer import compute_dtype, offered
 from minitron_cli.price.search import Searching
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
-from minitron_cli.prune.config import PruneConfig
+from minitron_cli.prune.config import SCORE_REPAIRS, PruneConfig, ScoreRepair
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
 from minitron_cli.results.price import Price
@@ -43,8 +44,9 @@ from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.search.search_objective import SearchObjective, sign
 from minitron_cli.search.work_sharing import Costs, WorkerGroup
 
-STAGE, VERSION = "search", 3
+STAGE, VERSION = "search", 4
 
+FULL: ScoreRepair = "all"
 Found = Mapping[str, Sequence[RankedCandidate]]  # target -> its candidates, best first
 
 
@@ -61,7 +63,8 @@ def run(
     """Score feasible shapes zero-shot, retrain the best few, and store the ranking. A resumed search keeps its scores.
 
     `teacher` predicts what candidates are retrained on; the parent by default. `prune` is the configuration that the
-    winner will be pruned with: if it repairs the child, candidates are repaired before they are scored.
+    winner will be pruned with: candidates are repaired in the same way before they are retrained, and before they are
+    scored as far as `score_repair` says.
     """
     if prune and prune.untie:
         parent = parent.untied()
@@ -74,10 +77,13 @@ def run(
     builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
     targets = [_Target.of(config, label, parent.shape) for label in config.labels]
     train_blocks = blocks_of(context, data, "train", parent.path)
+    if config.retrain:
+        fitted = short_runs.fit(config.retrain, train_blocks.sequence_length, len(train_blocks))
+        config = config.model_copy(update={"retrain": fitted})
     validation = blocks_of(context, data, "validation", parent.path)
     objective = SearchObjective(config.objective, config.score_blocks, validation, teacher, parent.path, here)
     calibration = ImportanceConfig(**scores.manifest.config)
-    repair = _Repair(prune, calibration, train_blocks) if prune and prune.repairs else None
+    repair = _Repair.of(config, prune, calibration, train_blocks)
     inputs = {
         "model": parent.fingerprint,
         "scores": scores.fingerprint,
@@ -92,17 +98,16 @@ def run(
     length = train_blocks.sequence_length
 
     def stored(label: str, entry: RankedCandidate) -> CandidateResult:
-        repairs = repair.applied(builder.plan(entry.candidate.shape)) if repair else ()
-        factor = sign(config.objective)
-        return candidate_result(entry, length, factor=factor, target=label, repairs=repairs, measured=timed)
+        repairs = repair.applied(builder.plan(entry.candidate.shape), bool(entry.rungs)) if repair else {}
+        return candidate_result(entry, length, factor=sign(config.objective), target=label, measured=timed, **repairs)
 
     def build(work: StageBuild) -> SearchResult:
         workers = WorkerGroup(work, processes)
         workers.barrier()
         chosen = {target.label: target.chosen(builder, config.candidates, workers) for target in targets}
         scratch = work.scratch / f"repair-{processes.rank}"
-        scored = repair.repairing(builder, scratch) if repair else builder
-        found = _Search(scored, objective, retraining, workers).run(chosen)
+        scored, retrained = repair.builders(builder, scratch) if repair else (builder, builder)
+        found = _Search(scored, retrained, objective, retraining, workers).run(chosen)
         workers.barrier()
         work.measured.candidates = _measured(timed, found)
         return SearchResult(
@@ -119,7 +124,8 @@ def run(
 
     def price() -> Price:
         shapes = {t.label: [c.shape for c in t.admitted[: config.candidates]] for t in targets}
-        every = [shape for some in shapes.values() for shape in some]
+        plans = {str(shape): builder.plan(shape) for some in shapes.values() for shape in some}
+        applied = {name: repair.applied(plan, is_retrained=True) for name, plan in plans.items()} if repair else {}
         searching = Searching(
             parent=subject.of_source(parent, context.dtype),
             teacher=subject.of_source(teacher, context.dtype),
@@ -128,7 +134,8 @@ def run(
             length=length,
             score_blocks=min(config.score_blocks, len(validation)),
             retraining=retraining.config if retraining else None,
-            repairs={str(shape): repair.applied(builder.plan(shape)) for shape in every} if repair else {},
+            repairs={name: found["repairs"] for name, found in applied.items()},
+            retrained_repairs={name: found["retrained_repairs"] for name, found in applied.items()},
             repair_samples=repair.calibration_use().samples if repair else 0,
             processes=processes.size,
             compute_dtype=compute_dtype(retraining.config, device) if retraining else "float32",
@@ -157,7 +164,7 @@ def _warn_if_worse(found: SearchResult) -> None:
     if worse:
         progress.warn(
             f"search.retrain: {len(worse)} of {len(changes)} retrained candidates ended more than {MAX_RISE:.0%} worse "
-            "than they began: lower search.retrain.learning_rate"
+            "than their zero-shot score: lower search.retrain.learning_rate"
         )
 
 
@@ -204,24 +211,39 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Repair:
-    """Repair of candidates before they are scored, as the winner will be repaired."""
+    """Repair of candidates before they are scored, as far as the setting says, and in full before a retraining."""
 
+    setting: ScoreRepair
     prune: PruneConfig
     calibration: ImportanceConfig
     train_blocks: Blocks
+
+    @classmethod
+    def of(
+        cls, config: SearchConfig, prune: PruneConfig | None, calibration: ImportanceConfig, train_blocks: Blocks
+    ) -> Self | None:
+        """Repair of a search's candidates; None if none of them is repaired."""
+        is_any = prune and prune.repairs & SCORE_REPAIRS[FULL if config.retrain else config.score_repair]
+        return cls(config.score_repair, prune, calibration, train_blocks) if prune and is_any else None
 
     def inputs(self) -> dict[str, str]:
         """Identity of the repair. DataError if there is too little text to fit it on."""
         repaired_plan.check_enough_text(self.prune, self.train_blocks)
         return {"repair": f"{self.prune.repair} on {self.prune.repair_samples} samples"}
 
-    def repairing(self, builder: ChildBuilder, scratch: Path) -> ChildBuilder:
-        """Builder of repaired candidates, whose statistics are kept in `scratch`."""
-        return repaired_plan.with_repair(builder, self.prune, self.calibration, self.train_blocks, scratch)
+    def builders(self, builder: ChildBuilder, scratch: Path) -> tuple[ChildBuilder, ChildBuilder]:
+        """Builders of the candidates that are scored and of those that are retrained. Statistics are in `scratch`."""
+        scored, retrained = (
+            repaired_plan.with_repair(builder, self.prune, setting, self.calibration, self.train_blocks, scratch)
+            for setting in (self.setting, FULL)
+        )
+        return scored, retrained
 
-    def applied(self, plan: PrunePlan) -> frozenset[str]:
-        """Names of the repairs that a candidate with this plan gets."""
-        return repaired_plan.applicable(plan, self.prune) - {"rescale"}
+    def applied(self, plan: PrunePlan, is_retrained: bool) -> dict[str, frozenset[str]]:
+        """Names of the repairs of a candidate with this plan before it is scored, and before it is retrained if it is,
+        as fields of its result."""
+        scored, full = (repaired_plan.of_candidate(plan, self.prune, setting) for setting in (self.setting, FULL))
+        return {"repairs": scored, "retrained_repairs": full if is_retrained else frozenset()}
 
     def calibration_use(self) -> CalibrationUse:
         """Text that the repairs are fitted on."""
@@ -231,7 +253,7 @@ class _Repair:
 class RetrainingConfig(DistillConfig):
     """Retraining of a candidate, as a configuration of the training loop."""
 
-    section: ClassVar[str] = "search.retrain"
+    section: ClassVar[str] = Retrain.section
 
     @classmethod
     def of(cls, retrain: Retrain, seed: int) -> Self:
@@ -262,7 +284,7 @@ class _Retraining:
     def of(cls, retrain: Retrain, seed: int, blocks: Blocks) -> Self:
         """Retraining on these blocks, in an order that the seed chooses."""
         config = RetrainingConfig.of(retrain, seed)
-        total = config.total_steps(blocks.sequence_length)
+        total = retrain.total_steps(blocks.sequence_length)
         return cls(retrain, config, blocks, halving.rung_steps(total, retrain.rungs, retrain.keep))
 
     @property
@@ -276,7 +298,10 @@ class _Retraining:
 class _Search:
     """One process's share of the scoring and the retraining of candidates."""
 
-    builder: ChildBuilder
+    scored: ChildBuilder
+    """Builder of the candidates that are scored zero-shot."""
+    retrained: ChildBuilder
+    """Builder of the candidates that are retrained."""
     objective: SearchObjective
     retraining: _Retraining | None
     workers: WorkerGroup
@@ -295,7 +320,7 @@ class _Search:
         return {label: self._retrained(some, retraining) if len(some) > 1 else some for label, some in ranked.items()}
 
     def _score(self, candidates: Sequence[Candidate], i: int) -> float:
-        return self.objective(self.builder.candidate(candidates[i].shape))
+        return self.objective(self.scored.candidate(candidates[i].shape))
 
     def _retrained(self, ranked: Sequence[RankedCandidate], retraining: _Retraining) -> list[RankedCandidate]:
         steps = retraining.steps
@@ -309,7 +334,7 @@ class _Search:
 
     def _train(self, candidate: Candidate, retraining: _Retraining, until: int) -> float:
         """Score after step `until` of a candidate's training, which continues from its last checkpoint."""
-        student = self.builder.candidate(candidate.shape)
+        student = self.retrained.candidate(candidate.shape)
         train(
             student,
             self.objective.teacher_model,
@@ -317,7 +342,7 @@ class _Search:
             None,
             retraining.config,
             self._checkpoints(candidate),
-            device=self.builder.context.device,
+            device=self.retrained.context.device,
             until=until,
             alone=True,
         )

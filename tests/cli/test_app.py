@@ -14,6 +14,7 @@ from minitron_cli import __version__, errors, progress, recipe
 from minitron_cli.cli import console
 from minitron_cli.cli.app import COMMANDS
 from tests.cli.program import Run
+from tests.quick import slow
 
 PROGRAM = [sys.executable, "-m", "minitron_cli"]
 
@@ -213,7 +214,7 @@ def test_a_second_interrupt_ends_the_program_at_once() -> None:
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize(("words", "code"), [(["recipes", "schema"], 141), (["--help"], 1)])
+@pytest.mark.parametrize(("words", "code"), [(["recipes", "schema"], 141), slow(["--help"], 1)])
 def test_a_reader_that_goes_away_is_no_error(words: list[str], code: int) -> None:
     program = "import os, sys; r, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r)\n"
     program += f"sys.argv = ['minitron', *{words}]; from minitron_cli.cli.app import main; main()"
@@ -221,6 +222,7 @@ def test_a_reader_that_goes_away_is_no_error(words: list[str], code: int) -> Non
     assert (ended.returncode, ended.stderr) == (code, "")
 
 
+@pytest.mark.slow
 def test_the_module_is_the_program() -> None:
     ended = subprocess.run([*PROGRAM, "recipes", "ls", "--json"], capture_output=True, text=True, check=True)
     assert set(json.loads(ended.stdout)) == set(recipe.shipped())

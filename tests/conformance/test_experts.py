@@ -32,7 +32,7 @@ from tests.conformance.test_families import (
     write,
 )
 from tests.quick import each_family
-from tests.tiny import BASE, tiny_model
+from tests.tiny import BASE, tiny_config, tiny_model
 
 MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
 EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
@@ -151,14 +151,14 @@ def test_a_parent_with_the_older_name(parents, tokens, tmp_path):
     ("field", "value"), [("mlp_only_layers", [1]), ("decoder_sparse_step", 2)], ids=["some layers", "every other layer"]
 )
 def test_dense_layers_among_those_with_experts_are_refused(field, value):
-    config = tiny_model("qwen3_moe", **{field: value}).config
+    config = tiny_config("qwen3_moe", **{field: value})
     with pytest.raises(CheckpointError, match=f"'{field}' is .*, so the model's layers differ in kind: only models"):
         family_of(config)
 
 
 @pytest.mark.parametrize("count", [0, 7, None, "2"])
 def test_a_token_uses_as_many_experts_as_there_are_or_fewer(count):
-    config = tiny_model("mixtral").config
+    config = tiny_config("mixtral")
     object.__setattr__(config, "num_experts_per_tok", count)
     with pytest.raises(CheckpointError, match=r"'num_experts_per_tok' is .*: it must be within 1 to 6"):
         shape_of(type("Model", (), {"config": config}))

@@ -26,8 +26,8 @@ from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
 from tests.conformance.masked import Survivors, masked, random_survivors
-from tests.quick import each_family, quick_families
-from tests.tiny import BASE, FAMILY_OPTIONS, tiny_model
+from tests.quick import each_family, first_quick, quick_families, slow
+from tests.tiny import BASE, FAMILY_OPTIONS, tiny_config, tiny_model
 
 MULTIPLES = ("gemma2", "gemma3_text", "llama")  # transformers divides hidden by heads, and refuses a remainder
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
@@ -94,6 +94,7 @@ def prunings_of(model_type: str) -> list[str]:
 
 
 TIED = (False, True)
+each_tied = pytest.mark.parametrize("tied", first_quick(TIED), ids=["untied", "tied"])
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
 
@@ -241,13 +242,14 @@ def check_counts(model, checkpoint):
     assert shape.parameters("non_embedding") == unique_parameters(model) - sum(embeddings.values())
 
 
+@each_tied
 @each_family()
-def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tokens, tmp_path, subtests):
-    for tied, pruning in product(TIED, prunings_of(model_type)):
-        with subtests.test(tied=tied, pruning=pruning):
+def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tied, tokens, tmp_path, subtests):
+    for pruning in prunings_of(model_type):
+        with subtests.test(pruning=pruning):
             model, checkpoint = parents(model_type, tie_word_embeddings=tied)
             survivors = some_survivors(model, len(pruning), pruning)
-            check_child(model, checkpoint, survivors, tokens, tmp_path / f"{pruning}, {tied=}")
+            check_child(model, checkpoint, survivors, tokens, tmp_path / pruning)
 
 
 @pytest.mark.parametrize(("model_type", "sizes", "reason"), REFUSED)
@@ -397,31 +399,22 @@ def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@each_tied
 @each_family()
-def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tokens, tmp_path, subtests):
-    for tied in TIED:
-        with subtests.test(tied=tied):
-            model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-            plan = plan_of(model, some_survivors(model, 8, "all"))
-            check_generation(reload(write(checkpoint, plan, tmp_path / f"{tied=}")), tokens)
-
-
-def check_generation(child, tokens):
+def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tied, tokens, tmp_path):
+    model, checkpoint = parents(model_type, tie_word_embeddings=tied)
+    plan = plan_of(model, some_survivors(model, 8, "all"))
+    child = reload(write(checkpoint, plan, tmp_path / "child"))
     same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
     cached = child.generate(tokens, use_cache=True, **same)
     assert cached.shape == (3, 17 + 12)
     assert torch.equal(cached, child.generate(tokens, use_cache=False, **same))
 
 
+@pytest.mark.parametrize("kept", first_quick([[0, 2, 3], [2, 3], [0, 1, 2], [1, 3], [3]], 2), ids=str)
 @each_family()
-def test_dropping_layers_keeps_each_layers_kind(parents, model_type, tokens, tmp_path, subtests):
-    for kept in ([0, 1, 2], [0, 2, 3], [1, 3], [2, 3], [3]):
-        with subtests.test(kept=kept):
-            check_kinds(*parents(model_type), kept, tokens, tmp_path / str(kept))
-
-
-def check_kinds(model, checkpoint, kept, tokens, directory):
-    model_type = model.config.model_type
+def test_dropping_layers_keeps_each_layers_kind(parents, model_type, kept, tokens, tmp_path):
+    (model, checkpoint), directory = parents(model_type), tmp_path / "child"
     pattern = getattr(model.config, anatomy(model_type).pattern or "none", [])
     keeps_pattern = [pattern[i] for i in kept if pattern] == pattern[: len(kept)]
     if not keeps_pattern:  # transformers reads the list all the same, so the user may ask for it
@@ -474,7 +467,10 @@ def rope_of(model_type, rope_type):
 
 @pytest.mark.parametrize(
     ("model_type", "rope_type"),  # transformers gives Phi 3 another scaling, tested below
-    quick_families(sorted(set(product(FAMILIES, ["default", "linear"])) - {("phi3", "linear")})),
+    [
+        *quick_families((name, "linear") for name in sorted(FAMILIES) if name != "phi3"),
+        *(slow(name, "default") for name in sorted(FAMILIES)),
+    ],
 )
 def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope_type, tokens, tmp_path):
     rope, old = rope_of(model_type, rope_type)
@@ -567,7 +563,7 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
 @EVERY_FAMILY
 def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     """transformers says which matrices are split by rows and which by columns: those are the pruned axes."""
-    family, config = FAMILIES[model_type], tiny_model(model_type).config
+    family, config = FAMILIES[model_type], tiny_config(model_type)
     inner, checked = {"head", "kv_head", "ffn"}, set()
     for pattern, style in config.base_model_tp_plan.items():
         name = f"{anatomy(model_type).decoder}.{pattern.replace('*', '{layer}')}.weight"

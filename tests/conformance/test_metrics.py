@@ -13,6 +13,7 @@ from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.scores.metric import Metric, Random
+from tests.quick import each_family
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
@@ -32,7 +33,6 @@ def variants(kind):
 
 METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
 CHOICES = [(axis, metric) for axis in SHAPES for metric in METRICS]
-EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 EVERY_MIXTURE = pytest.mark.parametrize("model_type", [n for n, family in FAMILIES.items() if "expert" in family.sizes])
 EVERY_KIND = pytest.mark.parametrize("kind", get_args(Metric), ids=lambda kind: kind.model_fields["kind"].default)
 EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
@@ -59,7 +59,7 @@ def measured():
     return get
 
 
-@EVERY_FAMILY
+@each_family()
 def test_every_channel_has_a_finite_score(measured, model_type):
     shapes = SHAPES | EXPERT_SHAPES if "expert" in FAMILIES[model_type].sizes else SHAPES
     for axis, metric in CHOICES:
@@ -78,7 +78,7 @@ def test_every_expert_has_a_finite_score(measured, model_type):
         assert len(scores.unique()) > 12, f"{metric}: only an expert without a token may score 0"
 
 
-@EVERY_FAMILY
+@each_family()
 def test_every_layer_has_a_finite_score(measured, model_type):
     for metric in LAYER_METRICS:
         scores = measured(model_type).layers(metric)
@@ -86,7 +86,7 @@ def test_every_layer_has_a_finite_score(measured, model_type):
         assert scores.isfinite().all(), metric
 
 
-@EVERY_FAMILY
+@each_family()
 def test_every_block_of_layers_has_a_finite_score(measured, model_type):
     scores = measured(model_type).layers("block_perplexity=2")
     assert scores.shape == (3,)

@@ -220,7 +220,7 @@ def test_everything_at_once_is_what_plain_arithmetic_gives(model_type, is_turned
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("model_type", sorted(t for t, family in FAMILIES.items() if family.norm == "rms"))
+@each_family(sorted(t for t, family in FAMILIES.items() if family.norm == "rms"))
 def test_norms_folded_into_their_readers_change_nothing(model_type, tied, tokens, tmp_path):
     """Where the stream keeps channels, sandwiched or tied too: each family's offset, and which norms can be."""
     model, checkpoint = saved(tmp_path / "parent", model_type, tie_word_embeddings=tied)

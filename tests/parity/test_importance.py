@@ -19,9 +19,8 @@ from tests.quick import each_family
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
-EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 DENSE = sorted(name for name, family in FAMILIES.items() if "expert" not in family.sizes)
-EVERY_DENSE_FAMILY = pytest.mark.parametrize("model_type", DENSE)  # of the others: test_experts
+EACH_DENSE_FAMILY = each_family(DENSE)  # of the others: test_experts
 HOW = ("mean", "l2", "var")
 HEADS, HEAD_DIM = 8, 8
 
@@ -112,7 +111,7 @@ def test_hidden_channels_are_scored_norm_by_norm_then_summed(case, subtests):
             torch.testing.assert_close(scores.activation("hidden", batch, sequence), expected, rtol=1e-4, atol=1e-7)
 
 
-@EVERY_DENSE_FAMILY
+@EACH_DENSE_FAMILY
 def test_neurons_may_be_scored_before_the_activation_function(model_type):
     model, batch, seen = tiny_model(model_type), samples(), []
     for layer in anatomy(model_type).layers(model):
@@ -127,7 +126,7 @@ def test_neurons_may_be_scored_before_the_activation_function(model_type):
     assert torch.equal(scores.select("head", Activation(neuron="pre_activation")), scores.activation("head"))
 
 
-@EVERY_FAMILY
+@each_family()
 def test_block_importance_is_one_minus_the_mean_cosine(model_type, subtests):
     for dtype in (torch.float32, torch.bfloat16):
         with subtests.test(dtype=dtype):
@@ -182,7 +181,7 @@ def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type
     torch.testing.assert_close(scores.layers("perplexity"), expected.exp() - parent.exp(), rtol=1e-3, atol=1e-2)
 
 
-@EVERY_DENSE_FAMILY
+@EACH_DENSE_FAMILY
 def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, subtests):
     for tied in (False, True):
         with subtests.test(tied=tied):

@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, EnvironmentFault
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.shape import Shape
-from tests.tiny import tiny_model, write_tiny
+from tests.tiny import tiny_config, tiny_model, write_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_a_model_of_tensors_in_memory(tmp_path):
 
 
 def test_a_new_model_is_a_function_of_its_seed(tmp_path):
-    config = tiny_model("llama").config
+    config = tiny_config("llama")
     before = torch.random.get_rng_state()
     one, same, other = (hf.new_model(config, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)

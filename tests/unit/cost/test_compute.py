@@ -7,7 +7,7 @@ from minitron_cli.cost.compute import Entry, Pass, model_size
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.base import ModelSize
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config
 
 # Of the tiny Llama, hidden 32, 8 heads and 2 key-value heads of 8, ffn 48, vocabulary 64, 4 layers:
 # q and o 32 x 64, k and v 32 x 16, three of 32 x 48 = 4,096 + 1,024 + 4,608 = 9,728 weights a layer, 2,048 in the head.
@@ -18,7 +18,7 @@ FORWARD = 4 * LAYER + HEAD
 LENGTH = 20  # of which half is attended to
 
 
-SHAPE = Shape.of(FAMILIES["llama"], tiny_model("llama").config)
+SHAPE = Shape.of(FAMILIES["llama"], tiny_config("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_forward_pass_is_two_per_weight_and_four_per_channel_and_position(mode
 
 def test_of_experts_those_count_that_a_token_uses():
     def forward(**experts: int) -> int:
-        config = tiny_model("mixtral", **experts).config
+        config = tiny_config("mixtral", **experts)
         return model_size(Shape.of(FAMILIES["mixtral"], config), LENGTH).flops
 
     router, expert = 2 * 32, 2 * 3 * 32 * 48

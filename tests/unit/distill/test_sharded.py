@@ -186,6 +186,7 @@ def test_a_stop_that_one_process_gets_stops_all(tmp_path: Path) -> None:
     assert checkpoints.load(tmp_path, 3).step == 3
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_in_one_process_stops_all_before_the_weights_change() -> None:
     def go(rank: int) -> tuple[str, bool]:
         student = small.student()

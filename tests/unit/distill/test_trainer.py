@@ -90,7 +90,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
     assert (tmp_path / "step-000006/state.safetensors").read_bytes() == undisturbed[3]
 
 
-@pytest.mark.parametrize("killed_in", [1, 3, 6])
+@pytest.mark.parametrize("killed_in", first_quick([3, 1, 6]))
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, undisturbed: Any, killed_in: int) -> None:
     """Nothing is saved at the kill: steps since the last checkpoint are done again."""
 
@@ -122,7 +122,7 @@ def test_a_stop_during_an_evaluation_saves_too(tmp_path: Path, undisturbed: Any)
     assert_same_bits(full_run(tmp_path), undisturbed[:2])
 
 
-@pytest.mark.parametrize("place", ["forward", "backward", "second micro-batch"])
+@pytest.mark.parametrize("place", first_quick(["backward", "forward", "second micro-batch"]))
 def test_a_stop_inside_a_step_drops_the_step(tmp_path: Path, undisturbed: Any, place: str) -> None:
     """In step 3, each of two micro-batches: the state after step 2 is saved, and nothing of step 3 is in it."""
     student, passes = small.student(attention_dropout=0.3, tie_word_embeddings=True), []
@@ -238,7 +238,7 @@ def test_a_step_seeds_its_dropout_by_its_number_and_so_does_a_resumed_one(tmp_pa
 # Averages
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 3, 5])
+@pytest.mark.parametrize("micro_batch_size", first_quick([3, 1, 5]))
 def test_how_a_batch_is_divided_changes_rounding_only(micro_batch_size: int) -> None:
     """Blocks have unequal numbers of counted tokens, so a mean of means would be off by far more than fp32 rounding.
 

@@ -12,7 +12,7 @@ from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.family import Family
 from minitron_cli.model.shape import Shape
 from tests.quick import each_family
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 
 MIB = 2**20
 
@@ -24,7 +24,7 @@ def published(alias: str) -> Shape:
 
 
 def tiny_shape(model_type="llama", **options) -> Shape:
-    config = tiny_model(model_type, **options).config
+    config = tiny_config(model_type, **options)
     return Shape.of(family_of(config), config)
 
 
@@ -121,8 +121,8 @@ def test_any_size_counts_what_transformers_builds(model_type):
     for sizes in prunings:
         resized = shape.resize(**sizes)
         options = {shape.family.sizes[axis]: size for axis, size in sizes.items()}
+        config = tiny_config(model_type).to_dict() | options | {"layer_types": None, "max_window_layers": 0}
         with torch.device("meta"):
-            config = tiny_model(model_type).config.to_dict() | options | {"layer_types": None, "max_window_layers": 0}
             model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type].from_dict(config))
         assert resized.parameters() == sum(p.numel() for p in model.parameters())
         copies = shape.family.tied if model.config.tie_word_embeddings else ()

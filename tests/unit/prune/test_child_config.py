@@ -7,11 +7,11 @@ from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config
 
 
 def plan_of(model_type, **kept):
-    shape = Shape.of(FAMILIES[model_type], tiny_model(model_type).config)
+    shape = Shape.of(FAMILIES[model_type], tiny_config(model_type))
     return PrunePlan(shape, {axis: torch.tensor(indices) for axis, indices in kept.items()})
 
 

@@ -22,7 +22,7 @@ from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import importance, prune
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config
 from tests.unit.stages.place import context, data, write_place
 
 SHAPE = {"layer": 3, "hidden": 16, "head": 4, "ffn": 20}
@@ -126,7 +126,7 @@ def test_two_plans_in_a_row_are_one(place):
     ],
 )
 def test_what_is_between_can_be_built(model_type, sizes, between):
-    parent = Shape.of(FAMILIES[model_type], tiny_model(model_type).config)
+    parent = Shape.of(FAMILIES[model_type], tiny_config(model_type))
     *found, last = iterative_pruning.shapes_between(parent, parent.resize(**sizes), 3)
     assert [(s.sizes["layer"], s.sizes["hidden"], s.sizes["head"]) for s in found] == between
     assert last == parent.resize(**sizes)

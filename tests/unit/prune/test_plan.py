@@ -11,7 +11,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan, make_plan
 from minitron_cli.scores.metric import Activation
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=40)
 SIZES = {"hidden": 32, "layer": 4, "ffn": 48, "head": 8, "kv_head": 2}
@@ -19,7 +19,7 @@ SIZES = {"hidden": 32, "layer": 4, "ffn": 48, "head": 8, "kv_head": 2}
 
 @pytest.fixture(scope="module")
 def parent():
-    return Shape.of(MISTRAL, tiny_model("mistral").config)  # takes any sizes
+    return Shape.of(MISTRAL, tiny_config("mistral"))  # takes any sizes
 
 
 class Given:
@@ -165,7 +165,7 @@ class TestPeriods:
 
     @pytest.fixture(scope="class")
     def gemma(self):
-        config = tiny_model("gemma3_text", num_hidden_layers=8, sliding_window_pattern=3).config
+        config = tiny_config("gemma3_text", num_hidden_layers=8, sliding_window_pattern=3)
         return Shape.of(GEMMA3_TEXT, config)
 
     @pytest.mark.parametrize(("worst", "kept"), [(1, [3, 4, 5, 6, 7]), (5, [0, 1, 2, 6, 7])])

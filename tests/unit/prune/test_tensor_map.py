@@ -10,13 +10,13 @@ from minitron_cli.prune.plan import HeadResidual, PrunePlan
 from minitron_cli.prune.stream import write_child
 from minitron_cli.prune.tensor_map import Rescale, TensorMap
 from minitron_cli.prune.transform import Repair
-from tests.tiny import tiny_model, write_tiny
+from tests.tiny import tiny_config, write_tiny
 
 LAYER = "model.layers.{}."
 
 
 def shape_of(model_type, **options):
-    config = tiny_model(model_type, **options).config
+    config = tiny_config(model_type, **options)
     return Shape.of(family_of(config), config)
 
 

@@ -14,7 +14,7 @@ from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.transform import Repair, norm_gains
-from minitron_cli.repair import least_squares
+from minitron_cli.repair import gram, least_squares
 from minitron_cli.repair.fitted_child import FittedChild
 from minitron_cli.repair.gram import SplitGramPair
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
@@ -33,6 +33,7 @@ BATCHES = split(samples(7, 25), [2, 4, 1])
 def _one_ridge(monkeypatch):
     monkeypatch.setattr(least_squares, "RIDGES", (RIDGE,))
     monkeypatch.setattr(least_squares, "_best_ridge", lambda *_: RIDGE)
+    monkeypatch.setattr(gram, "BOUND", 1e9)  # how tokens are bounded is a matter of its own
 
 
 def parent_of(path, model_type, **options):
@@ -88,6 +89,9 @@ def seen_in(model, names):
 
 
 def ridge_regression(inputs, outputs, start):
+    """Toward the start times the factor that fits best."""
+    made = (inputs @ start.double().T).reshape(-1, 1)
+    start = start.double() * torch.linalg.lstsq(made, outputs.reshape(-1, 1)).solution
     strength = (RIDGE * inputs.square().sum(0).mean()).sqrt() * torch.eye(inputs.shape[1], dtype=torch.float64)
     left, right = torch.cat([inputs, strength]), torch.cat([outputs, strength @ start.double().T])
     return torch.linalg.lstsq(left, right).solution.T
@@ -118,7 +122,9 @@ def check_parts(model, plan, child, layers):
     check = partial(check_reader, model, child, parent, child_seen, kept)
     for place, layer in enumerate(layers):
         at, of = f"model.layers.{layer}", f"model.layers.{place}"
-        after = {"o_proj": parent[f"{at}.post_attention_layernorm"][0], "down_proj": parent[at][1]}
+        following = layers[place + 1] if place + 1 < len(layers) else None
+        ends = parent["model.norm" if following is None else f"model.layers.{following}"][0]
+        after = {"o_proj": parent[f"{at}.post_attention_layernorm"][0], "down_proj": ends}
         before = {"o_proj": "input_layernorm", "down_proj": "post_attention_layernorm"}
         for part, axis in (("self_attn.o_proj", "head"), ("mlp.down_proj", "ffn")):
             name = part.rpartition(".")[2]
@@ -166,7 +172,7 @@ def test_every_part_makes_up_for_what_went_before(model_type, turned, tmp_path):
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
-def test_dropped_layers_are_made_up_for_like_any_error(turned, tmp_path):
+def test_dropped_layers_are_made_up_for_by_the_layer_before_them(turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", "llama", tie_word_embeddings=False)
     plan = pruning_plan(model, checkpoint, turned=turned, layers=[1, 2])
     plan = fit(model, checkpoint, plan, tmp_path / "scratch")
@@ -231,7 +237,7 @@ def routed_in(model, layer, expert):
     return torch.cat(entered)
 
 
-@pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
+@pytest.mark.parametrize("turned", first_quick([True, False]), ids=["directions", "channels"])
 @each_family(["mixtral", "qwen3_moe"])
 def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_type, turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
@@ -269,7 +275,7 @@ def test_on_disk_or_in_memory_batched_or_spilled_it_is_the_same(llama, tmp_path)
 
 
 @pytest.mark.parametrize("kill", [5, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (0, 9, 16))])
-@pytest.mark.parametrize("budget", [0, 10**9])
+@pytest.mark.parametrize("budget", first_quick([0, 10**9]))
 def test_a_killed_fit_goes_on_with_the_same_bits(llama, tmp_path, kill, budget, monkeypatch):
     expected = tensors_of(fit(*llama, tmp_path / "undisturbed"))
     solved = []

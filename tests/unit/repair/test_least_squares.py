@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minitron_cli.repair import least_squares
+from minitron_cli.repair import gram, least_squares
 from minitron_cli.repair.gram import HELD_OUT, SplitGramPair
 from minitron_cli.repair.least_squares import RIDGES, channel_gains, solve
 
@@ -31,8 +31,12 @@ def sums_of(inputs_BTI, outputs_BTO, batch=3):
 
 
 def ridge_regression(inputs_NI, outputs_NO, start_OI, ridge):
-    """By `lstsq` over the tokens and, for the ridge, one row more for every input."""
+    """By `lstsq` over the tokens and, for the ridge, one row more for every input; the start scaled by `lstsq` too."""
     inputs, outputs, start = inputs_NI.double(), outputs_NO.double(), start_OI.double()
+    made = (inputs @ start.T).reshape(-1, 1)
+    start = start * torch.linalg.lstsq(made, outputs.reshape(-1, 1)).solution
+    if ridge == float("inf"):
+        return start.float()
     strength = (ridge * inputs.square().sum(0).mean()).sqrt() * torch.eye(INPUTS, dtype=torch.float64)
     left, right = torch.cat([inputs, strength]), torch.cat([outputs, strength @ start.T])
     return torch.linalg.lstsq(left, right).solution.T.float()
@@ -61,11 +65,48 @@ def test_the_ridge_is_the_one_that_errs_least_on_the_samples_left_out():
         c = ridge_regression(inputs[~out].flatten(0, 1), outputs[~out].flatten(0, 1), start, ridge)
         return (outputs[out] - inputs[out] @ c.T).square().sum()
 
-    best = min(RIDGES, key=error)
-    assert best != RIDGES[0], "the case must ask for a choice"
+    best = min((*RIDGES, float("inf")), key=error)
+    assert best not in (RIDGES[0], float("inf")), "the case must ask for a choice"
     assert error(best) < (outputs[out] - inputs[out] @ start.T).square().sum()
     expected = ridge_regression(inputs.flatten(0, 1), outputs.flatten(0, 1), start, best)
     torch.testing.assert_close(solve(start, sums_of(inputs, outputs)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_next_to_no_text_still_gives_the_size(monkeypatch):
+    """Of a matrix that is right but for a factor, on about as many tokens as it has inputs, amid noise."""
+    monkeypatch.setattr(least_squares, "RIDGES", (1e-3,))
+    inputs, start = activations(samples=8, tokens=1), matrix()
+    outputs = 1.5 * inputs @ start.T + 3.0 * torch.randn(8, 1, OUTPUTS, generator=torch.Generator().manual_seed(9))
+    expected = ridge_regression(inputs.flatten(0, 1), outputs.flatten(0, 1), start, float("inf"))
+    torch.testing.assert_close(solve(start, sums_of(inputs, outputs)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_routed", [False, True])
+def test_a_token_far_larger_than_the_others_counts_no_more_than_a_large_one(is_routed):
+    """Scaled down to 10 times the median square of its sample, together with what is wanted of it."""
+    inputs = activations()
+    inputs[:, 0] *= 80
+    outputs = wanted(inputs)
+    squares = inputs.square().sum(-1)
+    bound = 10 * squares.median(dim=1, keepdim=True).values
+    factors = (bound / squares).clamp(max=1).sqrt()[..., None]
+    assert (factors[:, 0] < 0.5).all()
+    if is_routed:
+        sums = SplitGramPair.empty(OUTPUTS, INPUTS, inputs.device)
+        for i, (sample, of_sample) in enumerate(zip(inputs, outputs, strict=True)):
+            sums.add_(sample, of_sample, torch.full((len(sample),), i))
+    else:
+        sums = sums_of(inputs, outputs)
+    both, tokens = sums.fit + sums.held_out, (factors * inputs).flatten(0, 1)
+    torch.testing.assert_close(both.inputs_II, tokens.T @ tokens, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(both.outputs_OI, (factors * outputs).flatten(0, 1).T @ tokens, rtol=1e-5, atol=1e-2)
+
+
+def test_a_wide_symmetric_sum_is_that_of_all_its_entries():
+    inputs = torch.randn(2, 6, 3 * gram.ROWS // 2, generator=torch.Generator().manual_seed(0))
+    sums = SplitGramPair.of([(inputs, inputs[..., :2])])
+    tokens = inputs.flatten(0, 1)
+    torch.testing.assert_close(sums.fit.inputs_II, tokens.T @ tokens, rtol=1e-5, atol=1e-4)
 
 
 def test_where_the_start_does_best_on_the_samples_left_out_it_stays():

@@ -83,6 +83,8 @@ def repair(parent: float, before: tuple[float, float], after: tuple[float, float
             parent_loss=parent,
             before=HeldOut(loss=before[0], kl=before[1]),
             after=HeldOut(loss=after[0], kl=after[1]),
+            read=8192,
+            children=3,
             tokens=64,
         ),
     )

@@ -18,7 +18,7 @@ from minitron_cli.report.candidates import Ranking, candidate_tables, candidates
 from minitron_cli.report.evaluation import evaluation_tables
 from minitron_cli.report.page import render
 from minitron_cli.report.sections import repair_tables
-from minitron_cli.report.view import Section, Table, View
+from minitron_cli.report.view import Lines, Section, Table, View
 from minitron_cli.results.evaluation import MetricResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult
 from minitron_cli.search import constraints
@@ -79,6 +79,27 @@ def test_a_new_constraint_has_its_unit_on_the_axis_of_its_plot(monkeypatch: pyte
 def test_a_constraint_that_this_installation_lacks_goes_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     (table,) = candidate_tables(ranking())
     assert all("energy" in shown and "mJ" not in shown for shown in everywhere(table, capsys))
+
+
+@pytest.mark.parametrize(
+    ("scored", "retrained", "first", "said"),
+    [
+        (("rotate",), ("least_squares", "rotate"), 100, "(zero-shot: untrained, rotate applied)"),
+        (("least_squares", "rotate"), ("least_squares", "rotate"), 0, "untrained, least squares and rotate applied"),
+        ((), (), 0, "(zero-shot: untrained, not repaired)"),
+    ],
+)
+def test_a_curve_starts_where_the_training_does(
+    scored: tuple[str, ...], retrained: tuple[str, ...], first: int, said: str
+) -> None:
+    """A candidate that was repaired further between its score and its training has no known loss at zero tokens."""
+    repairs = {"repairs": scored, "retrained_repairs": retrained, "rungs": (1.5, 1.25)}
+    rows = [row.model_copy(update=repairs) for row in ranking().candidates]
+    section = candidates_section(replace(ranking(), candidates=rows, rung_tokens=(100, 200)))
+    curves = next(plot for plot in section.plots if plot.name == "halving").drawing
+    assert isinstance(curves, Lines)
+    assert [line.points[0][0] for line in curves.lines] == [first] * 3
+    assert said in section.text
 
 
 def test_every_divergence_says_from_what(capsys: pytest.CaptureFixture[str]) -> None:

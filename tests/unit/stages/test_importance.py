@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from minitron_cli import progress
+from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.importance.config import ImportanceConfig
@@ -45,6 +47,23 @@ def test_a_model_held_layer_by_layer_has_the_same_scores(place, tmp_path):
     for name, tensor in whole.items():
         torch.testing.assert_close(by_layer[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
     assert not [path.name for path in artifact.path.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_usual_number_of_samples_fits_the_text(place, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+
+    def planned(config):
+        with pytest.raises(DryRunStop) as caught:
+            importance.run(context(tmp_path, dry_run=True), open_source_model(place / "model"), data(place), config)
+        return caught.value.path
+
+    usual = planned(ImportanceConfig())
+    (remark,) = said
+    count = int(re.search(r"samples is (\d+) instead of [\d,]+, all blocks", remark)[1])
+    assert usual == planned(ImportanceConfig(samples=count)), "the number is part of the identity"
+    with pytest.raises(DataError, match=rf"are more than the data's {count}: lower importance\.samples"):
+        planned(ImportanceConfig(samples=count + 1))
 
 
 @pytest.mark.parametrize(("available", "mode"), [(10**9, "resident"), (1000, "layer_major")])

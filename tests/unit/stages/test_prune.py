@@ -17,6 +17,7 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
+from minitron_cli.scores.metric import Activation
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import prune
 from tests.tiny import write_tiny
@@ -95,14 +96,30 @@ def test_a_dry_run_foretells_what_is_written_and_touches_nothing(tmp_path, paren
 
 
 def test_a_dry_run_names_the_candidates_of_a_budget(tmp_path, parent, scores, monkeypatch):
+    """They are those that retain most importance, most first: the product of the shares kept of hidden and ffn."""
     blocks = type("Blocks", (), {"fingerprint": "f", "sequence_length": 16, "__len__": lambda _: 200})()
     monkeypatch.setattr(prune, "blocks_of", lambda *_: blocks)
     target = parent.shape.resize(ffn=32).parameters()
     config = PruneConfig(budget=Budget(target=target, tolerance=0.2), candidates=3)
     with pytest.raises(DryRunStop) as caught:
         prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores, data=object())
-    assert list(caught.value.forecast) == ["candidate 1", "candidate 2", "candidate 3"]
-    assert all("hidden=" in said and said.endswith("parameters") for said in caught.value.forecast.values())
+    *named, (_, how) = caught.value.forecast.items()
+    assert [title for title, _ in named] == ["candidate 1", "candidate 2", "candidate 3"]
+    assert how == "each on 8 validation blocks; the best is pruned"
+    hidden, ffn = (Scores.load(scores.path).select(axis, Activation()).double() for axis in ("hidden", "ffn"))
+    products = {
+        str(parent.shape.resize(hidden=d, ffn=f)): share(hidden, d) * share(ffn, f)
+        for d in (8, 16, 24, 32)
+        for f in range(8, 49, 8)
+        if abs(parent.shape.resize(hidden=d, ffn=f).parameters() / target - 1) <= 0.2 and (d, f) != (32, 48)
+    }
+    best = sorted(products, key=products.__getitem__, reverse=True)[:3]
+    assert [said.split(": ")[0] for _, said in named] == best
+
+
+def share(scores, count):
+    """Share of the scores that the highest `count` entries have, mean over layers."""
+    return float((scores.topk(count).values.sum(-1) / scores.sum(-1)).mean())
 
 
 def off_pattern(tmp_path, scores_of, **options):

@@ -1,0 +1,135 @@
+"""Loss and KL of several children of one parent on a few blocks: quick, and with an error of their differences.
+
+What the parent makes of the blocks is computed once. A head over a large vocabulary costs as much as many layers, so
+only some positions of each block are predicted.
+"""
+
+# B block of the batch, T token, D hidden, N counted prediction
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli import progress
+from minitron_cli.data.batches import evenly_spaced, is_predicted
+from minitron_cli.errors import DataError, RunFailed
+from minitron_cli.evaluate.perplexity import (
+    BlockBatch,
+    DocumentSum,
+    TokenBlocks,
+    document_sums,
+    final_hidden,
+    items_of,
+    read_batch,
+    token_kl,
+)
+from minitron_cli.evaluate.statistics import Items
+from minitron_cli.model.lm_head import head_of
+
+POSITIONS = 128  # of each block
+BATCH = 4  # blocks
+
+
+@dataclass(frozen=True)
+class ChildFigures:
+    """One child on the blocks, in nats per token. Items of several children correspond."""
+
+    loss: Items
+    kl: Items
+
+
+class _Seen(NamedTuple):
+    batch: BlockBatch
+    is_counted_BT: Tensor
+    """Whether each token but a block's first is predicted and counted, bool [B, T - 1]."""
+    hidden_ND: Tensor
+    """The parent's final hidden states."""
+
+
+class BesideParent:
+    """A parent and blocks, on which its children are measured."""
+
+    @torch.inference_mode()
+    def __init__(self, parent: Any, blocks: TokenBlocks, ids: Sequence[int]) -> None:
+        self._head = head_of(parent)
+        self._seen: list[_Seen] = []
+        with progress.track("parent on held-out text", len(ids), "blocks") as step:
+            for start in range(0, len(ids), BATCH):
+                batch = read_batch(blocks, ids[start : start + BATCH])
+                is_counted_BT = _counted(batch)
+                self._seen.append(_Seen(batch, is_counted_BT, _hidden(parent, batch, is_counted_BT)))
+                step(len(batch.tokens_BT))
+        if not self.tokens:
+            raise DataError("held-out text has no predictable token: give longer documents")
+
+    @property
+    def tokens(self) -> int:
+        """Predictions that are counted."""
+        return sum(len(seen.hidden_ND) for seen in self._seen)
+
+    @property
+    def read(self) -> int:
+        """Tokens that a model reads to be measured."""
+        return sum(seen.batch.tokens_BT.numel() for seen in self._seen)
+
+    @torch.inference_mode()
+    def parent_loss(self) -> Items:
+        """Loss of the parent."""
+        losses = [
+            (seen, self._head.nll(seen.hidden_ND, _labels(seen).to(seen.hidden_ND.device))) for seen in self._seen
+        ]
+        return _means(losses)
+
+    @torch.inference_mode()
+    def of(self, child: Any) -> ChildFigures:
+        """Loss of a child, and its KL from the parent, by one forward pass. RunFailed if they are not finite."""
+        head, losses, divergences = head_of(child), [], []
+        common = min(len(head.weight_VD), len(self._head.weight_VD))
+        with progress.track("child on held-out text", len(self._seen), "batches") as step:
+            for seen in self._seen:
+                hidden_ND = _hidden(child, seen.batch, seen.is_counted_BT)
+                losses.append((seen, head.nll(hidden_ND, _labels(seen).to(hidden_ND.device))))
+                kl_N = token_kl(head.first(common), self._head.first(common), hidden_ND, seen.hidden_ND)
+                divergences.append((seen, kl_N))
+                step()
+        return ChildFigures(_means(losses), _means(divergences))
+
+
+def _counted(batch: BlockBatch) -> Tensor:
+    """Evenly spaced predictions of a batch of blocks."""
+    is_counted_BT = is_predicted(batch.positions_BT, batch.loss_mask_BT)
+    chosen_T = torch.zeros(is_counted_BT.shape[1], dtype=torch.bool)
+    chosen_T[evenly_spaced(len(chosen_T), POSITIONS)] = True
+    return is_counted_BT & chosen_T
+
+
+def _hidden(model: Any, batch: BlockBatch, is_counted_BT: Tensor) -> Tensor:
+    hidden_ND = final_hidden(model, batch)
+    return hidden_ND[is_counted_BT.flatten().to(hidden_ND.device)]
+
+
+def _labels(seen: _Seen) -> Tensor:
+    return seen.batch.tokens_BT[:, 1:][seen.is_counted_BT]
+
+
+def _means(values: Sequence[tuple[_Seen, Tensor]]) -> Items:
+    """Means of parts of documents over their counted tokens."""
+    sums, first = list[DocumentSum](), 0
+    for seen, values_N in values:
+        values_BT = torch.zeros(seen.is_counted_BT.shape, dtype=torch.float64)
+        values_BT[seen.is_counted_BT] = values_N.cpu().double()
+        sums += document_sums(first, seen.batch._replace(loss_mask_BT=_mask(seen)), values_BT)
+        first += len(values_BT)
+    found = items_of(sums)
+    if not math.isfinite(found.mean):
+        raise RunFailed("loss or KL is not finite: the weights or activations overflow; try --dtype float32")
+    return found
+
+
+def _mask(seen: _Seen) -> Tensor:
+    """Loss mask [B, T] that lets count what is counted."""
+    return torch.nn.functional.pad(seen.is_counted_BT, (1, 0))

@@ -1,0 +1,291 @@
+"""Compare children of minitron with those that other libraries and criteria make of the same model and text.
+
+    make real-models rivals   # downloads the models and the other libraries
+    RUN=.client-venvs/rivals/bin/python
+    $RUN scripts/rivals_study.py qwen2.5-0.5b gemma-3-270m --text calibration.txt --validation held-out.txt
+
+In each group all children have one shape and so one number of parameters; every way of choosing sees the same
+calibration blocks. Children are measured before training and, with --tokens, after the same distillation, whose
+learning rate is for each of them the best of three short runs on other blocks. Last, a step of minitron's distillation
+is timed beside one of TRL's. Figures are kept in runs/NAME/rivals-study, so an interrupted study continues. Writes
+docs/results/rivals.md.
+"""
+
+import argparse
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import rivals
+import torch
+from bench_teacher import bench_data
+from real_models import MODELS, real_model
+from studies import Figures, Study, write_page
+from torch import Tensor
+
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.batches import sample_ids
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.trainer import train
+from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.evaluate.statistics import Items, compare
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import PruneConfig, Ranking
+from minitron_cli.scores.metric import Magnitude, Random
+from minitron_cli.stages import prune
+
+BATCH = 8
+RATES = (1e-5, 3e-5, 1e-4)  # tried for every child
+TRIAL_SEED = 100
+REFERENCE = "minitron, default"
+
+Way = Callable[[], Any]
+"""Makes a child in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalsStudy(Study):
+    """A pretrained model, its text, and the children that are compared."""
+
+    tokens: int
+    """Distillation tokens of every child; 0: measured before training only."""
+
+    @cached_property
+    def calibration(self) -> list[Tensor]:
+        """Batches [B, T] of the blocks that importance is measured on."""
+        ids = sample_ids(0, 0, min(self.samples, len(self.train)), len(self.train))
+        return [torch.stack([self.train.tokens(i) for i in ids[n : n + BATCH]]) for n in range(0, len(ids), BATCH)]
+
+    def groups(self) -> dict[str, Mapping[str, Way]]:
+        """Title of a shape -> ways to make a child of that shape, by name."""
+        sizes, path = self.parent.shape.sizes, self.parent.path
+        ffn = 3 * sizes["ffn"] // 4 // rivals.NEURON_MULTIPLE * rivals.NEURON_MULTIPLE
+        layers, hidden = 3 * sizes["layer"] // 4, self._hidden
+        neurons, depth, width = {"ffn": ffn}, {"layer": layers}, {"hidden": hidden, "ffn": self._ffn_beside(hidden)}
+        fair = partial(rivals.optipfair_neurons, path, self.calibration, ffn)
+        return {
+            f"neurons, {sizes['ffn']} to {ffn}": {
+                **self._own(neurons),
+                "optipfair, PPM": partial(fair, is_data_driven=False),
+                "optipfair, PPM and activations": partial(fair, is_data_driven=True),
+            },
+            f"layers, {sizes['layer']} to {layers}": {
+                **self._own(depth, is_width=False),
+                "optipfair, its importance of layers": self._without(rivals.optipfair_layers, layers),
+                "ShortGPT's Block Influence": self._without(rivals.shortgpt_layers, layers),
+            },
+            f"channels and neurons, {sizes['hidden']} to {hidden} and {sizes['ffn']} to {width['ffn']}": {
+                **self._own(width),
+                "Torch-Pruning, grouped magnitude": partial(rivals.torch_pruning_width, path, hidden),
+            },
+        }
+
+    @property
+    def _hidden(self) -> int:
+        return 6 * self.parent.shape.sizes["hidden"] // 7 // rivals.NEURON_MULTIPLE * rivals.NEURON_MULTIPLE
+
+    def _ffn_beside(self, hidden: int) -> int:
+        """Neurons that Torch-Pruning leaves when it prunes channels to `hidden`: the same ratio, rounded up."""
+        exact = self.parent.shape.sizes["ffn"] * hidden / self.parent.shape.sizes["hidden"]
+        return -(-int(exact) // rivals.NEURON_MULTIPLE) * rivals.NEURON_MULTIPLE
+
+    def _own(self, shape: dict[str, int], *, is_width: bool = True) -> dict[str, Way]:
+        """Children by minitron's verbs; of width also with the criteria that need no text."""
+        plain = partial(PruneConfig, shape=shape)
+        configs = {REFERENCE: plain(), "minitron, without repair": plain(repair="none")}
+        if is_width:
+            configs |= {
+                "magnitude of weights": plain(repair="none", ranking=Ranking(width=Magnitude())),
+                "random choice": plain(repair="none", ranking=Ranking(width=Random())),
+            }
+        return {name: partial(self._pruned, config) for name, config in configs.items()}
+
+    def _pruned(self, config: PruneConfig) -> Any:
+        made = prune.run(self.context, self.parent, config, scores=self.scores(), data=self.data)
+        return hf.load_model(made.path, dtype="float32")
+
+    def _without(self, choose: Callable[[Path, Sequence[Tensor], int], tuple[int, ...]], layers: int) -> Way:
+        """Child without the layers that a criterion chooses."""
+
+        def make() -> Any:
+            chosen = choose(self.parent.path, self.calibration, layers)
+            return self._pruned(PruneConfig(drop_layers=chosen, repair="none"))
+
+        return make
+
+    def child(self, group: str, name: str, make: Way) -> Figures:
+        """Figures of one child: parameters, CPU seconds, loss and KL, before and after training."""
+
+        def compute() -> Figures:
+            child, seconds = rivals.timed(make)
+            before = self.measured(child)
+            rate = self._rate(child) if self.tokens else None
+            after = self.measured(self._distilled(child, rate, self.tokens, 0)) if rate else None
+            return {
+                "seconds": seconds,
+                "parameters": sum(p.numel() for p in child.parameters()),
+                "before": before,
+                "rate": rate,
+                "after": after,
+            }
+
+        return self.remembered(f"{group}-{name}-{self.tokens}".replace(" ", "-").replace(",", ""), compute)
+
+    def measured(self, model: Any) -> Figures:
+        """Loss and KL to the parent in nats per token, and the KL of each part of a document."""
+        kl = kl_to_parent(model, self.teacher, self.validation, max_blocks=self.blocks)
+        loss = perplexity(model, self.validation, max_blocks=self.blocks).loss_nats
+        items = {"values": kl.items.values, "weights": kl.items.weights, "groups": kl.items.groups}
+        return {"loss": loss, "kl": kl.kl_nats, "items": {k: list(v) for k, v in items.items() if v is not None}}
+
+    def _rate(self, child: Any) -> float:
+        """Learning rate whose short run ends with the lowest KL on blocks that are not reported."""
+        start = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+
+        def end(rate: float) -> float:
+            child.load_state_dict(start)
+            self._distilled(child, rate, self.tokens // 4, TRIAL_SEED)
+            return kl_to_parent(child, self.teacher, self.train, max_blocks=self.blocks).kl_nats
+
+        best = min(RATES, key=end)
+        child.load_state_dict(start)
+        return best
+
+    def _distilled(self, child: Any, rate: float, tokens: int, seed: int) -> Any:
+        config = distillation(rate, max(1, tokens // (BATCH * self.train.sequence_length)), seed)
+        train(child, self.teacher, self.train, None, config, None)
+        return child
+
+
+def distillation(rate: float, steps: int, seed: int = 0) -> DistillConfig:
+    """Distillation by forward KL in fp32."""
+    return DistillConfig(
+        steps=steps,
+        batch_size=BATCH,
+        micro_batch_size=BATCH // 4,
+        learning_rate=rate,
+        min_learning_rate=rate / 10,
+        warmup_steps=steps // 10,
+        eval_every=10**9,
+        precision="fp32",
+        seed=seed,
+    )
+
+
+def step_cost(study: RivalsStudy, library: str, steps: int) -> Figures:
+    """CPU seconds per step and peak memory of a distillation of the plain child of 3/4 of the neurons."""
+
+    def compute() -> Figures:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:  # a process of its own, whose peak memory is that of the run
+            return pool.apply(_steps, (study, library, steps))
+
+    return study.remembered(f"step-{library}-{steps}", compute)
+
+
+def _steps(study: RivalsStudy, library: str, steps: int) -> Figures:
+    child = next(iter(study.groups().values()))["minitron, without repair"]()
+    batches = [study.calibration[i % len(study.calibration)] for i in range(steps)]
+    if library == "minitron":
+        run = partial(train, child, study.teacher, study.train, None, distillation(1e-5, steps), None)
+    else:
+        run = rivals.trl_step(study.parent.path, child, batches, study.directory / "trl")
+    _, seconds = rivals.timed(run)
+    return {"seconds": seconds / steps, "peak": rivals.peak_bytes()}
+
+
+def rows(study: RivalsStudy, group: str, ways: Mapping[str, Way]) -> Iterator[str]:
+    """Markdown lines about the children of one shape."""
+    found = {name: study.child(group, name, make) for name, make in ways.items()}
+    counts = {figures["parameters"] for figures in found.values()}
+    yield from (f"### {group}", "", f"{' or '.join(f'{n:,}' for n in sorted(counts))} parameters.", "")
+    yield "| child | CPU seconds | loss | KL | KL - that of minitron's default |" + study_columns(study.tokens)
+    yield "|---|---|---|---|---|" + "---|---|---|" * bool(study.tokens)
+    for name, figures in found.items():
+        cells = [f"{figures['seconds']:.0f}", *_cells(figures["before"], found[REFERENCE]["before"])]
+        if figures["after"]:
+            cells += [f"{figures['rate']:g}", *_cells(figures["after"], found[REFERENCE]["after"])[1:]]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def study_columns(tokens: int) -> str:
+    """Further columns of the table if children are distilled."""
+    return f" rate | KL after {tokens:,} tokens | difference |" if tokens else ""
+
+
+def _cells(of: Figures, reference: Figures) -> list[str]:
+    """Loss, KL, and the paired difference of KL with its 95 % interval by the jackknife over documents."""
+    difference = compare(Items(**of["items"]), Items(**reference["items"]))
+    if of is reference or difference.low is None or difference.high is None:
+        return [f"{of['loss']:.3f}", f"{of['kl']:.3f}", ""]
+    half = (difference.high - difference.low) / 2
+    return [f"{of['loss']:.3f}", f"{of['kl']:.3f}", f"{difference.difference:+.3f} ± {half:.3f}"]
+
+
+def page(study: RivalsStudy, name: str, steps: int) -> Iterator[str]:
+    """Markdown lines about one model."""
+    parent = study.remembered("parent", lambda: study.measured(study.teacher))
+    yield from (
+        f"## {name}",
+        "",
+        f"{study.parent.shape.parameters():,} parameters; the parent's loss is {parent['loss']:.3f}. Choices were made "
+        f"on {study.samples} blocks of {study.train.sequence_length}",
+        f"tokens and repairs fitted as by default; all was measured on {study.blocks} blocks of other text in nats per "
+        "token. CPU seconds are those of",
+        "choosing, pruning and checking, without importance, which all of minitron's children share.",
+        "",
+    )
+    for group, ways in study.groups().items():
+        yield from rows(study, group, ways)
+    if steps:
+        costs = {library: step_cost(study, library, steps) for library in ("minitron", "TRL, GKDTrainer")}
+        yield from (
+            "### A step of distillation",
+            "",
+            "| trainer | CPU seconds per step | peak memory |",
+            "|---|---|---|",
+        )
+        for library, cost in costs.items():
+            yield f"| {library} | {cost['seconds']:.1f} | {cost['peak'] / 1e9:.2f} GB |"
+        yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=MODELS, help="pretrained models that `make real-models` assembled")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
+    parser.add_argument("--text", nargs="+", required=True, help="files to choose, repair and train on")
+    parser.add_argument("--validation", nargs="+", required=True, help="files to measure on")
+    parser.add_argument("--samples", type=int, default=32, help="number of calibration blocks")
+    parser.add_argument("--blocks", type=int, default=16, help="number of held-out blocks that results are measured on")
+    parser.add_argument("--tokens", type=int, default=0, help="distillation tokens of every child (default: none)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps of distillation to time beside TRL's (default: none)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs/results/rivals.md"), help="page to write")
+    args = parser.parse_args()
+    lines = ["# Beside other libraries", "", f"{rivals.versions()}. Regenerate: see scripts/rivals_study.py.", ""]
+    for name in args.models:
+        workspace = Workspace(args.runs_dir / f"rivals-{name}")
+        with workspace.lock():
+            study = RivalsStudy(
+                folder="rivals-study",
+                context=Context(workspace),
+                parent=open_source_model(real_model(name)),
+                data=bench_data(args.text, args.validation),
+                samples=args.samples,
+                blocks=args.blocks,
+                tokens=args.tokens,
+            )
+            lines += page(study, name, args.steps)
+    write_page(args.output, lines)
+
+
+if __name__ == "__main__":
+    main()
