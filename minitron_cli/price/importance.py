@@ -24,6 +24,7 @@ def work(
         sequence_length=length,
         removed=config.removal_lengths,
     )
+    states = config.samples * length * model.shape.sizes["hidden"] * ITEM_BYTES[model.dtype]
     run = model.runs(min(config.batch_size, config.samples), length)
     return Work(
         what=f"{config.samples:,} samples of {length:,} tokens",
@@ -40,7 +41,7 @@ def work(
             "activations": run.layer_bytes() + OBSERVED * _widest(run),
             "models without a layer": _removed_bytes(run, config),
             "logits": _logits_bytes(run) if config.removal_lengths else 0,
-            "stored activations": 0 if is_resident else config.activation_budget,
+            "stored activations": 0 if is_resident else min(config.activation_budget, states),
         },
         disk={"scores": _scores_bytes(model)},
         remedies=tuple(_remedies(config, is_resident)),

@@ -147,7 +147,7 @@ def _transient(pruning: Pruning, child: Shape) -> dict[str, int]:
     found = {"blocks of tensors": 2 * BLOCK_BYTES * MAX_WORKERS}
     run = pruning.parent.runs(pruning.batch_size, pruning.length)
     if any(pruning.repairs):
-        found |= fit.memory(run, child, pruning.activation_budget)
+        found |= fit.memory(run, child, pruning.fit_tokens, pruning.activation_budget)
     if pruning.effect_blocks or pruning.score_blocks:
         found["logits"] = logits_bytes(run)
     return found
