@@ -18,7 +18,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("wide")
     write_place(root, hidden_size=512, intermediate_size=2048, num_attention_heads=8, head_dim=64)
-    (root / "text.jsonl").write_text("".join(f'{{"text": "{"the cat sat on a mat " * 90}"}}\n' for _ in range(30)))
+    (root / "text.jsonl").write_text("".join(f'{{"text": "{f"the cat {i} sat " * 40}"}}\n' for i in range(200)))
     return runs_with(root / "runs", root, ("prune", "--shape", "ffn=1536", "repair=none"))
 
 
