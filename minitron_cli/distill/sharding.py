@@ -36,9 +36,13 @@ def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, teacher_
         return False
     if config.sharding == "full":
         return True
-    on_one_machine = group.local_size if group.device.type == "cpu" else 1
-    needed = (trained * TRAINED_BYTES + teacher_bytes) * on_one_machine
-    return group.any(not memory.fits(needed, 0, str(group.device)))
+    return group.any(not fits_replicated(str(group.device), group.local_size, trained, teacher_bytes))
+
+
+def fits_replicated(device: str, processes: int, trained: int, teacher_bytes: int) -> bool:
+    """Whether this many processes of one machine can each hold both models whole; on the CPU they share its memory."""
+    on_one_device = processes if device.startswith("cpu") else 1
+    return memory.fits((trained * TRAINED_BYTES + teacher_bytes) * on_one_device, 0, device)
 
 
 def shard_(root: nn.Module, layers: Iterable[nn.Module], group: ProcessGroup, precision: Precision) -> None:

@@ -26,9 +26,10 @@ class Place:
 def price(work: Work, place: Place) -> Price:
     """Price of some work. Its time is None where it is over in seconds, as the probe would be."""
     speeds = None if work.is_quick else _Speeds(work, place)
+    moved = list(_moved(work, speeds))  # first, as the first model of a process takes longest to make
     return Price(
         what=work.what,
-        parts=tuple(_merged([*_computed(work, speeds), *_moved(work, speeds)])),
+        parts=tuple(_merged([*_computed(work, speeds), *moved])),
         memory={**work.certain, **work.transient, **(speeds.activations() if speeds else {})},
         disk=work.disk,
         left_out=work.left_out,
@@ -76,6 +77,8 @@ class _Speeds:
         import torch
 
         seconds = moved.read * self._disk.read + moved.written * self._disk.write if moved.read + moved.written else 0.0
+        if moved.starts:
+            seconds += moved.starts * self._model.start()
         if moved.weighed:
             seconds += moved.weighed * self._model.magnitude()
         if moved.updates:

@@ -28,7 +28,11 @@ def work(models: Mapping[str, Subject], config: EvaluateConfig, length: int, los
         what=f"{len(models)} models on {loss_blocks:,} blocks of {length:,} tokens",
         passes=tuple(derive.passes(result)),
         model=run,
-        moved={"read the models": Moved(read=sum(m.weights_bytes + parent.weights_bytes for m in models.values()))},
+        moved={
+            "load the models": Moved(
+                starts=1, read=sum(m.weights_bytes + parent.weights_bytes for m in models.values())
+            )
+        },
         certain={"weights": parent.weights_bytes + max((model.weights_bytes for model in others), default=0)},
         transient={"activations": run.layer_bytes(), "logits": logits_bytes(run) if loss_blocks else 0},
         left_out=tuple(_left_out(config)),

@@ -10,12 +10,13 @@ from minitron_cli.cost.compute import Pass, model_size
 from minitron_cli.model.residual_stream import adds_as_it_is, norms
 from minitron_cli.model.shape import Shape
 from minitron_cli.price.work import ITEM_BYTES, Moved, Run
+from minitron_cli.repair.gram import ROWS
+from minitron_cli.repair.layerwise_fit import STORES
 from minitron_cli.repair.least_squares import CHOICE_OUTPUTS, RIDGES
 from minitron_cli.results.base import ModelSize
 
 FP32, FP64 = ITEM_BYTES["float32"], ITEM_BYTES["float64"]
 AGAIN = 2  # further passes of a child's layer while its parts are fitted: each runs what comes before it again
-STORES = 3  # of hidden states: the parent's, the child's, and what is wanted of the child
 COPIES = 4  # of the widest sums in fp64 while they are solved
 
 Fitted = Sequence[tuple[Shape, Collection[str]]]
@@ -38,16 +39,16 @@ def statistics(parent: Shape, fitted: Fitted, tokens: int) -> Moved:
     for child, repairs in fitted:
         if "least_squares" in repairs:
             for inputs, outputs, count in _parts(parent, child, is_rotated="rotate" in repairs):
-                products += count * 2 * tokens * inputs * (inputs + outputs)
+                products += count * 2 * tokens * inputs * ((inputs + ROWS) // 2 + outputs)  # half of a symmetric sum
                 solves += count * _solve(inputs, outputs)
     return Moved(products=products, solves=solves)
 
 
-def memory(run: Run, child: Shape, activation_budget: int) -> dict[str, int]:
+def memory(run: Run, child: Shape, tokens: int, activation_budget: int) -> dict[str, int]:
     """States between layers, the widest sums, and the activations of a layer of each model."""
     inputs = max(inputs for inputs, _, _ in _parts(run.shape, child, is_rotated=True))
     return {
-        "stored activations": activation_budget,
+        "stored activations": min(activation_budget, STORES * tokens * run.shape.sizes["hidden"] * FP32),
         "sums": COPIES * inputs**2 * FP64,
         "activations": 2 * run.layer_bytes(),
     }

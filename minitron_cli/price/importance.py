@@ -1,5 +1,7 @@
 """Work of a calibration that scores every axis."""
 
+from collections.abc import Iterator
+
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.importance.config import ImportanceConfig
@@ -22,6 +24,7 @@ def work(
         sequence_length=length,
         removed=config.removal_lengths,
     )
+    states = config.samples * length * model.shape.sizes["hidden"] * ITEM_BYTES[model.dtype]
     run = model.runs(min(config.batch_size, config.samples), length)
     return Work(
         what=f"{config.samples:,} samples of {length:,} tokens",
@@ -29,7 +32,7 @@ def work(
         model=run,
         observed=config.observer_options,
         moved={
-            "read the model": Moved(read=model.weights_bytes),
+            "load the model": Moved(starts=1, read=model.weights_bytes),
             "magnitude": Moved(read=model.weights_bytes, weighed=model.shape.parameters()),
         },
         certain={"weights": model.weights_bytes} if is_resident else {},
@@ -38,13 +41,23 @@ def work(
             "activations": run.layer_bytes() + OBSERVED * _widest(run),
             "models without a layer": _removed_bytes(run, config),
             "logits": _logits_bytes(run) if config.removal_lengths else 0,
-            "stored activations": 0 if is_resident else config.activation_budget,
+            "stored activations": 0 if is_resident else min(config.activation_budget, states),
         },
         disk={"scores": _scores_bytes(model)},
-        remedies=("mode=layer_major", "batch_size=1", "layer_removal=false") if is_resident else ("batch_size=1",),
+        remedies=tuple(_remedies(config, is_resident)),
+        weight_remedies=("mode=layer_major",),
         left_out=(f"{config.block_task} without each block",) if config.block_task else (),
         processes=processes,
     )
+
+
+def _remedies(config: ImportanceConfig, is_resident: bool) -> Iterator[str]:
+    if config.batch_size > 1:
+        yield "batch_size=1"
+    if config.removal_lengths:
+        yield "layer_removal=false"
+    if is_resident:
+        yield "mode=layer_major"
 
 
 def _layer_bytes(model: Subject) -> int:

@@ -1,10 +1,14 @@
 """Refusal of a run that cannot fit into the device's memory, before anything is loaded, and how a price is said."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from minitron_cli import memory, process_rank, progress
 from minitron_cli.artifacts.build import Context
 from minitron_cli.data.pack import Blocks
+from minitron_cli.distill import sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import resolve_precision
 from minitron_cli.errors import EnvironmentFault
@@ -12,7 +16,7 @@ from minitron_cli.figures import Figure, memory_size
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.price import estimate, subject, training
 from minitron_cli.price.estimate import Place
-from minitron_cli.price.work import Work
+from minitron_cli.price.work import ITEM_BYTES, Work
 from minitron_cli.results.price import Price
 
 LIBRARIES = "libraries"
@@ -46,15 +50,19 @@ def offered_training(
     held_out_blocks: int,
 ) -> Price:
     """Price of training a student on blocks, as in `offered`."""
-    processes = process_rank.process_count()
+    dtype, processes, device = compute_dtype(config, context.device), process_rank.process_count(), context.device
+    taught_by = subject.of_source(teacher, context.dtype) if teacher else None
+    teacher_bytes = teacher.shape.parameters() * ITEM_BYTES[dtype] if teacher else 0
+    is_replica = sharding.fits_replicated(device, processes, student.shape.parameters(), teacher_bytes)
     work = training.work(
         subject.of_source(student),
-        subject.of_source(teacher, context.dtype) if teacher else None,
+        taught_by,
         config,
         blocks.sequence_length,
         held_out_blocks,
-        compute_dtype=compute_dtype(config, context.device),
-        is_sharded=processes > 1 and config.sharding != "none",
+        compute_dtype=dtype,
+        is_sharded=processes > 1 and (config.sharding == "full" or (config.sharding == "auto" and not is_replica)),
+        may_spread=processes == 1 and device.startswith("cuda") and torch.cuda.device_count() > 1,
         processes=processes,
     )
     return offered(context, config.section, work)
@@ -73,16 +81,19 @@ def check(work: Work, price: Price, device: str) -> None:
     together = work.processes if device == "cpu" else 1
     free = memory.available_bytes(device)
     certain, estimate = sum(work.certain.values()) * together, price.memory_bytes * together
-    remedy = f": set {', or '.join(work.remedies)}" if work.remedies else ": use a device with more memory"
+    has = f"and {device} has {memory_size(free)} free"
     if certain > free:
         parts = ", ".join(f"{name} {memory_size(size)}" for name, size in work.certain.items())
-        raise EnvironmentFault(
-            f"this needs {memory_size(certain)} of memory for {parts} and {device} has {memory_size(free)} free{remedy}"
-        )
+        remedies = work.weight_remedies
+        if work.sharding and device != "cpu":
+            remedies = (*remedies, f"--gpus {math.ceil(certain / max(free, 1))} with {work.sharding}")
+        raise EnvironmentFault(f"this needs {memory_size(certain)} of memory ({parts}) {has}: {_advice(remedies)}")
     if estimate > free:
-        progress.warn(
-            f"this may need {memory_size(estimate)} of memory and {device} has {memory_size(free)} free{remedy}"
-        )
+        progress.warn(f"this may need {memory_size(estimate)} of memory {has}: {_advice(work.remedies)}")
+
+
+def _advice(remedies: Sequence[str]) -> str:
+    return f"set {', or '.join(remedies)}" if remedies else "use a device with more memory, or smaller models"
 
 
 def line(price: Price, device: str) -> str:

@@ -31,7 +31,7 @@ from minitron_cli.model.lm_head import Head, token_nll
 from minitron_cli.price.probe_model import ProbeModel
 from minitron_cli.price.work import Decoder, Run
 
-VERSION = 2
+VERSION = 3
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
@@ -74,6 +74,10 @@ class Probe:
     def update(self) -> float:
         """Seconds that an optimizer takes per parameter and step, clipping included."""
         return self._figure("update", lambda: _fastest(self._update()) / UPDATED)
+
+    def start(self) -> float:
+        """Seconds until a model is made, with the import of its code if it is the first of this process."""
+        return self._figure("start", lambda: _seconds(lambda: self.model.model))
 
     def magnitude(self) -> float:
         """Seconds that the magnitude of a weight takes, which is summed on the CPU."""
@@ -122,14 +126,23 @@ class Probe:
         return self._figure(name, measure)
 
     def _fitting(self, timed: "Timed") -> Batches:
-        """As many of the stage's sequences as run in the time that there is, or a part of one."""
-        few = Batches(1, min(self.run.length, FIRST_TOKENS))
-        run = self._synced(timed(few))
-        run()
-        affordable = few.tokens * SECONDS / REPETITIONS / max(_seconds(run), 1e-9)
-        if affordable < self.run.length:
-            return Batches(1, max(few.length, int(affordable)))
-        return Batches(min(self.run.batch, int(affordable) // self.run.length), self.run.length)
+        """As many of the stage's sequences, or tokens of one, as run in the time that there is.
+
+        They are doubled until twice as many would take too long: some of the time is of the weights, not of the tokens.
+        """
+        tokens = FIRST_TOKENS
+        while True:
+            batches = self._batches(tokens)
+            run = self._synced(timed(batches))
+            run()
+            if batches.tokens >= self.run.tokens or 2 * _seconds(run) > SECONDS / 2:
+                return batches
+            tokens *= 2
+
+    def _batches(self, tokens: int) -> Batches:
+        """About so many tokens, but no more than the stage's: a part of a sequence, or whole sequences."""
+        length = min(tokens, self.run.length)
+        return Batches(min(self.run.batch, tokens // length), length)
 
     def _synced(self, run: Callable[[], object]) -> Callable[[], object]:
         """The same, done only when the device is."""

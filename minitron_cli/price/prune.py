@@ -67,7 +67,7 @@ def work(pruning: Pruning) -> Work:
         passes=(*derive.passes(result), *fit.passes_again(fitted, pruning.fit_tokens, pruning.length)),
         model=parent.runs(pruning.batch_size, max(pruning.length, 2)),
         moved={
-            "read the parent": Moved(read=parent.weights_bytes),
+            "read the parent": Moved(starts=int(pruning.length > 0), read=parent.weights_bytes),
             "statistics": fit.statistics(parent.shape, fitted, pruning.fit_tokens),
             "write and check the child": Moved(read=child_bytes, written=child_bytes),
         },
@@ -75,6 +75,7 @@ def work(pruning: Pruning) -> Work:
         transient=_transient(pruning, child),
         disk={"child": child_bytes} | ({"repair": fit.stored_bytes(parent.shape, child, repairs)} if repairs else {}),
         remedies=("--repair none",) if any(pruning.repairs) else (),
+        weight_remedies=("--repair none",) if any(pruning.repairs) else (),
     )
 
 
@@ -146,7 +147,7 @@ def _transient(pruning: Pruning, child: Shape) -> dict[str, int]:
     found = {"blocks of tensors": 2 * BLOCK_BYTES * MAX_WORKERS}
     run = pruning.parent.runs(pruning.batch_size, pruning.length)
     if any(pruning.repairs):
-        found |= fit.memory(run, child, pruning.activation_budget)
+        found |= fit.memory(run, child, pruning.fit_tokens, pruning.activation_budget)
     if pruning.effect_blocks or pruning.score_blocks:
         found["logits"] = logits_bytes(run)
     return found

@@ -23,11 +23,13 @@ def work(
     *,
     compute_dtype: str,
     is_sharded: bool = False,
+    may_spread: bool = False,
     processes: int = 1,
 ) -> Work:
     """Work of training a student on blocks of `length` tokens.
 
     `compute_dtype` is the name of the dtype that products are computed in, which the teacher's weights have too.
+    `may_spread`: the teacher goes to other accelerators if it does not fit beside the student.
     """
     steps = config.total_steps(length)
     result = _result(student, teacher, config, length, held_out_blocks)
@@ -41,18 +43,19 @@ def work(
         student=student.runs(config.micro_batch_size, length, "float32"),
         training=config,
         moved={
-            "read the models": Moved(read=student.weights_bytes + (teacher.weights_bytes if teacher else 0)),
+            "load the models": Moved(starts=1, read=student.weights_bytes + (teacher.weights_bytes if teacher else 0)),
             "optimizer": Moved(updates=parameters * steps // parts),
             "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
             "result": Moved(written=student.weights_bytes),
         },
-        certain=held(parameters // parts, teacher, compute_dtype, parts),
+        certain=held(parameters // parts, None if may_spread else teacher, compute_dtype, parts),
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
             "checkpoints": min(config.keep_last + 1, _saves(config, steps)) * STATE * FP32 * parameters,
         },
-        remedies=_remedies(config, parts),
+        remedies=_remedies(config),
+        sharding=f"{config.section}.sharding=full" if parts == 1 else "",
         processes=processes,
     )
 
@@ -102,9 +105,9 @@ def _transient(
     }
 
 
-def _remedies(config: DistillConfig, parts: int) -> tuple[str, ...]:
+def _remedies(config: DistillConfig) -> tuple[str, ...]:
     section = config.section
     smaller_batch = (f"{section}.micro_batch_size=1",) if config.micro_batch_size > 1 else ()
     recompute = () if config.activation_checkpointing else (f"{section}.activation_checkpointing=true",)
     logits = () if config.low_memory else (f"{section}.low_memory=true",)
-    return (*smaller_batch, *recompute, *logits, *([f"--gpus with {section}.sharding=full"] if parts == 1 else []))
+    return (*smaller_batch, *recompute, *logits)

@@ -74,6 +74,8 @@ class Moved:
     """Bytes read from disk."""
     written: int = 0
     """Bytes written to disk, synced and hashed."""
+    starts: int = 0
+    """Times that the code of a model is imported and its modules are made."""
     weighed: int = 0
     """Weights whose magnitude is summed by row and by column."""
     updates: int = 0
@@ -108,7 +110,11 @@ class Work:
     disk: Mapping[str, int] = field(default_factory=dict)
     """Part of the disk space -> bytes."""
     remedies: tuple[str, ...] = ()
-    """Settings that make it fit into less memory, the most effective first."""
+    """Settings that shrink what depends on the batches, the most effective first."""
+    weight_remedies: tuple[str, ...] = ()
+    """Settings that shrink what is certainly in memory."""
+    sharding: str = ""
+    """Setting that divides what is certainly in memory among processes with an accelerator each; empty if none does."""
     left_out: tuple[str, ...] = ()
     """Work whose cost is not known beforehand."""
     processes: int = 1

@@ -150,12 +150,15 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tmp_path, monk
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     monkeypatch.setattr(progress, "warn", said.append)
     here = context(tmp_path / "run")
-    with pytest.raises(EnvironmentFault, match=r"needs 1\.758 KiB .* for weights 1\.758 KiB .* 1000 B free: set a=1"):
-        priced(work(certain=1800), here)
+    with pytest.raises(EnvironmentFault, match=r"needs 1\.758 KiB .*\(weights 1\.758 KiB\) .* 1000 B free: set b=1$"):
+        priced(work(certain=1800, weight_remedies=("b=1",)), here)
+    with pytest.raises(EnvironmentFault, match=r"use a device with more memory, or smaller models$"):
+        priced(work(certain=1800, sharding="s=full"), here)  # processes on one CPU share its memory
+    with pytest.raises(EnvironmentFault, match=r"set --gpus 2 with s=full$"):
+        offer.check(work(certain=1800, sharding="s=full"), Price(what="", parts=()), "cuda")
     assert not said
     priced(work(certain=900, transient=200), here)
-    assert "may need 1.074 KiB" in said.pop()
-    assert "set a=1" not in said
+    assert said.pop() == "this may need 1.074 KiB of memory and cpu has 1000 B free: set a=1"
     priced(work(certain=900, transient=50), here)
     assert not said
     with pytest.raises(EnvironmentFault):  # what two processes on one CPU hold is in the same memory

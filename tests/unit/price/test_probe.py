@@ -16,9 +16,9 @@ FIGURES = [("decoder", "forward"), ("decoder", "observed"), ("decoder", "trainin
 FIGURES += [("head", "loss"), ("head", "kl"), ("head", "training")]
 
 
-def run_of(model_type: str = "llama", **options) -> Run:
+def run_of(model_type: str = "llama", batch: int = 2, **options) -> Run:
     config = tiny_model(model_type, **options).config
-    return subject.of_config(config.to_dict(), Shape.of(family_of(config), config), "float32").runs(2, 16)
+    return subject.of_config(config.to_dict(), Shape.of(family_of(config), config), "float32").runs(batch, 16)
 
 
 @pytest.fixture
@@ -49,16 +49,16 @@ def test_a_figure_is_measured_once_and_kept(monkeypatch, tmp_path, brief, part, 
         getattr(Probe(run_of(hidden_size=64), "cpu", DistillConfig(steps=1)), part)(how)
 
 
-def test_a_probe_runs_no_longer_than_its_time(monkeypatch):
-    """With a clock on which a token takes a second, a probe of 30 seconds runs few of them."""
-    clock = iter(range(0, 10**6, 32))
-    monkeypatch.setattr("time.thread_time", lambda: next(clock))
-    monkeypatch.setattr(probe, "SECONDS", 100.0)
-    timed = Probe(subject_run := run_of(), "cpu")
-    assert timed._fitting(lambda batches: lambda: None) == Batches(1, 16)
-    monkeypatch.setattr(probe, "SECONDS", 1000.0)
-    assert timed._fitting(lambda batches: lambda: None) == Batches(2, 16)
-    assert subject_run.batch == 2
+@pytest.mark.parametrize(
+    ("seconds", "fitting"), [(20, (1, 2)), (45, (1, 4)), (80, (1, 16)), (150, (2, 16)), (900, (4, 16))]
+)
+def test_a_probe_doubles_its_tokens_until_twice_as_many_would_take_too_long(monkeypatch, seconds, fitting):
+    """On a clock by which the weights take 8 seconds and each token one."""
+    monkeypatch.setattr(probe, "SECONDS", float(seconds))
+    monkeypatch.setattr(probe, "FIRST_TOKENS", 2)
+    monkeypatch.setattr(probe, "_seconds", lambda run: run())
+    timed = Probe(run_of(batch=4), "cpu")
+    assert timed._fitting(lambda batches: lambda: 8 + batches.tokens) == Batches(*fitting)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
