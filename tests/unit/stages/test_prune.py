@@ -102,8 +102,8 @@ def test_a_dry_run_names_the_candidates_of_a_budget(tmp_path, parent, scores, mo
     monkeypatch.setattr(prune, "blocks_of", lambda *_: blocks)
     target = parent.shape.resize(ffn=32).parameters()
     config = PruneConfig(budget=Budget(target=target, tolerance=0.2), candidates=3)
+    data = SimpleNamespace(sequence_length=16)
     with pytest.raises(DryRunStop) as caught:
-        data = SimpleNamespace(sequence_length=16)
         prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores, data=data)
     *named, (_, how) = caught.value.forecast.items()
     assert [title for title, _ in named] == ["candidate 1", "candidate 2", "candidate 3"]
