@@ -140,7 +140,8 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
         blocks = recipe.search.score_blocks
         yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
     changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
-    among = f"the best of {candidates} shapes" + ("" if recipe.search else f", on {recipe.prune.score_blocks} blocks")
+    score_blocks = recipe.prune.fitted(length).score_blocks
+    among = f"the best of {candidates} shapes" + ("" if recipe.search else f", on {score_blocks} blocks")
     yield "prune", ", ".join(changes) if candidates == 1 else among
     if recipe.distill:
         yield "distill", _training(recipe.distill, length)

@@ -59,15 +59,14 @@ class Way:
     @property
     def name(self) -> str:
         """Description in a table."""
-        return f"{self.shortlist} shapes, {self.look}, {self.blocks} blocks"
+        return f"{self.shortlist}, {self.look}, {self.blocks} blocks"
 
 
 TODAY = Way("even", "repaired", BLOCKS)
 WAYS = (
     TODAY,
-    *(Way(shortlist, look, FEW) for shortlist in ("even", "retaining") for look in LOOKS),
-    *(Way(shortlist, look, BLOCKS) for shortlist in ("even", "retaining") for look in ("plain", "rotated")),
-    Way("all", "rotated", FEW),
+    *(Way("even", look, FEW) for look in LOOKS),
+    *(Way("retaining", look, blocks) for look in LOOKS for blocks in (FEW, BLOCKS)),
     Way("all", "repaired", BLOCKS),
 )
 
@@ -183,12 +182,15 @@ def page(studies: Sequence[CandidateStudy], command: str) -> Iterator[str]:
     yield from (
         "# Choosing among the shapes that a budget admits",
         "",
-        f"Every shape of two short lists is built plain, rotated and repaired in full, and scored on {FEW} and on "
-        f"{BLOCKS} held-out blocks: the shapes that scale hidden and ffn most evenly, and those that retain most",
-        "importance. A way to choose takes the lowest loss. Regret: the loss on other blocks of the child that a way",
-        "chooses, repaired in full, less that of the first way's choice, with its 95 % interval, in nats per token.",
-        "CPU seconds: of the choice, with the repair of every candidate where it is repaired; without the second",
-        "moments that all rotations share and the child needs as well, and without the repair of the child.",
+        "The shapes that scale hidden and ffn most evenly (*even*) and those that retain most importance",
+        f"(*retaining*) are built plain, rotated, and repaired in full, and scored on {FEW} and on {BLOCKS} held-out",
+        "blocks. A way to choose takes the lowest loss; the first way is the choice before candidates were looked at",
+        f"cheaply, and *retaining, rotated, {FEW} blocks* is the default.",
+        "",
+        "- Loss and regret: of the child that a way chooses, repaired in full, on as many other blocks, in nats per",
+        "  token; regret is the difference from the first way's choice, with its 95 % interval over documents.",
+        "- CPU seconds: of the choice, with the repair of every candidate where there is one; without what the child",
+        "  needs in any case, its repair and the second moments that all rotations share.",
         "",
         f"Regenerate: `{command}`",
     )
@@ -199,7 +201,7 @@ def page(studies: Sequence[CandidateStudy], command: str) -> Iterator[str]:
 def table(study: CandidateStudy) -> Iterator[str]:
     """Table with a row for each way to choose."""
     count = study.parent.shape.parameters()
-    yield f"{count:,} parameters; {len(study.shortlists['all'])} shapes, {study.most} in each list."
+    yield f"{count:,} parameters; {len(study.shortlists['all'])} shapes, at most {study.most} in each list."
     yield from ("", "| way to choose | chooses | loss | regret | CPU s |", "|---|---|---|---|---|")
     first = study.others_of(study.chosen(TODAY))
     for way in study.ways():
@@ -229,8 +231,10 @@ def agreement(study: CandidateStudy) -> Iterator[str]:
             losses = [study._loss(name, Way("all", look, blocks)) for name in names]
             taus[f"{look}, {blocks} blocks"] = kendall_tau(losses, goal)
     spread = max(goal) - min(goal)
-    yield "Kendall's tau with the loss of the repaired children on the other blocks, over all shapes: "
-    yield "; ".join(f"{name} {tau if tau is not None else math.nan:+.2f}" for name, tau in taus.items()) + "."
+    yield "Kendall's tau with the loss of the repaired children on the other blocks, over all shapes:"
+    yield ""
+    yield from (f"- {name}: {tau if tau is not None else math.nan:+.2f}" for name, tau in taus.items())
+    yield ""
     yield f"Best and worst shape are {spread:.4f} nats apart."
 
 
@@ -252,8 +256,8 @@ def main() -> None:
     for study in studies:
         for name in study.candidates:
             study.of(name)
-    names = " ".join(args.names)
-    write_page(args.output, page(studies, f"python scripts/candidate_study.py --names {names}"))
+    given = f"--names {' '.join(args.names)} --targets {' '.join(args.targets)} --most {args.most}"
+    write_page(args.output, page(studies, f"python scripts/candidate_study.py {given}"))
 
 
 def study_of(args: argparse.Namespace, name: str, model: str | None, target: str) -> CandidateStudy:

@@ -12,8 +12,8 @@ class CalibrationConfig(Spec):
     """Samples and memory of a calibration pass."""
 
     samples: int = Field(1024, ge=1)
-    """Blocks of training text to calibrate on (1024 in Muralidharan et al. 2024). Unless set, at most those that the
-    text has."""
+    """Blocks of training text to calibrate on (1024 in Muralidharan et al. 2024). Unless set, at most an eighth of the
+    text, but 16 if it has so many."""
     batch_size: int = Field(8, ge=1)
     """Samples per forward pass. Larger is faster and takes more memory; scores agree to rounding."""
     mode: Literal["auto", "resident", "layer_major"] = "auto"

@@ -1,7 +1,8 @@
 """Options of `minitron prune`: the shape or the budget, the ranking of what survives, and the repair."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
@@ -67,6 +68,10 @@ SCORE_REPAIRS: Mapping[ScoreRepair, frozenset[str]] = {
 """Setting -> repairs of a candidate before it is scored. Rescaling needs trials, which are left for the child."""
 
 
+BLOCK_TOKENS = {"score_blocks": 4_096, "repair_samples": 16_384}
+"""Number of blocks -> tokens beyond which it is lowered unless it is set, since time grows with tokens."""
+
+
 class PruneConfig(Spec):
     """One pruning: to a `shape`, or to a `budget` along `axes`; without either, to the search's winner."""
 
@@ -81,7 +86,7 @@ class PruneConfig(Spec):
     candidates: int = Field(8, ge=1)
     """Number of shapes that a budget scores: those that retain most importance."""
     score_blocks: int = Field(8, ge=1)
-    """Validation blocks on which each of them is scored."""
+    """Validation blocks on which each of them is scored. Unless set, no more than hold 4,096 tokens."""
     score_repair: ScoreRepair = "rotate"
     """Repair of a shape before it is scored, as far as `repair` includes it. rotate: only the rotation, whose
     statistics serve all shapes and the child; all: everything but rescaling, for each shape anew. The child is repaired
@@ -98,7 +103,8 @@ class PruneConfig(Spec):
     least_squares: fit each matrix to what the parent computes in its place; all: both. rescale: only rescale norms,
     which least_squares includes. auto: all that the model allows, if there is text to fit on."""
     repair_samples: int = Field(128, ge=1)
-    """Number of training blocks that a repair is fitted on. Unless set, at most those that the text has."""
+    """Number of training blocks that a repair is fitted on. Unless set, at most those that the text has, and no more
+    than hold 16,384 tokens: its time grows with the tokens, and it gains little from more."""
     untie: bool = False
     """Untie the LM head of a model that shares it with the embedding. This makes a rotation exact; the added parameters
     count toward the target."""
@@ -106,6 +112,12 @@ class PruneConfig(Spec):
     serving_lint: Literal["refuse", "warn"] = "refuse"
     """Whether to prune depth where a serving program would run the child wrongly: llama.cpp gives the layers of some
     families kinds by a pattern, which a child must keep for it. warn: prune as asked, for transformers and vLLM."""
+
+    def fitted(self, sequence_length: int) -> Self:
+        """The same with the numbers of blocks that were not set for blocks of this length."""
+        unset = {name: tokens for name, tokens in BLOCK_TOKENS.items() if name not in self.model_fields_set}
+        few = {name: min(getattr(self, name), math.ceil(tokens / sequence_length)) for name, tokens in unset.items()}
+        return self.model_copy(update=few)
 
     @property
     def repairs(self) -> frozenset[str]:

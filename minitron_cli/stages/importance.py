@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STAGE, VERSION = "importance", 1
+TEXT_SHARE, MIN_SAMPLES = 8, 16  # unless set, samples are at most an eighth of the text: most of it is to train on
 
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
@@ -90,14 +91,15 @@ def _removable(config: ImportanceConfig, layers: int) -> ImportanceConfig:
 
 
 def _fit_samples(config: ImportanceConfig, blocks: Blocks) -> ImportanceConfig:
-    """Config with as many samples as the text has blocks, if these are fewer and the user set no number."""
-    if "samples" in config.model_fields_set or config.samples <= len(blocks) or not len(blocks):
+    """Config with fewer samples where the text is short and the user set no number."""
+    most = min(len(blocks), max(MIN_SAMPLES, len(blocks) // TEXT_SHARE))
+    if "samples" in config.model_fields_set or config.samples <= most or not most:
         return config
     progress.say(
-        f"importance: samples is {len(blocks)} instead of {config.samples:,}, all blocks of the training text; set "
-        "importance.samples to choose yourself"
+        f"importance: samples is {most:,} instead of {config.samples:,}, of the {len(blocks):,} blocks of the training "
+        "text; set importance.samples to choose yourself"
     )
-    return config.model_copy(update={"samples": len(blocks)})
+    return config.model_copy(update={"samples": most})
 
 
 def _check_samples(samples: int, blocks: Blocks, processes: Processes) -> None:

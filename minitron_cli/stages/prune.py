@@ -74,6 +74,8 @@ def run(
     if data is None and config.repair == "auto":
         progress.say("skipping repair: it needs calibration text (--data)")
         config = config.model_copy(update={"repair": "none"})
+    if data is not None:
+        config = config.fitted(data.sequence_length)
     texts = _texts(context, parent, data, config, is_choice=len(candidates) > 1)
     if config.repairs:
         repaired_plan.check_enough_text(config, texts["train"])

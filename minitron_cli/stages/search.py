@@ -66,6 +66,7 @@ def run(
     winner will be pruned with: candidates are repaired in the same way before they are retrained, and before they are
     scored as far as `score_repair` says.
     """
+    prune = prune and prune.fitted(data.sequence_length)
     if prune and prune.untie:
         parent = parent.untied()
     if prune and prune.serving_lint == "warn":

@@ -92,7 +92,7 @@ def test_a_search_counts_what_every_candidate_went_through(made):
         Entry("teacher", 2 * 256, 2 * 256 * forward(parent.shape)),
     }
     repaired = PruneConfig(repair="least_squares", repair_samples=5)
-    scoring = config.model_copy(update={"retrain": None})
+    scoring = config.model_copy(update={"retrain": None, "score_repair": "all"})
     fitted = search.run(at, parent, found["scores"], text, scoring, prune=repaired)
     decoders = [forward(parent.shape.resize(**row.shape), with_head=False) for row in rows_of(fitted)]
     assert [entry for entry in spent(fitted) if entry.work == "repair"] == [
@@ -126,12 +126,11 @@ def test_a_prune_counts_candidates_rounds_and_repair(made):
     between = big.resize(ffn=36)
     assert spent(rounds) == [Entry("calibration", 96, 96 * forward(between, with_head=False))]
     budget = Budget(target=small.parameters(), tolerance=0.1)
-    chosen = prune.run(
-        at, parent, PruneConfig(budget=budget, axes=("ffn",), repair="none"), scores=found["scores"], data=text
-    )
+    among = PruneConfig(budget=budget, axes=("ffn",), repair="none", score_blocks=3)
+    chosen = prune.run(at, parent, among, scores=found["scores"], data=text)
     shapes = [big.resize(**row.shape) for row in rows_of(chosen)]
     assert len(shapes) > 1
-    assert spent(chosen) == [Entry("held-out text", len(shapes) * held_out, held_out * sum(map(forward, shapes)))]
+    assert spent(chosen) == [Entry("held-out text", len(shapes) * 3 * LENGTH, 3 * LENGTH * sum(map(forward, shapes)))]
     at.workspace.point(found["child"])
 
 

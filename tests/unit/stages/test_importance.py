@@ -60,10 +60,11 @@ def test_the_usual_number_of_samples_fits_the_text(place, tmp_path, monkeypatch)
 
     usual = planned(ImportanceConfig())
     (remark,) = said
-    count = int(re.search(r"samples is (\d+) instead of [\d,]+, all blocks", remark)[1])
+    count, whole = map(int, re.search(r"samples is (\d+) instead of 1,024, of the (\d+) blocks", remark).groups())
+    assert count == max(16, whole // 8)
     assert usual == planned(ImportanceConfig(samples=count)), "the number is part of the identity"
-    with pytest.raises(DataError, match=rf"are more than the data's {count}: lower importance\.samples"):
-        planned(ImportanceConfig(samples=count + 1))
+    with pytest.raises(DataError, match=rf"are more than the data's {whole}: lower importance\.samples"):
+        planned(ImportanceConfig(samples=whole + 1))
 
 
 @pytest.mark.parametrize(("available", "mode"), [(10**9, "resident"), (1000, "layer_major")])

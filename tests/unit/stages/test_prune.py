@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,8 +102,9 @@ def test_a_dry_run_names_the_candidates_of_a_budget(tmp_path, parent, scores, mo
     monkeypatch.setattr(prune, "blocks_of", lambda *_: blocks)
     target = parent.shape.resize(ffn=32).parameters()
     config = PruneConfig(budget=Budget(target=target, tolerance=0.2), candidates=3)
+    data = SimpleNamespace(sequence_length=16)
     with pytest.raises(DryRunStop) as caught:
-        prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores, data=object())
+        prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores, data=data)
     *named, (_, how) = caught.value.forecast.items()
     assert [title for title, _ in named] == ["candidate 1", "candidate 2", "candidate 3"]
     assert how == "each on 8 validation blocks; the best is pruned"
@@ -140,3 +142,20 @@ def test_layers_off_the_pattern_go_where_the_user_says_so(tmp_path, scores_of, m
     assert "serve it with transformers or vLLM" in warned[0]
     levels = {finding.reader: finding.level for finding in made.result(PruneResult).serving}
     assert levels["llama.cpp layers"] == "fails"
+
+
+@pytest.mark.parametrize(
+    ("given", "length", "blocks"),
+    [
+        ({}, 2048, (2, 8)),
+        ({}, 512, (8, 32)),
+        ({}, 16, (8, 128)),
+        ({}, 100_000, (1, 1)),
+        ({"score_blocks": 64}, 2048, (64, 8)),
+        ({"score_blocks": 8, "repair_samples": 128}, 2048, (8, 128)),
+    ],
+)
+def test_a_number_of_blocks_that_is_not_set_holds_a_number_of_tokens(given, length, blocks):
+    fitted = PruneConfig(**given).fitted(length)
+    assert (fitted.score_blocks, fitted.repair_samples) == blocks
+    assert fitted.fitted(1) == fitted
