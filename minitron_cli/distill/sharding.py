@@ -15,9 +15,8 @@ from torch.distributed.tensor import DTensor
 from minitron_cli import memory
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
+from minitron_cli.distill.optimizer_kinds import trained_bytes
 from minitron_cli.errors import EnvironmentFault
-
-TRAINED_BYTES = 16  # per parameter in fp32: weight, gradient, two moments
 
 
 class RowReader(Protocol):
@@ -32,12 +31,12 @@ class RowReader(Protocol):
 
 def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, teacher_bytes: int) -> bool:
     """Whether to shard a student with `trained` parameters and a teacher of `teacher_bytes` bytes."""
-    if group.size == 1 or config.sharding == "none":
+    if group.size == 1 or config.sharding == "none" or config.kept_whole:
         return False
     if config.sharding == "full":
         return True
     on_one_machine = group.local_size if group.device.type == "cpu" else 1
-    needed = (trained * TRAINED_BYTES + teacher_bytes) * on_one_machine
+    needed = int(trained * trained_bytes(config.optimizer).device + teacher_bytes) * on_one_machine
     return group.any(not memory.fits(needed, 0, str(group.device)))
 
 
