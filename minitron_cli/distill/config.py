@@ -9,6 +9,7 @@ from minitron_cli.distill.losses import KDLoss
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.losses.two_pass import TwoPassLoss
+from minitron_cli.distill.optimizer_kinds import OptimizerKind
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Quantity, Spec
 
@@ -83,6 +84,11 @@ class DistillConfig(Spec):
     """AdamW's decay rates of both moments, those of Nemotron-4 15B (Parmar et al. 2024)."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW's weight decay, on matrices only, not on norms and biases (Parmar et al. 2024)."""
+    optimizer: OptimizerKind = Field("adamw", exclude_if=lambda kind: kind != "adamw_8bit")
+    """Where AdamW's moments are. adamw: beside the weights in fp32, 16 bytes per trained parameter in all. adamw_8bit:
+    in 8 bits (Dettmers et al. 2021), 10 bytes; needs `pip install 'minitron-cli[low-memory]'`. adamw_offload: in the
+    host's memory, 8 bytes on the device and 16 on the host, where each step updates the weights: the same result but
+    for rounding. The last two cannot be sharded."""
     clip: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm (Parmar et al. 2024)."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (ForwardKL(),)
@@ -112,6 +118,9 @@ class DistillConfig(Spec):
     sharding: Literal["auto", "none", "full"] = Field("auto", exclude=True)
     """full: weights, gradients, moments and teacher are sharded over the processes instead of replicated. auto: full
     if a replica does not fit. Changes memory and speed, and the result by rounding only."""
+    teacher_device: Literal["auto", "cpu"] = Field("auto", exclude=True)
+    """cpu: the teacher stays in the host's memory and runs there; only what the losses compare moves to the device, and
+    once a copy of the teacher's head. Changes memory and speed, and the result by rounding only. Cannot be sharded."""
     activation_checkpointing: bool = Field(False, exclude=True)
     """Recompute each layer's activations in the backward pass instead of keeping them: less memory, 1/3 more work."""
     trackers: tuple[str, ...] = Field((), exclude=True)
@@ -123,11 +132,20 @@ class DistillConfig(Spec):
             raise ValueError("tokens and steps both set the length of the run; keep one of them")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.sharding == "full" and (kept_whole := self.kept_whole):
+            raise ValueError(f"sharding=full does not go with {kept_whole}; drop one of them")
         if self.low_memory and (whole := [loss.kind for loss in self.losses if not isinstance(loss, TwoPassLoss)]):
             raise ValueError(
                 f"low_memory does not support {whole[0]}, which needs a token's whole logits; drop one of them"
             )
         return self
+
+    @property
+    def kept_whole(self) -> str | None:
+        """Setting, as the user writes it, with which a run cannot be sharded; None if it can."""
+        if self.optimizer != "adamw":
+            return f"optimizer={self.optimizer}"
+        return "teacher_device=cpu" if self.teacher_device == "cpu" else None
 
     @property
     def needs_teacher(self) -> bool:

@@ -49,9 +49,9 @@ class Decoder(nn.Module):
     weights outside the decoder layers are whole even if the module is sharded: FSDP gathers them in `forward`.
     """
 
-    def __init__(self, model: Any, project: nn.Module | None = None) -> None:
+    def __init__(self, model: Any, device: torch.device, project: nn.Module | None = None) -> None:
         super().__init__()
-        self.model, self.project = model, project
+        self.model, self.device, self.project = model, device, project
 
     def forward(self, use: Callable[[Any], T]) -> T:
         return use(self.model)
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
 
 
 class ModelPair:
-    """Student and teacher on one device: the student with fp32 weights, the teacher frozen, in compute precision."""
+    """The student with fp32 weights on the device; the teacher there or on the CPU, frozen, in compute precision."""
 
     def __init__(
         self,
@@ -89,29 +89,28 @@ class ModelPair:
         self.config, self.group, self.device, self.precision = config, group, group.device, precision
         self.student, self.teacher = student, teacher
         self.is_sharded = is_sharded
+        teacher_device = torch.device("cpu") if config.teacher_device == "cpu" else self.device
         self.pairs = tuple(pairs) if config.hidden is not None else ()
         self.project: nn.Module = nn.Identity()
         if teacher is not None:
             widths = _width(student), _width(teacher)
             self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
-            self._teacher = self._placed(
-                teacher.requires_grad_(False), None, _dtype(precision), teacher_rows, "teacher"
-            )
+            frozen, dtype = Decoder(teacher.requires_grad_(False), teacher_device), _dtype(precision)
+            self._teacher = self._placed(frozen, dtype, teacher_rows, "teacher")
         if config.activation_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._student = self._placed(student, self.project, torch.float32, student_rows, "student")
+        trained = Decoder(student, self.device, self.project)
+        self._student = self._placed(trained, torch.float32, student_rows, "student")
         self._stops_in = _layers(student) if group.size == 1 else []  # several processes stop between micro-batches
 
-    def _placed(
-        self, model: Any, project: nn.Module | None, dtype: torch.dtype, rows: RowReader | None, role: str
-    ) -> Decoder:
-        """The model on the device in evaluation mode: all of it or, if models are sharded, this process's rows."""
+    def _placed(self, decoder: Decoder, dtype: torch.dtype, rows: RowReader | None, role: str) -> Decoder:
+        """The model on its device in evaluation mode: all of it or, if models are sharded, this process's rows."""
+        model = decoder.model
         _cast_(model.eval(), dtype)
-        decoder = Decoder(model, project)
         if self.is_sharded:
             sharding.shard_(decoder, _layers(model), self.group, self.precision)
         elif not is_spread(model):
-            decoder.to(self.device)
+            decoder.to(decoder.device)
         if rows is not None:
             sharding.fill_(decoder, model, self.group, rows)
         _refuse_non_finite(model, role)
@@ -187,12 +186,14 @@ class ModelPair:
 
     @property
     def _teacher_head(self) -> Head:
-        return self._moved_head if is_spread(self.teacher) else self._teacher.head
+        is_elsewhere = is_spread(self.teacher) or self._teacher.device != self.device
+        return self._moved_head if is_elsewhere else self._teacher.head
 
     def _decode(self, decoder: Decoder, batch: Batch, modules: Iterable[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """Last hidden states [B, T, D], and the outputs of the named modules."""
-        with capture(decoder.model, modules) as states:
-            hidden_BTD = decoder(partial(_last_hidden_states, batch=batch, device=self.device))
+        """Last hidden states [B, T, D], and the outputs of the named modules, on the student's device."""
+        precise = torch.autocast(decoder.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with precise, capture(decoder.model, modules) as states:
+            hidden_BTD = decoder(partial(_last_hidden_states, batch=batch, device=decoder.device))
         return hidden_BTD.to(self.device), {name: state.to(self.device) for name, state in states.items()}
 
 

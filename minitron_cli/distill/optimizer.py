@@ -1,6 +1,9 @@
 """Trained parameters and their AdamW moments, also as tensors by name."""
 
+import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +12,29 @@ from torch.distributed.tensor import DTensor
 from minitron_cli.distill.checkpoints import Saved
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
+from minitron_cli.distill.optimizer_kinds import BLOCK
 from minitron_cli.distill.sharding import local, span, whole
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+IS_SIGNED = {"exp_avg": True, "exp_avg_sq": False}
 
 
 class Optimizer:
-    """AdamW on named parameters; weight decay on matrices only."""
+    """AdamW on named parameters; weight decay on matrices only.
+
+    Its moments are in fp32, in 8 bits, or in the host's memory with the copy of the weights that they update.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: DistillConfig) -> None:
         self.parameters = dict(parameters)
-        self._clip = config.clip
+        self._clip, self._is_8bit = config.clip, config.optimizer == "adamw_8bit"
+        is_offloaded = config.optimizer == "adamw_offload"
+        self._updated = {name: _on_host(p) if is_offloaded else p for name, p in parameters.items()}
         groups = [
-            {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in self._updated.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in self._updated.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+        self._adamw = _adamw_8bit(groups, config) if self._is_8bit else _adamw(groups, config)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -39,13 +49,19 @@ class Optimizer:
     def step_(self, learning_rate: float) -> None:
         """Update the parameters, then drop the gradients."""
         for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        self._adamw.step()
+            group["lr"] = torch.tensor(learning_rate) if self._is_8bit else learning_rate
+        for p, updated in self._copies():
+            updated.grad = None if p.grad is None else p.grad.to(updated.device)
+        with torch.compiler.set_stance("force_eager") if self._is_8bit and not self._is_on_gpu else nullcontext():
+            self._adamw.step()
+        for p, updated in self._copies():
+            p.data.copy_(updated.data)
         self.drop_gradients_()
 
     def drop_gradients_(self) -> None:
         """Drop the gradients without a step."""
-        self._adamw.zero_grad(set_to_none=True)
+        for p in (*self.parameters.values(), *self._updated.values()):
+            p.grad = None
 
     def weights(self) -> dict[str, Tensor]:
         """This process's rows of every parameter, not copied, as `parameter.NAME`."""
@@ -54,19 +70,71 @@ class Optimizer:
     def tensors(self) -> dict[str, Tensor]:
         """This process's rows of the whole state: weights, and moments of parameters that have had a gradient."""
         tensors = self.weights()
-        for name, p in self.parameters.items():
-            tensors |= {
-                f"{moment}.{name}": local(self._adamw.state[p][moment]) for moment in MOMENTS if p in self._adamw.state
-            }
+        for name, p in self._updated.items():
+            if state := self._adamw.state.get(p):
+                tensors[f"step.{name}"] = state["step"]
+                for moment in MOMENTS:
+                    tensors |= _stored(f"{moment}.{name}", local(state[moment]))
         return tensors
 
     def load_(self, saved: Saved, group: ProcessGroup) -> None:
         """Restore a saved state of any number of processes: from `tensors`, or from `weights` without moments."""
         for name, p in self.parameters.items():
-            rows = span(p.data, group)
+            rows, updated = span(p.data, group), self._updated[name]
             local(p.data).copy_(saved.rows(f"parameter.{name}", *rows))
+            if updated is not p:
+                updated.data.copy_(p.data)
             if f"step.{name}" in saved:
-                state = self._adamw.state[p] = {moment: torch.empty_like(p.data) for moment in MOMENTS[1:]}
-                for moment, tensor in state.items():
-                    local(tensor).copy_(saved.rows(f"{moment}.{name}", *rows))
-                state["step"] = saved.rows(f"step.{name}").to(p.device)
+                step = saved.rows(f"step.{name}")
+                state: dict[str, Tensor] = {"step": step if self._is_8bit else step.to(updated.device)}
+                for moment in MOMENTS:
+                    state[moment] = _restored(moment, name, updated.data, saved, rows)
+                self._adamw.state[updated] = state
+
+    def _copies(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Each parameter with its copy in the host's memory; none unless they are offloaded."""
+        both = zip(self.parameters.values(), self._updated.values(), strict=True)
+        return [(p, updated) for p, updated in both if updated is not p]
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return any(p.device.type != "cpu" for p in self.parameters.values())
+
+
+def _adamw(groups: list[dict[str, Any]], config: DistillConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], config: DistillConfig) -> torch.optim.Optimizer:
+    """torchao's AdamW; tensors of fewer than 4,096 values keep moments in fp32."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of kernels that are for other hardware
+    from torchao.optim import AdamW8bit
+
+    made: torch.optim.Optimizer = AdamW8bit(groups, lr=config.learning_rate, betas=config.betas, block_size=BLOCK)
+    return made
+
+
+def _on_host(p: nn.Parameter) -> nn.Parameter:
+    copy = torch.empty_like(p.data, device="cpu", pin_memory=p.is_cuda)
+    return nn.Parameter(copy.copy_(p.data))
+
+
+def _stored(name: str, moment: Any) -> dict[str, Tensor]:
+    """A moment as plain tensors: itself or, in 8 bits, its codes and the scale of each block."""
+    codes = getattr(moment, "codes", None)
+    return {name: moment} if codes is None else {name: codes, f"scale.{name}": moment.scale}
+
+
+def _restored(moment: str, name: str, p: Tensor, saved: Saved, rows: tuple[int, int]) -> Tensor:
+    """A moment like `_stored` has left it, for the parameter `p`."""
+    stored = saved.rows(f"{moment}.{name}", *rows)
+    if f"scale.{moment}.{name}" not in saved:
+        restored = torch.empty_like(p)
+        local(restored).copy_(stored)
+        return restored
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    in_8bit = OptimState8bit.zeros(p.shape, IS_SIGNED[moment], BLOCK, p.device, dtype=p.dtype)
+    in_8bit.codes.copy_(stored)
+    in_8bit.scale.copy_(saved.rows(f"scale.{moment}.{name}"))
+    return in_8bit

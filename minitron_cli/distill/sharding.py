@@ -15,9 +15,8 @@ from torch.distributed.tensor import DTensor
 from minitron_cli import memory
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
+from minitron_cli.distill.optimizer_kinds import OptimizerKind, trained_bytes
 from minitron_cli.errors import EnvironmentFault
-
-TRAINED_BYTES = 16  # per parameter in fp32: weight, gradient, two moments
 
 
 class RowReader(Protocol):
@@ -32,17 +31,18 @@ class RowReader(Protocol):
 
 def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, teacher_bytes: int) -> bool:
     """Whether to shard a student with `trained` parameters and a teacher of `teacher_bytes` bytes."""
-    if group.size == 1 or config.sharding == "none":
+    if group.size == 1 or config.sharding == "none" or config.kept_whole:
         return False
     if config.sharding == "full":
         return True
-    return group.any(not fits_replicated(str(group.device), group.local_size, trained, teacher_bytes))
+    bytes_each = config.optimizer, trained, teacher_bytes
+    return group.any(not fits_replicated(str(group.device), group.local_size, *bytes_each))
 
 
-def fits_replicated(device: str, processes: int, trained: int, teacher_bytes: int) -> bool:
+def fits_replicated(device: str, processes: int, optimizer: OptimizerKind, trained: int, teacher_bytes: int) -> bool:
     """Whether this many processes of one machine can each hold both models whole; on the CPU they share its memory."""
     on_one_device = processes if device.startswith("cpu") else 1
-    return memory.fits((trained * TRAINED_BYTES + teacher_bytes) * on_one_device, 0, device)
+    return memory.fits(int(trained * trained_bytes(optimizer).device + teacher_bytes) * on_one_device, 0, device)
 
 
 def shard_(root: nn.Module, layers: Iterable[nn.Module], group: ProcessGroup, precision: Precision) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -13,11 +13,12 @@ from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
-from minitron_cli.distill import sharding, trackers
+from minitron_cli.distill import optimizer_kinds, sharding, trackers
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
-from minitron_cli.distill.sharding import TRAINED_BYTES, RowReader
+from minitron_cli.distill.optimizer_kinds import trained_bytes
+from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.trainer import Placement, train
 from minitron_cli.errors import RunFailed
 from minitron_cli.inputs.source_model import SourceModel
@@ -52,7 +53,9 @@ def load(context: Context, start: SourceModel, teacher: SourceModel | None, conf
     trained = start.shape.parameters()
     teacher_bytes = _teacher_bytes(context, teacher, dtype) if teacher else 0
     if not sharding.is_wanted(config, group, trained, teacher_bytes):
-        teacher_model = _teacher(context, group, teacher, teacher_bytes, trained * TRAINED_BYTES) if teacher else None
+        student_bytes = int(trained * trained_bytes(config.optimizer).device)
+        beside = replace(context, device="cpu") if config.teacher_device == "cpu" else context
+        teacher_model = _teacher(beside, group, teacher, teacher_bytes, student_bytes) if teacher else None
         return LoadedModels(_student(context, start, config), teacher_model)
     device = str(group.device)
     teacher_model = hf.empty_model(teacher.path, device=device, dtype=dtype) if teacher else None
@@ -63,6 +66,12 @@ def load(context: Context, start: SourceModel, teacher: SourceModel | None, conf
         )
     student = hf.empty_model(start.path, device=device, dtype=torch.float32)
     return LoadedModels(student, teacher_model, Placement(True, _rows(start), teacher_rows))
+
+
+def check(config: DistillConfig) -> None:
+    """RecipeError unless every package that the settings need is installed."""
+    trackers.check(config.trackers)
+    optimizer_kinds.check(config.optimizer, config.section)
 
 
 def _student(context: Context, start: SourceModel, config: DistillConfig) -> "PreTrainedModel":
@@ -81,7 +90,7 @@ def _teacher(
 ) -> "PreTrainedModel":
     """Load the teacher on the student's device or, if both do not fit and all accelerators are free, on several."""
     device = context.device
-    is_alone = group.size == 1 and group.device.type == "cuda" and torch.cuda.device_count() > 1
+    is_alone = group.size == 1 and device.startswith("cuda") and torch.cuda.device_count() > 1
     if not is_alone or memory.fits(size, student_bytes, device):
         return hf.load_model(teacher.path, device=device, dtype=context.dtype)
     free = {i: int(memory.available_bytes(f"cuda:{i}") / memory.SPARE) for i in range(torch.cuda.device_count())}

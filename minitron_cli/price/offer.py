@@ -52,8 +52,11 @@ def offered_training(
     """Price of training a student on blocks, as in `offered`."""
     dtype, processes, device = compute_dtype(config, context.device), process_rank.process_count(), context.device
     taught_by = subject.of_source(teacher, context.dtype) if teacher else None
-    teacher_bytes = teacher.shape.parameters() * ITEM_BYTES[dtype] if teacher else 0
-    is_replica = sharding.fits_replicated(device, processes, student.shape.parameters(), teacher_bytes)
+    is_beside = config.teacher_device == "auto" or device == "cpu"
+    teacher_bytes = teacher.shape.parameters() * ITEM_BYTES[dtype] if teacher and is_beside else 0
+    trained = student.shape.parameters()
+    is_replica = sharding.fits_replicated(device, processes, config.optimizer, trained, teacher_bytes)
+    may_shard = processes > 1 and not config.kept_whole
     work = training.work(
         subject.of_source(student),
         taught_by,
@@ -61,8 +64,8 @@ def offered_training(
         blocks.sequence_length,
         held_out_blocks,
         compute_dtype=dtype,
-        is_sharded=processes > 1 and (config.sharding == "full" or (config.sharding == "auto" and not is_replica)),
-        may_spread=processes == 1 and device.startswith("cuda") and torch.cuda.device_count() > 1,
+        is_sharded=may_shard and (config.sharding == "full" or (config.sharding == "auto" and not is_replica)),
+        may_spread=not is_beside or (processes == 1 and device.startswith("cuda") and torch.cuda.device_count() > 1),
         processes=processes,
     )
     return offered(context, config.section, work)

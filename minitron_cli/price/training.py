@@ -6,6 +6,7 @@ from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.fused.token_chunks import CHUNK_BYTES
+from minitron_cli.distill.optimizer_kinds import OptimizerKind, trained_bytes
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
 from minitron_cli.results.training import TrainingResult
 
@@ -29,7 +30,7 @@ def work(
     """Work of training a student on blocks of `length` tokens.
 
     `compute_dtype` is the name of the dtype that products are computed in, which the teacher's weights have too.
-    `may_spread`: the teacher goes to other accelerators if it does not fit beside the student.
+    `may_spread`: the teacher is not on the student's device, or leaves it if it does not fit there.
     """
     steps = config.total_steps(length)
     result = _result(student, teacher, config, length, held_out_blocks)
@@ -48,7 +49,7 @@ def work(
             "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
             "result": Moved(written=student.weights_bytes),
         },
-        certain=held(parameters // parts, None if may_spread else teacher, compute_dtype, parts),
+        certain=held(parameters // parts, None if may_spread else teacher, compute_dtype, config.optimizer, parts),
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
@@ -85,9 +86,16 @@ def _saves(config: DistillConfig, steps: int) -> int:
     return math.ceil(steps / config.save_every) + best
 
 
-def held(parameters: int, teacher: Subject | None, compute_dtype: str, parts: int = 1) -> dict[str, int]:
-    """Memory of one process that no setting of the batches changes."""
-    trained = {"weights": FP32 * parameters, "gradients": FP32 * parameters, "moments": 2 * FP32 * parameters}
+def held(
+    parameters: int,
+    teacher: Subject | None,
+    compute_dtype: str,
+    optimizer: OptimizerKind = "adamw",
+    parts: int = 1,
+) -> dict[str, int]:
+    """Memory of one process on its device that no setting of the batches changes."""
+    moments = trained_bytes(optimizer).device - 2 * FP32
+    trained = {"weights": FP32 * parameters, "gradients": FP32 * parameters, "moments": int(moments * parameters)}
     return trained | ({"teacher": teacher.shape.parameters() * ITEM_BYTES[compute_dtype] // parts} if teacher else {})
 
 
@@ -110,4 +118,5 @@ def _remedies(config: DistillConfig) -> tuple[str, ...]:
     smaller_batch = (f"{section}.micro_batch_size=1",) if config.micro_batch_size > 1 else ()
     recompute = () if config.activation_checkpointing else (f"{section}.activation_checkpointing=true",)
     logits = () if config.low_memory else (f"{section}.low_memory=true",)
-    return (*smaller_batch, *recompute, *logits)
+    moments = (f"{section}.optimizer=adamw_8bit",) if config.optimizer == "adamw" else ()
+    return (*smaller_batch, *recompute, *logits, *moments)

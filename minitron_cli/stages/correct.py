@@ -8,7 +8,7 @@ from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import short_runs, trackers, training_run
+from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.config import CorrectConfig
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -21,7 +21,7 @@ LABEL = "corrected"
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: CorrectConfig) -> Artifact:
     """Train the parent on the text; the trained model has the same shape, tensor names and dtypes."""
-    trackers.check(config.trackers)
+    training_run.check(config)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
     config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))

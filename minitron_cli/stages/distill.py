@@ -5,7 +5,7 @@ from pathlib import Path
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import short_runs, trackers, training_run
+from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
 from minitron_cli.inputs import tokenizers
@@ -27,7 +27,7 @@ def run(
     label: str = "distilled",
 ) -> Artifact:
     """Train the checkpoint at `student` on the teacher's predictions; it keeps its shape, tensor names and dtypes."""
-    trackers.check(config.trackers)
+    training_run.check(config)
     start = open_source_model(student, offline=context.offline)
     tokenizers.require_same(start, teacher)
     train_blocks = blocks_of(context, data, "train", start.path)

@@ -28,14 +28,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def made_on(device: str, dtype: str, precision: str, place: Path, root: Path) -> tuple[Artifact, Artifact, Artifact]:
+def made_on(
+    device: str, dtype: str, precision: str, place: Path, root: Path, **settings: str
+) -> tuple[Artifact, Artifact, Artifact]:
     """Scores, pruned model and trained model."""
     text, model = data(place), place / "model"
     with api.workspace(root / device, device=device, dtype=dtype) as context:
         scores = api.importance(context, model, text, ImportanceConfig(samples=8, batch_size=4))
         plain = PruneConfig(shape={"hidden": 24, "ffn": 32}, repair="none")
         child = api.prune(context, model, plain, scores=scores)
-        config = DistillConfig(**TRAINING, precision=precision)
+        config = DistillConfig(**TRAINING, precision=precision, **settings)
         return scores, child, api.distill(context, child, model, text, config)
 
 
@@ -73,8 +75,20 @@ def test_a_training_step_in_fp32_is_that_of_the_cpu(place: Path, tmp_path: Path)
     assert (found - expected).norm() <= 0.05 * expected.norm()  # Adam's first step is the sign of each gradient
 
 
-def update_on(device: str, place: Path, root: Path) -> torch.Tensor:
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": "adamw_8bit"}, {"optimizer": "adamw_offload"}, {"teacher_device": "cpu"}], ids=str
+)
+def test_a_training_step_with_less_memory_is_that_of_the_gpu(
+    place: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    found = update_on("cuda", place, tmp_path / "less", **settings)
+    expected = update_on("cuda", place, tmp_path / "more")
+    assert expected.norm() > 0
+    assert (found - expected).norm() <= 0.05 * expected.norm()
+
+
+def update_on(device: str, place: Path, root: Path, **settings: str) -> torch.Tensor:
     """What training in fp32 adds to all weights."""
-    _, child, trained = made_on(device, "float32", "fp32", place, root)
+    _, child, trained = made_on(device, "float32", "fp32", place, root, **settings)
     before, after = Checkpoint.open(child.path), Checkpoint.open(trained.path)
     return torch.cat([(after.read(name) - before.read(name)).flatten() for name in sorted(before.tensors)])
