@@ -1,12 +1,14 @@
 """`minitron importance`: score heads, neurons, experts, channels and layers."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import printing, sessions, torchrun
+from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
-from minitron_cli.yaml_document import KeyPath
+
+if TYPE_CHECKING:
+    from minitron_cli.yaml_document import KeyPath
 
 
 def importance(
@@ -41,6 +43,8 @@ def importance(
     For example: minitron importance llama-3.1-8b --data corpus.jsonl
     """
     torchrun.if_requested(gpus)
+    from minitron_cli.cli import printing, sessions
+
     flags: dict[KeyPath, Any] = {
         ("samples",): samples,
         ("batch_size",): batch_size,

@@ -1,11 +1,12 @@
 """`minitron prune`: prune a model and write the smaller checkpoint."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import copy_out, printing, sessions
+from minitron_cli.choices import RepairName
+from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import (
     Arguments,
     ComputeOptions,
@@ -17,8 +18,9 @@ from minitron_cli.cli.options import (
     Tolerance,
 )
 from minitron_cli.errors import InputError
-from minitron_cli.prune.config import RepairName
-from minitron_cli.yaml_document import KeyPath
+
+if TYPE_CHECKING:
+    from minitron_cli.yaml_document import KeyPath
 
 
 def prune(
@@ -85,6 +87,8 @@ def prune(
 
     For example: minitron prune --width --target 4B -o small
     """
+    from minitron_cli.cli import printing, sessions
+
     copy_out.check_new(output)
     flags: dict[KeyPath, Any] = {
         ("shape",): _sizes(shape) if shape else sessions.NULL if target else None,

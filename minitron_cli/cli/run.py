@@ -4,9 +4,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from minitron_cli import recipe as recipes
-from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import printing, sessions, torchrun
+from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Changes, ComputeOptions, Seed
 from minitron_cli.cli.training import FailIfWorse
 from minitron_cli.errors import InputError
@@ -28,6 +26,10 @@ def run(
 
     For example: minitron run llama-3.1-minitron-4b-width prune.shape.ffn=9472 --dry-run
     """
+    from minitron_cli import recipe as recipes
+    from minitron_cli.artifacts import workspace as workspaces
+    from minitron_cli.cli import printing, sessions
+
     if recipe == "demo" and not any(change.startswith("model=") for change in changes or ()):
         raise InputError(
             "recipe demo has no model of its own: run `minitron demo`, which trains one, or add model=DIRECTORY"

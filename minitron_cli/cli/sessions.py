@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
-KEPT = "please report it with "
 
 
 @dataclass(frozen=True)
@@ -211,10 +210,5 @@ def _traceback_kept(workspace: Workspace) -> Iterator[None]:
         if not exit_codes.explain(e).is_expected and workspace.root.is_dir():
             with suppress(OSError):
                 io.replace(workspace.root / LOG, traceback.format_exc().encode())
-                e.add_note(f"{KEPT}{workspace.root / LOG}")
+                e.add_note(f"{exit_codes.KEPT}{workspace.root / LOG}")
         raise
-
-
-def kept_traceback(error: BaseException) -> str | None:
-    """Note that names the log file with the traceback, if one was written."""
-    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(KEPT)), None)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
 
+from minitron_cli.choices import RepairName
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric
@@ -55,7 +56,6 @@ class Budget(Spec):
 
 
 REPAIRS = ("rotate", "least_squares", "rescale")
-RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"]
 
 
 class PruneConfig(Spec):
