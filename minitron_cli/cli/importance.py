@@ -19,7 +19,11 @@ def importance(
     samples: Annotated[int | None, Option(min=1, help="Number of calibration samples.", show_default="1024")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Samples per forward pass.", show_default="8")] = None,
     layer_removal: Annotated[
-        bool | None, Option(help="Also measure the perplexity with each layer removed.", show_default="yes")
+        bool | None,
+        Option(
+            help="Also measure the perplexity with each layer removed, on removal_samples of the samples.",
+            show_default="only if the recipe prunes layers",
+        ),
     ] = None,
     layer_major: Annotated[
         bool | None,
@@ -57,6 +61,6 @@ def importance(
         from minitron_cli import api
         from minitron_cli.importance.config import ImportanceConfig
 
-        config = session.section(ImportanceConfig, "importance")
+        config = session.section(ImportanceConfig, "importance").settled(removes_layers=session.prunes_layers())
         artifact = api.importance(session.context, session.parent(), session.data(), config)
     printing.artifact(artifact, how)

@@ -9,7 +9,7 @@ counted, nor are benchmark tasks, whose prompts are not blocks.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.base import ModelSize
@@ -38,20 +38,38 @@ def model_size(shape: Shape, sequence_length: int) -> ModelSize:
     )
 
 
-def calibration(model: ModelSize, tokens: int, removed: Sequence[int]) -> list[Entry]:
-    """One pass of the decoder and, for each block length in `removed`, the removal of every such block."""
-    per_token = _removal(model, removed) if removed else 0
+class Removal(NamedTuple):
+    """Tokens on which the removal of layers is measured."""
+
+    tokens: int
+    """Tokens that run through the layers after a removed block."""
+    scored: int
+    """Those of them whose loss is taken."""
+
+    @classmethod
+    def of(cls, samples: int, length: int, removal_samples: int | None, positions: int | None) -> Self:
+        """Tokens of the first `removal_samples` of `samples` samples (None: all), `positions` of each scored."""
+        samples = min(samples, removal_samples or samples)
+        return cls(samples * length, samples * min(length, positions or length))
+
+
+def calibration(model: ModelSize, tokens: int, removed: Sequence[int], removal: Removal | None = None) -> list[Entry]:
+    """One pass of the decoder and, for each block length in `removed`, the removal of every such block.
+
+    `removal` is None if it was measured on all tokens.
+    """
+    on = removal or Removal(tokens, tokens)
     return [
         Entry("calibration", tokens, tokens * model.decoder_flops),
-        Entry("layer removal", tokens if removed else 0, tokens * per_token),
+        Entry("layer removal", on.tokens, _removal(model, removed, on)) if removed else Entry("layer removal", 0, 0),
     ]
 
 
-def _removal(model: ModelSize, removed: Sequence[int]) -> int:
-    """FLOPs per token: the layers after every removed block, and the head for each block and for the whole model."""
+def _removal(model: ModelSize, removed: Sequence[int], on: Removal) -> int:
+    """FLOPs of the layers after every removed block, and of the head for each block and for the whole model."""
     layers = model.sizes["layer"]
     after = [layers - stop for n in removed for stop in range(n, layers + 1)]
-    return sum(after) * model.decoder_flops // layers + (len(after) + 1) * model.head_flops
+    return on.tokens * (sum(after) * model.decoder_flops // layers) + on.scored * (len(after) + 1) * model.head_flops
 
 
 def training(student: ModelSize, teacher: ModelSize | None, tokens: int) -> list[Entry]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost import compute
-from minitron_cli.cost.compute import Entry
+from minitron_cli.cost.compute import Entry, Removal
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
@@ -21,7 +21,8 @@ def spent(artifact: Artifact) -> list[Entry]:
 
 def _importance(artifact: Artifact) -> Iterator[Entry]:
     result = artifact.result(ImportanceResult)
-    yield from compute.calibration(result.model, result.tokens, result.removed)
+    on = Removal.of(result.samples, result.sequence_length, result.removal_samples, result.removal_positions)
+    yield from compute.calibration(result.model, result.tokens, result.removed, on)
 
 
 def _search(artifact: Artifact) -> Iterator[Entry]:
@@ -55,7 +56,8 @@ def _prune(artifact: Artifact) -> Iterator[Entry]:
         yield compute.held_out([candidate.model], result.score_tokens)
     for before, scored in pairwise(result.rounds):
         tokens = scored.samples_scored * result.sequence_length
-        yield from compute.calibration(before.model, tokens, [1] if result.rounds_remove_layers else [])
+        on = Removal.of(scored.samples_scored, result.sequence_length, result.removal_samples, result.removal_positions)
+        yield from compute.calibration(before.model, tokens, [1] if result.rounds_remove_layers else [], on)
     if result.calibration:
         own = result.repair.repairs if result.repair else ()
         repaired = [(result.child, own), *((c.model, c.repairs) for c in result.candidates)]
