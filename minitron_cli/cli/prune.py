@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
+from minitron_cli import progress
 from minitron_cli.choices import RepairName
 from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import (
@@ -21,6 +22,11 @@ from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
+
+BY_BLOCK_IMPORTANCE = (
+    "layers are ranked by Block Importance; to rank them by the perplexity without each, run `minitron importance "
+    "--layer-removal` and add ranking.layers=perplexity"
+)
 
 
 def prune(
@@ -112,6 +118,8 @@ def prune(
         config = session.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
             raise InputError("--width, --depth and --axes choose what to prune but not how much: add --target")
+        if config.budget and "layer" in config.axes and config.ranking.layers == "block_importance":
+            progress.say(BY_BLOCK_IMPORTANCE)
         scores = session.require("importance")
         needs_text = config.budget or config.rounds > 1 or (config.repairs and config.repair != "auto")
         chosen = config.shape or config.drop_layers or config.budget
