@@ -132,8 +132,9 @@ def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
 
 def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
     length = recipe.data.sequence_length
-    samples = recipe.importance.samples
-    yield "importance", f"{samples:,} samples of {length:,} tokens"
+    scoring = recipe.scoring()
+    removal = f", {min(scoring.removal_samples, scoring.samples):,} of them without each layer or block"
+    yield "importance", f"{scoring.samples:,} samples of {length:,} tokens{removal * bool(scoring.removal_lengths)}"
     if recipe.correct:
         yield "correct", _training(recipe.correct, length)
     if recipe.search:

@@ -12,7 +12,12 @@ MinitronError              exit 1
 └── GateMissed             exit 4   a measured value misses its gate
 
 Interrupted                exit 130 or 143, the state is saved
+DryRunStop                 exit 0, no error: what would be done was asked for, and nothing else
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 
 class MinitronError(Exception):
@@ -72,6 +77,16 @@ class Interrupted(BaseException):
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class DryRunStop(Exception):
+    """Raised by a dry run in place of building an artifact; says which one and what is known of it."""
+
+    def __init__(
+        self, stage: str, path: Path, changed: list[str], forecast: Mapping[str, Any], price: Any | None = None
+    ) -> None:
+        super().__init__(f"{stage}: would write {path}" + (f" (changed: {', '.join(changed)})" if changed else ""))
+        self.stage, self.path, self.changed, self.forecast, self.price = stage, path, changed, forecast, price
 
 
 def shown(value: object, length: int = 100) -> str:

@@ -78,7 +78,7 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     """Score, search, prune, train and evaluate one parent."""
     parent = open_source_model(recipe.model, offline=context.offline)
     teacher = parent if teacher_name == recipe.model else open_source_model(teacher_name, offline=context.offline)
-    scores = importance.run(context, parent, recipe.data, recipe.importance)
+    scores = importance.run(context, parent, recipe.data, recipe.scoring())
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
     corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
     if corrected and fail_if_worse:

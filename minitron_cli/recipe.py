@@ -150,6 +150,10 @@ class Recipe(Spec):
             given["prune"] = self.prune.model_copy(update={"untie": False})
         return self.model_copy(update=given | {"steps": ()})
 
+    def scoring(self) -> ImportanceConfig:
+        """Settings of the importance stage, of which `layer_removal` is settled."""
+        return self.importance.settled(removes_layers=prunes_layers(self.prune, self.search))
+
     def _goal(self) -> Budget | None:
         """Budget of the first step, if its target is a number of parameters."""
         first = self.at(self.steps[0]) if self.steps else self
@@ -172,6 +176,14 @@ class Recipe(Spec):
         """The recipe with one seed for all random numbers, in every step."""
         steps = tuple(step.model_copy(update=_reseeded(step, seed)) for step in self.steps)
         return self.model_copy(update=_reseeded(self, seed) | {"steps": steps})
+
+
+def prunes_layers(prune: PruneConfig, search: SearchConfig | None) -> bool:
+    """Whether layers are removed, or ranked by the perplexity without them."""
+    shaped = "layer" in (prune.shape or {}) or bool(prune.drop_layers)
+    within_budget = prune.budget is not None and "layer" in prune.axes
+    searched = search is not None and "layer" in search.axes
+    return shaped or within_budget or searched or prune.ranking.layers == "perplexity"
 
 
 def _reseeded(part: Spec, seed: int) -> dict[str, Any]:

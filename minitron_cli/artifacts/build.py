@@ -18,7 +18,7 @@ from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of, sealed, unsealed
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.errors import ArtifactError
+from minitron_cli.errors import ArtifactError, DryRunStop
 from minitron_cli.results.base import Result
 from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ExportCheck, RunRecord, SpeedRecord, ThroughputRecord
@@ -108,16 +108,6 @@ class StageBuild:
 
     def _state(self, name: str) -> Path:
         return self.scratch / f"{name}.json"
-
-
-class DryRunStop(Exception):
-    """Raised by a dry run in place of building an artifact; says which one and what is known of it."""
-
-    def __init__(
-        self, stage: str, path: Path, changed: list[str], forecast: Mapping[str, Any], price: Price | None = None
-    ) -> None:
-        super().__init__(f"{stage}: would write {path}" + (f" (changed: {', '.join(changed)})" if changed else ""))
-        self.stage, self.path, self.changed, self.forecast, self.price = stage, path, changed, forecast, price
 
 
 def produce(

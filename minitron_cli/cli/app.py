@@ -11,10 +11,9 @@ from functools import wraps
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from minitron_cli import __version__, process_rank, progress, stopping
-from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import (
     console,
     correct,
@@ -27,21 +26,19 @@ from minitron_cli.cli import (
     importance,
     inspect,
     options,
-    printing,
     prune,
     push,
     recipes,
     report,
     run,
     search,
-    sessions,
     show,
     signals,
     torchrun,
     verify,
 )
 from minitron_cli.cli.options import Show
-from minitron_cli.errors import Interrupted
+from minitron_cli.errors import DryRunStop, Interrupted
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 AT_ONCE = (3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -107,10 +104,22 @@ class _Command(TyperCommand):
         super().format_help(ctx, formatter)
 
 
+class _Program(TyperGroup):
+    """The program, whose own flags are off rather than absent: only a flag that is absent has typer import pydantic."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for option in self.get_params(ctx):
+            if isinstance(option, TyperOption) and option.is_flag and option.default is None:
+                option.default = False
+        return super().parse_args(ctx, args)
+
+
 def _run(body: Callable[..., None], arguments: dict[str, Any], shown: Show) -> None:
     try:
         body(**arguments)
     except DryRunStop as plan:
+        from minitron_cli.cli import printing
+
         printing.dry_run(plan, shown)
     except Interrupted:  # raised in every process; after any other error torchrun ends the others
         with stopping.deferred():
@@ -151,7 +160,7 @@ def _fail(error: BaseException, shown: Show) -> int:
     elif fault.is_expected:
         _print_error(fault.sentence)
     else:
-        console.error(f"{fault.sentence}; {sessions.kept_traceback(error) or 'run again with --debug to see where'}")
+        console.error(f"{fault.sentence}; {exit_codes.kept_traceback(error) or 'run again with --debug to see where'}")
     return fault.exit_code
 
 
@@ -172,6 +181,7 @@ def _version(wanted: bool) -> None:
 
 app = typer.Typer(
     name="minitron",
+    cls=_Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

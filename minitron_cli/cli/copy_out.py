@@ -3,11 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minitron_cli import io, process_rank, progress
-from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cli import output_file
 from minitron_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from minitron_cli.artifacts.artifact import Artifact
 
 
 def check_new(directory: Path | None) -> None:
@@ -19,7 +22,7 @@ def check_new(directory: Path | None) -> None:
     output_file.check_parent(directory)
 
 
-def copy(artifact: Artifact, directory: Path | None) -> None:
+def copy(artifact: "Artifact", directory: Path | None) -> None:
     """Copy an artifact's files to a new directory, all of them or none.
 
     Copied, not linked, so that editing the copy cannot change the artifact.

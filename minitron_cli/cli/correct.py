@@ -1,6 +1,6 @@
 """`minitron correct`: fine-tune the parent on the training text before it teaches."""
 
-from minitron_cli.cli import copy_out, printing, sessions, torchrun, training
+from minitron_cli.cli import copy_out, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
 from minitron_cli.cli.training import Training
 
@@ -20,6 +20,8 @@ def correct(
 
     For example: minitron correct llama-3.1-8b --data 'corpus/*.jsonl' --tokens 1B --lr 2e-5
     """
+    from minitron_cli.cli import printing, sessions
+
     copy_out.check_new(output)
     torchrun.if_requested(training_options.gpus)
     flags = training.flags(training_options, seed)

@@ -1,8 +1,5 @@
 """`minitron demo`: the whole pipeline on a small model that it trains first."""
 
-from minitron_cli import recipe as recipes
-from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import printing, sessions
 from minitron_cli.cli.options import Changes, ComputeOptions
 
 
@@ -12,6 +9,9 @@ def demo(how: ComputeOptions, changes: Changes = None) -> None:
     Needs no download and no accelerator. `minitron recipes show demo` prints its steps.
     """
     from minitron_cli import pipeline
+    from minitron_cli import recipe as recipes
+    from minitron_cli.artifacts import workspace as workspaces
+    from minitron_cli.cli import printing, sessions
     from minitron_cli.stages import teacher
 
     requested = recipes.load("demo", changes or ())

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import copy_out, printing, sessions, torchrun, training
+from minitron_cli.cli import copy_out, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
 from minitron_cli.cli.training import FailIfWorse, Training
-from minitron_cli.yaml_document import KeyPath
 
 if TYPE_CHECKING:
     from minitron_cli.cli.sessions import Session
     from minitron_cli.distill.config import DistillConfig
     from minitron_cli.inputs.source_model import SourceModel
+    from minitron_cli.yaml_document import KeyPath
 
 ORIGINAL = "original"
 OF_THE_RUN = (ORIGINAL, "parent")  # names a recipe may use for the teacher instead of a model
@@ -55,6 +55,8 @@ def distill(
 
     For example: minitron distill --tokens 50M --lr 1e-4 -o student
     """
+    from minitron_cli.cli import printing, sessions
+
     copy_out.check_new(output)
     torchrun.if_requested(training_options.gpus)
     flags: dict[KeyPath, Any] = training.flags(training_options, seed) | {

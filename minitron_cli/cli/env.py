@@ -5,7 +5,6 @@ import platform
 from importlib import metadata
 
 from minitron_cli import __version__
-from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "huggingface-hub", "lm-eval", "pydantic")
@@ -14,6 +13,8 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "
 def env(shown: Show) -> None:
     """Show library versions, devices and threads, for bug reports."""
     import torch
+
+    from minitron_cli.cli import console
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     facts = {

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from minitron_cli import yaml_document
-from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.workspace import Workspace, last_used, slug
-from minitron_cli.cli import console, output_file, printing, sessions
+from minitron_cli.cli import output_file
 from minitron_cli.cli.options import ComputeOptions, DataOptions, RecipeOption
 from minitron_cli.errors import InputError
-from minitron_cli.yaml_document import KeyPath
 
 if TYPE_CHECKING:
+    from minitron_cli.artifacts.artifact import Artifact
+    from minitron_cli.artifacts.workspace import Workspace
     from minitron_cli.evaluate.config import Gates
     from minitron_cli.evaluate.gate import Outcome
+    from minitron_cli.yaml_document import KeyPath
 
 GATES = "Gates"
 
@@ -112,6 +111,8 @@ def evaluate(
 
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """
+    from minitron_cli.cli import sessions
+
     for file in (junit, summary):
         output_file.check(file)
     output_file.check_distinct(junit, summary)
@@ -151,17 +152,22 @@ def evaluate(
 
 def _known_parent(how: ComputeOptions) -> str | None:
     """Model stored in the workspace's settings; None in a new workspace."""
+    from minitron_cli.artifacts.workspace import Workspace, last_used
+
     name = how.run or last_used(how.runs_dir)
     return Workspace(how.runs_dir / name).settings.get("model") if name else None
 
 
 def _section(wanted: bool | None) -> Any:
     """Value of a recipe section for a flag: defaults if on, null if off, None if not given."""
-    return {} if wanted else sessions.NULL if wanted is False else None
+    from minitron_cli.cli.sessions import NULL
+
+    return {} if wanted else NULL if wanted is False else None
 
 
 def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]) -> "Gates":
     """Gates of the command line. Raises RecipeError for invalid ones before anything is measured."""
+    from minitron_cli import yaml_document
     from minitron_cli.evaluate.config import AgainstBaseline, Gates
 
     gates = Gates()
@@ -177,8 +183,9 @@ def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]
     return gates.joined(Gates.parse(minimum, maximum))
 
 
-def _judged(artifact: Artifact, gates: "Gates", label: str, how: ComputeOptions) -> "list[Outcome]":
+def _judged(artifact: "Artifact", gates: "Gates", label: str, how: ComputeOptions) -> "list[Outcome]":
     """Show what was measured, and how it compares with what was demanded."""
+    from minitron_cli.cli import console, printing
     from minitron_cli.stages import evaluate as stage
 
     found = stage.gate_outcomes(artifact, gates, label)
@@ -196,7 +203,7 @@ def _judged(artifact: Artifact, gates: "Gates", label: str, how: ComputeOptions)
 
 
 def _write(
-    artifact: Artifact, found: "Sequence[Outcome]", label: str, junit: Path | None, summary: Path | None
+    artifact: "Artifact", found: "Sequence[Outcome]", label: str, junit: Path | None, summary: Path | None
 ) -> None:
     from minitron_cli.report import gate_summary
     from minitron_cli.report.evaluation import evaluated
@@ -220,6 +227,8 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
     """(label, directory) of each model; the label is the directory's name."""
     if absent := [model for model in models if not Path(model).is_dir()]:
         raise InputError(f"{absent[0]} is not a directory: give checkpoints made from the workspace's model")
+    from minitron_cli.artifacts.workspace import slug
+
     labels = [slug(model) for model in models]
     return [
         (label if labels.count(label) == 1 and label != "parent" else f"{label}-{i + 1}", Path(model))
@@ -227,7 +236,7 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
     ]
 
 
-def _made(workspace: Workspace) -> list[tuple[str, Path]]:
+def _made(workspace: "Workspace") -> list[tuple[str, Path]]:
     """(label, directory) of the workspace's current models."""
     made = {"pruned": workspace.current("prune"), "distilled": workspace.current("distill")}
     return [(label, artifact.path) for label, artifact in made.items() if artifact]

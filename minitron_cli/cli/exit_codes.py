@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 from minitron_cli import environment_errors
-from minitron_cli.artifacts.build import DryRunStop
-from minitron_cli.errors import Interrupted, MinitronError
+from minitron_cli.errors import DryRunStop, Interrupted, MinitronError
+
+KEPT = "please report it with "
+"""Beginning of a note at an exception that names the file with its traceback."""
 
 
 class Fault(NamedTuple):
@@ -25,6 +27,11 @@ def explain(error: BaseException) -> Fault:
     if sentence := environment_errors.fault(error):
         return Fault(3, sentence)
     return Fault(1, f"unexpected {type(error).__name__}: {_one_line(str(error))[:200]}", is_expected=False)
+
+
+def kept_traceback(error: BaseException) -> str | None:
+    """Note that names the log file with the traceback, if one was written."""
+    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(KEPT)), None)
 
 
 def _one_line(text: str) -> str:

@@ -1,12 +1,14 @@
 """`minitron importance`: score heads, neurons, experts, channels and layers."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from minitron_cli.cli import printing, sessions, torchrun
+from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
-from minitron_cli.yaml_document import KeyPath
+
+if TYPE_CHECKING:
+    from minitron_cli.yaml_document import KeyPath
 
 
 def importance(
@@ -17,7 +19,11 @@ def importance(
     samples: Annotated[int | None, Option(min=1, help="Number of calibration samples.", show_default="1024")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Samples per forward pass.", show_default="8")] = None,
     layer_removal: Annotated[
-        bool | None, Option(help="Also measure the perplexity with each layer removed.", show_default="yes")
+        bool | None,
+        Option(
+            help="Also measure the perplexity with each layer removed, on removal_samples of the samples.",
+            show_default="only if the recipe prunes layers",
+        ),
     ] = None,
     layer_major: Annotated[
         bool | None,
@@ -41,6 +47,8 @@ def importance(
     For example: minitron importance llama-3.1-8b --data corpus.jsonl
     """
     torchrun.if_requested(gpus)
+    from minitron_cli.cli import printing, sessions
+
     flags: dict[KeyPath, Any] = {
         ("samples",): samples,
         ("batch_size",): batch_size,
@@ -53,6 +61,6 @@ def importance(
         from minitron_cli import api
         from minitron_cli.importance.config import ImportanceConfig
 
-        config = session.section(ImportanceConfig, "importance")
+        config = session.section(ImportanceConfig, "importance").settled(removes_layers=session.prunes_layers())
         artifact = api.importance(session.context, session.parent(), session.data(), config)
     printing.artifact(artifact, how)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ def inspect(
 
     Reads configuration, file headers and the tokenizer only; downloads nothing.
     """
+    from minitron_cli.cli import console
     from minitron_cli.dry_run import shape_of
 
     shape, checkpoint = shape_of(model)

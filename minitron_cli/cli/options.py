@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from minitron_cli.choices import FormatName
 from minitron_cli.data.document_frame import Bos
-from minitron_cli.data.formats import FormatName
 from minitron_cli.model import axes
 
 SHOWN = "Output"

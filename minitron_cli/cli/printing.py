@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
+from minitron_cli.errors import DryRunStop
 from minitron_cli.figures import Figure
 from minitron_cli.report import price
 from minitron_cli.report.view import Table

@@ -1,11 +1,13 @@
 """`minitron prune`: prune a model and write the smaller checkpoint."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import copy_out, printing, sessions
+from minitron_cli import progress
+from minitron_cli.choices import RepairName
+from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import (
     Arguments,
     ComputeOptions,
@@ -17,8 +19,14 @@ from minitron_cli.cli.options import (
     Tolerance,
 )
 from minitron_cli.errors import InputError
-from minitron_cli.prune.config import RepairName
-from minitron_cli.yaml_document import KeyPath
+
+if TYPE_CHECKING:
+    from minitron_cli.yaml_document import KeyPath
+
+BY_BLOCK_IMPORTANCE = (
+    "layers are ranked by Block Importance; to rank them by the perplexity without each, run `minitron importance "
+    "--layer-removal` and add ranking.layers=perplexity"
+)
 
 
 def prune(
@@ -85,6 +93,8 @@ def prune(
 
     For example: minitron prune --width --target 4B -o small
     """
+    from minitron_cli.cli import printing, sessions
+
     copy_out.check_new(output)
     flags: dict[KeyPath, Any] = {
         ("shape",): _sizes(shape) if shape else sessions.NULL if target else None,
@@ -108,6 +118,8 @@ def prune(
         config = session.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
             raise InputError("--width, --depth and --axes choose what to prune but not how much: add --target")
+        if config.budget and "layer" in config.axes and config.ranking.layers == "block_importance":
+            progress.say(BY_BLOCK_IMPORTANCE)
         scores = session.require("importance")
         needs_text = config.budget or config.rounds > 1 or (config.repairs and config.repair != "auto")
         chosen = config.shape or config.drop_layers or config.budget

@@ -1,16 +1,15 @@
 """`minitron push`: upload the result and its model card to the Hugging Face Hub."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.workspace import Workspace, open_workspace
-from minitron_cli.checkpoint import hub
-from minitron_cli.cli import console
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError, InputError
-from minitron_cli.results.training import TrainingResult
+
+if TYPE_CHECKING:
+    from minitron_cli.artifacts.artifact import Artifact
+    from minitron_cli.artifacts.workspace import Workspace
 
 CARD = "README.md"
 
@@ -35,6 +34,10 @@ def push(
 
     For example: minitron push me/llama-3.1-4b --private --dry-run
     """
+    from minitron_cli.artifacts.workspace import open_workspace
+    from minitron_cli.checkpoint import hub
+    from minitron_cli.cli import console
+
     hub.check_name(repo)
     workspace = open_workspace(where.runs_dir, where.run)
     made = _made(workspace, stage)
@@ -46,6 +49,8 @@ def push(
     sizes = {name: record.size_bytes for name, record in made.manifest.files.items()} | {CARD: len(card)}
     facts = {"repo": repo, "private": private, "from": str(made.path), "files": sizes, "bytes": sum(sizes.values())}
     if not dry_run:
+        from minitron_cli.artifacts.artifact import Artifact
+
         Artifact.open(made.path, verify=True)
         files = {name: made.path / name for name in made.manifest.files} | {CARD: card}
         facts["url"] = hub.upload(repo, files, private=private, message=message)
@@ -59,7 +64,7 @@ def push(
         console.note(f"see {facts['url']}")
 
 
-def _made(workspace: Workspace, stage: str | None) -> Artifact:
+def _made(workspace: "Workspace", stage: str | None) -> "Artifact":
     """Artifact to push. ArtifactError if there is none."""
     for name in [stage] if stage else ["distill", "prune"]:
         if artifact := workspace.current(name):
@@ -69,7 +74,9 @@ def _made(workspace: Workspace, stage: str | None) -> Artifact:
     )
 
 
-def _refuse_worse(made: Artifact) -> None:
+def _refuse_worse(made: "Artifact") -> None:
+    from minitron_cli.results.training import TrainingResult
+
     worse = made.result(TrainingResult).worse if made.stage == "distill" else None
     if worse:
         than = "before its training" if worse.is_above_start else "at an earlier evaluation"

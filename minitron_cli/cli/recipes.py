@@ -5,17 +5,19 @@ from typing import Annotated
 
 from typer import Argument
 
-from minitron_cli import recipe as recipes
-from minitron_cli.cli import console, output_file
+from minitron_cli.cli import output_file
 from minitron_cli.cli.options import Show
-from minitron_cli.figures import Figure
-from minitron_cli.report.view import Table
 
 Name = Annotated[str, Argument(metavar="NAME", help="Name of a shipped recipe (see `minitron recipes ls`).")]
 
 
 def list_recipes(shown: Show) -> None:
     """List the shipped recipes."""
+    from minitron_cli import recipe as recipes
+    from minitron_cli.cli import console
+    from minitron_cli.figures import Figure
+    from minitron_cli.report.view import Table
+
     summaries = {name: _summary(path) for name, path in recipes.shipped().items()}
     if shown.json:
         console.data(summaries)
@@ -28,6 +30,9 @@ def list_recipes(shown: Show) -> None:
 
 def show_recipe(name: Name) -> None:
     """Print a recipe."""
+    from minitron_cli import recipe as recipes
+    from minitron_cli.cli import console
+
     console.result(recipes.find(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
@@ -41,6 +46,9 @@ def copy_recipe(
     ] = None,
 ) -> None:
     """Copy a recipe to a file that you can edit."""
+    from minitron_cli import recipe as recipes
+    from minitron_cli.cli import console
+
     source = recipes.find(name)
     path = destination or Path(source.name)
     path = path / source.name if path.is_dir() else path
@@ -51,6 +59,9 @@ def copy_recipe(
 
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
+    from minitron_cli import recipe as recipes
+    from minitron_cli.cli import console
+
     console.data(recipes.schema())
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
-from minitron_cli.cli import output_file, printing, sessions
+from minitron_cli.cli import output_file
 from minitron_cli.cli.options import BuildOptions
 
 
@@ -16,6 +16,8 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page on the workspace's result: what was pruned, its quality, speed and cost."""
+    from minitron_cli.cli import printing, sessions
+
     output_file.check(output)
     with sessions.opened(how, "report") as session:
         from minitron_cli import api

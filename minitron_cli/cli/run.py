@@ -4,10 +4,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from minitron_cli import device
-from minitron_cli import recipe as recipes
-from minitron_cli.artifacts import workspace as workspaces
-from minitron_cli.cli import printing, sessions, torchrun
+from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Changes, ComputeOptions, Seed
 from minitron_cli.cli.training import FailIfWorse
 from minitron_cli.errors import InputError
@@ -30,6 +27,10 @@ def run(
 
     For example: minitron run llama-3.1-minitron-4b-width prune.shape.ffn=9472 --dry-run
     """
+    from minitron_cli import recipe as recipes
+    from minitron_cli.artifacts import workspace as workspaces
+    from minitron_cli.cli import printing, sessions
+
     if recipe == "demo" and not any(change.startswith("model=") for change in changes or ()):
         raise InputError(
             "recipe demo has no model of its own: run `minitron demo`, which trains one, or add model=DIRECTORY"
@@ -38,7 +39,7 @@ def run(
     if seed is not None:
         requested = requested.seeded(seed)
     if how.dry_run:
-        from minitron_cli import dry_run
+        from minitron_cli import device, dry_run
 
         planned = dry_run.plan(requested)
         prices = dry_run.prices(planned, device.resolve(how.device), how.runs_dir)

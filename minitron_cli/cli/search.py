@@ -1,13 +1,15 @@
 """`minitron search`: find the best child shape for a parameter target."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import Option
 
-from minitron_cli.cli import printing, sessions, torchrun
+from minitron_cli.choices import Preset
+from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, Count, DataOptions, RecipeOption, Seed, Tolerance
-from minitron_cli.search.axis_sizes import PRESETS
-from minitron_cli.yaml_document import KeyPath
+
+if TYPE_CHECKING:
+    from minitron_cli.yaml_document import KeyPath
 
 
 def search(
@@ -28,7 +30,7 @@ def search(
         str | None, Option(metavar="A,B", help="Axes that may be pruned.", show_default="hidden,ffn")
     ] = None,
     space: Annotated[
-        str | None, Option(metavar="NAME", help=f"A published search space: {', '.join(PRESETS)}.")
+        str | None, Option(metavar="NAME", help=f"A published search space: {', '.join(get_args(Preset))}.")
     ] = None,
     objective: Annotated[
         str | None,
@@ -60,6 +62,8 @@ def search(
     For example: minitron search --target 75% --target 50% --retrain-tokens 100M
     """
     torchrun.if_requested(gpus)
+    from minitron_cli.cli import printing, sessions
+
     first, further = (target[0], target[1:]) if target else (None, None)
     flags: dict[KeyPath, Any] = {
         ("budget", "target"): first,

@@ -20,7 +20,9 @@ from minitron_cli.cli import exit_codes
 from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError, Interrupted
+from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe
+from minitron_cli.search.config import SearchConfig
 from minitron_cli.yaml_document import AnySpec, KeyPath, YamlDocument
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
-KEPT = "please report it with "
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Session:
     def section(self, kind: type[AnySpec], name: str) -> AnySpec:
         """Validated settings of one stage."""
         return yaml_document.check(kind, self.requested, (name,))
+
+    def prunes_layers(self) -> bool:
+        """Whether the sections on search and pruning, if there are any, remove layers."""
+        search = self.section(SearchConfig, "search") if self.requested.values.get("search") else None
+        return recipes.prunes_layers(self.section(PruneConfig, "prune"), search)
 
     def require(self, stage: str) -> Artifact:
         """Current result of a stage. ArtifactError names the command that makes it."""
@@ -211,10 +217,5 @@ def _traceback_kept(workspace: Workspace) -> Iterator[None]:
         if not exit_codes.explain(e).is_expected and workspace.root.is_dir():
             with suppress(OSError):
                 io.replace(workspace.root / LOG, traceback.format_exc().encode())
-                e.add_note(f"{KEPT}{workspace.root / LOG}")
+                e.add_note(f"{exit_codes.KEPT}{workspace.root / LOG}")
         raise
-
-
-def kept_traceback(error: BaseException) -> str | None:
-    """Note that names the log file with the traceback, if one was written."""
-    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(KEPT)), None)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from typer import Argument, Option
 
 from minitron_cli import progress
-from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.workspace import Workspace, open_workspace
-from minitron_cli.cli import console, output_file, printing
+from minitron_cli.cli import output_file
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from minitron_cli.artifacts.artifact import Artifact
+    from minitron_cli.artifacts.workspace import Workspace
 
 Stage = Literal["importance", "search", "prune", "correct", "distill", "eval"]
 What = Literal[Stage, "cost"]
@@ -29,7 +31,8 @@ def show_results(
     plot: Annotated[Path | None, Option(metavar="FILE.svg", help="With importance: also plot it to this file.")] = None,
 ) -> None:
     """Show the current result of STAGE, or of every stage; `cost` shows tokens, FLOPs and hours."""
-    from minitron_cli.cli import tables
+    from minitron_cli.artifacts.workspace import open_workspace
+    from minitron_cli.cli import console, printing, tables
 
     output_file.check(plot)
     workspace = open_workspace(where.runs_dir, where.run)
@@ -59,7 +62,7 @@ def show_results(
         raise unreadable[0]
 
 
-def _current(workspace: Workspace, stages: Sequence[Stage]) -> tuple[list[Artifact], list[ArtifactError]]:
+def _current(workspace: "Workspace", stages: Sequence[Stage]) -> "tuple[list[Artifact], list[ArtifactError]]":
     """Current results that can be read, and what is wrong with the others; warns of all but the first of them."""
     from minitron_cli.cli import tables
 
@@ -77,7 +80,8 @@ def _current(workspace: Workspace, stages: Sequence[Stage]) -> tuple[list[Artifa
     return found, unreadable
 
 
-def _draw(artifact: Artifact, path: Path) -> None:
+def _draw(artifact: "Artifact", path: Path) -> None:
+    from minitron_cli.cli import console
     from minitron_cli.report.importance import Importance, channels_section, layers_section
     from minitron_cli.report.plots import sheet
 

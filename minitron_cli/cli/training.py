@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import sessions
-from minitron_cli.yaml_document import KeyPath
+if TYPE_CHECKING:
+    from minitron_cli.yaml_document import KeyPath
 
 TRAINING = "Training"
 
@@ -66,11 +66,13 @@ FailIfWorse = Annotated[
 ]
 
 
-def flags(given: Training, seed: int | None) -> dict[KeyPath, Any]:
+def flags(given: Training, seed: int | None) -> "dict[KeyPath, Any]":
     """Changes to the settings of a training stage. A length in tokens replaces one in steps, and the reverse."""
+    from minitron_cli.cli.sessions import NULL
+
     return {
-        ("tokens",): given.tokens or (sessions.NULL if given.steps else None),
-        ("steps",): given.steps or (sessions.NULL if given.tokens else None),
+        ("tokens",): given.tokens or (NULL if given.steps else None),
+        ("steps",): given.steps or (NULL if given.tokens else None),
         ("learning_rate",): given.learning_rate,
         ("batch_size",): given.batch_size,
         ("micro_batch_size",): given.micro_batch_size,

@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from minitron_cli.artifacts.workspace import open_workspace
-from minitron_cli.cli import console
 from minitron_cli.cli.options import WorkspaceOptions
 from minitron_cli.errors import InputError, RunFailed
 
@@ -25,6 +23,9 @@ def verify(
     Reads every byte, whatever is known from earlier runs. Exits with 1 if anything is damaged, and names the command
     that makes it again. An input that is gone is listed too, but is no damage.
     """
+    from minitron_cli.artifacts.workspace import open_workspace
+    from minitron_cli.cli import console
+
     if name and where.run and name != where.run:
         raise InputError(f"two workspaces are named, {name} and {where.run}: give one")
     workspace = open_workspace(where.runs_dir, name or where.run)
@@ -42,6 +43,8 @@ def verify(
 
 
 def _print(found: "Verification") -> None:
+    from minitron_cli.cli import console
+
     for finding in found.findings:
         console.note(f"{'damaged' if finding.is_damaged else 'note'}: {finding.path}")
         for problem in finding.problems:

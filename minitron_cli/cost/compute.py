@@ -9,7 +9,7 @@ counted, nor are benchmark tasks, whose prompts are not blocks.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.base import ModelSize
@@ -58,18 +58,36 @@ def model_size(shape: Shape, sequence_length: int) -> ModelSize:
     )
 
 
-def calibration(model: ModelSize, tokens: int, removed: Sequence[int]) -> list[Pass]:
-    """One pass of the decoder and, for each block length in `removed`, the removal of every such block."""
+class Removal(NamedTuple):
+    """Tokens on which the removal of layers is measured."""
+
+    tokens: int
+    """Tokens that run through the layers after a removed block."""
+    scored: int
+    """Those of them whose loss is taken."""
+
+    @classmethod
+    def of(cls, samples: int, length: int, removal_samples: int | None, positions: int | None) -> Self:
+        """Tokens of the first `removal_samples` of `samples` samples (None: all), `positions` of each scored."""
+        samples = min(samples, removal_samples or samples)
+        return cls(samples * length, samples * min(length, positions or length))
+
+
+def calibration(model: ModelSize, tokens: int, removed: Sequence[int], removal: Removal | None = None) -> list[Pass]:
+    """One pass of the decoder and, for each block length in `removed`, the removal of every such block.
+
+    `removal` is None if it was measured on all tokens.
+    """
     observed = Pass("calibration", tokens, tokens * model.decoder_flops)
-    return [observed, *([_removal(model, tokens, removed)] if removed else [])]
+    return [observed, *([_removal(model, removed, removal or Removal(tokens, tokens))] if removed else [])]
 
 
-def _removal(model: ModelSize, tokens: int, removed: Sequence[int]) -> Pass:
+def _removal(model: ModelSize, removed: Sequence[int], on: Removal) -> Pass:
     """The layers after every removed block, and the head for each block and for the whole model."""
     layers = model.sizes["layer"]
     after = [layers - stop for n in removed for stop in range(n, layers + 1)]
     decoder = sum(after) * model.decoder_flops // layers
-    return Pass("layer removal", tokens, tokens * decoder, tokens * (len(after) + 1) * model.head_flops)
+    return Pass("layer removal", on.tokens, on.tokens * decoder, on.scored * (len(after) + 1) * model.head_flops)
 
 
 def training(student: ModelSize, teacher: ModelSize | None, tokens: int) -> list[Pass]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost import compute
-from minitron_cli.cost.compute import Entry, Pass
+from minitron_cli.cost.compute import Entry, Pass, Removal
 from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
@@ -27,7 +27,8 @@ def passes(result: Result) -> Iterator[Pass]:
 
 
 def _importance(result: ImportanceResult) -> Iterator[Pass]:
-    yield from compute.calibration(result.model, result.tokens, result.removed)
+    on = Removal.of(result.samples, result.sequence_length, result.removal_samples, result.removal_positions)
+    yield from compute.calibration(result.model, result.tokens, result.removed, on)
 
 
 def _search(result: SearchResult) -> Iterator[Pass]:
@@ -60,7 +61,8 @@ def _prune(result: PruneResult) -> Iterator[Pass]:
         yield compute.held_out([candidate.model], result.score_tokens)
     for before, scored in pairwise(result.rounds):
         tokens = scored.samples_scored * result.sequence_length
-        yield from compute.calibration(before.model, tokens, [1] if result.rounds_remove_layers else [])
+        on = Removal.of(scored.samples_scored, result.sequence_length, result.removal_samples, result.removal_positions)
+        yield from compute.calibration(before.model, tokens, [1] if result.rounds_remove_layers else [], on)
     if result.calibration:
         own = (*result.repair.repairs, *result.repair.left_out) if result.repair else ()
         repaired = [(result.child, own), *((c.model, c.repairs) for c in result.candidates)]

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from minitron_cli.choices import AUTO, FormatName
 from minitron_cli.data import files, hub, standard_library
 from minitron_cli.data.document_frame import Bos
-from minitron_cli.data.formats import AUTO, HELP, FormatName, RowFormat, documents, format_of, kind_of
+from minitron_cli.data.formats import HELP, RowFormat, documents, format_of, kind_of
 from minitron_cli.data.formats.text import TextFormat
 from minitron_cli.data.rows import Columns, Document, require_columns, token_documents
 from minitron_cli.spec import Quantity, Spec

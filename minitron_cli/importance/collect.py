@@ -35,7 +35,7 @@ def collect(model: "PreTrainedModel", family: Family, calibration: Calibration, 
     """
     assert not model.training, "dropout would make the scores random"
     with torch.inference_mode(), progress.track("calibrate", total=calibration.samples, unit="samples") as step:
-        observers = _observers(model, family, options)
+        observers = _observers(model, family, options, calibration.processes.share(options.removal_samples))
         saved = calibration.saved_state()
         done = saved.restore(observers) if saved and calibration.resume else 0
         count = 0
@@ -51,12 +51,16 @@ def collect(model: "PreTrainedModel", family: Family, calibration: Calibration, 
     return checked_scores(observers)
 
 
-def _observers(model: "PreTrainedModel", family: Family, options: ObserverOptions) -> list[Observer]:
+def _observers(
+    model: "PreTrainedModel", family: Family, options: ObserverOptions, removal_samples: int | None
+) -> list[Observer]:
     sizes = family.axis_sizes(model.config)
     whole = Part(range(sizes["layer"]), True)
     observers: list[Observer] = [*layer_observers(family, sizes, whole, options)]
-    lengths = options.removal_lengths
-    return [*observers, LayerRemoval(model, family, lengths)] if lengths else observers
+    if not (lengths := options.removal_lengths):
+        return observers
+    removal = LayerRemoval(model, family, lengths, samples=removal_samples, positions=options.removal_positions)
+    return [*observers, removal]
 
 
 def _observe_or_undo(

@@ -1,5 +1,7 @@
 """Settings of the importance stage."""
 
+from typing import Literal, Self
+
 from pydantic import Field, model_validator
 
 from minitron_cli.layerwise.config import CalibrationConfig, ObserverOptions
@@ -10,8 +12,13 @@ class ImportanceConfig(CalibrationConfig):
 
     pre_activation: bool = False
     """Also score neurons before the activation function, as the paper prints (ranking.width.neuron: pre_activation)."""
-    layer_removal: bool = True
-    """Also measure the perplexity without each layer; costs about half as many passes as there are layers."""
+    layer_removal: bool | Literal["auto"] = "auto"
+    """Also measure the perplexity without each layer; costs about half as many passes of removal_samples as there are
+    layers. auto: if the recipe prunes layers or ranks them by it. Block Importance is measured in any case."""
+    removal_samples: int = Field(64, ge=1)
+    """Number of the samples on which layers and blocks are removed."""
+    removal_positions: int = Field(64, ge=1)
+    """Number of predicted tokens of each of them whose loss is taken, evenly spaced; the same for every removal."""
     blocks: tuple[int, ...] = ()
     """Also measure the perplexity without each contiguous block of n layers, for every n listed; each n costs as much
     as layer_removal."""
@@ -25,12 +32,18 @@ class ImportanceConfig(CalibrationConfig):
     @property
     def removal_lengths(self) -> tuple[int, ...]:
         """Numbers of consecutive layers that are removed together, ascending."""
-        return tuple(sorted({*self.blocks, *([1] if self.layer_removal else [])}))
+        return tuple(sorted({*self.blocks, *([1] if self.layer_removal is True else [])}))
 
     @property
     def observer_options(self) -> ObserverOptions:
         """Measurements that the observers of a pass are asked for."""
-        return ObserverOptions(self.pre_activation, self.removal_lengths)
+        return ObserverOptions(self.pre_activation, self.removal_lengths, self.removal_samples, self.removal_positions)
+
+    def settled(self, *, removes_layers: bool) -> Self:
+        """Config in which `auto` is what it says where it is known whether layers will be removed."""
+        if self.layer_removal != "auto":
+            return self
+        return self.model_copy(update={"layer_removal": removes_layers})
 
     @model_validator(mode="after")
     def _task_has_blocks(self) -> "ImportanceConfig":

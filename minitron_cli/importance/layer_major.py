@@ -2,7 +2,8 @@
 
 # B batch, T token, D hidden
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,8 @@ from minitron_cli.scores.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from minitron_cli.data.batches import Batch
+
 
 def collect_by_layer(
     model: "PreTrainedModel",
@@ -50,18 +53,34 @@ def collect_by_layer(
     steps = len(batches) * (layers + 2)  # the embedding and the final norm beside the layers
     with torch.inference_mode(), progress.track("calibrate layer by layer", steps, "batches") as step:
         states = ActivationStore(scratch, calibration.activation_budget)
-        scoring = _LayerScoring(LayerwiseRunner(model, family, batches, weights, states, step), states, options)
+        runner = LayerwiseRunner(model, family, batches, weights, states, step)
+        share = calibration.processes.share(options.removal_samples)
+        scoring = _LayerScoring(runner, states, options, share, _batches_of(share, batches))
         run_layers(scoring, {"hidden": states}, saved, layers, resume=calibration.resume)
         observers = scoring.end()
         calibration.processes.merge(observers)
         return checked_scores(observers)
 
 
+def _batches_of(samples: int | None, batches: "Sequence[Batch]") -> int:
+    """Number of batches that hold the first `samples` samples (None: all)."""
+    starts = accumulate((len(batch.input_ids_BT) for batch in batches[:-1]), initial=0)
+    return sum(samples is None or start < samples for start in starts)
+
+
 class _LayerScoring:
     """Measurements layer by layer."""
 
-    def __init__(self, runner: LayerwiseRunner, states: ActivationStore, options: ObserverOptions) -> None:
+    def __init__(
+        self,
+        runner: LayerwiseRunner,
+        states: ActivationStore,
+        options: ObserverOptions,
+        removal_samples: int | None,
+        removal_batches: int,
+    ) -> None:
         self._runner, self._states, self._options = runner, states, options
+        self._removal_samples, self._removal_batches = removal_samples, removal_batches  # the first ones of each
         self._model, self._family = runner.model, runner.family
         self._sizes = self._family.axis_sizes(self._model.config)
         self._removed = layer_blocks(self._sizes["layer"], options.removal_lengths)
@@ -96,7 +115,8 @@ class _LayerScoring:
         observers = self._observers(layer)
 
         def variants(b: int, call: LayerCall) -> None:
-            advance_(_Variants(self._states, b, self._runner.device), self._removed, layer, call)
+            if b < self._removal_batches:
+                advance_(_Variants(self._states, b, self._runner.device), self._removed, layer, call)
 
         self._runner.through(layer, observers, variants)
         self._by_layer.append(observers)
@@ -107,7 +127,7 @@ class _LayerScoring:
         with self._runner.at_end(*([self._model.get_output_embeddings()] if self._removed else [])):
             removal = self._removal() if self._removed else None
             for b, tokens, hidden_BTD in self._runner.normed(*final):
-                if removal:
+                if removal and b < self._removal_batches:
                     variants = _Variants(self._states, b, self._runner.device)
                     removal.add(tokens, hidden_BTD, (variants.pop(block) for block in self._removed))
         observers: list[Observer] = [*join_parts(self._family, self._sizes, self._by_layer, final)]
@@ -121,7 +141,13 @@ class _LayerScoring:
         weight_VD = self._model.get_output_embeddings().weight
         noise_BTD = torch.randn(1, 2, weight_VD.shape[1], generator=torch.Generator().manual_seed(0)).to(weight_VD)
         with replaced_forward([self._model.get_input_embeddings()], lambda *_, **__: noise_BTD):
-            return LayerRemoval(self._model, self._family, self._options.removal_lengths)
+            return LayerRemoval(
+                self._model,
+                self._family,
+                self._options.removal_lengths,
+                samples=self._removal_samples,
+                positions=self._options.removal_positions,
+            )
 
 
 class _Variants:

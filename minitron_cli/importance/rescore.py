@@ -1,12 +1,13 @@
 """Scores of a partly pruned model, for pruning in rounds."""
 
+from dataclasses import replace
+
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.layerwise.calibration import Calibration
-from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.scores.scores import Scores
@@ -16,6 +17,6 @@ def rescore(builder: ChildBuilder, plan: PrunePlan, blocks: Blocks, config: Impo
     """Scores of the model that a plan leaves, on the samples that the parent was scored on."""
     model = builder.model(plan)
     removes = builder.ranking.layers == "perplexity" and plan.child.sizes["layer"] > 1
-    options = ObserverOptions(config.pre_activation, (1,) if removes else ())
+    options = replace(config.observer_options, removal_lengths=(1,) if removes else ())
     activations = collect(model, plan.parent.family, Calibration.of(config, blocks), options)
     return activations | magnitude(hf.stored_tensors(model).__getitem__, plan.child)

@@ -32,3 +32,7 @@ class ObserverOptions:
     """Whether neurons are also observed before their activation function."""
     removal_lengths: tuple[int, ...] = (1,)
     """Numbers of consecutive layers without which the perplexity is measured; none: the LM head does not run."""
+    removal_samples: int | None = None
+    """Number of samples, of all processes together, on which that is measured: the first ones; None: all."""
+    removal_positions: int | None = None
+    """Number of predicted tokens of each sample whose loss is taken for it, evenly spaced; None: all."""

@@ -20,6 +20,10 @@ class Processes(NamedTuple):
     rank: int
     size: int
 
+    def share(self, count: int | None) -> int | None:
+        """Number of the first `count` samples that this process has (`rank_slice`); None: all of its samples."""
+        return None if count is None else len(range(self.rank, count, self.size))
+
     def merge(self, observers: Iterable[Observer]) -> None:
         """Merge the observations of all processes, in the order of their ranks, into every process's observers."""
         if self.size == 1:

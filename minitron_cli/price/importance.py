@@ -23,6 +23,8 @@ def work(
         samples=config.samples,
         sequence_length=length,
         removed=config.removal_lengths,
+        removal_samples=config.removal_samples,
+        removal_positions=config.removal_positions,
     )
     states = config.samples * length * model.shape.sizes["hidden"] * ITEM_BYTES[model.dtype]
     run = model.runs(min(config.batch_size, config.samples), length)

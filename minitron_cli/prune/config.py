@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
 
+from minitron_cli.choices import RepairName
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric
@@ -57,7 +58,6 @@ class Budget(Spec):
 
 
 REPAIRS = ("rotate", "least_squares", "rescale")
-RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"]
 
 ScoreRepair = Literal["none", "rotate", "all"]
 SCORE_REPAIRS: Mapping[ScoreRepair, frozenset[str]] = {

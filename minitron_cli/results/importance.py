@@ -19,8 +19,12 @@ class ImportanceResult(Result):
     """Tokens per block."""
     removed: tuple[int, ...] = ()
     """Numbers of consecutive layers whose removal was measured."""
+    removal_samples: int | None = None
+    """Blocks of the text on which it was measured; None if on all."""
+    removal_positions: int | None = None
+    """Predicted tokens of each of these blocks whose loss was taken; None if of all."""
     parent_loss: float | None = None
-    """Mean loss of the whole model in nats per token; None if no layer removal was measured."""
+    """Mean loss of the whole model in nats per token whose loss was taken; None if no layer removal was measured."""
 
     @property
     def tokens(self) -> int:

@@ -98,6 +98,10 @@ class PruneResult(Result):
     """Rounds of iterative pruning; empty if there was one."""
     rounds_remove_layers: bool = False
     """Whether the perplexity without each layer was measured before each further round."""
+    removal_samples: int | None = None
+    """Samples on which it was measured; None if on all."""
+    removal_positions: int | None = None
+    """Predicted tokens of each of these samples whose loss was taken; None if of all."""
     calibration: CalibrationUse | None = None
     """Text that repairs were fitted on; None if none was asked for."""
     repair: RepairResult | None = None

@@ -32,6 +32,12 @@ LAYER_SCORES = (
         "Increase of perplexity when the layer alone is removed.",
     ),
     LayerScore(
+        "perplexity_error",
+        Figure("standard error of the increase"),
+        "Standard error of the increase of perplexity, between samples.",
+        ranks=False,
+    ),
+    LayerScore(
         "nll",
         Figure("loss without the layer", "nats/token"),
         "Mean loss in nats per token without the layer.",

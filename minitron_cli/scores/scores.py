@@ -60,7 +60,8 @@ class Scores:
                 f"measure it with `minitron importance blocks=[{length}]{task}`"
             )
         known = ", ".join(names_of("layer", self.by_name))
-        raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance`")
+        flag = " --layer-removal" if kind == "perplexity" else ""
+        raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance{flag}`")
 
     def of_single_layers(self) -> list[tuple[LayerScore, Tensor]]:
         """Every measured layer score with one value per layer, in the order of the registry: score, [layer]."""

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from minitron_cli.choices import Preset
 from minitron_cli.model.axes import Axis
 from minitron_cli.spec import Spec
 
@@ -62,7 +63,6 @@ def _check_choice(value: Any) -> Any:
 
 AxisSizes = Annotated[tuple[int, ...] | Range | FfnMultiple | Choices, BeforeValidator(_check_choice)]
 Space = Mapping[Axis, AxisSizes]
-Preset = Literal["nemotron-15b-to-8b", "nemotron-15b-to-4b"]
 
 FFN_MULTIPLES = FfnMultiple(of_hidden=(2.5, 3, 3.5, 4))
 PRESETS: dict[Preset, dict[Axis, AxisSizes]] = {

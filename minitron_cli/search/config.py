@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from minitron_cli.choices import Preset
 from minitron_cli.evaluate.metrics import KL, TEXT_FIGURES, task_figure
 from minitron_cli.figures import Figure
 from minitron_cli.model.axes import Axis
 from minitron_cli.prune.config import Budget, Ranking, ScoreRepair
-from minitron_cli.search.axis_sizes import PRESETS, AxisSizes, Preset
+from minitron_cli.search.axis_sizes import PRESETS, AxisSizes
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.parameters import Parameters
 from minitron_cli.spec import Quantity, Spec, Target

@@ -45,7 +45,7 @@ TEXT_SHARE, MIN_SAMPLES = 8, 16  # unless set, samples are at most an eighth of 
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
-    config = _removable(config, parent.shape.sizes["layer"])
+    config = _removable(config.settled(removes_layers=False), parent.shape.sizes["layer"])
     layer_blocks(parent.shape.sizes["layer"], config.removal_lengths)  # refuse before any text is read
     blocks = blocks_of(context, data, "train", parent.path)
     processes, device = join_processes(context.device)
@@ -65,6 +65,8 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
             samples=config.samples,
             sequence_length=blocks.sequence_length,
             removed=config.removal_lengths,
+            removal_samples=config.removal_samples,
+            removal_positions=config.removal_positions,
             parent_loss=scores.parent_nll,
         )
 

@@ -201,6 +201,8 @@ class _Pruning:
             sequence_length=self.sequence_length,
             rounds=tuple(self._round_results(rounds)),
             rounds_remove_layers=bool(rounds) and self.config.ranking.layers == "perplexity",
+            removal_samples=self.calibration.removal_samples,
+            removal_positions=self.calibration.removal_positions,
             calibration=repaired_plan.calibration_use(self.config, self.texts["train"])
             if self.config.repairs
             else None,

@@ -94,7 +94,8 @@ def hashes(directory: Path) -> dict[str, str]:
 
 def test_importance_scores_every_layer_and_is_up_to_date_the_second_time(place: KeyPath) -> None:
     first, second = place.importance(), place.importance()
-    assert len(first["layers"]["block_importance"]) == len(first["layers"]["perplexity"]) == 4
+    assert len(first["layers"]["block_importance"]) == 4
+    assert "perplexity" not in first["layers"], "its price is not paid unless it is asked for"
     assert first["path"] == second["path"]
     assert first["run"] == second["run"]  # the clock of the run that made it: it was not made again
 
@@ -534,14 +535,14 @@ def test_completions_are_scored_without_their_prompts(place: KeyPath, tmp_path: 
         row = {"prompt": prompt * 9, "completion": completion * 9}
         (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 20)
         words = ("--data", tmp_path / "pairs.jsonl", "--format", "completion", "--sequence-length", 16, "--samples", 3)
-        return place.run("importance", place.model, *words)["layers"]["nll"]
+        return place.run("importance", place.model, *words, "--layer-removal")["layers"]["nll"]
 
     assert measured("the cat sat", " on a mat") != pytest.approx(measured("", "the cat sat on a mat"), rel=1e-3)
     place.importance()
 
 
 def test_importance_holds_one_layer_at_a_time_if_told_to(place: KeyPath) -> None:
-    one_by_one, whole = place.importance("--layer-major"), place.importance("--resident")
+    one_by_one, whole = (place.importance(mode, "--layer-removal") for mode in ("--layer-major", "--resident"))
     for name in ("block_importance", "nll"):
         assert one_by_one["layers"][name] == pytest.approx(whole["layers"][name], rel=1e-5)
     place.importance()

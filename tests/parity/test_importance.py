@@ -1,6 +1,7 @@
 """Importance against formulas written out as loops, on activations captured by hand-named modules."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minitron_cli.checkpoint import hf
+from minitron_cli.importance.layer_removal import evenly
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
@@ -179,6 +181,42 @@ def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type
     torch.testing.assert_close(scores.layers("nll"), expected, rtol=1e-5, atol=1e-5)
     assert scores.parent_nll == pytest.approx(parent.item(), rel=1e-5)
     torch.testing.assert_close(scores.layers("perplexity"), expected.exp() - parent.exp(), rtol=1e-3, atol=1e-2)
+
+
+def test_the_standard_error_is_that_of_leaving_samples_out():
+    """Jackknife: the same from losses that were computed again without each sample, up to terms of its bias."""
+    model, batch = tiny_model("llama"), samples(12, tokens=25)
+    with torch.no_grad():  # perplexities near 64, not of a random model's 10^5: there the jackknife is far from linear
+        model.lm_head.weight.mul_(0.05)
+
+    def increases(rows):
+        part = dataclasses.replace(
+            batch, input_ids_BT=batch.input_ids_BT[rows], position_ids_BT=batch.position_ids_BT[rows]
+        )
+        without = torch.stack([mean_nll(without_layer(model, i), part) for i in range(4)])
+        return without.exp() - mean_nll(model, part).exp()
+
+    left_out = torch.stack([increases([j for j in range(12) if j != i]) for i in range(12)])
+    expected = ((left_out - left_out.mean(0)).square().sum(0) * 11 / 12).sqrt()
+    found = score(model, split(batch, [7, 5])).by_name["layer.perplexity_error"]
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+
+
+def test_fewer_positions_are_the_same_ones_with_and_without_a_layer():
+    model, batch = tiny_model("llama"), samples(tokens=25, documents=False)
+    kept_N = evenly(torch.ones(5, 24, dtype=torch.bool), 6)
+
+    def loss(model):
+        logits = model(batch.input_ids_BT).logits[:, :-1].double()
+        nll_NT = F.cross_entropy(logits.transpose(1, 2), batch.input_ids_BT[:, 1:], reduction="none")
+        return nll_NT[:3][kept_N[:3]].mean()
+
+    with torch.no_grad():
+        expected = torch.stack([loss(without_layer(model, i)) for i in range(4)])
+        parent = loss(model)
+    scores = score(model, split(batch, [2, 3]), removal_samples=3, removal_positions=6)
+    torch.testing.assert_close(scores.layers("nll"), expected, rtol=1e-5, atol=1e-5)
+    assert scores.parent_nll == pytest.approx(parent.item(), rel=1e-5)
 
 
 @EACH_DENSE_FAMILY

@@ -32,6 +32,25 @@ def values(text: str) -> dict:
     return dict(yaml_document.parse(text, "r.yaml").values)
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_measured"),
+    [
+        ((), False),
+        (("prune.shape.layer=28",), True),
+        (("prune.shape=null", "prune.drop_layers=[3]"), True),
+        (("prune.shape=null", "prune.budget.target=4B"), False),
+        (("prune.shape=null", "prune.budget.target=4B", "prune.axes=[layer]"), True),
+        (("prune.shape=null", "search.budget.target=4B"), False),
+        (("prune.shape=null", "search.budget.target=4B", "search.space={layer: []}"), True),
+        (("prune.ranking.layers=perplexity",), True),
+        (("prune.shape.layer=28", "importance.layer_removal=false"), False),
+        (("importance.layer_removal=true",), True),
+    ],
+)
+def test_perplexity_without_layers_is_measured_where_layers_are_pruned(changes, is_measured) -> None:
+    assert read(RECIPE, *changes).scoring().removal_lengths == ((1,) if is_measured else ())
+
+
 @pytest.mark.parametrize("text", ["model: a\n[b]: c\n", "? {b: c}\n: d\n", "data: {sources: [{? [x] : y}]}\n"])
 def test_a_key_that_is_no_word_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=r"^r\.yaml:\d: a key must be a word; write `key: value`$"):

@@ -1,12 +1,14 @@
-"""Row formats: what a row of a source means. The union is the registry: a format is one file here and one name below.
+"""Row formats: what a row of a source means. A format is one file here, its class in the union below and its name in
+`choices`, from where the command line has it without these classes.
 
 A format names the columns that it reads and turns a row into a document's content: text, of which all tokens are
 scored, or something that says which of its characters are (`loss_spans`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 
+from minitron_cli.choices import AUTO, FormatName
 from minitron_cli.data.formats.alpaca import AlpacaFormat
 from minitron_cli.data.formats.chat import ChatFormat
 from minitron_cli.data.formats.completion import CompletionFormat
@@ -17,12 +19,8 @@ from minitron_cli.errors import DataError
 
 RowFormat = TextFormat | ChatFormat | CompletionFormat | ShareGPTFormat | AlpacaFormat
 
-AUTO = "auto"
 FORMATS: Mapping[str, type[RowFormat]] = {cls.model_fields["kind"].default: cls for cls in get_args(RowFormat)}
-if TYPE_CHECKING:
-    FormatName = str
-else:
-    FormatName = Literal[(*FORMATS, AUTO)]
+assert {*FORMATS, AUTO} == {*get_args(FormatName)}, "choices.FormatName names other formats than the union"
 
 
 def _first_sentence(cls: type[RowFormat]) -> str:

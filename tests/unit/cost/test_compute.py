@@ -69,6 +69,17 @@ def test_removing_layers_runs_those_behind_again_and_the_head_each_time(removed,
     assert found == Pass("layer removal", 100, 100 * layers * LAYER, 100 * (cuts + 1) * HEAD)
 
 
+@pytest.mark.parametrize(
+    ("given", "tokens", "scored"),
+    [((10, 8, None, None), 80, 80), ((10, 8, 3, 2), 24, 6), ((2, 8, 3, 99), 16, 16)],
+)
+def test_removal_runs_few_samples_and_scores_fewer_tokens(given, tokens, scored, model):
+    on = compute.Removal.of(*given)
+    assert on == (tokens, scored)
+    found = compute.calibration(model, 80, [1], on)[1]
+    assert found == Entry("layer removal", tokens, tokens * (3 + 2 + 1) * LAYER + scored * 5 * HEAD)
+
+
 def test_every_model_that_is_measured_reads_the_text(model, child):
     assert compute.held_out([model, child], 100, "kl") == Pass("held-out text", 200, 600 * LAYER, 200 * HEAD, "kl")
 

@@ -36,7 +36,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     place = tmp_path_factory.mktemp("place")
     write_place(place)
     at, text, parent = context(place / "runs"), data(place), open_source_model(place / "model")
-    scores = importance.run(at, parent, text, ImportanceConfig(samples=6, batch_size=2, blocks=(2,)))
+    scores = importance.run(
+        at, parent, text, ImportanceConfig(samples=6, batch_size=2, blocks=(2,), layer_removal=True)
+    )
 
     def searched(repair: str = "none", **changes: object) -> Artifact:
         space = {"ffn": (24, 32, 40), "hidden": (24, 32)}

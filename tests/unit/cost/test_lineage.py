@@ -23,7 +23,7 @@ from tests.unit.stages.place import context, data, write_place
 
 LENGTH = 16
 TRAINING = DistillConfig(steps=3, batch_size=4, micro_batch_size=4, eval_every=2, eval_blocks=3, warmup_steps=0)
-SCORING = ImportanceConfig(samples=6, batch_size=2)
+SCORING = ImportanceConfig(samples=6, batch_size=2, layer_removal=True)
 
 
 def forward(shape, with_head: bool = True) -> int:

@@ -68,7 +68,7 @@ print("qa" in CliRunner().invoke(app, ["importance", "--help"], env={"COLUMNS": 
 
 
 @pytest.mark.slow
-def test_a_new_format_is_one_file_and_one_name(tokenizer, tmp_path: Path) -> None:
+def test_a_new_format_is_one_file_its_class_and_its_name(tokenizer, tmp_path: Path) -> None:
     package = ExtendedPackage(tmp_path)
     package.add("minitron_cli/data/formats/qa.py", TOY)
     package.name(
@@ -78,6 +78,7 @@ def test_a_new_format_is_one_file_and_one_name(tokenizer, tmp_path: Path) -> Non
             "| AlpacaFormat\n": "| AlpacaFormat | QAFormat\n",
         },
     )
+    package.name("minitron_cli/choices.py", {'"alpaca", "auto"]': '"alpaca", "qa", "auto"]'})
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows = [{"q": "the fox?", "a": "lazy dog"}] * 3
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

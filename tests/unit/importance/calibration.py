@@ -37,10 +37,23 @@ def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
 
 
 def calibrated(
-    batches: Iterable[Batch], *, layer_removal=True, blocks=(), pre_activation=False, **run
+    batches: Iterable[Batch],
+    *,
+    layer_removal=True,
+    blocks=(),
+    pre_activation=False,
+    removal_samples=64,
+    removal_positions=64,
+    **run,
 ) -> tuple[Calibration, ObserverOptions]:
     """A pass over the batches, and what is observed in it."""
-    config = ImportanceConfig(layer_removal=layer_removal, blocks=blocks, pre_activation=pre_activation)
+    config = ImportanceConfig(
+        layer_removal=layer_removal,
+        blocks=blocks,
+        pre_activation=pre_activation,
+        removal_samples=removal_samples,
+        removal_positions=removal_positions,
+    )
     return Calibration(batches, **run), config.observer_options
 
 

@@ -19,6 +19,13 @@ def test_nonsense_is_refused(option):
         ImportanceConfig(**option)
 
 
+def test_layers_are_removed_only_where_it_is_said_or_needed():
+    assert ImportanceConfig().removal_lengths == ()
+    assert ImportanceConfig().settled(removes_layers=True).removal_lengths == (1,)
+    for said in (True, False):
+        assert ImportanceConfig(layer_removal=said).settled(removes_layers=not said).layer_removal is said
+
+
 def test_it_is_importable_without_torch():
     code = "import sys, minitron_cli.importance.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

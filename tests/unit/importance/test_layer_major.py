@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_whole_model(model_type, tied, tmp_path):
 
 
 def check_scores(path, scratch):
-    options = {"blocks": (2,), "pre_activation": True}
+    options = {"blocks": (2,), "pre_activation": True, "removal_samples": 3, "removal_positions": 5}
     expected, found = resident(path, **options), by_layer(path, scratch, **options)
     assert found.by_name.keys() == expected.by_name.keys()
     for name, tensor in expected.by_name.items():

@@ -24,7 +24,7 @@ from minitron_cli.stages import importance
 from tests.tiny import write_tiny
 from tests.unit.stages.place import WORDS, context, data, write_place
 
-CONFIG = ImportanceConfig(samples=6, batch_size=4)
+CONFIG = ImportanceConfig(samples=6, batch_size=4, layer_removal=True)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_the_only_layer_of_a_model_is_scored_and_not_removed(place, tmp_path, mo
     write_tiny(model, num_hidden_layers=1, vocab_size=300)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(place / "model" / name, model)
-    config = ImportanceConfig(samples=4, batch_size=4)
+    config = ImportanceConfig(samples=4, batch_size=4, layer_removal=True)
     found = Scores.load(importance.run(context(tmp_path / "run"), open_source_model(model), data(place), config).path)
     found = found.by_name
     assert found["layer.block_importance"].shape == (1,)
