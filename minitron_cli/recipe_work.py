@@ -45,7 +45,7 @@ class RecipeWork:
     def stages(self) -> Iterator[tuple[str, Work]]:
         """Name of each stage, and its work."""
         recipe = self.recipe
-        yield "importance", importance.work(self.parent, recipe.importance, self.length)
+        yield "importance", importance.work(self.parent, recipe.scoring(), self.length)
         if recipe.correct:
             yield "correct", self._training(self.teacher, None, recipe.correct)
         if recipe.search:
@@ -89,7 +89,7 @@ class RecipeWork:
         )
 
     def _prune(self) -> Work:
-        config, calibration = self.recipe.prune, self.recipe.importance
+        config, calibration = self.recipe.prune, self.recipe.scoring()
         shapes = self.shapes if config.budget and not self.recipe.search else [self.child.shape]
         return prune.work(
             prune.Pruning(
