@@ -31,7 +31,7 @@ from minitron_cli.model.lm_head import Head, token_nll
 from minitron_cli.price.probe_model import ProbeModel
 from minitron_cli.price.work import Decoder, Run
 
-VERSION = 3
+VERSION = 1
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for

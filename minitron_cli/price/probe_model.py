@@ -21,9 +21,9 @@ from minitron_cli.results.base import ModelSize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-VOCAB = 16384
+VOCAB = 8192
 NOISE = 1 << 20  # random numbers that are drawn; a large layer's weights repeat them, which takes a tenth of the time
-HEAD_WEIGHTS = 1 << 24  # larger heads are timed by a smaller part of the vocabulary
+HEAD_WEIGHTS = 1 << 22  # larger heads are timed by a smaller part of the vocabulary
 
 
 @dataclass(frozen=True)
