@@ -256,6 +256,8 @@ def test_defaults_in_the_help_are_the_specs_own() -> None:
             if not isinstance(shown, str) or owner is None or name == "axes":
                 continue
             default = owner.model_fields[field].default
+            if default == "auto":  # the help says what decides
+                continue
             said = {"yes": True, "no": False}.get(shown, shown)
             if isinstance(default, int) and not isinstance(default, bool):
                 said = TypeAdapter(Quantity).validate_python(shown)

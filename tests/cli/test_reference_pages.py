@@ -46,7 +46,9 @@ def test_every_key_of_a_recipe_is_on_a_page() -> None:
     assert leaves(recipe.schema()) - {row.rpartition(".")[2] for row in rows} == {"kind"}
     kinds = re.findall(r'"const": "(\w+)"', json.dumps(recipe.schema()["$defs"]))
     headings = {line.rpartition(": ")[2] for text in PAGES.values() for line in text.splitlines() if line[:3] == "###"}
-    assert set(kinds) - headings <= {"random", "dynamic", "minitron"}, "kinds have headings; other constants have not"
+    assert set(kinds) - headings <= {"random", "dynamic", "minitron", "auto"}, (
+        "kinds have headings; other constants have not"
+    )
 
 
 @pytest.mark.parametrize("words", [*([name] for name in COMMANDS), *(["recipes", name] for name in RECIPES)])
@@ -58,7 +60,12 @@ def test_every_option_is_on_its_verbs_page(words: list[str], monkeypatch: pytest
     assert shown <= own, f"not on the page: {shown - own}"
 
 
-SAID_OTHERWISE = {"--layer-major": "depends on memory", "--objective": "kl", "--axes": "hidden,ffn"}
+SAID_OTHERWISE = {
+    "--layer-removal": "only if the recipe prunes layers",
+    "--layer-major": "depends on memory",
+    "--objective": "kl",
+    "--axes": "hidden,ffn",
+}
 
 
 @pytest.mark.parametrize("page", [page for page in reference.PAGES if page.section], ids=lambda page: page.name)

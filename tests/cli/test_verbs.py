@@ -117,8 +117,9 @@ def test_prune_repairs_the_child_and_reports_the_effect(place: KeyPath, pruned: 
     assert plain["result"]["child"]["sizes"] == pruned["result"]["child"]["sizes"]
     assert plain["result"]["repair"] is None
     repair = pruned["result"]["repair"]
-    assert repair["repairs"] == ["least_squares", "rotate"]
-    assert repair["effect"]["before"].keys() == repair["effect"]["after"].keys() == {"loss", "kl"}
+    tried = {*repair["repairs"], *repair["left_out"]}
+    assert {"least_squares", "rotate"} <= tried
+    assert repair["effect"]["after"]["kl"] < repair["effect"]["before"]["kl"]
     assert "leave --untie out" in place.run(*PRUNED, "--untie", code=2)
 
 

@@ -92,8 +92,8 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)
-    for verb in (push, show):
-        monkeypatch.setattr(verb, "open_workspace", accept)
+    for verb, read_from in ((push, "_made"), (show, "_current")):
+        monkeypatch.setattr(verb, read_from, accept)
     for owner, given in ((Session, "parent"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
     monkeypatch.setattr(Session, "require", an_artifact)

@@ -1,7 +1,6 @@
 """Batch and warm-up that fit short runs, for every training whose settings have them."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 
@@ -58,8 +57,7 @@ def test_what_the_user_set_is_kept_where_it_works():
 
 
 def test_a_dry_run_says_what_is_fitted():
-    model = SimpleNamespace(flops_per_token=lambda context: 1)
-    said = dry_run._training(DistillConfig(tokens=1_000_000), model, model, 2048)
+    said = dry_run._training(DistillConfig(tokens=1_000_000), 2048)
     assert said.startswith("123 steps of 4 x 2,048 tokens")
     assert "batch_size is 4 instead of 1,152 and warmup_steps is 12 instead of 40, to fit 123 steps" in said
 

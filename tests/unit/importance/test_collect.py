@@ -8,7 +8,7 @@ import torch
 from minitron_cli import io, progress
 from minitron_cli.data.batches import Batch
 from minitron_cli.errors import CheckpointError, DataError, Interrupted
-from minitron_cli.importance.collect import _observe
+from minitron_cli.importance.collect import observe
 from minitron_cli.importance.layer_removal import LayerRemoval, evenly
 from minitron_cli.layerwise.processes import Processes
 from minitron_cli.layerwise.resume import FILE
@@ -113,7 +113,7 @@ def test_processes_rank_layers_by_the_tokens_of_one(model, processes):
         )
         for row in rows[rank::processes]:
             with torch.inference_mode():
-                _observe(model, [removal], row)
+                observe(model, [removal], row)
         parts.append(removal)
     for part in parts[1:]:
         parts[0].merge(part.state())
