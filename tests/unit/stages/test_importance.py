@@ -92,7 +92,7 @@ def test_two_processes_score_what_one_does(place, tmp_path, mode):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, str(place), str(tmp_path / "two"), mode], check=True, env=environment, timeout=120)
     two = Scores.load(next((tmp_path / "two" / "importance").glob("*/scores.safetensors")).parent).by_name
-    _, one = run(place, tmp_path / "one", samples=7, batch_size=2, mode=mode, blocks=(2,))
+    _, one = run(place, tmp_path / "one", samples=7, batch_size=2, mode=mode, blocks=(2,), removal_samples=5)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         # Of a variance near 0, and of a difference of perplexities, only the larger part is given to 1e-6.
