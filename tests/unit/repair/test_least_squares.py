@@ -72,6 +72,13 @@ def test_the_ridge_is_the_one_that_errs_least_on_the_samples_left_out():
     torch.testing.assert_close(solve(start, sums_of(inputs, outputs)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_with_much_text_and_little_noise_the_ridge_is_the_smallest():
+    inputs, start = activations(samples=8, tokens=60), matrix()
+    outputs = wanted(inputs, noise=1e-3)
+    expected = ridge_regression(inputs.flatten(0, 1), outputs.flatten(0, 1), start, RIDGES[0])
+    torch.testing.assert_close(solve(start, sums_of(inputs, outputs)), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_next_to_no_text_still_gives_the_size(monkeypatch):
     """Of a matrix that is right but for a factor, on about as many tokens as it has inputs, amid noise."""
     monkeypatch.setattr(least_squares, "RIDGES", (1e-3,))
