@@ -25,6 +25,10 @@ class Estimate(NamedTuple):
     """Figure of the value, in a table whose rows are quantities; None for that of the column."""
 
 
+Direction = Literal["lower", "higher"]
+"""Which values of a quantity are better. One type for all: equal unions share the order of whichever came first."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """How one measured quantity is presented, in a terminal, a page, a card and a summary alike."""
@@ -35,7 +39,7 @@ class Figure:
     """Unit of the values as they are written: `ms`. Empty for counts, shares and bytes, which carry their own."""
     style: Style = "significant"
     """How a value is written."""
-    better: Literal["lower", "higher"] | None = None
+    better: Direction | None = None
     """Which direction is an improvement; None where neither is."""
     is_change: bool = False
     """Whether values are differences, which are written with their sign."""

@@ -1,8 +1,9 @@
 """Candidates and their scores, as the search and the prune stage store them."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+from minitron_cli.figures import Direction
 from minitron_cli.results.base import ModelSize, Result, Sizes
 from minitron_cli.spec import Spec
 
@@ -12,7 +13,7 @@ class ObjectiveResult(Spec):
 
     name: str = "loss"
     """`loss`, `kl`, or task and metric."""
-    better: Literal["lower", "higher"] = "lower"
+    better: Direction = "lower"
 
 
 class CandidateResult(Spec):

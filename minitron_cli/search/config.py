@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from minitron_cli.choices import Preset
 from minitron_cli.evaluate.metrics import KL, TEXT_FIGURES, task_figure
-from minitron_cli.figures import Figure
+from minitron_cli.figures import Direction, Figure
 from minitron_cli.model.axes import Axis
 from minitron_cli.prune.config import Budget, Ranking, ScoreRepair
 from minitron_cli.search.axis_sizes import PRESETS, AxisSizes
@@ -59,7 +59,7 @@ class TaskObjective(Spec):
     """Name of the task, with the number of shots after a colon."""
     metric: str = "acc"
     """Metric of the task."""
-    better: Literal["higher", "lower"] | None = None
+    better: Direction | None = None
     """Direction; if absent, that of lm-eval's metric, else higher."""
     path: str | None = Field(None, exclude=True)
     """Directory of further lm-eval task YAMLs."""

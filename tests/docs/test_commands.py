@@ -28,6 +28,7 @@ from minitron_cli.cli.sessions import Session
 from minitron_cli.evaluate.config import Gates
 from minitron_cli.inputs import source_model
 from minitron_cli.recipe import Recipe
+from minitron_cli.report.product import Product
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, teacher
 from tests.cli.program import invoke
 from tests.docs.commands import SHELLS, commands, of_minitron, scripts
@@ -92,7 +93,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)
-    for verb, read_from in ((push, "_made"), (show, "_current")):
+    for verb, read_from in ((push, "_made"), (show, "_current"), (Product, "current")):
         monkeypatch.setattr(verb, read_from, accept)
     for owner, given in ((Session, "parent"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
