@@ -388,4 +388,5 @@ def test_a_choice_costs_a_look_at_each_candidate_and_one_repair(place, tmp_path,
     assert {name: len(seen) for name, seen in calls.items()} == {"second_moments": 1, "fit_layerwise": 1}
     tokens = {entry.work: entry.tokens for entry in spent(made)}
     assert tokens["repair"] == 12 * 16 * (1 + 2), "one pass for the rotation; the fit reads parent and child"
-    assert tokens["held-out text"] == 3 * 8 * 16 + 7 * found.repair.effect.tokens
+    read = 16 * 16  # by the parent, the plain child, and the child with one part and with both
+    assert tokens["held-out text"] == 3 * 8 * 16 + 4 * read
