@@ -22,7 +22,7 @@ MEMORY = Path("/dev/shm")
 def main() -> None:
     """Perform the tasks in several processes, each with a setting of its own, and write the page."""
     asked = _arguments()
-    tasks = [task for task in (QUICK if asked.quick else full()) if asked.only in task.group]
+    tasks = [task for task in (QUICK if asked.quick else full()) if asked.only in str(task)]
     begun = time.monotonic()
     where = {"dir": MEMORY} if MEMORY.is_dir() else {}
     with tempfile.TemporaryDirectory(prefix="minitron-campaign-", **where) as place:
@@ -38,7 +38,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the page to this file as well")
     parser.add_argument(
-        "--only", default="", metavar="GROUP", help="groups whose name contains this, such as malformed"
+        "--only", default="", metavar="TEXT", help="groups and verbs that contain this, such as malformed or demo"
     )
     parser.add_argument("--quick", action="store_true", help="a few trials of each kind, in half a minute")
     parser.add_argument("--jobs", type=int, default=2, help="processes that perform trials side by side")

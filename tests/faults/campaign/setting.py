@@ -74,7 +74,7 @@ MAKERS = {
 READERS = {
     "show": _verb("show prune", *CHAIN, makes=False),
     "inspect": _verb("inspect model", makes=False),
-    "push": _verb("push me/small --dry-run", *CHAIN, makes=False),
+    "push": _verb("push me/small --dry-run --allow-worse", *CHAIN, makes=False),
     "verify": _verb("verify", *CHAIN, makes=False),
     "recipes": _verb("recipes show demo", makes=False),
     "env": _verb("env", makes=False, is_steady=False),

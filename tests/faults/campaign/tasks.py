@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +74,8 @@ QUICK = [
 """A few trials of each kind."""
 
 _held: list[Setting] = []
+_lasting = ExitStack()
+"""Surroundings of every command, as long as the process lives."""
 
 
 def begin(place: Path) -> None:
@@ -80,7 +83,7 @@ def begin(place: Path) -> None:
     tqdm.tqdm.set_lock(threading.RLock())  # its own is of all processes, and a fork that is killed may have held it
     own = place / str(os.getpid())
     own.mkdir()
-    surroundings(own / "cache").__enter__()  # as long as the process lives
+    _lasting.enter_context(surroundings(own / "cache"))
     _held.append(Setting.build(own))
 
 
