@@ -13,4 +13,4 @@ Preset = Literal["nemotron-15b-to-8b", "nemotron-15b-to-4b"]
 
 AUTO = "auto"
 FormatName = Literal["text", "chat", "completion", "sharegpt", "alpaca", "auto"]
-"""Row formats (`data.formats`); auto is the one whose columns the first row has."""
+"""Row formats: modules of `data.formats`; auto is the one whose columns the first row has."""

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from minitron_cli.choices import AUTO, FormatName
 from minitron_cli.data import files, hub, standard_library
 from minitron_cli.data.document_frame import Bos
-from minitron_cli.data.formats import HELP, RowFormat, documents, format_of, kind_of
+from minitron_cli.data.formats import HELP, documents, format_of, kind_of
+from minitron_cli.data.formats.base import BaseFormat
 from minitron_cli.data.formats.text import TextFormat
 from minitron_cli.data.rows import Columns, Document, require_columns, token_documents
 from minitron_cli.spec import Quantity, Spec
@@ -49,13 +50,13 @@ class Readable(Spec):
             raise ValueError("format: auto finds columns by their usual names; name the format of other columns")
         return self
 
-    def row_format(self, first_columns: Callable[[], Sequence[str]], label: str) -> RowFormat:
+    def row_format(self, first_columns: Callable[[], Sequence[str]], label: str) -> BaseFormat:
         """Format of the rows, with the columns that were named; `first_columns` reads those of the first row."""
         kind = kind_of(first_columns(), label) if self.format == AUTO else self.format
         return format_of(kind, {"column": self.column, "prompt_column": self.prompt_column})
 
 
-def _reading(row_format: RowFormat) -> list[Any]:
+def _reading(row_format: BaseFormat) -> list[Any]:
     """The part of a source's identity that says how its rows are read."""
     return [row_format.kind, *row_format.columns]
 

@@ -147,11 +147,11 @@ class LayerRemoval:
         nll_V, error_V = self._nll_SV.sum(0) / self._tokens_S.sum(), self._error_V()
         lengths = [sum(block.stop - block.start == n for block in self.blocks_removed) for n in self._lengths]
         gained_V = _perplexity(nll_V[:-1]) - _perplexity(nll_V[-1])
-        found = {"parent.nll": nll_V[-1]}
+        found = {}
         for name, values in {"perplexity": gained_V, "nll": nll_V[:-1], "perplexity_error": error_V}.items():
             for n, without in zip(self._lengths, values.split(lengths) if len(values) else (), strict=False):
                 found[f"layer.{name}" if n == 1 else f"layer.block_{name}={n}"] = without
-        return found
+        return found | {"parent.nll": nll_V[-1]}
 
     def _error_V(self) -> Tensor:
         """Standard error of each increase of perplexity, whose samples are whole blocks; empty for one sample.

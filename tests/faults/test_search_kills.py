@@ -20,7 +20,7 @@ from tests.faults.harness import Range, problems, table
 from tests.unit.stages.place import data, write_place
 
 KILLS = 20
-STEPS = 4 * 1 + 2 * 1 + 2 * 2  # four candidates to step 1, two of them to 2 and to 4
+STEPS = 4 * 2 + 2 * 2 + 2 * 4  # four candidates to step 2, two of them to 4 and to 8
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_twenty_kills_at_random_moments(tmp_path_factory, place, monkeypatch):
         space={"ffn": (16, 24, 32, 40), "layer": (3, 4)},
         candidates=5,
         score_blocks=2,
-        retrain=Retrain(top=4, tokens=128, batch_size=2, learning_rate=1e-2, warmup_steps=1, save_every=1),
+        retrain=Retrain(top=4, tokens=256, batch_size=2, learning_rate=1e-2, warmup_steps=1, save_every=1),
     )
 
     def stage(root):

@@ -1,29 +1,31 @@
-"""Row formats: what a row of a source means. A format is one file here, its class in the union below and its name in
-`choices`, from where the command line has it without these classes.
+"""Row formats: what a row of a source means. A format is one file here and its name in `choices.FormatName`, from where
+the command line has it without these classes.
 
 A format names the columns that it reads and turns a row into a document's content: text, of which all tokens are
 scored, or something that says which of its characters are (`loss_spans`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, get_args
 
 from minitron_cli.choices import AUTO, FormatName
-from minitron_cli.data.formats.alpaca import AlpacaFormat
-from minitron_cli.data.formats.chat import ChatFormat
-from minitron_cli.data.formats.completion import CompletionFormat
-from minitron_cli.data.formats.sharegpt import ShareGPTFormat
-from minitron_cli.data.formats.text import TextFormat
+from minitron_cli.data.formats.base import BaseFormat
 from minitron_cli.data.rows import Document, Row
 from minitron_cli.errors import DataError
 
-RowFormat = TextFormat | ChatFormat | CompletionFormat | ShareGPTFormat | AlpacaFormat
 
-FORMATS: Mapping[str, type[RowFormat]] = {cls.model_fields["kind"].default: cls for cls in get_args(RowFormat)}
-assert {*FORMATS, AUTO} == {*get_args(FormatName)}, "choices.FormatName names other formats than the union"
+def _class_of(kind: str) -> type[BaseFormat]:
+    """The format in the module of that name."""
+    of_module = vars(import_module(f"{__name__}.{kind}")).values()
+    formats = [found for found in of_module if isinstance(found, type) and issubclass(found, BaseFormat)]
+    return next(cls for cls in formats if "kind" in cls.model_fields and cls.model_fields["kind"].default == kind)
 
 
-def _first_sentence(cls: type[RowFormat]) -> str:
+FORMATS: Mapping[str, type[BaseFormat]] = {kind: _class_of(kind) for kind in get_args(FormatName) if kind != AUTO}
+
+
+def _first_sentence(cls: type[BaseFormat]) -> str:
     sentence = (cls.__doc__ or "").partition(".")[0]
     return f"{sentence[:1].lower()}{sentence[1:]}."
 
@@ -33,7 +35,7 @@ HELP += f" {AUTO}: the one whose columns the first row has."
 """One sentence for each format, from its docstring."""
 
 
-def format_of(kind: str, columns: Mapping[str, Any]) -> RowFormat:
+def format_of(kind: str, columns: Mapping[str, Any]) -> BaseFormat:
     """Format of this kind. `columns` are the source's keys (None: not given), of which it takes those that it has."""
     cls = FORMATS[kind]
     given = {name: value for name, value in columns.items() if value is not None and name in cls.model_fields}
@@ -53,7 +55,7 @@ def kind_of(present: Sequence[str], where: str) -> str:
     return min(kinds, key=lambda kind: kind == "text")
 
 
-def documents(rows: Iterable[Row], row_format: RowFormat) -> Iterator[Document]:
+def documents(rows: Iterable[Row], row_format: BaseFormat) -> Iterator[Document]:
     """Documents of the rows that are not empty, in their order. DataError at the first broken row."""
     for row in rows:
         if (content := row_format.content(row)) is not None:

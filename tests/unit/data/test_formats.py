@@ -68,16 +68,9 @@ print("qa" in CliRunner().invoke(app, ["importance", "--help"], env={"COLUMNS": 
 
 
 @pytest.mark.slow
-def test_a_new_format_is_one_file_its_class_and_its_name(tokenizer, tmp_path: Path) -> None:
+def test_a_new_format_is_one_file_and_one_name(tokenizer, tmp_path: Path) -> None:
     package = ExtendedPackage(tmp_path)
     package.add("minitron_cli/data/formats/qa.py", TOY)
-    package.name(
-        "minitron_cli/data/formats/__init__.py",
-        {
-            "\n\nRowFormat = ": "\nfrom minitron_cli.data.formats.qa import QAFormat\n\nRowFormat = ",
-            "| AlpacaFormat\n": "| AlpacaFormat | QAFormat\n",
-        },
-    )
     package.name("minitron_cli/choices.py", {'"alpaca", "auto"]': '"alpaca", "qa", "auto"]'})
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows = [{"q": "the fox?", "a": "lazy dog"}] * 3

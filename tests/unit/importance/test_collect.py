@@ -279,7 +279,7 @@ def test_the_state_does_not_grow_after_the_samples_that_rank_layers(model, batch
         ("model.layers.2.mlp.down_proj.weight", "from decoder layer 2 on"),
         ("model.layers.0.self_attn.v_proj.weight", "from decoder layer 0 on"),
         ("model.norm.weight", "'hidden"),
-        ("lm_head.weight", "'parent.nll'"),
+        ("lm_head.weight", "'layer.perplexity'"),
     ],
 )
 def test_damaged_weights_are_named(batches, damaged, named):
