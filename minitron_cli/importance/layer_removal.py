@@ -7,6 +7,7 @@ layers after the block run again: half the work of whole forward passes, and no 
 # B batch, T token, D hidden, N scored token, S sample, V variant of the model
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -57,6 +58,58 @@ def advance_(variants: Variants, blocks_removed: Iterable[LayerBlock], layer: in
             variants[block] = call.again(variants.pop(block))
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over samples, which tell means and their standard errors: as many numbers whatever the samples are."""
+
+    samples: Tensor
+    tokens: Tensor
+    """Tokens n whose loss was taken."""
+    tokens_squared: Tensor
+    nll_V: Tensor
+    """Sum of the loss l over these tokens, without each block and, last, of the whole model, fp64."""
+    squares_V: Tensor
+    """Sum of l^2."""
+    with_tokens_V: Tensor
+    """Sum of l n."""
+    with_whole_V: Tensor
+    """Sum of l times that of the whole model."""
+
+    @classmethod
+    def empty(cls, models: int) -> "_Sums":
+        """Zeros for a number of models."""
+        return cls.of(torch.zeros(0, models, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+
+    @classmethod
+    def of(cls, nll_BV: Tensor, tokens_B: Tensor) -> "_Sums":
+        """Sums over samples, from the loss of each under each model and its tokens."""
+        products = (nll_BV, nll_BV.square(), nll_BV * tokens_B[:, None], nll_BV * nll_BV[:, -1:])
+        return cls(torch.tensor(len(tokens_B)), tokens_B.sum(), tokens_B.square().sum(), *(p.sum(0) for p in products))
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        return _Sums(**{name: sum_ + vars(other)[name] for name, sum_ in vars(self).items()})
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return int(self.samples)
+
+    def error_V(self) -> Tensor:
+        """Standard error of each increase of perplexity, whose samples are whole blocks, without the last entry.
+
+        Delta method on two ratio estimates: with residuals r = l - mean n a sample contributes PPL' r' - PPL r, where '
+        is the model without the block.
+        """
+        mean_V = self.nll_V / self.tokens
+        perplexity_V, whole = _perplexity(mean_V), len(mean_V) - 1
+        cross_V = self.with_whole_V - mean_V[whole] * self.with_tokens_V  # sum of r' r
+        cross_V = cross_V - mean_V * (self.with_tokens_V[whole] - mean_V[whole] * self.tokens_squared)
+        squares_V = self.squares_V - 2 * mean_V * self.with_tokens_V + mean_V.square() * self.tokens_squared
+        spread_V = perplexity_V.square() * squares_V + perplexity_V[whole] ** 2 * squares_V[whole]
+        spread_V = (spread_V - 2 * perplexity_V * perplexity_V[whole] * cross_V)[:whole].clamp(min=0)
+        return (spread_V * self.count / (self.count - 1)).sqrt() / self.tokens
+
+
 class LayerRemoval:
     """Change in perplexity when single layers or blocks are removed (Muralidharan et al. 2024, sec. 2.2).
 
@@ -83,13 +136,12 @@ class LayerRemoval:
         self._final_norm = model.get_submodule(final_norm(family))
         self._head = head_of(model)
         self._calls: list[LayerCall] = []
-        self._nll_SV = torch.zeros(0, len(self.blocks_removed) + 1, dtype=torch.float64)  # sums; whole model last
-        self._tokens_S = torch.zeros(0, dtype=torch.int64)
+        self._sums = _Sums.empty(len(self.blocks_removed) + 1)  # the whole model last
 
     @property
     def is_done(self) -> bool:
         """Whether all samples that it is measured on were seen."""
-        return self._samples is not None and len(self._tokens_S) >= self._samples
+        return self._samples is not None and self._sums.count >= self._samples
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
         if self.is_done:
@@ -112,10 +164,10 @@ class LayerRemoval:
         """Accumulate one batch: the head's input of the whole model, and the last layer's output without each block."""
         counts = evenly(is_predicted(tokens.position_ids_BT, tokens.loss_mask_BT), self._positions)
         if self._samples is not None:  # a batch is run whole, so that what is counted does not depend on its size
-            counts = counts[: self._samples - len(self._tokens_S)]
+            counts = counts[: self._samples - self._sums.count]
         ends = [self._nll(tokens, counts, self._final_norm(variant_BTD)) for variant_BTD in variants]
         nll_BV = torch.stack([*ends, self._nll(tokens, counts, hidden_BTD)], dim=1)
-        self._append(nll_BV.cpu(), counts.sum(1).cpu())
+        self._sums = self._sums + _Sums.of(nll_BV.cpu(), counts.sum(1).cpu())
 
     def _nll(self, tokens: Tokens, counts: Tensor, hidden_BTD: Tensor) -> Tensor:
         """Sum of the loss over the counted tokens of each sample, [B]."""
@@ -124,17 +176,14 @@ class LayerRemoval:
         nll_N = self._head.nll(hidden_ND, labels_N)
         return torch.stack([nll.sum(dtype=torch.float64) for nll in nll_N.split(counts.sum(1).tolist())])
 
-    def _append(self, nll_BV: Tensor, tokens_B: Tensor) -> None:
-        self._nll_SV, self._tokens_S = torch.cat([self._nll_SV, nll_BV]), torch.cat([self._tokens_S, tokens_B])
-
     def state(self) -> dict[str, Tensor]:
-        return {"nll": self._nll_SV, "tokens": self._tokens_S}
+        return dict(vars(self._sums))
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._nll_SV, self._tokens_S = state["nll"], state["tokens"]
+        self._sums = _Sums(**state)
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
-        self._append(state["nll"], state["tokens"])
+        self._sums = self._sums + _Sums(**state)
 
     def scores(self) -> dict[str, Tensor]:
         """Increase of perplexity and loss without each layer: `layer.perplexity`, and `layer.nll` in nats per token.
@@ -142,9 +191,10 @@ class LayerRemoval:
         For blocks of n layers `block_perplexity=n` and `block_nll=n`: entry i is without layers i to i + n - 1. Of two
         or more samples also the standard errors of the increases, `perplexity_error` and `block_perplexity_error=n`.
         """
-        if not self._tokens_S.sum():
+        sums = self._sums
+        if not sums.tokens:
             raise DataError("no calibration token has a predecessor in its document: use longer texts or blocks")
-        nll_V, error_V = self._nll_SV.sum(0) / self._tokens_S.sum(), self._error_V()
+        nll_V, error_V = sums.nll_V / sums.tokens, sums.error_V() if sums.count > 1 else sums.nll_V[:0]
         lengths = [sum(block.stop - block.start == n for block in self.blocks_removed) for n in self._lengths]
         gained_V = _perplexity(nll_V[:-1]) - _perplexity(nll_V[-1])
         found = {}
@@ -152,19 +202,6 @@ class LayerRemoval:
             for n, without in zip(self._lengths, values.split(lengths) if len(values) else (), strict=False):
                 found[f"layer.{name}" if n == 1 else f"layer.block_{name}={n}"] = without
         return found | {"parent.nll": nll_V[-1]}
-
-    def _error_V(self) -> Tensor:
-        """Standard error of each increase of perplexity, whose samples are whole blocks; empty for one sample.
-
-        Delta method on the two ratio estimates: sample s contributes PPL' (l'_s - mean' n_s) - PPL (l_s - mean n_s).
-        """
-        count = len(self._tokens_S)
-        if count < 2:
-            return torch.zeros(0)
-        nll_V = self._nll_SV.sum(0) / self._tokens_S.sum()
-        parts_SV = _perplexity(nll_V) * (self._nll_SV - nll_V * self._tokens_S[:, None])
-        spread_V = (parts_SV[:, :-1] - parts_SV[:, -1:]).square().sum(0)
-        return (spread_V * count / (count - 1)).sqrt() / self._tokens_S.sum()
 
 
 def evenly(counts_BT: Tensor, most: int | None) -> Tensor:

@@ -19,7 +19,7 @@ def _class_of(kind: str) -> type[BaseFormat]:
     """The format in the module of that name."""
     of_module = vars(import_module(f"{__name__}.{kind}")).values()
     formats = [found for found in of_module if isinstance(found, type) and issubclass(found, BaseFormat)]
-    return next(cls for cls in formats if "kind" in cls.model_fields and cls.model_fields["kind"].default == kind)
+    return next(cls for cls in formats if cls.model_fields["kind"].default == kind)
 
 
 FORMATS: Mapping[str, type[BaseFormat]] = {kind: _class_of(kind) for kind in get_args(FormatName) if kind != AUTO}
@@ -47,9 +47,9 @@ def kind_of(present: Sequence[str], where: str) -> str:
 
     Text comes last, because rows of another kind often hold their text, as it was written once, as well.
     """
-    kinds = [kind for kind, cls in FORMATS.items() if set(cls().columns) <= set(present)]
+    kinds = [kind for kind, cls in FORMATS.items() if set(cls.model_validate({}).columns) <= set(present)]
     if not kinds:
-        known = "; ".join(f"{kind} has {' and '.join(cls().columns)}" for kind, cls in FORMATS.items())
+        known = "; ".join(f"{kind} has {' and '.join(cls.model_validate({}).columns)}" for kind, cls in FORMATS.items())
         listed = ", ".join(map(repr, present[:10])) or "none"
         raise DataError(f"{where}: the columns {listed} tell no format ({known}); name format and column")
     return min(kinds, key=lambda kind: kind == "text")

@@ -10,6 +10,8 @@ from minitron_cli.spec import Spec
 class BaseFormat(Spec):
     """Turns a row into the content of one document. `column` and `prompt_column` are set by the source's keys."""
 
+    kind: str
+    """Name of the format, which its module has too."""
     column: str
     """Column that holds the text, the messages or the completion."""
 
