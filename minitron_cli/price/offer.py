@@ -7,6 +7,7 @@ import torch
 
 from minitron_cli import memory, process_rank, progress
 from minitron_cli.artifacts.build import Context
+from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import sharding
 from minitron_cli.distill.config import DistillConfig
@@ -32,13 +33,23 @@ def offered(context: Context, stage: str, work: Work) -> Price:
 
     EnvironmentFault if the work cannot fit into memory.
     """
-    libraries = memory.resident_bytes() if context.device == "cpu" else 0
+    libraries = _libraries(context, work)
     found = estimate.price(work, Place(context.device, context.workspace.root))
     check(work, found, context.device)
     found = found.model_copy(update={"memory": {**found.memory, LIBRARIES: libraries}}) if libraries else found
     if not context.dry_run:
         progress.say(f"{stage}: {line(found, context.device)}")
     return found
+
+
+def _libraries(context: Context, work: Work) -> int:
+    """Memory of the libraries, with those of the model if it is about to run; 0 on an accelerator."""
+    if context.device != "cpu":
+        return 0
+    if not context.dry_run:  # imported now rather than a moment later, to be among what is measured
+        config = hf.config_from_dict(dict(work.model.config), "the config of the model")
+        hf.empty_model_of(config, device="cpu", dtype=torch.float32)
+    return memory.resident_bytes()
 
 
 def offered_training(

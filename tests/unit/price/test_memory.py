@@ -13,13 +13,13 @@ from tests.cli.program import invoke, runs_with
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a pruned model of 34 million parameters, beside which libraries are few."""
+    """A workspace with a pruned model of 16 million parameters."""
     from tests.unit.stages.place import write_place
 
     root = tmp_path_factory.mktemp("wide")
-    write_place(root, hidden_size=768, intermediate_size=3072, num_attention_heads=12, head_dim=64)
+    write_place(root, hidden_size=512, intermediate_size=2048, num_attention_heads=8, head_dim=64)
     (root / "text.jsonl").write_text("".join(f'{{"text": "{f"the cat {i} sat " * 40}"}}\n' for i in range(200)))
-    return runs_with(root / "runs", root, ("prune", "--shape", "ffn=2304", "repair=none"))
+    return runs_with(root / "runs", root, ("prune", "--shape", "ffn=1536", "repair=none"))
 
 
 def text_of(runs: Path) -> tuple[str, ...]:
