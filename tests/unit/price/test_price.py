@@ -96,16 +96,15 @@ def without_libraries(price: Price) -> Price:
 
 
 def work(certain: int = 0, transient: int = 0, **options) -> Work:
-    shape = open_shape()
-    run = Subject({}, shape, "float32").runs(1, 16)
+    run = opened().runs(1, 16)
     memory_of = {"certain": {"weights": certain}, "transient": {"activations": transient}}
     passes = (Pass("training", 6, 10, 4),)
     return Work(what="1 step", passes=passes, model=run, remedies=("a=1",), **memory_of, **options)
 
 
-def open_shape():
+def opened() -> Subject:
     model = tiny_model("llama")
-    return subject.of_config(model.config.to_dict(), shape_of(model)).shape
+    return replace(subject.of_config(model.config.to_dict(), shape_of(model)), dtype="float32")
 
 
 def shape_of(model):
