@@ -18,6 +18,10 @@ Step = Callable[..., None]  # step(n=1, **figures): n more units are done; figur
 class Display(Protocol):
     """Shows progress, remarks and warnings."""
 
+    def begin(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
     def start(self, title: str, total: int | None, unit: str) -> Step: ...
 
     def finish(self, step: Step) -> None: ...
@@ -28,6 +32,12 @@ class Display(Protocol):
 
 
 class _Silent:
+    def begin(self, text: str) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
     def start(self, title: str, total: int | None, unit: str) -> Step:
         return lambda n=1, **figures: None
 
@@ -69,6 +79,16 @@ def track(title: str, total: int | None = None, unit: str = "steps") -> Iterator
         yield step
     finally:
         _display.finish(show)
+
+
+@contextmanager
+def announced(text: str) -> Iterator[None]:
+    """Context that shows what is about to be done until there is something else to show: libraries load for seconds."""
+    _display.begin(text)
+    try:
+        yield
+    finally:
+        _display.end()
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from minitron_cli import process_rank
@@ -121,10 +121,25 @@ class Terminal:
             speed_estimate_period=SPEED_SECONDS,
             disable=not self._console.is_terminal,
         )
+        self._begun: TaskID | None = None
+        """The bar without an end that is shown before anything else is."""
+
+    def begin(self, text: str) -> None:
+        if not self._quiet and not self._bars.disable:
+            self._bars.start()
+            self._begun = self._bars.add_task(text, total=None, amount="", figures="")
+
+    def end(self) -> None:
+        """Remove what `begin` has shown, unless something else has come."""
+        if self._begun is not None:
+            self._bars.remove_task(self._begun)
+            self._begun = None
+            self._bars.stop()
 
     def start(self, title: str, total: int | None, unit: str) -> Step:
         if self._quiet:
             return lambda n=1, **figures: None
+        self.end()
         self._bars.start()
         return _Loop(self._bars, title, total, unit)
 
@@ -136,9 +151,11 @@ class Terminal:
 
     def say(self, text: str) -> None:
         if not self._quiet:
+            self.end()
             self._console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
+        self.end()
         self._console.print(f"warning: {text}", style="yellow", markup=False)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron_cli import device as devices
-from minitron_cli import io, process_rank, yaml_document
+from minitron_cli import io, process_rank, progress, yaml_document
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import workspace as workspaces
 from minitron_cli.artifacts.artifact import Artifact
@@ -103,7 +103,10 @@ def opened(
         given, workspace.settings, model, text, {(stage, *place): v for place, v in (flags or {}).items()}
     )
     requested = requested.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
-    with running(how, workspace, requested.values) as context:
+    with (
+        progress.announced(f"{stage} in {workspace.root}"),
+        running(how, workspace, requested.values) as context,
+    ):
         yield Session(how, workspace, requested, context)
 
 

@@ -1,6 +1,7 @@
 """The program as a whole: help, exit codes, messages, signals, pipes."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from minitron_cli import __version__, errors, progress, recipe
 from minitron_cli.cli import console
@@ -264,6 +266,23 @@ def test_defaults_in_the_help_are_the_specs_own() -> None:
             assert (float(said) if isinstance(default, float) else said) == default, (command.__name__, name)
             compared += 1
     assert compared >= 14
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_is_about_to_be_done_is_shown_on_a_terminal_until_something_else_is(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(console, "_stderr", lambda: Console(file=written, force_terminal=is_terminal, width=80))
+    terminal = console.Terminal(quiet=False)
+    progress.show_on(terminal)
+    with progress.announced("prune in runs/small"):
+        assert ("prune in runs/small" in written.getvalue()) == is_terminal
+        assert len(terminal._bars.tasks) == is_terminal
+        progress.say("pruning")
+        assert not terminal._bars.tasks
+    progress.show_on(None)
+    assert written.getvalue().count("pruning") == 1
 
 
 def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(
