@@ -6,7 +6,6 @@ Installed by `make rivals` into an environment of its own; nothing of the produc
 # B batch, T token, D hidden, L layer
 
 import logging
-import resource
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -152,11 +151,6 @@ def timed(make: Callable[[], Any]) -> tuple[Any, float]:
     started = time.process_time()
     made = make()
     return made, time.process_time() - started
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _loader(batches_BT: Sequence[Tensor]) -> list[dict[str, Tensor]]:

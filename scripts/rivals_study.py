@@ -26,6 +26,7 @@ from real_models import MODELS, real_model
 from studies import Figures, Study, write_page
 from torch import Tensor
 
+from minitron_cli import memory
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
@@ -196,7 +197,7 @@ def _steps(study: RivalsStudy, library: str, steps: int) -> Figures:
     else:
         run = rivals.trl_step(study.parent.path, child, batches, study.directory / "trl")
     _, seconds = rivals.timed(run)
-    return {"seconds": seconds / steps, "peak": rivals.peak_bytes()}
+    return {"seconds": seconds / steps, "peak": memory.peak_bytes("cpu")}
 
 
 def rows(study: RivalsStudy, group: str, ways: Mapping[str, Way]) -> Iterator[str]:
