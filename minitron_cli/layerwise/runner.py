@@ -150,10 +150,20 @@ class LayerwiseRunner:
         for b, tokens in self._tokens():
             before_BTD = self._states.take(f"{b}").to(self.device)
             call, after_BTD = self._watched(self._layers[layer], observers, tokens, before_BTD)
-            if not after_BTD.isfinite().all():
-                raise not_finite_from(layer)
             then(b, call)
-            self._states.put(f"{b}", after_BTD)
+            self._put(layer, b, after_BTD)
+
+    def put(self, layer: int, after: Iterable[Tensor]) -> None:
+        """Take every batch past a layer whose outputs [B, T, D] are known."""
+        for b, after_BTD in enumerate(after):
+            self._states.take(f"{b}")
+            self._put(layer, b, after_BTD)
+            self._step()
+
+    def _put(self, layer: int, b: int, after_BTD: Tensor) -> None:
+        if not after_BTD.isfinite().all():
+            raise not_finite_from(layer)
+        self._states.put(f"{b}", after_BTD)
 
     @contextmanager
     def at(self, layer: int) -> Iterator[None]:

@@ -16,7 +16,6 @@ from minitron_cli.repair.least_squares import CHOICE_OUTPUTS, RIDGES
 from minitron_cli.results.base import ModelSize
 
 FP32, FP64 = ITEM_BYTES["float32"], ITEM_BYTES["float64"]
-AGAIN = 2  # further passes of a child's layer while its parts are fitted: each runs what comes before it again
 COPIES = 4  # of the widest sums in fp64 while they are solved
 
 Fitted = Sequence[tuple[Shape, Collection[str]]]
@@ -28,7 +27,8 @@ def passes_again(fitted: Fitted, tokens: int, length: int) -> Iterator[Pass]:
     for child, repairs in fitted:
         if "least_squares" in repairs:
             size: ModelSize = model_size(child, length)
-            yield Pass("repair, again", 0, AGAIN * tokens * size.decoder_flops)
+            again = 1 if adds_as_it_is(child.family) else 2  # the end of the layer is not computed once more
+            yield Pass("repair, again", 0, again * tokens * size.decoder_flops)
 
 
 def statistics(parent: Shape, fitted: Fitted, tokens: int) -> Moved:
@@ -48,10 +48,15 @@ def memory(run: Run, child: Shape, tokens: int, activation_budget: int) -> dict[
     """States between layers, the widest sums, and the activations of a layer of each model."""
     inputs = max(inputs for inputs, _, _ in _parts(run.shape, child, is_rotated=True))
     return {
-        "stored activations": min(activation_budget, STORES * tokens * run.shape.sizes["hidden"] * FP32),
+        "stored activations": min(activation_budget, tokens * _stored_channels(run.shape, child) * FP32),
         "sums": COPIES * inputs**2 * FP64,
         "activations": 2 * run.layer_bytes(),
     }
+
+
+def _stored_channels(parent: Shape, child: Shape) -> int:
+    """Channels of a token that are stored: its hidden states, and what the last matrix of a layer reads."""
+    return (STORES - 1) * parent.sizes["hidden"] + child.sizes["ffn"]
 
 
 def stored_bytes(parent: Shape, child: Shape, repairs: Collection[str]) -> int:

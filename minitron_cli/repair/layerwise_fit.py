@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from minitron_cli.data.batches import Batch
 
-STORES = 3  # that share the activation budget: the parent's and the child's hidden states, and wanted outputs
+STORES = 4  # that share the activation budget: both models' hidden states, wanted outputs, and the last part's inputs
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class LayerwiseFit:
         step: progress.Step,
     ) -> None:
         self._models, self._batches, self._under_repair = models, batches, under_repair
-        self._parent_states, self._child_states, self._wanted = (
-            _states(scratch / name, budget) for name in ("parent", "child", "wanted")
+        self._parent_states, self._child_states, self._wanted, self._last = (
+            _states(scratch / name, budget) for name in ("parent", "child", "wanted", "last")
         )
         family = models.family
         self._child_weights = StoredWeights(models.child, family, under_repair.read, models.weights.device)
@@ -143,14 +143,19 @@ class LayerwiseFit:
 
     def begin(self) -> None:
         """Embed the tokens in both models."""
-        self._wanted.saved()  # drops what a killed fit left
+        self._drop_left_over()
         self._parent.embed()
         self._child.embed()
         self._past_dropped(0)
 
     def restore(self, layers: int, state: Mapping[str, Tensor]) -> None:
         """Continue behind some layers: what was fitted is in the `ChildUnderRepair`."""
-        self._wanted.saved()  # drops what a killed fit left
+        self._drop_left_over()
+
+    def _drop_left_over(self) -> None:
+        """Remove what a killed fit left of stores that are empty between two layers."""
+        for store in (self._wanted, self._last):
+            store.saved()
 
     def state(self) -> dict[str, Tensor]:
         """Nothing: what was fitted is in the `ChildUnderRepair`."""
@@ -173,7 +178,28 @@ class LayerwiseFit:
                     # The sums are not given a name, so that they are freed before those of the next part are made.
                     changed = self._under_repair.fit_writer(part.writer.weight, self._writer_sums(place, part))
                     self._renew(place, changed)
-            self._child.past(place)
+            if self._ends_by_adding(parts[-1]):
+                self._child.put(place, self._sums_of_stream(parts[-1]))
+            else:
+                self._child.past(place)
+
+    def _ends_by_adding(self, part: _Part) -> bool:
+        """Whether the stream after a layer is that before its last part plus what a fitted matrix writes.
+
+        Then the layer need not be computed again: the matrix's inputs did not change when it was fitted. On a device of
+        its own computing them again is quicker than copying them there and back.
+        """
+        return part.ends_layer and part.writer is not None and self._child.device.type == "cpu"
+
+    def _sums_of_stream(self, part: _Part) -> Iterator[Tensor]:
+        """Hidden states [B, T, K] after the layer that ends with a part, batch by batch, from what `_pairs` stored."""
+        assert part.writer
+        writer = self._models.child.get_submodule(part.writer.child)
+        for b in range(len(self._batches)):
+            written_BTK = writer(self._last.take(f"{b}.inputs"))
+            if self._multiplier != 1:
+                written_BTK = written_BTK * self._multiplier
+            yield self._last.take(f"{b}.stream") + written_BTK
 
     def _past_dropped(self, place: int) -> None:
         """Run the parent alone through the layers that the child lacks before its layer at `place`, or its end."""
@@ -243,6 +269,10 @@ class LayerwiseFit:
             for there in at_norm:
                 wanted_BTK = wanted_BTK - there.inputs_BTI.float() / self._multiplier
             wanted_BTK = wanted_BTK if bias is None else wanted_BTK - bias.float()
+            if self._ends_by_adding(part):
+                (stream,) = at_norm
+                self._last.put(f"{b}.stream", stream.inputs_BTI)
+                self._last.put(f"{b}.inputs", seen.inputs_BTI)
             yield seen.inputs_BTI, wanted_BTK
 
     def end(self) -> None:

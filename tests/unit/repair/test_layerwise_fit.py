@@ -14,7 +14,7 @@ from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.transform import Repair, norm_gains
-from minitron_cli.repair import gram, least_squares
+from minitron_cli.repair import gram, layerwise_fit, least_squares
 from minitron_cli.repair.fitted_child import FittedChild
 from minitron_cli.repair.gram import SplitGramPair
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
@@ -272,6 +272,17 @@ def test_on_disk_or_in_memory_batched_or_spilled_it_is_the_same(llama, tmp_path)
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "granite", "qwen3"])
+def test_a_layer_that_is_not_computed_again_has_the_same_bits(model_type, tmp_path, monkeypatch):
+    model, checkpoint = parent_of(tmp_path / "parent", model_type)
+    plan = pruning_plan(model, checkpoint)
+    found = tensors_of(fit(model, checkpoint, plan, tmp_path / "found"))
+    monkeypatch.setattr(layerwise_fit.LayerwiseFit, "_ends_by_adding", lambda *_: False)
+    again = tensors_of(fit(model, checkpoint, plan, tmp_path / "again"))
+    assert found.keys() == again.keys()
+    assert all(torch.equal(found[name], again[name]) for name in again)
 
 
 @pytest.mark.parametrize("kill", [5, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (0, 9, 16))])
