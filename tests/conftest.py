@@ -22,6 +22,8 @@ REAL_MODELS = real_models.default_root()  # before tests get a cache of their ow
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 4 << 30
 
+gc.disable()  # until all is imported and collected: nearly all of that lives to the end
+
 
 def pytest_configure() -> None:
     """Put temporary directories in memory where there is room: tests sync thousands of files, each in milliseconds."""
@@ -63,6 +65,7 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector what lives to the end: libraries, tests and their parameters; and call it seldom."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 20)
 
 

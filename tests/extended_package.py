@@ -4,8 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +39,41 @@ class ExtendedPackage:
             assert text.count(old) == 1, f"{module} has {old!r} {text.count(old)} times"
             text = text.replace(old, new)
         path.write_text(text)
+
+    def run(self, script: str, *arguments: str) -> str:
+        """Output of a script in a fork of this process, which has the libraries and imports the package from the copy.
+
+        AssertionError with all that it wrote if it fails.
+        """
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            if not (pid := os.fork()):
+                self._run_and_exit(script, arguments, output.fileno(), errors.fileno())
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            for file in (output, errors):
+                file.seek(0)
+            written = output.read().decode()
+            assert code == 0, written + errors.read().decode()
+        return written
+
+    def _run_and_exit(self, script: str, arguments: tuple[str, ...], output: int, errors: int) -> NoReturn:
+        code = 1
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        try:
+            os.dup2(output, 1)
+            os.dup2(errors, 2)
+            for name in [name for name in sys.modules if name.split(".")[0] in ("minitron_cli", "tests")]:
+                del sys.modules[name]
+            os.chdir(self.root)
+            sys.path.insert(0, str(self.root))
+            sys.argv = ["-c", *arguments]
+            exec(script, {"__name__": "__main__"})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
 
     def python(self, *arguments: str) -> str:
         """Output of Python with these arguments, in the copy. AssertionError with all that it wrote if it fails."""

@@ -197,9 +197,10 @@ def empty_model(path: Path, *, device: str = "cpu", dtype: Any = "auto") -> "Pre
 def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "PreTrainedModel":
     """The model of a config without weights; buffers are real."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, initialization
 
-    with init_empty_weights(include_buffers=False):
+    # On the meta device torch draws nothing, yet takes longer for it than for all else.
+    with init_empty_weights(include_buffers=False), initialization.no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(config)).eval()
     model.tie_weights()  # init_empty_weights has untied them
     for module in model.modules():

@@ -5,8 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,9 @@ from minitron_cli.artifacts.fingerprint import of_directory
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.errors import Interrupted
 from minitron_cli.results.prune import PruneResult
+from tests.cli.forks import launched
 from tests.cli.program import invoke
+from tests.faults.campaign.programs import Ended
 
 PRUNED = ("prune", "--shape", "hidden=32,ffn=64", "--drop-layers", "1-2")
 TRAINING = ("--batch-size", 2, "--micro-batch-size", 2, "--warmup-steps", 1, "eval_blocks=2")
@@ -472,47 +472,46 @@ def test_distill_learns_from_the_corrected_original_where_there_is_one(place: Ke
 
 
 @pytest.mark.slow
-def test_several_processes_speak_with_one_voice_and_one_exit_code(place: KeyPath, pruned: dict[str, Any]) -> None:
-    def distill(*more: Any) -> subprocess.CompletedProcess[str]:
+def test_several_processes_speak_with_one_voice_and_one_exit_code(
+    place: KeyPath, pruned: dict[str, Any], tmp_path: Path
+) -> None:
+    def distill(name: str, *more: Any) -> Ended:
         words = ("distill", "--gpus", 2, "--device", "cpu", "--batch-size", 4, "--micro-batch-size", 1, *more)
-        command = [sys.executable, "-m", "minitron_cli", *map(str, words), "--runs-dir", str(place.root / "runs")]
-        return subprocess.run(command, capture_output=True, text=True)
+        return launched(tmp_path / name / "at", *words, "--runs-dir", place.root / "runs")
 
-    made = distill("--steps", 2, "--warmup-steps", 1, "eval_blocks=2", "--sharding", "full", "--json")
-    assert made.returncode == 0, made.stderr
-    run = json.loads(made.stdout)["run"]
+    made = distill("made", "--steps", 2, "--warmup-steps", 1, "eval_blocks=2", "--sharding", "full", "--json")
+    assert made.code == 0, made.err
+    run = json.loads(made.out)["run"]
     assert (run["processes"], run["training"]["sharded"]) == (2, True)
-    failed = distill()
-    assert failed.returncode == 2
-    assert failed.stderr == "error: distill: the length of the run is unknown; set distill.tokens or distill.steps\n"
+    failed = distill("failed")
+    assert failed.code == 2
+    assert failed.err == "error: distill: the length of the run is unknown; set distill.tokens or distill.steps\n"
     remark = "2 processes run on the CPU and share its cores: no accelerator is used"
-    assert made.stderr.count(remark) == 1
+    assert made.err.count(remark) == 1
 
 
 @pytest.mark.slow
-def test_several_processes_score_what_one_does(place: KeyPath) -> None:
+def test_several_processes_score_what_one_does(place: KeyPath, tmp_path: Path) -> None:
     place.importance()
     words = ("importance", place.model, "--data", place.text, "--sequence-length", 16, "--samples", 8)
     apart = ("--runs-dir", place.root / "two", "--json")
-    command = [sys.executable, "-m", "minitron_cli", *map(str, (*words, "--gpus", 2, "--device", "cpu", *apart))]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["stage"] == "importance"
+    made = launched(tmp_path / "at", *words, "--gpus", 2, "--device", "cpu", *apart)
+    assert made.code == 0, made.err
+    assert json.loads(made.out)["stage"] == "importance"
     (one,), two = place.run("show", "importance"), json.loads(invoke("show", "importance", *apart).stdout)[0]
     for name, column in one["layers"].items():
         assert two["layers"][name] == pytest.approx(column, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_several_processes_search_what_one_does(place: KeyPath) -> None:
+def test_several_processes_search_what_one_does(place: KeyPath, tmp_path: Path) -> None:
     place.importance()
     words = ("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 4, "score_blocks=4")
     one = hashes(Path(place.run(*words)["path"]))
     more = ("--gpus", 2, "--device", "cpu", "--overwrite", "--runs-dir", place.root / "runs", "--json")
-    command = [sys.executable, "-m", "minitron_cli", *map(str, (*words, *more))]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    two = hashes(Path(json.loads(made.stdout)["path"]))
+    made = launched(tmp_path / "at", *words, *more)
+    assert made.code == 0, made.err
+    two = hashes(Path(json.loads(made.out)["path"]))
     assert two["result.json"] == one["result.json"]
     assert two["run.json"] != one["run.json"]
 

@@ -5,10 +5,12 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
+from minitron_cli import io
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.distill.config import CorrectConfig, DistillConfig, HiddenLosses
@@ -21,7 +23,7 @@ from minitron_cli.report import plots
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, teacher
 from minitron_cli.stages.teacher import TeacherConfig
-from tests.faults.harness import Range, artifacts, different, here, problems, random_kills, table
+from tests.faults.harness import Range, artifacts, different, here, in_child, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
 
 RANDOM_KILLS, INSIDE_A_WRITE = 20, 6
@@ -154,20 +156,36 @@ def run_all(place, root):
 @pytest.mark.slow
 def test_where_and_how_a_chain_runs_does_not_show(chain, tmp_path):
     """Not in a byte of any artifact: paths, the working directory, the umask, the hash seed, the time zone."""
-    imports = "import sys; from pathlib import Path; from tests.faults.test_stages import run_all"
-    script = f"{imports}; run_all(*map(Path, sys.argv[1:]))"
-    found = []
-    for name, umask, seed, zone in (("one", "022", "0", "UTC"), ("the other", "077", "1", "Asia/Tokyo")):
-        place, root = shutil.copytree(chain.place, tmp_path / name / "place"), tmp_path / name / "root"
-        root.mkdir()
-        settings = {
-            "PYTHONPATH": os.getcwd(),
-            "PYTHONHASHSEED": seed,
-            "TZ": zone,
-            "XDG_CACHE_HOME": str(root / "cache"),
-        }
-        command = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", sys.executable, "-c", script, str(place), str(root)]
-        subprocess.run(command, check=True, cwd=place, env=os.environ | settings)
-        found.append(artifacts(root))
+    places, roots = {}, {}
+    for name in ("a fork", "a program"):
+        places[name] = shutil.copytree(chain.place, tmp_path / name / "place")
+        roots[name] = tmp_path / name / "root"
+        roots[name].mkdir()
+
+    def here_and_so(root):
+        os.umask(0o022)
+        os.chdir(places["a fork"])
+        os.environ |= {"TZ": "UTC", "XDG_CACHE_HOME": str(root / "cache")}
+        time.tzset()
+        run_all(places["a fork"], root)
+
+    ended = in_child(here_and_so, roots["a fork"], io.Disk()).wait()
+    assert ended.code == 0, ended.trace
+    elsewhere(places["a program"], roots["a program"], umask="077", seed="104729", zone="Asia/Tokyo")
+    found = [artifacts(root) for root in roots.values()]
     assert different(*found) == []
     assert len(found[0]) == 2 * len(NAMES)
+
+
+def elsewhere(place, root, umask, seed, zone):
+    """Run every stage in a process of its own; this one has a hash seed of its own, too."""
+    imports = "import sys; from pathlib import Path; from tests.faults.test_stages import run_all"
+    script = f"{imports}; run_all(*map(Path, sys.argv[1:]))"
+    settings = {
+        "PYTHONPATH": os.getcwd(),
+        "PYTHONHASHSEED": seed,
+        "TZ": zone,
+        "XDG_CACHE_HOME": str(root / "cache"),
+    }
+    command = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", sys.executable, "-c", script, str(place), str(root)]
+    subprocess.run(command, check=True, cwd=place, env=os.environ | settings)

@@ -26,8 +26,8 @@ import torch
 from minitron_cli import io
 from minitron_cli.distill.trainer import Placement
 from tests.faults.harness import Faulty
+from tests.processes import together
 from tests.unit.distill import small
-from tests.unit.distill.processes import together
 from tests.unit.distill.test_trainer import FULL, PAIRS
 
 BLOCKS = 10  # so that an epoch is two and a half batches: its edges fall before, in and after a step

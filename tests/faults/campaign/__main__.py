@@ -47,7 +47,7 @@ def _arguments() -> argparse.Namespace:
 
 def _performed(tasks: list[Task], jobs: int, place: Path) -> list[list[Outcome]]:
     """Outcomes of each task, in the order of the tasks."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # with what this process has imported
     with ProcessPoolExecutor(jobs, context, initializer=begin, initargs=(place,)) as pool:
         waiting = {pool.submit(perform, task): i for i, task in enumerate(tasks)}
         found: dict[int, list[Outcome]] = {}

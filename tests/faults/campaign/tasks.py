@@ -70,6 +70,7 @@ QUICK = [
     Task("full disks and limits", "importance", 4),
     *(Task("malformed", name, share=(1, 60)) for name in MALFORMED),
     Task("code execution", share=(1, 30)),
+    Task("negative controls"),
 ]
 """A few trials of each kind."""
 

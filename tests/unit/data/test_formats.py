@@ -75,7 +75,7 @@ def test_a_new_format_is_one_file_and_one_name(tokenizer, tmp_path: Path) -> Non
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows = [{"q": "the fox?", "a": "lazy dog"}] * 3
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text, scored, schema, is_offered = package.python("-c", SCRIPT).splitlines()
+    text, scored, schema, is_offered = package.run(SCRIPT).splitlines()
     assert text.startswith("Q: the fox? A: lazy dog<|end|>Q: the fox? A: lazy dog<|end|>")
     assert scored.startswith(" lazy dog<|end|> lazy dog<|end|>")
     assert "qa: a question and its answer, which alone is scored." in schema

@@ -47,11 +47,12 @@ names = ["-k", "LogitDistance or logit_distance"]
 pytest.main(["-q", "-p", "no:cacheprovider", *names, "tests/conformance/test_losses.py", "tests/parity"])
 """
 TESTS = ("tests/conformance/test_losses.py", "tests/parity/test_distill_losses.py")
+HELPERS = ("tests/quick.py", "tests/tiny.py", "tests/unit/distill/small.py")
 
 
 @pytest.mark.slow
 def test_a_new_loss_is_one_file_and_one_name(tmp_path: Path) -> None:
-    package = ExtendedPackage(tmp_path, (*TESTS, "tests/unit/distill/small.py"))
+    package = ExtendedPackage(tmp_path, (*TESTS, *HELPERS))
     package.add("minitron_cli/distill/losses/logit_distance.py", TOY)
     package.name(
         "minitron_cli/distill/losses/__init__.py",

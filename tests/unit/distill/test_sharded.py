@@ -14,9 +14,9 @@ from minitron_cli.distill import checkpoints, sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import Placement
 from minitron_cli.errors import Interrupted, RunFailed
+from tests.processes import together
 from tests.quick import first_quick
 from tests.unit.distill import small
-from tests.unit.distill.processes import together
 from tests.unit.distill.test_trainer import FULL, PAIRS, figures, interrupt_after
 
 BOTH = pytest.mark.parametrize("is_sharded", [False, True], ids=["replicated", "sharded"])

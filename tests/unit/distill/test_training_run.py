@@ -18,8 +18,8 @@ from minitron_cli.errors import EnvironmentFault, RecipeError
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.stages import correct, distill
+from tests.processes import together
 from tests.tiny import tiny_model, write_tiny
-from tests.unit.distill.processes import together
 from tests.unit.stages.place import context, data, write_place
 
 TRAINING: dict[str, Any] = {

@@ -1,15 +1,11 @@
 """A constraint is added by one file and one name: a toy one goes through a search, its errors and its list."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.extended_package import ExtendedPackage
+
 NAME = "kv_cache_tokens"
 
 CONSTRAINT = '''
@@ -85,30 +81,17 @@ print(json.dumps({"costs": costs, "shown": shown, "heading": figure.heading, "re
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """What a search prints in a copy of the package with one more file, and one more name in the union."""
-    copy = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "minitron_cli", copy / "minitron_cli", ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "tests").symlink_to(ROOT / "tests")
-    constraints = copy / "minitron_cli" / "search" / "constraints"
-    (constraints / f"{NAME}.py").write_text(CONSTRAINT)
-    registry = constraints / "__init__.py"
-    text = registry.read_text().replace("Parameters | Memory", "KVCacheTokens | Parameters | Memory")
-    line = f"from minitron_cli.search.constraints.{NAME} import KVCacheTokens\n"
-    registry.write_text(
-        text.replace(
-            "from minitron_cli.search.constraints.latency", f"{line}from minitron_cli.search.constraints.latency"
-        )
+    package = ExtendedPackage(tmp_path_factory.mktemp("copy"))
+    package.add(f"minitron_cli/search/constraints/{NAME}.py", CONSTRAINT)
+    before = "from minitron_cli.search.constraints.latency"
+    package.name(
+        "minitron_cli/search/constraints/__init__.py",
+        {
+            before: f"from minitron_cli.search.constraints.{NAME} import KVCacheTokens\n{before}",
+            "Parameters | Memory": "KVCacheTokens | Parameters | Memory",
+        },
     )
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SEARCH, str(copy / "place")],
-        cwd=copy,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(package.run(SEARCH, str(package.root / "place")).splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -1,13 +1,9 @@
 """The importance stage: the same scores however the model is held, and whatever kills it."""
 
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +12,13 @@ from minitron_cli import progress
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
+from minitron_cli.evaluate import tasks as lm_eval_tasks
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.layerwise.processes import Processes, say_if_on_cpu
 from minitron_cli.scores.scores import Scores
 from minitron_cli.stages import importance
+from tests.processes import together
 from tests.tiny import write_tiny
 from tests.unit.stages.place import WORDS, context, data, write_place
 
@@ -84,15 +82,17 @@ def test_a_block_that_is_the_whole_model_is_refused_first(place, tmp_path):
     assert not (tmp_path / "importance").exists()
 
 
+def one_of_two(rank, place, workspace, changes):
+    artifact, scores = run(place, workspace, **changes)
+    return artifact.path, scores
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["resident", "layer_major"])
 def test_two_processes_score_what_one_does(place, tmp_path, mode):
-    script = Path(__file__).with_name("importance_under_torchrun.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launcher, str(place), str(tmp_path / "two"), mode], check=True, env=environment, timeout=120)
-    two = Scores.load(next((tmp_path / "two" / "importance").glob("*/scores.safetensors")).parent).by_name
-    _, one = run(place, tmp_path / "one", samples=7, batch_size=2, mode=mode, blocks=(2,), removal_samples=5)
+    changes = {"samples": 7, "batch_size": 2, "mode": mode, "blocks": (2,), "removal_samples": 5}
+    (_, two), _ = together(2, one_of_two, place, tmp_path / "two", changes)
+    _, one = run(place, tmp_path / "one", **changes)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         # Of a variance near 0, and of a difference of perplexities, only the larger part is given to 1e-6.
@@ -171,7 +171,8 @@ def test_the_task_is_asked_without_each_block(place, tmp_path, tasks):
 
 
 @pytest.mark.slow  # lm-eval looks through all of its own tasks first
-def test_a_task_that_does_not_exist_is_refused_first(place, tmp_path, tasks):
+def test_a_task_that_does_not_exist_is_refused_first(place, tmp_path, tasks, monkeypatch):
+    monkeypatch.setattr(lm_eval_tasks, "LM_EVAL_TASKS", lm_eval_tasks.LM_EVAL_TASKS / "arc")  # all take ten seconds
     with pytest.raises(InputError, match="finsh"):
         run(place, tmp_path, blocks=(2,), block_task="finsh", block_task_path=str(tasks))
     assert not (tmp_path / "importance").exists()

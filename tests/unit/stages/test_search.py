@@ -1,9 +1,5 @@
 """A search of a tiny model: what it remembers, what it measures, and what pruning makes of it."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +18,9 @@ from minitron_cli.results.search import CandidateResult, ObjectiveResult, Search
 from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, prune, report, search
+from tests.processes import together
 from tests.unit.stages.place import WORDS, context, data, write_place
 
-ROOT = Path(__file__).parents[3]
 RETRAIN = Retrain(
     top=4, tokens=256, rungs=3, batch_size=2, micro_batch_size=2, learning_rate=1e-2, warmup_steps=1, save_every=1
 )
@@ -258,17 +254,24 @@ def test_the_report_shows_how_it_was_decided(tmp_path, place, parent, scores):
     assert "halving" in page
 
 
+def search_together(rank, place, scores, out):
+    """Search as one of several processes; the files that came of it, and what this one trained."""
+    parent, trained, original = open_source_model(place / "model"), [], search.train
+
+    def train(*arguments, until, **options):
+        trained.append((arguments[5].name, until))
+        return original(*arguments, until=until, **options)
+
+    search.train = train
+    found = search.run(context(out), parent, scores, data(place), config(parent))
+    return found.manifest.files, set(trained)
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_candidates(tmp_path, place, parent, scores):
     alone = search.run(context(tmp_path / "alone"), parent, scores, data(place), config(parent))
-    script = str(Path(__file__).with_name("search_under_torchrun.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [str(place), str(scores.path), str(tmp_path / "both")]
-    subprocess.run([*command, *arguments], env=environment, check=True, timeout=240)
-    files = [json.loads((tmp_path / f"both-{rank}.json").read_text()) for rank in range(2)]
-    assert files[0]["files"] == files[1]["files"] == {n: list(r) for n, r in alone.manifest.files.items()}
-    trained = [set(map(tuple, one["trained"])) for one in files]
+    files, trained = zip(*together(2, search_together, place, scores, tmp_path / "both"), strict=True)
+    assert files[0] == files[1] == alone.manifest.files
     assert trained[0], "both work"
     assert trained[1]
     assert not trained[0] & trained[1]

@@ -9,11 +9,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-import torch.distributed.fsdp  # before the fork: it takes seconds
 
 
 def together(count: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 60) -> list[Any]:
     """What `function(rank, *arguments)` returns in each of `count` processes, as if a launcher had started them."""
+    import torch.distributed.fsdp  # noqa: F401 - before the fork: it takes seconds
+
     context = multiprocessing.get_context("fork")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
