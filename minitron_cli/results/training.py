@@ -79,6 +79,9 @@ class MaskResult(Spec):
     sparsity: float
     """Share of zeros among their weights."""
 
+    def __str__(self) -> str:
+        return f"{', '.join(self.patterns)} mask {self.kind} ({self.sparsity:.1%} zeros in {self.tensors:,} tensors)"
+
 
 class TrainingResult(Result):
     """One training run, from first to last step."""

@@ -124,9 +124,14 @@ class MaskFile:
         """Patterns of the masked tensors, each once, sorted."""
         return tuple(sorted({str(spec.pattern) for spec in self.specs.values()}))
 
+    @cached_property
+    def weights(self) -> int:
+        """Number of weights of the masked tensors."""
+        return sum(math.prod(spec.shape) for spec in self.specs.values())
+
     def sparsity(self) -> float:
-        """Share of zeros among all weights of the masked tensors. Needs no bits, because every pattern holds."""
-        return sum(map(_zeros, self.specs.values())) / sum(math.prod(spec.shape) for spec in self.specs.values())
+        """Share of zeros among these weights. Needs no bits, because every pattern holds."""
+        return sum(map(_zeros, self.specs.values())) / self.weights
 
 
 def pack(mask: Tensor) -> Tensor:
