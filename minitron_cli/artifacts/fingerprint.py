@@ -10,7 +10,10 @@ from minitron_cli.results.base import RESULT
 
 
 def of_directory(directory: Path, hashed: file_hashes.Hash = file_hashes.records) -> str:
-    """Content hash of all files of a model: weights, configs, tokenizer. ArtifactError for a stage's damaged result."""
+    """Content hash of all files of a model: weights and masks, configs, tokenizer.
+
+    ArtifactError for a stage's damaged result.
+    """
     check_model(directory, hashed)
     paths = {p.name: p for p in sorted(directory.iterdir()) if p.is_file() and _matters(p.name)} | templates(directory)
     records = hashed(list(paths.values()))
@@ -42,5 +45,5 @@ def of_tokenizer(directory: Path) -> str:
 
 
 def _matters(name: str) -> bool:
-    suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja")
+    suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja", ".masks")
     return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN, RESULT)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from minitron_cli.errors import CheckpointError
 
-READ = (".safetensors", ".json", ".model", ".txt", ".jinja")  # endings of the names of the files that are read
+# Endings of the names of the files that are read.
+READ = (".safetensors", ".json", ".model", ".txt", ".jinja", ".masks")
 MAX_METADATA_BYTES = 1 << 30
 HOLES_FROM_BYTES = 1 << 30  # a smaller file is read in a moment, whatever it holds
 LEAST_STORED = 1 / 64  # of a file's size; no file system compresses weights further
@@ -47,5 +48,5 @@ def _check_size(file: Path) -> None:
         return
     if status.st_blocks * 512 < status.st_size * LEAST_STORED:
         raise CheckpointError(f"{file} is {status.st_size:,} bytes, almost all of them holes: download it again")
-    if file.suffix != ".safetensors" and status.st_size > MAX_METADATA_BYTES:
+    if file.suffix not in (".safetensors", ".masks") and status.st_size > MAX_METADATA_BYTES:
         raise CheckpointError(f"{file} is {status.st_size:,} bytes, which no model needs: remove it from the directory")

@@ -81,7 +81,7 @@ def _download(hub_id: str, *, offline: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "README.md"]
+    patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "*.masks", "README.md"]
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
         with stopping.interruptible():

@@ -110,8 +110,7 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """One whole tensor, in its stored dtype. Interrupted, as by `read_rows`, if a stop was requested."""
         stopping.raise_if_stopped()
-        info = self.tensors[name]
-        return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
+        return read_tensor(self.tensors[name])
 
     def read_rows(self, name: str, start: int, stop: int, buffer: Buffer | None = None) -> Tensor:
         """Rows `start:stop` of dim 0, in memory from `buffer` if given, else in new memory."""
@@ -132,10 +131,12 @@ def main_dtype(counts: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of one file."""
-    return {
-        name: _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
-        for name, info in read_header(path).items()
-    }
+    return {name: read_tensor(info) for name, info in read_header(path).items()}
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """One whole tensor, in its stored dtype."""
+    return _read(info, 0, info.size_bytes).view(info.torch_dtype).reshape(info.shape)
 
 
 def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Buffer | None = None) -> Tensor:
@@ -245,6 +246,24 @@ def _is_plain(name: object) -> bool:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, in file order. CheckpointError unless every byte is accounted for."""
+    header, _, data_start, size = _header(path)
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path} lists {len(header):,} tensors: more than {MAX_TENSORS:,}; check the file")
+    tensors = [(name, _tensor_info(path, name, entry, data_start)) for name, entry in header.items()]
+    # Empty tensors share an offset with the next one and sort before it.
+    tensors.sort(key=lambda item: (item[1].start, item[1].size_bytes))
+    if _gapless_end(tensors, data_start) != size:
+        raise CheckpointError(f"{path} is truncated or its tensors overlap: download it again")
+    return dict(tensors)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Texts that one safetensors file stores beside its tensors, by key."""
+    return _header(path)[1]
+
+
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int, int]:
+    """Entries of the tensors, metadata, offset of the first tensor, and size of one safetensors file in bytes."""
     size = strict_json.regular_size(path)
     with open(path, "rb") as file:
         prefix = file.read(8)
@@ -257,14 +276,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     metadata = header.pop("__metadata__", None) or {}  # some writers store null
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path} has metadata that is not text: download it again")
-    if len(header) > MAX_TENSORS:
-        raise CheckpointError(f"{path} lists {len(header):,} tensors: more than {MAX_TENSORS:,}; check the file")
-    tensors = [(name, _tensor_info(path, name, entry, 8 + length)) for name, entry in header.items()]
-    # Empty tensors share an offset with the next one and sort before it.
-    tensors.sort(key=lambda item: (item[1].start, item[1].size_bytes))
-    if _gapless_end(tensors, 8 + length) != size:
-        raise CheckpointError(f"{path} is truncated or its tensors overlap: download it again")
-    return dict(tensors)
+    return header, metadata, 8 + length, size
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -105,9 +106,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one new file. Names are sorted, so the bytes do not depend on the mapping's order."""
     ordered = {name: tensors[name] for name in sorted(tensors)}
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in ordered.items()}
-    with _blank({path: specs}) as blank:
+    with blank_file(path, specs) as blank:
         for name, tensor in ordered.items():
             blank.fill(name, [tensor])
+
+
+@contextmanager
+def blank_file(
+    path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Blank]:
+    """Create one file at full size with its header, in which `metadata` are stored; as by `blank_checkpoint`."""
+    with _blank({path: specs}, metadata) as blank:
+        yield blank
 
 
 def replace_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -123,11 +133,13 @@ def replace_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def _blank(files: Mapping[Path, Mapping[str, TensorSpec]]) -> Iterator[Blank]:
+def _blank(
+    files: Mapping[Path, Mapping[str, TensorSpec]], metadata: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Blank]:
     blank = Blank({name: spec for specs in files.values() for name, spec in specs.items()})
     with ExitStack() as opened:
         for path, specs in files.items():
-            header = _header(specs)
+            header = _header(specs, metadata)
             file = opened.enter_context(io.sized_file(path, len(header) + _payload(specs)))
             file.write_at(0, header)
             blank.place(file, specs, len(header))
@@ -151,8 +163,8 @@ def _payload(specs: Mapping[str, TensorSpec]) -> int:
     return sum(spec.size_bytes for spec in specs.values())
 
 
-def _header(specs: Mapping[str, TensorSpec]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for name, spec in specs.items():
         end = offset + spec.size_bytes

@@ -49,6 +49,16 @@ class HiddenLosses(Spec):
         return self
 
 
+class MaskRefresh(Spec):
+    """Sparse weights whose choice is made again during training (SR-STE: Zhou et al. 2021)."""
+
+    refresh: int = Field(ge=1)
+    """Steps between two choices: the weights with the smallest magnitudes are lost, by the mask's pattern. None is made
+    after the last step."""
+    decay: float = Field(2e-4, ge=0)
+    """Decay of lost weights, which stay in training, as a part of their gradient (Zhou et al. 2021)."""
+
+
 def _one_of_each_kind(losses: tuple[KDLoss, ...]) -> tuple[KDLoss, ...]:
     kinds = [loss.kind for loss in losses]
     if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
@@ -115,6 +125,10 @@ class DistillConfig(Spec):
     """bf16: autocast over fp32 weights, teacher in bf16. auto: bf16 if the hardware supports it natively, else fp32."""
     seed: int = 0
     """Seed of the order of blocks, of dropout and of the projection."""
+    mask: Literal["frozen", "none"] | MaskRefresh = Field("frozen", exclude_if=lambda mask: mask == "frozen")
+    """What becomes of the zeros of a sparse model, one with masks. frozen: they stay, and only the other weights are
+    trained. {refresh: K}: every K steps the pattern is chosen again. none: all weights are trained and the zeros are
+    lost. Without effect on a dense model."""
     sharding: Literal["auto", "none", "full"] = Field("auto", exclude=True)
     """full: weights, gradients, moments and teacher are sharded over the processes instead of replicated. auto: full
     if a replica does not fit. Changes memory and speed, and the result by rounding only."""

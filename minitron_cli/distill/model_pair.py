@@ -31,6 +31,8 @@ from minitron_cli.model.taps import layer_module
 from minitron_cli.prune.slicing import is_finite
 
 T = TypeVar("T")
+STUDENT = "student."
+"""Prefix of the student's parameters among all that are trained."""
 
 
 class Losses(NamedTuple):
@@ -124,7 +126,7 @@ class ModelPair:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by a unique name; tied ones once."""
-        student = {f"student.{name}": p for name, p in self.student.named_parameters()}
+        student = {f"{STUDENT}{name}": p for name, p in self.student.named_parameters()}
         return student | {f"projection.{name}": p for name, p in self.project.named_parameters()}
 
     def losses(self, batch: Batch, targets: Targets, count: int, hidden_weight: float) -> Losses:

@@ -1,7 +1,7 @@
 """Trained parameters and their AdamW moments, also as tensors by name."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from minitron_cli.distill.checkpoints import Saved
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
+from minitron_cli.distill.masking import Masking
 from minitron_cli.distill.optimizer_kinds import BLOCK
 from minitron_cli.distill.sharding import local, span, whole
 
@@ -22,19 +23,27 @@ IS_SIGNED = {"exp_avg": True, "exp_avg_sq": False}
 class Optimizer:
     """AdamW on named parameters; weight decay on matrices only.
 
-    Its moments are in fp32, in 8 bits, or in the host's memory with the copy of the weights that they update.
+    Its moments are in fp32, in 8 bits, or in the host's memory with the copy of the weights that they update. Masked
+    parameters keep their zeros; if the mask is refreshed, the moments update a dense copy of them.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: DistillConfig) -> None:
-        self.parameters = dict(parameters)
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: DistillConfig, masking: Masking | None = None
+    ) -> None:
+        self.parameters, self._masking = dict(parameters), masking
         self._clip, self._is_8bit = config.clip, config.optimizer == "adamw_8bit"
         is_offloaded = config.optimizer == "adamw_offload"
-        self._updated = {name: _on_host(p) if is_offloaded else p for name, p in parameters.items()}
+        dense = masking.lost.keys() if masking and masking.refresh else ()
+        self._updated = {
+            name: _on_host(p) if is_offloaded else nn.Parameter(p.data.clone()) if name in dense else p
+            for name, p in parameters.items()
+        }
         groups = [
             {"params": [p for p in self._updated.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in self._updated.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
         self._adamw = _adamw_8bit(groups, config) if self._is_8bit else _adamw(groups, config)
+        self._mask_weights_()
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -43,7 +52,9 @@ class Optimizer:
         return [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
 
     def clip_(self) -> Tensor:
-        """Clip the gradient to a norm of at most `clip`; its norm before that."""
+        """Clip the gradient, that of masked parameters as they train, to a norm of at most `clip`; its norm before."""
+        for name, masking, p, updated in self._masked():
+            masking.mask_gradient_(name, p, updated.data)
         return whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._clip))
 
     def step_(self, learning_rate: float) -> None:
@@ -54,9 +65,14 @@ class Optimizer:
             updated.grad = None if p.grad is None else p.grad.to(updated.device)
         with torch.compiler.set_stance("force_eager") if self._is_8bit and not self._is_on_gpu else nullcontext():
             self._adamw.step()
-        for p, updated in self._copies():
-            p.data.copy_(updated.data)
+        self._use_updated_()
         self.drop_gradients_()
+
+    def refresh_masks_(self) -> None:
+        """Choose the weights that are lost again. All processes must call this."""
+        for name, masking, _, updated in self._masked():
+            masking.choose_(name, updated.data)
+        self._use_updated_()
 
     def drop_gradients_(self) -> None:
         """Drop the gradients without a step."""
@@ -64,8 +80,13 @@ class Optimizer:
             p.grad = None
 
     def weights(self) -> dict[str, Tensor]:
-        """This process's rows of every parameter, not copied, as `parameter.NAME`."""
-        return {f"parameter.{name}": local(p.data) for name, p in self.parameters.items()}
+        """This process's rows of every parameter, not copied, as `parameter.NAME`.
+
+        If masks are refreshed, they are the dense weights, and `lost.NAME` is what is masked of them.
+        """
+        weights = {f"parameter.{name}": local(p.data) for name, p in self._updated.items()}
+        refreshed = self._masking.lost if self._masking and self._masking.refresh else {}
+        return weights | {f"lost.{name}": lost for name, lost in refreshed.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """This process's rows of the whole state: weights, and moments of parameters that have had a gradient."""
@@ -90,6 +111,28 @@ class Optimizer:
                 for moment in MOMENTS:
                     state[moment] = _restored(moment, name, updated.data, saved, rows)
                 self._adamw.state[updated] = state
+        for name, masking, p, _ in self._masked():
+            if f"lost.{name}" in saved:
+                masking.lost[name] = saved.rows(f"lost.{name}", *span(p.data, group)).to(masking.lost[name].device)
+        self._mask_weights_()
+
+    def _use_updated_(self) -> None:
+        """Copy the weights that the moments update, where they are a copy, to the parameters, and mask those."""
+        for p, updated in self._copies():
+            p.data.copy_(updated.data)
+        self._mask_weights_()
+
+    def _mask_weights_(self) -> None:
+        for name, masking, p, updated in self._masked():
+            masking.mask_(name, p.data)
+            if masking.refresh is None and updated is not p:
+                masking.mask_(name, updated.data)
+
+    def _masked(self) -> Iterator[tuple[str, Masking, nn.Parameter, nn.Parameter]]:
+        """Each masked parameter, and the copy of it that the moments update, or itself; none in a dense model."""
+        if self._masking:
+            for name in self._masking.lost:
+                yield name, self._masking, self.parameters[name], self._updated[name]
 
     def _copies(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Each parameter with its copy in the host's memory; none unless they are offloaded."""

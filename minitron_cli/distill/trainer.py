@@ -20,10 +20,11 @@ from minitron_cli import canonical_json, progress, stopping
 from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import checkpoints
-from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.config import DistillConfig, MaskRefresh
 from minitron_cli.distill.curves import HELD_OUT, CurveRow, training_figures
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
+from minitron_cli.distill.masking import Masking
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.schedule import learning_rate, step_seed
@@ -33,6 +34,7 @@ from minitron_cli.distill.throughput import TrainingThroughput, peak_flops, step
 from minitron_cli.distill.validation import NOTHING, evaluate
 from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
 from minitron_cli.figures import Figure
+from minitron_cli.sparse.parameter_masks import ParameterMasks
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def train(
     pairs: Sequence[StatePair] = (),
     device: str = "cpu",
     placement: Placement = Placement(),
+    masks: ParameterMasks | None = None,
     log: Callable[[CurveRow], None] = lambda row: None,
     until: int | None = None,
     alone: bool = False,
@@ -88,6 +91,7 @@ def train(
 
     `scratch`: directory of this run alone for its checkpoints. With `resume` the newest valid one is continued. None
     keeps no checkpoints and exports the last weights.
+    `masks`: weights of the student that are zero, which `config.mask` keeps so.
     `pairs`: hidden states to compare if `config.hidden` is set (`state_pairs`, `relation_pairs`).
     `log`: called in the first process with every row of the curves.
     `until`: a step to stop after, with the state saved for a later call to continue.
@@ -98,7 +102,9 @@ def train(
     """
     group = ProcessGroup(device, alone=alone)
     with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
-        run = _Run(student, teacher, train_blocks, validation_blocks, config, scratch, pairs, group, placement, log)
+        run = _Run(
+            student, teacher, train_blocks, validation_blocks, config, scratch, pairs, group, placement, masks, log
+        )
         run.start(resume)
         return run.finish(until)
 
@@ -115,6 +121,7 @@ class _Run:
         pairs: Sequence[StatePair],
         group: ProcessGroup,
         placement: Placement,
+        masks: ParameterMasks | None,
         log: Callable[[CurveRow], None],
     ) -> None:
         self.config, self.scratch, self.group = config, scratch, group
@@ -134,7 +141,8 @@ class _Run:
             student_rows=placement.student_rows,
             teacher_rows=placement.teacher_rows,
         )
-        self.optimizer = Optimizer(self.models.trained(), config)
+        self.masking = self._masking(masks) if masks and config.mask != "none" else None
+        self.optimizer = Optimizer(self.models.trained(), config, self.masking)
         self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs)
         length, needed = train_blocks.sequence_length, teacher if config.needs_teacher else None
         step_tokens, peak = config.batch_size * length, peak_flops(group.device, self.models.precision)
@@ -164,6 +172,13 @@ class _Run:
             )
         if self.config.hidden is not None and not pairs:
             progress.warn("distill.hidden has no effect: depth was not pruned; name layers in distill.hidden.layers")
+
+    def _masking(self, masks: ParameterMasks) -> Masking:
+        refresh = self.config.mask if isinstance(self.config.mask, MaskRefresh) else None
+        masking = Masking(self.models.trained(), masks, self.group, refresh)
+        if self.config.init == "student":
+            masking.check()
+        return masking
 
     def start(self, resume: bool) -> None:
         """Restore the newest checkpoint, if there is one and `resume` is set."""
@@ -254,10 +269,17 @@ class _Run:
         self._refuse_non_finite(row, training_figures(self.config), f"on samples {_some(ids)}")
         self.optimizer.step_(row["learning_rate"])
         self.step += 1
+        self._refresh_masks_if_due()
         self.metrics.append(row)
         self.log(row)
         self.throughput.add(time.monotonic() - started)
         return row
+
+    def _refresh_masks_if_due(self) -> None:
+        """Choose the lost weights again, except after the last step, whose weights are not trained further."""
+        refresh = self.masking and self.masking.refresh
+        if refresh and self.step % refresh.refresh == 0 and self.step < self.total_steps:
+            self.optimizer.refresh_masks_()
 
     def _accumulate_(self, ids: Sequence[int], hidden_weight: float) -> Tensor:
         """Accumulate the gradient of the mean over the whole step's scored tokens in `.grad`; the step's figures [F].
@@ -388,6 +410,8 @@ class _Run:
         If sharded, all processes save their rows, else the first process saves everything.
         """
         assert self.scratch is not None
+        if self.masking:
+            self.masking.check_step(self.step)
         group = self.group if self.models.is_sharded else None
         with stopping.deferred():
             if group or self.group.rank == 0:

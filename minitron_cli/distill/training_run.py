@@ -1,9 +1,9 @@
 """Everything a training stage does around the loop: load models, write curves, write the trained model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,20 +14,22 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill import optimizer_kinds, sharding, trackers
-from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.config import DistillConfig, MaskRefresh
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.optimizer_kinds import trained_bytes
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.trainer import Placement, train
-from minitron_cli.errors import RunFailed
+from minitron_cli.errors import InputError, RunFailed
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.model.families import family_of
 from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
 from minitron_cli.model.shape import Shape
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.run_record import ThroughputRecord
-from minitron_cli.results.training import METRICS, VALIDATION, TrainingResult, ValidationPoint, Worsening
+from minitron_cli.results.training import METRICS, VALIDATION, MaskResult, TrainingResult, ValidationPoint, Worsening
+from minitron_cli.sparse.mask_file import MASKS, MaskWriter, new_mask_file
+from minitron_cli.sparse.parameter_masks import ParameterMasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,10 +46,25 @@ class LoadedModels:
     student: "PreTrainedModel"
     teacher: "PreTrainedModel | None" = None
     placement: Placement = REPLICATED
+    masks: ParameterMasks | None = None
+    """Zeros of the student that are to stay."""
 
 
 def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
     """Load both models; without weights if they are to be sharded, so that no process ever holds a whole model."""
+    return replace(_models(context, start, teacher, config), masks=_masks(start, config))
+
+
+def _masks(start: SourceModel, config: DistillConfig) -> ParameterMasks | None:
+    """Masks that the training keeps; says if it loses them."""
+    masks = ParameterMasks.of(start)
+    if masks and config.mask == "none":
+        progress.say(f"{config.section}.mask=none: all weights are trained, and the zeros of {start.name} are lost")
+        return None
+    return masks
+
+
+def _models(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
     group = ProcessGroup(context.device)
     dtype = torch.bfloat16 if resolve_precision(config.precision, group.device) == "bf16" else torch.float32
     trained = start.shape.parameters()
@@ -72,6 +89,14 @@ def check(config: DistillConfig) -> None:
     """RecipeError unless every package that the settings need is installed."""
     trackers.check(config.trackers)
     optimizer_kinds.check(config.optimizer, config.section)
+
+
+def check_masks(start: SourceModel, config: DistillConfig) -> None:
+    """Raise InputError if the settings refresh masks of a model that has none."""
+    if isinstance(config.mask, MaskRefresh) and not (start.path / MASKS).is_file():
+        raise InputError(
+            f"{config.section}.mask: {start.name} has no masks to refresh: run `minitron sparsify` first, or drop it"
+        )
 
 
 def _student(context: Context, start: SourceModel, config: DistillConfig) -> "PreTrainedModel":
@@ -140,6 +165,7 @@ def run_loop(
             pairs=pairs,
             device=context.device,
             placement=models.placement,
+            masks=models.masks,
             log=log,
         )
     io.write_new(work.path / METRICS, _lines(result.metrics))
@@ -160,7 +186,15 @@ def run_loop(
         sequence_length=train_blocks.sequence_length,
         validations=len(result.validation),
         validation_tokens=count * validation_blocks.sequence_length,
+        mask=_mask_result(models.masks, config) if models.masks else None,
         worse=Worsening.of(points, after, "kl" if config.needs_teacher else "loss") if after else None,
+    )
+
+
+def _mask_result(masks: ParameterMasks, config: DistillConfig) -> MaskResult:
+    kind: Literal["frozen", "refreshed"] = "refreshed" if isinstance(config.mask, MaskRefresh) else "frozen"
+    return MaskResult(
+        kind=kind, patterns=masks.file.patterns, tensors=len(masks.file.specs), sparsity=masks.file.sparsity()
     )
 
 
@@ -186,14 +220,35 @@ def _lines(rows: list[dict[str, float]]) -> bytes:
     return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows).encode()
 
 
-def write(work: StageBuild, start: SourceModel, model: "PreTrainedModel") -> None:
-    """Write the trained model with the tensor names and dtypes of `start`. All processes gather, the first writes."""
-    tensors = _stored(start, model)
+def write(work: StageBuild, start: SourceModel, models: LoadedModels, config: DistillConfig) -> None:
+    """Write the trained model with the tensor names and dtypes of `start`, and its masks if it has any.
+
+    All processes gather, the first writes.
+    """
+    tensors = _stored(start, models.student)
     if not process_rank.is_first_process():
         for _ in tensors:
             pass
         return
-    hf.save_like(start.checkpoint, work.path, tensors)
+    if models.masks is None:
+        hf.save_like(start.checkpoint, work.path, tensors)
+        return
+    with new_mask_file(work.path / MASKS, models.masks.file.specs) as file:
+        masked = _masked(models.masks, isinstance(config.mask, MaskRefresh), tensors, file)
+        hf.save_like(start.checkpoint, work.path, masked)
+
+
+def _masked(
+    masks: ParameterMasks, is_refreshed: bool, tensors: Iterable[tuple[str, Tensor]], file: MaskWriter
+) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors; the mask of each is written on the way. RunFailed if a lost weight is not zero."""
+    for name, tensor in tensors:
+        if name in masks.file:
+            kept = masks.of_part(name, tensor.abs()).cpu() if is_refreshed else masks.file.read(name)
+            if tensor.cpu()[~kept].count_nonzero():
+                raise RunFailed(f"pruned weights of {name} are not zero, so the model is not written: train it again")
+            file.put(name, kept)
+        yield name, tensor
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:

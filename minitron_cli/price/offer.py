@@ -19,6 +19,7 @@ from minitron_cli.price import estimate, subject, training
 from minitron_cli.price.estimate import Place
 from minitron_cli.price.work import ITEM_BYTES, Work
 from minitron_cli.results.price import Price
+from minitron_cli.sparse.mask_file import MaskFile
 
 LIBRARIES = "libraries"
 """Part of the memory that is held before anything is loaded, which what is free does not include."""
@@ -78,6 +79,7 @@ def offered_training(
         is_sharded=may_shard and (config.sharding == "full" or (config.sharding == "auto" and not is_replica)),
         may_spread=not is_beside or (processes == 1 and device.startswith("cuda") and torch.cuda.device_count() > 1),
         processes=processes,
+        masked=masks.weights if (masks := MaskFile.beside(student.path)) else 0,
     )
     return offered(context, config.section, work)
 

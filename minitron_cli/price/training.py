@@ -4,7 +4,7 @@ import math
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
-from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.config import DistillConfig, MaskRefresh
 from minitron_cli.distill.fused.token_chunks import CHUNK_BYTES
 from minitron_cli.distill.optimizer_kinds import OptimizerKind, trained_bytes
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
@@ -26,10 +26,12 @@ def work(
     is_sharded: bool = False,
     may_spread: bool = False,
     processes: int = 1,
+    masked: int = 0,
 ) -> Work:
     """Work of training a student on blocks of `length` tokens.
 
     `compute_dtype` is the name of the dtype that products are computed in, which the teacher's weights have too.
+    `masked`: weights of the student's masked tensors, see `distill.masking`.
     `may_spread`: the teacher is not on the student's device, or leaves it if it does not fit there.
     """
     steps = config.total_steps(length)
@@ -49,7 +51,8 @@ def work(
             "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
             "result": Moved(written=student.weights_bytes),
         },
-        certain=held(parameters // parts, None if may_spread else teacher, compute_dtype, config.optimizer, parts),
+        certain=held(parameters // parts, None if may_spread else teacher, compute_dtype, config.optimizer, parts)
+        | _masks(masked // parts, config),
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
@@ -78,6 +81,12 @@ def _result(
         validations=1 + math.ceil(steps / config.eval_every) if held_out_blocks else 0,
         validation_tokens=evaluated * length,
     )
+
+
+def _masks(weights: int, config: DistillConfig) -> dict[str, int]:
+    """Memory for what is masked: a byte per weight and, if it is chosen again, a dense copy on the device."""
+    is_copied = isinstance(config.mask, MaskRefresh) and config.optimizer != "adamw_offload"
+    return {"masks": weights * (1 + FP32 * is_copied)} if weights and config.mask != "none" else {}
 
 
 def _saves(config: DistillConfig, steps: int) -> int:

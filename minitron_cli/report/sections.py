@@ -76,5 +76,6 @@ def training_table(label: str, found: TrainingResult) -> Table:
         if (after := getattr(found.after, name, None)) is not None
     ]
     worse = f" (worse: {found.worse})" if found.worse else ""
-    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}{worse}"
+    zeros = f", {found.mask}" if found.mask else ""
+    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}{zeros}{worse}"
     return Table(title, tuple(map(Figure, ("held out", "before", "after"))), tuple(rows))

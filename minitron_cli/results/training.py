@@ -67,6 +67,22 @@ class Worsening(Spec):
         return f"{name} ended at {self.after:.4g} nats per token, from {start}"
 
 
+class MaskResult(Spec):
+    """Zeros of a sparse model that its training has kept."""
+
+    kind: Literal["frozen", "refreshed"]
+    """Whether the zeros are where they were, or were chosen again during the training."""
+    patterns: tuple[str, ...]
+    """Patterns of the masked tensors, such as `2:4`."""
+    tensors: int
+    """Masked tensors."""
+    sparsity: float
+    """Share of zeros among their weights."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.patterns)} mask {self.kind} ({self.sparsity:.1%} zeros in {self.tensors:,} tensors)"
+
+
 class TrainingResult(Result):
     """One training run, from first to last step."""
 
@@ -93,6 +109,8 @@ class TrainingResult(Result):
     """Number of evaluations."""
     validation_tokens: int
     """Held-out tokens of each evaluation."""
+    mask: MaskResult | None = None
+    """None if the model is dense."""
     worse: Worsening | None = None
     """None if the training made its objective better on held-out text, or nothing was held out."""
 

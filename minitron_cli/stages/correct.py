@@ -22,6 +22,7 @@ LABEL = "corrected"
 def run(context: Context, parent: SourceModel, data: DataConfig, config: CorrectConfig) -> Artifact:
     """Train the parent on the text; the trained model has the same shape, tensor names and dtypes."""
     training_run.check(config)
+    training_run.check_masks(parent, config)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
     config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))
@@ -31,7 +32,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
         result = training_run.run_loop(
             context, work, models, train_blocks, validation_blocks, config, name=LABEL, kind=CorrectionResult
         )
-        training_run.write(work, parent, models.student)
+        training_run.write(work, parent, models, config)
         return result
 
     inputs = {

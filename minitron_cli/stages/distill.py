@@ -30,6 +30,7 @@ def run(
     training_run.check(config)
     start = open_source_model(student, offline=context.offline)
     tokenizers.require_same(start, teacher)
+    training_run.check_masks(start, config)
     train_blocks = blocks_of(context, data, "train", start.path)
     validation_blocks = blocks_of(context, data, "validation", start.path)
     config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))
@@ -40,7 +41,7 @@ def run(
         result = training_run.run_loop(
             context, work, models, train_blocks, validation_blocks, config, pairs, name=label, kind=TrainingResult
         )
-        training_run.write(work, start, models.student)
+        training_run.write(work, start, models, config)
         return result
 
     inputs = {

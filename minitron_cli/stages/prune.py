@@ -44,6 +44,7 @@ from minitron_cli.search.candidates import candidate_result
 from minitron_cli.search.feasible import Candidate, feasible
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.search.retained_importance import RetainedImportance
+from minitron_cli.sparse.mask_file import MASKS
 from minitron_cli.spec import Amount
 
 STAGE, VERSION = "prune", 6
@@ -64,6 +65,11 @@ def run(
 
     InputError if a choice, a repair or a round needs text and `data` is None.
     """
+    if (parent.path / MASKS).is_file():
+        progress.warn(
+            f"{parent.name} is sparse, and pruning breaks its pattern of zeros: the child is dense and has no masks; "
+            "sparsify it after pruning"
+        )
     if config.untie:
         parent = parent.untied()
     original = parent.shape

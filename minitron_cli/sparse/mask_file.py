@@ -1,0 +1,172 @@
+"""The record of a sparse model's pruned weights: one bit per weight, in `sparsity.masks` beside the model.
+
+The file is in the safetensors format: per masked tensor, by its stored name, a uint8 tensor with the row-major mask, 8
+weights to a byte from the lowest bit (1: kept). Shapes, patterns and input axes are in the header's metadata.
+
+It does not end in .safetensors and is in no folder of such files: vLLM and other servers load every `*.safetensors`
+of a model without an index, and some of them look into folders, and would take masks for weights.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli import stopping, strict_json
+from minitron_cli.checkpoint import reader
+from minitron_cli.checkpoint.reader import TensorInfo
+from minitron_cli.checkpoint.writer import Blank, TensorSpec, blank_file
+from minitron_cli.errors import CheckpointError, InputError, shown
+from minitron_cli.sparse.pattern import Pattern
+
+MASKS = "sparsity.masks"
+FORMAT = "minitron_masks"  # key of the metadata
+AGAIN = "sparsify the model again, or remove the file"
+
+
+class MaskSpec(NamedTuple):
+    """What is known of a tensor's mask without its bits."""
+
+    shape: tuple[int, ...]
+    pattern: Pattern
+    axis: int | None
+    """Axis of the inputs, along which groups lie; None if a share was taken of the whole tensor."""
+
+    @property
+    def size_bytes(self) -> int:
+        return -(-math.prod(self.shape) // 8)
+
+
+class MaskWriter:
+    """Open mask file, to be filled a tensor at a time in any order."""
+
+    def __init__(self, blank: Blank, specs: Mapping[str, MaskSpec]) -> None:
+        self._blank, self._specs = blank, specs
+
+    def put(self, name: str, mask: Tensor) -> None:
+        """Write the bool mask of a tensor. Its pattern must hold."""
+        spec = self._specs[name]
+        assert tuple(mask.shape) == spec.shape, f"{name}: the mask is {tuple(mask.shape)}, the header says {spec.shape}"
+        assert spec.pattern.holds(mask, spec.axis), f"{name}: the mask has not the pattern {spec.pattern}"
+        self._blank.fill(name, [pack(mask)])
+
+
+@contextmanager
+def new_mask_file(path: Path, specs: Mapping[str, MaskSpec]) -> Iterator[MaskWriter]:
+    """Create a mask file at full size, to be filled in the context; synced when it ends without an error."""
+    ordered = {name: specs[name] for name in sorted(specs)}
+    sizes = {name: TensorSpec((spec.size_bytes,), torch.uint8) for name, spec in ordered.items()}
+    described = {name: [list(s.shape), str(s.pattern), s.axis] for name, s in ordered.items()}
+    with blank_file(path, sizes, {FORMAT: json.dumps(described, separators=(",", ":"))}) as blank:
+        yield MaskWriter(blank, ordered)
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask file whose header was validated. Reads one tensor's mask at a time."""
+
+    path: Path
+    specs: Mapping[str, MaskSpec]
+    _tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, path: Path) -> "MaskFile":
+        """Read the header. CheckpointError unless it describes every mask and each has the size that it should."""
+        tensors = reader.read_header(path)
+        described = strict_json.parse(reader.read_metadata(path).get(FORMAT, "{}").encode(), f"the header of {path}")
+        if described.keys() != tensors.keys() or not tensors:
+            raise CheckpointError(f"{path} does not describe its masks: {AGAIN}")
+        specs = {name: _spec(path, name, entry) for name, entry in described.items()}
+        for name, spec in specs.items():
+            if tensors[name].dtype != "U8" or tensors[name].shape != (spec.size_bytes,):
+                raise CheckpointError(f"{path} describes the mask of {shown(name)} wrongly: {AGAIN}")
+        return cls(path, specs, tensors)
+
+    @classmethod
+    def beside(cls, directory: Path) -> "MaskFile | None":
+        """Masks of a model directory; None if it has no mask file."""
+        path = directory / MASKS
+        return cls.open(path) if path.is_file() else None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.specs
+
+    def read(self, name: str) -> Tensor:
+        """Bool mask of a tensor, in its shape. CheckpointError unless it has its pattern and ends in zero bits."""
+        stopping.raise_if_stopped()
+        spec = self.specs[name]
+        bits = reader.read_tensor(self._tensors[name])
+        mask = unpack(bits, spec.shape)
+        if not torch.equal(pack(mask), bits) or not spec.pattern.holds(mask, spec.axis):
+            raise CheckpointError(f"{self.path}: the mask of {shown(name)} has not the pattern {spec.pattern}: {AGAIN}")
+        return mask
+
+    def check(self, weights: Callable[[str], Tensor]) -> None:
+        """Raise CheckpointError unless each pruned weight, by `weights` (stored name -> tensor), is exactly zero."""
+        for name, spec in self.specs.items():
+            tensor = weights(name)
+            if tuple(tensor.shape) != spec.shape:
+                raise CheckpointError(
+                    f"{self.path}: {shown(name)} is {tuple(tensor.shape)}, and its mask {spec.shape}: {AGAIN}"
+                )
+            if count := int(tensor[~self.read(name)].count_nonzero()):
+                raise CheckpointError(f"{self.path}: {count:,} pruned weights of {shown(name)} are not zero: {AGAIN}")
+
+    @cached_property
+    def patterns(self) -> tuple[str, ...]:
+        """Patterns of the masked tensors, each once, sorted."""
+        return tuple(sorted({str(spec.pattern) for spec in self.specs.values()}))
+
+    @cached_property
+    def weights(self) -> int:
+        """Number of weights of the masked tensors."""
+        return sum(math.prod(spec.shape) for spec in self.specs.values())
+
+    def sparsity(self) -> float:
+        """Share of zeros among these weights. Needs no bits, because every pattern holds."""
+        return sum(map(_zeros, self.specs.values())) / self.weights
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Bits of a bool mask in row-major order as uint8 [ceil(numel / 8)], from the lowest bit; unused bits are 0."""
+    flat = mask.reshape(-1).to(torch.uint8)
+    padded = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
+    bits = torch.zeros(len(padded), dtype=torch.uint8, device=mask.device)
+    for i in range(8):
+        bits |= padded[:, i] << i
+    return bits
+
+
+def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Bool mask of this shape from its packed bits."""
+    lanes = torch.stack([(bits >> i) & 1 for i in range(8)], dim=1)
+    return lanes.reshape(-1)[: math.prod(shape)].reshape(shape).bool()
+
+
+def _zeros(spec: MaskSpec) -> int:
+    count = math.prod(spec.shape)
+    if spec.axis is None or not count:
+        return spec.pattern.lost(count)
+    line = spec.pattern.group or spec.shape[spec.axis]
+    return count // line * spec.pattern.lost(line)
+
+
+def _spec(path: Path, name: str, entry: Any) -> MaskSpec:
+    try:
+        shape, text, axis = entry
+        is_sound = all(type(n) is int and n >= 0 for n in shape)
+        is_sound = is_sound and (axis is None or (type(axis) is int and 0 <= axis < len(shape)))
+        spec = MaskSpec(tuple(shape), Pattern.parse(text), axis)
+        is_sound = is_sound and (spec.pattern.group is None if axis is None else spec.pattern.fits(shape[axis]))
+    except (InputError, TypeError, ValueError):
+        is_sound = False
+    if not is_sound:
+        raise CheckpointError(f"{path} describes the mask of {shown(name)} wrongly: {AGAIN}")
+    return spec
