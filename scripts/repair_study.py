@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from bench_teacher import bench_data
 from matplotlib.ticker import EngFormatter
-from studies import Figures, Study, evenly_pruned, mean_and_interval, svg_figure, write_page
+from studies import Figures, Study, evenly_pruned, mean_and_interval, reached, svg_figure, write_page
 from torch import Tensor
 
 from minitron_cli.artifacts.build import Context
@@ -229,20 +229,7 @@ class Parity:
 
     def tokens(self, figure: str) -> float:
         """Fewest tokens after which the repaired child reaches the plain one's final loss or KL."""
-        return min(_reached(curve, figure, self.plain[-1][figure]) for curve in self.repaired)
-
-
-def _reached(curve: Sequence[dict[str, float]], figure: str, target: float) -> float:
-    """Tokens after which a curve is at the target, interpolated between evaluations; infinity if it never is."""
-    before = None
-    for point in curve:
-        if point[figure] <= target:
-            if before is None:
-                return 0.0
-            share = (before[figure] - target) / (before[figure] - point[figure])
-            return before["tokens"] + share * (point["tokens"] - before["tokens"])
-        before = point
-    return float("inf")
+        return min(reached(curve, figure, self.plain[-1][figure]) for curve in self.repaired)
 
 
 @torch.no_grad()

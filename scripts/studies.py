@@ -119,6 +119,19 @@ def mean_and_deviation(values: Sequence[float], form: str = "{:.3f}") -> str:
     return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
+def reached(curve: Sequence[dict[str, float]], figure: str, target: float) -> float:
+    """Tokens after which a curve is at the target, interpolated between evaluations; infinity if it never is."""
+    before = None
+    for point in curve:
+        if point[figure] <= target:
+            if before is None:
+                return 0.0
+            share = (before[figure] - target) / (before[figure] - point[figure])
+            return before["tokens"] + share * (point["tokens"] - before["tokens"])
+        before = point
+    return float("inf")
+
+
 def write_page(path: Path, lines: Iterable[str]) -> None:
     """Write lines of Markdown to a file and print them."""
     text = "\n".join(lines).rstrip() + "\n"

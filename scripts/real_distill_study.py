@@ -1,0 +1,194 @@
+"""Distill plain and repaired children of a pretrained model on equally many tokens, with equally tuned learning rates.
+
+    make real-models
+    python scripts/real_distill_study.py gemma-3-270m --text train.txt --validation held-out.txt
+
+Both children keep the same channels and neurons: a share of the non-embedding parameters, hidden and ffn pruned in
+proportion, pruned by `minitron prune` with and without its default repair. For each, the same learning rates are tried
+in short runs and chosen by KL on the even held-out blocks; everything reported is of the odd ones. Figures are kept in
+RUNS_DIR, so an interrupted study continues. Writes docs/results/real-models-distillation.md and a figure beside it.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench_teacher import bench_data
+from matplotlib.ticker import EngFormatter
+from real_models import MODELS, real_model
+from studies import Figures, Study, evenly_pruned, mean_and_interval, reached, svg_figure, write_page
+
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.checkpoint import hf
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.trainer import train
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.config import PruneConfig
+from minitron_cli.repair.closed_form import SampledBlocks
+from minitron_cli.report.plots import SERIES, SETTINGS
+from minitron_cli.stages import prune
+
+PLAIN, REPAIRED = "plain", "repaired"
+REPAIRS = {PLAIN: "none", REPAIRED: "auto"}
+RATES = (3e-5, 1e-4, 3e-4)  # tried for both
+TRIAL_SEED = 100
+POINTS = 5  # of a curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealDistillStudy(Study):
+    """A pretrained model and its text, with the lengths of training runs."""
+
+    ratio: float
+    """Share of the non-embedding parameters that children keep."""
+    tokens: int
+    """Training tokens of each run."""
+    trial_tokens: int
+    """Training tokens of each short run that tries a learning rate."""
+    batch: int
+    """Blocks per step."""
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the children."""
+        return {axis: n for axis, n in evenly_pruned(self.parent.shape, self.ratio).prunable.items() if axis != "layer"}
+
+    def student(self, arm: str, seed: int) -> Any:
+        """Child in fp32 that a run starts from."""
+        config = PruneConfig(shape=self.sizes, repair=REPAIRS[arm], repair_samples=64)
+        made = prune.run(self.context, self.parent, config, scores=self.scores(seed), data=self.data)
+        return hf.load_model(made.path, dtype="float32")
+
+    def held_out(self, half: int) -> SampledBlocks:
+        """Every second held-out block, from number `half` on: 0 to choose by, 1 to report."""
+        return SampledBlocks(self.validation, range(half, len(self.validation), 2))
+
+    def curve(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> list[dict[str, float]]:
+        """Held-out loss and KL before, during and after a run on one half of the held-out blocks."""
+        steps = max(1, tokens // (self.batch * self.train.sequence_length))
+        config = DistillConfig(
+            steps=steps,
+            batch_size=self.batch,
+            micro_batch_size=self.batch // 2,
+            learning_rate=rate,
+            min_learning_rate=rate / 10,
+            warmup_steps=steps // 10,
+            eval_every=steps if half == 0 else max(1, steps // POINTS),
+            eval_blocks=self.blocks,
+            save_every=50,
+            seed=seed,
+        )
+        name = f"{self.ratio}-{arm}-{seed}-{rate:g}-{tokens}-{half}"
+
+        def compute() -> Figures:
+            student, teacher = self.student(arm, seed), hf.load_model(self.parent.path)
+            scratch = self.directory / name
+            found = train(student, teacher, self.train, self.held_out(half), config, scratch)  # type: ignore[arg-type]
+            return {"curve": found.validation, "run": found.throughput}
+
+        return self.remembered(name, compute)["curve"]
+
+    def rate(self, arm: str) -> float:
+        """Learning rate of the short run with the lowest final KL."""
+        return min(RATES, key=lambda rate: self.trial(arm, rate)["kl"])
+
+    def trial(self, arm: str, rate: float) -> dict[str, float]:
+        """Final figures of a short run."""
+        return self.curve(arm, TRIAL_SEED, rate, self.trial_tokens, half=0)[-1]
+
+    def result(self, arm: str, seed: int) -> list[dict[str, float]]:
+        """Curve of a run at the chosen learning rate."""
+        return self.curve(arm, seed, self.rate(arm), self.tokens, half=1)
+
+
+def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterator[str]:
+    """Markdown lines of the results, and the figure."""
+    curves = {arm: [study.result(arm, seed) for seed in range(seeds)] for arm in REPAIRS}
+    sizes = ", ".join(f"{axis} {size}" for axis, size in study.sizes.items())
+    yield from (
+        "# Distillation of a pretrained model, plain and repaired",
+        "",
+        f"{name}, {study.ratio:.0%} of its non-embedding parameters kept ({sizes}). Forward KL, AdamW, cosine to a "
+        f"tenth of the peak, {study.batch} blocks of {study.train.sequence_length} tokens a step. Loss and KL to the "
+        f"parent in nats per token on {study.blocks} held-out blocks; {seeds} "
+        f"seed{'s' * (seeds > 1)} of calibration blocks and order of the text.",
+        "",
+        "| child | learning rate | before: loss / KL | " + f"after {study.tokens:,} tokens: loss / KL |",
+        "|---|---|---|---|",
+    )
+    for arm, found in curves.items():
+        before, after = (
+            " / ".join(mean_and_interval([curve[i][key] for curve in found]) for key in ("loss", "kl")) for i in (0, -1)
+        )
+        yield f"| {arm} | {study.rate(arm):g} | {before} | {after} |"
+    yield ""
+    for key, title in (("loss", "loss"), ("kl", "KL")):
+        pairs = zip(curves[PLAIN], curves[REPAIRED], strict=True)
+        needed = [reached(repaired, key, plain[-1][key]) for plain, repaired in pairs]
+        known = [tokens for tokens in needed if tokens != float("inf")]
+        text = f"{mean_and_interval(known, '{:,.0f}')} tokens" if len(known) == seeds else "more tokens than that"
+        yield f"- the repaired child reaches the plain one's final {title} after {text}"
+    yield from ("", f"Short runs of {study.trial_tokens:,} tokens chose the learning rates, by KL on other blocks:", "")
+    yield "| child | " + " | ".join(f"{rate:g}" for rate in RATES) + " |"
+    yield "|---|" + "---|" * len(RATES)
+    for arm in REPAIRS:
+        yield f"| {arm} | " + " | ".join(f"{study.trial(arm, rate)['kl']:.3f}" for rate in RATES) + " |"
+    yield from ("", f"![Held-out KL against tokens]({figure.name})", "")
+    yield f"Regenerate: `make real-models && python scripts/real_distill_study.py {name} --text T --validation V`"
+    draw(curves, figure)
+
+
+def draw(curves: dict[str, list[list[dict[str, float]]]], path: Path) -> None:
+    """Plot KL against tokens, one line per run."""
+    with svg_figure(path, (6.4, 3.6), SETTINGS | {"savefig.facecolor": "white"}) as figure:
+        axes = figure.add_subplot()
+        for (arm, found), color in zip(curves.items(), SERIES, strict=False):
+            for seed, curve in enumerate(found):
+                tokens, kl = [p["tokens"] for p in curve], [p["kl"] for p in curve]
+                axes.plot(tokens, kl, color=color, marker="o", label=arm if seed == 0 else None)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set(xlabel="tokens of distillation", ylabel="KL to the parent (nats)", ylim=(0, None))
+        axes.legend(frameon=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=MODELS, help="pretrained model that `make real-models` assembled")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
+    parser.add_argument("--text", nargs="+", required=True, help="files to calibrate and train on")
+    parser.add_argument("--validation", nargs="+", required=True, help="files to choose rates and to measure on")
+    parser.add_argument("--ratio", type=float, default=0.5, help="share of the non-embedding parameters to keep")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each child")
+    parser.add_argument("--samples", type=int, default=32, help="number of calibration blocks")
+    parser.add_argument("--blocks", type=int, default=32, help="held-out blocks to choose by, and others to report")
+    parser.add_argument("--tokens", type=int, default=200_000, help="training tokens of each run")
+    parser.add_argument("--trial-tokens", type=int, default=50_000, help="training tokens of each short run")
+    parser.add_argument("--batch", type=int, default=8, help="blocks of 256 tokens per step")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/results/real-models-distillation.md"), help="page to write"
+    )
+    args = parser.parse_args()
+    workspace = Workspace(args.runs_dir / f"distilled-{args.model}")
+    with workspace.lock():
+        study = RealDistillStudy(
+            folder="real-distill-study",
+            context=Context(workspace),
+            parent=open_source_model(real_model(args.model)),
+            data=bench_data(args.text, args.validation),
+            samples=args.samples,
+            blocks=args.blocks,
+            ratio=args.ratio,
+            tokens=args.tokens,
+            trial_tokens=args.trial_tokens,
+            batch=args.batch,
+        )
+        lines = list(page(study, args.model, args.seeds, args.output.with_suffix(".svg")))
+    write_page(args.output, lines)
+
+
+if __name__ == "__main__":
+    main()
