@@ -21,10 +21,10 @@ from minitron_cli.distill.trainer import Placement, TrainResult
 from minitron_cli.errors import CheckpointError, Interrupted, RunFailed
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 from minitron_cli.sparse.pattern import Pattern
+from tests.processes import together
 from tests.tiny import tiny_model
 from tests.unit.distill import small
 from tests.unit.distill.masked import lost, mask_
-from tests.unit.distill.processes import together
 from tests.unit.distill.small import AfterStep, configured
 from tests.unit.distill.test_optimizer import kind  # noqa: F401
 
