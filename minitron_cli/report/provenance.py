@@ -30,7 +30,7 @@ def cost_table(title: str, costs: Sequence[CostRow], *, has_total: bool = True) 
     rows = [(stage, *entry) for stage, entry in costs]
     if has_total and costs:
         rows.append(("total", "", *total(entry for _, entry in costs)[1:]))
-    return Table(title, columns, tuple(rows), [len(costs)] if has_total else ())
+    return Table(title, columns, rows, [len(costs)] if has_total else ())
 
 
 def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hours: Mapping[str, float]) -> Section:
@@ -49,8 +49,8 @@ def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hou
 def lineage_section(rows: Sequence[tuple[str, ...]]) -> Section:
     """Section on artifacts and their inputs."""
     text = "Artifacts and what each was made from. A key is a hash of a stage's settings and of all its inputs."
-    columns = tuple(map(Figure, ("stage", "label", "key", "made from")))
-    return Section("lineage", "Lineage", text, (Table("Lineage", columns, tuple(rows)),))
+    table = Table.of_words("Lineage", ("stage", "label", "key", "made from"), rows)
+    return Section("lineage", "Lineage", text, (table,))
 
 
 def commands(product: Product) -> Iterator[str]:

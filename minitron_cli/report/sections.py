@@ -77,4 +77,4 @@ def training_table(label: str, found: TrainingResult) -> Table:
     ]
     worse = f" (worse: {found.worse})" if found.worse else ""
     title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}{worse}"
-    return Table(title, tuple(map(Figure, ("held out", "before", "after"))), tuple(rows))
+    return Table.of_words(title, ("held out", "before", "after"), rows)
