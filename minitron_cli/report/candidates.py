@@ -8,7 +8,7 @@ from functools import cached_property
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.figures import Figure, count, short
 from minitron_cli.report.text import axis_title, capitalized
-from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Style, Table
+from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
@@ -57,11 +57,6 @@ class Ranking:
         """The same without a name that a user chose: a task's."""
         return OBJECTIVE_FIGURES.get(self.objective.name, Figure("score"))
 
-    @property
-    def targets(self) -> list[str]:
-        """Parameter targets that the candidates compete for."""
-        return list(dict.fromkeys(row.target for row in self.candidates))
-
     @cached_property
     def costs(self) -> list[str]:
         """Kinds of constraints by whose costs candidates are compared."""
@@ -84,7 +79,7 @@ class Ranking:
 def candidate_tables(ranking: Ranking) -> list[Table]:
     """Candidates with their scores, and the stability of the ranking; per target if there are several."""
     tables = []
-    for target in ranking.targets:
+    for target in dict.fromkeys(row.target for row in ranking.candidates):
         rows = [row for row in ranking.candidates if row.target == target]
         found = [_candidates(ranking, rows), _stability(ranking, target)]
         tables += [replace(one, title=f"{one.title}, target {target}") if target else one for one in found if one.rows]

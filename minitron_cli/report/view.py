@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 # L layer, C channel, K kept
 
-
 Cell = str | float | Estimate | None
 Style = Literal["line", "faint", "dashed", "points", "rings"]
 Legend = tuple[tuple[int, str], ...]  # number of a series' color, and its name
