@@ -44,7 +44,6 @@ SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a title with a $ is no formula
     "svg.hashsalt": "minitron",  # else element ids are random
-    "font.size": 10.0,
     "axes.titlesize": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -52,9 +51,7 @@ SETTINGS = {
     "lines.markersize": 4.5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "savefig.facecolor": "none",
     "image.interpolation": "none",
-    "image.cmap": "viridis",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "black",

@@ -11,6 +11,7 @@ from minitron_cli.cost.compute import Entry, total
 from minitron_cli.cost.derive import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import Figure
+from minitron_cli.report.price import FLOPS, TOKENS
 from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
@@ -26,7 +27,7 @@ def cost_rows(artifact: Artifact) -> list[CostRow]:
 
 def cost_table(title: str, costs: Sequence[CostRow], *, has_total: bool = True) -> Table:
     """Tokens and FLOPs by stage and kind of work."""
-    columns = (Figure("stage"), Figure("work"), Figure("tokens", style="short"), Figure("FLOPs", style="power"))
+    columns = (Figure("stage"), Figure("work"), TOKENS, FLOPS)
     rows = [(stage, *entry) for stage, entry in costs]
     if has_total and costs:
         rows.append(("total", "", *total(entry for _, entry in costs)[1:]))

@@ -24,10 +24,8 @@ REPRODUCE = "These commands make the same results again; on a CPU, byte for byte
 
 def view(data: ReportData) -> View:
     """Everything that is shown of a product."""
-    prune = data.prune
-    parent = data.model or "parent"
-    if len(data.sizes) > 2:
-        parent += f" after step {len(data.sizes) - 2}"
+    prune, earlier_steps = data.prune, len(data.sizes) - 2
+    parent = (data.model or "parent") + (f" after step {earlier_steps}" if earlier_steps > 0 else "")
     repairs = tuple(repair_tables(prune.repair if prune else None))
     sections = (
         results_section(data.models, data.to_evaluate),

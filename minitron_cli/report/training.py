@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.figures import Figure
+from minitron_cli.report.evaluation import TOKENS
 from minitron_cli.report.text import capitalized
 from minitron_cli.report.view import Line, Lines, Plot, Section
-
-TOKENS = Figure("training tokens", style="short")
 
 Rows = Sequence[Mapping[str, float]]
 
