@@ -137,21 +137,19 @@ def _state(ranking: Ranking) -> str:
 
 def _halving(ranking: Ranking) -> Iterator[Plot]:
     """Score of every retrained candidate after each rung."""
-    retrained = [row for row in ranking.candidates if row.rungs][:SHOWN]
-    lines = tuple(
-        Line(_curve(row, ranking.rung_tokens), *((1, "line") if ranking.is_chosen(row) else (2, "faint")))
-        for row in retrained
-    )
+    lines = tuple(_curve(row, ranking) for row in ranking.candidates if row.rungs)[:SHOWN]
     if any(len(line.points) > 1 for line in lines):
         caption = f"{capitalized(ranking.score.title)} in retraining, a line per candidate until it was dropped."
         yield Plot("halving", Lines(lines, TOKENS, ranking.plotted_score), caption)
 
 
-def _curve(row: CandidateResult, rung_tokens: Sequence[int]) -> list[tuple[float, float]]:
+def _curve(row: CandidateResult, ranking: Ranking) -> Line:
     """Tokens and score at each rung; from zero tokens on if the candidate was not repaired further in between."""
+    tokens, scores = ranking.rung_tokens, row.rungs
     if row.repairs == row.retrained_repairs:
-        return list(zip((0, *rung_tokens), (row.zero_shot, *row.rungs), strict=False))
-    return list(zip(rung_tokens, row.rungs, strict=False))
+        tokens, scores = (0, *tokens), (row.zero_shot, *scores)
+    points = list(zip(tokens, scores, strict=False))
+    return Line(points, 1) if ranking.is_chosen(row) else Line(points, 2, "faint")
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:

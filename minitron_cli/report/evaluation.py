@@ -126,7 +126,7 @@ def _known(rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
 
 def _interval(name: Name, model: Evaluated) -> Cell:
     metric = model.metric(name)
-    if metric is None or metric.value is None:
+    if metric is None:
         return None
     low, high = estimates.of_metric(metric).interval() or (None, None)
     return Estimate(metric.value, low, high, figure=metric_figure(*name))

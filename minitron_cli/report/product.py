@@ -187,9 +187,9 @@ class Product:
         if made := self.made.get(model):
             return place(made.path)
         hub_id, _, commit = model.partition("@")
-        given = Path(self.given.get(model, ""))
-        is_made = (given / MANIFEST).is_file()
-        return hub_id if commit else place(given) if is_made else without_directories(self.given.get(model, ""))
+        given = self.given.get(model, "")
+        is_made = (Path(given) / MANIFEST).is_file()
+        return hub_id if commit else place(Path(given)) if is_made else without_directories(given)
 
     @property
     def title(self) -> str:
