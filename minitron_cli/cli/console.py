@@ -12,7 +12,6 @@ from rich.table import Table as RichTable
 
 from minitron_cli import process_rank
 from minitron_cli.cli.options import Show
-from minitron_cli.figures import Figure
 from minitron_cli.progress import Step
 from minitron_cli.report.view import Table
 
@@ -44,11 +43,9 @@ def error(sentence: str) -> None:
 
 def table(shown: Table) -> None:
     """Print a table on stderr, numbers aligned to the right."""
-    drawn = RichTable(box=None, pad_edge=False, show_header=any(shown.header))
+    drawn = RichTable(box=None, pad_edge=False, show_header=any(shown.header), header_style="dim")
     for i, heading in enumerate(shown.header):
-        drawn.add_column(
-            escape(heading), justify="left" if shown.is_words(i) else "right", header_style="dim", overflow="fold"
-        )
+        drawn.add_column(escape(heading), justify="left" if shown.is_words(i) else "right", overflow="fold")
     for row in shown.text():
         drawn.add_row(*map(escape, row))
     console = _stderr()
@@ -71,8 +68,8 @@ def show(shown: Show, values: Any, tables: Iterable[Table]) -> None:
 
 def fields(title: str, facts: Mapping[str, Any], shown: Show) -> None:
     """Print named facts, as JSON or as a table of two columns."""
-    rows = tuple((name.replace("_", " "), _spelled(value)) for name, value in facts.items() if value is not None)
-    show(shown, facts, [Table(title, (Figure(""), Figure("")), rows)])
+    rows = ((name.replace("_", " "), _spelled(value)) for name, value in facts.items() if value is not None)
+    show(shown, facts, [Table.of_words(title, ("", ""), rows)])
 
 
 def _spelled(value: Any) -> str:
@@ -117,7 +114,6 @@ class Terminal:
             console=self._console,
             transient=True,
             refresh_per_second=4,
-            get_time=time.monotonic,
             speed_estimate_period=SPEED_SECONDS,
             disable=not self._console.is_terminal,
         )

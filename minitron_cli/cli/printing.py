@@ -7,7 +7,6 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cli import console
 from minitron_cli.cli.options import Show
 from minitron_cli.errors import DryRunStop
-from minitron_cli.figures import Figure
 from minitron_cli.report import price
 from minitron_cli.report.view import Table
 
@@ -29,16 +28,18 @@ def artifact(made: Artifact, shown: Show) -> None:
         console.note(f"open {made.path / page}")
 
 
-def artifacts(made: Sequence[Artifact], shown: Show) -> None:
-    """Print the results of several stages."""
+def artifacts(made: Sequence[Artifact], shown: Show, *, in_detail: bool = False) -> None:
+    """Print the results of several stages; `in_detail`: of importance, with the scores' ranges and correlations."""
     from minitron_cli.cli import tables
 
+    details = [tables.ranked(one) if in_detail else ({}, []) for one in made]
     if shown.json:
-        console.data([tables.values(one) for one in made])
+        console.data([tables.values(one) | values for one, (values, _) in zip(made, details, strict=True)])
         return
-    for one in made:
+    for one, detail in zip(made, details, strict=True):
         console.note(f"{one.stage}  {one.path}")
         artifact(one, shown)
+        console.show(shown, *detail)
 
 
 def plan(planned: "Plan", prices: "Mapping[str, Price]", shown: Show) -> None:
@@ -62,8 +63,8 @@ def dry_run(stop: DryRunStop, shown: Show) -> None:
     console.note(str(stop))
     facts = dict(stop.forecast)
     if tasks := facts.pop("tasks", None):
-        rows = tuple(tuple(str(row[name]) for name in TASK_COLUMNS) for row in tasks)
-        console.table(Table("Tasks", tuple(map(Figure, TASK_COLUMNS)), rows))
+        rows = ([str(row[name]) for name in TASK_COLUMNS] for row in tasks)
+        console.table(Table.of_words("Tasks", TASK_COLUMNS, rows))
     if facts:
         console.fields("", facts, shown)
     if stop.price:

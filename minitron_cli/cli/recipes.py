@@ -15,14 +15,13 @@ def list_recipes(shown: Show) -> None:
     """List the shipped recipes."""
     from minitron_cli import recipe as recipes
     from minitron_cli.cli import console
-    from minitron_cli.figures import Figure
     from minitron_cli.report.view import Table
 
     summaries = {name: _summary(path) for name, path in recipes.shipped().items()}
     if shown.json:
         console.data(summaries)
     else:
-        console.table(Table("", (Figure("recipe"), Figure("summary")), tuple(summaries.items())))
+        console.table(Table.of_words("", ("recipe", "summary"), summaries.items()))
         console.note(
             "copy one to edit it: minitron recipes cp NAME; see its shapes and steps: minitron run NAME --dry-run"
         )

@@ -35,6 +35,8 @@ def show_results(
     from minitron_cli.cli import console, printing, tables
 
     output_file.check(plot)
+    if plot and stage != "importance":
+        raise InputError("--plot needs the stage: write `minitron show importance --plot FILE.svg`")
     workspace = open_workspace(where.runs_dir, where.run)
     if stage == "cost":
         from minitron_cli.report.product import Product
@@ -47,31 +49,23 @@ def show_results(
     if not found:
         what, command = (f"{stage} result", stage) if stage else ("result", "importance MODEL")
         raise ArtifactError(f"workspace {workspace.root} has no {what}: run `minitron {command}` first")
-    if plot and stage != "importance":
-        raise InputError("--plot needs the stage: write `minitron show importance --plot FILE.svg`")
     if plot:
         _draw(found[0], plot)
-    if stage != "importance":
-        printing.artifacts(found, where)
-    elif where.json:
-        console.data([tables.values(found[0]) | tables.ranked(found[0])[0]])
-    else:
-        printing.artifacts(found, where)
-        console.show(where, {}, tables.ranked(found[0])[1])
+    printing.artifacts(found, where, in_detail=stage == "importance")
     if unreadable:
         raise unreadable[0]
 
 
 def _current(workspace: "Workspace", stages: Sequence[Stage]) -> "tuple[list[Artifact], list[ArtifactError]]":
     """Current results that can be read, and what is wrong with the others; warns of all but the first of them."""
-    from minitron_cli.cli import tables
+    from minitron_cli.results.of_stage import RESULTS
 
     found: list[Artifact] = []
     unreadable: list[ArtifactError] = []
     for stage in stages:
         try:
             if made := workspace.current(STAGES[stage]):
-                made.result(tables.RESULTS[made.stage])
+                made.result(RESULTS[made.stage])
                 found.append(made)
         except ArtifactError as e:
             unreadable.append(e)

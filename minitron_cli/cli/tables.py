@@ -12,13 +12,12 @@ from minitron_cli.figures import Figure
 from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes
 from minitron_cli.report import price as prices
 from minitron_cli.report.view import Cell, Table
-from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
+from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
-from minitron_cli.results.report import ReportResult
 from minitron_cli.results.search import SearchResult
-from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult
+from minitron_cli.results.training import TrainingResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,17 +29,6 @@ if TYPE_CHECKING:
 
 SCORED = ("head", "ffn", "hidden")
 DEFAULT_WAY = "l2 of mean"
-RESULTS: dict[str, type[Result]] = {
-    "teacher": TeacherResult,
-    "importance": ImportanceResult,
-    "search": SearchResult,
-    "prune": PruneResult,
-    "correct": CorrectionResult,
-    "distill": TrainingResult,
-    "evaluate": EvaluationResult,
-    "report": ReportResult,
-}
-"""Stage -> type of its result."""
 
 
 def values(artifact: Artifact) -> dict[str, Any]:
@@ -90,8 +78,8 @@ def _prune(artifact: Artifact, result: PruneResult) -> Iterator[Table]:
     yield shapes.shape_table("Pruned", {"parent": result.parent, "child": result.child})
     yield from sections.repair_tables(result.repair)
     if artifact.run and (check := artifact.run.export_check):
-        row = (f"{check.compared}, in {check.seconds:.1f} s", ", ".join(result.checks))
-        yield Table("Export check", (Figure("compared"), Figure("passed")), (row,))
+        row = f"{check.compared}, in {check.seconds:.1f} s", ", ".join(result.checks)
+        yield Table.of_words("Export check", ("compared", "passed"), [row])
     if remarks := [finding for finding in result.serving if finding.level != "ok"]:
         yield shapes.serving_table(remarks)
 
@@ -107,18 +95,16 @@ def ranked(artifact: Artifact) -> tuple[dict[str, Any], list[Table]]:
         for axis, score in found.items()
     }
     correlations = {axis: agreement(scores, axis) for axis in SCORED}
-    spread: tuple[tuple[Cell, ...], ...] = tuple((axis, *values.values()) for axis, values in axes.items())
-    agree: tuple[tuple[Cell, ...], ...] = tuple(
-        (way, *(some[DEFAULT_WAY][way] for some in correlations.values())) for way in correlations["ffn"]
-    )
-    ways = (Figure("samples, of tokens"), *(Figure(axis, style="fixed") for axis in SCORED))
-    tables = [
-        Table(
-            f"Importance of a channel, {DEFAULT_WAY}", tuple(map(Figure, ("axis", "least", "median", "most"))), spread
+    spread: list[tuple[Cell, ...]] = [(axis, *values.values()) for axis, values in axes.items()]
+    by_axis = ((Figure(axis, style="fixed"), list(some[DEFAULT_WAY].values())) for axis, some in correlations.items())
+    return {"axes": axes, "agreement": correlations}, [
+        Table.of_words(f"Importance of a channel, {DEFAULT_WAY}", ("axis", "least", "median", "most"), spread),
+        Table.of_columns(
+            f"Rank correlation with {DEFAULT_WAY} (Spearman)",
+            (Figure("samples, of tokens"), list(correlations["ffn"])),
+            *by_axis,
         ),
-        Table(f"Rank correlation with {DEFAULT_WAY} (Spearman)", ways, agree),
     ]
-    return {"axes": axes, "agreement": correlations}, tables
 
 
 def costs(made: Sequence[Artifact]) -> tuple[dict[str, Any], list[Table]]:
@@ -134,7 +120,7 @@ def costs(made: Sequence[Artifact]) -> tuple[dict[str, Any], list[Table]]:
     }
     rows = [row for one in made for row in provenance.cost_rows(one)]
     cost = provenance.cost_table(f"Cost of the {made[-1].stage} result and all that it was made from", rows)
-    time = Table("Time", (Figure("device"), Figure("hours")), tuple(hours.items()))
+    time = Table.of_words("Time", ("device", "hours"), hours.items())
     return values, [cost, *([time] if hours else []), *([prices.expected(expected)] if expected else [])]
 
 
@@ -163,7 +149,7 @@ def planned(plan: "Plan") -> tuple[dict[str, Any], list[Table]]:
     children = {name: shown[name] | {"serving": [row._asdict() for row in rows]} for name, rows in serving.items()}
     tables = [
         shapes.shape_table(plan.model, {name: compute.model_size(shape, 0) for name, shape in models.items()}),
-        Table("Steps", (Figure("stage"), Figure("work")), tuple(plan.steps.items())),
+        Table.of_words("Steps", ("stage", "work"), plan.steps.items()),
         *(shapes.serving_table(rows, f"Serving {name}") for name, rows in serving.items() if rows),
     ]
     return {"model": plan.model, "parent": shown["parent"], "children": children, "steps": dict(plan.steps)}, tables

@@ -10,6 +10,7 @@ from minitron_cli.cost.compute import Entry, Pass, Removal
 from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
+from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, SearchResult
 from minitron_cli.results.training import CorrectionResult, TrainingResult
@@ -17,8 +18,8 @@ from minitron_cli.results.training import CorrectionResult, TrainingResult
 
 def spent(artifact: Artifact) -> list[Entry]:
     """Tokens and FLOPs that a stage spent on an artifact, by kind of work."""
-    kind = _RESULTS.get(artifact.stage)
-    return compute.merged(passes(artifact.result(kind))) if kind else []
+    kind = RESULTS[artifact.stage]
+    return compute.merged(passes(artifact.result(kind))) if kind in _DERIVE else []
 
 
 def passes(result: Result) -> Iterator[Pass]:
@@ -84,14 +85,6 @@ def _evaluate(result: EvaluationResult) -> Iterator[Pass]:
     yield compute.held_out([reader for model in others for reader in (model, parent)], result.loss_tokens, "kl")
 
 
-_RESULTS: dict[str, type[Result]] = {
-    "importance": ImportanceResult,
-    "search": SearchResult,
-    "prune": PruneResult,
-    "correct": CorrectionResult,
-    "distill": TrainingResult,
-    "evaluate": EvaluationResult,
-}
 _DERIVE: dict[type[Result], Callable[[Any], Iterator[Pass]]] = {
     ImportanceResult: _importance,
     SearchResult: _search,

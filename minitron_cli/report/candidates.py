@@ -8,7 +8,7 @@ from functools import cached_property
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.figures import Figure, count, short
 from minitron_cli.report.text import axis_title, capitalized
-from minitron_cli.report.view import Line, Lines, Plot, Section, Style, Table
+from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult, WinnerResult
@@ -57,11 +57,6 @@ class Ranking:
         """The same without a name that a user chose: a task's."""
         return OBJECTIVE_FIGURES.get(self.objective.name, Figure("score"))
 
-    @property
-    def targets(self) -> list[str]:
-        """Parameter targets that the candidates compete for."""
-        return list(dict.fromkeys(row.target for row in self.candidates))
-
     @cached_property
     def costs(self) -> list[str]:
         """Kinds of constraints by whose costs candidates are compared."""
@@ -84,7 +79,7 @@ class Ranking:
 def candidate_tables(ranking: Ranking) -> list[Table]:
     """Candidates with their scores, and the stability of the ranking; per target if there are several."""
     tables = []
-    for target in ranking.targets:
+    for target in dict.fromkeys(row.target for row in ranking.candidates):
         rows = [row for row in ranking.candidates if row.target == target]
         found = [_candidates(ranking, rows), _stability(ranking, target)]
         tables += [replace(one, title=f"{one.title}, target {target}") if target else one for one in found if one.rows]
@@ -104,22 +99,21 @@ def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
         (replace(OFF_TARGET, is_change=True), [row.error for row in shown]),
         (RETAINED_IMPORTANCE, [math.exp(row.costs[RETAINED]) if RETAINED in row.costs else None for row in shown]),
         (replace(score, title=f"zero-shot {score.title}"), [row.zero_shot for row in shown]),
-        *(
-            (
-                replace(score, title=f"retrained {score.title}, {short(n)} tokens"),
-                [row.rungs[i] if i < len(row.rungs) else None for row in shown],
-            )
-            for i, n in enumerate(ranking.rung_tokens)
-        ),
+        *(_rung(score, tokens, i, shown) for i, tokens in enumerate(ranking.rung_tokens)),
         (Figure("Pareto-optimal by"), pareto),
         marked=[i for i, row in enumerate(shown) if ranking.is_chosen(row)],
     )
 
 
+def _rung(score: Figure, tokens: int, rung: int, rows: Sequence[CandidateResult]) -> tuple[Figure, list[Cell]]:
+    figure = replace(score, title=f"retrained {score.title}, {short(tokens)} tokens")
+    return figure, [row.rungs[rung] if rung < len(row.rungs) else None for row in rows]
+
+
 def _stability(ranking: Ranking, target: str) -> Table:
     winner = ranking.winners.get(target) or next(iter(ranking.winners.values()), None)
     rows = [(f"{x.before} to {x.after}", x.tau, x.candidates) for x in (winner.stability if winner else ())]
-    return Table("Rank stability", (Figure("rankings"), TAU, Figure("candidates", style="count")), tuple(rows))
+    return Table("Rank stability", (Figure("rankings"), TAU, Figure("candidates", style="count")), rows)
 
 
 def candidates_section(ranking: Ranking) -> Section:
@@ -143,20 +137,19 @@ def _state(ranking: Ranking) -> str:
 
 def _halving(ranking: Ranking) -> Iterator[Plot]:
     """Score of every retrained candidate after each rung."""
-    retrained = [row for row in ranking.candidates if row.rungs][:SHOWN]
-    styles: list[tuple[int, Style]] = [(1, "line") if ranking.is_chosen(row) else (2, "faint") for row in retrained]
-    points = [_curve(row, ranking.rung_tokens) for row in retrained]
-    lines = tuple(Line(known, *style) for known, style in zip(points, styles, strict=True))
-    if any(len(known) > 1 for known in points):
+    lines = tuple(_curve(row, ranking) for row in ranking.candidates if row.rungs)[:SHOWN]
+    if any(len(line.points) > 1 for line in lines):
         caption = f"{capitalized(ranking.score.title)} in retraining, a line per candidate until it was dropped."
         yield Plot("halving", Lines(lines, TOKENS, ranking.plotted_score), caption)
 
 
-def _curve(row: CandidateResult, rung_tokens: Sequence[int]) -> list[tuple[float, float]]:
+def _curve(row: CandidateResult, ranking: Ranking) -> Line:
     """Tokens and score at each rung; from zero tokens on if the candidate was not repaired further in between."""
+    tokens, scores = ranking.rung_tokens, row.rungs
     if row.repairs == row.retrained_repairs:
-        return list(zip((0, *rung_tokens), (row.zero_shot, *row.rungs), strict=False))
-    return list(zip(rung_tokens, row.rungs, strict=False))
+        tokens, scores = (0, *tokens), (row.zero_shot, *scores)
+    points = list(zip(tokens, scores, strict=False))
+    return Line(points, 1) if ranking.is_chosen(row) else Line(points, 2, "faint")
 
 
 def _paretos(ranking: Ranking) -> Iterator[Plot]:

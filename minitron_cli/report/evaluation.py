@@ -9,7 +9,6 @@ from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.gate import PARENT, Outcome
 from minitron_cli.evaluate.metrics import SPEED_FIGURES, TEXT_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure
-from minitron_cli.report.evaluation_remarks import remarks
 from minitron_cli.report.view import Cell, Section, Table, is_empty
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
@@ -22,6 +21,7 @@ LABELS: Mapping[str, Kind] = {PARENT: "parent", "corrected": "teacher", "pruned"
 PARAMETERS = Figure("parameters", style="short", better="lower")
 TOKENS = Figure("training tokens", style="short")
 ITEMS = Figure("items", style="count")
+MORE_DOCUMENTS = "evaluate more documents to know about other texts"
 
 
 @dataclass(frozen=True)
@@ -73,36 +73,60 @@ def row_title(name: Name, metric: MetricResult) -> str:
 
 
 def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
-    """Size and metrics of every model with 95 % intervals, and their differences from the parent's if there are any."""
+    """Size and metrics of every model with 95 % intervals, their differences from the parent's, and remarks."""
     names = metric_names(models)
     others = [model for model in models if model.found.against_parent]
-    facts: list[tuple[Cell, ...]] = [
+    facts = [
         (PARAMETERS.title, None, *(Estimate(model.found.model.parameters, figure=PARAMETERS) for model in models)),
         (TOKENS.title, None, *(Estimate(model.tokens_trained, figure=TOKENS) for model in models)),
     ]
     values = [(row_title(name, x), x.n, *(_interval(name, model) for model in models)) for name, x in names.items()]
     apart = [(row_title(name, x), x.n, *(_difference(name, model) for model in others)) for name, x in names.items()]
-    tables = {
-        "Metrics (95 % interval)": ([model.label for model in models], (*_known(facts), *values)),
-        "Difference from the parent on the same items (95 % interval)": (
-            [f"{model.label} - {PARENT}" for model in others],
-            _known(apart),
-        ),
+    labels, differences = [model.label for model in models], [f"{model.label} - {PARENT}" for model in others]
+    found = (
+        _table("Metrics (95 % interval)", labels, (*_known(facts), *values)),
+        _table("Difference from the parent on the same items (95 % interval)", differences, _known(apart)),
+        _one_document(models),
+        _other_tokenizers(models),
+    )
+    return [table for table in found if table.rows]
+
+
+def _table(title: str, labels: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    return Table(title, (Figure("metric"), ITEMS, *map(Figure, labels)), rows)
+
+
+def _one_document(models: Sequence[Evaluated]) -> Table:
+    """Tasks whose intervals cannot be over documents, and why."""
+    documents = {
+        task: metric.clusters
+        for model in models
+        for task, metrics in model.found.results.items()
+        for metric in metrics.values()
+        if metric.is_of_one_document and metric.part_of is None
     }
-    head = (Figure("metric"), ITEMS)
-    found = [Table(title, (*head, *map(Figure, labels)), rows) for title, (labels, rows) in tables.items()]
-    remarked = remarks({model.label: model.found for model in models})
-    return [table for table in (*found, *remarked) if table.rows]
+    why = {
+        task: "there is one document" if count == 1 else f"one of {count:,} documents outweighs the others"
+        for task, count in documents.items()
+    }
+    title = "Intervals for other parts of the same documents, not for other documents"
+    return Table.of_words(title, ("task", "why"), ((task, f"{x}; {MORE_DOCUMENTS}") for task, x in why.items()))
 
 
-def _known(rows: Sequence[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
+def _other_tokenizers(models: Sequence[Evaluated]) -> Table:
+    title = "Compared per byte only, because the tokenizer is not the parent's"
+    rows = ((model.label, model.found.other_tokenizer) for model in models if model.found.other_tokenizer)
+    return Table.of_words(title, ("model", "difference"), rows)
+
+
+def _known(rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     """Rows with the value of at least one model."""
-    return tuple(row for row in rows if not all(map(is_empty, row[2:])))
+    return [row for row in rows if not all(map(is_empty, row[2:]))]
 
 
 def _interval(name: Name, model: Evaluated) -> Cell:
     metric = model.metric(name)
-    if metric is None or metric.value is None:
+    if metric is None:
         return None
     low, high = estimates.of_metric(metric).interval() or (None, None)
     return Estimate(metric.value, low, high, figure=metric_figure(*name))
@@ -162,8 +186,6 @@ def speed_section(found: SpeedRecord) -> Section:
 def gate_table(found: Sequence[Outcome]) -> Table:
     """Every gate with the value that was compared with its bound, and the margin."""
     margin = Figure("margin", is_change=True)
-    return Table(
-        "Gates",
-        (Figure("gate"), Figure("value"), Figure("compared"), margin, Figure("outcome")),
-        tuple((x.title, x.value, x.compared, x.margin, "met" if x.passed else "MISSED") for x in found),
-    )
+    columns = (Figure("gate"), Figure("value"), Figure("compared"), margin, Figure("outcome"))
+    rows = [(x.title, x.value, x.compared, x.margin, "met" if x.passed else "MISSED") for x in found]
+    return Table("Gates", columns, rows)

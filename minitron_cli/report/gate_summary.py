@@ -1,7 +1,7 @@
 """Evaluations and gates for CI: JUnit XML, and Markdown for a summary page."""
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from minitron_cli.evaluate.gate import Outcome
 from minitron_cli.report.evaluation import Evaluated, evaluation_tables, gate_table
@@ -24,13 +24,8 @@ def junit(found: Sequence[Outcome], label: str) -> bytes:
 
 def summary(models: Sequence[Evaluated], found: Sequence[Outcome], label: str) -> str:
     """Markdown for a CI summary page: the gates, every model's metrics, and their differences from the parent's."""
-    return clean("\n\n".join(_summary(models, found, label))) + "\n"
-
-
-def _summary(models: Sequence[Evaluated], found: Sequence[Outcome], label: str) -> Iterator[str]:
-    yield f"## minitron eval: {inline(label)}"
-    if found:
-        missed = sum(not outcome.passed for outcome in found)
-        yield f"**{missed} of {len(found)} gates missed.**" if missed else f"All {len(found)} gates are met."
-        yield table(gate_table(found))
-    yield from tables(evaluation_tables(models))
+    missed = sum(not outcome.passed for outcome in found)
+    outcome = f"**{missed} of {len(found)} gates missed.**" if missed else f"All {len(found)} gates are met."
+    gates = (outcome, table(gate_table(found))) if found else ()
+    parts = (f"## minitron eval: {inline(label)}", *gates, *tables(evaluation_tables(models)))
+    return clean("\n\n".join(parts)) + "\n"

@@ -44,15 +44,15 @@ def _sentences(data: ReportData) -> Iterator[str]:
         yield f"{name} was pruned{steps} from {sizes} parameters, {share} of its size."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
     if parent is not None and pruned is not None:
-        repair = data.prune.repair if data.prune else None
+        repair = data.prune and data.prune.repair
         what = "Pruning and repair" if repair and repair.effect and repair.is_kept else "Pruning"
         loss = "the loss of its parent" if is_chain else "the loss"
         yield f"{what} {_moved(loss, parent, pruned)} nats per token."
     if distilled is not None:
         outcome = f"After distillation the loss is {distilled:.3f}"
         if pruned is not None:
-            tokens = trained.tokens_trained if (trained := data.first("distilled")) else None
-            on_tokens = f" on {short(tokens)} tokens" if tokens else ""
+            trained = data.first("distilled")
+            on_tokens = f" on {short(trained.tokens_trained)} tokens" if trained and trained.tokens_trained else ""
             outcome = f"Distillation{on_tokens} {_moved('it', pruned, distilled, has_start=False)}"
         below = ", below the parent's" if parent is not None and distilled < parent else ""
         controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]

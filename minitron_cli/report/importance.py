@@ -9,7 +9,7 @@ import numpy as np
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.figures import Figure
 from minitron_cli.report.text import channel_title, ranges
-from minitron_cli.report.view import Cell, ImportanceMap, LayerBars, Legend, Line, Lines, Plot, Section, Table
+from minitron_cli.report.view import ImportanceMap, LayerBars, Line, Lines, Plot, Section, Table
 from minitron_cli.results.base import Sizes
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.scores.layer_score import layer_score
@@ -68,9 +68,8 @@ def layer_scores(scores: "Scores") -> dict[str, list[float]]:
 
 def layer_table(layers: Mapping[str, Sequence[float]]) -> Table:
     """Scores of every layer."""
-    columns = [(layer_score(name).figure, list(values)) for name, values in layers.items()]
-    names: list[Cell] = [str(i) for i in range(len(columns[0][1]) if columns else 0)]
-    return Table.of_columns("Layers", (LAYER, names), *columns)
+    numbers = [str(i) for i in range(max(map(len, layers.values()), default=0))]
+    return Table.of_columns("Layers", (LAYER, numbers), *((layer_score(name).figure, x) for name, x in layers.items()))
 
 
 def channels_section(found: Importance) -> Section:
@@ -99,7 +98,7 @@ def _kept_plot(found: Importance) -> Iterator[Plot]:
     axes = [axis for axis, scores in found.axes.items() if scores.ndim == 2 and np.ndim(found.kept.get(axis, ())) == 2]
     shares = [_kept_share(found.axes[axis], found.kept[axis], found.dropped) for axis in axes]
     lines = tuple(Line(list(enumerate(share_L.tolist())), i) for i, share_L in enumerate(shares))
-    legend: Legend = tuple((i, channel_title(axis)) for i, axis in enumerate(axes))
+    legend = tuple((i, channel_title(axis)) for i, axis in enumerate(axes))
     if lines:
         caption = "Share of each layer's total importance that is kept."
         yield Plot("importance-kept", Lines(lines, LAYER, KEPT), caption, legend)

@@ -44,7 +44,6 @@ SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a title with a $ is no formula
     "svg.hashsalt": "minitron",  # else element ids are random
-    "font.size": 10.0,
     "axes.titlesize": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -52,9 +51,7 @@ SETTINGS = {
     "lines.markersize": 4.5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "savefig.facecolor": "none",
     "image.interpolation": "none",
-    "image.cmap": "viridis",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "black",
@@ -139,15 +136,16 @@ def _layer_bars(drawing: LayerBars, axes: Axes) -> None:
 @_draw.register
 def _importance(drawing: ImportanceMap, axes: Axes) -> None:
     """A curve of channels that all layers share; a map of few channels in place, or of many channels sorted."""
-    scores, kept = drawing.scores.astype(float), drawing.kept
+    scores = drawing.scores.astype(float)
+    kept = np.broadcast_to(drawing.kept, (*scores.shape[:-1], drawing.kept.shape[-1]))
     if scores.ndim == 2 and scores.size <= CELLS:
-        _grid_map(axes, scores, np.broadcast_to(kept, (len(scores), kept.shape[-1])), drawing.dropped)
+        _grid_map(axes, scores, kept, drawing.dropped)
         return
     share = kept.shape[-1] / scores.shape[-1]
     if scores.ndim == 1:
         _sorted_curve(axes, scores, kept, share)
     else:
-        _sorted_map(axes, scores, np.broadcast_to(kept, (len(scores), kept.shape[-1])), drawing.dropped)
+        _sorted_map(axes, scores, kept, share, drawing.dropped)
     order = "channels" if share == 1 else "channels: kept | pruned"
     axes.set(xlabel=f"{order}, most important first (%)", xlim=(0, 100))
 
@@ -163,12 +161,11 @@ def _sorted_curve(axes: Axes, score_C: np.ndarray, kept_K: np.ndarray, share: fl
     axes.set(ylabel="importance")
 
 
-def _sorted_map(axes: Axes, score_LC: np.ndarray, kept_LK: np.ndarray, dropped: Sequence[int]) -> None:
+def _sorted_map(axes: Axes, score_LC: np.ndarray, kept_LK: np.ndarray, share: float, dropped: Sequence[int]) -> None:
     """Map of every layer's channels: the kept ones, then the pruned ones, each from the most important down."""
     rows_LC = np.stack([_kept_first(*row) for row in zip(score_LC, kept_LK, strict=True)])
     values = np.log10(np.maximum(_thinned(_relative(rows_LC, dropped), COLUMNS), 1e-6))
     _show_map(axes, values, (0.0, 100.0), "importance (log10, best = 0)")
-    share = kept_LK.shape[1] / score_LC.shape[1]
     for color, width in (("white", 3.5), (PRUNED_ON_MAP, 1.6)) if share < 1 else ():
         axes.axvline(100 * share, color=color, linewidth=width)
 

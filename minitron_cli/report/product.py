@@ -17,8 +17,9 @@ from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
 from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
-from minitron_cli.results.training import CorrectionResult, TrainingResult
+from minitron_cli.results.training import TrainingResult
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,9 @@ class Product:
         prune = self.prune
         controls = [made for made in self.workspace.artifacts("prune") if made.label and _is_control_of(prune, made)]
         starts = {fingerprint.of_model(made.manifest) for made in (prune, *controls)}
-        others = [
-            made
-            for made in self.workspace.artifacts("distill")
-            if made.manifest.inputs["student"] in starts
-            and made.label != self.artifact.label
-            and _is_readable(made, TrainingResult)
-        ]
-        return (self.artifact, *others)
+        others = (made for made in self.workspace.artifacts("distill") if made.label != self.artifact.label)
+        started = (made for made in others if made.manifest.inputs["student"] in starts)
+        return (self.artifact, *(made for made in started if _is_readable(made, TrainingResult)))
 
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
@@ -145,8 +141,8 @@ class Product:
         """
         models = self.evaluation.result(EvaluationResult).models if self.evaluation else {}
         here = {fingerprint.of_model(made.manifest) for stage in _MODELS for made in self.workspace.artifacts(stage)}
-        for label in sorted(models, key=lambda label: (_ORDER.get(label, len(_ORDER)), label)):
-            found = models[label]
+        order = [*LABELS, *sorted(models.keys() - LABELS.keys())]
+        for label, found in sorted(models.items(), key=lambda item: order.index(item[0])):
             kind, made = self.kinds.get(found.fingerprint, (LABELS.get(label, "control"), None))
             is_foreign = self.artifact.stage == "evaluate" or (label not in LABELS and found.fingerprint not in here)
             if found.fingerprint in self.kinds or is_foreign:
@@ -191,9 +187,9 @@ class Product:
         if made := self.made.get(model):
             return place(made.path)
         hub_id, _, commit = model.partition("@")
-        given = Path(self.given.get(model, ""))
-        is_made = (given / MANIFEST).is_file()
-        return hub_id if commit else place(given) if is_made else without_directories(self.given.get(model, ""))
+        given = self.given.get(model, "")
+        is_made = (Path(given) / MANIFEST).is_file()
+        return hub_id if commit else place(Path(given)) if is_made else without_directories(given)
 
     @property
     def title(self) -> str:
@@ -203,7 +199,6 @@ class Product:
 
 
 _MODELS = ("prune", "distill", "correct")  # the stages that make a model
-_ORDER = {label: i for i, label in enumerate(LABELS)}
 
 
 def place(artifact: Path) -> str:
@@ -213,8 +208,8 @@ def place(artifact: Path) -> str:
 
 def _tokens(made: Artifact) -> int | None:
     """Training tokens of a model; None if it was not trained."""
-    results = {"correct": CorrectionResult, "distill": TrainingResult}
-    return made.result(results[made.stage]).tokens if made.stage in results else None
+    result = made.result(RESULTS[made.stage])
+    return result.tokens if isinstance(result, TrainingResult) else None
 
 
 def _is_readable(made: Artifact, kind: type[Result]) -> bool:

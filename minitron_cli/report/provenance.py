@@ -11,6 +11,7 @@ from minitron_cli.cost.compute import Entry, total
 from minitron_cli.cost.derive import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import Figure
+from minitron_cli.report.price import FLOPS, TOKENS
 from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
@@ -26,11 +27,11 @@ def cost_rows(artifact: Artifact) -> list[CostRow]:
 
 def cost_table(title: str, costs: Sequence[CostRow], *, has_total: bool = True) -> Table:
     """Tokens and FLOPs by stage and kind of work."""
-    columns = (Figure("stage"), Figure("work"), Figure("tokens", style="short"), Figure("FLOPs", style="power"))
+    columns = (Figure("stage"), Figure("work"), TOKENS, FLOPS)
     rows = [(stage, *entry) for stage, entry in costs]
     if has_total and costs:
         rows.append(("total", "", *total(entry for _, entry in costs)[1:]))
-    return Table(title, columns, tuple(rows), [len(costs)] if has_total else ())
+    return Table(title, columns, rows, [len(costs)] if has_total else ())
 
 
 def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hours: Mapping[str, float]) -> Section:
@@ -49,8 +50,8 @@ def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hou
 def lineage_section(rows: Sequence[tuple[str, ...]]) -> Section:
     """Section on artifacts and their inputs."""
     text = "Artifacts and what each was made from. A key is a hash of a stage's settings and of all its inputs."
-    columns = tuple(map(Figure, ("stage", "label", "key", "made from")))
-    return Section("lineage", "Lineage", text, (Table("Lineage", columns, tuple(rows)),))
+    table = Table.of_words("Lineage", ("stage", "label", "key", "made from"), rows)
+    return Section("lineage", "Lineage", text, (table,))
 
 
 def commands(product: Product) -> Iterator[str]:

@@ -24,10 +24,8 @@ REPRODUCE = "These commands make the same results again; on a CPU, byte for byte
 
 def view(data: ReportData) -> View:
     """Everything that is shown of a product."""
-    prune = data.prune
-    parent = data.model or "parent"
-    if len(data.sizes) > 2:
-        parent += f" after step {len(data.sizes) - 2}"
+    prune, earlier_steps = data.prune, len(data.sizes) - 2
+    parent = (data.model or "parent") + (f" after step {earlier_steps}" if earlier_steps > 0 else "")
     repairs = tuple(repair_tables(prune.repair if prune else None))
     sections = (
         results_section(data.models, data.to_evaluate),
@@ -78,4 +76,4 @@ def training_table(label: str, found: TrainingResult) -> Table:
     worse = f" (worse: {found.worse})" if found.worse else ""
     zeros = f", {found.mask}" if found.mask else ""
     title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}{zeros}{worse}"
-    return Table(title, tuple(map(Figure, ("held out", "before", "after"))), tuple(rows))
+    return Table.of_words(title, ("held out", "before", "after"), rows)

@@ -26,14 +26,15 @@ def shape_table(title: str, models: Mapping[str, ModelSize], cache_bytes: Sequen
     """
     sizes = list(models.values())
     axes = dict.fromkeys(axis for one in sizes for axis in one.sizes)
-    rows = [_row(Figure(axis_title(axis), style="count"), [one.sizes.get(axis) for one in sizes]) for axis in axes]
-    rows.append(_row(PARAMETERS, [one.parameters for one in sizes]))
-    rows.append(_row(NON_EMBEDDING, [one.non_embedding for one in sizes]))
-    if cache_bytes:
-        rows.append(_row(CACHE, cache_bytes))
+    rows = [
+        *(_row(Figure(axis_title(axis), style="count"), [one.sizes.get(axis) for one in sizes]) for axis in axes),
+        _row(PARAMETERS, [one.parameters for one in sizes]),
+        _row(NON_EMBEDDING, [one.non_embedding for one in sizes]),
+        *([_row(CACHE, cache_bytes)] if cache_bytes else []),
+    ]
     others = list(models)[1:]
     kept = [replace(KEPT, title="kept" if len(others) == 1 else f"kept by {name}") for name in others]
-    return Table(title, (Figure(""), *map(Figure, models), *kept), tuple(rows))
+    return Table(title, (Figure(""), *map(Figure, models), *kept), rows)
 
 
 def _row(figure: Figure, values: Sequence[int | None]) -> tuple[Cell, ...]:
@@ -51,10 +52,10 @@ def shape_section(parent: str, found: PruneResult, cache_bytes: Sequence[int]) -
 
 def serving_table(findings: "Iterable[ServingFinding | Finding]", title: str = "Serving") -> Table:
     """Compatibility of a shape with serving and quantization programs (docs/serving.md)."""
-    columns = ("program", "level", "reason", "nearest shape without the problem")
+    headings = ("program", "level", "reason", "nearest shape without the problem")
     none = {"slower": "none", "fails": "none"}
     rows = ((x.reader, x.level, x.reason, sizes_text(x.nearest) or none.get(x.level, "")) for x in findings)
-    return Table(title, tuple(map(Figure, columns)), tuple(rows))
+    return Table.of_words(title, headings, rows)
 
 
 def serving_section(found: PruneResult) -> Section:

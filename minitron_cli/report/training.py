@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.figures import Figure
+from minitron_cli.report.evaluation import TOKENS
 from minitron_cli.report.text import capitalized
 from minitron_cli.report.view import Line, Lines, Plot, Section
-
-TOKENS = Figure("training tokens", style="short")
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -43,6 +42,6 @@ def _plots(
     for i, (column, figure) in enumerate(figures.items()):
         reference = parent_loss if column == "loss" else None
         points = [[(row["tokens"], row[column]) for row in rows if column in row] for rows in runs]
-        if lines := [Line(known, number) for number, known in enumerate(points) if known]:
+        if lines := tuple(Line(known, number) for number, known in enumerate(points) if known):
             caption = capitalized(figure.title) + ("." if reference is None else "; the dashed line is the parent's.")
-            yield Plot(f"{name}-{i}", Lines(tuple(lines), TOKENS, figure, reference), caption)
+            yield Plot(f"{name}-{i}", Lines(lines, TOKENS, figure, reference), caption)

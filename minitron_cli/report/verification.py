@@ -77,12 +77,7 @@ def _finding(
     words = [manifests.command_of(checked.stage), *_settings_of(checked, given), "--run", workspace.name]
     if workspace.root.parent != Path("runs"):
         words += ["--runs-dir", shlex.quote(str(workspace.root.parent))]
-    return Finding(
-        path=str(checked.path),
-        problems=tuple(problems),
-        is_damaged=is_damaged,
-        command=" ".join(words),
-    )
+    return Finding(path=str(checked.path), problems=tuple(problems), is_damaged=is_damaged, command=" ".join(words))
 
 
 def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """View of results: sections of text, tables of typed values and plots. Back ends render it; it knows none of them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 # L layer, C channel, K kept
-
 
 Cell = str | float | Estimate | None
 Style = Literal["line", "faint", "dashed", "points", "rings"]
@@ -22,10 +21,15 @@ class Table:
     """Typed values under figures. The first column names the rows."""
 
     title: str
-    columns: tuple[Figure, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: Sequence[Figure]
+    rows: Sequence[Sequence[Cell]]
     marked: Collection[int] = ()
     """Numbers of the rows that stand out."""
+
+    @classmethod
+    def of_words(cls, title: str, headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> "Table":
+        """Table under headings without units."""
+        return cls(title, tuple(map(Figure, headings)), tuple(rows))
 
     @classmethod
     def of_columns(cls, title: str, *columns: tuple[Figure, Sequence[Cell]], marked: Collection[int] = ()) -> "Table":

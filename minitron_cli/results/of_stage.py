@@ -1,0 +1,21 @@
+"""Type of each stage's result."""
+
+from minitron_cli.results.base import Result
+from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.importance import ImportanceResult
+from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.report import ReportResult
+from minitron_cli.results.search import SearchResult
+from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult
+
+RESULTS: dict[str, type[Result]] = {
+    "teacher": TeacherResult,
+    "importance": ImportanceResult,
+    "search": SearchResult,
+    "prune": PruneResult,
+    "correct": CorrectionResult,
+    "distill": TrainingResult,
+    "evaluate": EvaluationResult,
+    "report": ReportResult,
+}
+"""Stage -> type of its result."""
