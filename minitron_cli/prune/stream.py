@@ -56,7 +56,7 @@ def write_child(
             child.write_at(piece.tensor_map.name, piece.offset, pruned)
             return pruned.nbytes
 
-        _in_threads(write, pieces, step)
+        in_threads(write, pieces, step)
 
 
 def forecast(checkpoint: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _spans(rows: Tensor | None, merged: Tensor | None, count: int, step: int) ->
         yield Span(start, end + 1, first, rows[first:last] - start, others - start)
 
 
-def _in_threads(work: Callable[[Piece], int], pieces: Generator[Piece, None, None], step: progress.Step) -> None:
+def in_threads[T](work: Callable[[T], int], pieces: Generator[T, None, None], step: progress.Step) -> None:
     """Do the work on all pieces with a few threads, and step by what each returns. An error or a stop ends it."""
     threads = torch.get_num_threads()
     workers = min(threads, MAX_WORKERS)
