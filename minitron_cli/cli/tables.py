@@ -9,7 +9,7 @@ from minitron_cli.cost import compute
 from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import device_hours
 from minitron_cli.figures import Figure
-from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes
+from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes, sparsity
 from minitron_cli.report import price as prices
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.base import Result
@@ -18,6 +18,7 @@ from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
 from minitron_cli.results.search import SearchResult
+from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ RESULTS: dict[str, type[Result]] = {
     "importance": ImportanceResult,
     "search": SearchResult,
     "prune": PruneResult,
+    "sparsify": SparsifyResult,
     "correct": CorrectionResult,
     "distill": TrainingResult,
     "evaluate": EvaluationResult,
@@ -76,6 +78,8 @@ def tables(artifact: Artifact) -> Iterator[Table]:
             yield from candidates.candidate_tables(candidates.Ranking.of(artifact))
         case PruneResult() as result:
             yield from _prune(artifact, result)
+        case SparsifyResult() as result:
+            yield from sparsity.tables(result)
         case TrainingResult() as result:
             yield sections.training_table(artifact.label, result)
         case EvaluationResult() as result:

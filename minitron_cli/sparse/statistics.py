@@ -15,7 +15,8 @@ from minitron_cli.layerwise.observer import Handle, Tokens
 from minitron_cli.model.linear_layers import InputGroup
 from minitron_cli.model.runtime_tensors import experts_module
 from minitron_cli.model.shape import Shape
-from minitron_cli.repair.gram import HELD_OUT, SplitGramPair, bounded
+from minitron_cli.repair.gram import SplitGramPair, bounded
+from minitron_cli.repair.held_out import HELD_OUT
 from minitron_cli.sparse.metrics.base import InputSums, Needs
 
 if TYPE_CHECKING:

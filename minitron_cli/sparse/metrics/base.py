@@ -52,5 +52,5 @@ class SparseMetric(Spec, ABC):
         """The matrix with the pattern. `inputs` is given unless the metric needs nothing."""
 
     def axis(self, pattern: "Pattern", inputs: int) -> int | None:
-        """Axis along which the pattern holds, given which axis of the stored tensor has the inputs; None: as a whole."""
+        """Axis along which the pattern holds, given that of the inputs of a stored matrix; None: as a whole."""
         return inputs if pattern.group or self.is_share_of_line else None
