@@ -63,7 +63,7 @@ def effect_tables(found: SparsifyResult) -> Iterator[Table]:
         losses = [_interval(LOSS, model.loss, model.loss_stderr) for model in models]
         divergences = [_interval(KL, model.kl, model.kl_stderr) for model in models]
         parent = Estimate(effect.parent_loss, figure=replace(LOSS, style="fixed"))
-        rows = ((LOSS.heading, parent, *losses), (KL.heading, None, *divergences))
+        rows: tuple[tuple[Cell, ...], ...] = ((LOSS.heading, parent, *losses), (KL.heading, None, *divergences))
         yield Table(f"Effect on {effect.tokens:,} held-out tokens", columns, rows)
 
 
