@@ -26,6 +26,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
+from minitron_cli.sparse.config import SparsifyConfig
 
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
@@ -34,7 +35,19 @@ if TYPE_CHECKING:
 
     Model = str | Path | SourceModel  # a directory, a hub id, an alias such as llama-3.1-8b, or an open model
 
-__all__ = ["correct", "distill", "evaluate", "importance", "prune", "report", "run", "search", "verify", "workspace"]
+__all__ = [
+    "correct",
+    "distill",
+    "evaluate",
+    "importance",
+    "prune",
+    "report",
+    "run",
+    "search",
+    "sparsify",
+    "verify",
+    "workspace",
+]
 
 
 @contextmanager
@@ -108,6 +121,23 @@ def prune(
     from minitron_cli.stages import prune as stage
 
     return stage.run(context, _opened(context, model), config, scores=scores, data=data, search=search)
+
+
+def sparsify(
+    context: Context,
+    model: "Model | Artifact",
+    config: SparsifyConfig | None = None,
+    *,
+    data: DataConfig | None = None,
+) -> Artifact:
+    """Make weights of a model's decoder blocks zero (SparsifyResult). The artifact is a checkpoint with its masks.
+
+    `data` is needed unless weights are chosen by magnitude and not repaired.
+    """
+    from minitron_cli.stages import sparsify as stage
+
+    source = model.path if isinstance(model, Artifact) else model
+    return stage.run(context, _opened(context, source), config or SparsifyConfig(), data)
 
 
 def correct(context: Context, model: "Model", data: DataConfig, config: CorrectConfig) -> Artifact:

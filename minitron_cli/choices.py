@@ -8,6 +8,12 @@ from typing import Literal
 RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"]
 """Ways to repair a pruned model (`prune.config`)."""
 
+MetricName = Literal["magnitude", "wanda", "sparsegpt"]
+"""Scores by which single weights are kept (`sparse.metrics`)."""
+
+MaskRepair = Literal["none", "least_squares"]
+"""Ways to repair the weights that a mask leaves (`sparse.config`)."""
+
 Preset = Literal["nemotron-15b-to-8b", "nemotron-15b-to-4b"]
 """Published search spaces (`search.axis_sizes`)."""
 

@@ -34,6 +34,7 @@ from minitron_cli.cli import (
     search,
     show,
     signals,
+    sparsify,
     torchrun,
     verify,
 )
@@ -202,6 +203,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "importance": importance.importance,
     "search": search.search,
     "prune": prune.prune,
+    "sparsify": sparsify.sparsify,
     "correct": correct.correct,
     "distill": distill.distill,
     "eval": evaluate.evaluate,

@@ -114,6 +114,11 @@ def repair(parent: ModelSize, children: Iterable[tuple[ModelSize, Iterable[str]]
     return [Pass("repair", tokens, tokens * model.decoder_flops) for model in passes]
 
 
+def layerwise(model: ModelSize, tokens: int) -> Pass:
+    """Tokens through the decoder layers of a model, without its head."""
+    return Pass("calibration", tokens, tokens * model.decoder_flops)
+
+
 def total(entries: Iterable[Entry]) -> Entry:
     """Sum of all entries."""
     return next(iter(merged(entry._replace(work="total") for entry in entries)), Entry("total", 0, 0))

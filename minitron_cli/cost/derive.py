@@ -13,6 +13,7 @@ from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, SearchResult
+from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import CorrectionResult, TrainingResult
 
 
@@ -72,6 +73,15 @@ def _prune(result: PruneResult) -> Iterator[Pass]:
         yield compute.held_out([result.parent, *[result.child] * effect.children], effect.read, "kl")
 
 
+def _sparsify(result: SparsifyResult) -> Iterator[Pass]:
+    """Every layer reads the text twice: as it was, and sparse. The last one does so once, which is not told apart."""
+    if result.calibration:
+        yield compute.layerwise(result.model, 2 * result.calibration.tokens)
+    if effect := result.effect:
+        children = 2 if effect.kl_difference_stderr is not None else 1
+        yield compute.held_out([result.model] * (1 + children), effect.read, "kl")
+
+
 def _training(result: TrainingResult) -> Iterator[Pass]:
     yield from compute.training(result.student, result.teacher if result.uses_teacher else None, result.tokens)
     readers = [result.student, *([result.teacher] if result.teacher else [])]
@@ -89,6 +99,7 @@ _DERIVE: dict[type[Result], Callable[[Any], Iterator[Pass]]] = {
     ImportanceResult: _importance,
     SearchResult: _search,
     PruneResult: _prune,
+    SparsifyResult: _sparsify,
     CorrectionResult: _training,
     TrainingResult: _training,
     EvaluationResult: _evaluate,

@@ -165,6 +165,11 @@ class LayerwiseRunner:
             raise not_finite_from(layer)
         self._states.put(f"{b}", after_BTD)
 
+    def before(self, layer: int, observers: Sequence[Watcher]) -> None:
+        """Run every batch through a loaded layer under observers, and leave the batches before it."""
+        for b, tokens in self._tokens():
+            self._watched(self._layers[layer], observers, tokens, self._states.look_at(f"{b}").to(self.device))
+
     @contextmanager
     def at(self, layer: int) -> Iterator[None]:
         """Context in which one layer has its weights and all others are bypassed."""

@@ -48,8 +48,11 @@ BLOCK_FORMATS = (
     BlockFormat("GGUF K-quants", "slower", 256, 1, "kept in a larger type (Q4_K: Q5_0, Q6_K: Q8_0)"),
     BlockFormat("GPTQ, AWQ (Marlin)", "slower", 128, 64, "run by a slower kernel or refused"),
     BlockFormat("fp8", "fails", 16, 16, "refused by the scaled matrix product"),
-    BlockFormat("2:4 sparsity", "fails", 64, 64, "refused by the sparse matrix product"),
+    BlockFormat("2:4 sparsity in torch", "slower", 64, 32, "run as dense ones: its sparse product takes other sizes"),
 )
+
+NO_SPEED = "runs it as fast as the dense model: it has no kernels for zeros (November 2026)"
+"""What vLLM 0.33 and TensorRT-LLM make of a model with zeros: both have dropped sparse formats."""
 
 
 def findings(shape: Shape, layer_types: Sequence[str] | None = None, parent: Shape | None = None) -> list[Finding]:
@@ -68,6 +71,22 @@ def findings(shape: Shape, layer_types: Sequence[str] | None = None, parent: Sha
         *_periods(shape, layer_types),
         *(_blocks(blocks, shape, parent) for blocks in BLOCK_FORMATS),
     ]
+
+
+def zeros(shape: Shape, pattern: str) -> list[Finding]:
+    """Rows for a model of a shape with zeros among its weights, in a pattern such as `2:4` or `50%`.
+
+    Facts: torch's `to_sparse_semi_structured` takes 16-bit weights whose outputs are a multiple of 32 and inputs one of
+    64, and was faster from about 1,280 rows of activations on (torchao issue 1460).
+    """
+    found = [Finding(reader, "slower", NO_SPEED) for reader in ("vLLM", "TensorRT-LLM")]
+    if pattern != "2:4":
+        return [*found, Finding("torch", "slower", f"its sparse product takes 2:4 only: {pattern} saves no time")]
+    sizes = _blocks(BLOCK_FORMATS[-1], shape, shape)
+    if sizes.level != "ok":
+        return [*found, Finding("torch", "slower", sizes.reason, sizes.nearest)]
+    reason = "to_sparse_semi_structured runs it, faster than dense only for large batches (over about 1,280 tokens)"
+    return [*found, Finding("torch", "ok", reason)]
 
 
 def remarks(shape: Shape, layer_types: Sequence[str] | None = None, parent: Shape | None = None) -> list[Finding]:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from minitron_cli.prune.tensor_map import TensorMap
 
 BLOCK_BYTES = 2 << 20  # smaller ones leave more of the time to Python, larger ones are twice in memory for each worker
 MAX_WORKERS = 4
+
+T = TypeVar("T")
 
 
 def prune_in_memory(plan: PrunePlan, names: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ def write_child(
             child.write_at(piece.tensor_map.name, piece.offset, pruned)
             return pruned.nbytes
 
-        _in_threads(write, pieces, step)
+        in_threads(write, pieces, step)
 
 
 def forecast(checkpoint: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _spans(rows: Tensor | None, merged: Tensor | None, count: int, step: int) ->
         yield Span(start, end + 1, first, rows[first:last] - start, others - start)
 
 
-def _in_threads(work: Callable[[Piece], int], pieces: Generator[Piece, None, None], step: progress.Step) -> None:
+def in_threads(work: Callable[[T], int], pieces: Generator[T, None, None], step: progress.Step) -> None:
     """Do the work on all pieces with a few threads, and step by what each returns. An error or a stop ends it."""
     threads = torch.get_num_threads()
     workers = min(threads, MAX_WORKERS)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli import stopping
+from minitron_cli.repair.held_out import HELD_OUT
 
-HELD_OUT = 4  # one sample of this many is held out of a fit, to choose its ridge by
 BOUND = 10.0  # of a token's squared input in a fit, as a multiple of the median of its sample
 ROWS = 256  # of G that are summed at a time, from the diagonal on: G is symmetric
 

@@ -6,6 +6,7 @@ from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
 from minitron_cli.results.search import SearchResult
+from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult
 
 RESULTS: dict[str, type[Result]] = {
@@ -13,6 +14,7 @@ RESULTS: dict[str, type[Result]] = {
     "importance": ImportanceResult,
     "search": SearchResult,
     "prune": PruneResult,
+    "sparsify": SparsifyResult,
     "correct": CorrectionResult,
     "distill": TrainingResult,
     "evaluate": EvaluationResult,

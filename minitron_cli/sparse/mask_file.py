@@ -43,6 +43,19 @@ class MaskSpec(NamedTuple):
     def size_bytes(self) -> int:
         return -(-math.prod(self.shape) // 8)
 
+    @property
+    def weights(self) -> int:
+        """Number of the tensor's weights."""
+        return math.prod(self.shape)
+
+    @property
+    def zeros(self) -> int:
+        """Number of those that are pruned, as the pattern says."""
+        if self.axis is None or not self.weights:
+            return self.pattern.lost(self.weights)
+        line = self.pattern.group or self.shape[self.axis]
+        return self.weights // line * self.pattern.lost(line)
+
 
 class MaskWriter:
     """Open mask file, to be filled a tensor at a time in any order."""
@@ -127,11 +140,11 @@ class MaskFile:
     @cached_property
     def weights(self) -> int:
         """Number of weights of the masked tensors."""
-        return sum(math.prod(spec.shape) for spec in self.specs.values())
+        return sum(spec.weights for spec in self.specs.values())
 
     def sparsity(self) -> float:
         """Share of zeros among these weights. Needs no bits, because every pattern holds."""
-        return sum(map(_zeros, self.specs.values())) / self.weights
+        return sum(spec.zeros for spec in self.specs.values()) / self.weights
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -148,14 +161,6 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Bool mask of this shape from its packed bits."""
     lanes = torch.stack([(bits >> i) & 1 for i in range(8)], dim=1)
     return lanes.reshape(-1)[: math.prod(shape)].reshape(shape).bool()
-
-
-def _zeros(spec: MaskSpec) -> int:
-    count = math.prod(spec.shape)
-    if spec.axis is None or not count:
-        return spec.pattern.lost(count)
-    line = spec.pattern.group or spec.shape[spec.axis]
-    return count // line * spec.pattern.lost(line)
 
 
 def _spec(path: Path, name: str, entry: Any) -> MaskSpec:

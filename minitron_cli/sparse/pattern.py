@@ -78,7 +78,7 @@ class Pattern:
         if self.group is None:
             return self._keep_share(lines).movedim(-1, axis)
         groups = lines.unflatten(-1, (-1, self.group))
-        return _highest(groups, self.group - self.lost(self.group)).flatten(-2).movedim(-1, axis)
+        return highest(groups, self.group - self.lost(self.group)).flatten(-2).movedim(-1, axis)
 
     def holds(self, mask: "Tensor", axis: int | None = -1) -> bool:
         """Whether a mask has exactly as many zeros as the pattern says, in every group or line along `axis`."""
@@ -91,10 +91,10 @@ class Pattern:
         return bool(((~groups).sum(-1) == self.lost(groups.shape[-1])).all())
 
     def _keep_share(self, lines: "Tensor") -> "Tensor":
-        return _highest(lines, lines.shape[-1] - self.lost(lines.shape[-1]))
+        return highest(lines, lines.shape[-1] - self.lost(lines.shape[-1]))
 
 
-def _highest(scores: "Tensor", count: int) -> "Tensor":
+def highest(scores: "Tensor", count: int) -> "Tensor":
     """Mask of the `count` highest scores along the last axis; of equal ones those with the lower index."""
     import torch
 

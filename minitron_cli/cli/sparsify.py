@@ -1,0 +1,92 @@
+"""`minitron sparsify`: make single weights of a model zero, in a pattern."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from minitron_cli.choices import MaskRepair, MetricName
+from minitron_cli.cli import copy_out
+from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption
+from minitron_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from minitron_cli.yaml_document import KeyPath
+
+
+def sparsify(
+    how: ComputeOptions,
+    text: DataOptions,
+    words: Arguments = None,
+    recipe: RecipeOption = None,
+    pattern: Annotated[
+        str | None,
+        Option(
+            metavar="N:M|SHARE",
+            help="Keep N of M consecutive inputs, such as 2:4; or make a share of the weights zero, such as 50%.",
+            show_default="2:4",
+        ),
+    ] = None,
+    metric: Annotated[
+        MetricName | None,
+        Option(
+            help="Score by which weights are kept: their size; that times the norm of their input; what their loss "
+            "costs when others make up for it. The first needs no text.",
+            show_default="wanda",
+        ),
+    ] = None,
+    repair: Annotated[
+        MaskRepair | None,
+        Option(
+            help="Fit the weights that are left by least squares to what the whole matrix computes.",
+            show_default="none",
+        ),
+    ] = None,
+    layer_amounts: Annotated[
+        str | None,
+        Option(
+            metavar="SHARE,..",
+            help="Share of zeros of each layer, such as 0.4,0.5,0.6, in place of one for all.",
+            show_default="uniform",
+        ),
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Make weights of MODEL's decoder blocks zero: a sparse model of the same shape, with its masks beside it.
+
+    Takes the model that is given, else the one that `minitron prune` made. No serving program of today runs such a
+    model faster; `minitron distill` keeps its zeros.
+
+    For example: minitron sparsify llama-3.1-8b --pattern 2:4 --metric sparsegpt --repair least_squares --data a.txt
+    """
+    from minitron_cli.cli import printing, sessions
+
+    copy_out.check_new(output)
+    flags: dict[KeyPath, Any] = {
+        ("pattern",): pattern,
+        ("metric",): metric,
+        ("repair",): repair,
+        ("layer_amounts",): _amounts(layer_amounts) if layer_amounts else None,
+    }
+    with sessions.opened(how, "sparsify", words, recipe=recipe, text=text, flags=flags) as session:
+        from minitron_cli import api
+        from minitron_cli.sparse.config import SparsifyConfig
+
+        config = session.section(SparsifyConfig, "sparsify")
+        pruned = None if sessions.split(words or ())[0] else session.workspace.current("prune")
+        artifact = api.sparsify(
+            session.context,
+            pruned or session.parent(),
+            config,
+            data=session.data() if config.needs_text else None,
+        )
+    copy_out.copy(artifact, output)
+    printing.artifact(artifact, how)
+
+
+def _amounts(text: str) -> list[float] | str:
+    if text == "uniform":
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--layer-amounts {text!r}: write a share for each layer, e.g. 0.4,0.5,0.6") from None

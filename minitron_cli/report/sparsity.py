@@ -1,0 +1,74 @@
+"""Tables of a sparse model: its zeros by kind of matrix, the errors that they make, and loss and KL."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from minitron_cli.evaluate.metrics import KL, LOSS
+from minitron_cli.figures import Estimate, Figure
+from minitron_cli.model.family import pattern
+from minitron_cli.report.shapes import serving_table
+from minitron_cli.report.view import Cell, Table
+from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult
+
+SHARE = Figure("zeros", style="share")
+ERROR = Figure("relative error", better="lower")
+Z = 1.96  # of a 95 % interval
+
+
+def tables(found: SparsifyResult) -> Iterator[Table]:
+    """Everything that is shown of a sparse model."""
+    yield matrices_table(found)
+    yield from effect_tables(found)
+    if remarks := [finding for finding in found.serving if finding.level != "ok"]:
+        yield serving_table(remarks)
+
+
+def matrices_table(found: SparsifyResult) -> Table:
+    """Zeros and median errors of the matrices of each template."""
+    columns = (Figure("matrices"), Figure("number", style="count"), SHARE, ERROR, Figure("repaired", style="count"))
+    after = (replace(ERROR, title="after repair"),) if found.repair != "none" else ()
+    rows = tuple(_row(template, some, bool(after)) for template, some in _by_template(found).items())
+    title = f"Sparse: {found.pattern} by {found.metric}, {SHARE.cell(found.sparsity)} of the matrices' weights are zero"
+    return Table(title, (*columns[:4], *after, *columns[4:] * bool(after)), rows)
+
+
+def _by_template(found: SparsifyResult) -> dict[str, list[SparseMatrix]]:
+    some = defaultdict[str, list[SparseMatrix]](list)
+    patterns = {template: pattern(template) for template in found.scope}
+    for name, matrix in found.matrices.items():
+        some[next(template for template, names in patterns.items() if names.fullmatch(name))].append(matrix)
+    return {template: some[template] for template in found.scope}
+
+
+def _row(template: str, some: Sequence[SparseMatrix], is_repaired: bool) -> tuple[Cell, ...]:
+    share = sum(matrix.zeros for matrix in some) / sum(matrix.weights for matrix in some)
+    before, after = (_median([getattr(matrix, name) for matrix in some]) for name in ("error_before", "error_after"))
+    repaired = (after, sum(matrix.is_repaired for matrix in some)) if is_repaired else ()
+    short = template.partition("{layer}.")[2].removesuffix(".weight")
+    return (short, len(some), share, before, *repaired)
+
+
+def _median(errors: Sequence[float | None]) -> float | None:
+    known = sorted(error for error in errors if error is not None)
+    return known[len(known) // 2] if known else None
+
+
+def effect_tables(found: SparsifyResult) -> Iterator[Table]:
+    """Loss and KL on held-out text, with 95 % intervals, if they were measured."""
+    if effect := found.effect:
+        names = ("sparse", "repaired") if found.repair != "none" else ("sparse",)
+        models = (effect.before, effect.after)[-len(names) :]
+        columns = tuple(map(Figure, ("held out", "parent", *names)))
+        losses = [_interval(LOSS, model.loss, model.loss_stderr) for model in models]
+        divergences = [_interval(KL, model.kl, model.kl_stderr) for model in models]
+        parent = Estimate(effect.parent_loss, figure=replace(LOSS, style="fixed"))
+        rows: tuple[tuple[Cell, ...], ...] = ((LOSS.heading, parent, *losses), (KL.heading, None, *divergences))
+        yield Table(f"Effect on {effect.tokens:,} held-out tokens", columns, rows)
+
+
+def _interval(figure: Figure, value: float, stderr: float | None) -> Estimate:
+    written = replace(figure, style="fixed")
+    if stderr is None:
+        return Estimate(value, figure=written)
+    return Estimate(value, value - Z * stderr, value + Z * stderr, figure=written)

@@ -1,0 +1,296 @@
+"""Sparsify stage: reads a model, writes one of the same shape in which weights of decoder blocks are zero."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from minitron_cli import io, progress
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
+from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.cost.compute import model_size
+from minitron_cli.data.batches import Batches, evenly_spaced, sample_ids
+from minitron_cli.data.pack import Blocks
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.data.split import SplitName
+from minitron_cli.errors import DataError, InputError
+from minitron_cli.evaluate.beside_parent import BesideParent, ChildFigures
+from minitron_cli.evaluate.statistics import compare
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.layerwise.activation_store import ActivationStore
+from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
+from minitron_cli.layerwise.layer_loop import run_layers
+from minitron_cli.layerwise.resume import FILE, SavedState
+from minitron_cli.memory import fits
+from minitron_cli.model import serving
+from minitron_cli.model.linear_layers import INPUTS, input_groups
+from minitron_cli.price import sparsify as work_of
+from minitron_cli.price import subject
+from minitron_cli.price.offer import offered
+from minitron_cli.prune import export_check
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.results.price import Price
+from minitron_cli.results.prune import HeldOut, ServingFinding
+from minitron_cli.results.run_record import ExportCheck
+from minitron_cli.results.search import CalibrationUse
+from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult, SparsityEffect
+from minitron_cli.sparse.config import SparsifyConfig
+from minitron_cli.sparse.layer_pass import Method, SparsifyPass, matrices
+from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec
+from minitron_cli.sparse.metrics.magnitude import Magnitude
+from minitron_cli.sparse.store import Figures, LayerStore
+from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
+
+STAGE, VERSION = "sparsify", 1
+
+
+def run(
+    context: Context, parent: SourceModel, config: SparsifyConfig, data: DataConfig | None = None, *, label: str = ""
+) -> Artifact:
+    """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None."""
+    if (parent.path / MASKS).is_file():
+        raise InputError(f"{parent.name} is sparse already: give the dense model that it was made from")
+    texts: dict[SplitName, Blocks] = {}
+    if config.needs_text:
+        if data is None:
+            what = config.metric.kind if config.metric.needs != "nothing" else config.repair
+            raise InputError(f"{what} needs calibration text: give some with --data, or use --metric magnitude")
+        wanted: tuple[SplitName, ...] = ("train", "validation") if config.effect_blocks else ("train",)
+        texts = {split: blocks_of(context, data, split, parent.path) for split in wanted}
+        config = config.fitted(texts["train"].sequence_length, len(texts["train"]))
+        _check_samples(config, texts["train"])
+    making = _Making(context, parent, config, texts)
+    making.check()
+    inputs = {"model": parent.fingerprint} | {split: blocks.fingerprint for split, blocks in texts.items()}
+    made = produce(
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs=inputs | ({"dtype": context.dtype} if texts else {}),
+        build=making.build,
+        label=label,
+        forecast=making.forecast,
+        price=making.price,
+    )
+    context.record({parent.fingerprint: parent.name})
+    return made
+
+
+def _check_samples(config: SparsifyConfig, blocks: Blocks) -> None:
+    if not len(blocks):
+        raise NO_SAMPLES
+    if config.samples > len(blocks):
+        raise DataError(
+            f"sparsify.samples is {config.samples} and the data has {len(blocks)} blocks: "
+            "lower sparsify.samples or data.sequence_length, or add text"
+        )
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Making one model sparse."""
+
+    context: Context
+    parent: SourceModel
+    config: SparsifyConfig
+    texts: Mapping[SplitName, Blocks]
+
+    @cached_property
+    def _specs(self) -> dict[str, MaskSpec]:
+        """Masks by the stored names of their matrices."""
+        shape, found = self.parent.shape, dict[str, MaskSpec]()
+        shapes = shape.tensors()
+        for layer, pattern in enumerate(self.config.patterns(shape.sizes["layer"])):
+            for matrix in matrices(shape, input_groups(shape), layer):
+                found[matrix.name] = MaskSpec(shapes[matrix.name], pattern, self.config.metric.axis(pattern, INPUTS))
+        return found
+
+    def _layer(self, name: str) -> int:
+        return self.parent.family.match(name).at["layer"]
+
+    def check(self) -> None:
+        """Refuse a pattern whose groups do not divide the inputs of a matrix."""
+        for name, spec in self._specs.items():
+            spec.pattern.check(spec.shape[INPUTS], name)
+
+    def forecast(self) -> dict[str, Any]:
+        """Pattern and zeros, for a dry run."""
+        weights = sum(spec.weights for spec in self._specs.values())
+        return {
+            "pattern": self.config.pattern,
+            "metric": self.config.metric.kind,
+            "matrices": len(self._specs),
+            "weights": weights,
+            "zeros": sum(spec.zeros for spec in self._specs.values()),
+        }
+
+    def price(self) -> Price:
+        """What it takes."""
+        length = self._length
+        making = work_of.Sparsifying(
+            parent=subject.of_source(self.parent, self.context.dtype),
+            config=self.config,
+            length=length,
+            effect_blocks=self._effect_blocks,
+            matrices=tuple(spec.shape for spec in self._specs.values()),
+        )
+        return offered(self.context, STAGE, work_of.work(making))
+
+    @property
+    def _length(self) -> int:
+        return next((blocks.sequence_length for blocks in self.texts.values()), 0)
+
+    @property
+    def _effect_blocks(self) -> int:
+        """Held-out blocks on which the effect is measured."""
+        if "validation" not in self.texts or not self._both_fit:
+            return 0
+        return min(self.config.effect_blocks, len(self.texts["validation"]))
+
+    @cached_property
+    def _both_fit(self) -> bool:
+        both = 2 * self.parent.size_bytes(self.context.dtype)
+        return fits(both, self.config.activation_budget, self.context.device)
+
+    def build(self, work: StageBuild) -> SparsifyResult:
+        """Make every matrix sparse, write and check the checkpoint, and measure what it lost."""
+        store = LayerStore(work.scratch / "layers", self.parent.checkpoint)
+        if self.texts:
+            self._pass(work, store)
+        view = self._view(store)
+        _write(work, self.parent, view, self._specs)
+        checks = _check(work, self.parent, view)
+        return self._result(store, checks, self._effect(work, store, view))
+
+    def _pass(self, work: StageBuild, store: LayerStore) -> None:
+        """Make every layer sparse, one after the other, on calibration text."""
+        config, blocks, shape = self.config, self.texts["train"], self.parent.shape
+        ids = sample_ids(config.seed, 0, config.samples, len(blocks))
+        batches = list(Batches(blocks, ids, config.batch_size))
+        layers, scratch = shape.sizes["layer"], work.scratch / "states"
+        method = Method(config.metric, config.patterns(layers), config.repair != "none")
+        io.make_dirs(scratch)
+        model = hf.empty_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
+        with (
+            torch.inference_mode(),
+            progress.track("sparsify layer by layer", 2 * layers * len(batches), "batches") as step,
+        ):
+            states = ActivationStore(scratch, config.activation_budget)
+            task = SparsifyPass(model, shape, batches, method, store, states, self.context.device, step)
+            run_layers(task, {"hidden": states}, SavedState(scratch / FILE, 30), layers, resume=work.resume)
+
+    def _view(self, store: LayerStore, *, repaired: bool = True) -> SparseCheckpoint:
+        """The parent's checkpoint as it reads with zeros."""
+        parent = self.parent.checkpoint
+        made = by_magnitude(parent, self._specs)
+        if self.texts:
+
+            def made(name: str) -> Any:
+                return store.made(self._layer(name), name, repaired=repaired)
+
+        return SparseCheckpoint(
+            parent.path, parent.config, parent.tensors, parent.remarks, made=made, sparse=frozenset(self._specs)
+        )
+
+    def _effect(self, work: StageBuild, store: LayerStore, view: SparseCheckpoint) -> SparsityEffect | None:
+        """Loss and KL on held-out blocks; None if there are none or the models do not fit."""
+        if "validation" in self.texts and not self._both_fit:
+            progress.warn("parent and child do not fit into memory together: the effect is not measured")
+        if not self._effect_blocks:
+            return None
+        blocks = self.texts["validation"]
+        parent = hf.load_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
+        beside = BesideParent(parent, blocks, evenly_spaced(len(blocks), self._effect_blocks))
+        after = beside.of(self._model(view))
+        before = beside.of(self._model(self._view(store, repaired=False))) if self.config.repair != "none" else after
+        return SparsityEffect(
+            parent_loss=beside.parent_loss().mean,
+            before=_held_out(before),
+            after=_held_out(after),
+            kl_difference_stderr=compare(after.kl, before.kl).stderr if before is not after else None,
+            tokens=beside.tokens,
+            read=beside.read,
+        )
+
+    def _model(self, view: SparseCheckpoint) -> Any:
+        state = {name: view.read(name) for name in _names(self.parent)}
+        config = child_config(view.config, PrunePlan(self.parent.shape, {}))
+        return hf.model_of(config, state, device=self.context.device, dtype=self.context.dtype)
+
+    def _result(self, store: LayerStore, checks: list[str], effect: SparsityEffect | None) -> SparsifyResult:
+        config, shape = self.config, self.parent.shape
+        found = {name: self._matrix(store, name, spec) for name, spec in self._specs.items()}
+        layers = [[m for name, m in found.items() if self._layer(name) == i] for i in range(shape.sizes["layer"])]
+        length = self._length
+        return SparsifyResult(
+            model=model_size(shape, length),
+            pattern=config.pattern,
+            metric=config.metric.kind,
+            scope=tuple(template for group in input_groups(shape) for template in group.templates),
+            sparsity=_share(list(found.values())),
+            layer_sparsity=tuple(map(_share, layers)),
+            matrices=found,
+            repair=config.repair,
+            calibration=CalibrationUse(samples=config.samples, sequence_length=length) if self.texts else None,
+            checks=tuple(checks),
+            serving=tuple(_serving(self.parent, config)),
+            effect=effect,
+        )
+
+    def _matrix(self, store: LayerStore, name: str, spec: MaskSpec) -> SparseMatrix:
+        figures = store.figures(self._layer(name), name) if self.texts else Figures(True, 0, None, None, False)
+        return SparseMatrix(
+            zeros=spec.zeros,
+            weights=spec.weights,
+            metric=self.config.metric.kind if figures.is_by_metric else Magnitude().kind,
+            tokens=figures.tokens,
+            error_before=figures.error_before,
+            error_after=figures.error_after,
+            is_repaired=figures.is_repaired,
+        )
+
+
+def _share(matrices: list[SparseMatrix]) -> float:
+    return sum(matrix.zeros for matrix in matrices) / sum(matrix.weights for matrix in matrices)
+
+
+def _held_out(found: ChildFigures) -> HeldOut:
+    return HeldOut(loss=found.loss.mean, kl=found.kl.mean, loss_stderr=found.loss.stderr, kl_stderr=found.kl.stderr)
+
+
+def _names(parent: SourceModel) -> list[str]:
+    """Tensors that the checkpoint has to store, in the parent's order: no buffers, and no copy of a tied head."""
+    return list(PrunePlan(parent.shape, {}).sources(parent.checkpoint.tensors))
+
+
+def _write(work: StageBuild, parent: SourceModel, view: SparseCheckpoint, masks: Mapping[str, MaskSpec]) -> None:
+    write_sparse(view, masks, _names(parent), work.path)
+    work.write_json("config.json", child_config(view.config, PrunePlan(parent.shape, {})))
+    hf.copy_files(parent.path, work.path, hf.side_files(parent.path))
+
+
+def _check(work: StageBuild, parent: SourceModel, view: SparseCheckpoint) -> list[str]:
+    """Checks that the written checkpoint passed; one that fails raises, and it is never committed."""
+    started, written = time.monotonic(), Checkpoint.open(work.path)
+    mode = export_check.mode_for(written.size_bytes)
+    child = export_check.WrittenChild(work.path, view, PrunePlan(parent.shape, {}), mode, frozenset({MASKS}))
+    with work.hashing():
+        passed = export_check.check_child(child)
+        if mode == "whole":  # the writer has put both from the same matrix, which is enough for a large one
+            MaskFile.open(work.path / MASKS).check(written.read)
+            passed.append("zeros")
+    work.measured.export_check = ExportCheck(compared=mode, seconds=round(time.monotonic() - started, 3))
+    return passed
+
+
+def _serving(parent: SourceModel, config: SparsifyConfig) -> Iterator[ServingFinding]:
+    for found in serving.zeros(parent.shape, config.pattern):
+        yield ServingFinding(reader=found.reader, level=found.level, reason=found.reason, nearest=dict(found.nearest))
