@@ -140,8 +140,8 @@ def page(cells: Sequence[Cell], seeds: int) -> Iterator[str]:
             yield row(cell, found)
     yield from (
         "",
-        "Gemma normalizes what a block writes before adding it, and no rotation commutes with these norms, so it is fitted",
-        'by least squares alone. "head" prunes query heads, "layer" the layers of lowest Block Importance.',
+        "Gemma normalizes what a block writes before adding it, and no rotation commutes with these norms, so it is",
+        'fitted by least squares alone. "head" prunes query heads, "layer" the layers of lowest Block Importance.',
         "",
         "Regenerate: `make real-models && python scripts/real_repair_study.py --text TEXT`",
     )
