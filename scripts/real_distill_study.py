@@ -39,6 +39,14 @@ TRIAL_SEED = 100
 POINTS = 5  # of a curve
 
 
+class Half(SampledBlocks):
+    """Some held-out blocks, which a training tells from others by their number."""
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.blocks.fingerprint}-{self.ids}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RealDistillStudy(Study):
     """A pretrained model and its text, with the lengths of training runs."""
@@ -63,9 +71,9 @@ class RealDistillStudy(Study):
         made = prune.run(self.context, self.parent, config, scores=self.scores(seed), data=self.data)
         return hf.load_model(made.path, dtype="float32")
 
-    def held_out(self, half: int) -> SampledBlocks:
+    def held_out(self, half: int) -> "Half":
         """Every second held-out block, from number `half` on: 0 to choose by, 1 to report."""
-        return SampledBlocks(self.validation, range(half, len(self.validation), 2))
+        return Half(self.validation, range(half, len(self.validation), 2))
 
     def curve(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> list[dict[str, float]]:
         """Held-out loss and KL before, during and after a run on one half of the held-out blocks."""
