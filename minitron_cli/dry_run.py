@@ -116,6 +116,8 @@ def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     prune = recipe.prune
     if recipe.search:
         found = _searched(recipe.search, parent)
+    elif not recipe.prunes:
+        return {"child": parent}
     elif prune.budget:
         found = feasible.feasible(parent, dict.fromkeys(prune.axes, ()), prune.budget, prune.candidates)
     else:
@@ -132,18 +134,16 @@ def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
 
 def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
     length = recipe.data.sequence_length
-    scoring = recipe.scoring()
-    removal = f", {min(scoring.removal_samples, scoring.samples):,} of them without each layer or block"
-    yield "importance", f"{scoring.samples:,} samples of {length:,} tokens{removal * bool(scoring.removal_lengths)}"
+    if recipe.prunes:
+        scoring = recipe.scoring()
+        removal = f", {min(scoring.removal_samples, scoring.samples):,} of them without each layer or block"
+        yield "importance", f"{scoring.samples:,} samples of {length:,} tokens{removal * bool(scoring.removal_lengths)}"
     if recipe.correct:
         yield "correct", _training(recipe.correct, length)
-    if recipe.search:
-        blocks = recipe.search.score_blocks
-        yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
-    changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
-    score_blocks = recipe.prune.fitted(length).score_blocks
-    among = f"the best of {candidates} shapes" + ("" if recipe.search else f", on {score_blocks} blocks")
-    yield "prune", ", ".join(changes) if candidates == 1 else among
+    if recipe.prunes:
+        yield from _pruning(recipe, parent, child, candidates)
+    if recipe.sparsify:
+        yield "sparsify", f"{recipe.sparsify.pattern} by {recipe.sparsify.metric.kind}"
     if recipe.distill:
         yield "distill", _training(recipe.distill, length)
     yield from (
@@ -160,6 +160,17 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
             ]
         ),
     )
+
+
+def _pruning(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
+    length = recipe.data.sequence_length
+    if recipe.search:
+        blocks = recipe.search.score_blocks
+        yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
+    changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
+    score_blocks = recipe.prune.fitted(length).score_blocks
+    among = f"the best of {candidates} shapes" + ("" if recipe.search else f", on {score_blocks} blocks")
+    yield "prune", ", ".join(changes) if candidates == 1 else among
 
 
 def _retraining(search: SearchConfig, candidates: int, length: int) -> str:

@@ -1,6 +1,6 @@
 """Runs every stage of a recipe in order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from minitron_cli import progress
@@ -11,18 +11,20 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model, pub
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.results.training import CorrectionResult, TrainingResult
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify
 
-DISTILLED = "distilled"  # label of the student among the trained models
+PRUNED, SPARSE, DISTILLED = "pruned", "sparse", "distilled"  # labels of models in the evaluation
 
 
 @dataclass(frozen=True)
 class Results:
     """Artifacts of one step of a recipe."""
 
-    importance: Artifact
+    importance: Artifact | None
+    """None where nothing is pruned, as `prune` is."""
     search: Artifact | None
-    prune: Artifact
+    prune: Artifact | None
+    sparsify: Artifact | None
     correct: Artifact | None
     distilled: Mapping[str, Artifact]
     """Label -> trained model: `distilled`, then the controls."""
@@ -31,13 +33,20 @@ class Results:
 
     @property
     def product(self) -> Artifact:
-        """Final model: the distilled one; the pruned one if nothing was distilled, or if training made it worse."""
+        """Final model: the distilled one; what training starts from if there was none, or if it made it worse."""
         trained = self.distilled.get(DISTILLED)
-        return self.prune if trained is None or _is_above_start(trained) else trained
+        return self.start if trained is None or _is_above_start(trained) else trained
+
+    @property
+    def start(self) -> Artifact:
+        """Model that training starts from: the sparse one, else the pruned one."""
+        found = self.sparsify or self.prune
+        assert found
+        return found
 
     def artifacts(self) -> list[Artifact]:
         """All artifacts, in the order in which they were made."""
-        before = [self.importance, self.correct, self.search, self.prune]
+        before = [self.importance, self.correct, self.search, self.prune, self.sparsify]
         some = [*before, *self.distilled.values(), self.evaluate, self.report]
         return [artifact for artifact in some if artifact]
 
@@ -60,7 +69,7 @@ def run(recipe: Recipe, context: Context, *, fail_if_worse: bool = False) -> lis
         label = step.label if step else ""
         made.append(_run_step(located, context, teacher, label=label, fail_if_worse=fail_if_worse))
         parent = str(made[-1].product.path)
-        if len(made) < len(recipe.steps) and made[-1].distilled and made[-1].product is made[-1].prune:
+        if len(made) < len(recipe.steps) and made[-1].distilled and made[-1].product is made[-1].start:
             progress.warn(f"training made the model of step {label} worse: the next step starts from {parent}")
     return made
 
@@ -78,31 +87,41 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     """Score, search, prune, train and evaluate one parent."""
     parent = open_source_model(recipe.model, offline=context.offline)
     teacher = parent if teacher_name == recipe.model else open_source_model(teacher_name, offline=context.offline)
-    scores = importance.run(context, parent, recipe.data, recipe.scoring())
+    scores = importance.run(context, parent, recipe.data, recipe.scoring()) if recipe.prunes else None
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
     corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
     if corrected and fail_if_worse:
         training_run.check_not_worse(corrected.result(CorrectionResult), correct.STAGE)
     teacher = open_source_model(corrected.path) if corrected and correct.is_better(corrected) else teacher
-    found = None
-    if recipe.search:
+    found = pruned = made_sparse = None
+    if scores and recipe.search:
         found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, prune=recipe.prune)
-    pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
+    if scores:
+        pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
+    if recipe.sparsify:
+        dense = open_source_model(pruned.path) if pruned else parent
+        made_sparse = sparsify.run(context, dense, recipe.sparsify, recipe.data)
 
     def prune_at_random(label: str) -> Artifact:
-        return prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
+        assert scores
+        assert pruned
+        dense = prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
+        if recipe.sparsify is None:
+            return dense
+        return sparsify.run(context, open_source_model(dense.path), recipe.sparsify, recipe.data, label=label)
 
-    distilled = _distilled(recipe, context, teacher, pruned, prune_at_random, fail_if_worse=fail_if_worse)
-    models = {"pruned": pruned} | ({correct.LABEL: corrected} if corrected else {}) | distilled
-    labelled = [(label, artifact.path) for label, artifact in models.items()]
+    starts = [start for start in (pruned, made_sparse) if start]
+    distilled = _distilled(recipe, context, teacher, starts, prune_at_random, fail_if_worse=fail_if_worse)
+    models = {PRUNED: pruned, SPARSE: made_sparse, correct.LABEL: corrected, **distilled}
+    labelled = [(label, artifact.path) for label, artifact in models.items() if artifact]
     measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
     page = report.run(context) if recipe.report else None
-    return Results(scores, found, pruned, corrected, distilled, measured, page)
+    return Results(scores, found, pruned, made_sparse, corrected, distilled, measured, page)
 
 
 def check_gates(results: Results, recipe: Recipe) -> None:
     """Raise GateMissed unless the final model meets every gate."""
-    made = "pruned" if results.product is results.prune else DISTILLED
+    made = DISTILLED if results.product is not results.start else SPARSE if results.sparsify else PRUNED
     evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
 
 
@@ -110,22 +129,25 @@ def _distilled(
     recipe: Recipe,
     context: Context,
     teacher: SourceModel,
-    pruned: Artifact,
+    starts: Sequence[Artifact],
     prune_at_random: Callable[[str], Artifact],
     *,
     fail_if_worse: bool,
 ) -> dict[str, Artifact]:
-    """Student and controls by label. The student and its pruned start stay the workspace's current artifacts."""
+    """Student and controls by label. The student and what it was made from stay the workspace's current artifacts.
+
+    Training starts from the last of `starts`: the pruned model, and the sparse one.
+    """
     if recipe.distill is None:
         return {}
-    student = distill.run(context, teacher, pruned.path, recipe.data, recipe.distill)
+    student = distill.run(context, teacher, starts[-1].path, recipe.data, recipe.distill)
     if fail_if_worse:
         training_run.check_not_worse(student.result(TrainingResult), distill.STAGE)
     trained = {DISTILLED: student}
     for control in recipe.controls:
-        start = prune_at_random(control.label) if control.prune else pruned
+        start = prune_at_random(control.label) if control.prune else starts[-1]
         config = control.applied_to(recipe.distill)
         trained[control.label] = distill.run(context, teacher, start.path, recipe.data, config, label=control.label)
-    for current in (pruned, student):
+    for current in (*starts, student):
         context.workspace.point(current)
     return trained

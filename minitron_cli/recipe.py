@@ -16,6 +16,7 @@ from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.config import SearchConfig
+from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.spec import Spec
 
 
@@ -93,6 +94,8 @@ class Recipe(Spec):
     """Search for the best shape within a budget; without it, `prune` gives the shape."""
     prune: PruneConfig = PruneConfig()
     """How the parent is pruned."""
+    sparsify: SparsifyConfig | None = None
+    """Zeros among the weights of the pruned model; of the parent, where nothing says how much to prune."""
     distill: DistillConfig | None = None
     """How the pruned model is trained; null to stop after pruning."""
     correct: CorrectConfig | None = None
@@ -117,6 +120,10 @@ class Recipe(Spec):
             raise ValueError(f"two steps have the label {twice[0]!r}; rename one")
         if self.relatives and not self._goal():
             raise ValueError("relatives need a target; give a budget whose target is a number of parameters")
+        if self.sparsify and self.steps:
+            raise ValueError("a sparse model cannot be pruned further; remove sparsify, or the steps")
+        if self.controls and not self.prunes:
+            raise ValueError("controls start from a pruned model, and nothing is pruned; remove them")
         if self.controls and self.distill is None:
             raise ValueError(
                 "controls repeat the distillation, but there is no distill section; add one or remove them"
@@ -132,7 +139,7 @@ class Recipe(Spec):
         """Refuse a recipe in which nothing, or more than one section, gives the shape of the child."""
         prune = self.prune
         has_shape = bool(prune.shape or prune.budget or prune.drop_layers)
-        if self.search is None and not has_shape:
+        if not self.prunes and self.sparsify is None:
             raise ValueError(f"nothing says how much to prune{where}; add prune.shape, prune.budget or search")
         if self.search is not None and has_shape:
             raise ValueError(
@@ -140,6 +147,12 @@ class Recipe(Spec):
             )
         if self.search is not None and self.search.targets and prune.size is None:
             raise ValueError(f"the search has several targets{where}; choose one with prune.size")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a smaller shape is given, or searched for; otherwise the parent only becomes sparse."""
+        prune = self.prune
+        return bool(self.search or prune.shape or prune.budget or prune.drop_layers)
 
     def at(self, step: Step) -> Self:
         """Recipe of one step."""
@@ -187,7 +200,7 @@ def prunes_layers(prune: PruneConfig, search: SearchConfig | None) -> bool:
 
 
 def _reseeded(part: Spec, seed: int) -> dict[str, Any]:
-    names = ("data", "importance", "search", "correct", "distill")
+    names = ("data", "importance", "search", "sparsify", "correct", "distill")
     sections = {name: getattr(part, name, None) for name in names}
     return {name: section.model_copy(update={"seed": seed}) for name, section in sections.items() if section}
 

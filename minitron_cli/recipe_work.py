@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.shape import Shape
-from minitron_cli.price import evaluation, importance, prune, search, subject, training
+from minitron_cli.price import evaluation, importance, prune, search, sparsify, subject, training
 from minitron_cli.price.offer import compute_dtype
 from minitron_cli.price.work import Subject, Work
 from minitron_cli.prune.config import ScoreRepair
@@ -17,6 +17,7 @@ from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.recipe import Recipe
 from minitron_cli.repair import repaired_plan
 from minitron_cli.repair.acceptance import EFFECT_BLOCKS
+from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.stages.search import FULL, RetrainingConfig
 
 HELD_OUT_BLOCKS = 64  # where a stage reads all that there are
@@ -45,12 +46,16 @@ class RecipeWork:
     def stages(self) -> Iterator[tuple[str, Work]]:
         """Name of each stage, and its work."""
         recipe = self.recipe
-        yield "importance", importance.work(self.parent, recipe.scoring(), self.length)
+        if recipe.prunes:
+            yield "importance", importance.work(self.parent, recipe.scoring(), self.length)
         if recipe.correct:
             yield "correct", self._training(self.teacher, None, recipe.correct)
         if recipe.search:
             yield "search", self._search()
-        yield "prune", self._prune()
+        if recipe.prunes:
+            yield "prune", self._prune()
+        if recipe.sparsify:
+            yield "sparsify", self._sparsify(recipe.sparsify)
         if recipe.distill:
             yield "distill", self._training(self.child, self.teacher, recipe.distill)
             for control in recipe.controls:
@@ -106,6 +111,10 @@ class RecipeWork:
             )
         )
 
+    def _sparsify(self, config: SparsifyConfig) -> Work:
+        config = config.fitted(self.length, config.samples)
+        return sparsify.work(sparsify.of_model(self.child, config, self.length if config.needs_text else 0))
+
     def _repairs(self, shape: Shape, setting: ScoreRepair) -> frozenset[str]:
         """Repairs of a candidate with this setting."""
         return repaired_plan.of_candidate(self._plan(shape), self.recipe.prune, setting)
@@ -114,7 +123,8 @@ class RecipeWork:
         return subject.plan_to(self.parent.shape, shape)
 
     def _evaluation(self) -> Work:
-        config, labels = self.recipe.evaluate, ["pruned"]
+        config = self.recipe.evaluate
+        labels = ["pruned"] * self.recipe.prunes + ["sparse"] * (self.recipe.sparsify is not None)
         labels += ["distilled"] * (self.recipe.distill is not None) + [c.label for c in self.recipe.controls]
         models = {"parent": self.parent, **dict.fromkeys(labels, self.child)}
         models |= {"corrected": self.teacher} if self.recipe.correct else {}

@@ -71,9 +71,8 @@ def distill(
         from minitron_cli.results.training import TrainingResult
 
         config = session.section(DistillConfig, "distill")
-        pruned = session.require("prune")
         artifact = api.distill(
-            session.context, pruned, _teacher(session, teacher), session.data(), config, label=_label(config)
+            session.context, session.student(), _teacher(session, teacher), session.data(), config, label=_label(config)
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)

@@ -238,5 +238,6 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _made(workspace: "Workspace") -> list[tuple[str, Path]]:
     """(label, directory) of the workspace's current models."""
-    made = {"pruned": workspace.current("prune"), "distilled": workspace.current("distill")}
+    stages = {"pruned": "prune", "sparse": "sparsify", "distilled": "distill"}
+    made = {label: workspace.current(stage) for label, stage in stages.items()}
     return [(label, artifact.path) for label, artifact in made.items() if artifact]

@@ -18,8 +18,8 @@ def push(
     where: WorkspaceOptions,
     repo: Annotated[str, Argument(metavar="OWNER/NAME", help="Repository on the hub.", show_default=False)],
     stage: Annotated[
-        Literal["prune", "distill"] | None,
-        Option(help="Push the current result of this stage.", show_default="distill, else prune"),
+        Literal["prune", "sparsify", "distill"] | None,
+        Option(help="Push the current result of this stage.", show_default="distill, else sparsify, else prune"),
     ] = None,
     private: Annotated[
         bool, Option("--private", help="Create the repository as private if it does not exist.")
@@ -66,7 +66,7 @@ def push(
 
 def _made(workspace: "Workspace", stage: str | None) -> "Artifact":
     """Artifact to push. ArtifactError if there is none."""
-    for name in [stage] if stage else ["distill", "prune"]:
+    for name in [stage] if stage else ["distill", "sparsify", "prune"]:
         if artifact := workspace.current(name):
             return artifact
     raise ArtifactError(

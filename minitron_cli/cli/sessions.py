@@ -72,6 +72,15 @@ class Session:
         search = self.section(SearchConfig, "search") if self.requested.values.get("search") else None
         return recipes.prunes_layers(self.section(PruneConfig, "prune"), search)
 
+    def student(self) -> Artifact:
+        """Model to train: the sparse one, if it was made from the pruned one or nothing was pruned; else the pruned."""
+        from minitron_cli.artifacts import fingerprint
+
+        pruned, sparse = self.workspace.current("prune"), self.workspace.current("sparsify")
+        if sparse and (not pruned or sparse.manifest.inputs["model"] == fingerprint.of_model(pruned.manifest)):
+            return sparse
+        return self.require("prune")
+
     def require(self, stage: str) -> Artifact:
         """Current result of a stage. ArtifactError names the command that makes it."""
         model = [str(self.requested.values.get("model") or "MODEL")] if stage == "importance" else []

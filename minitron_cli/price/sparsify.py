@@ -2,9 +2,11 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
+from minitron_cli.model.linear_layers import input_groups
 from minitron_cli.price.evaluation import logits_bytes
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
 from minitron_cli.prune.stream import MAX_WORKERS
@@ -32,8 +34,13 @@ class Sparsifying:
     """Tokens of a block of the text; 0 without any."""
     effect_blocks: int
     """Held-out blocks on which the effect is measured."""
-    matrices: tuple[tuple[int, ...], ...]
-    """Shapes of the matrices that get zeros: outputs, inputs."""
+
+    @cached_property
+    def matrices(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the matrices that get zeros: outputs, inputs."""
+        shape, shapes = self.parent.shape, self.parent.shape.tensors()
+        templates = (template for group in input_groups(shape) for template in group.templates)
+        return tuple(shapes[name] for template in templates for name in shape.names(template))
 
     @property
     def tokens(self) -> int:
@@ -49,6 +56,11 @@ class Sparsifying:
     def sums(self) -> int:
         """Sums of products that are collected of every input: for the metric, and for the fit."""
         return (self.config.metric.needs == "second_moments") + self.fits
+
+
+def of_model(parent: Subject, config: SparsifyConfig, length: int) -> Sparsifying:
+    """Making a model sparse whose text is not known yet; `length` is 0 where none is needed."""
+    return Sparsifying(parent, config, length, config.effect_blocks if length else 0)
 
 
 def work(making: Sparsifying) -> Work:

@@ -76,7 +76,7 @@ def model_card(data: ReportData, *, name: str, loaded_as: str = "", hub: HubFact
         pipeline_tag="text-generation",
         tags=list(TAGS),
         model_name=clean(name),
-        eval_results=list(_eval_results(data.first("distilled", "pruned"))) or None,
+        eval_results=list(_eval_results(data.first("distilled", "sparse", "pruned"))) or None,
     )
     parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name, loaded_as or name))
     return clean("\n\n".join(parts)) + "\n"

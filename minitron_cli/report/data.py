@@ -10,6 +10,7 @@ from minitron_cli.report.provenance import CostRow
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.run_record import SpeedRecord
+from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import Worsening
 
 
@@ -34,6 +35,7 @@ class ReportData:
     importance: Importance = field(default_factory=Importance)
     ranking: Ranking | None = None
     prune: PruneResult | None = None
+    sparsity: SparsifyResult | None = None
     cache_bytes: tuple[int, ...] = ()
     """KV cache of one token of the parent and of the pruned model."""
     runs: tuple[TrainingRun, ...] = ()

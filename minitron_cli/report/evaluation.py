@@ -13,11 +13,17 @@ from minitron_cli.report.view import Cell, Section, Table, is_empty
 from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
-Kind = Literal["parent", "teacher", "pruned", "distilled", "control"]
+Kind = Literal["parent", "teacher", "pruned", "sparse", "distilled", "control"]
 Name = tuple[str, str]  # task and metric
 
 LOSS, KL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl")
-LABELS: Mapping[str, Kind] = {PARENT: "parent", "corrected": "teacher", "pruned": "pruned", "distilled": "distilled"}
+LABELS: Mapping[str, Kind] = {
+    PARENT: "parent",
+    "corrected": "teacher",
+    "pruned": "pruned",
+    "sparse": "sparse",
+    "distilled": "distilled",
+}
 PARAMETERS = Figure("parameters", style="short", better="lower")
 TOKENS = Figure("training tokens", style="short")
 ITEMS = Figure("items", style="count")

@@ -79,7 +79,7 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
         before, after = data.sizes[0], data.sizes[-1]
         whose = "original's" if len(data.sizes) > 2 else "parent's"
         yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the {whose} {short(before)}")
-    parent, result = data.loss("parent"), data.first("distilled", "pruned")
+    parent, result = data.loss("parent"), data.first("distilled", "sparse", "pruned")
     if result and (loss := result.value(LOSS)) is not None:
         note = "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"
         yield KeyFigure(f"{loss:.3f}", metrics.LOSS.heading, note)

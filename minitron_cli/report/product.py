@@ -32,11 +32,14 @@ class Product:
     @classmethod
     def current(cls, workspace: Workspace) -> "Product":
         """The workspace's distilled model, else what there is so far. ArtifactError if there is nothing."""
-        pruned, distilled = workspace.current("prune"), workspace.current("distill")
-        if pruned and distilled and distilled.manifest.inputs["student"] != fingerprint.of_model(pruned.manifest):
-            distilled = None  # of an earlier pruned model
+        pruned, sparse, distilled = (workspace.current(stage) for stage in ("prune", "sparsify", "distill"))
+        if pruned and sparse and sparse.manifest.inputs["model"] != fingerprint.of_model(pruned.manifest):
+            sparse = None  # of an earlier pruned model, or of the parent
+        starts = {fingerprint.of_model(made.manifest) for made in (pruned, sparse) if made}
+        if starts and distilled and distilled.manifest.inputs["student"] not in starts:
+            distilled = None  # the same of a student
         stages = (workspace.current(stage) for stage in ("search", "importance", "correct", "evaluate"))
-        found = next(filter(None, (distilled, pruned, *stages)), None)
+        found = next(filter(None, (distilled, sparse, pruned, *stages)), None)
         if found is None:
             raise ArtifactError(f"workspace {workspace.root} has no results to report: run `minitron importance` first")
         return cls(workspace, found)
@@ -59,10 +62,21 @@ class Product:
     @cached_property
     def prune(self) -> Artifact | None:
         """The pruned model."""
-        made = self.artifact
-        while made.stage == "distill" and (student := self.made.get(made.manifest.inputs["student"])):
-            made = student
-        return made if made.stage == "prune" else None
+        return self._from("prune", self.artifact)
+
+    @cached_property
+    def sparse(self) -> Artifact | None:
+        """The model with zeros that was made from the pruned one, or from the parent."""
+        return self._from("sparsify", self.artifact)
+
+    def _from(self, stage: str, made: Artifact) -> Artifact | None:
+        """Artifact of a stage that another was made from by later stages on the same shape, or that one itself."""
+        while made.stage != stage and made.stage in _STARTS:
+            start = self.made.get(made.manifest.inputs[_STARTS[made.stage]])
+            if start is None:
+                return None
+            made = start
+        return made if made.stage == stage else None
 
     @cached_property
     def search(self) -> Artifact | None:
@@ -82,7 +96,7 @@ class Product:
     @cached_property
     def parent(self) -> str:
         """Fingerprint of the model that was pruned."""
-        inputs = (self.prune or self.search or self.artifact).manifest.inputs
+        inputs = (self.prune or self.search or self.sparse or self.artifact).manifest.inputs
         return inputs.get("model") or inputs.get(f"model {PARENT}") or ""
 
     @cached_property
@@ -100,12 +114,15 @@ class Product:
     @cached_property
     def trained(self) -> tuple[Artifact, ...]:
         """The distilled model, and the controls that started from the same pruned model or one of its shape."""
-        if self.prune is None or self.artifact.stage != "distill":
+        prune, sparse = self.prune, self.sparse
+        if not (prune or sparse) or self.artifact.stage != "distill":
             return ()
-        prune = self.prune
-        controls = [made for made in self.workspace.artifacts("prune") if made.label and _is_control_of(prune, made)]
-        starts = {fingerprint.of_model(made.manifest) for made in (prune, *controls)}
-        others = (made for made in self.workspace.artifacts("distill") if made.label != self.artifact.label)
+        pruned = self.workspace.artifacts("prune") if prune else []
+        controls = [made for made in pruned if prune and made.label and _is_control_of(prune, made)]
+        starts = {fingerprint.of_model(made.manifest) for made in (prune, sparse, *controls) if made}
+        zeros = self.workspace.artifacts("sparsify") if sparse else []
+        starts |= {fingerprint.of_model(made.manifest) for made in zeros if made.manifest.inputs["model"] in starts}
+        others = [made for made in self.workspace.artifacts("distill") if made.label != self.artifact.label]
         started = (made for made in others if made.manifest.inputs["student"] in starts)
         return (self.artifact, *(made for made in started if _is_readable(made, TrainingResult)))
 
@@ -113,6 +130,7 @@ class Product:
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
         """Fingerprint of a model -> its part in this product."""
         parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.corrected), ("pruned", self.prune)]
+        parts += [("sparse", self.sparse)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
         found = {fingerprint.of_model(made.manifest): (kind, made) for kind, made in parts if made}
         return {self.parent: ("parent", None), **found}
@@ -198,7 +216,8 @@ class Product:
         return given.parent.name if (given / MANIFEST).is_file() else self.name(self.original)
 
 
-_MODELS = ("prune", "distill", "correct")  # the stages that make a model
+_MODELS = ("prune", "sparsify", "distill", "correct")  # the stages that make a model
+_STARTS = {"distill": "student", "sparsify": "model"}  # a stage that keeps the shape -> its input
 
 
 def place(artifact: Path) -> str:

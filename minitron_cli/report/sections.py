@@ -6,6 +6,7 @@ from dataclasses import replace
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.evaluate.metrics import KL, LOSS
 from minitron_cli.figures import Estimate, Figure
+from minitron_cli.report import sparsity
 from minitron_cli.report.candidates import candidates_section
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import results_section, speed_section
@@ -36,6 +37,7 @@ def view(data: ReportData) -> View:
         layers_section(data.importance),
         candidates_section(data.ranking) if data.ranking else None,
         Section("repair", "Repair", REPAIR, repairs),
+        sparsity.section(data.sparsity) if data.sparsity else None,
         training_section(data.runs, data.loss("parent")),
         cost_section(data.costs, data.other_costs, data.device_hours),
         lineage_section(data.lineage),

@@ -25,6 +25,7 @@ from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
+from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
@@ -113,6 +114,7 @@ def report_data(product: Product, title: str) -> ReportData:
         importance=Importance.of(product.importance, plan) if product.importance else Importance(),
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
         prune=prune,
+        sparsity=product.sparse.result(SparsifyResult) if product.sparse else None,
         cache_bytes=_cache_bytes(product.prune, prune) if product.prune and prune else (),
         runs=tuple(map(_training, filter(None, (product.corrected, *product.trained)))),
         costs=tuple(row for made in product.lineage for row in cost_rows(made)),

@@ -140,7 +140,6 @@ class _Making:
             config=self.config,
             length=length,
             effect_blocks=self._effect_blocks,
-            matrices=tuple(spec.shape for spec in self._specs.values()),
         )
         return offered(self.context, STAGE, work_of.work(making))
 

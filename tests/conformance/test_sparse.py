@@ -35,7 +35,7 @@ from tests.unit.importance.calibration import samples, split
 METRICS = [metric() for metric in get_args(get_args(AnyMetric)[0])]
 PATTERNS = ["2:4", "4:8", "50%"]
 EVERY_FAMILY = each_family(sorted(FAMILIES))
-BATCHES = split(samples(8, 32), [3, 5])
+BATCHES = split(samples(5, 24), [2, 3])
 
 
 class ToyMetric(SparseMetric):

@@ -1,0 +1,200 @@
+"""The sparsify stage: what it writes, keeps, refuses and says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minitron_cli import progress
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.cli import tables
+from minitron_cli.cost.derive import spent
+from minitron_cli.errors import DataError, InputError, Interrupted
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.model.serving import zeros
+from minitron_cli.results.sparsify import SparsifyResult
+from minitron_cli.sparse.config import SparsifyConfig
+from minitron_cli.sparse.mask_file import MASKS, MaskFile
+from minitron_cli.sparse.store import LayerStore
+from minitron_cli.stages import sparsify
+from tests.tiny import tiny_config
+from tests.unit.stages.place import context, data, write_place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("place")
+    write_place(root, num_hidden_layers=2)
+    return root
+
+
+def made(place, root, *, text=True, **config):
+    settings = SparsifyConfig(**{"samples": 8, "batch_size": 4, "effect_blocks": 4, **config})
+    return sparsify.run(context(root), open_source_model(place / "model"), settings, data(place) if text else None)
+
+
+def files(artifact):
+    names = {path.name: path.read_bytes() for path in artifact.path.iterdir() if path.is_file()}
+    return {name: content for name, content in names.items() if name != "run.json"}
+
+
+@pytest.mark.parametrize("metric", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("pattern", ["4:4", "0%"])
+def test_nothing_to_prune_leaves_the_parents_bits(place, tmp_path, metric, pattern):
+    artifact = made(place, tmp_path, metric=metric, pattern=pattern, repair="least_squares")
+    parent, child = Checkpoint.open(place / "model"), Checkpoint.open(artifact.path)
+    for name in child.tensors:
+        assert torch.equal(child.read(name).view(torch.uint8), parent.read(name).view(torch.uint8)), name
+    assert artifact.result(SparsifyResult).sparsity == 0
+
+
+def test_the_checkpoint_loads_with_plain_transformers_and_only_the_scope_changes(place, tmp_path):
+    artifact = made(place, tmp_path, metric="sparsegpt", repair="least_squares")
+    result, masks = artifact.result(SparsifyResult), MaskFile.beside(artifact.path)
+    parent, child = Checkpoint.open(place / "model"), Checkpoint.open(artifact.path)
+    model = AutoModelForCausalLM.from_pretrained(artifact.path)
+    weights = dict(model.named_parameters())
+    assert set(masks.specs) == set(result.matrices)
+    masks.check(child.read)
+    for name in child.tensors:
+        assert torch.equal(weights[name], child.read(name))
+        if name not in masks:
+            assert torch.equal(child.read(name), parent.read(name)), name
+    assert not any(key in name for name in masks.specs for key in ("embed", "norm", "lm_head", "bias"))
+    assert result.sparsity == result.layer_sparsity[0] == 0.5
+    assert result.checks[-1] == "zeros"
+    assert child.config == json.loads((artifact.path / "config.json").read_text())
+
+
+def test_least_squares_brings_matrices_and_the_model_nearer(place, tmp_path):
+    result = made(place, tmp_path, metric="wanda", repair="least_squares", samples=64).result(SparsifyResult)
+    assert result.is_repaired
+    for matrix in result.matrices.values():
+        assert matrix.error_after <= matrix.error_before
+    assert result.median_error(repaired=True) < result.median_error(repaired=False)
+    assert result.effect.after.kl < result.effect.before.kl
+    assert result.effect.after.kl_stderr > 0
+
+
+def test_magnitude_needs_no_text_and_costs_no_flops(place, tmp_path):
+    artifact = made(place, tmp_path, metric="magnitude", text=False)
+    result = artifact.result(SparsifyResult)
+    assert result.calibration is None
+    assert result.effect is None
+    assert not spent(artifact)
+
+
+def test_what_was_spent_counts_two_passes_and_the_effect(place, tmp_path):
+    artifact = made(place, tmp_path, metric="wanda")
+    result = artifact.result(SparsifyResult)
+    calibration, effect = spent(artifact)
+    assert calibration.flops == 2 * 8 * 16 * result.model.decoder_flops
+    assert effect.flops >= 2 * result.effect.read * result.model.flops
+
+
+def test_layers_may_have_shares_of_their_own(place, tmp_path):
+    result = made(place, tmp_path, metric="magnitude", pattern="50%", layer_amounts=(0.25, 0.75), text=False).result(
+        SparsifyResult
+    )
+    assert result.layer_sparsity == pytest.approx((0.25, 0.75), abs=1e-3)
+    assert result.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_run_that_is_stopped_in_the_middle_of_a_layer_resumes_to_the_same_bytes(place, tmp_path, monkeypatch):
+    options = {"metric": "sparsegpt", "repair": "least_squares"}
+    whole = made(place, tmp_path / "whole", **options)
+    put = LayerStore.put
+
+    def stop(self, layer, tensors):
+        if layer == 1:
+            progress.request_stop("stop")
+            raise Interrupted("stopped")
+        put(self, layer, tensors)
+
+    monkeypatch.setattr(LayerStore, "put", stop)
+    with pytest.raises(Interrupted):
+        made(place, tmp_path / "killed", **options)
+    progress.request_stop(None)
+    monkeypatch.setattr(LayerStore, "put", put)
+    resumed = made(place, tmp_path / "killed", **options)
+    assert files(resumed) == files(whole)
+    assert not list((tmp_path / "killed" / "sparsify").glob(".*scratch*"))
+
+
+def test_results_are_the_same_for_any_batch_size(place, tmp_path):
+    masks = [
+        Checkpoint.open(made(place, tmp_path / str(size), metric="wanda", batch_size=size).path) for size in (2, 8)
+    ]
+    for name in masks[0].tensors:
+        same = (masks[0].read(name) == masks[1].read(name)).float().mean()
+        assert same > 0.999, name
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"pattern": "3:2"}, "3:2 keeps 3 of 2 weights: keep from 1 to 2 of them"),
+        ({"pattern": "half"}, "is not a pattern of zeros: write N:M such as 2:4"),
+        ({"pattern": "2:4", "layer_amounts": (0.5, 0.5)}, "layer_amounts are shares, and 2:4 is not"),
+        ({"pattern": "50%", "layer_amounts": (0.5, 1.5)}, "each is at least 0 and below 1"),
+        ({"repair": "least_squares", "samples": 2}, "a repair needs at least 4 samples"),
+    ],
+)
+def test_settings_that_cannot_be(config, message):
+    with pytest.raises(ValueError, match=message):
+        SparsifyConfig(**config)
+
+
+def test_inputs_that_cannot_be(place, tmp_path):
+    refused = [
+        (
+            {"pattern": "3:7"},
+            InputError,
+            "self_attn.q_proj.weight has 32 inputs, which are no whole number of gr",
+        ),
+        ({"metric": "wanda", "text": False}, InputError, "wanda needs calibration text: give some with --data"),
+        ({"metric": "magnitude", "repair": "least_squares", "text": False}, InputError, "least_squares needs calibra"),
+        ({"pattern": "50%", "layer_amounts": (0.5,)}, InputError, "has 1 shares, and the model 2 layers"),
+        ({"samples": 100_000}, DataError, "lower sparsify.samples or data.sequence_length, or add text"),
+    ]
+    for config, kind, message in refused:
+        with pytest.raises(kind, match=message):
+            made(place, tmp_path, **config)
+    artifact = made(place, tmp_path, metric="magnitude", text=False)
+    with pytest.raises(InputError, match="is sparse already: give the dense model"):
+        sparsify.run(context(tmp_path), open_source_model(artifact.path), SparsifyConfig(metric="magnitude"))
+
+
+def test_the_tables_say_what_servers_make_of_it(place, tmp_path):
+    shown = {table.title: table for table in tables.tables(made(place, tmp_path, metric="wanda"))}
+    title = "Sparse: 2:4 by wanda, 50.0 % of the matrices' weights are zero"
+    assert title in shown
+    assert shown[title].rows[0][0] == "self_attn.q_proj"
+    assert [row[0] for row in shown["Serving"].rows] == ["vLLM", "TensorRT-LLM", "torch"]
+
+
+def test_torch_runs_2_4_of_the_right_sizes_and_nothing_else():
+    shape = open_shape(hidden_size=64, intermediate_size=128, num_key_value_heads=8)
+    assert [found.level for found in zeros(shape, "2:4")] == ["slower", "slower", "ok"]
+    assert [found.level for found in zeros(shape, "50%")] == ["slower", "slower", "slower"]
+
+
+def open_shape(**options):
+    from minitron_cli.model.families import FAMILIES
+    from minitron_cli.model.shape import Shape
+
+    return Shape.of(FAMILIES["llama"], tiny_config("llama", **options))
+
+
+def test_a_damaged_mask_file_is_noticed(place, tmp_path):
+    artifact = made(place, tmp_path, metric="magnitude", text=False)
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact.path, copy)
+    assert Path(copy / MASKS).is_file()
+    child = Checkpoint.open(copy)
+    name = next(iter(MaskFile.beside(copy).specs))
+    with pytest.raises(Exception, match="pruned weights of"):
+        MaskFile.beside(copy).check(lambda n: torch.ones_like(child.read(n)) if n == name else child.read(n))
