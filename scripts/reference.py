@@ -83,6 +83,14 @@ PAGES = (
         ("repair", "families", "serving", "method"),
     ),
     Page(
+        "sparsify",
+        "a checkpoint; training and held-out text, unless weights are chosen by magnitude alone",
+        "the sparse checkpoint; `sparsity.masks`: one bit for each weight of its matrices",
+        "SparsifyConfig",
+        "sparsify",
+        ("sparsity", "serving"),
+    ),
+    Page(
         "correct",
         "the checkpoint; training and held-out text",
         "the trained model; `metrics.jsonl` and `validation.jsonl`: its curves",
@@ -93,7 +101,7 @@ PAGES = (
     ),
     Page(
         "distill",
-        "the pruned checkpoint and its teacher; training and held-out text",
+        "the pruned or sparse checkpoint and its teacher; training and held-out text",
         "the trained checkpoint; `metrics.jsonl` and `validation.jsonl`: its curves",
         "DistillConfig",
         "distill",
@@ -110,7 +118,7 @@ PAGES = (
     Page("report", "all results of the workspace", "`report.html`, `model-card.md`"),
     Page(
         "push",
-        "the last distilled checkpoint, or the last pruned one if none was distilled",
+        "the last distilled checkpoint, or the last sparse or pruned one if none was distilled",
         "a repository on the hub",
         guides=("evaluation", "workspaces"),
     ),

@@ -48,7 +48,7 @@ BLOCK_FORMATS = (
     BlockFormat("GGUF K-quants", "slower", 256, 1, "kept in a larger type (Q4_K: Q5_0, Q6_K: Q8_0)"),
     BlockFormat("GPTQ, AWQ (Marlin)", "slower", 128, 64, "run by a slower kernel or refused"),
     BlockFormat("fp8", "fails", 16, 16, "refused by the scaled matrix product"),
-    BlockFormat("2:4 sparsity in torch", "slower", 64, 32, "run as dense ones: its sparse product takes other sizes"),
+    BlockFormat("2:4 sparsity", "slower", 64, 32, "run as dense ones: torch's sparse product takes other sizes"),
 )
 
 NO_SPEED = "runs it as fast as the dense model: it has no kernels for zeros (November 2026)"

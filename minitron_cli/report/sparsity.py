@@ -17,8 +17,8 @@ Z = 1.96  # of a 95 % interval
 
 
 TEXT = (
-    "Weights of decoder blocks that are exactly zero, as `sparsity.masks` records beside the checkpoint. Errors are the "
-    "median change of a matrix's outputs on held-out tokens. Serving programs run the model as fast as a dense one."
+    "Weights of decoder blocks that are exactly zero, as `sparsity.masks` beside the checkpoint records. An error is "
+    "the median change of a matrix's outputs on held-out tokens. Serving programs run the model as fast as a dense one."
 )
 
 

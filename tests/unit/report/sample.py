@@ -18,6 +18,7 @@ from minitron_cli.results.evaluation import Difference, MetricResult, ModelEvalu
 from minitron_cli.results.prune import HeldOut, PruneResult, RepairEffect, RepairResult, ServingFinding
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, StabilityResult, WinnerResult
+from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult, SparsityEffect
 
 LAYERS, FFN, HEADS, HIDDEN = 12, 1024, 16, 512
 
@@ -212,6 +213,7 @@ def sample(name: Name = lambda text: text) -> ReportData:
             built=_renamed({"hidden": 384, "ffn": 512, "head": 12}, name),
         ),
         prune=pruned(repair(2.412, (6.213, 3.71), (4.913, 2.31), name("least_squares"), name("rotate")), name=name),
+        sparsity=sparse(),
         cache_bytes=(3072, 2816),
         runs=(run("distilled", 4.9, 2.6), run("random-init", 8.3, 3.2)),
         costs=(
@@ -228,6 +230,29 @@ def sample(name: Name = lambda text: text) -> ReportData:
             (name("distill"), name("student"), "c3d49a55", f"{name('demo/teacher')}, {name('prune')}"),
         ),
         commands=(name("minitron run demo"), name("minitron report")),
+    )
+
+
+def sparse() -> SparsifyResult:
+    """A sparse model of two layers with one kind of matrix, repaired."""
+    matrix = SparseMatrix(zeros=32, weights=64, metric="wanda", error_before=0.3, error_after=0.2, is_repaired=True)
+    size = ModelSize(sizes={"hidden": 8}, parameters=192, non_embedding=128, decoder_flops=256, head_flops=128)
+    return SparsifyResult(
+        model=size,
+        pattern="2:4",
+        metric="wanda",
+        scope=("model.layers.{layer}.mlp.up_proj.weight",),
+        sparsity=0.5,
+        layer_sparsity=(0.5, 0.5),
+        matrices={f"model.layers.{i}.mlp.up_proj.weight": matrix for i in range(2)},
+        repair="least_squares",
+        effect=SparsityEffect(
+            parent_loss=2.412,
+            before=HeldOut(loss=3.5, kl=0.9, loss_stderr=0.1, kl_stderr=0.05),
+            after=HeldOut(loss=2.9, kl=0.4, loss_stderr=0.1, kl_stderr=0.04),
+            tokens=2048,
+            read=4096,
+        ),
     )
 
 
