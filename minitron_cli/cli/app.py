@@ -42,7 +42,8 @@ from minitron_cli.cli.options import Show
 from minitron_cli.errors import DryRunStop, Interrupted
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
-AT_ONCE = (3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+AT_ONCE = (3, *STOPPED)
 """Exit codes after which nothing is left to be done: the environment failed, or the work was stopped."""
 
 
@@ -55,6 +56,8 @@ def main() -> None:
     except KeyboardInterrupt:  # before a command started
         sys.exit(130)
     except SystemExit as e:
+        if e.code and e.code not in STOPPED:
+            torchrun.let_first_speak()
         if e.code in AT_ONCE:
             _exit_at_once(int(e.code))
         raise

@@ -9,11 +9,13 @@ import time
 import uuid
 from typing import NoReturn
 
-from minitron_cli import progress
+from minitron_cli import process_rank, progress
 
 LAUNCHER = "MINITRON_LAUNCHER"
 """Environment variable of the processes: process id of the launcher that started them."""
 LOOK_SECONDS = 0.5
+FIRST_SECONDS = 2.0
+"""Time for the first process to print what is wrong before another ends, upon which the launcher stops it."""
 SAVE_SECONDS = 30  # after which torch's launcher, too, kills a process that was asked to stop
 
 
@@ -36,6 +38,12 @@ def leave() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def let_first_speak() -> None:
+    """In another process than the first of `launch`, wait a moment; the launcher ends it once the first has ended."""
+    if is_one_of_several() and not process_rank.is_first_process():
+        time.sleep(FIRST_SECONDS)
 
 
 def launch(processes: int) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from minitron_cli.cli import app as program
 from minitron_cli.cli import torchrun
 from minitron_cli.cli.app import app
 
@@ -76,6 +77,23 @@ def test_a_process_without_a_launcher_watches_none(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(torchrun.LAUNCHER, raising=False)
     monkeypatch.setattr(torchrun, "_watch", lambda launcher: pytest.fail("watched"))
     torchrun.end_with_launcher()
+
+
+@pytest.mark.parametrize(("rank", "code", "waits"), [(1, 2, True), (1, 143, False), (0, 2, False), (None, 2, False)])
+def test_only_the_first_process_ends_at_once_with_its_error(
+    monkeypatch: pytest.MonkeyPatch, rank: int | None, code: int, waits: bool
+) -> None:
+    """The launcher stops the others when one has ended, and only the first says what is wrong."""
+    slept: list[float] = []
+    monkeypatch.setattr(torchrun.time, "sleep", slept.append)
+    monkeypatch.setattr(program, "app", lambda: sys.exit(code))
+    monkeypatch.setattr(program, "_exit_at_once", sys.exit)
+    monkeypatch.delenv(torchrun.LAUNCHER, raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit, match=str(code)):
+        program.main()
+    assert slept == [torchrun.FIRST_SECONDS] * waits
 
 
 @pytest.mark.parametrize(("asked_before", "sent"), [(False, [15, 9]), (True, [9])])

@@ -311,6 +311,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
         (("show", "--run", "../x"), "workspace name '../x'"),
     ],
 )
+@pytest.mark.usefixtures("exported")
 def test_what_cannot_be_done_is_one_sentence_and_exit_2(
     place: KeyPath, arguments: tuple[Any, ...], message: str
 ) -> None:
