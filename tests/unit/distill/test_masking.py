@@ -313,3 +313,9 @@ def test_two_processes_keep_the_zeros_that_one_does(tmp_path: Path, mask: Any, i
                 assert torch.equal(weights[name] == 0, p == 0)
     again = together(2, sharded, tmp_path / "masks", tmp_path / "run", mask, is_sharded)
     assert all(torch.equal(again[0][0][name], p) for name, p in both[0][0].items()), "loaded from the saved state"
+
+
+def test_runs_of_dense_models_have_the_identity_that_they_had() -> None:
+    assert "mask" not in configured().model_dump()
+    assert configured(mask={"refresh": 3}).model_dump()["mask"] == {"refresh": 3, "decay": 2e-4}
+    assert configured(mask="none").model_dump()["mask"] == "none"
