@@ -46,7 +46,7 @@ def sparsify(
         Option(
             metavar="SHARE,..",
             help="Share of zeros of each layer, such as 0.4,0.5,0.6, in place of one for all.",
-            show_default="uniform",
+            show_default="the same for all",
         ),
     ] = None,
     output: Output = None,
@@ -83,9 +83,7 @@ def sparsify(
     printing.artifact(artifact, how)
 
 
-def _amounts(text: str) -> list[float] | str:
-    if text == "uniform":
-        return text
+def _amounts(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:

@@ -2,17 +2,17 @@
 
 import math
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from minitron_cli.choices import MaskRepair
 from minitron_cli.errors import InputError
-from minitron_cli.layerwise.config import CalibrationConfig
 from minitron_cli.repair.held_out import HELD_OUT
 from minitron_cli.sparse.metrics import MetricSetting
 from minitron_cli.sparse.metrics.wanda import Wanda
 from minitron_cli.sparse.pattern import Pattern
+from minitron_cli.spec import Quantity, Spec
 
 SAMPLE_TOKENS = 262_144
 """Calibration tokens beyond which the number of samples is lowered unless it is set (128 blocks of 2048 in papers)."""
@@ -28,7 +28,7 @@ def _pattern(text: str) -> str:
 PatternText = Annotated[str, AfterValidator(_pattern)]
 
 
-class SparsifyConfig(CalibrationConfig):
+class SparsifyConfig(Spec):
     """Zeros among the weights of every decoder block's matrices. Embeddings, head, norms, biases and routers stay."""
 
     pattern: PatternText = "2:4"
@@ -38,14 +38,17 @@ class SparsifyConfig(CalibrationConfig):
     repair: MaskRepair = "none"
     """least_squares: fit the weights that are left to what the whole matrix computes, where that is nearer to it on
     held-out samples."""
-    layer_amounts: Literal["uniform"] | tuple[float, ...] = "uniform"
-    """Share of zeros of each layer, for a pattern that is a share: the same for all, or a list with one for each. The
-    list replaces the share of the pattern."""
+    layer_amounts: tuple[float, ...] | None = None
+    """Share of zeros of each layer, in place of the pattern's, which must be a share too; null: the same for all."""
     samples: int = Field(128, ge=1)
     """Blocks of training text that inputs are collected on (128 in both papers). Unless set, at most those that the
     text has, and no more than hold 262,144 tokens."""
-    mode: Literal["layer_major"] = "layer_major"
-    """One layer at a time is in memory, with inputs from the sparse layers before it."""
+    batch_size: int = Field(8, ge=1)
+    """Samples per forward pass. Larger is faster and takes more memory; results agree to rounding."""
+    activation_budget: Quantity = 1_000_000_000
+    """Bytes of hidden states held in memory between two layers; the rest waits on disk."""
+    seed: int = 0
+    """Seed of the draw of blocks."""
     effect_blocks: int = Field(16, ge=0)
     """Held-out blocks on which loss and KL are measured, if parent and child fit into memory together; 0: none. Without
     effect where no text is needed."""
@@ -57,7 +60,7 @@ class SparsifyConfig(CalibrationConfig):
 
     def patterns(self, layers: int) -> tuple[Pattern, ...]:
         """Pattern of each layer. InputError if the list has not one share for each."""
-        if self.layer_amounts == "uniform":
+        if self.layer_amounts is None:
             return (Pattern.parse(self.pattern),) * layers
         if len(self.layer_amounts) != layers:
             raise InputError(
@@ -75,7 +78,7 @@ class SparsifyConfig(CalibrationConfig):
 
     @model_validator(mode="after")
     def _amounts_are_shares(self) -> Self:
-        if self.layer_amounts == "uniform":
+        if self.layer_amounts is None:
             return self
         if Pattern.parse(self.pattern).group:
             raise ValueError(f"layer_amounts are shares, and {self.pattern} is not: give a pattern such as 50%")

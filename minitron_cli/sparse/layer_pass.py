@@ -24,7 +24,7 @@ from minitron_cli.sparse.metrics.base import SparseMetric
 from minitron_cli.sparse.metrics.magnitude import Magnitude
 from minitron_cli.sparse.pattern import Pattern
 from minitron_cli.sparse.statistics import FEW_TOKENS, InputStatistics, LayerInputs
-from minitron_cli.sparse.store import Figures, LayerStore, kept
+from minitron_cli.sparse.store import Figures, LayerStore, kept, pruned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,9 +128,8 @@ class SparsifyPass:
         if inputs is None or tokens < FEW_TOKENS:
             return self._by_magnitude(name, weight_OI, pattern, tokens)
         made = self._method.metric.sparse(weight_OI, inputs.sums(), pattern)
-        plain_OI = (weight_OI if made.weight_OI is None else made.weight_OI.to(weight_OI.dtype)).masked_fill(
-            ~made.mask_OI, 0
-        )
+        whole_OI = weight_OI if made.weight_OI is None else made.weight_OI.to(weight_OI.dtype)
+        plain_OI = pruned(whole_OI, made.mask_OI)
         check_finite(name, plain_OI)
         before = relative_error(weight_OI, plain_OI, inputs.held_out())
         repaired_OI, after = None, before
@@ -163,7 +162,7 @@ def fitted(
     assert inputs.split
     fit_II, held_out_II = inputs.split.fit.inputs_II, inputs.split.held_out.inputs_II
     found_OI = least_squares.fitted(weight_OI, plain_OI, mask_OI, fit_II, held_out_II)
-    found_OI = found_OI.to(weight_OI.dtype).masked_fill_(~mask_OI, 0)
+    found_OI = pruned(found_OI.to(weight_OI.dtype), mask_OI)
     return found_OI, relative_error(weight_OI, found_OI, inputs.held_out())
 
 

@@ -23,8 +23,8 @@ EXACT_UP_TO = 256
 TOLERANCE = 1e-2
 """Norm of the residual, relative to the right-hand side, at which conjugate gradients end for a row."""
 STEPS = 16
-"""Steps after which they end in any case. On pretrained models the ridges that are chosen need no more, and with lower
-ones further steps fit what held-out tokens do not have."""
+"""Steps after which they end in any case. On pretrained models the ridges that are chosen need no more, and with
+smaller ones further steps fit what held-out tokens do not have."""
 CHOICE_OUTPUTS = 128
 """Outputs that the ridge is chosen by."""
 BATCH_BYTES = 64 << 20

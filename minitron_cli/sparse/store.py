@@ -18,6 +18,17 @@ MASK, PLAIN, REPAIRED, FIGURES = "mask", "plain", "repaired", "figures"
 UNKNOWN = -1.0  # of an error
 
 
+def pruned(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight with zero bits where the mask is false, in new memory; other bits stay.
+
+    A product of integers is several times as fast as `masked_fill` on 16-bit numbers.
+    """
+    return weight.view(_INTEGERS[weight.itemsize]).mul(mask).view(weight.dtype)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
 class MadeMatrix(NamedTuple):
     """A matrix with zeros, in the stored dtype and shape, on the CPU."""
 
@@ -56,7 +67,7 @@ class LayerStore:
         kinds = (REPAIRED, PLAIN) if repaired else (PLAIN,)
         stored = next((found[key] for kind in kinds if (key := f"{kind}.{name}") in found), None)
         weight = self.parent.read(name) if stored is None else read_tensor(stored)
-        return MadeMatrix(mask, weight.masked_fill_(~mask, 0))
+        return MadeMatrix(mask, pruned(weight, mask))
 
     def figures(self, layer: int, name: str) -> Figures:
         """What is known of a matrix of a finished layer."""

@@ -14,7 +14,7 @@ from minitron_cli.prune.slicing import check_finite
 from minitron_cli.prune.stream import BLOCK_BYTES, in_threads
 from minitron_cli.sparse.mask_file import MASKS, MaskSpec, MaskWriter, new_mask_file
 from minitron_cli.sparse.metrics.magnitude import Magnitude
-from minitron_cli.sparse.store import MadeMatrix
+from minitron_cli.sparse.store import MadeMatrix, pruned
 
 Made = Callable[[str], MadeMatrix]
 """Matrix with zeros by its stored name."""
@@ -55,7 +55,7 @@ def by_magnitude(parent: Checkpoint, specs: Mapping[str, MaskSpec]) -> Made:
 def _by_magnitude(name: str, weight_OI: Tensor, spec: MaskSpec) -> MadeMatrix:
     check_finite(name, weight_OI)
     mask_OI = Magnitude().sparse(weight_OI, None, spec.pattern).mask_OI
-    return MadeMatrix(mask_OI, weight_OI.masked_fill_(~mask_OI, 0))
+    return MadeMatrix(mask_OI, pruned(weight_OI, mask_OI))
 
 
 def write_sparse(view: SparseCheckpoint, masks: Mapping[str, MaskSpec], names: list[str], directory: Path) -> None:

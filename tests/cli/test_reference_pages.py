@@ -64,6 +64,7 @@ SAID_OTHERWISE = {
     "--layer-removal": "only if the recipe prunes layers",
     "--layer-major": "depends on memory",
     "--objective": "kl",
+    "--metric": "wanda",
     "--axes": "hidden,ffn",
 }
 

@@ -1,0 +1,90 @@
+"""`minitron sparsify` and recipes with zeros, from the command line: what the next verbs make of a sparse model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.report.product import Product
+from minitron_cli.sparse.mask_file import MaskFile
+from tests.cli.program import Run, invoke
+
+DATA = ("--sequence-length", 16)
+TRAINING = ("--steps", 2, "--batch-size", 2, "--micro-batch-size", 2, "--warmup-steps", 1, "eval_blocks=2")
+
+
+def printed(*arguments: Any, code: int = 0) -> Any:
+    """The JSON that a verb prints; or, with `code`, its last line on stderr."""
+    result = invoke(*arguments, *(["--json"] if code == 0 else []))
+    assert result.exit_code == code, result.stderr
+    return json.loads(result.stdout) if code == 0 else result.stderr.splitlines()[-1]
+
+
+def test_magnitude_reads_no_text_and_a_dry_run_says_what_it_takes(run: Run, tiny: Path) -> None:
+    dry = printed("sparsify", tiny / "model", "--metric", "magnitude", "--dry-run")
+    assert dry["forecast"]["zeros"] * 2 == dry["forecast"]["weights"]
+    assert dry["price"]["disk"]["masks"] == dry["forecast"]["weights"] // 8
+    made = printed("sparsify", tiny / "model", "--metric", "magnitude", "-o", "out")
+    assert made["result"]["sparsity"] == 0.5
+    masks = MaskFile.beside(Path("out"))
+    assert masks is not None
+    masks.check(Checkpoint.open(Path("out")).read)
+    assert printed("show", "sparsify")[0]["key"] == made["key"]
+
+
+def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
+    model, text = tiny / "model", ("--data", tiny / "text.jsonl", *DATA)
+    for words, said in [
+        (("--pattern", "3:2"), "3:2 keeps 3 of 2 weights"),
+        (("--pattern", "3:5", "--metric", "magnitude"), "no whole number of groups of 5"),
+        (("--layer-amounts", "a"), "write a share for each layer, e.g. 0.4,0.5,0.6"),
+        ((), "no data given: add --data"),
+        ((*text, "metric.kind=taylor"), "taylor"),
+    ]:
+        assert said in printed("sparsify", model, *words, code=2), words
+
+
+@pytest.mark.slow
+def test_the_verbs_after_it_take_the_sparse_model(run: Run, tiny: Path) -> None:
+    text = ("--data", tiny / "text.jsonl", *DATA)
+    printed("sparsify", tiny / "model", *text, "--metric", "wanda", "samples=8", "effect_blocks=2")
+    trained = printed("distill", *text, *TRAINING)
+    assert trained["result"]["mask"]
+    masks = MaskFile.beside(Path(trained["path"]))
+    assert masks is not None
+    masks.check(Checkpoint.open(Path(trained["path"])).read)
+    measured = printed("eval", *text, "blocks=2", "cloze=null")
+    assert list(measured["result"]["models"]) == ["parent", "sparse", "distilled"]
+    workspace = Workspace(Path("runs/model"))
+    product = Product.current(workspace)
+    assert product.sparse is not None
+    assert [made.stage for made in product.artifacts] == ["sparsify", "distill", "evaluate"]
+    page = Path(printed("report")["path"]) / "report.html"
+    assert "Sparsity" in page.read_text()
+    assert printed("push", "me/sparse", "--stage", "sparsify", "--dry-run")["files"]["sparsity.masks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune", ["", "prune: {shape: {ffn: 64}, repair: none}\n"])
+def test_a_recipe_makes_a_model_sparse_alone_or_after_pruning(run: Run, tiny: Path, prune: str) -> None:
+    data = f"data: {{sources: [{{kind: files, paths: [{tiny / 'text.jsonl'}]}}], sequence_length: 16}}"
+    sparsify = "sparsify: {metric: sparsegpt, repair: least_squares, samples: 8, effect_blocks: 2}"
+    distill = "distill: {steps: 2, batch_size: 2, micro_batch_size: 2, warmup_steps: 1, eval_blocks: 2}"
+    rest = f"importance: {{samples: 4}}\n{prune}{sparsify}\n{distill}\nevaluate: {{blocks: 2}}\n"
+    Path("small.yaml").write_text(f"model: {tiny / 'model'}\n{data}\n{rest}")
+    plan = printed("run", "small.yaml", "--dry-run")
+    assert ("prune" in plan["prices"]) == bool(prune)
+    assert plan["prices"]["sparsify"]["memory_bytes"]
+    stages = [made["stage"] for made in printed("run", "small.yaml")]
+    before = ["importance", "prune"] if prune else []
+    assert stages == [*before, "sparsify", "distill", "evaluate", "report"]
+    product = Product.current(Workspace(Path("runs/small")))
+    assert (product.prune is not None) == bool(prune)
+    sparse = product.sparse
+    assert sparse is not None
+    assert product.artifact.manifest.inputs["student"]
+    labels = [model.label for model in product.models()]
+    assert labels == ["parent", *["pruned"] * bool(prune), "sparse", "distilled"]
