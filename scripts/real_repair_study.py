@@ -8,7 +8,7 @@ Each cell is a model and a shape, pruned with and without the default repair by 
 draws other calibration blocks. Loss and KL to the parent are those that the verb reports: on held-out blocks by which
 nothing was chosen. CPU seconds are this process's. One forward pass is that of parent and child over as much text as
 the repair is fitted on, timed on eight blocks. Measured figures are kept in RUNS_DIR, so an interrupted study
-continues; `--write` writes the page from the figures that exist.
+continues.
 """
 
 import argparse

@@ -114,6 +114,7 @@ class Terminal:
             console=self._console,
             transient=True,
             refresh_per_second=4,
+            get_time=time.monotonic,
             speed_estimate_period=SPEED_SECONDS,
             disable=not self._console.is_terminal,
         )
