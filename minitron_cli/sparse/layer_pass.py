@@ -15,11 +15,12 @@ from torch import Tensor
 
 from minitron_cli import progress, stopping
 from minitron_cli.layerwise.runner import LayerwiseRunner, StoredWeights
-from minitron_cli.model.linear_layers import InputGroup, input_groups
+from minitron_cli.model.linear_layers import INPUTS, InputGroup, input_groups
 from minitron_cli.model.shape import Shape
 from minitron_cli.model.taps import layer_module
 from minitron_cli.prune.slicing import check_finite
 from minitron_cli.sparse import least_squares
+from minitron_cli.sparse.mask_file import MaskSpec
 from minitron_cli.sparse.metrics.base import SparseMetric
 from minitron_cli.sparse.metrics.magnitude import Magnitude
 from minitron_cli.sparse.pattern import Pattern
@@ -58,6 +59,15 @@ def matrices(shape: Shape, groups: Sequence[InputGroup], layer: int) -> Iterator
         for expert in range(shape.sizes["expert"]) if group.is_of_expert else (None,):
             for template in group.templates:
                 yield StoredMatrix(template.format(layer=layer, expert=expert), group, expert)
+
+
+def mask_specs(shape: Shape, metric: SparseMetric, patterns: Sequence[Pattern]) -> dict[str, MaskSpec]:
+    """Mask of every matrix by its stored name, given the pattern of each layer."""
+    shapes, groups, found = shape.tensors(), input_groups(shape), dict[str, MaskSpec]()
+    for layer, pattern in enumerate(patterns):
+        for matrix in matrices(shape, groups, layer):
+            found[matrix.name] = MaskSpec(shapes[matrix.name], pattern, metric.axis(pattern, INPUTS))
+    return found
 
 
 class SparsifyPass:

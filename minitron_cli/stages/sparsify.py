@@ -42,7 +42,7 @@ from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.results.search import CalibrationUse
 from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult, SparsityEffect
 from minitron_cli.sparse.config import SparsifyConfig
-from minitron_cli.sparse.layer_pass import Method, SparsifyPass, matrices
+from minitron_cli.sparse.layer_pass import Method, SparsifyPass, mask_specs
 from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec
 from minitron_cli.sparse.metrics.magnitude import Magnitude
 from minitron_cli.sparse.store import Figures, LayerStore
@@ -106,12 +106,8 @@ class _Making:
     @cached_property
     def _specs(self) -> dict[str, MaskSpec]:
         """Masks by the stored names of their matrices."""
-        shape, found = self.parent.shape, dict[str, MaskSpec]()
-        shapes = shape.tensors()
-        for layer, pattern in enumerate(self.config.patterns(shape.sizes["layer"])):
-            for matrix in matrices(shape, input_groups(shape), layer):
-                found[matrix.name] = MaskSpec(shapes[matrix.name], pattern, self.config.metric.axis(pattern, INPUTS))
-        return found
+        shape, config = self.parent.shape, self.config
+        return mask_specs(shape, config.metric, config.patterns(shape.sizes["layer"]))
 
     def _layer(self, name: str) -> int:
         return self.parent.family.match(name).at["layer"]

@@ -1,0 +1,143 @@
+"""Compare sparsifying a checkpoint with copying it, and a pass over text with a forward pass of the same layers.
+
+    python -m benchmarks sparsify                  # both parts; writes 1.6 GB of random weights
+    python -m benchmarks sparsify magnitude        # 2:4 by magnitude beside copying and syncing the file
+    python -m benchmarks sparsify passes           # wanda, sparsegpt and least squares beside the layers alone
+
+Seconds are of this process, without imports. The page cache is warm. A checkpoint may be given: --model DIRECTORY.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import record
+from benchmarks.layer_major import batches
+from benchmarks.prune import written
+from minitron_cli import io
+from minitron_cli.checkpoint import hf
+from minitron_cli.inputs.source_model import SourceModel, open_source_model
+from minitron_cli.layerwise.activation_store import ActivationStore
+from minitron_cli.layerwise.runner import LayerwiseRunner, StoredWeights
+from minitron_cli.sparse.layer_pass import Method, SparsifyPass, mask_specs
+from minitron_cli.sparse.metrics import Magnitude, SparseGPT, Wanda
+from minitron_cli.sparse.pattern import Pattern
+from minitron_cli.sparse.store import LayerStore
+from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
+
+PATTERN = Pattern.parse("2:4")
+SAMPLES, LENGTH, BATCH = 8, 512, 4
+LAYERS = 2  # of the passes: every layer costs the same
+BUDGET = 1 << 30
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of a call."""
+    wall, cpu = time.monotonic(), time.process_time()
+    work()
+    return time.monotonic() - wall, time.process_time() - cpu
+
+
+def copied(parent: SourceModel, directory: Path) -> None:
+    """Copy the weights and sync them."""
+    for path in sorted(parent.path.glob("*.safetensors")):
+        shutil.copyfile(path, directory / path.name)
+        with open(directory / path.name, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def sparsified(parent: SourceModel, directory: Path) -> None:
+    """Write the weights with zeros, and the masks."""
+    checkpoint, layers = parent.checkpoint, parent.shape.sizes["layer"]
+    specs = mask_specs(parent.shape, Magnitude(), [PATTERN] * layers)
+    made = by_magnitude(checkpoint, specs)
+    view = SparseCheckpoint(checkpoint.path, checkpoint.config, checkpoint.tensors, made=made, sparse=frozenset(specs))
+    write_sparse(view, specs, list(parent.shape.tensors()), directory)
+
+
+def magnitude(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """Rows of every round: copying and sparsifying alternate."""
+    for number in range(rounds):
+        found = {}
+        for name, work in {"copy": copied, "sparsify": sparsified}.items():
+            directory = at / name
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            found[name] = timed(lambda work=work, directory=directory: work(parent, directory))  # type: ignore[misc]
+        (copy_s, _), (wall_s, cpu_s) = found["copy"], found["sparsify"]
+        yield {"round": number, "copy_s": copy_s, "sparsify_s": wall_s, "cpu_s": cpu_s, "ratio": wall_s / copy_s}
+
+
+def passes(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """Rows of every method: seconds of a few layers, relative to these layers' forward pass from disk."""
+    samples = batches(SAMPLES, LENGTH, parent.shape.sizes["vocab"], BATCH)
+    model = hf.empty_model(parent.path)
+    for number in range(rounds):
+        with torch.inference_mode():
+            states = ActivationStore(_new(at / "states"), BUDGET)
+            weights = StoredWeights(model, parent.family, parent.checkpoint.read, "cpu")
+            runner = LayerwiseRunner(model, parent.family, samples, weights, states, lambda *_, **__: None)
+            runner.embed()
+            _, forward_s = timed(lambda: [runner.through(layer, []) for layer in range(LAYERS)])  # noqa: B023
+            for metric, fits in ((Wanda(), False), (Wanda(), True), (SparseGPT(), False)):
+                states = ActivationStore(_new(at / "states"), BUDGET)
+                method = Method(metric, [PATTERN] * parent.shape.sizes["layer"], fits)
+                store = LayerStore(at / "layers", parent.checkpoint)
+                task = SparsifyPass(model, parent.shape, samples, method, store, states, "cpu", lambda *_, **__: None)
+                task.begin()
+                _, cpu_s = timed(lambda task=task: [task.advance(layer) for layer in range(LAYERS)])  # type: ignore[misc]
+                name = f"{metric.kind}{', least squares' * fits}"
+                yield {
+                    "round": number,
+                    "method": name,
+                    "forward_s": forward_s,
+                    "cpu_s": cpu_s,
+                    "ratio": cpu_s / forward_s,
+                }
+
+
+def _new(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    io.make_dirs(directory)
+    return directory
+
+
+PARTS: dict[str, Callable[[SourceModel, Path, int], Iterator[dict[str, Any]]]] = {
+    "magnitude": magnitude,
+    "passes": passes,
+}
+TITLES = {
+    "magnitude": "2:4 by magnitude, beside copying and syncing the same bytes",
+    "passes": f"{LAYERS} layers on {SAMPLES} samples of {LENGTH} tokens, in CPU seconds",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the parts and record the results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks sparsify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("--model", type=Path, help="checkpoint (default: one of 1.6 GB with random weights)")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        at = Path(temporary)
+        parent = open_source_model(options.model or written("small", at))
+        for part in options.parts:
+            load = os.getloadavg()[0]
+            rows = list(PARTS[part](parent, at, options.rounds))
+            note = f"Load of the {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after."
+            record(f"sparsify-{part}", TITLES[part], rows, [note])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
