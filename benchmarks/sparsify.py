@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks sparsify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, [*PARTS]], default=[*PARTS])
     parser.add_argument("--model", type=Path, help="checkpoint (default: one of 1.6 GB with random weights)")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)

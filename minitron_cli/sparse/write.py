@@ -20,11 +20,16 @@ Made = Callable[[str], MadeMatrix]
 """Matrix with zeros by its stored name."""
 
 
+def _nothing(name: str) -> MadeMatrix:
+    """No matrix has zeros."""
+    raise KeyError(name)
+
+
 @dataclass(frozen=True)
 class SparseCheckpoint(Checkpoint):
     """A parent's checkpoint that reads with zeros."""
 
-    made: Made = lambda _: (_ for _ in ()).throw(KeyError())
+    made: Made = _nothing
     sparse: frozenset[str] = frozenset()
     """Names of the matrices with zeros."""
 

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from minitron_cli import progress
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.choices import MetricName
 from minitron_cli.figures import Figure
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.expert_forward import each_expert
@@ -57,14 +58,14 @@ def _quiet():
 
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory):
-    """Directory of the tiny model of a family."""
+    """Directory of the tiny model of a family, with a few layers."""
     known = {}
 
-    def get(model_type):
-        if model_type not in known:
-            known[model_type] = tmp_path_factory.mktemp(model_type)
-            tiny_model(model_type, num_hidden_layers=2).save_pretrained(known[model_type])
-        return known[model_type]
+    def get(model_type, layers=2):
+        if (model_type, layers) not in known:
+            known[model_type, layers] = path = tmp_path_factory.mktemp(model_type)
+            tiny_model(model_type, num_hidden_layers=layers).save_pretrained(path)
+        return known[model_type, layers]
 
     return get
 
@@ -113,7 +114,8 @@ def test_every_metric_and_pattern(model_type, parents, tmp_path):
     for metric in METRICS:
         for pattern in PATTERNS:
             fits = pattern == "2:4"
-            store, shape = sparse(parents(model_type), tmp_path / f"{metric.kind}{pattern}", metric, pattern, fits=fits)
+            parent, scratch = parents(model_type, layers=1), tmp_path / f"{metric.kind}{pattern}"
+            store, shape = sparse(parent, scratch, metric, pattern, fits=fits)
             fitted = 0
             for layer, name in names_of(shape):
                 made, parent = store.made(layer, name), store.parent.read(name)
@@ -215,6 +217,10 @@ def test_a_new_metric_is_one_class(parents, tmp_path):
         weight = store.parent.read(name)
         scores = weight.abs() / weight.abs().mean(0)
         assert torch.equal(store.made(layer, name).mask, Pattern.parse("2:4").keep(scores))
+
+
+def test_the_command_line_offers_the_metrics_that_there_are():
+    assert get_args(MetricName) == tuple(metric.kind for metric in METRICS)
 
 
 def test_an_unknown_metric_is_refused_with_those_that_there_are():
