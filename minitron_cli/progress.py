@@ -84,7 +84,7 @@ def track(title: str, total: int | None = None, unit: str = "steps") -> Iterator
 
 @contextmanager
 def announced(text: str) -> Iterator[None]:
-    """Context that shows what is about to be done until there is something else to show: libraries load for seconds."""
+    """Context that says at once what is about to be done: libraries load for seconds before anything else is shown."""
     _display.begin(text)
     try:
         yield

@@ -122,9 +122,14 @@ class Terminal:
         """The bar without an end that is shown before anything else is."""
 
     def begin(self, text: str) -> None:
-        if not self._quiet and not self._bars.disable:
-            self._bars.start()
-            self._begun = self._bars.add_task(text, total=None, amount="", figures="")
+        """Show the text until there is something else; where there is no terminal, as a line that stays."""
+        if self._quiet:
+            return
+        if self._bars.disable:
+            self._console.print(text, markup=False)
+            return
+        self._bars.start()
+        self._begun = self._bars.add_task(text, total=None, amount="", figures="")
 
     def end(self) -> None:
         """Remove what `begin` has shown, unless something else has come."""

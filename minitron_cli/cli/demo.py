@@ -8,15 +8,16 @@ def demo(how: ComputeOptions, changes: Changes = None) -> None:
 
     Needs no download and no accelerator. `minitron recipes show demo` prints its steps.
     """
-    from minitron_cli import pipeline
     from minitron_cli import recipe as recipes
     from minitron_cli.artifacts import workspace as workspaces
     from minitron_cli.cli import printing, sessions
-    from minitron_cli.stages import teacher
 
     requested = recipes.load("demo", changes or ())
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default="demo")
-    with sessions.running(how, workspace) as context:
+    with sessions.running(how, workspace, "demo") as context:
+        from minitron_cli import pipeline
+        from minitron_cli.stages import teacher
+
         trained = teacher.run(context, requested.data, teacher.DEMO)
         requested = requested.model_copy(update={"model": str(trained.path)})
         results = pipeline.run(sessions.located(requested), context)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from minitron_cli import progress
 from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Changes, ComputeOptions, Seed
 from minitron_cli.cli.training import FailIfWorse
@@ -39,18 +40,19 @@ def run(
     if seed is not None:
         requested = requested.seeded(seed)
     if how.dry_run:
-        from minitron_cli import device, dry_run
+        with progress.announced(f"minitron run {recipe} --dry-run: {requested.model}"):
+            from minitron_cli import device, dry_run
 
-        planned = dry_run.plan(requested)
-        prices = dry_run.prices(planned, device.resolve(how.device), how.runs_dir)
+            planned = dry_run.plan(requested)
+            prices = dry_run.prices(planned, device.resolve(how.device), how.runs_dir)
         printing.plan(planned, prices, how)
         return
     torchrun.if_requested(gpus)
-    from minitron_cli import api, pipeline
-
     default = workspaces.slug(recipes.find(recipe).stem)
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
-    with sessions.running(how, workspace) as context:
+    with sessions.running(how, workspace, f"run {recipe}: {requested.model}") as context:
+        from minitron_cli import api, pipeline
+
         results = api.run(context, requested, fail_if_worse=fail_if_worse)
     printing.artifacts([artifact for step in results for artifact in step.artifacts()], how)
     pipeline.check_gates(results[-1], requested)

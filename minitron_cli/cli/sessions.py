@@ -112,20 +112,21 @@ def opened(
         given, workspace.settings, model, text, {(stage, *place): v for place, v in (flags or {}).items()}
     )
     requested = requested.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
-    with (
-        progress.announced(f"{stage} in {workspace.root}"),
-        running(how, workspace, requested.values) as context,
-    ):
+    of = f": {requested.values['model']}" if requested.values.get("model") else ""
+    with running(how, workspace, ("eval" if stage == "evaluate" else stage) + of, requested.values) as context:
         yield Session(how, workspace, requested, context)
 
 
 @contextmanager
-def running(how: BuildOptions, workspace: Workspace, requested: Mapping[str, Any] | None = None) -> Iterator[Context]:
-    """Hold the workspace's lock and yield the context that stages run in.
+def running(
+    how: BuildOptions, workspace: Workspace, work: str, requested: Mapping[str, Any] | None = None
+) -> Iterator[Context]:
+    """Say what `work` is about to be done, hold the workspace's lock and yield the context that stages run in.
 
     Afterwards, the workspace, its model and its data become the defaults of later commands.
     """
-    with _locked(workspace, how), _traceback_kept(workspace):
+    said = progress.announced(f"minitron {work}, in {workspace.root}")
+    with said, _locked(workspace, how), _traceback_kept(workspace):
         try:
             yield _context(how, workspace)
         except Interrupted:

@@ -269,7 +269,7 @@ def test_defaults_in_the_help_are_the_specs_own() -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_what_is_about_to_be_done_is_shown_on_a_terminal_until_something_else_is(
+def test_what_is_about_to_be_done_is_said_at_once_and_on_a_terminal_until_something_else_is(
     is_terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = io.StringIO()
@@ -277,12 +277,35 @@ def test_what_is_about_to_be_done_is_shown_on_a_terminal_until_something_else_is
     terminal = console.Terminal(quiet=False)
     progress.show_on(terminal)
     with progress.announced("prune in runs/small"):
-        assert ("prune in runs/small" in written.getvalue()) == is_terminal
+        assert "prune in runs/small" in written.getvalue()
         assert len(terminal._bars.tasks) == is_terminal
         progress.say("pruning")
         assert not terminal._bars.tasks
     progress.show_on(None)
     assert written.getvalue().count("pruning") == 1
+    so_far = written.getvalue()
+    console.Terminal(quiet=True).begin("prune in runs/small")
+    assert written.getvalue() == so_far
+
+
+@pytest.mark.slow
+def test_every_verb_that_works_says_so_before_a_library_that_takes_seconds_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from minitron_cli.cli import console\n"
+        "from minitron_cli.cli.app import app\n"
+        "class Said(Exception): pass\n"
+        "def begin(self, text): said.append(text); raise Said\n"
+        "console.Terminal.begin = begin\n"
+        "for words in map(str.split, sys.argv[1:]):\n"
+        "    said = []; CliRunner().invoke(app, words)\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'lm_eval', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "    assert said and said[0].startswith(f'minitron {words[0]}') and not heavy, (words, said, heavy)\n"
+    )
+    of_model = [f"{verb} MODEL" for verb in ("importance", "search", "prune", "correct", "distill", "eval")]
+    lines = [*of_model, "report --run some", "run qwen3-8b-to-6b --dry-run", "run qwen3-8b-to-6b", "demo"]
+    environment = os.environ | {"MINITRON_RUNS": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code, *lines], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_what_is_left_of_a_resumed_loop_is_told_by_its_own_speed(
