@@ -6,6 +6,7 @@ import shlex
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,16 +25,22 @@ def block(mark: str) -> str:
     return found[1]
 
 
-def steps() -> list[dict[str, object]]:
+def steps() -> list[dict[str, Any]]:
     workflow = yaml.safe_load(block("workflow"))
     assert workflow[True] == ["push"]  # YAML 1.1 reads `on` so, and GitHub knows
     (job,) = workflow["jobs"].values()
     return job["steps"]
 
 
+def kept() -> list[str]:
+    """Files that the workflow keeps."""
+    (upload,) = [step["with"]["path"] for step in steps() if "upload-artifact" in str(step.get("uses"))]
+    return upload.split()
+
+
 def test_every_step_of_the_workflow_can_be_run() -> None:
     runs = [str(step["run"]) for step in steps() if "run" in step]
-    assert [line.split()[0] for line in runs] == ["pip", "minitron"]
+    assert [line.split()[0] for line in runs] == ["pip", "minitron", "minitron"]
     assert Path(__file__).parents[2].joinpath("constraints.txt").is_file()
     assert all("run" in step or re.fullmatch(r"[\w-]+/[\w-]+@v\d+", str(step["uses"])) for step in steps())
 
@@ -50,8 +57,8 @@ def test_the_workflow_measures_and_gates(run: Run, tiny: Path, tmp_path: Path, m
         shutil.copy(file, "models/child")
     shutil.copy(tiny / "text.jsonl", "held-out.jsonl")
     Path("gates.yaml").write_text(block("gates.yaml"))
-    (line,) = [str(step["run"]) for step in steps() if str(step.get("run", "")).startswith("minitron")]
-    words = shlex.split(os.path.expandvars(line))[1:]
+    lines = [str(step["run"]) for step in steps() if str(step.get("run", "")).startswith("minitron")]
+    words, report = (shlex.split(os.path.expandvars(line))[1:] for line in lines)
     missing = invoke(*words)
     assert missing.exit_code == 2
     assert (
@@ -65,6 +72,14 @@ def test_the_workflow_measures_and_gates(run: Run, tiny: Path, tmp_path: Path, m
     assert (suites.get("tests"), suites.get("failures")) == ("6", "0")
     assert "All 6 gates are met." in page.read_text()
     assert invoke(*words, "--min", "cloze.acc=1.1").exit_code == 4  # said last, said louder
+    Path("gates.yaml").write_text(block("gates.yaml").replace("max: 60", "max: 0.001"))
+    missed = invoke(*words)
+    assert missed.exit_code == 4
+    assert ET.parse("junit.xml").getroot().get("failures") == "1"
+    written = invoke(*report)
+    assert written.exit_code == 0, written.stderr
+    assert set(kept()) <= {file.name for file in Path().iterdir()}
+    assert "perplexity" in Path("report.html").read_text()
 
 
 def test_the_gate_file_is_read_strictly() -> None:
