@@ -194,9 +194,12 @@ def _locate(path: Path) -> dict[str, TensorInfo]:
 
 
 def _follow_index(path: Path, index: Path) -> dict[str, TensorInfo]:
-    weight_map = strict_json.load(index).get("weight_map")
+    content = strict_json.load(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: restore the file")
+    if not isinstance(content.get("metadata"), dict):  # may be empty
+        raise CheckpointError(f"{index} has no metadata, and transformers needs it: restore the file")
     files = _shards(path, index, weight_map)
     found: dict[str, TensorInfo] = {}
     for file in files:

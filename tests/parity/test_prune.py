@@ -77,7 +77,7 @@ def wide_checkpoint(path, layers=1):
         file = f"part-{len(set(weight_map.values()))}.safetensors"
         save_file({n: torch.rand(shape.tensors()[n], generator=draw) for n in names}, path / file)
         weight_map |= dict.fromkeys(names, file)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return Checkpoint.open(path), shape
 
 

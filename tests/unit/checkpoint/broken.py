@@ -798,6 +798,16 @@ def index_with_a_list_for_a_map(d):
     edit_json(d / INDEX, lambda i: i.update(weight_map=list(i["weight_map"])))
 
 
+@sharded("has no metadata, and transformers needs it: restore the file")
+def index_without_metadata(d):
+    edit_json(d / INDEX, lambda i: i.pop("metadata"))
+
+
+@sharded("has no metadata, and transformers needs it: restore the file")
+def index_with_a_list_for_metadata(d):
+    edit_json(d / INDEX, lambda i: i.update(metadata=[]))
+
+
 @sharded("index.json is not valid JSON")
 def a_truncated_index(d):
     os.truncate(d / INDEX, (d / INDEX).stat().st_size // 2)

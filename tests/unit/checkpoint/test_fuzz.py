@@ -140,7 +140,7 @@ def test_any_weight_map(sharded, data):
     for name in data.draw(st.lists(names, max_size=2)):
         weight_map.pop(name, None)
     try:
-        index.write_text(json.dumps({"weight_map": weight_map}))
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         if refusal := refusal_of(Checkpoint.open, sharded):
             assert refusal.isprintable()
         else:
