@@ -53,13 +53,12 @@ class _Silent:
 
 _display: Display = _Silent()
 _warned: set[str] = set()
-_is_detailed = False
 
 
-def show_on(display: Display | None, *, is_detailed: bool = False) -> None:
-    """Show progress and remarks on `display`; None shows nothing. `is_detailed`: show details as well."""
-    global _display, _is_detailed
-    _display, _is_detailed = display or _Silent(), is_detailed
+def show_on(display: Display | None) -> None:
+    """Show progress and remarks on `display`; None shows nothing."""
+    global _display
+    _display = display or _Silent()
     _warned.clear()
 
 
@@ -95,12 +94,6 @@ def announced(text: str) -> Iterator[None]:
 def say(text: str) -> None:
     """Show a remark of one line."""
     _display.say(text)
-
-
-def detail(text: str) -> None:
-    """Show a remark that only a user who asked for details wants to read."""
-    if _is_detailed:
-        say(text)
 
 
 def warn(text: str) -> None:

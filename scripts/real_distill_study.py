@@ -46,11 +46,6 @@ class Half(SampledBlocks):
     def fingerprint(self) -> str:
         return f"{self.blocks.fingerprint}-{self.ids}"
 
-    @property
-    def sequence_length(self) -> int:
-        """Tokens per block."""
-        return self.blocks.sequence_length
-
 
 @dataclass(frozen=True, kw_only=True)
 class RealDistillStudy(Study):

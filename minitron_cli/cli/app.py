@@ -144,8 +144,7 @@ def _surroundings(shown: Show) -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
-    terminal = console.Terminal(quiet=shown.quiet or not process_rank.is_first_process())
-    progress.show_on(terminal, is_detailed=shown.verbose)
+    progress.show_on(console.Terminal(quiet=shown.quiet or not process_rank.is_first_process()))
     try:
         with signals.handled():
             yield

@@ -30,8 +30,7 @@ class Show:
         Option("--quiet", "-q", help="Print results and errors only, no progress.", rich_help_panel=SHOWN),
     ] = False
     verbose: Annotated[
-        bool,
-        Option("--verbose", "-v", help="Also show the parts of a price, and libraries' logs.", rich_help_panel=SHOWN),
+        bool, Option("--verbose", "-v", help="Also show log output from libraries.", rich_help_panel=SHOWN)
     ] = False
     debug: Annotated[bool, Option("--debug", help="Print the full traceback of an error.", rich_help_panel=SHOWN)] = (
         False

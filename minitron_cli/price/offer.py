@@ -1,7 +1,7 @@
 """Refusal of a run that cannot fit into the device's memory, before anything is loaded, and how a price is said."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -40,8 +40,6 @@ def offered(context: Context, stage: str, work: Work) -> Price:
     found = found.model_copy(update={"memory": {**found.memory, LIBRARIES: libraries}}) if libraries else found
     if not context.dry_run:
         progress.say(f"{stage}: {line(found, context.device)}")
-        for text in details(found):
-            progress.detail(f"  {text}")
     return found
 
 
@@ -112,17 +110,6 @@ def check(work: Work, price: Price, device: str) -> None:
 
 def _advice(remedies: Sequence[str]) -> str:
     return f"set {', or '.join(remedies)}" if remedies else "use a device with more memory, or smaller models"
-
-
-def details(price: Price) -> Iterator[str]:
-    """Lines on each part of the work, the largest first, and on what memory and disk are for."""
-    for part in sorted(price.parts, key=lambda part: part.flops, reverse=True):
-        facts = [FLOPS.text(part.flops) if part.flops else "", SECONDS.text(part.seconds) if part.seconds else ""]
-        if any(facts):
-            yield f"{part.name}: {', '.join(filter(None, facts))}"
-    for kind, parts in (("memory of a process", price.memory), ("disk", price.disk)):
-        if sizes := [f"{part} {MEMORY.text(size)}" for part, size in parts.items() if size]:
-            yield f"{kind}: {', '.join(sizes)}"
 
 
 def line(price: Price, device: str) -> str:

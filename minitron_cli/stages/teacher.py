@@ -5,7 +5,7 @@ Nothing is downloaded. The training loop is that of distillation, with cross-ent
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -13,7 +13,6 @@ from minitron_cli import canonical_json, io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
-from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill import training_run
@@ -22,14 +21,8 @@ from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.inputs.token_blocks import blocks_for_new_model
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.price import subject, training
-from minitron_cli.price.offer import compute_dtype, offered
-from minitron_cli.price.work import Work
 from minitron_cli.results.training import TeacherResult
 from minitron_cli.spec import Spec
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 STAGE, VERSION = "teacher", 2
 
@@ -76,7 +69,6 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
         train, validation = (blocks_for_new_model(context, data, split, tokenizer) for split in ("train", "validation"))
         typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
         model = hf.new_model(typed, seed=config.training.seed)
-        offered(context, STAGE, _work(context, typed, train, len(validation), config.training))
         models = training_run.LoadedModels(model)
         result = training_run.run_loop(
             context, work, models, train, validation, config.training, name=STAGE, kind=TeacherResult
@@ -86,13 +78,6 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
         return result
 
     return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
-
-
-def _work(context: Context, typed: "PretrainedConfig", blocks: Blocks, held_out: int, config: DistillConfig) -> Work:
-    """Work of training a new model, which is known by its config alone."""
-    student = subject.of_config(typed.to_dict(), Shape.of(family_of(typed), typed), "float32")
-    dtype = compute_dtype(config, context.device)
-    return training.work(student, None, config, blocks.sequence_length, held_out, compute_dtype=dtype)
 
 
 def _tokenizer(work: StageBuild, data: DataConfig, vocab_size: int) -> Path:

@@ -96,14 +96,6 @@ def test_without_a_display_nothing_is_shown(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_details_are_shown_to_who_asks_for_them() -> None:
-    for is_detailed in (False, True):
-        display = Recorder()
-        progress.show_on(display, is_detailed=is_detailed)
-        progress.detail("a")
-        assert display.seen == [("say", "a")] * is_detailed
-
-
 def test_what_would_come_up_again_is_said_once_for_each_display() -> None:
     for _ in range(2):
         display = Recorder()
