@@ -6,11 +6,14 @@ After a stop was requested, see `stopping`, the next step of any loop raises `In
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from minitron_cli.stopping import raise_if_stopped as raise_if_stopped
 from minitron_cli.stopping import request_stop as request_stop
 from minitron_cli.stopping import stop_requested as stop_requested
+
+if TYPE_CHECKING:
+    from minitron_cli.results.price import Price
 
 Step = Callable[..., None]  # step(n=1, **figures): n more units are done; figures are shown beside the bar
 
@@ -30,6 +33,8 @@ class Display(Protocol):
 
     def warn(self, text: str) -> None: ...
 
+    def priced(self, price: "Price") -> None: ...
+
 
 class _Silent:
     def begin(self, text: str) -> None:
@@ -48,6 +53,9 @@ class _Silent:
         pass
 
     def warn(self, text: str) -> None:
+        pass
+
+    def priced(self, price: "Price") -> None:
         pass
 
 
@@ -94,6 +102,11 @@ def announced(text: str) -> Iterator[None]:
 def say(text: str) -> None:
     """Show a remark of one line."""
     _display.say(text)
+
+
+def priced(price: "Price") -> None:
+    """Show what work is about to take, part by part, where details are shown."""
+    _display.priced(price)
 
 
 def warn(text: str) -> None:

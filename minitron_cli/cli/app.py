@@ -144,7 +144,7 @@ def _surroundings(shown: Show) -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")
-    progress.show_on(console.Terminal(quiet=shown.quiet or not process_rank.is_first_process()))
+    progress.show_on(console.Terminal(quiet=shown.quiet or not process_rank.is_first_process(), verbose=shown.verbose))
     try:
         with signals.handled():
             yield

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,9 @@ from minitron_cli import process_rank
 from minitron_cli.cli.options import Show
 from minitron_cli.progress import Step
 from minitron_cli.report.view import Table
+
+if TYPE_CHECKING:
+    from minitron_cli.results.price import Price
 
 LINE_SECONDS = 10  # seconds between two progress lines of a loop where there is no terminal to redraw
 SPEED_SECONDS = 3600  # speed is that of the last hour, or of the last 1,000 steps
@@ -100,8 +103,9 @@ def _stderr() -> Console:
 class Terminal:
     """`progress.Display` with bars on a terminal, and a line every few seconds elsewhere."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, verbose: bool = False) -> None:
         self._quiet = quiet
+        self._verbose = verbose
         self._console = _stderr()
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -155,6 +159,14 @@ class Terminal:
         if not self._quiet:
             self.end()
             self._console.print(text, markup=False)
+
+    def priced(self, price: "Price") -> None:
+        if self._verbose and not self._quiet:
+            from minitron_cli.report import price as priced
+
+            self.end()
+            for one in priced.tables(price):
+                table(one)
 
     def warn(self, text: str) -> None:
         self.end()

@@ -30,7 +30,13 @@ class Show:
         Option("--quiet", "-q", help="Print results and errors only, no progress.", rich_help_panel=SHOWN),
     ] = False
     verbose: Annotated[
-        bool, Option("--verbose", "-v", help="Also show log output from libraries.", rich_help_panel=SHOWN)
+        bool,
+        Option(
+            "--verbose",
+            "-v",
+            help="Also show the price by part before the work, and log output from libraries.",
+            rich_help_panel=SHOWN,
+        ),
     ] = False
     debug: Annotated[bool, Option("--debug", help="Print the full traceback of an error.", rich_help_panel=SHOWN)] = (
         False

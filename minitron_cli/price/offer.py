@@ -30,7 +30,7 @@ MEMORY = Figure("memory", style="bytes")
 
 
 def offered(context: Context, stage: str, work: Work) -> Price:
-    """Price of a stage's work, said in one line unless it is all that was asked for.
+    """Price of a stage's work, said in one line and with `--verbose` by part, unless it is all that was asked for.
 
     EnvironmentFault if the work cannot fit into memory.
     """
@@ -40,6 +40,7 @@ def offered(context: Context, stage: str, work: Work) -> Price:
     found = found.model_copy(update={"memory": {**found.memory, LIBRARIES: libraries}}) if libraries else found
     if not context.dry_run:
         progress.say(f"{stage}: {line(found, context.device)}")
+        progress.priced(found)
     return found
 
 

@@ -4,8 +4,9 @@ Nothing is downloaded. The training loop is that of distillation, with cross-ent
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -21,8 +22,15 @@ from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.inputs.token_blocks import blocks_for_new_model
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
+from minitron_cli.price import subject
+from minitron_cli.price import training as training_work
+from minitron_cli.price.offer import compute_dtype, offered
+from minitron_cli.price.work import Work
 from minitron_cli.results.training import TeacherResult
 from minitron_cli.spec import Spec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 STAGE, VERSION = "teacher", 2
 
@@ -67,7 +75,7 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
     def build(work: StageBuild) -> TeacherResult:
         tokenizer = _tokenizer(work, data, config.vocab_size)
         train, validation = (blocks_for_new_model(context, data, split, tokenizer) for split in ("train", "validation"))
-        typed = hf.config_from_dict(_llama(config, train.sequence_length), "the teacher")
+        typed = _typed(config, train.sequence_length)
         model = hf.new_model(typed, seed=config.training.seed)
         models = training_run.LoadedModels(model)
         result = training_run.run_loop(
@@ -77,7 +85,25 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
         hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)
         return result
 
-    return produce(context, stage=STAGE, version=VERSION, config=config, inputs=inputs, build=build, together=True)
+    return produce(
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        build=build,
+        price=lambda: offered(context, STAGE, _work(context, config, data.sequence_length)),
+        together=True,
+    )
+
+
+def _work(context: Context, config: TeacherConfig, length: int) -> Work:
+    """Work of the training. The text is not read yet, so that all held-out blocks that are asked for are counted."""
+    typed, training = _typed(config, length), config.training
+    student = subject.of_config(typed.to_dict(), Shape.of(family_of(typed), typed))
+    dtype = compute_dtype(training, context.device)
+    work = training_work.work(student, None, training, length, training.eval_blocks or 0, compute_dtype=dtype)
+    return replace(work, left_out=("training the tokenizer",))
 
 
 def _tokenizer(work: StageBuild, data: DataConfig, vocab_size: int) -> Path:
@@ -95,6 +121,10 @@ def _counted(texts: Iterable[str], step: progress.Step) -> Iterator[str]:
     for text in texts:
         yield text
         step()
+
+
+def _typed(config: TeacherConfig, context_length: int) -> "PretrainedConfig":
+    return hf.config_from_dict(_llama(config, context_length), "the teacher")
 
 
 def _llama(config: TeacherConfig, context_length: int) -> dict[str, Any]:

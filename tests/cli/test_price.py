@@ -41,6 +41,19 @@ def test_one_line_tells_the_price_before_the_first_batch_and_the_record_keeps_it
     assert "importance: 3 samples of 16 tokens, 48 tokens, " in done.stderr
     assert "FLOP, seconds on cpu, " in done.stderr
     assert json.loads(done.stdout)["run"]["price"]["what"] == "3 samples of 16 tokens"
+    assert "Price: " not in done.stderr
+
+
+@pytest.mark.parametrize(("options", "is_shown"), [(("-v",), True), (("--verbose", "--quiet"), False)])
+def test_who_wants_details_sees_the_price_by_part_before_the_first_batch(
+    runs: Path, options: tuple[str, ...], is_shown: bool
+) -> None:
+    done = invoke("importance", *VERBS["importance"], "--runs-dir", runs, "--overwrite", "--json", *options)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["stage"] == "importance"
+    table = done.stderr.partition("Price: 3 samples of 16 tokens\n")[2]
+    assert ("calibration" in table and "weights" in table) == is_shown
+    assert done.stderr.count("Memory of a process, and disk") == is_shown
 
 
 @pytest.mark.parametrize("verb", ["importance", "distill"])

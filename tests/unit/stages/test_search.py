@@ -135,6 +135,9 @@ def test_a_stopped_search_takes_no_step_again(tmp_path, place, parent, scores, t
         def warn(self, text):
             pass
 
+        def priced(self, price):
+            pass
+
     display = Stopping()
     for _ in range(2):
         progress.show_on(display)
