@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def magnitude(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, 
             directory = at / name
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
-            found[name] = timed(lambda work=work, directory=directory: work(parent, directory))  # type: ignore[misc]
+            found[name] = timed(partial(work, parent, directory))
         (copy_s, _), (wall_s, cpu_s) = found["copy"], found["sparsify"]
         yield {"round": number, "copy_s": copy_s, "sparsify_s": wall_s, "cpu_s": cpu_s, "ratio": wall_s / copy_s}
 
@@ -86,14 +87,14 @@ def passes(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any
             weights = StoredWeights(model, parent.family, parent.checkpoint.read, "cpu")
             runner = LayerwiseRunner(model, parent.family, samples, weights, states, lambda *_, **__: None)
             runner.embed()
-            _, forward_s = timed(lambda: [runner.through(layer, []) for layer in range(LAYERS)])  # noqa: B023
+            _, forward_s = timed(partial(_each_layer, partial(runner.through, observers=[])))
             for metric, fits in ((Wanda(), False), (Wanda(), True), (SparseGPT(), False)):
                 states = ActivationStore(_new(at / "states"), BUDGET)
                 method = Method(metric, [PATTERN] * parent.shape.sizes["layer"], fits)
                 store = LayerStore(at / "layers", parent.checkpoint)
                 task = SparsifyPass(model, parent.shape, samples, method, store, states, "cpu", lambda *_, **__: None)
                 task.begin()
-                _, cpu_s = timed(lambda task=task: [task.advance(layer) for layer in range(LAYERS)])  # type: ignore[misc]
+                _, cpu_s = timed(partial(_each_layer, task.advance))
                 name = f"{metric.kind}{', least squares' * fits}"
                 yield {
                     "round": number,
@@ -102,6 +103,11 @@ def passes(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any
                     "cpu_s": cpu_s,
                     "ratio": cpu_s / forward_s,
                 }
+
+
+def _each_layer(work: Callable[[int], object]) -> None:
+    for layer in range(LAYERS):
+        work(layer)
 
 
 def _new(directory: Path) -> Path:

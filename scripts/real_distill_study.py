@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench_teacher import bench_data
 from matplotlib.ticker import EngFormatter
@@ -24,6 +24,7 @@ from studies import Figures, Study, evenly_pruned, mean_and_interval, reached, s
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
+from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.inputs.source_model import open_source_model
@@ -40,11 +41,16 @@ POINTS = 5  # of a curve
 
 
 class Half(SampledBlocks):
-    """Some held-out blocks, which a training tells from others by their number."""
+    """Some held-out blocks, which a training tells from others by their numbers."""
 
     @property
     def fingerprint(self) -> str:
         return f"{self.blocks.fingerprint}-{self.ids}"
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per block."""
+        return self.blocks.sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +101,8 @@ class RealDistillStudy(Study):
         def compute() -> Figures:
             student, teacher = self.student(arm, seed), hf.load_model(self.parent.path)
             scratch = self.directory / name
-            found = train(student, teacher, self.train, self.held_out(half), config, scratch)  # type: ignore[arg-type]
+            held_out = cast("Blocks", self.held_out(half))  # has all that a training reads of held-out blocks
+            found = train(student, teacher, self.train, held_out, config, scratch)
             return {"curve": found.validation, "run": found.throughput}
 
         return self.remembered(name, compute)["curve"]
