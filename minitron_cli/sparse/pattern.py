@@ -106,7 +106,7 @@ def highest(scores: "Tensor", count: int) -> "Tensor":
     if count == size or not scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
     if size <= PAIRWISE_UP_TO:
-        return _ranks(scores) < count
+        return (_ranks(scores) < count).movedim(0, -1)
     least = scores.kthvalue(size - count + 1, dim=-1, keepdim=True).values
     above, equal = scores > least, scores == least
     room = count - above.sum(-1, keepdim=True, dtype=torch.int32)
@@ -114,13 +114,19 @@ def highest(scores: "Tensor", count: int) -> "Tensor":
 
 
 def _ranks(scores: "Tensor") -> "Tensor":
-    """Number of weights along the last axis that go before each: higher ones, and equal ones with a lower index."""
+    """Number of weights along the last axis that go before each: higher ones, and equal ones with a lower index.
+
+    [size, ...], int8: the last axis comes first, because neighbors in memory are compared twice as fast.
+    """
     import torch
 
-    ranks = torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device)
-    for later in range(1, scores.shape[-1]):
+    lines = scores.movedim(-1, 0).contiguous()
+    size = len(lines)
+    order = torch.arange(size, dtype=torch.int8, device=scores.device)  # each goes behind all before it, until beaten
+    ranks = order.reshape(size, *[1] * (lines.ndim - 1)).repeat(1, *lines.shape[1:])
+    for later in range(1, size):
         for earlier in range(later):
-            is_higher = scores[..., later] > scores[..., earlier]
-            ranks[..., earlier] += is_higher
-            ranks[..., later] += ~is_higher
+            is_higher = (lines[later] > lines[earlier]).view(torch.int8)
+            ranks[earlier] += is_higher
+            ranks[later] -= is_higher
     return ranks

@@ -119,5 +119,8 @@ class AfterStep:
     def say(self, text: str) -> None:
         self.messages.append(text)
 
+    def priced(self, price: Any) -> None:
+        pass
+
     def warn(self, text: str) -> None:
         self.warned.append(text)
