@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import Evaluated, metric_names
+from minitron_cli.report.headline import STARTS
 from minitron_cli.report.markdown import code, inline, section
 from minitron_cli.report.sections import view
 from minitron_cli.report.text import clean
@@ -76,7 +77,7 @@ def model_card(data: ReportData, *, name: str, loaded_as: str = "", hub: HubFact
         pipeline_tag="text-generation",
         tags=list(TAGS),
         model_name=clean(name),
-        eval_results=list(_eval_results(data.first("distilled", "sparse", "pruned"))) or None,
+        eval_results=list(_eval_results(data.first("distilled", *STARTS))) or None,
     )
     parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name, loaded_as or name))
     return clean("\n\n".join(parts)) + "\n"

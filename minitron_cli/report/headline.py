@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from minitron_cli.evaluate import metrics
 from minitron_cli.figures import Figure, fixed, short
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.evaluation import KL, LOSS
+from minitron_cli.report.evaluation import KL, LOSS, Kind
 from minitron_cli.report.shapes import CACHE
 from minitron_cli.report.view import KeyFigure
 
 CLEAR_GAP = 0.02  # nats, about 2 % of perplexity: a smaller loss leaves nothing worth recovering
 CHANGE = Figure("change", style="fixed", is_change=True)
+STARTS: tuple[Kind, ...] = ("sparse", "pruned")
+"""What training starts from: the last of them that was made."""
 
 
 def share_closed(gap: float, left: float, at_least: float | None = None) -> float | None:
@@ -43,17 +45,22 @@ def _sentences(data: ReportData) -> Iterator[str]:
         share, name = percent(data.sizes[-1] / data.sizes[0]), data.model or "The parent"
         yield f"{name} was pruned{steps} from {sizes} parameters, {share} of its size."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
+    sparse, start = data.loss("sparse"), data.loss(*STARTS)
     if parent is not None and pruned is not None:
         repair = data.prune and data.prune.repair
         what = "Pruning and repair" if repair and repair.effect and repair.is_kept else "Pruning"
         loss = "the loss of its parent" if is_chain else "the loss"
         yield f"{what} {_moved(loss, parent, pruned)} nats per token."
+    if sparse is not None and pruned is not None:
+        yield f"Making weights zero {_moved('it', pruned, sparse, has_start=False)}."
+    elif sparse is not None and parent is not None:
+        yield f"Making weights zero {_moved('the loss', parent, sparse)} nats per token."
     if distilled is not None:
         outcome = f"After distillation the loss is {distilled:.3f}"
-        if pruned is not None:
+        if start is not None:
             trained = data.first("distilled")
             on_tokens = f" on {short(trained.tokens_trained)} tokens" if trained and trained.tokens_trained else ""
-            outcome = f"Distillation{on_tokens} {_moved('it', pruned, distilled, has_start=False)}"
+            outcome = f"Distillation{on_tokens} {_moved('it', start, distilled, has_start=False)}"
         below = ", below the parent's" if parent is not None and distilled < parent else ""
         controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
         others = [f"; {label} has {x:.3f} ({CHANGE.cell(x - distilled)})" for label, x in controls if x is not None]
@@ -79,7 +86,7 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
         before, after = data.sizes[0], data.sizes[-1]
         whose = "original's" if len(data.sizes) > 2 else "parent's"
         yield KeyFigure(short(after), "parameters", f"{percent(after / before)} of the {whose} {short(before)}")
-    parent, result = data.loss("parent"), data.first("distilled", "sparse", "pruned")
+    parent, result = data.loss("parent"), data.first("distilled", *STARTS)
     if result and (loss := result.value(LOSS)) is not None:
         note = "" if parent is None else f"{CHANGE.cell(loss - parent)} against the parent's {parent:.3f}"
         yield KeyFigure(f"{loss:.3f}", metrics.LOSS.heading, note)
@@ -95,11 +102,11 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
 
 def _training(data: ReportData) -> Iterator[KeyFigure]:
     """Change of the loss by training and, if pruning did damage, the share of the damage that it undid."""
-    parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
-    if pruned is None or distilled is None:
+    parent, start, distilled = data.loss("parent"), data.loss(*STARTS), data.loss("distilled")
+    if start is None or distilled is None:
         return
-    note = f"in loss, from {pruned:.3f} to {distilled:.3f}"
-    apart = start.difference(LOSS) if (start := data.first("pruned")) else None
-    gap = None if parent is None else share_closed(pruned - parent, distilled - parent, apart.low if apart else None)
+    note = f"in loss, from {start:.3f} to {distilled:.3f}"
+    apart = model.difference(LOSS) if (model := data.first(*STARTS)) else None
+    gap = None if parent is None else share_closed(start - parent, distilled - parent, apart.low if apart else None)
     damage = "" if gap is None else f": {percent(gap)} of the damage by pruning"
-    yield KeyFigure(CHANGE.cell(distilled - pruned), "change by training", note + damage)
+    yield KeyFigure(CHANGE.cell(distilled - start), "change by training", note + damage)

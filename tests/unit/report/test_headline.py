@@ -12,9 +12,10 @@ from tests.unit.report.sample import difference, evaluated, pruned, repair
 REPAIRED = pruned(repair(2.4, (3.0, 0.5), (2.4002, 0.0005)))
 
 
-def head(parent, pruned, distilled, *, apart=None, repaired=None):
+def head(parent, pruned, distilled, *, sparse=None, apart=None, repaired=None):
     """The lead, and what is said of training: value and note."""
-    losses = {"parent": parent, "pruned": pruned, "distilled": distilled}
+    losses = {"parent": parent, "pruned": pruned, "sparse": sparse, "distilled": distilled}
+    losses = {kind: loss for kind, loss in losses.items() if loss is not None}
     rows = tuple(
         evaluated(kind, kind, loss, apart={"perplexity": {"loss": apart}} if apart and kind == "pruned" else None)
         for kind, loss in losses.items()
@@ -29,6 +30,23 @@ def test_a_pruned_child_that_recovered():
     assert text == "Pruning raised the loss from 2.412 to 4.913 nats per token. Distillation lowered it to 2.688."
     assert value == f"{MINUS}2.225"
     assert note == "in loss, from 4.913 to 2.688: 89 % of the damage by pruning"  # 2.225 of 2.501
+
+
+def test_training_starts_from_the_sparse_model():
+    text, value, note = head(2.0, 2.1, 2.3, sparse=2.5)
+    assert text == (
+        "Pruning raised the loss from 2.000 to 2.100 nats per token. Making weights zero raised it to 2.500. "
+        "Distillation lowered it to 2.300."
+    )
+    assert (value, note) == (f"{MINUS}0.200", "in loss, from 2.500 to 2.300: 40 % of the damage by pruning")
+
+
+def test_a_sparse_model_of_the_parent():
+    text, value, note = head(2.0, None, 2.3, sparse=2.5)
+    assert text == (
+        "Making weights zero raised the loss from 2.000 to 2.500 nats per token. Distillation lowered it to 2.300."
+    )
+    assert (value, note) == (f"{MINUS}0.200", "in loss, from 2.500 to 2.300: 40 % of the damage by pruning")
 
 
 def test_a_repaired_child_that_improved():
