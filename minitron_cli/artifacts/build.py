@@ -179,7 +179,8 @@ def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
     if process_rank.is_first_process():
         context.workspace.point(artifact)
         io.remove_tree(scratch)
-        io.sweep(artifact.path.parent)
+        for directory in (artifact.path.parent, context.workspace.root):
+            io.sweep(directory)
 
 
 def _build(

@@ -104,6 +104,20 @@ def test_a_stage_builds_once(run, told):
     assert run.context["workspace"].current("prune") == first
 
 
+@pytest.mark.parametrize("is_done", [False, True])
+def test_what_a_killed_run_was_writing_is_removed_wherever_it_lies(run, is_done):
+    """given.json and settings.json lie in the workspace itself, and are not written again once they are right."""
+    if is_done:
+        run()
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    root = run.context["workspace"].root
+    io.make_dirs(root / "prune")
+    for place in (root, root / "prune"):
+        (place / f"{io.TEMPORARY}given.json-0-{ended.stdout.strip()}").write_text("{")
+    run()
+    assert not [name for name in left(root) if io.TEMPORARY in name]
+
+
 @pytest.mark.parametrize(
     "change",
     [
