@@ -31,7 +31,7 @@ from minitron_cli.model.lm_head import Head, token_nll
 from minitron_cli.price.probe_model import ProbeModel
 from minitron_cli.price.work import Decoder, Run
 
-VERSION = 1
+VERSION = 2
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
@@ -53,7 +53,7 @@ class Batches(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """Seconds per FLOP of one model's parts, each measured once per machine and model, and kept."""
+    """Seconds per FLOP of one model's parts, each measured in a moment and kept for the machine and model."""
 
     run: Run
     device: str
@@ -99,14 +99,15 @@ class Probe:
 
     def saved_bytes(self, tokens: int) -> float:
         """Bytes that the forward pass of one layer keeps for its backward pass over this many tokens."""
-        once = self._figure("saved once", lambda: self._saved()[0])
-        return once + tokens * self._figure("saved per token", lambda: self._saved()[1])
+        facts = self._facts | {"figure": "saved"}
+        saved = timings.cached(facts, lambda: dict(zip(("once", "per token"), self._saved(), strict=True)))
+        return float(saved["once"] + tokens * saved["per token"])
 
     # Figures
 
     def _figure(self, name: str, measure: Callable[[], float]) -> float:
-        found = timings.cached(self._facts | {"figure": name}, lambda: {"value": measure()})
-        return float(found["value"])
+        """Seconds per unit, kept as `timings.fastest` does."""
+        return timings.fastest(self._facts | {"figure": name}, lambda: {"seconds": measure()})["seconds"]
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
