@@ -198,6 +198,7 @@ class KilledPass(SparsifyPass):
         super()._renew(layer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
 def test_a_killed_pass_resumes_to_the_same_bits(model_type, tmp_path):
     tiny_model(model_type, num_hidden_layers=3).save_pretrained(tmp_path / "model")

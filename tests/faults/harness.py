@@ -5,6 +5,7 @@ trial is a fork whose `io.disk` fails or kills the process at its N-th call, for
 half-made is in view, and running the stage again ends with the bytes of an undisturbed run and no leftovers.
 """
 
+import datetime
 import errno
 import mmap
 import os
@@ -322,15 +323,30 @@ def trials(stage: Stage, place: Path, start: Path | None = None, hows: Sequence[
                 yield range_.fail_at(at, how)
 
 
-def random_kills(range_: Range, count: int, *, inside_a_write: int, seed: int = 0) -> list[Trial]:
-    """`count` kills at random moments, and `inside_a_write` more in the middle of random writes."""
-    draw = random.Random(seed)
-    landed: list[Trial] = []
-    while len(landed) < count:
-        trial = range_.kill_after(draw.random() * range_.seconds)
-        landed += [trial] if trial else []
+def random_kills(range_: Range, count: int, *, inside_a_write: int, seed: int | None = None) -> list[Trial]:
+    """`count` kills, one in each part of the run, and `inside_a_write` more in the middle of random writes.
+
+    Moments and writes are another choice each day (`seed`: that of a day that failed), so that all are met in time.
+    """
+    draw = random.Random(day() if seed is None else seed)
+    landed = [killed_between(range_, part / count, (part + 1) / count, draw) for part in range(count)]
     writes = [at for at, call in enumerate(range_.calls, start=1) if call == "write"]
     return landed + [range_.fail_at(at, "torn") for at in draw.sample(writes, inside_a_write)]
+
+
+def killed_between(range_: Range, start: float, end: float, draw: random.Random) -> Trial:
+    """A kill at a random moment between two shares of the run; at any moment where the run was done before that."""
+    trial = range_.kill_after(draw.uniform(start, end) * range_.seconds)
+    while trial is None:
+        trial = range_.kill_after(draw.random() * range_.seconds)
+    return trial
+
+
+def day() -> int:
+    """The number of today, printed so that a failure's choice can be made again."""
+    today = datetime.date.today().toordinal()
+    print(f"seed of the kills: {today}")
+    return today
 
 
 def table(title: str, done: Sequence[Trial]) -> str:

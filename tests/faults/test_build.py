@@ -86,6 +86,6 @@ def test_every_fault_with_several_threads_and_shards(tmp_path, monkeypatch, plac
 
 @pytest.mark.slow
 def test_kills_at_random_moments(stage, place):
-    done = random_kills(Range(stage, place), 60, inside_a_write=10)
+    done = random_kills(Range(stage, place), 24, inside_a_write=6)
     print("\n" + table("produce", done))
     assert not problems(done)

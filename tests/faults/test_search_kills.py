@@ -16,17 +16,17 @@ from minitron_cli.prune.config import Budget
 from minitron_cli.results.search import SearchResult
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, search
-from tests.faults.harness import Range, problems, table
+from tests.faults.harness import Range, day, killed_between, problems, table
 from tests.unit.stages.place import data, write_place
 
-KILLS = 20
+KILLS = 8  # one in each part of the run, at another moment each day
 STEPS = 4 * 2 + 2 * 2 + 2 * 4  # four candidates to step 2, two of them to 4 and to 8
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_kills_at_random_moments(tmp_path_factory, place, monkeypatch):
-    source, log = tmp_path_factory.mktemp("source"), place / "steps"
+def test_kills_in_every_part_of_a_search(tmp_path_factory, place, monkeypatch):
+    source, log = tmp_path_factory.mktemp("source"), place / "root" / "steps"  # emptied before each trial
     write_place(source)
     parent = open_source_model(source / "model")
     context = Context(Workspace(source / "scored"))
@@ -48,12 +48,9 @@ def test_twenty_kills_at_random_moments(tmp_path_factory, place, monkeypatch):
     range_ = Range(stage, place)
     assert len(log.read_text().splitlines()) == STEPS
     winner = winner_of(place)
-    draw, done = random.Random(0), []
-    while len(done) < KILLS:
-        log.write_text("")
-        trial = range_.kill_after(draw.random() * range_.seconds)
-        if trial is None:
-            continue
+    draw, done = random.Random(day()), []
+    for part in range(KILLS):
+        trial = killed_between(range_, part / KILLS, (part + 1) / KILLS, draw)
         done.append(trial)
         taken = Counter(log.read_text().splitlines())
         assert len(taken) == STEPS

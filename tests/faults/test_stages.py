@@ -26,7 +26,7 @@ from minitron_cli.stages.teacher import TeacherConfig
 from tests.faults.harness import Range, artifacts, different, here, in_child, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
 
-RANDOM_KILLS, INSIDE_A_WRITE = 20, 6
+RANDOM_KILLS, INSIDE_A_WRITE = 8, 3  # another choice each day
 
 TRAINING = {"batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1, "learning_rate": 1e-2, "precision": "fp32"}
 STATES = ("block_output", "attention_relation", "embedding")

@@ -92,6 +92,7 @@ def interrupted_after(step: int, go: Any) -> None:
     progress.show_on(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["frozen", REFRESH], ids=["frozen", "refreshed"])
 def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, mask: Any, kind: Any) -> None:  # noqa: F811
     """To the last byte of the state: weights, moments and, if refreshed, the masks."""

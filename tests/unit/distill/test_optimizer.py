@@ -92,6 +92,7 @@ def trained(scratch: Path | None, kind: OptimizerKind) -> tuple[nn.Module, list[
     return student, result.metrics
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, kind: OptimizerKind) -> None:
     interrupted_and_resumed(tmp_path, kind)
     (student, metrics), (expected, undisturbed) = trained(tmp_path, kind), trained(None, kind)

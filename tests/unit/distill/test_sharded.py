@@ -15,7 +15,6 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import Placement
 from minitron_cli.errors import Interrupted, RunFailed
 from tests.processes import together
-from tests.quick import first_quick
 from tests.unit.distill import small
 from tests.unit.distill.test_trainer import FULL, PAIRS, figures, interrupt_after
 
@@ -64,7 +63,8 @@ def batches(seen: list[list[int]], config: DistillConfig) -> list[list[int]]:
     return [sorted(i for ids in seen for i in ids[at : at + size]) for at in range(0, len(seen[0]), size)]
 
 
-@pytest.mark.parametrize("is_sharded", first_quick([True, False]))
+@pytest.mark.slow
+@pytest.mark.parametrize("is_sharded", [True, False])
 def test_two_processes_train_like_one(is_sharded: bool) -> None:
     seen, alone, weights = one(None, FULL, Placement())
     both = together(2, in_process, None, FULL, Placement(is_sharded))

@@ -42,7 +42,7 @@ def files(artifact):
 
 
 @pytest.mark.parametrize("metric", ["magnitude", "wanda", "sparsegpt"])
-@pytest.mark.parametrize("pattern", ["4:4", "0%"])
+@pytest.mark.parametrize("pattern", ["4:4", pytest.param("0%", marks=pytest.mark.slow)])
 def test_nothing_to_prune_leaves_the_parents_bits(place, tmp_path, metric, pattern):
     artifact = made(place, tmp_path, metric=metric, pattern=pattern, repair="least_squares")
     parent, child = Checkpoint.open(place / "model"), Checkpoint.open(artifact.path)
