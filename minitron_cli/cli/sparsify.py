@@ -7,7 +7,6 @@ from typer import Option
 from minitron_cli.choices import MaskRepair, MetricName
 from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption
-from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
@@ -44,9 +43,10 @@ def sparsify(
     layer_amounts: Annotated[
         str | None,
         Option(
-            metavar="SHARE,..",
-            help="Share of zeros of each layer, such as 0.4,0.5,0.6, in place of one for all.",
-            show_default="the same for all",
+            metavar="uniform|owl|AMOUNT,..",
+            help="Zeros of each layer: uniform, the pattern's for all; owl, less where outliers are many (Yin et al. "
+            "2023); or a share or N:M for each layer, such as 0.4,0.5,0.6.",
+            show_default="uniform",
         ),
     ] = None,
     output: Output = None,
@@ -83,8 +83,5 @@ def sparsify(
     printing.artifact(artifact, how)
 
 
-def _amounts(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--layer-amounts {text!r}: write a share for each layer, e.g. 0.4,0.5,0.6") from None
+def _amounts(text: str) -> str | list[str]:
+    return [part.strip() for part in text.split(",")] if "," in text else text

@@ -30,6 +30,8 @@ def section(found: SparsifyResult) -> Section:
 def tables(found: SparsifyResult) -> Iterator[Table]:
     """Everything that is shown of a sparse model."""
     yield matrices_table(found)
+    if found.amounts != "uniform":
+        yield layers_table(found)
     yield from effect_tables(found)
     if remarks := [finding for finding in found.serving if finding.level != "ok"]:
         yield serving_table(remarks)
@@ -42,6 +44,16 @@ def matrices_table(found: SparsifyResult) -> Table:
     rows = tuple(_row(template, some, bool(after)) for template, some in _by_template(found).items())
     title = f"Sparse: {found.pattern} by {found.metric}, {SHARE.cell(found.sparsity)} of the matrices' weights are zero"
     return Table(title, (*columns[:4], *after, *columns[4:] * bool(after)), rows)
+
+
+def layers_table(found: SparsifyResult) -> Table:
+    """Zeros of each layer, and the outliers by which they were chosen."""
+    by_outliers = found.amounts == "owl"
+    columns = (Figure("layer", style="count"), *[Figure("outliers", style="share")] * by_outliers, SHARE)
+    outliers = [(share,) for share in found.layer_outliers] if by_outliers else [()] * len(found.layer_sparsity)
+    rows = [(i, *outliers[i], share) for i, share in enumerate(found.layer_sparsity)]
+    how = "by their outliers (OWL)" if by_outliers else "as listed"
+    return Table(f"Zeros of each layer, {how}", columns, tuple(rows))
 
 
 def _by_template(found: SparsifyResult) -> dict[str, list[SparseMatrix]]:

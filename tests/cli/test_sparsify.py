@@ -40,7 +40,11 @@ def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
     for words, said in [
         (("--pattern", "3:2"), "3:2 keeps 3 of 2 weights"),
         (("--pattern", "3:5", "--metric", "magnitude"), "no whole number of groups of 5"),
-        (("--layer-amounts", "a"), "write a share for each layer, e.g. 0.4,0.5,0.6"),
+        (
+            ("--layer-amounts", "a"),
+            "sparsify.layer_amounts: 'a' is unknown: write uniform, owl, or a list such as [0.4, 0.6]",
+        ),
+        (("--layer-amounts", "0.4,b"), "'b' is not a pattern of zeros: write N:M"),
         ((), "no data given: add --data"),
         ((*text, "metric.kind=taylor"), "taylor"),
     ]:

@@ -22,5 +22,9 @@ class Wanda(SparseMetric):
     def sparse(self, weight_OI: "Tensor", inputs: InputSums | None, pattern: "Pattern") -> Sparse:
         """Mask of the weights with the highest scores; the scores are fp32."""
         assert inputs
-        scores_OI = weight_OI.float().abs() * inputs.squares_I.sqrt().float()
-        return Sparse(pattern.keep(scores_OI, self.axis(pattern, 1)))
+        return Sparse(pattern.keep(scores(weight_OI, inputs), self.axis(pattern, 1)))
+
+
+def scores(weight_OI: "Tensor", inputs: InputSums) -> "Tensor":
+    """|W_ij| ||X_j||, fp32 [O, I]."""
+    return weight_OI.float().abs() * inputs.squares_I.sqrt().float()
