@@ -49,6 +49,19 @@ def sparsify(
             show_default="uniform",
         ),
     ] = None,
+    rounds: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Prune in so many rounds, with a training between two as the recipe's section distill says, or of "
+            "round_tokens=N tokens. What is pruned once stays pruned.",
+            show_default="1",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        Option(min=1, help="Number of calibration samples.", show_default="128"),
+    ] = None,
     output: Output = None,
 ) -> None:
     """Make weights of MODEL's decoder blocks zero: a sparse model of the same shape, with its masks beside it.
@@ -65,10 +78,14 @@ def sparsify(
         ("pattern",): pattern,
         ("metric",): metric,
         ("repair",): repair,
+        ("rounds",): rounds,
+        ("samples",): samples,
         ("layer_amounts",): _amounts(layer_amounts) if layer_amounts else None,
     }
     with sessions.opened(how, "sparsify", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
+        from minitron_cli.cli.distill import teacher_of
+        from minitron_cli.distill.config import DistillConfig
         from minitron_cli.sparse.config import SparsifyConfig
 
         config = session.section(SparsifyConfig, "sparsify")
@@ -77,7 +94,9 @@ def sparsify(
             session.context,
             pruned or session.parent(),
             config,
-            data=session.data() if config.needs_text else None,
+            data=session.data() if config.needs_text or config.rounds > 1 else None,
+            teacher=teacher_of(session, None) if config.rounds > 1 else None,
+            training=session.section(DistillConfig, "distill"),
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)

@@ -16,11 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from minitron_cli.errors import InputError
-from minitron_cli.sparse.pattern import Pattern
+from minitron_cli.sparse.pattern import SHARE_DIGITS, Pattern
 from minitron_cli.spec import Spec
-
-DIGITS = 12
-"""Decimal places of a share: together the layers lose as many weights as they should, but for less than one."""
 
 
 class Owl(Spec):
@@ -78,7 +75,7 @@ def _shares(zeros: Fraction, spread: Fraction, outliers: Sequence[Fraction], wei
 
 def _written(share: Fraction) -> Fraction:
     """A share with as many digits as a pattern is written with."""
-    return Fraction(round(share * 10**DIGITS), 10**DIGITS)
+    return Fraction(round(share * 10**SHARE_DIGITS), 10**SHARE_DIGITS)
 
 
 def _kept(pattern: Pattern, shares: Sequence[Fraction], weights: Sequence[int]) -> list[int]:

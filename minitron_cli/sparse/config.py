@@ -1,6 +1,7 @@
 """Options of `minitron sparsify`: the pattern, the metric by which weights are chosen, and the repair of the others."""
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Literal, Self
 
@@ -42,6 +43,11 @@ class SparsifyConfig(Spec):
     layer_amounts: LayerAmounts = None
     """uniform: all layers have the pattern. owl: layers with more outliers lose less, and all together as much as the
     pattern says. Or a list with the share of zeros of each layer, or its N:M pattern, in place of the pattern's."""
+    rounds: int = Field(1, ge=1, exclude_if=lambda rounds: rounds == 1)
+    """Times that weights are pruned, each time an equal part of those that go, with a training between two rounds as
+    the section `distill` says. What is pruned once stays pruned."""
+    round_tokens: Quantity | None = Field(None, exclude_if=lambda tokens: tokens is None)
+    """Tokens of the training between two rounds; null: as many as `distill` has."""
     samples: int = Field(128, ge=1)
     """Blocks of training text that inputs are collected on (128 in both papers). Unless set, at most those that the
     text has, and no more than hold 262,144 tokens."""
@@ -81,6 +87,26 @@ class SparsifyConfig(Spec):
             )
         return tuple(map(Pattern.parse, self.layer_amounts))
 
+    def of_round(self, number: int, first: Sequence[str] = ()) -> Self:
+        """Settings of one of the rounds, the first being 1.
+
+        `first`: patterns of the layers after the first round, which were chosen by outliers. Later ones continue them.
+        """
+        if self.rounds == 1:
+            return self
+        amounts = self.layer_amounts
+        if isinstance(amounts, Owl):
+            later = tuple(str(Pattern(Pattern.parse(text).zeros * number)) for text in first)
+            share = float(Fraction(str(amounts.spread)) / self.rounds)
+            amounts = amounts.model_copy(update={"spread": share}) if number == 1 else later or None
+        elif amounts is not None:
+            amounts = tuple(self._part(text, number) for text in amounts)
+        changes = {"pattern": self._part(self.pattern, number), "layer_amounts": amounts}
+        return self.model_copy(update=changes | {"rounds": 1, "round_tokens": None})
+
+    def _part(self, pattern: str, number: int) -> str:
+        return str(Pattern.parse(pattern).part(number, self.rounds))
+
     def fitted(self, sequence_length: int, blocks: int) -> Self:
         """The same with the number of samples, unless it was set, that a text of so many blocks has."""
         if "samples" in self.model_fields_set:
@@ -101,6 +127,21 @@ class SparsifyConfig(Spec):
             if Pattern.parse(amount).group != whole.group:
                 like = f"N:{whole.group}" if whole.group else "a share of zeros"
                 raise ValueError(f"layer_amounts has {amount}, and the pattern is {whole}: write {like} for each layer")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_are_possible(self) -> Self:
+        whole = Pattern.parse(self.pattern)
+        if self.rounds == 1:
+            if self.round_tokens is not None:
+                raise ValueError("round_tokens is of the training between rounds, and there is one round; set rounds")
+            return self
+        listed = self.layer_amounts if isinstance(self.layer_amounts, tuple) else (self.pattern,)
+        most = max((Pattern.parse(text).lost(whole.group) for text in listed), default=0) if whole.group else None
+        if most is not None and self.rounds > most:
+            raise ValueError(f"{whole} in {self.rounds} rounds: a group loses {most} weights, so set at most {most}")
+        if whole.group and self.owl:
+            raise ValueError("N:M by outliers is chosen at once: list layer_amounts, or leave out rounds")
         return self
 
     @model_validator(mode="after")

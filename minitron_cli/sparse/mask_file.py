@@ -56,6 +56,11 @@ class MaskSpec(NamedTuple):
         line = self.pattern.group or self.shape[self.axis]
         return self.weights // line * self.pattern.lost(line)
 
+    def continues(self, before: "MaskSpec") -> bool:
+        """Whether any mask of the tensor with the spec `before` becomes one with this when further weights go."""
+        by_line = before.axis is not None or self.axis is None  # a share of the whole may be all of a line
+        return by_line and self.shape == before.shape and self.pattern.continues(before.pattern)
+
 
 class MaskWriter:
     """Open mask file, to be filled a tensor at a time in any order."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRWISE_UP_TO = 16  # weights of a group; beyond that sorting is faster than comparing each with each
+SHARE_DIGITS = 12
+"""Decimal places of a share that is computed: written so, fewer weights than one are missed in any model."""
 HOW_TO_WRITE = "write N:M such as 2:4 (N of M consecutive inputs are kept), or a share of zeros such as 50% or 0.5"
 
 
@@ -47,6 +49,21 @@ class Pattern:
             return f"{self.group - self.zeros * self.group}:{self.group}"
         percent = self.zeros * 100
         return f"{(Decimal(percent.numerator) / percent.denominator).normalize():f}%"
+
+    def part(self, number: int, of: int) -> "Pattern":
+        """Pattern after so many of several equal rounds: that share of its zeros; of N:M, whole weights of a group.
+
+        After every round a mask with the pattern before can be continued to one with this pattern.
+        """
+        if self.group:
+            return Pattern(Fraction(-(-self.lost(self.group) * number // of), self.group), self.group)
+        if number == of:
+            return self
+        return Pattern(Fraction(round(self.zeros * number / of * 10**SHARE_DIGITS), 10**SHARE_DIGITS))
+
+    def continues(self, before: "Pattern") -> bool:
+        """Whether any mask with the pattern `before` becomes one with this pattern when further weights go."""
+        return self.zeros >= before.zeros and self.group in (None, before.group)
 
     def lost(self, count: int) -> int:
         """Zeros among `count` weights: the share of them, rounded down."""

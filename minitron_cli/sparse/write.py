@@ -12,7 +12,8 @@ from minitron_cli.checkpoint.reader import Buffer, Checkpoint, blocks
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, Blank, TensorSpec, blank_checkpoint
 from minitron_cli.prune.slicing import check_finite
 from minitron_cli.prune.stream import BLOCK_BYTES, in_threads
-from minitron_cli.sparse.mask_file import MASKS, MaskSpec, MaskWriter, new_mask_file
+from minitron_cli.sparse.layer_pass import check_continued
+from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec, MaskWriter, new_mask_file
 from minitron_cli.sparse.metrics.magnitude import Magnitude
 from minitron_cli.sparse.store import MadeMatrix, pruned
 
@@ -44,11 +45,16 @@ class SparseCheckpoint(Checkpoint):
         return super().read_rows(name, start, stop, buffer)
 
 
-def by_magnitude(parent: Checkpoint, specs: Mapping[str, MaskSpec]) -> Made:
-    """Makes matrices sparse by the size of their weights alone, when they are asked for."""
+def by_magnitude(parent: Checkpoint, specs: Mapping[str, MaskSpec], masks: MaskFile | None = None) -> Made:
+    """Makes matrices sparse by the size of their weights alone, when they are asked for.
+
+    What `masks`, the parent's, have pruned stays pruned.
+    """
 
     def made(name: str) -> MadeMatrix:
         spec = specs[name]
+        if masks and name in masks:
+            return _by_magnitude(name, parent.read(name), spec, ~masks.read(name))
         if spec.pattern.group:  # by blocks that stay in the processor's cache
             parts = [_by_magnitude(name, block, spec) for _, block in blocks(parent, name, BLOCK_BYTES)]
             return MadeMatrix(torch.cat([part.mask for part in parts]), torch.cat([part.weight for part in parts]))
@@ -57,9 +63,10 @@ def by_magnitude(parent: Checkpoint, specs: Mapping[str, MaskSpec]) -> Made:
     return made
 
 
-def _by_magnitude(name: str, weight_OI: Tensor, spec: MaskSpec) -> MadeMatrix:
+def _by_magnitude(name: str, weight_OI: Tensor, spec: MaskSpec, lost_OI: Tensor | None = None) -> MadeMatrix:
     check_finite(name, weight_OI)
-    mask_OI = Magnitude().sparse(weight_OI, None, spec.pattern).mask_OI
+    mask_OI = Magnitude().sparse(weight_OI, None, spec.pattern, lost_OI).mask_OI
+    check_continued(name, mask_OI, lost_OI)
     return MadeMatrix(mask_OI, pruned(weight_OI, mask_OI))
 
 

@@ -18,17 +18,16 @@ from minitron_cli.data.batches import Batches, evenly_spaced, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
-from minitron_cli.errors import DataError, InputError
+from minitron_cli.errors import InputError
 from minitron_cli.evaluate.beside_parent import BesideParent
 from minitron_cli.evaluate.statistics import compare
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.activation_store import ActivationStore
-from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
 from minitron_cli.layerwise.layer_loop import LayerTask, run_layers
 from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.memory import fits
-from minitron_cli.model.linear_layers import INPUTS, input_groups
+from minitron_cli.model.linear_layers import input_groups
 from minitron_cli.price import sparsify as work_of
 from minitron_cli.price import subject
 from minitron_cli.price.offer import offered
@@ -44,9 +43,11 @@ from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.sparse.layer_pass import Method, SparsifyPass, mask_specs
 from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec
 from minitron_cli.sparse.outliers import OutlierPass
+from minitron_cli.sparse.parameter_masks import ParameterMasks
 from minitron_cli.sparse.pattern import Pattern
 from minitron_cli.sparse.store import LayerStore
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
+from minitron_cli.stages import sparsify_refusals as refusals
 from minitron_cli.stages.sparsify_result import held_out, serving_findings, share, sparse_matrix
 
 STAGE, VERSION = "sparsify", 1
@@ -58,17 +59,18 @@ def run(
     context: Context, parent: SourceModel, config: SparsifyConfig, data: DataConfig | None = None, *, label: str = ""
 ) -> Artifact:
     """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None."""
-    if (parent.path / MASKS).is_file():
-        raise InputError(f"{parent.name} is sparse already: give the dense model that it was made from")
+    masks = ParameterMasks.of(parent)
     texts: dict[SplitName, Blocks] = {}
     if config.needs_text:
         if data is None:
-            raise InputError(_text_is_missing(config))
+            raise InputError(refusals.text_is_missing(config))
         wanted: tuple[SplitName, ...] = ("train", "validation") if config.effect_blocks else ("train",)
         texts = {split: blocks_of(context, data, split, parent.path) for split in wanted}
         config = config.fitted(texts["train"].sequence_length, len(texts["train"]))
-        _check_samples(config, texts["train"])
-    making = _Making(context, parent, config, texts, config.patterns(parent.shape.sizes["layer"]))
+        refusals.check_samples(config, texts["train"])
+    making = _Making(
+        context, parent, config, texts, config.patterns(parent.shape.sizes["layer"]), masks.file if masks else None
+    )
     making.check()
     inputs = {"model": parent.fingerprint} | {split: blocks.fingerprint for split, blocks in texts.items()}
     made = produce(
@@ -86,23 +88,6 @@ def run(
     return made
 
 
-def _text_is_missing(config: SparsifyConfig) -> str:
-    if config.metric.needs != "nothing":
-        return f"{config.metric.kind} needs calibration text: give some with --data, or use --metric magnitude"
-    what = config.repair if config.repair != "none" else "layer_amounts=owl"
-    return f"{what} needs calibration text: give some with --data, or leave it out"
-
-
-def _check_samples(config: SparsifyConfig, blocks: Blocks) -> None:
-    if not len(blocks):
-        raise NO_SAMPLES
-    if config.samples > len(blocks):
-        raise DataError(
-            f"sparsify.samples is {config.samples} and the data has {len(blocks)} blocks: "
-            "lower sparsify.samples or data.sequence_length, or add text"
-        )
-
-
 @dataclass(frozen=True)
 class _Making:
     """Making one model sparse."""
@@ -113,6 +98,8 @@ class _Making:
     texts: Mapping[SplitName, Blocks]
     patterns: tuple[Pattern, ...]
     """Of each layer; where amounts depend on outliers, that of all until these were measured."""
+    masks: MaskFile | None = None
+    """Masks of the parent, if it is sparse; they lose further weights."""
     outliers: tuple[float, ...] = ()
     """Share of outliers of each layer, if amounts depend on them."""
 
@@ -125,9 +112,10 @@ class _Making:
         return self.parent.family.match(name).at["layer"]
 
     def check(self) -> None:
-        """Refuse a pattern whose groups do not divide the inputs of a matrix."""
-        for name, spec in self._specs.items():
-            spec.pattern.check(spec.shape[INPUTS], name)
+        """Refuse a pattern that a matrix cannot have, or that cannot keep what the parent's masks have pruned."""
+        refusals.check_sizes(self._specs)
+        if self.masks:
+            refusals.check_continued(self.parent.name, self.config, self.masks, self._specs)
 
     def forecast(self) -> dict[str, Any]:
         """Pattern and zeros, for a dry run."""
@@ -181,7 +169,9 @@ class _Making:
         for name, spec in self._specs.items():
             weights[self._layer(name)] += spec.weights
         patterns = by_outliers(Pattern.parse(self.config.pattern), owl, shares, weights)
-        return replace(self, patterns=patterns, outliers=tuple(shares))
+        found = replace(self, patterns=patterns, outliers=tuple(shares))
+        found.check()
+        return found
 
     def _build(self, work: StageBuild) -> SparsifyResult:
         store = LayerStore(work.scratch / "layers", self.parent.checkpoint)
@@ -199,7 +189,7 @@ class _Making:
 
     def _pass(self, work: StageBuild, store: LayerStore) -> None:
         """Make every layer sparse, one after the other, on calibration text."""
-        method = Method(self.config.metric, self.patterns, self.config.repair != "none")
+        method = Method(self.config.metric, self.patterns, self.config.repair != "none", self.masks)
         self._layer_by_layer(work, "states", 2, partial(SparsifyPass, method=method, store=store))
 
     def _layer_by_layer(self, work: StageBuild, name: str, passes: int, task: Callable[..., AnyTask]) -> AnyTask:
@@ -220,7 +210,7 @@ class _Making:
     def _view(self, store: LayerStore, *, repaired: bool = True) -> SparseCheckpoint:
         """The parent's checkpoint as it reads with zeros."""
         parent = self.parent.checkpoint
-        made = by_magnitude(parent, self._specs)
+        made = by_magnitude(parent, self._specs, self.masks)
         if self.texts:
 
             def made(name: str) -> Any:

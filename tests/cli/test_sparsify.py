@@ -9,6 +9,8 @@ import pytest
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.report.product import Product
+from minitron_cli.results.sparsify import SparsifyResult
+from minitron_cli.results.training import TrainingResult
 from minitron_cli.sparse.mask_file import MaskFile
 from tests.cli.program import Run, invoke
 
@@ -69,6 +71,70 @@ def test_the_verbs_after_it_take_the_sparse_model(run: Run, tiny: Path) -> None:
     page = Path(printed("report")["path"]) / "report.html"
     assert "Sparsity" in page.read_text()
     assert printed("push", "me/sparse", "--stage", "sparsify", "--dry-run")["files"]["sparsity.masks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune", ["", "prune: {shape: {ffn: 64}, repair: none}\n"])
+def test_rounds_of_a_recipe_lose_further_weights_and_go_on_where_they_were(run: Run, tiny: Path, prune: str) -> None:
+    data = f"data: {{sources: [{{kind: files, paths: [{tiny / 'text.jsonl'}]}}], sequence_length: 16}}"
+    sparsify = (
+        "sparsify: {metric: sparsegpt, pattern: '2:4', rounds: 2, round_tokens: 64, samples: 8, effect_blocks: 2}"
+    )
+    distill = "distill: {steps: 3, batch_size: 2, micro_batch_size: 2, warmup_steps: 1, eval_blocks: 2}"
+    controls = "controls: [{label: random, prune: random}]\n" * bool(prune)
+    rest = f"importance: {{samples: 4}}\n{prune}{sparsify}\n{distill}\n{controls}evaluate: {{blocks: 2}}\n"
+    Path("small.yaml").write_text(f"model: {tiny / 'model'}\n{data}\n{rest}")
+    plan = printed("run", "small.yaml", "--dry-run")
+    names = ["sparsify round-1", "distill round-1", "sparsify", "distill"]
+    assert [name for name in plan["prices"] if name in names] == names
+    assert plan["prices"]["distill round-1"]["tokens"]
+    printed("run", "small.yaml")
+    workspace = Workspace(Path("runs/small"))
+    made = {(one.stage, one.label): one for stage in ("sparsify", "distill") for one in workspace.artifacts(stage)}
+    first, between, last, student = (
+        made[at] for at in [("sparsify", "round-1"), ("distill", "round-1"), ("sparsify", ""), ("distill", "distilled")]
+    )
+    masks = [MaskFile.beside(one.path) for one in (first, between, last, student)]
+    assert [found and found.patterns for found in masks] == [("3:4",), ("3:4",), ("2:4",), ("2:4",)]
+    for found, one in zip(masks, (first, between, last, student), strict=True):
+        assert found is not None
+        found.check(Checkpoint.open(one.path).read)
+        for name in found.specs:
+            assert masks[0] is not None
+            assert not (found.read(name) & ~masks[0].read(name)).any(), "what is pruned once stays pruned"
+    assert between.result(TrainingResult).tokens == 64
+    product = Product.current(workspace)
+    assert product.artifact == student
+    assert product.sparse == last
+    assert (product.prune is not None) == bool(prune)
+    labels = [model.label for model in product.models()]
+    assert labels == ["parent", *["pruned"] * bool(prune), "sparse", "distilled", *["random"] * bool(prune)]
+    assert [one.label for one in product.trained] == ["distilled", *["random"] * bool(prune)]
+    again = [one["key"] for one in printed("run", "small.yaml")]
+    assert last.key in again
+    changed = printed("run", "small.yaml", "distill.steps=4")
+    assert last.key in [one["key"] for one in changed], "rounds that are done are not done again"
+
+
+@pytest.mark.slow
+def test_rounds_of_the_verb_say_what_they_take_and_end_in_a_sparse_model(run: Run, tiny: Path) -> None:
+    words = ("sparsify", tiny / "model", "--data", tiny / "text.jsonl", *DATA, "--metric", "magnitude", "--rounds", 2)
+    assert "nothing says how long: set sparsify.round_tokens" in printed(*words, code=2)
+    assert "a group loses 2 weights, so set at most 2" in printed(*words[:-1], 3, "round_tokens=64", code=2)
+    tokens = ("round_tokens=64",)
+    dry = printed(*words, *tokens, "--dry-run")
+    assert dry["forecast"]["rounds"] == 2
+    assert set(dry["price"]["disk"]) == {"sparsify round-1", "distill round-1", "sparsify"}
+    printed(*words, *tokens)
+    workspace = Workspace(Path("runs/model"))
+    assert workspace.current("distill") is None, "the training between rounds is not the product"
+    sparse = workspace.current("sparsify")
+    assert sparse is not None
+    assert sparse.result(SparsifyResult).pattern == "2:4"
+    assert [one.stage for one in Product.current(workspace).lineage] == ["sparsify", "distill", "sparsify"]
+    text = ("--data", tiny / "text.jsonl", *DATA)
+    trained = printed("distill", *text, *TRAINING)
+    assert trained["result"]["mask"]["patterns"] == ["2:4"]
 
 
 @pytest.mark.slow

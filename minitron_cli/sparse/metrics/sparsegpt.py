@@ -13,7 +13,7 @@ from pydantic import Field
 
 from minitron_cli import stopping
 from minitron_cli.figures import Figure
-from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric
+from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric, first_lost
 from minitron_cli.sparse.pattern import Pattern, highest
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class SparseGPT(SparseMetric):
     figure: ClassVar[Figure] = Figure("cost of the loss after refitting")
     needs: ClassVar[Needs] = "second_moments"
 
-    def sparse(self, weight_OI: "Tensor", inputs: InputSums | None, pattern: Pattern) -> Sparse:
+    def sparse(
+        self, weight_OI: "Tensor", inputs: InputSums | None, pattern: Pattern, lost_OI: "Tensor | None" = None
+    ) -> Sparse:
         """Mask and updated weights, in the dtype of the second moments."""
         assert inputs
         assert inputs.gram_II is not None
@@ -42,12 +44,14 @@ class SparseGPT(SparseMetric):
         weight_IO = weight_OI.to(factor_II.dtype).T.contiguous()
         mask_IO = weight_IO.new_ones(weight_IO.shape).bool()
         never_I = inputs.gram_II.diagonal() == 0
+        lost_IO = None if lost_OI is None else lost_OI.T.contiguous()
         group = pattern.group or 1
         size = max(self.block // group, 1) * group
         for start in range(0, len(weight_IO), size):
             stopping.raise_if_stopped()
             columns = slice(start, min(start + size, len(weight_IO)))
-            _prune_block_(weight_IO, mask_IO[columns], factor_II, never_I, columns, pattern)
+            lost_CO = None if lost_IO is None else lost_IO[columns]
+            _prune_block_(weight_IO, mask_IO[columns], factor_II, never_I, lost_CO, columns, pattern)
         return Sparse(mask_IO.T, weight_IO.T)
 
 
@@ -74,6 +78,7 @@ def _prune_block_(
     mask_CO: "Tensor",
     factor_II: "Tensor",
     never_I: "Tensor",
+    lost_CO: "Tensor | None",
     columns: slice,
     pattern: Pattern,
 ) -> None:
@@ -81,12 +86,14 @@ def _prune_block_(
     weight_CO, factor_CC = weight_IO[columns], factor_II[columns, columns]
     pivots_C, never_C = factor_CC.diagonal(), never_I[columns]
     if pattern.group is None:
-        mask_CO.copy_(_keep_share(_scores(weight_CO, pivots_C, never_C), columns.start, pattern))
+        scores_CO = first_lost(_scores(weight_CO, pivots_C, never_C), lost_CO)
+        mask_CO.copy_(_keep_share(scores_CO, columns.start, pattern))
     errors_CO = weight_CO.new_zeros(weight_CO.shape)
     for c in range(len(weight_CO)):
         if pattern.group and c % pattern.group == 0:
             group = slice(c, c + pattern.group)
-            mask_CO[group] = pattern.keep(_scores(weight_CO[group], pivots_C[group], never_C[group]), 0)
+            scores_GO = _scores(weight_CO[group], pivots_C[group], never_C[group])
+            mask_CO[group] = pattern.keep(first_lost(scores_GO, None if lost_CO is None else lost_CO[group]), 0)
         errors_CO[c] = weight_CO[c].masked_fill(mask_CO[c], 0) / pivots_C[c]
         weight_CO[c].masked_fill_(~mask_CO[c], 0)
         weight_CO[c + 1 :].addr_(factor_CC[c, c + 1 :], errors_CO[c], alpha=-1)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minitron_cli.figures import Figure
-from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric
+from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric, first_lost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +19,12 @@ class Wanda(SparseMetric):
     needs: ClassVar[Needs] = "squares"
     is_share_of_line: ClassVar[bool] = True
 
-    def sparse(self, weight_OI: "Tensor", inputs: InputSums | None, pattern: "Pattern") -> Sparse:
+    def sparse(
+        self, weight_OI: "Tensor", inputs: InputSums | None, pattern: "Pattern", lost_OI: "Tensor | None" = None
+    ) -> Sparse:
         """Mask of the weights with the highest scores; the scores are fp32."""
         assert inputs
-        return Sparse(pattern.keep(scores(weight_OI, inputs), self.axis(pattern, 1)))
+        return Sparse(pattern.keep(first_lost(scores(weight_OI, inputs), lost_OI), self.axis(pattern, 1)))
 
 
 def scores(weight_OI: "Tensor", inputs: InputSums) -> "Tensor":
