@@ -1,19 +1,22 @@
 """Tables of a sparse model: its zeros by kind of matrix, the errors that they make, and loss and KL."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from minitron_cli.evaluate.metrics import KL, LOSS
 from minitron_cli.figures import Estimate, Figure
-from minitron_cli.model.family import pattern
+from minitron_cli.model.family import Family, pattern
 from minitron_cli.report.shapes import serving_table
 from minitron_cli.report.view import Cell, Section, Table
 from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult
+from minitron_cli.sparse.mask_file import MaskFile, MaskSpec
 
 SHARE = Figure("zeros", style="share")
 ERROR = Figure("relative error", better="lower")
 Z = 1.96  # of a 95 % interval
+MANY = 4  # patterns, which are no longer listed
 
 
 TEXT = (
@@ -68,13 +71,45 @@ def _row(template: str, some: Sequence[SparseMatrix], is_repaired: bool) -> tupl
     share = sum(matrix.zeros for matrix in some) / sum(matrix.weights for matrix in some)
     before, after = (_median([getattr(matrix, name) for matrix in some]) for name in ("error_before", "error_after"))
     repaired = (after, sum(matrix.is_repaired for matrix in some)) if is_repaired else ()
-    short = template.partition("{layer}.")[2].removesuffix(".weight")
-    return (short, len(some), share, before, *repaired)
+    return (_short(template), len(some), share, before, *repaired)
+
+
+def _short(template: str) -> str:
+    return template.partition("{layer}.")[2].removesuffix(".weight")
 
 
 def _median(errors: Sequence[float | None]) -> float | None:
     known = sorted(error for error in errors if error is not None)
     return known[len(known) // 2] if known else None
+
+
+def masks(file: MaskFile, family: Family) -> dict[str, Any]:
+    """What a mask file says of a model's tensors, all together and by template, from its header."""
+    kinds = defaultdict[str, list[MaskSpec]](list)
+    for name, spec in file.specs.items():
+        kinds[family.match(name).template].append(spec)
+    return _masked(file.specs.values()) | {"by_kind": {template: _masked(some) for template, some in kinds.items()}}
+
+
+def _masked(specs: Collection[MaskSpec]) -> dict[str, Any]:
+    zeros, weights = sum(spec.zeros for spec in specs), sum(spec.weights for spec in specs)
+    patterns = sorted({str(spec.pattern) for spec in specs})
+    return {"tensors": len(specs), "patterns": patterns, "zeros": zeros, "weights": weights}
+
+
+def masks_table(file: MaskFile, family: Family) -> Table:
+    """Masked tensors of each template: their number, patterns and share of zeros."""
+    columns = (Figure("tensors"), Figure("number", style="count"), Figure("pattern"), SHARE)
+    kinds = masks(file, family)["by_kind"]
+    rows = [
+        (_short(template), found["tensors"], _some(found["patterns"]), found["zeros"] / found["weights"])
+        for template, found in kinds.items()
+    ]
+    return Table("Masked tensors, by sparsity.masks", columns, tuple(rows))
+
+
+def _some(patterns: Sequence[str]) -> str:
+    return ", ".join(patterns) if len(patterns) < MANY else f"{len(patterns)} patterns"
 
 
 def effect_tables(found: SparsifyResult) -> Iterator[Table]:

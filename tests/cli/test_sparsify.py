@@ -48,9 +48,35 @@ def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
         ),
         (("--layer-amounts", "0.4,b"), "'b' is not a pattern of zeros: write N:M"),
         ((), "no data given: add --data"),
-        ((*text, "metric.kind=taylor"), "taylor"),
+        ((*text, "metric.kind=taylor"), "sparsify.metric.kind is 'taylor'; use one of magnitude, wanda, sparsegpt"),
     ]:
         assert said in printed("sparsify", model, *words, code=2), words
+
+
+def test_an_unknown_metric_is_said_as_any_other_unknown_word(run: Run, tiny: Path) -> None:
+    said = " ".join(invoke("sparsify", tiny / "model", "--metric", "foo").stderr.replace("│", " ").split())
+    assert "Invalid value for '--metric': 'foo' is not one of 'magnitude', 'wanda', 'sparsegpt'." in said
+
+
+def test_inspect_says_which_tensors_are_masked(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed("sparsify", tiny / "model", "--metric", "magnitude", "--layer-amounts", "2:4,3:4,2:4,3:4", "-o", "out")
+    monkeypatch.setattr(MaskFile, "read", None)  # no bits of a mask are read
+    found = printed("inspect", "out")["masks"]
+    file = MaskFile.beside(Path("out"))
+    assert file is not None
+    assert (found["tensors"], found["patterns"]) == (len(file.specs), ["2:4", "3:4"])
+    assert found["zeros"] == found["weights"] * 3 / 8
+    row = found["by_kind"]["model.layers.{layer}.self_attn.q_proj.weight"]
+    assert row == {
+        "tensors": 4,
+        "patterns": ["2:4", "3:4"],
+        "zeros": row["weights"] * 3 // 8,
+        "weights": row["weights"],
+    }
+    people = invoke("inspect", "out").stderr
+    assert "Masked tensors" in people
+    assert "self_attn.q_proj" in people
+    assert "masks" not in printed("inspect", tiny / "model")
 
 
 @pytest.mark.slow
