@@ -1,7 +1,7 @@
 """Sparsify stage: reads a model, writes one of the same shape in which weights of decoder blocks are zero."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -45,7 +45,7 @@ from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec
 from minitron_cli.sparse.outliers import OutlierPass
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 from minitron_cli.sparse.pattern import Pattern
-from minitron_cli.sparse.store import LayerStore
+from minitron_cli.sparse.store import LayerStore, MadeMatrix
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
 from minitron_cli.stages import sparsify_refusals as refusals
 from minitron_cli.stages.sparsify_result import held_out, serving_findings, share, sparse_matrix
@@ -213,8 +213,8 @@ class _Making:
         made = by_magnitude(parent, self._specs, self.masks)
         if self.texts:
 
-            def made(name: str) -> Any:
-                return store.made(self._layer(name), name, repaired=repaired)
+            def made(name: str) -> Iterable[MadeMatrix]:
+                return [store.made(self._layer(name), name, repaired=repaired)]
 
         return SparseCheckpoint(
             parent.path, parent.config, parent.tensors, parent.remarks, made=made, sparse=frozenset(self._specs)
