@@ -120,12 +120,12 @@ class Pattern:
         Only for groups that are whole in a byte, and follow each other in memory.
         """
         assert self.group in IN_A_BYTE
-        ones, kept = bits, self.group - self.lost(self.group)
+        ones, kept = bits.numpy(), self.group - self.lost(self.group)
         for width, lower in HALVES:
             if width < self.group:  # twice as wide counts, from those of neighbors
                 ones = (ones & lower) + (ones >> width & lower)
         wanted = sum(kept << place for place in range(0, 8, self.group))
-        return not bool((ones - wanted).count_nonzero())
+        return bool((ones == wanted).all())
 
     def _keep_share(self, lines: "Tensor") -> "Tensor":
         return highest(lines, lines.shape[-1] - self.lost(lines.shape[-1]))

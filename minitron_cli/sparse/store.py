@@ -26,6 +26,12 @@ def pruned(weight: Tensor, mask: Tensor) -> Tensor:
     return weight.view(_INTEGERS[weight.itemsize]).mul(mask).view(weight.dtype)
 
 
+def prune_(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight itself, in which the same was done in place."""
+    weight.view(_INTEGERS[weight.itemsize]).mul_(mask)
+    return weight
+
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 

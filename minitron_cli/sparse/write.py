@@ -15,9 +15,9 @@ from minitron_cli.prune.stream import BLOCK_BYTES, in_threads
 from minitron_cli.sparse.layer_pass import check_continued
 from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec, MaskWriter, new_mask_file, pack
 from minitron_cli.sparse.metrics.magnitude import Magnitude
-from minitron_cli.sparse.store import MadeMatrix, pruned
+from minitron_cli.sparse.store import MadeMatrix, prune_
 
-PART_BYTES = 1 << 20
+PART_BYTES = 1 << 19
 """Of a matrix that is pruned in parts, which stay in the processor's cache."""
 
 Made = Callable[[str], Iterable[MadeMatrix]]
@@ -71,7 +71,7 @@ def _by_magnitude(name: str, weight_OI: Tensor, spec: MaskSpec, lost_OI: Tensor 
     check_finite(name, weight_OI)
     mask_OI = Magnitude().sparse(weight_OI, None, spec.pattern, lost_OI).mask_OI
     check_continued(name, mask_OI, lost_OI)
-    return MadeMatrix(pack(mask_OI), pruned(weight_OI, mask_OI))
+    return MadeMatrix(pack(mask_OI), prune_(weight_OI, mask_OI))  # which was read for this
 
 
 def write_sparse(view: SparseCheckpoint, masks: Mapping[str, MaskSpec], names: list[str], directory: Path) -> None:
