@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
 
 def are_quick(scores: "Tensor", size: int) -> bool:
     """Whether `largest` takes these scores, in groups of `size` along the last axis."""
-    is_here = scores.device.type == "cpu" and scores.is_contiguous()
+    is_here = scores.device.type == "cpu"
     return (
         is_here and sys.byteorder == "little" and size in SIZES and str(scores.dtype).removeprefix("torch.") in DTYPES
     )
@@ -50,7 +50,7 @@ def largest(scores: "Tensor", count: int) -> "Tensor":
     import torch
 
     kept = torch.empty(scores.shape, dtype=torch.bool)
-    flat, found = scores.reshape(-1).numpy(), kept.reshape(-1).numpy()
+    flat, found = scores.contiguous().view(-1).numpy(), kept.reshape(-1).numpy()
     words = -(-min(BLOCK, len(flat)) // WORD)
     beaten, sums = np.zeros(words * WORD, dtype=bool), np.empty(words, dtype=np.uint64)
     for start in range(0, len(flat), BLOCK):

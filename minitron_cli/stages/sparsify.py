@@ -50,7 +50,7 @@ from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_spar
 from minitron_cli.stages import sparsify_refusals as refusals
 from minitron_cli.stages.sparsify_result import held_out, serving_findings, share, sparse_matrix
 
-STAGE, VERSION = "sparsify", 1
+STAGE, VERSION = "sparsify", 2
 
 AnyTask = TypeVar("AnyTask", bound=LayerTask)
 
