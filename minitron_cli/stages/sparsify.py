@@ -59,6 +59,7 @@ def run(
     context: Context, parent: SourceModel, config: SparsifyConfig, data: DataConfig | None = None, *, label: str = ""
 ) -> Artifact:
     """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None."""
+    assert config.rounds == 1, "rounds are stages of their own, see sparsify_rounds"
     masks = ParameterMasks.of(parent)
     texts: dict[SplitName, Blocks] = {}
     if config.needs_text:

@@ -18,7 +18,7 @@ from minitron_cli.artifacts.build import Context
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import between_rounds
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.errors import DryRunStop
+from minitron_cli.errors import DryRunStop, InputError
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.price import estimate, offer, subject
 from minitron_cli.price.estimate import Place
@@ -40,9 +40,14 @@ def run(
     training: DistillConfig,
     name: str = "",
 ) -> Artifact:
-    """The sparse model after the last round, labelled `name`. With one round, as `sparsify.run`."""
-    if config.rounds == 1 or data is None:
+    """The sparse model after the last round, labelled `name`. With one round, as `sparsify.run`.
+
+    InputError if there are more, and no text to train on.
+    """
+    if config.rounds == 1:
         return sparsify.run(context, model, config, data, label=name)
+    if data is None:
+        raise InputError("sparsify.rounds trains between rounds and needs text: give some with --data, or leave it out")
     between = between_rounds.training(config, training)
     price = _price(context, model, teacher, config, training, data)
     if not context.dry_run:

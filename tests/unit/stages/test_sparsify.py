@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minitron_cli import progress
+from minitron_cli import api, progress
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import tables
 from minitron_cli.cost.derive import spent
@@ -208,6 +208,26 @@ def test_results_are_the_same_for_any_batch_size(place, tmp_path):
 def test_settings_that_cannot_be(config, message):
     with pytest.raises(ValueError, match=message):
         SparsifyConfig(**config)
+
+
+def test_rounds_need_text_to_train_on(place, tmp_path):
+    config = SparsifyConfig(metric="magnitude", rounds=2, round_tokens=64)
+    with pytest.raises(InputError, match="trains between rounds and needs text"):
+        api.sparsify(context(tmp_path), place / "model", config)
+
+
+def test_a_sparse_model_is_pruned_further_by_hand(place, tmp_path):
+    first = made(place, tmp_path, metric="magnitude", pattern="3:4", text=False)
+    for pattern, metric in (("2:4", "sparsegpt"), ("60%", "wanda")):
+        config = SparsifyConfig(metric=metric, pattern=pattern, samples=8, effect_blocks=0)
+        after = sparsify.run(context(tmp_path), open_source_model(first.path), config, data(place))
+        masks, before = MaskFile.beside(after.path), MaskFile.beside(first.path)
+        masks.check(Checkpoint.open(after.path).read)
+        for name in before.specs:
+            assert not (masks.read(name) & ~before.read(name)).any()
+    config = SparsifyConfig(metric="magnitude", pattern="3:8")
+    with pytest.raises(InputError, match=r"is sparse already \(3:4\), and 3:8 by magnitude cannot keep all its zeros"):
+        sparsify.run(context(tmp_path), open_source_model(first.path), config)
 
 
 def test_inputs_that_cannot_be(place, tmp_path):
