@@ -43,19 +43,21 @@ def _text(value: Any) -> Any:
 
 
 def _named(value: Any) -> Any:
-    """Amounts that are given by a name."""
+    """Amounts that are given by a name; null is uniform."""
+    if value is None:
+        return "uniform"
     if isinstance(value, str) and value not in ("uniform", "owl"):
         raise ValueError(f"{value!r} is unknown: write uniform, owl, or a list such as [0.4, 0.6]")
-    return {"uniform": None, "owl": {"kind": "owl"}}[value] if isinstance(value, str) else value
+    return {"kind": "owl"} if value == "owl" else value
 
 
 AmountText = Annotated[str, BeforeValidator(_text, json_schema_input_type=float | str)]
 
 LayerAmounts = Annotated[
-    tuple[AmountText, ...] | Owl | None,
+    tuple[AmountText, ...] | Owl | Literal["uniform"],
     BeforeValidator(_named, json_schema_input_type=Literal["uniform", "owl"] | list[float | str] | Owl | None),
 ]
-"""uniform (None), owl, or a share of zeros or an N:M pattern for each layer."""
+"""uniform, owl, or a share of zeros or an N:M pattern for each layer."""
 
 
 def by_outliers(pattern: Pattern, owl: Owl, outliers: Sequence[float], weights: Sequence[int]) -> tuple[Pattern, ...]:

@@ -40,7 +40,7 @@ class SparsifyConfig(Spec):
     repair: MaskRepair = "none"
     """least_squares: fit the weights that are left to what the whole matrix computes, where that is nearer to it on
     held-out samples."""
-    layer_amounts: LayerAmounts = None
+    layer_amounts: LayerAmounts = "uniform"
     """uniform: all layers have the pattern. owl: layers with more outliers lose less, and all together as much as the
     pattern says. Or a list with the share of zeros of each layer, or its N:M pattern, in place of the pattern's."""
     rounds: int = Field(1, ge=1, exclude_if=lambda rounds: rounds == 1)
@@ -74,11 +74,11 @@ class SparsifyConfig(Spec):
     @property
     def amounts(self) -> Literal["uniform", "list", "owl"]:
         """How the layers' amounts are chosen."""
-        return "owl" if self.owl else "uniform" if self.layer_amounts is None else "list"
+        return "list" if isinstance(self.layer_amounts, tuple) else "owl" if self.owl else "uniform"
 
     def patterns(self, layers: int) -> tuple[Pattern, ...]:
         """Pattern of each layer, that of all where it depends on outliers. InputError if a list is not one of each."""
-        if self.layer_amounts is None or isinstance(self.layer_amounts, Owl):
+        if not isinstance(self.layer_amounts, tuple):
             return (Pattern.parse(self.pattern),) * layers
         if len(self.layer_amounts) != layers:
             raise InputError(
@@ -98,8 +98,8 @@ class SparsifyConfig(Spec):
         if isinstance(amounts, Owl):
             later = tuple(str(Pattern(Pattern.parse(text).zeros * number)) for text in first)
             share = float(Fraction(str(amounts.spread)) / self.rounds)
-            amounts = amounts.model_copy(update={"spread": share}) if number == 1 else later or None
-        elif amounts is not None:
+            amounts = amounts.model_copy(update={"spread": share}) if number == 1 else later or "uniform"
+        elif isinstance(amounts, tuple):
             amounts = tuple(self._part(text, number) for text in amounts)
         changes = {"pattern": self._part(self.pattern, number), "layer_amounts": amounts}
         return self.model_copy(update=changes | {"rounds": 1, "round_tokens": None})
