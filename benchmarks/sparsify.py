@@ -4,6 +4,7 @@
     python -m benchmarks sparsify magnitude        # 2:4 by magnitude beside copying and syncing the file
     python -m benchmarks sparsify passes           # wanda, sparsegpt and least squares beside the layers alone
 
+`to_flops` is the time of sparsegpt relative to two forward passes and its other FLOPs at the rate of a large product.
 Seconds are of this process, without imports. The page cache is warm. A checkpoint may be given: --model DIRECTORY.
 """
 
@@ -28,6 +29,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.runner import LayerwiseRunner, StoredWeights
+from minitron_cli.model.linear_layers import input_groups
 from minitron_cli.sparse.layer_pass import Method, SparsifyPass, mask_specs
 from minitron_cli.sparse.metrics import Magnitude, SparseGPT, Wanda
 from minitron_cli.sparse.pattern import Pattern
@@ -73,8 +75,9 @@ def magnitude(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, 
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
             found[name] = timed(partial(work, parent, directory))
-        (copy_s, _), (wall_s, cpu_s) = found["copy"], found["sparsify"]
-        yield {"round": number, "copy_s": copy_s, "sparsify_s": wall_s, "cpu_s": cpu_s, "ratio": wall_s / copy_s}
+        (copy_s, copy_cpu_s), (wall_s, cpu_s) = found["copy"], found["sparsify"]
+        seconds = {"copy_s": copy_s, "copy_cpu_s": copy_cpu_s, "sparsify_s": wall_s, "cpu_s": cpu_s}
+        yield {"round": number, **seconds, "ratio": wall_s / copy_s}
 
 
 def passes(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any]]:
@@ -88,6 +91,7 @@ def passes(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any
             runner = LayerwiseRunner(model, parent.family, samples, weights, states, lambda *_, **__: None)
             runner.embed()
             _, forward_s = timed(partial(_each_layer, partial(runner.through, observers=[])))
+            least_s = 2 * forward_s + LAYERS * sparsegpt_flops(parent) / products_per_s()
             for metric, fits in ((Wanda(), False), (Wanda(), True), (SparseGPT(), False)):
                 states = ActivationStore(_new(at / "states"), BUDGET)
                 method = Method(metric, [PATTERN] * parent.shape.sizes["layer"], fits)
@@ -102,7 +106,28 @@ def passes(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any
                     "forward_s": forward_s,
                     "cpu_s": cpu_s,
                     "ratio": cpu_s / forward_s,
+                    "to_flops": cpu_s / least_s if metric.kind == "sparsegpt" else None,
                 }
+
+
+def sparsegpt_flops(parent: SourceModel) -> int:
+    """FLOPs of a layer by SparseGPT beside its two forward passes: sums, factor of each input, updates."""
+    shapes, flops = parent.shape.tensors(), 0
+    for group in input_groups(parent.shape):
+        sizes = [shapes[template.format(layer=0, expert=0)] for template in group.templates]
+        inputs = sizes[0][1]
+        flops += SAMPLES * LENGTH * inputs**2 + 2 * inputs**3 // 3  # symmetric; factored and inverted
+        flops += sum(outputs for outputs, _ in sizes) * inputs**2
+    return flops
+
+
+def products_per_s() -> float:
+    """FLOPs of a large fp32 product in a CPU second."""
+    size = 2048
+    left = torch.ones(size, size)
+    left @ left
+    _, seconds = timed(lambda: left @ left)
+    return 2 * size**3 / seconds
 
 
 def _each_layer(work: Callable[[int], object]) -> None:

@@ -129,15 +129,20 @@ def sparsify(
     config: SparsifyConfig | None = None,
     *,
     data: DataConfig | None = None,
+    teacher: "Model | None" = None,
+    training: DistillConfig | None = None,
 ) -> Artifact:
     """Make weights of a model's decoder blocks zero (SparsifyResult). The artifact is a checkpoint with its masks.
 
-    `data` is needed unless weights are chosen by magnitude and not repaired.
+    `data` is needed unless weights are chosen by magnitude and not repaired. With `config.rounds`, the model is trained
+    between rounds on the predictions of `teacher`, the model itself if that is None.
     """
-    from minitron_cli.stages import sparsify as stage
+    from minitron_cli.stages import sparsify_rounds as stage
 
-    source = model.path if isinstance(model, Artifact) else model
-    return stage.run(context, _opened(context, source), config or SparsifyConfig(), data)
+    source = _opened(context, model.path if isinstance(model, Artifact) else model)
+    guide = source if teacher is None else _opened(context, teacher)
+    how = training or DistillConfig()
+    return stage.run(context, source, config or SparsifyConfig(), data, teacher=guide, training=how)
 
 
 def correct(context: Context, model: "Model", data: DataConfig, config: CorrectConfig) -> Artifact:

@@ -9,6 +9,7 @@ from minitron_cli.checkpoint import model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill import short_runs
+from minitron_cli.distill.between_rounds import training
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.inputs.source_model import open_checkpoint, published_shape
 from minitron_cli.model.shape import Shape
@@ -143,7 +144,7 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
     if recipe.prunes:
         yield from _pruning(recipe, parent, child, candidates)
     if recipe.sparsify:
-        yield "sparsify", f"{recipe.sparsify.pattern} by {recipe.sparsify.metric.kind}"
+        yield "sparsify", f"{recipe.sparsify.pattern} by {recipe.sparsify.metric.kind}{_rounds(recipe, length)}"
     if recipe.distill:
         yield "distill", _training(recipe.distill, length)
     yield from (
@@ -160,6 +161,14 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
             ]
         ),
     )
+
+
+def _rounds(recipe: Recipe, length: int) -> str:
+    """Description of the rounds in which a model becomes sparse, and of the training between two of them."""
+    sparsify = recipe.sparsify
+    if sparsify is None or sparsify.rounds == 1 or recipe.distill is None:
+        return ""
+    return f" in {sparsify.rounds} rounds, between two {_training(training(sparsify, recipe.distill), length)}"
 
 
 def _pruning(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:

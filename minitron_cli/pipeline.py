@@ -7,11 +7,12 @@ from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.distill import training_run
+from minitron_cli.distill.config import DistillConfig
 from minitron_cli.inputs.source_model import SourceModel, open_source_model, published_shape
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.results.training import CorrectionResult, TrainingResult
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify_rounds
 
 PRUNED, SPARSE, DISTILLED = "pruned", "sparse", "distilled"  # labels of models in the evaluation
 
@@ -100,7 +101,7 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
         pruned = prune.run(context, parent, recipe.prune, scores=scores, data=recipe.data, search=found, label=label)
     if recipe.sparsify:
         dense = open_source_model(pruned.path) if pruned else parent
-        made_sparse = sparsify.run(context, dense, recipe.sparsify, recipe.data)
+        made_sparse = _sparse(recipe, context, teacher, dense)
 
     def prune_at_random(label: str) -> Artifact:
         assert scores
@@ -108,7 +109,7 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
         dense = prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
         if recipe.sparsify is None:
             return dense
-        return sparsify.run(context, open_source_model(dense.path), recipe.sparsify, recipe.data, label=label)
+        return _sparse(recipe, context, teacher, open_source_model(dense.path), label)
 
     starts = [start for start in (pruned, made_sparse) if start]
     distilled = _distilled(recipe, context, teacher, starts, prune_at_random, fail_if_worse=fail_if_worse)
@@ -117,6 +118,14 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
     page = report.run(context) if recipe.report else None
     return Results(scores, found, pruned, made_sparse, corrected, distilled, measured, page)
+
+
+def _sparse(recipe: Recipe, context: Context, teacher: SourceModel, dense: SourceModel, label: str = "") -> Artifact:
+    assert recipe.sparsify
+    training = recipe.distill or DistillConfig()  # not read where there is one round
+    return sparsify_rounds.run(
+        context, dense, recipe.sparsify, recipe.data, teacher=teacher, training=training, name=label
+    )
 
 
 def check_gates(results: Results, recipe: Recipe) -> None:

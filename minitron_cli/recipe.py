@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 from minitron_cli import yaml_document
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.distill import between_rounds
 from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, Objective
-from minitron_cli.errors import RecipeError
+from minitron_cli.errors import InputError, RecipeError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import Budget, PruneConfig
@@ -122,6 +123,8 @@ class Recipe(Spec):
             raise ValueError("relatives need a target; give a budget whose target is a number of parameters")
         if self.sparsify and self.steps:
             raise ValueError("a sparse model cannot be pruned further; remove sparsify, or the steps")
+        if self.sparsify and self.sparsify.rounds > 1:
+            self._check_rounds(self.sparsify)
         if self.controls and not self.prunes:
             raise ValueError("controls start from a pruned model, and nothing is pruned; remove them")
         if self.controls and self.distill is None:
@@ -134,6 +137,15 @@ class Recipe(Spec):
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two controls have the label {twice[0]!r}; rename one")
         return self
+
+    def _check_rounds(self, sparsify: SparsifyConfig) -> None:
+        """Refuse rounds without a training between them."""
+        if self.distill is None:
+            raise ValueError("sparsify.rounds trains between rounds, but there is no distill section; add one")
+        try:
+            between_rounds.training(sparsify, self.distill)
+        except InputError as e:
+            raise ValueError(str(e)) from None
 
     def _check_one_shape(self, where: str = "") -> None:
         """Refuse a recipe in which nothing, or more than one section, gives the shape of the child."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.shape import Shape
-from minitron_cli.price import evaluation, importance, prune, search, sparsify, subject, training
+from minitron_cli.price import evaluation, importance, prune, search, sparsify_rounds, subject, training
 from minitron_cli.price.offer import compute_dtype
+from minitron_cli.price.sparsify_rounds import HELD_OUT_BLOCKS
 from minitron_cli.price.work import Subject, Work
 from minitron_cli.prune.config import ScoreRepair
 from minitron_cli.prune.plan import PrunePlan
@@ -19,8 +20,6 @@ from minitron_cli.repair import repaired_plan
 from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.stages.search import FULL, RetrainingConfig
-
-HELD_OUT_BLOCKS = 64  # where a stage reads all that there are
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class RecipeWork:
         if recipe.prunes:
             yield "prune", self._prune()
         if recipe.sparsify:
-            yield "sparsify", self._sparsify(recipe.sparsify)
+            yield from self._sparsify(recipe.sparsify)
         if recipe.distill:
             yield "distill", self._training(self.child, self.teacher, recipe.distill)
             for control in recipe.controls:
@@ -111,9 +110,9 @@ class RecipeWork:
             )
         )
 
-    def _sparsify(self, config: SparsifyConfig) -> Work:
-        config = config.fitted(self.length, config.samples)
-        return sparsify.work(sparsify.of_model(self.child, config, self.length if config.needs_text else 0))
+    def _sparsify(self, config: SparsifyConfig) -> Iterator[tuple[str, Work]]:
+        training = self.recipe.distill or DistillConfig()
+        yield from sparsify_rounds.works(self.child, self.teacher, config, training, self.length, self.device)
 
     def _repairs(self, shape: Shape, setting: ScoreRepair) -> frozenset[str]:
         """Repairs of a candidate with this setting."""

@@ -35,6 +35,8 @@ class Context:
     overwrite: bool = False
     resume: bool = True
     offline: bool = False
+    is_between: bool = False
+    """Whether artifacts are steps on the way to another one, and do not become the current ones of their stages."""
 
     def record(self, given: Mapping[str, Any]) -> None:
         """Record what the user gave for inputs of a finished artifact, by their fingerprints (`Workspace.given`)."""
@@ -177,7 +179,8 @@ def _sound(path: Path, key: str) -> Artifact | None:
 def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
     """Make a finished artifact the current one and remove temporary files of this and of interrupted runs."""
     if process_rank.is_first_process():
-        context.workspace.point(artifact)
+        if not context.is_between:
+            context.workspace.point(artifact)
         io.remove_tree(scratch)
         for directory in (artifact.path.parent, context.workspace.root):
             io.sweep(directory)

@@ -97,7 +97,17 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Command(TyperCommand):
-    """Command whose help shows a described default as `[default: 8]`, where Typer writes `[default: (8)]`."""
+    """Command whose help shows a described default as `[default: 8]`, where Typer writes `[default: (8)]`.
+
+    Its errors are Typer's without the words that pydantic puts before them.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as e:
+            e.message = e.message.removeprefix("Value error, ")
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Move described defaults into the help texts, then write the help."""

@@ -72,7 +72,12 @@ def distill(
 
         config = session.section(DistillConfig, "distill")
         artifact = api.distill(
-            session.context, session.student(), _teacher(session, teacher), session.data(), config, label=_label(config)
+            session.context,
+            session.student(),
+            teacher_of(session, teacher),
+            session.data(),
+            config,
+            label=_label(config),
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)
@@ -80,7 +85,7 @@ def distill(
         training_run.check_not_worse(artifact.result(TrainingResult), "distill")
 
 
-def _teacher(session: "Session", named: str | None) -> "SourceModel":
+def teacher_of(session: "Session", named: str | None) -> "SourceModel":
     """Teacher named on the command line or in the recipe; else the corrected parent; else the parent."""
     from minitron_cli import progress
     from minitron_cli.inputs.source_model import open_source_model

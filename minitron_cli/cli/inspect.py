@@ -25,16 +25,22 @@ def inspect(
     """
     from minitron_cli.cli import console
     from minitron_cli.dry_run import shape_of
+    from minitron_cli.report import sparsity
+    from minitron_cli.sparse.mask_file import MaskFile
 
     shape, checkpoint = shape_of(model)
     facts = _facts(shape, batch, length) | (_stored(checkpoint) if checkpoint else {"files": None})
     serving = _serving(shape, checkpoint)
+    masks = MaskFile.beside(checkpoint.path) if checkpoint else None
     if shown.json:
-        console.data(facts | {"serving": [finding._asdict() for finding in serving]})
+        masked = {"masks": sparsity.masks(masks, shape.family)} if masks else {}
+        console.data(facts | masked | {"serving": [finding._asdict() for finding in serving]})
         return
     from minitron_cli.report.shapes import serving_table
 
     console.fields(model, facts, shown)
+    if masks:
+        console.table(sparsity.masks_table(masks, shape.family))
     console.table(serving_table(serving))
 
 

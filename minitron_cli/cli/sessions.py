@@ -74,10 +74,10 @@ class Session:
 
     def student(self) -> Artifact:
         """Model to train: the sparse one, if it was made from the pruned one or nothing was pruned; else the pruned."""
-        from minitron_cli.artifacts import fingerprint
+        from minitron_cli.cost.lineage import descends
 
         pruned, sparse = self.workspace.current("prune"), self.workspace.current("sparsify")
-        if sparse and (not pruned or sparse.manifest.inputs["model"] == fingerprint.of_model(pruned.manifest)):
+        if sparse and (not pruned or descends(self.workspace, sparse, pruned)):
             return sparse
         return self.require("prune")
 

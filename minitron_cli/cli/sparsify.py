@@ -7,7 +7,6 @@ from typer import Option
 from minitron_cli.choices import MaskRepair, MetricName
 from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption
-from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
@@ -44,10 +43,24 @@ def sparsify(
     layer_amounts: Annotated[
         str | None,
         Option(
-            metavar="SHARE,..",
-            help="Share of zeros of each layer, such as 0.4,0.5,0.6, in place of one for all.",
-            show_default="the same for all",
+            metavar="uniform|owl|AMOUNT,..",
+            help="Zeros of each layer: uniform, the pattern's for all; owl, less where outliers are many (Yin et al. "
+            "2023); or a share or N:M for each layer, such as 0.4,0.5,0.6.",
+            show_default="uniform",
         ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Prune in so many rounds, with a training between two as the recipe's section distill says, or of "
+            "round_tokens=N tokens. What is pruned once stays pruned.",
+            show_default="1",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        Option(min=1, help="Number of calibration samples.", show_default="128"),
     ] = None,
     output: Output = None,
 ) -> None:
@@ -65,10 +78,14 @@ def sparsify(
         ("pattern",): pattern,
         ("metric",): metric,
         ("repair",): repair,
+        ("rounds",): rounds,
+        ("samples",): samples,
         ("layer_amounts",): _amounts(layer_amounts) if layer_amounts else None,
     }
     with sessions.opened(how, "sparsify", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
+        from minitron_cli.cli.distill import teacher_of
+        from minitron_cli.distill.config import DistillConfig
         from minitron_cli.sparse.config import SparsifyConfig
 
         config = session.section(SparsifyConfig, "sparsify")
@@ -77,14 +94,13 @@ def sparsify(
             session.context,
             pruned or session.parent(),
             config,
-            data=session.data() if config.needs_text else None,
+            data=session.data() if config.needs_text or config.rounds > 1 else None,
+            teacher=teacher_of(session, None) if config.rounds > 1 else None,
+            training=session.section(DistillConfig, "distill"),
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)
 
 
-def _amounts(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--layer-amounts {text!r}: write a share for each layer, e.g. 0.4,0.5,0.6") from None
+def _amounts(text: str) -> str | list[str]:
+    return [part.strip() for part in text.split(",")] if "," in text else text

@@ -74,9 +74,12 @@ def _prune(result: PruneResult) -> Iterator[Pass]:
 
 
 def _sparsify(result: SparsifyResult) -> Iterator[Pass]:
-    """Every layer reads the text twice: as it was, and sparse. The last one does so once, which is not told apart."""
+    """Every layer reads the text twice: as it was, and sparse. The last one does so once, which is not told apart.
+
+    Outliers take a pass of their own before.
+    """
     if result.calibration:
-        yield compute.layerwise(result.model, 2 * result.calibration.tokens)
+        yield compute.layerwise(result.model, (2 + (result.amounts == "owl")) * result.calibration.tokens)
     if effect := result.effect:
         children = 2 if effect.kl_difference_stderr is not None else 1
         yield compute.held_out([result.model] * (1 + children), effect.read, "kl")

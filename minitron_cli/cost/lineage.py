@@ -30,6 +30,11 @@ def lineage(workspace: Workspace, product: Artifact) -> list[Artifact]:
     return list(found.values())
 
 
+def descends(workspace: Workspace, product: Artifact, ancestor: Artifact) -> bool:
+    """Whether a product was made from another artifact, directly or in several steps."""
+    return ancestor.key != product.key and any(made.key == ancestor.key for made in lineage(workspace, product))
+
+
 def _everything(workspace: Workspace, seen: frozenset[Path] = frozenset()) -> Iterator[Artifact]:
     """Artifacts of the workspace and, if its model was made in another workspace, of that one."""
     root = workspace.root.resolve()

@@ -166,6 +166,16 @@ class DistillConfig(Spec):
         """Whether any loss compares the student with a teacher."""
         return self.hidden is not None or any(loss.needs_teacher for loss in self.losses)
 
+    def mask_bytes(self, weights: int) -> int:
+        """Memory of masks of so many weights: a byte of each and, if they are chosen again, a dense copy in fp32.
+
+        With adamw_offload that copy is one of the host's.
+        """
+        if self.mask == "none":
+            return 0
+        is_copied = isinstance(self.mask, MaskRefresh) and self.optimizer != "adamw_offload"
+        return weights * (1 + 4 * is_copied)
+
     def total_steps(self, sequence_length: int) -> int:
         """Length of the run in optimizer steps. RecipeError if neither tokens nor steps is set."""
         if self.steps is not None:

@@ -29,20 +29,23 @@ class RowReader(Protocol):
         """
 
 
-def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, teacher_bytes: int) -> bool:
-    """Whether to shard a student with `trained` parameters and a teacher of `teacher_bytes` bytes."""
+def is_wanted(config: DistillConfig, group: ProcessGroup, trained: int, beside: int) -> bool:
+    """Whether to shard a student with `trained` parameters; `beside` as for `fits_replicated`."""
     if group.size == 1 or config.sharding == "none" or config.kept_whole:
         return False
     if config.sharding == "full":
         return True
-    bytes_each = config.optimizer, trained, teacher_bytes
+    bytes_each = config.optimizer, trained, beside
     return group.any(not fits_replicated(str(group.device), group.local_size, *bytes_each))
 
 
-def fits_replicated(device: str, processes: int, optimizer: OptimizerKind, trained: int, teacher_bytes: int) -> bool:
-    """Whether this many processes of one machine can each hold both models whole; on the CPU they share its memory."""
+def fits_replicated(device: str, processes: int, optimizer: OptimizerKind, trained: int, beside: int) -> bool:
+    """Whether this many processes of one machine can each hold both models whole; on the CPU they share its memory.
+
+    `beside`: bytes of the teacher, and of the student's masks.
+    """
     on_one_device = processes if device.startswith("cpu") else 1
-    return memory.fits(int(trained * trained_bytes(optimizer).device + teacher_bytes) * on_one_device, 0, device)
+    return memory.fits(int(trained * trained_bytes(optimizer).device + beside) * on_one_device, 0, device)
 
 
 def shard_(root: nn.Module, layers: Iterable[nn.Module], group: ProcessGroup, precision: Precision) -> None:

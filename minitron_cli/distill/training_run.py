@@ -52,7 +52,8 @@ class LoadedModels:
 
 def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
     """Load both models; without weights if they are to be sharded, so that no process ever holds a whole model."""
-    return replace(_models(context, start, teacher, config), masks=_masks(start, config))
+    masks = _masks(start, config)
+    return replace(_models(context, start, teacher, config, masks.file.weights if masks else 0), masks=masks)
 
 
 def _masks(start: SourceModel, config: DistillConfig) -> ParameterMasks | None:
@@ -64,12 +65,14 @@ def _masks(start: SourceModel, config: DistillConfig) -> ParameterMasks | None:
     return masks
 
 
-def _models(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
+def _models(
+    context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig, masked: int
+) -> LoadedModels:
     group = ProcessGroup(context.device)
     dtype = torch.bfloat16 if resolve_precision(config.precision, group.device) == "bf16" else torch.float32
     trained = start.shape.parameters()
     teacher_bytes = _teacher_bytes(context, teacher, dtype) if teacher else 0
-    if not sharding.is_wanted(config, group, trained, teacher_bytes):
+    if not sharding.is_wanted(config, group, trained, teacher_bytes + config.mask_bytes(masked)):
         student_bytes = int(trained * trained_bytes(config.optimizer).device)
         beside = replace(context, device="cpu") if config.teacher_device == "cpu" else context
         teacher_model = _teacher(beside, group, teacher, teacher_bytes, student_bytes) if teacher else None

@@ -36,6 +36,18 @@ def price(work: Work, place: Place) -> Price:
     )
 
 
+def together(prices: Mapping[str, Price]) -> Price:
+    """Price of stages, by name, that run one after the other and keep what they write."""
+    each = prices.values()
+    return Price(
+        what="; ".join(f"{name}: {one.what}" for name, one in prices.items()),
+        parts=tuple(_merged(part for one in each for part in one.parts)),
+        memory=max(each, key=lambda one: one.memory_bytes).memory,
+        disk={name: one.disk_bytes for name, one in prices.items()},
+        left_out=tuple(dict.fromkeys(reason for one in each for reason in one.left_out)),
+    )
+
+
 class _Speeds:
     """Seconds of each kind of work, from probes of the models that do it."""
 

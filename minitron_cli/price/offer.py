@@ -68,7 +68,9 @@ def offered_training(
     is_beside = config.teacher_device == "auto" or device == "cpu"
     teacher_bytes = teacher.shape.parameters() * ITEM_BYTES[dtype] if teacher and is_beside else 0
     trained = student.shape.parameters()
-    is_replica = sharding.fits_replicated(device, processes, config.optimizer, trained, teacher_bytes)
+    masked = masks.weights if (masks := MaskFile.beside(student.path)) else 0
+    beside = teacher_bytes + config.mask_bytes(masked)
+    is_replica = sharding.fits_replicated(device, processes, config.optimizer, trained, beside)
     may_shard = processes > 1 and not config.kept_whole
     work = training.work(
         subject.of_source(student),
@@ -80,7 +82,7 @@ def offered_training(
         is_sharded=may_shard and (config.sharding == "full" or (config.sharding == "auto" and not is_replica)),
         may_spread=not is_beside or (processes == 1 and device.startswith("cuda") and torch.cuda.device_count() > 1),
         processes=processes,
-        masked=masks.weights if (masks := MaskFile.beside(student.path)) else 0,
+        masked=masked,
     )
     return offered(context, config.section, work)
 

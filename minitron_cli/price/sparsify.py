@@ -68,6 +68,7 @@ def work(making: Sparsifying) -> Work:
     parent, length = making.parent, making.length
     weights = sum(outputs * inputs for outputs, inputs in making.matrices)
     size = parent.weights_bytes
+    passes = (2 + 3 * (making.config.owl is not None)) * (length > 0)  # outliers: two of the weights, one of the model
     run = parent.runs(min(making.config.batch_size, making.config.samples), max(length, 2))
     stored = size * ((making.config.metric.needs == "second_moments") + making.fits) + weights // BITS if length else 0
     return Work(
@@ -75,7 +76,7 @@ def work(making: Sparsifying) -> Work:
         passes=tuple(derive.passes(_result(making))),
         model=run,
         moved={
-            "read the parent": Moved(starts=int(length > 0), read=size * (1 + 2 * (length > 0))),
+            "read the parent": Moved(starts=int(length > 0), read=size * (1 + passes)),
             "statistics": Moved(products=_products(making)),
             "write the model": Moved(written=size + weights // BITS + stored),
         },
@@ -109,6 +110,7 @@ def _result(making: Sparsifying) -> SparsifyResult:
         scope=(),
         sparsity=0,
         layer_sparsity=(),
+        amounts=config.amounts,
         matrices={},
         repair=config.repair,
         calibration=CalibrationUse(samples=config.samples, sequence_length=making.length) if making.length else None,

@@ -4,7 +4,7 @@ import math
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
-from minitron_cli.distill.config import DistillConfig, MaskRefresh
+from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.fused.token_chunks import CHUNK_BYTES
 from minitron_cli.distill.optimizer_kinds import OptimizerKind, trained_bytes
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
@@ -39,6 +39,7 @@ def work(
     parameters = student.shape.parameters()
     reader = teacher or student
     parts = processes if is_sharded else 1
+    masks = config.mask_bytes(masked // parts)
     return Work(
         what=f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens",
         passes=tuple(derive.passes(result)),
@@ -52,7 +53,7 @@ def work(
             "result": Moved(written=student.weights_bytes),
         },
         certain=held(parameters // parts, None if may_spread else teacher, compute_dtype, config.optimizer, parts)
-        | _masks(masked // parts, config),
+        | ({"masks": masks} if masks else {}),
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
@@ -81,12 +82,6 @@ def _result(
         validations=1 + math.ceil(steps / config.eval_every) if held_out_blocks else 0,
         validation_tokens=evaluated * length,
     )
-
-
-def _masks(weights: int, config: DistillConfig) -> dict[str, int]:
-    """Memory for what is masked: a byte per weight and, if it is chosen again, a dense copy on the device."""
-    is_copied = isinstance(config.mask, MaskRefresh) and config.optimizer != "adamw_offload"
-    return {"masks": weights * (1 + FP32 * is_copied)} if weights and config.mask != "none" else {}
 
 
 def _saves(config: DistillConfig, steps: int) -> int:

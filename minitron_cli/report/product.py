@@ -1,6 +1,6 @@
 """A product of a workspace and the artifacts that belong to it, joined by the fingerprints that they record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import MANIFEST
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.cost.lineage import fingerprints, lineage
+from minitron_cli.cost.lineage import descends, fingerprints, lineage
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
@@ -33,7 +33,7 @@ class Product:
     def current(cls, workspace: Workspace) -> "Product":
         """The workspace's distilled model, else what there is so far. ArtifactError if there is nothing."""
         pruned, sparse, distilled = (workspace.current(stage) for stage in ("prune", "sparsify", "distill"))
-        if pruned and sparse and sparse.manifest.inputs["model"] != fingerprint.of_model(pruned.manifest):
+        if pruned and sparse and not descends(workspace, sparse, pruned):
             sparse = None  # of an earlier pruned model, or of the parent
         starts = {fingerprint.of_model(made.manifest) for made in (pruned, sparse) if made}
         if starts and distilled and distilled.manifest.inputs["student"] not in starts:
@@ -69,6 +69,15 @@ class Product:
         """The model with zeros that was made from the pruned one, or from the parent."""
         return self._from("sparsify", self.artifact)
 
+    @property
+    def _first_round(self) -> Artifact | None:
+        """The first model with zeros, of which `sparse` was made by further rounds, or that itself."""
+        first = earlier = self.sparse
+        while earlier:
+            first, before = earlier, self.made.get(earlier.manifest.inputs["model"])
+            earlier = self._from("sparsify", before) if before else None
+        return first
+
     def _from(self, stage: str, made: Artifact) -> Artifact | None:
         """Artifact of a stage that another was made from by later stages on the same shape, or that one itself."""
         while made.stage != stage and made.stage in _STARTS:
@@ -96,7 +105,7 @@ class Product:
     @cached_property
     def parent(self) -> str:
         """Fingerprint of the model that was pruned."""
-        inputs = (self.prune or self.search or self.sparse or self.artifact).manifest.inputs
+        inputs = (self.prune or self.search or self._first_round or self.artifact).manifest.inputs
         return inputs.get("model") or inputs.get(f"model {PARENT}") or ""
 
     @cached_property
@@ -121,8 +130,11 @@ class Product:
         controls = [made for made in pruned if prune and made.label and _is_control_of(prune, made)]
         starts = {fingerprint.of_model(made.manifest) for made in (prune, sparse, *controls) if made}
         zeros = self.workspace.artifacts("sparsify") if sparse else []
-        starts |= {fingerprint.of_model(made.manifest) for made in zeros if made.manifest.inputs["model"] in starts}
-        others = [made for made in self.workspace.artifacts("distill") if made.label != self.artifact.label]
+        distilled = self.workspace.artifacts("distill")
+        continued = {made.manifest.inputs["model"] for made in zeros}
+        between = [made for made in distilled if fingerprint.of_model(made.manifest) in continued]
+        starts = _with_continued(starts, [*zeros, *between])
+        others = [made for made in distilled if made.label != self.artifact.label and made not in between]
         started = (made for made in others if made.manifest.inputs["student"] in starts)
         return (self.artifact, *(made for made in started if _is_readable(made, TrainingResult)))
 
@@ -218,6 +230,12 @@ class Product:
 
 _MODELS = ("prune", "sparsify", "distill", "correct")  # the stages that make a model
 _STARTS = {"distill": "student", "sparsify": "model"}  # a stage that keeps the shape -> its input
+
+
+def _with_continued(starts: set[str], steps: Sequence[Artifact]) -> set[str]:
+    """Fingerprints of models, and of those that were made of them in one or more of some steps on the same shape."""
+    found = {fingerprint.of_model(one.manifest) for one in steps if one.manifest.inputs[_STARTS[one.stage]] in starts}
+    return starts if found <= starts else _with_continued(starts | found, steps)
 
 
 def place(artifact: Path) -> str:

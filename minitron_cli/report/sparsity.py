@@ -1,19 +1,22 @@
 """Tables of a sparse model: its zeros by kind of matrix, the errors that they make, and loss and KL."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from minitron_cli.evaluate.metrics import KL, LOSS
 from minitron_cli.figures import Estimate, Figure
-from minitron_cli.model.family import pattern
+from minitron_cli.model.family import Family, pattern
 from minitron_cli.report.shapes import serving_table
 from minitron_cli.report.view import Cell, Section, Table
 from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult
+from minitron_cli.sparse.mask_file import MaskFile, MaskSpec
 
 SHARE = Figure("zeros", style="share")
 ERROR = Figure("relative error", better="lower")
 Z = 1.96  # of a 95 % interval
+MANY = 4  # patterns, which are no longer listed
 
 
 TEXT = (
@@ -30,6 +33,8 @@ def section(found: SparsifyResult) -> Section:
 def tables(found: SparsifyResult) -> Iterator[Table]:
     """Everything that is shown of a sparse model."""
     yield matrices_table(found)
+    if found.amounts != "uniform":
+        yield layers_table(found)
     yield from effect_tables(found)
     if remarks := [finding for finding in found.serving if finding.level != "ok"]:
         yield serving_table(remarks)
@@ -44,6 +49,16 @@ def matrices_table(found: SparsifyResult) -> Table:
     return Table(title, (*columns[:4], *after, *columns[4:] * bool(after)), rows)
 
 
+def layers_table(found: SparsifyResult) -> Table:
+    """Zeros of each layer, and the outliers by which they were chosen."""
+    by_outliers = found.amounts == "owl"
+    columns = (Figure("layer", style="count"), *[Figure("outliers", style="share")] * by_outliers, SHARE)
+    outliers = [(share,) for share in found.layer_outliers] if by_outliers else [()] * len(found.layer_sparsity)
+    rows = [(i, *outliers[i], share) for i, share in enumerate(found.layer_sparsity)]
+    how = "by their outliers (OWL)" if by_outliers else "as listed"
+    return Table(f"Zeros of each layer, {how}", columns, tuple(rows))
+
+
 def _by_template(found: SparsifyResult) -> dict[str, list[SparseMatrix]]:
     some = defaultdict[str, list[SparseMatrix]](list)
     patterns = {template: pattern(template) for template in found.scope}
@@ -56,13 +71,45 @@ def _row(template: str, some: Sequence[SparseMatrix], is_repaired: bool) -> tupl
     share = sum(matrix.zeros for matrix in some) / sum(matrix.weights for matrix in some)
     before, after = (_median([getattr(matrix, name) for matrix in some]) for name in ("error_before", "error_after"))
     repaired = (after, sum(matrix.is_repaired for matrix in some)) if is_repaired else ()
-    short = template.partition("{layer}.")[2].removesuffix(".weight")
-    return (short, len(some), share, before, *repaired)
+    return (_short(template), len(some), share, before, *repaired)
+
+
+def _short(template: str) -> str:
+    return template.partition("{layer}.")[2].removesuffix(".weight")
 
 
 def _median(errors: Sequence[float | None]) -> float | None:
     known = sorted(error for error in errors if error is not None)
     return known[len(known) // 2] if known else None
+
+
+def masks(file: MaskFile, family: Family) -> dict[str, Any]:
+    """What a mask file says of a model's tensors, all together and by template, from its header."""
+    kinds = defaultdict[str, list[MaskSpec]](list)
+    for name, spec in file.specs.items():
+        kinds[family.match(name).template].append(spec)
+    return _masked(file.specs.values()) | {"by_kind": {template: _masked(some) for template, some in kinds.items()}}
+
+
+def _masked(specs: Collection[MaskSpec]) -> dict[str, Any]:
+    zeros, weights = sum(spec.zeros for spec in specs), sum(spec.weights for spec in specs)
+    patterns = sorted({str(spec.pattern) for spec in specs})
+    return {"tensors": len(specs), "patterns": patterns, "zeros": zeros, "weights": weights}
+
+
+def masks_table(file: MaskFile, family: Family) -> Table:
+    """Masked tensors of each template: their number, patterns and share of zeros."""
+    columns = (Figure("tensors"), Figure("number", style="count"), Figure("pattern"), SHARE)
+    kinds = masks(file, family)["by_kind"]
+    rows = [
+        (_short(template), found["tensors"], _some(found["patterns"]), found["zeros"] / found["weights"])
+        for template, found in kinds.items()
+    ]
+    return Table("Masked tensors, by sparsity.masks", columns, tuple(rows))
+
+
+def _some(patterns: Sequence[str]) -> str:
+    return ", ".join(patterns) if len(patterns) < MANY else f"{len(patterns)} patterns"
 
 
 def effect_tables(found: SparsifyResult) -> Iterator[Table]:

@@ -1,7 +1,7 @@
 """Result of the sparsify stage; the masks are in `sparsity.masks`."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from minitron_cli.results.base import ModelSize, Result
 from minitron_cli.results.prune import HeldOut, ServingFinding
@@ -60,6 +60,12 @@ class SparsifyResult(Result):
     """Share of zeros among the weights of these matrices."""
     layer_sparsity: tuple[float, ...]
     """The same for each layer."""
+    amounts: Literal["uniform", "list", "owl"] = "uniform"
+    """How the layers' amounts were chosen."""
+    layer_patterns: tuple[str, ...] = ()
+    """Pattern of each layer."""
+    layer_outliers: tuple[float, ...] = ()
+    """Share of outliers of each layer of the parent; empty unless amounts were chosen by them."""
     matrices: Mapping[str, SparseMatrix]
     """Stored name of each matrix -> what became of it."""
     repair: str = "none"

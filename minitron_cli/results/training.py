@@ -80,7 +80,8 @@ class MaskResult(Spec):
     """Share of zeros among their weights."""
 
     def __str__(self) -> str:
-        return f"{', '.join(self.patterns)} mask {self.kind} ({self.sparsity:.1%} zeros in {self.tensors:,} tensors)"
+        patterns = ", ".join(self.patterns) if len(self.patterns) < 4 else f"{len(self.patterns)} patterns,"
+        return f"{patterns} mask {self.kind} ({self.sparsity:.1%} zeros in {self.tensors:,} tensors)"
 
 
 class TrainingResult(Result):

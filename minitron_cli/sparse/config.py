@@ -1,14 +1,16 @@
 """Options of `minitron sparsify`: the pattern, the metric by which weights are chosen, and the repair of the others."""
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from minitron_cli.choices import MaskRepair
 from minitron_cli.errors import InputError
 from minitron_cli.repair.held_out import HELD_OUT
+from minitron_cli.sparse.amounts import LayerAmounts, Owl
 from minitron_cli.sparse.metrics import MetricSetting
 from minitron_cli.sparse.metrics.wanda import Wanda
 from minitron_cli.sparse.pattern import Pattern
@@ -38,8 +40,14 @@ class SparsifyConfig(Spec):
     repair: MaskRepair = "none"
     """least_squares: fit the weights that are left to what the whole matrix computes, where that is nearer to it on
     held-out samples."""
-    layer_amounts: tuple[float, ...] | None = None
-    """Share of zeros of each layer, in place of the pattern's, which must be a share too; null: the same for all."""
+    layer_amounts: LayerAmounts = "uniform"
+    """uniform: all layers have the pattern. owl: layers with more outliers lose less, and all together as much as the
+    pattern says. Or a list with the share of zeros of each layer, or its N:M pattern, in place of the pattern's."""
+    rounds: int = Field(1, ge=1, exclude_if=lambda rounds: rounds == 1)
+    """Times that weights are pruned, each time an equal part of those that go, with a training between two rounds as
+    the section `distill` says. What is pruned once stays pruned."""
+    round_tokens: Quantity | None = Field(None, exclude_if=lambda tokens: tokens is None)
+    """Tokens of the training between two rounds; null: as many as `distill` has."""
     samples: int = Field(128, ge=1)
     """Blocks of training text that inputs are collected on (128 in both papers). Unless set, at most those that the
     text has, and no more than hold 262,144 tokens."""
@@ -56,18 +64,48 @@ class SparsifyConfig(Spec):
     @property
     def needs_text(self) -> bool:
         """Whether anything is collected on text."""
-        return self.metric.needs != "nothing" or self.repair != "none"
+        return self.metric.needs != "nothing" or self.repair != "none" or self.owl is not None
+
+    @property
+    def owl(self) -> Owl | None:
+        """Settings of amounts by outliers; None if amounts need no text."""
+        return self.layer_amounts if isinstance(self.layer_amounts, Owl) else None
+
+    @property
+    def amounts(self) -> Literal["uniform", "list", "owl"]:
+        """How the layers' amounts are chosen."""
+        return "list" if isinstance(self.layer_amounts, tuple) else "owl" if self.owl else "uniform"
 
     def patterns(self, layers: int) -> tuple[Pattern, ...]:
-        """Pattern of each layer. InputError if the list has not one share for each."""
-        if self.layer_amounts is None:
+        """Pattern of each layer, that of all where it depends on outliers. InputError if a list is not one of each."""
+        if not isinstance(self.layer_amounts, tuple):
             return (Pattern.parse(self.pattern),) * layers
         if len(self.layer_amounts) != layers:
             raise InputError(
-                f"sparsify.layer_amounts has {len(self.layer_amounts)} shares, and the model {layers} layers: "
+                f"sparsify.layer_amounts has {len(self.layer_amounts)} entries, and the model {layers} layers: "
                 "give one for each"
             )
-        return tuple(Pattern(Fraction(str(share))) for share in self.layer_amounts)
+        return tuple(map(Pattern.parse, self.layer_amounts))
+
+    def of_round(self, number: int, first: Sequence[str] = ()) -> Self:
+        """Settings of one of the rounds, the first being 1.
+
+        `first`: patterns of the layers after the first round, which were chosen by outliers. Later ones continue them.
+        """
+        if self.rounds == 1:
+            return self
+        amounts = self.layer_amounts
+        if isinstance(amounts, Owl):
+            later = tuple(str(Pattern(Pattern.parse(text).zeros * number)) for text in first)
+            share = float(Fraction(str(amounts.spread)) / self.rounds)
+            amounts = amounts.model_copy(update={"spread": share}) if number == 1 else later or "uniform"
+        elif isinstance(amounts, tuple):
+            amounts = tuple(self._part(text, number) for text in amounts)
+        changes = {"pattern": self._part(self.pattern, number), "layer_amounts": amounts}
+        return self.model_copy(update=changes | {"rounds": 1, "round_tokens": None})
+
+    def _part(self, pattern: str, number: int) -> str:
+        return str(Pattern.parse(pattern).part(number, self.rounds))
 
     def fitted(self, sequence_length: int, blocks: int) -> Self:
         """The same with the number of samples, unless it was set, that a text of so many blocks has."""
@@ -77,13 +115,33 @@ class SparsifyConfig(Spec):
         return self.model_copy(update={"samples": max(most, 1)})
 
     @model_validator(mode="after")
-    def _amounts_are_shares(self) -> Self:
-        if self.layer_amounts is None:
+    def _amounts_are_like_the_pattern(self) -> Self:
+        whole = Pattern.parse(self.pattern)
+        spread = Fraction(str(self.owl.spread)) if self.owl else Fraction()
+        if spread and not whole.group and not spread <= whole.zeros < 1 - spread:
+            raise ValueError(
+                f"layer_amounts.spread is {float(spread):g}, and no layer's share can differ that much from {whole}: "
+                "lower the spread"
+            )
+        for amount in self.layer_amounts if isinstance(self.layer_amounts, tuple) else ():
+            if Pattern.parse(amount).group != whole.group:
+                like = f"N:{whole.group}" if whole.group else "a share of zeros"
+                raise ValueError(f"layer_amounts has {amount}, and the pattern is {whole}: write {like} for each layer")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_are_possible(self) -> Self:
+        whole = Pattern.parse(self.pattern)
+        if self.rounds == 1:
+            if self.round_tokens is not None:
+                raise ValueError("round_tokens is of the training between rounds, and there is one round; set rounds")
             return self
-        if Pattern.parse(self.pattern).group:
-            raise ValueError(f"layer_amounts are shares, and {self.pattern} is not: give a pattern such as 50%")
-        if not all(0 <= share < 1 for share in self.layer_amounts):
-            raise ValueError("layer_amounts are shares of zeros: each is at least 0 and below 1")
+        listed = self.layer_amounts if isinstance(self.layer_amounts, tuple) else (self.pattern,)
+        most = max((Pattern.parse(text).lost(whole.group) for text in listed), default=0) if whole.group else None
+        if most is not None and self.rounds > most:
+            raise ValueError(f"{whole} in {self.rounds} rounds: a group loses {most} weights, so set at most {most}")
+        if whole.group and self.owl:
+            raise ValueError("N:M by outliers is chosen at once: list layer_amounts, or leave out rounds")
         return self
 
     @model_validator(mode="after")

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress, stopping
+from minitron_cli.errors import InputError
 from minitron_cli.layerwise.runner import LayerwiseRunner, StoredWeights
 from minitron_cli.model.linear_layers import INPUTS, InputGroup, input_groups
 from minitron_cli.model.shape import Shape
 from minitron_cli.model.taps import layer_module
 from minitron_cli.prune.slicing import check_finite
 from minitron_cli.sparse import least_squares
-from minitron_cli.sparse.mask_file import MaskSpec
+from minitron_cli.sparse.mask_file import MaskFile, MaskSpec
 from minitron_cli.sparse.metrics.base import SparseMetric
 from minitron_cli.sparse.metrics.magnitude import Magnitude
 from minitron_cli.sparse.pattern import Pattern
@@ -43,6 +44,12 @@ class Method:
     """Of each layer."""
     fits: bool
     """Whether the weights that stay are fitted by least squares."""
+    masks: MaskFile | None = None
+    """Masks of the parent, if it is sparse: what these have pruned stays pruned."""
+
+    def lost(self, name: str, device: str | torch.device) -> Tensor | None:
+        """Which weights of a matrix of the parent are pruned already; None if none are."""
+        return ~self.masks.read(name).to(device) if self.masks and name in self.masks else None
 
 
 class StoredMatrix(NamedTuple):
@@ -135,9 +142,11 @@ class SparsifyPass:
         tokens = inputs.tokens if inputs else 0
         if not pattern.zeros:
             return kept(name, torch.ones_like(stored, dtype=torch.bool), None, None, Figures(True, tokens, 0, 0, False))
+        lost_OI = self._method.lost(name, weight_OI.device)
         if inputs is None or tokens < FEW_TOKENS:
-            return self._by_magnitude(name, weight_OI, pattern, tokens)
-        made = self._method.metric.sparse(weight_OI, inputs.sums(), pattern)
+            return self._by_magnitude(name, weight_OI, pattern, lost_OI, tokens)
+        made = self._method.metric.sparse(weight_OI, inputs.sums(), pattern, lost_OI)
+        check_continued(name, made.mask_OI, lost_OI)
         whole_OI = weight_OI if made.weight_OI is None else made.weight_OI.to(weight_OI.dtype)
         plain_OI = pruned(whole_OI, made.mask_OI)
         check_finite(name, plain_OI)
@@ -150,11 +159,14 @@ class SparsifyPass:
         figures = Figures(True, tokens, before, after, repaired_OI is not None)
         return kept(name, made.mask_OI, None if made.weight_OI is None else plain_OI, repaired_OI, figures)
 
-    def _by_magnitude(self, name: str, weight_OI: Tensor, pattern: Pattern, tokens: int) -> dict[str, Tensor]:
+    def _by_magnitude(
+        self, name: str, weight_OI: Tensor, pattern: Pattern, lost_OI: Tensor | None, tokens: int
+    ) -> dict[str, Tensor]:
         by_metric = self._method.metric.needs == "nothing"
         if not by_metric:
             progress.say(f"{name} is pruned by magnitude: {tokens} calibration tokens came to it")
-        mask_OI = Magnitude().sparse(weight_OI, None, pattern).mask_OI
+        mask_OI = Magnitude().sparse(weight_OI, None, pattern, lost_OI).mask_OI
+        check_continued(name, mask_OI, lost_OI)
         return kept(name, mask_OI, None, None, Figures(by_metric, tokens, None, None, False))
 
     def _renew(self, layer: int) -> None:
@@ -163,6 +175,15 @@ class SparsifyPass:
         self._sparse_layer = layer
         self._weights.renew_(module, {matrix.name for matrix in matrices(self._shape, self._groups, layer)})
         self._sparse_layer = None
+
+
+def check_continued(name: str, mask: Tensor, lost: Tensor | None) -> None:
+    """Raise InputError if a weight that was pruned already is kept: there were more of them than the pattern has."""
+    if lost is not None and bool((mask & lost).any()):
+        raise InputError(
+            f"{name} has more pruned weights in one place than the new pattern: use the metric that it was pruned by, "
+            "or start from the dense model"
+        )
 
 
 def fitted(

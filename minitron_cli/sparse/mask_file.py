@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.reader import TensorInfo
 from minitron_cli.checkpoint.writer import Blank, TensorSpec, blank_file
 from minitron_cli.errors import CheckpointError, InputError, shown
-from minitron_cli.sparse.pattern import Pattern
+from minitron_cli.sparse.pattern import IN_A_BYTE, Pattern
 
 MASKS = "sparsity.masks"
 FORMAT = "minitron_masks"  # key of the metadata
@@ -56,6 +57,18 @@ class MaskSpec(NamedTuple):
         line = self.pattern.group or self.shape[self.axis]
         return self.weights // line * self.pattern.lost(line)
 
+    def hold(self, bits: Tensor, *, is_whole: bool) -> bool:
+        """Whether packed bits of a mask have its pattern: those of the whole tensor, or of some lines of it."""
+        if self.axis == len(self.shape) - 1 and self.pattern.group in IN_A_BYTE and math.prod(self.shape) % 8 == 0:
+            return self.pattern.holds_in_bits(bits)
+        line = self.shape[-1]
+        return self.pattern.holds(unpack(bits, self.shape if is_whole else (8 * len(bits) // line, line)), self.axis)
+
+    def continues(self, before: "MaskSpec") -> bool:
+        """Whether any mask of the tensor with the spec `before` becomes one with this when further weights go."""
+        by_line = before.axis is not None or self.axis is None  # a share of the whole may be all of a line
+        return by_line and self.shape == before.shape and self.pattern.continues(before.pattern)
+
 
 class MaskWriter:
     """Open mask file, to be filled a tensor at a time in any order."""
@@ -67,8 +80,14 @@ class MaskWriter:
         """Write the bool mask of a tensor. Its pattern must hold."""
         spec = self._specs[name]
         assert tuple(mask.shape) == spec.shape, f"{name}: the mask is {tuple(mask.shape)}, the header says {spec.shape}"
-        assert spec.pattern.holds(mask, spec.axis), f"{name}: the mask has not the pattern {spec.pattern}"
-        self._blank.fill(name, [pack(mask)])
+        self.put_bits(name, pack(mask))
+
+    def put_bits(self, name: str, bits: Tensor, start: int = 0) -> None:
+        """Write packed bits of a mask from byte `start` on: all, or lines of whole bytes. The pattern must hold."""
+        spec = self._specs[name]
+        is_whole = start == 0 and len(bits) == spec.size_bytes
+        assert spec.hold(bits, is_whole=is_whole), f"{name}: the mask has not the pattern {spec.pattern}"
+        self._blank.write_at(name, start, bits)
 
 
 @contextmanager
@@ -148,18 +167,14 @@ class MaskFile:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Bits of a bool mask in row-major order as uint8 [ceil(numel / 8)], from the lowest bit; unused bits are 0."""
-    flat = mask.reshape(-1)
-    padded = torch.nn.functional.pad(flat, (0, -len(flat) % 8)) if len(flat) % 8 else flat
-    # Eight bytes of 0 or 1 as one number: the product has byte i's bit at place 56 + i, and nothing else there.
-    words = padded.contiguous().view(torch.int64)
-    return (words * 0x0102040810204080 >> 56).to(torch.uint8)
+    """Bits of a bool mask in row-major order as uint8 [ceil(numel / 8)], CPU, from the lowest; unused ones are 0."""
+    return torch.from_numpy(np.packbits(mask.cpu().reshape(-1).numpy(), bitorder="little"))
 
 
 def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Bool mask of this shape from its packed bits."""
-    lanes = torch.stack([(bits >> i) & 1 for i in range(8)], dim=1)
-    return lanes.reshape(-1)[: math.prod(shape)].reshape(shape).bool()
+    """Bool mask of this shape from its packed bits, which are on the CPU."""
+    flat = np.unpackbits(bits.numpy(), count=math.prod(shape), bitorder="little")
+    return torch.from_numpy(flat.view(bool)).reshape(shape)
 
 
 def _spec(path: Path, name: str, entry: Any) -> MaskSpec:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRWISE_UP_TO = 16  # weights of a group; beyond that sorting is faster than comparing each with each
+SHARE_DIGITS = 12
+"""Decimal places of a share that is computed: written so, fewer weights than one are missed in any model."""
+IN_A_BYTE = (1, 2, 4, 8)
+"""Groups that are whole in a byte of a packed mask."""
+HALVES = ((1, 0x55), (2, 0x33), (4, 0x0F))  # width of a part of a byte -> every other one
 HOW_TO_WRITE = "write N:M such as 2:4 (N of M consecutive inputs are kept), or a share of zeros such as 50% or 0.5"
 
 
@@ -47,6 +52,21 @@ class Pattern:
             return f"{self.group - self.zeros * self.group}:{self.group}"
         percent = self.zeros * 100
         return f"{(Decimal(percent.numerator) / percent.denominator).normalize():f}%"
+
+    def part(self, number: int, of: int) -> "Pattern":
+        """Pattern after so many of several equal rounds: that share of its zeros; of N:M, whole weights of a group.
+
+        After every round a mask with the pattern before can be continued to one with this pattern.
+        """
+        if self.group:
+            return Pattern(Fraction(-(-self.lost(self.group) * number // of), self.group), self.group)
+        if number == of:
+            return self
+        return Pattern(Fraction(round(self.zeros * number / of * 10**SHARE_DIGITS), 10**SHARE_DIGITS))
+
+    def continues(self, before: "Pattern") -> bool:
+        """Whether any mask with the pattern `before` becomes one with this pattern when further weights go."""
+        return self.zeros >= before.zeros and self.group in (None, before.group)
 
     def lost(self, count: int) -> int:
         """Zeros among `count` weights: the share of them, rounded down."""
@@ -94,6 +114,19 @@ class Pattern:
         kept = groups.sum(-1, dtype=torch.uint8 if size < 256 else torch.int64)  # bytes are summed faster
         return bool((kept == size - self.lost(size)).all())
 
+    def holds_in_bits(self, bits: "Tensor") -> bool:
+        """Whether every byte of a packed mask (`mask_file.pack`) has whole groups, each with the right number of ones.
+
+        Only for groups that are whole in a byte, and follow each other in memory.
+        """
+        assert self.group in IN_A_BYTE
+        ones, kept = bits.numpy(), self.group - self.lost(self.group)
+        for width, lower in HALVES:
+            if width < self.group:  # twice as wide counts, from those of neighbors
+                ones = (ones & lower) + (ones >> width & lower)
+        wanted = sum(kept << place for place in range(0, 8, self.group))
+        return bool((ones == wanted).all())
+
     def _keep_share(self, lines: "Tensor") -> "Tensor":
         return highest(lines, lines.shape[-1] - self.lost(lines.shape[-1]))
 
@@ -102,9 +135,13 @@ def highest(scores: "Tensor", count: int) -> "Tensor":
     """Mask of the `count` highest scores along the last axis; of equal ones those with the lower index."""
     import torch
 
+    from minitron_cli.sparse import groups
+
     size = scores.shape[-1]
     if count == size or not scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
+    if groups.are_quick(scores, size):
+        return groups.largest(scores, count)
     if size <= PAIRWISE_UP_TO:
         return (_ranks(scores) < count).movedim(0, -1)
     least = scores.kthvalue(size - count + 1, dim=-1, keepdim=True).values

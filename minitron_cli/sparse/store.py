@@ -26,14 +26,26 @@ def pruned(weight: Tensor, mask: Tensor) -> Tensor:
     return weight.view(_INTEGERS[weight.itemsize]).mul(mask).view(weight.dtype)
 
 
+def prune_(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight itself, in which the same was done in place."""
+    weight.view(_INTEGERS[weight.itemsize]).mul_(mask)
+    return weight
+
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class MadeMatrix(NamedTuple):
-    """A matrix with zeros, in the stored dtype and shape, on the CPU."""
+    """A matrix with zeros, or whole rows of it, in the stored dtype, on the CPU."""
 
-    mask: Tensor
+    bits: Tensor
+    """Its mask, packed (`mask_file.pack`)."""
     weight: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Whether each weight stays, bool."""
+        return unpack(self.bits, tuple(self.weight.shape))
 
 
 class Figures(NamedTuple):
@@ -63,11 +75,12 @@ class LayerStore:
     def made(self, layer: int, name: str, *, repaired: bool = True) -> MadeMatrix:
         """A matrix of a finished layer; without `repaired`, with the metric's own weights."""
         found = self._header(layer)
-        mask = unpack(read_tensor(found[f"{MASK}.{name}"]), self.parent.tensors[name].shape)
+        bits = read_tensor(found[f"{MASK}.{name}"])
         kinds = (REPAIRED, PLAIN) if repaired else (PLAIN,)
         stored = next((found[key] for kind in kinds if (key := f"{kind}.{name}") in found), None)
         weight = self.parent.read(name) if stored is None else read_tensor(stored)
-        return MadeMatrix(mask, pruned(weight, mask))
+        is_pruned = stored is not None  # as the others are kept
+        return MadeMatrix(bits, weight if is_pruned else pruned(weight, unpack(bits, tuple(weight.shape))))
 
     def figures(self, layer: int, name: str) -> Figures:
         """What is known of a matrix of a finished layer."""

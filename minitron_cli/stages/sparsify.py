@@ -1,10 +1,10 @@
 """Sparsify stage: reads a model, writes one of the same shape in which weights of decoder blocks are zero."""
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,18 +18,16 @@ from minitron_cli.data.batches import Batches, evenly_spaced, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
-from minitron_cli.errors import DataError, InputError
-from minitron_cli.evaluate.beside_parent import BesideParent, ChildFigures
+from minitron_cli.errors import InputError
+from minitron_cli.evaluate.beside_parent import BesideParent
 from minitron_cli.evaluate.statistics import compare
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.activation_store import ActivationStore
-from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
-from minitron_cli.layerwise.layer_loop import run_layers
+from minitron_cli.layerwise.layer_loop import LayerTask, run_layers
 from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.memory import fits
-from minitron_cli.model import serving
-from minitron_cli.model.linear_layers import INPUTS, input_groups
+from minitron_cli.model.linear_layers import input_groups
 from minitron_cli.price import sparsify as work_of
 from minitron_cli.price import subject
 from minitron_cli.price.offer import offered
@@ -37,36 +35,43 @@ from minitron_cli.prune import export_check
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.results.price import Price
-from minitron_cli.results.prune import HeldOut, ServingFinding
 from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.results.search import CalibrationUse
-from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult, SparsityEffect
+from minitron_cli.results.sparsify import SparsifyResult, SparsityEffect
+from minitron_cli.sparse.amounts import Owl, by_outliers
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.sparse.layer_pass import Method, SparsifyPass, mask_specs
 from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec
-from minitron_cli.sparse.metrics.magnitude import Magnitude
-from minitron_cli.sparse.store import Figures, LayerStore
+from minitron_cli.sparse.outliers import OutlierPass
+from minitron_cli.sparse.parameter_masks import ParameterMasks
+from minitron_cli.sparse.pattern import Pattern
+from minitron_cli.sparse.store import LayerStore, MadeMatrix
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
+from minitron_cli.stages import sparsify_refusals as refusals
+from minitron_cli.stages.sparsify_result import held_out, serving_findings, share, sparse_matrix
 
-STAGE, VERSION = "sparsify", 1
+STAGE, VERSION = "sparsify", 2
+
+AnyTask = TypeVar("AnyTask", bound=LayerTask)
 
 
 def run(
     context: Context, parent: SourceModel, config: SparsifyConfig, data: DataConfig | None = None, *, label: str = ""
 ) -> Artifact:
     """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None."""
-    if (parent.path / MASKS).is_file():
-        raise InputError(f"{parent.name} is sparse already: give the dense model that it was made from")
+    assert config.rounds == 1, "rounds are stages of their own, see sparsify_rounds"
+    masks = ParameterMasks.of(parent)
     texts: dict[SplitName, Blocks] = {}
     if config.needs_text:
         if data is None:
-            what = config.metric.kind if config.metric.needs != "nothing" else config.repair
-            raise InputError(f"{what} needs calibration text: give some with --data, or use --metric magnitude")
+            raise InputError(refusals.text_is_missing(config))
         wanted: tuple[SplitName, ...] = ("train", "validation") if config.effect_blocks else ("train",)
         texts = {split: blocks_of(context, data, split, parent.path) for split in wanted}
         config = config.fitted(texts["train"].sequence_length, len(texts["train"]))
-        _check_samples(config, texts["train"])
-    making = _Making(context, parent, config, texts)
+        refusals.check_samples(config, texts["train"])
+    making = _Making(
+        context, parent, config, texts, config.patterns(parent.shape.sizes["layer"]), masks.file if masks else None
+    )
     making.check()
     inputs = {"model": parent.fingerprint} | {split: blocks.fingerprint for split, blocks in texts.items()}
     made = produce(
@@ -84,16 +89,6 @@ def run(
     return made
 
 
-def _check_samples(config: SparsifyConfig, blocks: Blocks) -> None:
-    if not len(blocks):
-        raise NO_SAMPLES
-    if config.samples > len(blocks):
-        raise DataError(
-            f"sparsify.samples is {config.samples} and the data has {len(blocks)} blocks: "
-            "lower sparsify.samples or data.sequence_length, or add text"
-        )
-
-
 @dataclass(frozen=True)
 class _Making:
     """Making one model sparse."""
@@ -102,20 +97,26 @@ class _Making:
     parent: SourceModel
     config: SparsifyConfig
     texts: Mapping[SplitName, Blocks]
+    patterns: tuple[Pattern, ...]
+    """Of each layer; where amounts depend on outliers, that of all until these were measured."""
+    masks: MaskFile | None = None
+    """Masks of the parent, if it is sparse; they lose further weights."""
+    outliers: tuple[float, ...] = ()
+    """Share of outliers of each layer, if amounts depend on them."""
 
     @cached_property
     def _specs(self) -> dict[str, MaskSpec]:
         """Masks by the stored names of their matrices."""
-        shape, config = self.parent.shape, self.config
-        return mask_specs(shape, config.metric, config.patterns(shape.sizes["layer"]))
+        return mask_specs(self.parent.shape, self.config.metric, self.patterns)
 
     def _layer(self, name: str) -> int:
         return self.parent.family.match(name).at["layer"]
 
     def check(self) -> None:
-        """Refuse a pattern whose groups do not divide the inputs of a matrix."""
-        for name, spec in self._specs.items():
-            spec.pattern.check(spec.shape[INPUTS], name)
+        """Refuse a pattern that a matrix cannot have, or that cannot keep what the parent's masks have pruned."""
+        refusals.check_sizes(self._specs)
+        if self.masks:
+            refusals.check_continued(self.parent.name, self.config, self.masks, self._specs)
 
     def forecast(self) -> dict[str, Any]:
         """Pattern and zeros, for a dry run."""
@@ -156,7 +157,24 @@ class _Making:
         return fits(both, self.config.activation_budget, self.context.device)
 
     def build(self, work: StageBuild) -> SparsifyResult:
-        """Make every matrix sparse, write and check the checkpoint, and measure what it lost."""
+        """Choose the layers' amounts, make them sparse, write and check the checkpoint, and measure what it lost."""
+        return self._with_amounts(work)._build(work)
+
+    def _with_amounts(self, work: StageBuild) -> "_Making":
+        """The same with the patterns of the layers, for which their outliers may have to be measured."""
+        owl = self.config.owl
+        if owl is None:
+            return self
+        shares = work.remember("outliers", lambda: {"shares": self._outliers(work, owl)})["shares"]
+        weights = [0] * len(self.patterns)
+        for name, spec in self._specs.items():
+            weights[self._layer(name)] += spec.weights
+        patterns = by_outliers(Pattern.parse(self.config.pattern), owl, shares, weights)
+        found = replace(self, patterns=patterns, outliers=tuple(shares))
+        found.check()
+        return found
+
+    def _build(self, work: StageBuild) -> SparsifyResult:
         store = LayerStore(work.scratch / "layers", self.parent.checkpoint)
         if self.texts:
             self._pass(work, store)
@@ -165,31 +183,39 @@ class _Making:
         checks = _check(work, self.parent, view)
         return self._result(store, checks, self._effect(work, store, view))
 
+    def _outliers(self, work: StageBuild, owl: Owl) -> list[float]:
+        """Share of outliers of every layer of the parent."""
+        task = partial(OutlierPass, outlier=owl.outlier, parent=self.parent.checkpoint)
+        return self._layer_by_layer(work, "outliers", 1, task).shares
+
     def _pass(self, work: StageBuild, store: LayerStore) -> None:
         """Make every layer sparse, one after the other, on calibration text."""
+        method = Method(self.config.metric, self.patterns, self.config.repair != "none", self.masks)
+        self._layer_by_layer(work, "states", 2, partial(SparsifyPass, method=method, store=store))
+
+    def _layer_by_layer(self, work: StageBuild, name: str, passes: int, task: Callable[..., AnyTask]) -> AnyTask:
+        """A task that was taken through all layers on the calibration text, and resumes from scratch `name`."""
         config, blocks, shape = self.config, self.texts["train"], self.parent.shape
         ids = sample_ids(config.seed, 0, config.samples, len(blocks))
         batches = list(Batches(blocks, ids, config.batch_size))
-        layers, scratch = shape.sizes["layer"], work.scratch / "states"
-        method = Method(config.metric, config.patterns(layers), config.repair != "none")
+        layers, scratch = shape.sizes["layer"], work.scratch / name
         io.make_dirs(scratch)
         model = hf.empty_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
-        with (
-            torch.inference_mode(),
-            progress.track("sparsify layer by layer", 2 * layers * len(batches), "batches") as step,
-        ):
+        title = "sparsify layer by layer" if passes > 1 else "measure outliers layer by layer"
+        with torch.inference_mode(), progress.track(title, passes * layers * len(batches), "batches") as step:
             states = ActivationStore(scratch, config.activation_budget)
-            task = SparsifyPass(model, shape, batches, method, store, states, self.context.device, step)
-            run_layers(task, {"hidden": states}, SavedState(scratch / FILE, 30), layers, resume=work.resume)
+            made = task(model, shape, batches, states=states, device=self.context.device, step=step)
+            run_layers(made, {"hidden": states}, SavedState(scratch / FILE, 30), layers, resume=work.resume)
+        return made
 
     def _view(self, store: LayerStore, *, repaired: bool = True) -> SparseCheckpoint:
         """The parent's checkpoint as it reads with zeros."""
         parent = self.parent.checkpoint
-        made = by_magnitude(parent, self._specs)
+        made = by_magnitude(parent, self._specs, self.masks)
         if self.texts:
 
-            def made(name: str) -> Any:
-                return store.made(self._layer(name), name, repaired=repaired)
+            def made(name: str) -> Iterable[MadeMatrix]:
+                return [store.made(self._layer(name), name, repaired=repaired)]
 
         return SparseCheckpoint(
             parent.path, parent.config, parent.tensors, parent.remarks, made=made, sparse=frozenset(self._specs)
@@ -208,8 +234,8 @@ class _Making:
         before = beside.of(self._model(self._view(store, repaired=False))) if self.config.repair != "none" else after
         return SparsityEffect(
             parent_loss=beside.parent_loss().mean,
-            before=_held_out(before),
-            after=_held_out(after),
+            before=held_out(before),
+            after=held_out(after),
             kl_difference_stderr=compare(after.kl, before.kl).stderr if before is not after else None,
             tokens=beside.tokens,
             read=beside.read,
@@ -222,7 +248,10 @@ class _Making:
 
     def _result(self, store: LayerStore, checks: list[str], effect: SparsityEffect | None) -> SparsifyResult:
         config, shape = self.config, self.parent.shape
-        found = {name: self._matrix(store, name, spec) for name, spec in self._specs.items()}
+        figures = (lambda name: store.figures(self._layer(name), name)) if self.texts else None
+        found = {
+            name: sparse_matrix(spec, config.metric, figures and figures(name)) for name, spec in self._specs.items()
+        }
         layers = [[m for name, m in found.items() if self._layer(name) == i] for i in range(shape.sizes["layer"])]
         length = self._length
         return SparsifyResult(
@@ -230,35 +259,18 @@ class _Making:
             pattern=config.pattern,
             metric=config.metric.kind,
             scope=tuple(template for group in input_groups(shape) for template in group.templates),
-            sparsity=_share(list(found.values())),
-            layer_sparsity=tuple(map(_share, layers)),
+            sparsity=share(found.values()),
+            layer_sparsity=tuple(map(share, layers)),
+            amounts=config.amounts,
+            layer_patterns=tuple(map(str, self.patterns)),
+            layer_outliers=self.outliers,
             matrices=found,
             repair=config.repair,
             calibration=CalibrationUse(samples=config.samples, sequence_length=length) if self.texts else None,
             checks=tuple(checks),
-            serving=tuple(_serving(self.parent, config)),
+            serving=tuple(serving_findings(shape, self.patterns)),
             effect=effect,
         )
-
-    def _matrix(self, store: LayerStore, name: str, spec: MaskSpec) -> SparseMatrix:
-        figures = store.figures(self._layer(name), name) if self.texts else Figures(True, 0, None, None, False)
-        return SparseMatrix(
-            zeros=spec.zeros,
-            weights=spec.weights,
-            metric=self.config.metric.kind if figures.is_by_metric else Magnitude().kind,
-            tokens=figures.tokens,
-            error_before=figures.error_before,
-            error_after=figures.error_after,
-            is_repaired=figures.is_repaired,
-        )
-
-
-def _share(matrices: list[SparseMatrix]) -> float:
-    return sum(matrix.zeros for matrix in matrices) / sum(matrix.weights for matrix in matrices)
-
-
-def _held_out(found: ChildFigures) -> HeldOut:
-    return HeldOut(loss=found.loss.mean, kl=found.kl.mean, loss_stderr=found.loss.stderr, kl_stderr=found.kl.stderr)
 
 
 def _names(parent: SourceModel) -> list[str]:
@@ -284,8 +296,3 @@ def _check(work: StageBuild, parent: SourceModel, view: SparseCheckpoint) -> lis
             passed.append("zeros")
     work.measured.export_check = ExportCheck(compared=mode, seconds=round(time.monotonic() - started, 3))
     return passed
-
-
-def _serving(parent: SourceModel, config: SparsifyConfig) -> Iterator[ServingFinding]:
-    for found in serving.zeros(parent.shape, config.pattern):
-        yield ServingFinding(reader=found.reader, level=found.level, reason=found.reason, nearest=dict(found.nearest))

@@ -9,6 +9,8 @@ import pytest
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.report.product import Product
+from minitron_cli.results.sparsify import SparsifyResult
+from minitron_cli.results.training import TrainingResult
 from minitron_cli.sparse.mask_file import MaskFile
 from tests.cli.program import Run, invoke
 
@@ -40,11 +42,41 @@ def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
     for words, said in [
         (("--pattern", "3:2"), "3:2 keeps 3 of 2 weights"),
         (("--pattern", "3:5", "--metric", "magnitude"), "no whole number of groups of 5"),
-        (("--layer-amounts", "a"), "write a share for each layer, e.g. 0.4,0.5,0.6"),
+        (
+            ("--layer-amounts", "a"),
+            "sparsify.layer_amounts: 'a' is unknown: write uniform, owl, or a list such as [0.4, 0.6]",
+        ),
+        (("--layer-amounts", "0.4,b"), "'b' is not a pattern of zeros: write N:M"),
         ((), "no data given: add --data"),
-        ((*text, "metric.kind=taylor"), "taylor"),
+        ((*text, "metric.kind=taylor"), "sparsify.metric.kind is 'taylor'; use one of magnitude, wanda, sparsegpt"),
     ]:
         assert said in printed("sparsify", model, *words, code=2), words
+
+
+def test_an_unknown_metric_is_said_as_any_other_unknown_word(run: Run, tiny: Path) -> None:
+    said = " ".join(invoke("sparsify", tiny / "model", "--metric", "foo").stderr.replace("│", " ").split())
+    assert "Invalid value for '--metric': 'foo' is not one of 'magnitude', 'wanda', 'sparsegpt'." in said
+
+
+def test_inspect_says_which_tensors_are_masked(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed("sparsify", tiny / "model", "--metric", "magnitude", "--layer-amounts", "2:4,3:4,2:4,3:4", "-o", "out")
+    monkeypatch.setattr(MaskFile, "read", None)  # no bits of a mask are read
+    found = printed("inspect", "out")["masks"]
+    file = MaskFile.beside(Path("out"))
+    assert file is not None
+    assert (found["tensors"], found["patterns"]) == (len(file.specs), ["2:4", "3:4"])
+    assert found["zeros"] == found["weights"] * 3 / 8
+    row = found["by_kind"]["model.layers.{layer}.self_attn.q_proj.weight"]
+    assert row == {
+        "tensors": 4,
+        "patterns": ["2:4", "3:4"],
+        "zeros": row["weights"] * 3 // 8,
+        "weights": row["weights"],
+    }
+    people = invoke("inspect", "out").stderr
+    assert "Masked tensors" in people
+    assert "self_attn.q_proj" in people
+    assert "masks" not in printed("inspect", tiny / "model")
 
 
 @pytest.mark.slow
@@ -65,6 +97,70 @@ def test_the_verbs_after_it_take_the_sparse_model(run: Run, tiny: Path) -> None:
     page = Path(printed("report")["path"]) / "report.html"
     assert "Sparsity" in page.read_text()
     assert printed("push", "me/sparse", "--stage", "sparsify", "--dry-run")["files"]["sparsity.masks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune", ["", "prune: {shape: {ffn: 64}, repair: none}\n"])
+def test_rounds_of_a_recipe_lose_further_weights_and_go_on_where_they_were(run: Run, tiny: Path, prune: str) -> None:
+    data = f"data: {{sources: [{{kind: files, paths: [{tiny / 'text.jsonl'}]}}], sequence_length: 16}}"
+    sparsify = (
+        "sparsify: {metric: sparsegpt, pattern: '2:4', rounds: 2, round_tokens: 64, samples: 8, effect_blocks: 2}"
+    )
+    distill = "distill: {steps: 3, batch_size: 2, micro_batch_size: 2, warmup_steps: 1, eval_blocks: 2}"
+    controls = "controls: [{label: random, prune: random}]\n" * bool(prune)
+    rest = f"importance: {{samples: 4}}\n{prune}{sparsify}\n{distill}\n{controls}evaluate: {{blocks: 2}}\n"
+    Path("small.yaml").write_text(f"model: {tiny / 'model'}\n{data}\n{rest}")
+    plan = printed("run", "small.yaml", "--dry-run")
+    names = ["sparsify round-1", "distill round-1", "sparsify", "distill"]
+    assert [name for name in plan["prices"] if name in names] == names
+    assert plan["prices"]["distill round-1"]["tokens"]
+    printed("run", "small.yaml")
+    workspace = Workspace(Path("runs/small"))
+    made = {(one.stage, one.label): one for stage in ("sparsify", "distill") for one in workspace.artifacts(stage)}
+    first, between, last, student = (
+        made[at] for at in [("sparsify", "round-1"), ("distill", "round-1"), ("sparsify", ""), ("distill", "distilled")]
+    )
+    masks = [MaskFile.beside(one.path) for one in (first, between, last, student)]
+    assert [found and found.patterns for found in masks] == [("3:4",), ("3:4",), ("2:4",), ("2:4",)]
+    for found, one in zip(masks, (first, between, last, student), strict=True):
+        assert found is not None
+        found.check(Checkpoint.open(one.path).read)
+        for name in found.specs:
+            assert masks[0] is not None
+            assert not (found.read(name) & ~masks[0].read(name)).any(), "what is pruned once stays pruned"
+    assert between.result(TrainingResult).tokens == 64
+    product = Product.current(workspace)
+    assert product.artifact == student
+    assert product.sparse == last
+    assert (product.prune is not None) == bool(prune)
+    labels = [model.label for model in product.models()]
+    assert labels == ["parent", *["pruned"] * bool(prune), "sparse", "distilled", *["random"] * bool(prune)]
+    assert [one.label for one in product.trained] == ["distilled", *["random"] * bool(prune)]
+    again = [one["key"] for one in printed("run", "small.yaml")]
+    assert last.key in again
+    changed = printed("run", "small.yaml", "distill.steps=4")
+    assert last.key in [one["key"] for one in changed], "rounds that are done are not done again"
+
+
+@pytest.mark.slow
+def test_rounds_of_the_verb_say_what_they_take_and_end_in_a_sparse_model(run: Run, tiny: Path) -> None:
+    words = ("sparsify", tiny / "model", "--data", tiny / "text.jsonl", *DATA, "--metric", "magnitude", "--rounds", 2)
+    assert "nothing says how long: set sparsify.round_tokens" in printed(*words, code=2)
+    assert "a group loses 2 weights, so set at most 2" in printed(*words[:-1], 3, "round_tokens=64", code=2)
+    tokens = ("round_tokens=64",)
+    dry = printed(*words, *tokens, "--dry-run")
+    assert dry["forecast"]["rounds"] == 2
+    assert set(dry["price"]["disk"]) == {"sparsify round-1", "distill round-1", "sparsify"}
+    printed(*words, *tokens)
+    workspace = Workspace(Path("runs/model"))
+    assert workspace.current("distill") is None, "the training between rounds is not the product"
+    sparse = workspace.current("sparsify")
+    assert sparse is not None
+    assert sparse.result(SparsifyResult).pattern == "2:4"
+    assert [one.stage for one in Product.current(workspace).lineage] == ["sparsify", "distill", "sparsify"]
+    text = ("--data", tiny / "text.jsonl", *DATA)
+    trained = printed("distill", *text, *TRAINING)
+    assert trained["result"]["mask"]["patterns"] == ["2:4"]
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ class ToyMetric(SparseMetric):
     needs: ClassVar[Literal["squares"]] = "squares"
     is_share_of_line: ClassVar[bool] = True
 
-    def sparse(self, weight_OI, inputs, pattern):
+    def sparse(self, weight_OI, inputs, pattern, lost_OI=None):
         return Sparse(pattern.keep(weight_OI.float().abs() / weight_OI.float().abs().mean(0), self.axis(pattern, 1)))
 
 

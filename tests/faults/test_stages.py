@@ -21,7 +21,8 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.report import plots
 from minitron_cli.search.config import Retrain, SearchConfig
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, teacher
+from minitron_cli.sparse.config import SparsifyConfig
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify, teacher
 from minitron_cli.stages.teacher import TeacherConfig
 from tests.faults.harness import Range, artifacts, different, here, in_child, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
@@ -45,6 +46,7 @@ TEACHER = TeacherConfig(
     training=DistillConfig(steps=3, save_every=1, eval_every=2, eval_blocks=2, losses=(CrossEntropy(),), **TRAINING),
 )
 RETRAIN = Retrain(top=2, tokens=64, batch_size=2, learning_rate=1e-2, warmup_steps=1)
+SPARSIFY = {"metric": "sparsegpt", "repair": "least_squares", "samples": 8, "batch_size": 4, "effect_blocks": 2}
 SEARCH = {"space": {"ffn": (24, 32, 40)}, "candidates": 3, "score_blocks": 2}
 
 
@@ -79,6 +81,9 @@ class Chain:
                 PruneConfig(shape={"ffn": 24, "hidden": 24, "layer": 3}, repair="none"),
                 scores=w.require("importance", ""),
                 data=text,
+            ),
+            "sparsify": lambda c, w: sparsify.run(
+                c, open_source_model(w.require("prune", "").path), SparsifyConfig(**SPARSIFY), text
             ),
             "correct": lambda c, w: correct.run(c, parent, text, CORRECT),
             "distill": lambda c, w: distill.run(c, parent, w.require("prune", "").path, text, DISTILL),
@@ -127,7 +132,7 @@ def beginnings(chain, tmp_path_factory):
     return made
 
 
-NAMES = ("importance", "search", "prune", "correct", "distill", "evaluate", "report", "teacher")
+NAMES = ("importance", "search", "prune", "sparsify", "correct", "distill", "evaluate", "report", "teacher")
 
 
 def survive(name, stage, place, start=None):

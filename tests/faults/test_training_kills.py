@@ -12,6 +12,7 @@ from tests.faults.training_kills import Fork, Setting, compare, study, train
 def test_killed_trainings_end_like_undisturbed_ones() -> None:
     found = study(runs=3, kills=9, of_two=1, seed=100)
     assert found["kills"] == 9
+    assert {Setting(seed, 1).mask for seed in (100, 101, 102)} == {"none", "frozen", "refresh"}
     assert found["problems"] == []
 
 

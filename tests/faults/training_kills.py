@@ -28,6 +28,7 @@ from minitron_cli.distill.trainer import Placement
 from tests.faults.harness import Faulty
 from tests.processes import together
 from tests.unit.distill import small
+from tests.unit.distill.masked import lost, mask_
 from tests.unit.distill.test_trainer import FULL, PAIRS
 
 BLOCKS = 10  # so that an epoch is two and a half batches: its edges fall before, in and after a step
@@ -40,6 +41,11 @@ class Setting(NamedTuple):
     seed: int
     processes: int
 
+    @property
+    def mask(self) -> str:
+        """What becomes of zeros; none: the model is dense."""
+        return ("none", "frozen", "refresh")[self.seed % 3]
+
     def config(self) -> Any:
         draw = random.Random(self.seed)
         changes = {
@@ -50,7 +56,7 @@ class Setting(NamedTuple):
             "eval_every": draw.choice([2, 5]),
             "seed": self.seed,
             "export": "best",
-        }
+        } | ({"mask": {"refresh": 2}} if self.mask == "refresh" else {})
         return small.configured(**{**FULL.model_dump(), **changes})
 
 
@@ -87,14 +93,20 @@ def _one(rank: int, setting: Setting, root: Path, disk: io.Disk | None) -> None:
         io.disk = disk
     progress.show_on(Display())
     os.write(log, b"start\n")
-    small.run(
+    student = small.student(attention_dropout=0.3, tie_word_embeddings=True)
+    masks = mask_(student, root / f"masks-{rank}") if setting.mask != "none" else None
+    trained, _ = small.run(
         root / "scratch",
         config,
-        student=small.student(attention_dropout=0.3, tie_word_embeddings=True),
+        student=student,
+        masks=masks,
         blocks=Logged(BLOCKS),
         pairs=PAIRS,
         placement=Placement(is_sharded=setting.processes > 1),
     )
+    if masks and setting.mask == "frozen" and setting.processes == 1:
+        weights = dict(trained.named_parameters())
+        assert not any(weights[name][lost_].count_nonzero() for name, lost_ in lost(masks, trained).items())
 
 
 @dataclass

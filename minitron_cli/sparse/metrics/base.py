@@ -37,6 +37,11 @@ class Sparse(NamedTuple):
     """Weights that were updated, pruned ones being zero; None where those that stay keep their values."""
 
 
+def first_lost(scores: "Tensor", lost: "Tensor | None") -> "Tensor":
+    """Scores, none of them negative, with those of the weights that are pruned already below all others."""
+    return scores if lost is None else scores.masked_fill(lost, -1)
+
+
 class SparseMetric(Spec, ABC):
     """Base of a metric: a kind, what it needs, and how it prunes one matrix."""
 
@@ -48,8 +53,13 @@ class SparseMetric(Spec, ABC):
     """Whether a share of zeros is taken of every output's weights; otherwise it holds for the matrix as a whole."""
 
     @abstractmethod
-    def sparse(self, weight_OI: "Tensor", inputs: "InputSums | None", pattern: "Pattern") -> Sparse:
-        """The matrix with the pattern. `inputs` is given unless the metric needs nothing."""
+    def sparse(
+        self, weight_OI: "Tensor", inputs: "InputSums | None", pattern: "Pattern", lost_OI: "Tensor | None" = None
+    ) -> Sparse:
+        """The matrix with the pattern. `inputs` is given unless the metric needs nothing.
+
+        `lost_OI` says which weights are pruned already, bool: they stay so, as the first of those that go.
+        """
 
     def axis(self, pattern: "Pattern", inputs: int) -> int | None:
         """Axis along which the pattern holds, given that of the inputs of a stored matrix; None: as a whole."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minitron_cli.figures import Figure
-from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric
+from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric, first_lost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +18,12 @@ class Magnitude(SparseMetric):
     figure: ClassVar[Figure] = Figure("magnitude")
     needs: ClassVar[Needs] = "nothing"
 
-    def sparse(self, weight_OI: "Tensor", inputs: InputSums | None, pattern: "Pattern") -> Sparse:
+    def sparse(
+        self, weight_OI: "Tensor", inputs: InputSums | None, pattern: "Pattern", lost_OI: "Tensor | None" = None
+    ) -> Sparse:
         """Mask of the largest weights. Their bits without the sign are integers of the same order, compared faster."""
         import torch
 
         integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-        return Sparse(pattern.keep(weight_OI.abs().view(integers[weight_OI.itemsize]), self.axis(pattern, 1)))
+        sizes_OI = weight_OI.abs().view(integers[weight_OI.itemsize])
+        return Sparse(pattern.keep(first_lost(sizes_OI, lost_OI), self.axis(pattern, 1)))

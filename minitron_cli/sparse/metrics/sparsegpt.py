@@ -13,12 +13,18 @@ from pydantic import Field
 
 from minitron_cli import stopping
 from minitron_cli.figures import Figure
-from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric
+from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric, first_lost
 from minitron_cli.sparse.pattern import Pattern, highest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+STEP = 16
+"""Columns that are updated one by one; those behind them are updated once for all of these."""
+STRIP = 512
+"""Columns of a product with a triangular matrix that are computed at once."""
+SOLVED = 256
+"""Size up to which a matrix is factored by a library."""
 MORE_DAMPING = 10.0  # times as much, where H is not positive definite in floating point
 
 
@@ -33,7 +39,9 @@ class SparseGPT(SparseMetric):
     figure: ClassVar[Figure] = Figure("cost of the loss after refitting")
     needs: ClassVar[Needs] = "second_moments"
 
-    def sparse(self, weight_OI: "Tensor", inputs: InputSums | None, pattern: Pattern) -> Sparse:
+    def sparse(
+        self, weight_OI: "Tensor", inputs: InputSums | None, pattern: Pattern, lost_OI: "Tensor | None" = None
+    ) -> Sparse:
         """Mask and updated weights, in the dtype of the second moments."""
         assert inputs
         assert inputs.gram_II is not None
@@ -42,31 +50,79 @@ class SparseGPT(SparseMetric):
         weight_IO = weight_OI.to(factor_II.dtype).T.contiguous()
         mask_IO = weight_IO.new_ones(weight_IO.shape).bool()
         never_I = inputs.gram_II.diagonal() == 0
+        lost_IO = None if lost_OI is None else lost_OI.T.contiguous()
         group = pattern.group or 1
         size = max(self.block // group, 1) * group
         for start in range(0, len(weight_IO), size):
             stopping.raise_if_stopped()
             columns = slice(start, min(start + size, len(weight_IO)))
-            _prune_block_(weight_IO, mask_IO[columns], factor_II, never_I, columns, pattern)
+            lost_CO = None if lost_IO is None else lost_IO[columns]
+            _prune_block_(weight_IO, mask_IO[columns], factor_II, never_I, lost_CO, columns, pattern)
         return Sparse(mask_IO.T, weight_IO.T)
 
 
 def inverse_factor(gram_II: "Tensor", damping: float) -> "Tensor":
-    """Upper triangular U with U^T U = H^-1, where H is the second moments with damping.
-
-    With the order of rows and columns reversed, the Cholesky factor of H is an upper triangular R with R R^T = H, and U
-    is its inverse: one factorization instead of two, and no inverse of H in between.
-    """
+    """Upper triangular U with U^T U = H^-1, where H is the second moments with damping."""
     import torch
 
     mean = gram_II.diagonal().mean()
     added = damping * torch.where(mean > 0, mean, 1.0)
-    eye_II = torch.eye(len(gram_II), dtype=gram_II.dtype, device=gram_II.device)
     while True:
-        lower_II, failed = torch.linalg.cholesky_ex(gram_II.flip(0, 1) + added * eye_II)
-        if not failed:
-            return torch.linalg.solve_triangular(lower_II.flip(0, 1), eye_II, upper=True)
+        damped_II = gram_II.clone()
+        damped_II.diagonal().add_(added)
+        factor_II = torch.zeros_like(damped_II)
+        if _factor_(damped_II, factor_II):
+            return factor_II
         added = added * MORE_DAMPING
+
+
+def _factor_(damped_II: "Tensor", factor_II: "Tensor") -> bool:
+    """Write U into `factor_II`, which is zero; False if H is not positive definite.
+
+    `damped_II` is H on and above the diagonal, and changed. U is the inverse of the upper triangular R with R R^T = H.
+    In halves, with H = [[A, B], [B^T, D]] and V the factor of D, P = B V^T is the corner of R. So the factor W of
+    A - P P^T is the first block of U, and -W P V its corner. Nearly all of the work are products of halves, at the
+    machine's rate, which a library's factorization and inversion do not reach.
+    """
+    stopping.raise_if_stopped()
+    size = len(damped_II)
+    if size <= SOLVED:
+        return _solved_(damped_II, factor_II)
+    first, last = slice(size // 2), slice(size // 2, None)
+    if not _factor_(damped_II[last, last], factor_II[last, last]):
+        return False
+    corner = _product(damped_II[first, last], factor_II[last, last].T)
+    left_II = damped_II[first, first]
+    for start in range(0, len(left_II), STRIP):
+        strip = slice(start, start + STRIP)
+        left_II[strip, start:].addmm_(corner[strip], corner[start:].T, alpha=-1)
+    if not _factor_(left_II, factor_II[first, first]):
+        return False
+    corner = _product(corner, factor_II[last, last], is_upper=True)
+    factor_II[first, last] = _product(corner.T, factor_II[first, first].T).T.neg_()
+    return True
+
+
+def _product(left: "Tensor", triangle_II: "Tensor", *, is_upper: bool = False) -> "Tensor":
+    """Product with a triangular matrix on the right, lower unless `is_upper`, without most of its zeros."""
+    found = left.new_empty(left.shape)
+    for start in range(0, len(triangle_II), STRIP):
+        stop = start + STRIP
+        rows = slice(stop) if is_upper else slice(start, None)
+        found[:, start:stop] = left[:, rows] @ triangle_II[rows, start:stop]
+    return found
+
+
+def _solved_(damped_II: "Tensor", factor_II: "Tensor") -> bool:
+    """The same by one Cholesky factorization: with the order of rows and columns reversed, its factor of H is R."""
+    import torch
+
+    lower_II, failed = torch.linalg.cholesky_ex(damped_II.flip(0, 1))
+    if failed:
+        return False
+    eye_II = torch.eye(len(damped_II), dtype=damped_II.dtype, device=damped_II.device)
+    factor_II.copy_(torch.linalg.solve_triangular(lower_II.flip(0, 1), eye_II, upper=True))
+    return True
 
 
 def _prune_block_(
@@ -74,6 +130,7 @@ def _prune_block_(
     mask_CO: "Tensor",
     factor_II: "Tensor",
     never_I: "Tensor",
+    lost_CO: "Tensor | None",
     columns: slice,
     pattern: Pattern,
 ) -> None:
@@ -81,15 +138,24 @@ def _prune_block_(
     weight_CO, factor_CC = weight_IO[columns], factor_II[columns, columns]
     pivots_C, never_C = factor_CC.diagonal(), never_I[columns]
     if pattern.group is None:
-        mask_CO.copy_(_keep_share(_scores(weight_CO, pivots_C, never_C), columns.start, pattern))
-    errors_CO = weight_CO.new_zeros(weight_CO.shape)
-    for c in range(len(weight_CO)):
-        if pattern.group and c % pattern.group == 0:
-            group = slice(c, c + pattern.group)
-            mask_CO[group] = pattern.keep(_scores(weight_CO[group], pivots_C[group], never_C[group]), 0)
-        errors_CO[c] = weight_CO[c].masked_fill(mask_CO[c], 0) / pivots_C[c]
-        weight_CO[c].masked_fill_(~mask_CO[c], 0)
-        weight_CO[c + 1 :].addr_(factor_CC[c, c + 1 :], errors_CO[c], alpha=-1)
+        scores_CO = first_lost(_scores(weight_CO, pivots_C, never_C), lost_CO)
+        mask_CO.copy_(_keep_share(scores_CO, columns.start, pattern))
+    errors_CO = weight_CO.new_empty(weight_CO.shape)
+    group = pattern.group or STEP
+    step = max(STEP // group, 1) * group
+    for start in range(0, len(weight_CO), step):
+        stop = min(start + step, len(weight_CO))
+        for c in range(start, stop):
+            if pattern.group and c % group == 0:
+                some = slice(c, c + group)
+                scores_GO = _scores(weight_CO[some], pivots_C[some], never_C[some])
+                mask_CO[some] = pattern.keep(first_lost(scores_GO, None if lost_CO is None else lost_CO[some]), 0)
+            if c % group == 0:
+                errors_CO[c : c + group] = ~mask_CO[c : c + group]
+            errors_CO[c].mul_(weight_CO[c]).div_(pivots_C[c])
+            weight_CO[c + 1 : stop].addr_(factor_CC[c, c + 1 : stop], errors_CO[c], alpha=-1)
+        weight_CO[stop:].addmm_(factor_CC[start:stop, stop:].T, errors_CO[start:stop], alpha=-1)
+    weight_CO.mul_(mask_CO)
     weight_IO[columns.stop :].addmm_(factor_II[columns, columns.stop :].T, errors_CO, alpha=-1)
 
 

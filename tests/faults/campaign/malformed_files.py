@@ -17,6 +17,7 @@ from minitron_cli.evaluate.config import Cloze
 from tests.damage import ODD_VALUES
 from tests.faults.campaign.malformed import Case, Group, random_damage, texts, truncations
 from tests.faults.campaign.malformed_models import IMPORTANCE, start
+from tests.faults.campaign.programs import fork
 from tests.faults.campaign.setting import MAKERS, RECIPE, Setting
 
 SENTENCES = [f"the cat sat on mat {i} and the dog ran over hills while birds sing in tall trees" for i in range(80)]
@@ -108,6 +109,7 @@ DRY_RUN = ("run", "recipe.yaml", "--dry-run")
 KEYS = {
     "importance": ("samples", "batch_size", "mode", "seed", "blocks"),
     "prune": ("shape", "drop_layers", "repair", "budget", "rounds", "axes"),
+    "sparsify": ("pattern", "metric", "layer_amounts", "rounds", "round_tokens", "samples"),
     "distill": ("steps", "tokens", "batch_size", "losses", "learning_rate", "hidden", "export"),
     "evaluate": ("blocks", "tasks", "cloze", "gates", "suite", "include_path"),
     "data": ("sources", "sequence_length", "validation_fraction", "seed"),
@@ -223,6 +225,25 @@ def results(root: Path) -> Iterator[Case]:
         yield from random_damage("runs/model/importance/current", 3, words)
 
 
+def sparse(setting: Setting) -> Path:
+    """A directory with everything up to a sparse model."""
+    root = shutil.copytree(setting.beginnings["prune"], setting.place / "sparse")
+    ended = fork(MAGNITUDE, root).wait()
+    assert ended.code == 0, ended.err
+    return shutil.copytree(next(root.glob("runs/model/sparsify/[!.]*/")), root / "masked") and root
+
+
+MAGNITUDE = ("sparsify", "--metric", "magnitude")
+FURTHER = ("sparsify", "masked", "--metric", "magnitude", "--pattern", "1:4", "--run", "further")
+
+
+def masks(root: Path) -> Iterator[Case]:
+    """Damaged masks, met by the verbs that continue them and show them."""
+    for words in (FURTHER, ("inspect", "masked")):
+        yield from random_damage("masked/sparsity.masks", 20, words)
+        yield from truncations("masked/sparsity.masks", 5, words)
+
+
 GROUPS = {
     "JSON rows": Group(with_tables, json_rows, (reading("rows.jsonl"), reading("rows.json"))),
     "Parquet and Arrow": Group(with_tables, tables, (reading("rows.parquet"), reading("rows.arrow"))),
@@ -230,5 +251,6 @@ GROUPS = {
     "recipe": Group(start, recipes, (DRY_RUN,)),
     "gates": Group(with_task, gates, (MAKERS["eval"].words,)),
     "task": Group(with_task, tasks, (TASK,)),
+    "masks": Group(sparse, masks, (FURTHER, ("inspect", "masked"))),
     "results": Group(after_prune, results, (MAKERS["distill"].words, SCORES, ("show",), ("report",))),
 }

@@ -64,6 +64,7 @@ MAKERS = {
     "importance": Verb(("importance", "model", *TEXT, "--samples", "8", "--batch-size", "2")),
     "search": Verb(("search", *SEARCH.split(), SPACE), CHAIN[:1]),
     "prune": _verb("prune --shape hidden=24,ffn=32,layer=3 --repair least_squares repair_samples=8", *CHAIN[:2]),
+    "sparsify": _verb("sparsify --metric sparsegpt --repair least_squares --samples 8 effect_blocks=2", *CHAIN[:3]),
     "correct": _verb(f"correct {TRAINING}", *CHAIN[:3]),
     "distill": _verb(f"distill {TRAINING}", *CHAIN[:4]),
     "eval": _verb("eval blocks=4 cloze.items=4 cloze.context_words=8 cloze.continuation_words=3", *CHAIN[:5]),

@@ -66,6 +66,7 @@ def full() -> list[Task]:
 QUICK = [
     Task("kills of programs", "inspect", 1),
     Task("kills of forks", "prune", 2),
+    Task("kills of forks", "sparsify", 1),
     Task("kills of forks", "distill", 2),
     Task("full disks and limits", "importance", 4),
     *(Task("malformed", name, share=(1, 60)) for name in MALFORMED),

@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from minitron_cli.sparse.metrics import Magnitude, SparseGPT, Wanda
+from minitron_cli.sparse.metrics import Magnitude, SparseGPT, Wanda, sparsegpt
 from minitron_cli.sparse.metrics.base import InputSums
 from minitron_cli.sparse.metrics.sparsegpt import inverse_factor
 from minitron_cli.sparse.pattern import Pattern
@@ -80,7 +80,10 @@ def one_weight_at_a_time(weight_OI, hessian_II, pattern):
 
 @pytest.mark.parametrize("text", ["2:4", "1:4", "4:8", "1:2"])
 @pytest.mark.parametrize("block", [128, 4])
-def test_sparsegpt_is_optimal_brain_surgery_column_by_column(text, block):
+@pytest.mark.parametrize("step", [16, 4])
+def test_sparsegpt_is_optimal_brain_surgery_column_by_column(text, block, step, monkeypatch):
+    monkeypatch.setattr(sparsegpt, "STEP", step)
+    monkeypatch.setattr(sparsegpt, "SOLVED", step // 2)
     weight_OI, inputs_TI = normal(8, 8), correlated(30, 8)
     gram_II = inputs_TI.T @ inputs_TI
     hessian_II = gram_II + 0.01 * gram_II.diagonal().mean() * torch.eye(8)
@@ -90,12 +93,35 @@ def test_sparsegpt_is_optimal_brain_surgery_column_by_column(text, block):
     torch.testing.assert_close(found.weight_OI, wanted_OI, rtol=0, atol=1e-6)
 
 
-def test_the_factor_is_the_cholesky_factor_of_the_inverse():
+@pytest.mark.parametrize("solved", [256, 3, 1])
+def test_the_factor_is_the_cholesky_factor_of_the_inverse(solved, monkeypatch):
+    monkeypatch.setattr(sparsegpt, "SOLVED", solved)
+    monkeypatch.setattr(sparsegpt, "STRIP", solved)
     inputs_TI = correlated(30, 12)
     gram_II = inputs_TI.T @ inputs_TI
     hessian_II = gram_II + 0.01 * gram_II.diagonal().mean() * torch.eye(12)
     wanted_II = torch.linalg.cholesky(torch.linalg.inv(hessian_II), upper=True)
     torch.testing.assert_close(inverse_factor(gram_II, 0.01), wanted_II)
+
+
+@pytest.mark.parametrize("solved", [256, 2])
+def test_a_matrix_that_is_not_positive_definite_is_damped_more(solved, monkeypatch):
+    monkeypatch.setattr(sparsegpt, "SOLVED", solved)
+    monkeypatch.setattr(sparsegpt, "STRIP", solved)
+    gram_II = torch.diag(torch.tensor([4.0, 4.0, 4.0, -1.0, 4.0], dtype=torch.float64))
+    factor_II = inverse_factor(gram_II, 0.1)
+    damped_II = gram_II + 3.0 * torch.eye(5)  # 0.1 times the mean, and ten times that
+    torch.testing.assert_close(factor_II.T @ factor_II, torch.linalg.inv(damped_II))
+
+
+@pytest.mark.parametrize("text", ["2:4", "37%"])
+def test_steps_of_columns_change_nothing(text, monkeypatch):
+    weight_OI, inputs_TI = normal(20, 80), correlated(120, 80)
+    found = [SparseGPT(block=40).sparse(weight_OI, sums(inputs_TI), Pattern.parse(text))]
+    monkeypatch.setattr(sparsegpt, "STEP", 1)
+    found.append(SparseGPT(block=40).sparse(weight_OI, sums(inputs_TI), Pattern.parse(text)))
+    assert torch.equal(found[0].mask_OI, found[1].mask_OI)
+    torch.testing.assert_close(found[0].weight_OI, found[1].weight_OI)
 
 
 def test_blocks_of_sparsegpt_lose_together_what_the_matrix_has_to():

@@ -15,9 +15,12 @@ from minitron_cli.artifacts.fingerprint import of_directory, of_model
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import tables
+from minitron_cli.distill import training_run
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.errors import CheckpointError, InputError
 from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.price import offer
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.sparse.mask_file import MASKS, MaskFile
@@ -103,6 +106,19 @@ def test_refreshed_masks_are_those_of_the_written_weights(place: Path, tmp_path:
     assert made.run
     assert made.run.price
     assert made.run.price.memory["masks"] == 5 * after.weights, "a byte of each weight, and a copy in fp32"
+
+
+def test_masks_count_where_it_is_chosen_whether_to_shard(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, asked = open_source_model(sparse(place)), list[int]()
+    monkeypatch.setattr(training_run.sharding, "is_wanted", lambda *arguments: bool(asked.append(arguments[-1])))
+    monkeypatch.setattr(offer.sharding, "fits_replicated", lambda *arguments: bool(asked.append(arguments[-1])) or True)
+    config, weights = DistillConfig(**TRAINING | {"mask": {"refresh": 1}}), checked(student.path).weights
+    training_run.load(context(tmp_path), student, student, config)
+    blocks = blocks_of(context(tmp_path), data(place), "train", student.path)
+    offer.offered_training(context(tmp_path), student, student, config, blocks, 2)
+    assert asked == [4 * student.shape.parameters() + 5 * weights] * 2
 
 
 def test_without_masks_the_zeros_are_lost_and_it_is_said(place: Path, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minitron_cli import progress
+from minitron_cli import api, progress
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import tables
 from minitron_cli.cost.derive import spent
@@ -18,6 +19,7 @@ from minitron_cli.model.serving import zeros
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.sparse.mask_file import MASKS, MaskFile
+from minitron_cli.sparse.outliers import OutlierPass
 from minitron_cli.sparse.store import LayerStore
 from minitron_cli.stages import sparsify
 from tests.tiny import tiny_config
@@ -103,6 +105,57 @@ def test_layers_may_have_shares_of_their_own(place, tmp_path):
     assert result.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
+def outliers_by_hand(path, batches, times):
+    """Share of outliers of each layer of a loaded model: every matrix's entries one after the other."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    squares, handles = {}, []
+
+    def see(name, _, args):
+        squares[name] = squares.get(name, 0) + args[0].double().square().sum((0, 1))
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "layers" in name:
+            handles.append(module.register_forward_pre_hook(partial(see, name)))
+    with torch.inference_mode():
+        for batch in batches:
+            model(batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
+    for layer in range(model.config.num_hidden_layers):
+        scores = [
+            abs(weight) * norm
+            for name, square in squares.items()
+            if f"layers.{layer}." in name
+            for row in model.get_submodule(name).weight.tolist()
+            for weight, norm in zip(row, square.sqrt().tolist(), strict=True)
+        ]
+        mean = sum(scores) / len(scores)
+        yield sum(score > times * mean for score in scores) / len(scores)
+
+
+@pytest.mark.parametrize("pattern", ["50%", "4:8"])
+def test_layers_with_more_outliers_lose_less_and_all_together_what_they_should(place, tmp_path, monkeypatch, pattern):
+    seen = {}
+
+    def noted(model, shape, batches, **options):
+        seen["batches"] = batches
+        return OutlierPass(model, shape, batches, **options)
+
+    monkeypatch.setattr(sparsify, "OutlierPass", noted)
+    owl = {"kind": "owl", "outlier": 2.5, "spread": 0.2}
+    artifact = made(place, tmp_path, metric="wanda", pattern=pattern, layer_amounts=owl, effect_blocks=0)
+    result = artifact.result(SparsifyResult)
+    wanted = list(outliers_by_hand(place / "model", seen["batches"], 2.5))
+    assert result.layer_outliers == pytest.approx(wanted, abs=1e-9)
+    few, many = sorted(range(2), key=wanted.__getitem__)
+    assert result.layer_sparsity[few] > 0.5 > result.layer_sparsity[many]
+    assert 0.5 - 1 / 32 < result.sparsity <= 0.5, "whole weights of rows of 32"
+    masks = MaskFile.beside(artifact.path)
+    masks.check(Checkpoint.open(artifact.path).read)
+    assert {str(spec.pattern) for spec in masks.specs.values()} == set(result.layer_patterns)
+    assert [table.title for table in tables.tables(artifact)][1] == "Zeros of each layer, by their outliers (OWL)"
+    calibration = spent(artifact)[0]
+    assert calibration.flops == 3 * 8 * 16 * result.model.decoder_flops
+
+
 def test_a_run_that_is_stopped_in_the_middle_of_a_layer_resumes_to_the_same_bytes(place, tmp_path, monkeypatch):
     options = {"metric": "sparsegpt", "repair": "least_squares"}
     whole = made(place, tmp_path / "whole", **options)
@@ -138,14 +191,43 @@ def test_results_are_the_same_for_any_batch_size(place, tmp_path):
     [
         ({"pattern": "3:2"}, "3:2 keeps 3 of 2 weights: keep from 1 to 2 of them"),
         ({"pattern": "half"}, "is not a pattern of zeros: write N:M such as 2:4"),
-        ({"pattern": "2:4", "layer_amounts": (0.5, 0.5)}, "layer_amounts are shares, and 2:4 is not"),
+        (
+            {"pattern": "2:4", "layer_amounts": (0.5, 0.5)},
+            "layer_amounts has 50%, and the pattern is 2:4: write N:4 for each layer",
+        ),
         ({"pattern": "50%", "layer_amounts": (0.5, 1.5)}, "each is at least 0 and below 1"),
+        (
+            {"pattern": "50%", "layer_amounts": (0.5, "2:4")},
+            "has 2:4, and the pattern is 50%: write a share of zeros f",
+        ),
+        ({"pattern": "50%", "layer_amounts": "dsnot"}, "'dsnot' is unknown: write uniform, owl, or a list"),
+        ({"pattern": "95%", "layer_amounts": "owl"}, "no layer's share can differ that much from 95%: lower the spr"),
         ({"repair": "least_squares", "samples": 2}, "a repair needs at least 4 samples"),
     ],
 )
 def test_settings_that_cannot_be(config, message):
     with pytest.raises(ValueError, match=message):
         SparsifyConfig(**config)
+
+
+def test_rounds_need_text_to_train_on(place, tmp_path):
+    config = SparsifyConfig(metric="magnitude", rounds=2, round_tokens=64)
+    with pytest.raises(InputError, match="trains between rounds and needs text"):
+        api.sparsify(context(tmp_path), place / "model", config)
+
+
+def test_a_sparse_model_is_pruned_further_by_hand(place, tmp_path):
+    first = made(place, tmp_path, metric="magnitude", pattern="3:4", text=False)
+    for pattern, metric in (("2:4", "sparsegpt"), ("60%", "wanda")):
+        config = SparsifyConfig(metric=metric, pattern=pattern, samples=8, effect_blocks=0)
+        after = sparsify.run(context(tmp_path), open_source_model(first.path), config, data(place))
+        masks, before = MaskFile.beside(after.path), MaskFile.beside(first.path)
+        masks.check(Checkpoint.open(after.path).read)
+        for name in before.specs:
+            assert not (masks.read(name) & ~before.read(name)).any()
+    config = SparsifyConfig(metric="magnitude", pattern="3:8")
+    with pytest.raises(InputError, match=r"is sparse already \(3:4\), and 3:8 by magnitude cannot keep all its zeros"):
+        sparsify.run(context(tmp_path), open_source_model(first.path), config)
 
 
 def test_inputs_that_cannot_be(place, tmp_path):
@@ -157,14 +239,14 @@ def test_inputs_that_cannot_be(place, tmp_path):
         ),
         ({"metric": "wanda", "text": False}, InputError, "wanda needs calibration text: give some with --data"),
         ({"metric": "magnitude", "repair": "least_squares", "text": False}, InputError, "least_squares needs calibra"),
-        ({"pattern": "50%", "layer_amounts": (0.5,)}, InputError, "has 1 shares, and the model 2 layers"),
+        ({"pattern": "50%", "layer_amounts": (0.5,)}, InputError, "has 1 entries, and the model 2 layers"),
         ({"samples": 100_000}, DataError, "lower sparsify.samples or data.sequence_length, or add text"),
     ]
     for config, kind, message in refused:
         with pytest.raises(kind, match=message):
             made(place, tmp_path, **config)
     artifact = made(place, tmp_path, metric="magnitude", text=False)
-    with pytest.raises(InputError, match="is sparse already: give the dense model"):
+    with pytest.raises(InputError, match="is sparse already, and 2:4 makes no more of its weights zero"):
         sparsify.run(context(tmp_path), open_source_model(artifact.path), SparsifyConfig(metric="magnitude"))
 
 
