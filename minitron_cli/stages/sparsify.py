@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minitron_cli import io, progress
+from minitron_cli import io, methods, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -55,6 +55,8 @@ def run(
     context: Context, parent: SourceModel, config: SparsifyConfig, data: DataConfig | None = None, *, label: str = ""
 ) -> Artifact:
     """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None."""
+    if config.method:
+        progress.say(methods.explained(config.method, config))
     if (parent.path / MASKS).is_file():
         raise InputError(f"{parent.name} is sparse already: give the dense model that it was made from")
     texts: dict[SplitName, Blocks] = {}
