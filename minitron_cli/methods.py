@@ -49,6 +49,20 @@ METHODS: Mapping[str, Method] = {
         {"axes": ["layer"], "ranking.layers": "block_importance"},
         {"repair": "none"},
     ),
+    "replaceme": Method(
+        "prune",
+        "Shopkhoev et al. 2025",
+        {"axes": ["layer"], "repair": "least_squares"},
+        {"ranking.layers": "block_perplexity"},
+        "picks the block by the loss without it, not by cosine distance; fits more than the map of the block",
+    ),
+    "llm-streamline": Method(
+        "prune",
+        "Chen et al. 2024",
+        {"axes": ["layer"], "repair": "least_squares"},
+        {"ranking.layers": "block_perplexity"},
+        "as replaceme: the small network that is trained in the block's place has none in a stock checkpoint",
+    ),
     "magnitude": Method("sparsify", "Han et al. 2015", {"metric.kind": "magnitude"}, {"repair": "none"}),
     "wanda": Method("sparsify", "Sun et al. 2023", {"metric.kind": "wanda"}, {"repair": "none"}),
     "sparsegpt": Method("sparsify", "Frantar and Alistarh 2023", {"metric.kind": "sparsegpt"}, {"repair": "none"}),
@@ -74,7 +88,7 @@ def expanded(section: Section, values: Any) -> Any:
         raise ValueError(f"{name} is a method of {method.section}: give it as {method.section}.method")
     for key, value in method.keys.items():
         values = _with(values, key.split("."), value)
-        if (given := _at(values, key)) != value:
+        if (given := _at(values, key)) not in (value, None):
             raise ValueError(
                 f"method {name} stands for {key}={_shown(value)}, and {key} is {_shown(given)}: leave one of them out"
             )
@@ -88,7 +102,8 @@ def explained(name: str, config: BaseModel) -> str:
     method = METHODS[name]
     values = config.model_dump(mode="json")
     parts = [_explained(f"{method.section}.{key}", value, _at(values, key)) for key, value in _all(method).items()]
-    return f"method {name} ({method.source}) stands for {' '.join(parts)}"
+    differs = f"; unlike the paper: {method.differs}" if method.differs else ""
+    return f"method {name} ({method.source}) stands for {' '.join(parts)}{differs}"
 
 
 def _all(method: Method) -> dict[str, Any]:
@@ -106,7 +121,9 @@ def _with(values: Mapping[str, Any], path: Sequence[str], value: Any) -> Mapping
     if not rest:
         return {first: value, **values}
     inner = _mapping(values.get(first))
-    return values if inner is None else {**values, first: _with(inner, rest, value)}
+    if inner is None or (isinstance(values.get(first), str) and rest != ["kind"]):
+        return values  # of the wrong type, which the check of the section says
+    return {**values, first: _with(inner, rest, value)}
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:

@@ -8,8 +8,8 @@
     python scripts/methods_study.py --names qwen2.5-0.5b $TEXT --samples 16 --blocks 16 --seeds 1
 
 A name is a workspace with a teacher, or a pretrained model of real_models.py. The text applies to all but bench. Every
-cell is a method of `minitron_cli/methods.py`, an amount and a seed, which draws other calibration blocks. Figures are of
-held-out blocks on which nothing was fitted. They are kept in RUNS_DIR/NAME/methods-study, so an interrupted study
+cell is a method of `minitron_cli/methods.py`, an amount and a seed, which draws other calibration blocks. Figures are
+of held-out blocks on which nothing was fitted. They are kept in RUNS_DIR/NAME/methods-study, so an interrupted study
 continues, and `--write` writes the page from those that exist. Writes docs/results/methods.md.
 """
 
@@ -78,7 +78,7 @@ class MethodsStudy(Study):
         return {"loss": found.loss.mean, "kl": found.kl.mean}
 
     def child(self, axes: Sequence[str], share: float) -> Shape:
-        """Shape without a share of the parameters, other than the embedding's; of its axes, layers alone are counted."""
+        """Shape without a share of the parameters, other than the embedding's; of layers alone, their number counts."""
         parent = self.parent.shape
         if axes == ("layer",):
             layers = parent.sizes["layer"]
@@ -234,12 +234,13 @@ def section(study: MethodsStudy, every: Sequence[Cell]) -> Iterator[str]:
 HEAD = (
     "# Methods at equal sparsity",
     "",
-    "Every method that has a name ([methods.md](../methods.md)), on held-out text: nats per token, and KL to the parent;",
-    "mean and 95 % interval over seeds, which draw other calibration blocks. Sparse methods make a share of the weights of",
-    "the blocks' matrices zero; the others leave out as large a share of the parameters, embedding and LM head aside, and",
-    "methods for depth a share of the layers. Before any training: plain, with the repair that belongs to the method, and",
-    "with this tool's least squares in place of it (`repair: auto`, `repair: least_squares`). After it: on the same tokens",
-    "by forward KL, with a peak learning rate of 1e-3 for plain children and 3e-4 for repaired ones.",
+    "Every method that has a name ([methods.md](../methods.md)), on held-out text: nats per token, and KL to the",
+    "parent; mean and 95 % interval over seeds, which draw other calibration blocks. Sparse methods make a share of",
+    "the weights of the blocks' matrices zero; the others leave out as large a share of the parameters, embedding and",
+    "LM head aside, and methods for depth a share of the layers. Before any training: plain, with the repair that",
+    "belongs to the method, and with this tool's least squares in its place (`prune.repair: auto`, `sparsify.repair:",
+    "least_squares`). After it: on the same tokens by forward KL, with a peak learning rate of 1e-3 for plain children",
+    "and 3e-4 for repaired ones.",
     "",
     "Regenerate: as the docstring of `scripts/methods_study.py` says.",
     "",
