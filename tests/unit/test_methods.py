@@ -1,5 +1,6 @@
 """Names of published methods: what they stand for, and what may stand beside them."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -83,3 +84,15 @@ def test_other_keys_may_be_given_and_that_is_said():
     assert "prune.repair=all (given; its own is none)" in said
     assert "prune.ranking.width.batch=mean (given; its own is l2)" in said
     assert SparsifyConfig(method="wanda", metric="wanda", repair="least_squares").repair == "least_squares"
+
+
+@EVERY
+def test_the_page_has_a_row_for_each(name):
+    rows = (Path(__file__).parents[2] / "docs/methods.md").read_text().splitlines()
+    (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
+    method = methods.METHODS[name]
+    assert [cell.strip() for cell in row.split("|")][2::2][:2] == [method.section, method.source]
+    if not method.differs.startswith("as "):
+        bold = {part for part in row.split("**") if part.startswith("`")}
+        expected = {f"`{key.removesuffix('.kind')}: " for key in method.keys if "width" not in key}
+        assert all(any(part.startswith(start) for part in bold) for start in expected), (bold, expected)
