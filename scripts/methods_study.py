@@ -139,7 +139,7 @@ class Cell:
         shape = study.child(config.axes, SHARES[self.amount])
         sizes = {axis: shape.sizes[axis] for axis in config.axes}
         config = config.model_copy(update={"shape": sizes})
-        data = study.data if config.repair not in ("none", "bias") else None
+        data = None if config.repair == "none" else study.data
         return prune.run(study.context, study.parent, config, scores=study.scores(self.seed), data=data)
 
     def _smaller(self) -> Figures:

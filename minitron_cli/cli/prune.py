@@ -123,7 +123,7 @@ def prune(
         config = session.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
             raise InputError("--width, --depth and --axes choose what to prune but not how much: add --target")
-        if config.budget and not method and "layer" in config.axes and config.ranking.layers == "block_importance":
+        if config.budget and not config.method and "layer" in config.axes and config.ranking.layers == "block_importance":
             progress.say(BY_BLOCK_IMPORTANCE)
         scores = session.require("importance")
         needs_text = config.budget or config.rounds > 1 or (config.repairs and config.repair != "auto")
