@@ -2,7 +2,7 @@
 
     python scripts/bench_teacher.py
     TEXT="--text a.txt --validation b.txt"
-    python scripts/bench_teacher.py --name prose --hidden 128 --tokens 2000000 $TEXT
+    python scripts/bench_teacher.py --name prose --tokens 2000000 $TEXT
     python scripts/methods_study.py --names bench prose $TEXT --distilled bench
     python scripts/real_models.py
     python scripts/methods_study.py --names qwen2.5-0.5b $TEXT --samples 16 --blocks 16 --seeds 1

@@ -123,7 +123,8 @@ def prune(
         config = session.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
             raise InputError("--width, --depth and --axes choose what to prune but not how much: add --target")
-        if config.budget and not config.method and "layer" in config.axes and config.ranking.layers == "block_importance":
+        is_by_default = config.ranking.layers == "block_importance" and not config.method
+        if config.budget and "layer" in config.axes and is_by_default:
             progress.say(BY_BLOCK_IMPORTANCE)
         scores = session.require("importance")
         needs_text = config.budget or config.rounds > 1 or (config.repairs and config.repair != "auto")
