@@ -20,3 +20,7 @@ Preset = Literal["nemotron-15b-to-8b", "nemotron-15b-to-4b"]
 AUTO = "auto"
 FormatName = Literal["text", "chat", "completion", "sharegpt", "alpaca", "auto"]
 """Row formats: modules of `data.formats`; auto is the one whose columns the first row has."""
+
+PruneMethod = Literal["minitron-width", "minitron-depth", "shortgpt", "replaceme", "llm-streamline"]
+SparseMethod = Literal["magnitude", "wanda", "sparsegpt"]
+"""Published methods of `minitron prune` and `minitron sparsify` (`methods`)."""

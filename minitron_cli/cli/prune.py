@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 from minitron_cli import progress
-from minitron_cli.choices import RepairName
+from minitron_cli.choices import PruneMethod, RepairName
 from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import (
     Arguments,
@@ -37,6 +37,10 @@ def prune(
     target: Target = None,
     count: Count = None,
     tolerance: Tolerance = None,
+    method: Annotated[
+        PruneMethod | None,
+        Option(help="Prune as a published method does: prints the settings that it stands for (docs/methods.md)."),
+    ] = None,
     width: Annotated[
         bool, Option("--width", help="Prune hidden channels and FFN neurons to reach the target.")
     ] = False,
@@ -97,6 +101,7 @@ def prune(
 
     copy_out.check_new(output)
     flags: dict[KeyPath, Any] = {
+        ("method",): method,
         ("shape",): _sizes(shape) if shape else sessions.NULL if target else None,
         ("drop_layers",): _layers(drop_layers) if drop_layers else [] if target else None,
         ("budget",): sessions.NULL if shape or drop_layers else None,
@@ -118,7 +123,8 @@ def prune(
         config = session.section(PruneConfig, "prune")
         if (width or depth or axes) and config.budget is None:
             raise InputError("--width, --depth and --axes choose what to prune but not how much: add --target")
-        if config.budget and "layer" in config.axes and config.ranking.layers == "block_importance":
+        is_by_default = config.ranking.layers == "block_importance" and not config.method
+        if config.budget and "layer" in config.axes and is_by_default:
             progress.say(BY_BLOCK_IMPORTANCE)
         scores = session.require("importance")
         needs_text = config.budget or config.rounds > 1 or (config.repairs and config.repair != "auto")

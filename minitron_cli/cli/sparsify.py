@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from minitron_cli.choices import MaskRepair, MetricName
+from minitron_cli.choices import MaskRepair, MetricName, SparseMethod
 from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption
 
@@ -17,6 +17,10 @@ def sparsify(
     text: DataOptions,
     words: Arguments = None,
     recipe: RecipeOption = None,
+    method: Annotated[
+        SparseMethod | None,
+        Option(help="Prune as a published method does: prints the settings that it stands for (docs/methods.md)."),
+    ] = None,
     pattern: Annotated[
         str | None,
         Option(
@@ -75,6 +79,7 @@ def sparsify(
 
     copy_out.check_new(output)
     flags: dict[KeyPath, Any] = {
+        ("method",): method,
         ("pattern",): pattern,
         ("metric",): metric,
         ("repair",): repair,

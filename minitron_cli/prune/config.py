@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
 
-from minitron_cli.choices import RepairName
+from minitron_cli import methods
+from minitron_cli.choices import PruneMethod, RepairName
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric
@@ -75,6 +76,8 @@ BLOCK_TOKENS = {"score_blocks": 4_096, "repair_samples": 16_384}
 class PruneConfig(Spec):
     """One pruning: to a `shape`, or to a `budget` along `axes`; without either, to the search's winner."""
 
+    method: PruneMethod | None = Field(None, exclude=True)
+    """A published method by its name, which stands for other keys of this section: they are printed."""
     shape: dict[Axis, int] | None = None
     """Sizes of the axes to prune; the others keep the parent's."""
     drop_layers: tuple[int, ...] = ()
@@ -124,6 +127,11 @@ class PruneConfig(Spec):
         """Names of the repairs to apply. A norm whose output was fitted needs no rescaling, so `all` leaves it out."""
         both = frozenset({"rotate", "least_squares"})
         return both if self.repair in ("auto", "all") else frozenset({self.repair} & set(REPAIRS))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stands_for_keys(cls, values: Any) -> Any:
+        return methods.expanded("prune", values)
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> "PruneConfig":

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minitron_cli.choices import MaskRepair
+from minitron_cli import methods
+from minitron_cli.choices import MaskRepair, SparseMethod
 from minitron_cli.errors import InputError
 from minitron_cli.repair.held_out import HELD_OUT
 from minitron_cli.sparse.amounts import LayerAmounts, Owl
@@ -33,6 +34,8 @@ PatternText = Annotated[str, AfterValidator(_pattern)]
 class SparsifyConfig(Spec):
     """Zeros among the weights of every decoder block's matrices. Embeddings, head, norms, biases and routers stay."""
 
+    method: SparseMethod | None = Field(None, exclude=True)
+    """A published method by its name, which stands for other keys of this section: they are printed."""
     pattern: PatternText = "2:4"
     """N:M: of M consecutive inputs of every output, N are kept; or a share of zeros such as 50%."""
     metric: MetricSetting = Wanda()
@@ -113,6 +116,11 @@ class SparsifyConfig(Spec):
             return self
         most = min(self.samples, blocks, math.ceil(SAMPLE_TOKENS / sequence_length))
         return self.model_copy(update={"samples": max(most, 1)})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stands_for_keys(cls, values: Any) -> Any:
+        return methods.expanded("sparsify", values)
 
     @model_validator(mode="after")
     def _amounts_are_like_the_pattern(self) -> Self:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from minitron_cli import progress
+from minitron_cli import methods, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -65,6 +65,8 @@ def run(
 
     InputError if a choice, a repair or a round needs text and `data` is None.
     """
+    if config.method:
+        progress.say(methods.explained(config.method, config))
     if (parent.path / MASKS).is_file():
         progress.warn(
             f"{parent.name} is sparse, and pruning breaks its pattern of zeros: the child is dense and has no masks; "

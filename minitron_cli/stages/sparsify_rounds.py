@@ -12,7 +12,7 @@ round where it was.
 
 from dataclasses import replace
 
-from minitron_cli import progress
+from minitron_cli import methods, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.data.sources import DataConfig
@@ -44,6 +44,8 @@ def run(
 
     InputError if there are more, and no text to train on.
     """
+    if config.method:
+        progress.say(methods.explained(config.method, config))
     if config.rounds == 1:
         return sparsify.run(context, model, config, data, label=name)
     if data is None:

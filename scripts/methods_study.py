@@ -1,0 +1,290 @@
+"""Compare pruning methods at equal sparsity: before training, after least squares, and after the same distillation.
+
+    python scripts/bench_teacher.py
+    TEXT="--text a.txt --validation b.txt"
+    python scripts/bench_teacher.py --name prose --tokens 2000000 $TEXT
+    python scripts/methods_study.py --names bench prose $TEXT --distilled bench
+    python scripts/real_models.py
+    python scripts/methods_study.py --names qwen2.5-0.5b $TEXT --samples 16 --blocks 16 --seeds 1
+
+A name is a workspace with a teacher, or a pretrained model of real_models.py. The text applies to all but bench. Every
+cell is a method of `minitron_cli/methods.py`, an amount and a seed, which draws other calibration blocks. Figures are
+of held-out blocks on which nothing was fitted. They are kept in RUNS_DIR/NAME/methods-study, so an interrupted study
+continues, and `--write` writes the page from those that exist. Writes docs/results/methods.md.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from bench_teacher import bench_data
+from real_models import MODELS, real_model
+from studies import Figures, Study, mean_and_interval, write_page
+
+from minitron_cli import io, methods
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.batches import evenly_spaced
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.evaluate.beside_parent import BesideParent
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.model.shape import Shape
+from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.results.sparsify import SparsifyResult
+from minitron_cli.search.feasible import feasible
+from minitron_cli.sparse.config import SparsifyConfig
+from minitron_cli.stages import distill, importance, prune, sparsify
+
+SHARES = {"25%": 0.25, "50%": 0.5}  # of the parameters that are pruned, other than the embedding's
+PATTERNS = ("25%", "50%", "4:8", "2:4")
+PLAIN, OWN, FITTED = "plain", "own", "fitted"  # without a repair, with the method's, with least squares
+DISTILLED = ("50%", "2:4")
+LEARNING_RATE = {PLAIN: 1e-3, FITTED: 3e-4}  # a repaired child moves away from its parent at the larger one
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsStudy(Study):
+    """A model and text, with what is measured on them."""
+
+    name: str
+    tokens: int
+    """Tokens of a distillation."""
+
+    @cached_property
+    def held_out(self) -> BesideParent:
+        return BesideParent(self.teacher, self.validation, evenly_spaced(len(self.validation), self.blocks))
+
+    def scores(self, seed: int = 0) -> Artifact:
+        """Importance scores, with those that rank layers and blocks of layers."""
+        layers = self.parent.shape.sizes["layer"]
+        lengths = tuple(round(layers * share) for share in SHARES.values())
+        some = max(1, self.samples // 2)
+        config = ImportanceConfig(
+            samples=self.samples, seed=seed, layer_removal=True, removal_samples=some, blocks=lengths
+        )
+        return importance.run(self.context, self.parent, self.data, config)
+
+    def measured(self, path: Path) -> Figures:
+        """Loss and KL of a checkpoint in nats per token."""
+        found = self.held_out.of(hf.load_model(path, dtype="float32"))
+        return {"loss": found.loss.mean, "kl": found.kl.mean}
+
+    def child(self, axes: Sequence[str], share: float) -> Shape:
+        """Shape without a share of the parameters, other than the embedding's; of layers alone, their number counts."""
+        parent = self.parent.shape
+        if axes == ("layer",):
+            layers = parent.sizes["layer"]
+            return parent.resize(layer=layers - round(layers * share))
+        budget = Budget(target=int((1 - share) * parent.parameters("non_embedding")), count="non_embedding")
+        return feasible(parent, dict.fromkeys(axes, ()), budget)[0].shape
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method, an amount and a seed."""
+
+    study: MethodsStudy
+    method: str
+    amount: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.amount.replace(':', 'of').replace('%', '')}-{self.seed}"
+
+    def found(self, what: str, compute: Callable[[], Figures] | None) -> Figures | None:
+        """Stored figures, or those that `compute` measures; None if there are none and nothing is measured."""
+        name = f"{what}-{self.name}"
+        if compute is None and not self.study.path_of(name).is_file():
+            return None
+        return self.study.remembered(name, compute or dict)
+
+    def before_training(self, *, measure: bool) -> Figures | None:
+        """Loss and KL without a repair, with the method's own, and with least squares."""
+        is_sparse = methods.METHODS[self.method].section == "sparsify"
+        return self.found("before", (self._sparse if is_sparse else self._smaller) if measure else None)
+
+    def _sparsify(self, repair: str, effect_blocks: int = 0) -> Artifact:
+        config = SparsifyConfig(
+            method=self.method,
+            pattern=self.amount,
+            repair=repair,
+            samples=self.study.samples,
+            seed=self.seed,
+            effect_blocks=effect_blocks,
+        )
+        return sparsify.run(self.study.context, self.study.parent, config, self.study.data)
+
+    def _sparse(self) -> Figures:
+        start = time.process_time()
+        made = self._sparsify("least_squares", self.study.blocks)
+        result, seconds = made.result(SparsifyResult), time.process_time() - start
+        io.remove_tree(made.path)
+        assert result.effect
+        before, after = ({"loss": f.loss, "kl": f.kl} for f in (result.effect.before, result.effect.after))
+        return {PLAIN: before, FITTED: after, "pruned": result.sparsity, "seconds": seconds}
+
+    def _prune(self, repair: str | None) -> Artifact:
+        study = self.study
+        given: dict[str, Any] = {"repair": repair} if repair else {}
+        config = PruneConfig(method=self.method, repair_samples=study.samples, **given)
+        shape = study.child(config.axes, SHARES[self.amount])
+        sizes = {axis: shape.sizes[axis] for axis in config.axes}
+        config = config.model_copy(update={"shape": sizes})
+        data = None if config.repair == "none" else study.data
+        return prune.run(study.context, study.parent, config, scores=study.scores(self.seed), data=data)
+
+    def _smaller(self) -> Figures:
+        start, parent = time.process_time(), self.study.parent.shape
+        repairs: dict[str, str | None] = {PLAIN: "none", OWN: None, FITTED: "auto"}
+        if PruneConfig(method=self.method).repair == "none":
+            del repairs[OWN]
+        figures: Figures = {}
+        for what, repair in repairs.items():
+            made = self._prune(repair)
+            figures[what] = self.study.measured(made.path)
+            shape = open_source_model(made.path).shape
+            io.remove_tree(made.path)
+        left = shape.parameters("non_embedding") / parent.parameters("non_embedding")
+        return figures | {"pruned": 1 - left, "seconds": time.process_time() - start}
+
+    def distilled(self, what: str, *, measure: bool) -> Figures | None:
+        """Loss and KL after distillation of the child without a repair, or of the one with least squares."""
+        return self.found(f"{what}-distilled-{self.study.tokens}", (lambda: self._distilled(what)) if measure else None)
+
+    def _distilled(self, what: str) -> Figures:
+        is_sparse, study = methods.METHODS[self.method].section == "sparsify", self.study
+        if is_sparse:
+            student = self._sparsify("none" if what == PLAIN else "least_squares")
+        else:
+            student = self._prune("none" if what == PLAIN else "auto")
+        config = DistillConfig(
+            tokens=study.tokens,
+            batch_size=8,
+            micro_batch_size=8,
+            learning_rate=LEARNING_RATE[what],
+            min_learning_rate=LEARNING_RATE[what] / 10,
+            warmup_steps=10,
+            eval_every=max(1, study.tokens // (4 * 8 * study.train.sequence_length)),
+            eval_blocks=16,
+            save_every=50,
+            seed=self.seed,
+        )
+        trained = distill.run(study.context, study.parent, student.path, study.data, config)
+        figures = study.measured(trained.path)
+        for made in (student, trained):
+            io.remove_tree(made.path)
+        return figures
+
+
+def cells(study: MethodsStudy, seeds: int, wanted: Sequence[str]) -> list[Cell]:
+    """Cells of a study, those of the first seed first."""
+    found = [(name, amount) for name in methods.names("sparsify") for amount in PATTERNS]
+    found += [(name, amount) for name in methods.names("prune") for amount in SHARES]
+    chosen = [(name, amount) for name, amount in found if not wanted or name in wanted]
+    return [Cell(study, name, amount, seed) for seed in range(seeds) for name, amount in chosen]
+
+
+def measure(study: MethodsStudy, wanted: Sequence[Cell], seeds_distilled: int) -> None:
+    """Measure the cells, what no training is needed for first, so that an interrupted study has a page."""
+    study.remembered("parent", lambda: {"loss": study.held_out.parent_loss().mean})
+    for cell in wanted:
+        cell.before_training(measure=True)
+    for cell, what in product(wanted, (FITTED, PLAIN)):
+        if cell.seed < seeds_distilled and cell.amount in DISTILLED:
+            cell.distilled(what, measure=True)
+
+
+def both(found: Sequence[Figures | None]) -> str:
+    """Loss and KL of the seeds that are measured."""
+    known = [figures for figures in found if figures]
+    if not known:
+        return ""
+    return " / ".join(mean_and_interval([figures[name] for figures in known]) for name in ("loss", "kl"))
+
+
+def section(study: MethodsStudy, every: Sequence[Cell]) -> Iterator[str]:
+    """Markdown lines of a model's section."""
+    parent = study.remembered("parent", dict)["loss"] if study.path_of("parent").is_file() else float("nan")
+    yield from (f"## {study.name}: {study.parent.shape.parameters():,} parameters, loss {parent:.3f}", "")
+    columns = ("amount", "method", "pruned", "seeds", "plain: loss / KL", "its own repair", "least squares")
+    is_distilled = any(cell.distilled(what, measure=False) for cell in every for what in (PLAIN, FITTED))
+    columns += ("plain, distilled", "least squares, distilled") if is_distilled else ()
+    yield from ("| " + " | ".join(columns) + " |", "|---" * len(columns) + "|")
+    for amount in PATTERNS:
+        for method in dict.fromkeys(cell.method for cell in every):
+            of_row = [cell for cell in every if (cell.method, cell.amount) == (method, amount)]
+            if found := [f for cell in of_row if (f := cell.before_training(measure=False))]:
+                distilled = [[cell.distilled(what, measure=False) for cell in of_row] for what in (PLAIN, FITTED)]
+                row = [amount, method, f"{100 * found[0]['pruned']:.0f} %", f"{len(found)}"]
+                row += [both([figures.get(what) for figures in found]) for what in (PLAIN, OWN, FITTED)]
+                row += [both(each) for each in distilled] if is_distilled else []
+                yield "| " + " | ".join(row) + " |"
+    yield ""
+
+
+HEAD = (
+    "# Methods at equal sparsity",
+    "",
+    "Every method that has a name ([methods.md](../methods.md)), on held-out text: nats per token, and KL to the",
+    "parent; mean and 95 % interval over seeds, which draw other calibration blocks. Sparse methods make a share of",
+    "the weights of the blocks' matrices zero; the others leave out as large a share of the parameters, embedding and",
+    "LM head aside, and methods for depth a share of the layers. Before any training: plain, with the repair that",
+    "belongs to the method, and with this tool's least squares in its place (`prune.repair: auto`, `sparsify.repair:",
+    "least_squares`). After it: on the same tokens by forward KL, with a peak learning rate of 1e-3 for plain children",
+    "and 3e-4 for repaired ones.",
+    "",
+    "Regenerate: as the docstring of `scripts/methods_study.py` says.",
+    "",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
+    parser.add_argument("--names", nargs="+", default=["bench"], help="workspaces with a teacher, or pretrained models")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="training text of all models except bench")
+    parser.add_argument("--validation", nargs="+", metavar="FILE", help="validation text of all models except bench")
+    parser.add_argument("--methods", nargs="+", default=[], choices=[*methods.METHODS], help="methods (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--samples", type=int, default=128, help="calibration blocks")
+    parser.add_argument("--blocks", type=int, default=64, help="held-out blocks that results are measured on")
+    parser.add_argument("--distilled", nargs="*", default=[], help="models whose children are distilled as well")
+    parser.add_argument("--distilled-seeds", type=int, default=1, help="number of their seeds")
+    parser.add_argument("--tokens", type=int, default=200_000, help="tokens of a distillation")
+    parser.add_argument("--write", action="store_true", help="measure nothing; write the figures that exist")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/methods.md"), help="page to write")
+    args = parser.parse_args()
+
+    def study(name: str) -> MethodsStudy:
+        workspace = Workspace(args.runs_dir / name)
+        is_real = name in MODELS
+        path = real_model(name) if is_real else workspace.require("teacher", "python scripts/bench_teacher.py").path
+        return MethodsStudy(
+            folder="methods-study",
+            context=Context(workspace),
+            parent=open_source_model(path),
+            data=bench_data(*((None, None) if name == "bench" else (args.text, args.validation))),
+            samples=args.samples,
+            blocks=args.blocks,
+            name=name,
+            tokens=args.tokens,
+        )
+
+    studies = [study(name) for name in args.names]
+    for one in studies if not args.write else ():
+        measure(one, cells(one, args.seeds, args.methods), args.distilled_seeds if one.name in args.distilled else 0)
+    sections = [line for one in studies for line in section(one, cells(one, args.seeds, ()))]
+    write_page(args.output, [*HEAD, *sections])
+
+
+if __name__ == "__main__":
+    main()
