@@ -211,10 +211,12 @@ def prunes_layers(prune: PruneConfig, search: SearchConfig | None) -> bool:
     return shaped or within_budget or searched or prune.ranking.layers == "perplexity"
 
 
-def _reseeded(part: Spec, seed: int) -> dict[str, Any]:
+def _reseeded(part: Spec, seed: int) -> dict[str, Spec]:
     names = ("data", "importance", "search", "sparsify", "correct", "distill")
     sections = {name: getattr(part, name, None) for name in names}
-    return {name: section.model_copy(update={"seed": seed}) for name, section in sections.items() if section}
+    found = {name: section.model_copy(update={"seed": seed}) for name, section in sections.items() if section}
+    prune: PruneConfig | None = getattr(part, "prune", None)
+    return found | ({"prune": prune.seeded(seed)} if prune else {})
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -35,6 +35,7 @@ from minitron_cli.cli import (
     show,
     signals,
     sparsify,
+    study,
     torchrun,
     verify,
 )
@@ -223,6 +224,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report.report,
     "push": push.push,
     "run": run.run,
+    "study": study.study,
     "show": show.show_results,
     "verify": verify.verify,
     "inspect": inspect.inspect,

@@ -11,7 +11,7 @@ from minitron_cli import methods
 from minitron_cli.choices import PruneMethod, RepairName
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
-from minitron_cli.scores.metric import Activation, Metric
+from minitron_cli.scores.metric import Activation, Metric, Random
 from minitron_cli.spec import Spec, Target, of_whole
 
 BLOCK_RANKINGS = tuple(rankings(of_blocks=True))
@@ -121,6 +121,14 @@ class PruneConfig(Spec):
         unset = {name: tokens for name, tokens in BLOCK_TOKENS.items() if name not in self.model_fields_set}
         few = {name: min(getattr(self, name), math.ceil(tokens / sequence_length)) for name, tokens in unset.items()}
         return self.model_copy(update=few)
+
+    def seeded(self, seed: int) -> Self:
+        """The same, with a random order drawn from this seed if that is what ranks."""
+        width = self.ranking.width
+        if not isinstance(width, Random):
+            return self
+        ranking = self.ranking.model_copy(update={"width": width.model_copy(update={"seed": seed})})
+        return self.model_copy(update={"ranking": ranking})
 
     @property
     def repairs(self) -> frozenset[str]:

@@ -1,0 +1,67 @@
+"""Differences of two arms paired by seed, and whether an expected order holds. Knows numbers only.
+
+Runs of one seed share calibration blocks and the order of the text, so that their difference varies less than either.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
+
+POWER = 0.8
+"""Probability with which a difference is to be found."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences between two arms, one for each seed."""
+
+    differences: tuple[float, ...]
+    """Figure of the arm that is expected higher, minus that of the other."""
+
+    @property
+    def mean(self) -> float:
+        """Mean difference."""
+        return statistics.mean(self.differences)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean."""
+        return statistics.stdev(self.differences) / math.sqrt(len(self.differences))
+
+    @property
+    def half_width(self) -> float:
+        """Half the 95 % interval of the mean, by Student's t."""
+        return student_t(CONFIDENCE, len(self.differences) - 1) * self.stderr
+
+    @property
+    def smallest_seen(self) -> float:
+        """Difference that so many seeds find with a probability of `POWER`, at this standard error."""
+        freedom = len(self.differences) - 1
+        return (student_t(CONFIDENCE, freedom) + student_t(2 * POWER - 1, freedom)) * self.stderr
+
+    @property
+    def as_expected(self) -> int:
+        """Number of seeds with the expected order."""
+        return sum(difference > 0 for difference in self.differences)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of a difference of zero, by the paired t-test."""
+        if self.stderr == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        from scipy.stats import t
+
+        return float(2 * t.sf(abs(self.mean) / self.stderr, len(self.differences) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for all of them being looked at (Holm 1979), in their order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

@@ -1,0 +1,125 @@
+"""What a study compares, as data: a recipe, arms that change a part of it, and what the papers found. No torch.
+
+An arm is a set of sections laid over the study's recipe, so that whatever a recipe can say can be an arm, and a user's
+own study is a YAML file beside the shipped ones in `recipes/studies/`.
+"""
+
+import copy
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from minitron_cli import recipe as recipes
+from minitron_cli import yaml_document
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.errors import RecipeError
+from minitron_cli.recipe import Recipe
+from minitron_cli.spec import Quantity, Spec
+from minitron_cli.yaml_document import YamlDocument
+
+Figure = Literal["kl", "loss"]
+When = Literal["before", "after"]
+TRIAL_SEED = 100
+"""Seed of the short runs that choose a learning rate, which no compared run has."""
+
+
+class Expected(Spec):
+    """Order of two arms that a paper found."""
+
+    lower: str
+    """Arm with the lower figure."""
+    higher: str
+    """Arm with the higher figure."""
+    when: When = "after"
+    """Whether it is the figure before or after training."""
+    published: str = ""
+    """What was found, in words or numbers."""
+
+
+class Tuning(Spec):
+    """Learning rates that are tried for every arm in short runs, whose lowest figure chooses."""
+
+    rates: tuple[float, ...] = Field(min_length=2)
+    """Peak learning rates. Each ends at a tenth of itself."""
+    tokens: Quantity
+    """Tokens of a short run."""
+
+
+class StudyDefinition(Spec):
+    """One study."""
+
+    question: str
+    """What it answers, in a sentence."""
+    source: str
+    """The paper, with its table or section."""
+    figure: Figure = "loss"
+    """What arms are compared by, on held-out text, in nats per token: the loss, or the KL from the parent."""
+    recipe: dict[str, Any]
+    """Sections that all arms share: a recipe without model and data."""
+    arms: dict[str, dict[str, Any]] = Field(min_length=2)
+    """Label -> sections that differ from the recipe."""
+    expected: tuple[Expected, ...] = ()
+    """Orders that were published."""
+    tuning: Tuning | None = None
+    """Choice of each arm's learning rate; without it, all have the recipe's."""
+    seeds: int = Field(3, ge=2)
+    """Number of runs of each arm. A seed draws calibration blocks, the order of the text and random choices."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for pair in self.expected:
+            if unknown := [arm for arm in (pair.lower, pair.higher) if arm not in self.arms]:
+                raise ValueError(f"{unknown[0]!r} is no arm; the arms are {', '.join(self.arms)}")
+        return self
+
+    def recipe_of(self, arm: str, model: str, data: DataConfig, seed: int, changes: Mapping[str, Any]) -> Recipe:
+        """Recipe of one run: the study's, the arm's sections over it, then `changes`. RecipeError if it is invalid."""
+        given = {"model": model, "data": data.model_dump(mode="json"), "report": False, **self.recipe}
+        values = merged(merged(given, self.arms[arm]), changes)
+        try:
+            found = yaml_document.check(Recipe, YamlDocument(values))
+        except RecipeError as e:
+            raise RecipeError(f"arm {arm}: {e}") from None
+        return found.seeded(seed).model_copy(update={"data": found.data})  # one order of blocks to hold out and to draw
+
+
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with those of `over` laid on top. A mapping with another `kind` replaces the one below."""
+    found = copy.deepcopy(dict(values))
+    for name, value in over.items():
+        below = found.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and _is_one_kind(value, below):
+            found[name] = merged(below, value)
+        else:
+            found[name] = copy.deepcopy(value)
+    return found
+
+
+def _is_one_kind(value: Mapping[str, Any], below: Mapping[str, Any]) -> bool:
+    return "kind" not in value or value["kind"] == below.get("kind")
+
+
+def load(name: str) -> StudyDefinition:
+    """Study from a file, or of a shipped name. RecipeError if there is none or it is invalid."""
+    return yaml_document.check(StudyDefinition, yaml_document.read(find(name)))
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of each study that ships with the package."""
+    directory = next(iter(recipes.shipped().values())).parent / "studies"
+    return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """File of a study, given its path or the name of one that ships. RecipeError if there is none."""
+    known = shipped()
+    if name in known:
+        return known[name]
+    if Path(name).exists():
+        return Path(name)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"give a file, or one of {', '.join(known)}"
+    raise RecipeError(f"study {name!r} does not exist: {hint}")

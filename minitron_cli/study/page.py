@@ -1,0 +1,132 @@
+"""What a study found, as tables and as a page of Markdown: every arm, and every order that a paper expects."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
+from minitron_cli.report import markdown
+from minitron_cli.report.view import Table
+from minitron_cli.study.comparison import Paired, holm
+from minitron_cli.study.definition import Expected, Figure, StudyDefinition, When
+from minitron_cli.study.runner import ModelFigures, RunFigures
+
+ARMS = ("arm", "parameters", "learning rate", "before: loss / KL", "after: loss / KL")
+ORDERS = (
+    "expected lower",
+    "than",
+    "figure",
+    "difference",
+    "seeds as expected",
+    "p (Holm)",
+    "seen at 80 %",
+    "published",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Figures of all runs of a study."""
+
+    name: str
+    definition: StudyDefinition
+    runs: Mapping[str, Sequence[RunFigures]]
+    """Label of each arm -> its runs, by seed."""
+    parent_loss: float
+    """Nats per token."""
+    setting: str
+    """Model, text and lengths, in a sentence."""
+    command: str
+    """Command that measures it again."""
+
+    @property
+    def seeds(self) -> int:
+        """Number of runs of each arm."""
+        return len(next(iter(self.runs.values())))
+
+    def arms(self) -> Table:
+        """A row for each arm."""
+        return Table.of_words("Arms", ARMS, [_arm(label, runs) for label, runs in self.runs.items()])
+
+    def orders(self) -> Table:
+        """A row for each order that was published; no rows if there are none."""
+        pairs = [self.paired(expected) for expected in self.definition.expected]
+        adjusted = holm([pair.p_value for pair in pairs])
+        rows = [
+            self._order(expected, pair, p)
+            for expected, pair, p in zip(self.definition.expected, pairs, adjusted, strict=True)
+        ]
+        return Table.of_words("Published orders", ORDERS, rows)
+
+    def paired(self, expected: Expected) -> Paired:
+        """Differences of two arms by seed, positive in the expected order."""
+        higher, lower = (self._values(arm, expected.when) for arm in (expected.higher, expected.lower))
+        return Paired(tuple(h - low for h, low in zip(higher, lower, strict=True)))
+
+    def _values(self, arm: str, when: When) -> list[float]:
+        return [value(run, when, self.definition.figure) for run in self.runs[arm]]
+
+    def _order(self, expected: Expected, pair: Paired, p: float) -> list[str]:
+        return [
+            expected.lower,
+            expected.higher,
+            f"{self.definition.figure} {expected.when}",
+            f"{pair.mean:+.4f} ± {pair.half_width:.4f}",
+            f"{pair.as_expected} of {len(pair.differences)}",
+            f"{p:.3f}",
+            f"{pair.smallest_seen:.4f}",
+            expected.published,
+        ]
+
+    def page(self) -> str:
+        """Page of Markdown."""
+        return "\n\n".join(self._paragraphs()) + "\n"
+
+    def _paragraphs(self) -> Iterator[str]:
+        yield f"# {markdown.inline(self.definition.question)}"
+        yield markdown.inline(self.setting)
+        yield (
+            "Loss and KL from the parent in nats per token on held-out blocks that nothing was chosen by; the "
+            f"parent's loss is {self.parent_loss:.4f}. Mean and 95 % interval (Student's t) over {self.seeds} seeds, "
+            "each of which draws other calibration blocks and another order of the text."
+        )
+        yield markdown.table(self.arms())
+        if self.definition.expected:
+            yield (
+                f"Published orders ({markdown.inline(self.definition.source)}). The difference is that of runs with "
+                "the same seed, positive in the expected order, with its 95 % interval; p-values are of paired "
+                "t-tests, adjusted for their number (Holm). The smallest difference that so many seeds find four times "
+                "in five is given beside it."
+            )
+            yield markdown.table(self.orders())
+        yield f"Regenerate: `{self.command}`"
+
+
+def value(run: RunFigures, when: When, figure: Figure) -> float:
+    """Figure of a run on the reported blocks; after training, if there was none, that before."""
+    measured = run.after if when == "after" and run.after else run.before
+    return float(getattr(measured.reported, figure))
+
+
+def _arm(label: str, runs: Sequence[RunFigures]) -> list[str]:
+    after = [run.after.reported for run in runs if run.after]
+    rate = runs[0].learning_rate
+    return [
+        label,
+        f"{runs[0].parameters:,}",
+        f"{rate:g}" if rate else "",
+        _figures([run.before.reported for run in runs]),
+        _figures(after) if after else "",
+    ]
+
+
+def _figures(found: Sequence[ModelFigures]) -> str:
+    return " / ".join(_interval([getattr(one, name) for one in found]) for name in ("loss", "kl"))
+
+
+def _interval(values: Sequence[float]) -> str:
+    """Mean, and half the width of its 95 % interval."""
+    if len(values) < 2:
+        return f"{values[0]:.4f}"
+    half = student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.4f} ± {half:.4f}"

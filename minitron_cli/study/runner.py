@@ -1,0 +1,186 @@
+"""Runs of a study: every arm with every seed, measured on held-out blocks that nothing was chosen by.
+
+Artifacts that arms share, such as scores, are made once. Of a run that is over only its figures are kept, in
+`study/NAME/` of the workspace, so that an interrupted study continues and a disk does not fill.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from minitron_cli import canonical_json, io, pipeline, progress, strict_json
+from minitron_cli.artifacts.build import Context
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.batches import evenly_spaced
+from minitron_cli.data.pack import Blocks
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.evaluate.beside_parent import POSITIONS, BesideParent
+from minitron_cli.inputs.source_model import SourceModel, open_source_model
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.spec import Spec
+from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition
+
+NOTHING = {"evaluate": {"perplexity": False}}  # figures are measured here, on blocks of our own choice
+
+
+class ModelFigures(Spec):
+    """One model on held-out blocks, in nats per token."""
+
+    loss: float
+    kl: float
+    """KL from the parent."""
+
+
+class Measured(Spec):
+    """One model on the blocks that choices are made by, and on the others."""
+
+    chosen_by: ModelFigures
+    reported: ModelFigures
+
+
+class RunFigures(Spec):
+    """One run of an arm."""
+
+    parameters: int
+    """Parameters of the child."""
+    non_embedding: int
+    """Those outside embedding and LM head."""
+    learning_rate: float | None
+    """Peak learning rate; None without training."""
+    before: Measured
+    """The child before training."""
+    after: Measured | None
+    """The child after training; None without."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A study on a model and text."""
+
+    name: str
+    definition: StudyDefinition
+    context: Context
+    model: str
+    data: DataConfig
+    blocks: int
+    """Held-out blocks: half of them choose, half are reported."""
+    quick_steps: int | None = None
+    """Steps of every training instead of the study's lengths, without a choice of learning rates."""
+
+    @property
+    def directory(self) -> Path:
+        """Directory of the figures, by everything that they depend on but the arm and the seed."""
+        facts = {
+            "study": self.definition.model_dump(mode="json", exclude={"question", "source", "expected", "seeds"}),
+            "parent": self.parent.fingerprint,
+            "data": self.data.model_dump(mode="json"),
+            "blocks": self.blocks,
+            "quick_steps": self.quick_steps,
+        }
+        return self.context.workspace.root / "study" / f"{self.name}-{canonical_json.digest(facts)[:8]}"
+
+    @cached_property
+    def parent(self) -> SourceModel:
+        """The model that is pruned."""
+        return open_source_model(self.model, offline=self.context.offline)
+
+    def results(self, seeds: int) -> dict[str, list[RunFigures]]:
+        """Label of each arm -> figures of its runs, one for each seed."""
+        arms, total = self.definition.arms, len(self.definition.arms) * seeds
+        found: dict[str, list[RunFigures]] = {arm: [] for arm in arms}
+        with progress.track(f"study {self.name}", total, "runs") as step:
+            for seed in range(seeds):  # seed by seed: an interrupted study has all arms of the first ones
+                for arm in arms:
+                    found[arm].append(self._result(arm, seed))
+                    step()
+        return found
+
+    def planned(self, seeds: int) -> str:
+        """What would be run, in a sentence. RecipeError if a recipe is invalid."""
+        for arm in self.definition.arms:
+            self.definition.recipe_of(arm, self.model, self.data, 0, NOTHING)
+        trained = [arm for arm in self.definition.arms if self._trains(arm)]
+        trials = len(self.definition.tuning.rates) * len(trained) if self.definition.tuning else 0
+        runs = f"{len(self.definition.arms)} arms with {seeds} seeds"
+        short = f", after {trials} short runs that choose learning rates" if trials and not self.quick_steps else ""
+        return f"study {self.name}: {runs}{short}; figures go to {self.directory}"
+
+    def setting(self) -> str:
+        """Model, text and held-out blocks, in a sentence."""
+        lengths = f"{self.quick_steps} steps a run" if self.quick_steps else "lengths as in the study"
+        return (
+            f"{Path(self.model).name}: {self.parent.shape.parameters():,} parameters, blocks of "
+            f"{self.data.sequence_length:,} tokens, half of {self.blocks} held-out blocks reported with up to "
+            f"{POSITIONS} predictions of each, {lengths}."
+        )
+
+    def parent_loss(self) -> float:
+        """Loss of the parent on the blocks that are reported."""
+        return self._beside[1].parent_loss().mean
+
+    def _result(self, arm: str, seed: int) -> RunFigures:
+        changes = {"learning_rate": rate, "min_learning_rate": rate / 10} if (rate := self._rate(arm)) else {}
+        return self._remembered(f"{arm}-{seed}", arm, seed, changes)
+
+    def _rate(self, arm: str) -> float | None:
+        """Learning rate with the lowest figure after a short run; None where none is chosen."""
+        tuning, figure = self.definition.tuning, self.definition.figure
+        if tuning is None or self.quick_steps or not self._trains(arm):
+            return None
+
+        def end(rate: float) -> float:
+            changes = {"learning_rate": rate, "min_learning_rate": rate / 10, "tokens": tuning.tokens, "steps": None}
+            after = self._remembered(f"{arm}-trial-{rate:g}", arm, TRIAL_SEED, changes).after
+            assert after
+            return float(getattr(after.chosen_by, figure))
+
+        return min(tuning.rates, key=end)
+
+    def _remembered(self, name: str, arm: str, seed: int, distill: Mapping[str, Any]) -> RunFigures:
+        path = self.directory / f"{name}.json"
+        if not path.is_file():
+            figures = self._run(arm, seed, distill)
+            io.make_dirs(path.parent)
+            io.replace(path, canonical_json.pretty(figures.model_dump(mode="json")))
+        return RunFigures.model_validate(strict_json.load(path))
+
+    def _run(self, arm: str, seed: int, distill: Mapping[str, Any]) -> RunFigures:
+        if self.quick_steps:
+            distill = {"steps": self.quick_steps, "tokens": None, "warmup_steps": self.quick_steps // 10}
+        changes = NOTHING | ({"distill": distill} if distill and self._trains(arm) else {})
+        recipe = self.definition.recipe_of(arm, self.model, self.data, seed, changes)
+        last = pipeline.run(recipe, self.context)[-1]
+        trained = last.distilled.get(pipeline.DISTILLED)
+        shape = open_source_model(last.start.path).shape
+        figures = RunFigures(
+            parameters=shape.parameters(),
+            non_embedding=shape.parameters("non_embedding"),
+            learning_rate=recipe.distill.learning_rate if trained and recipe.distill else None,
+            before=self._measured(last.start.path),
+            after=self._measured(trained.path) if trained else None,
+        )
+        if trained:
+            io.remove_tree(trained.path)
+        return figures
+
+    def _trains(self, arm: str) -> bool:
+        sections = self.definition.arms[arm]
+        return bool(sections["distill"] if "distill" in sections else self.definition.recipe.get("distill"))
+
+    def _measured(self, path: Path) -> Measured:
+        model = hf.load_model(path, device=self.context.device, dtype="float32")
+        chosen_by, reported = (beside.of(model) for beside in self._beside)
+        return Measured(
+            chosen_by=ModelFigures(loss=chosen_by.loss.mean, kl=chosen_by.kl.mean),
+            reported=ModelFigures(loss=reported.loss.mean, kl=reported.kl.mean),
+        )
+
+    @cached_property
+    def _beside(self) -> tuple[BesideParent, BesideParent]:
+        """The parent on the blocks that choose, and on those that are reported."""
+        model = hf.load_model(self.parent.path, device=self.context.device, dtype="float32")
+        held_out: Blocks = blocks_of(self.context, self.data, "validation", self.parent.path)
+        ids = evenly_spaced(len(held_out), self.blocks)
+        return BesideParent(model, held_out, ids[::2]), BesideParent(model, held_out, ids[1::2] or ids)

@@ -1,0 +1,90 @@
+"""`minitron study`: arms are run and compared, and what is finished is not run again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minitron_cli import pipeline
+from tests.cli.program import Run
+
+STUDY = """
+question: Which loss is better?
+source: nobody
+recipe:
+  importance: {samples: 4}
+  prune: {shape: {ffn: 64}, repair: none}
+  distill: {tokens: 128, batch_size: 2, micro_batch_size: 2, eval_blocks: 1}
+arms:
+  forward KL: {}
+  reverse KL: {distill: {losses: [{kind: reverse_kl}]}}
+  random: {prune: {ranking: {width: {kind: random}}}, distill: null}
+tuning: {rates: [1e-3, 1e-2], tokens: 64}
+expected:
+  - {lower: forward KL, higher: reverse KL}
+  - {lower: forward KL, higher: random, when: before, published: "far better"}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of three arms."""
+    file = tmp_path / "own.yaml"
+    file.write_text(STUDY)
+    return file
+
+
+def words(study: Path, tiny: Path, *more: object) -> list[object]:
+    """Command line of the study on the tiny model."""
+    text = ("--data", tiny / "text.jsonl", "--sequence-length", 16)
+    return ["study", study, tiny / "model", *text, "--seeds", 2, "--blocks", 4, *more]
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_continues_with_the_runs_that_are_missing(run: Run, tiny: Path, study: Path, monkeypatch):
+    real, recipes = pipeline.run, []
+
+    def counted(recipe, context):
+        recipes.append(recipe)
+        if len(recipes) == 6:
+            raise KeyboardInterrupt
+        return real(recipe, context)
+
+    monkeypatch.setattr(pipeline, "run", counted)
+    assert run(*words(study, tiny)).exit_code == 130
+    done = run(*words(study, tiny, "--output", "page.md", "--json"))
+    assert done.exit_code == 0, done.stderr
+    trials, runs = 2 * 2, 3 * 2
+    assert len(recipes) == trials + runs + 1  # the one that was interrupted is run again
+    found = json.loads(done.stdout)
+    assert found == json.loads(Path("page.json").read_text())
+    assert list(found) == ["forward KL", "reverse KL", "random"]
+    assert found["random"][0]["after"] is None
+    assert found["forward KL"][0]["learning_rate"] in (1e-3, 1e-2)
+    assert found["forward KL"][0]["before"] == found["reverse KL"][0]["before"] != found["forward KL"][1]["before"]
+    lines = Path("page.md").read_text().splitlines()
+    difference = sum(
+        arm["before"]["reported"]["loss"] * sign
+        for name, sign in (("random", 0.5), ("forward KL", -0.5))
+        for arm in found[name]
+    )
+    (row,) = [line for line in lines if line.startswith("| forward KL | random |")]
+    assert f"{difference:+.4f} ±" in row
+    assert "far better" in row
+    assert not list(Path("runs").rglob("distill/*/model.safetensors"))
+    again = run(*words(study, tiny, "--json"))
+    assert len(recipes) == trials + runs + 1
+    assert json.loads(again.stdout) == found
+
+
+def test_a_dry_run_says_how_many_runs_there_are(run: Run, tiny: Path, study: Path):
+    said = run(*words(study, tiny, "--dry-run"))
+    assert said.exit_code == 0
+    assert "study own: 3 arms with 2 seeds, after 4 short runs that choose learning rates" in said.stderr
+    assert not Path("runs").exists()
+
+
+def test_the_shipped_studies_are_listed(run: Run):
+    listed = json.loads(run("study", "--json").stdout)
+    assert {"losses", "axes", "start"} <= listed.keys()
+    assert listed["ranking"]["arms"][0] == "activation"

@@ -1,0 +1,36 @@
+"""Paired differences and their adjustment, against scipy and an example worked by hand."""
+
+import pytest
+from scipy import stats
+
+from minitron_cli.study.comparison import Paired, holm
+
+HIGHER, LOWER = (2.61, 2.58, 2.66, 2.60), (2.55, 2.57, 2.56, 2.59)
+
+
+def test_a_paired_difference_is_that_of_scipys_paired_t_test():
+    pair = Paired(tuple(h - low for h, low in zip(HIGHER, LOWER, strict=True)))
+    expected = stats.ttest_rel(HIGHER, LOWER)
+    assert pair.p_value == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval(0.95)
+    assert (pair.mean - pair.half_width, pair.mean + pair.half_width) == pytest.approx((low, high))
+    assert pair.as_expected == 4
+
+
+def test_equal_runs_differ_by_nothing():
+    assert Paired((0.0, 0.0)).p_value == 1.0
+    assert Paired((0.25, 0.25)).p_value == 0.0
+
+
+def test_the_difference_that_is_seen_is_found_four_times_in_five():
+    pair = Paired((0.1, 0.3, 0.2, 0.25, 0.05, 0.3))
+    n = len(pair.differences)
+    power = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, pair.smallest_seen / pair.stderr)
+    assert power == pytest.approx(0.8, abs=0.03)
+
+
+def test_holms_example():
+    """0.01 * 4, 0.02 * 3, 0.03 * 2 and 0.04, none lower than the one before."""
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
