@@ -1,0 +1,123 @@
+"""Signals of one block as bytes, and back: made from the teacher's logits, read as rows for a loss."""
+
+# N counted position of one block, V vocab, J draw, K stored id, M stored entry of all positions
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minitron_cli.signals import bits, draws
+from minitron_cli.signals.config import Sampled, SignalKind
+from minitron_cli.signals.rows import SignalRows
+
+COUNT, FP16 = 1, 2  # bytes of what is stored of each position or entry
+INDEX = 8  # bytes of an entry of the tables that find a block
+
+
+@dataclass(frozen=True)
+class BlockSignals:
+    """Signals of one block's counted positions for one pass over the text."""
+
+    sizes_N: np.ndarray
+    """Stored ids of each position, uint8; empty where all have equally many."""
+    entries: np.ndarray
+    """Ids, with their counts if they were drawn, packed into bytes."""
+    logp_M: np.ndarray
+    """Log-probabilities of the ids, fp16; empty if they were drawn."""
+    entropy_N: np.ndarray
+    """Entropy of each position's distribution in nats, fp16; empty unless ids were drawn."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What is stored of the teacher's distribution, and in how many bits."""
+
+    kind: SignalKind
+    vocab: int
+    seed: int = 0
+    temperature: float = 1.0
+
+    @cached_property
+    def _count_bits(self) -> int:
+        return bits.width(self.kind.draws) if isinstance(self.kind, Sampled) else 0
+
+    @cached_property
+    def entry_bits(self) -> int:
+        """Bits of an id, and of how often it was drawn."""
+        return bits.width(self.vocab) + self._count_bits
+
+    @property
+    def top_k(self) -> int:
+        """Ids of each position, unless they were drawn."""
+        return 0 if isinstance(self.kind, Sampled) else min(self.kind.k, self.vocab)
+
+    def token_bytes(self, ids: float, epochs: int = 1) -> float:
+        """Bytes of a position with so many different ids on average, without the tables that find a block."""
+        if self.top_k:
+            return self.top_k * (self.entry_bits / 8 + FP16)
+        return epochs * (COUNT + ids * self.entry_bits / 8) + FP16
+
+    def block_bytes(self, epochs: int = 1) -> int:
+        """Bytes of a block in the tables that find it."""
+        return (2 + epochs) * INDEX
+
+    def encoded(self, logits_NV: Tensor, block: int, places_N: np.ndarray, epochs: int) -> list[BlockSignals]:
+        """Signals of some positions of a block for each pass; `places_N` are their places in it.
+
+        The logits are raw, in fp32 or fp64, and are overwritten.
+        """
+        if self.temperature != 1:
+            logits_NV.div_(self.temperature)
+        if self.top_k:
+            return [self._most_probable(logits_NV)]
+        at = [self._thresholds(epoch, block, places_N) for epoch in range(epochs)]
+        ids_NJ, entropy_N = draws.draw(logits_NV, torch.from_numpy(np.concatenate(at, 1)).to(logits_NV.device))
+        entropy = entropy_N.to(torch.float16).cpu().numpy()
+        return [self._drawn(ids, entropy) for ids in np.split(ids_NJ.cpu().numpy(), epochs, axis=1)]
+
+    def _thresholds(self, epoch: int, block: int, places_N: np.ndarray) -> np.ndarray:
+        assert isinstance(self.kind, Sampled)
+        return draws.thresholds(self.seed, epoch, block, places_N, self.kind.draws)
+
+    def _drawn(self, ids_NJ: np.ndarray, entropy_N: np.ndarray) -> BlockSignals:
+        is_new_NJ = np.ones(ids_NJ.shape, bool)
+        is_new_NJ[:, 1:] = ids_NJ[:, 1:] != ids_NJ[:, :-1]
+        first_M = np.flatnonzero(is_new_NJ)
+        counts_M = np.diff(first_M, append=ids_NJ.size)
+        words_M = (ids_NJ.reshape(-1)[first_M] << self._count_bits) | (counts_M - 1)
+        sizes_N = is_new_NJ.sum(1).astype(np.uint8)
+        return BlockSignals(sizes_N, bits.pack(words_M, self.entry_bits), np.empty(0, np.float16), entropy_N)
+
+    def _most_probable(self, logits_NV: Tensor) -> BlockSignals:
+        top = logits_NV.topk(self.top_k, dim=-1)
+        logp_NK = (top.values - logits_NV.logsumexp(-1, keepdim=True)).to(torch.float16).cpu().numpy()
+        packed = bits.pack(top.indices.reshape(-1).cpu().numpy(), self.entry_bits)
+        return BlockSignals(np.empty(0, np.uint8), packed, logp_NK.reshape(-1), np.empty(0, np.float16))
+
+    def decoded(self, stored: BlockSignals) -> SignalRows:
+        """Rows of a block's positions."""
+        return self._probable_rows(stored) if self.top_k else self._drawn_rows(stored)
+
+    def _drawn_rows(self, stored: BlockSignals) -> SignalRows:
+        assert isinstance(self.kind, Sampled)
+        sizes_N = stored.sizes_N.astype(np.int64)
+        words_M = bits.unpack(stored.entries, int(sizes_N.sum()), self.entry_bits)
+        is_used_NK = np.arange(sizes_N.max()) < sizes_N[:, None]
+        ids_NK = np.zeros(is_used_NK.shape, np.int64)
+        weights_NK = np.zeros(is_used_NK.shape, np.float32)
+        ids_NK[is_used_NK] = words_M >> self._count_bits
+        weights_NK[is_used_NK] = ((words_M & ((1 << self._count_bits) - 1)) + 1) / np.float32(self.kind.draws)
+        entropy_N = torch.from_numpy(stored.entropy_N.astype(np.float32))
+        return self._rows(ids_NK, weights_NK, entropy_N)
+
+    def _probable_rows(self, stored: BlockSignals) -> SignalRows:
+        ids_NK = bits.unpack(stored.entries, len(stored.logp_M), self.entry_bits).reshape(-1, self.top_k)
+        return self._rows(ids_NK, np.exp(stored.logp_M.astype(np.float32)).reshape(ids_NK.shape), None)
+
+    def _rows(self, ids_NK: np.ndarray, weights_NK: np.ndarray, entropy_N: Tensor | None) -> SignalRows:
+        return SignalRows(
+            torch.from_numpy(ids_NK), torch.from_numpy(weights_NK), self.vocab, self.temperature, entropy_N
+        )
