@@ -35,6 +35,7 @@ from minitron_cli.cli import (
     show,
     signals,
     sparsify,
+    teach,
     torchrun,
     verify,
 )
@@ -208,6 +209,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune.prune,
     "sparsify": sparsify.sparsify,
     "correct": correct.correct,
+    "teach": teach.teach,
     "distill": distill.distill,
     "eval": evaluate.evaluate,
     "report": report.report,

@@ -2,6 +2,7 @@
 
 # N counted position of one block, V vocab, J draw, K stored id, M stored entry of all positions
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,19 +65,28 @@ class Encoding:
         """Bytes of a block in the tables that find it."""
         return (2 + epochs) * INDEX
 
-    def encoded(self, logits_NV: Tensor, block: int, places_N: np.ndarray, epochs: int) -> list[BlockSignals]:
-        """Signals of some positions of a block for each pass; `places_N` are their places in it.
+    def encoded(
+        self, logits: Iterable[Tensor], block: int, places_N: np.ndarray, epochs: int = 1
+    ) -> list[BlockSignals]:
+        """Signals of a block's counted positions for each pass; `places_N` are their places in the block.
 
-        The logits are raw, in fp32 or fp64, and are overwritten.
+        Logits come a few positions at a time, [P, V], raw in fp32 or fp64, and are overwritten.
         """
-        if self.temperature != 1:
-            logits_NV.div_(self.temperature)
         if self.top_k:
-            return [self._most_probable(logits_NV)]
+            return [self._most_probable(map(self._softened_, logits))]
         at = [self._thresholds(epoch, block, places_N) for epoch in range(epochs)]
-        ids_NJ, entropy_N = draws.draw(logits_NV, torch.from_numpy(np.concatenate(at, 1)).to(logits_NV.device))
-        entropy = entropy_N.to(torch.float16).cpu().numpy()
-        return [self._drawn(ids, entropy) for ids in np.split(ids_NJ.cpu().numpy(), epochs, axis=1)]
+        at_NJ, ids, entropies, first = torch.from_numpy(np.concatenate(at, 1)), [], [], 0
+        for logits_PV in logits:
+            at_PJ = at_NJ[first : first + len(logits_PV)].to(logits_PV.device)
+            ids_PJ, entropy_P = draws.draw(self._softened_(logits_PV), at_PJ)
+            ids.append(ids_PJ.cpu())
+            entropies.append(entropy_P.to(torch.float16).cpu())
+            first += len(logits_PV)
+        entropy_N = torch.cat(entropies).numpy()
+        return [self._drawn(ids_NJ, entropy_N) for ids_NJ in np.split(torch.cat(ids).numpy(), epochs, axis=1)]
+
+    def _softened_(self, logits_PV: Tensor) -> Tensor:
+        return logits_PV if self.temperature == 1 else logits_PV.div_(self.temperature)
 
     def _thresholds(self, epoch: int, block: int, places_N: np.ndarray) -> np.ndarray:
         assert isinstance(self.kind, Sampled)
@@ -91,11 +101,14 @@ class Encoding:
         sizes_N = is_new_NJ.sum(1).astype(np.uint8)
         return BlockSignals(sizes_N, bits.pack(words_M, self.entry_bits), np.empty(0, np.float16), entropy_N)
 
-    def _most_probable(self, logits_NV: Tensor) -> BlockSignals:
-        top = logits_NV.topk(self.top_k, dim=-1)
-        logp_NK = (top.values - logits_NV.logsumexp(-1, keepdim=True)).to(torch.float16).cpu().numpy()
-        packed = bits.pack(top.indices.reshape(-1).cpu().numpy(), self.entry_bits)
-        return BlockSignals(np.empty(0, np.uint8), packed, logp_NK.reshape(-1), np.empty(0, np.float16))
+    def _most_probable(self, logits: Iterable[Tensor]) -> BlockSignals:
+        ids, logps = [], []
+        for logits_PV in logits:
+            top = logits_PV.topk(self.top_k, dim=-1)
+            ids.append(top.indices.reshape(-1).cpu())
+            logps.append((top.values - logits_PV.logsumexp(-1, keepdim=True)).to(torch.float16).reshape(-1).cpu())
+        packed = bits.pack(torch.cat(ids).numpy(), self.entry_bits)
+        return BlockSignals(np.empty(0, np.uint8), packed, torch.cat(logps).numpy(), np.empty(0, np.float16))
 
     def decoded(self, stored: BlockSignals) -> SignalRows:
         """Rows of a block's positions."""

@@ -29,7 +29,9 @@ class SignalRows:
         """Whether the ids that are not stored are one event more, with the probability that is left."""
         return self.entropy_N is None
 
-    def __len__(self) -> int:
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
         return len(self.ids_NK)
 
     def part(self, tokens: slice) -> "SignalRows":

@@ -109,9 +109,6 @@ class StoredSignals:
     def __contains__(self, block: int) -> bool:
         return block in self._of_block
 
-    def __len__(self) -> int:
-        return len(self._of_block)
-
     @property
     def epochs(self) -> int:
         """Passes over the text that have draws of their own; later passes repeat them."""

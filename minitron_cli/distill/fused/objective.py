@@ -58,7 +58,7 @@ def fused_objective(
     if mask_N is not None:
         rows_N = mask_N.nonzero()[:, 0].to(student.hidden_ND.device)
         labels_N = None if labels_N is None else labels_N.index_select(0, rows_N)
-        student, teacher = student.rows(rows_N), teacher and teacher.rows(rows_N)
+        student, teacher = student.rows(rows_N), None if teacher is None else teacher.rows(rows_N)
     if not any(loss.needs_teacher for loss in losses):
         teacher = None
     settings = _Settings(count or len(student.hidden_ND), chunk_tokens, low_memory)

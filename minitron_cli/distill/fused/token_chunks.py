@@ -41,14 +41,14 @@ def run(
         student_CV = student.product_PQ(chunk, vocab)
         teacher_CV = teacher.product_PQ(chunk, vocab) if teacher else None
         labels_C = None if labels_N is None else labels_N[chunk]
-        signals_C = signals and signals.part(chunk)
+        signals_C = None if signals is None else signals.part(chunk)
         for block in parts(len(student_CV), _block_rows(student)):
             values_LN[:, chunk][:, block] = _to_gradient_(
                 losses,
                 (student, student_CV[block]),
                 None if teacher is None or teacher_CV is None else (teacher, teacher_CV[block]),
                 None if labels_C is None else labels_C[block],
-                signals_C and signals_C.part(block),
+                None if signals_C is None else signals_C.part(block),
             )
         gradients.add_(chunk, vocab, student_CV)
     return values_LN

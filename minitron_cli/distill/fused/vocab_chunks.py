@@ -76,7 +76,7 @@ class _Block:
         self.labels_B = None if labels_N is None else labels_N[tokens]
         zeros_B1 = student.hidden_ND.new_zeros((tokens.stop - tokens.start, 1), dtype=student.acc_dtype)
         self.weights = [loss.weight for loss in losses]
-        signals_B = signals and signals.part(tokens)
+        signals_B = None if signals is None else signals.part(tokens)
         self.losses = [_passes(loss, zeros_B1, signals_B) for loss in losses]
 
     def run(self, gradients: Gradients) -> Tensor:

@@ -80,7 +80,7 @@ def test_the_rest_is_one_event_more(low_memory: bool, wider: int) -> None:
 def test_drawn_ids_are_cross_entropy_with_their_shares_less_the_entropy(low_memory: bool) -> None:
     side, teacher_NV = student(softcap=9.0), normal(4, N, V)
     encoding = Encoding(Sampled(draws=9), V, seed=3)
-    signals = encoding.decoded(encoding.encoded(teacher_NV.clone(), 0, np.arange(N), 1)[0])
+    signals = encoding.decoded(encoding.encoded([teacher_NV.clone()], 0, np.arange(N), 1)[0])
     found = fused_objective([ForwardKL()], side, signals, None, low_memory=low_memory, chunk_tokens=3)
     shares_NV = torch.zeros(N, V, dtype=torch.float64).scatter_add_(1, signals.ids_NK, signals.weights_NK.double())
     torch.testing.assert_close(shares_NV.sum(1), torch.ones(N, dtype=torch.float64), rtol=1e-6, atol=1e-6)
@@ -150,7 +150,7 @@ def test_draws_differ_less_than_independent_ones() -> None:
 def test_kl_of_drawn_ids_is_the_live_kl_on_average() -> None:
     teacher_NV, student_NV = normal(8, 400, MANY) * 2, normal(9, 400, MANY)
     encoding = Encoding(Sampled(draws=DRAWS), MANY)
-    signals = encoding.decoded(encoding.encoded(teacher_NV.clone(), 5, np.arange(400), 1)[0])
+    signals = encoding.decoded(encoding.encoded([teacher_NV.clone()], 5, np.arange(400), 1)[0])
     kl_N, _ = ForwardKL().value_and_grad_of_signals(student_NV.clone(), signals)
     live_N, _ = ForwardKL().value_and_grad(student_NV.clone(), teacher_NV.clone(), None)
     difference_N = kl_N - live_N

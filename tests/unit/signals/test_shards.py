@@ -27,7 +27,7 @@ def logits(block: int) -> torch.Tensor:
 
 def stored(directory: Path, encoding: Encoding, epochs: int = EPOCHS, split: int = 2) -> StoredSignals:
     """Signals of `COUNTED` in two shards."""
-    made = {b: encoding.encoded(logits(b), b, np.arange(n), epochs) for b, n in COUNTED.items()}
+    made = {b: encoding.encoded(logits(b).split(4), b, np.arange(n), epochs) for b, n in COUNTED.items()}
     paths = [directory / shards.file_name("train", i) for i in range(2)]
     for path, blocks in zip(paths, (list(made)[:split], list(made)[split:]), strict=True):
         shards.write(path, {block: made[block] for block in blocks})
@@ -38,12 +38,12 @@ def test_drawn_ids_come_back_in_any_order(tmp_path: Path) -> None:
     found = stored(tmp_path, SAMPLED).rows([Visit(2, 0), Visit(9, 2), Visit(4, 4)])
     assert found.entropy_N is not None
     wanted = [
-        SAMPLED.decoded(SAMPLED.encoded(logits(b), b, np.arange(COUNTED[b]), EPOCHS)[e])
+        SAMPLED.decoded(SAMPLED.encoded(logits(b).split(4), b, np.arange(COUNTED[b]), EPOCHS)[e])
         for b, e in [(2, 0), (9, 2), (4, 1)]
     ]
     for rows, start in zip(wanted, (0, 11, 12), strict=True):
         width = rows.ids_NK.shape[1]
-        part = found.part(slice(start, start + len(rows)))
+        part = found.part(slice(start, start + rows.tokens))
         assert torch.equal(part.ids_NK[:, :width], rows.ids_NK)
         assert not part.weights_NK[:, width:].any()
     assert found.temperature == 2.0
@@ -69,12 +69,12 @@ def test_each_pass_has_its_own_draws(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("encoding", "epochs"), [(SAMPLED, EPOCHS), (MOST, 1)])
 def test_size_is_as_counted(encoding: Encoding, epochs: int, tmp_path: Path) -> None:
-    found = stored(tmp_path, encoding, epochs, split=2)
+    stored(tmp_path, encoding, epochs, split=2)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     positions = sum(COUNTED.values())
     ids = sum(shards.Shard(path, encoding).ids for path in tmp_path.iterdir())
     assert sum(shards.Shard(path, encoding).positions for path in tmp_path.iterdir()) == positions
-    counted = positions * encoding.token_bytes(ids / positions / epochs, epochs) + len(found) * encoding.block_bytes(
+    counted = positions * encoding.token_bytes(ids / positions / epochs, epochs) + len(COUNTED) * encoding.block_bytes(
         epochs
     )
     headers = sum(int.from_bytes(path.read_bytes()[:8], "little") + 8 for path in tmp_path.iterdir())
