@@ -11,7 +11,7 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model, pub
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.results.training import CorrectionResult, TrainingResult
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify, teach
 
 PRUNED, SPARSE, DISTILLED = "pruned", "sparse", "distilled"  # labels of models in the evaluation
 
@@ -26,6 +26,7 @@ class Results:
     prune: Artifact | None
     sparsify: Artifact | None
     correct: Artifact | None
+    teach: Artifact | None
     distilled: Mapping[str, Artifact]
     """Label -> trained model: `distilled`, then the controls."""
     evaluate: Artifact
@@ -46,7 +47,7 @@ class Results:
 
     def artifacts(self) -> list[Artifact]:
         """All artifacts, in the order in which they were made."""
-        before = [self.importance, self.correct, self.search, self.prune, self.sparsify]
+        before = [self.importance, self.correct, self.teach, self.search, self.prune, self.sparsify]
         some = [*before, *self.distilled.values(), self.evaluate, self.report]
         return [artifact for artifact in some if artifact]
 
@@ -93,6 +94,9 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     if corrected and fail_if_worse:
         training_run.check_not_worse(corrected.result(CorrectionResult), correct.STAGE)
     teacher = open_source_model(corrected.path) if corrected and correct.is_better(corrected) else teacher
+    taught = None
+    if recipe.teach and recipe.distill:
+        taught = teach.run(context, teacher, recipe.data, recipe.teach, training=recipe.distill)
     found = pruned = made_sparse = None
     if scores and recipe.search:
         found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, prune=recipe.prune)
@@ -116,7 +120,7 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     labelled = [(label, artifact.path) for label, artifact in models.items() if artifact]
     measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
     page = report.run(context) if recipe.report else None
-    return Results(scores, found, pruned, made_sparse, corrected, distilled, measured, page)
+    return Results(scores, found, pruned, made_sparse, corrected, taught, distilled, measured, page)
 
 
 def check_gates(results: Results, recipe: Recipe) -> None:

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from minitron_cli.cli import torchrun
+from minitron_cli.cli import torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
+from minitron_cli.cli.training import Teacher
 
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
@@ -16,6 +17,7 @@ def teach(
     text: DataOptions,
     words: Arguments = None,
     recipe: RecipeOption = None,
+    teacher: Teacher = None,
     kind: Annotated[
         Literal["sampled", "top_k"] | None,
         Option(
@@ -48,7 +50,7 @@ def teach(
     gpus: Annotated[int, Option(min=1, help="Number of processes, one accelerator each.")] = 1,
     seed: Seed = None,
 ) -> None:
-    """Store MODEL's predictions of the training text; `minitron distill` then reads them in place of the teacher.
+    """Store the teacher's predictions of the training text; `minitron distill` then reads them in its place.
 
     They serve any number of students, learning rates and passes over the same text. `--dry-run` says how large they
     are, how long it takes, and from which pass on it pays.
@@ -69,7 +71,8 @@ def teach(
         from minitron_cli import api
         from minitron_cli.signals.config import TeachConfig
 
-        artifact = api.teach(session.context, session.parent(), session.data(), session.section(TeachConfig, "teach"))
+        config = session.section(TeachConfig, "teach")
+        artifact = api.teach(session.context, training.teacher(session, teacher), session.data(), config)
     printing.artifact(artifact, how)
 
 

@@ -51,7 +51,8 @@ def _on_candidate(result: SearchResult, candidate: CandidateResult) -> Iterator[
         readers = [candidate.model, *([result.teacher] if is_kl else [])]
         yield compute.held_out(readers, (1 + rungs) * result.score_tokens, "kl" if is_kl else "loss")
     if rungs:
-        yield from compute.training(candidate.model, result.teacher, result.rung_tokens[rungs - 1])
+        teacher = None if result.signals else result.teacher
+        yield from compute.training(candidate.model, teacher, result.rung_tokens[rungs - 1])
 
 
 def _distinct(candidates: tuple[CandidateResult, ...]) -> list[CandidateResult]:

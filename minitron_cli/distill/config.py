@@ -6,8 +6,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from minitron_cli.distill.losses import KDLoss
+from minitron_cli.distill.losses.base import TeacherLoss
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.distill.losses.forward_kl import ForwardKL
+from minitron_cli.distill.losses.from_signals import SignalLoss
 from minitron_cli.distill.losses.two_pass import TwoPassLoss
 from minitron_cli.distill.optimizer_kinds import OptimizerKind
 from minitron_cli.distill.position_choice import PositionChoice
@@ -170,6 +172,19 @@ class DistillConfig(Spec):
         if self.optimizer != "adamw":
             return f"optimizer={self.optimizer}"
         return "teacher_device=cpu" if self.teacher_device == "cpu" else None
+
+    @property
+    def needs_whole_teacher(self) -> str:
+        """What stored signals cannot be used for, as the end of a sentence on them; empty if they can."""
+        if self.hidden is not None:
+            return f"hold no hidden states, which {self.section}.hidden compares"
+        whole = [loss.kind for loss in self.losses if loss.needs_teacher and not isinstance(loss, SignalLoss)]
+        return f"hold a part of the teacher's distribution, and {whole[0]} needs all of it" if whole else ""
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Kind of each loss with a teacher -> its temperature."""
+        return {loss.kind: loss.temperature for loss in self.losses if isinstance(loss, TeacherLoss)}
 
     @property
     def needs_teacher(self) -> bool:

@@ -11,8 +11,6 @@ from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.data.batches import evenly_spaced, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.losses.base import TeacherLoss
-from minitron_cli.distill.losses.from_signals import SignalLoss
 from minitron_cli.errors import InputError
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.results.teach import SplitSignals, TeachResult
@@ -94,6 +92,7 @@ class Student:
             found = TeacherSignals.of(artifact)
             problem = next(self._problems(found), "")
             if not problem:
+                progress.say(f"{config.section}: the teacher does not run: {found.result.what} in {artifact.path}")
                 self._say_repeats(found)
                 return found
             reason = reason or f"the signals in {artifact.path} {problem}"
@@ -106,11 +105,11 @@ class Student:
     def _problems(self, signals: TeacherSignals) -> Iterator[str]:
         """What keeps these signals from standing in for the teacher, each as the end of a sentence."""
         inputs, made = signals.artifact.manifest.inputs, signals.result
-        if self.config.hidden is not None:
-            yield "hold no hidden states, which distill.hidden compares"
-        for loss in self.config.losses:
-            if isinstance(loss, TeacherLoss):
-                yield from self._problems_of(loss, made)
+        if whole := self.config.needs_whole_teacher:
+            yield whole
+        for kind, temperature in self.config.temperatures.items():
+            if temperature != made.temperature:
+                yield f"are of temperature {made.temperature:g}, and {kind} has {temperature:g}"
         if inputs["teacher"] != self.teacher.fingerprint:
             yield f"are of another teacher than {self.teacher.name}"
         if inputs["train"] != self.train.fingerprint:
@@ -122,13 +121,6 @@ class Student:
             yield f"lack {missing:,} of the blocks that this run reads: run `minitron teach` with tokens={self.tokens}"
         if self.validation is not None and self._lacks_held_out(signals):
             yield "are of other held-out blocks: make them with the same held-out text and eval_blocks"
-
-    def _problems_of(self, loss: TeacherLoss, made: TeachResult) -> Iterator[str]:
-        kind = loss.model_dump()["kind"]
-        if not isinstance(loss, SignalLoss):
-            yield f"hold a part of the teacher's distribution, and {kind} needs all of it"
-        elif loss.temperature != made.temperature:
-            yield f"are of temperature {made.temperature:g}, and {kind} has {loss.temperature:g}"
 
     @property
     def tokens(self) -> int:

@@ -110,6 +110,11 @@ class StoredSignals:
         return block in self._of_block
 
     @property
+    def blocks(self) -> list[int]:
+        """Numbers of the blocks, in the order of the files."""
+        return list(self._of_block)
+
+    @property
     def epochs(self) -> int:
         """Passes over the text that have draws of their own; later passes repeat them."""
         return self._shards[0].epochs

@@ -20,7 +20,6 @@ from minitron_cli.data.split import SplitName
 from minitron_cli.distill import short_runs, teacher_signals
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
-from minitron_cli.distill.losses.base import TeacherLoss
 from minitron_cli.distill.teaching import MadeShard, Piece, ShardStore, Teacher, pieces
 from minitron_cli.errors import ArtifactError
 from minitron_cli.inputs.source_model import SourceModel
@@ -72,12 +71,11 @@ def _for_training(config: TeachConfig, training: DistillConfig, blocks: Blocks) 
     """Settings with what they leave out taken from a distillation on these blocks."""
     fitted, _ = short_runs.fitted(training, blocks.sequence_length, len(blocks))
     tokens = fitted.total_steps(blocks.sequence_length) * fitted.batch_size * blocks.sequence_length
-    temperatures = [loss.temperature for loss in training.losses if isinstance(loss, TeacherLoss)]
     given: dict[str, Any] = {
         "tokens": tokens,
         "seed": training.seed,
         "eval_blocks": training.eval_blocks,
-        "temperature": temperatures[0] if temperatures else config.temperature,
+        "temperature": next(iter(training.temperatures.values()), config.temperature),
     }
     return config.model_copy(update={k: v for k, v in given.items() if k not in config.model_fields_set})
 
