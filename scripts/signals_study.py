@@ -188,7 +188,8 @@ class SignalsStudy(Study):
 
 def page(study: SignalsStudy, seeds: int) -> Iterator[str]:
     """Markdown lines of the results."""
-    results = {arm: [study.result(arm, seed) for seed in range(seeds)] for arm in ARMS}
+    by_seed = [[study.result(arm, seed) for arm in ARMS] for seed in range(seeds)]  # one seed of all, then the next
+    results = dict(zip(ARMS, zip(*by_seed, strict=True), strict=True))
     sizes = ", ".join(f"{axis} {size}" for axis, size in study.shape.prunable.items())
     yield from (
         "# Stored signals in place of a live teacher",

@@ -69,10 +69,13 @@ def teach(
     }
     with sessions.opened(how, "teach", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
+        from minitron_cli.distill.config import DistillConfig
         from minitron_cli.signals.config import TeachConfig
 
         config = session.section(TeachConfig, "teach")
-        artifact = api.teach(session.context, training.teacher(session, teacher), session.data(), config)
+        trains = session.section(DistillConfig, "distill") if session.requested.values.get("distill") else None
+        source = training.teacher(session, teacher)
+        artifact = api.teach(session.context, source, session.data(), config, training=trains)
     printing.artifact(artifact, how)
 
 

@@ -6,7 +6,7 @@ Draw j of n is taken from the j-th of n equal parts of the unit interval. Each i
 as with n independent draws, and differs from that by less: shares of draws are unbiased estimates of p.
 """
 
-# N token, V vocab, J draw
+# N token, V vocab, J draw, S span of the vocab, C one of its ids
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 WORD = (1 << 64) - 1
+SPAN = 512  # ids that are searched for a draw, after all spans
 
 
 def thresholds(seed: int, epoch: int, block: int, positions_N: np.ndarray, draws: int) -> np.ndarray:
@@ -41,11 +42,24 @@ def draw(logits_NV: Tensor, thresholds_NJ: Tensor) -> tuple[Tensor, Tensor]:
 
     Logits are in fp32 or fp64 and are overwritten.
     """
+    count, vocab = logits_NV.shape
     logits_NV.sub_(logits_NV.amax(-1, keepdim=True))
-    p_NV = logits_NV.exp()
-    below_NV = p_NV.cumsum(-1, dtype=torch.float64)
-    total_N1 = below_NV[:, -1:].contiguous()
-    at_NJ = torch.minimum(thresholds_NJ * total_N1, torch.nextafter(total_N1, torch.zeros_like(total_N1)))
-    ids_NJ = torch.searchsorted(below_NV, at_NJ, right=True)
-    mean_N = logits_NV.mul_(p_NV).sum(-1, dtype=torch.float64) / total_N1[:, 0]
+    p_NV = logits_NV.new_zeros(count, -(-vocab // SPAN) * SPAN)
+    torch.exp(logits_NV, out=p_NV[:, :vocab])
+    # Sums within a span in the logits' precision, of spans in fp64: one sum of all in fp32 would lose the rare ids.
+    below_NSC = p_NV.unflatten(1, (-1, SPAN)).cumsum(-1)
+    ends_NS = below_NSC[:, :, -1].to(torch.float64).cumsum(-1)
+    total_N1 = ends_NS[:, -1:].contiguous()
+    at_NJ = _below(thresholds_NJ * total_N1, total_N1)
+    span_NJ = torch.searchsorted(ends_NS, at_NJ, right=True)
+    before_NJ = torch.nn.functional.pad(ends_NS, (1, 0)).gather(1, span_NJ)
+    inside_NJC = below_NSC[torch.arange(count, device=span_NJ.device)[:, None], span_NJ]
+    left_NJ1 = _below((at_NJ - before_NJ).to(p_NV.dtype)[:, :, None], inside_NJC[:, :, -1:])
+    ids_NJ = span_NJ * SPAN + torch.searchsorted(inside_NJC, left_NJ1, right=True)[:, :, 0]
+    mean_N = logits_NV.mul_(p_NV[:, :vocab]).sum(-1) / total_N1[:, 0]
     return ids_NJ, (total_N1[:, 0].log() - mean_N).clamp_(min=0)
+
+
+def _below(at: Tensor, end: Tensor) -> Tensor:
+    """Places that rounding has not moved to the end, behind which there is no id."""
+    return torch.minimum(at, torch.nextafter(end, torch.zeros_like(end)))

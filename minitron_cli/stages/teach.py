@@ -49,7 +49,7 @@ def run(
     `training`: the distillation that they are for, which gives what the settings leave out.
     """
     texts = {split: blocks_of(context, data, split, teacher.path) for split in SPLITS}
-    config = _for_training(config, training, texts["train"]) if training else config
+    config = _resolved(config, training, texts["train"])
     making = _Making(context, teacher, config, texts)
     made = produce(
         context,
@@ -67,17 +67,20 @@ def run(
     return made
 
 
-def _for_training(config: TeachConfig, training: DistillConfig, blocks: Blocks) -> TeachConfig:
-    """Settings with what they leave out taken from a distillation on these blocks."""
-    fitted, _ = short_runs.fitted(training, blocks.sequence_length, len(blocks))
+def _resolved(config: TeachConfig, training: DistillConfig | None, blocks: Blocks) -> TeachConfig:
+    """Settings whose length is that of whole steps; what they leave out is taken from the training, if one is given."""
+    if training is None and config.tokens is None:
+        return config
+    own = {"tokens": config.tokens, "steps": None} if config.tokens else {}
+    asked = (training or DistillConfig()).model_copy(update=own)
+    fitted, _ = short_runs.fitted(asked, blocks.sequence_length, len(blocks))
     tokens = fitted.total_steps(blocks.sequence_length) * fitted.batch_size * blocks.sequence_length
-    given: dict[str, Any] = {
-        "tokens": tokens,
-        "seed": training.seed,
-        "eval_blocks": training.eval_blocks,
-        "temperature": next(iter(training.temperatures.values()), config.temperature),
-    }
-    return config.model_copy(update={k: v for k, v in given.items() if k not in config.model_fields_set})
+    given: dict[str, Any] = {}
+    if training:
+        temperature = next(iter(training.temperatures.values()), config.temperature)
+        given = {"seed": training.seed, "eval_blocks": training.eval_blocks, "temperature": temperature}
+    left_out = {name: value for name, value in given.items() if name not in config.model_fields_set}
+    return config.model_copy(update={"tokens": tokens, **left_out})
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,15 @@ def test_only_the_blocks_of_the_training_are_stored(place: Path, tmp_path: Path)
         distilled(place, tmp_path, seed=6, losses=training.losses, signals=str(made.path))
 
 
+def test_a_length_in_tokens_is_rounded_as_that_of_a_training(place: Path, tmp_path: Path) -> None:
+    """Both commands with the same --tokens, and nothing else."""
+    made = taught(place, tmp_path, tokens=4001)
+    config = DistillConfig(tokens=4001, eval_blocks=2, precision="fp32")
+    student = distill.run(context(tmp_path), open_source_model(place / "model"), place / "student", data(place), config)
+    assert student.manifest.inputs["signals"] == made.fingerprint
+    assert student.result(TrainingResult).tokens > 4001
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
