@@ -5,7 +5,7 @@
 
 step: a whole optimizer step of the same student with the same fused head, in CPU seconds of one thread. Signals are
 decoded within the step, where the training loop decodes those of the next step on other threads. disk: signals of a
-pretrained teacher, whose size is predicted from the ids that a few of its blocks have.
+pretrained teacher, whose size is predicted from the number of ids of a position: of all, and of a few of the blocks.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from benchmarks.harness import alternate, ratio, record
 from benchmarks.layer_major import batches
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.sources import DataConfig, TextFiles
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
@@ -116,9 +117,11 @@ def disk(model: Path, text: Path, tokens: int, directory: Path) -> Rows:
             teach.run(Context(Workspace(directory / kind.kind)), open_source_model(model), data, config)
         )
         encoding, made = signals.train.encoding, signals.result
-        some = signals.train.rows([Visit(i, 0) for i in signals.train.blocks[:SAMPLE]])
-        ids = float((some.weights_NK > 0).sum()) / some.tokens
-        predicted = encoding.token_bytes(ids) + encoding.block_bytes() * made.train.blocks / made.train.positions
+        blocks = signals.train.blocks
+        some = signals.train.rows([Visit(blocks[i], 0) for i in evenly_spaced(len(blocks), SAMPLE)])
+        tables = encoding.block_bytes() * made.train.blocks / made.train.positions
+        ids_of_some = float((some.weights_NK > 0).sum()) / some.tokens
+        predicted = encoding.token_bytes(made.ids_per_position) + tables
         entropy = some.entropy_N.mean().item() if some.entropy_N is not None else ""
         found.append(
             {
@@ -130,6 +133,7 @@ def disk(model: Path, text: Path, tokens: int, directory: Path) -> Rows:
                 "bytes": made.position_bytes,
                 "predicted": predicted,
                 "ratio": made.position_bytes / predicted,
+                f"of {SAMPLE} blocks": encoding.token_bytes(ids_of_some) + tables,
             }
         )
     return found
@@ -152,8 +156,7 @@ def main(arguments: list[str]) -> None:
         at = Path(temporary)
         if options.part == "disk":
             rows = disk(options.model, options.text, options.tokens, at)
-            note = f"Predicted from the ids of {SAMPLE} of the blocks."
-            record("signals-disk", f"Bytes of a position: {options.model.name} on prose", rows, [note])
+            record("signals-disk", f"Bytes of a position: {options.model.name} on prose", rows)
             return
         torch.set_num_threads(1)
         note = (

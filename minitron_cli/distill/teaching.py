@@ -28,8 +28,8 @@ from minitron_cli.signals import shards
 from minitron_cli.signals.encoding import BlockSignals, Encoding
 from minitron_cli.signals.shards import Shard
 
-SHARD_TOKENS = 1 << 22
-SHARDS = 64  # at least, of a text with so many blocks: what a kill loses, and what processes share
+MIN_SHARD_TOKENS, MAX_SHARD_TOKENS = 1 << 14, 1 << 22
+SHARDS = 64  # of a text between these: what a kill loses, and what processes share
 CHUNK_BYTES = 64 << 20  # of one chunk's sums over the vocabulary, in fp64
 FP64 = 8
 RECORD = "record.json"
@@ -52,7 +52,8 @@ class Piece:
 
 def pieces(split: str, blocks: Sequence[int], length: int, epochs: int) -> list[Piece]:
     """Shards of these blocks of `length` tokens, in their order."""
-    size = max(1, min(SHARD_TOKENS // length, -(-len(blocks) // SHARDS)))
+    tokens = max(MIN_SHARD_TOKENS, min(MAX_SHARD_TOKENS, len(blocks) * length // SHARDS))
+    size = max(1, tokens // length)
     return [Piece(split, i, tuple(blocks[part]), epochs) for i, part in enumerate(parts(len(blocks), size))]
 
 

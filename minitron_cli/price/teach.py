@@ -10,7 +10,7 @@ from minitron_cli.results.teach import SplitSignals, TeachResult
 from minitron_cli.signals.config import Sampled, TeachConfig
 from minitron_cli.signals.encoding import Encoding
 
-IDS_OF_50 = 13.0  # different ids among 50 draws: measured on pretrained models and prose, see docs/signals.md
+IDS_OF_50 = 20.0  # different ids among 50 draws: of Qwen2.5-0.5B on prose (benchmarks/results/signals-disk.md)
 CHUNK_BYTES = 64 << 20  # of sums over the vocabulary, and as much again for what they are made of
 
 

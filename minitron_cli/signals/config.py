@@ -10,7 +10,7 @@ MIN_TOP_K = 128
 
 
 class Sampled(Spec):
-    """Ids drawn from the teacher's distribution: the gradient is right on average, for about 40 bytes a token."""
+    """Ids drawn from the teacher's distribution: the gradient is right on average, for about 50 bytes a token."""
 
     kind: Literal["sampled"] = "sampled"
     draws: int = Field(50, ge=1, le=255)

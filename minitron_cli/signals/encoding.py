@@ -14,7 +14,7 @@ from minitron_cli.signals import bits, draws
 from minitron_cli.signals.config import Sampled, SignalKind
 from minitron_cli.signals.rows import SignalRows
 
-COUNT, FP16 = 1, 2  # bytes of what is stored of each position or entry
+FP16 = 2  # bytes of an entropy or a log-probability
 INDEX = 8  # bytes of an entry of the tables that find a block
 
 
@@ -22,10 +22,11 @@ INDEX = 8  # bytes of an entry of the tables that find a block
 class BlockSignals:
     """Signals of one block's counted positions for one pass over the text."""
 
-    sizes_N: np.ndarray
-    """Stored ids of each position, uint8; empty where all have equally many."""
     entries: np.ndarray
-    """Ids, with their counts if they were drawn, packed into bytes."""
+    """Ids, packed into bytes. If they were drawn, a bit for each draw comes first, in ascending order of ids: whether it
+    differs from the draw before, as the first of a position does."""
+    ids: int
+    """Number of stored ids."""
     logp_M: np.ndarray
     """Log-probabilities of the ids, fp16; empty if they were drawn."""
     entropy_N: np.ndarray
@@ -42,13 +43,14 @@ class Encoding:
     temperature: float = 1.0
 
     @cached_property
-    def _count_bits(self) -> int:
-        return bits.width(self.kind.draws) if isinstance(self.kind, Sampled) else 0
+    def id_bits(self) -> int:
+        """Bits of an id."""
+        return bits.width(self.vocab)
 
-    @cached_property
-    def entry_bits(self) -> int:
-        """Bits of an id, and of how often it was drawn."""
-        return bits.width(self.vocab) + self._count_bits
+    @property
+    def _draws(self) -> int:
+        assert isinstance(self.kind, Sampled)
+        return self.kind.draws
 
     @property
     def top_k(self) -> int:
@@ -58,12 +60,12 @@ class Encoding:
     def token_bytes(self, ids: float, epochs: int = 1) -> float:
         """Bytes of a position with so many different ids on average, without the tables that find a block."""
         if self.top_k:
-            return self.top_k * (self.entry_bits / 8 + FP16)
-        return epochs * (COUNT + ids * self.entry_bits / 8) + FP16
+            return self.top_k * (self.id_bits / 8 + FP16)
+        return epochs * (self._draws + ids * self.id_bits) / 8 + FP16
 
     def block_bytes(self, epochs: int = 1) -> int:
         """Bytes of a block in the tables that find it."""
-        return (2 + epochs) * INDEX
+        return 2 * (1 + epochs) * INDEX
 
     def encoded(
         self, logits: Iterable[Tensor], block: int, places_N: np.ndarray, epochs: int = 1
@@ -89,17 +91,14 @@ class Encoding:
         return logits_PV if self.temperature == 1 else logits_PV.div_(self.temperature)
 
     def _thresholds(self, epoch: int, block: int, places_N: np.ndarray) -> np.ndarray:
-        assert isinstance(self.kind, Sampled)
-        return draws.thresholds(self.seed, epoch, block, places_N, self.kind.draws)
+        return draws.thresholds(self.seed, epoch, block, places_N, self._draws)
 
     def _drawn(self, ids_NJ: np.ndarray, entropy_N: np.ndarray) -> BlockSignals:
         is_new_NJ = np.ones(ids_NJ.shape, bool)
         is_new_NJ[:, 1:] = ids_NJ[:, 1:] != ids_NJ[:, :-1]
-        first_M = np.flatnonzero(is_new_NJ)
-        counts_M = np.diff(first_M, append=ids_NJ.size)
-        words_M = (ids_NJ.reshape(-1)[first_M] << self._count_bits) | (counts_M - 1)
-        sizes_N = is_new_NJ.sum(1).astype(np.uint8)
-        return BlockSignals(sizes_N, bits.pack(words_M, self.entry_bits), np.empty(0, np.float16), entropy_N)
+        ids_M = ids_NJ[is_new_NJ]
+        packed = np.concatenate([np.packbits(is_new_NJ), bits.pack(ids_M, self.id_bits)])
+        return BlockSignals(packed, len(ids_M), np.empty(0, np.float16), entropy_N)
 
     def _most_probable(self, logits: Iterable[Tensor]) -> BlockSignals:
         ids, logps = [], []
@@ -107,27 +106,31 @@ class Encoding:
             top = logits_PV.topk(self.top_k, dim=-1)
             ids.append(top.indices.reshape(-1).cpu())
             logps.append((top.values - logits_PV.logsumexp(-1, keepdim=True)).to(torch.float16).reshape(-1).cpu())
-        packed = bits.pack(torch.cat(ids).numpy(), self.entry_bits)
-        return BlockSignals(np.empty(0, np.uint8), packed, torch.cat(logps).numpy(), np.empty(0, np.float16))
+        ids_M = torch.cat(ids).numpy()
+        logp_M = torch.cat(logps).numpy()
+        return BlockSignals(bits.pack(ids_M, self.id_bits), len(ids_M), logp_M, np.empty(0, np.float16))
 
     def decoded(self, stored: BlockSignals) -> SignalRows:
         """Rows of a block's positions."""
         return self._probable_rows(stored) if self.top_k else self._drawn_rows(stored)
 
     def _drawn_rows(self, stored: BlockSignals) -> SignalRows:
-        assert isinstance(self.kind, Sampled)
-        sizes_N = stored.sizes_N.astype(np.int64)
-        words_M = bits.unpack(stored.entries, int(sizes_N.sum()), self.entry_bits)
-        is_used_NK = np.arange(sizes_N.max()) < sizes_N[:, None]
+        positions, draws_each = len(stored.entropy_N), self._draws
+        flags = bits.size_bytes(positions * draws_each, 1)
+        first_M = np.flatnonzero(np.unpackbits(stored.entries[:flags], count=positions * draws_each))
+        row_M = first_M // draws_each
+        sizes_N = np.bincount(row_M, minlength=positions)
+        is_used_NK = np.arange(sizes_N.max(initial=0)) < sizes_N[:, None]
         ids_NK = np.zeros(is_used_NK.shape, np.int64)
         weights_NK = np.zeros(is_used_NK.shape, np.float32)
-        ids_NK[is_used_NK] = words_M >> self._count_bits
-        weights_NK[is_used_NK] = ((words_M & ((1 << self._count_bits) - 1)) + 1) / np.float32(self.kind.draws)
+        ids_NK[is_used_NK] = bits.unpack(stored.entries[flags:], stored.ids, self.id_bits)
+        counts_M = np.diff(first_M, append=positions * draws_each)
+        weights_NK[is_used_NK] = counts_M / np.float32(draws_each)
         entropy_N = torch.from_numpy(stored.entropy_N.astype(np.float32))
         return self._rows(ids_NK, weights_NK, entropy_N)
 
     def _probable_rows(self, stored: BlockSignals) -> SignalRows:
-        ids_NK = bits.unpack(stored.entries, len(stored.logp_M), self.entry_bits).reshape(-1, self.top_k)
+        ids_NK = bits.unpack(stored.entries, stored.ids, self.id_bits).reshape(-1, self.top_k)
         return self._rows(ids_NK, np.exp(stored.logp_M.astype(np.float32)).reshape(ids_NK.shape), None)
 
     def _rows(self, ids_NK: np.ndarray, weights_NK: np.ndarray, entropy_N: Tensor | None) -> SignalRows:

@@ -1,11 +1,12 @@
 """Files of signals in the safetensors format: each holds some blocks and is read in place, block by block.
 
 blocks      numbers of the blocks, int64 [B]
-positions   start of each block's counted positions, int64 [B + 1]
+positions   start of what is stored of each block's positions, int64 [B + 1]
 starts      start of the bytes of each block and pass, int64 [B * passes + 1]
-entries     packed ids, uint8 (see `encoding`)
-sizes       ids of each position, uint8, by block and pass; entropy, fp16, by block     if ids were drawn
-logp        log-probability of each id, fp16                                             if they are the most probable
+ids         stored ids of each block and pass, int64 [B * passes]
+entries     these ids, packed, uint8 (see `encoding`)
+entropy     entropy of each position, fp16, if ids were drawn
+logp        log-probability of each id, fp16, if they are the most probable
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,8 +45,8 @@ def write(path: Path, blocks: Mapping[int, Sequence[BlockSignals]]) -> None:
         "blocks": np.array(list(blocks), np.int64),
         "positions": _starts(positions),
         "starts": _starts([len(one.entries) for one in passes]),
+        "ids": np.array([one.ids for one in passes], np.int64),
         "entries": np.concatenate([one.entries for one in passes]),
-        "sizes": np.concatenate([one.sizes_N for one in passes]),
         "logp": np.concatenate([one.logp_M for one in passes]),
         "entropy": np.concatenate([each[0].entropy_N for each in blocks.values()]),
     }
@@ -73,18 +74,18 @@ class Shard:
     @cached_property
     def ids(self) -> int:
         """Stored ids of all blocks in all passes."""
-        return int(self._arrays["sizes"].sum(dtype=np.int64)) if not self.encoding.top_k else len(self._arrays["logp"])
+        return int(self._arrays["ids"].sum())
 
     def rows(self, visit: Visit) -> SignalRows:
         """Signals of one block in one pass."""
         i = self.numbers[visit.block]
         first, stop = self._arrays["positions"][i : i + 2].tolist()
-        begin, end = self._arrays["starts"][i * self.epochs + visit.epoch :][:2].tolist()
-        before = first * self.epochs + (stop - first) * visit.epoch
+        cell = i * self.epochs + visit.epoch
+        begin, end = self._arrays["starts"][cell : cell + 2].tolist()
         return self.encoding.decoded(
             BlockSignals(
-                sizes_N=self._part("sizes", before, before + stop - first),
                 entries=self._part("entries", begin, end),
+                ids=int(self._arrays["ids"][cell]),
                 logp_M=self._part("logp", first, stop),
                 entropy_N=self._part("entropy", first, stop),
             )

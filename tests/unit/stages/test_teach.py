@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
@@ -25,6 +26,7 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.results.teach import TeachResult
 from minitron_cli.results.training import METRICS, TrainingResult
 from minitron_cli.signals.config import TeachConfig
+from minitron_cli.signals.shards import Visit
 from minitron_cli.stages import distill, teach
 from tests.processes import together
 from tests.tiny import write_tiny
@@ -59,6 +61,18 @@ def data(root: Path, length: int = 16) -> DataConfig:
     """A part of the place's text: about 70 blocks."""
     source = TextFiles(paths=(str(root / "text" / "1*.txt"),))
     return DataConfig(sources=(source,), sequence_length=length, validation_fraction=0.2)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one block or two, so that there are many."""
+    monkeypatch.setattr(teaching, "MIN_SHARD_TOKENS", 16)
+
+
+@pytest.fixture(scope="module")
+def made(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Signals of a few blocks, at a temperature of 1."""
+    return taught(place, tmp_path_factory.mktemp("made"), tokens=192)
 
 
 def taught(place: Path, root: Path, *, text: DataConfig | None = None, **changes: Any) -> Artifact:
@@ -99,6 +113,7 @@ def no_teacher(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "load_model", student_alone)
 
 
+@pytest.mark.slow
 def test_all_ids_train_as_the_live_teacher_does(place: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """But for fp16 probabilities: curves, held-out KL and all."""
     live = distilled(place, tmp_path)
@@ -116,6 +131,7 @@ def test_all_ids_train_as_the_live_teacher_does(place: Path, tmp_path: Path, req
     assert (ours.signals, theirs.signals) == ("top 300", None)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_paid_for_once(place: Path, tmp_path: Path) -> None:
     made = taught(place, tmp_path)
     result = made.result(TeachResult)
@@ -130,6 +146,7 @@ def test_the_teacher_is_paid_for_once(place: Path, tmp_path: Path) -> None:
     assert works["held-out text"].flops == read.validations * read.validation_tokens * read.student.flops
 
 
+@pytest.mark.slow
 def test_several_passes_have_draws_of_their_own(place: Path, tmp_path: Path) -> None:
     one, two = taught(place, tmp_path), taught(place, tmp_path, epochs=2)
     counted = [a.result(TeachResult) for a in (one, two)]
@@ -141,6 +158,7 @@ def test_several_passes_have_draws_of_their_own(place: Path, tmp_path: Path) -> 
     assert "repeat" not in said(lambda: distilled(place, tmp_path, steps=steps, signals=str(two.path)))
 
 
+@pytest.mark.slow
 def test_only_the_blocks_of_the_training_are_stored(place: Path, tmp_path: Path) -> None:
     training = DistillConfig(**{**TRAINING, "seed": 5, "losses": [{"kind": "forward_kl", "temperature": 2.0}]})
     made = teach.run(
@@ -153,13 +171,14 @@ def test_only_the_blocks_of_the_training_are_stored(place: Path, tmp_path: Path)
         distilled(place, tmp_path, seed=6, losses=training.losses, signals=str(made.path))
 
 
+@pytest.mark.slow
 def test_a_length_in_tokens_is_rounded_as_that_of_a_training(place: Path, tmp_path: Path) -> None:
     """Both commands with the same --tokens, and nothing else."""
-    made = taught(place, tmp_path, tokens=4001)
-    config = DistillConfig(tokens=4001, eval_blocks=2, precision="fp32")
+    made = taught(place, tmp_path, tokens=1001)
+    config = DistillConfig(tokens=1001, eval_blocks=2, precision="fp32")
     student = distill.run(context(tmp_path), open_source_model(place / "model"), place / "student", data(place), config)
     assert student.manifest.inputs["signals"] == made.fingerprint
-    assert student.result(TrainingResult).tokens > 4001
+    assert student.result(TrainingResult).tokens > 1001
 
 
 @pytest.mark.parametrize(
@@ -175,15 +194,15 @@ def test_a_length_in_tokens_is_rounded_as_that_of_a_training(place: Path, tmp_pa
     ],
 )
 def test_what_signals_cannot_stand_in_for_is_said(
-    place: Path, tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any], problem: str
+    place: Path, made: Artifact, changes: dict[str, Any], problem: str
 ) -> None:
-    root = tmp_path_factory.getbasetemp() / "shared-signals"
-    made = taught(place, root)
+    root = made.path.parent.parent
     with pytest.raises(InputError, match=problem) as caught:
         distilled(place, root, signals=str(made.path), **changes)
     assert str(caught.value).startswith(f"distill.signals: the signals in {made.path} ")
 
 
+@pytest.mark.slow
 def test_other_texts_and_teachers_are_told_apart(place: Path, tmp_path: Path) -> None:
     made = taught(place, tmp_path, text=data(place, 20))
     assert "the teacher runs: the signals in" in (text := said(lambda: distilled(place, tmp_path)))
@@ -198,6 +217,7 @@ def test_other_texts_and_teachers_are_told_apart(place: Path, tmp_path: Path) ->
         distilled(place, tmp_path, signals=str(student.path))
 
 
+@pytest.mark.slow
 def test_masked_positions_take_no_bytes(place: Path, tmp_path: Path) -> None:
     """Answers of a few words: only they have signals, and a student learns from them."""
     rows = [{"prompt": "the cat sat on a mat", "completion": " and the dog ran" * (1 + i % 3)} for i in range(60)]
@@ -213,6 +233,7 @@ def test_masked_positions_take_no_bytes(place: Path, tmp_path: Path) -> None:
     assert made.result(TrainingResult).signals == "50 draws"
 
 
+@pytest.mark.slow
 def test_a_masked_student_learns_from_signals(place: Path, tmp_path: Path) -> None:
     taught(place, tmp_path)
     student = sparse(place)
@@ -233,6 +254,7 @@ class Kill(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = taught(place, tmp_path / "whole", epochs=2)
     put, done = teaching.ShardStore.put, list[str]()
@@ -264,6 +286,7 @@ def test_a_killed_run_ends_with_the_same_bytes(place: Path, tmp_path: Path, monk
     assert resumed.key == whole.key
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_and_made_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = taught(place, tmp_path)
     before, name = content(made), made.result(TeachResult).train.shards[3]
@@ -294,19 +317,21 @@ def test_two_processes_write_the_bytes_of_one(place: Path, tmp_path: Path) -> No
 
 
 def test_a_dry_run_says_size_and_when_it_pays(place: Path, tmp_path: Path) -> None:
-    made = taught(place, tmp_path / "made").result(TeachResult)
     with pytest.raises(DryRunStop) as caught:
         teach.run(
             context(tmp_path, dry_run=True), open_source_model(place / "model"), data(place), TeachConfig(eval_blocks=2)
         )
     forecast = caught.value.forecast
     assert forecast["signals"] == "50 draws"
-    assert forecast["blocks"] == made.train.blocks
+    assert forecast["blocks"] == len(blocks_of(context(tmp_path), data(place), "train", place / "model"))
     assert forecast["cheaper than a live teacher from pass"] >= 2
     assert 0 < forecast["about bytes per token"] < 100
 
 
-def test_signals_of_an_artifact_read_back(place: Path, tmp_path: Path) -> None:
-    found = TeacherSignals.of(taught(place, tmp_path, temperature=2.0))
-    assert found.train.encoding.temperature == 2.0
-    assert found.validation.encoding.temperature == 1.0
+def test_signals_of_an_artifact_read_back(made: Artifact) -> None:
+    found = TeacherSignals.of(made)
+    assert len(found.train.blocks) == 12
+    rows = found.train.rows([Visit(block, 0) for block in found.train.blocks])
+    assert rows.tokens == found.result.train.positions
+    assert rows.weights_NK.sum(-1).allclose(torch.ones(rows.tokens))
+    assert (found.train.encoding.temperature, found.validation.encoding.temperature) == (1.0, 1.0)
