@@ -23,8 +23,8 @@ class BlockSignals:
     """Signals of one block's counted positions for one pass over the text."""
 
     entries: np.ndarray
-    """Ids, packed into bytes. If they were drawn, a bit for each draw comes first, in ascending order of ids: whether it
-    differs from the draw before, as the first of a position does."""
+    """Ids, packed into bytes. If they were drawn, a bit for each draw comes first, in ascending order of ids: whether
+    it differs from the draw before, as the first of a position does."""
     ids: int
     """Number of stored ids."""
     logp_M: np.ndarray

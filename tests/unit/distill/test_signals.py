@@ -19,6 +19,7 @@ from minitron_cli.distill.fused.head_matmul import HeadInput
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.position_choice import PositionChoice
 from minitron_cli.distill.targets import targets
+from minitron_cli.distill.validation import NOTHING
 from minitron_cli.model.lm_head import Head
 from minitron_cli.signals import shards
 from minitron_cli.signals.config import Sampled, TopK
@@ -103,6 +104,14 @@ def test_another_pass_reads_other_draws(tmp_path: Path) -> None:
     run_on(Signals(cast("Any", Watched()), signals.validation), configured())
     assert asked == sorted(asked)
     assert [asked.count(epoch) for epoch in (0, 1, 2)] == [10, 10, 4]  # 6 steps of 4 over 10 blocks
+
+
+def test_a_process_without_a_part_of_its_own_takes_part_with_nothing(tmp_path: Path) -> None:
+    models = ModelPair(small.student(), None, configured(positions=HALF), (), ProcessGroup("cpu"), "fp32")
+    rows = stored(tmp_path, Sampled(draws=9)).train.rows([Visit(0, 0)]).part(slice(0))
+    part = batch(cast("Any", TinyBlocks()), [0])
+    assert models.losses(part, NOTHING, 1, 0.0, rows).total == 0
+    assert models.evaluate(part, NOTHING, rows).tolist() == [0, 0]
 
 
 def test_signals_that_were_requested_are_those_that_come(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from minitron_cli.data.sources import DataConfig, TextFiles
 from minitron_cli.distill import teaching
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.targets import targets
-from minitron_cli.distill.teacher_signals import TeacherSignals
+from minitron_cli.distill.teacher_signals import Student, TeacherSignals
 from minitron_cli.errors import ArtifactError, DryRunStop, InputError
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -215,6 +215,15 @@ def test_other_texts_and_teachers_are_told_apart(place: Path, tmp_path: Path) ->
     assert student.result(TrainingResult).signals is None
     with pytest.raises(InputError, match="holds no signals: give a directory that `minitron teach` wrote"):
         distilled(place, tmp_path, signals=str(student.path))
+
+
+def test_a_student_with_fewer_entries_is_told_apart(place: Path, made: Artifact) -> None:
+    source, text = open_source_model(place / "model"), data(place)
+    where = context(made.path.parent.parent)
+    train, held_out = (blocks_of(where, text, split, place / "model") for split in ("train", "validation"))
+    student = Student(DistillConfig(**TRAINING, signals=str(made.path)), source, 299, train, held_out)
+    with pytest.raises(InputError, match="are of a vocabulary of 300 entries, and the student has 299"):
+        student.signals(where.workspace)
 
 
 @pytest.mark.slow
