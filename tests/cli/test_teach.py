@@ -85,6 +85,9 @@ def test_a_recipe_teaches_once_for_its_search_and_every_step(run: Run, tiny: Pat
         f"importance: {{samples: 4, layer_removal: false}}\nteach: {{}}\n{distill}\nevaluate: {{blocks: 2}}\n{steps}\n"
     )
     Path("small.yaml").write_text(f"model: {tiny / 'model'}\n{data}\nprune: {{repair: none}}\n{rest}")
+    plan = printed("run", "small.yaml", "--dry-run")
+    assert plan["prices"]["a: teach"]["disk"]["signals"] > 0
+    assert "50 draws" in plan["steps"]["b: teach"]
     made = printed("run", "small.yaml")
     stages = [one["stage"] for one in made]
     taught = [one for one in made if one["stage"] == "teach"]
