@@ -134,8 +134,7 @@ class SignalsStudy(Study):
             blocks = self.part(arm.passes)
             device = torch.device("cpu")
             precision = resolve_precision("auto", device)  # as the live teacher's
-            model = hf.load_model(self.parent.path).to(torch.bfloat16 if precision == "bf16" else torch.float32)
-            teacher = teaching.Teacher(model, device, precision, BATCH)
+            teacher = teaching.Teacher(hf.load_model(self.parent.path), device, precision, BATCH)
             piece = teaching.Piece("train", 0, tuple(range(len(blocks))), arm.drawn)
             temporary = path.with_suffix(".new")
             io.make_dirs(path.parent)

@@ -99,7 +99,7 @@ class ModelPair:
         if teacher is not None:
             widths = _width(student), _width(teacher)
             self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
-            frozen, dtype = Decoder(teacher.requires_grad_(False), teacher_device), _dtype(precision)
+            frozen, dtype = Decoder(teacher.requires_grad_(False), teacher_device), compute_dtype(precision)
             self._teacher = self._placed(frozen, dtype, teacher_rows, "teacher")
         if config.activation_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -110,7 +110,7 @@ class ModelPair:
     def _placed(self, decoder: Decoder, dtype: torch.dtype, rows: RowReader | None, role: str) -> Decoder:
         """The model on its device in evaluation mode: all of it or, if models are sharded, this process's rows."""
         model = decoder.model
-        _cast_(model.eval(), dtype)
+        cast_(model.eval(), dtype)
         if self.is_sharded:
             sharding.shard_(decoder, _layers(model), self.group, self.precision)
         elif not is_spread(model):
@@ -267,11 +267,11 @@ def _refuse_non_finite(model: nn.Module, role: str) -> None:
             raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: use an undamaged checkpoint")
 
 
-def _dtype(precision: Precision) -> torch.dtype:
+def compute_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _cast_(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast parameters in place. Buffers stay: rotary frequencies lose too much precision in bf16."""
     for parameter in model.parameters():
         stopping.raise_if_stopped()

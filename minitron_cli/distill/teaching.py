@@ -21,7 +21,7 @@ from minitron_cli.data.batches import Batch, Batches
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.distributed import Precision
 from minitron_cli.distill.fused.head_matmul import HeadInput, Logits, parts
-from minitron_cli.distill.model_pair import Decoder, last_hidden_states
+from minitron_cli.distill.model_pair import Decoder, cast_, compute_dtype, last_hidden_states
 from minitron_cli.distill.targets import targets
 from minitron_cli.io import FileRecord
 from minitron_cli.signals import shards
@@ -62,7 +62,8 @@ class Teacher:
 
     def __init__(self, model: Any, device: torch.device, precision: Precision, batch_size: int) -> None:
         self.device, self.precision, self.batch_size = device, precision, batch_size
-        self._decoder = Decoder(model.requires_grad_(False).eval(), device)
+        cast_(model.requires_grad_(False).eval(), compute_dtype(precision))
+        self._decoder = Decoder(model, device).to(device)
         self._decoder.check_head()
 
     @torch.no_grad()

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from minitron_cli import progress
 from minitron_cli.artifacts import file_hashes, manifest
 from minitron_cli.artifacts.artifact import Artifact
@@ -179,8 +177,7 @@ class _Making:
         if not mine:
             return
         precision = resolve_precision(self.config.precision, group.device)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        model = hf.load_model(self.teacher.path, device=str(group.device), dtype=self.context.dtype).to(dtype)
+        model = hf.load_model(self.teacher.path, device=str(group.device), dtype=self.context.dtype)
         teacher = Teacher(model, group.device, precision, self.config.batch_size)
         with progress.track("teach", sum(len(piece.blocks) for piece in mine), "blocks") as step:
             for piece in mine:

@@ -85,7 +85,7 @@ def _with_rest(
     import torch
 
     p_NE = torch.cat([weights_NK, left_N1], -1)
-    least = math.log(torch.finfo(p_NE.dtype).tiny)  # what the student gives all others is at least what has a name
+    least = math.log(torch.finfo(p_NE.dtype).tiny)  # so that an underflow is no infinite loss
     own_NE = torch.cat([own_NK - log_z_N1, (log_rest_N1 - log_z_N1).clamp(min=least)], -1)
     return (torch.xlogy(p_NE, p_NE) - p_NE * own_NE).sum(-1)
 

@@ -69,6 +69,15 @@ def test_all_ids_train_as_the_live_teacher_does(tmp_path: Path, low_memory: bool
             assert ours == pytest.approx(theirs, rel=3e-3, abs=1e-4)  # probabilities are stored in fp16
 
 
+def test_a_teacher_in_bf16_keeps_its_rotary_frequencies() -> None:
+    """In bf16, as its weights are, they would turn late positions by another angle."""
+    model, precise = small.teacher(), small.teacher()
+    teaching.Teacher(model, torch.device("cpu"), "bf16", 3)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for (name, ours), theirs in zip(model.named_buffers(), precise.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def run_on(signals: Signals, config: Any, scratch: Path | None = None, **options: Any) -> Any:
     """A run that has signals and no teacher."""
     student, blocks, held_out = small.student(), TinyBlocks(), TinyBlocks(5, seed=1)
