@@ -58,8 +58,13 @@ def all_ids() -> TopK:
     return TopK(k=small.VOCAB, allow_small_k=True)
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
-@pytest.mark.parametrize("positions", [None, HALF])
+@pytest.mark.parametrize(
+    ("low_memory", "positions"),
+    [
+        (False, HALF),
+        *(pytest.param(low_memory, some, marks=pytest.mark.slow) for low_memory, some in [(False, None), (True, HALF)]),
+    ],
+)
 def test_all_ids_train_as_the_live_teacher_does(tmp_path: Path, low_memory: bool, positions: Any) -> None:
     config = configured(low_memory=low_memory, positions=positions)
     _, live = run(None, config)
@@ -85,6 +90,7 @@ def run_on(signals: Signals, config: Any, scratch: Path | None = None, **options
     return student, result
 
 
+@pytest.mark.slow
 def test_a_run_on_signals_resumes_to_the_last_bit(tmp_path: Path) -> None:
     """Over three passes of two draws each, with processes of another batch: a step reads what its number says."""
     signals, config = stored(tmp_path, Sampled(draws=9), epochs=2), configured(positions=HALF)
