@@ -68,6 +68,8 @@ SAID_OTHERWISE = {
     "--axes": "hidden,ffn",
     "--kind": "sampled",
     "--draws": "50",
+    "--tokens": "all of the text, once",
+    "--epochs": "as many as --tokens make",
 }
 
 
