@@ -14,7 +14,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import InputError
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.results.teach import SplitSignals, TeachResult
-from minitron_cli.signals.config import TeachConfig
+from minitron_cli.signals.config import TeachConfig, passes
 from minitron_cli.signals.encoding import Encoding
 from minitron_cli.signals.shards import StoredSignals
 
@@ -142,11 +142,11 @@ class Student:
         return any(block not in signals.validation for block in wanted)
 
     def _say_repeats(self, signals: TeacherSignals) -> None:
-        passes, made = -(-self.blocks // len(self.train)), signals.result
-        if made.kind == "sampled" and passes > made.epochs:
+        count, made = passes(self.blocks, len(self.train)), signals.result
+        if made.kind == "sampled" and count > made.epochs:
             progress.say(
-                f"{self.config.section}: {passes} passes over the text repeat the draws of {made.epochs}; make signals "
-                f"with epochs={passes} for draws of their own"
+                f"{self.config.section}: {count} passes over the text repeat the draws of {made.epochs}; make signals "
+                f"with epochs={count} for draws of their own"
             )
 
 

@@ -46,6 +46,14 @@ class TopK(Spec):
 SignalKind = Annotated[Sampled | TopK, Field(discriminator="kind")]
 
 
+def passes(read: int, total: int) -> int:
+    """Passes over `total` blocks in which so many are read; one that ends within its first tenth is not counted.
+
+    Batches seldom fill an epoch, and draws that a few blocks repeat are not worth as much disk again.
+    """
+    return max(1, -(-(10 * read - total) // (10 * total)))
+
+
 class TeachConfig(Spec):
     """One pass of the teacher over the training text, whose predictions are stored for any number of students."""
 

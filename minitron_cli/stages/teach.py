@@ -27,7 +27,7 @@ from minitron_cli.price import teach as work_of
 from minitron_cli.price.offer import offered
 from minitron_cli.results.price import Price
 from minitron_cli.results.teach import SplitSignals, TeachResult
-from minitron_cli.signals.config import Sampled, TeachConfig
+from minitron_cli.signals.config import Sampled, TeachConfig, passes
 from minitron_cli.signals.encoding import Encoding
 
 STAGE, VERSION, LABEL = teacher_signals.STAGE, 1, "signals"
@@ -112,8 +112,9 @@ class _Making:
         """Passes with draws of their own."""
         if not isinstance(self.config.signals, Sampled):
             return 1
-        total = len(self.texts["train"]) * self._length
-        return self.config.epochs or -(-(self.config.tokens or total) // total)
+        total = len(self.texts["train"])
+        read = -(-self.config.tokens // self._length) if self.config.tokens else total
+        return self.config.epochs or passes(read, total)
 
     def _encoding(self, split: str) -> Encoding:
         """Encoding of a split; held-out text is always evaluated at a temperature of 1."""
@@ -165,9 +166,9 @@ class _Making:
         self._make(store, group)
         group.barrier()
         made = [self._found(store, piece) for piece in self._pieces]
-        for shard in made:
-            path = work.path / shard.path.name
-            work.link(shard.path, path, shard.record)
+        group.barrier()
+        for shard in made if group.rank == 0 else []:  # what the others write is discarded
+            work.link(shard.path, work.path / shard.path.name, shard.record)
         group.barrier()  # the first process removes the scratch directory
         return self._result(made)
 
