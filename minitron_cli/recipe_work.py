@@ -77,7 +77,8 @@ class RecipeWork:
         fitted, _ = short_runs.fitted(training_of, self.length)
         blocks = fitted.total_steps(self.length) * fitted.batch_size
         held_out = training_of.eval_blocks or HELD_OUT_BLOCKS
-        return teach.work(teach.Teaching(self.teacher, config, self.length, blocks, held_out, config.epochs or 1))
+        epochs, dtype = config.epochs or 1, compute_dtype(config, self.device)
+        return teach.work(teach.Teaching(self.teacher, config, self.length, blocks, held_out, epochs, dtype))
 
     def _search(self) -> Work:
         config = self.recipe.search

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
-from minitron_cli.price.work import Moved, Subject, Work
+from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
 from minitron_cli.results.price import Price
 from minitron_cli.results.teach import SplitSignals, TeachResult
 from minitron_cli.signals.config import Sampled, TeachConfig
@@ -25,6 +25,8 @@ class Teaching:
     blocks: int
     held_out_blocks: int
     epochs: int = 1
+    compute_dtype: str = "float32"
+    """Name of the dtype that the teacher's weights are cast to."""
 
     @property
     def encoding(self) -> Encoding:
@@ -53,7 +55,8 @@ def work(making: Teaching) -> Work:
     """Work of storing signals."""
     teacher, size = making.teacher, making.size_bytes
     batch = min(making.config.batch_size, making.blocks)
-    run = teacher.runs(batch, making.length)
+    run = teacher.runs(batch, making.length, making.compute_dtype)
+    held = max(teacher.weights_bytes, teacher.shape.parameters() * ITEM_BYTES[making.compute_dtype])
     return Work(
         what=f"{making.blocks + making.held_out_blocks:,} blocks of {making.length:,} tokens, {making.config.signals}",
         passes=tuple(derive.passes(_result(making))),
@@ -62,7 +65,7 @@ def work(making: Teaching) -> Work:
             "load the model": Moved(starts=1, read=teacher.weights_bytes),
             "write the signals": Moved(written=size),
         },
-        certain={"teacher": teacher.weights_bytes},
+        certain={"teacher": held},
         transient={"activations": run.layer_bytes(), "logits": 3 * CHUNK_BYTES},
         disk={"signals": size},
         remedies=("batch_size=1",) if batch > 1 else (),

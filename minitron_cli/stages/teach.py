@@ -24,7 +24,7 @@ from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.price import subject
 from minitron_cli.price import teach as work_of
-from minitron_cli.price.offer import offered
+from minitron_cli.price.offer import compute_dtype, offered
 from minitron_cli.results.price import Price
 from minitron_cli.results.teach import SplitSignals, TeachResult
 from minitron_cli.signals.config import Sampled, TeachConfig, passes
@@ -134,6 +134,7 @@ class _Making:
             blocks=len(self._blocks["train"]),
             held_out_blocks=len(self._blocks["validation"]),
             epochs=self._epochs,
+            compute_dtype=compute_dtype(self.config, self.context.device),
         )
 
     def forecast(self) -> dict[str, Any]:
