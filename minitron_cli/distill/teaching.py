@@ -30,8 +30,8 @@ from minitron_cli.signals.shards import Shard
 
 MIN_SHARD_TOKENS, MAX_SHARD_TOKENS = 1 << 14, 1 << 22
 SHARDS = 64  # of a text between these: what a kill loses, and what processes share
-CHUNK_BYTES = 64 << 20  # of one chunk's sums over the vocabulary, in fp64
-FP64 = 8
+CHUNK_BYTES = 256 << 20  # of one chunk's probabilities and their sums
+ENTRY_BYTES = 8  # of both, in fp32
 RECORD = "record.json"
 
 
@@ -95,7 +95,7 @@ class Teacher:
 def some_logits(side: HeadInput) -> Iterator[Tensor]:
     """Logits of a few positions at a time, [P, V], each to be overwritten; products in the dtype of autocast here."""
     logits, vocab = Logits(side), slice(0, side.vocab)
-    chunks = parts(len(side.hidden_ND), max(1, CHUNK_BYTES // (FP64 * side.vocab)))
+    chunks = parts(len(side.hidden_ND), max(1, CHUNK_BYTES // (ENTRY_BYTES * side.vocab)))
     return (logits.finish_(logits.product_PQ(chunk, vocab))[0] for chunk in chunks)
 
 

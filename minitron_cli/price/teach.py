@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
+from minitron_cli.distill.teaching import CHUNK_BYTES, ENTRY_BYTES
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
 from minitron_cli.results.price import Price
 from minitron_cli.results.teach import SplitSignals, TeachResult
@@ -11,7 +12,6 @@ from minitron_cli.signals.config import Sampled, TeachConfig
 from minitron_cli.signals.encoding import Encoding
 
 IDS_OF_50 = 20.0  # different ids among 50 draws: of Qwen2.5-0.5B on prose (benchmarks/results/signals-disk.md)
-CHUNK_BYTES = 64 << 20  # of sums over the vocabulary, and as much again for what they are made of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Teaching:
 
 def work(making: Teaching) -> Work:
     """Work of storing signals."""
-    teacher, size = making.teacher, making.size_bytes
+    teacher, size, vocab = making.teacher, making.size_bytes, making.encoding.vocab
     batch = min(making.config.batch_size, making.blocks)
     run = teacher.runs(batch, making.length, making.compute_dtype)
     held = max(teacher.weights_bytes, teacher.shape.parameters() * ITEM_BYTES[making.compute_dtype])
@@ -66,7 +66,10 @@ def work(making: Teaching) -> Work:
             "write the signals": Moved(written=size),
         },
         certain={"teacher": held},
-        transient={"activations": run.layer_bytes(), "logits": 3 * CHUNK_BYTES},
+        transient={
+            "activations": run.layer_bytes(),
+            "logits": 2 * min(CHUNK_BYTES, making.length * vocab * ENTRY_BYTES),
+        },
         disk={"signals": size},
         remedies=("batch_size=1",) if batch > 1 else (),
     )

@@ -10,7 +10,6 @@ from minitron_cli.results.price import Part, Price
 from minitron_cli.signals.config import Sampled, TeachConfig, TopK
 from tests.tiny import tiny_config
 
-
 ONCE = TeachConfig()
 
 
