@@ -26,6 +26,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
+from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
     "run",
     "search",
     "sparsify",
+    "teach",
     "verify",
     "workspace",
 ]
@@ -150,6 +152,24 @@ def correct(context: Context, model: "Model", data: DataConfig, config: CorrectC
     from minitron_cli.stages import correct as stage
 
     return stage.run(context, _opened(context, model), data, config)
+
+
+def teach(
+    context: Context,
+    model: "Model",
+    data: DataConfig,
+    config: TeachConfig | None = None,
+    *,
+    training: DistillConfig | None = None,
+) -> Artifact:
+    """Store what a model says of the text (TeachResult), which `distill` reads in place of the teacher.
+
+    `training`, the distillation that the signals are for, gives the settings that are left out: length, seed,
+    temperature and held-out blocks.
+    """
+    from minitron_cli.stages import teach as stage
+
+    return stage.run(context, _opened(context, model), data, config or TeachConfig(), training=training)
 
 
 def distill(

@@ -141,6 +141,8 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
         yield "importance", f"{scoring.samples:,} samples of {length:,} tokens{removal * bool(scoring.removal_lengths)}"
     if recipe.correct:
         yield "correct", _training(recipe.correct, length)
+    if recipe.teach:
+        yield "teach", f"{recipe.teach.signals} of each position of the training text"
     if recipe.prunes:
         yield from _pruning(recipe, parent, child, candidates)
     if recipe.sparsify:

@@ -82,6 +82,9 @@ class Disk:
     def replace(self, old: Path, new: Path) -> None:
         os.replace(old, new)
 
+    def link(self, old: Path, new: Path) -> None:
+        os.link(old, new)
+
     def remove_file(self, path: Path) -> None:
         os.unlink(path)
 
@@ -192,6 +195,17 @@ def write_new(path: Path, chunks: Iterable[BytesLike] | BytesLike) -> FileRecord
 def write_new_json(path: Path, value: Any) -> FileRecord:
     """Write a value as readable JSON to a new file; its hash and size. FileExistsError if `path` exists."""
     return write_new(path, canonical_json.pretty(value))
+
+
+def link(old: Path, new: Path) -> None:
+    """Give a finished file a second name; a copy where the file system has no links."""
+    try:
+        disk.link(old, new)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+            raise
+        with open(old, "rb") as file:
+            write_new(new, iter(lambda: file.read(HASH_BYTES), b""))
 
 
 def replace(path: Path, content: BytesLike, like: os.stat_result | None = None) -> None:

@@ -12,7 +12,7 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model, pub
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.results.training import CorrectionResult, TrainingResult
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify_rounds
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify_rounds, teach
 
 PRUNED, SPARSE, DISTILLED = "pruned", "sparse", "distilled"  # labels of models in the evaluation
 
@@ -27,6 +27,7 @@ class Results:
     prune: Artifact | None
     sparsify: Artifact | None
     correct: Artifact | None
+    teach: Artifact | None
     distilled: Mapping[str, Artifact]
     """Label -> trained model: `distilled`, then the controls."""
     evaluate: Artifact
@@ -47,7 +48,7 @@ class Results:
 
     def artifacts(self) -> list[Artifact]:
         """All artifacts, in the order in which they were made."""
-        before = [self.importance, self.correct, self.search, self.prune, self.sparsify]
+        before = [self.importance, self.correct, self.teach, self.search, self.prune, self.sparsify]
         some = [*before, *self.distilled.values(), self.evaluate, self.report]
         return [artifact for artifact in some if artifact]
 
@@ -94,6 +95,9 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     if corrected and fail_if_worse:
         training_run.check_not_worse(corrected.result(CorrectionResult), correct.STAGE)
     teacher = open_source_model(corrected.path) if corrected and correct.is_better(corrected) else teacher
+    taught = None
+    if recipe.teach and recipe.distill:
+        taught = teach.run(context, teacher, recipe.data, recipe.teach, training=recipe.distill)
     found = pruned = made_sparse = None
     if scores and recipe.search:
         found = search.run(context, parent, scores, recipe.data, recipe.search, teacher=teacher, prune=recipe.prune)
@@ -117,7 +121,7 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     labelled = [(label, artifact.path) for label, artifact in models.items() if artifact]
     measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
     page = report.run(context) if recipe.report else None
-    return Results(scores, found, pruned, made_sparse, corrected, distilled, measured, page)
+    return Results(scores, found, pruned, made_sparse, corrected, taught, distilled, measured, page)
 
 
 def _sparse(recipe: Recipe, context: Context, teacher: SourceModel, dense: SourceModel, label: str = "") -> Artifact:

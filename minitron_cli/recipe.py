@@ -17,6 +17,7 @@ from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.config import SearchConfig
+from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.spec import Spec
 
@@ -101,6 +102,8 @@ class Recipe(Spec):
     """How the pruned model is trained; null to stop after pruning."""
     correct: CorrectConfig | None = None
     """Train the teacher on the text first; without it, the student learns from the teacher as it is."""
+    teach: TeachConfig | None = None
+    """Store what the teacher says of the text, and train on that; without it, the teacher runs in every training."""
     controls: tuple[Control, ...] = ()
     """Further distillations, for comparison."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -133,6 +136,7 @@ class Recipe(Spec):
             )
         if self.correct and self.distill is None:
             raise ValueError("correct trains a teacher, but there is no distill section; add one or remove correct")
+        self._check_teach()
         labels = [control.label for control in self.controls]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two controls have the label {twice[0]!r}; rename one")
@@ -146,6 +150,17 @@ class Recipe(Spec):
             between_rounds.training(sparsify, self.distill)
         except InputError as e:
             raise ValueError(str(e)) from None
+
+    def _check_teach(self) -> None:
+        """Refuse signals that no training reads."""
+        if self.teach is None:
+            return
+        trained = [self.distill, *(step.distill for step in self.steps)]
+        configs = [config for config in trained if config and config.needs_teacher]
+        if not configs:
+            raise ValueError("teach stores what a distillation reads, and there is none with a teacher; remove teach")
+        if reason := next((config.needs_whole_teacher for config in configs if config.needs_whole_teacher), ""):
+            raise ValueError(f"teach makes signals that {reason}; remove teach, or change the losses")
 
     def _check_one_shape(self, where: str = "") -> None:
         """Refuse a recipe in which nothing, or more than one section, gives the shape of the child."""
@@ -212,7 +227,7 @@ def prunes_layers(prune: PruneConfig, search: SearchConfig | None) -> bool:
 
 
 def _reseeded(part: Spec, seed: int) -> dict[str, Spec]:
-    names = ("data", "importance", "search", "sparsify", "correct", "distill")
+    names = ("data", "importance", "search", "sparsify", "correct", "teach", "distill")
     sections = {name: getattr(part, name, None) for name in names}
     found = {name: section.model_copy(update={"seed": seed}) for name, section in sections.items() if section}
     prune: PruneConfig | None = getattr(part, "prune", None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.shape import Shape
-from minitron_cli.price import evaluation, importance, prune, search, sparsify_rounds, subject, training
+from minitron_cli.price import evaluation, importance, prune, search, sparsify_rounds, subject, teach, training
 from minitron_cli.price.offer import compute_dtype
 from minitron_cli.price.sparsify_rounds import HELD_OUT_BLOCKS
 from minitron_cli.price.work import Subject, Work
@@ -18,6 +18,7 @@ from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.recipe import Recipe
 from minitron_cli.repair import repaired_plan
 from minitron_cli.repair.acceptance import EFFECT_BLOCKS
+from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.stages.search import FULL, RetrainingConfig
 
@@ -49,6 +50,8 @@ class RecipeWork:
             yield "importance", importance.work(self.parent, recipe.scoring(), self.length)
         if recipe.correct:
             yield "correct", self._training(self.teacher, None, recipe.correct)
+        if recipe.teach and recipe.distill:
+            yield "teach", self._teach(recipe.teach, recipe.distill)
         if recipe.search:
             yield "search", self._search()
         if recipe.prunes:
@@ -56,10 +59,11 @@ class RecipeWork:
         if recipe.sparsify:
             yield from self._sparsify(recipe.sparsify)
         if recipe.distill:
-            yield "distill", self._training(self.child, self.teacher, recipe.distill)
+            teacher = None if recipe.teach else self.teacher
+            yield "distill", self._training(self.child, teacher, recipe.distill)
             for control in recipe.controls:
                 config = control.applied_to(recipe.distill)
-                yield f"distill {control.label}", self._training(self.child, self.teacher, config)
+                yield f"distill {control.label}", self._training(self.child, teacher, config)
         yield "eval", self._evaluation()
 
     def _training(self, student: Subject, teacher: Subject | None, config: DistillConfig) -> Work:
@@ -67,6 +71,13 @@ class RecipeWork:
         blocks = config.eval_blocks or HELD_OUT_BLOCKS
         dtype = compute_dtype(config, self.device)
         return training.work(student, teacher, config, self.length, blocks, compute_dtype=dtype)
+
+    def _teach(self, config: TeachConfig, training_of: DistillConfig) -> Work:
+        fitted, _ = short_runs.fitted(training_of, self.length)
+        blocks = fitted.total_steps(self.length) * fitted.batch_size
+        held_out = training_of.eval_blocks or HELD_OUT_BLOCKS
+        epochs, dtype = config.epochs or 1, compute_dtype(config, self.device)
+        return teach.work(teach.Teaching(self.teacher, config, self.length, blocks, held_out, epochs, dtype))
 
     def _search(self) -> Work:
         config = self.recipe.search

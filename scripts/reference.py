@@ -100,6 +100,14 @@ PAGES = (
         like="distill",
     ),
     Page(
+        "teach",
+        "the teacher; training and held-out text",
+        "shards of signals, `train-00000.safetensors` and so on",
+        "TeachConfig",
+        "teach",
+        ("signals", "distillation"),
+    ),
+    Page(
         "distill",
         "the pruned or sparse checkpoint and its teacher; training and held-out text",
         "the trained checkpoint; `metrics.jsonl` and `validation.jsonl`: its curves",

@@ -75,6 +75,11 @@ class StageBuild:
         """Write a JSON file of the artifact."""
         io.write_new_json(self.path / name, value)
 
+    def link(self, old: Path, new: Path, record: io.FileRecord) -> None:
+        """Take over a finished file from `scratch`, which was hashed when it was written."""
+        io.link(old, new)
+        self.hashed[new] = record
+
     @contextmanager
     def hashing(self) -> Iterator[None]:
         """Hash the files written so far in a thread while the `with` block runs, which must not change them."""

@@ -36,6 +36,7 @@ from minitron_cli.cli import (
     signals,
     sparsify,
     study,
+    teach,
     torchrun,
     verify,
 )
@@ -219,6 +220,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune.prune,
     "sparsify": sparsify.sparsify,
     "correct": correct.correct,
+    "teach": teach.teach,
     "distill": distill.distill,
     "eval": evaluate.evaluate,
     "report": report.report,

@@ -6,16 +6,11 @@ from typer import Option
 
 from minitron_cli.cli import copy_out, torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
-from minitron_cli.cli.training import FailIfWorse, Training
+from minitron_cli.cli.training import FailIfWorse, Teacher, Training
 
 if TYPE_CHECKING:
-    from minitron_cli.cli.sessions import Session
     from minitron_cli.distill.config import DistillConfig
-    from minitron_cli.inputs.source_model import SourceModel
     from minitron_cli.yaml_document import KeyPath
-
-ORIGINAL = "original"
-OF_THE_RUN = (ORIGINAL, "parent")  # names a recipe may use for the teacher instead of a model
 
 
 def distill(
@@ -24,13 +19,7 @@ def distill(
     training_options: Training,
     words: Arguments = None,
     recipe: RecipeOption = None,
-    teacher: Annotated[
-        str | None,
-        Option(
-            metavar="MODEL",
-            help="Teacher: a model, or `original`. Default: the corrected parent if there is one, else the parent.",
-        ),
-    ] = None,
+    teacher: Teacher = None,
     objective: Annotated[
         Literal["kl", "ce"] | None,
         Option(
@@ -74,7 +63,7 @@ def distill(
         artifact = api.distill(
             session.context,
             session.student(),
-            teacher_of(session, teacher),
+            training.teacher(session, teacher),
             session.data(),
             config,
             label=_label(config),
@@ -83,24 +72,6 @@ def distill(
     printing.artifact(artifact, how)
     if fail_if_worse:
         training_run.check_not_worse(artifact.result(TrainingResult), "distill")
-
-
-def teacher_of(session: "Session", named: str | None) -> "SourceModel":
-    """Teacher named on the command line or in the recipe; else the corrected parent; else the parent."""
-    from minitron_cli import progress
-    from minitron_cli.inputs.source_model import open_source_model
-    from minitron_cli.stages import correct
-
-    in_recipe = str(session.requested.values.get("teacher", ORIGINAL))
-    named = named or (in_recipe if in_recipe not in OF_THE_RUN else None)
-    if named and named != ORIGINAL:
-        return open_source_model(named, offline=session.context.offline)
-    original = session.parent()
-    corrected = None if named else correct.of(session.context, original)
-    if corrected is None:
-        return original
-    progress.say(f"distill: the teacher is the corrected parent, {corrected.path}")
-    return open_source_model(corrected.path, offline=session.context.offline)
 
 
 def _losses(objective: Literal["kl", "ce"]) -> list[dict[str, Any]]:

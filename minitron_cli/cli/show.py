@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from minitron_cli.artifacts.artifact import Artifact
     from minitron_cli.artifacts.workspace import Workspace
 
-Stage = Literal["importance", "search", "prune", "sparsify", "correct", "distill", "eval"]
+Stage = Literal["importance", "search", "prune", "sparsify", "correct", "teach", "distill", "eval"]
 What = Literal[Stage, "cost"]
 STAGES: dict[Stage, str] = {s: "evaluate" if s == "eval" else s for s in get_args(Stage)}
 
@@ -26,7 +26,7 @@ def show_results(
         What | None,
         Argument(
             metavar="[STAGE]",
-            help="Stage to show: importance, search, prune, sparsify, correct, distill or eval; or cost.",
+            help="Stage to show: importance, search, prune, sparsify, correct, teach, distill or eval; or cost.",
         ),
     ] = None,
     plot: Annotated[Path | None, Option(metavar="FILE.svg", help="With importance: also plot it to this file.")] = None,

@@ -89,7 +89,7 @@ def sparsify(
     }
     with sessions.opened(how, "sparsify", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
-        from minitron_cli.cli.distill import teacher_of
+        from minitron_cli.cli import training
         from minitron_cli.distill.config import DistillConfig
         from minitron_cli.sparse.config import SparsifyConfig
 
@@ -100,7 +100,7 @@ def sparsify(
             pruned or session.parent(),
             config,
             data=session.data() if config.needs_text or config.rounds > 1 else None,
-            teacher=teacher_of(session, None) if config.rounds > 1 else None,
+            teacher=training.teacher(session, None) if config.rounds > 1 else None,
             training=session.section(DistillConfig, "distill"),
         )
     copy_out.copy(artifact, output)

@@ -9,7 +9,7 @@ from minitron_cli.cost import compute
 from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import device_hours
 from minitron_cli.figures import Figure
-from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes, sparsity
+from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes, signals, sparsity
 from minitron_cli.report import price as prices
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.evaluation import EvaluationResult
@@ -18,6 +18,7 @@ from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.results.sparsify import SparsifyResult
+from minitron_cli.results.teach import TeachResult
 from minitron_cli.results.training import TrainingResult
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def tables(artifact: Artifact) -> Iterator[Table]:
             yield from _prune(artifact, result)
         case SparsifyResult() as result:
             yield from sparsity.tables(result)
+        case TeachResult() as result:
+            yield signals.signals_table(result)
         case TrainingResult() as result:
             yield sections.training_table(artifact.label, result)
         case EvaluationResult() as result:

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 if TYPE_CHECKING:
+    from minitron_cli.cli.sessions import Session
+    from minitron_cli.inputs.source_model import SourceModel
     from minitron_cli.yaml_document import KeyPath
 
 TRAINING = "Training"
+ORIGINAL = "original"
+OF_THE_RUN = (ORIGINAL, "parent")  # names a recipe may use for the teacher instead of a model
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ FailIfWorse = Annotated[
 ]
 
 
+Teacher = Annotated[
+    str | None,
+    Option(
+        metavar="MODEL",
+        help="Teacher: a model, or `original`. Default: the corrected parent if there is one, else the parent.",
+    ),
+]
+
+
 def flags(given: Training, seed: int | None) -> "dict[KeyPath, Any]":
     """Changes to the settings of a training stage. A length in tokens replaces one in steps, and the reverse."""
     from minitron_cli.cli.sessions import NULL
@@ -86,3 +99,21 @@ def flags(given: Training, seed: int | None) -> "dict[KeyPath, Any]":
 
 def _list(names: Sequence[str] | None) -> list[str] | None:
     return [name for some in names for name in some.split(",")] if names else None
+
+
+def teacher(session: "Session", named: str | None) -> "SourceModel":
+    """Teacher named on the command line or in the recipe; else the corrected parent; else the parent."""
+    from minitron_cli import progress
+    from minitron_cli.inputs.source_model import open_source_model
+    from minitron_cli.stages import correct
+
+    in_recipe = str(session.requested.values.get("teacher", ORIGINAL))
+    named = named or (in_recipe if in_recipe not in OF_THE_RUN else None)
+    if named and named != ORIGINAL:
+        return open_source_model(named, offline=session.context.offline)
+    original = session.parent()
+    corrected = None if named else correct.of(session.context, original)
+    if corrected is None:
+        return original
+    progress.say(f"the teacher is the corrected parent, {corrected.path}")
+    return open_source_model(corrected.path, offline=session.context.offline)

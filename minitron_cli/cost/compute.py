@@ -16,7 +16,7 @@ from minitron_cli.results.base import ModelSize
 
 TRAINING = 3  # a forward pass, and twice that for the gradients of activations and of weights
 
-HeadWork = Literal["loss", "kl", "training"]
+HeadWork = Literal["loss", "kl", "training", "signals"]
 
 
 class Pass(NamedTuple):
@@ -30,7 +30,7 @@ class Pass(NamedTuple):
     head: int = 0
     """FLOPs of the language-model head."""
     head_work: HeadWork = "loss"
-    """What the head is read for: the likelihood of the text, the divergence of two models, or gradients."""
+    """What the head is read for: the likelihood of the text, the divergence of two models, gradients, or draws."""
 
     @property
     def flops(self) -> int:
@@ -97,6 +97,11 @@ def training(student: ModelSize, teacher: ModelSize | None, tokens: int) -> list
         return Pass(work, tokens, times * tokens * model.decoder_flops, times * tokens * model.head_flops, "training")
 
     return [of("training", student, TRAINING), *([of("teacher", teacher, 1)] if teacher else [])]
+
+
+def teacher(model: ModelSize, tokens: int) -> Pass:
+    """The teacher's pass over a text whose signals are stored."""
+    return Pass("teacher", tokens, tokens * model.decoder_flops, tokens * model.head_flops, "signals")
 
 
 def held_out(models: Sequence[ModelSize], tokens: int, head_work: HeadWork = "loss") -> Pass:

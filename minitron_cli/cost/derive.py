@@ -14,6 +14,7 @@ from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, SearchResult
 from minitron_cli.results.sparsify import SparsifyResult
+from minitron_cli.results.teach import TeachResult
 from minitron_cli.results.training import CorrectionResult, TrainingResult
 
 
@@ -50,7 +51,8 @@ def _on_candidate(result: SearchResult, candidate: CandidateResult) -> Iterator[
         readers = [candidate.model, *([result.teacher] if is_kl else [])]
         yield compute.held_out(readers, (1 + rungs) * result.score_tokens, "kl" if is_kl else "loss")
     if rungs:
-        yield from compute.training(candidate.model, result.teacher, result.rung_tokens[rungs - 1])
+        teacher = None if result.signals else result.teacher
+        yield from compute.training(candidate.model, teacher, result.rung_tokens[rungs - 1])
 
 
 def _distinct(candidates: tuple[CandidateResult, ...]) -> list[CandidateResult]:
@@ -85,10 +87,15 @@ def _sparsify(result: SparsifyResult) -> Iterator[Pass]:
         yield compute.held_out([result.model] * (1 + children), effect.read, "kl")
 
 
+def _teach(result: TeachResult) -> Iterator[Pass]:
+    yield compute.teacher(result.teacher, result.tokens_read)
+
+
 def _training(result: TrainingResult) -> Iterator[Pass]:
-    yield from compute.training(result.student, result.teacher if result.uses_teacher else None, result.tokens)
-    readers = [result.student, *([result.teacher] if result.teacher else [])]
-    yield compute.held_out(readers, result.validations * result.validation_tokens, "kl" if result.teacher else "loss")
+    teacher = None if result.signals else result.teacher
+    yield from compute.training(result.student, teacher if result.uses_teacher else None, result.tokens)
+    readers = [result.student, *([teacher] if teacher else [])]
+    yield compute.held_out(readers, result.validations * result.validation_tokens, "kl" if teacher else "loss")
 
 
 def _evaluate(result: EvaluationResult) -> Iterator[Pass]:
@@ -103,6 +110,7 @@ _DERIVE: dict[type[Result], Callable[[Any], Iterator[Pass]]] = {
     SearchResult: _search,
     PruneResult: _prune,
     SparsifyResult: _sparsify,
+    TeachResult: _teach,
     CorrectionResult: _training,
     TrainingResult: _training,
     EvaluationResult: _evaluate,

@@ -20,8 +20,9 @@ def lineage(workspace: Workspace, product: Artifact) -> list[Artifact]:
     found: dict[str, Artifact] = {}
 
     def follow(artifact: Artifact) -> None:
-        for name in artifact.manifest.inputs.values():
-            source = made.get(name)
+        inputs = artifact.manifest.inputs
+        for name in sorted(inputs, key=lambda name: name == "signals"):  # made when model and text are named
+            source = made.get(inputs[name])
             if source and source.key not in found and source.stage != GIVEN:
                 follow(source)
         found[artifact.key] = artifact

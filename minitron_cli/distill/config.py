@@ -6,10 +6,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from minitron_cli.distill.losses import KDLoss
+from minitron_cli.distill.losses.base import TeacherLoss
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.distill.losses.forward_kl import ForwardKL
+from minitron_cli.distill.losses.from_signals import SignalLoss
 from minitron_cli.distill.losses.two_pass import TwoPassLoss
 from minitron_cli.distill.optimizer_kinds import OptimizerKind
+from minitron_cli.distill.position_choice import PositionChoice
 from minitron_cli.errors import RecipeError
 from minitron_cli.spec import Quantity, Spec
 
@@ -108,6 +111,11 @@ class DistillConfig(Spec):
     one more product of each model with its head. For forward_kl, reverse_kl and cross_entropy."""
     hidden: HiddenLosses | None = None
     """Losses on hidden states, added to those on logits."""
+    positions: PositionChoice | None = Field(None, exclude_if=lambda positions: positions is None)
+    """Positions that the losses are taken at; null: all that are scored. Does not go with hidden."""
+    signals: str = Field("auto", exclude=True)
+    """auto: in place of the teacher, read the signals of `minitron teach` if there are any of this teacher, text and
+    temperature. never: the teacher runs. Or the directory of such signals, which then have to fit."""
     init: Literal["student", "random"] = "student"
     """Initial weights: the pruned student's, or random ones in its shape, the control for the benefit of pruning."""
     eval_every: int = Field(100, ge=1)
@@ -148,6 +156,10 @@ class DistillConfig(Spec):
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
         if self.sharding == "full" and (kept_whole := self.kept_whole):
             raise ValueError(f"sharding=full does not go with {kept_whole}; drop one of them")
+        if self.positions and self.hidden:
+            raise ValueError(
+                "positions choose among the losses on logits, and hidden is a loss on all; drop one of them"
+            )
         if self.low_memory and (whole := [loss.kind for loss in self.losses if not isinstance(loss, TwoPassLoss)]):
             raise ValueError(
                 f"low_memory does not support {whole[0]}, which needs a token's whole logits; drop one of them"
@@ -160,6 +172,19 @@ class DistillConfig(Spec):
         if self.optimizer != "adamw":
             return f"optimizer={self.optimizer}"
         return "teacher_device=cpu" if self.teacher_device == "cpu" else None
+
+    @property
+    def needs_whole_teacher(self) -> str:
+        """What stored signals cannot be used for, as the end of a sentence on them; empty if they can."""
+        if self.hidden is not None:
+            return f"hold no hidden states, which {self.section}.hidden compares"
+        whole = [loss.kind for loss in self.losses if loss.needs_teacher and not isinstance(loss, SignalLoss)]
+        return f"hold a part of the teacher's distribution, and {whole[0]} needs all of it" if whole else ""
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Kind of each loss with a teacher -> its temperature."""
+        return {loss.kind: loss.temperature for loss in self.losses if isinstance(loss, TeacherLoss)}
 
     @property
     def needs_teacher(self) -> bool:

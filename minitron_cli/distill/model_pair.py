@@ -3,7 +3,7 @@
 Knows models as transformers has them; not the optimizer, the schedule or the order of the data.
 """
 
-# B sequence, T token, N scored token, D hidden, F figure
+# B sequence, T token, N scored token, S chosen one of them, D hidden, F figure
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from minitron_cli.data.batches import Batch
 from minitron_cli.distill import sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
+from minitron_cli.distill.fused.entropy import least_sure
 from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_loss, projection
 from minitron_cli.distill.losses.forward_kl import ForwardKL
@@ -29,6 +30,7 @@ from minitron_cli.model.families import family_of
 from minitron_cli.model.lm_head import Head, head_of
 from minitron_cli.model.taps import layer_module
 from minitron_cli.prune.slicing import is_finite
+from minitron_cli.signals.rows import SignalRows
 
 T = TypeVar("T")
 STUDENT = "student."
@@ -97,7 +99,7 @@ class ModelPair:
         if teacher is not None:
             widths = _width(student), _width(teacher)
             self.project = projection(*widths, config.seed) if self.pairs else nn.Identity()
-            frozen, dtype = Decoder(teacher.requires_grad_(False), teacher_device), _dtype(precision)
+            frozen, dtype = Decoder(teacher.requires_grad_(False), teacher_device), compute_dtype(precision)
             self._teacher = self._placed(frozen, dtype, teacher_rows, "teacher")
         if config.activation_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -108,7 +110,7 @@ class ModelPair:
     def _placed(self, decoder: Decoder, dtype: torch.dtype, rows: RowReader | None, role: str) -> Decoder:
         """The model on its device in evaluation mode: all of it or, if models are sharded, this process's rows."""
         model = decoder.model
-        _cast_(model.eval(), dtype)
+        cast_(model.eval(), dtype)
         if self.is_sharded:
             sharding.shard_(decoder, _layers(model), self.group, self.precision)
         elif not is_spread(model):
@@ -129,18 +131,31 @@ class ModelPair:
         student = {f"{STUDENT}{name}": p for name, p in self.student.named_parameters()}
         return student | {f"projection.{name}": p for name, p in self.project.named_parameters()}
 
-    def losses(self, batch: Batch, targets: Targets, count: int, hidden_weight: float) -> Losses:
-        """Losses summed over this batch's scored tokens and divided by `count`, those of the whole step."""
+    def losses(
+        self, batch: Batch, targets: Targets, count: int, hidden_weight: float, signals: SignalRows | None = None
+    ) -> Losses:
+        """Losses summed over this batch's scored tokens and divided by `count`, those of the whole step.
+
+        `signals` of the scored tokens stand for the teacher. With `config.positions` only some of the tokens count.
+        """
         rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
+        signals = None if signals is None else signals.to(self.device)
+        assert signals is None or signals.tokens == len(rows_N)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             with _checked_in_backward(self._stops_in):
                 student_BTD, student_states = self._decode(self._student, batch, [pair.student for pair in self.pairs])
-            teacher_side, teacher_states = None, dict[str, Tensor]()
+            student_side = HeadInput(student_BTD.flatten(0, 1), self._student.head).rows(rows_N)
+            if self.config.positions:
+                chosen_S = least_sure(student_side, self.config.positions.count(len(rows_N)))
+                student_side = student_side.rows(chosen_S)
+                signals = None if signals is None else signals.rows(chosen_S)
+                rows_N, labels_N = rows_N[chosen_S], labels_N[chosen_S]
+            teacher_side: HeadInput | SignalRows | None = signals
+            teacher_states: dict[str, Tensor] = {}
             if self.teacher is not None and self.config.needs_teacher:
                 with torch.no_grad():
                     teacher_BTD, teacher_states = self._decode(self._teacher, batch, [p.teacher for p in self.pairs])
                 teacher_side = HeadInput(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
-            student_side = HeadInput(student_BTD.flatten(0, 1), self._student.head).rows(rows_N)
             objective = fused_objective(
                 self.config.losses, student_side, teacher_side, labels_N, count=count, low_memory=self.config.low_memory
             )
@@ -161,17 +176,23 @@ class ModelPair:
         )
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, targets: Targets) -> Tensor:
-        """Sums over the batch's scored tokens of the columns of `HELD_OUT`, [2] in fp64; KL is 0 without a teacher."""
+    def evaluate(self, batch: Batch, targets: Targets, signals: SignalRows | None = None) -> Tensor:
+        """Sums over the batch's scored tokens of the columns of `HELD_OUT`, [2] in fp64.
+
+        KL is that to the teacher, or to its `signals`; 0 without any.
+        """
         rows_N, labels_N = (tensor.to(self.device) for tensor in targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             student_BTD, _ = self._decode(self._student, batch)
             student = HeadInput(student_BTD.flatten(0, 1), self._student.head).rows(rows_N)
             nll = student.head.nll(student.hidden_ND, labels_N).sum(dtype=torch.float64)
             kl = torch.zeros_like(nll)
+            teacher: HeadInput | SignalRows | None = None if signals is None else signals.to(self.device)
             if self.teacher is not None:
                 teacher_BTD, _ = self._decode(self._teacher, batch)
                 teacher = HeadInput(teacher_BTD.flatten(0, 1), self._teacher_head).rows(rows_N)
+            if teacher is not None:
+                assert not isinstance(teacher, SignalRows) or teacher.tokens == len(rows_N)
                 kl += fused_objective([ForwardKL()], student, teacher, None, count=1, low_memory=True).total
         return torch.stack([nll, kl])
 
@@ -195,7 +216,7 @@ class ModelPair:
         """Last hidden states [B, T, D], and the outputs of the named modules, on the student's device."""
         precise = torch.autocast(decoder.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with precise, capture(decoder.model, modules) as states:
-            hidden_BTD = decoder(partial(_last_hidden_states, batch=batch, device=decoder.device))
+            hidden_BTD = decoder(partial(last_hidden_states, batch=batch, device=decoder.device))
         return hidden_BTD.to(self.device), {name: state.to(self.device) for name, state in states.items()}
 
 
@@ -215,7 +236,8 @@ def _checked_in_backward(layers: Sequence[nn.Module]) -> Iterator[None]:
             handle.remove()
 
 
-def _last_hidden_states(model: Any, batch: Batch, device: torch.device) -> Tensor:
+def last_hidden_states(model: Any, batch: Batch, device: torch.device) -> Tensor:
+    """States that the LM head reads, [B, T, D]; document boundaries are in the batch's positions."""
     output = model.get_decoder()(
         input_ids=batch.input_ids_BT.to(device), position_ids=batch.position_ids_BT.to(device), use_cache=False
     )
@@ -245,11 +267,11 @@ def _refuse_non_finite(model: nn.Module, role: str) -> None:
             raise CheckpointError(f"the {role}'s {name} holds NaN or infinity: use an undamaged checkpoint")
 
 
-def _dtype(precision: Precision) -> torch.dtype:
+def compute_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _cast_(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast parameters in place. Buffers stay: rotary frequencies lose too much precision in bf16."""
     for parameter in model.parameters():
         stopping.raise_if_stopped()

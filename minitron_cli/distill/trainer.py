@@ -6,7 +6,7 @@ the optimizer's moments and the curves so far; it is saved between two steps and
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,14 @@ from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.schedule import learning_rate, step_seed
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, targets
+from minitron_cli.distill.teacher_signals import TeacherSignals
 from minitron_cli.distill.throughput import TrainingThroughput, peak_flops, step_flops
 from minitron_cli.distill.validation import NOTHING, evaluate
 from minitron_cli.errors import DataError, Interrupted, RecipeError, RunFailed
 from minitron_cli.figures import Figure
+from minitron_cli.signals.read_ahead import ReadAhead
+from minitron_cli.signals.rows import SignalRows
+from minitron_cli.signals.shards import Visit
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 
 
@@ -80,6 +84,7 @@ def train(
     device: str = "cpu",
     placement: Placement = Placement(),
     masks: ParameterMasks | None = None,
+    signals: TeacherSignals | None = None,
     log: Callable[[CurveRow], None] = lambda row: None,
     until: int | None = None,
     alone: bool = False,
@@ -92,6 +97,7 @@ def train(
     `scratch`: directory of this run alone for its checkpoints. With `resume` the newest valid one is continued. None
     keeps no checkpoints and exports the last weights.
     `masks`: weights of the student that are zero, which `config.mask` keeps so.
+    `signals`: what is read in place of the teacher, which is None then.
     `pairs`: hidden states to compare if `config.hidden` is set (`state_pairs`, `relation_pairs`).
     `log`: called in the first process with every row of the curves.
     `until`: a step to stop after, with the state saved for a later call to continue.
@@ -103,10 +109,24 @@ def train(
     group = ProcessGroup(device, alone=alone)
     with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
         run = _Run(
-            student, teacher, train_blocks, validation_blocks, config, scratch, pairs, group, placement, masks, log
+            student,
+            teacher,
+            train_blocks,
+            validation_blocks,
+            config,
+            scratch,
+            pairs,
+            group,
+            placement,
+            masks,
+            signals,
+            log,
         )
-        run.start(resume)
-        return run.finish(until)
+        try:
+            run.start(resume)
+            return run.finish(until)
+        finally:
+            run.close()
 
 
 class _Run:
@@ -122,6 +142,7 @@ class _Run:
         group: ProcessGroup,
         placement: Placement,
         masks: ParameterMasks | None,
+        signals: TeacherSignals | None,
         log: Callable[[CurveRow], None],
     ) -> None:
         self.config, self.scratch, self.group = config, scratch, group
@@ -143,7 +164,8 @@ class _Run:
         )
         self.masking = self._masking(masks) if masks and config.mask != "none" else None
         self.optimizer = Optimizer(self.models.trained(), config, self.masking)
-        self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs)
+        self.signals, self.ahead = signals, ReadAhead(signals.train) if signals else None
+        self.identity = _identity(config, train_blocks, validation_blocks, self.models.pairs, signals)
         length, needed = train_blocks.sequence_length, teacher if config.needs_teacher else None
         step_tokens, peak = config.batch_size * length, peak_flops(group.device, self.models.precision)
         self.throughput = TrainingThroughput(
@@ -180,6 +202,11 @@ class _Run:
             masking.check()
         return masking
 
+    def close(self) -> None:
+        """End the threads that read signals."""
+        if self.ahead:
+            self.ahead.close()
+
     def start(self, resume: bool) -> None:
         """Restore the newest checkpoint, if there is one and `resume` is set."""
         if self.scratch is None:
@@ -210,7 +237,7 @@ class _Run:
         started = time.monotonic()
         # Several processes stop where all of them have agreed to: one that left alone would be waited for.
         together = stopping.deferred() if self.group.size > 1 else nullcontext()
-        title = "distill" if self.models.teacher else "train"
+        title = "distill" if self.models.teacher or self.signals else "train"
         with together, progress.track(title, self.total_steps, "steps") as advance:
             try:
                 self._run_steps(advance)
@@ -259,8 +286,8 @@ class _Run:
 
         RunFailed if it is not finite, Interrupted if a stop was requested: then weights and moments are unchanged.
         """
-        started, size = time.monotonic(), self.config.batch_size
-        ids = sample_ids(self.config.seed, self.step * size, size, len(self.train_blocks))
+        started = time.monotonic()
+        ids = self._ids(self.step)
         torch.manual_seed(step_seed(self.config.seed, self.step, self.group.rank))
         self.models.student.train()
         hidden_weight = self._hidden_weight()
@@ -275,6 +302,32 @@ class _Run:
         self.throughput.add(time.monotonic() - started)
         return row
 
+    def _ids(self, step: int) -> list[int]:
+        """Blocks of a step, over all processes."""
+        size = self.config.batch_size
+        return sample_ids(self.config.seed, step * size, size, len(self.train_blocks))
+
+    def _visits(self, step: int) -> list[list[Visit]]:
+        """Each micro-batch of this process in a step: its blocks, and which pass over the text it reads them in."""
+        first, total, size = step * self.config.batch_size, len(self.train_blocks), self.config.micro_batch_size
+        visits = [Visit(block, (first + i) // total) for i, block in enumerate(self._ids(step))]
+        mine = visits[self.group.rank :: self.group.size]
+        return [mine[i : i + size] for i in range(0, len(mine), size)]
+
+    def _stored_signals(self, parts: Sequence[tuple[Batch, Targets]]) -> Iterator[SignalRows | None]:
+        """Signals of each part of the step; those of the next step are read meanwhile."""
+        if self.ahead is None:
+            yield from [None] * len(parts)
+            return
+        visits = self._visits(self.step)
+        self.ahead.request(visits)
+        if self.step + 1 < self.last_step:
+            self.ahead.request(self._visits(self.step + 1))
+        for i, (_, target) in enumerate(parts):
+            rows = self.ahead.rows(visits[i if i < len(visits) else 0])
+            # A part without tokens is of a process that takes part because others need its rows.
+            yield rows if len(target.labels_N) else rows.part(slice(0))
+
     def _refresh_masks_if_due(self) -> None:
         """Choose the lost weights again, except after the last step, whose weights are not trained further."""
         refresh = self.masking and self.masking.refresh
@@ -288,13 +341,15 @@ class _Run:
         are weighted by their tokens.
         """
         parts = self._micro_batches(ids)
-        count = int(self.group.sum(sum(len(target.labels_N) for _, target in parts)))
+        chosen = self.config.positions.count if self.config.positions else int
+        count = int(self.group.sum(sum(chosen(len(target.labels_N)) for _, target in parts)))
         assert count, "every block has a token to predict"
         figures_F = torch.zeros(len(self.models.figures), device=self.group.device)
+        signals = self._stored_signals(parts)
         for i in range(self._most_micro_batches):
             self._stop_if_asked()
             if i < len(parts):
-                losses = self.models.losses(*parts[i], count, hidden_weight)
+                losses = self.models.losses(*parts[i], count, hidden_weight, next(signals))
                 losses.total.backward()
                 figures_F += losses.figures_F
         self.group.sum_([figures_F, *self.optimizer.gradients])
@@ -371,7 +426,13 @@ class _Run:
             return
         c = self.config
         means = evaluate(
-            self.models, self.validation_blocks, c.eval_blocks, c.micro_batch_size, self.group, self._stop_if_asked
+            self.models,
+            self.validation_blocks,
+            c.eval_blocks,
+            c.micro_batch_size,
+            self.group,
+            self._stop_if_asked,
+            self.signals.validation if self.signals else None,
         )
         row = {"step": self.step, "tokens": self._tokens(self.step), **means}
         self._refuse_non_finite(row, HELD_OUT, "on held-out text")
@@ -435,12 +496,17 @@ def _show(advance: progress.Step, steps: int, **figures: float | str) -> None:
 
 
 def _identity(
-    config: DistillConfig, train_blocks: Blocks, validation_blocks: Blocks | None, pairs: Sequence[StatePair]
+    config: DistillConfig,
+    train_blocks: Blocks,
+    validation_blocks: Blocks | None,
+    pairs: Sequence[StatePair],
+    signals: TeacherSignals | None,
 ) -> str:
     """Digest of everything that decides the run's numbers except the models, which decide the scratch directory."""
     numbers = config.model_dump(mode="json", exclude={"save_every", "keep_last"})
     held_out = None if validation_blocks is None else validation_blocks.fingerprint
-    return canonical_json.digest([numbers, train_blocks.fingerprint, held_out, pairs])
+    stored = [signals.fingerprint] if signals else []
+    return canonical_json.digest([numbers, train_blocks.fingerprint, held_out, pairs, *stored])
 
 
 def _some(ids: Sequence[int], most: int = 16) -> str:

@@ -19,6 +19,7 @@ from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
 from minitron_cli.distill.optimizer_kinds import trained_bytes
 from minitron_cli.distill.sharding import RowReader
+from minitron_cli.distill.teacher_signals import TeacherSignals
 from minitron_cli.distill.trainer import Placement, train
 from minitron_cli.errors import InputError, RunFailed
 from minitron_cli.inputs.source_model import SourceModel
@@ -46,14 +47,26 @@ class LoadedModels:
     student: "PreTrainedModel"
     teacher: "PreTrainedModel | None" = None
     placement: Placement = REPLICATED
+    signals: TeacherSignals | None = None
+    """What stands in for the teacher."""
     masks: ParameterMasks | None = None
     """Zeros of the student that are to stay."""
 
 
-def load(context: Context, start: SourceModel, teacher: SourceModel | None, config: DistillConfig) -> LoadedModels:
-    """Load both models; without weights if they are to be sharded, so that no process ever holds a whole model."""
+def load(
+    context: Context,
+    start: SourceModel,
+    teacher: SourceModel | None,
+    config: DistillConfig,
+    signals: TeacherSignals | None = None,
+) -> LoadedModels:
+    """Load both models; without weights if they are to be sharded, so that no process ever holds a whole model.
+
+    A teacher that `signals` stand in for is not loaded.
+    """
     masks = _masks(start, config)
-    return replace(_models(context, start, teacher, config, masks.file.weights if masks else 0), masks=masks)
+    models = _models(context, start, None if signals else teacher, config, masks.file.weights if masks else 0)
+    return replace(models, signals=signals, masks=masks)
 
 
 def _masks(start: SourceModel, config: DistillConfig) -> ParameterMasks | None:
@@ -169,6 +182,7 @@ def run_loop(
             device=context.device,
             placement=models.placement,
             masks=models.masks,
+            signals=models.signals,
             log=log,
         )
     io.write_new(work.path / METRICS, _lines(result.metrics))
@@ -179,7 +193,7 @@ def run_loop(
     points, after = list(of_step.values()), of_step.get(result.exported)
     return kind(
         student=_size(models.student, train_blocks),
-        teacher=_size(models.teacher, train_blocks) if models.teacher is not None else None,
+        teacher=_teacher_size(models, train_blocks),
         uses_teacher=config.needs_teacher,
         steps=result.steps,
         tokens=result.tokens,
@@ -189,9 +203,16 @@ def run_loop(
         sequence_length=train_blocks.sequence_length,
         validations=len(result.validation),
         validation_tokens=count * validation_blocks.sequence_length,
+        signals=models.signals.result.what if models.signals else None,
         mask=_mask_result(models.masks, config) if models.masks else None,
         worse=Worsening.of(points, after, "kl" if config.needs_teacher else "loss") if after else None,
     )
+
+
+def _teacher_size(models: LoadedModels, blocks: Blocks) -> ModelSize | None:
+    if models.signals:
+        return models.signals.result.teacher
+    return None if models.teacher is None else _size(models.teacher, blocks)
 
 
 def _mask_result(masks: ParameterMasks, config: DistillConfig) -> MaskResult:

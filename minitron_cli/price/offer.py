@@ -19,6 +19,7 @@ from minitron_cli.price import estimate, subject, training
 from minitron_cli.price.estimate import Place
 from minitron_cli.price.work import ITEM_BYTES, Work
 from minitron_cli.results.price import Price
+from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.mask_file import MaskFile
 
 LIBRARIES = "libraries"
@@ -87,8 +88,8 @@ def offered_training(
     return offered(context, config.section, work)
 
 
-def compute_dtype(config: DistillConfig, device: str) -> str:
-    """Name of the dtype that a training computes products in."""
+def compute_dtype(config: DistillConfig | TeachConfig, device: str) -> str:
+    """Name of the dtype that a training, or a teacher, computes products in."""
     return "bfloat16" if resolve_precision(config.precision, torch.device(device)) == "bf16" else "float32"
 
 

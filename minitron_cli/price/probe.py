@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import resolve_precision
 from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.optimizer import Optimizer
+from minitron_cli.distill.teaching import some_logits
 from minitron_cli.evaluate.perplexity import token_kl
 from minitron_cli.importance.collect import observe
 from minitron_cli.importance.magnitude import powers
@@ -30,6 +32,8 @@ from minitron_cli.layerwise.observer import Part
 from minitron_cli.model.lm_head import Head, token_nll
 from minitron_cli.price.probe_model import ProbeModel
 from minitron_cli.price.work import Decoder, Run
+from minitron_cli.signals.config import Sampled
+from minitron_cli.signals.encoding import Encoding
 
 VERSION = 2
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
@@ -68,7 +72,7 @@ class Probe:
 
     def head(self, work: HeadWork) -> float:
         """Seconds per FLOP of the head."""
-        timed = {"loss": self._loss, "kl": self._kl, "training": self._objective}[work]
+        timed = {"loss": self._loss, "kl": self._kl, "training": self._objective, "signals": self._signals}[work]
         return self._per_flop(f"head {work}", timed, lambda size: size.head_flops * self._head_passes(work))
 
     def update(self) -> float:
@@ -225,6 +229,13 @@ class Probe:
         hidden_ND, _ = self._read(batches)
         head = Head(self.model.head_VD.detach())
         return torch.inference_mode()(lambda: token_kl(head, head, hidden_ND, hidden_ND))
+
+    def _signals(self, batches: Batches) -> Callable[[], object]:
+        """Draws from the head's distributions."""
+        hidden_ND, _ = self._read(batches)
+        side, places_N = HeadInput(hidden_ND, Head(self.model.head_VD.detach())), np.arange(len(hidden_ND))
+        encoding = Encoding(Sampled(), side.vocab)
+        return torch.inference_mode()(lambda: encoding.encoded(some_logits(side), 0, places_N))
 
     def _read(self, batches: Batches) -> tuple[Tensor, Tensor]:
         """What a head reads, [N, D], and labels [N]."""

@@ -40,6 +40,8 @@ class Searching:
     repair_samples: int = 0
     processes: int = 1
     compute_dtype: str = "float32"
+    signals: str | None = None
+    """What is read of the teacher's stored signals; None if it runs."""
 
     @property
     def shapes(self) -> list[Shape]:
@@ -169,4 +171,5 @@ def _result(searching: Searching) -> SearchResult:
         repair=CalibrationUse(samples=searching.repair_samples, sequence_length=length)
         if searching.repair_samples
         else None,
+        signals=searching.signals,
     )

@@ -25,6 +25,8 @@ class ReportData:
     """Parameters of the original model and of the pruned model of each step."""
     teacher: str = ""
     """Name of the product's teacher, if it is another model than the parent."""
+    signals: str = ""
+    """What the product learned from in place of a live teacher; empty if the teacher ran."""
     worse: Worsening | None = None
     """How the product's training made it worse on held-out text; None if it did not."""
     to_evaluate: str = ""

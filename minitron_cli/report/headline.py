@@ -70,6 +70,8 @@ def _sentences(data: ReportData) -> Iterator[str]:
         yield f"Training {what}: {data.worse}."
     if data.teacher:
         yield f"The teacher was {data.teacher}."
+    if data.signals:
+        yield f"The student learned from what the teacher had said of the text once ({data.signals} of each position)."
 
 
 def _moved(what: str, before: float, after: float, *, has_start: bool = True) -> str:

@@ -206,8 +206,10 @@ class Product:
         return "minitron eval" if current == self.artifact else f"minitron eval {place(self.artifact.path)}"
 
     def teacher(self, made: Artifact) -> str:
-        """Name of a distilled model's teacher, if it is neither the parent nor the corrected parent."""
-        known, parent = made.manifest.inputs["teacher"], Product(self.workspace, made).parent
+        """Name of a distilled model's teacher, or of the one that signals are of, if it is neither the parent nor the
+        corrected parent."""
+        known = made.manifest.inputs["teacher"]
+        parent = self.parent if made.stage == "teach" else Product(self.workspace, made).parent
         source = self.made.get(known)
         is_corrected = source and source.stage == "correct" and source.manifest.inputs["model"] == parent
         return "" if known == parent or is_corrected else self.name(known) or "TEACHER"

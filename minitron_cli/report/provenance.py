@@ -63,7 +63,7 @@ def commands(product: Product) -> Iterator[str]:
         if made.stage == "importance":
             words.append(shlex.quote(_parent(product, inputs["model"])))
             words += ["--run", made.path.parent.parent.name] * (len(product.steps) > 1)
-        if made.stage == "distill" and (teacher := product.teacher(made)):
+        if made.stage in ("distill", "teach") and (teacher := product.teacher(made)):
             words += ["--teacher", shlex.quote(teacher)]
         text = next((text for name in inputs.values() if isinstance(text := product.given.get(name), dict)), last)
         if text != last:

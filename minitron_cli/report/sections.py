@@ -77,5 +77,6 @@ def training_table(label: str, found: TrainingResult) -> Table:
     ]
     worse = f" (worse: {found.worse})" if found.worse else ""
     zeros = f", {found.mask}" if found.mask else ""
-    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{best}{zeros}{worse}"
+    signals = f" of {found.signals}" if found.signals else ""
+    title = f"{label}: {found.steps:,} steps, {found.tokens:,} tokens{signals}{best}{zeros}{worse}"
     return Table.of_words(title, ("held out", "before", "after"), rows)

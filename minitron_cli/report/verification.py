@@ -88,7 +88,7 @@ def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
     if checked.stage == "importance":
         yield shlex.quote(str(given.get(inputs["model"], inputs["model"].partition("@")[0])))
         yield from provenance.settings({"data": given.get(inputs["data"], {})})
-    if checked.stage == "distill" and isinstance(teacher := given.get(inputs["teacher"]), str):
+    if checked.stage in ("distill", "teach") and isinstance(teacher := given.get(inputs["teacher"]), str):
         yield from ("--teacher", shlex.quote(teacher))
     yield from provenance.settings_of(checked.manifest.config)
 

@@ -7,6 +7,7 @@ from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.results.sparsify import SparsifyResult
+from minitron_cli.results.teach import TeachResult
 from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult
 
 RESULTS: dict[str, type[Result]] = {
@@ -16,6 +17,7 @@ RESULTS: dict[str, type[Result]] = {
     "prune": PruneResult,
     "sparsify": SparsifyResult,
     "correct": CorrectionResult,
+    "teach": TeachResult,
     "distill": TrainingResult,
     "evaluate": EvaluationResult,
     "report": ReportResult,

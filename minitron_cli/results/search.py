@@ -114,3 +114,5 @@ class SearchResult(Result):
     """Tokens per block."""
     repair: CalibrationUse | None = None
     """Text that candidates were repaired on; None if none of them was."""
+    signals: str | None = None
+    """What retraining read of the teacher's stored signals; None if the teacher ran, or nothing was retrained."""

@@ -92,7 +92,7 @@ class TrainingResult(Result):
 
     student: ModelSize
     teacher: ModelSize | None = None
-    """The teacher that was loaded; None for training on the text alone without one."""
+    """The teacher that was loaded, or whose signals were read; None for training on the text alone without one."""
     uses_teacher: bool
     """Whether a loss needs the teacher's predictions; otherwise it only takes part in evaluations."""
     steps: int
@@ -112,6 +112,8 @@ class TrainingResult(Result):
     """Held-out tokens of each evaluation."""
     mask: MaskResult | None = None
     """None if the model is dense."""
+    signals: str | None = None
+    """What was read of the teacher's stored signals, such as `50 draws`; None if the teacher ran."""
     worse: Worsening | None = None
     """None if the training made its objective better on held-out text, or nothing was held out."""
 

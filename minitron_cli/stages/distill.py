@@ -4,10 +4,12 @@ from pathlib import Path
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
+from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
+from minitron_cli.distill.teacher_signals import Student, TeacherSignals
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -35,9 +37,10 @@ def run(
     validation_blocks = blocks_of(context, data, "validation", start.path)
     config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))
     pairs = _pairs(config, teacher, start)
+    signals = signals_for(context, config, teacher, start, train_blocks, validation_blocks)
 
     def build(work: StageBuild) -> TrainingResult:
-        models = training_run.load(context, start, teacher, config)
+        models = training_run.load(context, start, teacher, config, signals)
         result = training_run.run_loop(
             context, work, models, train_blocks, validation_blocks, config, pairs, name=label, kind=TrainingResult
         )
@@ -49,7 +52,9 @@ def run(
         "student": start.fingerprint,
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
+        **({"signals": signals.fingerprint} if signals else {}),
     }
+    runs = None if signals else teacher
     made = produce(
         context,
         stage=STAGE,
@@ -58,12 +63,24 @@ def run(
         inputs=inputs,
         build=build,
         label=label,
-        price=lambda: offered_training(context, start, teacher, config, train_blocks, len(validation_blocks)),
+        price=lambda: offered_training(context, start, runs, config, train_blocks, len(validation_blocks)),
         together=True,
     )
     context.record({teacher.fingerprint: teacher.name, train_blocks.fingerprint: data.model_dump(mode="json")})
     training_run.warn_if_worse(made.result(TrainingResult), config.section)
     return made
+
+
+def signals_for(
+    context: Context,
+    config: DistillConfig,
+    teacher: SourceModel,
+    start: SourceModel,
+    train: Blocks,
+    validation: Blocks | None,
+) -> TeacherSignals | None:
+    """Signals that the student learns from in place of the teacher; None if the teacher has to run."""
+    return Student(config, teacher, start.shape.sizes["vocab"], train, validation).signals(context.workspace)
 
 
 def _pairs(config: DistillConfig, teacher: SourceModel, student: SourceModel) -> tuple[StatePair, ...]:

@@ -107,6 +107,7 @@ def report_data(product: Product, title: str) -> ReportData:
         model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
         teacher=product.teacher(distilled) if distilled else "",
+        signals=(distilled.result(TrainingResult).signals or "") if distilled else "",
         worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,
         models=tuple(product.models()),

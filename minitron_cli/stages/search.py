@@ -14,6 +14,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.teacher_signals import Student, TeacherSignals
 from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs import tokenizers
@@ -85,6 +86,9 @@ def run(
     objective = SearchObjective(config.objective, config.score_blocks, validation, teacher, parent.path, here)
     calibration = ImportanceConfig(**scores.manifest.config)
     repair = _Repair.of(config, prune, calibration, train_blocks)
+    retraining = _Retraining.of(config.retrain, config.seed, train_blocks) if config.retrain else None
+    if retraining:
+        retraining = retraining.with_signals(context, teacher, parent.shape.sizes["vocab"])
     inputs = {
         "model": parent.fingerprint,
         "scores": scores.fingerprint,
@@ -92,9 +96,9 @@ def run(
         "validation": validation.fingerprint,
         **_optional_inputs(context, parent, teacher, prune),
         **objective.inputs(),
+        **({"signals": signals.fingerprint} if (signals := retraining and retraining.signals) else {}),
         **(repair.inputs() if repair else {}),
     }
-    retraining = _Retraining.of(config.retrain, config.seed, train_blocks) if config.retrain else None
     timed = sorted({constraint.kind for constraint in config.constraints if isinstance(constraint, Timed)})
     length = train_blocks.sequence_length
 
@@ -121,6 +125,7 @@ def run(
             score_tokens=objective.tokens,
             sequence_length=length,
             repair=repair.calibration_use() if repair else None,
+            signals=signals.result.what if signals else None,
         )
 
     def price() -> Price:
@@ -140,6 +145,7 @@ def run(
             repair_samples=repair.calibration_use().samples if repair else 0,
             processes=processes.size,
             compute_dtype=compute_dtype(retraining.config, device) if retraining else "float32",
+            signals=signals.result.what if signals else None,
         )
         return offered(context, STAGE, work_of.work(searching))
 
@@ -280,6 +286,8 @@ class _Retraining:
     config: RetrainingConfig
     blocks: Blocks
     steps: Sequence[int]
+    signals: TeacherSignals | None = None
+    """What stands in for the teacher."""
 
     @classmethod
     def of(cls, retrain: Retrain, seed: int, blocks: Blocks) -> Self:
@@ -287,6 +295,11 @@ class _Retraining:
         config = RetrainingConfig.of(retrain, seed)
         total = retrain.total_steps(blocks.sequence_length)
         return cls(retrain, config, blocks, halving.rung_steps(total, retrain.rungs, retrain.keep))
+
+    def with_signals(self, context: Context, teacher: SourceModel, vocab: int) -> Self:
+        """The same on stored signals of the teacher, if there are any that fit."""
+        student = Student(self.config, teacher, vocab, self.blocks, None)
+        return replace(self, signals=student.signals(context.workspace))
 
     @property
     def rung_tokens(self) -> tuple[int, ...]:
@@ -338,12 +351,13 @@ class _Search:
         student = self.retrained.candidate(candidate.shape)
         train(
             student,
-            self.objective.teacher_model,
+            None if retraining.signals else self.objective.teacher_model,
             retraining.blocks,
             None,
             retraining.config,
             self._checkpoints(candidate),
             device=self.retrained.context.device,
+            signals=retraining.signals,
             until=until,
             alone=True,
         )

@@ -29,7 +29,18 @@ from minitron_cli.evaluate.config import Gates
 from minitron_cli.inputs import source_model
 from minitron_cli.recipe import Recipe
 from minitron_cli.report.product import Product
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify_rounds, teacher
+from minitron_cli.stages import (
+    correct,
+    distill,
+    evaluate,
+    importance,
+    prune,
+    report,
+    search,
+    sparsify_rounds,
+    teach,
+    teacher,
+)
 from tests.cli.program import invoke
 from tests.docs.commands import SHELLS, commands, of_minitron, scripts
 from tests.docs.pages import PAGES, ROOT, code, name
@@ -89,7 +100,7 @@ def nothing(*arguments: Any, **options: Any) -> None:
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     """Gives the program a command line; returns what it has against it."""
-    for stage in (importance, search, prune, sparsify_rounds, correct, distill, evaluate, report, teacher):
+    for stage in (importance, search, prune, sparsify_rounds, correct, teach, distill, evaluate, report, teacher):
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)

@@ -96,6 +96,10 @@ class Recorder(io.Disk):
 
     replace = rename
 
+    def link(self, old: Path, new: Path) -> None:
+        super().link(old, new)
+        self.change(new.parent, (new.name, self.at(old)))
+
     def remove_file(self, path: Path) -> None:
         super().remove_file(path)
         self.change(path.parent, (path.name, None))

@@ -21,8 +21,9 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.report import plots
 from minitron_cli.search.config import Retrain, SearchConfig
+from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify, teacher
+from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify, teach, teacher
 from minitron_cli.stages.teacher import TeacherConfig
 from tests.faults.harness import Range, artifacts, different, here, in_child, problems, random_kills, table
 from tests.unit.stages.place import data, write_place
@@ -96,6 +97,7 @@ class Chain:
             ),
             "report": lambda c, w: report.run(c),
             "teacher": lambda c, w: teacher.run(c, text, TEACHER),
+            "teach": lambda c, w: teach.run(c, parent, text, TeachConfig(tokens=320, eval_blocks=2, precision="fp32")),
         }
         return {name: self.in_workspace(work) for name, work in works.items()}
 
@@ -132,7 +134,7 @@ def beginnings(chain, tmp_path_factory):
     return made
 
 
-NAMES = ("importance", "search", "prune", "sparsify", "correct", "distill", "evaluate", "report", "teacher")
+NAMES = ("importance", "search", "prune", "sparsify", "correct", "distill", "evaluate", "report", "teacher", "teach")
 
 
 def survive(name, stage, place, start=None):

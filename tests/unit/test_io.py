@@ -47,6 +47,27 @@ def names(directory):
     return sorted(p.name for p in directory.iterdir())
 
 
+class TestLinks:
+    def test_a_linked_file_is_the_same_file(self, tmp_path):
+        (tmp_path / "old").write_bytes(b"abc")
+        io.link(tmp_path / "old", tmp_path / "new")
+        assert (tmp_path / "new").samefile(tmp_path / "old")
+
+    @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV])
+    def test_where_there_are_no_links_it_is_copied(self, tmp_path, on_disk, number):
+        (tmp_path / "old").write_bytes(b"abc" * io.HASH_BYTES)
+        on_disk(FaultyDisk("link", number))
+        io.link(tmp_path / "old", tmp_path / "new")
+        assert (tmp_path / "new").read_bytes() == b"abc" * io.HASH_BYTES
+        assert not (tmp_path / "new").samefile(tmp_path / "old")
+
+    def test_a_full_disk_is_an_error(self, tmp_path, on_disk):
+        (tmp_path / "old").write_bytes(b"abc")
+        on_disk(FaultyDisk("link", errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left"):
+            io.link(tmp_path / "old", tmp_path / "new")
+
+
 class TestNewFiles:
     def test_content_hash_and_size(self, tmp_path):
         record = io.write_new(tmp_path / "f", [b"ab", b"", bytearray(b"c"), memoryview(b"de")])

@@ -17,6 +17,7 @@ from minitron_cli.distill.fused import token_chunks, vocab_chunks
 from minitron_cli.distill.fused.head_matmul import Gradients, HeadInput, Logits
 from minitron_cli.distill.losses.two_pass import TwoPassLoss
 from minitron_cli.model.lm_head import Head
+from minitron_cli.signals.rows import SignalRows
 
 if TYPE_CHECKING:
     from minitron_cli.distill.losses import KDLoss
@@ -36,7 +37,7 @@ class Objective(NamedTuple):
 def fused_objective(
     losses: "Sequence[KDLoss]",
     student: HeadInput,
-    teacher: HeadInput | None,
+    teacher: HeadInput | SignalRows | None,
     labels_N: Tensor | None,
     mask_N: Tensor | None = None,
     count: int | None = None,
@@ -46,18 +47,18 @@ def fused_objective(
 ) -> Objective:
     """Means of `losses` over the scored tokens. Gradients are already computed; the backward pass hands them over.
 
-    Gradients reach the student's hidden states and its head (weight and bias), and nothing of the teacher. `mask_N`
-    selects the scored tokens (default: all). The sum is divided by `count` (default: the tokens scored here); give the
-    whole batch's count for a part of a batch, so that the parts' gradients add up to the batch's. Inside
-    `torch.autocast` the heads' products run in its dtype; softmax, losses and sums always run in fp32 (fp64 for fp64
-    weights). `low_memory` holds a part of the vocabulary at a time and computes the logits twice; every loss must be a
-    `TwoPassLoss`. If one head has more entries, such as padding, the losses with a teacher compare probabilities over
-    the entries that both have.
+    The teacher is its hidden states and head, or what was stored of its distributions. Gradients reach the student's
+    hidden states and its head (weight and bias), and nothing of the teacher. `mask_N` selects the scored tokens
+    (default: all). The sum is divided by `count` (default: the tokens scored here); give the whole batch's count for a
+    part of a batch, so that the parts' gradients add up to the batch's. Inside `torch.autocast` the heads' products run
+    in its dtype; softmax, losses and sums always run in fp32 (fp64 for fp64 weights). `low_memory` holds a part of the
+    vocabulary at a time and computes the logits twice; every loss must be a `TwoPassLoss`. If one head has more
+    entries, such as padding, the losses with a teacher compare probabilities over the entries that both have.
     """
     if mask_N is not None:
         rows_N = mask_N.nonzero()[:, 0].to(student.hidden_ND.device)
         labels_N = None if labels_N is None else labels_N.index_select(0, rows_N)
-        student, teacher = student.rows(rows_N), teacher and teacher.rows(rows_N)
+        student, teacher = student.rows(rows_N), None if teacher is None else teacher.rows(rows_N)
     if not any(loss.needs_teacher for loss in losses):
         teacher = None
     settings = _Settings(count or len(student.hidden_ND), chunk_tokens, low_memory)
@@ -65,7 +66,8 @@ def fused_objective(
         return _means(losses, student, None, labels_N, settings)
     common = min(student.vocab, teacher.vocab)
     if common == student.vocab:
-        return _means(losses, student, teacher.first(common), labels_N, settings)
+        its = teacher if isinstance(teacher, SignalRows) else teacher.first(common)
+        return _means(losses, student, its, labels_N, settings)
     return _wider_student(losses, student, teacher, labels_N, settings)
 
 
@@ -78,7 +80,11 @@ class _Settings:
 
 
 def _wider_student(
-    losses: "Sequence[KDLoss]", student: HeadInput, teacher: HeadInput, labels_N: Tensor | None, settings: _Settings
+    losses: "Sequence[KDLoss]",
+    student: HeadInput,
+    teacher: HeadInput | SignalRows,
+    labels_N: Tensor | None,
+    settings: _Settings,
 ) -> Objective:
     """Means of losses with a teacher over the entries that it has, and of the others over all of the student's."""
     total, each = student.hidden_ND.new_zeros(()), dict[int, Tensor]()
@@ -96,7 +102,7 @@ def _wider_student(
 def _means(
     losses: "Sequence[KDLoss]",
     student: HeadInput,
-    teacher: HeadInput | None,
+    teacher: HeadInput | SignalRows | None,
     labels_N: Tensor | None,
     settings: _Settings,
 ) -> Objective:
@@ -111,18 +117,19 @@ class _Job:
 
     losses: "tuple[KDLoss, ...]"
     student_head: Head
-    teacher: HeadInput | None
+    teacher: HeadInput | SignalRows | None
     labels_N: Tensor | None
     settings: _Settings
 
     def run(self, student: Logits, teacher: Logits | None, gradients: Gradients) -> Tensor:
         """Each token's losses, [L, N]; adds their gradients."""
         size = self.settings.chunk_tokens
+        signals = self.teacher if isinstance(self.teacher, SignalRows) else None
         if not self.settings.low_memory:
-            return token_chunks.run(self.losses, student, teacher, self.labels_N, gradients, size)
+            return token_chunks.run(self.losses, student, teacher, self.labels_N, gradients, size, signals)
         losses = [loss for loss in self.losses if isinstance(loss, TwoPassLoss)]
         assert len(losses) == len(self.losses)
-        return vocab_chunks.run(losses, student, teacher, self.labels_N, gradients, size)
+        return vocab_chunks.run(losses, student, teacher, self.labels_N, gradients, size, signals)
 
 
 class _Fused(torch.autograd.Function):
@@ -131,7 +138,7 @@ class _Fused(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job, with_gradients: bool
     ) -> tuple[Tensor, Tensor]:
         student = Logits(HeadInput(hidden_ND, job.student_head._replace(weight_VD=weight_VD, bias_V=bias_V)))
-        teacher = job.teacher and Logits(job.teacher)
+        teacher = Logits(job.teacher) if isinstance(job.teacher, HeadInput) else None
         wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
         gradients = Gradients(student, job.settings.count, wanted)
         with torch.autocast(weight_VD.device.type, enabled=False):  # all casts here are explicit

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from minitron_cli.distill.fused.combine import to_overwrite, weighted_sum_
 from minitron_cli.distill.fused.head_matmul import Gradients, Logits, parts, through_head_
+from minitron_cli.distill.losses.from_signals import SignalLoss
 
 if TYPE_CHECKING:
     from minitron_cli.distill.losses import KDLoss
+    from minitron_cli.signals.rows import SignalRows
 
 CHUNK_BYTES = 256 << 20  # of logits, both models together
 BLOCK_BYTES = 2 << 20  # of one model's logits in fp32: the few blocks in use share a core's cache
@@ -30,20 +32,23 @@ def run(
     labels_N: Tensor | None,
     gradients: Gradients,
     chunk_tokens: int | None,
+    signals: "SignalRows | None" = None,
 ) -> Tensor:
-    """Each token's losses, [L, N]; adds their gradients to `gradients`."""
+    """Each token's losses, [L, N]; adds their gradients to `gradients`. `signals` stand for the teacher."""
     count, vocab = len(student.hidden_ND), slice(0, student.vocab)
     values_LN = student.hidden_ND.new_empty((len(losses), count), dtype=student.acc_dtype)
     for chunk in parts(count, chunk_tokens or _chunk_tokens(student, teacher)):
         student_CV = student.product_PQ(chunk, vocab)
         teacher_CV = teacher.product_PQ(chunk, vocab) if teacher else None
         labels_C = None if labels_N is None else labels_N[chunk]
+        signals_C = None if signals is None else signals.part(chunk)
         for block in parts(len(student_CV), _block_rows(student)):
             values_LN[:, chunk][:, block] = _to_gradient_(
                 losses,
                 (student, student_CV[block]),
                 None if teacher is None or teacher_CV is None else (teacher, teacher_CV[block]),
                 None if labels_C is None else labels_C[block],
+                None if signals_C is None else signals_C.part(block),
             )
         gradients.add_(chunk, vocab, student_CV)
     return values_LN
@@ -64,6 +69,7 @@ def _to_gradient_(
     student: tuple[Logits, Tensor],
     teacher: tuple[Logits, Tensor] | None,
     labels_R: Tensor | None,
+    signals_R: "SignalRows | None",
 ) -> Tensor:
     """Losses of a few tokens, [L, R]. Overwrites the student's products with the gradient of their weighted sum."""
     head, product_RV = student
@@ -73,7 +79,10 @@ def _to_gradient_(
 
     def gradients() -> Iterator[tuple[float, Tensor]]:
         for loss, own_RV, its_teacher_RV in to_overwrite(losses, student_RV, teacher_RV):
-            value_R, grad_RV = loss.value_and_grad(own_RV, its_teacher_RV, labels_R)
+            if signals_R is not None and isinstance(loss, SignalLoss):
+                value_R, grad_RV = loss.value_and_grad_of_signals(own_RV, signals_R)
+            else:
+                value_R, grad_RV = loss.value_and_grad(own_RV, its_teacher_RV, labels_R)
             values.append(value_R)
             yield loss.weight, grad_RV
 

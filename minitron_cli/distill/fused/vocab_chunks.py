@@ -15,7 +15,9 @@ from torch import Tensor
 
 from minitron_cli.distill.fused.combine import to_overwrite, weighted_sum_
 from minitron_cli.distill.fused.head_matmul import Gradients, Logits, parts, through_head_
-from minitron_cli.distill.losses.two_pass import TwoPassLoss
+from minitron_cli.distill.losses.from_signals import SignalLoss
+from minitron_cli.distill.losses.two_pass import TwoPass, TwoPassLoss
+from minitron_cli.signals.rows import SignalRows
 
 TOKENS = {"cpu": 512, "accelerator": 2048}
 VOCAB = {"cpu": 1024, "accelerator": 16384}
@@ -40,13 +42,23 @@ def run(
     labels_N: Tensor | None,
     gradients: Gradients,
     chunk_tokens: int | None,
+    signals: SignalRows | None = None,
 ) -> Tensor:
-    """Each token's losses, [L, N]; adds their gradients to `gradients`, in a second pass only if any is wanted."""
+    """Each token's losses, [L, N]; adds their gradients to `gradients`, in a second pass only if any is wanted.
+
+    `signals` stand for the teacher.
+    """
     where, count = "cpu" if student.hidden_ND.device.type == "cpu" else "accelerator", len(student.hidden_ND)
     values_LN = student.hidden_ND.new_empty((len(losses), count), dtype=student.acc_dtype)
     for tokens in parts(count, chunk_tokens or TOKENS[where]):
-        values_LN[:, tokens] = _Block(losses, student, teacher, labels_N, tokens, VOCAB[where]).run(gradients)
+        values_LN[:, tokens] = _Block(losses, student, teacher, labels_N, signals, tokens, VOCAB[where]).run(gradients)
     return values_LN
+
+
+def _passes(loss: TwoPassLoss, zeros_B1: Tensor, signals_B: SignalRows | None) -> TwoPass:
+    if signals_B is not None and isinstance(loss, SignalLoss):
+        return loss.signals_by_vocab(zeros_B1, signals_B)
+    return loss.by_vocab(zeros_B1)
 
 
 class _Block:
@@ -56,6 +68,7 @@ class _Block:
         student: Logits,
         teacher: Logits | None,
         labels_N: Tensor | None,
+        signals: SignalRows | None,
         tokens: slice,
         chunk_vocab: int,
     ) -> None:
@@ -63,7 +76,8 @@ class _Block:
         self.labels_B = None if labels_N is None else labels_N[tokens]
         zeros_B1 = student.hidden_ND.new_zeros((tokens.stop - tokens.start, 1), dtype=student.acc_dtype)
         self.weights = [loss.weight for loss in losses]
-        self.losses = [loss.by_vocab(zeros_B1) for loss in losses]
+        signals_B = None if signals is None else signals.part(tokens)
+        self.losses = [_passes(loss, zeros_B1, signals_B) for loss in losses]
 
     def run(self, gradients: Gradients) -> Tensor:
         for chunk in self._chunks():

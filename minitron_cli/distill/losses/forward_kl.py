@@ -5,11 +5,14 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minitron_cli.distill.losses.base import TeacherLoss
+from minitron_cli.distill.losses.from_signals import SignalPasses, kl_and_grad
 from minitron_cli.figures import Figure
 from minitron_cli.model.softmax import OnlineSoftmax
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from minitron_cli.signals.rows import SignalRows
 
 
 class ForwardKL(TeacherLoss):
@@ -43,6 +46,15 @@ class ForwardKL(TeacherLoss):
 
     def by_vocab(self, zeros_N1: "Tensor") -> "ForwardKLPasses":
         return ForwardKLPasses(self, zeros_N1)
+
+    def value_and_grad_of_signals(self, student_NV: "Tensor", signals: "SignalRows") -> "tuple[Tensor, Tensor]":
+        """The same of the teacher's stored signals."""
+        self.soften_(student_NV)
+        kl_N, grad_NV = kl_and_grad(student_NV, signals)
+        return kl_N * self.temperature**2, grad_NV if self.temperature == 1 else grad_NV.mul_(self.temperature)
+
+    def signals_by_vocab(self, zeros_N1: "Tensor", signals: "SignalRows") -> SignalPasses:
+        return SignalPasses(self, zeros_N1, signals)
 
 
 class ForwardKLPasses:

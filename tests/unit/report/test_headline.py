@@ -102,3 +102,8 @@ def test_a_share_lies_between_nothing_and_everything(gap, left, share):
 def test_a_repair_of_next_to_nothing_is_no_percentage():
     (table,) = repair_tables(repair(2.4, (2.401, 0.5), (2.41, 0.1)))
     assert [row[-1] for row in table.rows] == [None, 0.8]
+
+
+def test_signals_in_place_of_a_teacher_are_named():
+    said = "learned from what the teacher had said of the text once (50 draws of each position)"
+    assert said in lead(ReportData(title="t", signals="50 draws"))

@@ -1,0 +1,24 @@
+"""The positions of a batch that a student learns from: those at which it is least sure."""
+
+# N scored token, S chosen token
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from minitron_cli.spec import Spec
+
+
+class PositionChoice(Spec):
+    """Learn from a part of the positions of each micro-batch: with the 20 % of the highest student entropy a student
+    was as good as with all (SE-KD, Qwen3-8B to 1.7B)."""
+
+    select: Literal["student_entropy"] = "student_entropy"
+    """What positions are ordered by: the entropy of the student's distribution."""
+    share: float = Field(0.2, gt=0, le=1)
+    """Share of the scored positions, rounded up."""
+
+    def count(self, positions: int) -> int:
+        """Number of positions that are chosen."""
+        return min(positions, math.ceil(self.share * positions - 1e-9))
