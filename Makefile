@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fmt reference bench kills faults bench-teacher real-models rivals client-transformers-4 client-llama-cpp client-browser
+.PHONY: help demo test test-fast conformance check fmt reference bench kills faults bench-teacher real-models rivals client-transformers-4 client-llama-cpp client-browser
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +15,13 @@ demo: $(READY)  ## compress a small model end to end, then show the report (minu
 	$(BIN)/minitron demo
 
 test: $(READY)  ## every test that needs neither an accelerator nor the network
-	$(PYTEST) -m "not gpu and not network"
+	$(PYTEST) -m "not conformance and not gpu and not network"
+
+conformance: $(READY)  ## every test of the families of which `make test` runs the cheapest
+	$(PYTEST) -m conformance
 
 test-fast: $(READY)  ## those of them that take a minute or two in all
-	$(PYTEST) -m "not slow and not gpu and not network"
+	$(PYTEST) -m "not slow and not conformance and not gpu and not network"
 
 check: $(READY)  ## style, types (on macOS too) and import layers
 	$(BIN)/ruff check .

@@ -50,6 +50,9 @@ FOUR_NORMS = (
 ANATOMY = {
     "gemma2": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
     "gemma3_text": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
+    "glm4": Anatomy(
+        norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
+    ),
     "gpt_neox": Anatomy(
         decoder="gpt_neox",
         final_norm="final_layer_norm",

@@ -10,10 +10,21 @@ from tests.tiny import FAMILY_OPTIONS
 QUICK = ("gemma3_text", "gpt_neox", "llama", "phi3", "qwen3_moe")
 """Between them: biases, fused and stacked matrices, softcaps, sliding windows, offset norms and experts."""
 
+APART = frozenset({"arcee", "ernie4_5", "glm", "glm4", "seed_oss"})
+"""Families whose whole matrix runs in `make conformance`; `make test` goes through their cheapest cases."""
+
 
 def slow(*values: Any) -> Any:
     """A case of `parametrize`, of one value per name, that is left to the slow tests."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def case_of(model_type: str, *values: Any) -> Any:
+    """A case of `parametrize` that begins with a family: fast, left to the slow tests, or to `make conformance`."""
+    if model_type in QUICK:
+        return (model_type, *values) if values else model_type
+    mark = pytest.mark.conformance if model_type in APART else pytest.mark.slow
+    return pytest.param(model_type, *values, marks=mark)
 
 
 def first_quick(cases: Iterable[Any], count: int = 1) -> list[Any]:
@@ -23,9 +34,9 @@ def first_quick(cases: Iterable[Any], count: int = 1) -> list[Any]:
 
 def each_family(names: Iterable[str] = sorted(FAMILY_OPTIONS)) -> pytest.MarkDecorator:
     """Parametrize `model_type` with every family, of which all but a few are left to the slow tests."""
-    return pytest.mark.parametrize("model_type", [name if name in QUICK else slow(name) for name in names])
+    return pytest.mark.parametrize("model_type", [case_of(name) for name in names])
 
 
 def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
     """Cases of `parametrize` that begin with a family, of which those of all but a few are left to the slow tests."""
-    return [case if case[0] in QUICK else slow(*case) for case in cases]
+    return [case_of(*case) for case in cases]

@@ -25,6 +25,8 @@ BASE = {
 }
 
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    "arcee": {"attention_bias": True, "mlp_bias": True},
+    "ernie4_5": {"use_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
     "gemma2": {
         "attention_bias": True,
         "sliding_window": 6,
@@ -42,6 +44,8 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
         },
     },
+    "glm": {"attention_bias": True},
+    "glm4": {"attention_bias": True},
     "gpt_neox": {"head_dim": None, "num_key_value_heads": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
     "granite": {
         "attention_bias": True,
@@ -65,6 +69,13 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 48,
         "num_experts": 6,
         "num_experts_per_tok": 2,
+    },
+    "seed_oss": {
+        "attention_bias": True,
+        "attention_out_bias": True,
+        "mlp_bias": True,
+        "attention_dropout": 0.0,  # unlike the others' defaults, its are 0.1
+        "residual_dropout": 0.0,
     },
     "smollm3": {
         "attention_bias": True,

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from transformers import CONFIG_MAPPING
+
 from minitron_cli.model.axes import PRUNABLE
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.family import Family
@@ -50,3 +52,12 @@ def test_every_word_of_the_table_is_explained():
         assert f"**{word}**" in text, word
     for family in FAMILIES.values():
         assert not family.heads_not_prunable or family.heads_not_prunable in " ".join(text.split())
+
+
+def test_the_model_types_without_a_table_have_none():
+    """Each row begins with them, and the text counts them."""
+    section = PAGE.read_text().split("## Model types without a table")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")][2:]
+    names = [name.strip() for row in rows for name in row.split(",")]
+    assert set(names) <= set(CONFIG_MAPPING) - set(FAMILIES)
+    assert f"The other {len(set(names))} are refused" in section

@@ -35,7 +35,7 @@ def rotatable():
     return [t for t, config in configs.items() if rotation_obstacle(Shape.of(FAMILIES[t], config)) is None]
 
 
-OTHERS = {"gemma2", "gemma3_text", "gpt_neox", "nemotron", "olmo2", "starcoder2"}  # see docs/repair.md
+OTHERS = {"gemma2", "gemma3_text", "glm4", "gpt_neox", "nemotron", "olmo2", "starcoder2"}  # see docs/repair.md
 ROTATABLE = each_family(rotatable())
 DENSE = each_family([t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
 
@@ -67,7 +67,21 @@ def turned(plan, checkpoint, basis_DK):
 
 
 def test_the_families_that_must_be_rotatable_are():
-    known = {"granite", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
+    known = {
+        "arcee",
+        "ernie4_5",
+        "glm",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "seed_oss",
+        "smollm3",
+    }
     assert known == set(rotatable())
     assert set(FAMILIES) - known == OTHERS
 

@@ -4,8 +4,12 @@ from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model import unsupported
+from minitron_cli.model.families.arcee import ARCEE
+from minitron_cli.model.families.ernie4_5 import ERNIE4_5
 from minitron_cli.model.families.gemma2 import GEMMA2
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
+from minitron_cli.model.families.glm import GLM
+from minitron_cli.model.families.glm4 import GLM4
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.granite import GRANITE
 from minitron_cli.model.families.llama import LLAMA
@@ -17,6 +21,7 @@ from minitron_cli.model.families.phi3 import PHI3
 from minitron_cli.model.families.qwen2 import QWEN2
 from minitron_cli.model.families.qwen3 import QWEN3
 from minitron_cli.model.families.qwen3_moe import QWEN3_MOE
+from minitron_cli.model.families.seed_oss import SEED_OSS
 from minitron_cli.model.families.smollm3 import SMOLLM3
 from minitron_cli.model.families.starcoder2 import STARCODER2
 from minitron_cli.model.family import Family
@@ -24,8 +29,12 @@ from minitron_cli.model.family import Family
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        ARCEE,
+        ERNIE4_5,
         GEMMA2,
         GEMMA3_TEXT,
+        GLM,
+        GLM4,
         GPT_NEOX,
         GRANITE,
         LLAMA,
@@ -37,6 +46,7 @@ FAMILIES: dict[str, Family] = {
         QWEN2,
         QWEN3,
         QWEN3_MOE,
+        SEED_OSS,
         SMOLLM3,
         STARCODER2,
     )
