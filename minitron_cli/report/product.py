@@ -13,10 +13,9 @@ from minitron_cli.artifacts.manifest import MANIFEST
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cost.lineage import fingerprints, lineage
 from minitron_cli.errors import ArtifactError
-from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
 from minitron_cli.results.base import Result
-from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.training import TrainingResult
@@ -118,13 +117,19 @@ class Product:
         if not (prune or sparse) or self.artifact.stage != "distill":
             return ()
         pruned = self.workspace.artifacts("prune") if prune else []
-        controls = [made for made in pruned if prune and made.label and _is_control_of(prune, made)]
+        controls = [made for made in pruned if prune and made.label and self._is_control(prune, made)]
         starts = {fingerprint.of_model(made.manifest) for made in (prune, sparse, *controls) if made}
         zeros = self.workspace.artifacts("sparsify") if sparse else []
         starts |= {fingerprint.of_model(made.manifest) for made in zeros if made.manifest.inputs["model"] in starts}
         others = [made for made in self.workspace.artifacts("distill") if made.label != self.artifact.label]
         started = (made for made in others if made.manifest.inputs["student"] in starts)
         return (self.artifact, *(made for made in started if _is_readable(made, TrainingResult)))
+
+    def _is_control(self, prune: Artifact, other: Artifact) -> bool:
+        """Whether another artifact is a control: parent or original pruned to the same sizes in another way."""
+        if other.manifest.inputs["model"] not in (self.parent, self.original) or not _is_readable(other, PruneResult):
+            return False
+        return prune.result(PruneResult).child.sizes == other.result(PruneResult).child.sizes
 
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
@@ -133,7 +138,9 @@ class Product:
         parts += [("sparse", self.sparse)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
         found = {fingerprint.of_model(made.manifest): (kind, made) for kind, made in parts if made}
-        return {self.parent: ("parent", None), **found}
+        of_chain = self.evaluation.manifest.inputs.get(f"model {ORIGINAL}") if self.evaluation else None
+        originals: dict[str, tuple[Kind, Artifact | None]] = {of_chain: ("original", None)} if of_chain else {}
+        return {**originals, self.parent: ("parent", None), **found}
 
     @cached_property
     def evaluation(self) -> Artifact | None:
@@ -239,13 +246,6 @@ def _is_readable(made: Artifact, kind: type[Result]) -> bool:
         progress.warn(f"left out of the report: {e}")
         return False
     return True
-
-
-def _is_control_of(prune: Artifact, other: Artifact) -> bool:
-    """Whether another artifact is a control: the same parent pruned to the same sizes in another way."""
-    if prune.manifest.inputs["model"] != other.manifest.inputs["model"] or not _is_readable(other, PruneResult):
-        return False
-    return prune.result(PruneResult).child.sizes == other.result(PruneResult).child.sizes
 
 
 def without_directories(value: Any) -> Any:
