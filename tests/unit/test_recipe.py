@@ -191,7 +191,7 @@ def test_one_section_is_read_by_itself() -> None:
         ("search: {budget: {target: 4B}}", "both search and prune choose a shape"),
         ("controls: [{label: a, init: random}, {label: a, init: random}]", "two controls have the label 'a'"),
         ("controls: [{label: distilled, init: random}]", "the label 'distilled' is taken"),
-        ("controls: [{label: a}]", "changes nothing; give it init, objective or prune"),
+        ("controls: [{label: a}]", "changes nothing; give it one of init, objective, prune"),
         ("controls: [{label: a, cut: random}]", r"controls\.0: the key cut is now called prune; write prune: random$"),
     ],
 )
