@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import pretraining_of
 from minitron_cli.cost import budgets
 from minitron_cli.cost.lineage import lineage
 from minitron_cli.distill import training_run
@@ -15,14 +16,9 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model, pub
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe, prunes_layers
 from minitron_cli.results.training import CorrectionResult, Equal, TrainingResult
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify
+from minitron_cli.stages import correct, distill, evaluate, family, importance, prune, report, search, sparsify
 
 PRUNED, SPARSE, DISTILLED = "pruned", "sparse", "distilled"  # labels of models in the evaluation
-WORDS: Mapping[Equal, str] = {
-    "tokens": "training tokens",
-    "total_tokens": "tokens with those of the original",
-    "flops": "FLOPs of training",
-}
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,8 @@ class Results:
     """Label -> trained model: `distilled`, then the controls."""
     evaluate: Artifact
     report: Artifact | None
+    family: Artifact | None = None
+    """The page of a whole chain, after its last step."""
 
     @property
     def product(self) -> Artifact:
@@ -56,7 +54,7 @@ class Results:
     def artifacts(self) -> list[Artifact]:
         """All artifacts, in the order in which they were made."""
         before = [self.importance, self.correct, self.search, self.prune, self.sparsify]
-        some = [*before, *self.distilled.values(), self.evaluate, self.report]
+        some = [*before, *self.distilled.values(), self.evaluate, self.report, self.family]
         return [artifact for artifact in some if artifact]
 
 
@@ -81,6 +79,11 @@ def run(recipe: Recipe, context: Context, *, fail_if_worse: bool = False) -> lis
         parent = str(made[-1].product.path)
         if len(made) < len(recipe.steps) and made[-1].distilled and made[-1].product is made[-1].start:
             progress.warn(f"training made the model of step {label} worse: the next step starts from {parent}")
+    if recipe.report and len(made) > 1:
+        steps = [
+            family.Made(step.label, one.product, one.evaluate) for step, one in zip(recipe.steps, made, strict=True)
+        ]
+        made[-1] = replace(made[-1], family=family.run(context, models.original, steps))
     return made
 
 
@@ -105,6 +108,8 @@ def _run_step(recipe: Recipe, context: Context, models: "_Models", *, label: str
     parent, teacher = models.parent, models.teacher
     scores = importance.run(context, parent, recipe.data, recipe.scoring()) if recipe.prunes else None
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
+    if recipe.pretraining:
+        context.record({pretraining_of(models.original.fingerprint): recipe.pretraining.model_dump()})
     corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
     if corrected and fail_if_worse:
         training_run.check_not_worse(corrected.result(CorrectionResult), correct.STAGE)
@@ -199,14 +204,12 @@ class _Training:
         return prune.run(self.context, original, config, scores=scores, data=self.recipe.data, label=label)
 
     def _of(self, control: Control, student: Artifact) -> DistillConfig:
-        """Configuration of a control. One of another length keeps the student's batch, which it would change."""
-        config = self.config
-        if control.has_own_length:
-            config = config.model_copy(update={"batch_size": student.manifest.config["batch_size"]})
+        """Configuration of a control."""
+        config = control.beside(self.config, student.manifest.config["batch_size"])
         if control.equality is None:
             return control.applied_to(config)
         tokens = self._equal_tokens(control.equality, control.applied_to(config).needs_teacher, student)
-        progress.say(f"{control.label}: {tokens:,} tokens, equal to the student in {WORDS[control.equality]}")
+        progress.say(f"{control.label}: {tokens:,} tokens, {control.length}")
         return control.applied_to(config, tokens=tokens)
 
     def _equal_tokens(self, equal: Equal, needs_teacher: bool, student: Artifact) -> int:

@@ -102,7 +102,7 @@ class Recipe(Spec):
             raise ValueError("a sparse model cannot be pruned further; remove sparsify, or the steps")
         if self.controls and not (self.prunes or self.steps):
             raise ValueError("controls start from a pruned model, and nothing is pruned; remove them")
-        if self.controls and not any(one.distill for one in (self, *self.steps)):
+        if self.controls and self.distill is None and not any(step.distill for step in self.steps):
             raise ValueError(
                 "controls repeat the distillation, but there is no distill section; add one or remove them"
             )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.cost.compute import TRAINING, Entry
+from minitron_cli.cost.compute import TRAINING, Entry, Pass
 from minitron_cli.cost.derive import spent
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.training import Equal
@@ -22,7 +22,12 @@ class Trained(NamedTuple):
 
 def training_of(made: Iterable[Artifact]) -> list[Trained]:
     """Work of every training among artifacts: of the student in each step, of candidates and of the teacher."""
-    return [Trained(one.stage, entry) for one in made for entry in spent(one) if entry.work in WORK]
+    return [trained for one in made for trained in of_entries(one.stage, spent(one))]
+
+
+def of_entries(stage: str, entries: Iterable[Entry | Pass]) -> list[Trained]:
+    """Those of a stage's entries that are training."""
+    return [Trained(stage, Entry(one.work, one.tokens, one.flops)) for one in entries if one.work in WORK]
 
 
 def tokens_read(ledger: Iterable[Trained], stages: Sequence[str] = ()) -> int:

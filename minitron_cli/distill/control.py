@@ -1,5 +1,6 @@
 """Controls of a distillation: the same training with one thing changed. Importable without torch."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +11,11 @@ from minitron_cli.spec import Quantity, Spec
 
 TAKEN = ("original", "parent", "pruned", "sparse", "corrected", "distilled")
 LENGTHS = ("tokens", "steps", "equal")
+WORDS: Mapping[Equal, str] = {
+    "tokens": "training tokens",
+    "total_tokens": "tokens with those of the original",
+    "flops": "FLOPs of training",
+}
 
 
 class Control(Spec):
@@ -75,6 +81,17 @@ class Control(Spec):
     def has_own_length(self) -> bool:
         """Whether it may be trained for longer or shorter than the student."""
         return bool(self.tokens or self.steps or self.equality)
+
+    @property
+    def length(self) -> str:
+        """Its length in words, where it is not simply the student's: `equal to the student in FLOPs of training`."""
+        if self.equality:
+            return f"equal to the student in {WORDS[self.equality]}"
+        return f"{self.tokens:,} tokens" if self.tokens else f"{self.steps:,} steps" if self.steps else ""
+
+    def beside(self, distill: DistillConfig, batch_size: int) -> DistillConfig:
+        """The student's configuration, with the batch that was fitted to its length for a control of another length."""
+        return distill.model_copy(update={"batch_size": batch_size}) if self.has_own_length else distill
 
     def applied_to(self, distill: DistillConfig, *, tokens: int | None = None) -> DistillConfig:
         """The distillation's configuration with what the control changes. `tokens`: its length, if `equality` says."""

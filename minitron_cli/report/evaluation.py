@@ -99,7 +99,7 @@ def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
         (PARAMETERS.title, None, *(Estimate(model.found.model.parameters, figure=PARAMETERS) for model in models)),
         (TOKENS.title, None, *(Estimate(model.tokens_trained, figure=TOKENS) for model in models)),
     ]
-    values = [(row_title(name, x), x.n, *(_interval(name, model) for model in models)) for name, x in names.items()]
+    values = [(row_title(name, x), x.n, *(interval_of(name, model) for model in models)) for name, x in names.items()]
     found = (
         _table("Metrics (95 % interval)", [model.label for model in models], (*_known(facts), *values)),
         _differences(PARENT, names, [m for m in models if m.found.against_parent], Evaluated.difference),
@@ -155,10 +155,11 @@ def _known(rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     return [row for row in rows if not all(map(is_empty, row[2:]))]
 
 
-def _interval(name: Name, model: Evaluated) -> Cell:
+def interval_of(name: Name, model: Evaluated) -> Estimate:
+    """A metric of a model with its 95 % interval; no value if it was not measured."""
     metric = model.metric(name)
     if metric is None:
-        return None
+        return Estimate(None)
     low, high = estimates.of_metric(metric).interval() or (None, None)
     return Estimate(metric.value, low, high, figure=metric_figure(*name))
 

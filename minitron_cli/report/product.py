@@ -10,7 +10,7 @@ from minitron_cli import progress
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import MANIFEST
-from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.artifacts.workspace import Workspace, pretraining_of
 from minitron_cli.cost.lineage import fingerprints, lineage
 from minitron_cli.errors import ArtifactError
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
@@ -105,6 +105,19 @@ class Product:
         before = Product(self.workspace, earlier).steps if earlier else ()
         return (*before, self.prune) if self.prune else before
 
+    @cached_property
+    def step_labels(self) -> dict[str, str]:
+        """Key of an artifact of the lineage -> label of its step, in a chain; empty if there was one step."""
+        found: dict[str, str] = {}
+        for number, pruned in enumerate(self.steps if len(self.steps) > 1 else (), 1):
+            sources = {*pruned.manifest.inputs.values(), pruned.fingerprint}
+            for made in self.lineage:
+                start = self._from("prune", made)
+                is_source = made.stage in _SOURCES and made.fingerprint in sources
+                if is_source or (start and start.key == pruned.key):
+                    found.setdefault(made.key, pruned.label or f"step {number}")
+        return found
+
     @property
     def original(self) -> str:
         """Fingerprint of the model that the first step started from."""
@@ -193,6 +206,12 @@ class Product:
         return {name: value for name, value in sorted(known.items()) if name in inputs}
 
     @property
+    def pretraining_tokens(self) -> int | None:
+        """Tokens that the original model had been trained on; None if they are not known."""
+        known = self.workspace.given.get(pretraining_of(self.original))
+        return known["tokens"] if known else None
+
+    @property
     def to_evaluate(self) -> str:
         """Command that evaluates the product; empty if it was evaluated or is no model."""
         if self.evaluation or self.artifact.stage not in _MODELS:
@@ -224,6 +243,7 @@ class Product:
 
 
 _MODELS = ("prune", "sparsify", "distill", "correct")  # the stages that make a model
+_SOURCES = ("importance", "search")  # the stages that a pruning reads beside its parent
 _STARTS = {"distill": "student", "sparsify": "model"}  # a stage that keeps the shape -> its input
 
 

@@ -1,5 +1,6 @@
 """Chains of several steps: parents, teachers, and which of several models is pruned."""
 
+import json
 import math
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 from minitron_cli import dry_run, pipeline
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.cli import tables
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.control import Control
 from minitron_cli.errors import RecipeError
@@ -18,7 +20,9 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.recipe import Recipe, Step
 from minitron_cli.report.product import Product
+from minitron_cli.report.scratch import arms
 from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.family import FamilyResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.stages import evaluate
@@ -184,6 +188,73 @@ def test_controls_of_a_chain_are_as_long_as_the_ledger_says(chain):
     assert fingerprint.of_model(at_once.manifest) == start
     assert at_once.manifest.inputs["model"] == first.prune.manifest.inputs["model"]
     assert at_once.result(PruneResult).child.sizes == second.prune.result(PruneResult).child.sizes
+
+
+@pytest.mark.slow
+def test_the_family_has_a_row_per_member_against_the_original(chain):
+    root, _, (first, second) = chain
+    made = second.family
+    rows = made.result(FamilyResult).members
+    assert (
+        json.loads((made.path / "family.json").read_text())["members"]
+        == json.loads((made.path / "result.json").read_text())["members"]
+    )
+    assert [row.label for row in rows] == ["original", "wide", "narrow"]
+    assert [row.pruned for row in rows] == ["", "ffn 48 to 32", "ffn 32 to 16"]
+    student = TRAINING.steps * TRAINING.batch_size * 16
+    assert [(row.tokens, row.tokens_in_all) for row in rows] == [
+        (None, None),
+        (student, student),
+        (student, 2 * student),
+    ]
+    shapes = [open_source_model(path).shape for path in (root / "model", first.product.path, second.product.path)]
+    assert [row.non_embedding for row in rows] == [shape.parameters("non_embedding") for shape in shapes]
+    evaluated = [step.evaluate.result(EvaluationResult).models["distilled"] for step in (first, second)]
+    apart = evaluated[0].against_parent, evaluated[1].against_original
+    assert [row.from_original["perplexity.loss"].value for row in rows[1:]] == [
+        x["perplexity"]["loss"].difference for x in apart
+    ]
+    assert rows[2].kl_original.value == evaluated[1].results["perplexity"]["kl_original"].value
+    for row in rows[1:]:
+        ratio = math.exp(rows[0].metrics["perplexity.loss"].value - row.metrics["perplexity.loss"].value)
+        assert row.probability_retained == pytest.approx(ratio)
+    page = (made.path / "family.html").read_text()
+    assert "narrow: distill" in page
+    assert "ffn 32 to 16" in page
+
+
+@pytest.mark.slow
+def test_costs_and_card_of_a_chain_name_the_steps(chain):
+    root, _, (_, second) = chain
+    product = Product(Workspace(root / "run"), second.product)
+    labels = [product.step_labels[made.key] for made in product.lineage]
+    assert labels == ["wide"] * 3 + ["narrow"] * 3
+    _, (table, *_) = tables.costs(product.lineage, product.step_labels)
+    assert {row[0] for row in table.rows} >= {
+        "wide: importance",
+        "wide: distill distilled",
+        "narrow: importance",
+        "narrow: distill distilled",
+    }
+    card = (second.report.path / "model-card.md").read_text()
+    assert "model was pruned in 2 steps" in card
+    assert "Its last step, narrow, pruned what step wide had made" in card
+
+
+@pytest.mark.slow
+def test_the_report_compares_with_training_from_scratch_on_the_same_items(chain):
+    root, _, (_, second) = chain
+    pruned, scratch = arms(Product(Workspace(root / "run"), second.product))
+    student = TRAINING.steps * TRAINING.batch_size * 16
+    assert (pruned.label, pruned.name, pruned.tokens) == ("distilled", "P_200-R_128", 2 * student)
+    assert pruned.total == GIVEN + 2 * student
+    trained = second.distilled["scratch"].result(TrainingResult).tokens
+    assert (scratch.name, scratch.tokens, scratch.total) == (f"S_{trained}", trained, trained)
+    models = second.evaluate.result(EvaluationResult).models
+    losses = [models[label].results["perplexity"]["loss"].value for label in ("scratch", "distilled")]
+    assert scratch.above.value == pytest.approx(losses[0] - losses[1])
+    assert scratch.above.low < scratch.above.value < scratch.above.high
+    assert "Against training from scratch" in (second.report.path / "report.html").read_text()
 
 
 def test_the_smallest_relative_large_enough_for_the_target_is_pruned(tmp_path):
