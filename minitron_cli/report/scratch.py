@@ -42,7 +42,7 @@ class Arm:
 def arms(product: Product) -> Iterator[Arm]:
     """The product and every control of it that was trained from scratch; nothing without such a control."""
     evaluation = product.evaluation
-    controls = [made for made in product.trained[1:] if made.manifest.config["init"] == "random"]
+    controls = [made for made in product.trained[1:] if made.manifest.config.get("init") == "random"]
     if evaluation is None or not controls:
         return
     items = evaluation.read_json(ITEMS)["models"]
