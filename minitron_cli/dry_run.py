@@ -18,6 +18,7 @@ from minitron_cli.search import feasible, halving, space
 from minitron_cli.search.config import SearchConfig
 
 if TYPE_CHECKING:
+    from minitron_cli.cost.budgets import Trained
     from minitron_cli.price.work import Subject
     from minitron_cli.results.price import Price
 
@@ -33,6 +34,8 @@ class PlannedStep:
     """Name of the model that teaches."""
     shapes: tuple[Shape, ...]
     """Shape of the child, or of each candidate."""
+    is_compared: bool = False
+    """Whether its models are compared with the chain's original, too."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ def plan(recipe: Recipe) -> Plan:
         parent = next(iter(plans[step.label].children.values()))
     children = {f"{label}: {name}": c for label, one in plans.items() for name, c in one.children.items()}
     steps = {f"{label}: {name}": what for label, one in plans.items() for name, what in one.steps.items()}
-    planned = {label: step for label, one in plans.items() for step in one.planned.values()}
+    is_compared = recipe.compares_with_original
+    planned = {
+        label: replace(step, is_compared=is_compared) for label, one in plans.items() for step in one.planned.values()
+    }
     return Plan(recipe.model, original, children, steps, planned)
 
 
@@ -75,7 +81,7 @@ def _plan(recipe: Recipe, model: str, parent: Shape) -> Plan:
     largest = max(children.values(), key=Shape.parameters)
     taught_by = {"original": recipe.model, "parent": model}.get(recipe.teacher, recipe.teacher)
     steps = dict(_steps(recipe, parent, largest, len(children)))
-    located = recipe.model_copy(update={"model": model})
+    located = recipe.model_copy(update={"model": model, "pretraining": recipe.known_pretraining})
     return Plan(model, parent, children, steps, {"": PlannedStep(located, parent, taught_by, tuple(children.values()))})
 
 
@@ -86,9 +92,12 @@ def prices(plan: Plan, device: str, directory: Path) -> dict[str, "Price"]:
 
     place = estimate.Place(device, directory)
     found: dict[str, Price] = {}
+    trained: tuple[Trained, ...] = ()
     for label, step in plan.planned.items():
         parent = _subject(step.recipe.model, step.parent)
-        work = RecipeWork(step.recipe, parent, _subject(step.teacher), step.shapes, device)
+        original = _subject(plan.model) if step.is_compared and found else None  # the first step's parent is it
+        work = RecipeWork(step.recipe, parent, _subject(step.teacher), step.shapes, device, original, trained)
+        trained = work.trainings()
         found |= {f"{label}: {name}" if label else name: estimate.price(one, place) for name, one in work.stages()}
     return found
 
@@ -150,7 +159,8 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
     if recipe.distill:
         yield "distill", _training(recipe.distill, length)
     yield from (
-        (f"distill {control.label}", "control, the same training with one change") for control in recipe.controls
+        (f"distill {control.label}", f"control, {control.length or 'the same training with one change'}")
+        for control in recipe.controls
     )
     yield (
         "eval",

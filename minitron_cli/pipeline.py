@@ -1,18 +1,33 @@
 """Runs every stage of a recipe in order."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import pretraining_of
+from minitron_cli.cost import budgets
+from minitron_cli.cost.lineage import lineage
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.control import Control
 from minitron_cli.inputs.source_model import SourceModel, open_source_model, published_shape
 from minitron_cli.model.shape import Shape
-from minitron_cli.recipe import Recipe
-from minitron_cli.results.training import CorrectionResult, TrainingResult
-from minitron_cli.stages import correct, distill, evaluate, importance, prune, report, search, sparsify_rounds, teach
+from minitron_cli.recipe import Recipe, prunes_layers
+from minitron_cli.results.training import CorrectionResult, Equal, TrainingResult
+from minitron_cli.stages import (
+    correct,
+    distill,
+    evaluate,
+    family,
+    importance,
+    prune,
+    report,
+    search,
+    sparsify_rounds,
+    teach,
+)
 
 PRUNED, SPARSE, DISTILLED = "pruned", "sparse", "distilled"  # labels of models in the evaluation
 
@@ -32,6 +47,8 @@ class Results:
     """Label -> trained model: `distilled`, then the controls."""
     evaluate: Artifact
     report: Artifact | None
+    family: Artifact | None = None
+    """The page of a whole chain, after its last step."""
 
     @property
     def product(self) -> Artifact:
@@ -49,7 +66,7 @@ class Results:
     def artifacts(self) -> list[Artifact]:
         """All artifacts, in the order in which they were made."""
         before = [self.importance, self.correct, self.teach, self.search, self.prune, self.sparsify]
-        some = [*before, *self.distilled.values(), self.evaluate, self.report]
+        some = [*before, *self.distilled.values(), self.evaluate, self.report, self.family]
         return [artifact for artifact in some if artifact]
 
 
@@ -67,13 +84,26 @@ def run(recipe: Recipe, context: Context, *, fail_if_worse: bool = False) -> lis
     for step in recipe.steps or (None,):
         asked = recipe.at(step) if step else recipe
         teacher = {"original": original, "parent": parent}.get(asked.teacher, asked.teacher)
-        located = asked.model_copy(update={"model": parent})
+        models = _opened(context, original, parent, teacher, is_compared=recipe.compares_with_original)
+        located = asked.model_copy(update={"model": parent, "pretraining": recipe.known_pretraining})
         label = step.label if step else ""
-        made.append(_run_step(located, context, teacher, label=label, fail_if_worse=fail_if_worse))
+        made.append(_run_step(located, context, models, label=label, fail_if_worse=fail_if_worse))
         parent = str(made[-1].product.path)
         if len(made) < len(recipe.steps) and made[-1].distilled and made[-1].product is made[-1].start:
             progress.warn(f"training made the model of step {label} worse: the next step starts from {parent}")
+    if recipe.report and len(made) > 1:
+        steps = [
+            family.Made(step.label, one.product, one.evaluate) for step, one in zip(recipe.steps, made, strict=True)
+        ]
+        made[-1] = replace(made[-1], family=family.run(context, models.original, steps))
     return made
+
+
+def _opened(context: Context, original: str, parent: str, teacher: str, *, is_compared: bool) -> "_Models":
+    """Models of a step by name, each opened once."""
+    names = {original: None, parent: None, teacher: None}
+    found = {name: open_source_model(name, offline=context.offline) for name in names}
+    return _Models(found[original], found[parent], found[teacher], is_compared)
 
 
 def _is_above_start(trained: Artifact) -> bool:
@@ -85,12 +115,13 @@ def _shape(model: str, context: Context) -> Shape:
     return published_shape(model) or open_source_model(model, offline=context.offline).shape
 
 
-def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str, fail_if_worse: bool) -> Results:
+def _run_step(recipe: Recipe, context: Context, models: "_Models", *, label: str, fail_if_worse: bool) -> Results:
     """Score, search, prune, train and evaluate one parent."""
-    parent = open_source_model(recipe.model, offline=context.offline)
-    teacher = parent if teacher_name == recipe.model else open_source_model(teacher_name, offline=context.offline)
+    parent, teacher = models.parent, models.teacher
     scores = importance.run(context, parent, recipe.data, recipe.scoring()) if recipe.prunes else None
     context.workspace.save_settings(model=recipe.model, data=recipe.data.model_dump(mode="json"))
+    if recipe.pretraining:
+        context.record({pretraining_of(models.original.fingerprint): recipe.pretraining.model_dump()})
     corrected = correct.run(context, teacher, recipe.data, recipe.correct) if recipe.correct else None
     if corrected and fail_if_worse:
         training_run.check_not_worse(corrected.result(CorrectionResult), correct.STAGE)
@@ -106,20 +137,15 @@ def _run_step(recipe: Recipe, context: Context, teacher_name: str, *, label: str
     if recipe.sparsify:
         dense = open_source_model(pruned.path) if pruned else parent
         made_sparse = _sparse(recipe, context, teacher, dense)
-
-    def prune_at_random(label: str) -> Artifact:
-        assert scores
-        assert pruned
-        dense = prune.run(context, parent, prune.at_random(recipe.prune, pruned), scores=scores, label=label)
-        if recipe.sparsify is None:
-            return dense
-        return _sparse(recipe, context, teacher, open_source_model(dense.path), label)
-
-    starts = [start for start in (pruned, made_sparse) if start]
-    distilled = _distilled(recipe, context, teacher, starts, prune_at_random, fail_if_worse=fail_if_worse)
-    models = {PRUNED: pruned, SPARSE: made_sparse, correct.LABEL: corrected, **distilled}
-    labelled = [(label, artifact.path) for label, artifact in models.items() if artifact]
-    measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate)
+    distilled: dict[str, Artifact] = {}
+    if recipe.distill:
+        before = [made for made in (scores, pruned, made_sparse) if made]
+        training = _Training(recipe, recipe.distill, context, replace(models, teacher=teacher), before)
+        distilled = training.run(fail_if_worse=fail_if_worse)
+    made = {PRUNED: pruned, SPARSE: made_sparse, correct.LABEL: corrected, **distilled}
+    labelled = [(label, artifact.path) for label, artifact in made.items() if artifact]
+    original = models.original if models.is_compared else None
+    measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate, original=original)
     page = report.run(context) if recipe.report else None
     return Results(scores, found, pruned, made_sparse, corrected, taught, distilled, measured, page)
 
@@ -138,29 +164,80 @@ def check_gates(results: Results, recipe: Recipe) -> None:
     evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
 
 
-def _distilled(
-    recipe: Recipe,
-    context: Context,
-    teacher: SourceModel,
-    starts: Sequence[Artifact],
-    prune_at_random: Callable[[str], Artifact],
-    *,
-    fail_if_worse: bool,
-) -> dict[str, Artifact]:
-    """Student and controls by label. The student and what it was made from stay the workspace's current artifacts.
+@dataclass(frozen=True)
+class _Models:
+    """Models that a step starts from."""
 
-    Training starts from the last of `starts`: the pruned model, and the sparse one.
-    """
-    if recipe.distill is None:
-        return {}
-    student = distill.run(context, teacher, starts[-1].path, recipe.data, recipe.distill)
-    if fail_if_worse:
-        training_run.check_not_worse(student.result(TrainingResult), distill.STAGE)
-    trained = {DISTILLED: student}
-    for control in recipe.controls:
-        start = prune_at_random(control.label) if control.prune else starts[-1]
-        config = control.applied_to(recipe.distill)
-        trained[control.label] = distill.run(context, teacher, start.path, recipe.data, config, label=control.label)
-    for current in (*starts, student):
-        context.workspace.point(current)
-    return trained
+    original: SourceModel
+    """The recipe's model, from which a chain starts."""
+    parent: SourceModel
+    """The model that the step prunes."""
+    teacher: SourceModel
+    is_compared: bool
+    """Whether the step's models are compared with the original, too."""
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The student's training and its controls."""
+
+    recipe: Recipe
+    config: DistillConfig
+    context: Context
+    models: _Models
+    before: Sequence[Artifact]
+    """Scores, the pruned model and the sparse one, as far as there are any; training starts from the last."""
+
+    def run(self, *, fail_if_worse: bool) -> dict[str, Artifact]:
+        """Student and controls by label. The student and what it was made from stay the workspace's current ones."""
+        student = self._train(self.before[-1], self.config, DISTILLED)
+        if fail_if_worse:
+            training_run.check_not_worse(student.result(TrainingResult), distill.STAGE)
+        trained = {DISTILLED: student}
+        for control in self.recipe.controls:
+            trained[control.label] = self._train(self._start(control), self._of(control, student), control.label)
+        for current in (*self.before, student):
+            self.context.workspace.point(current)
+        return trained
+
+    def _train(self, start: Artifact, config: DistillConfig, label: str) -> Artifact:
+        return distill.run(self.context, self.models.teacher, start.path, self.recipe.data, config, label=label)
+
+    def _start(self, control: Control) -> Artifact:
+        """Model that a control is trained from."""
+        if control.prune:
+            return self._pruned_at_random(control.label)
+        return self._pruned_at_once(control.label) if control.prune_from else self.before[-1]
+
+    def _pruned_at_random(self, label: str) -> Artifact:
+        scores, pruned, *_ = self.before
+        config = prune.at_random(self.recipe.prune, pruned)
+        dense = prune.run(self.context, self.models.parent, config, scores=scores, label=label)
+        if self.recipe.sparsify is None:
+            return dense
+        return _sparse(self.recipe, self.context, self.models.teacher, open_source_model(dense.path), label)
+
+    def _pruned_at_once(self, label: str) -> Artifact:
+        original, (_, pruned, *_) = self.models.original, self.before
+        config = prune.at_once(self.recipe.prune, original, open_source_model(pruned.path).shape)
+        scoring = self.recipe.importance.settled(removes_layers=prunes_layers(config, None))
+        scores = importance.run(self.context, original, self.recipe.data, scoring)
+        return prune.run(self.context, original, config, scores=scores, data=self.recipe.data, label=label)
+
+    def _of(self, control: Control, student: Artifact) -> DistillConfig:
+        """Configuration of a control."""
+        config = control.beside(self.config, student.manifest.config["batch_size"])
+        if control.equality is None:
+            return control.applied_to(config)
+        tokens = self._equal_tokens(control.equality, control.applied_to(config).needs_teacher, student)
+        progress.say(f"{control.label}: {tokens:,} tokens, {control.length}")
+        return control.applied_to(config, tokens=tokens)
+
+    def _equal_tokens(self, equal: Equal, needs_teacher: bool, student: Artifact) -> int:
+        trained, given = student.result(TrainingResult), self.recipe.known_pretraining
+        return budgets.length(
+            equal,
+            budgets.training_of(lineage(self.context.workspace, student)),
+            given=given.tokens if given else 0,
+            per_token=budgets.flops_per_token(trained.student, trained.teacher if needs_teacher else None),
+        )

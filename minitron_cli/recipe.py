@@ -9,9 +9,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from minitron_cli import yaml_document
+from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import between_rounds
-from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, Objective
+from minitron_cli.distill.config import CorrectConfig, DistillConfig
+from minitron_cli.distill.control import Control as Control
 from minitron_cli.errors import InputError, RecipeError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
@@ -19,45 +21,16 @@ from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
-from minitron_cli.spec import Spec
+from minitron_cli.spec import Quantity, Spec
 
 
-class Control(Spec):
-    """The recipe's distillation with one thing changed, which shows the effect of that thing."""
+class Pretraining(Spec):
+    """Training of the original model before it was pruned, which is given and no part of the cost of pruning."""
 
-    label: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Name in tables, such as random-init."""
-    init: Literal["student", "random"] | None = None
-    """Initial weights, if other than the student's; random: new weights of the student's shape."""
-    objective: Objective | None = None
-    """kl: distillation; ce: conventional training on the text alone, without a teacher."""
-    prune: Literal["random"] | None = None
-    """random: start from a child of the same size whose channels, heads and neurons were chosen at random."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_the_old_key(cls, values: object) -> object:
-        if isinstance(values, dict) and "cut" in values:
-            raise ValueError(f"the key cut is now called prune; write prune: {values['cut']}")
-        return values
-
-    @model_validator(mode="after")
-    def _changes_something(self) -> Self:
-        if self.init is None and self.objective is None and self.prune is None:
-            raise ValueError("the control changes nothing; give it init, objective or prune")
-        if self.label in ("parent", "pruned", "corrected", "distilled"):
-            raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
-        return self
-
-    def applied_to(self, distill: DistillConfig) -> DistillConfig:
-        """The distillation's configuration with `init` and `objective` changed."""
-        changes: dict[str, Any] = {"init": self.init} if self.init else {}
-        if self.objective:
-            changes |= {
-                "losses": OBJECTIVES[self.objective],
-                "hidden": None if self.objective == "ce" else distill.hidden,
-            }
-        return distill.model_copy(update=changes)
+    tokens: Quantity
+    """Tokens that it was trained on."""
+    source: str = ""
+    """Where that is published."""
 
 
 class Step(Spec):
@@ -110,6 +83,11 @@ class Recipe(Spec):
     """What is measured of the parent and of every model made from it."""
     steps: tuple[Step, ...] = ()
     """Prune and train several times, each time the product of the previous step; sections default to the recipe's."""
+    compare_with: Literal["original", "step"] | None = None
+    """Model that every model of a chain is compared with, in tables and by gates. original: `model`, besides the one
+    that the step pruned, and the default of several steps; step: only the one that the step pruned."""
+    pretraining: Pretraining | None = None
+    """Training that `model` has behind it; known for some aliases. For controls with `equal: total_tokens`."""
     report: bool = True
     """Whether to write the HTML report and the model card at the end."""
 
@@ -128,19 +106,52 @@ class Recipe(Spec):
             raise ValueError("a sparse model cannot be pruned further; remove sparsify, or the steps")
         if self.sparsify and self.sparsify.rounds > 1:
             self._check_rounds(self.sparsify)
-        if self.controls and not self.prunes:
+        if self.controls and not (self.prunes or self.steps):
             raise ValueError("controls start from a pruned model, and nothing is pruned; remove them")
-        if self.controls and self.distill is None:
+        if self.controls and self.distill is None and not any(step.distill for step in self.steps):
             raise ValueError(
                 "controls repeat the distillation, but there is no distill section; add one or remove them"
             )
         if self.correct and self.distill is None:
             raise ValueError("correct trains a teacher, but there is no distill section; add one or remove correct")
         self._check_teach()
+        self._check_controls()
+        is_of_original = any(getattr(rule, "of", None) == "original" for rule in self.evaluate.gates.rules)
+        if is_of_original and not self.compares_with_original and (len(self.steps) > 1 or self.relatives):
+            raise ValueError("a gate is of: original, which is not compared with; write compare_with: original")
+        return self
+
+    def _check_controls(self) -> None:
         labels = [control.label for control in self.controls]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two controls have the label {twice[0]!r}; rename one")
-        return self
+        steps = [step.label for step in self.steps]
+        for control in self.controls:
+            if absent := [label for label in control.in_steps or () if label not in steps]:
+                raise ValueError(f"control {control.label} is in step {absent[0]!r}, which the recipe does not have")
+            if control.prune_from and len(steps) < 2:
+                raise ValueError(f"control {control.label} prunes the original, which only differs in a chain of steps")
+            if control.equal == "total_tokens" and self.known_pretraining is None:
+                raise ValueError(
+                    f"control {control.label} is equal in total tokens, and those of {self.model} are not known; add "
+                    "pretraining: {tokens: 15T}"
+                )
+            for training in filter(None, (self.distill, *(step.distill for step in self.steps))):
+                control.applied_to(training).check_rates()
+
+    @property
+    def compares_with_original(self) -> bool:
+        """Whether every model is also compared with `model`, where the step prunes another one."""
+        default = "original" if len(self.steps) > 1 else "step"
+        return (self.compare_with or default) == "original"
+
+    @property
+    def known_pretraining(self) -> Pretraining | None:
+        """Training that `model` has behind it: as given, or as its alias has it; None if it is not known."""
+        if self.pretraining or self.model not in aliases():
+            return self.pretraining
+        known = aliases()[self.model].pretraining
+        return Pretraining(**known) if known else None
 
     def _check_rounds(self, sparsify: SparsifyConfig) -> None:
         """Refuse rounds without a training between them."""
@@ -188,6 +199,8 @@ class Recipe(Spec):
             given |= {"search": step.search, "prune": step.prune or PruneConfig()}
         elif self.prune.untie and step != self.steps[0]:  # the first step has untied the head
             given["prune"] = self.prune.model_copy(update={"untie": False})
+        last = self.steps[-1].label
+        given["controls"] = tuple(x for x in self.controls if step.label in (x.in_steps or (last,)))
         return self.model_copy(update=given | {"steps": ()})
 
     def scoring(self) -> ImportanceConfig:

@@ -4,10 +4,14 @@ No text is read, so that as many held-out blocks are taken to be there as a stag
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from minitron_cli.cost import budgets
+from minitron_cli.cost.budgets import Trained
+from minitron_cli.cost.compute import model_size
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.control import Control
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import evaluation, importance, prune, search, sparsify_rounds, subject, teach, training
 from minitron_cli.price.offer import compute_dtype
@@ -18,6 +22,7 @@ from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.recipe import Recipe
 from minitron_cli.repair import repaired_plan
 from minitron_cli.repair.acceptance import EFFECT_BLOCKS
+from minitron_cli.results.evaluation import ORIGINAL, PARENT
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.stages.search import FULL, RetrainingConfig
@@ -33,6 +38,10 @@ class RecipeWork:
     shapes: Sequence[Shape]
     """Shape of the child, or of each candidate."""
     device: str
+    original: Subject | None = None
+    """The model that the chain started from, if the step's models are compared with it and it is not the parent."""
+    earlier: tuple[Trained, ...] = ()
+    """Trainings of the chain's earlier steps."""
 
     @property
     def length(self) -> int:
@@ -62,9 +71,31 @@ class RecipeWork:
             teacher = None if recipe.teach else self.teacher
             yield "distill", self._training(self.child, teacher, recipe.distill)
             for control in recipe.controls:
-                config = control.applied_to(recipe.distill)
-                yield f"distill {control.label}", self._training(self.child, teacher, config)
+                yield f"distill {control.label}", self._training(self.child, teacher, self._of(control))
         yield "eval", self._evaluation()
+
+    def trainings(self) -> tuple[Trained, ...]:
+        """Trainings of this step and of the earlier ones, without its controls."""
+        alone = replace(self, recipe=self.recipe.model_copy(update={"controls": ()}))
+        own = [one for name, work in alone.stages() for one in budgets.of_entries(name, work.passes)]
+        return (*self.earlier, *own)
+
+    def _of(self, control: Control) -> DistillConfig:
+        """Configuration of a control, whose length may follow from the trainings of the student."""
+        assert self.recipe.distill
+        fitted, _ = short_runs.fitted(self.recipe.distill, self.length)
+        config = control.beside(self.recipe.distill, fitted.batch_size)
+        if control.equality is None:
+            return control.applied_to(config)
+        given, teacher = self.recipe.known_pretraining, model_size(self.teacher.shape, self.length)
+        needs_teacher = control.applied_to(config).needs_teacher
+        per_token = budgets.flops_per_token(
+            model_size(self.child.shape, self.length), teacher if needs_teacher else None
+        )
+        tokens = budgets.length(
+            control.equality, self.trainings(), given=given.tokens if given else 0, per_token=per_token
+        )
+        return control.applied_to(config, tokens=tokens)
 
     def _training(self, student: Subject, teacher: Subject | None, config: DistillConfig) -> Work:
         config, _ = short_runs.fitted(config, self.length)
@@ -136,8 +167,10 @@ class RecipeWork:
         config = self.recipe.evaluate
         labels = ["pruned"] * self.recipe.prunes + ["sparse"] * (self.recipe.sparsify is not None)
         labels += ["distilled"] * (self.recipe.distill is not None) + [c.label for c in self.recipe.controls]
-        models = {"parent": self.parent, **dict.fromkeys(labels, self.child)}
+        known = {PARENT: self.parent} | ({ORIGINAL: self.original} if self.original else {})
+        models = known | dict.fromkeys(labels, self.child)
         models |= {"corrected": self.teacher} if self.recipe.correct else {}
         blocks = (config.blocks or HELD_OUT_BLOCKS) if config.perplexity else 0
         tasks = config.requested(allow_code=False)
-        return evaluation.work(models, config.model_copy(update={"tasks": tasks}), self.length, blocks)
+        config = config.model_copy(update={"tasks": tasks})
+        return evaluation.work(models, config, self.length, blocks, reused=tuple(known) if self.original else ())

@@ -56,7 +56,9 @@ def _is_plain(name: str) -> bool:
 
 def command_of(stage: str) -> str:
     """Command that makes a stage's result."""
-    return {"evaluate": "minitron eval", "teacher": "minitron demo"}.get(stage, f"minitron {stage}")
+    return {"evaluate": "minitron eval", "teacher": "minitron demo", "family": "minitron run"}.get(
+        stage, f"minitron {stage}"
+    )
 
 
 def again(stage: str) -> str:

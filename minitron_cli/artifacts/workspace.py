@@ -159,6 +159,11 @@ def _is_in_place(lock: FileLock) -> bool:
         return False
 
 
+def pretraining_of(fingerprint: str) -> str:
+    """Name in `Workspace.given` of the training that the model with this fingerprint had behind it."""
+    return f"pretraining of {fingerprint}"
+
+
 def open_workspace(runs: Path, name: str | None, *, default: str | None = None) -> Workspace:
     """Workspace called `name`, else `default`, else the one used last. ArtifactError if none is known."""
     name = name or default or last_used(runs)

@@ -6,6 +6,7 @@ With an alias's dimensions `--dry-run` counts shapes without a network; a real r
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -15,6 +16,8 @@ class Alias(NamedTuple):
     hub_id: str
     config: Mapping[str, Any]
     """Fields of its config.json that decide its shape."""
+    pretraining: Mapping[str, Any] = MappingProxyType({})
+    """`tokens` that it was trained on, and the `source` that says so; empty if that is not published."""
 
 
 @cache

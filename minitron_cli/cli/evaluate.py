@@ -136,7 +136,7 @@ def evaluate(
     with sessions.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
         from minitron_cli.evaluate.config import EvaluateConfig
-        from minitron_cli.evaluate.gate import PARENT
+        from minitron_cli.results.evaluation import PARENT
 
         config = session.section(EvaluateConfig, "evaluate")
         named = _named(others) if models else _made(session.workspace)

@@ -42,7 +42,8 @@ def show_results(
     if stage == "cost":
         from minitron_cli.report.product import Product
 
-        console.show(where, *tables.costs(Product.current(workspace).lineage))
+        product = Product.current(workspace)
+        console.show(where, *tables.costs(product.lineage, product.step_labels))
         return
     found, unreadable = _current(workspace, [stage] if stage else list(STAGES))
     if unreadable and not found:

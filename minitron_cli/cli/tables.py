@@ -9,10 +9,21 @@ from minitron_cli.cost import compute
 from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import device_hours
 from minitron_cli.figures import Figure
-from minitron_cli.report import candidates, evaluation, importance, provenance, sections, shapes, signals, sparsity
+from minitron_cli.report import (
+    candidates,
+    evaluation,
+    family,
+    importance,
+    provenance,
+    sections,
+    shapes,
+    signals,
+    sparsity,
+)
 from minitron_cli.report import price as prices
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.family import FamilyResult
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
@@ -72,6 +83,8 @@ def tables(artifact: Artifact) -> Iterator[Table]:
             yield signals.signals_table(result)
         case TrainingResult() as result:
             yield sections.training_table(artifact.label, result)
+        case FamilyResult() as result:
+            yield from family.tables(result)
         case EvaluationResult() as result:
             yield from evaluation.evaluation_tables(evaluation.evaluated(result))
             if artifact.run and (speed := artifact.run.speed):
@@ -113,18 +126,23 @@ def ranked(artifact: Artifact) -> tuple[dict[str, Any], list[Table]]:
     ]
 
 
-def costs(made: Sequence[Artifact]) -> tuple[dict[str, Any], list[Table]]:
-    """Cost of the last artifact, given with all that it was made from."""
+def costs(made: Sequence[Artifact], steps: "Mapping[str, str]") -> tuple[dict[str, Any], list[Table]]:
+    """Cost of the last artifact, given with all that it was made from. `steps`: key -> label of the step of a chain."""
     entries = {f"{one.stage}-{one.key[:8]}": spent(one) for one in made}
     hours, expected = device_hours(made), _expected(made)
     values = {
         "of": made[-1].stage,
         "ledger": {name: [entry._asdict() for entry in some] for name, some in entries.items()},
+        **(
+            {"steps": {f"{one.stage}-{one.key[:8]}": steps[one.key] for one in made if one.key in steps}}
+            if steps
+            else {}
+        ),
         "total": [compute.total(entry for some in entries.values() for entry in some)._asdict()],
         "device_hours": hours,
         "expected": {name: {"expected_seconds": a, "seconds": b} for name, (a, b) in expected.items()},
     }
-    rows = [row for one in made for row in provenance.cost_rows(one)]
+    rows = [row for one in made for row in provenance.cost_rows(one, steps.get(one.key, ""))]
     cost = provenance.cost_table(f"Cost of the {made[-1].stage} result and all that it was made from", rows)
     time = Table.of_words("Time", ("device", "hours"), hours.items())
     return values, [cost, *([time] if hours else []), *([prices.expected(expected)] if expected else [])]

@@ -8,7 +8,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost import compute
 from minitron_cli.cost.compute import Entry, Pass, Removal
 from minitron_cli.results.base import Result
-from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
@@ -99,10 +99,19 @@ def _training(result: TrainingResult) -> Iterator[Pass]:
 
 
 def _evaluate(result: EvaluationResult) -> Iterator[Pass]:
-    """Loss of every model, and KL of all but the parent, for which the parent reads the text again."""
-    parent, *others = (evaluated.model for evaluated in result.models.values())
-    yield compute.held_out([parent, *others], result.loss_tokens)
-    yield compute.held_out([reader for model in others for reader in (model, parent)], result.loss_tokens, "kl")
+    """Loss of every model that is not known from an earlier step, and KL of each from the parent and the original.
+
+    For each KL both models read the text again.
+    """
+    sizes = {label: evaluated.model for label, evaluated in result.models.items()}
+    yield compute.held_out([size for label, size in sizes.items() if label not in result.reused], result.loss_tokens)
+    pairs = [
+        (size, sizes[reference])
+        for label, size in sizes.items()
+        for reference in (PARENT, ORIGINAL)
+        if reference in sizes and label not in (ORIGINAL, reference)
+    ]
+    yield compute.held_out([reader for pair in pairs for reader in pair], result.loss_tokens, "kl")
 
 
 _DERIVE: dict[type[Result], Callable[[Any], Iterator[Pass]]] = {

@@ -152,8 +152,7 @@ class DistillConfig(Spec):
     def _is_consistent(self) -> "DistillConfig":
         if self.tokens is not None and self.steps is not None:
             raise ValueError("tokens and steps both set the length of the run; keep one of them")
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        self.check_rates()
         if self.sharding == "full" and (kept_whole := self.kept_whole):
             raise ValueError(f"sharding=full does not go with {kept_whole}; drop one of them")
         if self.positions and self.hidden:
@@ -165,6 +164,11 @@ class DistillConfig(Spec):
                 f"low_memory does not support {whole[0]}, which needs a token's whole logits; drop one of them"
             )
         return self
+
+    def check_rates(self) -> None:
+        """Raise ValueError if the learning rate would end above its peak."""
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
 
     @property
     def kept_whole(self) -> str | None:

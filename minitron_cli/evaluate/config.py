@@ -163,6 +163,9 @@ class AgainstParent(_Relative):
     """Bound relative to the parent on the same items; the paired difference has a small standard error."""
 
     kind: Literal["parent"] = "parent"
+    of: Literal["original", "step"] | None = None
+    """Model to compare with. original: the one that a chain started from; step: the one that the step pruned.
+    Default: the original, where it was evaluated."""
 
 
 class AgainstBaseline(_Relative):

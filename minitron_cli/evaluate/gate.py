@@ -17,13 +17,12 @@ from minitron_cli.evaluate.estimates import (
     unpaired_difference,
     unpaired_ratio,
 )
-from minitron_cli.results.evaluation import EvaluationResult, MetricResult, ModelEvaluation
+from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult, MetricResult, ModelEvaluation
 
 Models = Mapping[str, ModelEvaluation]
 """Label -> evaluated model."""
 Rule = Absolute | AgainstParent | AgainstBaseline
 
-PARENT = "parent"
 QUANTITIES = {"": "{}", "difference": "{} - {}", "ratio": "{} / {}"}
 
 
@@ -101,9 +100,16 @@ def _of_rule(rule: Rule, models: Models, label: str) -> Iterator[Outcome]:
         side, _, quantity = name.partition("_")
         if bound is not None:
             found = _estimate(rule, quantity, models, label)
-            what = QUANTITIES[quantity].format(rule.metric, rule.kind)
+            what = QUANTITIES[quantity].format(rule.metric, _reference(rule, models))
             compared = _compared(rule, found, what, is_minimum=side == "min")
             yield Outcome(rule.metric, rule.kind, what, side == "min", bound, found.value, rule.confidence, compared)
+
+
+def _reference(rule: Rule, models: Models) -> str:
+    """What a relative rule compares with, in words: `original`, `parent` or `baseline`."""
+    if not isinstance(rule, AgainstParent):
+        return rule.kind
+    return ORIGINAL if rule.of != "step" and ORIGINAL in models else PARENT
 
 
 def _bounds(rule: Rule) -> set[str]:
@@ -129,20 +135,22 @@ def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> Estimate
         return of_metric(own)
     if isinstance(rule, AgainstBaseline):
         return unpaired(own, _baseline(rule, label))
-    if label == PARENT:
+    reference = _reference(rule, models)
+    if label == reference:
         raise RecipeError(
-            f"gate on {rule.metric}: the parent cannot be compared with itself; name a model made from it"
+            f"gate on {rule.metric}: the {reference} cannot be compared with itself; name a model made from it"
         )
     task, _, metric = rule.metric.partition(".")
-    paired = models[label].against_parent.get(task, {}).get(metric)
+    known = models[label].against_original if reference == ORIGINAL else models[label].against_parent
+    paired = known.get(task, {}).get(metric)
     if paired is None:  # the metric is no mean over items
-        return unpaired(own, _measured(rule.metric, models[PARENT]))
+        return unpaired(own, _measured(rule.metric, models[reference]))
     return of_difference(paired) if quantity == "difference" else of_ratio(paired)
 
 
 def _baseline(rule: AgainstBaseline, label: str) -> MetricResult:
     models = read_models(Path(rule.file))
-    others = [name for name in models if name != PARENT]
+    others = [name for name in models if name not in (PARENT, ORIGINAL)]
     name = rule.model or (label if label in models else others[0] if len(others) == 1 else None)
     if name is None or name not in models:
         raise RecipeError(

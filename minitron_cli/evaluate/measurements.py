@@ -1,4 +1,4 @@
-"""Measurements of one model on text and tasks, before they are compared with those of its parent."""
+"""Measurements of one model on text and tasks, before they are compared with those of another model."""
 
 from collections.abc import Mapping
 
@@ -34,11 +34,11 @@ class Measurements(Spec):
         )
 
 
-def against_parent(measured: Measurements, parent: Measurements) -> dict[str, dict[str, Difference]]:
-    """Task -> metric -> paired difference from the parent; empty for the parent itself."""
+def against(measured: Measurements, parent: Measurements) -> dict[str, dict[str, Difference]]:
+    """Task -> metric -> paired difference from the parent, or another model in its place; empty for itself."""
     if measured is parent:
         return {}
-    against = {
+    found = {
         task: {
             name: compare(items, parent.items[task][name])
             for name, items in metrics.items()
@@ -50,5 +50,5 @@ def against_parent(measured: Measurements, parent: Measurements) -> dict[str, di
     for name, (logarithm, factor) in EXPONENTIALS.items():
         if logarithm in own and logarithm in its:
             losses = (items[logarithm].times(factor) for items in (own, its))
-            against[PERPLEXITY][name] = compare_exponentials(*losses)
-    return against
+            found[PERPLEXITY][name] = compare_exponentials(*losses)
+    return found

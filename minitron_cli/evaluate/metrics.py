@@ -6,10 +6,12 @@ from minitron_cli.figures import Figure
 LOSS = Figure("loss", "nats/token", better="lower")
 PERPLEXITY = Figure("perplexity", better="lower")
 KL = Figure("KL to the parent", "nats/token", better="lower")
+KL_ORIGINAL = Figure("KL to the original", "nats/token", better="lower")
 TEXT_FIGURES = {
     "loss": LOSS,
     "perplexity": PERPLEXITY,
     "kl": KL,
+    "kl_original": KL_ORIGINAL,
     "bits_per_byte": Figure("loss per byte", "bits", better="lower"),
     "byte_perplexity": Figure("perplexity per byte", better="lower"),
 }

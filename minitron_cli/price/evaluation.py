@@ -12,8 +12,18 @@ from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
 CHUNKS = 6  # of logits in fp32 while the divergence of two models is computed
 
 
-def work(models: Mapping[str, Subject], config: EvaluateConfig, length: int, loss_blocks: int) -> Work:
-    """Work of evaluating models, the parent first, on `loss_blocks` blocks of `length` tokens."""
+def work(
+    models: Mapping[str, Subject],
+    config: EvaluateConfig,
+    length: int,
+    loss_blocks: int,
+    *,
+    reused: tuple[str, ...] = (),
+) -> Work:
+    """Work of evaluating models, the parent first, on `loss_blocks` blocks of `length` tokens.
+
+    `reused`: labels of the models of which all but the KL is known.
+    """
     parent, *others = models.values()
     result = EvaluationResult(
         models={
@@ -22,6 +32,7 @@ def work(models: Mapping[str, Subject], config: EvaluateConfig, length: int, los
         },
         loss_tokens=loss_blocks * length,
         sequence_length=length,
+        reused=reused,
     )
     run = parent.runs(min(config.batch_size, max(loss_blocks, 1)), max(length, 1))
     return Work(

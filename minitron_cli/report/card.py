@@ -18,7 +18,7 @@ from minitron_cli.report.text import clean
 from minitron_cli.results.evaluation import TaskSource
 
 ABOUT = "A language model compressed by structured pruning and knowledge distillation."
-SECTIONS = ("results", "metrics", "shape", "cost", "reproduce")  # of the page
+SECTIONS = ("results", "scratch", "metrics", "shape", "cost", "reproduce")  # of the page
 TAGS = ("minitron", "pruning", "knowledge-distillation")
 USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 

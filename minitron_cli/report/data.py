@@ -7,6 +7,7 @@ from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.evaluation import LOSS, Evaluated, Kind
 from minitron_cli.report.importance import Importance
 from minitron_cli.report.provenance import CostRow
+from minitron_cli.report.scratch import Arm
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.run_record import SpeedRecord
@@ -23,6 +24,8 @@ class ReportData:
     """Name of the original model."""
     sizes: tuple[int, ...] = ()
     """Parameters of the original model and of the pruned model of each step."""
+    steps: tuple[str, ...] = ()
+    """Label of each step of a chain."""
     teacher: str = ""
     """Name of the product's teacher, if it is another model than the parent."""
     signals: str = ""
@@ -33,6 +36,8 @@ class ReportData:
     """Command that evaluates the product; empty if it was evaluated."""
     models: tuple[Evaluated, ...] = ()
     """Evaluated models: parent, pruned, distilled, then controls."""
+    scratch: tuple[Arm, ...] = ()
+    """The product and the controls that were trained from scratch."""
     speed: SpeedRecord | None = None
     importance: Importance = field(default_factory=Importance)
     ranking: Ranking | None = None

@@ -1,23 +1,32 @@
 """Tables of an evaluation: every model's metrics, their differences from the parent's, speed and gates."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from minitron_cli.evaluate import estimates
 from minitron_cli.evaluate.config import PERPLEXITY
-from minitron_cli.evaluate.gate import PARENT, Outcome
+from minitron_cli.evaluate.gate import Outcome
 from minitron_cli.evaluate.metrics import SPEED_FIGURES, TEXT_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.view import Cell, Section, Table, is_empty
-from minitron_cli.results.evaluation import Difference, EvaluationResult, MetricResult, ModelEvaluation
+from minitron_cli.results.evaluation import (
+    ORIGINAL,
+    PARENT,
+    Difference,
+    EvaluationResult,
+    MetricResult,
+    ModelEvaluation,
+)
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
-Kind = Literal["parent", "teacher", "pruned", "sparse", "distilled", "control"]
+Kind = Literal["original", "parent", "teacher", "pruned", "sparse", "distilled", "control"]
 Name = tuple[str, str]  # task and metric
 
-LOSS, KL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl")
+LOSS, KL, KL_ORIGINAL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl"), (PERPLEXITY, "kl_original")
+KL_REMARKS = {KL: ", to the parent", KL_ORIGINAL: ", to the original"}
 LABELS: Mapping[str, Kind] = {
+    ORIGINAL: "original",
     PARENT: "parent",
     "corrected": "teacher",
     "pruned": "pruned",
@@ -52,6 +61,10 @@ class Evaluated:
         """Comparison of a metric with the parent's on the same items, if there is one."""
         return self.found.against_parent.get(name[0], {}).get(name[1])
 
+    def from_original(self, name: Name) -> Difference | None:
+        """Comparison of a metric with the original's on the same items, if there is one."""
+        return self.found.against_original.get(name[0], {}).get(name[1])
+
 
 def evaluated(result: EvaluationResult) -> list[Evaluated]:
     """All models of an evaluation; their parts are those that their labels say."""
@@ -74,28 +87,40 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
 def row_title(name: Name, metric: MetricResult) -> str:
     """Name of a metric as gates spell it, with its unit and shots: `winogrande.acc, 5-shot`."""
     unit = metric_figure(*name).unit
-    remark = ", to the parent" if name == KL else "" if metric.shots is None else f", {metric.shots}-shot"
+    remark = KL_REMARKS.get(name) or ("" if metric.shots is None else f", {metric.shots}-shot")
     return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{remark}"
 
 
 def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
-    """Size and metrics of every model with 95 % intervals, their differences from the parent's, and remarks."""
+    """Size and metrics of every model with 95 % intervals, their differences from the parent's and the original's, and
+    remarks."""
     names = metric_names(models)
-    others = [model for model in models if model.found.against_parent]
     facts = [
         (PARAMETERS.title, None, *(Estimate(model.found.model.parameters, figure=PARAMETERS) for model in models)),
         (TOKENS.title, None, *(Estimate(model.tokens_trained, figure=TOKENS) for model in models)),
     ]
-    values = [(row_title(name, x), x.n, *(_interval(name, model) for model in models)) for name, x in names.items()]
-    apart = [(row_title(name, x), x.n, *(_difference(name, model) for model in others)) for name, x in names.items()]
-    labels, differences = [model.label for model in models], [f"{model.label} - {PARENT}" for model in others]
+    values = [(row_title(name, x), x.n, *(interval_of(name, model) for model in models)) for name, x in names.items()]
     found = (
-        _table("Metrics (95 % interval)", labels, (*_known(facts), *values)),
-        _table("Difference from the parent on the same items (95 % interval)", differences, _known(apart)),
+        _table("Metrics (95 % interval)", [model.label for model in models], (*_known(facts), *values)),
+        _differences(PARENT, names, [m for m in models if m.found.against_parent], Evaluated.difference),
+        _differences(ORIGINAL, names, [m for m in models if m.found.against_original], Evaluated.from_original),
         _one_document(models),
         _other_tokenizers(models),
     )
     return [table for table in found if table.rows]
+
+
+def _differences(
+    reference: str,
+    names: Mapping[Name, MetricResult],
+    models: Sequence[Evaluated],
+    of: Callable[[Evaluated, Name], Difference | None],
+) -> Table:
+    """Table of the differences of models from the reference; `of` returns that of one metric of a model."""
+    cells = {name: [_apart(name, of(model, name)) for model in models] for name in names}
+    rows = [(row_title(name, x), x.n, *cells[name]) for name, x in names.items()]
+    title = f"Difference from the {reference} on the same items (95 % interval)"
+    return _table(title, [f"{model.label} - {reference}" for model in models], _known(rows))
 
 
 def _table(title: str, labels: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
@@ -130,16 +155,16 @@ def _known(rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     return [row for row in rows if not all(map(is_empty, row[2:]))]
 
 
-def _interval(name: Name, model: Evaluated) -> Cell:
+def interval_of(name: Name, model: Evaluated) -> Estimate:
+    """A metric of a model with its 95 % interval; no value if it was not measured."""
     metric = model.metric(name)
     if metric is None:
-        return None
+        return Estimate(None)
     low, high = estimates.of_metric(metric).interval() or (None, None)
     return Estimate(metric.value, low, high, figure=metric_figure(*name))
 
 
-def _difference(name: Name, model: Evaluated) -> Cell:
-    found = model.difference(name)
+def _apart(name: Name, found: Difference | None) -> Cell:
     if found is None:
         return None
     note = "" if found.mcnemar is None else f"p {found.mcnemar:.2g}"

@@ -44,6 +44,8 @@ def _sentences(data: ReportData) -> Iterator[str]:
         sizes, steps = " to ".join(map(short, data.sizes)), f" in {len(data.sizes) - 1} steps" if is_chain else ""
         share, name = percent(data.sizes[-1] / data.sizes[0]), data.model or "The parent"
         yield f"{name} was pruned{steps} from {sizes} parameters, {share} of its size."
+    if is_chain and data.steps and all(data.steps):
+        yield f"Its last step, {data.steps[-1]}, pruned what step {data.steps[-2]} had made."
     parent, pruned, distilled = data.loss("parent"), data.loss("pruned"), data.loss("distilled")
     sparse, start = data.loss("sparse"), data.loss(*STARTS)
     if parent is not None and pruned is not None:
@@ -61,10 +63,13 @@ def _sentences(data: ReportData) -> Iterator[str]:
             trained = data.first("distilled")
             on_tokens = f" on {short(trained.tokens_trained)} tokens" if trained and trained.tokens_trained else ""
             outcome = f"Distillation{on_tokens} {_moved('it', start, distilled, has_start=False)}"
+        original = data.loss("original")
         below = ", below the parent's" if parent is not None and distilled < parent else ""
         controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
         others = [f"; {label} has {x:.3f} ({CHANGE.cell(x - distilled)})" for label, x in controls if x is not None]
         yield f"{outcome}{below}{''.join(others)}."
+        if original is not None:
+            yield f"The original's loss is {original:.3f} ({CHANGE.cell(distilled - original)} since)."
     if data.worse:
         what = "made it worse" if data.worse.is_above_start else "ended above its lowest evaluation"
         yield f"Training {what}: {data.worse}."

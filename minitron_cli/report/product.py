@@ -10,13 +10,12 @@ from minitron_cli import progress
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import MANIFEST
-from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.artifacts.workspace import Workspace, pretraining_of
 from minitron_cli.cost.lineage import descends, fingerprints, lineage
 from minitron_cli.errors import ArtifactError
-from minitron_cli.evaluate.gate import PARENT
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
 from minitron_cli.results.base import Result
-from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.training import TrainingResult
@@ -115,6 +114,19 @@ class Product:
         before = Product(self.workspace, earlier).steps if earlier else ()
         return (*before, self.prune) if self.prune else before
 
+    @cached_property
+    def step_labels(self) -> dict[str, str]:
+        """Key of an artifact of the lineage -> label of its step, in a chain; empty if there was one step."""
+        found: dict[str, str] = {}
+        for number, pruned in enumerate(self.steps if len(self.steps) > 1 else (), 1):
+            sources = {*pruned.manifest.inputs.values(), pruned.fingerprint}
+            for made in self.lineage:
+                start = self._from("prune", made)
+                is_source = made.stage in _SOURCES and made.fingerprint in sources
+                if is_source or (start and start.key == pruned.key):
+                    found.setdefault(made.key, pruned.label or f"step {number}")
+        return found
+
     @property
     def original(self) -> str:
         """Fingerprint of the model that the first step started from."""
@@ -127,7 +139,7 @@ class Product:
         if not (prune or sparse) or self.artifact.stage != "distill":
             return ()
         pruned = self.workspace.artifacts("prune") if prune else []
-        controls = [made for made in pruned if prune and made.label and _is_control_of(prune, made)]
+        controls = [made for made in pruned if prune and made.label and self._is_control(prune, made)]
         starts = {fingerprint.of_model(made.manifest) for made in (prune, sparse, *controls) if made}
         zeros = self.workspace.artifacts("sparsify") if sparse else []
         distilled = self.workspace.artifacts("distill")
@@ -138,6 +150,12 @@ class Product:
         started = (made for made in others if made.manifest.inputs["student"] in starts)
         return (self.artifact, *(made for made in started if _is_readable(made, TrainingResult)))
 
+    def _is_control(self, prune: Artifact, other: Artifact) -> bool:
+        """Whether another artifact is a control: parent or original pruned to the same sizes in another way."""
+        if other.manifest.inputs["model"] not in (self.parent, self.original) or not _is_readable(other, PruneResult):
+            return False
+        return prune.result(PruneResult).child.sizes == other.result(PruneResult).child.sizes
+
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
         """Fingerprint of a model -> its part in this product."""
@@ -145,7 +163,9 @@ class Product:
         parts += [("sparse", self.sparse)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
         found = {fingerprint.of_model(made.manifest): (kind, made) for kind, made in parts if made}
-        return {self.parent: ("parent", None), **found}
+        of_chain = self.evaluation.manifest.inputs.get(f"model {ORIGINAL}") if self.evaluation else None
+        originals: dict[str, tuple[Kind, Artifact | None]] = {of_chain: ("original", None)} if of_chain else {}
+        return {**originals, self.parent: ("parent", None), **found}
 
     @cached_property
     def evaluation(self) -> Artifact | None:
@@ -198,6 +218,12 @@ class Product:
         return {name: value for name, value in sorted(known.items()) if name in inputs}
 
     @property
+    def pretraining_tokens(self) -> int | None:
+        """Tokens that the original model had been trained on; None if they are not known."""
+        known = self.workspace.given.get(pretraining_of(self.original))
+        return known["tokens"] if known else None
+
+    @property
     def to_evaluate(self) -> str:
         """Command that evaluates the product; empty if it was evaluated or is no model."""
         if self.evaluation or self.artifact.stage not in _MODELS:
@@ -231,6 +257,7 @@ class Product:
 
 
 _MODELS = ("prune", "sparsify", "distill", "correct")  # the stages that make a model
+_SOURCES = ("importance", "search")  # the stages that a pruning reads beside its parent
 _STARTS = {"distill": "student", "sparsify": "model"}  # a stage that keeps the shape -> its input
 
 
@@ -259,13 +286,6 @@ def _is_readable(made: Artifact, kind: type[Result]) -> bool:
         progress.warn(f"left out of the report: {e}")
         return False
     return True
-
-
-def _is_control_of(prune: Artifact, other: Artifact) -> bool:
-    """Whether another artifact is a control: the same parent pruned to the same sizes in another way."""
-    if prune.manifest.inputs["model"] != other.manifest.inputs["model"] or not _is_readable(other, PruneResult):
-        return False
-    return prune.result(PruneResult).child.sizes == other.result(PruneResult).child.sizes
 
 
 def without_directories(value: Any) -> Any:

@@ -20,9 +20,11 @@ CostRow = tuple[str, Entry]
 """Stage, with its label if it has one, and the cost of one kind of its work."""
 
 
-def cost_rows(artifact: Artifact) -> list[CostRow]:
-    """Costs of an artifact by kind of work."""
-    return [(" ".join(filter(None, (artifact.stage, artifact.label))), entry) for entry in spent(artifact)]
+def cost_rows(artifact: Artifact, step: str = "") -> list[CostRow]:
+    """Costs of an artifact by kind of work. `step`: the step of a chain that it belongs to, which precedes its name."""
+    label = artifact.label if artifact.label != step else ""
+    name = " ".join(filter(None, (artifact.stage, label)))
+    return [(f"{step}: {name}" if step else name, entry) for entry in spent(artifact)]
 
 
 def cost_table(title: str, costs: Sequence[CostRow], *, has_total: bool = True) -> Table:

@@ -13,6 +13,7 @@ from minitron_cli.report.evaluation import results_section, speed_section
 from minitron_cli.report.headline import key_figures, lead, share_closed
 from minitron_cli.report.importance import channels_section, layers_section
 from minitron_cli.report.provenance import cost_section, lineage_section
+from minitron_cli.report.scratch import scratch_section
 from minitron_cli.report.shapes import serving_section, shape_section
 from minitron_cli.report.training import training_section
 from minitron_cli.report.view import Cell, Section, Table, View
@@ -30,6 +31,7 @@ def view(data: ReportData) -> View:
     repairs = tuple(repair_tables(prune.repair if prune else None))
     sections = (
         results_section(data.models, data.to_evaluate),
+        scratch_section(data.scratch),
         speed_section(data.speed) if data.speed else None,
         shape_section(parent, prune, data.cache_bytes) if prune else None,
         serving_section(prune) if prune else None,

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from minitron_cli.results.base import ModelSize, Result
 from minitron_cli.spec import Spec
 
 Unit = Literal["document", "block", "item"]
 """What a standard error takes for independent."""
 Scale = Literal["linear", "log"]
+PARENT, ORIGINAL = "parent", "original"  # labels of the models that others are compared with
 BITS_PER_BYTE, BYTE_PERPLEXITY = "bits_per_byte", "byte_perplexity"  # names of metrics, which are lm-eval's
 
 
@@ -40,7 +43,7 @@ class MetricResult(Spec):
 
 
 class Difference(Spec):
-    """Difference of a model from its parent on the same items."""
+    """Difference of a model from its parent, or from another model in its place, on the same items."""
 
     difference: float
     """The model's mean minus the parent's."""
@@ -89,12 +92,17 @@ class ModelEvaluation(Spec):
     """Task -> origin of its items, for tasks from the hub."""
     against_parent: Mapping[str, Mapping[str, Difference]] = {}
     """Task -> metric -> difference, for metrics that are means over items. Empty for the parent."""
+    against_original: Mapping[str, Mapping[str, Difference]] = Field({}, exclude_if=lambda found: not found)
+    """The same from the original model of a chain. Empty for the original, and where there is no other than the parent.
+
+    The field `parent` of such a difference is the original's mean.
+    """
     other_tokenizer: str | None = None
     """How the model's tokenizer differs from the parent's, in words; None if it is the same."""
 
 
 class EvaluationResult(Result):
-    """Models measured on the same text and tasks, the parent first."""
+    """Models measured on the same text and tasks, the parent first, then the original if it is another model."""
 
     schema_name: ClassVar[str] = "evaluation/1"
     verb: ClassVar[str] = "minitron eval"
@@ -105,3 +113,5 @@ class EvaluationResult(Result):
     """Held-out tokens on which the loss of each model was measured; 0 if it was not."""
     sequence_length: int = 0
     """Tokens per held-out block."""
+    reused: tuple[str, ...] = Field((), exclude_if=lambda labels: not labels)
+    """Labels of models that an earlier step of the chain has measured on the same text and tasks, all but their KL."""

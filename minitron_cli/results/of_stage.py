@@ -2,6 +2,7 @@
 
 from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.family import FamilyResult
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
@@ -21,5 +22,6 @@ RESULTS: dict[str, type[Result]] = {
     "distill": TrainingResult,
     "evaluate": EvaluationResult,
     "report": ReportResult,
+    "family": FamilyResult,
 }
 """Stage -> type of its result."""

@@ -31,6 +31,8 @@ class ValidationPoint(Spec):
 
 
 Measure = Literal["kl", "loss"]
+Equal = Literal["tokens", "total_tokens", "flops"]
+"""What a control that is longer or shorter than the student has in common with it."""
 
 
 class Worsening(Spec):

@@ -17,9 +17,11 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate import cloze, gate, generation_speed, lm_eval_runner, tasks
 from minitron_cli.evaluate.config import CODE_TASKS, PERPLEXITY, Cloze, EvaluateConfig, Gates, Task
-from minitron_cli.evaluate.gate import PARENT, Outcome
+from minitron_cli.evaluate.earlier import ITEMS, earlier
+from minitron_cli.evaluate.gate import Outcome
 from minitron_cli.evaluate.generation_speed import SpeedComparison
-from minitron_cli.evaluate.measurements import Measurements, against_parent
+from minitron_cli.evaluate.measurements import Measurements, against
+from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.evaluate.per_byte import BytesResult, loss_per_byte, pieces_of
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.evaluate.statistics import Items
@@ -30,7 +32,14 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.price import evaluation as work_of
 from minitron_cli.price import subject as subjects_of
 from minitron_cli.price.offer import offered
-from minitron_cli.results.evaluation import BITS_PER_BYTE, EvaluationResult, MetricResult, ModelEvaluation
+from minitron_cli.results.evaluation import (
+    BITS_PER_BYTE,
+    ORIGINAL,
+    PARENT,
+    EvaluationResult,
+    MetricResult,
+    ModelEvaluation,
+)
 from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
@@ -38,7 +47,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STAGE, VERSION = "evaluate", 4
-ITEMS = "items.json"
 
 Labelled = tuple[str, Path]
 
@@ -50,18 +58,24 @@ def run(
     data: DataConfig | None,
     config: EvaluateConfig,
     *,
+    original: SourceModel | None = None,
     allow_code: bool = False,
 ) -> Artifact:
     """Measure the parent and every labelled checkpoint on the same text and tasks.
 
+    `original`: the model that a chain started from, with which all are compared as well, unless it is the parent. What
+    an earlier evaluation of the workspace found of it and of the parent is not measured again.
     Without `allow_code`, tasks that run generated code are left out of a suite.
     """
-    subjects = {PARENT: parent} | {label: open_source_model(path, offline=context.offline) for label, path in models}
+    has_original = original is not None and original.fingerprint != parent.fingerprint
+    subjects = {PARENT: parent} | ({ORIGINAL: original} if original and has_original else {})
+    subjects |= {label: open_source_model(path, offline=context.offline) for label, path in models}
     config = _with_suite(config, allow_code)
     if config.apply_chat_template:
         _check_chat_templates(subjects.values())
     others = _other_tokenizers(subjects) if config.perplexity else {}
-    benchmark = _Benchmark(context, parent, _held_out(context, parent, data, config), config, allow_code, others)
+    blocks = _held_out(context, parent, data, config)
+    benchmark = _Benchmark(context, parent, blocks, config, allow_code, others, subjects.get(ORIGINAL))
 
     def build(work: StageBuild) -> EvaluationResult:
         found = {
@@ -75,12 +89,10 @@ def run(
         if config.speed:
             work.measured.speed = benchmark.speed(subjects)
         return EvaluationResult(
-            models={
-                label: benchmark.evaluation(label, subjects[label], measured, found[PARENT])
-                for label, measured in found.items()
-            },
+            models={label: benchmark.evaluation(label, subjects[label], found) for label in subjects},
             loss_tokens=benchmark.loss_tokens,
             sequence_length=benchmark.sequence_length,
+            reused=tuple(benchmark.known),
         )
 
     inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs()
@@ -154,6 +166,22 @@ class _Benchmark:
     allow_code: bool
     others: Mapping[str, str]
     """Label of each model with another tokenizer than the parent's -> how it differs."""
+    original: SourceModel | None = None
+    """The model that the chain started from, if it is not the parent."""
+
+    @cached_property
+    def known(self) -> dict[str, Measurements]:
+        """What an earlier step has measured of the original and of the parent, by label."""
+        if self.original is None:
+            return {}
+        config = self.config.model_dump(mode="json")
+        manifest = {"stage": STAGE, "version": VERSION, "config": config, "inputs": self.inputs()}
+        found = {
+            label: earlier(self.context.workspace, model.fingerprint, manifest, per_byte=bool(self.others))
+            for label, model in ((PARENT, self.parent), (ORIGINAL, self.original))
+            if label not in self.others
+        }
+        return {label: measured for label, measured in found.items() if measured}
 
     @cached_property
     def locations(self) -> TaskLocations:
@@ -185,14 +213,23 @@ class _Benchmark:
         """What the evaluation of these models takes, without benchmark tasks."""
         models = {label: subjects_of.of_source(subject, self.context.dtype) for label, subject in subjects.items()}
         blocks = self.loss_tokens // max(self.sequence_length, 1)
-        return offered(self.context, STAGE, work_of.work(models, self.config, self.sequence_length, blocks))
+        work = work_of.work(models, self.config, self.sequence_length, blocks, reused=tuple(self.known))
+        return offered(self.context, STAGE, work)
 
     def measured_json(self, work: StageBuild, label: str, subject: SourceModel) -> dict[str, Any]:
         """Measurements of one model as JSON, so that an interrupted evaluation keeps them."""
         return self._measure(work, label, subject).model_dump(mode="json")
 
     def _measure(self, work: StageBuild, label: str, subject: SourceModel) -> Measurements:
+        if label in self.known and not self._references(label):
+            return self.known[label]
         model = self._load(subject)
+        return self._with_kl(self.known.get(label) or self._measured_alone(work, label, subject, model), label, model)
+
+    def _measured_alone(
+        self, work: StageBuild, label: str, subject: SourceModel, model: "PreTrainedModel"
+    ) -> Measurements:
+        """Everything but the KL from other models."""
         needs_tokenizer = self.config.tasks or self.config.cloze or hf.has_tokenizer(subject.path)
         tokenizer = hf.load_tokenizer(subject.path) if needs_tokenizer else None
         found = Measurements()
@@ -211,16 +248,19 @@ class _Benchmark:
         """The parent's, which made the blocks."""
         return hf.load_tokenizer(self.parent.path)
 
-    def evaluation(
-        self, label: str, subject: SourceModel, measured: Measurements, parent: Measurements
-    ) -> ModelEvaluation:
-        """Everything measured of one model, as it is stored."""
+    def evaluation(self, label: str, subject: SourceModel, found: Mapping[str, Measurements]) -> ModelEvaluation:
+        """Everything measured of one model, as it is stored, with its differences from those that it is compared with.
+
+        `found`: what was measured of all models.
+        """
+        measured = found[label]
         return ModelEvaluation(
             fingerprint=subject.fingerprint,
             model=model_size(subject.shape, self.sequence_length),
             results=measured.results,
             sources=measured.sources,
-            against_parent=against_parent(measured, parent),
+            against_parent=against(measured, found[PARENT]) if label != ORIGINAL else {},
+            against_original=against(measured, found[ORIGINAL]) if ORIGINAL in found else {},
             other_tokenizer=self.others.get(label),
         )
 
@@ -260,7 +300,7 @@ class _Benchmark:
         return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
 
     def _on_text(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any, label: str) -> Measurements:
-        """Losses per token, and for a model other than the parent the KL from the parent.
+        """Losses per token.
 
         Per byte, if any model has another tokenizer than the parent; for such a model nothing else.
         """
@@ -268,15 +308,33 @@ class _Benchmark:
         if label not in self.others:
             measured = perplexity(model, blocks, max_blocks=self.config.blocks, batch_size=self.config.batch_size)
             metrics, items = measured.metrics(), {"loss": measured.items}
-            metrics |= self._kl(model, blocks) if label != PARENT else {}
         if self.others:
             found = self._per_byte(model, blocks, tokenizer)
             metrics, items = metrics | found.metrics(), items | {BITS_PER_BYTE: found.items}
         return Measurements(results={PERPLEXITY: metrics}, items={PERPLEXITY: items})
 
-    def _kl(self, model: "PreTrainedModel", blocks: Blocks) -> dict[str, MetricResult]:
+    def _references(self, label: str) -> dict[str, SourceModel]:
+        """Name of a KL -> the model from which it is measured, for the model called `label`."""
+        if self.blocks is None or not self.config.perplexity or label in self.others or label == ORIGINAL:
+            return {}
+        found = {"kl": self.parent} if label != PARENT else {}
+        return found | ({"kl_original": self.original} if self.original and ORIGINAL not in self.others else {})
+
+    def _with_kl(self, found: Measurements, label: str, model: "PreTrainedModel") -> Measurements:
+        """Measurements with the KL from the parent and from the original, of which a model's own is left out."""
+        metrics = dict(found.results.get(PERPLEXITY, {}))
+        for name, reference in self._references(label).items():
+            assert self.blocks
+            metrics[name] = self._kl(model, reference, self.blocks)
+        if not metrics:
+            return found
+        ordered = {name: metrics[name] for name in TEXT_FIGURES if name in metrics}
+        return found.model_copy(update={"results": {**found.results, PERPLEXITY: ordered}})
+
+    def _kl(self, model: "PreTrainedModel", reference: SourceModel, blocks: Blocks) -> MetricResult:
         most, size = self.config.blocks, self.config.batch_size
-        return kl_to_parent(model, self._load(self.parent), blocks, max_blocks=most, batch_size=size).metrics()
+        found = kl_to_parent(model, self._load(reference), blocks, max_blocks=most, batch_size=size)
+        return found.metrics()["kl"]
 
     def _per_byte(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any) -> BytesResult:
         pieces = pieces_of(blocks, self.tokenizer, self.config.blocks)

@@ -292,6 +292,15 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
     )
 
 
+def at_once(config: PruneConfig, original: SourceModel, like: Shape) -> PruneConfig:
+    """Configuration of pruning the original of a chain to the shape `like`, ranked and repaired as by `config`."""
+    before = original.shape.sizes
+    changed = {axis: like.sizes[axis] for axis in PRUNABLE if like.sizes.get(axis) != before.get(axis)}
+    untie = original.shape.is_tied and not like.is_tied
+    given = {"shape": changed, "drop_layers": (), "budget": None, "size": None, "untie": untie}
+    return config.model_copy(update=given)
+
+
 def _candidates(builder: ChildBuilder, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
     """Shapes that the child may have: one, or those within the budget that retain most importance."""
     parent = builder.parent

@@ -21,6 +21,7 @@ from minitron_cli.report.importance import Importance
 from minitron_cli.report.page import render
 from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.provenance import commands, cost_rows
+from minitron_cli.report.scratch import arms
 from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.prune import PruneResult
@@ -31,7 +32,7 @@ from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 from minitron_cli.stages.prune import PLAN
 
-STAGE, VERSION = "report", 5
+STAGE, VERSION = "report", 6
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
@@ -101,16 +102,18 @@ def report_data(product: Product, title: str) -> ReportData:
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
     distilled = product.artifact if product.artifact.stage == "distill" else None
-    steps = [made.result(PruneResult) for made in product.steps]
+    steps, labels = [made.result(PruneResult) for made in product.steps], product.step_labels
     return ReportData(
         title=title,
         model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
+        steps=tuple(made.label for made in product.steps),
         teacher=product.teacher(distilled) if distilled else "",
         signals=(distilled.result(TrainingResult).signals or "") if distilled else "",
         worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,
         models=tuple(product.models()),
+        scratch=tuple(arms(product)),
         speed=run.speed if run else None,
         importance=Importance.of(product.importance, plan) if product.importance else Importance(),
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
@@ -118,8 +121,8 @@ def report_data(product: Product, title: str) -> ReportData:
         sparsity=product.sparse.result(SparsifyResult) if product.sparse else None,
         cache_bytes=_cache_bytes(product.prune, prune) if product.prune and prune else (),
         runs=tuple(map(_training, filter(None, (product.corrected, *product.trained)))),
-        costs=tuple(row for made in product.lineage for row in cost_rows(made)),
-        other_costs=tuple(row for made in others for row in cost_rows(made)),
+        costs=tuple(row for made in product.lineage for row in cost_rows(made, labels.get(made.key, ""))),
+        other_costs=tuple(row for made in others for row in cost_rows(made, labels.get(product.artifact.key, ""))),
         device_hours=accelerator_hours(product.lineage),
         lineage=tuple((x.stage, x.label, x.key[:8], ", ".join(sorted(x.manifest.inputs))) for x in product.artifacts),
         texts=" ".join(_texts(product)),

@@ -1,18 +1,31 @@
 """Chains of several steps: parents, teachers, and which of several models is pruned."""
 
+import json
+import math
+import shutil
+
 import pytest
 
 from minitron_cli import dry_run, pipeline
+from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.cli import tables
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.control import Control
 from minitron_cli.errors import RecipeError
-from minitron_cli.evaluate.config import EvaluateConfig
+from minitron_cli.evaluate.config import AgainstParent, EvaluateConfig, Gates
+from minitron_cli.evaluate.gate import outcomes
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.recipe import Recipe, Step
 from minitron_cli.report.product import Product
-from minitron_cli.results.training import TrainingResult
+from minitron_cli.report.scratch import arms
+from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.family import FamilyResult
+from minitron_cli.results.prune import PruneResult
+from minitron_cli.results.training import TrainingResult, read_curves
+from minitron_cli.stages import evaluate
 from minitron_cli.yaml_document import check, parse
 from tests.tiny import write_tiny
 from tests.unit.stages.place import context, data, write_place
@@ -63,6 +76,185 @@ def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
     assert product.teacher(second.product) == {"original": "model", "parent": ""}[teacher]
     again = pipeline.run(asked, context(tmp_path / "run"))
     assert [step.product.path for step in again] == [first.product.path, second.product.path]
+
+
+CHAIN = (
+    Step(label="wide", prune=PruneConfig(shape={"ffn": 32}, repair="none")),
+    Step(label="narrow", prune=PruneConfig(shape={"ffn": 16}, repair="none")),
+)
+LONGER = Control(label="scratch", init="random", objective="ce", equal="total_tokens")
+AT_ONCE = Control(label="at-once", prune_from="original")
+ALIKE = Control(label="alike", objective="ce", equal="flops")
+GIVEN = 200  # tokens of the original's own training, as far as the recipe knows
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """(directory, recipe, results) of a chain of two steps with controls."""
+    root = tmp_path_factory.mktemp("chain")
+    write_place(root)
+    asked = recipe(
+        root / "model",
+        data(root),
+        steps=CHAIN,
+        controls=(LONGER, AT_ONCE, ALIKE),
+        pretraining={"tokens": GIVEN},
+        report=True,
+        evaluate=EvaluateConfig(
+            blocks=2, batch_size=2, cloze={"items": 4, "context_words": 4, "continuation_words": 2}
+        ),
+    )
+    return root, asked, pipeline.run(asked, context(root / "run"))
+
+
+@pytest.mark.slow
+def test_a_chain_has_the_numbers_of_an_evaluation_of_original_and_child(chain):
+    root, asked, (first, second) = chain
+    original = open_source_model(root / "model")
+    assert second.evaluate.manifest.inputs["model original"] == original.fingerprint
+    assert "model original" not in first.evaluate.manifest.inputs
+    found = second.evaluate.result(EvaluationResult)
+    alone = evaluate.run(
+        context(root / "alone"), [("child", second.product.path)], original, asked.data, asked.evaluate
+    ).result(EvaluationResult)
+    parent, child = alone.models["parent"], alone.models["child"]
+    assert found.models["original"].results == parent.results
+    own = found.models["distilled"]
+    assert own.against_original == child.against_parent
+    assert own.results["perplexity"]["kl_original"] == child.results["perplexity"]["kl"]
+    assert own.results["perplexity"]["kl"] != own.results["perplexity"]["kl_original"]
+    assert own.results["cloze"] == child.results["cloze"]
+    assert found.reused == ("parent", "original")
+    assert (
+        found.models["parent"].results["perplexity"]["loss"]
+        == (first.evaluate.result(EvaluationResult).models["distilled"].results["perplexity"]["loss"])
+    )
+
+
+@pytest.mark.slow
+def test_a_chain_killed_between_steps_does_not_measure_the_original_again(chain, monkeypatch):
+    root, asked, (_, second) = chain
+    measured, compared = [], []
+    alone, beside = evaluate.perplexity, evaluate.kl_to_parent
+    ffn = lambda model: model.config.intermediate_size  # noqa: E731  # names the model
+    monkeypatch.setattr(evaluate, "perplexity", lambda m, *a, **o: measured.append(ffn(m)) or alone(m, *a, **o))
+    monkeypatch.setattr(
+        evaluate, "kl_to_parent", lambda m, p, *a, **o: compared.append((ffn(m), ffn(p))) or beside(m, p, *a, **o)
+    )
+    shutil.rmtree(second.evaluate.path)
+    again = pipeline.run(asked, context(root / "run"))
+    assert again[1].evaluate.fingerprint == second.evaluate.fingerprint, "to the last bit"
+    assert sorted(measured) == [16] * 5, "pruned, distilled and the controls; neither the parent (32) nor the original"
+    assert sorted(compared) == sorted([(32, 48), *[(16, 32), (16, 48)] * 5])
+
+
+@pytest.mark.slow
+def test_a_gate_of_a_chain_is_against_the_original_unless_it_says_step(chain):
+    *_, (first, second) = chain
+    first, second = (step.evaluate.result(EvaluationResult).models for step in (first, second))
+    rules = [AgainstParent(metric="perplexity.loss", max_difference=9, of=of) for of in (None, "original", "step")]
+    found = outcomes(Gates(rules=rules), second, "distilled")
+    own = second["distilled"]
+    known = [x["perplexity"]["loss"].difference for x in (own.against_original, own.against_parent)]
+    assert [(x.what, x.value) for x in found] == [
+        ("perplexity.loss - original", known[0]),
+        ("perplexity.loss - original", known[0]),
+        ("perplexity.loss - parent", known[1]),
+    ]
+    assert {x.what for x in outcomes(Gates(rules=rules), first, "distilled")} == {"perplexity.loss - parent"}
+
+
+@pytest.mark.slow
+def test_controls_of_a_chain_are_as_long_as_the_ledger_says(chain):
+    *_, (first, second) = chain
+    assert list(first.distilled) == ["distilled"], "controls are trained in the last step"
+    found = {label: made.result(TrainingResult) for label, made in second.distilled.items()}
+    per_step = TRAINING.batch_size * 16
+    student = TRAINING.steps * per_step
+    assert {result.tokens for label, result in found.items() if label == "distilled"} == {student}
+    assert found["at-once"].tokens == 2 * student
+    assert found["scratch"].steps == math.ceil((GIVEN + 2 * student) / per_step)
+    taught = sum(
+        student * (3 * made.student.flops + made.teacher.flops)
+        for made in (step.product.result(TrainingResult) for step in (first, second))
+    )
+    alike = found["alike"]
+    assert 0 <= alike.tokens * 3 * alike.student.flops - taught <= per_step * 3 * alike.student.flops
+    rates = [step.learning_rate for step in read_curves(second.distilled["scratch"].path)[0]]
+    assert len(rates) == found["scratch"].steps
+    assert rates[-1] == pytest.approx(TRAINING.min_learning_rate), "the schedule has the control's own length"
+    start = second.distilled["at-once"].manifest.inputs["student"]
+    at_once = next(m for m in Workspace(second.prune.path.parent.parent).artifacts("prune") if m.label == "at-once")
+    assert fingerprint.of_model(at_once.manifest) == start
+    assert at_once.manifest.inputs["model"] == first.prune.manifest.inputs["model"]
+    assert at_once.result(PruneResult).child.sizes == second.prune.result(PruneResult).child.sizes
+
+
+@pytest.mark.slow
+def test_the_family_has_a_row_per_member_against_the_original(chain):
+    root, _, (first, second) = chain
+    made = second.family
+    rows = made.result(FamilyResult).members
+    assert (
+        json.loads((made.path / "family.json").read_text())["members"]
+        == json.loads((made.path / "result.json").read_text())["members"]
+    )
+    assert [row.label for row in rows] == ["original", "wide", "narrow"]
+    assert [row.pruned for row in rows] == ["", "ffn 48 to 32", "ffn 32 to 16"]
+    student = TRAINING.steps * TRAINING.batch_size * 16
+    assert [(row.tokens, row.tokens_in_all) for row in rows] == [
+        (None, None),
+        (student, student),
+        (student, 2 * student),
+    ]
+    shapes = [open_source_model(path).shape for path in (root / "model", first.product.path, second.product.path)]
+    assert [row.non_embedding for row in rows] == [shape.parameters("non_embedding") for shape in shapes]
+    evaluated = [step.evaluate.result(EvaluationResult).models["distilled"] for step in (first, second)]
+    apart = evaluated[0].against_parent, evaluated[1].against_original
+    assert [row.from_original["perplexity.loss"].value for row in rows[1:]] == [
+        x["perplexity"]["loss"].difference for x in apart
+    ]
+    assert rows[2].kl_original.value == evaluated[1].results["perplexity"]["kl_original"].value
+    for row in rows[1:]:
+        ratio = math.exp(rows[0].metrics["perplexity.loss"].value - row.metrics["perplexity.loss"].value)
+        assert row.probability_retained == pytest.approx(ratio)
+    page = (made.path / "family.html").read_text()
+    assert "narrow: distill" in page
+    assert "ffn 32 to 16" in page
+
+
+@pytest.mark.slow
+def test_costs_and_card_of_a_chain_name_the_steps(chain):
+    root, _, (_, second) = chain
+    product = Product(Workspace(root / "run"), second.product)
+    labels = [product.step_labels[made.key] for made in product.lineage]
+    assert labels == ["wide"] * 3 + ["narrow"] * 3
+    _, (table, *_) = tables.costs(product.lineage, product.step_labels)
+    assert {row[0] for row in table.rows} >= {
+        "wide: importance",
+        "wide: distill distilled",
+        "narrow: importance",
+        "narrow: distill distilled",
+    }
+    card = (second.report.path / "model-card.md").read_text()
+    assert "model was pruned in 2 steps" in card
+    assert "Its last step, narrow, pruned what step wide had made" in card
+
+
+@pytest.mark.slow
+def test_the_report_compares_with_training_from_scratch_on_the_same_items(chain):
+    root, _, (_, second) = chain
+    pruned, scratch = arms(Product(Workspace(root / "run"), second.product))
+    student = TRAINING.steps * TRAINING.batch_size * 16
+    assert (pruned.label, pruned.name, pruned.tokens) == ("distilled", "P_200-R_128", 2 * student)
+    assert pruned.total == GIVEN + 2 * student
+    trained = second.distilled["scratch"].result(TrainingResult).tokens
+    assert (scratch.name, scratch.tokens, scratch.total) == (f"S_{trained}", trained, trained)
+    models = second.evaluate.result(EvaluationResult).models
+    losses = [models[label].results["perplexity"]["loss"].value for label in ("scratch", "distilled")]
+    assert scratch.above.value == pytest.approx(losses[0] - losses[1])
+    assert scratch.above.low < scratch.above.value < scratch.above.high
+    assert "Against training from scratch" in (second.report.path / "report.html").read_text()
 
 
 def test_the_smallest_relative_large_enough_for_the_target_is_pruned(tmp_path):

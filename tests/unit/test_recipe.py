@@ -1,5 +1,6 @@
 """Recipes: which ones are read, which are refused, and with which message."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron_cli import recipe, yaml_document
+from minitron_cli.data.batches import sample_ids
 from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.errors import RecipeError
 from minitron_cli.importance.config import ImportanceConfig
@@ -191,13 +193,45 @@ def test_one_section_is_read_by_itself() -> None:
         ("search: {budget: {target: 4B}}", "both search and prune choose a shape"),
         ("controls: [{label: a, init: random}, {label: a, init: random}]", "two controls have the label 'a'"),
         ("controls: [{label: distilled, init: random}]", "the label 'distilled' is taken"),
-        ("controls: [{label: a}]", "changes nothing; give it init, objective or prune"),
+        ("controls: [{label: a}]", "changes nothing; give it one of init, objective, prune"),
+        ("controls: [{label: a, tokens: 1M, steps: 3}]", "tokens and steps both set the length of the control"),
+        ("controls: [{label: a, steps: 3, equal: flops}]", "steps and equal both set the length of the control"),
+        ("controls: [{label: a, prune: random, prune_from: original}]", "prune and prune_from both choose"),
+        ("controls: [{label: a, prune_from: original}]", "prunes the original, which only differs in a chain"),
+        ("controls: [{label: a, init: random, in_steps: [b]}]", "is in step 'b', which the recipe does not have"),
+        ("controls: [{label: a, learning_rate: 1e-6}]", "min_learning_rate 1e-05 is above learning_rate 1e-06"),
+        ("controls: [{label: original, init: random}]", "the label 'original' is taken"),
         ("controls: [{label: a, cut: random}]", r"controls\.0: the key cut is now called prune; write prune: random$"),
     ],
 )
 def test_contradictory_sections_are_refused(addition: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read(RECIPE + addition)
+
+
+def test_total_tokens_need_those_of_the_original_which_some_aliases_have() -> None:
+    text = RECIPE + "controls: [{label: a, init: random, equal: total_tokens}]"
+    assert read(text).known_pretraining.tokens == 15 * 10**12
+    assert read(text, "model=m", "pretraining.tokens=2T").known_pretraining.tokens == 2 * 10**12
+    with pytest.raises(RecipeError, match="those of m are not known; add pretraining"):
+        read(text, "model=m")
+
+
+def test_a_control_has_a_length_batch_rate_and_seed_of_its_own() -> None:
+    distill = DistillConfig(tokens=1_000, batch_size=4)
+    own = Control(label="a", steps=9, learning_rate=1e-3, batch_size=2, seed=5).applied_to(distill)
+    assert own == distill.model_copy(
+        update={"tokens": None, "steps": 9, "learning_rate": 1e-3, "batch_size": 2, "seed": 5}
+    )
+    longer = Control(label="a", tokens=1_001).applied_to(distill)
+    assert longer.total_steps(16) == math.ceil(1_001 / (4 * 16))
+    computed = Control(label="a", equal="flops").applied_to(distill, tokens=77)
+    assert (computed.tokens, computed.steps) == (77, None)
+
+
+def test_a_longer_control_reads_the_blocks_of_the_shorter_one_in_their_order() -> None:
+    short, long = (sample_ids(seed=3, first=0, count=count, total=10) for count in (17, 44))
+    assert long[:17] == short
 
 
 def test_a_control_changes_one_thing() -> None:

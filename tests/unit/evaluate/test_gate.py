@@ -166,3 +166,30 @@ def test_gates_that_cannot_be_judged_say_why(baseline):
 def test_a_rule_that_makes_no_gate_is_refused(rule):
     with pytest.raises(ValidationError):
         Gates(rules=[rule])
+
+
+def step_of_chain(parent, child, original=None):
+    """Models of one step, whose losses are those of each item in `parent`, `child` and `original`."""
+    losses = {"parent": Items(parent), "original": original and Items(original), "distilled": Items(child)}
+    known = {label: items for label, items in losses.items() if items}
+    apart = {
+        f"against_{name}": {"text": {"loss": compare(losses["distilled"], known[name])}}
+        for name in known
+        if name != "distilled"
+    }
+    results = {
+        label: {"results": {"text": {"loss": metric(items.mean, items.stderr)}}} for label, items in known.items()
+    }
+    return evaluated(results | {"distilled": results["distilled"] | apart})
+
+
+def test_a_loss_within_the_bound_at_each_step_of_a_chain_may_miss_it_against_the_original():
+    original, middle, last = ([loss + 0.08 * step for loss in (2.0, 2.5, 3.0)] for step in range(3))
+    first, second = step_of_chain(original, middle), step_of_chain(middle, last, original)
+    rule = {"kind": "parent", "metric": "text.loss", "max_difference": 0.1}
+    for models in (first, second):
+        require(outcomes(Gates(rules=[{**rule, "of": "step"}]), models, "distilled"))
+    require(outcomes(Gates(rules=[rule]), first, "distilled"))
+    for of in ({}, {"of": "original"}):
+        with pytest.raises(GateMissed, match=r"text.loss - original is 0.16, 0.06 above its maximum 0.1"):
+            require(outcomes(Gates(rules=[{**rule, **of}]), second, "distilled"))

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.cost.compute import Entry
-from minitron_cli.figures import Figure
+from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import Evaluated, Kind
 from minitron_cli.report.importance import Importance
+from minitron_cli.report.scratch import Arm
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.evaluation import Difference, MetricResult, ModelEvaluation
@@ -161,6 +162,10 @@ def sample(name: Name = lambda text: text) -> ReportData:
             row("pruned", "pruned", 4.913, 2.31, 0.33, 0),
             row("distilled", "distilled", 2.688, 0.271, 0.64, 3_000_000),
             row("random-init", "control", 3.371, 0.93, 0.41, 3_000_000),
+        ),
+        scratch=(
+            Arm(name("distilled"), name("P_450k-R_3M"), 3_000_000, 3_450_000, 61_000_000_000_000, Estimate(2.688)),
+            Arm(name("scratch"), name("S_3M"), 3_000_000, 3_000_000, 38_000_000_000_000, Estimate(3.6), Estimate(0.9)),
         ),
         speed=SpeedRecord(
             settings={"batch_size": 1, "prompt_tokens": 512, "new_tokens": 64, "cache": name("dynamic")},

@@ -18,7 +18,18 @@ from minitron_cli.results.evaluation import MetricResult
 from tests.unit.report.hostile import HOSTILE, Page
 from tests.unit.report.sample import evaluated, large, sample, size
 
-NOT_SECTIONS = ("title", "model", "sizes", "teacher", "signals", "worse", "to_evaluate", "cache_bytes", "device_hours")
+NOT_SECTIONS = (
+    "steps",
+    "title",
+    "model",
+    "sizes",
+    "teacher",
+    "signals",
+    "worse",
+    "to_evaluate",
+    "cache_bytes",
+    "device_hours",
+)
 SECTIONS = {"importance": 2, "prune": 3, "texts": 0}
 """Field -> sections that it fills alone; the others fill one."""
 
