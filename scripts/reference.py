@@ -131,6 +131,12 @@ PAGES = (
         guides=("evaluation", "workspaces"),
     ),
     Page("run", "a recipe", "the results of all stages in the recipe", "Recipe", guides=("quickstart", "search")),
+    Page(
+        "study",
+        "a study; a checkpoint; training and held-out text",
+        "figures of every run, in `study/` of the workspace; with `--output`, a page and its figures as JSON",
+        guides=("studies",),
+    ),
     Page("show", "the workspace's results", guides=("cost",)),
     Page("verify", "every file of the workspace", guides=("workspaces",)),
     Page("inspect", "a checkpoint's config and headers", guides=("serving", "families")),
