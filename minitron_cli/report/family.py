@@ -12,6 +12,7 @@ from minitron_cli.results.evaluation import ORIGINAL
 from minitron_cli.results.family import FamilyMember, FamilyResult, Interval
 
 LOSS = "perplexity.loss"
+EXPONENTIALS = ("perplexity.perplexity", "perplexity.byte_perplexity")  # of a column that is shown
 SHARE: Style = "share"
 TEXT = (
     "Every model on the same held-out text and tasks, compared with the original, not with the model that its step "
@@ -65,7 +66,7 @@ def _figures(result: FamilyResult) -> list[KeyFigure]:
 
 def quality_table(members: Sequence[FamilyMember]) -> Table:
     """Loss, KL and tasks of every member, their differences from the original, and the shares retained."""
-    names = dict.fromkeys(name for member in members for name in member.metrics)
+    names = dict.fromkeys(name for member in members for name in member.metrics if name not in EXPONENTIALS)
     columns: list[tuple[Figure, Sequence[Cell]]] = []
     for name in names:
         figure = metric_figure(*name.split(".", 1))
