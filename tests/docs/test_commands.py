@@ -25,6 +25,7 @@ from minitron_cli.artifacts.workspace import Workspace, remember
 from minitron_cli.cli import push, show, torchrun
 from minitron_cli.cli.app import COMMANDS
 from minitron_cli.cli.sessions import Session
+from minitron_cli.data.sources import DataConfig, PythonStdlib
 from minitron_cli.evaluate.config import Gates
 from minitron_cli.inputs import source_model
 from minitron_cli.recipe import Recipe
@@ -41,6 +42,9 @@ from minitron_cli.stages import (
     teach,
     teacher,
 )
+from minitron_cli.study import definition
+from minitron_cli.study.definition import StudyDefinition
+from minitron_cli.study.runner import Runner
 from tests.cli.program import invoke
 from tests.docs.commands import SHELLS, commands, of_minitron, scripts
 from tests.docs.pages import PAGES, ROOT, code, name
@@ -104,6 +108,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)
+    monkeypatch.setattr(Runner, "results", accept)
     for verb, read_from in ((push, "_made"), (show, "_current"), (Product, "current")):
         monkeypatch.setattr(verb, read_from, accept)
     for owner, given in ((Session, "parent"), (source_model, "open_source_model")):
@@ -134,6 +139,8 @@ def _put_files(words: list[str]) -> None:
     for file in (Path(one) for one in recipes if one.endswith(".yaml")):
         if not file.exists():
             shutil.copy(recipe.shipped()[ANY_RECIPE], file)
+    if words[0] == "study" and len(words) > 1 and words[1].endswith(".yaml"):
+        shutil.copy(definition.shipped()["losses"], words[1])
     for file in (Path(after) for word, after in pairwise(words) if word == "--gate"):
         file.write_text("{}")
     if words[0] == "eval":
@@ -142,6 +149,7 @@ def _put_files(words: list[str]) -> None:
             directory.mkdir(parents=True, exist_ok=True)
 
 
+DATA = DataConfig(sources=(PythonStdlib(),))
 SPEAKING = [page for page in PAGES if said(page)]
 
 
@@ -243,6 +251,10 @@ def test_yaml_blocks_hold_valid_keys_and_values() -> None:
     for page, block in ((one, piece) for one in PAGES for piece in code(one) if piece.language == "yaml"):
         values = yaml.safe_load(block.text)
         if True in values or values.keys() <= Gates.model_fields.keys():  # a workflow; a file of gates
+            continue
+        if "arms" in values:
+            study = StudyDefinition.model_validate(values)
+            assert all(study.recipe_of(arm, "model", DATA, 0, {}) for arm in study.arms)
             continue
         assert values.keys() <= Recipe.model_fields.keys(), f"{name(page)}:{block.line}"
         if "model" in values:
