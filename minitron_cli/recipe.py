@@ -1,6 +1,5 @@
 """Recipe of a whole run: one section per stage, each defined by the stage's package. Imports no torch."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import between_rounds
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.control import Control as Control
-from minitron_cli.errors import InputError, RecipeError
+from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import Budget, PruneConfig
@@ -266,11 +265,4 @@ def shipped() -> dict[str, Path]:
 
 def find(name: str) -> Path:
     """File of a recipe, given its path or the name of one that ships. RecipeError if there is none."""
-    known = shipped()
-    if name in known:
-        return known[name]
-    if Path(name).exists():
-        return Path(name)
-    close = difflib.get_close_matches(Path(name).name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"give a file, or one of {', '.join(known)}"
-    raise RecipeError(f"recipe {name!r} does not exist: {hint}")
+    return yaml_document.find(name, shipped(), "recipe")

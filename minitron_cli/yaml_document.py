@@ -69,6 +69,17 @@ class YamlDocument:
         return f"{self.file}:{self.lines[place]}: " if place in self.lines else ""
 
 
+def find(name: str, shipped: Mapping[str, Path], what: str) -> Path:
+    """File of this name among those that ship, else at this path. RecipeError if there is none; `what` says of what."""
+    if name in shipped:
+        return shipped[name]
+    if Path(name).exists():
+        return Path(name)
+    close = difflib.get_close_matches(Path(name).name.removesuffix(".yaml"), shipped, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"give a file, or one of {', '.join(shipped)}"
+    raise RecipeError(f"{what} {name!r} does not exist: {hint}")
+
+
 def read(path: Path) -> YamlDocument:
     """Mapping in a YAML file. RecipeError, with the line, for invalid YAML and features that recipes do not use."""
     if not path.exists():

@@ -5,7 +5,6 @@ own study is a YAML file beside the shipped ones in `recipes/studies/`.
 """
 
 import copy
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -104,22 +103,11 @@ def _is_one_kind(value: Mapping[str, Any], below: Mapping[str, Any]) -> bool:
 
 def load(name: str) -> StudyDefinition:
     """Study from a file, or of a shipped name. RecipeError if there is none or it is invalid."""
-    return yaml_document.check(StudyDefinition, yaml_document.read(find(name)))
+    file = yaml_document.find(name, shipped(), "study")
+    return yaml_document.check(StudyDefinition, yaml_document.read(file))
 
 
 def shipped() -> dict[str, Path]:
     """Name -> file of each study that ships with the package."""
     directory = next(iter(recipes.shipped().values())).parent / "studies"
     return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
-
-
-def find(name: str) -> Path:
-    """File of a study, given its path or the name of one that ships. RecipeError if there is none."""
-    known = shipped()
-    if name in known:
-        return known[name]
-    if Path(name).exists():
-        return Path(name)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"give a file, or one of {', '.join(known)}"
-    raise RecipeError(f"study {name!r} does not exist: {hint}")
