@@ -10,18 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minitron_cli import canonical_json, io, pipeline, progress, strict_json
+from minitron_cli import canonical_json, dry_run, io, pipeline, progress, strict_json
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.evaluate.beside_parent import POSITIONS, BesideParent
+from minitron_cli.figures import duration
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.spec import Spec
 from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition
 
+QUICK_SECONDS = 5.0  # of a stage that is over in seconds and not timed beforehand
 NOTHING = {"evaluate": {"perplexity": False}}  # figures are measured here, on blocks of our own choice
 
 
@@ -98,14 +100,20 @@ class Runner:
         return found
 
     def planned(self, seeds: int) -> str:
-        """What would be run, in a sentence. RecipeError if a recipe is invalid."""
-        for arm in self.definition.arms:
-            self.definition.recipe_of(arm, self.model, self.data, 0, NOTHING)
+        """What would be run, and how long at most, in a sentence. RecipeError if a recipe is invalid."""
         trained = [arm for arm in self.definition.arms if self._trains(arm)]
         trials = len(self.definition.tuning.rates) * len(trained) if self.definition.tuning else 0
         runs = f"{len(self.definition.arms)} arms with {seeds} seeds"
         short = f", after {trials} short runs that choose learning rates" if trials and not self.quick_steps else ""
-        return f"study {self.name}: {runs}{short}; figures go to {self.directory}"
+        seconds = seeds * sum(self._seconds(arm) for arm in self.definition.arms)
+        most = f"at most about {duration(seconds)} on {self.context.device}{' without the short ones' * bool(short)}"
+        return f"study {self.name}: {runs}{short}; {most}; figures go to {self.directory}"
+
+    def _seconds(self, arm: str) -> float:
+        """Expected time of a run that shares no artifact with another."""
+        recipe = self.definition.recipe_of(arm, self.model, self.data, 0, NOTHING | self._changes(arm, {}))
+        prices = dry_run.prices(dry_run.plan(recipe), self.context.device, self.context.workspace.root)
+        return sum(QUICK_SECONDS if price.seconds is None else price.seconds for price in prices.values())
 
     def setting(self) -> str:
         """Model, text and held-out blocks, in a sentence."""
@@ -147,10 +155,7 @@ class Runner:
         return RunFigures.model_validate(strict_json.load(path))
 
     def _run(self, arm: str, seed: int, distill: Mapping[str, Any]) -> RunFigures:
-        if self.quick_steps:
-            distill = {"steps": self.quick_steps, "tokens": None, "warmup_steps": self.quick_steps // 10}
-        changes = NOTHING | ({"distill": distill} if distill and self._trains(arm) else {})
-        recipe = self.definition.recipe_of(arm, self.model, self.data, seed, changes)
+        recipe = self.definition.recipe_of(arm, self.model, self.data, seed, NOTHING | self._changes(arm, distill))
         last = pipeline.run(recipe, self.context)[-1]
         trained = last.distilled.get(pipeline.DISTILLED)
         shape = open_source_model(last.start.path).shape
@@ -164,6 +169,12 @@ class Runner:
         if trained:
             io.remove_tree(trained.path)
         return figures
+
+    def _changes(self, arm: str, distill: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes of an arm's training; none where it has no training."""
+        if self.quick_steps:
+            distill = {"steps": self.quick_steps, "tokens": None, "warmup_steps": self.quick_steps // 10}
+        return {"distill": dict(distill)} if distill and self._trains(arm) else {}
 
     def _trains(self, arm: str) -> bool:
         sections = self.definition.arms[arm]

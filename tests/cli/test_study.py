@@ -81,6 +81,7 @@ def test_a_dry_run_says_how_many_runs_there_are(run: Run, tiny: Path, study: Pat
     said = run(*words(study, tiny, "--dry-run"))
     assert said.exit_code == 0
     assert "study own: 3 arms with 2 seeds, after 4 short runs that choose learning rates" in said.stderr
+    assert "at most about" in said.stderr
     assert not Path("runs").exists()
 
 
