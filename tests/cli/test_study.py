@@ -40,6 +40,14 @@ def words(study: Path, tiny: Path, *more: object) -> list[object]:
     return ["study", study, tiny / "model", *text, "--seeds", 2, "--blocks", 4, *more]
 
 
+def lowest(arm: str) -> float:
+    """Learning rate of the short run with the lowest loss on the blocks that choose."""
+    trials = [json.loads(file.read_text()) for file in Path("runs").rglob(f"{arm}-trial-*.json")]
+    assert len(trials) == 2
+    best = min(trials, key=lambda one: one["after"]["chosen_by"]["loss"])
+    return float(best["learning_rate"])
+
+
 @pytest.mark.slow
 def test_an_interrupted_study_continues_with_the_runs_that_are_missing(run: Run, tiny: Path, study: Path, monkeypatch):
     real, recipes = pipeline.run, []
@@ -60,7 +68,9 @@ def test_an_interrupted_study_continues_with_the_runs_that_are_missing(run: Run,
     assert found == json.loads(Path("page.json").read_text())
     assert list(found) == ["forward KL", "reverse KL", "random"]
     assert found["random"][0]["after"] is None
-    assert found["forward KL"][0]["learning_rate"] in (1e-3, 1e-2)
+    for arm in ("forward KL", "reverse KL"):
+        assert {one["learning_rate"] for one in found[arm]} == {lowest(arm)}
+    assert found["random"][0]["before"]["chosen_by"] != found["random"][0]["before"]["reported"]
     assert found["forward KL"][0]["before"] == found["reverse KL"][0]["before"] != found["forward KL"][1]["before"]
     lines = Path("page.md").read_text().splitlines()
     difference = sum(
