@@ -19,7 +19,7 @@ from typing import Any, cast
 from bench_teacher import bench_data
 from matplotlib.ticker import EngFormatter
 from real_models import MODELS, real_model
-from studies import Figures, Study, evenly_pruned, mean_and_interval, reached, svg_figure, write_page
+from studies import Figures, SomeBlocks, Study, evenly_pruned, mean_and_interval, reached, svg_figure, write_page
 
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
@@ -29,7 +29,6 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import PruneConfig
-from minitron_cli.repair.closed_form import SampledBlocks
 from minitron_cli.report.plots import SERIES, SETTINGS
 from minitron_cli.stages import prune
 
@@ -38,19 +37,6 @@ REPAIRS = {PLAIN: "none", REPAIRED: "auto"}
 RATES = (3e-5, 1e-4, 3e-4)  # tried for both
 TRIAL_SEED = 100
 POINTS = 5  # of a curve
-
-
-class Half(SampledBlocks):
-    """Some held-out blocks, which a training tells from others by their numbers."""
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.blocks.fingerprint}-{self.ids}"
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens per block."""
-        return self.blocks.sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +63,9 @@ class RealDistillStudy(Study):
         made = prune.run(self.context, self.parent, config, scores=self.scores(seed), data=self.data)
         return hf.load_model(made.path, dtype="float32")
 
-    def held_out(self, half: int) -> "Half":
+    def held_out(self, half: int) -> SomeBlocks:
         """Every second held-out block, from number `half` on: 0 to choose by, 1 to report."""
-        return Half(self.validation, range(half, len(self.validation), 2))
+        return SomeBlocks(self.validation, range(half, len(self.validation), 2))
 
     def curve(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> list[dict[str, float]]:
         """Held-out loss and KL before, during and after a run on one half of the held-out blocks."""

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from bench_teacher import bench_data
-from studies import Figures, Study, evenly_pruned, mean_and_interval, write_page
+from studies import Figures, SomeBlocks, Study, evenly_pruned, mean_and_interval, write_page
 
 from minitron_cli import io
 from minitron_cli.artifacts.build import Context
@@ -35,7 +35,6 @@ from minitron_cli.distill.trainer import train
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Ranking
-from minitron_cli.repair.closed_form import SampledBlocks
 from minitron_cli.signals import shards
 from minitron_cli.signals.config import Sampled, SignalKind, TopK
 from minitron_cli.signals.encoding import Encoding
@@ -44,19 +43,6 @@ from minitron_cli.signals.shards import StoredSignals, Visit
 
 RATE, RATIO, BATCH = 1e-3, 0.5, 8  # the best rate of this child in docs/results/distillation.md
 FIFTH = PositionChoice(share=0.2)
-
-
-class Part(SampledBlocks):
-    """Some blocks of the training text, which a training tells from others by their numbers."""
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.blocks.fingerprint}-{self.ids}"
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens per block."""
-        return self.blocks.sequence_length
 
 
 @dataclass(frozen=True)
@@ -123,7 +109,7 @@ class SignalsStudy(Study):
     def part(self, passes: int) -> Blocks:
         """Blocks that are read so many times."""
         count = self.tokens // (passes * self.train.sequence_length)
-        return cast("Blocks", Part(self.train, evenly_spaced(len(self.train), count)))
+        return cast("Blocks", SomeBlocks(self.train, evenly_spaced(len(self.train), count)))
 
     def signals(self, arm: Arm) -> StoredSignals:
         """Stored signals of an arm, made once."""

@@ -26,12 +26,26 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.config import Budget, Ranking
+from minitron_cli.repair.closed_form import SampledBlocks
 from minitron_cli.search.feasible import feasible
 from minitron_cli.stages import importance
 
 Figures = dict[str, Any]
 """Measured values by name; a curve is a list of rows."""
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # number of values -> quantile of Student's t for a 95 % interval
+
+
+class SomeBlocks(SampledBlocks):
+    """Some blocks of a text, which a training tells from others by their numbers."""
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.blocks.fingerprint}-{self.ids}"
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per block."""
+        return self.blocks.sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
