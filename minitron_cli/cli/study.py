@@ -1,5 +1,6 @@
 """`minitron study`: run the arms of a study with several seeds and compare them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,7 @@ def study(
         output_file.check(file)
     from minitron_cli.cli import console, sessions
 
+    text = replace(text, sequence_length=text.sequence_length or asked.sequence_length)
     words = [model] if model else []
     with sessions.opened(how, "study", words, text=text) as session:
         from minitron_cli.study import page, runner

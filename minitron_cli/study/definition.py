@@ -64,6 +64,8 @@ class StudyDefinition(Spec):
     """Orders that were published."""
     tuning: Tuning | None = None
     """Choice of each arm's learning rate; without it, all have the recipe's."""
+    sequence_length: int | None = Field(None, ge=2)
+    """Tokens of a block where the command names no length; None for what the workspace has, or 2,048."""
     seeds: int = Field(3, ge=2)
     """Number of runs of each arm. A seed draws calibration blocks, the order of the text and random choices."""
 

@@ -75,7 +75,9 @@ class Runner:
     def directory(self) -> Path:
         """Directory of the figures, by everything that they depend on but the arm and the seed."""
         facts = {
-            "study": self.definition.model_dump(mode="json", exclude={"question", "source", "expected", "seeds"}),
+            "study": self.definition.model_dump(
+                mode="json", exclude={"question", "source", "expected", "seeds", "sequence_length"}
+            ),
             "parent": self.parent.fingerprint,
             "data": self.data.model_dump(mode="json"),
             "blocks": self.blocks,

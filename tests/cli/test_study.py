@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import pipeline
+from minitron_cli.study.runner import Runner
 from tests.cli.program import Run
 
 STUDY = """
@@ -99,3 +100,15 @@ def test_the_shipped_studies_are_listed(run: Run):
     listed = json.loads(run("study", "--json").stdout)
     assert {"losses", "axes", "start"} <= listed.keys()
     assert listed["ranking"]["arms"][0] == "activation"
+
+
+@pytest.mark.parametrize(("words_more", "length"), [((), 8), (("--sequence-length", 16), 16)])
+def test_blocks_have_the_length_of_the_study_unless_the_command_names_one(
+    run: Run, tiny: Path, study: Path, monkeypatch, words_more, length
+):
+    study.write_text(study.read_text() + "sequence_length: 8\n")
+    lengths: list[int] = []
+    monkeypatch.setattr(Runner, "planned", lambda self, seeds: lengths.append(self.data.sequence_length) or "")
+    given = ("study", study, tiny / "model", "--data", tiny / "text.jsonl", "--dry-run", *words_more)
+    assert run(*given).exit_code == 0
+    assert lengths == [length]
