@@ -251,6 +251,9 @@ def test_the_report_compares_with_training_from_scratch_on_the_same_items(chain)
     trained = second.distilled["scratch"].result(TrainingResult).tokens
     assert (scratch.name, scratch.tokens, scratch.total) == (f"S_{trained}", trained, trained)
     models = second.evaluate.result(EvaluationResult).models
+    original = models["original"].model
+    assert pruned.total_flops - pruned.flops == 3 * (original.decoder_flops + original.head_flops) * GIVEN
+    assert scratch.total_flops == scratch.flops
     losses = [models[label].results["perplexity"]["loss"].value for label in ("scratch", "distilled")]
     assert scratch.above.value == pytest.approx(losses[0] - losses[1])
     assert scratch.above.low < scratch.above.value < scratch.above.high

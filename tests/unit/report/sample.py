@@ -164,8 +164,19 @@ def sample(name: Name = lambda text: text) -> ReportData:
             row("random-init", "control", 3.371, 0.93, 0.41, 3_000_000),
         ),
         scratch=(
-            Arm(name("distilled"), name("P_450k-R_3M"), 3_000_000, 3_450_000, 61_000_000_000_000, Estimate(2.688)),
-            Arm(name("scratch"), name("S_3M"), 3_000_000, 3_000_000, 38_000_000_000_000, Estimate(3.6), Estimate(0.9)),
+            Arm(
+                name("distilled"), name("P_450k-R_3M"), 3_000_000, 3_450_000, 61 * 10**12, 79 * 10**12, Estimate(2.688)
+            ),
+            Arm(
+                name("scratch"),
+                name("S_3M"),
+                3_000_000,
+                3_000_000,
+                38 * 10**12,
+                38 * 10**12,
+                Estimate(3.6),
+                Estimate(0.9),
+            ),
         ),
         speed=SpeedRecord(
             settings={"batch_size": 1, "prompt_tokens": 512, "new_tokens": 64, "cache": name("dynamic")},
