@@ -78,7 +78,7 @@ def peak_memory(every_s: float = 0.002) -> Iterator[Peak]:
 def record(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
     """Write results/NAME.json and NAME.md, and print the table."""
     facts = {
-        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python -m", _module(), *map(_elsewhere, sys.argv[1:])]),
         "date": date.today().isoformat(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -100,6 +100,14 @@ def record(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequ
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
     return spec.name.removesuffix(".__main__") if spec else sys.argv[0]
+
+
+def _elsewhere(argument: str) -> str:
+    """An argument as it would be given on another machine: a path in the home directory, or the name of a file."""
+    path, home = Path(argument), Path.home()
+    if not path.is_absolute():
+        return argument
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else path.name
 
 
 def _cell(value: object) -> str:
