@@ -197,7 +197,7 @@ def page(study: SignalsStudy, seeds: int) -> Iterator[str]:
             [a[key] - b[key] for a, b in zip(results[changed], results[base], strict=True)] for key in ("loss", "kl")
         )
         yield f"| {what} | " + " | ".join(mean_and_interval(some, "{:+.4f}") for some in both) + " |"
-    yield from ("", "Regenerate: `python scripts/bench_teacher.py && python scripts/signals_study.py`")
+    yield from ("", "Regenerate: `make bench-teacher && python scripts/signals_study.py`")
 
 
 def main() -> None:
