@@ -48,10 +48,15 @@ class Paired:
         return sum(difference > 0 for difference in self.differences)
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether seeds differ. If not, as of arms without a random choice, nothing can be said of other seeds."""
+        return self.stderr > 0
+
+    @property
     def p_value(self) -> float:
-        """Two-sided p-value of a difference of zero, by the paired t-test."""
-        if self.stderr == 0:
-            return 1.0 if self.mean == 0 else 0.0
+        """Two-sided p-value of a difference of zero, by the paired t-test; 1 if no seed differs from another."""
+        if not self.is_drawn:
+            return 1.0
         from scipy.stats import t
 
         return float(2 * t.sf(abs(self.mean) / self.stderr, len(self.differences) - 1))

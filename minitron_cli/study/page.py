@@ -71,10 +71,10 @@ class Found:
             expected.lower,
             expected.higher,
             f"{self.definition.figure} {expected.when}",
-            f"{pair.mean:+.4f} ± {pair.half_width:.4f}",
+            f"{pair.mean:+.4f}" + f" ± {pair.half_width:.4f}" * pair.is_drawn,
             f"{pair.as_expected} of {len(pair.differences)}",
-            f"{p:.3f}",
-            f"{pair.smallest_seen:.4f}",
+            f"{p:.3f}" * pair.is_drawn,
+            f"{pair.smallest_seen:.4f}" * pair.is_drawn,
             expected.published,
         ]
 
@@ -88,7 +88,8 @@ class Found:
         yield (
             "Loss and KL from the parent in nats per token on held-out blocks that nothing was chosen by; the "
             f"parent's loss is {self.parent_loss:.4f}. Mean and 95 % interval (Student's t) over {self.seeds} seeds, "
-            "each of which draws other calibration blocks and another order of the text."
+            "each of which draws other calibration blocks and another order of the text; a figure without an interval "
+            "is the same in all."
         )
         yield markdown.table(self.arms())
         if self.definition.expected:
@@ -126,7 +127,7 @@ def _figures(found: Sequence[ModelFigures]) -> str:
 
 def _interval(values: Sequence[float]) -> str:
     """Mean, and half the width of its 95 % interval."""
-    if len(values) < 2:
+    if len(set(values)) < 2:
         return f"{values[0]:.4f}"
     half = student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.mean(values):.4f} ± {half:.4f}"

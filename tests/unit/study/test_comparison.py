@@ -17,9 +17,11 @@ def test_a_paired_difference_is_that_of_scipys_paired_t_test():
     assert pair.as_expected == 4
 
 
-def test_equal_runs_differ_by_nothing():
+def test_runs_that_no_seed_changes_say_nothing_of_other_seeds():
     assert Paired((0.0, 0.0)).p_value == 1.0
-    assert Paired((0.25, 0.25)).p_value == 0.0
+    assert Paired((0.25, 0.25)).p_value == 1.0
+    assert not Paired((0.25, 0.25)).is_drawn
+    assert Paired((0.25, 0.26)).is_drawn
 
 
 def test_the_difference_that_is_seen_is_found_four_times_in_five():

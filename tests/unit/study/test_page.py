@@ -1,0 +1,44 @@
+"""The page of a study: intervals where seeds differ, and none where they cannot."""
+
+import pytest
+
+from minitron_cli.study.definition import StudyDefinition
+from minitron_cli.study.page import Found
+from minitron_cli.study.runner import Measured, ModelFigures, RunFigures
+
+STUDY = StudyDefinition.model_validate(
+    {
+        "question": "Which?",
+        "source": "nobody",
+        "recipe": {},
+        "arms": {"first": {}, "second": {}},
+        "expected": [{"lower": "first", "higher": "second", "when": "before"}],
+    }
+)
+
+
+def run(loss: float) -> RunFigures:
+    """Run of an arm without training."""
+    figures = ModelFigures(loss=loss, kl=loss / 10)
+    before = Measured(chosen_by=ModelFigures(loss=9, kl=9), reported=figures)
+    return RunFigures(parameters=10, non_embedding=8, learning_rate=None, before=before, after=None)
+
+
+def page(first: list[float], second: list[float]) -> str:
+    runs = {"first": [run(loss) for loss in first], "second": [run(loss) for loss in second]}
+    return Found("own", STUDY, runs, 2.0, "A setting.", "minitron study own").page()
+
+
+def test_figures_that_no_seed_changes_have_no_interval_and_no_p_value():
+    text = page([2.5, 2.5, 2.5], [3.0, 3.0, 3.0]).replace("\N{EN DASH}", "-")
+    assert "| first | 10 | - | 2.5000 / 0.2500 | - |" in text
+    assert "| first | second | loss before | +0.5000 | 3 of 3 | - | - | - |" in text
+
+
+@pytest.mark.parametrize(("second", "as_expected"), [([3.0, 3.1], "2 of 2"), ([2.0, 2.1], "0 of 2")])
+def test_a_difference_is_positive_in_the_expected_order(second, as_expected):
+    (row,) = [line for line in page([2.5, 2.5], second).splitlines() if line.startswith("| first | second |")]
+    sign = "+" if as_expected == "2 of 2" else "-"
+    assert f"| {sign}0." in row
+    assert f"| {as_expected} |" in row
+    assert "±" in row
