@@ -14,6 +14,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.control import Control
 from minitron_cli.inputs.source_model import SourceModel, open_source_model, published_shape
 from minitron_cli.model.shape import Shape
+from minitron_cli.prune import controls
 from minitron_cli.recipe import Recipe, prunes_layers
 from minitron_cli.results.training import CorrectionResult, Equal, TrainingResult
 from minitron_cli.stages import (
@@ -211,7 +212,7 @@ class _Training:
 
     def _pruned_at_random(self, label: str) -> Artifact:
         scores, pruned, *_ = self.before
-        config = prune.at_random(self.recipe.prune, pruned)
+        config = controls.at_random(self.recipe.prune, pruned)
         dense = prune.run(self.context, self.models.parent, config, scores=scores, label=label)
         if self.recipe.sparsify is None:
             return dense
@@ -219,7 +220,7 @@ class _Training:
 
     def _pruned_at_once(self, label: str) -> Artifact:
         original, (_, pruned, *_) = self.models.original, self.before
-        config = prune.at_once(self.recipe.prune, original, open_source_model(pruned.path).shape)
+        config = controls.at_once(self.recipe.prune, original, open_source_model(pruned.path).shape)
         scoring = self.recipe.importance.settled(removes_layers=prunes_layers(config, None))
         scores = importance.run(self.context, original, self.recipe.data, scoring)
         return prune.run(self.context, original, config, scores=scores, data=self.recipe.data, label=label)

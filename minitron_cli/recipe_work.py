@@ -23,9 +23,10 @@ from minitron_cli.recipe import Recipe
 from minitron_cli.repair import repaired_plan
 from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.results.evaluation import ORIGINAL, PARENT
+from minitron_cli.retraining import RetrainingConfig
+from minitron_cli.search.candidate_repair import FULL
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
-from minitron_cli.stages.search import FULL, RetrainingConfig
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ Therefore gradients are summed here, and `torch.autocast` is used directly.
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from signal import SIGTERM
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from minitron_cli import stopping
 from minitron_cli.layerwise.processes import say_if_on_cpu
 
 Precision = Literal["fp32", "bf16"]
@@ -67,6 +69,14 @@ class ProcessGroup:
         if self.size > 1:
             distributed.all_gather_object(values, value)
         return values
+
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted in all processes if any was asked to stop. All must call this equally often."""
+        if not self.any(stopping.stop_requested()):
+            return
+        if not stopping.stop_requested():
+            stopping.request_stop(SIGTERM)
+        raise stopping.interrupted()
 
     def barrier(self) -> None:
         """Return once all processes have called this."""

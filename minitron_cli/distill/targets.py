@@ -19,6 +19,10 @@ class Targets(NamedTuple):
     """Token that follows each of them."""
 
 
+NOTHING = Targets(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+"""No scored token: for a process without text of its own that takes part because others need its rows."""
+
+
 def targets(batch: Batch) -> Targets:
     """Scored positions: the next token is in the same block and document, and in the loss mask."""
     is_scored_BT = torch.zeros_like(batch.input_ids_BT, dtype=torch.bool)

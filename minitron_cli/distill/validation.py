@@ -10,11 +10,8 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.model_pair import ModelPair
-from minitron_cli.distill.targets import Targets, targets
+from minitron_cli.distill.targets import NOTHING, targets
 from minitron_cli.signals.shards import StoredSignals, Visit
-
-NOTHING = Targets(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
-"""No scored token: for a process without text of its own that takes part because others need its rows."""
 
 
 def evaluate(

@@ -13,10 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli import io
+from minitron_cli.data.pack import Blocks
 from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Cloze
 
 WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # includes the space before it, so that joined words reproduce the text
+
+
+def task_of_blocks(scratch: Path, tokenizer: Any, blocks: Blocks, config: Cloze) -> Path:
+    """Task directory in `scratch`, made from the documents of the blocks; the same for all models of one tokenizer."""
+    final = scratch / "cloze"
+    if not final.is_dir():
+        io.make_dirs(scratch)
+        with io.new_dir(final) as directory:
+            write_task(directory, _documents(tokenizer, blocks), config)
+    return final
+
+
+def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
+    """Text of the blocks, split into documents."""
+    tokens = blocks.text_tokens()
+    ends = (tokens == tokenizer.eos_token_id).nonzero()[:, 0] + 1
+    texts = (tokenizer.decode(piece.tolist(), skip_special_tokens=True) for piece in tokens.tensor_split(ends.tolist()))
+    return [text for text in texts if text.strip()]
 
 
 def write_task(directory: Path, documents: Sequence[str], config: Cloze, *, name: str = "cloze") -> int:

@@ -1,6 +1,5 @@
 """Prune stage: reads a parent and its scores, writes a smaller checkpoint."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -9,46 +8,37 @@ from typing import Any
 from minitron_cli import methods, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
-from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
-from minitron_cli.errors import ArtifactError, InputError
+from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
-from minitron_cli.model import serving
-from minitron_cli.model.axes import PRUNABLE
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import prune as work_of
 from minitron_cli.price import subject
 from minitron_cli.price.offer import offered
-from minitron_cli.prune import export_check, limits, stream
+from minitron_cli.prune import limits, stream, written_child
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
-from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.iterative_pruning import plan_in_rounds, shapes_between
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.repair import repaired_plan
 from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.results.price import Price
-from minitron_cli.results.prune import PruneResult, RoundResult, ServingFinding
-from minitron_cli.results.run_record import ExportCheck
-from minitron_cli.results.search import CandidateResult, SearchResult
-from minitron_cli.scores.metric import Random
-from minitron_cli.search import rank, space
+from minitron_cli.results.prune import PruneResult, RoundResult
+from minitron_cli.results.search import CandidateResult
+from minitron_cli.search import rank
 from minitron_cli.search.candidates import candidate_result
-from minitron_cli.search.feasible import Candidate, feasible
+from minitron_cli.search.child_shapes import candidates_of
+from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.rank import RankedCandidate
-from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.sparse.mask_file import MASKS
-from minitron_cli.spec import Amount
 
 STAGE, VERSION = "prune", 6
-PLAN = "plan.json"
 
 
 def run(
@@ -78,7 +68,7 @@ def run(
     if config.serving_lint == "warn":
         parent = parent.without_pattern()
     builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
-    candidates = _candidates(builder, config, search)
+    candidates = candidates_of(builder, config, search)
     if data is None and config.repair == "auto":
         progress.say("skipping repair: it needs calibration text (--data)")
         config = config.model_copy(update={"repair": "none"})
@@ -198,12 +188,12 @@ class _Pruning:
                 work, self.builder, plan, self.config, self.calibration, self.texts["train"], self.texts["validation"]
             )
         self._warn_off_pattern(plan)
-        _write(work, self.builder.parent, plan)
+        written_child.write(work, self.builder.parent, plan)
         return PruneResult(
             parent=model_size(plan.parent, self.sequence_length),
             child=model_size(plan.child, self.sequence_length),
-            checks=tuple(_check(work, self.builder.parent, plan)),
-            serving=tuple(_serving(work, plan)),
+            checks=tuple(written_child.check(work, self.builder.parent, plan)),
+            serving=tuple(written_child.serving_findings(work, plan)),
             candidates=tuple(self._candidate_result(entry) for entry in candidates),
             score_tokens=self._score_blocks * self.sequence_length if candidates else 0,
             sequence_length=self.sequence_length,
@@ -269,85 +259,3 @@ class _Pruning:
             return self.builder.plan(shape, self.config.drop_layers), []
         again = partial(rescore, self.builder, blocks=self.texts["train"], config=self.calibration)
         return plan_in_rounds(work, self.builder, shape, self.config.rounds, again)
-
-
-def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
-    """Configuration of pruning to the shape of `like`, with random channels, heads and neurons and no repair.
-
-    The same layers are removed: the control compares choices of width only.
-    """
-    result = like.result(PruneResult)
-    before, after = result.parent.sizes, result.child.sizes
-    changed = {axis: after[axis] for axis in PRUNABLE if after.get(axis) != before.get(axis)}
-    if config.drop_layers:
-        changed.pop("layer", None)
-    ranking = config.ranking.model_copy(update={"width": Random(), "head_residual": "none"})
-    return PruneConfig(
-        shape=changed or None,
-        drop_layers=config.drop_layers,
-        ranking=ranking,
-        repair="none",
-        untie=config.untie,
-        serving_lint=config.serving_lint,
-    )
-
-
-def at_once(config: PruneConfig, original: SourceModel, like: Shape) -> PruneConfig:
-    """Configuration of pruning the original of a chain to the shape `like`, ranked and repaired as by `config`."""
-    before = original.shape.sizes
-    changed = {axis: like.sizes[axis] for axis in PRUNABLE if like.sizes.get(axis) != before.get(axis)}
-    untie = original.shape.is_tied and not like.is_tied
-    given = {"shape": changed, "drop_layers": (), "budget": None, "size": None, "untie": untie}
-    return config.model_copy(update=given)
-
-
-def _candidates(builder: ChildBuilder, config: PruneConfig, search: Artifact | None) -> list[Candidate]:
-    """Shapes that the child may have: one, or those within the budget that retain most importance."""
-    parent = builder.parent
-    if config.budget:
-        admitted = feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget)
-        return RetainedImportance(parent.shape, builder.scores, config.ranking).order(admitted)[: config.candidates]
-    sizes = {str(axis): size for axis, size in (config.shape or {}).items()}
-    if not sizes and not config.drop_layers:
-        sizes = _winner(parent, search, config.size)
-    shape = space.named(parent.shape, sizes, config.drop_layers)
-    return [Candidate(shape, shape.parameters(), 0.0)]
-
-
-def _winner(parent: SourceModel, search: Artifact | None, size: Amount | None) -> dict[str, int]:
-    """Sizes of the search's winner for target `size`. ArtifactError or InputError if there is no single one."""
-    if search is None:
-        raise ArtifactError("no shape to prune to: give --target or --shape, or run `minitron search` first")
-    if search.manifest.inputs["model"] != parent.fingerprint:
-        raise ArtifactError(f"{search.path} searched another model than {parent.name}: run `minitron search` again")
-    winners = search.result(SearchResult).winners
-    if size is None and len(winners) > 1:
-        raise InputError(f"the search has winners for {', '.join(winners)}: choose one with --size")
-    if size is not None and str(size) not in winners:
-        raise InputError(f"the search has no winner for {size}: choose among {', '.join(winners) or 'none'}")
-    label = next(iter(winners)) if size is None else str(size)
-    return {axis: int(n) for axis, n in winners[label].sizes.items()}
-
-
-def _write(work: StageBuild, parent: SourceModel, plan: PrunePlan) -> None:
-    stream.write_child(parent.checkpoint, plan, work.path)
-    work.write_json("config.json", child_config(parent.checkpoint.config, plan))
-    hf.copy_files(parent.path, work.path, hf.side_files(parent.path))
-    work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
-
-
-def _check(work: StageBuild, parent: SourceModel, plan: PrunePlan) -> list[str]:
-    """Export checks that the written child passed; one that fails raises, and the child is never committed."""
-    started = time.monotonic()
-    mode = export_check.mode_for(Checkpoint.open(work.path).size_bytes)
-    written = export_check.WrittenChild(work.path, parent.checkpoint, plan, mode, frozenset({PLAN}))
-    with work.hashing():
-        passed = export_check.check_child(written)
-    work.measured.export_check = ExportCheck(compared=mode, seconds=round(time.monotonic() - started, 3))
-    return passed
-
-
-def _serving(work: StageBuild, plan: PrunePlan) -> Iterator[ServingFinding]:
-    layer_types = getattr(hf.load_config(work.path), "layer_types", None)
-    for found in serving.findings(plan.child, layer_types, plan.parent):
-        yield ServingFinding(reader=found.reader, level=found.level, reason=found.reason, nearest=dict(found.nearest))

@@ -14,6 +14,7 @@ from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.curves import training_figures
 from minitron_cli.inputs.document_ends import document_ends
 from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.prune.written_child import PLAN
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
@@ -30,7 +31,6 @@ from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
-from minitron_cli.stages.prune import PLAN
 
 STAGE, VERSION = "report", 6
 PAGE, CARD = "report.html", "model-card.md"

@@ -4,50 +4,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
 
 from minitron_cli import io, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.cost.compute import model_size
-from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import short_runs
-from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.teacher_signals import Student, TeacherSignals
 from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.processes import join_processes
-from minitron_cli.model.shape import Shape
 from minitron_cli.price import search as work_of
 from minitron_cli.price import subject
 from minitron_cli.price.offer import compute_dtype, offered
 from minitron_cli.price.search import Searching
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
-from minitron_cli.prune.config import SCORE_REPAIRS, PruneConfig, ScoreRepair
-from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.repair import repaired_plan
+from minitron_cli.prune.config import PruneConfig
 from minitron_cli.results.price import Price
-from minitron_cli.results.search import CalibrationUse, CandidateResult, SearchResult, WinnerResult, shape_key
+from minitron_cli.results.search import CandidateResult, SearchResult, WinnerResult, shape_key
 from minitron_cli.results.training import MAX_RISE
-from minitron_cli.search import feasible, halving, rank
+from minitron_cli.retraining import Retraining
+from minitron_cli.search import halving, rank
+from minitron_cli.search.candidate_repair import CandidateRepair
 from minitron_cli.search.candidates import candidate_result, objective_result
-from minitron_cli.search.config import Retrain, SearchConfig
-from minitron_cli.search.constraints import Constraint
+from minitron_cli.search.config import SearchConfig
 from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import Candidate
-from minitron_cli.search.latency_probe import LatencyProbe
 from minitron_cli.search.rank import RankedCandidate
-from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.search.search_objective import SearchObjective, sign
-from minitron_cli.search.work_sharing import Costs, WorkerGroup
+from minitron_cli.search.target import Target
+from minitron_cli.search.work_sharing import WorkerGroup
 
 STAGE, VERSION = "search", 4
 
-FULL: ScoreRepair = "all"
 Found = Mapping[str, Sequence[RankedCandidate]]  # target -> its candidates, best first
 
 
@@ -77,7 +69,7 @@ def run(
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
     builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
-    targets = [_Target.of(config, label, parent.shape) for label in config.labels]
+    targets = [Target.of(config, label, parent.shape) for label in config.labels]
     train_blocks = blocks_of(context, data, "train", parent.path)
     if config.retrain:
         fitted = short_runs.fit(config.retrain, train_blocks.sequence_length, len(train_blocks))
@@ -85,8 +77,8 @@ def run(
     validation = blocks_of(context, data, "validation", parent.path)
     objective = SearchObjective(config.objective, config.score_blocks, validation, teacher, parent.path, here)
     calibration = ImportanceConfig(**scores.manifest.config)
-    repair = _Repair.of(config, prune, calibration, train_blocks)
-    retraining = _Retraining.of(config.retrain, config.seed, train_blocks) if config.retrain else None
+    repair = CandidateRepair.of(config, prune, calibration, train_blocks)
+    retraining = Retraining.of(config.retrain, config.seed, train_blocks) if config.retrain else None
     if retraining:
         retraining = retraining.with_signals(context, teacher, parent.shape.sizes["vocab"])
     inputs = {
@@ -188,127 +180,6 @@ def _optional_inputs(
 
 
 @dataclass(frozen=True)
-class _Target:
-    """One target of a search, and the shapes that meet its counted constraints."""
-
-    label: str
-    constraints: Sequence[Constraint]
-    admitted: Sequence[Candidate]
-
-    @classmethod
-    def of(cls, config: SearchConfig, label: str, parent: Shape) -> Self:
-        """Target of this label. InfeasibleError if no shape meets the constraints."""
-        constraints = config.constraints_of(label)
-        return cls(label, constraints, feasible.admitted(parent, config.axes, constraints))
-
-    def chosen(self, builder: ChildBuilder, most: int, workers: WorkerGroup) -> list[Candidate]:
-        """The `most` candidates that retain most importance and meet the timed constraints, if there are any."""
-        parent = builder.parent.shape
-        ordered = RetainedImportance(parent, builder.scores, builder.ranking).order(self.admitted)
-        if not any(isinstance(constraint, Timed) for constraint in self.constraints):
-            return ordered[:most]
-
-        def costs() -> Costs:
-            found = feasible.timed(parent, ordered, self.constraints, most, LatencyProbe(builder))
-            return {c.name: dict(c.costs) for c in found}
-
-        timed = workers.from_rank0(f"timed-{self.label}", costs)
-        return [replace(c, costs=timed[c.name]) for c in ordered if c.name in timed]
-
-
-@dataclass(frozen=True)
-class _Repair:
-    """Repair of candidates before they are scored, as far as the setting says, and in full before a retraining."""
-
-    setting: ScoreRepair
-    prune: PruneConfig
-    calibration: ImportanceConfig
-    train_blocks: Blocks
-
-    @classmethod
-    def of(
-        cls, config: SearchConfig, prune: PruneConfig | None, calibration: ImportanceConfig, train_blocks: Blocks
-    ) -> Self | None:
-        """Repair of a search's candidates; None if none of them is repaired."""
-        is_any = prune and prune.repairs & SCORE_REPAIRS[FULL if config.retrain else config.score_repair]
-        return cls(config.score_repair, prune, calibration, train_blocks) if prune and is_any else None
-
-    def inputs(self) -> dict[str, str]:
-        """Identity of the repair. DataError if there is too little text to fit it on."""
-        repaired_plan.check_enough_text(self.prune, self.train_blocks)
-        return {"repair": f"{self.prune.repair} on {self.prune.repair_samples} samples"}
-
-    def builders(self, builder: ChildBuilder, scratch: Path) -> tuple[ChildBuilder, ChildBuilder]:
-        """Builders of the candidates that are scored and of those that are retrained. Statistics are in `scratch`."""
-        scored, retrained = (
-            repaired_plan.with_repair(builder, self.prune, setting, self.calibration, self.train_blocks, scratch)
-            for setting in (self.setting, FULL)
-        )
-        return scored, retrained
-
-    def applied(self, plan: PrunePlan, is_retrained: bool) -> dict[str, frozenset[str]]:
-        """Names of the repairs of a candidate with this plan before it is scored, and before it is retrained if it is,
-        as fields of its result."""
-        scored, full = (repaired_plan.of_candidate(plan, self.prune, setting) for setting in (self.setting, FULL))
-        return {"repairs": scored, "retrained_repairs": full if is_retrained else frozenset()}
-
-    def calibration_use(self) -> CalibrationUse:
-        """Text that the repairs are fitted on."""
-        return repaired_plan.calibration_use(self.prune, self.train_blocks)
-
-
-class RetrainingConfig(DistillConfig):
-    """Retraining of a candidate, as a configuration of the training loop."""
-
-    section: ClassVar[str] = Retrain.section
-
-    @classmethod
-    def of(cls, retrain: Retrain, seed: int) -> Self:
-        """Settings of the training loop, without evaluations on the way."""
-        return cls(
-            tokens=retrain.tokens,
-            batch_size=retrain.batch_size,
-            micro_batch_size=retrain.micro_batch_size,
-            learning_rate=retrain.learning_rate,
-            min_learning_rate=retrain.learning_rate / 10,
-            warmup_steps=retrain.warmup_steps,
-            eval_every=10**9,
-            save_every=retrain.save_every,
-            seed=seed,
-        )
-
-
-@dataclass(frozen=True)
-class _Retraining:
-    """Light retraining of the best candidates, and the steps after which they are compared."""
-
-    retrain: Retrain
-    config: RetrainingConfig
-    blocks: Blocks
-    steps: Sequence[int]
-    signals: TeacherSignals | None = None
-    """What stands in for the teacher."""
-
-    @classmethod
-    def of(cls, retrain: Retrain, seed: int, blocks: Blocks) -> Self:
-        """Retraining on these blocks, in an order that the seed chooses."""
-        config = RetrainingConfig.of(retrain, seed)
-        total = retrain.total_steps(blocks.sequence_length)
-        return cls(retrain, config, blocks, halving.rung_steps(total, retrain.rungs, retrain.keep))
-
-    def with_signals(self, context: Context, teacher: SourceModel, vocab: int) -> Self:
-        """The same on stored signals of the teacher, if there are any that fit."""
-        student = Student(self.config, teacher, vocab, self.blocks, None)
-        return replace(self, signals=student.signals(context.workspace))
-
-    @property
-    def rung_tokens(self) -> tuple[int, ...]:
-        """Tokens that a candidate was trained on by each rung."""
-        per_step = self.retrain.batch_size * self.blocks.sequence_length
-        return tuple(steps * per_step for steps in self.steps)
-
-
-@dataclass(frozen=True)
 class _Search:
     """One process's share of the scoring and the retraining of candidates."""
 
@@ -317,7 +188,7 @@ class _Search:
     retrained: ChildBuilder
     """Builder of the candidates that are retrained."""
     objective: SearchObjective
-    retraining: _Retraining | None
+    retraining: Retraining | None
     workers: WorkerGroup
 
     def run(self, chosen: Mapping[str, Sequence[Candidate]]) -> dict[str, list[RankedCandidate]]:
@@ -336,7 +207,7 @@ class _Search:
     def _score(self, candidates: Sequence[Candidate], i: int) -> float:
         return self.objective(self.scored.candidate(candidates[i].shape))
 
-    def _retrained(self, ranked: Sequence[RankedCandidate], retraining: _Retraining) -> list[RankedCandidate]:
+    def _retrained(self, ranked: Sequence[RankedCandidate], retraining: Retraining) -> list[RankedCandidate]:
         steps = retraining.steps
 
         def to_rung(running: Sequence[RankedCandidate], i: int) -> list[float]:
@@ -346,7 +217,7 @@ class _Search:
 
         return halving.halve(ranked, retraining.retrain.top, len(steps), retraining.retrain.keep, to_rung, self._forget)
 
-    def _train(self, candidate: Candidate, retraining: _Retraining, until: int) -> float:
+    def _train(self, candidate: Candidate, retraining: Retraining, until: int) -> float:
         """Score after step `until` of a candidate's training, which continues from its last checkpoint."""
         student = self.retrained.candidate(candidate.shape)
         train(

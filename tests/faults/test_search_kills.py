@@ -70,7 +70,7 @@ def noted(optimize, log):
 
     def step(run):
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(fd, f"{run.scratch.name} {run.step}\n".encode())
+        os.write(fd, f"{run.state.scratch.name} {run.state.step}\n".encode())
         os.close(fd)
         return optimize(run)
 

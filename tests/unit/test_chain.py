@@ -13,6 +13,7 @@ from minitron_cli.cli import tables
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.control import Control
 from minitron_cli.errors import RecipeError
+from minitron_cli.evaluate import benchmark
 from minitron_cli.evaluate.config import AgainstParent, EvaluateConfig, Gates
 from minitron_cli.evaluate.gate import outcomes
 from minitron_cli.importance.config import ImportanceConfig
@@ -135,11 +136,11 @@ def test_a_chain_has_the_numbers_of_an_evaluation_of_original_and_child(chain):
 def test_a_chain_killed_between_steps_does_not_measure_the_original_again(chain, monkeypatch):
     root, asked, (_, second) = chain
     measured, compared = [], []
-    alone, beside = evaluate.perplexity, evaluate.kl_to_parent
+    alone, beside = benchmark.perplexity, benchmark.kl_to_parent
     ffn = lambda model: model.config.intermediate_size  # noqa: E731  # names the model
-    monkeypatch.setattr(evaluate, "perplexity", lambda m, *a, **o: measured.append(ffn(m)) or alone(m, *a, **o))
+    monkeypatch.setattr(benchmark, "perplexity", lambda m, *a, **o: measured.append(ffn(m)) or alone(m, *a, **o))
     monkeypatch.setattr(
-        evaluate, "kl_to_parent", lambda m, p, *a, **o: compared.append((ffn(m), ffn(p))) or beside(m, p, *a, **o)
+        benchmark, "kl_to_parent", lambda m, p, *a, **o: compared.append((ffn(m), ffn(p))) or beside(m, p, *a, **o)
     )
     shutil.rmtree(second.evaluate.path)
     again = pipeline.run(asked, context(root / "run"))

@@ -18,8 +18,7 @@ from minitron_cli.distill.fused.entropy import entropy, least_sure
 from minitron_cli.distill.fused.head_matmul import HeadInput
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.position_choice import PositionChoice
-from minitron_cli.distill.targets import targets
-from minitron_cli.distill.validation import NOTHING
+from minitron_cli.distill.targets import NOTHING, targets
 from minitron_cli.model.lm_head import Head
 from minitron_cli.signals import shards
 from minitron_cli.signals.config import Sampled, TopK

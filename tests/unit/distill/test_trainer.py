@@ -21,8 +21,8 @@ from minitron_cli.distill.hidden_state_losses import Norms, state_pairs
 from minitron_cli.distill.schedule import step_seed
 from minitron_cli.distill.trainer import TrainResult, train
 from minitron_cli.errors import ArtifactError, CheckpointError, DataError, Interrupted, RecipeError, RunFailed
+from minitron_cli.retraining import RetrainingConfig
 from minitron_cli.search.config import Retrain
-from minitron_cli.stages.search import RetrainingConfig
 from tests.quick import first_quick
 from tests.unit.distill import small
 from tests.unit.distill.small import CONFIG, AfterStep, TinyBlocks, configured, run

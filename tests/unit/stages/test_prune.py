@@ -63,7 +63,7 @@ def made_up_scores(tmp_path, parent):
 
 
 def test_one_set_of_scores_serves_several_cuts(tmp_path, parent, scores, monkeypatch):
-    monkeypatch.setattr(prune.export_check, "check_child", lambda written: [])  # which runs the child
+    monkeypatch.setattr(prune.written_child.export_check, "check_child", lambda written: [])  # which runs the child
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("a model ran"))
     made = [prune.run(context(tmp_path / "run"), parent, PruneConfig(shape=shape), scores=scores) for shape in SHAPES]
     assert len({artifact.path for artifact in made}) == len(SHAPES)

@@ -1,0 +1,190 @@
+"""Measurement of one model on the text and tasks of an evaluation. Compares no models but for their KL."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minitron_cli.artifacts.build import Context, StageBuild
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.pack import Blocks
+from minitron_cli.errors import InputError
+from minitron_cli.evaluate import cloze, lm_eval_runner, tasks
+from minitron_cli.evaluate.config import PERPLEXITY, EvaluateConfig, Task
+from minitron_cli.evaluate.earlier import earlier
+from minitron_cli.evaluate.measurements import Measurements
+from minitron_cli.evaluate.metrics import TEXT_FIGURES
+from minitron_cli.evaluate.per_byte import BytesResult, loss_per_byte, pieces_of
+from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.evaluate.statistics import Items
+from minitron_cli.evaluate.tasks import TaskLocations
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.results.evaluation import BITS_PER_BYTE, ORIGINAL, PARENT, MetricResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Text and tasks that every model is measured on."""
+
+    context: Context
+    parent: SourceModel
+    blocks: Blocks | None
+    config: EvaluateConfig
+    allow_code: bool
+    others: Mapping[str, str]
+    """Label of each model with another tokenizer than the parent's -> how it differs."""
+    stored_as: Mapping[str, Any]
+    """Stage and version of the artifacts that hold measurements."""
+    original: SourceModel | None = None
+    """The model that the chain started from, if it is not the parent."""
+
+    @cached_property
+    def known(self) -> dict[str, Measurements]:
+        """What an earlier step has measured of the original and of the parent, by label."""
+        if self.original is None:
+            return {}
+        config = self.config.model_dump(mode="json")
+        manifest = {**self.stored_as, "config": config, "inputs": self.inputs()}
+        found = {
+            label: earlier(self.context.workspace, model.fingerprint, manifest, per_byte=bool(self.others))
+            for label, model in ((PARENT, self.parent), (ORIGINAL, self.original))
+            if label not in self.others
+        }
+        return {label: measured for label, measured in found.items() if measured}
+
+    @cached_property
+    def locations(self) -> TaskLocations:
+        own, data = self.config.include_path, self.config.task_data
+        if data and not Path(data).is_dir():
+            raise InputError(f"{data} is not a directory: give --task-data one with a directory for each task")
+        return TaskLocations(Path(own) if own else None, Path(data) if data else None)
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of text and tasks. InputError for an unknown task, before any model is loaded."""
+        if self.config.tasks:
+            self._check_tasks()
+        blocks = {"validation": self.blocks.fingerprint} if self.blocks else {}
+        return {"dtype": self.context.dtype} | blocks | self.locations.fingerprints(self.config.tasks)
+
+    def _check_tasks(self) -> None:
+        if self.context.dry_run:
+            tasks.forecast(self.config.tasks, self.locations, allow_code=self.allow_code)  # downloads nothing
+        else:
+            tasks.load_tasks(self.config.tasks, self.locations, allow_code=self.allow_code)
+
+    def forecast(self) -> dict[str, Any]:
+        """Tasks that would be evaluated, for a dry run."""
+        wanted = self.config.tasks
+        found = tasks.forecast(wanted, self.locations, allow_code=self.allow_code) if wanted else []
+        return {"tasks": [row._asdict() for row in found]} if found else {}
+
+    def measured_json(self, work: StageBuild, label: str, subject: SourceModel) -> dict[str, Any]:
+        """Measurements of one model as JSON, so that an interrupted evaluation keeps them."""
+        return self._measure(work, label, subject).model_dump(mode="json")
+
+    def _measure(self, work: StageBuild, label: str, subject: SourceModel) -> Measurements:
+        if label in self.known and not self._references(label):
+            return self.known[label]
+        model = self._load(subject)
+        return self._with_kl(self.known.get(label) or self._measured_alone(work, label, subject, model), label, model)
+
+    def _measured_alone(
+        self, work: StageBuild, label: str, subject: SourceModel, model: "PreTrainedModel"
+    ) -> Measurements:
+        """Everything but the KL from other models."""
+        needs_tokenizer = self.config.tasks or self.config.cloze or hf.has_tokenizer(subject.path)
+        tokenizer = hf.load_tokenizer(subject.path) if needs_tokenizer else None
+        found = Measurements()
+        if self.blocks and self.config.perplexity:
+            found |= self._on_text(model, self.blocks, tokenizer, label)
+        if self.blocks and self.config.cloze:
+            made = cloze.task_of_blocks(work.scratch, self.tokenizer, self.blocks, self.config.cloze)
+            found |= self._on_tasks(model, tokenizer, [Task(name="cloze", document="document")], TaskLocations(made))
+        if self.config.tasks:
+            chat = {name: getattr(self.config, name) for name in ("apply_chat_template", "fewshot_as_multiturn")}
+            found |= self._on_tasks(model, tokenizer, self.config.tasks, self.locations, **chat)
+        return found
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The parent's, which made the blocks."""
+        return hf.load_tokenizer(self.parent.path)
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per held-out block; 0 without held-out text."""
+        return self.blocks.sequence_length if self.blocks else 0
+
+    @property
+    def loss_tokens(self) -> int:
+        """Held-out tokens on which the loss of each model is measured."""
+        if self.blocks is None or not self.config.perplexity:
+            return 0
+        return min(self.config.blocks or len(self.blocks), len(self.blocks)) * self.sequence_length
+
+    def _load(self, subject: SourceModel) -> "PreTrainedModel":
+        return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
+
+    def _on_text(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any, label: str) -> Measurements:
+        """Losses per token.
+
+        Per byte, if any model has another tokenizer than the parent; for such a model nothing else.
+        """
+        metrics, items = dict[str, MetricResult](), dict[str, Items]()
+        if label not in self.others:
+            measured = perplexity(model, blocks, max_blocks=self.config.blocks, batch_size=self.config.batch_size)
+            metrics, items = measured.metrics(), {"loss": measured.items}
+        if self.others:
+            found = self._per_byte(model, blocks, tokenizer)
+            metrics, items = metrics | found.metrics(), items | {BITS_PER_BYTE: found.items}
+        return Measurements(results={PERPLEXITY: metrics}, items={PERPLEXITY: items})
+
+    def _references(self, label: str) -> dict[str, SourceModel]:
+        """Name of a KL -> the model from which it is measured, for the model called `label`."""
+        if self.blocks is None or not self.config.perplexity or label in self.others or label == ORIGINAL:
+            return {}
+        found = {"kl": self.parent} if label != PARENT else {}
+        return found | ({"kl_original": self.original} if self.original and ORIGINAL not in self.others else {})
+
+    def _with_kl(self, found: Measurements, label: str, model: "PreTrainedModel") -> Measurements:
+        """Measurements with the KL from the parent and from the original, of which a model's own is left out."""
+        metrics = dict(found.results.get(PERPLEXITY, {}))
+        for name, reference in self._references(label).items():
+            assert self.blocks
+            metrics[name] = self._kl(model, reference, self.blocks)
+        if not metrics:
+            return found
+        ordered = {name: metrics[name] for name in TEXT_FIGURES if name in metrics}
+        return found.model_copy(update={"results": {**found.results, PERPLEXITY: ordered}})
+
+    def _kl(self, model: "PreTrainedModel", reference: SourceModel, blocks: Blocks) -> MetricResult:
+        most, size = self.config.blocks, self.config.batch_size
+        found = kl_to_parent(model, self._load(reference), blocks, max_blocks=most, batch_size=size)
+        return found.metrics()["kl"]
+
+    def _per_byte(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any) -> BytesResult:
+        pieces = pieces_of(blocks, self.tokenizer, self.config.blocks)
+        size = self.config.batch_size
+        return loss_per_byte(model, tokenizer, pieces, length=self.sequence_length, batch_size=size)
+
+    def _on_tasks(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: Any,
+        requested: Sequence[Task],
+        locations: TaskLocations,
+        **chat: bool,
+    ) -> Measurements:
+        return lm_eval_runner.run_tasks(
+            model,
+            tokenizer,
+            requested,
+            locations=locations,
+            allow_code=self.allow_code,
+            batch_size=self.config.batch_size,
+            **chat,
+        )
