@@ -152,7 +152,9 @@ def test_a_parent_with_the_older_name(parents, tokens, tmp_path):
 )
 def test_dense_layers_among_those_with_experts_are_refused(field, value):
     config = tiny_config("qwen3_moe", **{field: value})
-    with pytest.raises(CheckpointError, match=f"'{field}' is .*, so the model's layers differ in kind: only models"):
+    with pytest.raises(
+        CheckpointError, match=f"'{field}' is .*, which the table of qwen3_moe does not describe: only models"
+    ):
         family_of(config)
 
 
