@@ -42,6 +42,7 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "cwm": IN_TURN,
     "ernie4_5": {"use_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
     "exaone4": {**IN_TURN, "sliding_window_pattern": 2},
+    "flex_olmo": {"attention_bias": True, "num_experts": 6, "num_experts_per_tok": 2},
     "gemma": {"attention_bias": True},
     "gemma2": {
         "attention_bias": True,
@@ -74,6 +75,17 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"attention_bias": True},
     "jais2": {"attention_bias": True, "mlp_bias": True},
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "mellum": {
+        **IN_TURN,
+        "attention_bias": True,
+        "moe_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+        },
+    },
     "ministral": IN_TURN,
     "ministral3": {"sliding_window": 6, "rope_parameters": MINISTRAL3_ROPE},
     "mistral": {"sliding_window": 6},
@@ -83,6 +95,15 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "olmo3": {"attention_bias": True, **IN_TURN},
     "phi3": {"sliding_window": 6},
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    "qwen2_moe": {
+        **IN_TURN,
+        "use_sliding_window": True,
+        "intermediate_size": 40,  # of layers without experts: there are none
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 56,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+    },
     "qwen3": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "qwen3_moe": {
         "attention_bias": True,

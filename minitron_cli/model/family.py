@@ -118,7 +118,7 @@ class Family:
     config_aliases: Mapping[str, str] = field(default_factory=dict)
     """Config field -> name by which other versions of transformers read it; a child's config has both."""
     uniform_if: Mapping[str, Any] = field(default_factory=dict)
-    """Config field -> value by which the model, and each of its layers, is of the kind that the table describes."""
+    """Config field -> value, or entry of a list by layer, of the models that the table describes."""
     serving: Serving = UNREAD
     """Reading of the family by vLLM and llama.cpp."""
 

@@ -42,6 +42,7 @@ HEAD_SIZE_IS_STATED = {
     "glm4",
     "gpt_neox",
     "hunyuan_v1_dense",
+    "mellum",
     "ministral",
     "ministral3",
     "qwen3",
@@ -49,8 +50,8 @@ HEAD_SIZE_IS_STATED = {
     "vaultgemma",
 }
 # Any layer may be of either kind: without the list, transformers takes one layer in four, in two or none to be full
-ONLY_LISTED = {"cohere2", "cwm", "exaone4", "ministral", "olmo3", "vaultgemma"}
-NORMED_OVER_HEADS = ("olmo2", "olmo3")
+ONLY_LISTED = {"cohere2", "cwm", "exaone4", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
+NORMED_OVER_HEADS = ("flex_olmo", "olmo2", "olmo3")
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
 PATTERNED = sorted(model_type for model_type, parts in ANATOMY.items() if parts.pattern)
 
@@ -84,6 +85,14 @@ OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
     "smollm3": BY_TWOS,
     "mixtral": BY_EIGHTS,
     "qwen3_moe": BY_EIGHTS,
+    "flex_olmo": NO_HEADS
+    | {
+        "ffn": {"ffn": 16},
+        "all": {"layer": 3, "hidden": 24, "ffn": 16},
+        "all and groups": {"layer": 2, "hidden": 16, "ffn": 40},
+    },
+    "mellum": BY_EIGHTS,
+    "qwen2_moe": BY_EIGHTS,
     "olmo2": NO_HEADS,
     "olmo3": NO_HEADS,
     "gpt_neox": {
@@ -481,7 +490,7 @@ def test_a_gemma_loses_the_least_important_pair_of_layers(parents, tokens, tmp_p
 
 
 # Version 4 has no such model type, and without rotary parameters version 5 takes other scaled ones
-UNKNOWN_TO_4 = {"cwm", "ministral3"}
+UNKNOWN_TO_4 = {"cwm", "mellum", "ministral3"}
 
 
 def rope_of(model_type, rope_type):
@@ -571,7 +580,7 @@ def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     family = FAMILIES[model_type]
     fields = {family.sizes[axis]: axis for axis in ("layer", "hidden", "ffn", "head")}
     assert {name: child[name] for name in fields} == {name: plan.child.sizes[axis] for name, axis in fields.items()}
-    lists = {"layer_types", "no_rope_layers", "max_window_layers"}
+    lists = {"max_window_layers", *family.layer_lists}
     older = {
         "torch_dtype",
         "transformers_version",
@@ -612,7 +621,7 @@ def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
             assert layout.axes(whole) == {"hidden"}
             checked.add(name)
     matrices = {t for t, text in family.tensors.items() if "{layer}" in t and len(parse(text).dims) == 2}
-    assert checked == {t for t in matrices if "expert" not in family.tensors[t] and "{expert}" not in t}
+    assert checked == {t for t in matrices if "expert" not in family.tensors[t] and "expert" not in t}
 
 
 @each_family()

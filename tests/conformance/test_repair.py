@@ -40,6 +40,7 @@ OTHERS = {
     "cohere",
     "cohere2",
     "exaone4",
+    "flex_olmo",
     "gemma2",
     "gemma3_text",
     "glm4",
@@ -90,12 +91,14 @@ def test_the_families_that_must_be_rotatable_are():
         "granite",
         "hunyuan_v1_dense",
         "llama",
+        "mellum",
         "ministral",
         "ministral3",
         "mistral",
         "mixtral",
         "phi3",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
         "qwen3_moe",
         "seed_oss",
@@ -155,9 +158,9 @@ def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
 
     x = model.embed_tokens(tokens) * getattr(config, "embedding_multiplier", 1.0) @ project
     positions = torch.arange(tokens.shape[1])[None]
-    rotary = model.rotary_emb(x, positions)
     for layer in model.layers:
         mask = causal(tokens.shape[1], window_of(layer, config))
+        rotary = model.rotary_emb(x, positions, *rotary_kind(layer, config))
         before_attention, before_mlp = (layer.get_submodule(name) for name in parts.norms)
         written, _ = layer.self_attn(
             norm(before_attention, x), position_embeddings=rotary, attention_mask=mask, position_ids=positions
@@ -167,6 +170,12 @@ def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
     logits = parent.lm_head(norm(model.norm, x)) / getattr(config, "logits_scaling", 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def rotary_kind(layer, config):
+    """The layer's kind, where each kind has rotary parameters of its own."""
+    kind = config.layer_types[layer.self_attn.layer_idx] if getattr(config, "layer_types", None) else ""
+    return (kind,) if kind in config.rope_parameters else ()
 
 
 def window_of(layer, config):

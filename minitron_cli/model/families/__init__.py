@@ -10,6 +10,7 @@ from minitron_cli.model.families.cohere2 import COHERE2
 from minitron_cli.model.families.cwm import CWM
 from minitron_cli.model.families.ernie4_5 import ERNIE4_5
 from minitron_cli.model.families.exaone4 import EXAONE4
+from minitron_cli.model.families.flex_olmo import FLEX_OLMO
 from minitron_cli.model.families.gemma import GEMMA
 from minitron_cli.model.families.gemma2 import GEMMA2
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
@@ -20,6 +21,7 @@ from minitron_cli.model.families.granite import GRANITE
 from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
 from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.families.mellum import MELLUM
 from minitron_cli.model.families.ministral import MINISTRAL
 from minitron_cli.model.families.ministral3 import MINISTRAL3
 from minitron_cli.model.families.mistral import MISTRAL
@@ -29,6 +31,7 @@ from minitron_cli.model.families.olmo2 import OLMO2
 from minitron_cli.model.families.olmo3 import OLMO3
 from minitron_cli.model.families.phi3 import PHI3
 from minitron_cli.model.families.qwen2 import QWEN2
+from minitron_cli.model.families.qwen2_moe import QWEN2_MOE
 from minitron_cli.model.families.qwen3 import QWEN3
 from minitron_cli.model.families.qwen3_moe import QWEN3_MOE
 from minitron_cli.model.families.seed_oss import SEED_OSS
@@ -46,6 +49,7 @@ FAMILIES: dict[str, Family] = {
         CWM,
         ERNIE4_5,
         EXAONE4,
+        FLEX_OLMO,
         GEMMA,
         GEMMA2,
         GEMMA3_TEXT,
@@ -56,6 +60,7 @@ FAMILIES: dict[str, Family] = {
         HUNYUAN_V1_DENSE,
         JAIS2,
         LLAMA,
+        MELLUM,
         MINISTRAL,
         MINISTRAL3,
         MISTRAL,
@@ -65,6 +70,7 @@ FAMILIES: dict[str, Family] = {
         OLMO3,
         PHI3,
         QWEN2,
+        QWEN2_MOE,
         QWEN3,
         QWEN3_MOE,
         SEED_OSS,
@@ -85,7 +91,8 @@ def family_of(config: Any) -> Family:
         raise CheckpointError(reason)
     family = FAMILIES[config.model_type]
     for name, wanted in family.uniform_if.items():
-        if (found := getattr(config, name)) != wanted:
+        found = getattr(config, name)
+        if found != wanted and not (isinstance(found, list) and found and all(one == wanted for one in found)):
             raise CheckpointError(
                 f"config field {name!r} is {shown(found)}, which the table of {config.model_type} does not describe: "
                 f"only models where it is {wanted} can be pruned"
