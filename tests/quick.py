@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from minitron_cli.model.families import FAMILIES
 from tests.tiny import FAMILY_OPTIONS
 
 QUICK = ("gemma3_text", "gpt_neox", "llama", "phi3", "qwen3_moe")
@@ -62,3 +63,9 @@ def each_family(names: Iterable[str] = sorted(FAMILY_OPTIONS)) -> pytest.MarkDec
 def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
     """Cases of `parametrize` that begin with a family, of which those of all but a few are left to the slow tests."""
     return [case_of(*case) for case in cases]
+
+
+MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
+EVERY_MIXTURE = pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=pytest.mark.conformance) if name in APART else name for name in MIXTURES]
+)

@@ -31,11 +31,9 @@ from tests.conformance.test_families import (
     stored,
     write,
 )
-from tests.quick import each_family
+from tests.quick import EVERY_MIXTURE, each_family
 from tests.tiny import BASE, tiny_config, tiny_model
 
-MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
-EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
 PRUNINGS = {
     "experts": {"expert": 4},
     "as few as a token uses": {"expert": 2},

@@ -1,5 +1,6 @@
 """Families that minitron can prune. To add one: a file with its table, and its name below (docs/extending.md)."""
 
+from types import MappingProxyType
 from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
@@ -39,6 +40,9 @@ from minitron_cli.model.families.smollm3 import SMOLLM3
 from minitron_cli.model.families.starcoder2 import STARCODER2
 from minitron_cli.model.families.vaultgemma import VAULTGEMMA
 from minitron_cli.model.family import Family
+from minitron_cli.model.nearest_family import Shapes
+
+NO_TENSORS: Shapes = MappingProxyType({})
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -81,13 +85,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: Any) -> Family:
-    """Table for a `PretrainedConfig`. CheckpointError if no table describes the model."""
+def family_of(config: Any, tensors: Shapes = NO_TENSORS) -> Family:
+    """Table for a `PretrainedConfig`. CheckpointError if no table describes the model.
+
+    With the checkpoint's tensors, the error of an unknown model type names the nearest table.
+    """
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
             "the model's layers differ in size (per_layer_config): only homogeneous models can be pruned"
         )
-    if reason := unsupported.reason(config, FAMILIES):
+    if reason := unsupported.reason(config, FAMILIES, tensors):
         raise CheckpointError(reason)
     family = FAMILIES[config.model_type]
     for name, wanted in family.uniform_if.items():
