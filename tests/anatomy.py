@@ -47,7 +47,13 @@ FOUR_NORMS = (
     "pre_feedforward_layernorm",
     "post_feedforward_layernorm",
 )
+POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 ANATOMY = {
+    "cohere": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps"),
+    "cohere2": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps", pattern="layer_types"),
+    "exaone4": Anatomy(norms=POST_NORMS),
+    "flex_olmo": Anatomy(norms=POST_NORMS, experts="mlp.experts", router="mlp.gate"),
+    "gemma": Anatomy(norm_offset=1),
     "gemma2": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
     "gemma3_text": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
     "glm4": Anatomy(
@@ -61,12 +67,17 @@ ANATOMY = {
         down="dense_4h_to_h",
         epsilon="layer_norm_eps",
     ),
+    "jais2": Anatomy(epsilon="layer_norm_eps"),
+    "mellum": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "mixtral": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "nemotron": Anatomy(norm_offset=1, epsilon="norm_eps"),
-    "olmo2": Anatomy(norms=("post_attention_layernorm", "post_feedforward_layernorm")),
+    "olmo2": Anatomy(norms=POST_NORMS),
+    "olmo3": Anatomy(norms=POST_NORMS),
+    "qwen2_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "qwen3_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "smollm3": Anatomy(pattern="no_rope_layers"),
     "starcoder2": Anatomy(down="c_proj", epsilon="norm_epsilon"),
+    "vaultgemma": Anatomy(norms=("input_layernorm", "pre_feedforward_layernorm"), norm_offset=1),
 }
 
 

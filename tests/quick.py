@@ -5,12 +5,35 @@ from typing import Any
 
 import pytest
 
+from minitron_cli.model.families import FAMILIES
 from tests.tiny import FAMILY_OPTIONS
 
 QUICK = ("gemma3_text", "gpt_neox", "llama", "phi3", "qwen3_moe")
 """Between them: biases, fused and stacked matrices, softcaps, sliding windows, offset norms and experts."""
 
-APART = frozenset({"arcee", "ernie4_5", "glm", "glm4", "seed_oss"})
+APART = frozenset(
+    {
+        "arcee",
+        "cohere",
+        "cohere2",
+        "cwm",
+        "ernie4_5",
+        "exaone4",
+        "flex_olmo",
+        "gemma",
+        "glm",
+        "glm4",
+        "hunyuan_v1_dense",
+        "jais2",
+        "mellum",
+        "ministral",
+        "ministral3",
+        "olmo3",
+        "qwen2_moe",
+        "seed_oss",
+        "vaultgemma",
+    }
+)
 """Families whose whole matrix runs in `make conformance`; `make test` goes through their cheapest cases."""
 
 
@@ -40,3 +63,9 @@ def each_family(names: Iterable[str] = sorted(FAMILY_OPTIONS)) -> pytest.MarkDec
 def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
     """Cases of `parametrize` that begin with a family, of which those of all but a few are left to the slow tests."""
     return [case_of(*case) for case in cases]
+
+
+MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
+EVERY_MIXTURE = pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=pytest.mark.conformance) if name in APART else name for name in MIXTURES]
+)

@@ -24,9 +24,26 @@ BASE = {
     "pad_token_id": 0,
 }
 
+IN_TURN = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+"""Kinds of layers, as often as there are layers."""
+
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 3e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,  # beyond which queries are scaled
+    "llama_4_scaling_beta": 0.3,
+}
+
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "arcee": {"attention_bias": True, "mlp_bias": True},
+    "cohere": {"attention_bias": True, "logit_scale": 0.7},
+    "cohere2": {"attention_bias": True, "logit_scale": 0.7, **IN_TURN},
+    "cwm": IN_TURN,
     "ernie4_5": {"use_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
+    "exaone4": {**IN_TURN, "sliding_window_pattern": 2},
+    "flex_olmo": {"attention_bias": True, "num_experts": 6, "num_experts_per_tok": 2},
+    "gemma": {"attention_bias": True},
     "gemma2": {
         "attention_bias": True,
         "sliding_window": 6,
@@ -55,13 +72,38 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.6,
         "attention_multiplier": 0.2,
     },
+    "hunyuan_v1_dense": {"attention_bias": True},
+    "jais2": {"attention_bias": True, "mlp_bias": True},
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "mellum": {
+        **IN_TURN,
+        "attention_bias": True,
+        "moe_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+        },
+    },
+    "ministral": IN_TURN,
+    "ministral3": {"sliding_window": 6, "rope_parameters": MINISTRAL3_ROPE},
     "mistral": {"sliding_window": 6},
     "mixtral": {"sliding_window": 6, "num_local_experts": 6, "num_experts_per_tok": 2},
     "nemotron": {"attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 0.25},
     "olmo2": {"attention_bias": True},
+    "olmo3": {"attention_bias": True, **IN_TURN},
     "phi3": {"sliding_window": 6},
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    "qwen2_moe": {
+        **IN_TURN,
+        "use_sliding_window": True,
+        "intermediate_size": 40,  # of layers without experts: there are none
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 56,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+    },
     "qwen3": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "qwen3_moe": {
         "attention_bias": True,
@@ -85,12 +127,27 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
     },
     "starcoder2": {"sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
+    "vaultgemma": {
+        "attention_bias": True,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 5,
+        "final_logit_softcapping": 8.0,
+        "attn_logit_softcapping": 4.0,
+    },
 }
+
+
+MEAN_OF_VECTORS = {"gemma": 0.0}
+"""Mean of norm weights and biases, 1 unless said. Gemma's norms add 1, and a gain of 2 before each softmax, over an
+embedding times sqrt(hidden), would leave fp32 too few digits to compare."""
 
 
 def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
     """The config of a tiny model of a family."""
-    return CONFIG_MAPPING[model_type](**{**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options})
+    fields = {**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options}
+    if kinds := fields.get("layer_types"):
+        fields["layer_types"] = [kinds[i % len(kinds)] for i in range(fields["num_hidden_layers"])]
+    return CONFIG_MAPPING[model_type](**fields)
 
 
 def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedModel:
@@ -104,7 +161,7 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                parameter.copy_(1 + 0.3 * noise)
+                parameter.copy_(MEAN_OF_VECTORS.get(model_type, 1.0) + 0.3 * noise)
             else:
                 is_embedding = parameter.shape[0] == config.vocab_size
                 parameter.copy_(noise * (1.0 if is_embedding else 1.5 / parameter.shape[-1] ** 0.5))

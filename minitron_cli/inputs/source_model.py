@@ -70,7 +70,7 @@ def open_checkpoint(path: Path) -> "tuple[Checkpoint, PretrainedConfig, Shape]":
     """
     found = Checkpoint.open(path)
     config = hf.config_of(found)
-    shape = Shape.of(family_of(config), config)
+    shape = Shape.of(family_of(config, found.shapes), config)
     if place := strict_json.not_finite(found.config):
         raise CheckpointError(f"{path / 'config.json'}: {shown(place)} is NaN or infinite; fix the field")
     checkpoint = named_by_table(found, shape, config)

@@ -63,6 +63,8 @@ class Serving(NamedTuple):
     llama_cpp: HeadSize = "unknown"
     llama_cpp_period: int | None = None
     """Every this many layers, llama.cpp takes one to attend to all tokens, whatever `layer_types` says."""
+    llama_cpp_windows_at: int | None = None
+    """Number of layers of the only models whose windows of attention llama.cpp knows."""
 
 
 UNREAD = Serving()
@@ -116,7 +118,7 @@ class Family:
     config_aliases: Mapping[str, str] = field(default_factory=dict)
     """Config field -> name by which other versions of transformers read it; a child's config has both."""
     uniform_if: Mapping[str, Any] = field(default_factory=dict)
-    """Config field -> value that says that all layers are of the kind that the table describes."""
+    """Config field -> value, or entry of a list by layer, of the models that the table describes."""
     serving: Serving = UNREAD
     """Reading of the family by vLLM and llama.cpp."""
 

@@ -173,7 +173,10 @@ def _vocabulary(shape: Shape) -> Finding:
 
 
 def _periods(shape: Shape, layer_types: Sequence[str] | None) -> Iterator[Finding]:
-    period = shape.family.serving.llama_cpp_period
+    period, windows_at = shape.family.serving.llama_cpp_period, shape.family.serving.llama_cpp_windows_at
+    if windows_at and "sliding_attention" in (layer_types or ()) and shape.sizes["layer"] != windows_at:
+        reason = f"it takes every layer to attend to all tokens where there are not {windows_at}: keep all layers"
+        yield Finding("llama.cpp layers", "fails", reason)
     if period is None or layer_types is None:
         return
     regular = ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(len(layer_types))]

@@ -1,14 +1,25 @@
 """Why a config of transformers has no family: not a causal language model, a wrapper around one, or simply unknown."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from minitron_cli.model.family import Family
+from minitron_cli.model.nearest_family import Shapes, nearest
 
-def reason(config: Any, known: Collection[str]) -> str | None:
-    """Sentence on a config that is none of the `known` model types, or attends both ways; None if it is supported."""
+NAMED = 3
+"""Number of names of each kind in a sentence."""
+
+
+def reason(config: Any, known: Mapping[str, Family], tensors: Shapes) -> str | None:
+    """Sentence on a config that is none of the `known` model types, or attends both ways; None if it is supported.
+
+    `tensors` are those of its checkpoint, where there is one, to name the nearest table.
+    """
     kind = config.model_type
     if kind not in known:
-        return _wrapper(config, known) or _no_decoder(config) or _unknown(kind, known)
+        return (
+            _wrapper(config, known) or _no_decoder(config) or _unknown(kind, known) + _nearest(config, known, tensors)
+        )
     if getattr(config, "use_bidirectional_attention", False) or getattr(config, "is_causal", True) is False:
         return (
             f"the config of this {kind} model lets tokens attend to later ones, so it is not a causal language model: "
@@ -47,3 +58,17 @@ def _unknown(kind: str, known: Collection[str]) -> str:
         f"model type {kind!r} has no family table: known are {', '.join(sorted(known))}; "
         "to add it, describe it in minitron_cli/model/families/ (docs/extending.md)"
     )
+
+
+def _nearest(config: Any, known: Mapping[str, Family], tensors: Shapes) -> str:
+    fit = nearest(known, config, tensors)
+    if fit is None:
+        return ""
+    share = f"{fit.fitting:,} of the model's {len(tensors):,} tensors"
+    found = f"; the nearest table is that of {fit.family}, which has {share}"
+    return found + _listed(", but not", fit.others) + _listed("; the model lacks its", fit.missing)
+
+
+def _listed(what: str, names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{what} {', '.join(names[:NAMED])}{more}" if names else ""

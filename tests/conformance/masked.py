@@ -135,7 +135,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
 
 def _norm_of(norm: nn.Module, kept: Indices, offset: float) -> nn.Module:
     """The norm that sees the survivors alone, and gives zero elsewhere."""
-    if isinstance(norm, nn.LayerNorm):
+    if "LayerNorm" in type(norm).__name__:  # torch's, or Cohere's, which has no bias
         return LayerNormOf(norm, kept, offset)
     share = len(kept) / len(norm.weight)
     norm.weight.copy_((norm.weight + offset) * share**0.5 - offset)
@@ -147,10 +147,11 @@ def _norm_of(norm: nn.Module, kept: Indices, offset: float) -> nn.Module:
 class LayerNormOf(nn.Module):
     """A layer norm whose mean and variance are those of some channels."""
 
-    def __init__(self, norm: nn.LayerNorm, kept: Indices, offset: float) -> None:
+    def __init__(self, norm: nn.Module, kept: Indices, offset: float) -> None:
         super().__init__()
-        self.kept, self.eps = kept, norm.eps
-        self.gain, self.bias = norm.weight[kept] + offset, norm.bias[kept]
+        self.kept, self.eps = kept, norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+        self.gain = norm.weight[kept] + offset
+        self.bias = norm.bias[kept] if hasattr(norm, "bias") else torch.zeros(len(kept))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         kept = hidden_BTD[..., self.kept]

@@ -31,11 +31,9 @@ from tests.conformance.test_families import (
     stored,
     write,
 )
-from tests.quick import each_family
+from tests.quick import EVERY_MIXTURE, each_family
 from tests.tiny import BASE, tiny_config, tiny_model
 
-MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
-EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
 PRUNINGS = {
     "experts": {"expert": 4},
     "as few as a token uses": {"expert": 2},
@@ -43,6 +41,12 @@ PRUNINGS = {
     "experts and layers": {"expert": 4, "layer": 3},
     "everything": {"layer": 3, "hidden": 24, "ffn": 16, "head": 2, "kv_head": 1, "expert": 4},
 }
+
+
+def pruned_sizes(model_type, pruning):
+    """Without heads, where a family's heads cannot be pruned."""
+    stay = {"head", "kv_head"} if FAMILIES[model_type].heads_not_prunable else set()
+    return {axis: size for axis, size in PRUNINGS[pruning].items() if axis not in stay}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, t
     for tied, pruning in product(TIED, PRUNINGS):
         with subtests.test(tied=tied, pruning=pruning):
             model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-            survivors = random_survivors(model.config, len(pruning), **PRUNINGS[pruning])
+            survivors = random_survivors(model.config, len(pruning), **pruned_sizes(model_type, pruning))
             check_child(model, checkpoint, survivors, tokens, tmp_path / f"{pruning}, {tied=}")
 
 
@@ -85,7 +89,7 @@ def test_a_router_that_does_not_norm_its_weights(parents, is_normed, tokens, tmp
 @EVERY_MIXTURE
 def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, random_survivors(model.config, 1, **PRUNINGS["everything"]))
+    plan = plan_of(model, random_survivors(model.config, 1, **pruned_sizes(model_type, "everything")))
     tensors = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     child = hf.model_of(child_config(checkpoint.config, plan), tensors)
     on_disk = write(checkpoint, plan, tmp_path / "child")
@@ -102,7 +106,7 @@ def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp
 @EVERY_MIXTURE
 def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    pruning = random_survivors(model.config, 8, **PRUNINGS["everything"])
+    pruning = random_survivors(model.config, 8, **pruned_sizes(model_type, "everything"))
     child = reload(write(checkpoint, plan_of(model, pruning), tmp_path / "child"))
     same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
     cached = child.generate(tokens, use_cache=True, **same)
@@ -129,7 +133,8 @@ def test_the_number_of_experts_is_written_for_readers_of_either_version(parents,
     directory = write(checkpoint, plan, tmp_path / "child")
     before = logits_of(reload(directory), tokens)
     raw = json.loads((directory / "config.json").read_text())
-    names = {"qwen3_moe": ["num_experts", "num_local_experts"], "mixtral": ["num_local_experts"]}[model_type]
+    both, first = ["num_experts", "num_local_experts"], ["num_experts"]
+    names = {"flex_olmo": first, "mellum": both, "mixtral": both[1:], "qwen2_moe": first, "qwen3_moe": both}[model_type]
     assert [raw[name] for name in names] == [4] * len(names)
     for name in names[1:]:
         edit_config(directory, **{name: None})
@@ -148,11 +153,17 @@ def test_a_parent_with_the_older_name(parents, tokens, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("mlp_only_layers", [1]), ("decoder_sparse_step", 2)], ids=["some layers", "every other layer"]
+    ("model_type", "field", "value"),
+    [
+        ("qwen3_moe", "mlp_only_layers", [1]),
+        ("qwen3_moe", "decoder_sparse_step", 2),
+        ("mellum", "mlp_layer_types", ["sparse", "dense", "sparse", "sparse"]),
+        ("cohere", "use_qk_norm", True),
+    ],
 )
-def test_dense_layers_among_those_with_experts_are_refused(field, value):
-    config = tiny_config("qwen3_moe", **{field: value})
-    with pytest.raises(CheckpointError, match=f"'{field}' is .*, so the model's layers differ in kind: only models"):
+def test_models_that_a_table_does_not_describe_are_refused(model_type, field, value):
+    config = tiny_config(model_type, **{field: value})
+    with pytest.raises(CheckpointError, match=f"'{field}' is .*, which the table of {model_type} does not describe"):
         family_of(config)
 
 

@@ -13,7 +13,7 @@ from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.scores.metric import Metric, Random
-from tests.quick import each_family
+from tests.quick import EVERY_MIXTURE, each_family
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
@@ -33,7 +33,6 @@ def variants(kind):
 
 METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
 CHOICES = [(axis, metric) for axis in SHAPES for metric in METRICS]
-EVERY_MIXTURE = pytest.mark.parametrize("model_type", [n for n, family in FAMILIES.items() if "expert" in family.sizes])
 EVERY_KIND = pytest.mark.parametrize("kind", get_args(Metric), ids=lambda kind: kind.model_fields["kind"].default)
 EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
 LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCK_RANKINGS]

@@ -20,6 +20,7 @@ from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.prune.transform import Repair, norm_gains
 from minitron_cli.repair.pca_rotation import check_rotatable
 from minitron_cli.repair.store import RepairStore
+from tests.anatomy import anatomy
 from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import assert_same, logits_of, plan_of, reload, shape_of, stored, write
 from tests.quick import each_family
@@ -35,7 +36,21 @@ def rotatable():
     return [t for t, config in configs.items() if rotation_obstacle(Shape.of(FAMILIES[t], config)) is None]
 
 
-OTHERS = {"gemma2", "gemma3_text", "glm4", "gpt_neox", "nemotron", "olmo2", "starcoder2"}  # see docs/repair.md
+OTHERS = {
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "flex_olmo",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt_neox",
+    "jais2",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "starcoder2",
+}  # see docs/repair.md
 ROTATABLE = each_family(rotatable())
 DENSE = each_family([t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
 
@@ -69,18 +84,26 @@ def turned(plan, checkpoint, basis_DK):
 def test_the_families_that_must_be_rotatable_are():
     known = {
         "arcee",
+        "cwm",
         "ernie4_5",
+        "gemma",
         "glm",
         "granite",
+        "hunyuan_v1_dense",
         "llama",
+        "mellum",
+        "ministral",
+        "ministral3",
         "mistral",
         "mixtral",
         "phi3",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
         "qwen3_moe",
         "seed_oss",
         "smollm3",
+        "vaultgemma",
     }
     assert known == set(rotatable())
     assert set(FAMILIES) - known == OTHERS
@@ -121,24 +144,38 @@ def by_hand(parent, kept_DK, tokens, mixing=None, scales=None):
     names = {module: f"{name}.weight" for name, module in parent.named_modules()}
     is_tied = parent.lm_head.weight is model.embed_tokens.weight
     residual = getattr(config, "residual_multiplier", 1.0)
+    parts, epsilon = anatomy(config.model_type), config.rms_norm_eps
 
     def norm(module, x):
         left = x @ kept_DK
-        left = left * torch.rsqrt(left.square().mean(-1, keepdim=True) + module.variance_epsilon)
+        left = left * torch.rsqrt(left.square().mean(-1, keepdim=True) + epsilon)
+        gain = module.weight + parts.norm_offset
         if is_tied and module is model.norm:  # of its weight the diagonal is left, direction by direction
-            given = left * torch.einsum("dk,d,dk->k", kept_DK, module.weight, kept_DK) @ kept_DK.T
+            given = left * torch.einsum("dk,d,dk->k", kept_DK, gain, kept_DK) @ kept_DK.T
         else:
-            given = left @ mixing[names[module]].T if mixing else left @ kept_DK.T * module.weight
+            given = left @ mixing[names[module]].T if mixing else left @ kept_DK.T * gain
         return given * (scales[names[module]] if scales else 1.0)
 
     x = model.embed_tokens(tokens) * getattr(config, "embedding_multiplier", 1.0) @ project
-    rotary = model.rotary_emb(x, torch.arange(tokens.shape[1])[None])
+    positions = torch.arange(tokens.shape[1])[None]
     for layer in model.layers:
         mask = causal(tokens.shape[1], window_of(layer, config))
-        written, _ = layer.self_attn(norm(layer.input_layernorm, x), position_embeddings=rotary, attention_mask=mask)
+        rotary = model.rotary_emb(x, positions, *rotary_kind(layer, config))
+        before_attention, before_mlp = (layer.get_submodule(name) for name in parts.norms)
+        written, _ = layer.self_attn(
+            norm(before_attention, x), position_embeddings=rotary, attention_mask=mask, position_ids=positions
+        )
         x = x + written @ project * residual
-        x = x + layer.mlp(norm(layer.post_attention_layernorm, x)) @ project * residual
-    return parent.lm_head(norm(model.norm, x)) / getattr(config, "logits_scaling", 1.0)
+        x = x + layer.mlp(norm(before_mlp, x)) @ project * residual
+    logits = parent.lm_head(norm(model.norm, x)) / getattr(config, "logits_scaling", 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def rotary_kind(layer, config):
+    """The layer's kind, where each kind has rotary parameters of its own."""
+    kind = config.layer_types[layer.self_attn.layer_idx] if getattr(config, "layer_types", None) else ""
+    return (kind,) if kind in config.rope_parameters else ()
 
 
 def window_of(layer, config):

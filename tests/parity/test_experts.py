@@ -13,16 +13,15 @@ from minitron_cli.importance.activation import AGGREGATIONS
 from minitron_cli.importance.experts import Experts, each_expert
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.layerwise.observer import Part, Tokens
-from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Activation, Magnitude, Random
 from minitron_cli.scores.scores import Scores
 from tests.parity.test_importance import aggregate
+from tests.quick import EVERY_MIXTURE
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import TOKENS, samples, score, split
 
-MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
-EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
 LAYERS, EXPERTS, NEURONS, TOP = 4, 6, 48, 2
 UNUSED = 4  # an expert that no token chooses, in layer 2
 

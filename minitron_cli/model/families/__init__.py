@@ -1,71 +1,107 @@
 """Families that minitron can prune. To add one: a file with its table, and its name below (docs/extending.md)."""
 
+from types import MappingProxyType
 from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model import unsupported
 from minitron_cli.model.families.arcee import ARCEE
+from minitron_cli.model.families.cohere import COHERE
+from minitron_cli.model.families.cohere2 import COHERE2
+from minitron_cli.model.families.cwm import CWM
 from minitron_cli.model.families.ernie4_5 import ERNIE4_5
+from minitron_cli.model.families.exaone4 import EXAONE4
+from minitron_cli.model.families.flex_olmo import FLEX_OLMO
+from minitron_cli.model.families.gemma import GEMMA
 from minitron_cli.model.families.gemma2 import GEMMA2
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.glm import GLM
 from minitron_cli.model.families.glm4 import GLM4
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.granite import GRANITE
+from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from minitron_cli.model.families.jais2 import JAIS2
 from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.families.mellum import MELLUM
+from minitron_cli.model.families.ministral import MINISTRAL
+from minitron_cli.model.families.ministral3 import MINISTRAL3
 from minitron_cli.model.families.mistral import MISTRAL
 from minitron_cli.model.families.mixtral import MIXTRAL
 from minitron_cli.model.families.nemotron import NEMOTRON
 from minitron_cli.model.families.olmo2 import OLMO2
+from minitron_cli.model.families.olmo3 import OLMO3
 from minitron_cli.model.families.phi3 import PHI3
 from minitron_cli.model.families.qwen2 import QWEN2
+from minitron_cli.model.families.qwen2_moe import QWEN2_MOE
 from minitron_cli.model.families.qwen3 import QWEN3
 from minitron_cli.model.families.qwen3_moe import QWEN3_MOE
 from minitron_cli.model.families.seed_oss import SEED_OSS
 from minitron_cli.model.families.smollm3 import SMOLLM3
 from minitron_cli.model.families.starcoder2 import STARCODER2
+from minitron_cli.model.families.vaultgemma import VAULTGEMMA
 from minitron_cli.model.family import Family
+from minitron_cli.model.nearest_family import Shapes
+
+NO_TENSORS: Shapes = MappingProxyType({})
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         ARCEE,
+        COHERE,
+        COHERE2,
+        CWM,
         ERNIE4_5,
+        EXAONE4,
+        FLEX_OLMO,
+        GEMMA,
         GEMMA2,
         GEMMA3_TEXT,
         GLM,
         GLM4,
         GPT_NEOX,
         GRANITE,
+        HUNYUAN_V1_DENSE,
+        JAIS2,
         LLAMA,
+        MELLUM,
+        MINISTRAL,
+        MINISTRAL3,
         MISTRAL,
         MIXTRAL,
         NEMOTRON,
         OLMO2,
+        OLMO3,
         PHI3,
         QWEN2,
+        QWEN2_MOE,
         QWEN3,
         QWEN3_MOE,
         SEED_OSS,
         SMOLLM3,
         STARCODER2,
+        VAULTGEMMA,
     )
 }
 
 
-def family_of(config: Any) -> Family:
-    """Table for a `PretrainedConfig`. CheckpointError if the family is unknown or its layers differ in size or kind."""
+def family_of(config: Any, tensors: Shapes = NO_TENSORS) -> Family:
+    """Table for a `PretrainedConfig`. CheckpointError if no table describes the model.
+
+    With the checkpoint's tensors, the error of an unknown model type names the nearest table.
+    """
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
             "the model's layers differ in size (per_layer_config): only homogeneous models can be pruned"
         )
-    if reason := unsupported.reason(config, FAMILIES):
+    if reason := unsupported.reason(config, FAMILIES, tensors):
         raise CheckpointError(reason)
     family = FAMILIES[config.model_type]
     for name, wanted in family.uniform_if.items():
-        if (found := getattr(config, name)) != wanted:
+        found = getattr(config, name)
+        if found != wanted and not (isinstance(found, list) and found and all(one == wanted for one in found)):
             raise CheckpointError(
-                f"config field {name!r} is {shown(found)}, so the model's layers differ in kind: "
+                f"config field {name!r} is {shown(found)}, which the table of {config.model_type} does not describe: "
                 f"only models where it is {wanted} can be pruned"
             )
     return family

@@ -2,7 +2,7 @@
 
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.nemotron import LINKS, PLAIN_MLP, PLAIN_MLP_BIAS
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 ARCEE = Family(
     model_type="arcee",
@@ -14,4 +14,5 @@ ARCEE = Family(
     links=LINKS,
     tied=L.TIED,
     hidden_is_multiple_of_heads=True,
+    serving=Serving(llama_cpp="reads_head_dim"),
 )

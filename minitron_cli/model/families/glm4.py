@@ -2,7 +2,7 @@
 
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.glm import GLM, MLP
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 NORMS_AFTER = {
     "model.layers.{layer}.post_self_attn_layernorm.weight": "hidden",
@@ -16,4 +16,5 @@ GLM4 = Family(
     stored_if=GLM.stored_if,
     links=GLM.links,
     tied=GLM.tied,
+    serving=Serving(llama_cpp="reads_head_dim"),
 )

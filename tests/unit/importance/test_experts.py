@@ -12,11 +12,10 @@ from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.runtime_tensors import experts_module, runtime_tensor
+from tests.quick import EVERY_MIXTURE
 from tests.tiny import tiny_model, write_tiny
 from tests.unit.importance.calibration import Killed, calibrated, killed_after, samples, score, split
 
-MIXTURES = sorted(name for name, family in FAMILIES.items() if "expert" in family.sizes)
-EVERY_MIXTURE = pytest.mark.parametrize("model_type", MIXTURES)
 BATCHES = split(samples(5), [2, 2, 1])
 
 

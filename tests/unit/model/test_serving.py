@@ -128,6 +128,8 @@ def test_llama_is_told_hidden_sizes_that_its_heads_divide():
         ("olmo2", "slower", "fails"),
         ("nemotron", "ok", "fails"),
         ("smollm3", "slower", "ok"),
+        ("gemma", "unknown", "ok"),
+        ("cohere2", "unknown", "fails"),
         ("new_model", "unknown", "unknown"),
     ],
 )
@@ -166,6 +168,10 @@ def test_layers_that_llama_cpp_will_take_for_others():
     assert row(gemma, "llama.cpp layers", layer_types=[sliding, full] * 2).level == "ok"
     assert row(gemma, "llama.cpp layers", layer_types=[sliding, sliding, full, full]).level == "fails"
     assert "llama.cpp layers" not in levels(gemma)
+    exaone = of_type("exaone4", layer=4)
+    assert row(exaone, "llama.cpp layers", layer_types=[sliding, full] * 2).level == "fails"
+    assert "llama.cpp layers" not in levels(exaone, layer_types=[full] * 4)
+    assert "llama.cpp layers" not in levels(of_type("exaone4", layer=64), layer_types=[sliding, full] * 32)
     assert "llama.cpp layers" not in levels(LLAMA, layer_types=[full] * 4)
 
 

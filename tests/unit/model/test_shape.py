@@ -42,6 +42,8 @@ def test_llama_3_1_8b_and_its_minitrons_have_the_published_sizes():
 @pytest.mark.parametrize(
     ("alias", "parameters"),
     [
+        ("gemma-2b", 2_506_172_416),
+        ("gemma-7b", 8_537_680_896),
         ("gemma-2-2b", 2_614_341_888),
         ("gemma-2-9b", 9_241_705_984),
         ("gemma-3-1b", 999_885_952),
@@ -50,6 +52,7 @@ def test_llama_3_1_8b_and_its_minitrons_have_the_published_sizes():
         ("mistral-7b", 7_248_023_552),
         ("mistral-nemo-12b", 12_247_782_400),
         ("olmo-2-7b", 7_298_617_344),
+        ("olmo-3-7b", 7_298_011_136),
         ("phi-3-mini", 3_821_079_552),
         ("phi-4", 14_659_507_200),
         ("pythia-1.4b", 1_414_647_808),

@@ -5,6 +5,7 @@ from transformers import CONFIG_MAPPING
 
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import family_of
+from tests.tiny import tiny_config, tiny_model
 
 SAYS = {
     "bert": "a bert model is an encoder, and only decoders are pruned",
@@ -17,6 +18,35 @@ SAYS = {
     "gpt2": r"model type 'gpt2' has no family table: .*families/ \(docs/extending\.md\)",
     "mamba": "model type 'mamba' has no family table",
 }
+
+
+@pytest.mark.parametrize(
+    ("model_type", "says"),
+    [
+        (
+            "olmo",
+            r"is that of cohere, which has 30 of the model's 30 tensors; the model lacks its .*input_layernorm\S+, mod",
+        ),
+        (
+            "apertus",
+            r"is that of \w+, which has .*, but not \S*layers\.{}\S+, .* and 3 more; the model lacks its \S*gate_proj",
+        ),
+    ],
+)
+def test_the_nearest_table_is_named_with_what_does_not_fit(model_type, says):
+    """OLMo has Llama's matrices and no norms; Apertus has an MLP without a gate, other names and its own scalars."""
+    model = tiny_model(model_type)
+    tensors = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=f"model type '{model_type}' has no family table: .*; the nearest table {says}"
+    ):
+        family_of(model.config, tensors)
+
+
+def test_no_table_is_named_where_none_has_a_tensor():
+    with pytest.raises(CheckpointError) as caught:
+        family_of(tiny_config("olmo"), {"odd.weight": (3, 5)})
+    assert "nearest" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model_type", SAYS)

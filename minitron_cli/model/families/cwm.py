@@ -1,0 +1,14 @@
+"""Code World Model: Llama without biases, whose layers attend to a window or to all tokens, as a config list says."""
+
+from minitron_cli.model.families import llama as L
+from minitron_cli.model.family import Family
+
+CWM = Family(
+    model_type="cwm",
+    tensors=L.EMBEDDING | L.ATTENTION | L.MLP | L.NORMS | L.FINAL,
+    sizes=L.SIZES,
+    stored_if=L.UNTIED_HEAD,
+    links=L.LINKS,
+    tied=L.TIED,
+    hidden_is_multiple_of_heads=True,
+)
