@@ -49,6 +49,13 @@ METHODS: Mapping[str, Method] = {
         {"axes": ["layer"], "ranking.layers": "block_importance"},
         {"repair": "none"},
     ),
+    "flap": Method(
+        "prune",
+        "An et al. 2024",
+        {"ranking.width.kind": "flap"},
+        {"axes": ["head", "ffn"], "repair": "bias"},
+        "every layer keeps as many heads and neurons as any other, so scores are not standardized across layers",
+    ),
     "replaceme": Method(
         "prune",
         "Shopkhoev et al. 2025",

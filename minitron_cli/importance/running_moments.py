@@ -1,4 +1,4 @@
-"""Mean and variance of a stream, merged piece by piece without cancellation. Knows no model."""
+"""Mean and variance of streams, merged piece by piece without cancellation. Knows no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +54,10 @@ class Moments:
     def __getitem__(self, i: int) -> "Moments":
         return Moments(self.count, self.mean[i], self.squares[i])
 
+    def scaled(self, factor: Tensor) -> "Moments":
+        """Moments of the values times a factor for each entry."""
+        return Moments(self.count, self.mean * factor, self.squares * factor.square())
+
     @classmethod
     def stack(cls, parts: Sequence["Moments"]) -> "Moments":
         """Moments over equally many values, stacked along a new dim 0."""
@@ -82,6 +86,43 @@ class Moments:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Moments":
         count = tensors["count"]
         return cls(count if count.ndim else int(count), tensors["mean"], tensors["squares"])
+
+
+class NamedMoments:
+    """Running moments by name: all that an observer accumulates that adds each module's values when it runs."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Moments] = {}
+
+    def __getitem__(self, name: str) -> Moments:
+        return self._by_name[name]
+
+    def add(self, name: str, batch: Moments) -> None:
+        """Merge the moments of a batch into those of that name."""
+        before = self._by_name.get(name)
+        self._by_name[name] = batch if before is None else before.to(batch.mean.device).merge(batch)
+
+    def join(self, other: "NamedMoments") -> None:
+        """Take over the moments of other names."""
+        self._by_name |= other._by_name
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything accumulated so far, by name."""
+        return {f"{name}.{part}": t for name, moments in self._by_name.items() for part, t in moments.tensors().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Replace what was accumulated."""
+        names = {name.rpartition(".")[0] for name in state}
+        self._by_name = {
+            name: Moments.from_tensors({part: state[f"{name}.{part}"] for part in ("count", *NAMES)}) for name in names
+        }
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the state of another process."""
+        before = self._by_name
+        self.restore(state)
+        for name, moments in before.items():
+            self._by_name[name] = moments.merge(self._by_name[name].to(moments.mean.device))
 
 
 def _some(count: int | Tensor) -> int | Tensor:

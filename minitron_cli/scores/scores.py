@@ -6,7 +6,7 @@ One tensor per axis and metric: [layer, channel] where each layer has channels o
 
     ffn.batch=l2.sequence=mean      head.magnitude=l1      layer.block_importance      parent.nll
     ffn.pre_activation.batch=l2.sequence=mean              layer.block_perplexity=4, [layer - 4 + 1]
-    expert.output_norm
+    ffn.flap                        expert.output_norm
 """
 
 from collections.abc import Mapping

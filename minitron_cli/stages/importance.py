@@ -39,7 +39,7 @@ from minitron_cli.scores.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "importance", 1
+STAGE, VERSION = "importance", 2
 TEXT_SHARE, MIN_SAMPLES = 8, 16  # unless set, samples are at most an eighth of the text: most of it is to train on
 
 
