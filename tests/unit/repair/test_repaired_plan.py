@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -95,6 +96,49 @@ def test_the_result_has_the_effect_of_the_repair(pruned, kind):
     assert result.calibration.samples == 12
     assert set((found.strengths or {}).values()) <= {0.0, 0.5, 1.0}
     assert pruned().result(PruneResult).repair is None
+
+
+@pytest.fixture(scope="module")
+def bare(place):
+    """A model without biases whose neurons, silu(x) x, have means."""
+    path = place / "bare"
+    model = tiny_model("llama", vocab_size=300, attention_bias=False, mlp_bias=False)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.load_state_dict(layer.mlp.gate_proj.state_dict())
+    model.save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((place / "model" / name).read_bytes())
+    return path
+
+
+def test_flap_adds_biases_that_stock_transformers_loads(pruned_anew, bare):
+    child = pruned_anew(bare, method="flap", shape={"head": 4, "ffn": 20}, repair="bias")
+    found, written = child.result(PruneResult), Checkpoint.open(child.path)
+    assert found.repair.repairs == ("bias",)
+    assert found.repair.effect.after.kl < found.repair.effect.before.kl
+    assert (written.config["attention_bias"], written.config["mlp_bias"]) == (True, True)
+    model, info = AutoModelForCausalLM.from_pretrained(child.path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert found.child.parameters == model.num_parameters()
+    assert model.model.layers[0].mlp.down_proj.bias.abs().max() > 0
+    assert not model.model.layers[0].mlp.up_proj.bias.any()
+    tokens = {entry.work: entry.tokens for entry in spent(child)}
+    assert tokens["repair"] == 12 * 16, "one pass over the parent"
+
+
+def test_biases_that_do_not_help_are_not_written(pruned_anew, bare, monkeypatch):
+    plain = pruned_anew(bare, shape={"ffn": 20})
+    monkeypatch.setattr("minitron_cli.repair.bias.of_pruned", lambda weight, *_: 100 + weight.double().sum(1))
+    made = pruned_anew(bare, shape={"ffn": 20}, repair="bias")
+    assert (repair_of(made).repairs, repair_of(made).left_out) == ((), ("bias",))
+    assert made.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters
+    for name in ("model.safetensors", "config.json"):
+        assert (made.path / name).read_bytes() == (plain.path / name).read_bytes()
+
+
+def test_biases_are_refused_where_none_can_be(pruned_anew, sandwiched):
+    with pytest.raises(CheckpointError, match="reads neurons of a olmo2 model: use --repair least_squares"):
+        pruned_anew(sandwiched, repair="bias", shape={"ffn": 20})
 
 
 @torch.no_grad()
