@@ -9,7 +9,7 @@ module computes one expert after another and exposes what each one computes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from minitron_cli.model.runtime_tensors import experts_module
 from minitron_cli.scores.metric import AGGREGATIONS, OUTPUT_NORM, Activation, Flap
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 Neuron = Literal["activation", "pre_activation"]
@@ -72,7 +71,7 @@ class Experts:
         ]
 
     def _forward(
-        self, layer: int, tokens: Tokens, module: "nn.Module", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
+        self, layer: int, tokens: Tokens, module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
     ) -> Tensor:
         """Result of the module, summed in fp32."""
         added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)

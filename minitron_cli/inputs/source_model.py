@@ -67,9 +67,9 @@ class SourceModel:
     def _changed(self, shape: Shape, fields: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> "SourceModel":
         """Model of another shape, with these fields in its config and these tensors besides its own."""
         checkpoint = self.checkpoint
-        raw = dict(checkpoint.config) | fields
+        raw = {**checkpoint.config, **fields}
         config = hf.config_from_dict(dict(raw), str(self.path / "config.json"))
-        view = Checkpoint(checkpoint.path, raw, dict(checkpoint.tensors) | tensors)
+        view = Checkpoint(checkpoint.path, raw, {**checkpoint.tensors, **tensors})
         return replace(self, checkpoint=view, config=config, shape=shape)
 
 
