@@ -56,6 +56,13 @@ METHODS: Mapping[str, Method] = {
         {"axes": ["head", "ffn"], "repair": "bias"},
         "every layer keeps as many heads and neurons as any other, so scores are not standardized across layers",
     ),
+    "laco": Method(
+        "prune",
+        "Yang et al. 2024",
+        {"axes": ["layer"], "ranking.layers": "collapse"},
+        {"repair": "merge"},
+        "merges the most similar layers first until the number of layers is reached, not down to a threshold",
+    ),
     "replaceme": Method(
         "prune",
         "Shopkhoev et al. 2025",

@@ -70,7 +70,8 @@ def prune(
         Option(
             help="Repair the pruned weights without training: rotate the residual stream before pruning, fit each "
             "matrix to the parent's outputs by least squares, rescale the norms, write the mean of pruned inputs to "
-            "biases (FLAP), or all (rotate and least squares). auto: what the model allows.",
+            "biases (FLAP), merge dropped layers into those before them (LaCo), or all (rotate and least squares). "
+            "auto: what the model allows.",
             show_default="auto",
         ),
     ] = None,

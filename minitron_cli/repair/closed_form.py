@@ -24,6 +24,7 @@ from minitron_cli.repair import norm_rescale
 from minitron_cli.repair.bias import BIAS, put_biases, reader_means
 from minitron_cli.repair.fitted_child import PARTS, FittedChild
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
+from minitron_cli.repair.merge import MERGED, put_merged
 from minitron_cli.repair.norm_statistics import second_moments
 from minitron_cli.repair.pca_rotation import diagonalizing, head_moments, leading_directions
 from minitron_cli.repair.store import RepairStore
@@ -80,6 +81,7 @@ class ClosedFormRepair:
         """The plan with those of the repairs that need no trials. Fitted tensors are kept on disk under the label."""
         plan = self.rotated(plan) if "rotate" in repairs else plan
         plan = self.compensated(plan) if "bias" in repairs else plan
+        plan = self.merged(plan) if "merge" in repairs else plan
         return self.fitted(plan, label) if "least_squares" in repairs else plan
 
     def rotated(self, plan: PrunePlan, *, rescale: bool = True) -> PrunePlan:
@@ -169,6 +171,14 @@ class ClosedFormRepair:
             )
             store.complete()
         return plan.repaired(replace(plan.repair, fitted=store.tensors(BIAS)))
+
+    def merged(self, plan: PrunePlan) -> PrunePlan:
+        """The plan with dropped layers merged into those before them, kept on disk."""
+        store = self._store(MERGED)
+        if not store.is_complete:
+            put_merged(plan, self.builder.parent.checkpoint, store)
+            store.complete()
+        return plan.repaired(replace(plan.repair, fitted=store.tensors(MERGED)))
 
     def fitted(self, plan: PrunePlan, label: str = "plan", parts: Sequence[str] = PARTS) -> PrunePlan:
         """The plan with what is read through norms, and what is written to the stream, fitted to the parent.

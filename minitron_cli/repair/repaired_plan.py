@@ -30,6 +30,7 @@ PRUNED_AXES = {
     "rescale": {"hidden"},
     "least_squares": {"layer", "hidden", "head", "ffn"},
     "bias": {"head", "ffn"},
+    "merge": {"layer"},
 }
 """Repair -> the axes whose pruning it can compensate for."""
 
@@ -100,6 +101,7 @@ def _parts(
         Part("least_squares", "least_squares", fit.fitted, tuple(Part(name, name, fit) for name, fit in of_squares)),
         Part("rescale", "rescale", rescaled),
         Part("bias", "bias", fit.compensated),
+        Part("merge", "merge", fit.merged),
     )
     return [part for part in parts if part.name in repairs]
 

@@ -60,7 +60,7 @@ class Scores:
                 f"measure it with `minitron importance blocks=[{length}]{task}`"
             )
         known = ", ".join(names_of("layer", self.by_name))
-        flag = " --layer-removal" if kind == "perplexity" else ""
+        flag = {"perplexity": " --layer-removal", "collapse": " collapse=2"}.get(kind, "")
         raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance{flag}`")
 
     def of_single_layers(self) -> list[tuple[LayerScore, Tensor]]:

@@ -8,12 +8,14 @@ import torch
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError
+from minitron_cli.importance.collapse import collapse_order
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.scores.metric import Metric, Random
+from minitron_cli.scores.scores import Scores
 from tests.quick import each_family
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
@@ -43,6 +45,8 @@ LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annota
 
 def measure(model, batches):
     scores = score(model, batches, pre_activation=True, blocks=(2,))
+    order = collapse_order(model, family_of(model.config), batches, 1, lambda _, compute: compute())
+    scores = scores | Scores({"layer.collapse": order})
     return scores | magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
 
 

@@ -11,11 +11,12 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.derive import spent
 from minitron_cli.data.batches import evenly_spaced
-from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, InputError
+from minitron_cli.errors import ArtifactError, CheckpointError, DataError, EnvironmentFault, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.prune import child_builder
+from minitron_cli.prune.child_builder import read_scores
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.repair import acceptance, closed_form, fitted_child, norm_rescale, repaired_plan
 from minitron_cli.results.prune import PruneResult, RepairResult
@@ -134,6 +135,22 @@ def test_biases_that_do_not_help_are_not_written(pruned_anew, bare, monkeypatch)
     assert made.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters
     for name in ("model.safetensors", "config.json"):
         assert (made.path / name).read_bytes() == (plain.path / name).read_bytes()
+
+
+def test_laco_merges_layers_in_the_order_that_was_measured(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(repaired_plan, "keep_what_gains", keep_all)
+    here, parent = context(tmp_path), open_source_model(place / "model")
+    config, known = PruneConfig(method="laco", shape={"layer": 3}, repair_samples=12), {"samples": 4, "batch_size": 4}
+    scores = importance.run(here, parent, data(place), ImportanceConfig(layer_removal=False, **known))
+    with pytest.raises(ArtifactError, match=r"measure it with `minitron importance collapse=2`"):
+        prune.run(here, parent, config, scores=scores, data=data(place))
+    scores = importance.run(here, parent, data(place), ImportanceConfig(layer_removal=False, collapse=1, **known))
+    made = prune.run(here, parent, config, scores=scores, data=data(place))
+    dropped = int(read_scores(scores, parent).layers("collapse").argmin())
+    assert repair_of(made).repairs == ("merge",)
+    name = "model.layers.{}.mlp.down_proj.weight"
+    own, other = (parent.checkpoint.read(name.format(i)) for i in (dropped - 1, dropped))
+    torch.testing.assert_close(Checkpoint.open(made.path).read(name.format(dropped - 1)), own + (other - own))
 
 
 def test_biases_are_refused_where_none_can_be(pruned_anew, sandwiched):
