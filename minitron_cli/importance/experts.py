@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from minitron_cli.importance.fluctuation import fluctuation
+from minitron_cli.importance.fluctuation import column_norms
 from minitron_cli.importance.running_moments import Moments, NamedMoments
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
@@ -89,7 +89,8 @@ class Experts:
         norm_R = torch.linalg.vector_norm(routed.added_RD, dim=-1, dtype=torch.float32).double()
         values = {"activation": routed.neuron_RF, "pre_activation": routed.gate_RF}
         neurons: dict[str, Moments] = {n: over_samples(values[n].float(), member_BR) for n in self._neurons}
-        neurons["flap"] = fluctuation(routed.neuron_RF, reader_DF, counts_R)
+        over_tokens = Moments.of(routed.neuron_RF.float(), dim=0, weights=counts_R[:, None])
+        neurons["flap"] = over_tokens.scaled(column_norms(reader_DF))
         return {"expert": Moments.of(norm_R, dim=0, weights=counts_R.double())} | neurons
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from minitron_cli.importance.activation import Activations
 from minitron_cli.importance.block_importance import BlockImportance
 from minitron_cli.importance.experts import Experts
-from minitron_cli.importance.fluctuation import Fluctuation
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.observer import LayerObserver, Part
 from minitron_cli.model.family import Family
 
-LAYER_OBSERVERS: list[type[LayerObserver]] = [Activations, BlockImportance, Experts, Fluctuation]
+LAYER_OBSERVERS: list[type[LayerObserver]] = [Activations, BlockImportance, Experts]
 
 
 def layer_observers(

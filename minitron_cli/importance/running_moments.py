@@ -1,6 +1,6 @@
 """Mean and variance of streams, merged piece by piece without cancellation. Knows no model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,15 @@ class Moments:
     def __getitem__(self, i: int) -> "Moments":
         return Moments(self.count, self.mean[i], self.squares[i])
 
+    def pooled(self) -> "Moments":
+        """Moments of the values of all entries of dim 0 together, fp64."""
+        rows, mean, squares = self.mean.shape[0], self.mean.double(), self.squares.double()
+        counts = self.count.double() if isinstance(self.count, Tensor) else torch.full_like(mean[:, :1], self.count)
+        total = counts.sum(0)
+        center = (counts * mean).sum(0) / _some(total)
+        count = total if isinstance(self.count, Tensor) else rows * self.count
+        return Moments(count, center, (squares + counts * (mean - center).square()).sum(0))
+
     def scaled(self, factor: Tensor) -> "Moments":
         """Moments of the values times a factor for each entry."""
         return Moments(self.count, self.mean * factor, self.squares * factor.square())
@@ -93,6 +102,9 @@ class NamedMoments:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Moments] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
 
     def __getitem__(self, name: str) -> Moments:
         return self._by_name[name]
