@@ -73,12 +73,12 @@ class Activations:
         for axis, hooks in whole._hooks.items() if parts[0]._moments else ():
             seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
             whole._moments[axis] = Moments.stack([seen[hook] for hook in hooks])
-        for part in parts:
-            whole._fluctuation.moments.join(part._fluctuation.moments)
+        whole._fluctuation.join([part._fluctuation for part in parts if part._fluctuation.moments])
         return whole
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
         self._counts_BT = tokens.loss_mask_BT
+        self._fluctuation.begin_batch()
         for axis, hooks in self._hooks.items():
             self._batch[axis] = [torch.empty(0)] * len(hooks)
         modules = {hook: model.get_submodule(hook.module) for hooks in self._hooks.values() for hook in hooks}
@@ -99,9 +99,10 @@ class Activations:
         if hook.side == "input" and hook.row is not None:
             is_whole = features_BTK.shape == values_BTC.shape  # else a head, whose channels are observed by their norm
             inputs = over_tokens if is_whole else over_sample(features_BTK.float(), self._counts_BT)
-            self._fluctuation.add(axis, hook.row, inputs, module.weight)
+            self._fluctuation.add(axis, inputs, module.weight)
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        self._fluctuation.end_batch()
         is_sample_B = None if tokens.loss_mask_BT is None else tokens.loss_mask_BT.any(1)
         for axis, aggregates in self._batch.items():
             values_HSBC = torch.stack(aggregates).double()

@@ -3,7 +3,7 @@
 B sample, T token, K input of a matrix, O output
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,24 +21,35 @@ class Fluctuation:
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = sizes
-        self.moments = NamedMoments()  # "ffn.3": over tokens, [K], of inputs times the norms of their columns
+        self._batch: dict[str, list[Moments]] = {}
+        self.moments = NamedMoments()  # "ffn": over tokens, [L, K], of inputs times the norms of their columns
 
-    def add(self, axis: str, layer: int, inputs: Moments, reader_OK: Tensor) -> None:
-        """Add the inputs of an axis's reader in a layer, from their moments over the tokens of each sample, [B, K]."""
-        self.moments.add(f"{axis}.{layer}", inputs.pooled().scaled(column_norms(reader_OK)))
+    def begin_batch(self) -> None:
+        """Forget a batch that did not come to its end."""
+        self._batch.clear()
+
+    def add(self, axis: str, inputs: Moments, reader_OK: Tensor) -> None:
+        """Add what an axis's reader reads, layer after layer, from its moments over each sample's tokens [B, K]."""
+        self._batch.setdefault(axis, []).append(inputs.pooled().scaled(column_norms(reader_OK)))
+
+    def end_batch(self) -> None:
+        """Accumulate the batch."""
+        for axis, layers in self._batch.items():
+            self.moments.add(axis, Moments.stack(layers))
+        self._batch.clear()
+
+    def join(self, layers: Sequence["Fluctuation"]) -> None:
+        """Take over what was accumulated of each layer, in order."""
+        for axis in layers[0].moments if layers else ():
+            self.moments.add(axis, Moments.stack([layer.moments[axis][0] for layer in layers]))
 
     def scores(self) -> dict[str, Tensor]:
-        """Scores [layer, entry] of every axis that was shown, its layers in order."""
-        layers: dict[str, list[int]] = {}
-        for name in self.moments:
-            axis, _, layer = name.partition(".")
-            layers.setdefault(axis, []).append(int(layer))
-        return {Flap().key(axis): torch.stack([self._score(axis, i) for i in sorted(layers[axis])]) for axis in layers}
-
-    def _score(self, axis: str, layer: int) -> Tensor:
-        """Scores of an axis in a layer: the sum over the inputs that belong to each entry."""
-        variance_K = self.moments[f"{axis}.{layer}"].aggregate("var")
-        return variance_K.unflatten(0, (self._sizes[axis], -1)).sum(1).float().cpu()
+        """Scores [layer, entry] of every axis that was shown: the sum over the inputs that belong to each entry."""
+        variances = {axis: self.moments[axis].aggregate("var") for axis in self.moments}
+        return {
+            Flap().key(axis): variance_LK.unflatten(1, (self._sizes[axis], -1)).sum(2).float().cpu()
+            for axis, variance_LK in variances.items()
+        }
 
 
 def column_norms(matrix_OK: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class Moments:
         )
 
     def __getitem__(self, i: int) -> "Moments":
-        return Moments(self.count, self.mean[i], self.squares[i])
+        count = self.count[i] if isinstance(self.count, Tensor) else self.count
+        return Moments(count, self.mean[i], self.squares[i])
 
     def pooled(self) -> "Moments":
         """Moments of the values of all entries of dim 0 together, fp64."""
@@ -69,10 +70,12 @@ class Moments:
 
     @classmethod
     def stack(cls, parts: Sequence["Moments"]) -> "Moments":
-        """Moments over equally many values, stacked along a new dim 0."""
-        assert len({part.count for part in parts}) == 1
-        means, squares = ([getattr(part, name).to(parts[0].mean.device) for part in parts] for name in NAMES)
-        return cls(parts[0].count, torch.stack(means), torch.stack(squares))
+        """Moments stacked along a new dim 0; over equally many values unless their counts are tensors."""
+        moved = [part.to(parts[0].mean.device) for part in parts]
+        means, squares = (torch.stack([getattr(part, name) for part in moved]) for name in NAMES)
+        counts = [part.count for part in moved if isinstance(part.count, Tensor)]
+        assert counts or len({part.count for part in parts}) == 1
+        return cls(torch.stack(counts) if counts else parts[0].count, means, squares)
 
     def aggregate(self, how: Aggregation) -> Tensor:
         """Mean, L2 norm sqrt(sum x^2), or variance (1/n) sum (x - mean)^2."""
@@ -105,6 +108,9 @@ class NamedMoments:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
 
     def __getitem__(self, name: str) -> Moments:
         return self._by_name[name]
