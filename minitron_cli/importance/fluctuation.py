@@ -22,6 +22,7 @@ class Fluctuation:
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = sizes
         self._batch: dict[str, list[Moments]] = {}
+        self._norms: dict[str, list[Tensor]] = {}
         self.moments = NamedMoments()  # "ffn": over tokens, [L, K], of inputs times the norms of their columns
 
     def begin_batch(self) -> None:
@@ -30,7 +31,10 @@ class Fluctuation:
 
     def add(self, axis: str, inputs: Moments, reader_OK: Tensor) -> None:
         """Add what an axis's reader reads, layer after layer, from its moments over each sample's tokens [B, K]."""
-        self._batch.setdefault(axis, []).append(inputs.pooled().scaled(column_norms(reader_OK)))
+        layers, norms = self._batch.setdefault(axis, []), self._norms.setdefault(axis, [])
+        if len(norms) == len(layers):  # the first batch
+            norms.append(column_norms(reader_OK))
+        layers.append(inputs.pooled().scaled(norms[len(layers)]))
 
     def end_batch(self) -> None:
         """Accumulate the batch."""
