@@ -5,7 +5,7 @@ Help lists them, and has to be there before the libraries that check a spec coul
 
 from typing import Literal
 
-RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "all"]
+RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "bias", "merge", "all"]
 """Ways to repair a pruned model (`prune.config`)."""
 
 MetricName = Literal["magnitude", "wanda", "sparsegpt"]
@@ -21,6 +21,6 @@ AUTO = "auto"
 FormatName = Literal["text", "chat", "completion", "sharegpt", "alpaca", "auto"]
 """Row formats: modules of `data.formats`; auto is the one whose columns the first row has."""
 
-PruneMethod = Literal["minitron-width", "minitron-depth", "shortgpt", "replaceme", "llm-streamline"]
+PruneMethod = Literal["minitron-width", "minitron-depth", "shortgpt", "flap", "laco", "replaceme", "llm-streamline"]
 SparseMethod = Literal["magnitude", "wanda", "sparsegpt"]
 """Published methods of `minitron prune` and `minitron sparsify` (`methods`)."""

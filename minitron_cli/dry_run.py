@@ -77,6 +77,7 @@ def plan(recipe: Recipe) -> Plan:
 
 def _plan(recipe: Recipe, model: str, parent: Shape) -> Plan:
     prunable = parent.untied() if recipe.prune.untie else parent
+    prunable = prunable.with_biases() if recipe.prune.adds_biases else prunable
     children = _children(recipe, replace(prunable, kinds=()) if recipe.prune.serving_lint == "warn" else prunable)
     largest = max(children.values(), key=Shape.parameters)
     taught_by = {"original": recipe.model, "parent": model}.get(recipe.teacher, recipe.teacher)

@@ -49,6 +49,20 @@ METHODS: Mapping[str, Method] = {
         {"axes": ["layer"], "ranking.layers": "block_importance"},
         {"repair": "none"},
     ),
+    "flap": Method(
+        "prune",
+        "An et al. 2024",
+        {"ranking.width.kind": "flap"},
+        {"axes": ["head", "ffn"], "repair": "bias"},
+        "every layer keeps as many heads and neurons as any other, so scores are not standardized across layers",
+    ),
+    "laco": Method(
+        "prune",
+        "Yang et al. 2024",
+        {"axes": ["layer"], "ranking.layers": "collapse"},
+        {"repair": "merge"},
+        "merges the most similar layers first until the number of layers is reached, not down to a threshold",
+    ),
     "replaceme": Method(
         "prune",
         "Shopkhoev et al. 2025",

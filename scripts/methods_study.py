@@ -33,6 +33,7 @@ from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.errors import CheckpointError
 from minitron_cli.evaluate.beside_parent import BesideParent
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
@@ -68,7 +69,7 @@ class MethodsStudy(Study):
         lengths = tuple(round(layers * share) for share in SHARES.values())
         some = max(1, self.samples // 2)
         config = ImportanceConfig(
-            samples=self.samples, seed=seed, layer_removal=True, removal_samples=some, blocks=lengths
+            samples=self.samples, seed=seed, layer_removal=True, removal_samples=some, blocks=lengths, collapse=2
         )
         return importance.run(self.context, self.parent, self.data, config)
 
@@ -149,7 +150,10 @@ class Cell:
             del repairs[OWN]
         figures: Figures = {}
         for what, repair in repairs.items():
-            made = self._prune(repair)
+            try:
+                made = self._prune(repair)
+            except CheckpointError:  # the family has no place for the method's own repair
+                continue
             figures[what] = self.study.measured(made.path)
             shape = open_source_model(made.path).shape
             io.remove_tree(made.path)

@@ -55,6 +55,10 @@ PACKED = ("F4", "F6_E2M3", "F6_E3M2")  # several numbers to a byte or across byt
 Buffer = Callable[[int], Tensor]  # size in bytes -> uint8 tensor to read into
 
 
+NO_FILE = Path()
+"""File of tensors that are zero and lie in none."""
+
+
 class TensorInfo(NamedTuple):
     """Location of one tensor on disk. `start` is its offset in bytes from the beginning of `file`."""
 
@@ -67,6 +71,11 @@ class TensorInfo(NamedTuple):
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
+
+    @classmethod
+    def zeros(cls, dtype: str, shape: tuple[int, ...]) -> "TensorInfo":
+        """A tensor of zeros that no file holds."""
+        return cls(dtype, shape, NO_FILE, 0, DTYPES[dtype].itemsize * math.prod(shape))
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,8 @@ def _read(info: TensorInfo, offset: int, size_bytes: int, buffer: Buffer | None 
     content = buffer(size_bytes) if buffer else torch.empty(size_bytes, dtype=torch.uint8)
     if size_bytes == 0:
         return content
+    if info.file == NO_FILE:
+        return content.zero_()
     view = content.numpy().data
     fd = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
     try:

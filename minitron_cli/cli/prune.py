@@ -69,7 +69,8 @@ def prune(
         RepairName | None,
         Option(
             help="Repair the pruned weights without training: rotate the residual stream before pruning, fit each "
-            "matrix to the parent's outputs by least squares, rescale the norms, or all. "
+            "matrix to the parent's outputs by least squares, rescale the norms, write the mean of pruned inputs to "
+            "biases (FLAP), merge dropped layers into those before them (LaCo), or all (rotate and least squares). "
             "auto: what the model allows.",
             show_default="auto",
         ),

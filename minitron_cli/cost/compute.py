@@ -113,7 +113,7 @@ def held_out(models: Sequence[ModelSize], tokens: int, head_work: HeadWork = "lo
 def repair(parent: ModelSize, children: Iterable[tuple[ModelSize, Iterable[str]]], tokens: int) -> list[Pass]:
     """One pass over the parent for all children, and one of parent and child for each fit by least squares."""
     repaired = [(child, list(repairs)) for child, repairs in children]
-    passes = [parent] if any({"rotate", "rescale"} & set(repairs) for _, repairs in repaired) else []
+    passes = [parent] if any({"rotate", "rescale", "bias"} & set(repairs) for _, repairs in repaired) else []
     for child, repairs in repaired:
         passes += [parent, child] * sum(name.startswith("least_squares") for name in repairs)
     return [Pass("repair", tokens, tokens * model.decoder_flops) for model in passes]

@@ -9,18 +9,22 @@ depend on the number of samples.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from minitron_cli.importance.fluctuation import Fluctuation
 from minitron_cli.importance.running_moments import Moments
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.observer import Part, Tokens
+from minitron_cli.layerwise.resume import under
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
 from minitron_cli.model.taps import Tap, taps
 from minitron_cli.scores.metric import AGGREGATIONS, PRE_ACTIVATION, Activation, Aggregation
+
+FLUCTUATION = "fluctuation"  # prefix of its moments in a saved pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +40,7 @@ class Activations:
     head: each token's L2 norm of the head's output. ffn: the input of the matrix that reads the neurons.
     hidden: the outputs of all norms, scored norm by norm, then summed. With `pre_activation` each neuron is observed a
     second time, where the paper prints it: X W1^T, before the activation function (in a gated MLP, the gate's).
+    The same inputs give FLAP's scores of heads and neurons (`fluctuation.py`).
     Only tokens of the loss mask are observed; a sample without any is skipped.
     """
 
@@ -53,6 +58,7 @@ class Activations:
             self._hooks[f"ffn.{PRE_ACTIVATION}"] = hooks
         self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # one [S, B, C] per hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
+        self._fluctuation = Fluctuation(sizes)
         self._counts_BT: Tensor | None = None  # loss mask of the current batch
 
     @classmethod
@@ -67,25 +73,36 @@ class Activations:
         for axis, hooks in whole._hooks.items() if parts[0]._moments else ():
             seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
             whole._moments[axis] = Moments.stack([seen[hook] for hook in hooks])
+        whole._fluctuation.join([part._fluctuation for part in parts if part._fluctuation.moments])
         return whole
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
         self._counts_BT = tokens.loss_mask_BT
+        self._fluctuation.begin_batch()
         for axis, hooks in self._hooks.items():
             self._batch[axis] = [torch.empty(0)] * len(hooks)
+        modules = {hook: model.get_submodule(hook.module) for hooks in self._hooks.values() for hook in hooks}
         return [
-            _register(model.get_submodule(hook.module), hook.side, partial(self._see, axis, h))
+            _register(modules[hook], hook.side, partial(self._see, axis, h, modules[hook]))
             for axis, hooks in self._hooks.items()
             for h, hook in enumerate(hooks)
         ]
 
-    def _see(self, axis: str, h: int, features_BTK: Tensor) -> None:
+    def _see(self, axis: str, h: int, module: Any, features_BTK: Tensor) -> None:
         count = self._sizes[axis.partition(".")[0]]
         if axis not in self._sizes:
             features_BTK = features_BTK[..., :count]  # a fused gate and up matrix puts the gate first
-        self._batch[axis][h] = sequence_aggregates(channels(features_BTK, count), self._counts_BT)
+        values_BTC = channels(features_BTK, count)
+        over_tokens = over_sample(values_BTC, self._counts_BT)
+        self._batch[axis][h] = sequence_aggregates(values_BTC, over_tokens, self._counts_BT)
+        hook = self._hooks[axis][h]
+        if hook.side == "input" and hook.row is not None:
+            is_whole = features_BTK.shape == values_BTC.shape  # else a head, whose channels are observed by their norm
+            inputs = over_tokens if is_whole else over_sample(features_BTK.float(), self._counts_BT)
+            self._fluctuation.add(axis, inputs, module.weight)
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
+        self._fluctuation.end_batch()
         is_sample_B = None if tokens.loss_mask_BT is None else tokens.loss_mask_BT.any(1)
         for axis, aggregates in self._batch.items():
             values_HSBC = torch.stack(aggregates).double()
@@ -99,23 +116,26 @@ class Activations:
             aggregates.clear()
 
     def state(self) -> dict[str, Tensor]:
-        return {f"{axis}.{name}": t for axis, moments in self._moments.items() for name, t in moments.tensors().items()}
+        own = {f"{axis}.{name}": t for axis, moments in self._moments.items() for name, t in moments.tensors().items()}
+        return own | {f"{FLUCTUATION}.{name}": t for name, t in self._fluctuation.moments.state().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._fluctuation.moments.restore(under(FLUCTUATION, state))
         self._moments = {}
         for axis in self._hooks if state else ():
             own = {name.removeprefix(f"{axis}."): t for name, t in state.items() if name.startswith(f"{axis}.")}
             self._moments[axis] = Moments.from_tensors(own)
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
-        before = self._moments.copy()
+        before, fluctuation = self._moments.copy(), self._fluctuation.moments.state()
         self.restore(state)
+        self._fluctuation.moments.merge(fluctuation)
         for axis, moments in before.items():
             others = self._moments.get(axis)
             self._moments[axis] = moments.merge(others.to(moments.mean.device)) if others else moments
 
     def scores(self) -> dict[str, Tensor]:
-        return {
+        return self._fluctuation.scores() | {
             _name(axis, batch, sequence): self._by_row(axis, moments.aggregate(batch)[:, s])
             for axis, moments in self._moments.items()
             for batch in AGGREGATIONS
@@ -171,13 +191,21 @@ def channels(features_BTK: Tensor, count: int) -> Tensor:
     return torch.linalg.vector_norm(features_BTK.unflatten(-1, (count, -1)), dim=-1, dtype=torch.float32)
 
 
-def sequence_aggregates(values_BTC: Tensor, loss_mask_BT: Tensor | None = None) -> Tensor:
+def over_sample(values_BTC: Tensor, loss_mask_BT: Tensor | None = None) -> Moments:
+    """Moments [B, C] over each sample's tokens, with a loss mask only over its tokens."""
+    return Moments.of(values_BTC, dim=1, weights=_weights(values_BTC, loss_mask_BT))
+
+
+def _weights(values_BTC: Tensor, loss_mask_BT: Tensor | None) -> Tensor | None:
+    return None if loss_mask_BT is None else loss_mask_BT.to(values_BTC.dtype).unsqueeze(-1)
+
+
+def sequence_aggregates(values_BTC: Tensor, over_tokens: Moments, loss_mask_BT: Tensor | None = None) -> Tensor:
     """Mean |x|, L2 norm and variance over each sample's tokens, [S, B, C], in the order of AGGREGATIONS.
 
-    With a loss mask only over its tokens; NaN for a sample without any.
+    The last two are from the moments over the same tokens (`over_sample`). NaN for a sample without any.
     """
-    weights_BT1 = None if loss_mask_BT is None else loss_mask_BT.to(values_BTC.dtype).unsqueeze(-1)
-    over_tokens = Moments.of(values_BTC, dim=1, weights=weights_BT1)
+    weights_BT1 = _weights(values_BTC, loss_mask_BT)
     counted_BTC = values_BTC if weights_BT1 is None else values_BTC * weights_BT1
     mean_abs_BC = counted_BTC.abs().sum(1) / over_tokens.count  # the paper's mean is (1/n) sum |x|
     return torch.stack([mean_abs_BC if a == "mean" else over_tokens.aggregate(a) for a in AGGREGATIONS])

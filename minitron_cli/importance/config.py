@@ -22,6 +22,10 @@ class ImportanceConfig(CalibrationConfig):
     blocks: tuple[int, ...] = ()
     """Also measure the perplexity without each contiguous block of n layers, for every n listed; each n costs as much
     as layer_removal."""
+    collapse: int | None = Field(None, ge=1)
+    """Also find the order in which layers are merged into those before them, this many into one at a time, for
+    ranking.layers collapse (LaCo). Takes the whole model in memory, and about layers^2 / 2 / (collapse + 1) forward
+    passes of 8 samples."""
     block_task: str | None = None
     """Also measure an lm-eval task, such as winogrande:5, without each of these blocks; higher must be better."""
     block_metric: str = "acc"
@@ -49,6 +53,8 @@ class ImportanceConfig(CalibrationConfig):
     def _task_has_blocks(self) -> "ImportanceConfig":
         if self.block_task and not self.blocks:
             raise ValueError("block_task needs blocks: list the numbers of layers to remove together")
+        if self.collapse and self.mode == "layer_major":
+            raise ValueError("collapse needs the whole model in memory: drop it or set mode to resident")
         if self.block_task and self.mode == "layer_major":
             raise ValueError("block_task needs the whole model in memory: drop it or set mode to resident")
         return self

@@ -9,21 +9,21 @@ module computes one expert after another and exposes what each one computes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from minitron_cli.importance.running_moments import Moments
+from minitron_cli.importance.fluctuation import column_norms
+from minitron_cli.importance.running_moments import Moments, NamedMoments
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
 from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.model.family import Family
 from minitron_cli.model.runtime_tensors import experts_module
-from minitron_cli.scores.metric import AGGREGATIONS, OUTPUT_NORM, Activation
+from minitron_cli.scores.metric import AGGREGATIONS, OUTPUT_NORM, Activation, Flap
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 Neuron = Literal["activation", "pre_activation"]
@@ -34,8 +34,9 @@ class Experts:
 
     expert: mean L2 norm of its contribution to the residual stream, its output times the router's weight, over the
     tokens routed to it. ffn: input of its down projection, aggregated like any neuron, but over the tokens of a sample
-    that are routed to the expert. Samples without such tokens are skipped for that expert, so scores depend neither on
-    batching nor on the other experts. An expert that no token is routed to scores 0, and so do its neurons.
+    that are routed to the expert, and for FLAP over all of these tokens. Samples without such tokens are skipped for
+    that expert, so scores depend neither on batching nor on the other experts. An expert that no token is routed to
+    scores 0, and so do its neurons.
     """
 
     name = "experts"
@@ -46,7 +47,8 @@ class Experts:
         self._layers = part.layers if self._module else range(0)
         self._neurons: tuple[Neuron, ...] = ("activation", "pre_activation") if pre_activation else ("activation",)
         self._experts = sizes.get("expert", 0)
-        self._moments: dict[str, Moments] = {}  # "expert.3": over tokens, [E]; "activation.3": over samples, [E, S, F]
+        # "expert.3": over tokens, [E]; "flap.3": over tokens, [E, F]; "activation.3": over samples, [E, S, F]
+        self._moments = NamedMoments()
 
     @classmethod
     def of(cls, family: Family, sizes: Mapping[str, int], part: Part, options: ObserverOptions) -> Self:
@@ -58,7 +60,7 @@ class Experts:
         """Observer of the whole model, from those of its layers."""
         whole = cls(family, sizes, Part(range(sizes["layer"]), True), len(parts[0]._neurons) > 1)
         for part in parts:
-            whole._moments |= part._moments
+            whole._moments.join(part._moments)
         return whole
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[TemporaryForward]":
@@ -69,51 +71,45 @@ class Experts:
         ]
 
     def _forward(
-        self, layer: int, tokens: Tokens, module: "nn.Module", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
+        self, layer: int, tokens: Tokens, module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
     ) -> Tensor:
         """Result of the module, summed in fp32."""
         added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
         seen: dict[int, dict[str, Moments]] = {}
         for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
             added_ND.index_add_(0, routed.token_R, routed.added_RD.float())
-            seen[routed.expert] = self._seen(routed, membership(tokens, routed.token_R))
+            reader_DF = module.down_proj[routed.expert]
+            seen[routed.expert] = self._seen(routed, membership(tokens, routed.token_R), reader_DF)
         for name in next(iter(seen.values())):
-            self._fold(f"{name}.{layer}", _spread([m[name] for m in seen.values()], list(seen), self._experts))
+            self._moments.add(f"{name}.{layer}", _spread([m[name] for m in seen.values()], list(seen), self._experts))
         return added_ND.to(hidden_ND.dtype)
 
-    def _seen(self, routed: "Routed", member_BR: Tensor) -> dict[str, Moments]:
+    def _seen(self, routed: "Routed", member_BR: Tensor, reader_DF: Tensor) -> dict[str, Moments]:
+        counts_R = member_BR.sum(0)
         norm_R = torch.linalg.vector_norm(routed.added_RD, dim=-1, dtype=torch.float32).double()
         values = {"activation": routed.neuron_RF, "pre_activation": routed.gate_RF}
         neurons: dict[str, Moments] = {n: over_samples(values[n].float(), member_BR) for n in self._neurons}
-        return {"expert": Moments.of(norm_R, dim=0, weights=member_BR.sum(0).double())} | neurons
-
-    def _fold(self, name: str, batch: Moments) -> None:
-        before = self._moments.get(name)
-        self._moments[name] = batch if before is None else before.to(batch.mean.device).merge(batch)
+        over_tokens = Moments.of(routed.neuron_RF.float(), dim=0, weights=counts_R[:, None])
+        neurons["flap"] = over_tokens.scaled(column_norms(reader_DF))
+        return {"expert": Moments.of(norm_R, dim=0, weights=counts_R.double())} | neurons
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         """Nothing to do: each layer is accumulated when it runs."""
 
     def state(self) -> dict[str, Tensor]:
-        return {f"{name}.{part}": t for name, moments in self._moments.items() for part, t in moments.tensors().items()}
+        return self._moments.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        names = {name.rpartition(".")[0] for name in state}
-        self._moments = {
-            name: Moments.from_tensors({part: state[f"{name}.{part}"] for part in ("count", "mean", "squares")})
-            for name in names
-        }
+        self._moments.restore(state)
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
-        before = self._moments
-        self.restore(state)
-        for name, moments in before.items():
-            self._moments[name] = moments.merge(self._moments[name].to(moments.mean.device))
+        self._moments.merge(state)
 
     def scores(self) -> dict[str, Tensor]:
         if not self._layers:
             return {}
         found = {OUTPUT_NORM: torch.stack([m.mean.float().cpu() for m in self._of("expert")])}
+        found[Flap().key("ffn")] = torch.stack([m.aggregate("var").float().cpu() for m in self._of("flap")])
         for neuron in self._neurons:
             for batch in AGGREGATIONS:
                 score_LESF = torch.stack([m.aggregate(batch).float().cpu() for m in self._of(neuron)])

@@ -1,6 +1,6 @@
-"""Mean and variance of a stream, merged piece by piece without cancellation. Knows no model."""
+"""Mean and variance of streams, merged piece by piece without cancellation. Knows no model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +52,30 @@ class Moments:
         )
 
     def __getitem__(self, i: int) -> "Moments":
-        return Moments(self.count, self.mean[i], self.squares[i])
+        count = self.count[i] if isinstance(self.count, Tensor) else self.count
+        return Moments(count, self.mean[i], self.squares[i])
+
+    def pooled(self) -> "Moments":
+        """Moments of the values of all entries of dim 0 together, fp64."""
+        rows, mean, squares = self.mean.shape[0], self.mean.double(), self.squares.double()
+        counts = self.count.double() if isinstance(self.count, Tensor) else torch.full_like(mean[:, :1], self.count)
+        total = counts.sum(0)
+        center = (counts * mean).sum(0) / _some(total)
+        count = total if isinstance(self.count, Tensor) else rows * self.count
+        return Moments(count, center, (squares + counts * (mean - center).square()).sum(0))
+
+    def scaled(self, factor: Tensor) -> "Moments":
+        """Moments of the values times a factor for each entry."""
+        return Moments(self.count, self.mean * factor, self.squares * factor.square())
 
     @classmethod
     def stack(cls, parts: Sequence["Moments"]) -> "Moments":
-        """Moments over equally many values, stacked along a new dim 0."""
-        assert len({part.count for part in parts}) == 1
-        means, squares = ([getattr(part, name).to(parts[0].mean.device) for part in parts] for name in NAMES)
-        return cls(parts[0].count, torch.stack(means), torch.stack(squares))
+        """Moments stacked along a new dim 0; over equally many values unless their counts are tensors."""
+        moved = [part.to(parts[0].mean.device) for part in parts]
+        means, squares = (torch.stack([getattr(part, name) for part in moved]) for name in NAMES)
+        counts = [part.count for part in moved if isinstance(part.count, Tensor)]
+        assert counts or len({part.count for part in parts}) == 1
+        return cls(torch.stack(counts) if counts else parts[0].count, means, squares)
 
     def aggregate(self, how: Aggregation) -> Tensor:
         """Mean, L2 norm sqrt(sum x^2), or variance (1/n) sum (x - mean)^2."""
@@ -82,6 +98,49 @@ class Moments:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Moments":
         count = tensors["count"]
         return cls(count if count.ndim else int(count), tensors["mean"], tensors["squares"])
+
+
+class NamedMoments:
+    """Running moments by name: all that an observer accumulates that adds each module's values when it runs."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Moments] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __getitem__(self, name: str) -> Moments:
+        return self._by_name[name]
+
+    def add(self, name: str, batch: Moments) -> None:
+        """Merge the moments of a batch into those of that name."""
+        before = self._by_name.get(name)
+        self._by_name[name] = batch if before is None else before.to(batch.mean.device).merge(batch)
+
+    def join(self, other: "NamedMoments") -> None:
+        """Take over the moments of other names."""
+        self._by_name |= other._by_name
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything accumulated so far, by name."""
+        return {f"{name}.{part}": t for name, moments in self._by_name.items() for part, t in moments.tensors().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Replace what was accumulated."""
+        names = {name.rpartition(".")[0] for name in state}
+        self._by_name = {
+            name: Moments.from_tensors({part: state[f"{name}.{part}"] for part in ("count", *NAMES)}) for name in names
+        }
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the state of another process."""
+        before = self._by_name
+        self.restore(state)
+        for name, moments in before.items():
+            self._by_name[name] = moments.merge(self._by_name[name].to(moments.mean.device))
 
 
 def _some(count: int | Tensor) -> int | Tensor:

@@ -1,18 +1,20 @@
 """Opened checkpoints, whose files, config and tensor shapes were checked against each other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli import progress, strict_json
 from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.aliases import aliases
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo
 from minitron_cli.errors import CheckpointError, InputError, shown
 from minitron_cli.inputs import early_checks
 from minitron_cli.inputs.stored_names import named_by_table
 from minitron_cli.model.families import family_of
 from minitron_cli.model.family import Family
+from minitron_cli.model.reader_bias import reader_biases
 from minitron_cli.model.shape import Shape
 
 if TYPE_CHECKING:
@@ -49,10 +51,26 @@ class SourceModel:
             raise InputError(f"the LM head of {self.name} is not tied: leave --untie out")
         checkpoint = self.checkpoint
         heads = {head: checkpoint.tensors[embedding] for head, embedding in self.family.tied.items()}
-        raw = dict(checkpoint.config) | {"tie_word_embeddings": False}
+        return self._changed(self.shape.untied(), {"tie_word_embeddings": False}, heads)
+
+    def with_biases(self) -> "SourceModel":
+        """Model with a bias of zeros wherever inputs of a matrix can be pruned and transformers loads a bias there."""
+        shape = self.shape.with_biases()
+        flags = {bias.flag: True for bias in reader_biases(self.family).values() if bias.flag}
+        added = shape.tensors().items() - self.shape.tensors().items()
+        zeros = {name: TensorInfo.zeros(self._dtype_beside(name), size) for name, size in added}
+        return self._changed(shape, flags, zeros)
+
+    def _dtype_beside(self, bias: str) -> str:
+        return self.checkpoint.tensors[f"{bias.removesuffix('.bias')}.weight"].dtype
+
+    def _changed(self, shape: Shape, fields: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> "SourceModel":
+        """Model of another shape, with these fields in its config and these tensors besides its own."""
+        checkpoint = self.checkpoint
+        raw = {**checkpoint.config, **fields}
         config = hf.config_from_dict(dict(raw), str(self.path / "config.json"))
-        view = Checkpoint(checkpoint.path, raw, dict(checkpoint.tensors) | heads)
-        return replace(self, checkpoint=view, config=config, shape=self.shape.untied())
+        view = Checkpoint(checkpoint.path, raw, {**checkpoint.tensors, **tensors})
+        return replace(self, checkpoint=view, config=config, shape=shape)
 
 
 def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:

@@ -10,6 +10,7 @@ from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.axes import PRUNABLE, Count
 from minitron_cli.model.family import NAME_AXIS, Family
 from minitron_cli.model.layout import parse
+from minitron_cli.model.reader_bias import reader_biases
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,15 @@ class Shape:
         return replace(
             self, templates=tuple(t for t in self.family.tensors if t in {*self.templates, *self.family.tied})
         )
+
+    def with_biases(self) -> "Shape":
+        """The same model with a bias wherever inputs of a matrix can be pruned and its family may have one there.
+
+        The flags that say so bring other biases along.
+        """
+        flags = {bias.flag for bias in reader_biases(self.family).values()}
+        added = {t for t, flag in self.family.stored_if.items() if flag in flags}
+        return replace(self, templates=tuple(t for t in self.family.tensors if t in {*self.templates, *added}))
 
     @property
     def prunable(self) -> dict[str, int]:

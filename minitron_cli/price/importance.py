@@ -48,9 +48,16 @@ def work(
         disk={"scores": _scores_bytes(model)},
         remedies=tuple(_remedies(config, is_resident)),
         weight_remedies=("mode=layer_major",),
-        left_out=(f"{config.block_task} without each block",) if config.block_task else (),
+        left_out=tuple(_left_out(config)),
         processes=processes,
     )
+
+
+def _left_out(config: ImportanceConfig) -> Iterator[str]:
+    if config.block_task:
+        yield f"{config.block_task} without each block"
+    if config.collapse:
+        yield "the order of merging"
 
 
 def _remedies(config: ImportanceConfig, is_resident: bool) -> Iterator[str]:

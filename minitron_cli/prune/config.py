@@ -34,7 +34,8 @@ class Ranking(Spec):
     """Score of channels, heads, neurons and experts. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
     layers: LayerRanking = "block_importance"
     """Score of layers. block_importance: 1 - cosine similarity of a layer's input and output; perplexity: perplexity
-    gained by removing the layer. block_perplexity and block_task remove one contiguous block of layers, by the
+    gained by removing the layer; collapse: order in which LaCo merges layers (measured with importance.collapse).
+    block_perplexity and block_task remove one contiguous block of layers, by the
     perplexity gained or the task score lost (measured with importance.blocks)."""
     invert: bool = False
     """Keep the entries with the lowest scores instead: a control for experiments."""
@@ -58,7 +59,7 @@ class Budget(Spec):
         return round(of_whole(self.target, whole))
 
 
-REPAIRS = ("rotate", "least_squares", "rescale")
+REPAIRS = ("rotate", "least_squares", "rescale", "bias", "merge")
 
 ScoreRepair = Literal["none", "rotate", "all"]
 SCORE_REPAIRS: Mapping[ScoreRepair, frozenset[str]] = {
@@ -104,7 +105,9 @@ class PruneConfig(Spec):
     repair: RepairName = "auto"
     """Repair the pruned weights without training. rotate: keep directions of the residual stream instead of channels;
     least_squares: fit each matrix to what the parent computes in its place; all: both. rescale: only rescale norms,
-    which least_squares includes. auto: all that the model allows, if there is text to fit on."""
+    which least_squares includes. bias: add what a matrix wrote for the mean of its pruned heads or neurons to its bias,
+    as FLAP does. merge: add the differences of dropped layers to the layer before them, as LaCo does. auto: all that
+    the model allows, if there is text to fit on."""
     repair_samples: int = Field(128, ge=1)
     """Number of training blocks that a repair is fitted on. Unless set, at most those that the text has, and no more
     than hold 16,384 tokens: its time grows with the tokens, and it gains little from more."""
@@ -136,6 +139,11 @@ class PruneConfig(Spec):
         both = frozenset({"rotate", "least_squares"})
         return both if self.repair in ("auto", "all") else frozenset({self.repair} & set(REPAIRS))
 
+    @property
+    def adds_biases(self) -> bool:
+        """Whether the child has biases where the family may have them and the parent need not."""
+        return self.repair == "bias"
+
     @model_validator(mode="before")
     @classmethod
     def _stands_for_keys(cls, values: Any) -> Any:
@@ -155,6 +163,9 @@ class PruneConfig(Spec):
             raise ValueError("a contiguous block of layers is removed at once: use one round, or rank single layers")
         if self.ranking.head_residual != "none" and self.rounds > 1:
             raise ValueError("head_residual changes weights, and rounds carry over only indices: use one round")
+        for axis in self.shape or (self.axes if self.budget else ()):
+            if reason := self.ranking.width.refusal(axis):
+                raise ValueError(f"ranking.width {reason}")
         if len(set(self.drop_layers)) < len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
             raise ValueError("drop_layers must list different layers, counted from 0")
         return self

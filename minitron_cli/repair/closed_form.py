@@ -21,8 +21,10 @@ from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.transform import Repair, norm_gains
 from minitron_cli.repair import norm_rescale
+from minitron_cli.repair.bias import BIAS, put_biases, reader_means
 from minitron_cli.repair.fitted_child import PARTS, FittedChild
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
+from minitron_cli.repair.merge import MERGED, put_merged
 from minitron_cli.repair.norm_statistics import second_moments
 from minitron_cli.repair.pca_rotation import diagonalizing, head_moments, leading_directions
 from minitron_cli.repair.store import RepairStore
@@ -78,6 +80,8 @@ class ClosedFormRepair:
     def repaired(self, plan: PrunePlan, repairs: frozenset[str], label: str = "plan") -> PrunePlan:
         """The plan with those of the repairs that need no trials. Fitted tensors are kept on disk under the label."""
         plan = self.rotated(plan) if "rotate" in repairs else plan
+        plan = self.compensated(plan) if "bias" in repairs else plan
+        plan = self.merged(plan) if "merge" in repairs else plan
         return self.fitted(plan, label) if "least_squares" in repairs else plan
 
     def rotated(self, plan: PrunePlan, *, rescale: bool = True) -> PrunePlan:
@@ -149,6 +153,32 @@ class ClosedFormRepair:
             return kl_to_parent(child, self.model, few).kl_nats
 
         return distance
+
+    def compensated(self, plan: PrunePlan) -> PrunePlan:
+        """The plan with what matrices wrote for the means of their pruned inputs in their biases, kept on disk."""
+        parent, store = self.builder.parent, self._store(BIAS)
+        if not store.is_complete:
+            reader_means(
+                self.model,
+                parent.family,
+                self.samples.batches(self.batch_size),
+                self._weights(),
+                lambda means: put_biases(plan, parent.checkpoint, means, store),
+                scratch=store.directory,
+                activation_budget=self.activation_budget,
+                resume=self.resume,
+                save_every_s=self.save_every_s,
+            )
+            store.complete()
+        return plan.repaired(replace(plan.repair, fitted=store.tensors(BIAS)))
+
+    def merged(self, plan: PrunePlan) -> PrunePlan:
+        """The plan with dropped layers merged into those before them, kept on disk."""
+        store = self._store(MERGED)
+        if not store.is_complete:
+            put_merged(plan, self.builder.parent.checkpoint, store)
+            store.complete()
+        return plan.repaired(replace(plan.repair, fitted=store.tensors(MERGED)))
 
     def fitted(self, plan: PrunePlan, label: str = "plan", parts: Sequence[str] = PARTS) -> PrunePlan:
         """The plan with what is read through norms, and what is written to the stream, fitted to the parent.

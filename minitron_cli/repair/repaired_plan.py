@@ -13,6 +13,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault
 from minitron_cli.layerwise.config import CalibrationConfig
 from minitron_cli.memory import fits
+from minitron_cli.model.reader_bias import check_writable
 from minitron_cli.model.residual_stream import rotation_obstacle
 from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import SCORE_REPAIRS, PruneConfig, ScoreRepair
@@ -28,6 +29,8 @@ PRUNED_AXES = {
     "rotate": {"hidden"},
     "rescale": {"hidden"},
     "least_squares": {"layer", "hidden", "head", "ffn"},
+    "bias": {"head", "ffn"},
+    "merge": {"layer"},
 }
 """Repair -> the axes whose pruning it can compensate for."""
 
@@ -97,6 +100,8 @@ def _parts(
         Part("rotate", "rescaling of norms after rotate", fit.rotated, (unscaled,)),
         Part("least_squares", "least_squares", fit.fitted, tuple(Part(name, name, fit) for name, fit in of_squares)),
         Part("rescale", "rescale", rescaled),
+        Part("bias", "bias", fit.compensated),
+        Part("merge", "merge", fit.merged),
     )
     return [part for part in parts if part.name in repairs]
 
@@ -160,6 +165,8 @@ def applicable(plan: PrunePlan, config: PruneConfig) -> frozenset[str]:
             f"the norms of a {plan.parent.family.model_type} model subtract the mean and cannot be rescaled: "
             "use --repair auto"
         )
+    if "bias" in found:
+        check_writable(plan.parent.family, PRUNED_AXES["bias"] & pruned)
     return frozenset(found)
 
 

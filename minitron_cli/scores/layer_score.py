@@ -44,6 +44,11 @@ LAYER_SCORES = (
         ranks=False,
     ),
     LayerScore(
+        "collapse",
+        Figure("order of merging"),
+        "Order in which layers are merged into those before them; those that never are share the last place.",
+    ),
+    LayerScore(
         "block_perplexity",
         Figure("increase of perplexity without the block"),
         "Increase of perplexity when a contiguous block of layers is removed.",

@@ -7,10 +7,10 @@ A metric names the stored scores that it reads. An observer measures them (`impo
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from minitron_cli import canonical_json
-from minitron_cli.errors import ArtifactError
+from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.figures import Figure
 from minitron_cli.spec import Spec
 
@@ -27,6 +27,9 @@ OUTPUT_NORM = "expert.output_norm"
 class WidthMetric(Spec, ABC):
     """Base of a metric: a kind, and the scores that it reads."""
 
+    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "expert", "hidden")
+    """Axes whose entries it scores. Key-value heads are ranked by the scores of their query heads."""
+
     @property
     @abstractmethod
     def figure(self) -> Figure:
@@ -39,13 +42,22 @@ class WidthMetric(Spec, ABC):
     def select(self, axis: str, scores: "Mapping[str, Tensor]") -> "Tensor":
         """Scores of an axis: [layer, channel], [layer, expert, channel], or [channel] where all layers share it.
 
-        ArtifactError lists what was measured if the scores of this metric were not.
+        InputError if the metric has none for the axis; ArtifactError lists what was measured if its own were not.
         """
+        if reason := self.refusal(axis):
+            raise InputError(reason)
         name = self.key(axis)
         if name not in scores:
             known = ", ".join(names_of(axis, scores) or sorted(scores))
             raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance`")
         return scores[name]
+
+    def refusal(self, axis: str) -> str | None:
+        """Reason why the metric cannot rank an axis, and what to do instead; None if it can."""
+        if axis in {*self.axes, "kv_head", "layer"}:
+            return None
+        kind = getattr(self, "kind", "this metric")
+        return f"{kind} does not score {axis}: prune {' and '.join(self.axes)}, or rank by activation or magnitude"
 
 
 def names_of(axis: str, scores: "Mapping[str, Tensor]") -> list[str]:
@@ -126,4 +138,26 @@ class Random(WidthMetric):
         return torch.Generator().manual_seed(int(canonical_json.digest([self.seed, axis, row])[:15], 16))
 
 
-Metric = Activation | Magnitude | Random
+class Flap(WidthMetric):
+    """Fluctuation of the channel, weighted by what reads it (FLAP: An et al. 2024, WIFV, eq. 5).
+
+    Variance over tokens of an input of the matrix that reads neurons or heads, times the squared norm of its column; a
+    head's is the sum over its head_dim. This is the mean square of what the matrix no longer writes once the mean of
+    the pruned input is in a bias. Hidden channels and experts have no score.
+    """
+
+    axes: ClassVar[tuple[str, ...]] = ("head", "ffn")
+
+    kind: Literal["flap"] = "flap"
+
+    @property
+    def figure(self) -> Figure:
+        """Title of the scores."""
+        return Figure("fluctuation times squared norm of the reader's column")
+
+    def key(self, axis: str) -> str:
+        """Name under which the scores of an axis are stored."""
+        return f"{axis}.flap"
+
+
+Metric = Activation | Magnitude | Random | Flap

@@ -6,7 +6,7 @@ One tensor per axis and metric: [layer, channel] where each layer has channels o
 
     ffn.batch=l2.sequence=mean      head.magnitude=l1      layer.block_importance      parent.nll
     ffn.pre_activation.batch=l2.sequence=mean              layer.block_perplexity=4, [layer - 4 + 1]
-    expert.output_norm
+    ffn.flap                        expert.output_norm
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class Scores:
                 f"measure it with `minitron importance blocks=[{length}]{task}`"
             )
         known = ", ".join(names_of("layer", self.by_name))
-        flag = " --layer-removal" if kind == "perplexity" else ""
+        flag = {"perplexity": " --layer-removal", "collapse": " collapse=2"}.get(kind, "")
         raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance{flag}`")
 
     def of_single_layers(self) -> list[tuple[LayerScore, Tensor]]:

@@ -1,7 +1,9 @@
 """Importance stage: reads a model and text, stores scores of every axis."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.importance.block_task import without_blocks
+from minitron_cli.importance.collapse import SAMPLES, collapse_order
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
@@ -39,14 +42,15 @@ from minitron_cli.scores.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "importance", 1
+STAGE, VERSION = "importance", 2
 TEXT_SHARE, MIN_SAMPLES = 8, 16  # unless set, samples are at most an eighth of the text: most of it is to train on
 
 
 def run(context: Context, parent: SourceModel, data: DataConfig, config: ImportanceConfig) -> Artifact:
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
     config = _removable(config.settled(removes_layers=False), parent.shape.sizes["layer"])
-    layer_blocks(parent.shape.sizes["layer"], config.removal_lengths)  # refuse before any text is read
+    layers = parent.shape.sizes["layer"]
+    layer_blocks(layers, [*config.removal_lengths, config.collapse or 1])  # refuse before any text is read
     blocks = blocks_of(context, data, "train", parent.path)
     processes, device = join_processes(context.device)
     config = _fit_samples(config, blocks)
@@ -151,6 +155,8 @@ class _Scoring:
                 f"{self.parent.name} ({self._model_bytes / 1e9:.1f} GB) does not fit into memory: "
                 "loading one layer at a time"
             )
+        if self.config.collapse:
+            raise InputError("importance.collapse needs the whole model in memory, but it does not fit: leave it out")
         if self.task:
             raise InputError(
                 "importance.block_task needs the whole model in memory, but it does not fit: leave the task out"
@@ -163,6 +169,8 @@ class _Scoring:
     def _resident(self, work: StageBuild, calibration: Calibration) -> Scores:
         model = hf.load_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
         scores = collect(model, self.parent.family, calibration, self.config.observer_options)
+        if self.config.collapse:
+            scores = scores | self._collapsed(work, model, self.config.collapse)
         return scores | self._on_task(work, model, self.task) if self.task else scores
 
     @cached_property
@@ -176,6 +184,14 @@ class _Scoring:
     @property
     def _model_bytes(self) -> int:
         return self.parent.size_bytes(self.context.dtype)
+
+    def _collapsed(self, work: StageBuild, model: "PreTrainedModel", following: int) -> Scores:
+        """Order of merges; found by the first process only, empty in the others."""
+        if not process_rank.is_first_process():
+            return Scores({})
+        few = list(islice(self.calibration.batches, math.ceil(SAMPLES / self.config.batch_size)))
+        found = collapse_order(model, self.parent.family, few, following, work.remember)
+        return Scores({"layer.collapse": found})
 
     def _on_task(self, work: StageBuild, model: "PreTrainedModel", task: TaskMetric) -> Scores:
         """Loss of task score without each block of layers; measured by the first process only, empty in the others."""

@@ -1,7 +1,7 @@
 """Prune stage: reads a parent and its scores, writes a smaller checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -67,6 +67,9 @@ def run(
     original = parent.shape
     if config.serving_lint == "warn":
         parent = parent.without_pattern()
+    plain = parent
+    if config.adds_biases:
+        parent = parent.with_biases()
     builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
     candidates = candidates_of(builder, config, search)
     if data is None and config.repair == "auto":
@@ -82,7 +85,7 @@ def run(
         inputs["search"] = search.fingerprint
     if texts:  # scores and repairs that are measured on text depend on the dtype
         inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
-    pruning = _Pruning(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts, original)
+    pruning = _Pruning(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts, original, plain)
     pruning.check()
     return produce(
         context,
@@ -127,6 +130,8 @@ class _Pruning:
     texts: Mapping[SplitName, Blocks]
     original: Shape
     """Shape of the parent with the pattern of its layers, which the builder's lacks if it need not be kept."""
+    plain: SourceModel
+    """Parent without the biases that the builder's has for a repair."""
 
     @property
     def is_choice(self) -> bool:
@@ -187,12 +192,15 @@ class _Pruning:
             plan, repair = repaired_plan.repaired(
                 work, self.builder, plan, self.config, self.calibration, self.texts["train"], self.texts["validation"]
             )
+        parent = self.builder.parent
+        if self.config.adds_biases and not (repair and "bias" in repair.repairs):
+            parent, plan = self.plain, replace(plan, parent=self.plain.shape)
         self._warn_off_pattern(plan)
-        written_child.write(work, self.builder.parent, plan)
+        written_child.write(work, parent, plan)
         return PruneResult(
             parent=model_size(plan.parent, self.sequence_length),
             child=model_size(plan.child, self.sequence_length),
-            checks=tuple(written_child.check(work, self.builder.parent, plan)),
+            checks=tuple(written_child.check(work, parent, plan)),
             serving=tuple(written_child.serving_findings(work, plan)),
             candidates=tuple(self._candidate_result(entry) for entry in candidates),
             score_tokens=self._score_blocks * self.sequence_length if candidates else 0,

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint import hf
+from minitron_cli.errors import InputError
+from minitron_cli.importance.collapse import collapse_order
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.scores.metric import Metric, Random
+from minitron_cli.scores.scores import Scores
 from tests.quick import EVERY_MIXTURE, each_family
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
@@ -32,14 +35,17 @@ def variants(kind):
 
 
 METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
-CHOICES = [(axis, metric) for axis in SHAPES for metric in METRICS]
+CHOICES = [(axis, metric) for axis in SHAPES for metric in METRICS if axis in metric.axes]
 EVERY_KIND = pytest.mark.parametrize("kind", get_args(Metric), ids=lambda kind: kind.model_fields["kind"].default)
 EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
+UNSCORED = [(axis, metric) for axis in (*SHAPES, "expert") for metric in METRICS if axis not in metric.axes]
 LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCK_RANKINGS]
 
 
 def measure(model, batches):
     scores = score(model, batches, pre_activation=True, blocks=(2,))
+    order = collapse_order(model, family_of(model.config), batches, 1, lambda _, compute: compute())
+    scores = scores | Scores({"layer.collapse": order})
     return scores | magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
 
 
@@ -70,7 +76,7 @@ def test_every_channel_has_a_finite_score(measured, model_type):
 
 @EVERY_MIXTURE
 def test_every_expert_has_a_finite_score(measured, model_type):
-    for metric in METRICS:
+    for metric in (metric for metric in METRICS if "expert" in metric.axes):
         scores = measured(model_type).select("expert", metric)
         assert scores.shape == EXPERT_SHAPES["expert"], metric
         assert scores.isfinite().all(), metric
@@ -92,10 +98,18 @@ def test_every_block_of_layers_has_a_finite_score(measured, model_type):
     assert scores.isfinite().all()
 
 
+@pytest.mark.parametrize(("axis", "metric"), UNSCORED, ids=str)
+def test_an_axis_without_scores_is_refused(measured, axis, metric):
+    with pytest.raises(InputError, match=f"{metric.kind} does not score {axis}: prune .* or rank by"):
+        measured("llama").select(axis, metric)
+
+
 @EVERY_KIND
 @pytest.mark.parametrize("how", [{"sizes": [4]}, {"sizes": [1, 3]}, {"backwards": True}], ids=str)
 def test_batches_do_not_matter(measured, kind, how):
     for axis, metric in itertools.product(SHAPES, variants(kind)):
+        if axis not in kind.axes:
+            continue
         expected, found = measured("llama").select(axis, metric), measured("llama", **how).select(axis, metric)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7, msg=lambda m, at=(axis, metric): f"{at}: {m}")
 
@@ -103,6 +117,8 @@ def test_batches_do_not_matter(measured, kind, how):
 @EVERY_KIND
 def test_scores_are_deterministic(measured, kind):
     for axis, metric in itertools.product(SHAPES, variants(kind)):
+        if axis not in kind.axes:
+            continue
         again = measured("llama", again=True).select(axis, metric)
         assert torch.equal(again, measured("llama").select(axis, metric)), f"{axis}: {metric}"
 
@@ -139,7 +155,7 @@ def silence_(model, dead):
 def test_dead_channels_score_lowest(with_dead_channels, axis):
     measured, dead = with_dead_channels(axis)
     for metric in METRICS:
-        if isinstance(metric, Random):  # an order of its own, whatever the weights are
+        if isinstance(metric, Random) or axis not in metric.axes:  # random is an order of its own
             continue
         scores = measured.select(axis, metric)
         is_dead = torch.zeros(scores.shape[-1], dtype=torch.bool)

@@ -158,7 +158,7 @@ def test_the_observers_of_two_processes_merge(model, monkeypatch):
         merged = score(model, [batches[rank]], layer_removal=False, processes=processes.Processes(rank, 2))
     assert not sent
     assert merged.by_name.keys() == whole.by_name.keys()
-    for name in ("hidden.peak", "layer.peak"):
+    for name in ("hidden.peak", "layer.peak", "ffn.flap", "head.flap"):
         torch.testing.assert_close(merged.by_name[name], whole.by_name[name], rtol=1e-6, atol=0)
 
 

@@ -65,6 +65,7 @@ def test_two_methods_do_not_stand_for_the_same_unless_they_say_so():
         ("prune", {"method": "shortgpt", "axes": ("ffn",)}, r"shortgpt stands for axes=\[layer\], and axes is \[ffn\]"),
         ("prune", {"method": "shortgpt", "ranking": {"layers": "perplexity"}}, "and ranking.layers is perplexity"),
         ("prune", {"method": "minitron-width", "ranking": Ranking(width={"kind": "magnitude"})}, "kind is magnitude"),
+        ("prune", {"method": "flap", "shape": {"hidden": 8}}, r"ranking\.width flap does not score hidden: prune head"),
         ("prune", {"method": "wanda"}, "wanda is a method of sparsify: give it as sparsify.method"),
         ("prune", {"method": "taylor"}, "'minitron-width', 'minitron-depth'"),
         ("prune", {"method": "minitron-width", "ranking": "good"}, "valid dictionary or instance of Ranking"),

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from minitron_cli.importance.activation import AGGREGATIONS, channels, sequence_aggregates
+from minitron_cli.importance.activation import AGGREGATIONS, channels, over_sample, sequence_aggregates
 from minitron_cli.model.families import FAMILIES
 
 
 def test_sequence_aggregates_run_over_the_tokens_of_each_sample():
     values_BTC = torch.tensor([[[1.0, 0.0], [-3.0, 0.0]], [[2.0, 5.0], [2.0, -5.0]]])
-    found = dict(zip(AGGREGATIONS, sequence_aggregates(values_BTC).tolist(), strict=True))
+    found = dict(zip(AGGREGATIONS, sequence_aggregates(values_BTC, over_sample(values_BTC)).tolist(), strict=True))
     assert found["mean"] == [[2, 0], [2, 5]]
     assert found["l2"] == [pytest.approx([math.sqrt(10), 0]), pytest.approx([math.sqrt(8), math.sqrt(50)])]
     assert found["var"] == [[4, 0], [0, 25]]

@@ -5,16 +5,18 @@ import statistics
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.derive import spent
 from minitron_cli.data.batches import evenly_spaced
-from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault, InputError
+from minitron_cli.errors import ArtifactError, CheckpointError, DataError, EnvironmentFault, InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.prune import child_builder
+from minitron_cli.prune.child_builder import read_scores
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.repair import acceptance, closed_form, fitted_child, norm_rescale, repaired_plan
 from minitron_cli.results.prune import PruneResult, RepairResult
@@ -95,6 +97,65 @@ def test_the_result_has_the_effect_of_the_repair(pruned, kind):
     assert result.calibration.samples == 12
     assert set((found.strengths or {}).values()) <= {0.0, 0.5, 1.0}
     assert pruned().result(PruneResult).repair is None
+
+
+@pytest.fixture(scope="module")
+def bare(place):
+    """A model without biases whose neurons, silu(x) x, have means."""
+    path = place / "bare"
+    model = tiny_model("llama", vocab_size=300, attention_bias=False, mlp_bias=False)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.load_state_dict(layer.mlp.gate_proj.state_dict())
+    model.save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((place / "model" / name).read_bytes())
+    return path
+
+
+def test_flap_adds_biases_that_stock_transformers_loads(pruned_anew, bare):
+    child = pruned_anew(bare, method="flap", shape={"head": 4, "ffn": 20}, repair="bias")
+    found, written = child.result(PruneResult), Checkpoint.open(child.path)
+    assert found.repair.repairs == ("bias",)
+    assert found.repair.effect.after.kl < found.repair.effect.before.kl
+    assert (written.config["attention_bias"], written.config["mlp_bias"]) == (True, True)
+    model, info = AutoModelForCausalLM.from_pretrained(child.path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert found.child.parameters == model.num_parameters()
+    assert model.model.layers[0].mlp.down_proj.bias.abs().max() > 0
+    assert not model.model.layers[0].mlp.up_proj.bias.any()
+    tokens = {entry.work: entry.tokens for entry in spent(child)}
+    assert tokens["repair"] == 12 * 16, "one pass over the parent"
+
+
+def test_biases_that_do_not_help_are_not_written(pruned_anew, bare, monkeypatch):
+    plain = pruned_anew(bare, shape={"ffn": 20})
+    monkeypatch.setattr("minitron_cli.repair.bias.of_pruned", lambda weight, *_: 100 + weight.double().sum(1))
+    made = pruned_anew(bare, shape={"ffn": 20}, repair="bias")
+    assert (repair_of(made).repairs, repair_of(made).left_out) == ((), ("bias",))
+    assert made.result(PruneResult).child.parameters == plain.result(PruneResult).child.parameters
+    for name in ("model.safetensors", "config.json"):
+        assert (made.path / name).read_bytes() == (plain.path / name).read_bytes()
+
+
+def test_laco_merges_layers_in_the_order_that_was_measured(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(repaired_plan, "keep_what_gains", keep_all)
+    here, parent = context(tmp_path), open_source_model(place / "model")
+    config, known = PruneConfig(method="laco", shape={"layer": 3}, repair_samples=12), {"samples": 4, "batch_size": 4}
+    scores = importance.run(here, parent, data(place), ImportanceConfig(layer_removal=False, **known))
+    with pytest.raises(ArtifactError, match=r"measure it with `minitron importance collapse=2`"):
+        prune.run(here, parent, config, scores=scores, data=data(place))
+    scores = importance.run(here, parent, data(place), ImportanceConfig(layer_removal=False, collapse=1, **known))
+    made = prune.run(here, parent, config, scores=scores, data=data(place))
+    dropped = int(read_scores(scores, parent).layers("collapse").argmin())
+    assert repair_of(made).repairs == ("merge",)
+    name = "model.layers.{}.mlp.down_proj.weight"
+    own, other = (parent.checkpoint.read(name.format(i)) for i in (dropped - 1, dropped))
+    torch.testing.assert_close(Checkpoint.open(made.path).read(name.format(dropped - 1)), own + (other - own))
+
+
+def test_biases_are_refused_where_none_can_be(pruned_anew, sandwiched):
+    with pytest.raises(CheckpointError, match="reads neurons of a olmo2 model: use --repair least_squares"):
+        pruned_anew(sandwiched, repair="bias", shape={"ffn": 20})
 
 
 @torch.no_grad()
