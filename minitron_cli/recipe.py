@@ -135,6 +135,8 @@ class Recipe(Spec):
                     f"control {control.label} is equal in total tokens, and those of {self.model} are not known; add "
                     "pretraining: {tokens: 15T}"
                 )
+            if control.repair and not self.prune.repairs:
+                raise ValueError(f"control {control.label} leaves the repair out, and prune.repair is none; remove it")
             for training in filter(None, (self.distill, *(step.distill for step in self.steps))):
                 control.applied_to(training).check_rates()
 

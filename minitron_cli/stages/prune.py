@@ -21,7 +21,7 @@ from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.model import serving
-from minitron_cli.model.axes import PRUNABLE
+from minitron_cli.model.axes import PRUNABLE, Axis
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import prune as work_of
 from minitron_cli.price import subject
@@ -276,20 +276,30 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
 
     The same layers are removed: the control compares choices of width only.
     """
-    result = like.result(PruneResult)
-    before, after = result.parent.sizes, result.child.sizes
-    changed = {axis: after[axis] for axis in PRUNABLE if after.get(axis) != before.get(axis)}
-    if config.drop_layers:
-        changed.pop("layer", None)
     ranking = config.ranking.model_copy(update={"width": Random(), "head_residual": "none"})
     return PruneConfig(
-        shape=changed or None,
+        shape=_sizes_of(like, config),
         drop_layers=config.drop_layers,
         ranking=ranking,
         repair="none",
         untie=config.untie,
         serving_lint=config.serving_lint,
     )
+
+
+def unrepaired(config: PruneConfig, like: Artifact) -> PruneConfig:
+    """Configuration of pruning to the shape of `like` by the same scores, without repair."""
+    return config.model_copy(update={"shape": _sizes_of(like, config), "budget": None, "size": None, "repair": "none"})
+
+
+def _sizes_of(like: Artifact, config: PruneConfig) -> dict[Axis, int] | None:
+    """Sizes of a pruned model that differ from its parent's, beside the layers that the configuration removes."""
+    result = like.result(PruneResult)
+    before, after = result.parent.sizes, result.child.sizes
+    changed = {axis: after[axis] for axis in PRUNABLE if after.get(axis) != before.get(axis)}
+    if config.drop_layers:
+        changed.pop("layer", None)
+    return changed or None
 
 
 def at_once(config: PruneConfig, original: SourceModel, like: Shape) -> PruneConfig:
