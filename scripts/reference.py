@@ -140,7 +140,7 @@ PAGES = (
     Page("show", "the workspace's results", guides=("cost",)),
     Page("verify", "every file of the workspace", guides=("workspaces",)),
     Page("inspect", "a checkpoint's config and headers", guides=("serving", "families")),
-    Page("demo", "source of the Python standard library", "a teacher and the results of all stages"),
+    Page("demo", "the model that ships, source of the Python standard library", "the results of all stages"),
     Page("env", "this installation"),
     Page("recipes", "recipes of the package", "with `cp`, a copy of a recipe"),
 )
