@@ -22,7 +22,7 @@ from minitron_cli import device, dry_run, pipeline, recipe
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import Manifest
 from minitron_cli.artifacts.workspace import Workspace, remember
-from minitron_cli.cli import push, show, torchrun
+from minitron_cli.cli import data, push, show, torchrun
 from minitron_cli.cli.app import COMMANDS
 from minitron_cli.cli.demo import NEXT
 from minitron_cli.cli.sessions import Session
@@ -110,7 +110,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)
     monkeypatch.setattr(Runner, "results", accept)
-    for verb, read_from in ((push, "_made"), (show, "_current"), (Product, "current")):
+    for verb, read_from in ((data, "_read"), (push, "_made"), (show, "_current"), (Product, "current")):
         monkeypatch.setattr(verb, read_from, accept)
     for owner, given in ((Session, "parent"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
