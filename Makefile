@@ -11,7 +11,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=fals
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## compress a small model end to end, then show the report (minutes)
+demo: $(READY)  ## compress the small model that ships, end to end, then show the report (two minutes)
 	$(BIN)/minitron demo
 
 test: $(READY)  ## every test that needs neither an accelerator nor the network
@@ -46,7 +46,7 @@ kills: $(READY)  ## kill trainings a hundred times and compare each with an undi
 faults: $(READY)  ## kill, starve and mislead every command, then write docs/results/reliability.md (40 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign --out docs/results/reliability.md
 
-bench-teacher: $(READY)  ## train the small teachers that quality is measured on (an hour)
+bench-teacher: $(READY)  ## train the teacher that ships again, for the studies, and compare the two (half an hour)
 	$(BIN)/python scripts/bench_teacher.py
 
 real-models: $(READY)  ## assemble pretrained Gemma 3 270M and Qwen2.5-Coder 0.5B in the user's cache (0.7 GB to download)

@@ -162,6 +162,7 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
     yield from (
         (f"distill {control.label}", f"control, {control.length or 'the same training with one change'}")
         for control in recipe.controls
+        if control.trained
     )
     yield (
         "eval",

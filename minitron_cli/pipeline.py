@@ -1,7 +1,7 @@
 """Runs every stage of a recipe in order."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
@@ -15,6 +15,7 @@ from minitron_cli.distill.control import Control
 from minitron_cli.inputs.source_model import SourceModel, open_source_model, published_shape
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune import controls
+from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe, prunes_layers
 from minitron_cli.results.training import CorrectionResult, Equal, TrainingResult
 from minitron_cli.stages import (
@@ -45,9 +46,11 @@ class Results:
     correct: Artifact | None
     teach: Artifact | None
     distilled: Mapping[str, Artifact]
-    """Label -> trained model: `distilled`, then the controls."""
+    """Label -> trained model: `distilled`, then the controls that are trained."""
     evaluate: Artifact
     report: Artifact | None
+    untrained: Mapping[str, Artifact] = field(default_factory=dict)
+    """Label -> control that is not trained."""
     family: Artifact | None = None
     """The page of a whole chain, after its last step."""
 
@@ -67,7 +70,7 @@ class Results:
     def artifacts(self) -> list[Artifact]:
         """All artifacts, in the order in which they were made."""
         before = [self.importance, self.correct, self.teach, self.search, self.prune, self.sparsify]
-        some = [*before, *self.distilled.values(), self.evaluate, self.report, self.family]
+        some = [*before, *self.untrained.values(), *self.distilled.values(), self.evaluate, self.report, self.family]
         return [artifact for artifact in some if artifact]
 
 
@@ -138,17 +141,17 @@ def _run_step(recipe: Recipe, context: Context, models: "_Models", *, label: str
     if recipe.sparsify:
         dense = open_source_model(pruned.path) if pruned else parent
         made_sparse = _sparse(recipe, context, teacher, dense)
-    distilled: dict[str, Artifact] = {}
+    distilled, untrained = dict[str, Artifact](), dict[str, Artifact]()
     if recipe.distill:
         before = [made for made in (scores, pruned, made_sparse) if made]
         training = _Training(recipe, recipe.distill, context, replace(models, teacher=teacher), before)
-        distilled = training.run(fail_if_worse=fail_if_worse)
-    made = {PRUNED: pruned, SPARSE: made_sparse, correct.LABEL: corrected, **distilled}
+        distilled, untrained = training.run(fail_if_worse=fail_if_worse)
+    made = {**untrained, PRUNED: pruned, SPARSE: made_sparse, correct.LABEL: corrected, **distilled}
     labelled = [(label, artifact.path) for label, artifact in made.items() if artifact]
     original = models.original if models.is_compared else None
     measured = evaluate.run(context, labelled, parent, recipe.data, recipe.evaluate, original=original)
     page = report.run(context) if recipe.report else None
-    return Results(scores, found, pruned, made_sparse, corrected, taught, distilled, measured, page)
+    return Results(scores, found, pruned, made_sparse, corrected, taught, distilled, measured, page, untrained)
 
 
 def _sparse(recipe: Recipe, context: Context, teacher: SourceModel, dense: SourceModel, label: str = "") -> Artifact:
@@ -189,31 +192,41 @@ class _Training:
     before: Sequence[Artifact]
     """Scores, the pruned model and the sparse one, as far as there are any; training starts from the last."""
 
-    def run(self, *, fail_if_worse: bool) -> dict[str, Artifact]:
-        """Student and controls by label. The student and what it was made from stay the workspace's current ones."""
+    def run(self, *, fail_if_worse: bool) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
+        """By label, the student and the controls that are trained, and those that are not.
+
+        The student and what it was made from stay the workspace's current ones.
+        """
         student = self._train(self.before[-1], self.config, DISTILLED)
         if fail_if_worse:
             training_run.check_not_worse(student.result(TrainingResult), distill.STAGE)
-        trained = {DISTILLED: student}
+        trained, untrained = {DISTILLED: student}, dict[str, Artifact]()
         for control in self.recipe.controls:
-            trained[control.label] = self._train(self._start(control), self._of(control, student), control.label)
+            start, label = self._start(control), control.label
+            if control.trained:
+                trained[label] = self._train(start, self._of(control, student), label)
+            else:
+                untrained[label] = start
         for current in (*self.before, student):
             self.context.workspace.point(current)
-        return trained
+        return trained, untrained
 
     def _train(self, start: Artifact, config: DistillConfig, label: str) -> Artifact:
         return distill.run(self.context, self.models.teacher, start.path, self.recipe.data, config, label=label)
 
     def _start(self, control: Control) -> Artifact:
         """Model that a control is trained from."""
+        _, pruned, *_ = self.before
         if control.prune:
-            return self._pruned_at_random(control.label)
+            return self._pruned_otherwise(controls.at_random(self.recipe.prune, pruned), control.label)
+        if control.repair:
+            return self._pruned_otherwise(controls.unrepaired(self.recipe.prune, pruned), control.label)
         return self._pruned_at_once(control.label) if control.prune_from else self.before[-1]
 
-    def _pruned_at_random(self, label: str) -> Artifact:
-        scores, pruned, *_ = self.before
-        config = controls.at_random(self.recipe.prune, pruned)
-        dense = prune.run(self.context, self.models.parent, config, scores=scores, label=label)
+    def _pruned_otherwise(self, config: PruneConfig, label: str) -> Artifact:
+        scores, *_ = self.before
+        data = self.recipe.data if config.rounds > 1 else None
+        dense = prune.run(self.context, self.models.parent, config, scores=scores, data=data, label=label)
         if self.recipe.sparsify is None:
             return dense
         return _sparse(self.recipe, self.context, self.models.teacher, open_source_model(dense.path), label)

@@ -115,6 +115,8 @@ class Recipe(Spec):
             raise ValueError("correct trains a teacher, but there is no distill section; add one or remove correct")
         self._check_teach()
         self._check_controls()
+        for one in [self.at(step) for step in self.steps] or [self]:
+            one._check_unrepaired()
         is_of_original = any(getattr(rule, "of", None) == "original" for rule in self.evaluate.gates.rules)
         if is_of_original and not self.compares_with_original and (len(self.steps) > 1 or self.relatives):
             raise ValueError("a gate is of: original, which is not compared with; write compare_with: original")
@@ -137,6 +139,12 @@ class Recipe(Spec):
                 )
             for training in filter(None, (self.distill, *(step.distill for step in self.steps))):
                 control.applied_to(training).check_rates()
+
+    def _check_unrepaired(self) -> None:
+        """Refuse a control without the repair where there is none to leave out."""
+        for control in self.controls:
+            if control.repair and not self.prune.repairs:
+                raise ValueError(f"control {control.label} leaves the repair out, and prune.repair is none; remove it")
 
     @property
     def compares_with_original(self) -> bool:

@@ -71,7 +71,7 @@ class RecipeWork:
         if recipe.distill:
             teacher = None if recipe.teach else self.teacher
             yield "distill", self._training(self.child, teacher, recipe.distill)
-            for control in recipe.controls:
+            for control in filter(lambda control: control.trained, recipe.controls):
                 yield f"distill {control.label}", self._training(self.child, teacher, self._of(control))
         yield "eval", self._evaluation()
 

@@ -140,12 +140,12 @@ PAGES = (
     Page("show", "the workspace's results", guides=("cost",)),
     Page("verify", "every file of the workspace", guides=("workspaces",)),
     Page("inspect", "a checkpoint's config and headers", guides=("serving", "families")),
-    Page("demo", "source of the Python standard library", "a teacher and the results of all stages"),
+    Page("data", "a tokenizer and text", spec="DataConfig", section="data", guides=("data",)),
+    Page("demo", "the model that ships, source of the Python standard library", "the results of all stages"),
     Page("env", "this installation"),
     Page("recipes", "recipes of the package", "with `cp`, a copy of a recipe"),
 )
-DATA = Page("data", spec="DataConfig", section="data", guides=("data",))
-OF_SPEC = {page.spec: page.file for page in (*PAGES, DATA) if page.spec}
+OF_SPEC = {page.spec: page.file for page in PAGES if page.spec}
 
 
 def pages() -> dict[str, str]:
@@ -153,7 +153,7 @@ def pages() -> dict[str, str]:
     commands = typer.main.get_group(app).commands
     assert set(commands) == {page.name for page in PAGES}, "every verb has its page"
     of_verbs = {page.file: _text([*_verb(page, commands[page.name])]) for page in PAGES}
-    return {INDEX: _text([*_index(commands)]), **of_verbs, DATA.file: _text([*_data()])}
+    return {INDEX: _text([*_index(commands)]), **of_verbs}
 
 
 def _text(blocks: Sequence[str]) -> str:
@@ -227,6 +227,7 @@ def _verb(page: Page, command: Any) -> Iterator[str]:
         yield from _help(child)
         if own := _parameters(child, None):
             yield _options(own)
+        yield from _shared(child)
     yield from _shared(command)
     if page.spec:
         yield from _settings(page)
@@ -354,13 +355,6 @@ def _sample(parameter: Any) -> Any:
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
-def _data() -> Iterator[str]:
-    yield "# Data"
-    yield _prose(DEFINITIONS["DataConfig"]["description"])
-    yield f"- More: {_guides(DATA.guides)}"
-    yield from _settings(DATA)
-
-
 def _settings(page: Page) -> Iterator[str]:
     assert page.spec
     if page.section:
@@ -369,7 +363,7 @@ def _settings(page: Page) -> Iterator[str]:
         yield f"In a recipe, these keys are in the section `{page.section}:`; {guide}."
     else:
         yield "## Keys of a recipe"
-    if page.name != "data" and page.section:
+    if page.section:
         yield _prose(_definition(page.spec)["description"])
     if page.like:
         other = next(p for p in PAGES if p.name == page.like)

@@ -15,11 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every worker and subprocess compiles everything again
 sys.dont_write_bytecode = False
 
-import pytest
+import pytest  # noqa: E402
 
-from minitron_cli import progress
-from minitron_cli.errors import InputError
-from scripts import real_models
+from minitron_cli import progress  # noqa: E402
+from minitron_cli.errors import InputError  # noqa: E402
+from scripts import real_models  # noqa: E402
 
 REAL_MODELS = real_models.default_root()  # before tests get a cache of their own
 MEMORY = Path("/dev/shm")

@@ -56,7 +56,7 @@ def _is_plain(name: str) -> bool:
 
 def command_of(stage: str) -> str:
     """Command that makes a stage's result."""
-    return {"evaluate": "minitron eval", "teacher": "minitron demo", "family": "minitron run"}.get(
+    return {"evaluate": "minitron eval", "teacher": "python scripts/bench_teacher.py", "family": "minitron run"}.get(
         stage, f"minitron {stage}"
     )
 

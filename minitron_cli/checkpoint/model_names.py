@@ -1,6 +1,7 @@
-"""Names of models to directories: a directory itself, an alias, or a hub id, which is downloaded."""
+"""Names of models to directories: a directory itself, the model that ships, an alias, or a hub id (downloaded)."""
 
 import os
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ from minitron_cli.artifacts import fingerprint
 from minitron_cli.checkpoint import hub_blobs, other_formats
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.errors import CheckpointError, EnvironmentFault
+
+DEMO_TEACHER = "demo-teacher"
+"""Name of the model that ships with the package."""
 
 
 class ModelSource(NamedTuple):
@@ -30,7 +34,9 @@ class ModelSource(NamedTuple):
 
 
 def resolve(model: str, *, offline: bool = False) -> ModelSource:
-    """Find a model: a directory, an alias or a hub id, which is downloaded unless `offline` or HF_HUB_OFFLINE is set.
+    """Find a model: a directory, `demo-teacher`, an alias or a hub id.
+
+    A hub model is downloaded unless `offline` or HF_HUB_OFFLINE is set.
 
     CheckpointError if there is no such model, EnvironmentFault if it cannot be downloaded.
     """
@@ -38,6 +44,8 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
         return ModelSource(model, Path(model), "")
     if os.path.lexists(model):
         raise CheckpointError(other_formats.instead_of_a_directory(Path(model)))
+    if model == DEMO_TEACHER:
+        return ModelSource(model, demo_teacher(), "")
     name = hub_id(model)
     if not _may_be_hub_id(name):
         raise CheckpointError(
@@ -46,6 +54,16 @@ def resolve(model: str, *, offline: bool = False) -> ModelSource:
     path = _download(name, offline=offline)
     commit = path.name if len(path.name) == 40 else fingerprint.of_directory(path)
     return ModelSource(model, path, f"{name}@{commit}")
+
+
+def demo_teacher() -> Path:
+    """Directory of the model that ships with the package: a Llama of 3.9 M parameters, trained on Python source."""
+    return Path(str(resources.files("minitron_cli"))) / "demo_teacher"
+
+
+def directory(model: str) -> Path:
+    """Directory of a model that is not on the hub, by the name under which `resolve` found it."""
+    return demo_teacher() if model == DEMO_TEACHER and not os.path.isdir(model) else Path(model)
 
 
 def hub_id(model: str) -> str:

@@ -17,6 +17,7 @@ from minitron_cli import __version__, process_rank, progress, stopping
 from minitron_cli.cli import (
     console,
     correct,
+    data,
     demo,
     distill,
     env,
@@ -242,7 +243,13 @@ RECIPES: dict[str, Callable[..., None]] = {
     "cp": recipes.copy_recipe,
     "schema": recipes.schema,
 }
-_recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
-for _name, _body in RECIPES.items():
-    _recipes.command(_name, cls=_Command)(_command(_body))
-app.add_typer(_recipes, name="recipes")
+DATA: dict[str, Callable[..., None]] = {"inspect": data.inspect}
+GROUPS = {
+    "data": (DATA, "Show what models read of a text."),
+    "recipes": (RECIPES, "List, show and copy the shipped recipes."),
+}
+for _group, (_bodies, _help) in GROUPS.items():
+    _several = typer.Typer(no_args_is_help=True, help=_help)
+    for _name, _body in _bodies.items():
+        _several.command(_name, cls=_Command)(_command(_body))
+    app.add_typer(_several, name=_group)

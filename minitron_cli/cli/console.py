@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from minitron_cli import process_rank
 from minitron_cli.cli.options import Show
@@ -32,6 +33,20 @@ def result(text: str) -> None:
 def data(value: Any) -> None:
     """Print JSON on stdout."""
     result(json.dumps(value, indent=2, allow_nan=False, default=str))
+
+
+def has_colors() -> bool:
+    """Whether stdout is a terminal on which colors are wanted."""
+    console = Console()
+    return console.is_terminal and not console.no_color
+
+
+def styled(parts: Iterable[tuple[str, str]]) -> None:
+    """Print the requested text on stdout, each (text, style) in its style where there are colors."""
+    if has_colors():
+        Console(highlight=False).print(Text.assemble(*parts), soft_wrap=True)
+    else:
+        result("".join(text for text, _ in parts))
 
 
 def note(text: str) -> None:

@@ -1,24 +1,32 @@
-"""`minitron demo`: the whole pipeline on a small model that it trains first."""
+"""`minitron demo`: the whole pipeline on the small model that ships with the package."""
 
 from minitron_cli.cli.options import Changes, ComputeOptions
 
+NEXT = (
+    "minitron importance MODEL --data 'corpus/*.jsonl'",
+    "minitron prune --target 50%",
+    "minitron distill --tokens 100M",
+    "minitron eval",
+)
+"""The same for the user's own model and text."""
+
 
 def demo(how: ComputeOptions, changes: Changes = None) -> None:
-    """Train a small model on the Python standard library's source, compress it, and show the results.
+    """Compress the small model that ships with minitron, show the results, and the commands for your own model.
 
-    Needs no download and no accelerator. `minitron recipes show demo` prints its steps.
+    Its text is the source of Python's standard library. Needs no download and no accelerator. `minitron recipes show
+    demo` prints its steps.
     """
     from minitron_cli import recipe as recipes
     from minitron_cli.artifacts import workspace as workspaces
-    from minitron_cli.cli import printing, sessions
+    from minitron_cli.cli import console, printing, sessions
 
     requested = recipes.load("demo", changes or ())
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default="demo")
     with sessions.running(how, workspace, "demo") as context:
         from minitron_cli import pipeline
-        from minitron_cli.stages import teacher
 
-        trained = teacher.run(context, requested.data, teacher.DEMO)
-        requested = requested.model_copy(update={"model": str(trained.path)})
         results = pipeline.run(sessions.located(requested), context)
     printing.artifacts(results[-1].artifacts(), how)
+    if not (how.json or how.quiet):
+        console.note("\n  ".join(("The same for your own model and text:", *NEXT)))

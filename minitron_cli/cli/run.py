@@ -8,7 +8,6 @@ from minitron_cli import progress
 from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Changes, ComputeOptions, Seed
 from minitron_cli.cli.training import FailIfWorse
-from minitron_cli.errors import InputError
 
 
 def run(
@@ -32,10 +31,6 @@ def run(
     from minitron_cli.artifacts import workspace as workspaces
     from minitron_cli.cli import printing, sessions
 
-    if recipe == "demo" and not any(change.startswith("model=") for change in changes or ()):
-        raise InputError(
-            "recipe demo has no model of its own: run `minitron demo`, which trains one, or add model=DIRECTORY"
-        )
     requested = sessions.located(recipes.load(recipe, changes or ()))
     if seed is not None:
         requested = requested.seeded(seed)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
+SAID = {"evaluate": "eval", "data": "data inspect"}  # the section of a verb whose name is another
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def opened(
     )
     requested = requested.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
     of = f": {requested.values['model']}" if requested.values.get("model") else ""
-    with running(how, workspace, ("eval" if stage == "evaluate" else stage) + of, requested.values) as context:
+    with running(how, workspace, SAID.get(stage, stage) + of, requested.values) as context:
         yield Session(how, workspace, requested, context)
 
 

@@ -175,7 +175,7 @@ class PythonStdlib(Spec):
 
     kind: Literal["python_stdlib"] = "python_stdlib"
     split: standard_library.Part = "train"
-    """The validation split is 3 % of the files, chosen by a hash of their path."""
+    """The validation split is a fixed list of modules, 3 % of the files, whatever the version of Python."""
     weight: float | None = Field(None, gt=0)
     """Share of the tokens, relative to the other sources' weights."""
 

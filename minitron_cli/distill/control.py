@@ -1,4 +1,4 @@
-"""Controls of a distillation: the same training with one thing changed. Importable without torch."""
+"""Controls of a distillation: the same training, or its start, with one thing changed. Importable without torch."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -11,6 +11,7 @@ from minitron_cli.spec import Quantity, Spec
 
 TAKEN = ("original", "parent", "pruned", "sparse", "corrected", "distilled")
 LENGTHS = ("tokens", "steps", "equal")
+STARTS = ("prune", "prune_from", "repair")
 WORDS: Mapping[Equal, str] = {
     "tokens": "training tokens",
     "total_tokens": "tokens with those of the original",
@@ -32,6 +33,10 @@ class Control(Spec):
     prune_from: Literal["original"] | None = None
     """original: start from a child of the same size that was pruned from the chain's original at once. Unless its
     length is set, it is trained on as many tokens as the student was in all steps."""
+    repair: Literal["none"] | None = None
+    """none: start from the same child without its repair."""
+    trained: bool = True
+    """Whether it is trained. false: what `prune`, `prune_from` or `repair` makes is measured as it is."""
     tokens: Quantity | None = None
     """Length in tokens, if other than the student's; give this, `steps` or `equal`."""
     steps: int | None = Field(None, ge=1)
@@ -59,17 +64,27 @@ class Control(Spec):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        changes = [name for name in type(self).model_fields if name not in ("label", "in_steps")]
+        changes = [name for name in type(self).model_fields if name not in ("label", "in_steps", "trained")]
         if all(getattr(self, name) is None for name in changes):
             raise ValueError(f"the control changes nothing; give it one of {', '.join(changes)}")
         lengths = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{lengths[0]} and {lengths[1]} both set the length of the control; keep one of them")
-        if self.prune and self.prune_from:
-            raise ValueError("prune and prune_from both choose what the control starts from; keep one of them")
+        starts = [name for name in STARTS if getattr(self, name) is not None]
+        if len(starts) > 1:
+            raise ValueError(f"{starts[0]} and {starts[1]} both choose what the control starts from; keep one of them")
+        if not self.trained:
+            self._check_untrained(starts, [name for name in changes if getattr(self, name) is not None])
         if self.label in TAKEN:
             raise ValueError(f"the label {self.label!r} is taken by another model of the run; choose another")
         return self
+
+    def _check_untrained(self, starts: list[str], given: list[str]) -> None:
+        """Refuse a control that is not trained and says how, or is the student's own start."""
+        if not starts:
+            raise ValueError(f"trained: false measures another start; give the control one of {', '.join(STARTS)}")
+        if training := [name for name in given if name not in starts]:
+            raise ValueError(f"{training[0]} is about training, and the control has trained: false; remove one of them")
 
     @property
     def equality(self) -> Equal | None:

@@ -138,9 +138,7 @@ class Product:
         prune, sparse = self.prune, self.sparse
         if not (prune or sparse) or self.artifact.stage != "distill":
             return ()
-        pruned = self.workspace.artifacts("prune") if prune else []
-        controls = [made for made in pruned if prune and made.label and self._is_control(prune, made)]
-        starts = {fingerprint.of_model(made.manifest) for made in (prune, sparse, *controls) if made}
+        starts = {fingerprint.of_model(made.manifest) for made in (prune, sparse, *self._pruned_otherwise) if made}
         zeros = self.workspace.artifacts("sparsify") if sparse else []
         distilled = self.workspace.artifacts("distill")
         continued = {made.manifest.inputs["model"] for made in zeros}
@@ -149,6 +147,21 @@ class Product:
         others = [made for made in distilled if made.label != self.artifact.label and made not in between]
         started = (made for made in others if made.manifest.inputs["student"] in starts)
         return (self.artifact, *(made for made in started if _is_readable(made, TrainingResult)))
+
+    @cached_property
+    def _pruned_otherwise(self) -> list[Artifact]:
+        """Models of the product's sizes that were pruned in another way, for controls."""
+        prune = self.prune
+        pruned = self.workspace.artifacts("prune") if prune else []
+        return [
+            made for made in pruned if prune and made.label and made.key != prune.key and self._is_control(prune, made)
+        ]
+
+    @cached_property
+    def _untrained(self) -> list[Artifact]:
+        """Those of them that were evaluated as they are."""
+        measured = self.evaluation.manifest.inputs.values() if self.evaluation else ()
+        return [made for made in self._pruned_otherwise if fingerprint.of_model(made.manifest) in measured]
 
     def _is_control(self, prune: Artifact, other: Artifact) -> bool:
         """Whether another artifact is a control: parent or original pruned to the same sizes in another way."""
@@ -159,8 +172,8 @@ class Product:
     @cached_property
     def kinds(self) -> dict[str, tuple[Kind, Artifact | None]]:
         """Fingerprint of a model -> its part in this product."""
-        parts: list[tuple[Kind, Artifact | None]] = [("teacher", self.corrected), ("pruned", self.prune)]
-        parts += [("sparse", self.sparse)]
+        parts: list[tuple[Kind, Artifact | None]] = [("control", made) for made in self._untrained]
+        parts += [("teacher", self.corrected), ("pruned", self.prune), ("sparse", self.sparse)]
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
         found = {fingerprint.of_model(made.manifest): (kind, made) for kind, made in parts if made}
         of_chain = self.evaluation.manifest.inputs.get(f"model {ORIGINAL}") if self.evaluation else None
@@ -191,7 +204,8 @@ class Product:
         """
         models = self.evaluation.result(EvaluationResult).models if self.evaluation else {}
         here = {fingerprint.of_model(made.manifest) for stage in _MODELS for made in self.workspace.artifacts(stage)}
-        order = [*LABELS, *sorted(models.keys() - LABELS.keys())]
+        untrained = [made.label for made in self._untrained]  # stand before what was made better than they
+        order = [ORIGINAL, PARENT, *untrained, *LABELS, *sorted(models)]
         for label, found in sorted(models.items(), key=lambda item: order.index(item[0])):
             kind, made = self.kinds.get(found.fingerprint, (LABELS.get(label, "control"), None))
             is_foreign = self.artifact.stage == "evaluate" or (label not in LABELS and found.fingerprint not in here)
@@ -206,7 +220,7 @@ class Product:
         """
         start = self.artifact.manifest.inputs.get("student")
         controls = sorted(self.trained[1:], key=lambda made: made.manifest.inputs["student"] == start)
-        found = [one for made in (*controls, self.artifact) for one in lineage(self.workspace, made)]
+        found = [one for made in (*self._untrained, *controls, self.artifact) for one in lineage(self.workspace, made)]
         return list({made.key: made for made in (*found, *filter(None, [self.evaluation]))}.values())
 
     @cached_property

@@ -81,8 +81,11 @@ def _finding(
 
 
 def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
-    """Arguments with every setting of an artifact's stage, and with what the user gave for its inputs."""
-    if checked.manifest is None:
+    """Arguments with every setting of an artifact's stage, and with what the user gave for its inputs.
+
+    None of a teacher, which a script makes that takes others.
+    """
+    if checked.manifest is None or checked.stage == "teacher":
         return
     inputs = checked.manifest.inputs
     if checked.stage == "importance":

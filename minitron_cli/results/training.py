@@ -1,4 +1,4 @@
-"""Result of distillation, teacher correction and the demo's teacher, and its curves."""
+"""Result of distillation, teacher correction and the training of a teacher from scratch, and its curves."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -128,10 +128,10 @@ class CorrectionResult(TrainingResult):
 
 
 class TeacherResult(TrainingResult):
-    """Training of the demo's teacher from random weights."""
+    """Training of a small teacher from random weights."""
 
     schema_name: ClassVar[str] = "teacher/1"
-    verb: ClassVar[str] = "minitron demo"
+    verb: ClassVar[str] = "python scripts/bench_teacher.py"
 
 
 class TrainingStep(Spec, extra="allow"):

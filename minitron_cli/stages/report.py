@@ -91,7 +91,7 @@ def _original_path(product: Product) -> Path | None:
     """Directory of the original model, if it is on this machine."""
     hub_id, _, commit = product.original.partition("@")
     given = product.given.get(product.original)
-    return model_names.cached(hub_id) if commit else Path(given) if given else None
+    return model_names.cached(hub_id) if commit else model_names.directory(given) if given else None
 
 
 def report_data(product: Product, title: str) -> ReportData:

@@ -1,4 +1,4 @@
-"""Teacher stage: trains a small Llama from scratch on local text, for the demo and the benchmarks.
+"""Teacher stage: trains a small Llama from scratch on local text: the model that ships, and those of the studies.
 
 Nothing is downloaded. The training loop is that of distillation, with cross-entropy and without a teacher.
 """
@@ -18,7 +18,6 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.inputs.token_blocks import blocks_for_new_model
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
@@ -48,23 +47,6 @@ class TeacherConfig(Spec):
     tie_embeddings: bool = False
     training: DistillConfig
     """Training; none of its losses may need a teacher."""
-
-
-DEMO = TeacherConfig(
-    training=DistillConfig(
-        tokens=450_000,
-        batch_size=4,  # with so little text, more and smaller steps train better
-        micro_batch_size=4,
-        learning_rate=1.5e-3,
-        min_learning_rate=1e-4,
-        warmup_steps=40,
-        losses=(CrossEntropy(),),
-        eval_every=220,
-        eval_blocks=32,
-        save_every=110,
-    )
-)
-"""Enough to show the chain in two minutes on two cores; not enough to prove a method (see scripts/bench_teacher.py)."""
 
 
 def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:

@@ -129,12 +129,11 @@ def test_an_impossible_change_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_demo_recipe_by_itself_names_the_command_that_trains_its_model(run: Run, tmp_path: Path) -> None:
-    for more in ([], ["--dry-run"]):
-        result = run("run", "demo", *more)
-        assert result.exit_code == 2
-        assert "run `minitron demo`, which trains one, or add model=" in result.stderr
-    assert not list(tmp_path.iterdir())
+def test_the_demo_recipe_plans_with_the_model_that_ships(run: Run) -> None:
+    planned = json.loads(run("run", "demo", "--dry-run", "--json").stdout)
+    assert planned["parent"]["parameters"] == 3_935_424
+    trained = {"distill", "distill random-init"}
+    assert {stage for stage in planned["prices"] if stage.startswith("distill")} == trained
 
 
 def test_a_duplicate_key_is_refused_with_its_line(run: Run, tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from minitron_cli import device, dry_run, pipeline, recipe
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import Manifest
 from minitron_cli.artifacts.workspace import Workspace, remember
-from minitron_cli.cli import push, show, torchrun
+from minitron_cli.cli import data, push, show, torchrun
 from minitron_cli.cli.app import COMMANDS
+from minitron_cli.cli.demo import NEXT
 from minitron_cli.cli.sessions import Session
 from minitron_cli.data.sources import DataConfig, PythonStdlib
 from minitron_cli.evaluate.config import Gates
@@ -109,7 +110,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)
     monkeypatch.setattr(Runner, "results", accept)
-    for verb, read_from in ((push, "_made"), (show, "_current"), (Product, "current")):
+    for verb, read_from in ((data, "_read"), (push, "_made"), (show, "_current"), (Product, "current")):
         monkeypatch.setattr(verb, read_from, accept)
     for owner, given in ((Session, "parent"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
@@ -178,6 +179,11 @@ def test_every_command_on_a_page_is_one(page: Path, read: Read) -> None:
 )
 def test_what_is_no_command_would_be_noticed(line: str, message: str, read: Read) -> None:
     assert message in read(shlex.split(line))
+
+
+def test_every_command_that_the_demo_ends_with_is_one(read: Read) -> None:
+    wrong = {line: found for line in NEXT if (found := read(shlex.split(line)[1:]))}
+    assert not wrong
 
 
 def test_no_command_in_a_block_goes_unread() -> None:

@@ -282,6 +282,31 @@ def test_the_smallest_relative_large_enough_for_the_target_is_pruned(tmp_path):
     assert pruned(without_embeddings, "non_embedding") == models["middle"]
 
 
+@pytest.mark.slow
+def test_a_control_that_is_not_trained_is_measured_as_it_was_pruned(tmp_path):
+    write_place(tmp_path)
+    shape, controls = {"ffn": 24}, (Control(label="plain", repair="none", trained=False),)
+    repaired = PruneConfig(shape=shape, repair="least_squares", repair_samples=8)
+    asked = recipe(tmp_path / "model", data(tmp_path), prune=repaired, controls=controls, report=True)
+    (step,) = pipeline.run(asked, context(tmp_path / "run"))
+    models = step.evaluate.result(EvaluationResult).models
+    assert list(models) == ["parent", "plain", "pruned", "distilled"]
+    plain = recipe(tmp_path / "model", data(tmp_path), prune=PruneConfig(shape=shape, repair="none"))
+    (alone,) = pipeline.run(plain, context(tmp_path / "alone"))
+    expected = alone.evaluate.result(EvaluationResult).models["pruned"]
+    assert (models["plain"].fingerprint, models["plain"].results) == (expected.fingerprint, expected.results)
+    assert models["plain"].fingerprint != models["pruned"].fingerprint
+    product = Product.current(Workspace(tmp_path / "run"))
+    assert product.prune.key == step.prune.key, "the control is not the workspace's pruned model"
+    assert [(model.label, model.kind) for model in product.models()] == [
+        ("parent", "parent"),
+        ("plain", "control"),
+        ("pruned", "pruned"),
+        ("distilled", "distilled"),
+    ]
+    assert [made.key for made in product.artifacts].count(step.untrained["plain"].key) == 1
+
+
 def test_a_dry_run_lists_every_step(tmp_path):
     model = write_tiny(tmp_path / "model")
     steps = (

@@ -197,6 +197,9 @@ def test_one_section_is_read_by_itself() -> None:
         ("controls: [{label: a, tokens: 1M, steps: 3}]", "tokens and steps both set the length of the control"),
         ("controls: [{label: a, steps: 3, equal: flops}]", "steps and equal both set the length of the control"),
         ("controls: [{label: a, prune: random, prune_from: original}]", "prune and prune_from both choose"),
+        ("controls: [{label: a, prune: random, repair: none}]", "prune and repair both choose"),
+        ("controls: [{label: a, init: random, trained: false}]", "give the control one of prune, prune_from, repair"),
+        ("controls: [{label: a, repair: none, trained: false, steps: 3}]", "steps is about training, and the control"),
         ("controls: [{label: a, prune_from: original}]", "prunes the original, which only differs in a chain"),
         ("controls: [{label: a, init: random, in_steps: [b]}]", "is in step 'b', which the recipe does not have"),
         ("controls: [{label: a, learning_rate: 1e-6}]", "min_learning_rate 1e-05 is above learning_rate 1e-06"),
@@ -232,6 +235,13 @@ def test_a_control_has_a_length_batch_rate_and_seed_of_its_own() -> None:
 def test_a_longer_control_reads_the_blocks_of_the_shorter_one_in_their_order() -> None:
     short, long = (sample_ids(seed=3, first=0, count=count, total=10) for count in (17, 44))
     assert long[:17] == short
+
+
+def test_a_control_without_the_repair_needs_one_to_leave_out() -> None:
+    text = RECIPE + "controls: [{label: a, repair: none, trained: false}]"
+    assert read(text).controls[0].repair == "none"
+    with pytest.raises(RecipeError, match=r"leaves the repair out, and prune\.repair is none; remove it"):
+        read(text, "prune.repair=none")
 
 
 def test_a_control_changes_one_thing() -> None:

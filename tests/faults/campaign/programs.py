@@ -16,10 +16,6 @@ import torch
 from minitron_cli.cli.app import main
 
 PROGRAM = (sys.executable, "-m", "minitron_cli")
-SMALL_DEMO = (
-    "from minitron_cli.stages import teacher; from tests.faults.campaign.setting import SMALL_TEACHER; "
-    "teacher.DEMO = SMALL_TEACHER; from minitron_cli.cli.app import main; main()"
-)
 SETTLED_S = 15
 """Time for the other processes of a command to notice that one of them is gone."""
 
@@ -91,8 +87,8 @@ def _processes_of(session: int) -> list[int]:
 
 
 def program(words: Sequence[str], root: Path, command: Sequence[str] = PROGRAM) -> Started:
-    """Start the program in a directory; the demo with a small teacher."""
-    command = [*command, *words] if words[0] != "demo" else [sys.executable, "-c", SMALL_DEMO, *words]
+    """Start the program in a directory."""
+    command = [*command, *words]
     with open(root.parent / "out", "wb") as out, open(root.parent / "err", "wb") as err:
         begun = subprocess.Popen(
             command, cwd=root, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True

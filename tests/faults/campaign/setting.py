@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minitron_cli.cli.app import COMMANDS
-from minitron_cli.stages import teacher
 from tests.cli.program import invoke
 from tests.unit.stages.place import write_place
 
@@ -27,18 +26,17 @@ distill: {steps: 2, batch_size: 2, warmup_steps: 0, eval_blocks: 2, save_every: 
 evaluate: {blocks: 2}
 """
 
-DEMO = ("importance.samples=8", "search=null", "prune.shape={ffn: 32}", "prune.repair=none", "distill.tokens=8192")
-SMALL_TEACHER = teacher.DEMO.model_copy(
-    update={
-        "hidden": 32,
-        "ffn": 64,
-        "layers": 4,
-        "heads": 4,
-        "head_dim": 8,
-        "training": teacher.DEMO.training.model_copy(update={"tokens": 4096, "eval_blocks": 2, "save_every": 1}),
-    }
+DEMO = (
+    "model=model",  # in place of the one that ships, and little text
+    "data.sources=[{kind: files, paths: [text/*.txt]}]",
+    "data.validation=[]",
+    "data.sequence_length=16",
+    "importance={samples: 6, batch_size: 2}",
+    "search=null",
+    "prune={shape: {ffn: 32}, repair: least_squares, repair_samples: 8}",
+    "distill={steps: 2, batch_size: 2, warmup_steps: 0, eval_blocks: 2, save_every: 1}",
+    "evaluate={blocks: 2}",
 )
-"""In place of the demo's own teacher, whose training takes two minutes."""
 
 
 class Verb(NamedTuple):
@@ -131,17 +129,15 @@ class Setting:
 
 @contextmanager
 def surroundings(cache: Path) -> Iterator[None]:
-    """Environment variables of every command, with a small teacher for the demo."""
+    """Environment variables of every command."""
     wanted = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     wanted |= {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.pathsep.join([str(REPOSITORY)])}
-    before, own = dict(os.environ), teacher.DEMO
+    before = dict(os.environ)
     os.environ.update(wanted)
     os.environ.pop("MINITRON_RUNS", None)
-    teacher.DEMO = SMALL_TEACHER
     try:
         yield
     finally:
-        teacher.DEMO = own
         os.environ.clear()
         os.environ.update(before)
 
