@@ -173,7 +173,7 @@ def test_scales_of_a_quantization_are_not_left_out(tmp_path):
 def test_a_parameter_of_the_model_that_the_table_lacks_is_never_left_out(tmp_path, monkeypatch):
     path = write_tiny(tmp_path, num_hidden_layers=2)
     family = FAMILIES["llama"]
-    monkeypatch.setattr("minitron_cli.inputs.source_model.family_of", lambda _: without_norms(family))
+    monkeypatch.setattr("minitron_cli.inputs.source_model.family_of", lambda *_: without_norms(family))
     with pytest.raises(CheckpointError, match="no layout for it in family 'llama': report it"):
         open_source_model(path)
 
