@@ -23,6 +23,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.landscape.config import LandscapeConfig
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
@@ -41,6 +42,7 @@ __all__ = [
     "distill",
     "evaluate",
     "importance",
+    "landscape",
     "prune",
     "report",
     "run",
@@ -210,6 +212,16 @@ def evaluate(
     return stage.run(
         context, labelled, _opened(context, parent), data, config or EvaluateConfig(), allow_code=allow_code
     )
+
+
+def landscape(
+    context: Context, models: "Mapping[str, Model]", data: DataConfig, config: LandscapeConfig | None = None
+) -> Artifact:
+    """Measure the loss around models of one shape, by label, and between the first and each other (LandscapeResult)."""
+    from minitron_cli.stages import landscape as stage
+
+    opened = {label: _opened(context, model) for label, model in models.items()}
+    return stage.run(context, opened, data, config or LandscapeConfig())
 
 
 def report(context: Context) -> Artifact:

@@ -24,3 +24,9 @@ FormatName = Literal["text", "chat", "completion", "sharegpt", "alpaca", "auto"]
 PruneMethod = Literal["minitron-width", "minitron-depth", "shortgpt", "replaceme", "llm-streamline"]
 SparseMethod = Literal["magnitude", "wanda", "sparsegpt"]
 """Published methods of `minitron prune` and `minitron sparsify` (`methods`)."""
+
+DirectionScale = Literal["none", "filter", "curvature"]
+"""Lengths of a step in each weight (`landscape.directions`)."""
+
+Subspace = Literal["all", "last"]
+"""Weights around which a landscape is measured: all, or those of the last decoder layer."""

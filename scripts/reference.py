@@ -123,6 +123,12 @@ PAGES = (
         "evaluate",
         ("evaluation",),
     ),
+    Page(
+        "landscape",
+        "checkpoints of one shape; held-out text",
+        "`result.json`: volumes, sharpness, losses on lines; `radii.json`: every radius; `landscape.svg`",
+        guides=("tickets",),
+    ),
     Page("report", "all results of the workspace", "`report.html`, `model-card.md`"),
     Page(
         "push",

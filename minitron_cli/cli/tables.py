@@ -14,6 +14,7 @@ from minitron_cli.report import (
     evaluation,
     family,
     importance,
+    landscape,
     provenance,
     sections,
     shapes,
@@ -25,6 +26,7 @@ from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.family import FamilyResult
 from minitron_cli.results.importance import ImportanceResult
+from minitron_cli.results.landscape import LandscapeResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import SearchResult
@@ -85,6 +87,8 @@ def tables(artifact: Artifact) -> Iterator[Table]:
             yield sections.training_table(artifact.label, result)
         case FamilyResult() as result:
             yield from family.tables(result)
+        case LandscapeResult() as result:
+            yield from landscape.tables(result)
         case EvaluationResult() as result:
             yield from evaluation.evaluation_tables(evaluation.evaluated(result))
             if artifact.run and (speed := artifact.run.speed):

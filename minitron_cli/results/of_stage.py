@@ -4,6 +4,7 @@ from minitron_cli.results.base import Result
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.family import FamilyResult
 from minitron_cli.results.importance import ImportanceResult
+from minitron_cli.results.landscape import LandscapeResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
 from minitron_cli.results.search import SearchResult
@@ -23,5 +24,6 @@ RESULTS: dict[str, type[Result]] = {
     "evaluate": EvaluationResult,
     "report": ReportResult,
     "family": FamilyResult,
+    "landscape": LandscapeResult,
 }
 """Stage -> type of its result."""

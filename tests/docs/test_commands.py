@@ -35,6 +35,7 @@ from minitron_cli.stages import (
     distill,
     evaluate,
     importance,
+    landscape,
     prune,
     report,
     search,
@@ -104,7 +105,19 @@ def nothing(*arguments: Any, **options: Any) -> None:
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     """Gives the program a command line; returns what it has against it."""
-    for stage in (importance, search, prune, sparsify_rounds, correct, teach, distill, evaluate, report, teacher):
+    for stage in (
+        importance,
+        search,
+        prune,
+        sparsify_rounds,
+        correct,
+        teach,
+        distill,
+        evaluate,
+        landscape,
+        report,
+        teacher,
+    ):
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)
