@@ -29,6 +29,7 @@ from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
+from minitron_cli.ticket.config import TicketConfig
 
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
@@ -49,6 +50,7 @@ __all__ = [
     "search",
     "sparsify",
     "teach",
+    "tickets",
     "verify",
     "workspace",
 ]
@@ -222,6 +224,13 @@ def landscape(
 
     opened = {label: _opened(context, model) for label, model in models.items()}
     return stage.run(context, opened, data, config or LandscapeConfig())
+
+
+def tickets(context: Context, model: "Model", data: DataConfig, config: TicketConfig | None = None) -> Artifact:
+    """Train lottery tickets of a model's shape and their controls at every sparsity (TicketResult)."""
+    from minitron_cli.stages import ticket as stage
+
+    return stage.run(context, _opened(context, model), data, config or TicketConfig())
 
 
 def report(context: Context) -> Artifact:

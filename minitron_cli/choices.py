@@ -30,3 +30,8 @@ DirectionScale = Literal["none", "filter", "curvature"]
 
 Subspace = Literal["all", "last"]
 """Weights around which a landscape is measured: all, or those of the last decoder layer."""
+
+TicketControl = Literal["reinit", "shuffled", "random_mask"]
+TicketScope = Literal["global", "layer"]
+TicketStart = Literal["random", "model"]
+"""Controls of a ticket, where its smallest weights are chosen, and what it starts from (`ticket.config`)."""

@@ -129,6 +129,12 @@ PAGES = (
         "`result.json`: volumes, sharpness, losses on lines; `radii.json`: every radius; `landscape.svg`",
         guides=("tickets",),
     ),
+    Page(
+        "ticket",
+        "a checkpoint's shape and tokenizer; training and held-out text",
+        "`result.json`: every arm at every sparsity; `tickets.svg`; each training as a checkpoint with its masks",
+        guides=("tickets",),
+    ),
     Page("report", "all results of the workspace", "`report.html`, `model-card.md`"),
     Page(
         "push",
@@ -233,6 +239,7 @@ def _verb(page: Page, command: Any) -> Iterator[str]:
         yield from _help(child)
         if own := _parameters(child, None):
             yield _options(own)
+        yield from _shared(child)
     yield from _shared(command)
     if page.spec:
         yield from _settings(page)

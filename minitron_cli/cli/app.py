@@ -38,6 +38,7 @@ from minitron_cli.cli import (
     sparsify,
     study,
     teach,
+    ticket,
     torchrun,
     verify,
 )
@@ -248,3 +249,9 @@ _recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the shipp
 for _name, _body in RECIPES.items():
     _recipes.command(_name, cls=_Command)(_command(_body))
 app.add_typer(_recipes, name="recipes")
+
+TICKETS: dict[str, Callable[..., None]] = {"train": ticket.train}
+_tickets = typer.Typer(no_args_is_help=True, help=ticket.HELP)
+for _name, _body in TICKETS.items():
+    _tickets.command(_name, cls=_Command)(_command(_body))
+app.add_typer(_tickets, name="ticket")

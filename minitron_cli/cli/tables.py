@@ -20,6 +20,7 @@ from minitron_cli.report import (
     shapes,
     signals,
     sparsity,
+    ticket,
 )
 from minitron_cli.report import price as prices
 from minitron_cli.report.view import Cell, Table
@@ -32,6 +33,7 @@ from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.teach import TeachResult
+from minitron_cli.results.ticket import RoundResult, TicketResult
 from minitron_cli.results.training import TrainingResult
 
 if TYPE_CHECKING:
@@ -89,6 +91,10 @@ def tables(artifact: Artifact) -> Iterator[Table]:
             yield from family.tables(result)
         case LandscapeResult() as result:
             yield from landscape.tables(result)
+        case TicketResult() as result:
+            yield from ticket.tables(result)
+        case RoundResult() as result:
+            yield sections.training_table(artifact.label, result.training)
         case EvaluationResult() as result:
             yield from evaluation.evaluation_tables(evaluation.evaluated(result))
             if artifact.run and (speed := artifact.run.speed):

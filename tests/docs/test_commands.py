@@ -42,6 +42,7 @@ from minitron_cli.stages import (
     sparsify_rounds,
     teach,
     teacher,
+    ticket,
 )
 from minitron_cli.study import definition
 from minitron_cli.study.definition import StudyDefinition
@@ -117,6 +118,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         landscape,
         report,
         teacher,
+        ticket,
     ):
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):

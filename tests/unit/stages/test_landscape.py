@@ -116,6 +116,7 @@ def test_the_loss_and_its_gradient_are_torchs(place, tmp_path):
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["filter", "curvature"])
 def test_scales_move_the_same_weights(place, tmp_path, scale):
     _, plain = measured(place, tmp_path, "model")
@@ -174,6 +175,7 @@ def test_a_killed_measurement_goes_on_where_it_was(place, tmp_path, monkeypatch)
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_api_takes_directories(place, tmp_path):
     with api.workspace(tmp_path / "w", device="cpu") as here:
         made = api.landscape(here, {"m": place / "model"}, data(place), LandscapeConfig(**QUICK))
