@@ -29,7 +29,7 @@ from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
-from minitron_cli.ticket.config import TicketConfig
+from minitron_cli.ticket.config import SupermaskConfig, TicketConfig
 
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
@@ -49,6 +49,7 @@ __all__ = [
     "run",
     "search",
     "sparsify",
+    "supermasks",
     "teach",
     "tickets",
     "verify",
@@ -231,6 +232,13 @@ def tickets(context: Context, model: "Model", data: DataConfig, config: TicketCo
     from minitron_cli.stages import ticket as stage
 
     return stage.run(context, _opened(context, model), data, config or TicketConfig())
+
+
+def supermasks(context: Context, model: "Model", data: DataConfig, config: SupermaskConfig | None = None) -> Artifact:
+    """Measure weights of a model's shape that were never trained under masks of every criterion (SupermaskResult)."""
+    from minitron_cli.stages import supermask as stage
+
+    return stage.run(context, _opened(context, model), data, config or SupermaskConfig())
 
 
 def report(context: Context) -> Artifact:

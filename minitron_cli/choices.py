@@ -31,6 +31,9 @@ DirectionScale = Literal["none", "filter", "curvature"]
 Subspace = Literal["all", "last"]
 """Weights around which a landscape is measured: all, or those of the last decoder layer."""
 
+MaskCriterion = Literal["large_final", "large_final_same_sign", "magnitude_increase", "random", "edge_popup"]
+"""Criteria by which weights that are never trained are kept (`ticket.supermask`, `ticket.popup`)."""
+
 TicketControl = Literal["reinit", "shuffled", "random_mask"]
 TicketScope = Literal["global", "layer"]
 TicketStart = Literal["random", "model"]

@@ -132,7 +132,8 @@ PAGES = (
     Page(
         "ticket",
         "a checkpoint's shape and tokenizer; training and held-out text",
-        "`result.json`: every arm at every sparsity; `tickets.svg`; each training as a checkpoint with its masks",
+        "`result.json`: every arm at every sparsity, or every criterion; `tickets.svg`; each training as a checkpoint "
+        "with its masks",
         guides=("tickets",),
     ),
     Page("report", "all results of the workspace", "`report.html`, `model-card.md`"),

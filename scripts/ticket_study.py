@@ -231,8 +231,8 @@ def _setting(study: TicketStudy, command: str) -> Iterator[str]:
     yield (
         f"A Llama with layers: {size.layers}, width: {size.hidden}, parameters: {parameters:,}; {size.steps:,} steps "
         f"of 16 blocks of {size.length} tokens in every training; {RATE:.0%} of the remaining weights pruned in every "
-        f"round among all matrices of decoder blocks; {size.seeds} seeds, each with initial weights and an order of the "
-        "text of its own."
+        f"round among all matrices of decoder blocks; {size.seeds} seeds, each with initial weights and an order of "
+        "the text of its own."
     )
 
 

@@ -250,7 +250,7 @@ for _name, _body in RECIPES.items():
     _recipes.command(_name, cls=_Command)(_command(_body))
 app.add_typer(_recipes, name="recipes")
 
-TICKETS: dict[str, Callable[..., None]] = {"train": ticket.train}
+TICKETS: dict[str, Callable[..., None]] = {"train": ticket.train, "supermask": ticket.supermask}
 _tickets = typer.Typer(no_args_is_help=True, help=ticket.HELP)
 for _name, _body in TICKETS.items():
     _tickets.command(_name, cls=_Command)(_command(_body))

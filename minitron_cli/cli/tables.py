@@ -33,7 +33,7 @@ from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.teach import TeachResult
-from minitron_cli.results.ticket import RoundResult, TicketResult
+from minitron_cli.results.ticket import RoundResult, SupermaskResult, TicketResult
 from minitron_cli.results.training import TrainingResult
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def tables(artifact: Artifact) -> Iterator[Table]:
             yield from landscape.tables(result)
         case TicketResult() as result:
             yield from ticket.tables(result)
+        case SupermaskResult() as result:
+            yield ticket.supermask_table(result)
         case RoundResult() as result:
             yield sections.training_table(artifact.label, result.training)
         case EvaluationResult() as result:

@@ -8,7 +8,7 @@ from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
 from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.view import Cell, Line, Lines, Plot, Table
-from minitron_cli.results.ticket import TicketResult, TicketRow
+from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow
 
 LOSS = HELD_OUT["loss"]
 LEFT = Figure("weights left", style="share")
@@ -78,6 +78,26 @@ def _steps(rows: Sequence[TicketRow]) -> str:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.mean(known) if known else None
+
+
+def supermask_table(found: SupermaskResult) -> Table:
+    """Every criterion beside what it is to beat, means over seeds with 95 % intervals; the unigram row stands out."""
+    rows: list[tuple[Cell, ...]] = [
+        ("equal probabilities", None, found.uniform, None),
+        ("frequencies of tokens", None, found.unigram, 0.0),
+    ]
+    for criterion in dict.fromkeys(row.criterion for row in found.rows):
+        some = [row for row in found.rows if row.criterion == criterion]
+        above = interval([row.loss - found.unigram for row in some])
+        density = statistics.mean(row.density for row in some)
+        rows.append((BESIDE.get(criterion, criterion), density, interval([row.loss for row in some]), above))
+    kept = "sign and one size of each matrix" if found.signed_constant else "initial value"
+    title = f"Weights that were never trained: {found.keep:.0%} of each matrix kept, with their {kept}"
+    columns = (Figure("mask"), LEFT, LOSS, Figure("above frequencies", LOSS.unit, style="fixed", is_change=True))
+    return Table(title, columns, tuple(rows), marked=(1,))
+
+
+BESIDE = {"none": "no mask, initial weights", "trained": "no mask, trained"}
 
 
 def plots(found: TicketResult) -> list[Plot]:

@@ -73,3 +73,31 @@ class TicketResult(Result):
     def of(self, arm: str, number: int) -> list[TicketRow]:
         """Rows of an arm after a round, by seed."""
         return [row for row in self.rows if row.arm == arm and row.round == number]
+
+
+class SupermaskRow(Spec):
+    """Weights that were never trained, under one criterion's mask, with one seed."""
+
+    criterion: str
+    seed: int
+    density: float
+    """Share of the prunable weights that are kept."""
+    loss: float
+    """Held-out loss in nats per token."""
+
+
+class SupermaskResult(Result):
+    """Supermasks over all seeds, and what they are to beat."""
+
+    schema_name: ClassVar[str] = "supermask/1"
+    verb: ClassVar[str] = "minitron ticket supermask"
+
+    keep: float
+    signed_constant: bool
+    uniform: float
+    """Loss of equal probabilities: the logarithm of the vocabulary's size."""
+    unigram: float
+    """Held-out loss of the tokens' frequencies in the training text, each count raised by one."""
+    seeds: int
+    rows: tuple[SupermaskRow, ...]
+    """Also of the criterion `none`, all initial weights, and `trained`, the dense training."""

@@ -44,16 +44,12 @@ def run(context: Context, model: SourceModel, data: DataConfig, config: TicketCo
 
     `model` gives the shape and the tokenizer, and with `config.start` the initial weights.
     """
-    training_run.check(config.training)
-    train_blocks, held_out = (blocks_of(context, data, split, model.path) for split in ("train", "validation"))
-    if not len(held_out):
-        raise DataError("the held-out data do not fill a block: hold out more text, or lower --sequence-length")
-    fitted = short_runs.fit(config.training, train_blocks.sequence_length, len(train_blocks))
-    config = config.model_copy(update={"training": fitted})
-    steps = fitted.total_steps(train_blocks.sequence_length)
+    train_blocks, held_out = texts(context, model, data)
+    config = config.model_copy(update={"training": fitted(config.training, train_blocks)})
+    steps = config.training.total_steps(train_blocks.sequence_length)
     if (config.rewind_step or 0) > steps:
         raise RecipeError(f"ticket.rewind {config.rewind} is after the last of {steps:,} steps: lower it")
-    tickets = _Tickets(replace(context, is_between=True), model, train_blocks, held_out, config)
+    tickets = Tickets(replace(context, is_between=True), model, train_blocks, held_out, config)
     try:
         rounds = [one for seed in range(config.seed, config.seed + config.seeds) for one in tickets.rounds(seed)]
     except DryRunStop as stop:
@@ -61,6 +57,20 @@ def run(context: Context, model: SourceModel, data: DataConfig, config: TicketCo
         forecast = {"trainings": trainings, "steps of each": steps}
         raise DryRunStop(stop.stage, stop.path, stop.changed, forecast, stop.price) from None
     return _table(context, config, steps, rounds)
+
+
+def texts(context: Context, model: SourceModel, data: DataConfig) -> tuple[Blocks, Blocks]:
+    """Training and held-out blocks. DataError if nothing is held out."""
+    train_blocks, held_out = (blocks_of(context, data, split, model.path) for split in ("train", "validation"))
+    if not len(held_out):
+        raise DataError("the held-out data do not fill a block: hold out more text, or lower --sequence-length")
+    return train_blocks, held_out
+
+
+def fitted(training: TicketTraining, blocks: Blocks) -> TicketTraining:
+    """Settings whose batch and warm-up fit the text."""
+    training_run.check(training)
+    return short_runs.fit(training, blocks.sequence_length, len(blocks))
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ MakeMasks = Callable[[], Masks]
 
 
 @dataclass(frozen=True)
-class _Tickets:
+class Tickets:
     """The trainings of all seeds, in the order in which they need each other."""
 
     context: Context
@@ -95,11 +105,9 @@ class _Tickets:
 
     def rounds(self, seed: int) -> Iterator[_Round]:
         """The dense training, then every round's ticket and its controls."""
-        training = self.config.training.model_copy(update={"seed": seed})
-        first, step = self._start(training, 0), self.config.rewind_step
-        rewound = self._start(training, step) if step else first
-        whole = ticket_masks.all_kept(self.model.shape)
-        before, before_start = self._trained("ticket", 0, training, first, lambda: whole, {}), first
+        training, step = self._training(seed), self.config.rewind_step
+        first, before = self.dense(seed)
+        rewound, before_start = self._start(training, step) if step else first, first
         yield before
         for number in range(1, self.config.rounds + 1):
             start = before.source if step is None else rewound
@@ -108,6 +116,15 @@ class _Tickets:
             for control in self.config.controls:
                 yield self._control(control, number, training, first if control == "random_mask" else start, ticket)
             before, before_start = ticket, start
+
+    def dense(self, seed: int) -> tuple[SourceModel, _Round]:
+        """Initial weights, and the dense training."""
+        training = self._training(seed)
+        first, whole = self._start(training, 0), ticket_masks.all_kept(self.model.shape)
+        return first, self._trained("ticket", 0, training, first, lambda: whole, {})
+
+    def _training(self, seed: int) -> TicketTraining:
+        return self.config.training.model_copy(update={"seed": seed})
 
     def _start(self, training: TicketTraining, step: int) -> SourceModel:
         """The dense model after so many steps, as a checkpoint in fp32."""

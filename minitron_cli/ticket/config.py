@@ -2,11 +2,11 @@
 
 import re
 from fractions import Fraction
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minitron_cli.choices import TicketControl, TicketScope, TicketStart
+from minitron_cli.choices import MaskCriterion, TicketControl, TicketScope, TicketStart
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses import KDLoss
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
@@ -88,6 +88,31 @@ class TicketConfig(Spec):
         if self.start == "model" and "reinit" in self.controls:
             raise ValueError("reinit is no control for a model's own weights: drop it, or start from random ones")
         return self
+
+
+class SupermaskConfig(Spec):
+    """Masks of weights that are never trained (Zhou et al. 2019; Ramanujan et al. 2020)."""
+
+    section: ClassVar[str] = "supermask"
+
+    criteria: Annotated[tuple[MaskCriterion, ...], Field(min_length=1)] = get_args(MaskCriterion)
+    """Criteria by which weights are kept. large_final: large after training. large_final_same_sign: the same, and of
+    the sign that they began with. magnitude_increase: grown in training. edge_popup: by scores that are learned."""
+    keep: float = Field(0.5, gt=0, lt=1)
+    """Share of the weights of each matrix that is kept."""
+    signed_constant: bool = False
+    """Whether a weight that is kept has the standard deviation of its matrix and the sign that it began with, rather
+    than its initial value."""
+    popup_rate: float = Field(0.01, gt=0)
+    """Peak learning rate of the scores of edge_popup, which begin between -1 and 1."""
+    start: TicketStart = "random"
+    """Initial weights: random ones in the model's shape, or the model's own."""
+    seeds: int = Field(1, ge=1)
+    """Repetitions, each with initial weights and an order of the text of its own."""
+    seed: int = Field(0, ge=0)
+    """Seed of the first repetition."""
+    training: TicketTraining = TicketTraining()
+    """The training that criteria look at, and the length and batches of the one of scores."""
 
 
 class StartConfig(Spec):

@@ -39,14 +39,14 @@ def by_magnitude(
     scores = {name: _scores(weights(name), mask) for name, mask in before.items()}
     if scope == "global":
         return _highest_of_all(scores, lost)
-    return {name: _highest(score, lost) for name, score in scores.items()}
+    return {name: highest_share(score, lost) for name, score in scores.items()}
 
 
 def _scores(weight: Tensor, mask: Tensor) -> Tensor:
     return weight.float().abs().masked_fill(~mask, LOST)
 
 
-def _highest(scores: Tensor, lost: Fraction) -> Tensor:
+def highest_share(scores: Tensor, lost: Fraction) -> Tensor:
     """Mask of the highest scores without the share `lost`; of equal ones those with the lower index."""
     kept = scores.numel() - int(lost * scores.numel())
     return highest(scores.reshape(1, -1), kept).reshape(scores.shape)
@@ -56,7 +56,7 @@ def _highest_of_all(scores: Mapping[str, Tensor], lost: Fraction) -> dict[str, T
     flat = {name: score.flatten().clone() for name, score in scores.items()}
     for score in flat.values():
         score[score.argmax()] = torch.inf
-    kept = _highest(torch.cat(list(flat.values())), lost).split([score.numel() for score in flat.values()])
+    kept = highest_share(torch.cat(list(flat.values())), lost).split([score.numel() for score in flat.values()])
     return {name: mask.reshape(score.shape) for (name, score), mask in zip(scores.items(), kept, strict=True)}
 
 

@@ -26,8 +26,9 @@ def test_a_ticket_and_the_landscape_around_it(run: Run, tiny: Path) -> None:
     assert "Loss on the line" in around.stderr
     assert "carry the volume" in around.stderr
     dense = str(Path("runs/t") / found["result"]["rows"][0]["path"])
-    refused = run("landscape", dense, str(tiny / "model"), *text, *quick, "--subspace", "all", "--run", "t")
-    assert refused.exit_code == 0, "as many free weights: the dense training has lost none"
+    masks = run("ticket", "supermask", str(tiny / "model"), *text, *SHORT, "--criterion", "random,large_final")
+    assert masks.exit_code == 0, masks.stderr
+    assert "frequencies of tokens" in masks.stderr
     refused = run("landscape", dense, models[0], *text, *quick, "--subspace", "all", "--scale", "none", "--run", "t")
     assert refused.exit_code == 2
     assert "do not compare" in refused.stderr
@@ -47,3 +48,10 @@ def test_what_is_no_ticket_is_refused(run: Run, tiny: Path, words: tuple[str, ..
     result = run("ticket", "train", str(tiny / "model"), *text, *words)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_an_unknown_criterion_is_refused(run: Run, tiny: Path) -> None:
+    words = ("ticket", "supermask", str(tiny / "model"), "--data", str(tiny / "text.jsonl"), "--criterion", "largest")
+    result = run(*words, "--steps", "4")
+    assert result.exit_code == 2
+    assert "supermask.criteria" in result.stderr

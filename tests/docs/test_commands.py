@@ -40,6 +40,7 @@ from minitron_cli.stages import (
     report,
     search,
     sparsify_rounds,
+    supermask,
     teach,
     teacher,
     ticket,
@@ -117,6 +118,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         evaluate,
         landscape,
         report,
+        supermask,
         teacher,
         ticket,
     ):
