@@ -1,4 +1,4 @@
-"""Measure tickets, their controls and the landscape around them on a small Llama, with several seeds.
+"""Measure tickets, their controls, supermasks and the landscape around them on a small Llama, with several seeds.
 
     python scripts/ticket_study.py            # text: source of the Python standard library
     python scripts/ticket_study.py --quick --text a.txt --output /tmp/pages
@@ -23,14 +23,14 @@ from minitron_cli.figures import Figure
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.landscape.config import LandscapeConfig
 from minitron_cli.report import markdown
-from minitron_cli.report.ticket import interval, tables
+from minitron_cli.report.ticket import interval, supermask_table, tables
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.landscape import LandscapeResult, ModelLandscape
-from minitron_cli.results.ticket import TicketResult
-from minitron_cli.stages import landscape, teacher, ticket
+from minitron_cli.results.ticket import SupermaskResult, TicketResult
+from minitron_cli.stages import landscape, supermask, teacher, ticket
 from minitron_cli.stages.teacher import TeacherConfig
 from minitron_cli.study.comparison import Paired
-from minitron_cli.ticket.config import TicketConfig, TicketTraining
+from minitron_cli.ticket.config import SupermaskConfig, TicketConfig, TicketTraining
 
 CONTROLS = ("reinit", "shuffled", "random_mask")
 DIFFERENCE = Figure("difference", "nats/token", style="fixed", is_change=True)
@@ -86,12 +86,28 @@ class TicketStudy:
         )
         return teacher.run(self.context, self.data, config).path
 
+    @property
+    def training(self) -> TicketTraining:
+        """Every training."""
+        steps = self.size.steps
+        return TicketTraining(steps=steps, eval_every=max(10, steps // 20), warmup_steps=steps // 10)
+
+    def supermasks(self, *, signed_constant: bool) -> SupermaskResult:
+        """Weights that were never trained under masks of every criterion."""
+        config = SupermaskConfig(signed_constant=signed_constant, seeds=self.size.seeds, training=self.training)
+        made = supermask.run(self.context, open_source_model(self.shape), self.data, config)
+        return made.result(SupermaskResult)
+
     def tickets(self, rewind: str, controls: Sequence[str]) -> Artifact:
         """Tickets rewound to one place, at every sparsity with every seed."""
         size = self.size
-        training = TicketTraining(steps=size.steps, eval_every=max(1, size.steps // 20), warmup_steps=size.steps // 10)
         config = TicketConfig(
-            rounds=size.rounds, rate=RATE, rewind=rewind, controls=tuple(controls), seeds=size.seeds, training=training
+            rounds=size.rounds,
+            rate=RATE,
+            rewind=rewind,
+            controls=tuple(controls),
+            seeds=size.seeds,
+            training=self.training,
         )
         return ticket.run(self.context, open_source_model(self.shape), self.data, config)
 
@@ -131,6 +147,14 @@ def tickets_page(study: TicketStudy, command: str) -> Iterator[str]:
         "weights minus late resetting: mean and 95 % interval (Student's t). Above 0 is as expected."
     )
     yield markdown.table(_differences(study))
+    yield "## Supermasks"
+    yield (
+        "Expected (Zhou et al. 2019; Ramanujan et al. 2020): learned scores are lowest, then masks by final weights of "
+        "the same sign, then by all final weights; random masks change little. Published for image classifiers; that "
+        "any of them beats the frequencies of tokens is not."
+    )
+    masks = [study.supermasks(signed_constant=signed_constant) for signed_constant in (False, True)]
+    yield from markdown.tables([supermask_table(one) for one in masks])
 
 
 def _differences(study: TicketStudy) -> Table:
