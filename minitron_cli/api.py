@@ -23,11 +23,13 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.landscape.config import LandscapeConfig
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
+from minitron_cli.ticket.config import SupermaskConfig, TicketConfig
 
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
@@ -41,12 +43,15 @@ __all__ = [
     "distill",
     "evaluate",
     "importance",
+    "landscape",
     "prune",
     "report",
     "run",
     "search",
     "sparsify",
+    "supermasks",
     "teach",
+    "tickets",
     "verify",
     "workspace",
 ]
@@ -210,6 +215,30 @@ def evaluate(
     return stage.run(
         context, labelled, _opened(context, parent), data, config or EvaluateConfig(), allow_code=allow_code
     )
+
+
+def landscape(
+    context: Context, models: "Mapping[str, Model]", data: DataConfig, config: LandscapeConfig | None = None
+) -> Artifact:
+    """Measure the loss around models of one shape, by label, and between the first and each other (LandscapeResult)."""
+    from minitron_cli.stages import landscape as stage
+
+    opened = {label: _opened(context, model) for label, model in models.items()}
+    return stage.run(context, opened, data, config or LandscapeConfig())
+
+
+def tickets(context: Context, model: "Model", data: DataConfig, config: TicketConfig | None = None) -> Artifact:
+    """Train lottery tickets of a model's shape and their controls at every sparsity (TicketResult)."""
+    from minitron_cli.stages import ticket as stage
+
+    return stage.run(context, _opened(context, model), data, config or TicketConfig())
+
+
+def supermasks(context: Context, model: "Model", data: DataConfig, config: SupermaskConfig | None = None) -> Artifact:
+    """Measure weights of a model's shape that were never trained under masks of every criterion (SupermaskResult)."""
+    from minitron_cli.stages import supermask as stage
+
+    return stage.run(context, _opened(context, model), data, config or SupermaskConfig())
 
 
 def report(context: Context) -> Artifact:

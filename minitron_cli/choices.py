@@ -24,3 +24,17 @@ FormatName = Literal["text", "chat", "completion", "sharegpt", "alpaca", "auto"]
 PruneMethod = Literal["minitron-width", "minitron-depth", "shortgpt", "flap", "laco", "replaceme", "llm-streamline"]
 SparseMethod = Literal["magnitude", "wanda", "sparsegpt"]
 """Published methods of `minitron prune` and `minitron sparsify` (`methods`)."""
+
+DirectionScale = Literal["none", "filter", "curvature"]
+"""Lengths of a step in each weight (`landscape.directions`)."""
+
+Subspace = Literal["all", "last"]
+"""Weights around which a landscape is measured: all, or those of the last decoder layer."""
+
+MaskCriterion = Literal["large_final", "large_final_same_sign", "magnitude_increase", "random", "edge_popup"]
+"""Criteria by which weights that are never trained are kept (`ticket.supermask`, `ticket.popup`)."""
+
+TicketControl = Literal["reinit", "shuffled", "random_mask"]
+TicketScope = Literal["global", "layer"]
+TicketStart = Literal["random", "model"]
+"""Controls of a ticket, where its smallest weights are chosen, and what it starts from (`ticket.config`)."""

@@ -123,6 +123,19 @@ PAGES = (
         "evaluate",
         ("evaluation",),
     ),
+    Page(
+        "landscape",
+        "checkpoints of one shape; held-out text",
+        "`result.json`: volumes, sharpness, losses on lines; `radii.json`: every radius; `landscape.svg`",
+        guides=("tickets",),
+    ),
+    Page(
+        "ticket",
+        "a checkpoint's shape and tokenizer; training and held-out text",
+        "`result.json`: every arm at every sparsity, or every criterion; `tickets.svg`; each training as a checkpoint "
+        "with its masks",
+        guides=("tickets",),
+    ),
     Page("report", "all results of the workspace", "`report.html`, `model-card.md`"),
     Page(
         "push",

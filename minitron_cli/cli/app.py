@@ -26,6 +26,7 @@ from minitron_cli.cli import (
     home,
     importance,
     inspect,
+    landscape,
     options,
     prune,
     push,
@@ -38,6 +39,7 @@ from minitron_cli.cli import (
     sparsify,
     study,
     teach,
+    ticket,
     torchrun,
     verify,
 )
@@ -224,6 +226,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "teach": teach.teach,
     "distill": distill.distill,
     "eval": evaluate.evaluate,
+    "landscape": landscape.landscape,
     "report": report.report,
     "push": push.push,
     "run": run.run,
@@ -244,9 +247,11 @@ RECIPES: dict[str, Callable[..., None]] = {
     "schema": recipes.schema,
 }
 DATA: dict[str, Callable[..., None]] = {"inspect": data.inspect}
+TICKETS: dict[str, Callable[..., None]] = {"train": ticket.train, "supermask": ticket.supermask}
 GROUPS = {
     "data": (DATA, "Show what models read of a text."),
     "recipes": (RECIPES, "List, show and copy the shipped recipes."),
+    "ticket": (TICKETS, ticket.HELP),
 }
 for _group, (_bodies, _help) in GROUPS.items():
     _several = typer.Typer(no_args_is_help=True, help=_help)

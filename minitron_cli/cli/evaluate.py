@@ -227,13 +227,15 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
     """(label, directory) of each model; the label is the directory's name."""
     if absent := [model for model in models if not Path(model).is_dir()]:
         raise InputError(f"{absent[0]} is not a directory: give checkpoints made from the workspace's model")
+    return list(zip(labels(models), map(Path, models), strict=True))
+
+
+def labels(models: Sequence[str]) -> list[str]:
+    """Name of each model in tables: that of its directory, with its number where another has the same."""
     from minitron_cli.artifacts.workspace import slug
 
-    labels = [slug(model) for model in models]
-    return [
-        (label if labels.count(label) == 1 and label != "parent" else f"{label}-{i + 1}", Path(model))
-        for i, (label, model) in enumerate(zip(labels, models, strict=True))
-    ]
+    names = [slug(model) for model in models]
+    return [name if names.count(name) == 1 and name != "parent" else f"{name}-{i + 1}" for i, name in enumerate(names)]
 
 
 def _made(workspace: "Workspace") -> list[tuple[str, Path]]:

@@ -14,22 +14,26 @@ from minitron_cli.report import (
     evaluation,
     family,
     importance,
+    landscape,
     provenance,
     sections,
     shapes,
     signals,
     sparsity,
+    ticket,
 )
 from minitron_cli.report import price as prices
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.family import FamilyResult
 from minitron_cli.results.importance import ImportanceResult
+from minitron_cli.results.landscape import LandscapeResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.teach import TeachResult
+from minitron_cli.results.ticket import RoundResult, SupermaskResult, TicketResult
 from minitron_cli.results.training import TrainingResult
 
 if TYPE_CHECKING:
@@ -85,6 +89,14 @@ def tables(artifact: Artifact) -> Iterator[Table]:
             yield sections.training_table(artifact.label, result)
         case FamilyResult() as result:
             yield from family.tables(result)
+        case LandscapeResult() as result:
+            yield from landscape.tables(result)
+        case TicketResult() as result:
+            yield from ticket.tables(result)
+        case SupermaskResult() as result:
+            yield ticket.supermask_table(result)
+        case RoundResult() as result:
+            yield sections.training_table(artifact.label, result.training)
         case EvaluationResult() as result:
             yield from evaluation.evaluation_tables(evaluation.evaluated(result))
             if artifact.run and (speed := artifact.run.speed):

@@ -36,12 +36,15 @@ from minitron_cli.stages import (
     distill,
     evaluate,
     importance,
+    landscape,
     prune,
     report,
     search,
     sparsify_rounds,
+    supermask,
     teach,
     teacher,
+    ticket,
 )
 from minitron_cli.study import definition
 from minitron_cli.study.definition import StudyDefinition
@@ -105,7 +108,21 @@ def nothing(*arguments: Any, **options: Any) -> None:
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     """Gives the program a command line; returns what it has against it."""
-    for stage in (importance, search, prune, sparsify_rounds, correct, teach, distill, evaluate, report, teacher):
+    for stage in (
+        importance,
+        search,
+        prune,
+        sparsify_rounds,
+        correct,
+        teach,
+        distill,
+        evaluate,
+        landscape,
+        report,
+        supermask,
+        teacher,
+        ticket,
+    ):
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
         monkeypatch.setattr(module, work, accept)

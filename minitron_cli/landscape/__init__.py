@@ -1,0 +1,1 @@
+"""How wide the minimum of a model is: volume of its basin, sharpness, and the loss between two models."""

@@ -1,0 +1,80 @@
+"""Tables and plots of the landscape around models."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from minitron_cli.evaluate.metrics import LOSS
+from minitron_cli.figures import Figure
+from minitron_cli.report.view import Cell, Line, Lines, Plot, Table
+from minitron_cli.results.landscape import LandscapeResult
+
+RADIUS = Figure("radius")
+COLUMNS = (
+    Figure("model"),
+    LOSS,
+    Figure("weights", style="short"),
+    Figure("median radius"),
+    Figure("log volume per weight", "nats"),
+    Figure("effective directions", style="fixed"),
+    Figure("trusted"),
+    Figure("log volume, less the first's", "nats", is_change=True),
+    Figure("sharpness", "nats/token", better="lower"),
+)
+
+
+def tables(found: LandscapeResult) -> Iterator[Table]:
+    """Volumes and sharpness of every model, and the losses on lines between them."""
+    title = (
+        f"Basin up to +{found.cutoff:g} nats per token, {found.directions:,} directions, scale {found.scale}; "
+        f"sharpness at {found.sharpness_radius:g}; {found.tokens:,} held-out tokens"
+    )
+    yield Table(title, COLUMNS, tuple(_row(found, label) for label in found.models))
+    if found.lines:
+        yield lines_table(found)
+
+
+def _row(found: LandscapeResult, label: str) -> tuple[Cell, ...]:
+    one = found.models[label]
+    return (
+        label,
+        one.loss,
+        one.dimension,
+        one.median_radius,
+        one.log_volume_per_weight,
+        one.effective_directions,
+        "yes" if one.is_trusted else "no",
+        found.log_ratio(label),
+        one.sharpness,
+    )
+
+
+def lines_table(found: LandscapeResult) -> Table:
+    """Loss at each point of the lines."""
+    points = len(found.lines[0].losses)
+    columns = (Figure("share of the way"), *(Figure(f"{one.start} to {one.end}", LOSS.unit) for one in found.lines))
+    rows: list[tuple[Cell, ...]] = [
+        (f"{i / (points - 1):.2f}", *(one.losses[i] for one in found.lines)) for i in range(points)
+    ]
+    return Table("Loss on the line", columns, (*rows, ("barrier", *(one.barrier for one in found.lines))))
+
+
+def plots(found: LandscapeResult, radii: Mapping[str, Sequence[float]]) -> list[Plot]:
+    """Radii of every model from the shortest to the longest, and losses on the lines."""
+    sorted_radii = [
+        Line([((i + 1) / len(some), radius) for i, radius in enumerate(sorted(some))], number)
+        for number, some in enumerate(radii.values())
+    ]
+    share = Figure("share of directions")
+    shown = [Plot("radii", Lines(tuple(sorted_radii), share, RADIUS), _caption("Radii", list(radii)))]
+    if found.lines:
+        drawn = tuple(Line(_points(one.losses), number) for number, one in enumerate(found.lines))
+        names = [f"{one.start} to {one.end}" for one in found.lines]
+        shown.append(Plot("line", Lines(drawn, Figure("share of the way"), LOSS), _caption("Loss on the line", names)))
+    return shown
+
+
+def _points(losses: Sequence[float | None]) -> list[tuple[float, float]]:
+    return [(i / (len(losses) - 1), loss) for i, loss in enumerate(losses) if loss is not None]
+
+
+def _caption(title: str, names: Sequence[str]) -> str:
+    return f"{title}: {', '.join(names)}"

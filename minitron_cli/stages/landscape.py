@@ -1,0 +1,206 @@
+"""Landscape stage: reads models and held-out text, measures the loss around and between them. Writes no model."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minitron_cli import io, progress
+from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.artifacts.build import Context, StageBuild, produce
+from minitron_cli.checkpoint import hf
+from minitron_cli.data.pack import Blocks
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.errors import DataError, InputError
+from minitron_cli.inputs import tokenizers
+from minitron_cli.inputs.source_model import SourceModel
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.landscape import directions, measure
+from minitron_cli.landscape.config import LandscapeConfig
+from minitron_cli.landscape.directions import Coordinates
+from minitron_cli.landscape.loss import FixedLoss
+from minitron_cli.landscape.volume import ENOUGH_DIRECTIONS, Volume, require_same_dimension
+from minitron_cli.model.taps import layer_module
+from minitron_cli.report import landscape as report
+from minitron_cli.report import plots
+from minitron_cli.results.landscape import LandscapeResult, LineLosses, ModelLandscape
+from minitron_cli.sparse.parameter_masks import ParameterMasks
+
+STAGE, VERSION = "landscape", 1
+PLOT, RADII = "landscape.svg", "radii.json"
+PART = 10  # directions that a killed run does not measure again
+
+
+def run(
+    context: Context, models: Mapping[str, SourceModel], data: DataConfig, config: LandscapeConfig | None = None
+) -> Artifact:
+    """Measure models, by label, on held-out text that all of them read in the same tokens.
+
+    InputError unless all have as many free weights and, for lines, the same tensors.
+    """
+    config = config or LandscapeConfig()
+    _require_alike(models, config)
+    first = next(iter(models.values()))
+    blocks = blocks_of(context, data, "validation", first.path)
+    if not len(blocks):
+        raise DataError("the held-out data do not fill a block: hold out more text, or lower --sequence-length")
+    measuring = _Measuring(context, models, config, blocks)
+    fingerprints = {f"model {label}": model.fingerprint for label, model in models.items()}
+    made = produce(
+        context,
+        stage=STAGE,
+        version=VERSION,
+        config=config,
+        inputs={**fingerprints, "validation": blocks.fingerprint},
+        build=measuring.build,
+        forecast=measuring.forecast,
+    )
+    given = {model.fingerprint: model.name for model in models.values()}
+    context.record({**given, blocks.fingerprint: data.model_dump(mode="json")})
+    _warn(made.result(LandscapeResult))
+    return made
+
+
+def _require_alike(models: Mapping[str, SourceModel], config: LandscapeConfig) -> None:
+    """Raise InputError for models that cannot stand beside each other."""
+    (label, first), *others = models.items()
+    for name, other in others:
+        if first.shape.tensors() != other.shape.tensors():
+            raise InputError(f"{label} and {name} are of unlike shape: give models of one shape, or one at a time")
+        if why := tokenizers.difference(first, other, (label, name)):
+            raise InputError(f"{why}: give models that read the same tokens")
+    if config.subspace == "all" and config.scale != "filter":  # else it takes the weights to tell
+        require_same_dimension({name: _free_weights(model) for name, model in models.items()})
+
+
+def _free_weights(model: SourceModel) -> int:
+    masks = ParameterMasks.of(model)
+    zeros = sum(spec.zeros for spec in masks.file.specs.values()) if masks else 0
+    return model.shape.parameters() - zeros
+
+
+def _warn(found: LandscapeResult) -> None:
+    for label, one in found.models.items():
+        if not one.is_trusted:
+            progress.warn(
+                f"{label}: {one.effective_directions:.1f} of {found.directions:,} directions carry the volume, fewer "
+                f"than {ENOUGH_DIRECTIONS}: it is a lower bound, far too low, and compares with nothing; use "
+                "--subspace last, --scale curvature or more --directions, or compare radii and sharpness"
+            )
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """Measuring models on the same blocks."""
+
+    context: Context
+    models: Mapping[str, SourceModel]
+    config: LandscapeConfig
+    blocks: Blocks
+
+    def forecast(self) -> dict[str, Any]:
+        """What a dry run says of the work."""
+        blocks = min(self.config.blocks, len(self.blocks))
+        tokens = blocks * self.blocks.sequence_length
+        return {
+            "models": len(self.models),
+            "directions": self.config.directions,
+            "tokens per evaluation": tokens,
+            "evaluations": f"about {6 * self.config.directions * len(self.models):,}",
+        }
+
+    def build(self, work: StageBuild) -> LandscapeResult:
+        found, radii, dimensions, tokens = dict[str, ModelLandscape](), dict[str, list[float]](), dict[str, int](), 0
+        for number, label in enumerate(self.models):
+            one = self._open(label)
+            dimensions[label], tokens = one.at.dimension, one.loss.tokens
+            require_same_dimension(dimensions)
+            radii[label] = self._radii(work, number, one)
+            found[label] = self._measured(one, radii[label])
+        result = LandscapeResult(
+            cutoff=self.config.cutoff,
+            directions=self.config.directions,
+            scale=self.config.scale,
+            sharpness_radius=self.config.sharpness_radius,
+            tokens=tokens,
+            models=found,
+            lines=tuple(self._lines()),
+        )
+        work.write_json(RADII, radii)
+        io.write_new(work.path / PLOT, plots.sheet(report.plots(result, radii)).encode())
+        return result
+
+    def _open(self, label: str) -> "_Opened":
+        source = self.models[label]
+        model = hf.load_model(source.path, device=self.context.device, dtype=torch.float32)
+        loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
+        weights = {name: p for name, p in model.named_parameters() if self._moves(source, name)}
+        masks = ParameterMasks.of(source)
+        masked = [name for name in weights if masks and masks.covers(name)]
+        kept = {name: masks.kept(name, weights[name].shape) for name in masked if masks}
+        scale = directions.plain_scale(weights, kept)
+        if self.config.scale == "filter":
+            scale = directions.filter_scale(weights, scale)
+        if self.config.scale == "curvature":
+            scale = directions.curvature_scale(loss.squared_gradients(weights), scale)
+        return _Opened(loss, Coordinates(weights, scale))
+
+    def _moves(self, source: SourceModel, name: str) -> bool:
+        last = layer_module(source.family).format(layer=source.shape.sizes["layer"] - 1)
+        return self.config.subspace == "all" or name.startswith(f"{last}.")
+
+    def _radii(self, work: StageBuild, model: int, one: "_Opened") -> list[float]:
+        """Radii along every direction, of which an interrupted run keeps whole parts."""
+        config, found = self.config, list[float]()
+        for start in range(0, config.directions, PART):
+            numbers = range(start, min(start + PART, config.directions))
+
+            def compute(numbers: range = numbers) -> dict[str, Any]:
+                return {"radii": measure.radii(one.loss, one.at, config.cutoff, numbers, config.seed)}
+
+            found += work.remember(f"radii-{model}-{start:06d}", compute)["radii"]
+        return found
+
+    def _measured(self, one: "_Opened", radii: list[float]) -> ModelLandscape:
+        is_in_own_units = self.config.scale == "filter"
+        volume = Volume.of(radii, one.at.dimension, 0.0 if is_in_own_units else one.at.log_scale)
+        weights = dict(one.at.weights)
+        gradient = {name: g * (one.at.scale[name] != 0) for name, g in one.loss.gradient(weights).items()}
+        return ModelLandscape(
+            loss=one.loss(),
+            **volume._asdict(),
+            is_trusted=volume.is_trusted,
+            sharpness=measure.sharpness(one.loss, weights, gradient, self.config.sharpness_radius),
+        )
+
+    def _lines(self) -> list[LineLosses]:
+        """Lines from the first model to each other one, all weights included."""
+        if len(self.models) == 1:
+            return []
+        start, *ends = self.models
+        model = hf.load_model(self.models[start].path, device=self.context.device, dtype=torch.float32)
+        loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
+        weights = dict[str, Tensor](model.named_parameters())
+        return [self._line(loss, weights, start, end) for end in ends]
+
+    def _line(self, loss: FixedLoss, weights: dict[str, Tensor], start: str, end: str) -> LineLosses:
+        other = hf.load_model(self.models[end].path, device=self.context.device, dtype=torch.float32)
+        losses = measure.line(loss, weights, dict(other.named_parameters()), self.config.line_points)
+        barrier = measure.barrier(losses)
+        return LineLosses(
+            start=start,
+            end=end,
+            losses=tuple(x if math.isfinite(x) else None for x in losses),
+            barrier=barrier if math.isfinite(barrier) else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A loaded model: its loss, and the weights that are moved."""
+
+    loss: FixedLoss
+    at: Coordinates

@@ -1,0 +1,182 @@
+"""The landscape stage: real models stay as they are, and what cannot be compared is refused."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+
+from minitron_cli import api, progress
+from minitron_cli.checkpoint import hf
+from minitron_cli.cli import tables
+from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.losses.cross_entropy import CrossEntropy
+from minitron_cli.distill.trainer import train
+from minitron_cli.errors import InputError, Interrupted
+from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.landscape.config import LandscapeConfig
+from minitron_cli.landscape.directions import plain_scale
+from minitron_cli.landscape.loss import FixedLoss
+from minitron_cli.report.view import Table
+from minitron_cli.results.landscape import LandscapeResult
+from minitron_cli.sparse.config import SparsifyConfig
+from minitron_cli.stages import landscape, sparsify
+from tests.tiny import write_tiny
+from tests.unit.stages.place import context, data, write_place
+
+SMALL = {"learning_rate": 1e-2, "warmup_steps": 2, "losses": (CrossEntropy(),)}
+QUICK = {"directions": 4, "blocks": 2, "subspace": "last", "line_points": 3}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("place")
+    write_place(root, num_hidden_layers=2)
+    shutil.copytree(root / "model", root / "wider")
+    for name in ("model.safetensors", "config.json"):
+        (root / "wider" / name).unlink()
+    write_tiny(root / "wider", vocab_size=300, num_hidden_layers=2, intermediate_size=64)
+    shutil.copytree(root / "model", root / "other")
+    blocks = blocks_of(context(root / "w"), data(root), "train", root / "model")
+    for seed, name in enumerate(("model", "other")):  # around random weights there is no basin
+        model = hf.load_model(root / name, dtype=torch.float32)
+        config = DistillConfig(steps=25, batch_size=16, micro_batch_size=16, seed=seed, **SMALL)
+        train(model, None, blocks, None, config, None)
+        model.save_pretrained(root / name)
+    return root
+
+
+def opened(place, *names):
+    return {name: open_source_model(place / name) for name in names}
+
+
+def measured(place, root, *names, **config):
+    found = landscape.run(context(root), opened(place, *names), data(place), LandscapeConfig(**QUICK | config))
+    return found, found.result(LandscapeResult)
+
+
+def digests(directory):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
+
+
+def test_two_models_have_radii_sharpness_and_a_line(place, tmp_path):
+    before = digests(place / "model")
+    artifact, result = measured(place, tmp_path, "model", "other")
+    radii = json.loads((artifact.path / "radii.json").read_text())
+    assert {name: len(some) for name, some in radii.items()} == {"model": 4, "other": 4}
+    assert all(one.dimension == result.models["model"].dimension for one in result.models.values())
+    assert result.lines[0].losses[0] == pytest.approx(result.models["model"].loss, rel=1e-5)
+    assert result.lines[0].losses[-1] == pytest.approx(result.models["other"].loss, rel=1e-5)
+    assert digests(place / "model") == before
+    shown = list(tables.tables(artifact))
+    assert all(isinstance(table, Table) for table in shown)
+    assert len(shown[0].rows) == 2
+    assert (artifact.path / "landscape.svg").read_text().count("<svg") == 1
+
+
+def test_a_model_and_itself_have_the_same_radii_and_a_flat_line(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "copy")
+    models = {"a": open_source_model(place / "model"), "b": open_source_model(tmp_path / "copy")}
+    config = LandscapeConfig(**QUICK)
+    artifact = landscape.run(context(tmp_path / "w"), models, data(place), config)
+    result = artifact.result(LandscapeResult)
+    assert result.models["a"] == result.models["b"]
+    assert result.lines[0].barrier == 0
+    assert len(set(result.lines[0].losses)) == 1
+
+
+def test_a_measurement_leaves_the_model_bit_by_bit(place, tmp_path):
+    blocks = blocks_of(context(tmp_path), data(place), "validation", place / "model")
+    model = hf.load_model(place / "model", dtype=torch.float32)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    loss, weights = FixedLoss(model, blocks, 2, "cpu"), dict(model.named_parameters())
+    at = landscape.Coordinates(weights, plain_scale(weights, {}))
+    landscape.measure.radii(loss, at, 0.1, range(2), 0)
+    landscape.measure.sharpness(loss, weights, loss.gradient(weights), 0.05)
+    for name, p in model.named_parameters():
+        assert torch.equal(p.view(torch.int32), before[name].view(torch.int32)), name
+        assert p.grad is None
+
+
+def test_the_loss_and_its_gradient_are_torchs(place, tmp_path):
+    blocks = blocks_of(context(tmp_path), data(place), "validation", place / "model")
+    model = hf.load_model(place / "model", dtype=torch.float32)
+    loss, weights = FixedLoss(model, blocks, 1, "cpu"), dict(model.named_parameters())
+    ids, positions = blocks.tokens(0)[None], blocks.positions(0)[None]
+    scored = positions[0, 1:] != 0
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, :-1][scored]
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:][scored])
+    expected.backward()
+    assert loss() == pytest.approx(expected.item(), rel=1e-5)
+    wanted = {name: p.grad.clone() for name, p in weights.items()}
+    found = loss.gradient(weights)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["filter", "curvature"])
+def test_scales_move_the_same_weights(place, tmp_path, scale):
+    _, plain = measured(place, tmp_path, "model")
+    _, scaled = measured(place, tmp_path, "model", scale=scale)
+    assert scaled.models["model"].dimension == plain.models["model"].dimension
+    assert scaled.models["model"].median_radius != plain.models["model"].median_radius
+
+
+def test_zeros_of_a_mask_are_not_moved_and_a_dense_model_is_not_compared(place, tmp_path):
+    made = sparsify.run(
+        context(tmp_path),
+        open_source_model(place / "model"),
+        SparsifyConfig(metric="magnitude", pattern="50%"),
+        None,
+    )
+    sparse, dense = open_source_model(made.path), open_source_model(place / "model")
+    config = LandscapeConfig(**QUICK | {"subspace": "all", "directions": 2})
+    with pytest.raises(InputError, match=r"free weights .* do not compare"):
+        landscape.run(context(tmp_path), {"dense": dense, "sparse": sparse}, data(place), config)
+    found = landscape.run(context(tmp_path), {"sparse": sparse}, data(place), config).result(LandscapeResult)
+    zeros = sum(spec.zeros for spec in landscape.ParameterMasks.of(sparse).file.specs.values())
+    assert found.models["sparse"].dimension == dense.shape.parameters() - zeros
+
+
+def test_models_of_unlike_shape_are_refused(place, tmp_path):
+    with pytest.raises(InputError, match="model and wider are of unlike shape"):
+        measured(place, tmp_path, "model", "wider")
+
+
+def test_an_estimate_that_cannot_be_trusted_is_said(place, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "warn", said.append)
+    _, result = measured(place, tmp_path, "model")
+    assert not result.models["model"].is_trusted
+    assert "it is a lower bound, far too low, and compares with nothing" in said[0]
+    assert result.log_ratio("model") is None
+
+
+def test_a_killed_measurement_goes_on_where_it_was(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(landscape, "PART", 2)
+    whole, _ = measured(place, tmp_path / "whole", "model")
+    real, calls = landscape.measure.radii, []
+
+    def killed(loss, at, cutoff, numbers, seed):
+        calls.append(list(numbers))
+        if len(calls) == 2:
+            raise Interrupted(2)
+        return real(loss, at, cutoff, numbers, seed)
+
+    monkeypatch.setattr(landscape.measure, "radii", killed)
+    with pytest.raises(Interrupted):
+        measured(place, tmp_path / "killed", "model")
+    resumed, _ = measured(place, tmp_path / "killed", "model")
+    assert calls == [[0, 1], [2, 3], [2, 3]]
+    for name in ("radii.json", "result.json", "landscape.svg"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_api_takes_directories(place, tmp_path):
+    with api.workspace(tmp_path / "w", device="cpu") as here:
+        made = api.landscape(here, {"m": place / "model"}, data(place), LandscapeConfig(**QUICK))
+    assert made.stage == "landscape"
