@@ -12,8 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # these are read when torch and the hub's client are imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every worker and subprocess compiles everything again
-sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every subprocess compiles the package again
 
 import pytest  # noqa: E402
 
@@ -25,6 +24,7 @@ REAL_MODELS = real_models.default_root()  # before tests get a cache of their ow
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 4 << 30
 
+sys.dont_write_bytecode = False  # or every worker rewrites and compiles all tests again
 gc.disable()  # until all is imported and collected: nearly all of that lives to the end
 
 

@@ -38,6 +38,7 @@ from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.results.search import CalibrationUse
 from minitron_cli.results.sparsify import SparsifyResult, SparsityEffect
+from minitron_cli.sparse import refusals
 from minitron_cli.sparse.amounts import Owl, by_outliers
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.sparse.layer_pass import Method, SparsifyPass, mask_specs
@@ -45,10 +46,9 @@ from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec
 from minitron_cli.sparse.outliers import OutlierPass
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 from minitron_cli.sparse.pattern import Pattern
+from minitron_cli.sparse.result_parts import held_out, serving_findings, share, sparse_matrix
 from minitron_cli.sparse.store import LayerStore, MadeMatrix
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
-from minitron_cli.stages import sparsify_refusals as refusals
-from minitron_cli.stages.sparsify_result import held_out, serving_findings, share, sparse_matrix
 
 STAGE, VERSION = "sparsify", 2
 

@@ -33,6 +33,7 @@ PAIRS = state_pairs(HIDDEN, NORMS, teacher_layers=3, student_layers=2)
 
 # Dropout, tied heads and a learned projection: everything that a resumed run could forget.
 FULL = configured(hidden=HIDDEN.model_dump(), losses=[{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.3}])
+ONE_STEP = configured(steps=1, warmup_steps=0)
 
 
 def full_run(scratch: Path | None, **options: Any) -> tuple[LlamaForCausalLM, TrainResult]:
@@ -198,19 +199,19 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    run(None, student=student, teacher=teacher)
+    run(None, ONE_STEP, student=student, teacher=teacher)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_blocks_come_in_the_order_of_the_seed() -> None:
     for seed in (0, 1):
         blocks = TinyBlocks()
-        run(None, configured(seed=seed), blocks=blocks)
+        run(None, configured(seed=seed, steps=3, batch_size=8, micro_batch_size=8), blocks=blocks, held_out=None)
         assert blocks.seen == sample_ids(seed, 0, 24, 10)
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
-    sober, dropping = (run(None, student=small.student(attention_dropout=p))[1] for p in (0.0, 0.3))
+    sober, dropping = (run(None, ONE_STEP, student=small.student(attention_dropout=p))[1] for p in (0.0, 0.3))
     assert dropping.metrics[0]["loss"] != pytest.approx(sober.metrics[0]["loss"], rel=1e-4)
     assert dropping.validation[0] == sober.validation[0]
 
@@ -298,7 +299,7 @@ def test_the_dynamic_weight_makes_hidden_states_count_as_much_as_logits() -> Non
 
 
 def test_hidden_losses_bring_hidden_states_closer() -> None:
-    fixed = configured(hidden={**HIDDEN.model_dump(), "weight": 10.0}, steps=30, warmup_steps=2)
+    fixed = configured(hidden={**HIDDEN.model_dump(), "weight": 10.0}, steps=12, learning_rate=2e-2)
     metrics = run(None, fixed, pairs=PAIRS)[1].metrics
     assert metrics[-1]["hidden"] < 0.7 * metrics[0]["hidden"]
 
@@ -308,9 +309,11 @@ def test_hidden_losses_bring_hidden_states_closer() -> None:
 
 def test_the_student_gets_closer_to_its_teacher() -> None:
     held_out = TinyBlocks(5, seed=1)
-    _, result = run(None, configured(steps=40, eval_every=10), blocks=TinyBlocks(64), held_out=held_out)
+    _, result = run(
+        None, configured(steps=16, eval_every=4, learning_rate=2e-2), blocks=TinyBlocks(64), held_out=held_out
+    )
     kl = [row["kl"] for row in result.validation]
-    assert [row["step"] for row in result.validation] == [0, 10, 20, 30, 40]
+    assert [row["step"] for row in result.validation] == [0, 4, 8, 12, 16]
     assert kl[-1] < 0.8 * kl[0]
 
 
@@ -322,7 +325,7 @@ def test_held_out_figures_against_full_logits() -> None:
         logits, expected = (
             model(ids, position_ids=positions, use_cache=False).logits[:, :-1][counted] for model in (student, teacher)
         )
-    row = run(None, held_out=blocks)[1].validation[0]
+    row = run(None, ONE_STEP, held_out=blocks)[1].validation[0]
     assert row["loss"] == pytest.approx(F.cross_entropy(logits, ids[:, 1:][counted]).item(), rel=1e-5)
     kl = F.kl_div(logits.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")
     assert row["kl"] == pytest.approx(kl.item(), rel=1e-5)
@@ -597,8 +600,8 @@ def test_an_unsaid_length_is_refused(config: DistillConfig, section: str) -> Non
 def test_what_has_no_effect_is_said() -> None:
     display = AfterStep()
     progress.show_on(display)
-    run(None, configured(hidden=HIDDEN.model_dump(), warmup_steps=6))
-    run(None, held_out=_Empty())
+    run(None, configured(hidden=HIDDEN.model_dump(), steps=1, warmup_steps=1))
+    run(None, ONE_STEP, held_out=_Empty())
     assert "the learning rate only rises" in display.warned[0]
     assert "distill.hidden has no effect" in display.warned[1]
     assert "nothing is evaluated" in display.warned[2]
