@@ -14,11 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every subprocess compiles the package again
 
-import pytest  # noqa: E402
+import pytest
 
-from minitron_cli import progress  # noqa: E402
-from minitron_cli.errors import InputError  # noqa: E402
-from scripts import real_models  # noqa: E402
+from minitron_cli import progress
+from minitron_cli.errors import InputError
+from scripts import real_models
 
 REAL_MODELS = real_models.default_root()  # before tests get a cache of their own
 MEMORY = Path("/dev/shm")
