@@ -1,7 +1,8 @@
 """The matrices of decoder blocks, grouped by the input that they read. Follows from a family's table.
 
 Tables spell a matrix as `nn.Linear` stores it: outputs, then inputs. Matrices of one module that read the same axes,
-such as query, key and value, read the same input. Routers, which have an output per expert, are not among them.
+such as query, key and value, read the same input. Routers, which have an output per expert, or one for an expert that
+all tokens use, are not among them.
 """
 
 from typing import NamedTuple
@@ -34,7 +35,7 @@ def input_groups(shape: Shape) -> tuple[InputGroup, ...]:
     found: dict[tuple[str, Dim], list[str]] = {}
     for template in shape.templates:
         layout = parse(shape.family.tensors[template])
-        if "{layer}" in template and len(layout.dims) == 2 and layout.axes(0) != {"expert"}:
+        if "{layer}" in template and len(layout.dims) == 2 and layout.axes(0) - {"expert"}:
             module = template.removesuffix(".weight").rpartition(".")[0]
             found.setdefault((module, layout.dims[INPUTS]), []).append(template)
     return tuple(InputGroup(tuple(templates)) for templates in found.values())

@@ -92,16 +92,17 @@ class LayerInputs:
         for group in self._groups:
             if not group.is_of_expert:
                 name = self._name(group, None)
-                hook = partial(self._see, name)
+                hook = partial(self._see, name, tokens.position_ids_BT.shape[-1])
                 handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
         if self._experts:
             module = model.get_submodule(self._experts.format(layer=self._layer))
             handles.append(TemporaryForward(module, partial(self._forward, tokens)))
         return handles
 
-    def _see(self, name: str, _: Any, arguments: tuple[Any, ...]) -> None:
-        # Sample by sample, so that the order of the sums, and with it their rounding, is that of any batch size.
-        for i, inputs_TI in enumerate(arguments[0]):
+    def _see(self, name: str, length: int, _: Any, arguments: tuple[Any, ...]) -> None:
+        # Sample by sample, so that the order of the sums, and with it their rounding, is that of any batch size. An
+        # expert that all tokens use reads a batch as one row of tokens.
+        for i, inputs_TI in enumerate(arguments[0].reshape(-1, length, arguments[0].shape[-1])):
             samples_T = torch.full((len(inputs_TI),), self._samples + i, device=inputs_TI.device)
             self._statistics(name, inputs_TI).add_(inputs_TI, samples_T)
 
