@@ -23,6 +23,9 @@ ORDERS = (
     "published",
 )
 
+LOWEST_P = 0.001
+"""p-values below this are not told apart."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -73,7 +76,7 @@ class Found:
             f"{self.definition.figure} {expected.when}",
             f"{pair.mean:+.4f}" + f" ± {pair.half_width:.4f}" * pair.is_drawn,
             f"{pair.as_expected} of {len(pair.differences)}",
-            f"{p:.3f}" * pair.is_drawn,
+            _p_value(p) * pair.is_drawn,
             f"{pair.smallest_seen:.4f}" * pair.is_drawn,
             expected.published,
         ]
@@ -101,6 +104,10 @@ class Found:
             )
             yield markdown.table(self.orders())
         yield f"Regenerate: `{self.command}`"
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= LOWEST_P else f"< {LOWEST_P}"
 
 
 def value(run: RunFigures, when: When, figure: Figure) -> float:
