@@ -55,7 +55,7 @@ def _no_decoder(config: Any) -> str | None:
 
 def _unknown(kind: str, known: Collection[str]) -> str:
     return (
-        f"model type {kind!r} has no family table: known are {', '.join(sorted(known))}; "
+        f"model type {kind!r} has no family table (docs/families.md lists the {len(known)} that have one): "
         "to add it, describe it in minitron_cli/model/families/ (docs/extending.md)"
     )
 

@@ -51,7 +51,7 @@ class ProbeModel:
     @cached_property
     def model(self) -> "PreTrainedModel":
         """The part on the device. Its buffers are real, its weights random and small."""
-        special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # may lie beyond the vocabulary
+        special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)  # its own may be too high
         raw = child_config(self.run.config, self.plan) | special
         config = hf.config_from_dict(raw, "the config of the model")
         model = hf.empty_model_of(config, device=self.device, dtype=getattr(torch, self.run.dtype))

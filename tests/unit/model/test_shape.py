@@ -124,7 +124,8 @@ def test_any_size_counts_what_transformers_builds(model_type):
     for sizes in prunings:
         resized = shape.resize(**sizes)
         options = {shape.family.sizes[axis]: size for axis, size in sizes.items()}
-        config = tiny_config(model_type).to_dict() | options | {"layer_types": None, "max_window_layers": 0}
+        lists = dict.fromkeys(("layer_types", *shape.family.layer_lists))
+        config = tiny_config(model_type).to_dict() | options | lists | {"max_window_layers": 0}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type].from_dict(config))
         assert resized.parameters() == sum(p.numel() for p in model.parameters())
