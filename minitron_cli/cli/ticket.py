@@ -72,7 +72,7 @@ def train(
     Iterative magnitude pruning with rewinding. Every training is an artifact: a killed run goes on in the training
     where it was, and one with more rounds, seeds or controls reuses those that are there.
 
-    For example: minitron ticket train runs/demo/teacher/4e2a --data 'corpus/*.jsonl' --tokens 2M --rewind step:50
+    For example: minitron ticket train demo-teacher --data 'corpus/*.jsonl' --tokens 2M --rewind step:50
     """
     from minitron_cli.cli import printing, sessions
 
@@ -135,7 +135,7 @@ def supermask(
     The bars to beat are equal probabilities and the frequencies of tokens in the training text. The dense training that
     criteria look at is that of `minitron ticket train` with the same settings, and is made once for both.
 
-    For example: minitron ticket supermask runs/demo/teacher/4e2a --data 'corpus/*.jsonl' --tokens 2M --seeds 3
+    For example: minitron ticket supermask demo-teacher --data 'corpus/*.jsonl' --tokens 2M --seeds 3
     """
     from minitron_cli.cli import printing, sessions
 

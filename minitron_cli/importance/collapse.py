@@ -9,6 +9,7 @@ comes first, then the one that does so beside it, until no layers are left to me
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +48,7 @@ def collapse_order(
     trials = _Trials(model, layers, batches)
     with progress.track("merge layers", total=len(layers) // (following + 1), unit="merges") as step:
         while free := free_runs(len(layers), following, chosen):
-            found = remember(f"merge-{len(chosen)}", lambda free=free: trials.best(chosen, free))  # type: ignore[misc]
+            found = remember(f"merge-{len(chosen)}", partial(trials.best, chosen, free))
             chosen.append(range(found["first"], found["first"] + following + 1))
             step(1, similarity=found["similarity"])
     order = [layer for run in chosen for layer in run[1:]]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,7 +93,7 @@ class _Measuring:
     def _rows(self, work: StageBuild, pair: _Pair) -> Iterator[SupermaskRow]:
         """Rows of one seed; an interrupted run keeps those that are measured."""
         for criterion in ("trained", "none", *self.config.criteria):
-            found = work.remember(f"{criterion}-{pair.seed}", lambda c=criterion: self._row(work, pair, c))  # type: ignore[misc]
+            found = work.remember(f"{criterion}-{pair.seed}", partial(self._row, work, pair, criterion))
             yield SupermaskRow(criterion=criterion, seed=pair.seed, **found)
 
     def _row(self, work: StageBuild, pair: _Pair, criterion: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ matrix; the backward pass takes m for |s| (straight-through), so that scores mov
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def popped_up(model: nn.Module, names: list[str], keep: Keep, seed: int) -> Iter
     for name in names:
         module_name, _, weight_name = name.rpartition(".")
         module, weight = model.get_submodule(module_name), model.get_parameter(name)
-        found[name] = PopUp(weight, lambda scores, name=name: keep(name, scores), draw)  # type: ignore[misc]
+        found[name] = PopUp(weight, partial(keep, name), draw)
         parametrize.register_parametrization(module, weight_name, found[name])
     try:
         yield found
