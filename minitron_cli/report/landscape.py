@@ -63,18 +63,16 @@ def plots(found: LandscapeResult, radii: Mapping[str, Sequence[float]]) -> list[
         Line([((i + 1) / len(some), radius) for i, radius in enumerate(sorted(some))], number)
         for number, some in enumerate(radii.values())
     ]
-    share = Figure("share of directions")
-    shown = [Plot("radii", Lines(tuple(sorted_radii), share, RADIUS), _caption("Radii", list(radii)))]
+    share = Figure("share of directions", style="share")
+    caption = "Distance to the end of the basin in every direction, from the shortest up"
+    shown = [Plot("radii", Lines(tuple(sorted_radii), share, RADIUS), caption, tuple(enumerate(radii)))]
     if found.lines:
         drawn = tuple(Line(_points(one.losses), number) for number, one in enumerate(found.lines))
-        names = [f"{one.start} to {one.end}" for one in found.lines]
-        shown.append(Plot("line", Lines(drawn, Figure("share of the way"), LOSS), _caption("Loss on the line", names)))
+        names = tuple((number, f"{one.start} to {one.end}") for number, one in enumerate(found.lines))
+        way = Figure("share of the way", style="share")
+        shown.append(Plot("line", Lines(drawn, way, LOSS), "Loss on the line between two models", names))
     return shown
 
 
 def _points(losses: Sequence[float | None]) -> list[tuple[float, float]]:
     return [(i / (len(losses) - 1), loss) for i, loss in enumerate(losses) if loss is not None]
-
-
-def _caption(title: str, names: Sequence[str]) -> str:
-    return f"{title}: {', '.join(names)}"

@@ -16,6 +16,7 @@ from markupsafe import escape
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
@@ -66,18 +67,24 @@ def svg(plot: Plot) -> str:
 
 
 def sheet(plots: Sequence[Plot]) -> str:
-    """Plots under their captions as one SVG file on white, three in a row."""
+    """Plots under their captions, with their legends, as one SVG file on white, at most three in a row."""
     captions = [fill(plot.caption, 60) for plot in plots]
-    return _drawn(plots, columns=3, captions=captions, facecolor="white")
+    return _drawn(plots, columns=min(3, len(plots)), captions=captions, has_legends=True, facecolor="white")
 
 
-def _drawn(plots: Sequence[Plot], captions: Sequence[str] = ("",), columns: int = 1, **saved: Any) -> str:
+def _drawn(
+    plots: Sequence[Plot], captions: Sequence[str] = ("",), columns: int = 1, *, has_legends: bool = False, **saved: Any
+) -> str:
     rows = -(-len(plots) // columns)
     with style.context(["default", SETTINGS]):  # the user's matplotlibrc does not count
         width, height = SIZE_INCHES
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         for i, (plot, caption) in enumerate(zip(plots, captions, strict=True)):
-            _draw(plot.drawing, figure.add_subplot(rows, columns, i + 1, title=caption))
+            axes = figure.add_subplot(rows, columns, i + 1, title=caption)
+            _draw(plot.drawing, axes)
+            if has_legends and plot.legend:
+                swatches = [Line2D([], [], color=SERIES[number % len(SERIES)]) for number, _ in plot.legend]
+                axes.legend(swatches, [name for _, name in plot.legend], fontsize="small")
         text = StringIO()
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), **saved)
     return text.getvalue()
@@ -112,14 +119,19 @@ def _lines(drawing: Lines, axes: Axes) -> None:
         axes.plot(x, y, **{"color": SERIES[line.color % len(SERIES)], "marker": marker} | STYLES[line.style])
     if drawing.reference is not None:
         axes.axhline(drawing.reference, color="black", alpha=0.7, **STYLES["dashed"])
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(_percent() if drawing.x.style == "share" else EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=drawing.x.style == "count"))
     axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
     if drawing.y.style == "share":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(_percent())
         axes.set(ylim=(None, 1.02))
         low, high = axes.get_ylim()
         axes.set(yticks=[tick for tick in axes.get_yticks() if low <= tick <= 1], ylim=(low, high))
+
+
+def _percent() -> PercentFormatter:
+    """Format of the ticks of shares; one for each axis, which it belongs to."""
+    return PercentFormatter(1.0, decimals=0)
 
 
 @_draw.register

@@ -105,8 +105,8 @@ def plots(found: TicketResult) -> list[Plot]:
     arms = list(dict.fromkeys(row.arm for row in found.rows))
     lines = tuple(Line(_curve(found, arm), i) for i, arm in enumerate(arms))
     dense = statistics.mean(row.loss for row in found.of("ticket", 0))
-    caption = f"Held-out loss: {', '.join(arms)}; the dashed line is the dense model's"
-    return [Plot("tickets", Lines(lines, LEFT, LOSS, dense), caption)]
+    caption = "Held-out loss after each round; the dashed line is the dense model's"
+    return [Plot("tickets", Lines(lines, LEFT, LOSS, dense), caption, tuple(enumerate(arms)))]
 
 
 def _curve(found: TicketResult, arm: str) -> list[tuple[float, float]]:

@@ -60,7 +60,7 @@ def run(
     )
     given = {model.fingerprint: model.name for model in models.values()}
     context.record({**given, blocks.fingerprint: data.model_dump(mode="json")})
-    _warn(made.result(LandscapeResult))
+    _warn(made.result(LandscapeResult), config)
     return made
 
 
@@ -82,13 +82,14 @@ def _free_weights(model: SourceModel) -> int:
     return model.shape.parameters() - zeros
 
 
-def _warn(found: LandscapeResult) -> None:
+def _warn(found: LandscapeResult, config: LandscapeConfig) -> None:
+    last, curvature = "--subspace last, " * (config.subspace == "all"), "--scale curvature, " * (config.scale == "none")
     for label, one in found.models.items():
         if not one.is_trusted:
             progress.warn(
                 f"{label}: {one.effective_directions:.1f} of {found.directions:,} directions carry the volume, fewer "
                 f"than {ENOUGH_DIRECTIONS}: it is a lower bound, far too low, and compares with nothing; use "
-                "--subspace last, --scale curvature or more --directions, or compare radii and sharpness"
+                f"{last}{curvature}more --directions, or compare radii and sharpness"
             )
 
 

@@ -126,3 +126,15 @@ def test_no_mathematics_is_read_into_numbers():
     svg = draw(LayerBars([1e-3, 1e6], X))
     assert "mathdefault" not in svg
     assert ">1e+06<" in svg
+
+
+def test_a_sheet_names_its_lines_and_is_as_wide_as_its_plots():
+    share, lines = Figure("share", style="share"), tuple(Line([(0.25, 2.0), (1.0, 3.0)], i) for i in range(2))
+    one = Plot("one", Lines(lines, share, Figure("loss")), "A caption", ((0, "first <b>"), (1, "second")))
+    alone, three = plots.sheet([one]), plots.sheet([one] * 3)
+    assert "A caption" in alone
+    assert ">first &lt;b&gt;<" in alone
+    assert ">second<" in alone
+    assert ">75%<" in alone
+    widths = [float(re.search(r'width="([\d.]+)pt"', svg)[1]) for svg in (alone, three)]
+    assert widths[1] == pytest.approx(3 * widths[0])

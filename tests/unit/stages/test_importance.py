@@ -199,6 +199,13 @@ def test_the_only_layer_of_a_model_is_scored_and_not_removed(place, tmp_path, mo
     assert [text for text in said if "the model has one layer" in text]
 
 
+def test_more_merged_layers_than_there_are_is_an_error(place, tmp_path):
+    with pytest.raises(
+        InputError, match=r"importance\.collapse 4: a layer and 4 that follow it are more than the 4 layers"
+    ):
+        run(place, tmp_path, collapse=4)
+
+
 @pytest.mark.parametrize(("count", "device", "says"), [(4, "cpu", True), (1, "cpu", False), (4, "cuda", False)])
 def test_processes_that_share_the_cpu_say_so(count, device, says, monkeypatch):
     warned = []
