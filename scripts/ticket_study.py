@@ -57,9 +57,9 @@ class Size:
         return (self.rounds + 1) // 2
 
 
-WHOLE = Size(hidden=96, layers=4, vocab=1024, steps=400, step=20, rounds=6, seeds=3, directions=20, length=128)
+WHOLE = Size(hidden=96, layers=4, vocab=1024, steps=300, step=15, rounds=4, seeds=3, directions=20, length=128)
 QUICK = Size(hidden=32, layers=1, vocab=300, steps=30, step=2, rounds=1, seeds=2, directions=2, length=32)
-RATE = 0.4  # so that six rounds leave a twentieth
+RATE = 0.5  # so that four rounds leave a sixteenth
 
 
 @dataclass(frozen=True)
