@@ -62,6 +62,12 @@ class Paired:
         return float(2 * t.sf(abs(self.mean) / self.stderr, len(self.differences) - 1))
 
 
+def regret(before: Sequence[float], after: Sequence[float]) -> float:
+    """Figure after training of the candidate that is lowest before it, minus the lowest figure after training."""
+    chosen = min(range(len(before)), key=before.__getitem__)
+    return after[chosen] - min(after)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for all of them being looked at (Holm 1979), in their order."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)

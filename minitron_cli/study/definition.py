@@ -62,6 +62,9 @@ class StudyDefinition(Spec):
     """Label -> sections that differ from the recipe."""
     expected: tuple[Expected, ...] = ()
     """Orders that were published."""
+    are_candidates: bool = False
+    """Whether the arms are shapes of one size, among which a look before training would choose: also report how well
+    the order before training agrees with that after it, and what the choice costs."""
     tuning: Tuning | None = None
     """Choice of each arm's learning rate; without it, all have the recipe's."""
     sequence_length: int | None = Field(None, ge=2)

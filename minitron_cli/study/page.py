@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
 from minitron_cli.report import markdown
 from minitron_cli.report.view import Table
-from minitron_cli.study.comparison import Paired, holm
+from minitron_cli.search.rank import kendall_tau
+from minitron_cli.study.comparison import Paired, holm, regret
 from minitron_cli.study.definition import Expected, Figure, StudyDefinition, When
 from minitron_cli.study.runner import ModelFigures, RunFigures
 
@@ -81,6 +82,20 @@ class Found:
             expected.published,
         ]
 
+    def choice(self) -> Table:
+        """Agreement of the orders before and after training, and what a choice before training costs, over seeds."""
+        by_seed = list(zip(*(self._pairs(arm) for arm in self.runs), strict=True))
+        orders = [
+            tuple(zip(*pairs, strict=True)) for pairs in by_seed
+        ]  # by seed: figures of all arms before, and after
+        taus = [tau for before, after in orders if (tau := kendall_tau(before, after)) is not None]
+        costs = [regret(before, after) for before, after in orders]
+        rows = [["Kendall's tau of the orders", _interval(taus)], ["cost of the choice", _interval(costs)]]
+        return Table.of_words("Choice before training", ("of " + str(len(self.runs)) + " candidates", "value"), rows)
+
+    def _pairs(self, arm: str) -> list[tuple[float, float]]:
+        return list(zip(self._values(arm, "before"), self._values(arm, "after"), strict=True))
+
     def page(self) -> str:
         """Page of Markdown."""
         return "\n\n".join(self._paragraphs()) + "\n"
@@ -103,6 +118,13 @@ class Found:
                 "in five is given beside it."
             )
             yield markdown.table(self.orders())
+        if self.definition.are_candidates:
+            yield (
+                f"How well the {self.definition.figure} before training chooses: Kendall's tau of the orders before "
+                f"and after training, and the {self.definition.figure} after training of the candidate that is lowest "
+                "before it, minus the lowest."
+            )
+            yield markdown.table(self.choice())
         yield f"Regenerate: `{self.command}`"
 
 

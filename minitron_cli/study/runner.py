@@ -76,7 +76,7 @@ class Runner:
         """Directory of the figures, by everything that they depend on but the arm and the seed."""
         facts = {
             "study": self.definition.model_dump(
-                mode="json", exclude={"question", "source", "expected", "seeds", "sequence_length"}
+                mode="json", exclude={"question", "source", "expected", "are_candidates", "seeds", "sequence_length"}
             ),
             "parent": self.parent.fingerprint,
             "data": self.data.model_dump(mode="json"),

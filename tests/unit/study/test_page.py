@@ -47,3 +47,19 @@ def test_a_difference_is_positive_in_the_expected_order(second, as_expected):
 def test_a_p_value_is_never_shown_as_zero():
     (row,) = [line for line in page([2.5, 2.5, 2.5], [3.0, 3.0, 3.000001]).splitlines() if "| second | loss" in line]
     assert "< 0.001 |" in row
+
+
+def trained(before: float, after: float) -> RunFigures:
+    """Run of an arm with training."""
+    figures = ModelFigures(loss=after, kl=after / 10)
+    return run(before).model_copy(update={"after": Measured(chosen_by=ModelFigures(loss=9, kl=9), reported=figures)})
+
+
+def test_candidates_are_judged_by_the_order_before_training():
+    candidates = STUDY.model_copy(update={"are_candidates": True, "expected": ()})
+    figures = {"first": [(1.0, 3.0), (1.0, 2.0)], "second": [(2.0, 2.5), (2.0, 2.5)], "third": [(3.0, 4.0), (3.0, 4.0)]}
+    runs = {arm: [trained(*pair) for pair in pairs] for arm, pairs in figures.items()}
+    text = Found("own", candidates, runs, 2.0, "A setting.", "minitron study own").page()
+    # seed 0: one of three pairs is reversed, tau 1/3, cost 3.0 - 2.5; seed 1: none, tau 1, cost 0
+    assert "| Kendall's tau of the orders | 0.6667 ± 4.2354 |" in text
+    assert "| cost of the choice | 0.2500 ± 3.1766 |" in text
