@@ -49,8 +49,8 @@ def test_a_wrapper_through_the_verbs(kind: str, run: Run, tmp_path: Path) -> Non
     ok("prune", "--shape", "hidden=24,ffn=40", "--repair", "none", "-o", "pruned")
     ok("distill", *TRAINING, "-o", "student")
     ok("eval", "--json")
-    ok("report", "--card", "card.md")
-    assert "on text alone" in Path("card.md").read_text()
+    ok("report", "-o", "page.html")
+    assert "on text alone" in Path("page.html").read_text()
     ok("sparsify", "pruned", "--pattern", "50%", "--metric", "magnitude", "-o", "sparse")
     ok("distill", *TRAINING, "--as", "text", "-o", "student-text")
 
