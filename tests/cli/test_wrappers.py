@@ -51,8 +51,8 @@ def test_a_wrapper_through_the_verbs(kind: str, run: Run, tmp_path: Path) -> Non
     ok("eval", "--json")
     ok("report", "-o", "page.html")
     assert "on text alone" in Path("page.html").read_text()
-    ok("sparsify", "pruned", "--pattern", "50%", "--metric", "magnitude", "-o", "sparse")
     ok("distill", *TRAINING, "--as", "text", "-o", "student-text")
+    ok("sparsify", "pruned", "--pattern", "50%", "--metric", "magnitude", "-o", "sparse")
 
     before = load_file("model/model.safetensors")
     for child in ("pruned", "student", "sparse"):
