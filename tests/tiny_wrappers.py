@@ -29,6 +29,9 @@ MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 QWEN_VISION = VISION | {"depth": 2, "num_heads": 2, "out_hidden_size": 32}
 PIXTRAL = VISION | {"model_type": "pixtral", "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
 
+SIGLIP = VISION | {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16}
+IDEFICS = {"image_token_id": IMAGE, "scale_factor": 2}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {
         "text_config": TEXT
@@ -39,6 +42,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "image_token_index": IMAGE,
         "boi_token_index": 61,
         "eoi_token_index": 62,
+    },
+    "idefics3": {"text_config": TEXT | {"model_type": "llama"}, "vision_config": SIGLIP, **IDEFICS},
+    "internvl": {
+        "text_config": TEXT | {"model_type": "qwen2"},
+        "vision_config": VISION
+        | {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": [16, 16], "patch_size": [4, 4]},
+        "image_token_id": IMAGE,
+        "tie_word_embeddings": False,
+    },
+    "llava": {
+        "text_config": TEXT | {"model_type": "llama"},
+        "vision_config": SIGLIP | {"model_type": "clip_vision_model", "image_size": 8, "projection_dim": 16},
+        "image_token_index": IMAGE,
     },
     "mistral3": {
         "text_config": TEXT | {"model_type": "mistral"},
@@ -69,6 +85,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16},
         **QWEN_IDS,
     },
+    "smolvlm": {"text_config": TEXT | {"model_type": "llama"}, "vision_config": SIGLIP, **IDEFICS},
 }
 
 
@@ -110,12 +127,16 @@ def under_other_names(directory: Path, names: dict[str, str]) -> None:
 def prompt(kind: str) -> dict[str, Tensor]:
     """Inputs of one image among a few tokens."""
     pixels = torch.Generator().manual_seed(0)
-    if kind in ("gemma3", "mistral3"):
+    if not kind.startswith("qwen"):
         ids = torch.tensor([[2, 5, IMAGE, IMAGE, IMAGE, IMAGE, 7, 9, 11]])
-        given = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16, generator=pixels)}
-        return given | (
-            {"token_type_ids": (ids == IMAGE).long()} if kind == "gemma3" else {"image_sizes": torch.tensor([[16, 16]])}
-        )
+        size = 8 if kind == "llava" else 16
+        image = torch.randn(1, 3, size, size, generator=pixels)
+        others = {
+            "gemma3": {"token_type_ids": (ids == IMAGE).long()},
+            "mistral3": {"image_sizes": torch.tensor([[16, 16]])},
+        }
+        is_idefics = kind in ("idefics3", "smolvlm")
+        return {"input_ids": ids, "pixel_values": image[None] if is_idefics else image, **others.get(kind, {})}
     ids = torch.tensor([[2, 5, 62, IMAGE, IMAGE, IMAGE, IMAGE, 63, 7, 9, 11]])
     return {
         "input_ids": ids,

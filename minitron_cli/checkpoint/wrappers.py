@@ -57,26 +57,27 @@ LLAVA_REST = {
     "vision_tower.": ("model.vision_tower.",),
     "multi_modal_projector.": ("model.multi_modal_projector.",),
 }
+IDEFICS_TEXT = {"model.": ("model.text_model.",), "lm_head.": ("lm_head.",)}
+LLAMA = TextModel("llama", "LlamaForCausalLM")
+MISTRAL = TextModel("mistral", "MistralForCausalLM")
 QWEN2 = TextModel("qwen2", "Qwen2ForCausalLM")
+QWEN3 = TextModel("qwen3", "Qwen3ForCausalLM")
 QWEN2_TEXT = {"model.": ("model.", "model.language_model."), "lm_head.": ("lm_head.",)}
 QWEN3_TEXT = {"model.": ("model.language_model.", "language_model.model."), "lm_head.": ("lm_head.",)}
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
         "gemma3": Wrapper({"gemma3_text": TextModel("gemma3_text", "Gemma3ForCausalLM")}, LLAVA_TEXT, LLAVA_REST),
+        "idefics3": Wrapper({"llama": LLAMA}, IDEFICS_TEXT, {}),
+        "internvl": Wrapper({"qwen2": QWEN2, "qwen3": QWEN3, "llama": LLAMA}, LLAVA_TEXT, LLAVA_REST),
+        "llava": Wrapper({"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2}, LLAVA_TEXT, LLAVA_REST),
         "mistral3": Wrapper(
-            {
-                "mistral": TextModel("mistral", "MistralForCausalLM"),
-                "ministral3": TextModel("ministral3", "Ministral3ForCausalLM"),
-            },
-            LLAVA_TEXT,
-            LLAVA_REST,
+            {"mistral": MISTRAL, "ministral3": TextModel("ministral3", "Ministral3ForCausalLM")}, LLAVA_TEXT, LLAVA_REST
         ),
         "qwen2_vl": Wrapper({"qwen2_vl_text": QWEN2}, QWEN2_TEXT, {"visual.": ("model.visual.",)}),
         "qwen2_5_vl": Wrapper({"qwen2_5_vl_text": QWEN2}, QWEN2_TEXT, {"visual.": ("model.visual.",)}),
-        "qwen3_vl": Wrapper(
-            {"qwen3_vl_text": TextModel("qwen3", "Qwen3ForCausalLM")}, QWEN3_TEXT, {"model.visual.": ("visual.",)}
-        ),
+        "qwen3_vl": Wrapper({"qwen3_vl_text": QWEN3}, QWEN3_TEXT, {"model.visual.": ("visual.",)}),
+        "smolvlm": Wrapper({"llama": LLAMA}, IDEFICS_TEXT, {}),
     }
 )
 

@@ -139,6 +139,12 @@ def replace_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise
 
 
+def specs_around(like: Checkpoint) -> dict[str, TensorSpec]:
+    """Tensors around a text model; none where it is in no wrapper."""
+    tensors = like.wrapper.tensors if like.wrapper else {}
+    return {name: TensorSpec(info.shape, info.torch_dtype) for name, info in tensors.items()}
+
+
 @contextmanager
 def blank_like(
     like: Checkpoint,
@@ -156,13 +162,11 @@ def blank_like(
         with blank_checkpoint(directory, specs, max_shard_bytes) as blank:
             yield blank
         return
-    around = like.wrapper.tensors
-    shapes = {name: tuple(changed[name].shape) if name in changed else info.shape for name, info in around.items()}
-    copied = {name: TensorSpec(shapes[name], info.torch_dtype) for name, info in around.items()}
+    copied = specs_around(like) | {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in changed.items()}
     stored_names = {name: like.wrapper.stored_name(name) for name in specs}
     with blank_checkpoint(directory, {**specs, **copied}, max_shard_bytes, stored_names) as blank:
         yield blank
-        for name, info in around.items():
+        for name, info in like.wrapper.tensors.items():
             blank.fill(name, [changed[name] if name in changed else read_tensor(info)])
 
 

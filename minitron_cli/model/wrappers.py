@@ -44,6 +44,9 @@ def _merger(name: str) -> dict[str, str]:
 SHARED: Mapping[str, SharedSizes] = MappingProxyType(
     {
         "gemma3": SharedSizes({"multi_modal_projector.mm_input_projection_weight": "_ hidden"}),
+        "idefics3": SharedSizes({"model.connector.modality_projection.proj.weight": "hidden _"}),
+        "internvl": SharedSizes(hidden_not_prunable=TWO_LAYER_PROJECTOR),
+        "llava": SharedSizes(hidden_not_prunable=TWO_LAYER_PROJECTOR),
         "mistral3": SharedSizes(hidden_not_prunable=TWO_LAYER_PROJECTOR),
         "qwen2_vl": SharedSizes(
             _merger("visual.merger.mlp.2"), {"hidden": "vision_config.hidden_size"}, derives_head_dim=True
@@ -57,6 +60,7 @@ SHARED: Mapping[str, SharedSizes] = MappingProxyType(
             {"hidden": "vision_config.out_hidden_size"},
             per_layer="vision_config.deepstack_visual_indexes",
         ),
+        "smolvlm": SharedSizes({"model.connector.modality_projection.proj.weight": "hidden _"}),
     }
 )
 

@@ -23,21 +23,16 @@ from minitron_cli.prune.transform import Repair, norm_gains
 from tests.tiny_wrappers import CONFIGS, prompt, saved_wrapper, text_prompt, under_other_names
 
 each_wrapper = pytest.mark.parametrize("kind", CONFIGS)
-IN_MEMORY = {
-    "gemma3": {
-        "language_model.model.": "model.language_model.",
-        "language_model.lm_head.": "lm_head.",
-        "vision_tower.": "model.vision_tower.",
-        "multi_modal_projector.": "model.multi_modal_projector.",
-    },
-    "mistral3": {
-        "language_model.model.": "model.language_model.",
-        "language_model.lm_head.": "lm_head.",
-        "vision_tower.": "model.vision_tower.",
-        "multi_modal_projector.": "model.multi_modal_projector.",
-    },
-    "qwen2_vl": {"model.": "model.language_model.", "visual.": "model.visual."},
-    "qwen2_5_vl": {"model.": "model.language_model.", "visual.": "model.visual."},
+LLAVA_NAMES = {
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+QWEN2_NAMES = {"model.": "model.language_model.", "visual.": "model.visual."}
+OTHER_NAMES = {
+    **dict.fromkeys(("gemma3", "internvl", "llava", "mistral3"), LLAVA_NAMES),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), QWEN2_NAMES),
     "qwen3_vl": {"model.visual.": "visual.", "model.language_model.": "language_model.model."},
 }
 """Prefixes that a checkpoint has -> prefixes by which the same tensors are also found on disk."""
@@ -96,6 +91,17 @@ def test_every_wrapper_that_is_read_says_what_it_shares():
     assert wrappers.WRAPPERS.keys() == SHARED.keys() == CONFIGS.keys()
 
 
+def test_the_page_lists_every_wrapper():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| `")]
+    found = {row[0].strip("`"): (row[1].replace("`", "").split(", "), row[2]) for row in rows if len(row) == 4}
+    assert found.keys() == wrappers.WRAPPERS.keys()
+    for kind, (texts, hidden) in found.items():
+        assert texts == [text.model_type for text in dict.fromkeys(wrappers.WRAPPERS[kind].texts.values())]
+        assert (hidden == "refused") == bool(SHARED[kind].hidden_not_prunable)
+        assert ("with head" in hidden) == SHARED[kind].derives_head_dim
+
+
 @each_wrapper
 def test_an_unpruned_child_keeps_every_byte_and_every_logit(kind, parents, tmp_path):
     model, source = parents(kind)
@@ -122,12 +128,12 @@ def test_the_text_model_alone_computes_what_the_wrapper_computes_of_text(kind, p
     assert not (child / "preprocessor_config.json").exists()
 
 
-@each_wrapper
+@pytest.mark.parametrize("kind", OTHER_NAMES)
 def test_other_prefixes_on_disk_are_read_and_the_published_ones_are_written(kind, parents, tmp_path):
     _, source = parents(kind)
     other = tmp_path / "other"
     saved_wrapper(other, kind)
-    under_other_names(other, IN_MEMORY[kind])
+    under_other_names(other, OTHER_NAMES[kind])
     assert load_file(other / "model.safetensors").keys() != load_file(source.path / "model.safetensors").keys()
     child = write(source_of(other), PrunePlan(source.shape, {}), tmp_path / "child")
     before, after = (load_file(path / "model.safetensors") for path in (source.path, child))
@@ -140,6 +146,16 @@ def test_a_text_model_in_memory_is_saved_under_its_own_names(kind, parents):
     assert hf.stored_tensors(hf.load_model(source.path)).keys() >= source.shape.tensors().keys()
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
+def test_an_untied_head_is_stored_where_the_wrapper_loads_it(kind, parents, tmp_path):
+    model, source = parents(kind)
+    untied = source.untied()
+    child = write(untied, PrunePlan(untied.shape, {}), tmp_path / "child")
+    found = loaded(child)
+    assert found.lm_head.weight is not found.get_input_embeddings().weight
+    assert torch.equal(logits(found, prompt(kind)), logits(model, prompt(kind)))
+
+
 @each_wrapper
 def test_pruned_neurons_and_layers_are_the_parents_without_them_for_an_image_too(kind, parents, tmp_path):
     _, source = parents(kind)
@@ -147,7 +163,7 @@ def test_pruned_neurons_and_layers_are_the_parents_without_them_for_an_image_too
     depth = {"layer": torch.tensor([0, 1, 3] if kind != "gemma3" else [0, 1])}
     child = loaded(write(source, PrunePlan(source.shape, kept | depth), tmp_path / "child"))
     masked = loaded(source.path)
-    text = masked.model.language_model
+    text = masked.model.get_decoder()
     with torch.no_grad():
         for i, layer in enumerate(text.layers):
             layer.mlp.down_proj.weight[:, i::4] = 0

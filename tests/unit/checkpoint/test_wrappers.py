@@ -67,6 +67,11 @@ def test_the_text_config_has_what_its_wrapper_states_for_it():
     assert wrapper.config == GEMMA
 
 
+def test_a_quantized_wrapper_is_a_quantized_text_model():
+    quantized = {"quantization_config": {"quant_method": "fp8"}}
+    assert read(GEMMA | quantized)[0]["quantization_config"] == quantized["quantization_config"]
+
+
 def test_a_flat_config_loses_what_is_not_the_text_models():
     text, _, _ = read(FLAT_QWEN)
     assert "vision_config" not in text
