@@ -8,6 +8,9 @@ from typing import Literal
 RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "bias", "merge", "all"]
 """Ways to repair a pruned model (`prune.config`)."""
 
+CheckpointForm = Literal["wrapper", "text"]
+"""Forms in which a model in a multimodal wrapper is written: with what is around it, or alone (`inputs`)."""
+
 MetricName = Literal["magnitude", "wanda", "sparsegpt"]
 """Scores by which single weights are kept (`sparse.metrics`)."""
 

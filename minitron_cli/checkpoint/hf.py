@@ -13,7 +13,7 @@ from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.checkpoint import text_growth
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
-from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
+from minitron_cli.checkpoint.writer import TensorSpec, blank_like, write_checkpoint
 from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
 
@@ -37,6 +37,13 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
+"""Files of a multimodal wrapper beside its tokenizer's."""
 
 
 def load_config(path: Path) -> "PretrainedConfig":
@@ -56,6 +63,19 @@ def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
     _refuse(raw, where)
     with _refusing(f"{where} is not a valid {raw['model_type']} config", "fix the field"):
         return CONFIG_MAPPING[raw["model_type"]].from_dict(_trusted(raw))
+
+
+def check_wrapper_config(raw: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError if transformers cannot read a multimodal wrapper's config, or reads other text sizes."""
+    from transformers import CONFIG_MAPPING
+
+    where = path / "config.json"
+    with _refusing(f"{where} is not a valid {raw['model_type']} config", "fix the field"):
+        read = CONFIG_MAPPING[raw["model_type"]].from_dict(_trusted(dict(raw))).get_text_config()
+    own = load_config(path)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
+        if getattr(read, name) != getattr(own, name):
+            raise CheckpointError(f"{where} reads as {name}={shown(getattr(read, name))}, not {getattr(own, name)}")
 
 
 def _refuse(raw: dict[str, Any], where: str) -> None:
@@ -159,9 +179,12 @@ def load_model(
                 local_files_only=True,
                 output_loading_info=True,
                 device_map=device_map,
+                key_mapping=checkpoint.wrapper.prefixes() if checkpoint.wrapper else None,
             )
     finally:
         logging.set_verbosity(verbosity)
+    if checkpoint.wrapper:
+        model._weight_conversions = None  # which would save the text model under the wrapper's names
     for kind in ("missing_keys", "mismatched_keys"):  # what is unexpected was looked at when the files were opened
         if info.get(kind):
             raise CheckpointError(
@@ -303,7 +326,7 @@ def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, T
     """
     specs = {name: TensorSpec(info.shape, info.torch_dtype) for name, info in like.tensors.items()}
     missing = set(specs)
-    with blank_checkpoint(directory, specs) as blank:
+    with blank_like(like, directory, specs) as blank:
         for name, tensor in tensors:
             if name in missing:
                 blank.fill(name, [tensor.detach().to(specs[name].dtype)])
@@ -312,16 +335,17 @@ def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, T
             raise CheckpointError(
                 f"{like.path} stores {min(missing)}, which the model in memory does not have: use another checkpoint"
             )
-    if strict_json.load(like.path / "config.json") == like.config:
+    if strict_json.load(like.path / "config.json") == like.file_config:
         copy_files(like.path, directory, ("config.json",))
     else:
-        io.write_new_json(directory / "config.json", dict(like.config))
-    copy_files(like.path, directory, side_files(like.path))
+        io.write_new_json(directory / "config.json", dict(like.file_config))
+    copy_files(like.path, directory, side_files(like))
 
 
-def side_files(path: Path) -> tuple[str, ...]:
+def side_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Files of a checkpoint that a child has unchanged, whether they exist or not."""
-    return ("generation_config.json", *TOKENIZER_FILES, *fingerprint.templates(path))
+    of_processor = PROCESSOR_FILES if checkpoint.wrapper else ()
+    return ("generation_config.json", *TOKENIZER_FILES, *of_processor, *fingerprint.templates(checkpoint.path))
 
 
 def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:

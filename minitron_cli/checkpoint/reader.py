@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import stopping, strict_json
-from minitron_cli.checkpoint import directory, other_formats
+from minitron_cli.checkpoint import directory, other_formats, wrappers
 from minitron_cli.errors import CheckpointError, shown
 
 MAX_HEADER_BYTES = 16 << 20
@@ -80,13 +80,17 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face checkpoint directory: its config and the place of every tensor."""
+    """A Hugging Face checkpoint directory: its config and the place of every tensor.
+
+    Of a multimodal wrapper, the text model in it, and beside it what is around it.
+    """
 
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     remarks: tuple[str, ...] = ()
     """What was left out of the files, one sentence each."""
+    wrapper: wrappers.Wrapped | None = None
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
@@ -100,12 +104,28 @@ class Checkpoint:
         config, tensors = strict_json.load(path / "config.json", finite=False), _locate(path)
         _refuse_integers(tensors)
         kept = _without_leftover(config, {info.dtype for info in tensors.values()})
-        found = cls(path, kept, tensors)
-        return replace(found, remarks=tuple(_remarks(config, found)))
+        own, text, wrapper = wrappers.unwrap(kept, tensors)
+        remarks = _remarks(config, cls(path, kept, text))
+        return cls(path, own, text, tuple(remarks), wrapper)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.tensors.items()}
+
+    @property
+    def stored(self) -> tuple[TensorInfo, ...]:
+        """Every tensor in the files, those around a text model included."""
+        return (*self.tensors.values(), *(self.wrapper.tensors.values() if self.wrapper else ()))
+
+    @property
+    def file_config(self) -> Mapping[str, Any]:
+        """What config.json holds: the config of the whole, where `config` is that of the text model in it."""
+        return self.wrapper.config_of(self.config) if self.wrapper else self.config
+
+    @property
+    def without_wrapper(self) -> "Checkpoint":
+        """The text model alone."""
+        return replace(self, wrapper=None)
 
     @cached_property
     def size_bytes(self) -> int:

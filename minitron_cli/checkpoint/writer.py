@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io, stopping
-from minitron_cli.checkpoint.reader import DTYPES, INDEX, WEIGHTS
+from minitron_cli.checkpoint.reader import DTYPES, INDEX, WEIGHTS, Checkpoint, read_tensor
 
 MAX_SHARD_BYTES = 5 * 10**9
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -72,19 +72,26 @@ class Blank:
 
 @contextmanager
 def blank_checkpoint(
-    directory: Path, specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES
+    directory: Path,
+    specs: Mapping[str, TensorSpec],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    stored_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Blank]:
     """Create `model.safetensors`, or shards and their index, at full size with headers; to be filled in the context.
 
-    Everything is synced to disk when the context ends without an error.
+    Everything is synced to disk when the context ends without an error. In the files a tensor has its name of
+    `stored_names`, if there is one.
     """
     shards = _shards(specs, max_shard_bytes)
     numbered = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = numbered if len(shards) > 1 else [WEIGHTS]
-    with _blank({directory / name: shard for name, shard in zip(names, shards, strict=True)}) as blank:
+    files = {directory / name: shard for name, shard in zip(names, shards, strict=True)}
+    with _blank(files, stored_names=stored_names) as blank:
         yield blank
     if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        weight_map = {
+            stored_names.get(name, name): file for file, shard in zip(names, shards, strict=True) for name in shard
+        }
         io.write_new_json(directory / INDEX, {"metadata": {"total_size": _payload(specs)}, "weight_map": weight_map})
 
 
@@ -132,14 +139,47 @@ def replace_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise
 
 
+def specs_around(like: Checkpoint) -> dict[str, TensorSpec]:
+    """Tensors around a text model; none where it is in no wrapper."""
+    tensors = like.wrapper.tensors if like.wrapper else {}
+    return {name: TensorSpec(info.shape, info.torch_dtype) for name, info in tensors.items()}
+
+
+@contextmanager
+def blank_like(
+    like: Checkpoint,
+    directory: Path,
+    specs: Mapping[str, TensorSpec],
+    *,
+    changed: Mapping[str, Tensor] = MappingProxyType({}),
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Iterator[Blank]:
+    """Blank for the tensors of a model as `like` stores it: in the wrapper that it has, if any.
+
+    The wrapper's other tensors are copied when the context ends, or are those of `changed`.
+    """
+    if like.wrapper is None:
+        with blank_checkpoint(directory, specs, max_shard_bytes) as blank:
+            yield blank
+        return
+    copied = specs_around(like) | {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in changed.items()}
+    stored_names = {name: like.wrapper.stored_name(name) for name in specs}
+    with blank_checkpoint(directory, {**specs, **copied}, max_shard_bytes, stored_names) as blank:
+        yield blank
+        for name, info in like.wrapper.tensors.items():
+            blank.fill(name, [changed[name] if name in changed else read_tensor(info)])
+
+
 @contextmanager
 def _blank(
-    files: Mapping[Path, Mapping[str, TensorSpec]], metadata: Mapping[str, str] = MappingProxyType({})
+    files: Mapping[Path, Mapping[str, TensorSpec]],
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    stored_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Blank]:
     blank = Blank({name: spec for specs in files.values() for name, spec in specs.items()})
     with ExitStack() as opened:
         for path, specs in files.items():
-            header = _header(specs, metadata)
+            header = _header({stored_names.get(name, name): spec for name, spec in specs.items()}, metadata)
             file = opened.enter_context(io.sized_file(path, len(header) + _payload(specs)))
             file.write_at(0, header)
             blank.place(file, specs, len(header))

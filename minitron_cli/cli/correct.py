@@ -1,7 +1,7 @@
 """`minitron correct`: fine-tune the parent on the training text before it teaches."""
 
 from minitron_cli.cli import copy_out, torchrun, training
-from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
+from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Form, Output, RecipeOption, Seed
 from minitron_cli.cli.training import Training
 
 
@@ -12,6 +12,7 @@ def correct(
     words: Arguments = None,
     recipe: RecipeOption = None,
     seed: Seed = None,
+    form: Form = None,
     output: Output = None,
 ) -> None:
     """Fine-tune the parent on --data before it teaches on it (teacher correction).
@@ -24,7 +25,7 @@ def correct(
 
     copy_out.check_new(output)
     torchrun.if_requested(training_options.gpus)
-    flags = training.flags(training_options, seed)
+    flags = training.flags(training_options, seed) | {("write_as",): form}
     with sessions.opened(how, "correct", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
         from minitron_cli.distill.config import CorrectConfig

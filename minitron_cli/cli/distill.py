@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 from minitron_cli.cli import copy_out, torchrun, training
-from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption, Seed
+from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Form, Output, RecipeOption, Seed
 from minitron_cli.cli.training import FailIfWorse, Teacher, Training
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def distill(
     ] = None,
     seed: Seed = None,
     fail_if_worse: FailIfWorse = False,
+    form: Form = None,
     output: Output = None,
 ) -> None:
     """Train the pruned model (the student) on the predictions of its parent (the teacher).
@@ -52,6 +53,7 @@ def distill(
         ("losses",): _losses(objective) if objective else None,
         ("hidden",): sessions.NULL if objective == "ce" else None,
         ("init",): init,
+        ("write_as",): form,
     }
     with sessions.opened(how, "distill", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api

@@ -68,11 +68,19 @@ def _serving(shape: "Shape", checkpoint: "Checkpoint | None") -> "list[Finding]"
 def _stored(checkpoint: "Checkpoint") -> dict[str, Any]:
     from minitron_cli.inputs.document_ends import document_ends
 
-    return _files(checkpoint) | {"documents": document_ends(checkpoint.path, "auto")}
+    return _around(checkpoint) | _files(checkpoint) | {"documents": document_ends(checkpoint.path, "auto")}
+
+
+def _around(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What a multimodal wrapper holds beside its text model, of which all else is said; nothing without one."""
+    if (wrapper := checkpoint.wrapper) is None:
+        return {}
+    size = sum(info.size_bytes for info in wrapper.tensors.values())
+    return {"wrapper": {"model_type": wrapper.model_type, "other_tensors": len(wrapper.tensors), "bytes": size}}
 
 
 def _files(checkpoint: "Checkpoint") -> dict[str, Any]:
-    files = sorted({info.file for info in checkpoint.tensors.values()})
+    files = sorted({info.file for info in checkpoint.stored})
     dtypes = sorted({info.dtype for info in checkpoint.tensors.values()})
     return {
         "dtype": ", ".join(dtypes),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from minitron_cli.choices import FormatName
+from minitron_cli.choices import CheckpointForm, FormatName
 from minitron_cli.data.document_frame import Bos
 from minitron_cli.model import axes
 
@@ -149,6 +149,15 @@ Changes = Annotated[
 RecipeOption = Annotated[
     str | None,
     Option("--recipe", metavar="RECIPE", help="Take the model, data and settings of the stage from this recipe."),
+]
+Form = Annotated[
+    CheckpointForm | None,
+    Option(
+        "--as",
+        help="Of a multimodal wrapper (Gemma 3, Qwen-VL, ...), write the wrapper with its vision tower, or the text "
+        "model alone.",
+        show_default="wrapper, if MODEL is one",
+    ),
 ]
 Output = Annotated[
     Path | None,

@@ -13,6 +13,7 @@ from minitron_cli.cli.options import (
     ComputeOptions,
     Count,
     DataOptions,
+    Form,
     Output,
     RecipeOption,
     Target,
@@ -90,6 +91,7 @@ def prune(
             show_default="refuse",
         ),
     ] = None,
+    form: Form = None,
     output: Output = None,
 ) -> None:
     """Prune MODEL to a shape or a parameter target, using the scores of `minitron importance`.
@@ -116,6 +118,7 @@ def prune(
         ("repair",): repair,
         ("untie",): untie or None,
         ("serving_lint",): serving_lint,
+        ("write_as",): form,
     }
     with sessions.opened(how, "prune", words, recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api

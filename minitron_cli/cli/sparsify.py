@@ -6,7 +6,7 @@ from typer import Option
 
 from minitron_cli.choices import MaskRepair, MetricName, SparseMethod
 from minitron_cli.cli import copy_out
-from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Output, RecipeOption
+from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Form, Output, RecipeOption
 
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
@@ -66,6 +66,7 @@ def sparsify(
         int | None,
         Option(min=1, help="Number of calibration samples.", show_default="128"),
     ] = None,
+    form: Form = None,
     output: Output = None,
 ) -> None:
     """Make weights of MODEL's decoder blocks zero: a sparse model of the same shape, with its masks beside it.
@@ -85,6 +86,7 @@ def sparsify(
         ("repair",): repair,
         ("rounds",): rounds,
         ("samples",): samples,
+        ("write_as",): form,
         ("layer_amounts",): _amounts(layer_amounts) if layer_amounts else None,
     }
     with sessions.opened(how, "sparsify", words, recipe=recipe, text=text, flags=flags) as session:

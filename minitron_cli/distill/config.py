@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from minitron_cli.choices import CheckpointForm
 from minitron_cli.distill.losses import KDLoss
 from minitron_cli.distill.losses.base import TeacherLoss
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
@@ -133,6 +134,9 @@ class DistillConfig(Spec):
     """bf16: autocast over fp32 weights, teacher in bf16. auto: bf16 if the hardware supports it natively, else fp32."""
     seed: int = 0
     """Seed of the order of blocks, of dropout and of the projection."""
+    write_as: CheckpointForm | None = Field(None, exclude_if=lambda form: form is None)
+    """Form in which a model in a multimodal wrapper is written: wrapper, with the vision tower and projector as they
+    are, or text, the text model alone, a checkpoint like any other. Unless set, as the model is that is given."""
     mask: Literal["frozen", "none"] | MaskRefresh = Field("frozen", exclude_if=lambda mask: mask == "frozen")
     """What becomes of the zeros of a sparse model, one with masks. frozen: they stay, and only the other weights are
     trained. {refresh: K}: every K steps the pattern is chosen again. none: all weights are trained and the zeros are

@@ -9,9 +9,11 @@ from minitron_cli import progress, strict_json
 from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo
+from minitron_cli.choices import CheckpointForm
 from minitron_cli.errors import CheckpointError, InputError, shown
 from minitron_cli.inputs import early_checks
 from minitron_cli.inputs.stored_names import named_by_table
+from minitron_cli.model import wrappers
 from minitron_cli.model.families import family_of
 from minitron_cli.model.family import Family
 from minitron_cli.model.reader_bias import reader_biases
@@ -69,8 +71,18 @@ class SourceModel:
         checkpoint = self.checkpoint
         raw = {**checkpoint.config, **fields}
         config = hf.config_from_dict(dict(raw), str(self.path / "config.json"))
-        view = Checkpoint(checkpoint.path, raw, {**checkpoint.tensors, **tensors})
+        view = replace(checkpoint, config=raw, tensors={**checkpoint.tensors, **tensors}, remarks=())
         return replace(self, checkpoint=view, config=config, shape=shape)
+
+    def written_as(self, form: CheckpointForm | None) -> "SourceModel":
+        """Model whose children are written in this form; None: as it is itself. InputError if it is in no wrapper."""
+        if form == "wrapper" and self.checkpoint.wrapper is None:
+            raise InputError(f"{self.name} is a text model, in no wrapper that could be written: leave --as out")
+        if form != "text" or self.checkpoint.wrapper is None:
+            return self
+        shape = Shape.of(family_of(self.config), self.config)
+        plain = replace(self.shape, family=shape.family, keeps_hidden_per_head=shape.keeps_hidden_per_head)
+        return replace(self, checkpoint=self.checkpoint.without_wrapper, shape=plain)
 
 
 def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:
@@ -88,14 +100,21 @@ def open_checkpoint(path: Path) -> "tuple[Checkpoint, PretrainedConfig, Shape]":
     """
     found = Checkpoint.open(path)
     config = hf.config_of(found)
-    shape = Shape.of(family_of(config, found.shapes), config)
+    shape = Shape.of(_family(found, config), config)
     if place := strict_json.not_finite(found.config):
         raise CheckpointError(f"{path / 'config.json'}: {shown(place)} is NaN or infinite; fix the field")
     checkpoint = named_by_table(found, shape, config)
     shape.check(checkpoint.shapes)
+    if found.wrapper:
+        wrappers.check(shape.family, shape.sizes, found.wrapper.shapes)
     for remark in checkpoint.remarks:
         progress.warn_once(f"{path}: {remark}")
     return checkpoint, config, shape
+
+
+def _family(found: Checkpoint, config: "PretrainedConfig") -> Family:
+    family, wrapper = family_of(config, found.shapes), found.wrapper
+    return wrappers.within(family, wrapper.model_type, wrapper.config, wrapper.shapes) if wrapper else family
 
 
 def published_shape(model: str) -> Shape | None:

@@ -70,6 +70,21 @@ class Serving(NamedTuple):
 UNREAD = Serving()
 
 
+class Wrapping(NamedTuple):
+    """What the multimodal wrapper around a text model shares with it."""
+
+    model_type: str
+    """Model type of the wrapper."""
+    tensors: Mapping[str, str]
+    """Name of a tensor around the text model -> layout, with numbers for dims of its own."""
+    config: Mapping[str, str]
+    """Axis -> path of a config field, outside the text config, that states its size too."""
+    hidden_not_prunable: str
+    """Reason why hidden cannot be pruned, for messages; empty where it can."""
+    first_layers: int
+    """Number of the first layers that must stay, because what an image adds to the stream is added after them."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One table. Templates are names of tensors on disk, with axes in braces."""
@@ -121,6 +136,8 @@ class Family:
     """Config field -> value, or entry of a list by layer, of the models that the table describes."""
     serving: Serving = UNREAD
     """Reading of the family by vLLM and llama.cpp."""
+    wrapping: Wrapping | None = None
+    """Wrapper that a checkpoint holds around the model, whose table this then is (`model/wrappers.py`)."""
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
@@ -147,6 +164,8 @@ class Family:
         for pattern, template in self._patterns:
             if found := pattern.fullmatch(name):
                 return Match(template, parse(self.tensors[template]), {a: int(i) for a, i in found.groupdict().items()})
+        if self.wrapping and name in self.wrapping.tensors:
+            return Match(name, parse(self.wrapping.tensors[name]), {})
         return None
 
     def offset(self, template: str) -> float:

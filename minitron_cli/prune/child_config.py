@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.model.family import RopeV4, at
 from minitron_cli.prune.plan import PrunePlan
 
@@ -23,6 +24,23 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
         config |= {n: [config[n][i] for i in kept] for n in family.layer_lists if isinstance(config.get(n), list)}
         config |= {n: sum(i < config[n] for i in kept) for n in family.layer_marks if isinstance(config.get(n), int)}
     return config
+
+
+def child_file(parent: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
+    """What the config.json of the plan's child holds: its config, in the wrapper that the parent has, if any."""
+    text, wrapping = child_config(parent.config, plan), plan.parent.family.wrapping
+    if parent.wrapper is None or wrapping is None:
+        return text
+    whole = {name: value for name, value in parent.wrapper.config_of(text).items() if name not in DROPPED}
+    for axis, path in wrapping.config.items():
+        whole = _with_value(whole, path.split("."), plan.child.sizes[axis])
+    return whole
+
+
+def _with_value(config: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """Config with a value at a path."""
+    name, *inner = path
+    return {**config, name: _with_value(config.get(name) or {}, inner, value) if inner else value}
 
 
 def _version_4_fields(config: Mapping[str, Any], old: RopeV4) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
 
 from minitron_cli import methods
-from minitron_cli.choices import PruneMethod, RepairName
+from minitron_cli.choices import CheckpointForm, PruneMethod, RepairName
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric, Random
@@ -115,6 +115,9 @@ class PruneConfig(Spec):
     """Untie the LM head of a model that shares it with the embedding. This makes a rotation exact; the added parameters
     count toward the target."""
 
+    write_as: CheckpointForm | None = Field(None, exclude_if=lambda form: form is None)
+    """Form in which a model in a multimodal wrapper is written: wrapper, with the vision tower and projector as they
+    are, or text, the text model alone, a checkpoint like any other. Unless set, as the model is that is given."""
     serving_lint: Literal["refuse", "warn"] = "refuse"
     """Whether to prune depth where a serving program would run the child wrongly: llama.cpp gives the layers of some
     families kinds by a pattern, which a child must keep for it. warn: prune as asked, for transformers and vLLM."""

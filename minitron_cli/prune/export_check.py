@@ -23,6 +23,7 @@ from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import EnvironmentFault, RunFailed, shown
 from minitron_cli.model.family import at
+from minitron_cli.prune.around import check_around
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.loaded_check import SAME, Refused, check_loaded
 from minitron_cli.prune.plan import PrunePlan
@@ -187,8 +188,8 @@ def _named(check: str) -> Iterator[None]:
 
 
 def _check_files(written: WrittenChild) -> None:
-    weights = {info.file.name for info in written.checkpoint.tensors.values()}
-    copied = {name for name in hf.side_files(written.source.path) if (written.source.path / name).is_file()}
+    weights = {info.file.name for info in written.checkpoint.stored}
+    copied = {name for name in hf.side_files(written.source) if (written.source.path / name).is_file()}
     wanted = {"config.json"} | weights | ({INDEX} if weights != {WEIGHTS} else set()) | copied | written.others
     found = io.files_in(written.path).keys()
     if found != wanted:
@@ -197,10 +198,11 @@ def _check_files(written: WrittenChild) -> None:
 
 
 def _check_copies(written: WrittenChild) -> None:
-    for name in hf.side_files(written.source.path):
+    for name in hf.side_files(written.source):
         theirs, ours = written.source.path / name, written.path / name
         if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
             raise Refused(f"{name} differs from the parent's")
+    check_around(written.checkpoint, written.source, written.plan)
     hf.check_generation_config(written.path)
 
 
@@ -242,15 +244,15 @@ def _check_headers(written: WrittenChild) -> None:
 
 
 def _check_shards(written: WrittenChild) -> None:
-    infos = sorted(written.checkpoint.tensors.values(), key=lambda info: info.file)
+    infos = sorted(written.checkpoint.stored, key=lambda info: info.file)
     for file, some in itertools.groupby(infos, key=lambda info: info.file):
         sizes = [info.size_bytes for info in some]
         if sum(sizes) > MAX_SHARD_BYTES and len(sizes) > 1:
             raise Refused(f"{file.name} holds {sum(sizes):,} bytes, more than {MAX_SHARD_BYTES:,}")
     if (written.path / INDEX).is_file():
         total = strict_json.load(written.path / INDEX).get("metadata", {}).get("total_size")
-        if total != written.checkpoint.size_bytes:
-            raise Refused(f"{INDEX} says {total} bytes, not {written.checkpoint.size_bytes}")
+        if total != (size := sum(info.size_bytes for info in infos)):
+            raise Refused(f"{INDEX} says {total} bytes, not {size}")
 
 
 def _check_finite(written: WrittenChild) -> None:

@@ -30,6 +30,30 @@ def _heads_not_prunable(parent: Shape, child: Shape) -> str | None:
     return f"{axis}={child.sizes[axis]}: {reason}; keep all heads and prune another axis"
 
 
+def _hidden_in_wrapper(parent: Shape, child: Shape) -> str | None:
+    wrapping, hidden = parent.family.wrapping, child.sizes["hidden"]
+    if wrapping is None or not wrapping.hidden_not_prunable or hidden == parent.sizes["hidden"]:
+        return None
+    return f"hidden={hidden}: in a {wrapping.model_type} model {wrapping.hidden_not_prunable}"
+
+
+def _layers_with_images(parent: Shape, child: Shape) -> str | None:
+    first = first_layers(parent)
+    if child.sizes["layer"] >= first:
+        return None
+    return f"layer={child.sizes['layer']}: {_images(parent)}; keep at least {first}"
+
+
+def first_layers(parent: Shape) -> int:
+    """Number of the first layers that must stay: what an image adds to the stream is added after them."""
+    return parent.family.wrapping.first_layers if parent.family.wrapping else 0
+
+
+def _images(parent: Shape) -> str:
+    kind = parent.family.wrapping.model_type if parent.family.wrapping else ""
+    return f"a {kind} model adds what it sees to its first {first_layers(parent)} layers"
+
+
 def _hidden_per_head(parent: Shape, child: Shape) -> str | None:
     """Checked before `_hidden_is_multiple`, whose advice would not be enough where hidden / head must stay."""
     before, after = (shape.sizes["hidden"] / shape.sizes["head"] for shape in (parent, child))
@@ -74,6 +98,8 @@ def _widths(parent: Shape, child: Shape) -> str | None:
 RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
     _groups,
     _heads_not_prunable,
+    _hidden_in_wrapper,
+    _layers_with_images,
     _hidden_per_head,
     _hidden_is_multiple,
     _experts,
@@ -89,6 +115,8 @@ def _depth(parent: Shape, child: Shape) -> str | None:
 
 
 def _kinds(parent: Shape, layers: Sequence[int]) -> str | None:
+    if list(layers[: (first := first_layers(parent))]) != list(range(first)):
+        return f"drop_layers: {_images(parent)}; drop later ones"
     if keeps_pattern(parent, layers):
         return None
     return f"drop_layers: {_pattern(parent)}; drop whole periods, such as layers 0 to {parent.period - 1}, {_OR_WARN}"

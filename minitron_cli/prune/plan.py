@@ -2,6 +2,7 @@
 
 # L layer, H query head, K kept, G group (key-value head), Q query head of one group, P period of layers
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,7 +14,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.model.axes import PRUNABLE
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
-from minitron_cli.prune.limits import refusal
+from minitron_cli.prune.limits import first_layers, refusal
 from minitron_cli.prune.transform import NO_REPAIR, Repair
 from minitron_cli.scores.metric import Metric
 
@@ -193,19 +194,24 @@ def _surviving_layers(
     if named := named_survivors(parent, drop_layers):
         return torch.tensor(named)
     if ranking.layers in BLOCK_RANKINGS:
-        return _all_but_one_block(parent.sizes["layer"], child.sizes["layer"], scores, ranking)
+        return _all_but_one_block(parent.sizes["layer"], child.sizes["layer"], first_layers(parent), scores, ranking)
     layers, period = parent.sizes["layer"], parent.period
     periods = layers // period
     score_P = scores.layers(ranking.layers)[: periods * period].double().reshape(periods, period).sum(1)
+    score_P[: math.ceil(first_layers(parent) / period)] = -math.inf if ranking.invert else math.inf
     kept_P = _best(score_P, periods - (layers - child.sizes["layer"]) // period, ranking)
     kept_L = (kept_P[:, None] * period + torch.arange(period)).flatten()
     return torch.cat([kept_L, torch.arange(periods * period, layers)])
 
 
-def _all_but_one_block(layers: int, kept: int, scores: AxisScores, ranking: Ranking) -> Tensor:
-    """Layers without the contiguous block whose removal costs least (Sreenivas et al. 2024: it keeps accuracy)."""
+def _all_but_one_block(layers: int, kept: int, first: int, scores: AxisScores, ranking: Ranking) -> Tensor:
+    """Layers without the contiguous block whose removal costs least (Sreenivas et al. 2024: it keeps accuracy).
+
+    The `first` layers stay.
+    """
     length = layers - kept
-    cost = scores.layers(f"{ranking.layers}={length}")
+    cost = scores.layers(f"{ranking.layers}={length}").clone()
+    cost[:first] = -math.inf if ranking.invert else math.inf
     start = int(_best(-cost, 1, ranking))
     return torch.tensor([i for i in range(layers) if not start <= i < start + length])
 

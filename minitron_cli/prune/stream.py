@@ -14,7 +14,8 @@ from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.checkpoint.reader import Checkpoint, blocks
-from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_checkpoint, size_on_disk
+from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, blank_like, size_on_disk, specs_around
+from minitron_cli.prune.around import changed_around
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.slicing import ScratchBuffers, check_finite, is_finite, prune_rows, prune_tensor
 from minitron_cli.prune.tensor_map import TensorMap
@@ -49,7 +50,9 @@ def write_child(
     total = sum(spec.size_bytes for spec in specs.values())
     with (
         progress.track("prune", total, "bytes") as step,
-        blank_checkpoint(directory, specs, max_shard_bytes) as child,
+        blank_like(
+            checkpoint, directory, specs, changed=changed_around(checkpoint, plan), max_shard_bytes=max_shard_bytes
+        ) as child,
     ):
         scratch = ScratchBuffers()
 
@@ -67,7 +70,7 @@ def forecast(checkpoint: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
     return {
         "sizes": dict(plan.child.sizes),
         "parameters": plan.child.parameters(),
-        "weights_bytes": size_on_disk(_specs(checkpoint, plan, sources)),
+        "weights_bytes": size_on_disk(_specs(checkpoint, plan, sources) | specs_around(checkpoint)),
         "tensors": len(sources),
         "tensors_dropped": len(checkpoint.tensors) - len(sources),
     }

@@ -9,7 +9,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.model import serving
 from minitron_cli.prune import export_check, stream
-from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.child_config import child_file
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.results.prune import ServingFinding
 from minitron_cli.results.run_record import ExportCheck
@@ -20,8 +20,8 @@ PLAN = "plan.json"
 def write(work: StageBuild, parent: SourceModel, plan: PrunePlan) -> None:
     """Write the weights, the config, the files beside them and the plan of the child that `plan` makes."""
     stream.write_child(parent.checkpoint, plan, work.path)
-    work.write_json("config.json", child_config(parent.checkpoint.config, plan))
-    hf.copy_files(parent.path, work.path, hf.side_files(parent.path))
+    work.write_json("config.json", child_file(parent.checkpoint, plan))
+    hf.copy_files(parent.path, work.path, hf.side_files(parent.checkpoint))
     work.write_json(PLAN, {axis: kept.tolist() for axis, kept in plan.kept.items()})
 
 

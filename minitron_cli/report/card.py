@@ -24,6 +24,11 @@ USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({name})
 tokenizer = AutoTokenizer.from_pretrained({name})"""
+USAGE_OF_WRAPPER = (
+    USAGE.replace("ForCausalLM", "ForImageTextToText")
+    .replace("Tokenizer", "Processor")
+    .replace("tokenizer", "processor")
+)
 RELATION = "finetune"  # of the hub's four relations, the one that fits a smaller model with its own weights
 
 
@@ -74,7 +79,7 @@ def model_card(data: ReportData, *, name: str, loaded_as: str = "", hub: HubFact
         **_cleaned(hub),
         base_model_relation=RELATION if hub.base_model else None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if data.wrapper else "text-generation",
         tags=list(TAGS),
         model_name=clean(name),
         eval_results=list(_eval_results(data.first("distilled", *STARTS))) or None,
@@ -115,7 +120,7 @@ def _body(data: ReportData, name: str, loaded_as: str) -> Iterator[str]:
     yield from (section(one) for one in shown.sections if one.anchor in SECTIONS)
     yield "## Use"
     quoted = json.dumps(loaded_as, ensure_ascii=False)
-    yield code("python", USAGE.format(name=quoted))
+    yield code("python", (USAGE_OF_WRAPPER if data.wrapper else USAGE).format(name=quoted))
     yield "## Limits"
     yield (
         "Pruning loses knowledge and skills unevenly: evaluate what your use needs. "

@@ -30,6 +30,8 @@ class ReportData:
     """Name of the product's teacher, if it is another model than the parent."""
     signals: str = ""
     """What the product learned from in place of a live teacher; empty if the teacher ran."""
+    wrapper: str = ""
+    """Model type of the multimodal wrapper that the product is in; empty if it is in none."""
     worse: Worsening | None = None
     """How the product's training made it worse on held-out text; None if it did not."""
     to_evaluate: str = ""

@@ -73,6 +73,11 @@ def _sentences(data: ReportData) -> Iterator[str]:
     if data.worse:
         what = "made it worse" if data.worse.is_above_start else "ended above its lowest evaluation"
         yield f"Training {what}: {data.worse}."
+    if data.wrapper:
+        yield (
+            f"Everything was scored, trained and measured on text alone: of this {data.wrapper} model, what is not the "
+            "text model is its parent's, and how well it reads images was not measured."
+        )
     if data.teacher:
         yield f"The teacher was {data.teacher}."
     if data.signals:

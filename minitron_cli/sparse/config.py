@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from minitron_cli import methods
-from minitron_cli.choices import MaskRepair, SparseMethod
+from minitron_cli.choices import CheckpointForm, MaskRepair, SparseMethod
 from minitron_cli.errors import InputError
 from minitron_cli.repair.held_out import HELD_OUT
 from minitron_cli.sparse.amounts import LayerAmounts, Owl
@@ -46,6 +46,9 @@ class SparsifyConfig(Spec):
     layer_amounts: LayerAmounts = "uniform"
     """uniform: all layers have the pattern. owl: layers with more outliers lose less, and all together as much as the
     pattern says. Or a list with the share of zeros of each layer, or its N:M pattern, in place of the pattern's."""
+    write_as: CheckpointForm | None = Field(None, exclude_if=lambda form: form is None)
+    """Form in which a model in a multimodal wrapper is written: wrapper, with the vision tower and projector as they
+    are, or text, the text model alone, a checkpoint like any other. Unless set, as the model is that is given."""
     rounds: int = Field(1, ge=1, exclude_if=lambda rounds: rounds == 1)
     """Times that weights are pruned, each time an equal part of those that go, with a training between two rounds as
     the section `distill` says. What is pruned once stays pruned."""

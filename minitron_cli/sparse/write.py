@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.checkpoint.reader import Buffer, Checkpoint, blocks
-from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, Blank, TensorSpec, blank_checkpoint
+from minitron_cli.checkpoint.writer import Blank, TensorSpec, blank_like
 from minitron_cli.prune.slicing import check_finite
 from minitron_cli.prune.stream import BLOCK_BYTES, in_threads
 from minitron_cli.sparse.layer_pass import check_continued
@@ -83,7 +83,7 @@ def write_sparse(view: SparseCheckpoint, masks: Mapping[str, MaskSpec], names: l
     total = sum(spec.size_bytes for spec in specs.values())
     with (
         progress.track("sparsify", total, "bytes") as step,
-        blank_checkpoint(directory, specs, MAX_SHARD_BYTES) as blank,
+        blank_like(view, directory, specs) as blank,
         new_mask_file(directory / MASKS, masks) as mask_file,
     ):
         in_threads(lambda name: _write(view, name, blank, mask_file), _each(names), step)

@@ -22,6 +22,7 @@ LABEL = "corrected"
 def run(context: Context, parent: SourceModel, data: DataConfig, config: CorrectConfig) -> Artifact:
     """Train the parent on the text; the trained model has the same shape, tensor names and dtypes."""
     training_run.check(config)
+    parent = parent.written_as(config.write_as)
     training_run.check_masks(parent, config)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)

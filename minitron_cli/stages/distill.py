@@ -30,7 +30,7 @@ def run(
 ) -> Artifact:
     """Train the checkpoint at `student` on the teacher's predictions; it keeps its shape, tensor names and dtypes."""
     training_run.check(config)
-    start = open_source_model(student, offline=context.offline)
+    start = open_source_model(student, offline=context.offline).written_as(config.write_as)
     tokenizers.require_same(start, teacher)
     training_run.check_masks(start, config)
     train_blocks = blocks_of(context, data, "train", start.path)

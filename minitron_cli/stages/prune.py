@@ -62,6 +62,7 @@ def run(
             f"{parent.name} is sparse, and pruning breaks its pattern of zeros: the child is dense and has no masks; "
             "sparsify it after pruning"
         )
+    parent = parent.written_as(config.write_as)
     if config.untie:
         parent = parent.untied()
     original = parent.shape

@@ -9,6 +9,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf, model_names
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.lineage import accelerator_hours
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.curves import training_figures
@@ -110,6 +111,7 @@ def report_data(product: Product, title: str) -> ReportData:
         steps=tuple(made.label for made in product.steps),
         teacher=product.teacher(distilled) if distilled else "",
         signals=(distilled.result(TrainingResult).signals or "") if distilled else "",
+        wrapper=_wrapper(product.artifact),
         worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,
         models=tuple(product.models()),
@@ -128,6 +130,14 @@ def report_data(product: Product, title: str) -> ReportData:
         texts=" ".join(_texts(product)),
         commands=tuple(commands(product)),
     )
+
+
+def _wrapper(made: Artifact) -> str:
+    """Model type of the wrapper that a model was written in; empty for a text model, and for no model."""
+    if "config.json" not in made.manifest.files:
+        return ""
+    wrapper = Checkpoint.open(made.path).wrapper
+    return wrapper.model_type if wrapper else ""
 
 
 def _texts(product: Product) -> Iterator[str]:

@@ -32,7 +32,7 @@ from minitron_cli.price import sparsify as work_of
 from minitron_cli.price import subject
 from minitron_cli.price.offer import offered
 from minitron_cli.prune import export_check
-from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.child_config import child_config, child_file
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ExportCheck
@@ -60,6 +60,7 @@ def run(
 ) -> Artifact:
     """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None."""
     assert config.rounds == 1, "rounds are stages of their own, see sparsify_rounds"
+    parent = parent.written_as(config.write_as)
     masks = ParameterMasks.of(parent)
     texts: dict[SplitName, Blocks] = {}
     if config.needs_text:
@@ -218,7 +219,13 @@ class _Making:
                 return [store.made(self._layer(name), name, repaired=repaired)]
 
         return SparseCheckpoint(
-            parent.path, parent.config, parent.tensors, parent.remarks, made=made, sparse=frozenset(self._specs)
+            parent.path,
+            parent.config,
+            parent.tensors,
+            parent.remarks,
+            parent.wrapper,
+            made=made,
+            sparse=frozenset(self._specs),
         )
 
     def _effect(self, work: StageBuild, store: LayerStore, view: SparseCheckpoint) -> SparsityEffect | None:
@@ -280,8 +287,8 @@ def _names(parent: SourceModel) -> list[str]:
 
 def _write(work: StageBuild, parent: SourceModel, view: SparseCheckpoint, masks: Mapping[str, MaskSpec]) -> None:
     write_sparse(view, masks, _names(parent), work.path)
-    work.write_json("config.json", child_config(view.config, PrunePlan(parent.shape, {})))
-    hf.copy_files(parent.path, work.path, hf.side_files(parent.path))
+    work.write_json("config.json", child_file(view, PrunePlan(parent.shape, {})))
+    hf.copy_files(parent.path, work.path, hf.side_files(parent.checkpoint))
 
 
 def _check(work: StageBuild, parent: SourceModel, view: SparseCheckpoint) -> list[str]:

@@ -137,7 +137,7 @@ class Tickets:
                 blocks = self.train_blocks, self.held_out
                 train(model, None, *blocks, training, scratch, resume=work.resume, device=device, until=step)
             hf.write_model(model, self.model.shape.tensors(), work.path)
-            hf.copy_files(self.model.path, work.path, hf.side_files(self.model.path))
+            hf.copy_files(self.model.path, work.path, hf.side_files(self.model.checkpoint.without_wrapper))
             return StartResult(step=step, seed=training.seed)
 
         made = produce(

@@ -59,7 +59,7 @@ def children(tmp_path_factory, tokenizer):
             (root / "child").mkdir()
             write_child(source, plan, root / "child")
             io.write_new_json(root / "child" / "config.json", child_config(source.config, plan))
-            hf.copy_files(source.path, root / "child", hf.side_files(source.path))
+            hf.copy_files(source.path, root / "child", hf.side_files(source))
             known[key] = (source, plan, root / "child")
         return known[key]
 

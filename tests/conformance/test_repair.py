@@ -308,7 +308,7 @@ def test_the_export_check_knows_a_repaired_child_from_a_damaged_one(model_type, 
         plan_of(model, random_survivors(model.config, 9, hidden=24, ffn=20, head=6)), checkpoint, random_basis(24)
     )
     child = write(checkpoint, plan, tmp_path / "child")
-    hf.copy_files(checkpoint.path, child, hf.side_files(checkpoint.path))
+    hf.copy_files(checkpoint.path, child, hf.side_files(checkpoint))
     written = export_check.WrittenChild(child, checkpoint, plan, mode)
     weights, source = load_file(child / "model.safetensors"), torch.Generator().manual_seed(0)
     noise = {

@@ -13,8 +13,8 @@ SAYS = {
     "t5": "a t5 model is an encoder with a decoder",
     "bart": "a bart model is an encoder with a decoder",
     "vit": "a vit model is no language model",
-    "gemma3": r"a wrapper .* around a text model \(gemma3_text\), not supported yet: save the text part",
-    "qwen2_5_vl": r"around a text model \(qwen2_5_vl_text\), which has no family table",
+    "paligemma": r"a wrapper .* around a text model \(gemma\), not supported yet: save the text part",
+    "gemma3n": r"around a text model \(gemma3n_text\), which has no family table",
     "gpt2": r"model type 'gpt2' has no family table .*families/ \(docs/extending\.md\)",
     "mamba": "model type 'mamba' has no family table",
 }

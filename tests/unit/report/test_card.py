@@ -127,3 +127,11 @@ def test_commands_cannot_end_their_block():
 
 def test_the_same_data_is_the_same_card():
     assert model_card(sample(), name="a") == model_card(sample(), name="a")
+
+
+def test_a_wrapper_is_loaded_as_one():
+    card = ModelCard(model_card(ReportData(title="t", wrapper="gemma3"), name="small"))
+    assert card.data.pipeline_tag == "image-text-to-text"
+    assert 'processor = AutoProcessor.from_pretrained("small")' in card.text
+    assert 'model = AutoModelForImageTextToText.from_pretrained("small")' in card.text
+    assert "on text alone" in card.text

@@ -25,6 +25,11 @@ def head(parent, pruned, distilled, *, sparse=None, apart=None, repaired=None):
     return lead(data), figure.value, figure.note
 
 
+def test_a_wrapper_says_that_only_text_was_measured():
+    assert "on text alone: of this gemma3 model" in lead(ReportData(title="t", wrapper="gemma3"))
+    assert "text alone" not in lead(ReportData(title="t"))
+
+
 def test_a_pruned_child_that_recovered():
     text, value, note = head(2.412, 4.913, 2.688)
     assert text == "Pruning raised the loss from 2.412 to 4.913 nats per token. Distillation lowered it to 2.688."
