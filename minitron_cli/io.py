@@ -1,17 +1,14 @@
 """The one module that writes to disk: open, write, hash, fsync, rename.
 
-All writing goes through `disk`, a `Disk`. Files are written once, under a new name, and synced before the directory
-that holds them is renamed into place; nothing is ever modified. (The only exceptions are libraries with logs of their
-own, such as experiment trackers.)
+All writing goes through `disk`, a `Disk` of system calls. Files are written once, under a new name, and synced before
+the directory that holds them is renamed into place; nothing is ever modified. (The only exceptions are libraries with
+logs of their own, such as experiment trackers.)
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
-import shutil
-import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minitron_cli import canonical_json, stopping
+from minitron_cli.system_calls import Disk
 
 WRITE_BYTES = 16 << 20  # per call, so that signals are handled between calls
 HASH_BYTES = 1 << 20
@@ -32,89 +30,6 @@ class FileRecord(NamedTuple):
 
     sha256: str
     size_bytes: int
-
-
-class Disk:
-    """The system calls that change the disk, one method each, so that a test can make any of them fail."""
-
-    def create(self, path: Path) -> int:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-
-    def reserve(self, fd: int, size_bytes: int) -> None:
-        """Set the size of a new file and take its space where the system can; elsewhere a write finds the disk full."""
-        if hasattr(os, "posix_fallocate"):  # macOS has none
-            try:
-                os.posix_fallocate(fd, 0, size_bytes)
-                return
-            except OSError as e:
-                if e.errno not in (errno.EINVAL, errno.ENOTSUP):
-                    raise
-        os.ftruncate(fd, size_bytes)
-
-    def write(self, fd: int, data: memoryview, offset: int) -> int:
-        return os.pwrite(fd, data, offset)
-
-    def fsync(self, fd: int) -> None:
-        _sync(fd)
-
-    def close(self, fd: int) -> None:
-        os.close(fd)
-
-    def open_stream(self, path: Path) -> int:
-        """Open a device or a pipe to write; ENXIO if nothing reads the pipe."""
-        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-
-    def write_stream(self, fd: int, data: memoryview) -> int:
-        return os.write(fd, data)
-
-    def make_like(self, path: Path, other: os.stat_result) -> None:
-        """Give a file the mode of another one, and its owner where the system allows it."""
-        with suppress(PermissionError):
-            os.chown(path, other.st_uid, other.st_gid)
-        os.chmod(path, stat.S_IMODE(other.st_mode))
-
-    def make_dir(self, path: Path) -> None:
-        os.mkdir(path)
-
-    def rename(self, old: Path, new: Path) -> None:
-        os.rename(old, new)
-
-    def replace(self, old: Path, new: Path) -> None:
-        os.replace(old, new)
-
-    def link(self, old: Path, new: Path) -> None:
-        os.link(old, new)
-
-    def remove_file(self, path: Path) -> None:
-        os.unlink(path)
-
-    def remove_tree(self, path: Path) -> None:
-        shutil.rmtree(path)
-
-    def remove_dir(self, path: Path) -> None:
-        os.rmdir(path)
-
-    def sync_dir(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _sync(fd)
-        except OSError as e:
-            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a directory
-                raise
-        finally:
-            os.close(fd)
-
-
-def _sync(fd: int) -> None:
-    """Make the content of an open file or directory survive a power failure."""
-    if hasattr(fcntl, "F_FULLFSYNC"):  # on macOS fsync leaves data in the cache of the drive
-        try:
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-            return
-        except OSError as e:
-            if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY):  # network file systems do not know it
-                raise
-    os.fsync(fd)
 
 
 disk = Disk()

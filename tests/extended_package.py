@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -74,12 +73,3 @@ class ExtendedPackage:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             os._exit(code)
-
-    def python(self, *arguments: str) -> str:
-        """Output of Python with these arguments, in the copy. AssertionError with all that it wrote if it fails."""
-        environment = os.environ | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=self.root, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout

@@ -16,7 +16,6 @@ from minitron_cli import __version__, errors, progress, recipe
 from minitron_cli.cli import console
 from minitron_cli.cli.app import COMMANDS
 from tests.cli.program import Run
-from tests.quick import slow
 
 PROGRAM = [sys.executable, "-m", "minitron_cli"]
 
@@ -30,6 +29,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(recipe, "shipped", shipped)
 
 
+@pytest.mark.slow
 def test_help_needs_no_library_but_those_that_print_it() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from minitron_cli.cli.app import app, COMMANDS\n"
@@ -205,6 +205,7 @@ def test_a_signal_stops_the_next_loop_and_the_handler_is_taken_back(
     assert signal.signal(number, before) is signal.SIG_IGN
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_the_program_at_once() -> None:
     code = (
         "import os, signal, time; from minitron_cli import recipe; from minitron_cli.cli.app import main\n"
@@ -218,7 +219,8 @@ def test_a_second_interrupt_ends_the_program_at_once() -> None:
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize(("words", "code"), [(["recipes", "schema"], 141), slow(["--help"], 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "code"), [(["recipes", "schema"], 141), (["--help"], 1)])
 def test_a_reader_that_goes_away_is_no_error(words: list[str], code: int) -> None:
     program = "import os, sys; r, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r)\n"
     program += f"sys.argv = ['minitron', *{words}]; from minitron_cli.cli.app import main; main()"

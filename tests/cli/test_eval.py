@@ -116,6 +116,7 @@ def renumbered(model: Path, directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_model_of_another_tokenizer_is_compared_per_byte_alone(place: KeyPath, tiny: Path, tmp_path: Path) -> None:
     """One that differs from the parent in the numbers of its tokens only is not apart from it."""
     twin = renumbered(place.parent, tmp_path / "twin")
@@ -243,6 +244,7 @@ def test_a_gate_file_that_is_wrong_is_one_sentence(place: KeyPath, tmp_path: Pat
     assert "is not a file" in place.run("--gate", tmp_path / "absent.yaml").stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_suite_lists_tasks_shots_metrics_and_sources(place: KeyPath, tmp_path: Path) -> None:
     data = suite_data.write(tmp_path / "data")
     shutil.rmtree(data / "gsm8k")
@@ -278,6 +280,7 @@ def test_code_is_not_run_unasked(place: KeyPath, tmp_path: Path) -> None:
     assert "run `minitron eval --allow-code-execution`" in result.stderr
 
 
+@pytest.mark.slow
 def test_speed_stands_beside_the_result_and_not_in_it(place: KeyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {
         "peak_bytes": 2 << 20,
@@ -307,6 +310,7 @@ def test_speed_stands_beside_the_result_and_not_in_it(place: KeyPath, monkeypatc
     assert "decode (tokens/s)" in shown.stderr
 
 
+@pytest.mark.slow
 def test_more_tokens_than_positions_are_refused_before_generating(place: KeyPath) -> None:
     result = place.run("--speed", "speed.prompt_tokens=4000")
     assert result.exit_code == 2

@@ -78,6 +78,7 @@ def test_an_old_model_is_refused_with_the_command_that_makes_it_again(runs: Path
     assert_one_sentence(invoke(*words, "--runs-dir", runs), "minitron prune")
 
 
+@pytest.mark.slow
 def test_the_command_that_an_old_workspace_names_works(runs: Path, tiny: Path) -> None:
     for stage in STAGES:
         write_schema_1(artifact(runs, stage))

@@ -14,8 +14,9 @@ WIDTH = "llama-3.1-minitron-4b-width"
 
 @pytest.fixture(autouse=True)
 def _given_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every figure of a probe is one nanosecond or byte: an 8B model's layer takes seconds to time."""
+    """Every figure of a probe is one nanosecond or byte: an 8B model's layer takes seconds and gigabytes to time."""
     monkeypatch.setattr(Probe, "_figure", lambda *_: 1e-9)
+    monkeypatch.setattr(Probe, "saved_bytes", lambda probe, tokens: float(tokens))
 
 
 def test_recipes_are_listed_with_what_they_do(run: Run) -> None:

@@ -23,6 +23,7 @@ def test_the_pages_are_those_that_the_script_writes() -> None:
     assert not stale, f"run `make reference`: {', '.join(sorted(stale))}"
 
 
+@pytest.mark.slow
 def test_the_pages_do_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINITRON_RUNS", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "40")

@@ -458,6 +458,7 @@ evaluate: {blocks: 2}
     assert shown[0]["result"]["steps"] == 1
 
 
+@pytest.mark.slow
 def test_distill_learns_from_the_corrected_original_where_there_is_one(place: KeyPath, pruned: dict[str, Any]) -> None:
     def teacher_of(*more: Any) -> str:
         path = Path(place.run("distill", "--steps", 1, *TRAINING, *more)["path"])
@@ -596,6 +597,7 @@ def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
     assert shown(distilled) == (["parent", "pruned", "distilled"], 64)
 
 
+@pytest.mark.slow
 def test_push_lists_the_checkpoint_and_its_card(place: KeyPath, pruned: dict[str, Any]) -> None:
     from huggingface_hub import ModelCard
 
@@ -614,6 +616,7 @@ def test_push_lists_the_checkpoint_and_its_card(place: KeyPath, pruned: dict[str
     assert "model.safetensors" in shown
 
 
+@pytest.mark.slow
 def test_push_says_in_a_sentence_why_it_cannot(place: KeyPath, pruned: dict[str, Any], fresh: KeyPath) -> None:
     assert "write OWNER/NAME" in place.run("push", "not a name", code=2)
     assert "run `minitron prune` first" in fresh.run("push", "me/small", "--run", "x", code=2)

@@ -71,6 +71,7 @@ def test_four_writers_of_one_artifact(place, locked, rounds):
         shutil.rmtree(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("context", [{}, {"overwrite": True}], ids=["damaged", "overwritten"])
 def test_four_writers_over_an_old_artifact(place, context, rounds):

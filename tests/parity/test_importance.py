@@ -183,6 +183,7 @@ def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type
     torch.testing.assert_close(scores.layers("perplexity"), expected.exp() - parent.exp(), rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_leaving_samples_out():
     """Jackknife: the same from losses that were computed again without each sample, up to terms of its bias."""
     model, batch = tiny_model("llama"), samples(6, tokens=25)
@@ -279,6 +280,7 @@ def without_layers(model, start, stop):
     return model
 
 
+@pytest.mark.slow
 @each_family()
 def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, subtests):
     for n in (2, 3):

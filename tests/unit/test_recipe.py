@@ -106,6 +106,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
             yaml_document.read(tmp_path / name)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(st.text(alphabet="abmodel:{}[]-?&*!<|>%#,'\" \n\t01~.=", max_size=60))
 def test_every_text_is_a_recipe_or_one_sentence(text: str) -> None:

@@ -128,6 +128,7 @@ def sharded(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @QUICK
 @given(data=st.data())
 def test_any_weight_map(sharded, data):
@@ -155,6 +156,7 @@ def check_against(raw, checkpoint):
     Shape.of(family_of(config), config).check(checkpoint.shapes)
 
 
+@pytest.mark.slow
 @each_family(["llama", "qwen2", "qwen3"])
 def test_a_damaged_config_is_refused_or_has_a_shape(model_type, tmp_path):
     draw = random.Random(2)

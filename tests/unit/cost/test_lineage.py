@@ -143,6 +143,7 @@ def test_everything_that_a_student_was_made_of_counts_once(made):
     assert [artifact.key for artifact in lineage(at.workspace, found["student"])] == keys
 
 
+@pytest.mark.slow
 def test_a_chain_includes_what_its_parent_took(made):
     place, _, text, _, found = made
     other = context(place / "runs" / "two")

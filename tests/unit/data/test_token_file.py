@@ -248,6 +248,7 @@ def dying_disk(lives: int, torn: bool) -> io.Disk:
     return disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part_tokens", [token_file.PART_TOKENS, 3])
 @pytest.mark.parametrize("torn", [False, True])
 def test_killed_at_any_moment_it_leaves_nothing_that_is_trusted(torn, part_tokens, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def test_a_new_loss_is_one_file_and_one_name(tmp_path: Path) -> None:
             "| CrossEntropy,": "| CrossEntropy | LogitDistance,",
         },
     )
-    metrics, validation, headings, is_in_schema, *_, tested = package.python("-c", SCRIPT).splitlines()
+    metrics, validation, headings, is_in_schema, *_, tested = package.run(SCRIPT).splitlines()
     rows = json.loads(metrics)
     assert all(row["loss"] == row["forward_kl"] + 0.1 * row["logit_distance"] for row in rows)
     assert rows[-1]["logit_distance"] < rows[0]["logit_distance"]

@@ -70,6 +70,7 @@ def test_zeros_stay_zero_and_all_else_is_trained(tmp_path: Path, precision: str,
         assert not torch.equal(p[~gone], before[name][~gone]), name
 
 
+@pytest.mark.slow
 def test_moments_of_lost_weights_are_zero_however_they_are_held(tmp_path: Path, kind: Any) -> None:  # noqa: F811
     model = small.student(hidden=256)  # from 4,096 values moments are in 8 bits
     student, _, masks = run(tmp_path / "masks", tmp_path / "run", model=model, optimizer=kind, weight_decay=0.5)
@@ -210,6 +211,7 @@ def test_the_whole_gradient_s_norm_counts_kept_weights_only(tmp_path: Path) -> N
     assert result.metrics[0]["grad_norm"] == pytest.approx(float(torch.stack(squares).sum().sqrt()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_refreshed_run_changes_the_mask_and_keeps_the_pattern(tmp_path: Path) -> None:
     student, _, masks = run(tmp_path / "masks", tmp_path / "run", mask=REFRESH)
     before, changed = lost(masks, student), 0
@@ -231,6 +233,7 @@ def test_the_mask_is_not_chosen_again_after_the_last_step(tmp_path: Path) -> Non
     assert_zeros_stayed(student, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["frozen", REFRESH], ids=["frozen", "refreshed"])
 def test_a_mask_that_keeps_all_changes_no_bit(tmp_path: Path, mask: Any) -> None:
     student, result, _ = run(tmp_path, pattern="4:4", mask=mask)
@@ -272,6 +275,7 @@ def test_a_state_with_a_weight_that_should_be_zero_is_not_saved(tmp_path: Path) 
     assert not list((tmp_path / "run").glob("step-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["frozen", REFRESH], ids=["frozen", "refreshed"])
 def test_joined_experts_are_masked_as_they_are_stored(tmp_path: Path, mask: Any) -> None:
     model = tiny_model("qwen3_moe", vocab_size=small.VOCAB)

@@ -107,6 +107,7 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, kind: Optimi
         assert (f"scale.{name}" in saved) == in_8bit
 
 
+@pytest.mark.slow
 def test_where_and_how_moments_are_held_changes_little(kind: OptimizerKind) -> None:
     if kind == "adamw":
         return
@@ -119,6 +120,7 @@ def test_where_and_how_moments_are_held_changes_little(kind: OptimizerKind) -> N
     assert all(equal) == (kind != "adamw_8bit"), "8 bits are in use"
 
 
+@pytest.mark.slow
 def test_moments_elsewhere_continue_a_run_with_moments_here(tmp_path: Path) -> None:
     """They are the same numbers, so it is the same run; of 8 bits it is another."""
     interrupted_and_resumed(tmp_path, "adamw")

@@ -123,6 +123,7 @@ def corrected(rank: int, place: Path, root: Path, sharding: str) -> Path:
     return correct.run(context(root), open_source_model(place / "model"), data(place), config).path
 
 
+@pytest.mark.slow
 def test_a_corrected_teacher_is_the_parent_trained_on_the_text(place: Path, tmp_path: Path) -> None:
     path = corrected(0, place, tmp_path, "none")
     parent, found = open_source_model(place / "model"), open_source_model(path)
@@ -200,6 +201,7 @@ class Kept:
         self.is_finished = True
 
 
+@pytest.mark.slow
 def test_trackers_are_told_what_the_curves_tell(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import tracking
 

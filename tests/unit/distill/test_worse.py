@@ -71,6 +71,7 @@ def test_exported_weights_count_and_not_the_last_ones() -> None:
     assert Worsening.of(made, made[1], "kl") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("losses", "init"),
     [

@@ -77,6 +77,7 @@ def test_standard_error_of_few_documents_is_that_of_the_mean_over_blocks(model):
     assert perplexity(model, even, max_blocks=1).stderr_nats is None
 
 
+@pytest.mark.slow
 def test_standard_error_of_many_documents_is_that_of_a_bootstrap_over_documents(model):
     """Documents go on from block to block here, and their tokens have a loss of their own: blocks would be too sure."""
     generator = torch.Generator().manual_seed(2)

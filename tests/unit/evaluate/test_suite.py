@@ -95,6 +95,7 @@ def test_every_prompt_shows_the_shots_of_the_suite(name, mark, data):
     assert found == {PUBLISHED_SHOTS[name] + 1}
 
 
+@pytest.mark.slow
 def test_humaneval_draws_twenty_answers_as_the_paper_does(data):
     asked = prompts("humaneval", data)
     assert {instance.repeats for instance in asked} == {20}

@@ -191,6 +191,7 @@ class FailingDisk(io.Disk):
         return super().__getattribute__(name)
 
 
+@pytest.mark.slow
 def test_a_pass_killed_while_it_saves_goes_on_with_the_same_bits(model, tmp_path, monkeypatch):
     batches = split(samples(3), [1, 2])
     undisturbed = score(model, batches, layer_removal=False)

@@ -48,6 +48,7 @@ def by_layer(path, scratch, read=None, model=None):
     return collect_by_layer(model, family, weights, *run)
 
 
+@pytest.mark.slow
 def test_a_killed_pass_over_layers_goes_on_with_the_same_bits(mixtral, tmp_path):
     checkpoint = Checkpoint.open(mixtral)
     (tmp_path / "undisturbed").mkdir()

@@ -42,6 +42,7 @@ def test_a_quadratics_volume_is_that_of_its_ellipsoid(n, directions):
     assert abs(found.log_volume - expected) / n < 0.02
 
 
+@pytest.mark.slow
 def test_the_closed_form_of_the_tests_is_the_share_of_points_inside():
     loss, weights, expected = ellipsoid(2, 4.0)
     half = 0.5

@@ -68,6 +68,7 @@ def test_one_round_scores_nothing_again(pruned):
     assert artifact.result(PruneResult).rounds == ()
 
 
+@pytest.mark.slow
 def test_each_later_round_scores_what_is_left_on_the_same_samples(pruned):
     once = pruned(1)[0].read_json("plan.json")
     artifact, _, rescored = pruned(3)
@@ -81,6 +82,7 @@ def test_each_later_round_scores_what_is_left_on_the_same_samples(pruned):
     assert artifact.read_json("plan.json") != once
 
 
+@pytest.mark.slow
 def test_what_is_left_has_scores_of_its_own(pruned):
     _, scores, rescored = pruned(2)
     parent_scores, own = scores.activation("hidden"), rescored[0][1].activation("hidden")

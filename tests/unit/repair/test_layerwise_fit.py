@@ -21,7 +21,7 @@ from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
 from minitron_cli.repair.store import RepairStore
 from tests.conformance.masked import random_survivors
 from tests.conformance.test_families import plan_of, reload, write
-from tests.quick import each_family, first_quick
+from tests.quick import each_family
 from tests.tiny import BASE, tiny_model
 from tests.unit.importance.calibration import Killed, samples, split
 
@@ -171,6 +171,7 @@ def test_every_part_makes_up_for_what_went_before(model_type, turned, tmp_path):
     check_parts(model, plan, reload(write(checkpoint, plan, tmp_path / "child")), range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
 def test_dropped_layers_are_made_up_for_by_the_layer_before_them(turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", "llama", tie_word_embeddings=False)
@@ -179,7 +180,8 @@ def test_dropped_layers_are_made_up_for_by_the_layer_before_them(turned, tmp_pat
     check_parts(model, plan, reload(write(checkpoint, plan, tmp_path / "child")), [1, 2])
 
 
-@pytest.mark.parametrize("model_type", first_quick(["gemma2", "nemotron", "olmo2"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["gemma2", "nemotron", "olmo2"])
 def test_where_blocks_do_not_simply_add_a_matrix_is_fitted_to_its_own_output(model_type, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type)
     plan = fit(model, checkpoint, pruning_plan(model, checkpoint), tmp_path / "scratch")
@@ -193,6 +195,7 @@ def test_where_blocks_do_not_simply_add_a_matrix_is_fitted_to_its_own_output(mod
     torch.testing.assert_close(child.get_submodule(name).weight, expected.float(), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_the_norm_before_a_tied_head_is_given_the_gains_that_come_nearest(model_type, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=True)
@@ -206,6 +209,7 @@ def test_the_norm_before_a_tied_head_is_given_the_gains_that_come_nearest(model_
     assert child.lm_head.weight.data_ptr() == child.model.embed_tokens.weight.data_ptr()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
 def test_routers_and_experts_read_the_fitted_norm(model_type, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
@@ -237,7 +241,8 @@ def routed_in(model, layer, expert):
     return torch.cat(entered)
 
 
-@pytest.mark.parametrize("turned", first_quick([True, False]), ids=["directions", "channels"])
+@pytest.mark.slow
+@pytest.mark.parametrize("turned", [True, False], ids=["directions", "channels"])
 @each_family(["mixtral", "qwen3_moe"])
 def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_type, turned, tmp_path):
     model, checkpoint = parent_of(tmp_path / "parent", model_type, tie_word_embeddings=False)
@@ -266,6 +271,7 @@ def tensors_of(plan):
     return {name: checkpoint.read(name) for checkpoint in found for name in checkpoint.tensors}
 
 
+@pytest.mark.slow
 def test_on_disk_or_in_memory_batched_or_spilled_it_is_the_same(llama, tmp_path):
     one = tensors_of(fit(*llama, tmp_path / "one"))
     other = tensors_of(fit(*llama, tmp_path / "other", stored=True, budget=0, batches=split(samples(7, 25), [7])))
@@ -274,6 +280,7 @@ def test_on_disk_or_in_memory_batched_or_spilled_it_is_the_same(llama, tmp_path)
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "granite", "qwen3"])
 def test_a_layer_that_is_not_computed_again_has_the_same_bits(model_type, tmp_path, monkeypatch):
     model, checkpoint = parent_of(tmp_path / "parent", model_type)
@@ -285,8 +292,9 @@ def test_a_layer_that_is_not_computed_again_has_the_same_bits(model_type, tmp_pa
     assert all(torch.equal(found[name], again[name]) for name in again)
 
 
-@pytest.mark.parametrize("kill", [5, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (0, 9, 16))])
-@pytest.mark.parametrize("budget", first_quick([0, 10**9]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [5, 0, 9, 16])
+@pytest.mark.parametrize("budget", [0, 10**9])
 def test_a_killed_fit_goes_on_with_the_same_bits(llama, tmp_path, kill, budget, monkeypatch):
     expected = tensors_of(fit(*llama, tmp_path / "undisturbed"))
     solved = []

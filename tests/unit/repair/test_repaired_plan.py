@@ -127,6 +127,7 @@ def test_flap_adds_biases_that_stock_transformers_loads(pruned_anew, bare):
     assert tokens["repair"] == 12 * 16, "one pass over the parent"
 
 
+@pytest.mark.slow
 def test_biases_that_do_not_help_are_not_written(pruned_anew, bare, monkeypatch):
     plain = pruned_anew(bare, shape={"ffn": 20})
     monkeypatch.setattr("minitron_cli.repair.bias.of_pruned", lambda weight, *_: 100 + weight.double().sum(1))
@@ -137,6 +138,7 @@ def test_biases_that_do_not_help_are_not_written(pruned_anew, bare, monkeypatch)
         assert (made.path / name).read_bytes() == (plain.path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_laco_merges_layers_in_the_order_that_was_measured(place, tmp_path, monkeypatch):
     monkeypatch.setattr(repaired_plan, "keep_what_gains", keep_all)
     here, parent = context(tmp_path), open_source_model(place / "model")
@@ -180,6 +182,7 @@ def repair_of(artifact):
     return artifact.result(PruneResult).repair
 
 
+@pytest.mark.slow
 def test_one_layer_at_a_time_gives_the_same_child(pruned_anew, place, tmp_path, monkeypatch):
     """As one in memory of which all is kept: without both models in memory there is nothing to choose by."""
     monkeypatch.setattr(repaired_plan, "keep_what_gains", keep_all)
@@ -213,6 +216,7 @@ def gemma_in(directory, place):
     return gemma
 
 
+@pytest.mark.slow
 def test_a_repair_that_makes_the_child_worse_is_not_written(pruned_anew, place, tmp_path, monkeypatch, said):
     gemma = gemma_in(tmp_path, place)
     monkeypatch.setattr(norm_rescale, "strengths", lambda kinds, distance: dict.fromkeys(kinds, 1.0))
@@ -224,6 +228,7 @@ def test_a_repair_that_makes_the_child_worse_is_not_written(pruned_anew, place, 
     assert (made.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fit_that_loses_is_left_out_and_the_rotation_kept(pruned, pruned_anew, monkeypatch):
     """And with it its parts, of which each is tried by itself."""
     monkeypatch.setattr(fitted_child, "solve", lambda start, sums: -start)
@@ -268,6 +273,7 @@ def test_removed_layers_are_compensated_for(pruned):
     assert effect.after.kl < effect.before.kl
 
 
+@pytest.mark.slow
 def test_what_is_not_pruned_is_not_repaired(pruned):
     artifact = pruned(repair="all", shape={"ffn": 20})
     assert repair_of(artifact).repairs == ("least_squares",)
@@ -297,6 +303,7 @@ def test_a_tied_model_stays_tied_unless_it_is_to_have_a_head_of_its_own(pruned, 
         assert repair_of(child).effect.after.kl < repair_of(child).effect.before.kl
 
 
+@pytest.mark.slow
 def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
     """Rotated alone: between the least and the greatest weight of the parent's; of every other norm, 1 is left."""
     child, parent = Checkpoint.open(pruned(tied, repair="rotate").path), Checkpoint.open(tied)
@@ -306,6 +313,7 @@ def test_the_norm_before_a_tied_head_keeps_its_weight(pruned, tied):
     assert torch.equal(child.read("model.layers.0.input_layernorm.weight"), torch.ones(SHAPE["hidden"]))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_tied_head_is_only_projected(pruned, tied):
     """Logits E P diag(g) P x of the whole weight of an uneven last norm, with P on the kept subspace."""
@@ -356,6 +364,7 @@ def test_by_default_without_text_or_with_little_the_model_is_pruned_all_the_same
     assert pruned_anew(repair="auto", repair_samples=10**6).result(PruneResult).calibration.samples < 1000
 
 
+@pytest.mark.slow
 def test_untied_and_pruned_plainly_is_the_tied_childs_function(pruned, tied):
     ids = torch.arange(1, 40)[None]
     with torch.no_grad():
@@ -365,6 +374,7 @@ def test_untied_and_pruned_plainly_is_the_tied_childs_function(pruned, tied):
         pruned(untie=True)
 
 
+@pytest.mark.slow
 def test_a_search_of_an_untied_model_is_another_than_of_the_tied_one(place, tied, tmp_path):
     here, parent = context(tmp_path), open_source_model(tied)
     scores = importance.run(here, parent, data(place), ImportanceConfig(samples=4, batch_size=4, layer_removal=False))

@@ -36,6 +36,7 @@ def every_name(subtests, request):
     return check
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_figures")
 def test_the_page_can_be_stored_and_has_the_same_tags_with_the_same_attributes(every_name):
     harmless = Page(render(sample(lambda _: HARMLESS)))
@@ -64,6 +65,7 @@ def card(name):
     return model_card(sample(lambda _: name), name=name, hub=HubFacts("me/large", name, name, name, (name,), (name,)))
 
 
+@pytest.mark.slow
 def test_the_card_has_the_same_metadata_and_the_same_blocks(every_name):
     harmless = blocks(front_matter(card(HARMLESS))[1])
 

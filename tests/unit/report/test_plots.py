@@ -52,6 +52,7 @@ def test_a_map_has_the_kept_channels_first_each_side_from_bright_to_dark(scores,
         assert (np.argsort(np.argsort(row[order])) == np.argsort(np.argsort(light_C))).all()
 
 
+@pytest.mark.slow
 def test_a_dropped_layer_is_blank(scores, sorted_map):
     kept_LK = np.tile(np.arange(5), (4, 1))
     for svg in (sorted_map(scores, kept_LK, (2,)), draw(ImportanceMap(scores, kept_LK, (2,)))):
@@ -68,6 +69,7 @@ def test_a_grid_shows_channels_in_their_places_with_a_cross_on_each_that_was_pru
     assert [path.count("M") for path in crosses] == [2 * 3 * 7] * 2  # two strokes, three layers, the halo and the cross
 
 
+@pytest.mark.slow
 def test_nothing_is_marked_where_nothing_was_pruned(scores, sorted_map):
     everything = np.tile(np.arange(10), (4, 1))
     svgs = [
@@ -90,6 +92,7 @@ def test_a_long_curve_is_thinned_without_moving():
     np.testing.assert_allclose(thin_y, np.sin(thin_x / 9000), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_colors_follow_the_page():
     svgs = [
         draw(Lines((Line([(10, 2.0), (20, 3.0)], 2, "points"), Line([(10, 2.0)], 1, "rings")), X, Y)),
@@ -128,6 +131,7 @@ def test_no_mathematics_is_read_into_numbers():
     assert ">1e+06<" in svg
 
 
+@pytest.mark.slow
 def test_a_sheet_names_its_lines_and_is_as_wide_as_its_plots():
     share, lines = Figure("share", style="share"), tuple(Line([(0.25, 2.0), (1.0, 3.0)], i) for i in range(2))
     one = Plot("one", Lines(lines, share, Figure("loss")), "A caption", ((0, "first <b>"), (1, "second")))

@@ -57,6 +57,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in text.split("## Reproduce")[1].split("```")[1].splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_evaluated_is_not_given_the_figures_of_another(tmp_path: Path) -> None:
     workspace, (_, narrow, student, _) = chain(tmp_path)
     assert "2.500" in card(workspace, student)
@@ -103,6 +104,7 @@ def test_a_step_that_starts_from_a_pruned_model_names_it_as_the_prune_command_wr
     assert second[2] == f"runs/small/prune/{wide.key[:8]}", "minitron prune gives no label"
 
 
+@pytest.mark.slow
 def test_another_teacher_than_the_parent_is_named(tmp_path: Path) -> None:
     workspace, (_, _, student, _) = chain(tmp_path)
     text = card(workspace, student)
@@ -157,6 +159,7 @@ def test_what_the_texts_began_with_is_named_in_page_and_card(bos: str, begin: st
     assert inline(said) in (made / report.CARD).read_text()
 
 
+@pytest.mark.slow
 def test_a_training_that_made_it_worse_is_marked_in_page_and_card(tmp_path: Path) -> None:
     workspace, (_, _, student, _) = chain(tmp_path)
     assert "worse" not in card(workspace, student)
@@ -199,6 +202,7 @@ def test_each_training_follows_the_pruning_that_it_starts_from_and_the_product_c
     assert "random has 2.900" in text
 
 
+@pytest.mark.slow
 def test_an_old_control_is_left_out_with_a_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, (_, narrow, student, _) = chain(tmp_path)
     old = distill(workspace, BIG, narrow, "ce", steps=3)
@@ -212,6 +216,7 @@ def test_an_old_control_is_left_out_with_a_remark(tmp_path: Path, monkeypatch: p
     assert "run `minitron distill --overwrite`" in remarks[0]
 
 
+@pytest.mark.slow
 def test_a_card_in_the_workspace_loads_the_checkpoint_by_its_path(tmp_path: Path) -> None:
     workspace, (_, _, student, _) = chain(tmp_path)
     text = (report.run(Context(workspace)).path / report.CARD).read_text()

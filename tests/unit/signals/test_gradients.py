@@ -105,10 +105,16 @@ def test_extreme_logits_stay_finite(low_memory: bool) -> None:
 
 def shares(teacher_V: Tensor, repeats: int) -> Tensor:
     """Shares of the draws of one distribution, drawn anew `repeats` times, [D, V]."""
-    at_DJ = draws.thresholds(0, 0, 0, np.arange(repeats), DRAWS)
-    ids_DJ, _ = draws.draw(teacher_V.repeat(repeats, 1), torch.from_numpy(at_DJ))
+    at_DJ = torch.from_numpy(draws.thresholds(0, 0, 0, np.arange(repeats), DRAWS))
+    ids_DJ = torch.cat([draws.draw(teacher_V.repeat(len(some_DJ), 1), some_DJ)[0] for some_DJ in at_DJ.split(500)])
     ones = torch.ones(ids_DJ.shape, dtype=torch.float64)
     return torch.zeros(repeats, len(teacher_V), dtype=torch.float64).scatter_add_(1, ids_DJ, ones) / DRAWS
+
+
+@pytest.fixture(scope="module")
+def shares_DV() -> Tensor:
+    """Shares of many draws at one position."""
+    return shares(one_position()[0], REPEATS)
 
 
 def largest_z(gradients_DV: Tensor, live_V: Tensor, hits_V: Tensor) -> float:
@@ -123,16 +129,14 @@ def one_position() -> tuple[Tensor, Tensor, Tensor]:
     return teacher_V, p_student_V, p_student_V - teacher_V.softmax(-1)
 
 
-def test_drawn_gradients_are_the_live_gradient_on_average() -> None:
-    teacher_V, p_student_V, live_V = one_position()
-    shares_DV = shares(teacher_V, REPEATS)
+def test_drawn_gradients_are_the_live_gradient_on_average(shares_DV: Tensor) -> None:
+    _, p_student_V, live_V = one_position()
     assert largest_z(p_student_V - shares_DV, live_V, (shares_DV * DRAWS).sum(0)) < 4.5
 
 
-def test_renormalized_top_8_fails_the_same_test() -> None:
+def test_renormalized_top_8_fails_the_same_test(shares_DV: Tensor) -> None:
     """The test above can see a bias: the one of every renormalized top-k is far outside."""
     teacher_V, p_student_V, live_V = one_position()
-    shares_DV = shares(teacher_V, REPEATS)
     kept_V = torch.zeros_like(teacher_V)
     kept_V[teacher_V.topk(8).indices] = 1
     renormalized_DV = shares_DV * kept_V / (shares_DV * kept_V).sum(-1, keepdim=True)

@@ -43,6 +43,7 @@ def test_layer_major_scores_are_those_of_the_whole_model(place, scores, tmp_path
         torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_cut_is_the_parents_weights(place, scores, rounds):
     parent = open_source_model(place / "model")

@@ -47,6 +47,7 @@ def test_what_was_checked_is_on_record_and_the_machine_is_not_in_the_identity(cu
     assert "compared" not in str(made.result(PruneResult))
 
 
+@pytest.mark.slow
 def test_its_files_are_hashed_once_and_truly(cut, monkeypatch):
     hashed, original = [], io.file_record
     monkeypatch.setattr(io, "file_record", lambda path: hashed.append(path.name) or original(path))

@@ -76,6 +76,7 @@ def test_two_models_have_radii_sharpness_and_a_line(place, tmp_path):
     assert (artifact.path / "landscape.svg").read_text().count("<svg") == 1
 
 
+@pytest.mark.slow
 def test_a_model_and_itself_have_the_same_radii_and_a_flat_line(place, tmp_path):
     shutil.copytree(place / "model", tmp_path / "copy")
     models = {"a": open_source_model(place / "model"), "b": open_source_model(tmp_path / "copy")}
@@ -125,6 +126,7 @@ def test_scales_move_the_same_weights(place, tmp_path, scale):
     assert scaled.models["model"].median_radius != plain.models["model"].median_radius
 
 
+@pytest.mark.slow
 def test_zeros_of_a_mask_are_not_moved_and_a_dense_model_is_not_compared(place, tmp_path):
     made = sparsify.run(
         context(tmp_path),
@@ -146,6 +148,7 @@ def test_models_of_unlike_shape_are_refused(place, tmp_path):
         measured(place, tmp_path, "model", "wider")
 
 
+@pytest.mark.slow
 def test_an_estimate_that_cannot_be_trusted_is_said(place, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(progress, "warn", said.append)
@@ -155,6 +158,7 @@ def test_an_estimate_that_cannot_be_trusted_is_said(place, tmp_path, monkeypatch
     assert result.log_ratio("model") is None
 
 
+@pytest.mark.slow
 def test_a_killed_measurement_goes_on_where_it_was(place, tmp_path, monkeypatch):
     monkeypatch.setattr(landscape, "PART", 2)
     whole, _ = measured(place, tmp_path / "whole", "model")

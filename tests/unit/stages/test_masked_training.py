@@ -94,6 +94,7 @@ def test_a_sparse_student_keeps_its_zeros_and_its_masks(place: Path, tmp_path: P
     assert not any(info.values())
 
 
+@pytest.mark.slow
 def test_refreshed_masks_are_those_of_the_written_weights(place: Path, tmp_path: Path) -> None:
     student = sparse(place)
     made = distilled(place, tmp_path, student, mask={"refresh": 1}, learning_rate=0.1)
@@ -121,6 +122,7 @@ def test_masks_count_where_it_is_chosen_whether_to_shard(
     assert asked == [4 * student.shape.parameters() + 5 * weights] * 2
 
 
+@pytest.mark.slow
 def test_without_masks_the_zeros_are_lost_and_it_is_said(place: Path, tmp_path: Path) -> None:
     display = AfterStep()
     progress.show_on(display)
@@ -132,6 +134,7 @@ def test_without_masks_the_zeros_are_lost_and_it_is_said(place: Path, tmp_path: 
     assert Checkpoint.open(made.path).read("model.layers.0.mlp.up_proj.weight").count_nonzero() > 0.9 * 48 * 32
 
 
+@pytest.mark.slow
 def test_a_teacher_is_corrected_with_its_zeros(place: Path, tmp_path: Path) -> None:
     parent = sparse(place)
     made = correct.run(context(tmp_path), open_source_model(parent), data(place), CorrectConfig(**TRAINING))
@@ -145,6 +148,7 @@ def test_masks_are_a_part_of_the_model(place: Path, tmp_path: Path) -> None:
     assert of_directory(tmp_path / "dense") != of_directory(sparse(place))
 
 
+@pytest.mark.slow
 def test_masks_of_another_model_are_refused(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "model", tmp_path / "other")
     shutil.copy(sparse(place, "narrow", intermediate_size=24) / MASKS, tmp_path / "other")

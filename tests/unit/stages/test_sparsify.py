@@ -43,6 +43,7 @@ def files(artifact):
     return {name: content for name, content in names.items() if name != "run.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize("pattern", ["4:4", pytest.param("0%", marks=pytest.mark.slow)])
 def test_nothing_to_prune_leaves_the_parents_bits(place, tmp_path, metric, pattern):
@@ -156,6 +157,7 @@ def test_layers_with_more_outliers_lose_less_and_all_together_what_they_should(p
     assert calibration.flops == 3 * 8 * 16 * result.model.decoder_flops
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_the_middle_of_a_layer_resumes_to_the_same_bytes(place, tmp_path, monkeypatch):
     options = {"metric": "sparsegpt", "repair": "least_squares"}
     whole = made(place, tmp_path / "whole", **options)
@@ -177,6 +179,7 @@ def test_a_run_that_is_stopped_in_the_middle_of_a_layer_resumes_to_the_same_byte
     assert not list((tmp_path / "killed" / "sparsify").glob(".*scratch*"))
 
 
+@pytest.mark.slow
 def test_results_are_the_same_for_any_batch_size(place, tmp_path):
     masks = [
         Checkpoint.open(made(place, tmp_path / str(size), metric="wanda", batch_size=size).path) for size in (2, 8)
@@ -216,6 +219,7 @@ def test_rounds_need_text_to_train_on(place, tmp_path):
         api.sparsify(context(tmp_path), place / "model", config)
 
 
+@pytest.mark.slow
 def test_a_sparse_model_is_pruned_further_by_hand(place, tmp_path):
     first = made(place, tmp_path, metric="magnitude", pattern="3:4", text=False)
     for pattern, metric in (("2:4", "sparsegpt"), ("60%", "wanda")):

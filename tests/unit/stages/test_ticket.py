@@ -176,6 +176,7 @@ def test_the_table_has_every_arm_at_every_sparsity(study):
     assert (artifact.path / "tickets.svg").is_file()
 
 
+@pytest.mark.slow
 def test_more_rounds_reuse_those_that_are_there(place, study, tmp_path):
     root, _, _ = study
     shutil.copytree(root, tmp_path / "w")

@@ -81,6 +81,7 @@ def test_padding_of_the_teacher_changes_nothing() -> None:
     torch.testing.assert_close(objective(teacher), objective(HeadInput(teacher.hidden_ND, without)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_a_run_takes_the_way_that_is_asked_for(low_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two differ in nothing but rounding, so training goes the same way."""
