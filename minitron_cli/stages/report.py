@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
@@ -15,6 +17,7 @@ from minitron_cli.distill.curves import training_figures
 from minitron_cli.inputs.document_ends import document_ends
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.written_child import PLAN
+from minitron_cli.report import beside
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
@@ -32,7 +35,7 @@ from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 
-STAGE, VERSION = "report", 6
+STAGE, VERSION = "report", 7
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
@@ -45,6 +48,8 @@ class ReportConfig(Spec):
     """What the user gave for the inputs of all artifacts, by fingerprint: names of models and settings of text."""
     hub: HubFacts = HubFacts()
     """Hub metadata of the original model: its id, license and languages."""
+    others: Mapping[str, Any] = Field({}, exclude_if=lambda others: not others)
+    """What is known of models that were measured elsewhere, by name."""
 
 
 def run(context: Context) -> Artifact:
@@ -75,7 +80,13 @@ def card(workspace: Workspace, model: Artifact, name: str) -> str:
 def report_config(product: Product) -> ReportConfig:
     """Title of the page and facts about the original model, from its own card."""
     title, given = product.title or "the parent", without_directories(product.given)
-    return ReportConfig(title=f"{title}: {product.workspace.name}", given=given, hub=_hub_facts(product))
+    elsewhere = beside.elsewhere(product.evaluation) if product.evaluation else ()
+    return ReportConfig(
+        title=f"{title}: {product.workspace.name}",
+        given=given,
+        hub=_hub_facts(product),
+        others={model.label: model.found.model_dump(mode="json") for model in elsewhere},
+    )
 
 
 def _hub_facts(product: Product) -> HubFacts:
@@ -112,7 +123,7 @@ def report_data(product: Product, title: str) -> ReportData:
         signals=(distilled.result(TrainingResult).signals or "") if distilled else "",
         worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,
-        models=tuple(product.models()),
+        models=(*product.models(), *(beside.elsewhere(product.evaluation) if product.evaluation else ())),
         scratch=tuple(arms(product)),
         speed=run.speed if run else None,
         importance=Importance.of(product.importance, plan) if product.importance else Importance(),

@@ -132,7 +132,7 @@ def test_the_head_tells_the_result(page):
 def test_metrics_have_a_row_each_with_intervals_and_the_difference_from_the_parent(page):
     head = "metric items parent pruned distilled random-init"
     sizes = f"parameters {NOTHING} 3.91 M 2.10 M 2.10 M 2.10 M training tokens {NOTHING} {NOTHING} 0 3.00 M 3.00 M"
-    assert f"{head} {sizes} perplexity.loss (nats/token) 64 2.412 (2.372 to 2.452)" in page.words
+    assert f"{head} {sizes} loss (nats/token) 64 2.412 (2.372 to 2.452)" in page.words
     assert "cloze.acc, 0-shot 200 0.710 (0.643 to 0.777) 0.330" in page.words
     assert f"{MINUS}0.070 ({MINUS}0.121 to {MINUS}0.019), p 0.0093" in page.words
 
@@ -148,7 +148,7 @@ def test_speed_is_compared_with_the_parents(page):
 
 def test_values_that_were_not_measured_leave_no_row():
     page = Page(render(ReportData(title="t", models=(evaluated("parent", "parent", 2.0),))))
-    values = "perplexity.loss (nats/token) 64 2.000 (1.960 to 2.040) perplexity.perplexity 64 7.389"
+    values = "loss (nats/token) 64 2.000 (1.960 to 2.040) perplexity 64 7.389"
     assert page.words.endswith(f"metric items parent parameters {NOTHING} 5 {values}")
 
 
