@@ -22,12 +22,14 @@ from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.importance import Importance
+from minitron_cli.report.kept import kept_plot, parts
 from minitron_cli.report.page import render
 from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.provenance import commands, cost_rows
 from minitron_cli.report.scratch import arms
 from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
+from minitron_cli.report.view import Plot
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
 from minitron_cli.results.sparsify import SparsifyResult
@@ -130,6 +132,7 @@ def report_data(product: Product, title: str) -> ReportData:
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
         prune=prune,
         sparsity=product.sparse.result(SparsifyResult) if product.sparse else None,
+        kept=_kept(product.prune, prune, plan) if product.prune and prune else None,
         cache_bytes=_cache_bytes(product.prune, prune) if product.prune and prune else (),
         runs=tuple(map(_training, filter(None, (product.corrected, *product.trained)))),
         costs=tuple(row for made in product.lineage for row in cost_rows(made, labels.get(made.key, ""))),
@@ -155,6 +158,13 @@ def _cache_bytes(pruned: Artifact, result: PruneResult) -> tuple[int, int]:
     """KV cache of one token of the parent and of the pruned model."""
     child = open_source_model(pruned.path).shape
     return child.resize(**result.parent.sizes).kv_cache_bytes(1, 1), child.kv_cache_bytes(1, 1)
+
+
+def _kept(pruned: Artifact, result: PruneResult, plan: Mapping[str, Any]) -> Plot:
+    """Picture of what pruning kept of the parent."""
+    child = open_source_model(pruned.path).shape
+    layers = plan.get("layer", range(result.child.sizes["layer"]))
+    return kept_plot(parts(child.resize(**result.parent.sizes)), parts(child), layers)
 
 
 def _training(made: Artifact) -> TrainingRun:
