@@ -164,6 +164,11 @@ def pretraining_of(fingerprint: str) -> str:
     return f"pretraining of {fingerprint}"
 
 
+def others_beside(fingerprint: str) -> str:
+    """Name in `Workspace.given` of the models, measured elsewhere, that stand beside the one with this fingerprint."""
+    return f"beside {fingerprint}"
+
+
 def open_workspace(runs: Path, name: str | None, *, default: str | None = None) -> Workspace:
     """Workspace called `name`, else `default`, else the one used last. ArtifactError if none is known."""
     name = name or default or last_used(runs)

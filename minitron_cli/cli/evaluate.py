@@ -95,6 +95,13 @@ def evaluate(
             rich_help_panel=GATES,
         ),
     ] = None,
+    other: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=FILE",
+            help="Show a model measured elsewhere beside these: results of lm-eval or minitron. Repeat for several.",
+        ),
+    ] = None,
     gate: Annotated[
         list[Path] | None,
         Option(help="YAML file of gates, which may compare with the parent or a baseline.", rich_help_panel=GATES),
@@ -107,7 +114,7 @@ def evaluate(
         Option(metavar="FILE", help="Append the results and the gates to this Markdown file.", rich_help_panel=GATES),
     ] = None,
 ) -> None:
-    """Evaluate models against their parent (default: the models in the current workspace).
+    """Evaluate models against their parent and each other (default: the models in the current workspace).
 
     For example: minitron eval --tasks winogrande:5 --max perplexity.loss=2.5
     """
@@ -128,6 +135,7 @@ def evaluate(
         ("cloze",): _section(cloze),
         ("speed",): _section(speed),
         ("batch_size",): batch_size,
+        ("others",): other,
     }
     models, changes = sessions.split(words or ())
     known = _known_parent(how)
@@ -205,15 +213,12 @@ def _judged(artifact: "Artifact", gates: "Gates", label: str, how: ComputeOption
 def _write(
     artifact: "Artifact", found: "Sequence[Outcome]", label: str, junit: Path | None, summary: Path | None
 ) -> None:
-    from minitron_cli.report import gate_summary
-    from minitron_cli.report.evaluation import evaluated
-    from minitron_cli.results.evaluation import EvaluationResult
+    from minitron_cli.report import beside, gate_summary
 
     if junit:
         output_file.write(junit, gate_summary.junit(found, label))
     if summary:
-        models = evaluated(artifact.result(EvaluationResult))
-        page = gate_summary.summary(models, found, label)
+        page = gate_summary.summary(beside.models(artifact), found, label)
         output_file.write(summary, page.encode(), append=True)  # the file may have other parts, as on GitHub
 
 

@@ -10,6 +10,7 @@ from minitron_cli.cost.derive import spent
 from minitron_cli.cost.lineage import device_hours
 from minitron_cli.figures import Figure
 from minitron_cli.report import (
+    beside,
     candidates,
     evaluation,
     family,
@@ -58,7 +59,14 @@ def values(artifact: Artifact) -> dict[str, Any]:
         "result": artifact.result(RESULTS[artifact.stage]).as_json(),
         "run": artifact.run.model_dump(mode="json", exclude_none=True) if artifact.run else None,
         **({"layers": _layers(artifact)} if artifact.stage == "importance" else {}),
+        **({"others": others} if (others := _others(artifact)) else {}),
     }
+
+
+def _others(artifact: Artifact) -> dict[str, Any]:
+    """Models measured elsewhere that stand beside those of an evaluation, by name."""
+    found = beside.elsewhere(artifact) if artifact.stage == "evaluate" else []
+    return {model.label: model.found.model_dump(mode="json") for model in found}
 
 
 def _layers(artifact: Artifact) -> dict[str, list[float | None]]:
@@ -98,7 +106,9 @@ def tables(artifact: Artifact) -> Iterator[Table]:
         case RoundResult() as result:
             yield sections.training_table(artifact.label, result.training)
         case EvaluationResult() as result:
-            yield from evaluation.evaluation_tables(evaluation.evaluated(result))
+            yield from evaluation.evaluation_tables(beside.models(artifact))
+            if (others := beside.not_measured(artifact)).rows:
+                yield others
             if artifact.run and (speed := artifact.run.speed):
                 yield evaluation.speed_table(speed)
 

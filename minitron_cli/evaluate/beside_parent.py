@@ -29,6 +29,7 @@ from minitron_cli.evaluate.perplexity import (
 )
 from minitron_cli.evaluate.statistics import Items
 from minitron_cli.model.lm_head import head_of
+from minitron_cli.results.prune import HeldOut
 
 POSITIONS = 128  # of each block
 BATCH = 4  # blocks
@@ -40,6 +41,17 @@ class ChildFigures:
 
     loss: Items
     kl: Items
+
+    @property
+    def held_out(self) -> HeldOut:
+        """Means with their standard errors."""
+        return HeldOut(
+            loss=self.loss.mean,
+            kl=self.kl.mean,
+            loss_stderr=self.loss.stderr,
+            kl_stderr=self.kl.stderr,
+            degrees_of_freedom=self.loss.degrees_of_freedom,
+        )
 
 
 class _Seen(NamedTuple):

@@ -1,14 +1,15 @@
 """Configuration of an evaluation. Importable without torch."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from minitron_cli.errors import RecipeError
+from minitron_cli.evaluate.metric_name import MetricName, checked
+from minitron_cli.evaluate.other_model import RequestedOther
 from minitron_cli.spec import Spec
 
 PERPLEXITY = "perplexity"  # name under which loss, perplexity and KL stand beside the tasks
@@ -105,18 +106,6 @@ class Speed(Spec):
     """Rounds in which parent and child generate in alternation; medians are reported."""
     cache: Literal["dynamic", "static"] = "dynamic"
     """KV cache of transformers: dynamic grows token by token, static has its final size from the start."""
-
-
-_METRIC = r"^.+\..+$"
-
-
-def _metric(name: str) -> str:
-    if not re.match(_METRIC, name):
-        raise ValueError("a metric is named TASK.METRIC, such as winogrande.acc")
-    return name
-
-
-MetricName = Annotated[str, AfterValidator(_metric), WithJsonSchema({"type": "string", "pattern": _METRIC})]
 
 
 class _Gate(Spec):
@@ -225,7 +214,7 @@ def _bound(text: str) -> tuple[str, float]:
         bound = float(value)
         if not math.isfinite(bound):
             raise ValueError
-        return _metric(name.strip()), bound
+        return checked(name.strip()), bound
     except ValueError:
         raise RecipeError(f"gate {text!r}: write TASK.METRIC=VALUE, for example winogrande.acc=0.7") from None
 
@@ -255,6 +244,8 @@ class EvaluateConfig(Spec):
     """Measure generation speed in alternation with the parent, and peak memory."""
     batch_size: int = Field(8, gt=0)
     """Sequences per forward pass."""
+    others: tuple[RequestedOther, ...] = Field((), exclude=True)
+    """Models that were measured elsewhere, to stand beside those that are measured."""
     gates: Gates = Field(Gates(), exclude=True)
     """Bounds on measured values; a miss ends with exit code 4."""
 

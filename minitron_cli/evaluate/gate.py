@@ -150,13 +150,18 @@ def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> Estimate
 
 def _baseline(rule: AgainstBaseline, label: str) -> MetricResult:
     models = read_models(Path(rule.file))
-    others = [name for name in models if name not in (PARENT, ORIGINAL)]
-    name = rule.model or (label if label in models else others[0] if len(others) == 1 else None)
-    if name is None or name not in models:
+    found = chosen(models, label, rule.model)
+    if found is None:
         raise RecipeError(
             f"gate on {rule.metric}: {rule.file} measures {', '.join(sorted(models))}; choose one with model: NAME"
         )
-    return _measured(rule.metric, models[name])
+    return _measured(rule.metric, found)
+
+
+def chosen(models: Models, label: str, named: str | None = None) -> ModelEvaluation | None:
+    """The model called `named`; if that is not given, the one called `label`, or the only one besides the parent."""
+    others = [name for name in models if name not in (PARENT, ORIGINAL)]
+    return models.get(named or (label if label in models else others[0] if len(others) == 1 else ""))
 
 
 def read_models(file: Path) -> Models:

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import lm_eval.evaluator
@@ -17,6 +18,8 @@ from minitron_cli import progress, stopping
 from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
+from minitron_cli.evaluate.lm_eval_results import members, metric_name
+from minitron_cli.evaluate.lm_eval_results import results as results_of
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.statistics import Items, errors
 from minitron_cli.evaluate.task_code import templates
@@ -25,7 +28,6 @@ from minitron_cli.results.evaluation import MetricResult, TaskSource
 
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed form; in this process, seeded
 
-TaskResults = dict[str, dict[str, MetricResult]]
 TaskItems = dict[str, dict[str, Items]]
 
 
@@ -95,7 +97,7 @@ class _StepPerRequest:
 
 def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
     """Results and item scores of lm-eval's raw output."""
-    results, scores = _results(raw), _scores(raw, chosen)
+    results, scores = results_of(raw), _scores(raw, chosen)
     items = {
         task: {
             metric: found
@@ -107,6 +109,10 @@ def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
     for task in chosen.documents:  # lm-eval takes all items for independent
         for metric, found in items[task].items():
             results[task][metric] = results[task][metric].model_copy(update=errors(found))
+    for task, shares in _guesses(raw, chosen).items():
+        for metric, found in items.get(task, {}).items():
+            if metric.startswith("acc") and set(found.values) <= {0.0, 1.0}:
+                results[task][metric] = results[task][metric].model_copy(update={"chance": fmean(shares)})
     averaged = {task: some for task, some in items.items() if some}
     return Measurements(results=results, items=averaged, sources=_sources(raw, chosen))
 
@@ -116,7 +122,7 @@ def _sources(raw: Any, chosen: TaskSet) -> dict[str, TaskSource]:
     tasks = chosen.task_dict["tasks"]
     sources = {}
     for name in raw["results"]:
-        found = [_source(tasks[member]) for member in _members(raw, name) if member in tasks]
+        found = [_source(tasks[member]) for member in members(raw, name) if member in tasks]
         common = dict(set.intersection(*(set(source.items()) for source in found))) if found else {}
         if common.get("dataset"):
             sources[name] = TaskSource(**common)
@@ -130,38 +136,6 @@ def _source(task: Any) -> dict[str, str | None]:
     return {"dataset": task.get_config("dataset_path"), "config": task.get_config("dataset_name"), "split": split}
 
 
-def _results(raw: Any) -> TaskResults:
-    results: TaskResults = {}
-    groups = {member: group for group, members in raw.get("group_subtasks", {}).items() for member in members}
-    for task, entries in raw["results"].items():
-        for key, value in entries.items():
-            metric, comma, filter_name = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float | np.number):
-                continue
-            results.setdefault(task, {})[_name(metric, filter_name)] = MetricResult(
-                value=_finite(value),
-                stderr=_finite(entries.get(f"{metric}_stderr,{filter_name}")),
-                n=int(entries["sample_len"]),
-                shots=_shots(raw, task),
-                part_of=groups.get(task),
-            )
-    return results
-
-
-def _shots(raw: Any, task: str) -> int | None:
-    """Few-shot examples of a task; of a group, if all members have the same number."""
-    shots = {raw["n-shot"].get(name) for name in _members(raw, task)}
-    return shots.pop() if len(shots) == 1 else None
-
-
-def _name(metric: str, filter_name: str) -> str:
-    return metric if filter_name == "none" else f"{metric},{filter_name}"
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else None
-
-
 def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
     """Task -> metric -> item scores, for every task that is no group and every metric with a number per item."""
     scores: TaskItems = {}
@@ -169,7 +143,7 @@ def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
         columns: dict[str, list[Any]] = {}
         for sample in samples:
             for metric in sample["metrics"]:
-                columns.setdefault(_name(metric, sample["filter"]), []).append(sample[metric])
+                columns.setdefault(metric_name(metric, sample["filter"]), []).append(sample[metric])
         documents = _documents(samples, task, chosen.documents.get(task))
         scores[task] = {
             metric: Items([float(value) for value in column], groups=documents and documents[: len(column)])
@@ -177,6 +151,25 @@ def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
             if all(isinstance(value, int | float | np.number | np.bool_) for value in column)
         }
     return scores
+
+
+def _guesses(raw: Any, chosen: TaskSet) -> dict[str, list[float]]:
+    """Task or group that asks multiple-choice questions alone -> probability of guessing each of its items."""
+    of_tasks = {
+        name: [1 / _choices(sample) for sample in samples]
+        for name, samples in raw["samples"].items()
+        if (task := chosen.task_dict["tasks"].get(name)) and task.OUTPUT_TYPE == "multiple_choice"
+    }
+    return {
+        name: [share for member in members(raw, name) for share in of_tasks[member]]
+        for name in raw["results"]
+        if all(of_tasks.get(member) for member in members(raw, name))
+    }
+
+
+def _choices(sample: Mapping[str, Any]) -> int:
+    """Number of answers to choose from; mutual information asks for each answer once more, without its question."""
+    return len(sample["arguments"]) // (2 if "acc_mutual_info" in sample["metrics"] else 1)
 
 
 def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | None) -> list[int] | None:
@@ -194,16 +187,11 @@ def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | No
 
 def _averaged_items(result: MetricResult, scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:
     """Items whose mean is the result; None for perplexities, F1 and other metrics that are no mean over items."""
-    members = [scores[name].get(metric) for name in _members(raw, task) if name in scores]
-    if not members or any(items is None for items in members) or result.value is None:
+    parts = [scores[name].get(metric) for name in members(raw, task) if name in scores]
+    if not parts or any(items is None for items in parts) or result.value is None:
         return None
-    found = _joined([items for items in members if items])
+    found = _joined([items for items in parts if items])
     return found if math.isclose(found.mean, result.value, rel_tol=1e-9, abs_tol=1e-12) else None
-
-
-def _members(raw: Any, task: str) -> list[str]:
-    inner = raw.get("group_subtasks", {}).get(task)
-    return [leaf for child in inner for leaf in _members(raw, child)] if inner else [task]
 
 
 def _joined(parts: Sequence[Items]) -> Items:

@@ -25,6 +25,13 @@ class Measurements(Spec):
     sources: Mapping[str, TaskSource] = {}
     """Task -> origin of its items on the hub; without tasks whose data are local."""
 
+    @property
+    def without_members(self) -> "Measurements":
+        """The same without the members of groups of tasks, which no table shows."""
+        kept = {t: some for t, some in self.results.items() if all(one.part_of is None for one in some.values())}
+        items = {task: some for task, some in self.items.items() if task in kept}
+        return Measurements(results=kept, items=items, sources=self.sources)
+
     def __or__(self, other: "Measurements") -> "Measurements":
         """Measurements of both; those of `other` where both have a task."""
         return Measurements(

@@ -11,7 +11,7 @@ from minitron_cli.evaluate.beside_parent import BesideParent, ChildFigures
 from minitron_cli.evaluate.statistics import compare
 from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.results.prune import HeldOut, RepairEffect
+from minitron_cli.results.prune import RepairEffect
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,14 +92,10 @@ class HeldOutText:
         children = 1 + len(kept.parts) + len(kept.left_out)
         return RepairEffect(
             parent_loss=self._report.parent_loss().mean,
-            before=_held_out(before),
-            after=_held_out(after),
+            before=before.held_out,
+            after=after.held_out,
             kl_difference_stderr=compare(after.kl, before.kl).stderr,
             tokens=self._report.tokens,
             read=self._choice.read + self._report.read,
             children=children,
         )
-
-
-def _held_out(found: ChildFigures) -> HeldOut:
-    return HeldOut(loss=found.loss.mean, kl=found.kl.mean, loss_stderr=found.loss.stderr, kl_stderr=found.kl.stderr)

@@ -9,6 +9,7 @@ from minitron_cli.report.importance import Importance
 from minitron_cli.report.provenance import CostRow
 from minitron_cli.report.scratch import Arm
 from minitron_cli.report.training import TrainingRun
+from minitron_cli.report.view import Plot
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.run_record import SpeedRecord
 from minitron_cli.results.sparsify import SparsifyResult
@@ -44,6 +45,8 @@ class ReportData:
     importance: Importance = field(default_factory=Importance)
     ranking: Ranking | None = None
     prune: PruneResult | None = None
+    kept: Plot | None = None
+    """Picture of what pruning kept."""
     sparsity: SparsifyResult | None = None
     cache_bytes: tuple[int, ...] = ()
     """KV cache of one token of the parent and of the pruned model."""

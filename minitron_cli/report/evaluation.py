@@ -1,6 +1,6 @@
 """Tables of an evaluation: every model's metrics, their differences from the parent's, speed and gates."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,14 +17,14 @@ from minitron_cli.results.evaluation import (
     EvaluationResult,
     MetricResult,
     ModelEvaluation,
+    OtherEvaluation,
 )
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
-Kind = Literal["original", "parent", "teacher", "pruned", "sparse", "distilled", "control"]
+Kind = Literal["original", "parent", "teacher", "pruned", "sparse", "distilled", "control", "other"]
 Name = tuple[str, str]  # task and metric
 
 LOSS, KL, KL_ORIGINAL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl"), (PERPLEXITY, "kl_original")
-KL_REMARKS = {KL: ", to the parent", KL_ORIGINAL: ", to the original"}
 LABELS: Mapping[str, Kind] = {
     ORIGINAL: "original",
     PARENT: "parent",
@@ -36,6 +36,7 @@ LABELS: Mapping[str, Kind] = {
 PARAMETERS = Figure("parameters", style="short", better="lower")
 TOKENS = Figure("training tokens", style="short")
 ITEMS = Figure("items", style="count")
+CHANCE = Figure("chance", style="fixed")
 MORE_DOCUMENTS = "evaluate more documents to know about other texts"
 
 
@@ -65,6 +66,15 @@ class Evaluated:
         """Comparison of a metric with the original's on the same items, if there is one."""
         return self.found.against_original.get(name[0], {}).get(name[1])
 
+    def from_model(self, label: str, name: Name) -> Difference | None:
+        """Comparison of a metric with that of the model called `label`, which was named before this one."""
+        return self.found.against.get(label, {}).get(name[0], {}).get(name[1])
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of parameters; None if it is not known."""
+        return self.found.model.parameters or None
+
 
 def evaluated(result: EvaluationResult) -> list[Evaluated]:
     """All models of an evaluation; their parts are those that their labels say."""
@@ -72,10 +82,11 @@ def evaluated(result: EvaluationResult) -> list[Evaluated]:
 
 
 def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
-    """Names of all metrics, those on text first, each with one measurement; members of a group are left out."""
+    """Names of all metrics, those on text first, each with the first model's measurement; members of a group are left
+    out."""
     found = {
         (task, name): metric
-        for model in models
+        for model in reversed(list(models))
         for task, metrics in model.found.results.items()
         for name, metric in metrics.items()
         if metric.part_of is None
@@ -85,29 +96,61 @@ def metric_names(models: Iterable[Evaluated]) -> dict[Name, MetricResult]:
 
 
 def row_title(name: Name, metric: MetricResult) -> str:
-    """Name of a metric as gates spell it, with its unit and shots: `winogrande.acc, 5-shot`."""
-    unit = metric_figure(*name).unit
-    remark = KL_REMARKS.get(name) or ("" if metric.shots is None else f", {metric.shots}-shot")
-    return f"{'.'.join(name)}{f' ({unit})' if unit else ''}{remark}"
+    """Name of a metric: on text that of its figure with its unit, of a task as gates spell it, with its shots:
+    `winogrande.acc, 5-shot`."""
+    if name[0] == PERPLEXITY:
+        return metric_figure(*name).heading
+    return ".".join(name) + ("" if metric.shots is None else f", {metric.shots}-shot")
 
 
-def evaluation_tables(models: Sequence[Evaluated]) -> list[Table]:
-    """Size and metrics of every model with 95 % intervals, their differences from the parent's and the original's, and
-    remarks."""
+def evaluation_tables(models: Sequence[Evaluated], references: Collection[str] | None = None) -> list[Table]:
+    """Size and metrics of every model with 95 % intervals, their paired differences, and remarks.
+
+    `references`: models besides the parent and the original from which differences are shown; None for all.
+    """
     names = metric_names(models)
-    facts = [
-        (PARAMETERS.title, None, *(Estimate(model.found.model.parameters, figure=PARAMETERS) for model in models)),
-        (TOKENS.title, None, *(Estimate(model.tokens_trained, figure=TOKENS) for model in models)),
-    ]
-    values = [(row_title(name, x), x.n, *(interval_of(name, model) for model in models)) for name, x in names.items()]
+    labels = [model.label for model in models if references is None or model.label in references]
     found = (
-        _table("Metrics (95 % interval)", [model.label for model in models], (*_known(facts), *values)),
+        _metrics(models, names),
         _differences(PARENT, names, [m for m in models if m.found.against_parent], Evaluated.difference),
         _differences(ORIGINAL, names, [m for m in models if m.found.against_original], Evaluated.from_original),
+        *(_between(label, names, models) for label in labels),
+        _elsewhere(models),
         _one_document(models),
         _other_tokenizers(models),
     )
     return [table for table in found if table.rows]
+
+
+def _metrics(models: Sequence[Evaluated], names: Mapping[Name, MetricResult]) -> Table:
+    """Facts and metrics, a row each, with the value that guessing has where it is known."""
+    facts: list[list[Cell]] = [
+        [PARAMETERS.title, None, None, *(Estimate(model.parameters, figure=PARAMETERS) for model in models)],
+        [TOKENS.title, None, None, *(Estimate(model.tokens_trained, figure=TOKENS) for model in models)],
+    ]
+    values: list[list[Cell]] = [
+        [row_title(name, x), x.n, x.chance, *(_cell(name, model, x) for model in models)] for name, x in names.items()
+    ]
+    rows = [*_known(facts, 3), *values]
+    columns = (Figure("metric"), ITEMS, CHANCE, *(Figure(model.label) for model in models))
+    shown = zip(columns, zip(*rows, strict=True), strict=True) if rows else ()
+    return Table.of_columns("Metrics (95 % interval)", *shown)
+
+
+def _cell(name: Name, model: Evaluated, first: MetricResult) -> Cell:
+    """Value with its interval, and the shots if they are not those of the row."""
+    metric, found = model.metric(name), interval_of(name, model)
+    is_other = metric and metric.shots is not None and metric.shots != first.shots
+    return found._replace(note=f"{metric.shots}-shot") if metric and is_other else found
+
+
+def _between(reference: str, names: Mapping[Name, MetricResult], models: Sequence[Evaluated]) -> Table:
+    """Differences of models from the one called `reference`, which was named before them."""
+
+    def of(model: Evaluated, name: Name) -> Difference | None:
+        return model.from_model(reference, name)
+
+    return _differences(reference, names, [model for model in models if reference in model.found.against], of)
 
 
 def _differences(
@@ -119,12 +162,15 @@ def _differences(
     """Table of the differences of models from the reference; `of` returns that of one metric of a model."""
     cells = {name: [_apart(name, of(model, name)) for model in models] for name in names}
     rows = [(row_title(name, x), x.n, *cells[name]) for name, x in names.items()]
-    title = f"Difference from the {reference} on the same items (95 % interval)"
-    return _table(title, [f"{model.label} - {reference}" for model in models], _known(rows))
+    columns = (Figure("metric"), ITEMS, *(Figure(f"{model.label} - {reference}") for model in models))
+    return Table(f"Difference from {reference} on the same items (95 % interval)", columns, _known(rows, 2))
 
 
-def _table(title: str, labels: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
-    return Table(title, (Figure("metric"), ITEMS, *map(Figure, labels)), rows)
+def _elsewhere(models: Sequence[Evaluated]) -> Table:
+    """Where the values of models that were measured elsewhere are from."""
+    rows = ((model.label, model.found.source) for model in models if isinstance(model.found, OtherEvaluation))
+    title = "Measured elsewhere, perhaps on other items and prompts"
+    return Table.of_words(title, ("model", "source"), rows)
 
 
 def _one_document(models: Sequence[Evaluated]) -> Table:
@@ -150,9 +196,9 @@ def _other_tokenizers(models: Sequence[Evaluated]) -> Table:
     return Table.of_words(title, ("model", "difference"), rows)
 
 
-def _known(rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
-    """Rows with the value of at least one model."""
-    return [row for row in rows if not all(map(is_empty, row[2:]))]
+def _known(rows: Sequence[Sequence[Cell]], first: int) -> list[Sequence[Cell]]:
+    """Rows with the value of at least one model; columns of models begin with the number `first`."""
+    return [row for row in rows if not all(map(is_empty, row[first:]))]
 
 
 def interval_of(name: Name, model: Evaluated) -> Estimate:

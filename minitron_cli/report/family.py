@@ -1,13 +1,15 @@
 """Page of a chain: its original and the product of every step, a row each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from minitron_cli.evaluate.metrics import KL_ORIGINAL, SPEED_FIGURES, metric_figure
 from minitron_cli.figures import Estimate, Figure, Style, short
+from minitron_cli.report import quality
 from minitron_cli.report.evaluation import PARAMETERS
-from minitron_cli.report.headline import percent
+from minitron_cli.report.headline import against, percent
 from minitron_cli.report.provenance import CostRow, cost_table
-from minitron_cli.report.view import Cell, KeyFigure, Section, Table, View
+from minitron_cli.report.quality import Point
+from minitron_cli.report.view import Cell, KeyFigure, Plot, Section, Table, View
 from minitron_cli.results.evaluation import ORIGINAL
 from minitron_cli.results.family import FamilyMember, FamilyResult, Interval
 
@@ -23,7 +25,7 @@ TEXT = (
 def view(title: str, result: FamilyResult, costs: Sequence[CostRow]) -> View:
     """Everything that is shown of a chain."""
     sections = (
-        Section("quality", "Quality", TEXT, (quality_table(result.members),)),
+        Section("quality", "Quality", TEXT, (quality_table(result.members),), tuple(_plots(result.members))),
         Section("sizes", "Sizes and training", "What each step pruned and trained.", (size_table(result.members),)),
         Section(
             "serving",
@@ -34,12 +36,35 @@ def view(title: str, result: FamilyResult, costs: Sequence[CostRow]) -> View:
         ),
         Section("cost", "Cost by step", "Work for the last member, stage by stage.", (cost_table("Cost", costs),)),
     )
-    return View(title, _lead(result), tuple(_figures(result)), sections)
+    return View(title, _headline(result), _lead(result), tuple(_figures(result)), sections)
+
+
+def _plots(members: Sequence[FamilyMember]) -> Iterator[Plot]:
+    """The loss and every task of the members against their parameters, in the order of the chain."""
+    names = dict.fromkeys(name for member in members for name in member.metrics)
+    for i, (task, metric) in enumerate(name.split(".", 1) for name in names):
+        found = [(member, member.metrics.get(f"{task}.{metric}")) for member in members]
+        points = [Point(float(member.parameters), Estimate(x.value, x.low, x.high), 0) for member, x in found if x]
+        if (task, metric) == ("perplexity", "loss") or task != "perplexity":
+            chance = next((x.chance for _, x in found if x and x.chance), None)
+            yield quality.plot(f"family-{i}", (task, metric), PARAMETERS, points, chance)
 
 
 def tables(result: FamilyResult) -> tuple[Table, ...]:
     """Everything about the members as tables, for a terminal."""
     return quality_table(result.members), size_table(result.members), serving_table(result.members)
+
+
+def _headline(result: FamilyResult) -> str:
+    """The last member's size and quality in one sentence."""
+    first, last = result.members[0], result.members[-1]
+    made = (
+        f"The original in {len(result.members) - 1} steps at {percent(last.parameters / first.parameters)} of its size"
+    )
+    loss = last.from_original.get(LOSS)
+    if loss is None or loss.value is None:
+        return f"{made}; its quality has not been measured."
+    return f"{made} {against(loss.value, loss.low, loss.high, ORIGINAL)}."
 
 
 def _lead(result: FamilyResult) -> str:

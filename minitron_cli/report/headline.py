@@ -7,9 +7,10 @@ parent, and then whatever training changes is a huge share of nothing.
 from collections.abc import Iterator
 
 from minitron_cli.evaluate import metrics
-from minitron_cli.figures import Figure, fixed, short
+from minitron_cli.evaluate.statistics import exponential
+from minitron_cli.figures import Estimate, Figure, fixed, short
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.evaluation import KL, LOSS, Kind
+from minitron_cli.report.evaluation import KL, LOSS, Evaluated, Kind
 from minitron_cli.report.shapes import CACHE
 from minitron_cli.report.view import KeyFigure
 
@@ -31,6 +32,59 @@ def share_closed(gap: float, left: float, at_least: float | None = None) -> floa
 def percent(share: float) -> str:
     """Share as a whole percentage: `54 %`."""
     return f"{100 * share:.0f} %"
+
+
+def headline(data: ReportData) -> str:
+    """The product in one sentence: its size, and its quality beside its parent's or the original's; empty if nothing
+    was made smaller."""
+    made = _made(data)
+    result = data.first("distilled", *STARTS)
+    if not made or result is None or result.value(LOSS) is None:
+        return made and f"{made}; its quality has not been measured."
+    better = [one.label for one in data.models if one.kind == "control" and _is_better(one, result)]
+    beaten = f"; {' and '.join(better)} {'is' if len(better) == 1 else 'are'} better" if better else ""
+    return f"{made} {beside(result, data.first('original', 'parent'))}{beaten}."
+
+
+def _made(data: ReportData) -> str:
+    """`Big-8B at 54 % of its size`."""
+    size = f" at {percent(data.sizes[-1] / data.sizes[0])} of its size" if data.sizes else ""
+    zeros = f" with {percent(data.sparsity.sparsity)} zeros in its pruned matrices" if data.sparsity else ""
+    return f"{data.model or 'The model'}{size}{zeros}" if size or zeros else ""
+
+
+def beside(model: Evaluated, reference: Evaluated | None) -> str:
+    """What a model's loss says of it beside another one's, as a predicate; one that is certain where there is an
+    interval."""
+    loss, its = model.value(LOSS), reference.value(LOSS) if reference else None
+    if loss is None or reference is None or its is None:
+        return f"has a loss of {loss:.3f} nats per token" if loss is not None else "has no finite loss"
+    apart = model.from_original(LOSS) if reference.kind == "original" else model.difference(LOSS)
+    return (
+        against(apart.difference, apart.low, apart.high, reference.label)
+        if apart
+        else (against(loss - its, None, None, reference.label))
+    )
+
+
+def against(more: float, low: float | None, high: float | None, reference: str) -> str:
+    """What a difference in loss from a reference says, as a predicate: the mean probability (geometric) of a token that
+    is kept, or that no difference can be seen."""
+    change = f"loss {CHANGE.cell(Estimate(more, low, high))} nats per token"
+    if low is not None and high is not None and low <= 0 <= high:
+        return f"is not measurably worse or better than the {reference} ({change})"
+    share = percent(exponential(-more))
+    if more <= 0:
+        return f"gives a token of held-out text {share} of the probability that the {reference} gives it ({change})"
+    return f"keeps {share} of the probability that the {reference} gives a token of held-out text ({change})"
+
+
+def _is_better(control: Evaluated, result: Evaluated) -> bool:
+    """Whether the loss of a control is lower, with certainty where the two were compared."""
+    apart, own, its = control.from_model(result.label, LOSS), control.value(LOSS), result.value(LOSS)
+    if apart and apart.high is not None:
+        return apart.high < 0
+    return own is not None and its is not None and own < its
 
 
 def lead(data: ReportData) -> str:

@@ -22,4 +22,11 @@ def render(view: View) -> str:
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
     template = environment.get_template("page.html.j2")
-    return template.render(view=view, series=len(plots.SERIES), svg=lambda plot: Markup(plots.svg(plot)))
+    return template.render(
+        view=view, series=len(plots.SERIES), svg=lambda plot: Markup(plots.svg(plot)), together=_together
+    )
+
+
+def _together(text: str) -> str:
+    """Text in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")

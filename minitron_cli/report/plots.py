@@ -21,8 +21,10 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from minitron_cli.report.readouts import POINTS, points_of, readouts
 from minitron_cli.report.text import capitalized
-from minitron_cli.report.view import ImportanceMap, LayerBars, Lines, Plot, Style
+from minitron_cli.report.thinning import thinned
+from minitron_cli.report.view import ImportanceMap, KeptBars, LayerBars, Lines, Plot, Style
 
 # L layer, C channel, K kept
 
@@ -31,7 +33,6 @@ PRUNED = "#dc2625"  # var(--pruned) in the page
 PRUNED_ON_MAP = "#dc2626"  # a map looks the same on a light and on a dark page
 VALUES = {"#000000": "currentColor", PRUNED: "var(--pruned)"} | {c: f"var(--series-{i})" for i, c in enumerate(SERIES)}
 SIZE_INCHES = (4.8, 2.8)
-POINTS = 300  # a curve needs no more at this size
 COLUMNS = 128  # most columns of a map; each is the mean of its channels
 CELLS = 1024  # most cells of a map that shows every channel in its place
 STYLES: dict[Style, dict[str, Any]] = {
@@ -39,6 +40,7 @@ STYLES: dict[Style, dict[str, Any]] = {
     "faint": {"alpha": 0.55},
     "dashed": {"linestyle": (0, (4, 3)), "linewidth": 1.2, "marker": ""},
     "points": {"linestyle": "", "marker": "o", "markersize": 5.3, "alpha": 0.85},
+    "span": {"linewidth": 1.2, "marker": "_", "markersize": 5.0},
     "rings": {"linestyle": "", "marker": "o", "markersize": 10.5, "fillstyle": "none"},
 }
 SETTINGS = {
@@ -63,18 +65,21 @@ SETTINGS = {
 def svg(plot: Plot) -> str:
     """The plot as an SVG element of the page."""
     description = capitalized(f"{plot.drawing.y.title} against {plot.drawing.x.title}")  # what a screen reader says
-    return _inline(_drawn([plot]), plot.name, description)
+    figure = _figure([plot])
+    text = _inline(_written(figure), plot.name, description)
+    return text.removesuffix("</svg>") + readouts(plot.drawing, figure.axes[0], len(SERIES)) + "</svg>"
 
 
 def sheet(plots: Sequence[Plot]) -> str:
     """Plots under their captions, with their legends, as one SVG file on white, at most three in a row."""
     captions = [fill(plot.caption, 60) for plot in plots]
-    return _drawn(plots, columns=min(3, len(plots)), captions=captions, has_legends=True, facecolor="white")
+    figure = _figure(plots, columns=min(3, len(plots)), captions=captions, has_legends=True)
+    return _written(figure, facecolor="white")
 
 
-def _drawn(
-    plots: Sequence[Plot], captions: Sequence[str] = ("",), columns: int = 1, *, has_legends: bool = False, **saved: Any
-) -> str:
+def _figure(
+    plots: Sequence[Plot], captions: Sequence[str] = ("",), columns: int = 1, *, has_legends: bool = False
+) -> Figure:
     rows = -(-len(plots) // columns)
     with style.context(["default", SETTINGS]):  # the user's matplotlibrc does not count
         width, height = SIZE_INCHES
@@ -85,7 +90,12 @@ def _drawn(
             if has_legends and plot.legend:
                 swatches = [Line2D([], [], color=SERIES[number % len(SERIES)]) for number, _ in plot.legend]
                 axes.legend(swatches, [name for _, name in plot.legend], fontsize="small")
-        text = StringIO()
+    return figure
+
+
+def _written(figure: Figure, **saved: Any) -> str:
+    text = StringIO()
+    with style.context(["default", SETTINGS]):
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), **saved)
     return text.getvalue()
 
@@ -97,6 +107,7 @@ def _inline(svg: str, name: str, description: str) -> str:
     assert view_box
     opening = f'<svg {view_box[0]} role="img" aria-label="{escape(description)}">'
     svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
+    svg = re.sub(r'(<g) id="(series-\d+)"', r'\1 class="\2"', svg)  # which the page can hide
     svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)
     svg = re.sub(r'(?<=\bid=")|(?<=xlink:href="#)|(?<=url\(#)', f"{name}-", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
@@ -113,10 +124,13 @@ def _draw(drawing: Any, axes: Axes) -> None:
 @_draw.register
 def _lines(drawing: Lines, axes: Axes) -> None:
     for line in sorted(drawing.lines, key=lambda line: line.style != "faint"):
-        points_2N = np.array(line.points, dtype=float).reshape(-1, 2).T
-        x, y = points_2N if line.style == "points" else _thinned(points_2N, POINTS)
+        x, y = points_of(line)
         marker = "o" if len(x) <= 40 else ""  # if there is room for one per point
-        axes.plot(x, y, **{"color": SERIES[line.color % len(SERIES)], "marker": marker} | STYLES[line.style])
+        number = line.color % len(SERIES)
+        (drawn,) = axes.plot(x, y, **{"color": SERIES[number], "marker": marker} | STYLES[line.style])
+        drawn.set_gid(f"series-{number}")
+    if {line.style for line in drawing.lines} <= {"points", "span"}:
+        axes.margins(0.15)  # a few points, none of them on the frame
     if drawing.reference is not None:
         axes.axhline(drawing.reference, color="black", alpha=0.7, **STYLES["dashed"])
     axes.xaxis.set_major_formatter(_percent() if drawing.x.style == "share" else EngFormatter(sep=""))
@@ -146,6 +160,21 @@ def _layer_bars(drawing: LayerBars, axes: Axes) -> None:
 
 
 @_draw.register
+def _kept_bars(drawing: KeptBars, axes: Axes) -> None:
+    """Bars from the embeddings up; the pruned end of each part is red."""
+    for row, bars in enumerate(drawing.rows):
+        left = 0.0
+        for bar in bars:
+            axes.barh(row - 1, bar.after, left=left, color=SERIES[bar.color], height=0.75)
+            axes.barh(row - 1, bar.before - bar.after, left=left + bar.after, color=PRUNED, height=0.75, alpha=0.45)
+            left += bar.before
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=drawing.x.heading, ylabel="layer (embeddings below 0)", ylim=(-1.6, len(drawing.rows) - 1.4))
+
+
+@_draw.register
 def _importance(drawing: ImportanceMap, axes: Axes) -> None:
     """A curve of channels that all layers share; a map of few channels in place, or of many channels sorted."""
     scores = drawing.scores.astype(float)
@@ -164,7 +193,7 @@ def _importance(drawing: ImportanceMap, axes: Axes) -> None:
 
 def _sorted_curve(axes: Axes, score_C: np.ndarray, kept_K: np.ndarray, share: float) -> None:
     """Curve over the channels that all layers share, in the order of `_sorted_map`."""
-    x_N, y_N = _thinned(np.stack([np.linspace(0, 100, len(score_C)), _kept_first(score_C, kept_K)]), POINTS)
+    x_N, y_N = thinned(np.stack([np.linspace(0, 100, len(score_C)), _kept_first(score_C, kept_K)]), POINTS)
     axes.plot(x_N, y_N, color=SERIES[0])
     if share < 1:
         axes.axvline(100 * share, color=PRUNED)
@@ -176,7 +205,7 @@ def _sorted_curve(axes: Axes, score_C: np.ndarray, kept_K: np.ndarray, share: fl
 def _sorted_map(axes: Axes, score_LC: np.ndarray, kept_LK: np.ndarray, share: float, dropped: Sequence[int]) -> None:
     """Map of every layer's channels: the kept ones, then the pruned ones, each from the most important down."""
     rows_LC = np.stack([_kept_first(*row) for row in zip(score_LC, kept_LK, strict=True)])
-    values = np.log10(np.maximum(_thinned(_relative(rows_LC, dropped), COLUMNS), 1e-6))
+    values = np.log10(np.maximum(thinned(_relative(rows_LC, dropped), COLUMNS), 1e-6))
     _show_map(axes, values, (0.0, 100.0), "importance (log10, best = 0)")
     for color, width in (("white", 3.5), (PRUNED_ON_MAP, 1.6)) if share < 1 else ():
         axes.axvline(100 * share, color=color, linewidth=width)
@@ -220,13 +249,6 @@ def _relative(values_LC: np.ndarray, dropped: Sequence[int]) -> np.ndarray:
     values_LC[list(dropped)] = np.nan
     best = np.nanmax(values_LC) if np.isfinite(values_LC).any() else 1.0
     return values_LC / (best if best > 0 else 1.0)
-
-
-def _thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` values along the last axis, each the mean of its neighbors."""
-    if values.shape[-1] <= most:
-        return values
-    return np.stack([part.mean(axis=-1) for part in np.array_split(values, most, axis=-1)], axis=-1)
 
 
 def _log_if_wide(axes: Axes, values: np.ndarray) -> None:

@@ -146,7 +146,7 @@ class Product:
         starts = _with_continued(starts, [*zeros, *between])
         others = [made for made in distilled if made.label != self.artifact.label and made not in between]
         started = (made for made in others if made.manifest.inputs["student"] in starts)
-        return (self.artifact, *(made for made in started if _is_readable(made, TrainingResult)))
+        return (self.artifact, *(made for made in started if is_readable(made, TrainingResult)))
 
     @cached_property
     def _pruned_otherwise(self) -> list[Artifact]:
@@ -165,7 +165,7 @@ class Product:
 
     def _is_control(self, prune: Artifact, other: Artifact) -> bool:
         """Whether another artifact is a control: parent or original pruned to the same sizes in another way."""
-        if other.manifest.inputs["model"] not in (self.parent, self.original) or not _is_readable(other, PruneResult):
+        if other.manifest.inputs["model"] not in (self.parent, self.original) or not is_readable(other, PruneResult):
             return False
         return prune.result(PruneResult).child.sizes == other.result(PruneResult).child.sizes
 
@@ -193,7 +193,7 @@ class Product:
             for made in self.workspace.artifacts("evaluate")
             if measured <= set(made.manifest.inputs.values())
             and made.manifest.inputs[f"model {PARENT}"] == self.parent
-            and _is_readable(made, EvaluationResult)
+            and is_readable(made, EvaluationResult)
         ]
         return max(found, key=lambda made: (made == current, (made.path / MANIFEST).stat().st_mtime), default=None)
 
@@ -292,7 +292,7 @@ def _tokens(made: Artifact) -> int | None:
     return result.tokens if isinstance(result, TrainingResult) else None
 
 
-def _is_readable(made: Artifact, kind: type[Result]) -> bool:
+def is_readable(made: Artifact, kind: type[Result]) -> bool:
     """Whether a result is of this version of minitron; otherwise it is left out, which a warning says."""
     try:
         made.result(kind)

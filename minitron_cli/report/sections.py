@@ -10,9 +10,10 @@ from minitron_cli.report import sparsity
 from minitron_cli.report.candidates import candidates_section
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import results_section, speed_section
-from minitron_cli.report.headline import key_figures, lead, share_closed
+from minitron_cli.report.headline import headline, key_figures, lead, share_closed
 from minitron_cli.report.importance import channels_section, layers_section
 from minitron_cli.report.provenance import cost_section, lineage_section
+from minitron_cli.report.quality import quality_section
 from minitron_cli.report.scratch import scratch_section
 from minitron_cli.report.shapes import serving_section, shape_section
 from minitron_cli.report.training import training_section
@@ -30,10 +31,11 @@ def view(data: ReportData) -> View:
     parent = (data.model or "parent") + (f" after step {earlier_steps}" if earlier_steps > 0 else "")
     repairs = tuple(repair_tables(prune.repair if prune else None))
     sections = (
+        shape_section(parent, prune, data.cache_bytes, data.kept) if prune else None,
+        quality_section(data.models, data.speed),
         results_section(data.models, data.to_evaluate),
         scratch_section(data.scratch),
         speed_section(data.speed) if data.speed else None,
-        shape_section(parent, prune, data.cache_bytes) if prune else None,
         serving_section(prune) if prune else None,
         channels_section(data.importance),
         layers_section(data.importance),
@@ -46,7 +48,7 @@ def view(data: ReportData) -> View:
         Section("reproduce", "Reproduce", f"{REPRODUCE} {data.texts}".strip(), code="\n".join(data.commands)),
     )
     shown = tuple(section for section in sections if section and not section.is_empty)
-    return View(data.title, lead(data), tuple(key_figures(data)), shown)
+    return View(data.title, headline(data), lead(data), tuple(key_figures(data)), shown)
 
 
 def repair_tables(found: RepairResult | None) -> Iterator[Table]:

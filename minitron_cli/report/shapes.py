@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.text import axis_title, sizes_text
-from minitron_cli.report.view import Cell, Section, Table
+from minitron_cli.report.view import Cell, Plot, Section, Table
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.prune import PruneResult, ServingFinding
 
@@ -43,11 +43,12 @@ def _row(figure: Figure, values: Sequence[int | None]) -> tuple[Cell, ...]:
     return (figure.title, *(Estimate(value, figure=figure) for value in values), *shares)
 
 
-def shape_section(parent: str, found: PruneResult, cache_bytes: Sequence[int]) -> Section:
-    """Section on the sizes of a model, named `parent`, and of its pruned child."""
+def shape_section(parent: str, found: PruneResult, cache_bytes: Sequence[int], picture: Plot | None = None) -> Section:
+    """Section on the sizes of a model, named `parent`, and of its pruned child, with a picture of what was pruned."""
     models = {parent: found.parent, f"{parent}, pruned": found.child}
     text = "Sizes of the model along each axis, before and after pruning."
-    return Section("shape", "Shape", text, (shape_table("Shape", models, cache_bytes),))
+    plots = (picture,) if picture else ()
+    return Section("shape", "What was pruned", text, (shape_table("Shape", models, cache_bytes),), plots)
 
 
 def serving_table(findings: "Iterable[ServingFinding | Finding]", title: str = "Serving") -> Table:

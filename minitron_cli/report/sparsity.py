@@ -1,21 +1,23 @@
 """Tables of a sparse model: its zeros by kind of matrix, the errors that they make, and loss and KL."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from minitron_cli.evaluate.metrics import KL, LOSS
+from minitron_cli.evaluate.statistics import interval
 from minitron_cli.figures import Estimate, Figure
 from minitron_cli.model.family import Family, pattern
 from minitron_cli.report.shapes import serving_table
 from minitron_cli.report.view import Cell, Section, Table
+from minitron_cli.results.prune import HeldOut
 from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult
 from minitron_cli.sparse.mask_file import MaskFile, MaskSpec
 
 SHARE = Figure("zeros", style="share")
 ERROR = Figure("relative error", better="lower")
-Z = 1.96  # of a 95 % interval
 MANY = 4  # patterns, which are no longer listed
 
 
@@ -118,15 +120,14 @@ def effect_tables(found: SparsifyResult) -> Iterator[Table]:
         names = ("sparse", "repaired") if found.repair != "none" else ("sparse",)
         models = (effect.before, effect.after)[-len(names) :]
         columns = tuple(map(Figure, ("held out", "parent", *names)))
-        losses = [_interval(LOSS, model.loss, model.loss_stderr) for model in models]
-        divergences = [_interval(KL, model.kl, model.kl_stderr) for model in models]
+        losses = [_interval(LOSS, model.loss, model.loss_stderr, model) for model in models]
+        divergences = [_interval(KL, model.kl, model.kl_stderr, model) for model in models]
         parent = Estimate(effect.parent_loss, figure=replace(LOSS, style="fixed"))
         rows: tuple[tuple[Cell, ...], ...] = ((LOSS.heading, parent, *losses), (KL.heading, None, *divergences))
         yield Table(f"Effect on {effect.tokens:,} held-out tokens", columns, rows)
 
 
-def _interval(figure: Figure, value: float, stderr: float | None) -> Estimate:
-    written = replace(figure, style="fixed")
-    if stderr is None:
-        return Estimate(value, figure=written)
-    return Estimate(value, value - Z * stderr, value + Z * stderr, figure=written)
+def _interval(figure: Figure, value: float, stderr: float | None, model: HeldOut) -> Estimate:
+    """Value with its interval; results of earlier versions have no degrees of freedom, and the normal interval."""
+    low, high = interval(value, stderr, model.degrees_of_freedom or math.inf) or (None, None)
+    return Estimate(value, low, high, figure=replace(figure, style="fixed"))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # L layer, C channel, K kept
 
 Cell = str | float | Estimate | None
-Style = Literal["line", "faint", "dashed", "points", "rings"]
+Style = Literal["line", "faint", "dashed", "points", "rings", "span"]
 Legend = tuple[tuple[int, str], ...]  # number of a series' color, and its name
 
 
@@ -67,7 +67,7 @@ class Line:
     color: int
     """Number of the series' color."""
     style: Style = "line"
-    """`faint` is one of many lines that only give the context."""
+    """`faint` is one of many lines that only give the context, `span` an interval."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,27 @@ class ImportanceMap:
     dropped: tuple[int, ...] = ()
 
 
-Drawing = Lines | LayerBars | ImportanceMap
+@dataclass(frozen=True)
+class KeptBar:
+    """One part of a row: its size before and after."""
+
+    color: int
+    """Number of the part's color."""
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class KeptBars:
+    """Rows of parts side by side, as long as they were before; what was kept stands out. The first row is that of the
+    embeddings, the next one that of layer 0."""
+
+    y: ClassVar = Figure("layer")
+    rows: tuple[tuple[KeptBar, ...], ...]
+    x: Figure
+
+
+Drawing = Lines | LayerBars | ImportanceMap | KeptBars
 
 
 @dataclass(frozen=True)
@@ -148,6 +168,8 @@ class View:
     """Everything that is shown of a result."""
 
     title: str
+    headline: str = ""
+    """The result in one sentence, which is true whatever was measured; empty if there is none."""
     lead: str = ""
     """The result in a few sentences."""
     figures: tuple[KeyFigure, ...] = ()

@@ -35,6 +35,8 @@ class MetricResult(Spec):
     """`log` of an exponential of a mean, such as perplexity: its interval is that of its logarithm."""
     part_of: str | None = None
     """The group of tasks that it is a member of."""
+    chance: float | None = Field(None, exclude_if=lambda value: value is None)
+    """Value that guessing has on average; None unless every item is one of several answers, right or wrong."""
 
     @property
     def is_of_one_document(self) -> bool:
@@ -97,8 +99,20 @@ class ModelEvaluation(Spec):
 
     The field `parent` of such a difference is the original's mean.
     """
+    against: Mapping[str, Mapping[str, Mapping[str, Difference]]] = Field({}, exclude_if=lambda found: not found)
+    """Label of each model that was named before it -> the same from that model, whose mean is the field `parent`.
+
+    Neither the parent nor the original is among them, and no member of a group of tasks.
+    """
     other_tokenizer: str | None = None
     """How the model's tokenizer differs from the parent's, in words; None if it is the same."""
+
+
+class OtherEvaluation(ModelEvaluation):
+    """A model that was measured elsewhere. It has no fingerprint and no sizes; parameters are 0 if not known."""
+
+    source: str
+    """Where the values are from: the name of a file, or that they were given by hand."""
 
 
 class EvaluationResult(Result):

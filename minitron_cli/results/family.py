@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+from pydantic import Field
+
 from minitron_cli.results.base import Result, Sizes
 from minitron_cli.spec import Spec
 
@@ -13,6 +15,8 @@ class Interval(Spec):
     value: float | None
     low: float | None = None
     high: float | None = None
+    chance: float | None = Field(None, exclude_if=lambda value: value is None)
+    """Value that guessing has, where it is known."""
 
 
 class FamilyMember(Spec):

@@ -21,6 +21,8 @@ class HeldOut(Spec):
     """Standard error of the loss; None if it is not known."""
     kl_stderr: float | None = None
     """Standard error of the KL; None if it is not known."""
+    degrees_of_freedom: float | None = Field(None, exclude_if=lambda value: value is None)
+    """Degrees of freedom of both standard errors; None if they are not known."""
 
 
 class RepairEffect(Spec):

@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from minitron_cli.evaluate.beside_parent import ChildFigures
 from minitron_cli.model import serving
 from minitron_cli.model.shape import Shape
-from minitron_cli.results.prune import HeldOut, ServingFinding
+from minitron_cli.results.prune import ServingFinding
 from minitron_cli.results.sparsify import SparseMatrix
 from minitron_cli.sparse.mask_file import MaskSpec
 from minitron_cli.sparse.metrics.base import SparseMetric
@@ -31,11 +30,6 @@ def sparse_matrix(spec: MaskSpec, metric: SparseMetric, figures: Figures | None)
 def share(matrices: Collection[SparseMatrix]) -> float:
     """Share of zeros among the weights of some matrices."""
     return sum(matrix.zeros for matrix in matrices) / sum(matrix.weights for matrix in matrices)
-
-
-def held_out(found: ChildFigures) -> HeldOut:
-    """Loss and KL of a model on held-out blocks."""
-    return HeldOut(loss=found.loss.mean, kl=found.kl.mean, loss_stderr=found.loss.stderr, kl_stderr=found.kl.stderr)
 
 
 def serving_findings(shape: Shape, patterns: Sequence[Pattern]) -> Iterator[ServingFinding]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
+from minitron_cli.artifacts.workspace import others_beside
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.chat_template import ChatTemplate, TemplateFailure
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate import gate
+from minitron_cli.evaluate import gate, others
 from minitron_cli.evaluate.benchmark import Benchmark
 from minitron_cli.evaluate.config import CODE_TASKS, EvaluateConfig, Gates
 from minitron_cli.evaluate.earlier import ITEMS
@@ -34,7 +35,7 @@ from minitron_cli.results.evaluation import (
 )
 from minitron_cli.results.price import Price
 
-STAGE, VERSION = "evaluate", 4
+STAGE, VERSION = "evaluate", 5
 
 Labelled = tuple[str, Path]
 
@@ -53,18 +54,20 @@ def run(
 
     `original`: the model that a chain started from, with which all are compared as well, unless it is the parent. What
     an earlier evaluation of the workspace found of it and of the parent is not measured again.
+    Models that were measured elsewhere are recorded in the workspace, outside of the result's identity.
     Without `allow_code`, tasks that run generated code are left out of a suite.
     """
     has_original = original is not None and original.fingerprint != parent.fingerprint
     subjects = {PARENT: parent} | ({ORIGINAL: original} if original and has_original else {})
     subjects |= {label: open_source_model(path, offline=context.offline) for label, path in models}
+    beside = others.read(config.others, list(subjects))
     config = _with_suite(config, allow_code)
     if config.apply_chat_template:
         _check_chat_templates(subjects.values())
-    others = _other_tokenizers(subjects) if config.perplexity else {}
+    foreign = _other_tokenizers(subjects) if config.perplexity else {}
     blocks = _held_out(context, parent, data, config)
     stored_as = {"stage": STAGE, "version": VERSION}
-    benchmark = Benchmark(context, parent, blocks, config, allow_code, others, stored_as, subjects.get(ORIGINAL))
+    benchmark = Benchmark(context, parent, blocks, config, allow_code, foreign, stored_as, subjects.get(ORIGINAL))
 
     def build(work: StageBuild) -> EvaluationResult:
         found = {
@@ -85,7 +88,7 @@ def run(
         )
 
     inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs()
-    return produce(
+    made = produce(
         context,
         stage=STAGE,
         version=VERSION,
@@ -95,6 +98,10 @@ def run(
         forecast=benchmark.forecast,
         price=lambda: _price(benchmark, subjects),
     )
+    name = others_beside(parent.fingerprint)
+    if beside or context.workspace.given.get(name):
+        context.record({name: {label: found.model_dump(mode="json") for label, found in beside.items()}})
+    return made
 
 
 def _with_suite(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:
@@ -167,8 +174,15 @@ def _evaluation(
         sources=measured.sources,
         against_parent=against(measured, found[PARENT]) if label != ORIGINAL else {},
         against_original=against(measured, found[ORIGINAL]) if ORIGINAL in found else {},
+        against={other: against(measured.without_members, found[other]) for other in _named_before(label, found)},
         other_tokenizer=benchmark.others.get(label),
     )
+
+
+def _named_before(label: str, labels: Iterable[str]) -> list[str]:
+    """Labels of the models that were named before one, but for the parent and the original; none for those two."""
+    named = [other for other in labels if other not in (PARENT, ORIGINAL)]
+    return named[: named.index(label)] if label in named else []
 
 
 def gate_outcomes(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:

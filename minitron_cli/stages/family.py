@@ -27,7 +27,7 @@ from minitron_cli.results.training import TrainingResult
 from minitron_cli.search.constraints.memory import Memory
 from minitron_cli.spec import Spec
 
-STAGE, VERSION = "family", 1
+STAGE, VERSION = "family", 2
 PAGE, ROWS = "family.html", "family.json"
 MEMORY = Memory(length=4096, at_least=1)  # a constraint must have a limit; only its cost is asked for
 
@@ -156,7 +156,7 @@ def _interval(model: Evaluated, name: Name) -> Interval:
     metric = model.metric(name)
     assert metric
     low, high = estimates.of_metric(metric).interval() or (None, None)
-    return Interval(value=metric.value, low=low, high=high)
+    return Interval(value=metric.value, low=low, high=high, chance=metric.chance)
 
 
 def _tasks_retained(model: Evaluated, original: Evaluated, names: Sequence[Name]) -> float | None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
@@ -16,16 +18,19 @@ from minitron_cli.distill.curves import training_figures
 from minitron_cli.inputs.document_ends import document_ends
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.written_child import PLAN
+from minitron_cli.report import beside
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.importance import Importance
+from minitron_cli.report.kept import kept_plot, parts
 from minitron_cli.report.page import render
 from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.provenance import commands, cost_rows
 from minitron_cli.report.scratch import arms
 from minitron_cli.report.sections import view
 from minitron_cli.report.training import TrainingRun
+from minitron_cli.report.view import Plot
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
 from minitron_cli.results.sparsify import SparsifyResult
@@ -33,7 +38,7 @@ from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 
-STAGE, VERSION = "report", 6
+STAGE, VERSION = "report", 7
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
@@ -46,6 +51,8 @@ class ReportConfig(Spec):
     """What the user gave for the inputs of all artifacts, by fingerprint: names of models and settings of text."""
     hub: HubFacts = HubFacts()
     """Hub metadata of the original model: its id, license and languages."""
+    others: Mapping[str, Any] = Field({}, exclude_if=lambda others: not others)
+    """What is known of models that were measured elsewhere, by name."""
 
 
 def run(context: Context) -> Artifact:
@@ -76,7 +83,13 @@ def card(workspace: Workspace, model: Artifact, name: str) -> str:
 def report_config(product: Product) -> ReportConfig:
     """Title of the page and facts about the original model, from its own card."""
     title, given = product.title or "the parent", without_directories(product.given)
-    return ReportConfig(title=f"{title}: {product.workspace.name}", given=given, hub=_hub_facts(product))
+    elsewhere = beside.elsewhere(product.evaluation) if product.evaluation else ()
+    return ReportConfig(
+        title=f"{title}: {product.workspace.name}",
+        given=given,
+        hub=_hub_facts(product),
+        others={model.label: model.found.model_dump(mode="json") for model in elsewhere},
+    )
 
 
 def _hub_facts(product: Product) -> HubFacts:
@@ -114,13 +127,14 @@ def report_data(product: Product, title: str) -> ReportData:
         wrapper=_wrapper(product.artifact),
         worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,
-        models=tuple(product.models()),
+        models=(*product.models(), *(beside.elsewhere(product.evaluation) if product.evaluation else ())),
         scratch=tuple(arms(product)),
         speed=run.speed if run else None,
         importance=Importance.of(product.importance, plan) if product.importance else Importance(),
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
         prune=prune,
         sparsity=product.sparse.result(SparsifyResult) if product.sparse else None,
+        kept=_kept(product.prune, prune, plan) if product.prune and prune else None,
         cache_bytes=_cache_bytes(product.prune, prune) if product.prune and prune else (),
         runs=tuple(map(_training, filter(None, (product.corrected, *product.trained)))),
         costs=tuple(row for made in product.lineage for row in cost_rows(made, labels.get(made.key, ""))),
@@ -154,6 +168,13 @@ def _cache_bytes(pruned: Artifact, result: PruneResult) -> tuple[int, int]:
     """KV cache of one token of the parent and of the pruned model."""
     child = open_source_model(pruned.path).shape
     return child.resize(**result.parent.sizes).kv_cache_bytes(1, 1), child.kv_cache_bytes(1, 1)
+
+
+def _kept(pruned: Artifact, result: PruneResult, plan: Mapping[str, Any]) -> Plot:
+    """Picture of what pruning kept of the parent."""
+    child = open_source_model(pruned.path).shape
+    layers = plan.get("layer", range(result.child.sizes["layer"]))
+    return kept_plot(parts(child.resize(**result.parent.sizes)), parts(child), layers)
 
 
 def _training(made: Artifact) -> TrainingRun:

@@ -46,7 +46,7 @@ from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec
 from minitron_cli.sparse.outliers import OutlierPass
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 from minitron_cli.sparse.pattern import Pattern
-from minitron_cli.sparse.result_parts import held_out, serving_findings, share, sparse_matrix
+from minitron_cli.sparse.result_parts import serving_findings, share, sparse_matrix
 from minitron_cli.sparse.store import LayerStore, MadeMatrix
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
 
@@ -241,8 +241,8 @@ class _Making:
         before = beside.of(self._model(self._view(store, repaired=False))) if self.config.repair != "none" else after
         return SparsityEffect(
             parent_loss=beside.parent_loss().mean,
-            before=held_out(before),
-            after=held_out(after),
+            before=before.held_out,
+            after=after.held_out,
             kl_difference_stderr=compare(after.kl, before.kl).stderr if before is not after else None,
             tokens=beside.tokens,
             read=beside.read,

@@ -66,6 +66,38 @@ def test_the_difference_is_that_of_the_items(place: KeyPath) -> None:
     )
 
 
+def test_several_models_are_compared_with_each_other_and_with_one_measured_elsewhere(
+    place: KeyPath, tiny: Path, tmp_path: Path
+) -> None:
+    """Differences are those of the items, pair by pair; the model measured elsewhere has a column, here and later."""
+    for seed, name in enumerate("bc", 4):
+        shutil.copytree(place.child, tmp_path / name)
+        write_tiny(tmp_path / name, vocab_size=300, hidden_size=48, intermediate_size=96, seed=seed)
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"results": {"cloze": {"acc,none": 0.9}}}))
+    words = (place.child, tmp_path / "b", tmp_path / "c", "--no-cloze", "blocks=8", "--other", f"llama={file}")
+    result = invoke("eval", *words, *place.runs, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    losses = {
+        label: np.average(items["perplexity"]["loss"]["values"], weights=items["perplexity"]["loss"]["weights"])
+        for label, items in json.loads((Path(found["path"]) / "items.json").read_text())["models"].items()
+    }
+    models = found["result"]["models"]
+    pairs = {(label, other) for label, model in models.items() for other in model.get("against", {})}
+    assert pairs == {("b", "child"), ("c", "child"), ("c", "b")}
+    for label, other in pairs:
+        apart = models[label]["against"][other]["perplexity"]["loss"]
+        assert apart["difference"] == pytest.approx(losses[label] - losses[other])
+        assert apart["low"] < apart["difference"] < apart["high"]
+    assert found["others"]["llama"]["results"]["cloze"]["acc"]["value"] == 0.9
+    told = invoke("show", "eval", *place.runs)
+    shown = " ".join(told.output.split())
+    assert not told.exit_code, told.stderr
+    for words in ("Difference from b on the same items", "Measured elsewhere", "results.json", "c - child"):
+        assert words in shown
+
+
 def test_questions_of_one_document_are_counted_together(place: KeyPath) -> None:
     accuracy = place.found["result"]["models"]["child"]["results"]["cloze"]["acc"]
     groups = json.loads((Path(place.found["path"]) / "items.json").read_text())["models"]["child"]["cloze"]["acc"]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from minitron_cli import yaml_document
-from minitron_cli.evaluate.config import SUITES, Gates
+from minitron_cli.evaluate.config import SUITES, EvaluateConfig, Gates
 from tests.cli.program import Run, invoke
 from tests.tiny import write_tiny
 
@@ -85,6 +85,15 @@ def test_the_workflow_measures_and_gates(run: Run, tiny: Path, tmp_path: Path, m
 def test_the_gate_file_is_read_strictly() -> None:
     gates = yaml_document.check(Gates, yaml_document.parse(block("gates.yaml"), "gates.yaml"))
     assert {rule.kind for rule in gates.rules} == {"absolute", "parent", "baseline"}
+
+
+def test_the_example_of_models_measured_elsewhere_is_read_strictly() -> None:
+    config = EvaluateConfig.model_validate(yaml.safe_load(block("others"))["evaluate"])
+    assert [(other.name, other.file, other.parameters) for other in config.others] == [
+        ("llama-1b", "results.json", None),
+        ("smaller", "eval.json", None),
+        ("published", None, 1_240_000_000),
+    ]
 
 
 def test_the_table_of_the_suite_is_the_suite() -> None:

@@ -119,7 +119,7 @@ def test_prune_repairs_the_child_and_reports_the_effect(place: KeyPath, pruned: 
     repair = pruned["result"]["repair"]
     assert repair["repairs"] == ["least_squares"]
     assert repair["left_out"] == ["rescaling of norms after rotate", "rotate"]
-    figures = {"loss", "kl", "loss_stderr", "kl_stderr"}
+    figures = {"loss", "kl", "loss_stderr", "kl_stderr", "degrees_of_freedom"}
     assert repair["effect"]["before"].keys() == repair["effect"]["after"].keys() == figures
     assert repair["effect"]["after"]["kl"] < repair["effect"]["before"]["kl"]
     assert "leave --untie out" in place.run(*PRUNED, "--untie", code=2)

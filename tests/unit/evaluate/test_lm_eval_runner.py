@@ -172,6 +172,23 @@ def test_each_task_has_its_own_limit(model, tokenizer, task_dir, limit, n):
     assert [results[t]["acc"].n for t in ("sums", "more_sums")] == [n, 6]
 
 
+def test_the_value_of_guessing_is_known_of_answers_that_are_right_or_wrong(model, tokenizer, tmp_path, run):
+    """Three items of two answers and three of four: (3 / 2 + 3 / 4) / 6; a group has the mean over its items."""
+    four = [item | {"choices": [*item["choices"], " 7", " 8"]} for item in ITEMS]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in (*ITEMS[:3], *four[3:])))
+    tasks = {"sums": CHOICE | {"task": "sums"}, "more_sums": CHOICE | {"task": "more_sums"}, "pair": GROUP}
+    mutual = {"metric_list": [{"metric": "acc"}, {"metric": "acc_mutual_info"}]}
+    tasks["more_sums"] |= mutual | {"dataset_kwargs": {"data_files": {"validation": "two.jsonl"}}}
+    (tmp_path / "two.jsonl").write_text(json.dumps(ITEMS[0]) + "\n")
+    for name, task in tasks.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    found = run_tasks(model, tokenizer, [Task(name="pair")], locations=TaskLocations(tmp_path)).results
+    assert found["sums"]["acc"].chance == found["sums"]["acc_norm"].chance == pytest.approx(0.375)
+    assert found["more_sums"]["acc_mutual_info"].chance == found["more_sums"]["acc"].chance == 0.5
+    assert found["pair"]["acc"].chance == pytest.approx((0.375 * 6 + 0.5) / 7)
+    assert run("generate")["generate"]["exact_match"].chance is None
+
+
 def test_results_are_the_same_twice_and_in_json(run):
     results = run("pair:2", "rolling", "generate")
     assert run("pair:2", "rolling", "generate") == results

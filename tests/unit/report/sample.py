@@ -12,6 +12,7 @@ from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import Evaluated, Kind
 from minitron_cli.report.importance import Importance
+from minitron_cli.report.kept import Parts, kept_plot
 from minitron_cli.report.scratch import Arm
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.base import ModelSize
@@ -123,7 +124,7 @@ def sample(name: Name = lambda text: text) -> ReportData:
     ) -> Evaluated:
         tasks = {
             name("cloze"): {
-                name("acc"): MetricResult(value=accuracy, stderr=0.034, n=200, shots=0),
+                name("acc"): MetricResult(value=accuracy, stderr=0.034, n=200, shots=0, chance=0.25),
                 name("acc_norm!"): MetricResult(value=accuracy + 0.02, stderr=0.034, n=200, shots=0),
             }
         }
@@ -227,6 +228,11 @@ def sample(name: Name = lambda text: text) -> ReportData:
                 )
             },
             built=_renamed({"hidden": 384, "ffn": 512, "head": 12}, name),
+        ),
+        kept=kept_plot(
+            Parts(4096 * HIDDEN, (4 * 512 * HIDDEN,) * LAYERS, (3 * FFN * HIDDEN,) * LAYERS),
+            Parts(4096 * 384, (4 * 384 * 384,) * (LAYERS - 1), (3 * 512 * 384,) * (LAYERS - 1)),
+            [layer for layer in range(LAYERS) if layer != 8],
         ),
         prune=pruned(repair(2.412, (6.213, 3.71), (4.913, 2.31), name("least_squares"), name("rotate")), name=name),
         sparsity=sparse(),

@@ -1,13 +1,15 @@
 """What the head of the page says of a result: differences always, a share only of what is worth dividing by."""
 
+from dataclasses import replace
+
 import pytest
 
 from minitron_cli.figures import MINUS
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.headline import key_figures, lead, share_closed
+from minitron_cli.report.headline import headline, key_figures, lead, share_closed
 from minitron_cli.report.sections import repair_tables
 from minitron_cli.results.training import Worsening
-from tests.unit.report.sample import difference, evaluated, pruned, repair
+from tests.unit.report.sample import difference, evaluated, pruned, repair, sparse
 
 REPAIRED = pruned(repair(2.4, (3.0, 0.5), (2.4002, 0.0005)))
 
@@ -112,3 +114,70 @@ def test_a_repair_of_next_to_nothing_is_no_percentage():
 def test_signals_in_place_of_a_teacher_are_named():
     said = "learned from what the teacher had said of the text once (50 draws of each position)"
     assert said in lead(ReportData(title="t", signals="50 draws"))
+
+
+SMALL = {"title": "t", "model": "Big-8B", "sizes": (8_000, 4_000)}
+
+
+def told(*models, **more):
+    return headline(ReportData(models=models, **(SMALL | more)))
+
+
+def beside(kind, loss, apart=None, label=None):
+    return evaluated(label or kind, kind, loss, apart={"perplexity": {"loss": apart}} if apart else None)
+
+
+def test_the_headline_is_nothing_where_nothing_was_made_smaller():
+    assert told(beside("parent", 2.0), sizes=()) == ""
+
+
+@pytest.mark.parametrize("models", [(), (beside("parent", 2.0),), (beside("parent", 2.0), beside("pruned", None))])
+def test_the_headline_says_that_quality_was_not_measured(models):
+    assert told(*models) == "Big-8B at 50 % of its size; its quality has not been measured."
+
+
+def test_the_headline_gives_the_probability_that_is_kept():
+    """exp(-0.1) is 0.905."""
+    expected = (
+        "Big-8B at 50 % of its size keeps 90 % of the probability that the parent gives a token of held-out text "
+        "(loss +0.100 (+0.080 to +0.120) nats per token)."
+    )
+    assert told(beside("parent", 2.0), beside("distilled", 2.1, difference(0.1, 0.08, 0.12))) == expected
+    assert "(loss +0.100 nats per token)" in told(beside("parent", 2.0), beside("distilled", 2.1), model="")
+
+
+def test_the_headline_claims_no_difference_that_cannot_be_seen():
+    for more in (0.01, -0.01):
+        text = told(beside("parent", 2.0), beside("pruned", 2.0 + more, difference(more, more - 0.02, more + 0.02)))
+        assert text.startswith("Big-8B at 50 % of its size is not measurably worse or better than the parent (loss ")
+
+
+def test_the_headline_of_a_child_that_is_better_and_of_one_that_diverged():
+    assert "gives a token of held-out text 122 % of the probability" in told(
+        beside("parent", 2.0), beside("pruned", 1.8)
+    )
+    assert "keeps 0 % of the probability" in told(beside("parent", 2.0), beside("pruned", 90.0))
+
+
+def test_the_headline_names_controls_that_are_better():
+    """By the paired interval where there is one, else by the value."""
+    pair = beside("parent", 2.0), beside("distilled", 2.1)
+    seen, unseen = ({"distilled": {"perplexity": {"loss": difference(-0.02, -0.05, high)}}} for high in (-0.01, 0.01))
+    base = beside("control", 2.08, label="random-init")
+    better, unclear = (replace(base, found=base.found.model_copy(update={"against": one})) for one in (seen, unseen))
+    assert told(*pair, better).endswith("nats per token); random-init is better.")
+    assert told(*pair, unclear).endswith("nats per token).")
+    assert told(*pair, base, better).endswith("; random-init and random-init are better.")
+
+
+def test_the_headline_of_a_chain_compares_with_the_original():
+    last = beside("distilled", 2.5)
+    last = replace(
+        last,
+        found=last.found.model_copy(update={"against_original": {"perplexity": {"loss": difference(0.7, 0.6, 0.8)}}}),
+    )
+    text = told(beside("original", 1.8), beside("parent", 2.4), last, sizes=(8, 6, 4))
+    assert "keeps 50 % of the probability that the original gives" in text
+    assert "with 40 % zeros in its pruned matrices" in told(
+        last, sparsity=sparse().model_copy(update={"sparsity": 0.4})
+    )

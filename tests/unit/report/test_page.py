@@ -30,7 +30,7 @@ NOT_SECTIONS = (
     "cache_bytes",
     "device_hours",
 )
-SECTIONS = {"importance": 2, "prune": 3, "texts": 0}
+SECTIONS = {"importance": 2, "prune": 3, "models": 2, "texts": 0, "kept": 0}
 """Field -> sections that it fills alone; the others fill one."""
 
 
@@ -50,11 +50,12 @@ def page(html):
 
 def test_every_section_is_there(page):
     titles = [
+        "What was pruned",
+        "Quality against size and speed",
         "Results",
         "Speed",
         "Serving",
         "Repair",
-        "Shape",
         "Layers",
         "Training",
         "Cost",
@@ -62,7 +63,7 @@ def test_every_section_is_there(page):
         "Reproduce",
     ]
     assert all(title in page.words for title in [*titles, "Kept channels", "Candidate shapes"])
-    assert page.tags["svg", ("viewbox", "role", "aria-label")] == 14
+    assert page.tags["svg", ("viewbox", "role", "aria-label")] == 21
 
 
 def test_the_page_loads_nothing_and_runs_nothing(html, page):
@@ -123,17 +124,50 @@ def test_a_title_alone_is_a_page():
     assert not page.tags["section", ("id",)]
 
 
-def test_the_head_tells_the_result(page):
+def test_no_word_is_doubled_and_no_number_has_more_digits_than_a_reader_counts(html):
+    """Each cell and each sentence for itself; a diverged model has a perplexity of 26 digits."""
+    bad = evaluated("diverged", "distilled", 60.5)
+    for page in (html, render(ReportData(title="t", models=(evaluated("parent", "parent", 2.0), bad)))):
+        texts = re.split(
+            r"<[^>]*>|\n", re.sub(r"<style.*?</style>|<svg.*?</svg>|<pre.*?</pre>", "", page, flags=re.DOTALL)
+        )
+        assert not [text for text in texts if re.search(r"\b([a-z]{2,})\W+\1\b", text, re.IGNORECASE)]
+        assert not [text for text in texts if re.search(r"\d{10}|(\d{1,3},){4}", text)]
+    assert "1.88 \N{MULTIPLICATION SIGN} 10²⁶" in page
+
+
+def test_a_plot_shows_values_under_a_pointer_and_hides_a_series_without_a_script(html, page):
+    (loss,) = (
+        figure for figure in re.findall("<figure>.*?</figure>", html, re.DOTALL) if "Loss against param" in figure
+    )
+    assert '<text display="none"' in loss
+    assert ">2.688 nats/token at 2.10 M parameters</text>" in loss
+    assert ">layer 8: 2.62 M to 0 parameters</text>" in html
+    assert re.search(r"section:has\(> \.legend \.toggle-2:not\(:checked\)\) \.series-2,", html)
+    assert html.count('type="checkbox" class="toggle-2" checked>distilled</label>') == 1
+    assert 'class="hit series-2"' in loss
+    assert re.search(r'<g class="series-2">\s*<', loss)
+
+
+def test_the_value_of_guessing_is_drawn_and_in_the_table(html, page):
+    assert "cloze.acc against parameters; guessing has the dashed line." in page.words
+    assert "cloze.acc, 0-shot 200 0.250 0.710 (0.643 to 0.777) 0.330" in page.words
+    figure = next(f for f in re.findall("<figure>.*?</figure>", html, re.DOTALL) if "cloze.acc against param" in f)
+    assert figure.count("stroke-dasharray") == 1
+
+
+def test_the_head_tells_the_result(html, page):
+    assert "demo/teacher at 54 % of its size with" in page.words
     assert "demo/teacher was pruned from 3.91 M to 2.10 M parameters, 54 % of its size" in page.words
+    assert "keeps 76\N{NO-BREAK SPACE}% of" in html
     assert "Pruning and repair raised the loss from 2.412 to 4.913 nats per token." in page.words
     assert "Distillation on 3.00 M tokens lowered it to 2.688; random-init has 3.371 (+0.683)." in page.words
 
 
 def test_metrics_have_a_row_each_with_intervals_and_the_difference_from_the_parent(page):
-    head = "metric items parent pruned distilled random-init"
-    sizes = f"parameters {NOTHING} 3.91 M 2.10 M 2.10 M 2.10 M training tokens {NOTHING} {NOTHING} 0 3.00 M 3.00 M"
-    assert f"{head} {sizes} perplexity.loss (nats/token) 64 2.412 (2.372 to 2.452)" in page.words
-    assert "cloze.acc, 0-shot 200 0.710 (0.643 to 0.777) 0.330" in page.words
+    head, none = "metric items chance parent pruned distilled random-init", f"{NOTHING} {NOTHING}"
+    sizes = f"parameters {none} 3.91 M 2.10 M 2.10 M 2.10 M training tokens {none} {NOTHING} 0 3.00 M 3.00 M"
+    assert f"{head} {sizes} loss (nats/token) 64 {NOTHING} 2.412 (2.372 to 2.452)" in page.words
     assert f"{MINUS}0.070 ({MINUS}0.121 to {MINUS}0.019), p 0.0093" in page.words
 
 
@@ -148,7 +182,7 @@ def test_speed_is_compared_with_the_parents(page):
 
 def test_values_that_were_not_measured_leave_no_row():
     page = Page(render(ReportData(title="t", models=(evaluated("parent", "parent", 2.0),))))
-    values = "perplexity.loss (nats/token) 64 2.000 (1.960 to 2.040) perplexity.perplexity 64 7.389"
+    values = "loss (nats/token) 64 2.000 (1.960 to 2.040) perplexity 64 7.389"
     assert page.words.endswith(f"metric items parent parameters {NOTHING} 5 {values}")
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from minitron_cli.figures import Figure
 from minitron_cli.report import plots
+from minitron_cli.report.thinning import thinned
 from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Line, Lines, Plot
 
 X, Y = Figure("x"), Figure("y")
@@ -87,7 +88,7 @@ def test_wide_maps_are_averaged_into_columns():
 
 def test_a_long_curve_is_thinned_without_moving():
     x, y = np.arange(90_000.0), np.sin(np.arange(90_000) / 9000)
-    thin_x, thin_y = (plots._thinned(values, plots.POINTS) for values in (x, y))
+    thin_x, thin_y = (thinned(values, plots.POINTS) for values in (x, y))
     assert len(thin_x) == plots.POINTS
     np.testing.assert_allclose(thin_y, np.sin(thin_x / 9000), atol=1e-3)
 
