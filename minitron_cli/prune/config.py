@@ -35,8 +35,9 @@ class Ranking(Spec):
     layers: LayerRanking = "block_importance"
     """Score of layers. block_importance: 1 - cosine similarity of a layer's input and output; perplexity: perplexity
     gained by removing the layer; collapse: order in which LaCo merges layers (measured with importance.collapse).
-    block_perplexity and block_task remove one contiguous block of layers, by the
-    perplexity gained or the task score lost (measured with importance.blocks)."""
+    The others remove one contiguous block of layers: block_perplexity and block_task by the perplexity gained or the
+    task score lost (measured with importance.blocks), block_cosine and block_angle by how far the block's output is
+    from its input (measured with importance.block_distances)."""
     invert: bool = False
     """Keep the entries with the lowest scores instead: a control for experiments."""
     head_residual: Literal["none", "paper", "laco"] = "none"

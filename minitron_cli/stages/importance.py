@@ -50,7 +50,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
     config = _removable(config.settled(removes_layers=False), parent.shape.sizes["layer"])
     layers = parent.shape.sizes["layer"]
-    layer_blocks(layers, config.removal_lengths)  # refuse before any text is read
+    layer_blocks(layers, [*config.removal_lengths, *config.block_distances])  # refuse before any text is read
     if config.collapse and config.collapse >= layers:
         raise InputError(
             f"importance.collapse {config.collapse}: a layer and {config.collapse} that follow it are more than the "
