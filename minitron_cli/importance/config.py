@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from minitron_cli.importance.learned_masks import LearnedMasks
 from minitron_cli.layerwise.config import CalibrationConfig, ObserverOptions
 
 
@@ -29,6 +30,9 @@ class ImportanceConfig(CalibrationConfig):
     """Also find the order in which layers are merged into those before them, this many into one at a time, for
     ranking.layers collapse (LaCo). Takes the whole model in memory, and about layers^2 / 2 / (collapse + 1) forward
     passes of 8 samples."""
+    learned: LearnedMasks | None = Field(None, exclude_if=lambda learned: learned is None)
+    """Also learn masks for a target shape, for ranking.width learned and ranking.layers learned. Trains gates, and no
+    weight; takes the whole model in memory in fp32."""
     block_task: str | None = None
     """Also measure an lm-eval task, such as winogrande:5, without each of these blocks; higher must be better."""
     block_metric: str = "acc"
@@ -66,4 +70,6 @@ class ImportanceConfig(CalibrationConfig):
             raise ValueError("collapse needs the whole model in memory: drop it or set mode to resident")
         if self.block_task and self.mode == "layer_major":
             raise ValueError("block_task needs the whole model in memory: drop it or set mode to resident")
+        if self.learned and self.mode == "layer_major":
+            raise ValueError("learned needs the whole model in memory: drop it or set mode to resident")
         return self

@@ -59,6 +59,8 @@ def _left_out(config: ImportanceConfig) -> Iterator[str]:
         yield f"{config.block_task} without each block"
     if config.collapse:
         yield "the order of merging"
+    if config.learned:
+        yield "learned masks"
 
 
 def _remedies(config: ImportanceConfig, is_resident: bool) -> Iterator[str]:

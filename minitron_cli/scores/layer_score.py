@@ -53,6 +53,12 @@ LAYER_SCORES = (
         measured_by="collapse=2",
     ),
     LayerScore(
+        "learned",
+        Figure("mean of the learned gate"),
+        "Mean of a gate of the layer that was trained to a target shape: 1 is open, 0 closed.",
+        measured_by="learned.shape.layer=N",
+    ),
+    LayerScore(
         "block_perplexity",
         Figure("increase of perplexity without the block"),
         "Increase of perplexity when a contiguous block of layers is removed.",
