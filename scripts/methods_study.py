@@ -69,7 +69,12 @@ class MethodsStudy(Study):
         lengths = tuple(round(layers * share) for share in SHARES.values())
         some = max(1, self.samples // 2)
         config = ImportanceConfig(
-            samples=self.samples, seed=seed, layer_removal=True, removal_samples=some, blocks=lengths, collapse=2
+            samples=self.samples,
+            seed=seed,
+            layer_removal=True,
+            removal_samples=some,
+            block_distances=lengths,
+            collapse=2,
         )
         return importance.run(self.context, self.parent, self.data, config)
 

@@ -11,6 +11,7 @@ import torch
 
 from minitron_cli import progress
 from minitron_cli.errors import CheckpointError, Interrupted
+from minitron_cli.importance.block_distance import BlockDistance
 from minitron_cli.importance.layer_removal import LayerRemoval
 from minitron_cli.importance.observers import layer_observers
 from minitron_cli.layerwise.calibration import Calibration
@@ -57,10 +58,12 @@ def _observers(
     sizes = family.axis_sizes(model.config)
     whole = Part(range(sizes["layer"]), True)
     observers: list[Observer] = [*layer_observers(family, sizes, whole, options)]
-    if not (lengths := options.removal_lengths):
-        return observers
-    removal = LayerRemoval(model, family, lengths, samples=removal_samples, positions=options.removal_positions)
-    return [*observers, removal]
+    if lengths := options.distance_lengths:
+        observers.append(BlockDistance(sizes["layer"], family, lengths, samples=removal_samples))
+    if lengths := options.removal_lengths:
+        positions = options.removal_positions
+        observers.append(LayerRemoval(model, family, lengths, samples=removal_samples, positions=positions))
+    return observers
 
 
 def _observe_or_undo(

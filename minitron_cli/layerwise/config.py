@@ -36,3 +36,5 @@ class ObserverOptions:
     """Number of samples, of all processes together, on which that is measured: the first ones; None: all."""
     removal_positions: int | None = None
     """Number of predicted tokens of each sample whose loss is taken for it, evenly spaced; None: all."""
+    distance_lengths: tuple[int, ...] = ()
+    """Numbers of consecutive layers whose input is compared with their output, on the samples of the removal."""

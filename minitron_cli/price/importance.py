@@ -42,6 +42,7 @@ def work(
             "one layer": 0 if is_resident else _layer_bytes(model),
             "activations": run.layer_bytes() + OBSERVED * _widest(run),
             "models without a layer": _removed_bytes(run, config),
+            "ends of blocks of layers": max(config.block_distances, default=0) * _state_bytes(run),
             "logits": _logits_bytes(run) if config.removal_lengths else 0,
             "stored activations": 0 if is_resident else min(config.activation_budget, states),
         },
@@ -58,6 +59,8 @@ def _left_out(config: ImportanceConfig) -> Iterator[str]:
         yield f"{config.block_task} without each block"
     if config.collapse:
         yield "the order of merging"
+    if config.learned:
+        yield "learned masks"
 
 
 def _remedies(config: ImportanceConfig, is_resident: bool) -> Iterator[str]:
@@ -91,8 +94,12 @@ def _removed_bytes(run: Run, config: ImportanceConfig) -> int:
     if not config.removal_lengths:
         return 0
     layers = run.shape.sizes["layer"]
-    states = layers + len(layer_blocks(layers, config.removal_lengths))
-    return states * run.tokens * run.shape.sizes["hidden"] * ITEM_BYTES[run.dtype]
+    return (layers + len(layer_blocks(layers, config.removal_lengths))) * _state_bytes(run)
+
+
+def _state_bytes(run: Run) -> int:
+    """Hidden states of a batch between two layers."""
+    return run.tokens * run.shape.sizes["hidden"] * ITEM_BYTES[run.dtype]
 
 
 def _scores_bytes(model: Subject) -> int:

@@ -34,9 +34,11 @@ class Ranking(Spec):
     """Score of channels, heads, neurons and experts. Best in Muralidharan et al. 2024: batch l2, sequence mean."""
     layers: LayerRanking = "block_importance"
     """Score of layers. block_importance: 1 - cosine similarity of a layer's input and output; perplexity: perplexity
-    gained by removing the layer; collapse: order in which LaCo merges layers (measured with importance.collapse).
-    block_perplexity and block_task remove one contiguous block of layers, by the
-    perplexity gained or the task score lost (measured with importance.blocks)."""
+    gained by removing the layer; collapse: order in which LaCo merges layers (measured with importance.collapse);
+    learned: mean of a trained gate (measured with importance.learned).
+    The others remove one contiguous block of layers: block_perplexity and block_task by the perplexity gained or the
+    task score lost (measured with importance.blocks), block_cosine and block_angle by how far the block's output is
+    from its input (measured with importance.block_distances)."""
     invert: bool = False
     """Keep the entries with the lowest scores instead: a control for experiments."""
     head_residual: Literal["none", "paper", "laco"] = "none"

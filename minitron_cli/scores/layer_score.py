@@ -15,6 +15,8 @@ class LayerScore(NamedTuple):
     """Sentence that explains a plot of the values."""
     ranks: bool = True
     """Whether `ranking.layers` accepts it."""
+    measured_by: str = ""
+    """Options of `minitron importance` that measure it, with `{n}` for the length of blocks; empty if it always is."""
     is_of_blocks: bool = False
     """Whether it scores contiguous blocks: stored as `layer.<kind>=<n>`, [layer - n + 1], entry i being layers i to
     i + n - 1."""
@@ -30,6 +32,7 @@ LAYER_SCORES = (
         "perplexity",
         Figure("increase of perplexity"),
         "Increase of perplexity when the layer alone is removed.",
+        measured_by="--layer-removal",
     ),
     LayerScore(
         "perplexity_error",
@@ -47,17 +50,40 @@ LAYER_SCORES = (
         "collapse",
         Figure("order of merging"),
         "Order in which layers are merged into those before them; those that never are share the last place.",
+        measured_by="collapse=2",
+    ),
+    LayerScore(
+        "learned",
+        Figure("mean of the learned gate"),
+        "Mean of a gate of the layer that was trained to a target shape: 1 is open, 0 closed.",
+        measured_by="learned.shape.layer=N",
     ),
     LayerScore(
         "block_perplexity",
         Figure("increase of perplexity without the block"),
         "Increase of perplexity when a contiguous block of layers is removed.",
+        measured_by="blocks=[{n}]",
         is_of_blocks=True,
     ),
     LayerScore(
         "block_task",
         Figure("task score lost without the block"),
         "Score that a task loses when a contiguous block of layers is removed.",
+        measured_by="blocks=[{n}] block_task=winogrande:5",
+        is_of_blocks=True,
+    ),
+    LayerScore(
+        "block_cosine",
+        Figure("cosine distance of the block's ends"),
+        f"How far a contiguous block of layers takes the hidden state (1 {MINUS} cosine similarity).",
+        measured_by="block_distances=[{n}]",
+        is_of_blocks=True,
+    ),
+    LayerScore(
+        "block_angle",
+        Figure("angle between the block's ends", "of a half turn"),
+        "Angle by which a contiguous block of layers turns the hidden state, as a share of a half turn.",
+        measured_by="block_distances=[{n}]",
         is_of_blocks=True,
     ),
 )

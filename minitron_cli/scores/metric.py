@@ -160,4 +160,27 @@ class Flap(WidthMetric):
         return f"{axis}.flap"
 
 
-Metric = Activation | Magnitude | Random | Flap
+class Learned(WidthMetric):
+    """Mean of a gate that was trained on text to a target shape, with the weights frozen (Xia et al. 2023)."""
+
+    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "hidden")
+
+    kind: Literal["learned"] = "learned"
+
+    @property
+    def figure(self) -> Figure:
+        """Title of the scores."""
+        return Figure("mean of the learned gate")
+
+    def key(self, axis: str) -> str:
+        """Name under which the scores of an axis are stored."""
+        return f"{axis}.learned"
+
+    def select(self, axis: str, scores: "Mapping[str, Tensor]") -> "Tensor":
+        """Means of an axis. ArtifactError names the command that learns them if it was not done."""
+        if not self.refusal(axis) and self.key(axis) not in scores:
+            raise ArtifactError(f"no masks of {axis} were learned: run `minitron importance learned.shape.{axis}=N`")
+        return super().select(axis, scores)
+
+
+Metric = Activation | Magnitude | Random | Flap | Learned

@@ -18,7 +18,7 @@ from torch import Tensor
 from minitron_cli.checkpoint.reader import read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import ArtifactError
-from minitron_cli.scores.layer_score import LAYER_SCORES, LayerScore
+from minitron_cli.scores.layer_score import LAYER_SCORES, LayerScore, layer_score
 from minitron_cli.scores.metric import OUTPUT_NORM, Activation, Aggregation, Metric, names_of
 
 FILE = "scores.safetensors"
@@ -54,14 +54,13 @@ class Scores:
             return self.by_name[name]
         kind, _, length = kind.partition("=")
         if length:
-            task = " block_task=winogrande:5" if kind == "block_task" else ""
+            how = layer_score(kind).measured_by.format(n=length)
             raise ArtifactError(
-                f"the scores hold no {kind} of {length} layers: "
-                f"measure it with `minitron importance blocks=[{length}]{task}`"
+                f"the scores hold no {kind} of {length} layers: measure it with `minitron importance {how}`"
             )
         known = ", ".join(names_of("layer", self.by_name))
-        flag = {"perplexity": " --layer-removal", "collapse": " collapse=2"}.get(kind, "")
-        raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `minitron importance{flag}`")
+        how = f"minitron importance {layer_score(kind).measured_by}".rstrip()
+        raise ArtifactError(f"no scores {name!r}: choose among {known}, or measure it with `{how}`")
 
     def of_single_layers(self) -> list[tuple[LayerScore, Tensor]]:
         """Every measured layer score with one value per layer, in the order of the registry: score, [layer]."""

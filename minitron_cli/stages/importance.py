@@ -25,16 +25,22 @@ from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.importance.layer_removal import layer_blocks
+from minitron_cli.importance.learned_masks import LearnedMasks
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.processes import Processes, join_processes
+from minitron_cli.layerwise.resume import SavedState
 from minitron_cli.layerwise.runner import StoredWeights
+from minitron_cli.learned import training as learned
+from minitron_cli.learned.gates import targets
 from minitron_cli.memory import fits
+from minitron_cli.model.shape import Shape
 from minitron_cli.price import importance as work_of
 from minitron_cli.price import subject
 from minitron_cli.price.offer import offered
+from minitron_cli.prune.limits import refusal
 from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.price import Price
 from minitron_cli.scores.scores import Scores
@@ -50,7 +56,9 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
     config = _removable(config.settled(removes_layers=False), parent.shape.sizes["layer"])
     layers = parent.shape.sizes["layer"]
-    layer_blocks(layers, config.removal_lengths)  # refuse before any text is read
+    layer_blocks(layers, [*config.removal_lengths, *config.block_distances])  # refuse before any text is read
+    if config.learned:
+        _check_learned(parent.shape, config.learned)
     if config.collapse and config.collapse >= layers:
         raise InputError(
             f"importance.collapse {config.collapse}: a layer and {config.collapse} that follow it are more than the "
@@ -61,7 +69,8 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     config = _fit_samples(config, blocks)
     _check_samples(config.samples, blocks, processes)
     task = _block_task(config)
-    scoring = _Scoring(replace(context, device=device), parent, config, Calibration.of(config, blocks, processes), task)
+    calibration = Calibration.of(config, blocks, processes)
+    scoring = _Scoring(replace(context, device=device), parent, config, calibration, task, blocks)
     inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype}
     if task and (found := task.fingerprint()):
         inputs["block_task"] = found
@@ -91,6 +100,17 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     )
     context.record({parent.fingerprint: parent.name, blocks.fingerprint: data.model_dump(mode="json")})
     return made
+
+
+def _check_learned(parent: Shape, config: LearnedMasks) -> None:
+    """Raise InputError unless the parent can be pruned to the shape, and all axes that this prunes have gates."""
+    if unknown := sorted(config.shape.keys() - parent.prunable.keys()):
+        raise InputError(f"importance.learned.shape: {unknown[0]} is none of {', '.join(parent.prunable)}")
+    child = parent.resize(**config.shape)
+    if reason := refusal(parent, child):
+        raise InputError(f"importance.learned.shape: {reason}")
+    if not targets(parent, child):
+        raise InputError("importance.learned.shape is the model's own: give a smaller size of an axis")
 
 
 def _removable(config: ImportanceConfig, layers: int) -> ImportanceConfig:
@@ -140,6 +160,7 @@ class _Scoring:
     config: ImportanceConfig
     calibration: Calibration
     task: TaskMetric | None
+    blocks: Blocks
 
     def price(self, length: int) -> Price:
         """What the pass over blocks of `length` tokens takes."""
@@ -162,6 +183,8 @@ class _Scoring:
             )
         if self.config.collapse:
             raise InputError("importance.collapse needs the whole model in memory, but it does not fit: leave it out")
+        if self.config.learned:
+            raise InputError("importance.learned needs the whole model in memory, but it does not fit: leave it out")
         if self.task:
             raise InputError(
                 "importance.block_task needs the whole model in memory, but it does not fit: leave the task out"
@@ -176,7 +199,9 @@ class _Scoring:
         scores = collect(model, self.parent.family, calibration, self.config.observer_options)
         if self.config.collapse:
             scores = scores | self._collapsed(work, model, self.config.collapse)
-        return scores | self._on_task(work, model, self.task) if self.task else scores
+        if self.task:
+            scores = scores | self._on_task(work, model, self.task)
+        return scores | self._learned(work, model, self.config.learned) if self.config.learned else scores
 
     @cached_property
     def _is_resident(self) -> bool:
@@ -197,6 +222,14 @@ class _Scoring:
         few = list(islice(self.calibration.batches, math.ceil(SAMPLES / self.config.batch_size)))
         found = collapse_order(model, self.parent.family, few, following, work.remember)
         return Scores({"layer.collapse": found})
+
+    def _learned(self, work: StageBuild, model: "PreTrainedModel", config: LearnedMasks) -> Scores:
+        """Scores from gates that are trained, which changes the model; by the first process only, empty in others."""
+        if not process_rank.is_first_process():
+            return Scores({})
+        saved = SavedState(work.scratch / learned.FILE, 30)
+        found = learned.learned_scores(model, self.parent.shape, config, self.blocks, saved, resume=work.resume)
+        return Scores(found)
 
     def _on_task(self, work: StageBuild, model: "PreTrainedModel", task: TaskMetric) -> Scores:
         """Loss of task score without each block of layers; measured by the first process only, empty in the others."""

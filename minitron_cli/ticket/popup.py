@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from minitron_cli import progress
-from minitron_cli.data.batches import batch, sample_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.schedule import learning_rate
-from minitron_cli.distill.targets import targets
+from minitron_cli.distill.step_loss import step_loss
 
 Keep = Callable[[str, Tensor], Tensor]
 """Bool mask of the parameter called so that keeps its largest scores."""
@@ -78,16 +77,13 @@ def learned_masks(
         with progress.track("scores", steps, "steps") as advance:
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = learning_rate(step, steps, rate, 0.0, config.warmup_steps)
-                advance(1, loss=_step(pair, optimizer, blocks, config, step))
+                advance(1, loss=_step(pair, optimizer, blocks, step))
         return {name: popup.mask.cpu() for name, popup in popups.items()}
 
 
-def _step(pair: ModelPair, optimizer: torch.optim.Adam, blocks: Blocks, config: DistillConfig, step: int) -> float:
-    ids = sample_ids(config.seed, step * config.batch_size, config.batch_size, len(blocks))
-    part = batch(blocks, ids)
-    target = targets(part)
+def _step(pair: ModelPair, optimizer: torch.optim.Adam, blocks: Blocks, step: int) -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss = pair.losses(part, target, len(target.labels_N), 0.0).total
+    loss = step_loss(pair, blocks, step)
     loss.backward()
     optimizer.step()
     return float(loss.detach())

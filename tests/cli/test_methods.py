@@ -23,7 +23,8 @@ def test_keys_are_printed_and_contradictions_refused(run: Run, tiny: Path) -> No
 @pytest.mark.slow
 def test_every_method_of_prune_makes_a_smaller_model(run: Run, tiny: Path) -> None:
     text = ("--data", tiny / "text.jsonl", "--sequence-length", 16)
-    scored = run("importance", tiny / "model", *text, "--samples", 8, "--layer-removal", "blocks=[2]", "collapse=1")
+    measured = ("--samples", 8, "--layer-removal", "block_distances=[2]", "collapse=1")
+    scored = run("importance", tiny / "model", *text, *measured)
     assert scored.exit_code == 0, scored.stderr
     for name in methods.names("prune"):
         made = run("prune", "--method", name, "--shape", SIZES.get(name, "layer=2"), "-o", name)

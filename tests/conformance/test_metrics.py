@@ -43,7 +43,7 @@ LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annota
 
 
 def measure(model, batches):
-    scores = score(model, batches, pre_activation=True, blocks=(2,))
+    scores = score(model, batches, pre_activation=True, blocks=(2,), block_distances=(2,))
     order = collapse_order(model, family_of(model.config), batches, 1, lambda _, compute: compute())
     scores = scores | Scores({"layer.collapse": order})
     return scores | magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
@@ -93,9 +93,10 @@ def test_every_layer_has_a_finite_score(measured, model_type):
 
 @each_family()
 def test_every_block_of_layers_has_a_finite_score(measured, model_type):
-    scores = measured(model_type).layers("block_perplexity=2")
-    assert scores.shape == (3,)
-    assert scores.isfinite().all()
+    for kind in {*BLOCK_RANKINGS} - {"block_task"}:
+        scores = measured(model_type).layers(f"{kind}=2")
+        assert scores.shape == (3,), kind
+        assert scores.isfinite().all(), kind
 
 
 @pytest.mark.parametrize(("axis", "metric"), UNSCORED, ids=str)

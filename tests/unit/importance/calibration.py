@@ -41,6 +41,7 @@ def calibrated(
     *,
     layer_removal=True,
     blocks=(),
+    block_distances=(),
     pre_activation=False,
     removal_samples=64,
     removal_positions=64,
@@ -50,6 +51,7 @@ def calibrated(
     config = ImportanceConfig(
         layer_removal=layer_removal,
         blocks=blocks,
+        block_distances=block_distances,
         pre_activation=pre_activation,
         removal_samples=removal_samples,
         removal_positions=removal_positions,

@@ -49,7 +49,8 @@ def test_scores_are_those_of_the_whole_model(model_type, tied, tmp_path):
 
 
 def check_scores(path, scratch):
-    options = {"blocks": (2,), "pre_activation": True, "removal_samples": 3, "removal_positions": 5}
+    options = {"blocks": (2,), "block_distances": (1, 3), "pre_activation": True}
+    options |= {"removal_samples": 3, "removal_positions": 5}
     expected, found = resident(path, **options), by_layer(path, scratch, **options)
     assert found.by_name.keys() == expected.by_name.keys()
     for name, tensor in expected.by_name.items():
@@ -69,8 +70,9 @@ def test_scores_are_those_of_the_whole_model_in_bf16(model_type, tmp_path):
 
 @pytest.mark.parametrize("budget", [0, 10_000])
 def test_spilling_does_not_change_the_scores(llama, tmp_path, budget):
-    held = by_layer(llama, tmp_path / "held", blocks=(2,))
-    spilled = by_layer(llama, tmp_path / "spilled", blocks=(2,), activation_budget=budget)
+    options = {"blocks": (2,), "block_distances": (1, 3)}
+    held = by_layer(llama, tmp_path / "held", **options)
+    spilled = by_layer(llama, tmp_path / "spilled", activation_budget=budget, **options)
     assert_same_bits(spilled, held)
     assert not list((tmp_path / "spilled").iterdir()), "what was spilled was removed when it was read"
 
@@ -93,9 +95,9 @@ def test_each_weight_is_read_once_and_only_one_layer_is_held(llama, tmp_path):
 @pytest.mark.parametrize("budget", [0, 10**9])
 @pytest.mark.parametrize("kills", [[2, 3, 5], [1], [3], [5]], ids=str)
 def test_a_killed_pass_goes_on_after_the_last_layer_with_the_same_bits(llama, tmp_path, kills, budget):
-    undisturbed = by_layer(llama, tmp_path / "undisturbed", blocks=(2,))
+    undisturbed = by_layer(llama, tmp_path / "undisturbed", blocks=(2,), block_distances=(1, 3))
     checkpoint = Checkpoint.open(llama)
-    options = {"blocks": (2,), "activation_budget": budget, "save_every_s": 0}
+    options = {"blocks": (2,), "block_distances": (1, 3), "activation_budget": budget, "save_every_s": 0}
     done = -1
     for kill in kills:
 
