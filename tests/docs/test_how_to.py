@@ -86,7 +86,12 @@ def _shape(text: str) -> str:
 def _further(words: list[str]) -> list[str]:
     """Settings without which a small run would be a long one."""
     if words[0] == "importance":
-        return ["--samples", "4", "batch_size=4", *([] if "--sequence-length" in words else ["--sequence-length", "16"])]
+        return [
+            "--samples",
+            "4",
+            "batch_size=4",
+            *([] if "--sequence-length" in words else ["--sequence-length", "16"]),
+        ]
     if "--speed" in words:
         return ["speed.prompt_tokens=8", "speed.new_tokens=2", "speed.rounds=1"]
     if "--cloze" in words:
