@@ -1,7 +1,7 @@
 """Pages that answer one question: short, and their commands run one after the other on tiny models.
 
-What a page says of an 8B model on GPUs is done here with a model of a few thousand weights: sizes and lengths are replaced by
-small ones, and what needs hardware or packages that are not here is left out.
+What a page says of an 8B model on GPUs is done here with one of a few thousand weights: sizes and lengths are replaced
+by small ones, and what needs hardware or packages that are not here is left out.
 """
 
 import json
