@@ -40,6 +40,7 @@ SMALL = {
     "--lr": "1e-4",
     "--target": "75%",
 }
+CLOZE = ["cloze.items=8", "cloze.context_words=6", "cloze.continuation_words=2"]
 HARDWARE = {"--gpus", "--sharding", "--tracker"}
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}"
@@ -85,22 +86,18 @@ def _shape(text: str) -> str:
 
 def _further(words: list[str]) -> list[str]:
     """Settings without which a small run would be a long one."""
-    if words[0] == "importance":
-        return [
-            "--samples",
-            "4",
-            "batch_size=4",
-            *([] if "--sequence-length" in words else ["--sequence-length", "16"]),
-        ]
-    if "--speed" in words:
-        return ["speed.prompt_tokens=8", "speed.new_tokens=2", "speed.rounds=1"]
-    if "--cloze" in words:
-        return ["cloze.items=8", "cloze.context_words=6", "cloze.continuation_words=2"]
-    if words[0] == "prune" and ("--target" in words or "--method" in words):
-        return ["--tolerance", "0.2", "--candidates", "2"]
-    if words[0] == "search":
-        return ["--tolerance", "0.2", "--candidates", "2"]
-    return []
+    texts = "--data" in words and "--sequence-length" not in words
+    of = {
+        "importance": ["--samples", "4", "batch_size=4"],
+        "prune": ["--tolerance", "0.2", "--candidates", "2"] if {"--target", "--method"} & {*words} else [],
+        "search": ["--tolerance", "0.2", "--candidates", "2"],
+    }
+    return [
+        *(["--sequence-length", "16"] if texts else []),
+        *of.get(words[0], []),
+        *(["speed.prompt_tokens=8", "speed.new_tokens=2", "speed.rounds=1"] if "--speed" in words else []),
+        *(CLOZE if "--cloze" in words else []),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +109,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = random.Random(0)
     documents = [" ".join(draw.choices(WORDS.split(), k=80)) for _ in range(200)]
     train_bpe(documents, 300, root / "tokenizer")
-    write_tiny(root / "tiny", vocab_size=300, hidden_size=64, intermediate_size=128)
+    write_tiny(root / "tiny", vocab_size=300, hidden_size=64, intermediate_size=128, max_position_embeddings=1024)
     for file in (root / "tokenizer").iterdir():
         shutil.copy(file, root / "tiny")
     _add_template(root / "tiny" / "tokenizer_config.json")
@@ -137,6 +134,7 @@ def _add_template(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page: Path, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for entry in stage.iterdir():
