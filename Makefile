@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast conformance check fmt reference bench kills faults bench-teacher real-models rivals client-transformers-4 client-llama-cpp client-browser
+.PHONY: help demo test test-fast conformance check fmt reference bench kills faults bench-teacher real-models rivals client-transformers-4 client-llama-cpp client-tuning client-onnx client-llm-compressor client-browser
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ LLAMA_CPP := 0.3.36
 OPTIPFAIR := 0.4.2
 TORCH_PRUNING := 1.6.1
 TRL := 1.16.0
+PEFT := 0.21.2
+TORCHAO := 0.18.0
+OPTIMUM_ONNX := 0.1.0
+ONNXRUNTIME := 1.32.0
+LLM_COMPRESSOR := 0.14.0.1
 CHROMIUM ?= chromium
 ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
@@ -86,6 +91,30 @@ client-llama-cpp: $(CHILDREN)  ## convert children, run and quantize them with l
 		tar -xzf $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $(CLIENTS); }
 	$(ONE_THREAD) $(CLIENTS)/llama-cpp/bin/python tests/clients/run_llama_cpp.py \
 		$(CHILDREN) $(CLIENTS)/llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp $(RESULTS)/client-llama-cpp.json
+
+FOR_TOOLS := $(CLIENTS)/for-tools
+
+$(FOR_TOOLS): $(READY) FORCE
+	rm -rf $@ && mkdir -p $(CLIENTS)
+	$(ONE_THREAD) $(BIN)/python -m tests.clients.write_for_tools $@
+
+client-tuning: $(FOR_TOOLS)  ## fine-tune children with peft and quantize them with torchao
+	test -x $(CLIENTS)/tuning/bin/python || $(PYTHON) -m venv $(CLIENTS)/tuning
+	$(CLIENTS)/tuning/bin/pip install -qq peft==$(PEFT) torchao==$(TORCHAO) \
+		$$(grep -E '^(torch|transformers)==' constraints.txt)
+	$(ONE_THREAD) $(CLIENTS)/tuning/bin/python tests/clients/run_tuning.py $(FOR_TOOLS) $(RESULTS)/client-tuning.json
+
+client-onnx: $(FOR_TOOLS)  ## export children with optimum and run them with ONNX Runtime
+	test -x $(CLIENTS)/onnx/bin/python || $(PYTHON) -m venv $(CLIENTS)/onnx
+	$(CLIENTS)/onnx/bin/pip install -qq optimum-onnx==$(OPTIMUM_ONNX) onnxruntime==$(ONNXRUNTIME) \
+		$$(grep ^torch== constraints.txt)
+	$(ONE_THREAD) $(CLIENTS)/onnx/bin/python tests/clients/run_onnx.py $(FOR_TOOLS) $(RESULTS)/client-onnx.json
+
+client-llm-compressor: $(FOR_TOOLS)  ## quantize children with llm-compressor: GPTQ, AWQ, fp8
+	test -x $(CLIENTS)/llm-compressor/bin/python || $(PYTHON) -m venv $(CLIENTS)/llm-compressor
+	$(CLIENTS)/llm-compressor/bin/pip install -qq llmcompressor==$(LLM_COMPRESSOR) $$(grep ^torch== constraints.txt)
+	$(ONE_THREAD) $(CLIENTS)/llm-compressor/bin/python tests/clients/run_llm_compressor.py \
+		$(FOR_TOOLS) $(RESULTS)/client-llm-compressor.json
 
 rivals: $(READY)  ## install other pruning libraries beside minitron, for scripts/rivals_study.py
 	test -x $(CLIENTS)/rivals/bin/python || $(PYTHON) -m venv $(CLIENTS)/rivals

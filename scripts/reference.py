@@ -20,7 +20,7 @@ from unittest.mock import patch
 import typer
 
 from minitron_cli import recipe, yaml_document
-from minitron_cli.cli import options, sessions, torchrun
+from minitron_cli.cli import options, sessions, synonyms, torchrun
 from minitron_cli.cli.app import COMMANDS, app
 from minitron_cli.cli.options import RUN, SHOWN, TEXT
 from minitron_cli.errors import InputError
@@ -270,7 +270,7 @@ def _guides(names: Sequence[str]) -> str:
 def _shared(command: Any) -> Iterator[str]:
     lists = []
     for panel, anchor in SHARED.items():
-        names = [f"`{name}`" for p in _parameters(command, panel) for name in [*p.opts, *p.secondary_opts]]
+        names = [f"`{name}`" for p in _parameters(command, panel) for name in [*p.opts, *p.secondary_opts, *_other(p)]]
         lists += [f"- [{panel}]({INDEX}#{anchor}): {', '.join(names)}"] if names else []
     if lists:
         yield "Options that are shared with other verbs:"
@@ -289,8 +289,17 @@ def _options(parameters: Any, keys: Mapping[str, str] | None = None) -> str:
     rows = []
     for p in parameters:
         key = [f"`{keys[p.name]}`" if p.name in keys else ""] if keys is not None else []
-        rows.append([_names(p), _value(p), _option_default(p), *key, _prose(p.help or "")])
+        rows.append([_names(p), _value(p), _option_default(p), *key, _prose(_with_other_name(p))])
     return _table(head, rows)
+
+
+def _with_other_name(parameter: Any) -> str:
+    return synonyms.also(parameter.help or "", (parameter.opts, parameter.metavar))
+
+
+def _other(parameter: Any) -> list[str]:
+    other = synonyms.of((parameter.opts, parameter.metavar))
+    return [other] if other else []
 
 
 def _names(parameter: Any) -> str:

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import wraps
 from typing import Annotated, Any, NoReturn
 
@@ -23,6 +24,7 @@ from minitron_cli.cli import (
     env,
     evaluate,
     exit_codes,
+    help_page,
     home,
     importance,
     inspect,
@@ -38,6 +40,7 @@ from minitron_cli.cli import (
     signals,
     sparsify,
     study,
+    synonyms,
     teach,
     ticket,
     torchrun,
@@ -102,25 +105,29 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Command(TyperCommand):
-    """Command whose help shows a described default as `[default: 8]`, where Typer writes `[default: (8)]`.
+    """Command that understands other names of its options, and whose help shows every name whole.
 
     Its errors are Typer's without the words that pydantic puts before them.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = [(p.opts, p.metavar) for p in self.params if isinstance(p, TyperOption)]
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, synonyms.with_own_names(args, own))
         except typer.BadParameter as e:
             e.message = e.message.removeprefix("Value error, ")
             raise
+        except typer.TyperException as e:
+            if name := getattr(e, "option_name", None):  # there is no such option
+                vars(e)["possibilities"] = [*(vars(e)["possibilities"] or ()), *synonyms.close_to(name, own)]
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Move described defaults into the help texts, then write the help."""
-        for option in self.params:
-            if isinstance(option, TyperOption) and isinstance(option.show_default, str):
-                option.help = f"{option.help} [dim]\\[default: {option.show_default}][/dim]"
-                option.show_default = False
-        super().format_help(ctx, formatter)
+        """Write the help from copies of the options, as `help_page` shows them."""
+        page = copy(self)
+        page.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (self.help or "").split("\n\n"))
+        vars(page)["get_params"] = lambda _: [help_page.shown(option) for option in self.get_params(ctx)]
+        TyperCommand.format_help(page, ctx, formatter)
 
 
 class _Program(TyperGroup):

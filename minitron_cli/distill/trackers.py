@@ -3,6 +3,7 @@
 They keep logs of their own outside artifacts; the artifact's curves hold the same figures.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from minitron_cli.errors import RecipeError
 
 PACKAGES = {"comet_ml": "comet-ml"}
 """Packages whose names differ from their tracker's."""
+PROJECTS = {"trackio": "TRACKIO_PROJECT", "wandb": "WANDB_PROJECT"}
+"""Trackers that keep runs in projects, and the environment variable that names one."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -34,13 +37,18 @@ def check(names: Sequence[str]) -> None:
 
 @contextmanager
 def opened(
-    names: Sequence[str], directory: Path, run: str, settings: Mapping[str, Any]
+    names: Sequence[str], directory: Path, project: str, run: str, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """Function that logs one row of figures, among them `step`. Only the first process logs. RecipeError as `check`."""
+    """Function that logs one row of figures, among them `step`, of a run of a project.
+
+    Only the first process logs. RecipeError as `check`.
+    """
     check(names)
     with ExitStack() as stack:
         trackers = (
-            [_open(name, directory, run, settings, stack) for name in names] if process_rank.is_first_process() else []
+            [_open(_tracker(name, directory, project, run), settings, stack) for name in names]
+            if process_rank.is_first_process()
+            else []
         )
 
         def log(row: Mapping[str, float]) -> None:
@@ -51,13 +59,19 @@ def opened(
         yield log
 
 
-def _open(name: str, directory: Path, run: str, settings: Mapping[str, Any], stack: ExitStack) -> Any:
+def _tracker(name: str, directory: Path, project: str, run: str) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     kind = LOGGER_TYPE_TO_CLASS[name]
+    if name in PROJECTS:
+        return kind(os.environ.get(PROJECTS[name]) or project, name=run)
     if kind.requires_logging_directory:
         io.make_dirs(directory)
-    tracker = kind(run, logging_dir=directory) if kind.requires_logging_directory else kind(run)
+        return kind(f"{project}-{run}", logging_dir=directory)
+    return kind(f"{project}-{run}")
+
+
+def _open(tracker: Any, settings: Mapping[str, Any], stack: ExitStack) -> Any:
     tracker.start()
     stack.callback(stopping.deferred()(tracker.finish))
     tracker.store_init_configuration({name: value for name, value in settings.items() if _is_plain(value)})

@@ -169,7 +169,7 @@ def run_loop(
     """Train the student in place, write the curves, and return a result of `kind`. Trackers know the run by `name`."""
     root = context.workspace.root
     settings = config.model_dump(mode="json")
-    with trackers.opened(config.trackers, root / "trackers", f"{root.name}-{name}", settings) as log:
+    with trackers.opened(config.trackers, root / "trackers", root.name, name, settings) as log:
         result = train(
             models.student,
             models.teacher,

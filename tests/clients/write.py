@@ -78,7 +78,7 @@ def _cases(root: Path, model_type: str) -> list[dict[str, Any]]:
         except InputError as e:
             print(f"{model_type}, {name}: no such cut: {e}")
             continue
-        save_file(_expected(child.path), root / f"{name}.safetensors")
+        save_file(expected(child.path), root / f"{name}.safetensors")
         levels = {row["reader"]: row["level"] for row in child.summary["serving"]}
         cases.append(
             {
@@ -92,7 +92,8 @@ def _cases(root: Path, model_type: str) -> list[dict[str, Any]]:
     return cases
 
 
-def _expected(child: Path) -> dict[str, torch.Tensor]:
+def expected(child: Path) -> dict[str, torch.Tensor]:
+    """Random tokens, their logits, and the tokens that greedy generation adds to them."""
     model = hf.load_model(child)
     tokens_BT = torch.randint(1, 300, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     model.generation_config = GenerationConfig(pad_token_id=0)  # no token ends it

@@ -50,6 +50,7 @@ from minitron_cli.study import definition
 from minitron_cli.study.definition import StudyDefinition
 from minitron_cli.study.runner import Runner
 from tests.cli.program import invoke
+from tests.docs import examples
 from tests.docs.commands import SHELLS, commands, of_minitron, scripts
 from tests.docs.pages import PAGES, ROOT, code, name
 
@@ -196,6 +197,12 @@ def test_every_command_on_a_page_is_one(page: Path, read: Read) -> None:
 )
 def test_what_is_no_command_would_be_noticed(line: str, message: str, read: Read) -> None:
     assert message in read(shlex.split(line))
+
+
+@pytest.mark.parametrize("name", examples.calls())
+def test_every_command_of_an_example_is_one(name: str, read: Read) -> None:
+    wrong = {shlex.join(words): found for words in examples.calls()[name] if (found := read(words))}
+    assert not wrong
 
 
 def test_every_command_that_the_demo_ends_with_is_one(read: Read) -> None:

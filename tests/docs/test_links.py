@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from tests.docs.pages import PAGES, ROOT, anchors, links, name
 
 INDEX = ROOT / "docs" / "README.md"
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
+GUIDES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
 IN_GROUPS = [ROOT / "docs" / "reference", ROOT / "docs" / "results"]  # of which the index lists the directory
 
 

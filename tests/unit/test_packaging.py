@@ -115,4 +115,12 @@ def test_no_release_with_a_known_vulnerability_is_accepted(name: str, vulnerable
 def test_a_source_distribution_holds_what_its_tests_read() -> None:
     targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
     read = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "constraints.txt"}
-    assert read | {".github", ".pre-commit-config.yaml", "docs", "tests"} <= set(targets["sdist"]["include"])
+    assert read | {
+        ".github",
+        ".pre-commit-config.yaml",
+        "docs",
+        "tests",
+        "examples",
+        "Dockerfile",
+        ".dockerignore",
+    } <= set(targets["sdist"]["include"])
