@@ -8,7 +8,7 @@ from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
 from minitron_cli.figures import Estimate, Figure
 from minitron_cli.report.view import Cell, Line, Lines, Plot, Table
-from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow
+from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow, TransferResult
 
 LOSS = HELD_OUT["loss"]
 LEFT = Figure("weights left", style="share")
@@ -27,8 +27,9 @@ COLUMNS = (
 
 def tables(found: TicketResult) -> Iterator[Table]:
     """Every arm after every round, means over seeds with 95 % intervals."""
+    where = " found on another text," if isinstance(found, TransferResult) else ""
     title = (
-        f"Tickets rewound to {found.rewind}, scope {found.scope}, {found.steps:,} steps each, {found.seeds} "
+        f"Tickets{where} rewound to {found.rewind}, scope {found.scope}, {found.steps:,} steps each, {found.seeds} "
         f"seed{'s' * (found.seeds != 1)}; distances are those moved in the training before the round (RMS)"
     )
     yield Table(title, COLUMNS, tuple(_row(found, arm, number) for arm, number in _groups(found)))
@@ -45,7 +46,7 @@ def _row(found: TicketResult, arm: str, number: int) -> tuple[Cell, ...]:
     rows, dense = found.of(arm, number), {row.seed: row.loss for row in found.of("ticket", 0)}
     above = [row.loss - dense[row.seed] for row in rows]
     return (
-        arm if number else "dense",
+        name_of(found, arm) if number else "dense",
         number,
         statistics.mean(row.density for row in rows),
         interval([row.loss for row in rows]),
@@ -55,6 +56,11 @@ def _row(found: TicketResult, arm: str, number: int) -> tuple[Cell, ...]:
         _mean([row.moved_kept for row in rows]),
         _mean([row.moved_lost for row in rows]),
     )
+
+
+def name_of(found: TicketResult, arm: str) -> str:
+    """Name of an arm in tables and plots."""
+    return "own ticket" if arm == "ticket" and isinstance(found, TransferResult) else arm
 
 
 def interval(values: Sequence[float]) -> Estimate:
@@ -106,7 +112,9 @@ def plots(found: TicketResult) -> list[Plot]:
     lines = tuple(Line(_curve(found, arm), i) for i, arm in enumerate(arms))
     dense = statistics.mean(row.loss for row in found.of("ticket", 0))
     caption = "Held-out loss after each round; the dashed line is the dense model's"
-    return [Plot("tickets", Lines(lines, LEFT, LOSS, dense), caption, tuple(enumerate(arms)))]
+    return [
+        Plot("tickets", Lines(lines, LEFT, LOSS, dense), caption, tuple(enumerate(name_of(found, arm) for arm in arms)))
+    ]
 
 
 def _curve(found: TicketResult, arm: str) -> list[tuple[float, float]]:

@@ -26,7 +26,7 @@ from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
 from minitron_cli.results.ticket import SupermaskResult, SupermaskRow
 from minitron_cli.sparse.mask_file import MASKS
 from minitron_cli.sparse.parameter_masks import ParameterMasks
-from minitron_cli.stages.ticket import OTHER_SEED, Tickets, fitted, texts
+from minitron_cli.stages.ticket_rounds import OTHER_SEED, Tickets, fitted, texts
 from minitron_cli.ticket import masks, popup, supermask
 from minitron_cli.ticket.config import SupermaskConfig, TicketConfig
 from minitron_cli.ticket.masks import Masks

@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minitron_cli.choices import MaskCriterion, TicketControl, TicketScope, TicketStart
+from minitron_cli.choices import MaskCriterion, TicketControl, TicketScope, TicketStart, TransferControl
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses import KDLoss
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.spec import Quantity, Spec
 
-Arm = Literal["ticket"] | TicketControl
+Arm = Literal["ticket", "transferred"] | TicketControl
 
 
 class TicketTraining(DistillConfig):
@@ -90,6 +90,19 @@ class TicketConfig(Spec):
         return self
 
 
+class TransferConfig(Spec):
+    """Trainings of tickets that were found on another text (Morcos et al. 2019)."""
+
+    section: ClassVar[str] = "ticket"
+
+    controls: tuple[TransferControl, ...] = ()
+    """Controls at each sparsity. reinit: the ticket's mask on other random weights. shuffled: the mask permuted within
+    each matrix. random_mask: a random mask of the same density over all matrices together. own: tickets that are found
+    on this text, by as many rounds from the same weights."""
+    training: TicketTraining = TicketTraining()
+    """Every training."""
+
+
 class SupermaskConfig(Spec):
     """Masks of weights that are never trained (Zhou et al. 2019; Ramanujan et al. 2020)."""
 
@@ -130,7 +143,7 @@ class RoundConfig(Spec):
     """One training of one arm."""
 
     arm: Arm
-    """The ticket, or which control."""
+    """The ticket, one that was found on another text, or which control."""
     round: int
     """Rounds of pruning before this training; 0 for the dense one."""
     rate: float

@@ -10,6 +10,7 @@ from minitron_cli import api
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import tables
+from minitron_cli.distill import training_run
 from minitron_cli.distill.trainer import train
 from minitron_cli.errors import DryRunStop, Interrupted, RecipeError
 from minitron_cli.inputs.source_model import open_source_model
@@ -62,14 +63,14 @@ def start_of(root, step):
 @contextmanager
 def begun():
     """Label of each training -> the weights with which it begins, by their stored names."""
-    seen, real = {}, ticket.training_run.run_loop
+    seen, real = {}, training_run.run_loop
 
     def loop(here, work, models, *rest, name, kind):
         seen[name] = {key: p.detach().clone() for key, p in models.student.named_parameters()}
         return real(here, work, models, *rest, name=name, kind=kind)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ticket.training_run, "run_loop", loop)
+        patch.setattr(training_run, "run_loop", loop)
         yield seen
 
 
@@ -190,7 +191,7 @@ def test_more_rounds_reuse_those_that_are_there(place, study, tmp_path):
 def test_a_kill_in_any_training_changes_no_byte(place, study, tmp_path, monkeypatch):
     root, _, _ = study
     kills = set()
-    saved = ticket.training_run.train
+    saved = training_run.train
 
     def stopped(*arguments, **options):
         scratch = arguments[5]
@@ -200,7 +201,7 @@ def test_a_kill_in_any_training_changes_no_byte(place, study, tmp_path, monkeypa
             raise Interrupted("stopped")
         return saved(*arguments, **options)
 
-    monkeypatch.setattr(ticket.training_run, "train", stopped)
+    monkeypatch.setattr(training_run, "train", stopped)
     for _ in range(3):
         with pytest.raises(Interrupted):
             made(place, tmp_path, rewind="step:2")
