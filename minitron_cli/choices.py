@@ -36,7 +36,7 @@ MaskCriterion = Literal["large_final", "large_final_same_sign", "magnitude_incre
 
 TicketControl = Literal["reinit", "shuffled", "random_mask"]
 TransferControl = Literal["reinit", "shuffled", "random_mask", "own"]
-TicketScope = Literal["global", "layer"]
+TicketScope = Literal["global", "layer", "layer_half_last"]
 TicketStart = Literal["random", "model"]
 """Controls of a ticket and of one that was found on another text, where the smallest weights are chosen, and what a
 ticket starts from (`ticket.config`)."""

@@ -26,9 +26,13 @@ from minitron_cli.landscape.plane import Plane
 from minitron_cli.landscape.plane import shares as plane_shares
 from minitron_cli.landscape.volume import ENOUGH_DIRECTIONS, Volume, require_same_dimension
 from minitron_cli.model.taps import layer_module
+from minitron_cli.price import landscape as work_of
+from minitron_cli.price import subject
+from minitron_cli.price.offer import offered
 from minitron_cli.report import landscape as report
 from minitron_cli.report import plots
 from minitron_cli.results.landscape import LandscapeResult, LineLosses, ModelLandscape, PlaneLosses
+from minitron_cli.results.price import Price
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 
 if TYPE_CHECKING:
@@ -64,6 +68,7 @@ def run(
         inputs={**fingerprints, "validation": blocks.fingerprint},
         build=measuring.build,
         forecast=measuring.forecast,
+        price=measuring.price,
     )
     given = {model.fingerprint: model.name for model in models.values()}
     context.record({**given, blocks.fingerprint: data.model_dump(mode="json")})
@@ -111,14 +116,13 @@ class _Measuring:
 
     def forecast(self) -> dict[str, Any]:
         """What a dry run says of the work."""
-        blocks = min(self.config.blocks, len(self.blocks))
-        tokens = blocks * self.blocks.sequence_length
-        return {
-            "models": len(self.models),
-            "directions": self.config.directions,
-            "tokens per evaluation": tokens,
-            "evaluations": f"about {6 * self.config.directions * len(self.models):,}",
-        }
+        return {"models": len(self.models), "directions": self.config.directions}
+
+    def price(self) -> Price:
+        """What the work is going to take."""
+        models = [subject.of_source(model) for model in self.models.values()]
+        length = self.blocks.sequence_length
+        return offered(self.context, STAGE, work_of.work(models, self.config, length, len(self.blocks)))
 
     def build(self, work: StageBuild) -> LandscapeResult:
         found, radii, dimensions, tokens = dict[str, ModelLandscape](), dict[str, list[float]](), dict[str, int](), 0

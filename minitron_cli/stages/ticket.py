@@ -3,8 +3,8 @@
 Every training is an artifact (`ticket_rounds`): more rounds, seeds or controls reuse all that is there.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,18 +12,19 @@ from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.errors import DryRunStop, RecipeError
+from minitron_cli.errors import RecipeError
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.report import plots
 from minitron_cli.report import ticket as report
+from minitron_cli.report.page import render
 from minitron_cli.results.ticket import TicketResult, TicketRow
 from minitron_cli.results.training import read_curves
 from minitron_cli.spec import Spec
-from minitron_cli.stages.ticket_rounds import Round, Tickets, fitted, texts
+from minitron_cli.stages.ticket_rounds import Pricing, Round, Tickets, collected, fitted, texts
 from minitron_cli.ticket.config import TicketConfig
 
-STAGE, VERSION = "ticket", 1
-PLOT = "tickets.svg"
+STAGE, VERSION = "ticket", 2
+PLOT, PAGE = "tickets.svg", "tickets.html"
 T = TypeVar("T", bound=TicketResult)
 
 
@@ -37,21 +38,13 @@ def run(context: Context, model: SourceModel, data: DataConfig, config: TicketCo
     steps = config.training.total_steps(train_blocks.sequence_length)
     if (config.rewind_step or 0) > steps:
         raise RecipeError(f"ticket.rewind {config.rewind} is after the last of {steps:,} steps: lower it")
-    tickets = Tickets(replace(context, is_between=True), model, train_blocks, held_out, config)
     total = config.seeds * (1 + config.rounds * (1 + len(config.controls)))
+    pricing = Pricing(context, model, config.training, train_blocks, held_out, total)
+    tickets = Tickets(replace(context, is_between=True), model, train_blocks, held_out, config, pricing)
     seeds = range(config.seed, config.seed + config.seeds)
-    rounds = collected((tickets.rounds(seed) for seed in seeds), total, steps)
+    rounds = collected(chain.from_iterable(map(tickets.rounds, seeds)), pricing)
     result = table(TicketResult, config, config.rewind, steps, rounds, context.workspace.root)
     return written(context, STAGE, config, rounds, result)
-
-
-def collected(rounds: Iterable[Iterator[Round]], total: int, steps: int) -> list[Round]:
-    """All trainings. DryRunStop says how many there are in all, and of how many steps."""
-    try:
-        return [one for some in rounds for one in some]
-    except DryRunStop as stop:
-        forecast = {"trainings": total, "steps of each": steps}
-        raise DryRunStop(stop.stage, stop.path, stop.changed, forecast, stop.price) from None
 
 
 def written(context: Context, stage: str, config: Spec, rounds: list[Round], found: TicketResult) -> Artifact:
@@ -59,6 +52,7 @@ def written(context: Context, stage: str, config: Spec, rounds: list[Round], fou
 
     def build(work: StageBuild) -> TicketResult:
         io.write_new(work.path / PLOT, plots.sheet(report.plots(found)).encode())
+        io.write_new(work.path / PAGE, render(report.view(found)).encode())
         return found
 
     return produce(

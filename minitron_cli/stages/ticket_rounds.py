@@ -4,9 +4,11 @@ Round 0 is the dense training from w_0. Round r prunes the smallest weights of t
 returns the others to w_k and trains them as long as the dense model, from the first step of the schedule on.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
@@ -15,9 +17,15 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.trainer import train
-from minitron_cli.errors import DataError
+from minitron_cli.errors import DataError, DryRunStop
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.price import estimate, subject
+from minitron_cli.price import training as training_work
+from minitron_cli.price.estimate import Place
+from minitron_cli.price.offer import compute_dtype, offered
+from minitron_cli.price.work import Work
+from minitron_cli.results.price import Price
 from minitron_cli.results.ticket import RoundResult, StartResult
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.sparse.mask_file import MASKS, MaskFile
@@ -28,6 +36,7 @@ from minitron_cli.ticket.masks import Masks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
 START, ROUND, VERSION = "ticket_start", "ticket_round", 1
 OTHER_SEED = 10_000
 """Added to a repetition's seed for the weights of `reinit` and the draws of the random masks."""
@@ -45,6 +54,58 @@ def fitted(training: TicketTraining, blocks: Blocks) -> TicketTraining:
     """Settings whose batch and warm-up fit the text."""
     training_run.check(training)
     return short_runs.fit(training, blocks.sequence_length, len(blocks))
+
+
+@dataclass
+class Pricing:
+    """Price of trainings of one kind: of all that are left, said before the first of them, and of each."""
+
+    context: Context
+    model: SourceModel
+    training: TicketTraining
+    blocks: Blocks
+    held_out: Blocks
+    left: int
+    """Trainings that are neither made nor found."""
+    is_said: bool = False
+
+    def of_next(self) -> Price:
+        """Price of the next training."""
+        if not self.is_said:
+            self.is_said = True
+            self.of_all()
+        return self._one
+
+    def of_all(self) -> Price:
+        """Price of all that are left. EnvironmentFault if one of them cannot fit into memory."""
+        return offered(self.context, TicketConfig.section, self._work.repeated(self.left, "trainings"))
+
+    @cached_property
+    def _one(self) -> Price:
+        return estimate.price(self._work, Place(self.context.device, self.context.workspace.root))
+
+    @cached_property
+    def _work(self) -> Work:
+        shape, shapes = self.model.shape, self.model.shape.tensors()
+        return training_work.work(
+            subject.of_source(self.model, "float32"),
+            None,
+            self.training,
+            self.blocks.sequence_length,
+            len(self.held_out),
+            compute_dtype=compute_dtype(self.training, self.context.device),
+            masked=sum(math.prod(shapes[name]) for name in ticket_masks.prunable(shape)),
+        )
+
+
+def collected(made: Iterable[T], pricing: Pricing) -> list[T]:
+    """All of what trainings make. DryRunStop says how many are left, of how many steps, and what they take."""
+    try:
+        return list(made)
+    except DryRunStop as stop:
+        steps = pricing.training.total_steps(pricing.blocks.sequence_length)
+        forecast = {"trainings": pricing.left, "steps of each": steps}
+        raise DryRunStop(stop.stage, stop.path, stop.changed, forecast, pricing.of_all()) from None
 
 
 @dataclass(frozen=True)
@@ -82,6 +143,7 @@ class Tickets:
     train_blocks: Blocks
     held_out: Blocks
     config: TicketConfig
+    pricing: Pricing
 
     def rounds(self, seed: int) -> Iterator[Round]:
         """The dense training, then every round's ticket and its controls."""
@@ -160,7 +222,8 @@ class Tickets:
         trained, config = before.source.checkpoint.read, self._config("ticket", number, training)
 
         def make() -> Masks:
-            return ticket_masks.by_magnitude(trained, before.masks, config.lost_share, config.scope)
+            last = dict.fromkeys(ticket_masks.last_layer(start.shape), config.last_lost_share)
+            return ticket_masks.by_magnitude(trained, before.masks, config.lost_share, config.scope, last)
 
         def moved(kept: Masks) -> dict[str, float | None]:
             had = before.masks
@@ -226,7 +289,9 @@ class Tickets:
             inputs={"start": start.fingerprint, **inputs, **self._texts},
             build=build,
             label=label,
+            price=self.pricing.of_next,
         )
+        self.pricing.left -= 1
         return Round(made, training.seed, made.result(RoundResult))
 
 

@@ -6,7 +6,7 @@ new text begin with the same weights, but for `reinit`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from minitron_cli.artifacts.artifact import Artifact
@@ -17,7 +17,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.results.ticket import StartResult, TicketResult, TransferResult
 from minitron_cli.stages import ticket
-from minitron_cli.stages.ticket_rounds import ROUND, START, Round, Tickets, fitted, texts
+from minitron_cli.stages.ticket_rounds import ROUND, START, Pricing, Round, Tickets, collected, fitted, texts
 from minitron_cli.ticket.config import RoundConfig, TicketConfig, TransferConfig
 
 STAGE = "transfer"
@@ -34,10 +34,11 @@ def run(context: Context, directories: Sequence[Path], data: DataConfig, config:
     train_blocks, held_out = texts(context, found[0].start, data)
     config = config.model_copy(update={"training": fitted(config.training, train_blocks)})
     steps = config.training.total_steps(train_blocks.sequence_length)
-    transfers = _Transfers(replace(context, is_between=True), train_blocks, held_out, config)
     by_seed = {seed: list(some) for seed, some in groupby(found, key=lambda one: one.seed)}
-    total = sum(transfers.count(some) for some in by_seed.values())
-    rounds = ticket.collected(map(transfers.rounds, by_seed.values()), total, steps)
+    total = sum(_trainings(some, config) for some in by_seed.values())
+    pricing = Pricing(context, found[0].start, config.training, train_blocks, held_out, total)
+    transfers = _Transfers(replace(context, is_between=True), train_blocks, held_out, config, pricing)
+    rounds = collected(chain.from_iterable(map(transfers.rounds, by_seed.values())), pricing)
     result = ticket.table(TransferResult, found[0].settings, found[0].rewind, steps, rounds, context.workspace.root)
     return ticket.written(context, STAGE, config, rounds, result)
 
@@ -108,6 +109,12 @@ def _require_alike(found: Sequence[FoundTicket]) -> None:
         raise InputError("--mask: two tickets of one round and seed: give each ticket once")
 
 
+def _trainings(found: Sequence[FoundTicket], config: TransferConfig) -> int:
+    """Number of trainings for the tickets of one seed."""
+    others = len(set(config.controls) - {"own"})
+    return 1 + len(found) * (1 + others) + found[-1].number * ("own" in config.controls)
+
+
 @dataclass(frozen=True)
 class _Transfers:
     """The trainings on the new text."""
@@ -116,6 +123,7 @@ class _Transfers:
     train_blocks: Blocks
     held_out: Blocks
     config: TransferConfig
+    pricing: Pricing
 
     def rounds(self, found: Sequence[FoundTicket]) -> Iterator[Round]:
         """The dense training, then every ticket of one seed with its controls."""
@@ -130,11 +138,6 @@ class _Transfers:
         if "own" in self.config.controls:
             yield from (one for _, one in tickets.pruned(start, dense, start))
 
-    def count(self, found: Sequence[FoundTicket]) -> int:
-        """Number of trainings for the tickets of one seed."""
-        others = len(set(self.config.controls) - {"own"})
-        return 1 + len(found) * (1 + others) + found[-1].number * ("own" in self.config.controls)
-
     def _tickets(self, found: Sequence[FoundTicket]) -> Tickets:
         config = found[0].settings.model_copy(update={"rounds": found[-1].number, "training": self.config.training})
-        return Tickets(self.context, found[0].start, self.train_blocks, self.held_out, config)
+        return Tickets(self.context, found[0].start, self.train_blocks, self.held_out, config, self.pricing)

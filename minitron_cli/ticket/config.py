@@ -63,7 +63,8 @@ class TicketConfig(Spec):
     """Weights that the survivors return to: init, the initial ones; step:K, those after K steps of the dense training
     (late resetting, which larger models need); none, they stay as they are trained."""
     scope: TicketScope = "global"
-    """Whether the smallest weights are chosen among those of all matrices, or in each matrix alike."""
+    """Whether the smallest weights are chosen among those of all matrices, or in each matrix alike. layer_half_last: in
+    each matrix, and in those of the last decoder layer at half of the rate."""
     start: TicketStart = "random"
     """Initial weights: random ones in the model's shape, or the model's own."""
     controls: tuple[TicketControl, ...] = ()
@@ -157,3 +158,9 @@ class RoundConfig(Spec):
     def lost_share(self) -> Fraction:
         """Share of the weights that are pruned after this round: 1 - (1 - rate)^round, exactly."""
         return 1 - (1 - Fraction(str(self.rate))) ** self.round
+
+    @property
+    def last_lost_share(self) -> Fraction:
+        """The same of the last decoder layer's weights: 1 - (1 - rate / 2)^round with `layer_half_last`."""
+        half = Fraction(str(self.rate)) / 2
+        return 1 - (1 - half) ** self.round if self.scope == "layer_half_last" else self.lost_share
