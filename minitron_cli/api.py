@@ -9,7 +9,7 @@ Every function returns an artifact: `artifact.path` is its directory, `artifact.
 An artifact that exists for the same settings and inputs is returned without work; a killed call resumes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,7 +29,7 @@ from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
-from minitron_cli.ticket.config import SupermaskConfig, TicketConfig
+from minitron_cli.ticket.config import SupermaskConfig, TicketConfig, TransferConfig
 
 if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
@@ -52,6 +52,7 @@ __all__ = [
     "supermasks",
     "teach",
     "tickets",
+    "transfer",
     "verify",
     "workspace",
 ]
@@ -232,6 +233,23 @@ def tickets(context: Context, model: "Model", data: DataConfig, config: TicketCo
     from minitron_cli.stages import ticket as stage
 
     return stage.run(context, _opened(context, model), data, config or TicketConfig())
+
+
+def transfer(
+    context: Context,
+    tickets: "str | Path | Artifact | Sequence[str | Path | Artifact]",
+    data: DataConfig,
+    config: TransferConfig | None = None,
+) -> Artifact:
+    """Train tickets that were found on another text, and their controls (TransferResult).
+
+    `tickets`: what `tickets` returns, or directories of some of its rounds.
+    """
+    from minitron_cli.stages import transfer as stage
+
+    given = [tickets] if isinstance(tickets, str | Path | Artifact) else tickets
+    directories = [one.path if isinstance(one, Artifact) else Path(one) for one in given]
+    return stage.run(context, directories, data, config or TransferConfig())
 
 
 def supermasks(context: Context, model: "Model", data: DataConfig, config: SupermaskConfig | None = None) -> Artifact:

@@ -38,6 +38,8 @@ MaskCriterion = Literal["large_final", "large_final_same_sign", "magnitude_incre
 """Criteria by which weights that are never trained are kept (`ticket.supermask`, `ticket.popup`)."""
 
 TicketControl = Literal["reinit", "shuffled", "random_mask"]
-TicketScope = Literal["global", "layer"]
+TransferControl = Literal["reinit", "shuffled", "random_mask", "own"]
+TicketScope = Literal["global", "layer", "layer_half_last"]
 TicketStart = Literal["random", "model"]
-"""Controls of a ticket, where its smallest weights are chosen, and what it starts from (`ticket.config`)."""
+"""Controls of a ticket and of one that was found on another text, where the smallest weights are chosen, and what a
+ticket starts from (`ticket.config`)."""

@@ -3,8 +3,9 @@
     python scripts/ticket_study.py            # text: source of the Python standard library
     python scripts/ticket_study.py --quick --text a.txt --output /tmp/pages
 
-Writes tickets.md and landscape.md. Every training and every measurement is an artifact in RUNS_DIR/ticket-study, so an
-interrupted study continues when it is started again.
+Writes tickets.md and landscape.md. Tickets are found on Python source, or on the files of --text, and those that were
+rewound to the initial weights are trained again on English prose. Every training and every measurement is an artifact
+in RUNS_DIR/ticket-study, so an interrupted study continues when it is started again.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.data.sources import DataConfig, PythonStdlib, TextFiles
+from minitron_cli.data.sources import DataConfig, PythonHelp, PythonStdlib, TextFiles
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.figures import Figure
@@ -26,11 +27,11 @@ from minitron_cli.report import markdown
 from minitron_cli.report.ticket import interval, supermask_table, tables
 from minitron_cli.report.view import Cell, Table
 from minitron_cli.results.landscape import LandscapeResult, ModelLandscape
-from minitron_cli.results.ticket import SupermaskResult, TicketResult
-from minitron_cli.stages import landscape, supermask, teacher, ticket
+from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow, TransferResult
+from minitron_cli.stages import landscape, supermask, teacher, ticket, transfer
 from minitron_cli.stages.teacher import TeacherConfig
 from minitron_cli.study.comparison import Paired
-from minitron_cli.ticket.config import SupermaskConfig, TicketConfig, TicketTraining
+from minitron_cli.ticket.config import SupermaskConfig, TicketConfig, TicketTraining, TransferConfig
 
 CONTROLS = ("reinit", "shuffled", "random_mask")
 DIFFERENCE = Figure("difference", "nats/token", style="fixed", is_change=True)
@@ -50,6 +51,10 @@ class Size:
     seeds: int
     directions: int
     length: int
+    transferred: tuple[int, ...]
+    """Rounds whose tickets are trained on another text."""
+    transfer_steps: int
+    """Steps of each of these trainings: four passes through a text that is small."""
 
     @property
     def middle(self) -> int:
@@ -57,8 +62,32 @@ class Size:
         return (self.rounds + 1) // 2
 
 
-WHOLE = Size(hidden=96, layers=4, vocab=1024, steps=300, step=15, rounds=4, seeds=3, directions=20, length=128)
-QUICK = Size(hidden=32, layers=1, vocab=300, steps=30, step=2, rounds=1, seeds=2, directions=2, length=32)
+WHOLE = Size(
+    hidden=96,
+    layers=4,
+    vocab=1024,
+    steps=300,
+    step=15,
+    rounds=4,
+    seeds=3,
+    directions=20,
+    length=128,
+    transferred=(2, 4),
+    transfer_steps=120,
+)
+QUICK = Size(
+    hidden=32,
+    layers=1,
+    vocab=300,
+    steps=30,
+    step=2,
+    rounds=1,
+    seeds=2,
+    directions=2,
+    length=32,
+    transferred=(1,),
+    transfer_steps=20,
+)
 RATE = 0.5  # so that four rounds leave a sixteenth
 
 
@@ -88,8 +117,11 @@ class TicketStudy:
 
     @property
     def training(self) -> TicketTraining:
-        """Every training."""
-        steps = self.size.steps
+        """Every training on the text that tickets are found on."""
+        return self.training_of(self.size.steps)
+
+    def training_of(self, steps: int) -> TicketTraining:
+        """A training of so many steps."""
         return TicketTraining(steps=steps, eval_every=max(10, steps // 20), warmup_steps=steps // 10)
 
     def supermasks(self, *, signed_constant: bool) -> SupermaskResult:
@@ -121,6 +153,19 @@ class TicketStudy:
         """Tickets rewound to an early step, with those controls that this changes."""
         return self.tickets(f"step:{self.size.step}", ("shuffled",)).result(TicketResult)
 
+    @cached_property
+    def moved(self) -> TransferResult:
+        """Tickets rewound to the initial weights on English prose, with all controls."""
+        size, root = self.size, self.context.workspace.root
+        paths = [root / row.path for number in size.transferred for row in self.early.of("ticket", number)]
+        prose = DataConfig(
+            sources=(PythonHelp(split="train"),),
+            validation=(PythonHelp(split="validation"),),
+            sequence_length=size.length,
+        )
+        config = TransferConfig(controls=CONTROLS, training=self.training_of(size.transfer_steps))
+        return transfer.run(self.context, paths, prose, config).result(TransferResult)
+
     def around(self, paths: dict[str, str]) -> LandscapeResult:
         """Radii in units of the rows' sizes, sharpness and lines of models, by label."""
         models = {label: open_source_model(self.context.workspace.root / path) for label, path in paths.items()}
@@ -147,6 +192,7 @@ def tickets_page(study: TicketStudy, command: str) -> Iterator[str]:
         "weights minus late resetting: mean and 95 % interval (Student's t). Above 0 is as expected."
     )
     yield markdown.table(_differences(study))
+    yield from _transfer(study)
     yield "## Supermasks"
     yield (
         "Expected (Zhou et al. 2019; Ramanujan et al. 2020): learned scores are lowest, then masks by final weights of "
@@ -157,18 +203,45 @@ def tickets_page(study: TicketStudy, command: str) -> Iterator[str]:
     yield from markdown.tables([supermask_table(one) for one in masks])
 
 
+def _transfer(study: TicketStudy) -> Iterator[str]:
+    yield "## Transfer to prose"
+    yield (
+        "The tickets that were rewound to the initial weights, with their masks, on the English of Python's help "
+        f"({study.size.transfer_steps:,} steps of 16 blocks). Expected (Morcos et al. 2019): a ticket of another text "
+        "is no worse than controls of its sparsity."
+    )
+    yield from markdown.tables(list(tables(study.moved)))
+    pairs = [(arm, "transferred", number) for number in study.size.transferred for arm in CONTROLS]
+    yield markdown.table(Table("", COMPARED, [_difference(study.moved, *pair) for pair in pairs]))
+
+
+def _difference(found: TicketResult, higher: str, lower: str, number: int) -> tuple[Cell, ...]:
+    return _paired(higher, lower, found.of(higher, number), found.of(lower, number))
+
+
 def _differences(study: TicketStudy) -> Table:
-    columns = (Figure("expected higher"), Figure("expected lower"), Figure("weights left", style="share"), DIFFERENCE)
     rows = []
     for number in range(1, study.size.rounds + 1):
         early, late = study.early.of("ticket", number), study.late.of("ticket", number)
-        pairs = {f"{arm} (init)": (study.early.of(arm, number), "ticket (init)", early) for arm in CONTROLS}
-        pairs["shuffled (late)"] = (study.late.of("shuffled", number), "ticket (late)", late)
-        pairs["ticket (init)"] = (early, "ticket (late)", late)
-        for higher, (above, lower, below) in pairs.items():
-            pair = Paired(tuple(a.loss - b.loss for a, b in zip(above, below, strict=True)))
-            rows.append((higher, lower, early[0].density, interval(pair.differences), _expected(pair)))
-    return Table("", (*columns, Figure("as expected")), rows)
+        rows += [_paired(f"{arm} (init)", "ticket (init)", study.early.of(arm, number), early) for arm in CONTROLS]
+        rows.append(_paired("shuffled (late)", "ticket (late)", study.late.of("shuffled", number), late))
+        rows.append(_paired("ticket (init)", "ticket (late)", early, late))
+    return Table("", COMPARED, rows)
+
+
+COMPARED = (
+    Figure("expected higher"),
+    Figure("expected lower"),
+    Figure("weights left", style="share"),
+    DIFFERENCE,
+    Figure("as expected"),
+)
+
+
+def _paired(higher: str, lower: str, above: Sequence[TicketRow], below: Sequence[TicketRow]) -> tuple[Cell, ...]:
+    """Held-out losses of two arms, compared seed by seed."""
+    pair = Paired(tuple(a.loss - b.loss for a, b in zip(above, below, strict=True)))
+    return (higher, lower, below[0].density, interval(pair.differences), _expected(pair))
 
 
 def _expected(pair: Paired) -> str:

@@ -37,6 +37,15 @@ def landscape(
         Subspace | None,
         Option(help="Weights that are moved: all, or those of the last decoder layer.", show_default="all"),
     ] = None,
+    plane: Annotated[
+        int | None,
+        Option(
+            min=2,
+            help="Measure the loss on the plane through the first three models, with this many points from one to the "
+            "next.",
+            show_default="no plane",
+        ),
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Measure the loss around models of one shape, and on the line from the first to each other one.
@@ -56,6 +65,7 @@ def landscape(
         ("blocks",): blocks,
         ("scale",): scale,
         ("subspace",): subspace,
+        ("plane",): plane,
         ("seed",): seed,
     }
     models, changes = sessions.split(words or ())

@@ -104,8 +104,8 @@ class DataOptions:
     data: Annotated[
         list[str] | None,
         Option(
-            help="A file or pattern (.txt .jsonl .parquet ...), hub:NAME, ids:PATTERN (token ids) or python_stdlib. "
-            "Repeat for several.",
+            help="A file or pattern (.txt .jsonl .parquet ...), hub:NAME, ids:PATTERN (token ids), python_stdlib or "
+            "python_help. Repeat for several.",
             rich_help_panel=TEXT,
         ),
     ] = None

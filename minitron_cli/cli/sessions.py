@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
 
 CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+BUILT_IN = ("python_stdlib", "python_help")  # kinds of text that need no path
 NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
 SAID = {"evaluate": "eval", "data": "data inspect"}  # the section of a verb whose name is another
@@ -61,7 +62,7 @@ class Session:
 
     def data(self) -> DataConfig:
         if not self.names_data:
-            raise InputError("no data given: add --data with a file, hub:NAME or python_stdlib")
+            raise InputError("no data given: add --data with a file, hub:NAME, python_stdlib or python_help")
         return yaml_document.check(DataConfig, self.requested, ("data",))
 
     def section(self, kind: type[AnySpec], name: str) -> AnySpec:
@@ -188,7 +189,7 @@ def _source(given: str, text: DataOptions, *, held_out: bool = False) -> dict[st
     column = {"column": text.column} if text.column else {}
     options = column | ({"format": text.format} if text.format else {})
     kind, colon, name = given.partition(":")
-    if given == "python_stdlib":
+    if given in BUILT_IN:
         return {"kind": given, "split": "validation" if held_out else "train"}
     if kind == "hub" and colon:
         return {"kind": "hub", "name": name} | options

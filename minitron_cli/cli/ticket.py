@@ -6,8 +6,11 @@ from typer import Option
 
 from minitron_cli.choices import TicketScope, TicketStart
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Seed
+from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minitron_cli.yaml_document import KeyPath
 
 HELP = "Find sparse networks that train as well as the whole one (lottery tickets)."
@@ -50,12 +53,21 @@ def train(
         Option(help="Choose the smallest weights of all matrices, or of each alike.", show_default="global"),
     ] = None,
     start: Start = None,
+    mask: Annotated[
+        list[str] | None,
+        Option(
+            metavar="DIR",
+            help="Train tickets that were found on another text, instead of finding some: a result of this command, or "
+            "a round of it. Repeat for several.",
+        ),
+    ] = None,
     control: Annotated[
         list[str] | None,
         Option(
-            metavar="reinit|shuffled|random_mask",
+            metavar="reinit|shuffled|random_mask|own",
             help="Train a control at each sparsity, too: reinit, the mask on other random weights; shuffled, the mask "
-            "permuted within each matrix; random_mask, a random mask of the same density. Repeat for several.",
+            "permuted within each matrix; random_mask, a random mask of the same density; own, with --mask, tickets of "
+            "this text. Repeat for several.",
         ),
     ] = None,
     seeds: Seeds = None,
@@ -72,10 +84,16 @@ def train(
     Iterative magnitude pruning with rewinding. Every training is an artifact: a killed run goes on in the training
     where it was, and one with more rounds, seeds or controls reuses those that are there.
 
+    With --mask, tickets that were found on another text are trained on this one, from the weights that they were
+    rewound to.
+
     For example: minitron ticket train demo-teacher --data 'corpus/*.jsonl' --tokens 2M --rewind step:50
     """
     from minitron_cli.cli import printing, sessions
 
+    if mask:
+        of_ticket = {"--rounds": rounds, "--rate": rate, "--rewind": rewind, "--scope": scope, "--start": start}
+        _require_none({**of_ticket, "--seeds": seeds, "--seed": seed, "MODEL": sessions.split(words or ())[0] or None})
     flags: dict[KeyPath, Any] = {
         ("rounds",): rounds,
         ("rate",): rate,
@@ -89,11 +107,23 @@ def train(
     }
     with sessions.opened(how, "ticket", words, text=text, flags=flags) as session:
         from minitron_cli import api
-        from minitron_cli.ticket.config import TicketConfig
+        from minitron_cli.ticket.config import TicketConfig, TransferConfig
 
-        config = session.section(TicketConfig, "ticket")
-        artifact = api.tickets(session.context, session.parent(), session.data(), config)
+        if mask:
+            settings = session.section(TransferConfig, "ticket")
+            artifact = api.transfer(session.context, mask, session.data(), settings)
+        else:
+            config = session.section(TicketConfig, "ticket")
+            artifact = api.tickets(session.context, session.parent(), session.data(), config)
     printing.artifact(artifact, how)
+
+
+def _require_none(given: "Mapping[str, Any]") -> None:
+    """InputError for options that tickets of --mask decide."""
+    if named := [name for name, value in given.items() if value is not None]:
+        raise InputError(
+            f"{', '.join(named)}: the tickets of --mask say this: leave {'it' if len(named) == 1 else 'them'} out"
+        )
 
 
 def supermask(

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from minitron_cli import canonical_json
 from minitron_cli.choices import AUTO, FormatName
 from minitron_cli.data import files, hub, standard_library
 from minitron_cli.data.document_frame import Bos
@@ -191,11 +192,28 @@ class PythonStdlib(Spec):
         )
 
 
+class PythonHelp(Spec):
+    """English prose that needs no download: Python's help on the language, without headings, grammar and code."""
+
+    kind: Literal["python_help"] = "python_help"
+    split: standard_library.Part = "train"
+    """The validation split is a fixed list of topics, whose paragraphs are in no other one."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the tokens, relative to the other sources' weights."""
+
+    def open(self) -> Corpus:
+        """The help of the running interpreter. DataError if it has none."""
+        texts = standard_library.prose(self.split)
+        found = [Document(text, f"Python's help on {name}", len(text.encode())) for name, text in texts.items()]
+        identity = [self.kind, canonical_json.digest(texts)]
+        return Corpus("Python's help", identity, sum(one.size_bytes for one in found), lambda: iter(found))
+
+
 def _label(paths: tuple[str, ...]) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
-Source = Annotated[TextFiles | HubDataset | TokenIds | PythonStdlib, Field(discriminator="kind")]
+Source = Annotated[TextFiles | HubDataset | TokenIds | PythonStdlib | PythonHelp, Field(discriminator="kind")]
 
 
 class DataConfig(Spec):

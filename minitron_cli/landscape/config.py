@@ -30,5 +30,8 @@ class LandscapeConfig(Spec):
     """Length of the step along the gradient after which the loss is measured (Foret et al. 2021)."""
     line_points: int = Field(11, ge=2)
     """Points on the line between two models at which the loss is measured, both ends included."""
+    plane: int | None = Field(None, ge=2, exclude_if=lambda points: points is None)
+    """Points from one model to another at which the loss on the plane through the first three models is measured, with
+    half as many beyond each side; null: no plane. Distances in it are in the units of `scale`."""
     seed: int = Field(0, ge=0)
     """Seed of the directions."""

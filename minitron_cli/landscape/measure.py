@@ -7,6 +7,7 @@ from torch import Tensor
 
 from minitron_cli import progress
 from minitron_cli.landscape.directions import Coordinates, Tensors, moving, norm
+from minitron_cli.landscape.plane import Plane
 from minitron_cli.landscape.volume import first_radius
 
 Loss = Callable[[], float]
@@ -46,6 +47,16 @@ def line(loss: Loss, weights: Tensors, other: Tensors, points: int) -> list[floa
         found = []
         for i in range(points):
             move(step, i / (points - 1))
+            found.append(loss())
+    return found
+
+
+def plane_row(loss: Loss, weights: Tensors, plane: Plane, b: float, shares: Sequence[float]) -> list[float]:
+    """Loss at the points (a, b) of a plane through `weights`, for each share a."""
+    found = []
+    with moving(weights) as move:
+        for a in shares:
+            move(plane.step(a, b), 1.0)
             found.append(loss())
     return found
 

@@ -1,7 +1,7 @@
 """Work that a stage is about to do, as far as shapes and settings tell. Knows no clock and imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from minitron_cli.cost.compute import Pass
@@ -85,6 +85,10 @@ class Moved:
     solves: int = 0
     """The same in fp64."""
 
+    def times(self, count: int) -> "Moved":
+        """As much for each of `count` repetitions."""
+        return Moved(**{name: value * count for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Work:
@@ -119,6 +123,16 @@ class Work:
     """Work whose cost is not known beforehand."""
     processes: int = 1
     """Processes that share the work."""
+
+    def repeated(self, count: int, what: str) -> "Work":
+        """Work that is done so often, one after the other; all results are kept, and checkpoints of one."""
+        return replace(
+            self,
+            what=f"{count:,} {what} of {self.what}",
+            passes=self.passes * count,
+            moved={name: moved.times(count) for name, moved in self.moved.items()},
+            disk={name: size * (1 if name == "checkpoints" else count) for name, size in self.disk.items()},
+        )
 
     @property
     def is_quick(self) -> bool:

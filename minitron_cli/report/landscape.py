@@ -1,11 +1,15 @@
 """Tables and plots of the landscape around models."""
 
+# R row, C column of the grid on a plane
+
 from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from minitron_cli.evaluate.metrics import LOSS
 from minitron_cli.figures import Figure
-from minitron_cli.report.view import Cell, Line, Lines, Plot, Table
-from minitron_cli.results.landscape import LandscapeResult
+from minitron_cli.report.view import Cell, Contours, Line, Lines, Plot, Table
+from minitron_cli.results.landscape import LandscapeResult, PlaneLosses
 
 RADIUS = Figure("radius")
 COLUMNS = (
@@ -30,6 +34,8 @@ def tables(found: LandscapeResult) -> Iterator[Table]:
     yield Table(title, COLUMNS, tuple(_row(found, label) for label in found.models))
     if found.lines:
         yield lines_table(found)
+    if found.plane:
+        yield plane_table(found.plane)
 
 
 def _row(found: LandscapeResult, label: str) -> tuple[Cell, ...]:
@@ -57,6 +63,15 @@ def lines_table(found: LandscapeResult) -> Table:
     return Table("Loss on the line", columns, (*rows, ("barrier", *(one.barrier for one in found.lines))))
 
 
+def plane_table(found: PlaneLosses) -> Table:
+    """Loss on the plane: a row for each share of the way to the third model, a column for that to the second."""
+    first, second, third = found.models
+    title = f"Loss on the plane: {first}, and shares of the way to {second} (columns) and to {third} (rows)"
+    columns = (Figure("share of the way"), *(Figure(f"{a:.2f}", style="fixed") for a in found.shares))
+    rows = [(f"{b:.2f}", *row) for b, row in zip(found.shares, found.losses, strict=True)]
+    return Table(title, columns, rows)
+
+
 def plots(found: LandscapeResult, radii: Mapping[str, Sequence[float]]) -> list[Plot]:
     """Radii of every model from the shortest to the longest, and losses on the lines."""
     sorted_radii = [
@@ -71,7 +86,19 @@ def plots(found: LandscapeResult, radii: Mapping[str, Sequence[float]]) -> list[
         names = tuple((number, f"{one.start} to {one.end}") for number, one in enumerate(found.lines))
         way = Figure("share of the way", style="share")
         shown.append(Plot("line", Lines(drawn, way, LOSS), "Loss on the line between two models", names))
+    if found.plane:
+        caption = "Loss on the plane through three models; distances are in the units of the scale"
+        shown.append(Plot("plane", _map(found.plane), caption, tuple(enumerate(found.plane.models))))
     return shown
+
+
+def _map(found: PlaneLosses) -> Contours:
+    """Losses at their places in the orthonormal basis of the plane."""
+    corners = np.array(found.corners)
+    b_RC, a_RC = np.meshgrid(found.shares, found.shares, indexing="ij")
+    places_RC2 = a_RC[..., None] * corners[1] + b_RC[..., None] * corners[2]
+    values = np.array([[np.nan if x is None else x for x in row] for row in found.losses])
+    return Contours(places_RC2[..., 0], places_RC2[..., 1], values, LOSS, found.corners)
 
 
 def _points(losses: Sequence[float | None]) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import escape
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
@@ -24,7 +25,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMe
 from minitron_cli.report.readouts import POINTS, points_of, readouts
 from minitron_cli.report.text import capitalized
 from minitron_cli.report.thinning import thinned
-from minitron_cli.report.view import ImportanceMap, KeptBars, LayerBars, Lines, Plot, Style
+from minitron_cli.report.view import Contours, ImportanceMap, KeptBars, LayerBars, Lines, Plot, Style
 
 # L layer, C channel, K kept
 
@@ -35,6 +36,7 @@ VALUES = {"#000000": "currentColor", PRUNED: "var(--pruned)"} | {c: f"var(--seri
 SIZE_INCHES = (4.8, 2.8)
 COLUMNS = 128  # most columns of a map; each is the mean of its channels
 CELLS = 1024  # most cells of a map that shows every channel in its place
+BANDS = 12  # of values on a plane
 STYLES: dict[Style, dict[str, Any]] = {
     "line": {},
     "faint": {"alpha": 0.55},
@@ -189,6 +191,20 @@ def _importance(drawing: ImportanceMap, axes: Axes) -> None:
         _sorted_map(axes, scores, kept, share, drawing.dropped)
     order = "channels" if share == 1 else "channels: kept | pruned"
     axes.set(xlabel=f"{order}, most important first (%)", xlim=(0, 100))
+
+
+@_draw.register
+def _contours(drawing: Contours, axes: Axes) -> None:
+    """Bands with as many points of the grid each, since losses far from all models are of another size."""
+    values = np.ma.masked_invalid(drawing.values_RC)
+    levels = np.unique(np.quantile(values.compressed(), np.linspace(0, 1, BANDS + 1))) if values.count() else []
+    if len(levels) > 1:
+        shown = axes.contourf(drawing.x_RC, drawing.y_RC, values, levels=levels, norm=BoundaryNorm(levels, 256))
+        axes.figure.colorbar(shown, ax=axes, pad=0.02, aspect=25, format="%.4g").set_label(drawing.y.heading)
+    for number, place in enumerate(drawing.points):
+        axes.plot(*place, marker="o", color=SERIES[number % len(SERIES)], markeredgecolor="white", markersize=8)
+    axes.grid(visible=False)
+    axes.set(xlabel=drawing.x.heading, ylabel=drawing.x.heading, aspect="equal")
 
 
 def _sorted_curve(axes: Axes, score_C: np.ndarray, kept_K: np.ndarray, share: float) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
 from minitron_cli.figures import Estimate, Figure
-from minitron_cli.report.view import Cell, Line, Lines, Plot, Table
-from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow
+from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Table, View
+from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow, TransferResult
 
 LOSS = HELD_OUT["loss"]
 LEFT = Figure("weights left", style="share")
@@ -27,11 +27,16 @@ COLUMNS = (
 
 def tables(found: TicketResult) -> Iterator[Table]:
     """Every arm after every round, means over seeds with 95 % intervals."""
-    title = (
-        f"Tickets rewound to {found.rewind}, scope {found.scope}, {found.steps:,} steps each, {found.seeds} "
+    described = (
+        f"{title(found)}, scope {found.scope}, {found.steps:,} steps each, {found.seeds} "
         f"seed{'s' * (found.seeds != 1)}; distances are those moved in the training before the round (RMS)"
     )
-    yield Table(title, COLUMNS, tuple(_row(found, arm, number) for arm, number in _groups(found)))
+    yield Table(described, COLUMNS, tuple(_row(found, arm, number) for arm, number in _groups(found)))
+
+
+def title(found: TicketResult) -> str:
+    """What the tickets are."""
+    return f"Tickets{' found on another text,' * isinstance(found, TransferResult)} rewound to {found.rewind}"
 
 
 def _groups(found: TicketResult) -> list[tuple[str, int]]:
@@ -45,7 +50,7 @@ def _row(found: TicketResult, arm: str, number: int) -> tuple[Cell, ...]:
     rows, dense = found.of(arm, number), {row.seed: row.loss for row in found.of("ticket", 0)}
     above = [row.loss - dense[row.seed] for row in rows]
     return (
-        arm if number else "dense",
+        name_of(found, arm) if number else "dense",
         number,
         statistics.mean(row.density for row in rows),
         interval([row.loss for row in rows]),
@@ -55,6 +60,11 @@ def _row(found: TicketResult, arm: str, number: int) -> tuple[Cell, ...]:
         _mean([row.moved_kept for row in rows]),
         _mean([row.moved_lost for row in rows]),
     )
+
+
+def name_of(found: TicketResult, arm: str) -> str:
+    """Name of an arm in tables and plots."""
+    return "own ticket" if arm == "ticket" and isinstance(found, TransferResult) else arm
 
 
 def interval(values: Sequence[float]) -> Estimate:
@@ -100,17 +110,59 @@ def supermask_table(found: SupermaskResult) -> Table:
 BESIDE = {"none": "no mask, initial weights", "trained": "no mask, trained"}
 
 
+STEPS = Figure("steps to dense loss", style="count")
+DISTANCE = Figure("distance")
+MOVED = {"moved_kept": "kept", "moved_lost": "lost"}
+
+
 def plots(found: TicketResult) -> list[Plot]:
-    """Held-out loss against the share of weights that is left, an arm per line; dashed: the dense model's."""
+    """Loss, steps to the dense model's loss and distances that weights moved, against the share that is left."""
     arms = list(dict.fromkeys(row.arm for row in found.rows))
-    lines = tuple(Line(_curve(found, arm), i) for i, arm in enumerate(arms))
+    names = tuple(enumerate(name_of(found, arm) for arm in arms))
     dense = statistics.mean(row.loss for row in found.of("ticket", 0))
-    caption = "Held-out loss after each round; the dashed line is the dense model's"
-    return [Plot("tickets", Lines(lines, LEFT, LOSS, dense), caption, tuple(enumerate(arms)))]
-
-
-def _curve(found: TicketResult, arm: str) -> list[tuple[float, float]]:
-    groups = [found.of(arm, number) for number in sorted({row.round for row in found.rows if row.arm == arm})]
+    losses, steps = ([_curve(found, arm, name) for arm in arms] for name in ("loss", "steps_to_dense"))
+    moved = [_curve(found, "ticket", name) for name in MOVED]
     return [
-        (statistics.mean(row.density for row in rows), statistics.mean(row.loss for row in rows)) for rows in groups
+        Plot(name, Lines(tuple(map(Line, curves, range(len(curves)))), LEFT, figure, reference), caption, legend)
+        for name, curves, figure, reference, caption, legend in (
+            ("tickets", losses, LOSS, dense, "Held-out loss; the dashed line is the dense model's", names),
+            (
+                "steps",
+                steps,
+                STEPS,
+                None,
+                "First evaluated step with the dense model's loss, where all seeds have one",
+                names,
+            ),
+            ("moved", moved, DISTANCE, None, MOVED_CAPTION, tuple(enumerate(MOVED.values()))),
+        )
+        if any(curves)
     ]
+
+
+MOVED_CAPTION = "Distance (RMS) that weights moved in the training before the round that kept or lost them"
+
+
+def _curve(found: TicketResult, arm: str, name: str) -> list[tuple[float, float]]:
+    """Mean of a row's figure over seeds against the share of weights left, where every seed has one."""
+    numbers = sorted({row.round for row in found.rows if row.arm == arm})
+    groups = [found.of(arm, number) for number in numbers]
+    return [
+        (statistics.mean(row.density for row in rows), statistics.mean(getattr(row, name) for row in rows))
+        for rows in groups
+        if all(getattr(row, name) is not None for row in rows)
+    ]
+
+
+def view(found: TicketResult) -> View:
+    """Page of a table of tickets."""
+    shown = plots(found)
+    sections = (
+        Section("tickets", "Tickets at every sparsity", TEXT, tuple(tables(found)), tuple(shown[:1]), shown[0].legend),
+        *(Section(plot.name, HEADINGS[plot.name], plot.caption, (), (plot,), plot.legend) for plot in shown[1:]),
+    )
+    return View(title(found), "", (), sections)
+
+
+TEXT = "Means over seeds; intervals are 95 % (Student's t)."
+HEADINGS = {"steps": "Steps to the dense loss", "moved": "Distances"}

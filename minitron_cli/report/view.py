@@ -9,7 +9,7 @@ from minitron_cli.figures import NOTHING, Estimate, Figure
 if TYPE_CHECKING:
     import numpy as np
 
-# L layer, C channel, K kept
+# L layer, C channel or column, K kept, R row
 
 Cell = str | float | Estimate | None
 Style = Literal["line", "faint", "dashed", "points", "rings", "span"]
@@ -121,7 +121,22 @@ class KeptBars:
     x: Figure
 
 
-Drawing = Lines | LayerBars | ImportanceMap | KeptBars
+@dataclass(frozen=True)
+class Contours:
+    """Values over a plane, on a grid of R rows and C columns that may be oblique, and places in it, one per series."""
+
+    x: ClassVar = Figure("distance")
+    x_RC: "np.ndarray"
+    """Horizontal place of each point of the grid."""
+    y_RC: "np.ndarray"
+    """Vertical place."""
+    values_RC: "np.ndarray"
+    """Value there; NaN where there is none."""
+    y: Figure
+    points: Sequence[tuple[float, float]] = ()
+
+
+Drawing = Lines | LayerBars | ImportanceMap | KeptBars | Contours
 
 
 @dataclass(frozen=True)

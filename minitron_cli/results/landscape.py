@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+from pydantic import Field
+
 from minitron_cli.results.base import Result
 from minitron_cli.spec import Spec
 
@@ -43,6 +45,19 @@ class LineLosses(Spec):
     """Largest loss minus the mean of the ends; None if it is not finite."""
 
 
+class PlaneLosses(Spec):
+    """Loss on the plane through three models, at w_1 + a (w_2 - w_1) + b (w_3 - w_1)."""
+
+    models: tuple[str, str, str]
+    """Labels, in the order of the corners (a, b) = (0, 0), (1, 0) and (0, 1)."""
+    corners: tuple[tuple[float, float], ...]
+    """Place of each model in an orthonormal basis of the plane, in the units of the scale."""
+    shares: tuple[float, ...]
+    """Values of a, and of b."""
+    losses: tuple[tuple[float | None, ...], ...]
+    """Row by row for each b, the loss for each a; None where it is not finite."""
+
+
 class LandscapeResult(Result):
     """Volumes, sharpness and lines of models of one shape."""
 
@@ -60,6 +75,7 @@ class LandscapeResult(Result):
     models: Mapping[str, ModelLandscape]
     """Label of each model -> what was measured around it."""
     lines: tuple[LineLosses, ...] = ()
+    plane: PlaneLosses | None = Field(None, exclude_if=lambda plane: plane is None)
 
     def log_ratio(self, label: str) -> float | None:
         """Logarithm of a model's volume over the first model's; None unless both estimates can be trusted."""

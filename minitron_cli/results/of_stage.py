@@ -10,7 +10,7 @@ from minitron_cli.results.report import ReportResult
 from minitron_cli.results.search import SearchResult
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.teach import TeachResult
-from minitron_cli.results.ticket import RoundResult, StartResult, SupermaskResult, TicketResult
+from minitron_cli.results.ticket import RoundResult, StartResult, SupermaskResult, TicketResult, TransferResult
 from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult
 
 RESULTS: dict[str, type[Result]] = {
@@ -29,6 +29,7 @@ RESULTS: dict[str, type[Result]] = {
     "ticket_start": StartResult,
     "ticket_round": RoundResult,
     "ticket": TicketResult,
+    "transfer": TransferResult,
     "supermask": SupermaskResult,
 }
 """Stage -> type of its result."""

@@ -75,6 +75,15 @@ class TicketResult(Result):
         return [row for row in self.rows if row.arm == arm and row.round == number]
 
 
+class TransferResult(TicketResult):
+    """Tickets that were found on another text, and their controls, over all seeds.
+
+    The arm `transferred` is those tickets, `ticket` the dense training and, if asked for, tickets of this text.
+    """
+
+    schema_name: ClassVar[str] = "transfer/1"
+
+
 class SupermaskRow(Spec):
     """Weights that were never trained, under one criterion's mask, with one seed."""
 

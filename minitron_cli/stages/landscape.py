@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,12 +22,21 @@ from minitron_cli.landscape import directions, measure
 from minitron_cli.landscape.config import LandscapeConfig
 from minitron_cli.landscape.directions import Coordinates
 from minitron_cli.landscape.loss import FixedLoss
+from minitron_cli.landscape.plane import Plane
+from minitron_cli.landscape.plane import shares as plane_shares
 from minitron_cli.landscape.volume import ENOUGH_DIRECTIONS, Volume, require_same_dimension
 from minitron_cli.model.taps import layer_module
+from minitron_cli.price import landscape as work_of
+from minitron_cli.price import subject
+from minitron_cli.price.offer import offered
 from minitron_cli.report import landscape as report
 from minitron_cli.report import plots
-from minitron_cli.results.landscape import LandscapeResult, LineLosses, ModelLandscape
+from minitron_cli.results.landscape import LandscapeResult, LineLosses, ModelLandscape, PlaneLosses
+from minitron_cli.results.price import Price
 from minitron_cli.sparse.parameter_masks import ParameterMasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STAGE, VERSION = "landscape", 1
 PLOT, RADII = "landscape.svg", "radii.json"
@@ -43,6 +52,8 @@ def run(
     """
     config = config or LandscapeConfig()
     _require_alike(models, config)
+    if config.plane and len(models) < 3:
+        raise InputError(f"a plane goes through three models, not {len(models)}: give three, or leave --plane out")
     first = next(iter(models.values()))
     blocks = blocks_of(context, data, "validation", first.path)
     if not len(blocks):
@@ -57,6 +68,7 @@ def run(
         inputs={**fingerprints, "validation": blocks.fingerprint},
         build=measuring.build,
         forecast=measuring.forecast,
+        price=measuring.price,
     )
     given = {model.fingerprint: model.name for model in models.values()}
     context.record({**given, blocks.fingerprint: data.model_dump(mode="json")})
@@ -104,14 +116,13 @@ class _Measuring:
 
     def forecast(self) -> dict[str, Any]:
         """What a dry run says of the work."""
-        blocks = min(self.config.blocks, len(self.blocks))
-        tokens = blocks * self.blocks.sequence_length
-        return {
-            "models": len(self.models),
-            "directions": self.config.directions,
-            "tokens per evaluation": tokens,
-            "evaluations": f"about {6 * self.config.directions * len(self.models):,}",
-        }
+        return {"models": len(self.models), "directions": self.config.directions}
+
+    def price(self) -> Price:
+        """What the work is going to take."""
+        models = [subject.of_source(model) for model in self.models.values()]
+        length = self.blocks.sequence_length
+        return offered(self.context, STAGE, work_of.work(models, self.config, length, len(self.blocks)))
 
     def build(self, work: StageBuild) -> LandscapeResult:
         found, radii, dimensions, tokens = dict[str, ModelLandscape](), dict[str, list[float]](), dict[str, int](), 0
@@ -129,16 +140,18 @@ class _Measuring:
             tokens=tokens,
             models=found,
             lines=tuple(self._lines()),
+            plane=self._plane(work, self.config.plane) if self.config.plane else None,
         )
         work.write_json(RADII, radii)
         io.write_new(work.path / PLOT, plots.sheet(report.plots(result, radii)).encode())
         return result
 
-    def _open(self, label: str) -> "_Opened":
-        source = self.models[label]
-        model = hf.load_model(source.path, device=self.context.device, dtype=torch.float32)
+    def _open(self, label: str, subspace: str | None = None) -> "_Opened":
+        """A loaded model and its coordinates, in a subspace or in the configured one."""
+        source, subspace = self.models[label], subspace or self.config.subspace
+        model = self._load(label)
         loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
-        weights = {name: p for name, p in model.named_parameters() if self._moves(source, name)}
+        weights = {name: p for name, p in model.named_parameters() if _moves(source, name, subspace)}
         masks = ParameterMasks.of(source)
         masked = [name for name in weights if masks and masks.covers(name)]
         kept = {name: masks.kept(name, weights[name].shape) for name in masked if masks}
@@ -148,10 +161,6 @@ class _Measuring:
         if self.config.scale == "curvature":
             scale = directions.curvature_scale(loss.squared_gradients(weights), scale)
         return _Opened(loss, Coordinates(weights, scale))
-
-    def _moves(self, source: SourceModel, name: str) -> bool:
-        last = layer_module(source.family).format(layer=source.shape.sizes["layer"] - 1)
-        return self.config.subspace == "all" or name.startswith(f"{last}.")
 
     def _radii(self, work: StageBuild, model: int, one: "_Opened") -> list[float]:
         """Radii along every direction, of which an interrupted run keeps whole parts."""
@@ -182,14 +191,34 @@ class _Measuring:
         if len(self.models) == 1:
             return []
         start, *ends = self.models
-        model = hf.load_model(self.models[start].path, device=self.context.device, dtype=torch.float32)
+        model = self._load(start)
         loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
         weights = dict[str, Tensor](model.named_parameters())
         return [self._line(loss, weights, start, end) for end in ends]
 
+    def _plane(self, work: StageBuild, points: int) -> PlaneLosses:
+        """The plane through the first three models, all weights included; an interrupted run keeps whole rows."""
+        first, second, third = tuple(self.models)[:3]
+        one = self._open(first, subspace="all")
+        plane = Plane.through(
+            one.at.weights, *(dict(self._load(label).named_parameters()) for label in (second, third))
+        )
+        corners, shares = plane.corners(one.at.scale), plane_shares(points)
+        rows = []
+        for number, b in enumerate(shares):
+
+            def compute(b: float = b) -> dict[str, Any]:
+                row = measure.plane_row(one.loss, one.at.weights, plane, b, shares)
+                return {"losses": [x if math.isfinite(x) else None for x in row]}
+
+            rows.append(tuple(work.remember(f"plane-{number:03d}", compute)["losses"]))
+        return PlaneLosses(models=(first, second, third), corners=corners, shares=shares, losses=tuple(rows))
+
+    def _load(self, label: str) -> "PreTrainedModel":
+        return hf.load_model(self.models[label].path, device=self.context.device, dtype=torch.float32)
+
     def _line(self, loss: FixedLoss, weights: dict[str, Tensor], start: str, end: str) -> LineLosses:
-        other = hf.load_model(self.models[end].path, device=self.context.device, dtype=torch.float32)
-        losses = measure.line(loss, weights, dict(other.named_parameters()), self.config.line_points)
+        losses = measure.line(loss, weights, dict(self._load(end).named_parameters()), self.config.line_points)
         barrier = measure.barrier(losses)
         return LineLosses(
             start=start,
@@ -197,6 +226,11 @@ class _Measuring:
             losses=tuple(x if math.isfinite(x) else None for x in losses),
             barrier=barrier if math.isfinite(barrier) else None,
         )
+
+
+def _moves(source: SourceModel, name: str, subspace: str) -> bool:
+    last = layer_module(source.family).format(layer=source.shape.sizes["layer"] - 1)
+    return subspace == "all" or name.startswith(f"{last}.")
 
 
 @dataclass(frozen=True)

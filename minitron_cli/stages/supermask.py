@@ -19,6 +19,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import batch, evenly_spaced
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.distill import checkpoints
 from minitron_cli.distill.targets import targets
 from minitron_cli.evaluate.perplexity import perplexity
 from minitron_cli.inputs.source_model import SourceModel
@@ -26,7 +27,7 @@ from minitron_cli.model.runtime_tensors import disk_tensors, runtime_tensor
 from minitron_cli.results.ticket import SupermaskResult, SupermaskRow
 from minitron_cli.sparse.mask_file import MASKS
 from minitron_cli.sparse.parameter_masks import ParameterMasks
-from minitron_cli.stages.ticket import OTHER_SEED, Tickets, fitted, texts
+from minitron_cli.stages.ticket_rounds import OTHER_SEED, Pricing, Tickets, collected, fitted, texts
 from minitron_cli.ticket import masks, popup, supermask
 from minitron_cli.ticket.config import SupermaskConfig, TicketConfig
 from minitron_cli.ticket.masks import Masks
@@ -43,9 +44,11 @@ def run(context: Context, model: SourceModel, data: DataConfig, config: Supermas
     config = config.model_copy(update={"training": fitted(config.training, train_blocks)})
     config.training.total_steps(train_blocks.sequence_length)
     like = TicketConfig(start=config.start, training=config.training)
-    tickets = Tickets(replace(context, is_between=True), model, train_blocks, held_out, like)
-    trained = {seed: tickets.dense(seed) for seed in range(config.seed, config.seed + config.seeds)}
-    pairs = {seed: _Pair(seed, first, dense.source) for seed, (first, dense) in trained.items()}
+    scores = config.seeds * ("edge_popup" in config.criteria)  # learned as long as weights are trained
+    pricing = Pricing(context, model, config.training, train_blocks, held_out, config.seeds + scores)
+    tickets = Tickets(replace(context, is_between=True), model, train_blocks, held_out, like, pricing)
+    seeds = range(config.seed, config.seed + config.seeds)
+    pairs = {pair.seed: pair for pair in collected((_Pair.of(seed, tickets) for seed in seeds), pricing)}
     measuring = _Measuring(context, config, train_blocks, held_out, pairs)
     return produce(
         context,
@@ -58,6 +61,7 @@ def run(context: Context, model: SourceModel, data: DataConfig, config: Supermas
             "validation": held_out.fingerprint,
         },
         build=measuring.build,
+        price=pricing.of_all if scores else lambda: None,
     )
 
 
@@ -68,6 +72,12 @@ class _Pair:
     seed: int
     first: SourceModel
     final: SourceModel
+
+    @classmethod
+    def of(cls, seed: int, tickets: Tickets) -> "_Pair":
+        """Those of the ticket stage, trained if they are not there."""
+        first, dense = tickets.dense(seed)
+        return cls(seed, first, dense.source)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,12 @@ class _Measuring:
         put_(model, pair.first, masks.all_kept(pair.first.shape), signed_constant=self.config.signed_constant)
         names = [name for name, _ in model.named_parameters() if pattern.covers(name)]
         rate, device = self.config.popup_rate, self.context.device
-        found = popup.learned_masks(model, names, pattern.by_magnitude, self.train_blocks, training, rate, device)
+        scratch = work.scratch / f"scores-{pair.seed}"
+        if not work.resume:
+            checkpoints.clear(scratch)
+        found = popup.learned_masks(
+            model, names, pattern.by_magnitude, self.train_blocks, training, rate, device, scratch
+        )
         return stored(pattern, found)
 
     def _load(self, source: SourceModel) -> "PreTrainedModel":

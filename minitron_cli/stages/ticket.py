@@ -1,42 +1,31 @@
-"""Ticket stage: iterative magnitude pruning with rewinding, and its controls. Every training is an artifact.
+"""Ticket stage: iterative magnitude pruning with rewinding, and its controls, as one table.
 
-Round 0 is the dense training from w_0. Round r prunes the smallest weights of the model that round r - 1 has trained,
-returns the others to w_k and trains them as long as the dense model, from the first step of the schedule on. A killed
-run goes on in the training where it was; more rounds, seeds or controls reuse all that is there.
+Every training is an artifact (`ticket_rounds`): more rounds, seeds or controls reuse all that is there.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
-from minitron_cli.checkpoint import hf
-from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import short_runs, training_run
-from minitron_cli.distill.trainer import train
-from minitron_cli.errors import DataError, DryRunStop, RecipeError
-from minitron_cli.inputs.source_model import SourceModel, open_source_model
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.errors import RecipeError
+from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.report import plots
 from minitron_cli.report import ticket as report
-from minitron_cli.results.ticket import RoundResult, StartResult, TicketResult, TicketRow
-from minitron_cli.results.training import TrainingResult, read_curves
-from minitron_cli.sparse.mask_file import MASKS, MaskFile
-from minitron_cli.ticket import masks as ticket_masks
-from minitron_cli.ticket.config import Arm, RoundConfig, StartConfig, TicketConfig, TicketTraining
-from minitron_cli.ticket.masks import Masks
+from minitron_cli.report.page import render
+from minitron_cli.results.ticket import TicketResult, TicketRow
+from minitron_cli.results.training import read_curves
+from minitron_cli.spec import Spec
+from minitron_cli.stages.ticket_rounds import Pricing, Round, Tickets, collected, fitted, texts
+from minitron_cli.ticket.config import TicketConfig
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-START, ROUND, STAGE, VERSION = "ticket_start", "ticket_round", "ticket", 1
-PLOT = "tickets.svg"
-OTHER_SEED = 10_000
-"""Added to a repetition's seed for the weights of `reinit` and the draws of the random masks."""
+STAGE, VERSION = "ticket", 2
+PLOT, PAGE = "tickets.svg", "tickets.html"
+T = TypeVar("T", bound=TicketResult)
 
 
 def run(context: Context, model: SourceModel, data: DataConfig, config: TicketConfig) -> Artifact:
@@ -49,201 +38,26 @@ def run(context: Context, model: SourceModel, data: DataConfig, config: TicketCo
     steps = config.training.total_steps(train_blocks.sequence_length)
     if (config.rewind_step or 0) > steps:
         raise RecipeError(f"ticket.rewind {config.rewind} is after the last of {steps:,} steps: lower it")
-    tickets = Tickets(replace(context, is_between=True), model, train_blocks, held_out, config)
-    try:
-        rounds = [one for seed in range(config.seed, config.seed + config.seeds) for one in tickets.rounds(seed)]
-    except DryRunStop as stop:
-        trainings = config.seeds * (1 + config.rounds * (1 + len(config.controls)))
-        forecast = {"trainings": trainings, "steps of each": steps}
-        raise DryRunStop(stop.stage, stop.path, stop.changed, forecast, stop.price) from None
-    return _table(context, config, steps, rounds)
+    total = config.seeds * (1 + config.rounds * (1 + len(config.controls)))
+    pricing = Pricing(context, model, config.training, train_blocks, held_out, total)
+    tickets = Tickets(replace(context, is_between=True), model, train_blocks, held_out, config, pricing)
+    seeds = range(config.seed, config.seed + config.seeds)
+    rounds = collected(chain.from_iterable(map(tickets.rounds, seeds)), pricing)
+    result = table(TicketResult, config, config.rewind, steps, rounds, context.workspace.root)
+    return written(context, STAGE, config, rounds, result)
 
 
-def texts(context: Context, model: SourceModel, data: DataConfig) -> tuple[Blocks, Blocks]:
-    """Training and held-out blocks. DataError if nothing is held out."""
-    train_blocks, held_out = (blocks_of(context, data, split, model.path) for split in ("train", "validation"))
-    if not len(held_out):
-        raise DataError("the held-out data do not fill a block: hold out more text, or lower --sequence-length")
-    return train_blocks, held_out
+def written(context: Context, stage: str, config: Spec, rounds: list[Round], found: TicketResult) -> Artifact:
+    """Artifact of a table of trainings, with its plots."""
 
-
-def fitted(training: TicketTraining, blocks: Blocks) -> TicketTraining:
-    """Settings whose batch and warm-up fit the text."""
-    training_run.check(training)
-    return short_runs.fit(training, blocks.sequence_length, len(blocks))
-
-
-@dataclass(frozen=True)
-class _Round:
-    """A finished training."""
-
-    artifact: Artifact
-    seed: int
-    result: RoundResult
-
-    @property
-    def masks(self) -> Masks:
-        return ticket_masks.read(MaskFile.open(self.artifact.file(MASKS)))
-
-    @property
-    def source(self) -> SourceModel:
-        return open_source_model(self.artifact.path)
-
-
-MakeMasks = Callable[[], Masks]
-
-
-@dataclass(frozen=True)
-class Tickets:
-    """The trainings of all seeds, in the order in which they need each other."""
-
-    context: Context
-    model: SourceModel
-    train_blocks: Blocks
-    held_out: Blocks
-    config: TicketConfig
-
-    def rounds(self, seed: int) -> Iterator[_Round]:
-        """The dense training, then every round's ticket and its controls."""
-        training, step = self._training(seed), self.config.rewind_step
-        first, before = self.dense(seed)
-        rewound, before_start = self._start(training, step) if step else first, first
-        yield before
-        for number in range(1, self.config.rounds + 1):
-            start = before.source if step is None else rewound
-            ticket = self._ticket(number, training, start, before, before_start)
-            yield ticket
-            for control in self.config.controls:
-                yield self._control(control, number, training, first if control == "random_mask" else start, ticket)
-            before, before_start = ticket, start
-
-    def dense(self, seed: int) -> tuple[SourceModel, _Round]:
-        """Initial weights, and the dense training."""
-        training = self._training(seed)
-        first, whole = self._start(training, 0), ticket_masks.all_kept(self.model.shape)
-        return first, self._trained("ticket", 0, training, first, lambda: whole, {})
-
-    def _training(self, seed: int) -> TicketTraining:
-        return self.config.training.model_copy(update={"seed": seed})
-
-    def _start(self, training: TicketTraining, step: int) -> SourceModel:
-        """The dense model after so many steps, as a checkpoint in fp32."""
-        config = StartConfig(start=self.config.start, step=step, training=training)
-
-        def build(work: StageBuild) -> StartResult:
-            model = self._new(training.seed)
-            if step:
-                scratch, device = work.scratch / "checkpoints", self.context.device
-                blocks = self.train_blocks, self.held_out
-                train(model, None, *blocks, training, scratch, resume=work.resume, device=device, until=step)
-            hf.write_model(model, self.model.shape.tensors(), work.path)
-            hf.copy_files(self.model.path, work.path, hf.side_files(self.model.checkpoint.without_wrapper))
-            return StartResult(step=step, seed=training.seed)
-
-        made = produce(
-            self.context,
-            stage=START,
-            version=VERSION,
-            config=config,
-            inputs={"model": self.model.fingerprint, **self._texts},
-            build=build,
-            label=f"step-{step}-seed-{training.seed}",
-        )
-        return open_source_model(made.path)
-
-    def _new(self, seed: int) -> "PreTrainedModel":
-        if self.config.start == "model":
-            return hf.load_model(self.model.path, device=self.context.device, dtype="float32")
-        return hf.new_model(self.model.config, seed=seed).to(self.context.device)
-
-    @property
-    def _texts(self) -> dict[str, str]:
-        return {"train": self.train_blocks.fingerprint, "validation": self.held_out.fingerprint}
-
-    def _ticket(
-        self, number: int, training: TicketTraining, start: SourceModel, before: _Round, before_start: SourceModel
-    ) -> _Round:
-        """Prune what the round before has trained, and train what is left from `start`."""
-        trained, config = before.source.checkpoint.read, self._config("ticket", number, training)
-
-        def make() -> Masks:
-            return ticket_masks.by_magnitude(trained, before.masks, config.lost_share, config.scope)
-
-        def moved(kept: Masks) -> dict[str, float | None]:
-            had = before.masks
-            lost = {name: had[name] & ~mask for name, mask in kept.items()}
-            initial = before_start.checkpoint.read
-            parts = {"moved_kept": kept, "moved_lost": lost}
-            return {name: ticket_masks.moved(initial, trained, part) for name, part in parts.items()}
-
-        return self._trained(
-            "ticket", number, training, start, make, {"before": before.artifact.fingerprint}, moved=moved
-        )
-
-    def _control(self, arm: Arm, number: int, training: TicketTraining, start: SourceModel, ticket: _Round) -> _Round:
-        seed = training.seed + OTHER_SEED + number
-
-        def make() -> Masks:
-            if arm == "shuffled":
-                return ticket_masks.shuffled(ticket.masks, seed)
-            return ticket_masks.random_like(ticket.masks, seed) if arm == "random_mask" else ticket.masks
-
-        inputs = {"ticket": ticket.artifact.fingerprint}
-        return self._trained(arm, number, training, start, make, inputs, new=seed if arm == "reinit" else None)
-
-    def _config(self, arm: Arm, number: int, training: TicketTraining) -> RoundConfig:
-        return RoundConfig(arm=arm, round=number, rate=self.config.rate, scope=self.config.scope, training=training)
-
-    def _trained(
-        self,
-        arm: Arm,
-        number: int,
-        training: TicketTraining,
-        start: SourceModel,
-        make: MakeMasks,
-        inputs: Mapping[str, str],
-        *,
-        moved: Callable[[Masks], dict[str, float | None]] = lambda kept: {},
-        new: int | None = None,
-    ) -> _Round:
-        """Train the weights of `start`, or new ones of a seed, under the masks that `make` returns."""
-        label = f"{arm}-{number:02d}-seed-{training.seed}".replace("_", "-")
-
-        def build(work: StageBuild) -> RoundResult:
-            kept = make()
-            masks = ticket_masks.written(kept, work.scratch / MASKS, start.shape)
-            model = self._new(new) if new is not None else _loaded(start, self.context.device)
-            ticket_masks.apply_(model, masks)
-            loaded = training_run.LoadedModels(model, masks=masks)
-            trained = training_run.run_loop(
-                self.context, work, loaded, self.train_blocks, self.held_out, training, name=label, kind=TrainingResult
-            )
-            training_run.write(work, start, loaded, training)
-            weights, left = (sum(n) for n in zip(*((m.numel(), int(m.sum())) for m in kept.values()), strict=True))
-            facts = {"arm": arm, "round": number, "weights": weights, "kept": left, **moved(kept)}
-            return RoundResult.model_validate({**facts, "training": trained})
-
-        made = produce(
-            self.context,
-            stage=ROUND,
-            version=VERSION,
-            config=self._config(arm, number, training),
-            inputs={"start": start.fingerprint, **inputs, **self._texts},
-            build=build,
-            label=label,
-        )
-        return _Round(made, training.seed, made.result(RoundResult))
-
-
-def _table(context: Context, config: TicketConfig, steps: int, rounds: list[_Round]) -> Artifact:
     def build(work: StageBuild) -> TicketResult:
-        found = _result(context, config, steps, rounds)
         io.write_new(work.path / PLOT, plots.sheet(report.plots(found)).encode())
+        io.write_new(work.path / PAGE, render(report.view(found)).encode())
         return found
 
     return produce(
         context,
-        stage=STAGE,
+        stage=stage,
         version=VERSION,
         config=config,
         inputs={one.artifact.label: one.artifact.fingerprint for one in rounds},
@@ -251,23 +65,20 @@ def _table(context: Context, config: TicketConfig, steps: int, rounds: list[_Rou
     )
 
 
-def _loaded(start: SourceModel, device: str) -> "PreTrainedModel":
-    return hf.load_model(start.path, device=device, dtype="float32")
-
-
-def _result(context: Context, config: TicketConfig, steps: int, rounds: list[_Round]) -> TicketResult:
+def table(kind: type[T], config: TicketConfig, rewind: str, steps: int, rounds: list[Round], root: Path) -> T:
+    """Table of trainings in a workspace at `root`, beside the dense one of the same seed."""
     dense = {one.seed: _final_loss(one) for one in rounds if one.result.round == 0}
-    rows = tuple(_row(one, dense[one.seed], context.workspace.root) for one in rounds)
-    return TicketResult(rewind=config.rewind, scope=config.scope, steps=steps, seeds=config.seeds, rows=rows)
+    rows = tuple(_row(one, dense[one.seed], root) for one in rounds)
+    return kind(rewind=rewind, scope=config.scope, steps=steps, seeds=len(dense), rows=rows)
 
 
-def _final_loss(one: _Round) -> float:
+def _final_loss(one: Round) -> float:
     after = one.result.training.after
     assert after, "held-out text was asked for"
     return after.loss
 
 
-def _row(one: _Round, dense_loss: float, root: Path) -> TicketRow:
+def _row(one: Round, dense_loss: float, root: Path) -> TicketRow:
     _, points = read_curves(one.artifact.path)
     return TicketRow(
         arm=one.result.arm,

@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minitron_cli.choices import MaskCriterion, TicketControl, TicketScope, TicketStart
+from minitron_cli.choices import MaskCriterion, TicketControl, TicketScope, TicketStart, TransferControl
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses import KDLoss
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.spec import Quantity, Spec
 
-Arm = Literal["ticket"] | TicketControl
+Arm = Literal["ticket", "transferred"] | TicketControl
 
 
 class TicketTraining(DistillConfig):
@@ -63,7 +63,8 @@ class TicketConfig(Spec):
     """Weights that the survivors return to: init, the initial ones; step:K, those after K steps of the dense training
     (late resetting, which larger models need); none, they stay as they are trained."""
     scope: TicketScope = "global"
-    """Whether the smallest weights are chosen among those of all matrices, or in each matrix alike."""
+    """Whether the smallest weights are chosen among those of all matrices, or in each matrix alike. layer_half_last: in
+    each matrix, and in those of the last decoder layer at half of the rate."""
     start: TicketStart = "random"
     """Initial weights: random ones in the model's shape, or the model's own."""
     controls: tuple[TicketControl, ...] = ()
@@ -88,6 +89,19 @@ class TicketConfig(Spec):
         if self.start == "model" and "reinit" in self.controls:
             raise ValueError("reinit is no control for a model's own weights: drop it, or start from random ones")
         return self
+
+
+class TransferConfig(Spec):
+    """Trainings of tickets that were found on another text (Morcos et al. 2019)."""
+
+    section: ClassVar[str] = "ticket"
+
+    controls: tuple[TransferControl, ...] = ()
+    """Controls at each sparsity. reinit: the ticket's mask on other random weights. shuffled: the mask permuted within
+    each matrix. random_mask: a random mask of the same density over all matrices together. own: tickets that are found
+    on this text, by as many rounds from the same weights."""
+    training: TicketTraining = TicketTraining()
+    """Every training."""
 
 
 class SupermaskConfig(Spec):
@@ -130,7 +144,7 @@ class RoundConfig(Spec):
     """One training of one arm."""
 
     arm: Arm
-    """The ticket, or which control."""
+    """The ticket, one that was found on another text, or which control."""
     round: int
     """Rounds of pruning before this training; 0 for the dense one."""
     rate: float
@@ -144,3 +158,9 @@ class RoundConfig(Spec):
     def lost_share(self) -> Fraction:
         """Share of the weights that are pruned after this round: 1 - (1 - rate)^round, exactly."""
         return 1 - (1 - Fraction(str(self.rate))) ** self.round
+
+    @property
+    def last_lost_share(self) -> Fraction:
+        """The same of the last decoder layer's weights: 1 - (1 - rate / 2)^round with `layer_half_last`."""
+        half = Fraction(str(self.rate)) / 2
+        return 1 - (1 - half) ** self.round if self.scope == "layer_half_last" else self.lost_share

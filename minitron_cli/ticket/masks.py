@@ -6,6 +6,7 @@ Masks are bool tensors by the matrix's stored name, True where a weight is kept.
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -28,18 +29,30 @@ def prunable(shape: Shape) -> tuple[str, ...]:
     return tuple(name for template in templates for name in shape.names(template))
 
 
+def last_layer(shape: Shape) -> frozenset[str]:
+    """Those of the last decoder layer."""
+    templates = (template for group in input_groups(shape) for template in group.templates)
+    last = (template.replace("{layer}", str(shape.sizes["layer"] - 1)) for template in templates)
+    return frozenset(name for template in last for name in shape.names(template))
+
+
 def by_magnitude(
-    weights: Callable[[str], Tensor], before: Masks, lost: Fraction, scope: TicketScope
+    weights: Callable[[str], Tensor],
+    before: Masks,
+    lost: Fraction,
+    scope: TicketScope,
+    others: Mapping[str, Fraction] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Masks that keep the largest trained weights, so that the share `lost` of each matrix or of all is pruned.
 
-    `weights` reads a matrix by its name; `before` are the masks that it was trained with. The number of lost weights
-    is rounded down. With the scope `global` the largest weight of every matrix is kept, so that none is empty.
+    `weights` reads a matrix by its name; `before` are the masks that it was trained with; `others` are the shares of
+    matrices that lose another one. The number of lost weights is rounded down. With the scope `global` the largest
+    weight of every matrix is kept, so that none is empty.
     """
     scores = {name: _scores(weights(name), mask) for name, mask in before.items()}
     if scope == "global":
         return _highest_of_all(scores, lost)
-    return {name: highest_share(score, lost) for name, score in scores.items()}
+    return {name: highest_share(score, others.get(name, lost)) for name, score in scores.items()}
 
 
 def _scores(weight: Tensor, mask: Tensor) -> Tensor:

@@ -7,21 +7,25 @@ matrix; the backward pass takes m for |s| (straight-through), so that scores mov
 # B sequence, T token
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from minitron_cli import progress
+from minitron_cli import progress, stopping
 from minitron_cli.data.pack import Blocks
+from minitron_cli.distill import checkpoints
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.schedule import learning_rate
 from minitron_cli.distill.step_loss import step_loss
+from minitron_cli.errors import Interrupted
 
 Keep = Callable[[str, Tensor], Tensor]
 """Bool mask of the parameter called so that keeps its largest scores."""
@@ -67,18 +71,72 @@ def popped_up(model: nn.Module, names: list[str], keep: Keep, seed: int) -> Iter
 
 
 def learned_masks(
-    model: Any, names: list[str], keep: Keep, blocks: Blocks, config: DistillConfig, rate: float, device: str
+    model: Any,
+    names: list[str],
+    keep: Keep,
+    blocks: Blocks,
+    config: DistillConfig,
+    rate: float,
+    device: str,
+    scratch: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Mask of each named weight after its scores were trained on the text with AdamW's moments; the model stays."""
+    """Mask of each named weight after its scores were trained on the text with AdamW's moments; the model stays.
+
+    Scores and moments are saved in `scratch` every `config.save_every` steps and when a stop is requested. A later call
+    goes on from there, to the same bits.
+    """
     steps = config.total_steps(blocks.sequence_length)
     with popped_up(model, names, keep, config.seed) as popups:
         pair = ModelPair(model, None, config, (), ProcessGroup(device, alone=True), "fp32")
         optimizer = torch.optim.Adam([popup.scores for popup in popups.values()], betas=config.betas)
+        state = _State(popups, optimizer, scratch, f"{blocks.fingerprint} {config.seed} {rate:g}")
+        first = state.restore()
         with progress.track("scores", steps, "steps") as advance:
-            for step in range(steps):
+            with suppress(Interrupted):
+                advance(first)
+            for step in range(first, steps):
                 optimizer.param_groups[0]["lr"] = learning_rate(step, steps, rate, 0.0, config.warmup_steps)
-                advance(1, loss=_step(pair, optimizer, blocks, step))
+                loss = _step(pair, optimizer, blocks, step)
+                if stopping.stop_requested() or (step + 1) % config.save_every == 0:
+                    state.save(step + 1)
+                advance(1, loss=loss)
         return {name: popup.mask.cpu() for name, popup in popups.items()}
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class _State:
+    """Scores and their moments between two steps, which files in `scratch` keep."""
+
+    popups: dict[str, PopUp]
+    optimizer: torch.optim.Adam
+    scratch: Path | None
+    run: str
+    """What decides the numbers; a state of another run is refused."""
+
+    def save(self, step: int) -> None:
+        """Keep the state after so many steps, also after a stop was requested."""
+        if self.scratch is None:
+            return
+        tensors = {}
+        for name, popup in self.popups.items():
+            tensors[f"scores.{name}"] = popup.scores.detach().cpu()
+            tensors |= {f"{moment}.{name}": self.optimizer.state[popup.scores][moment].cpu() for moment in MOMENTS}
+        with stopping.deferred():
+            checkpoints.save(self.scratch, self.run, step, tensors, {}, 1)
+
+    def restore(self) -> int:
+        """Go back to the newest state; the number of its steps, 0 if there is none."""
+        step = (checkpoints.newest(self.scratch, self.run) or 0) if self.scratch else 0
+        if self.scratch and step:
+            saved = checkpoints.load(self.scratch, step)
+            for name, popup in self.popups.items():
+                popup.scores.data.copy_(saved.rows(f"scores.{name}"))
+                moments = {moment: saved.rows(f"{moment}.{name}").to(popup.scores.device) for moment in MOMENTS}
+                self.optimizer.state[popup.scores] = {"step": torch.tensor(float(step)), **moments}
+        return step
 
 
 def _step(pair: ModelPair, optimizer: torch.optim.Adam, blocks: Blocks, step: int) -> float:

@@ -25,6 +25,10 @@ def test_a_ticket_and_the_landscape_around_it(run: Run, tiny: Path) -> None:
     assert around.exit_code == 0, around.stderr
     assert "Loss on the line" in around.stderr
     assert "carry the volume" in around.stderr
+    moved = run("ticket", "train", "--mask", str(Path(found["path"])), *text, *SHORT, "--run", "other")
+    assert moved.exit_code == 0, moved.stderr
+    assert "Tickets found on another text" in moved.stderr
+    assert "transferred" in moved.stderr
     dense = str(Path("runs/t") / found["result"]["rows"][0]["path"])
     masks = run("ticket", "supermask", str(tiny / "model"), *text, *SHORT, "--criterion", "random,large_final")
     assert masks.exit_code == 0, masks.stderr
@@ -40,6 +44,10 @@ def test_a_ticket_and_the_landscape_around_it(run: Run, tiny: Path) -> None:
         (("--rewind", "last"), "write init, step:K or none"),
         ((), "the length of the run is unknown; set ticket.training.tokens or ticket.training.steps"),
         (("--steps", "4", "--rewind", "step:9"), "is after the last of 4 steps"),
+        (
+            ("--mask", "runs/t/ticket/x", "--rounds", "3"),
+            "--rounds, MODEL: the tickets of --mask say this: leave them out",
+        ),
         (("--steps", "4", "training.losses=[{kind: forward_kl}]"), "is trained on the text with its mask"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from minitron_cli.data import standard_library
-from minitron_cli.data.sources import DataConfig, HubDataset, PythonStdlib, Source, TextFiles
+from minitron_cli.data.sources import DataConfig, HubDataset, PythonHelp, PythonStdlib, Source, TextFiles
 from minitron_cli.errors import DataError
 
 
@@ -90,3 +90,32 @@ def test_the_standard_library_can_be_read():
     paths = standard_library.source_files("validation")
     expected = [path.read_bytes().decode() for path in paths if path.stat().st_size]
     assert [document.content for document in corpus.documents] == expected
+
+
+TOPICS = {
+    "calls": "Calls\n*****\n\nA call calls,\n   as it says.\n\n   call ::= primary",
+    "with": "With this:\n\n   with a:\n       b\n\n   A call calls, as\nit says.\n\n>>> A session.\n\nShared words.",
+    "zones": "Shared   words.\n\nWords of its own.",
+    "grammar": "a ::= b",
+}
+
+
+def test_prose_is_whole_sentences_each_of_them_once():
+    assert standard_library.prose("validation", TOPICS) == {"calls": "A call calls, as it says.\n"}
+    train = {"with": "With this:\nShared words.\n", "zones": "Words of its own.\n"}
+    assert standard_library.prose("train", TOPICS) == train
+
+
+def test_pythons_help_is_prose_in_two_splits_without_a_common_paragraph():
+    train, validation = ([d.content for d in PythonHelp(split=s).open().documents] for s in ("train", "validation"))
+    lines = [{line for text in texts for line in text.splitlines()} for texts in (train, validation)]
+    assert not lines[0] & lines[1]
+    assert sum(map(len, train)) > 150_000
+    assert sum(map(len, validation)) > 20_000
+    assert sum(len(line.split()) for line in lines[0]) / len(lines[0]) > 20
+
+
+def test_a_python_without_help_is_named(monkeypatch):
+    monkeypatch.setattr(standard_library, "TOPICS", "pydoc_data.no_topics")
+    with pytest.raises(DataError, match="this Python has no pydoc_data"):
+        PythonHelp().open()

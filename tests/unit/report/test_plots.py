@@ -9,7 +9,7 @@ from PIL import Image
 from minitron_cli.figures import Figure
 from minitron_cli.report import plots
 from minitron_cli.report.thinning import thinned
-from minitron_cli.report.view import Drawing, ImportanceMap, LayerBars, Line, Lines, Plot
+from minitron_cli.report.view import Contours, Drawing, ImportanceMap, LayerBars, Line, Lines, Plot
 
 X, Y = Figure("x"), Figure("y")
 
@@ -143,3 +143,16 @@ def test_a_sheet_names_its_lines_and_is_as_wide_as_its_plots():
     assert ">75%<" in alone
     widths = [float(re.search(r'width="([\d.]+)pt"', svg)[1]) for svg in (alone, three)]
     assert widths[1] == pytest.approx(3 * widths[0])
+
+
+def test_a_plane_shows_its_points_and_bears_values_that_are_missing_or_equal():
+    x, y = np.meshgrid([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])
+    values = x**2 + y
+    values[0, 0] = np.nan
+    svg = draw(Contours(x, y, values, Y, [(0, 0), (2, 1)]))
+    assert svg.count("distance") == 3  # both axes, and what a screen reader says
+    assert "var(--series-0)" in svg
+    assert "var(--series-1)" in svg
+    assert Y.title in svg
+    assert "distance" in draw(Contours(x, y, np.zeros((3, 3)), Y))
+    assert "distance" in draw(Contours(x, y, np.full((3, 3), np.nan), Y))

@@ -76,6 +76,34 @@ def test_two_models_have_radii_sharpness_and_a_line(place, tmp_path):
     assert (artifact.path / "landscape.svg").read_text().count("<svg") == 1
 
 
+@pytest.mark.parametrize("scale", ["filter", pytest.param("none", marks=pytest.mark.slow)])
+def test_the_plane_at_its_corners_has_the_losses_of_the_models(place, tmp_path, scale):
+    third = tmp_path / "third"
+    shutil.copytree(place / "model", third)
+    model = hf.load_model(third, dtype=torch.float32)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.9)
+    model.save_pretrained(third)
+    models = opened(place, "model", "other") | {"third": open_source_model(third)}
+    config = LandscapeConfig(**QUICK | {"directions": 2, "line_points": 2, "plane": 3, "scale": scale})
+    artifact = landscape.run(context(tmp_path / "w"), models, data(place), config)
+    result = artifact.result(LandscapeResult)
+    plane, loss = result.plane, {label: one.loss for label, one in result.models.items()}
+    assert plane.shares == (-0.5, 0, 0.5, 1, 1.5)
+    at = {(a, b): plane.losses[j][i] for i, a in enumerate(plane.shares) for j, b in enumerate(plane.shares)}
+    assert [at[0, 0], at[1, 0], at[0, 1]] == pytest.approx([loss[label] for label in plane.models], rel=1e-5)
+    assert at[0.5, 0] != pytest.approx(at[0, 0.5], rel=1e-4)
+    titles = [table.title for table in tables.tables(artifact)]
+    assert any(title.startswith("Loss on the plane: model, and shares of the way to other") for title in titles)
+    assert "distance" in (artifact.path / "landscape.svg").read_text()
+
+
+def test_a_plane_needs_three_models(place, tmp_path):
+    with pytest.raises(InputError, match="a plane goes through three models, not 2: give three, or leave --plane out"):
+        measured(place, tmp_path, "model", "other", plane=3)
+
+
 @pytest.mark.slow
 def test_a_model_and_itself_have_the_same_radii_and_a_flat_line(place, tmp_path):
     shutil.copytree(place / "model", tmp_path / "copy")

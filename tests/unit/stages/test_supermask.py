@@ -90,13 +90,14 @@ def test_a_supermask_sets_kept_weights_and_zeros_and_nothing_else(place, study):
 def test_tickets_share_the_dense_training(place, study):
     root, _ = study
     before = sorted(path.name for path in (root / "ticket_round").iterdir() if path.is_dir())
-    tickets = ticket.Tickets(
+    here, model, config = (
         context(root, is_between=True),
         open_source_model(place / "model"),
-        *ticket.texts(context(root), open_source_model(place / "model"), data(place)),
         TicketConfig(training=TRAINING),
     )
-    tickets.dense(0)
+    texts = ticket.texts(context(root), model, data(place))
+    pricing = ticket.Pricing(here, model, config.training, *texts, 1)
+    ticket.Tickets(here, model, *texts, config, pricing).dense(0)
     assert sorted(path.name for path in (root / "ticket_round").iterdir() if path.is_dir()) == before
 
 
@@ -119,6 +120,36 @@ def test_learned_scores_lower_the_loss_and_a_kill_keeps_what_is_measured(place, 
     found = {row.criterion: row.loss for row in made(place, tmp_path, **config).result(SupermaskResult).rows}
     assert found["edge_popup"] < found["none"] - 0.05
     assert found["edge_popup"] < found["random"] - 0.05
+
+
+def test_killed_scores_go_on_to_the_same_bits(place, study, tmp_path, monkeypatch):
+    training = SupermaskConfig(training=TRAINING | {"steps": 6, "save_every": 2}).training
+    (first,) = (study[0] / "ticket_start").glob("step-0-seed-0-*")
+    blocks = blocks_of(context(study[0]), data(place), "train", place / "model")
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
+    real, steps = supermask.popup._step, []
+
+    def learned(scratch, kill=None):
+        def step(pair, optimizer, blocks, config, number):
+            if number == kill:
+                raise Interrupted("stopped")
+            steps.append(number)
+            return real(pair, optimizer, blocks, config, number)
+
+        monkeypatch.setattr(supermask.popup, "_step", step)
+        keep = lambda name, scores: scores > scores.median()  # noqa: E731
+        return supermask.popup.learned_masks(
+            supermask.hf.load_model(first), names, keep, blocks, training, 0.5, "cpu", scratch
+        )
+
+    whole = learned(None)
+    steps.clear()
+    for kill in (3, 5):
+        with pytest.raises(Interrupted):
+            learned(tmp_path / "scores", kill)
+    resumed = learned(tmp_path / "scores")
+    assert steps == [0, 1, 2, 2, 3, 4, 4, 5]
+    assert all(torch.equal(whole[name], resumed[name]) for name in names)
 
 
 @pytest.mark.slow

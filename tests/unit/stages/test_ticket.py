@@ -6,10 +6,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from minitron_cli import api
+from minitron_cli import api, progress
+from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import tables
+from minitron_cli.distill import training_run
 from minitron_cli.distill.trainer import train
 from minitron_cli.errors import DryRunStop, Interrupted, RecipeError
 from minitron_cli.inputs.source_model import open_source_model
@@ -62,14 +64,14 @@ def start_of(root, step):
 @contextmanager
 def begun():
     """Label of each training -> the weights with which it begins, by their stored names."""
-    seen, real = {}, ticket.training_run.run_loop
+    seen, real = {}, training_run.run_loop
 
     def loop(here, work, models, *rest, name, kind):
         seen[name] = {key: p.detach().clone() for key, p in models.student.named_parameters()}
         return real(here, work, models, *rest, name=name, kind=kind)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ticket.training_run, "run_loop", loop)
+        patch.setattr(training_run, "run_loop", loop)
         yield seen
 
 
@@ -174,6 +176,9 @@ def test_the_table_has_every_arm_at_every_sparsity(study):
     (table,) = tables.tables(artifact)
     assert [row[0] for row in table.rows] == ["dense", *["ticket", "reinit", "shuffled", "random_mask"] * 2]
     assert (artifact.path / "tickets.svg").is_file()
+    page = (artifact.path / "tickets.html").read_text()
+    assert page.count("<svg") == 3
+    assert all(title in page for title in ("Steps to the dense loss", "Distances", "random_mask"))
 
 
 @pytest.mark.slow
@@ -191,7 +196,7 @@ def test_more_rounds_reuse_those_that_are_there(place, study, tmp_path):
 def test_a_kill_in_any_training_changes_no_byte(place, study, tmp_path, monkeypatch):
     root, _, _ = study
     kills = set()
-    saved = ticket.training_run.train
+    saved = training_run.train
 
     def stopped(*arguments, **options):
         scratch = arguments[5]
@@ -201,7 +206,7 @@ def test_a_kill_in_any_training_changes_no_byte(place, study, tmp_path, monkeypa
             raise Interrupted("stopped")
         return saved(*arguments, **options)
 
-    monkeypatch.setattr(ticket.training_run, "train", stopped)
+    monkeypatch.setattr(training_run, "train", stopped)
     for _ in range(3):
         with pytest.raises(Interrupted):
             made(place, tmp_path, rewind="step:2")
@@ -217,6 +222,21 @@ def test_a_dry_run_says_how_many_trainings_there_are(place, tmp_path):
     with pytest.raises(DryRunStop) as stop:
         made(place, tmp_path, dry_run=True, seeds=3, controls=("reinit",))
     assert stop.value.forecast == {"trainings": 3 * (1 + 2 * 2), "steps of each": 4}
+    assert stop.value.price.what.startswith("15 trainings of 4 steps of 4 x 16 tokens")
+    assert not (tmp_path / "ticket_round").exists()
+
+
+def test_a_price_is_said_once_before_the_first_training_and_kept_for_each(study, place, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    shutil.copytree(study[0], tmp_path / "w")
+    made(place, tmp_path / "w", rewind="step:2", rounds=3, controls=("shuffled",))
+    (line,) = [one for one in said if one.startswith("ticket: ") and " trainings of " in one]
+    assert line.startswith("ticket: 2 trainings of 4 steps"), "those that are there are not counted"
+    found = Artifact.open(directory(tmp_path / "w", "ticket_round", "ticket-03-seed-0"))
+    one = Artifact.open(directory(tmp_path / "w", "ticket_round", "ticket-01-seed-0")).run.price
+    assert found.run.price.flops == one.flops
+    assert found.run.price.what == "4 steps of 4 x 16 tokens"
 
 
 def test_rewinding_beyond_the_end_is_refused(place, tmp_path):

@@ -25,6 +25,24 @@ def whole():
     return {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
 
 
+def test_the_last_layer_loses_at_half_the_rate():
+    typed = tiny_config("llama")
+    shape = Shape.of(family_of(typed), typed)
+    last = masks.last_layer(shape)
+    assert len(last) == 7
+    assert all("layers.3." in name for name in last)
+    kept = masks.all_kept(shape)
+    for number in range(1, 4):
+        own = config(number, "layer_half_last")
+        weights = {name: torch.rand(mask.shape) for name, mask in kept.items()}
+        others = dict.fromkeys(last, own.last_lost_share)
+        kept = masks.by_magnitude(weights.__getitem__, kept, own.lost_share, own.scope, others)
+    for name, mask in kept.items():
+        wanted = (0.9 if name in last else 0.8) ** 3 * mask.numel()
+        assert abs(int(mask.sum()) - wanted) < 1, name
+    assert config(3, "layer").last_lost_share == config(3, "layer").lost_share
+
+
 def config(number, scope):
     return RoundConfig(arm="ticket", round=number, rate=0.2, scope=scope, training=TicketTraining())
 
