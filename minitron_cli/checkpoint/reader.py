@@ -72,6 +72,11 @@ class TensorInfo(NamedTuple):
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
+    @property
+    def rows(self) -> int:
+        """Size of dim 0; 1 for a scalar, which is read as one row."""
+        return self.shape[0] if self.shape else 1
+
     @classmethod
     def zeros(cls, dtype: str, shape: tuple[int, ...]) -> "TensorInfo":
         """A tensor of zeros that no file holds."""
@@ -125,7 +130,7 @@ class Checkpoint:
         """Rows `start:stop` of dim 0, in memory from `buffer` if given, else in new memory."""
         stopping.raise_if_stopped()
         info = self.tensors[name]
-        row_bytes = info.size_bytes // info.shape[0]
+        row_bytes = info.size_bytes // info.rows
         rows = _read(info, start * row_bytes, (stop - start) * row_bytes, buffer)
         return rows.view(info.torch_dtype).reshape(stop - start, *info.shape[1:])
 

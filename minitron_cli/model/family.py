@@ -87,6 +87,8 @@ class Family:
     """Norm -> tensors that read its output, for folding and rotating."""
     norm: Literal["rms", "layer"] = "rms"
     """Kind of its norms over the residual stream: RMS norms, or layer norms, which subtract the mean as well."""
+    norms_without_weight: tuple[str, ...] = ()
+    """Modules of norms over the residual stream that multiply by nothing, so that nothing of them is stored."""
     norm_offset: float = 0.0
     """Added to a norm's stored weight to make its gain: 1 where gain - 1 is stored."""
     residual_multiplier: str = ""
@@ -106,8 +108,8 @@ class Family:
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
     head_dim_table: str = ""
     """Path of a config list whose length follows from hidden // head: where it is set, that quotient must stay."""
-    heads_not_prunable: str = ""
-    """Reason why no head can be pruned, for messages; empty where heads can."""
+    not_prunable: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> reason why none of its entries can be pruned, for messages."""
     layer_pattern: str = ""
     """Config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
     width_multiple: int = 1

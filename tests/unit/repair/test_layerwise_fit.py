@@ -43,8 +43,9 @@ def parent_of(path, model_type, **options):
 
 def pruning_plan(model, checkpoint, *, turned=False, layers=None, **sizes):
     ffn = {} if "expert" in FAMILIES[model.config.model_type].sizes else {"ffn": 20}
-    heads = {} if FAMILIES[model.config.model_type].heads_not_prunable else {"head": 4}
-    plan = plan_of(model, random_survivors(model.config, 5, **({"hidden": 24} | heads | ffn | sizes)))
+    stay = FAMILIES[model.config.model_type].not_prunable
+    both = {axis: size for axis, size in {"hidden": 24, "head": 4}.items() if axis not in stay}
+    plan = plan_of(model, random_survivors(model.config, 5, **(both | ffn | sizes)))
     if layers:
         plan = type(plan)(plan.parent, dict(plan.kept) | {"layer": torch.tensor(layers)})
     if turned:
