@@ -69,6 +69,8 @@ ANATOMY = {
         down="dense_4h_to_h",
         epsilon="layer_norm_eps",
     ),
+    "gpt_oss": Anatomy(experts="mlp.experts", router="mlp.router", pattern="layer_types"),
+    "granitemoe": Anatomy(experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
     "jais2": Anatomy(epsilon="layer_norm_eps"),
     "mellum": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "minimax_m2": Anatomy(experts="mlp.experts", router="mlp.gate"),

@@ -24,6 +24,8 @@ APART = frozenset(
         "gemma",
         "glm",
         "glm4",
+        "gpt_oss",
+        "granitemoe",
         "hunyuan_v1_dense",
         "jais2",
         "mellum",

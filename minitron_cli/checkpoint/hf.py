@@ -16,6 +16,7 @@ from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_checkpoint, write_checkpoint
 from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
+from minitron_cli.stacked_names import stacks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,7 +230,7 @@ def model_of(
         model, info = cls.from_pretrained(
             None,
             config=typed,
-            state_dict=dict(state),
+            state_dict=_joined(state),
             dtype=main_dtype((t.dtype, t.numel()) for t in state.values()) if dtype == "auto" else dtype,
             attn_implementation=_attention(typed),
             output_loading_info=True,
@@ -280,16 +281,32 @@ def check_generation_config(path: Path) -> None:
             GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
-def stored_tensors(model: "PreTrainedModel") -> "dict[str, Tensor]":
-    """A model's tensors by their names on disk: transformers renames some in memory and joins experts."""
+def stored_tensors(model: "PreTrainedModel", names: Iterable[str] = ()) -> "dict[str, Tensor]":
+    """A model's tensors by their names on disk: transformers renames some in memory and joins experts.
+
+    Of a stack, of which `names` have entries (`stacked_names.py`), each entry is one.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    return revert_weight_conversion(model, model.state_dict())
+    state = revert_weight_conversion(model, model.state_dict())
+    taken = {stored: parts for stored, parts in stacks(names).items() if parts != [stored]}
+    entries = {name: part for stored, parts in taken.items() for name, part in zip(parts, state[stored], strict=True)}
+    return {name: tensor for name, tensor in state.items() if name not in taken} | entries
+
+
+def _joined(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """State dict with each stack as one tensor, as it lies on disk."""
+    import torch
+
+    return {
+        stored: state[stored] if stored in state else torch.stack([state[name] for name in names])
+        for stored, names in stacks(state).items()
+    }
 
 
 def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], directory: Path) -> None:
     """Write a model that has no checkpoint yet: the tensors of `specs` (name -> shape) and its config."""
-    state = stored_tensors(model)
+    state = stored_tensors(model, specs)
     sized = {name: TensorSpec(shape, state[name].dtype) for name, shape in specs.items()}
     write_checkpoint(directory, sized, lambda name: [state[name]])
     config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}

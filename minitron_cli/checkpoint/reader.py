@@ -19,6 +19,7 @@ from torch import Tensor
 from minitron_cli import stopping, strict_json
 from minitron_cli.checkpoint import directory, other_formats
 from minitron_cli.errors import CheckpointError, shown
+from minitron_cli.stacked_names import stacks
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
@@ -77,6 +78,11 @@ class TensorInfo(NamedTuple):
         """Size of dim 0; 1 for a scalar, which is read as one row."""
         return self.shape[0] if self.shape else 1
 
+    def entry(self, position: int) -> "TensorInfo":
+        """Entry of dim 0, as a tensor of its own."""
+        size_bytes = self.size_bytes // self.shape[0]
+        return TensorInfo(self.dtype, self.shape[1:], self.file, self.start + position * size_bytes, size_bytes)
+
     @classmethod
     def zeros(cls, dtype: str, shape: tuple[int, ...]) -> "TensorInfo":
         """A tensor of zeros that no file holds."""
@@ -107,6 +113,18 @@ class Checkpoint:
         kept = _without_leftover(config, {info.dtype for info in tensors.values()})
         found = cls(path, kept, tensors)
         return replace(found, remarks=tuple(_remarks(config, found)))
+
+    def named(self, names: Iterable[str]) -> "Checkpoint":
+        """The same checkpoint under these names, which may be of entries of stacks (`stacked_names.py`).
+
+        A tensor of which no name takes an entry keeps its own.
+        """
+        tensors: dict[str, TensorInfo] = {}
+        taken = {stored: parts for stored, parts in stacks(names).items() if parts != [stored]}
+        for stored, info in self.tensors.items():
+            count = info.rows if stored in taken else 0
+            tensors |= {f"{stored}[{i}]": info.entry(i) for i in range(count)} if count else {stored: info}
+        return replace(self, tensors=tensors)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -72,7 +72,10 @@ UNREAD = Serving()
 
 @dataclass(frozen=True)
 class Family:
-    """One table. Templates are names of tensors on disk, with axes in braces."""
+    """One table. Templates are names of tensors on disk, with axes in braces.
+
+    One that ends in `[{expert}]` is an expert's entry of the tensor on disk, which stacks those of all experts.
+    """
 
     model_type: str
     tensors: Mapping[str, str]
@@ -108,6 +111,8 @@ class Family:
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
     head_dim_table: str = ""
     """Path of a config list whose length follows from hidden // head: where it is set, that quotient must stay."""
+    transposed: tuple[str, ...] = ()
+    """Templates of matrices that are stored as inputs, then outputs."""
     not_prunable: Mapping[str, str] = field(default_factory=dict)
     """Axis -> reason why none of its entries can be pruned, for messages."""
     layer_pattern: str = ""
@@ -123,6 +128,11 @@ class Family:
     """Config field -> value, or entry of a list by layer, of the models that the table describes."""
     serving: Serving = UNREAD
     """Reading of the family by vLLM and llama.cpp."""
+
+    @cached_property
+    def stacks(self) -> dict[str, tuple[str, ...]]:
+        """Template of a tensor on disk -> the one whose entries it stacks along dim 0 (`stacked_names.py`)."""
+        return {t.removesuffix("[{expert}]"): (t,) for t in self.tensors if t.endswith("[{expert}]")}
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:

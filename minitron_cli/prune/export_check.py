@@ -30,6 +30,7 @@ from minitron_cli.prune.slicing import ScratchBuffers, is_finite, prune_rows
 from minitron_cli.prune.stream import BLOCK_BYTES, prune_in_memory
 from minitron_cli.prune.tensor_map import TensorMap
 from minitron_cli.prune.transform import NO_REPAIR
+from minitron_cli.stacked_names import stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +62,7 @@ class WrittenChild:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The written weights."""
-        return Checkpoint.open(self.path)
+        return Checkpoint.open(self.path).named(self.plan.child.tensors())
 
     @cached_property
     def origin(self) -> dict[str, str]:
@@ -242,11 +243,11 @@ def _check_headers(written: WrittenChild) -> None:
 
 
 def _check_shards(written: WrittenChild) -> None:
-    infos = sorted(written.checkpoint.tensors.values(), key=lambda info: info.file)
-    for file, some in itertools.groupby(infos, key=lambda info: info.file):
-        sizes = [info.size_bytes for info in some]
-        if sum(sizes) > MAX_SHARD_BYTES and len(sizes) > 1:
-            raise Refused(f"{file.name} holds {sum(sizes):,} bytes, more than {MAX_SHARD_BYTES:,}")
+    infos = sorted(written.checkpoint.tensors.items(), key=lambda item: item[1].file)
+    for file, some in itertools.groupby(infos, key=lambda item: item[1].file):
+        sizes = {name: info.size_bytes for name, info in some}
+        if sum(sizes.values()) > MAX_SHARD_BYTES and len(stacks(sizes)) > 1:
+            raise Refused(f"{file.name} holds {sum(sizes.values()):,} bytes, more than {MAX_SHARD_BYTES:,}")
     if (written.path / INDEX).is_file():
         total = strict_json.load(written.path / INDEX).get("metadata", {}).get("total_size")
         if total != written.checkpoint.size_bytes:

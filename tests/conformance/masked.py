@@ -84,7 +84,7 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
     for i, layer in enumerate(parts.layers(model)):
         if pruning.ffn and parts.experts:
-            for down_DF, kept in zip(layer.get_submodule(parts.experts).down_proj, pruning.ffn[i], strict=True):
+            for down_DF, kept in zip(_down(layer.get_submodule(parts.experts)), pruning.ffn[i], strict=True):
                 down_DF[:, _others(kept, down_DF.shape[1])] = 0
         elif pruning.ffn:
             layer.mlp.get_submodule(parts.down).weight[:, _others(pruning.ffn[i], model.config.intermediate_size)] = 0
@@ -100,6 +100,16 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     if pruning.layer:
         _drop_layers(model, parts, pruning.layer)
     return model
+
+
+def _gate_up(experts: nn.Module) -> Tensor:
+    """Each expert's first matrix, as outputs by inputs; a view."""
+    return experts.gate_up_proj.mT if experts.is_transposed else experts.gate_up_proj
+
+
+def _down(experts: nn.Module) -> Tensor:
+    """Each expert's second matrix, as outputs by inputs; a view."""
+    return experts.down_proj.mT if experts.is_transposed else experts.down_proj
 
 
 def _close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
@@ -136,8 +146,10 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
         if kind in norms:
             setattr(model.get_submodule(parent), kind, _norm_of(module, kept, parts.norm_offset))
         elif parts.experts and name.endswith(parts.experts):
-            module.gate_up_proj[:, :, lost] = 0
-            module.down_proj[:, lost] = 0
+            _gate_up(module)[:, :, lost] = 0
+            _down(module)[:, lost] = 0
+            if module.has_bias:
+                module.down_proj_bias[:, lost] = 0
         elif parts.router and name.endswith(parts.router):
             module.weight[:, lost] = 0
         elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down):

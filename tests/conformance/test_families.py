@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -41,6 +40,7 @@ HEAD_SIZE_IS_STATED = {
     "glm",
     "glm4",
     "gpt_neox",
+    "gpt_oss",
     "hunyuan_v1_dense",
     "mellum",
     "minimax_m2",
@@ -91,6 +91,8 @@ OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
     "gemma3_text": BY_TWOS,
     "smollm3": BY_TWOS,
     "mixtral": BY_EIGHTS,
+    "granitemoe": BY_EIGHTS,
+    "gpt_oss": BY_EIGHTS | {"depth": {"layer": 2}, "all": {"layer": 2, "hidden": 24, "ffn": 16, "head": 6}},
     "qwen3_moe": BY_EIGHTS,
     "flex_olmo": NO_HEADS | BY_EIGHTS_NO_HEADS,
     "mellum": BY_EIGHTS,
@@ -161,7 +163,7 @@ def parents(tmp_path_factory):
             epsilon = {field: 0.02} if field else {}  # large enough for a mistake in it to show
             model = tiny_model(model_type, **epsilon, **options)
             model.save_pretrained(path)
-            known[key] = (model, Checkpoint.open(path))
+            known[key] = (model, opened(path))
         return known[key]
 
     return get
@@ -258,9 +260,16 @@ def unique_parameters(model):
     return sum(t.numel() for t in itertools.chain(model.parameters(), buffers))
 
 
+def opened(directory) -> Checkpoint:
+    """A checkpoint under the table's names."""
+    found = Checkpoint.open(directory)
+    config = hf.config_of(found)
+    return found.named(Shape.of(family_of(config), config).tensors())
+
+
 def stored(directory):
-    files = sorted(directory.glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    checkpoint = opened(directory)
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
 def test_each_family_has_a_tiny_model():
@@ -350,7 +359,7 @@ def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tok
     model = tiny_model(model_type, head_dim=4)  # = hidden / heads, which transformers assumes
     model.save_pretrained(tmp_path / "parent")
     edit_config(tmp_path / "parent", head_dim=None)
-    checkpoint = Checkpoint.open(tmp_path / "parent")
+    checkpoint = opened(tmp_path / "parent")
     assert "head_dim" not in checkpoint.config
     model = reload(tmp_path / "parent")
     heads = {} if model_type in NORMED_OVER_HEADS else {"head": 2, "kv_head": 1}
@@ -367,7 +376,7 @@ def test_multi_head_configs_that_do_not_mention_groups(model_type, tokens, tmp_p
     (tmp_path / "parent" / "config.json").write_text(json.dumps(raw))
     model = reload(tmp_path / "parent")
     pruning = random_survivors(model.config, 2, head=4, kv_head=4)
-    check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+    check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
 
 
 def edit_config(directory: Path, **changes):
@@ -416,7 +425,7 @@ def test_a_loaded_models_state_is_pruned_like_its_checkpoint(parents, model_type
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_survivors(model, 9, "all"))
     from_disk = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
-    state = hf.stored_tensors(model)
+    state = hf.stored_tensors(model, shape_of(model).tensors())
     live = prune_in_memory(plan, state, state.__getitem__)
     assert live.keys() == from_disk.keys()
     assert all(torch.equal(live[name], from_disk[name]) for name in live)
@@ -438,7 +447,7 @@ def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
     assert torch.equal(logits_of(reload(sharded), tokens), logits_of(reload(whole), tokens))
-    again = Checkpoint.open(sharded)
+    again = opened(sharded)
     assert all(torch.equal(again.read(name), tensors[name]) for name in tensors)
 
 
@@ -446,7 +455,7 @@ def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
 def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     model, checkpoint = parents(model_type)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="16KB")
-    shards = Checkpoint.open(tmp_path / "sharded")
+    shards = opened(tmp_path / "sharded")
     assert len({info.file for info in shards.tensors.values()}) > 3
     plan = plan_of(model, some_survivors(model, 4, "all"))
     found = stored(write(shards, plan, tmp_path / "from_shards"))
@@ -511,7 +520,7 @@ UNKNOWN_TO_4 = {"cwm", "mellum", "ministral3"}
 
 
 PARTLY_ROTATED = ("glm", "glm4", "gpt_neox", "minimax_m2", "nemotron", "phi3")
-SCALED_UNLESS_TOLD = {"apertus"}  # version 4 scales its positions where no other scaling is given
+SCALED_UNLESS_TOLD = {"apertus", "gpt_oss"}  # both versions scale its positions where no other scaling is given
 LONG_ROPE_ONLY = {"phi3", "phimoe"}  # transformers gives them another scaling, tested below
 
 
@@ -552,7 +561,7 @@ def check_old_rope(model, old, tokens, tmp_path):
     heads = {"head": 4} if model.config.model_type == "gpt_neox" else {}
     sizes = {"ffn": 16} if model.config.model_type in HIDDEN_STAYS else {"hidden": 16} | heads
     pruning = random_survivors(model.config, 1, **sizes)
-    check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+    check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
     raw = json.loads((tmp_path / "child" / "config.json").read_text())
     names = {"rope_theta", "rope_scaling", "rotary_emb_base", "rotary_pct", "rope_local_base_freq"}
     assert {name: raw[name] for name in {*names, *old} & raw.keys()} == old
@@ -574,7 +583,7 @@ class TestLongRope:
 
     def test_version_4_wants_these_three_fields(self, model, tokens, tmp_path):
         pruning = random_survivors(model.config, 1, hidden=16, head=4)
-        check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+        check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
         raw = json.loads((tmp_path / "child" / "config.json").read_text())
         tables = {"short_factor": [1.1, 1.7], "long_factor": [2.0, 5.0]}
         assert raw["rope_scaling"] == {"type": "longrope"} | tables
@@ -592,7 +601,7 @@ class TestLongRope:
     def test_transformers_says_so_too(self, model, tmp_path):
         plan = PrunePlan(shape_of(model), {"hidden": torch.arange(16)})
         with pytest.raises(Exception, match="short_factor field must have length 1"):
-            reload(write(Checkpoint.open(tmp_path / "parent"), plan, tmp_path / "child"))
+            reload(write(opened(tmp_path / "parent"), plan, tmp_path / "child"))
 
 
 def test_scaled_positions_of_a_phimoe_do_not_depend_on_a_pruned_size(tokens, tmp_path):
@@ -601,7 +610,7 @@ def test_scaled_positions_of_a_phimoe_do_not_depend_on_a_pruned_size(tokens, tmp
     tiny_model("phimoe", rope_parameters=rope).save_pretrained(tmp_path / "parent")
     model = reload(tmp_path / "parent")
     pruning = random_survivors(model.config, 1, hidden=16, head=4)
-    check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+    check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
     raw = json.loads((tmp_path / "child" / "config.json").read_text())
     assert raw["rope_scaling"] == {name: value for name, value in rope.items() if name != "rope_theta"}
 
@@ -632,7 +641,7 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
     model = tiny_model("llama").to(dtype)
     model.save_pretrained(tmp_path / "parent")
     directory = write(
-        Checkpoint.open(tmp_path / "parent"),
+        opened(tmp_path / "parent"),
         plan_of(model, random_survivors(model.config, 1, ffn=20)),
         tmp_path / "child",
     )
@@ -640,7 +649,9 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
     assert reload(directory).dtype == dtype
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"hunyuan_v1_dense", "phimoe"}))  # without a plan
+@pytest.mark.parametrize(
+    "model_type", sorted(FAMILIES.keys() - {"gpt_oss", "granitemoe", "hunyuan_v1_dense", "phimoe"})
+)  # without a plan
 def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     """transformers says which matrices are split by rows and which by columns: those are the pruned axes."""
     family, config = FAMILIES[model_type], tiny_config(model_type)
@@ -673,7 +684,8 @@ def test_links_name_every_reader_of_a_norm(parents, model_type, tmp_path):
                 tensors[name] *= 2
             elif template in readers:
                 tensors[name] /= 2
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    write_checkpoint(tmp_path, specs, lambda name: [tensors[name]])
     io.write_new_json(tmp_path / "config.json", dict(checkpoint.config))
     tokens = torch.arange(1, 20)[None]
     assert_same(logits_of(reload(tmp_path), tokens), logits_of(model, tokens))
@@ -702,7 +714,7 @@ def test_a_correction_is_rounded_once(model_type, dtype, tmp_path):
     model = tiny_model(model_type, tie_word_embeddings=True).to(dtype)
     model.save_pretrained(tmp_path / "parent")
     pruning = random_survivors(model.config, 1, hidden=24)
-    found = stored(write(Checkpoint.open(tmp_path / "parent"), plan_of(model, pruning), tmp_path / "child"))
+    found = stored(write(opened(tmp_path / "parent"), plan_of(model, pruning), tmp_path / "child"))
     embedding, norm = model.model.embed_tokens.weight[:, pruning.hidden], model.model.norm.weight[pruning.hidden]
     root = (32 / 24) ** 0.5
     assert torch.equal(found["model.embed_tokens.weight"], (embedding.float() * root).to(dtype))

@@ -19,7 +19,9 @@ from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.glm import GLM
 from minitron_cli.model.families.glm4 import GLM4
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
+from minitron_cli.model.families.gpt_oss import GPT_OSS
 from minitron_cli.model.families.granite import GRANITE
+from minitron_cli.model.families.granitemoe import GRANITEMOE
 from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
 from minitron_cli.model.families.llama import LLAMA
@@ -66,7 +68,9 @@ FAMILIES: dict[str, Family] = {
         GLM,
         GLM4,
         GPT_NEOX,
+        GPT_OSS,
         GRANITE,
+        GRANITEMOE,
         HUNYUAN_V1_DENSE,
         JAIS2,
         LLAMA,
