@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
@@ -277,9 +276,9 @@ def _masked(
 
 
 def _stored(start: SourceModel, model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor by its name on disk, one at a time; buffers too, of which some are stored and others are not."""
+    """Every tensor by its name on disk, one parameter at a time."""
     copies = {original: copy for copy, original in start.family.tied.items()} if start.shape.is_tied else {}
-    for name, tensor in chain(sharding.parameters(model), model.named_buffers()):
+    for name, tensor in sharding.parameters(model):
         yield from disk_tensors(start.family, name, tensor)
         if name in copies:
             yield copies[name], tensor  # some checkpoints store a tied head

@@ -111,6 +111,8 @@ class Family:
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
     head_dim_table: str = ""
     """Path of a config list whose length follows from hidden // head: where it is set, that quotient must stay."""
+    buffers: frozenset[str] = frozenset()
+    """Templates that are no parameters: they are stored, and are neither trained nor counted."""
     transposed: tuple[str, ...] = ()
     """Templates of matrices that are stored as inputs, then outputs."""
     not_prunable: Mapping[str, str] = field(default_factory=dict)

@@ -97,6 +97,7 @@ def _obstacles(shape: Shape) -> Iterator[str]:
         for d, dim in enumerate(layout.dims):
             if "hidden" in layout.axes(d) and dim != HIDDEN:
                 yield f"{template} has the residual stream and another axis in one dim"
-        reads = len(layout.dims) > 1 and layout.dims[-1] == HIDDEN
+        inputs = 0 if template in family.transposed else -1
+        reads = len(layout.dims) > 1 and layout.dims[inputs] == HIDDEN
         if reads and template not in readers and not shape.is_embedding(template):
             yield f"its table does not say through which norm {template} reads the stream"

@@ -89,7 +89,7 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
         elif pruning.ffn:
             layer.mlp.get_submodule(parts.down).weight[:, _others(pruning.ffn[i], model.config.intermediate_size)] = 0
         if pruning.expert:
-            _close_router(layer, parts.router, _others(pruning.expert[i], _experts(model.config)), model.config)
+            close_router(layer, parts.router, _others(pruning.expert[i], _experts(model.config)), model.config)
         if pruning.head:
             lost = _others(pruning.head[i], model.config.num_attention_heads)
             output = layer.get_submodule(f"{parts.attention}.{parts.output}").weight
@@ -112,7 +112,7 @@ def _down(experts: nn.Module) -> Tensor:
     return experts.down_proj.mT if experts.is_transposed else experts.down_proj
 
 
-def _close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
+def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
     """Put some of the experts out of a router's reach.
 
     Where a bias decides, it becomes minus infinity; else the router is that of Mixtral and Qwen 3 as in their papers.

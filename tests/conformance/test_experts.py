@@ -20,6 +20,7 @@ from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.search import space
 from tests.anatomy import anatomy
+from tests.by_table import opened
 from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import (
     TIED,
@@ -27,7 +28,6 @@ from tests.conformance.test_families import (
     check_child,
     edit_config,
     logits_of,
-    opened,
     plan_of,
     reload,
     shape_of,

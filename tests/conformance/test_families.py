@@ -12,7 +12,6 @@ from transformers.utils import logging
 
 from minitron_cli import io
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
 from minitron_cli.errors import InputError
 from minitron_cli.model.families import FAMILIES, family_of
@@ -24,6 +23,7 @@ from minitron_cli.prune.plan import PrunePlan, make_plan
 from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
+from tests.by_table import opened
 from tests.conformance.masked import Survivors, masked, random_survivors
 from tests.quick import APART, case_of, each_family, first_quick, quick_families, slow
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_config, tiny_model
@@ -254,17 +254,7 @@ def check_child(model, checkpoint, pruning, tokens, directory, *, keeps_pattern=
 
 
 def unique_parameters(model):
-    """Numbers that a checkpoint holds, tied ones once: some routers' biases are buffers in memory."""
-    state = model.state_dict()
-    buffers = (buffer for name, buffer in model.named_buffers() if name in state)
-    return sum(t.numel() for t in itertools.chain(model.parameters(), buffers))
-
-
-def opened(directory) -> Checkpoint:
-    """A checkpoint under the table's names."""
-    found = Checkpoint.open(directory)
-    config = hf.config_of(found)
-    return found.named(Shape.of(family_of(config), config).tensors())
+    return sum(p.numel() for p in model.parameters())
 
 
 def stored(directory):

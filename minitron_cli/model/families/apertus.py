@@ -8,12 +8,8 @@ from minitron_cli.model.family import Family
 BEFORE_ATTENTION = "model.layers.{layer}.attention_layernorm.weight"
 BEFORE_MLP = "model.layers.{layer}.feedforward_layernorm.weight"
 
-ACTIVATION = {
-    "model.layers.{layer}.mlp.act_fn.alpha_p": "1",
-    "model.layers.{layer}.mlp.act_fn.alpha_n": "1",
-    "model.layers.{layer}.mlp.act_fn.beta": "",
-    "model.layers.{layer}.mlp.act_fn.eps": "",
-}
+TRAINED = {"model.layers.{layer}.mlp.act_fn.alpha_p": "1", "model.layers.{layer}.mlp.act_fn.alpha_n": "1"}
+CONSTANT = {"model.layers.{layer}.mlp.act_fn.beta": "", "model.layers.{layer}.mlp.act_fn.eps": ""}
 
 APERTUS = Family(
     model_type="apertus",
@@ -23,7 +19,8 @@ APERTUS = Family(
     | L.O_BIAS
     | QK_NORM
     | PLAIN_MLP
-    | ACTIVATION
+    | TRAINED
+    | CONSTANT
     | {BEFORE_ATTENTION: "hidden", BEFORE_MLP: "hidden"}
     | L.FINAL,
     sizes=L.SIZES,
@@ -34,4 +31,5 @@ APERTUS = Family(
         "model.norm.weight": ("lm_head.weight",),
     },
     tied=L.TIED,
+    buffers=frozenset(CONSTANT),
 )

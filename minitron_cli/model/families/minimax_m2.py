@@ -18,5 +18,6 @@ MINIMAX_M2 = Family(
     tied=MIXTRAL.tied,
     width_multiple=8,
     runtime_names=RUNTIME_NAMES | {"model.layers.{layer}.mlp.e_score_correction_bias": (ROUTER_BIAS,)},
+    buffers=frozenset({ROUTER_BIAS}),
     not_prunable=NORMED_OVER_HEADS,
 )

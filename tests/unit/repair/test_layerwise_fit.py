@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import DataError
 from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES
@@ -19,6 +18,7 @@ from minitron_cli.repair.fitted_child import FittedChild
 from minitron_cli.repair.gram import SplitGramPair
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
 from minitron_cli.repair.store import RepairStore
+from tests.by_table import opened
 from tests.conformance.masked import random_survivors
 from tests.conformance.test_families import plan_of, reload, write
 from tests.quick import each_family, first_quick
@@ -38,7 +38,7 @@ def _one_ridge(monkeypatch):
 
 def parent_of(path, model_type, **options):
     tiny_model(model_type, **{"rms_norm_eps": 0.02} | options).save_pretrained(path)
-    return hf.load_model(path), Checkpoint.open(path)
+    return hf.load_model(path), opened(path)
 
 
 def pruning_plan(model, checkpoint, *, turned=False, layers=None, **sizes):
