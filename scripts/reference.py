@@ -153,6 +153,7 @@ PAGES = (
     Page("show", "the workspace's results", guides=("cost",)),
     Page("verify", "every file of the workspace", guides=("workspaces",)),
     Page("inspect", "a checkpoint's config and headers", guides=("serving", "families")),
+    Page("families", "a checkpoint's config and headers", guides=("families", "extending")),
     Page("data", "a tokenizer and text", spec="DataConfig", section="data", guides=("data",)),
     Page("demo", "the model that ships, source of the Python standard library", "the results of all stages"),
     Page("env", "this installation"),

@@ -27,6 +27,7 @@ class Anatomy:
     pattern: str = ""
     """The config list that llama.cpp computes itself."""
     epsilon: str = "rms_norm_eps"
+    """The config field that holds it; empty where no field does."""
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.get_submodule(self.decoder).layers
@@ -49,6 +50,7 @@ FOUR_NORMS = (
 )
 POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 ANATOMY = {
+    "apertus": Anatomy(norms=("attention_layernorm", "feedforward_layernorm")),
     "cohere": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps"),
     "cohere2": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps", pattern="layer_types"),
     "exaone4": Anatomy(norms=POST_NORMS),
@@ -67,12 +69,18 @@ ANATOMY = {
         down="dense_4h_to_h",
         epsilon="layer_norm_eps",
     ),
+    "gpt_oss": Anatomy(experts="mlp.experts", router="mlp.router", pattern="layer_types"),
+    "granitemoe": Anatomy(experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
     "jais2": Anatomy(epsilon="layer_norm_eps"),
     "mellum": Anatomy(experts="mlp.experts", router="mlp.gate"),
+    "minimax_m2": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "mixtral": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "nemotron": Anatomy(norm_offset=1, epsilon="norm_eps"),
+    "olmo": Anatomy(epsilon=""),
     "olmo2": Anatomy(norms=POST_NORMS),
     "olmo3": Anatomy(norms=POST_NORMS),
+    "olmoe": Anatomy(experts="mlp.experts", router="mlp.gate"),
+    "phimoe": Anatomy(experts="mlp.experts", router="mlp.router"),
     "qwen2_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "qwen3_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "smollm3": Anatomy(pattern="no_rope_layers"),

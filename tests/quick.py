@@ -13,6 +13,7 @@ QUICK = ("gemma3_text", "gpt_neox", "llama", "phi3", "qwen3_moe")
 
 APART = frozenset(
     {
+        "apertus",
         "arcee",
         "cohere",
         "cohere2",
@@ -23,12 +24,18 @@ APART = frozenset(
         "gemma",
         "glm",
         "glm4",
+        "gpt_oss",
+        "granitemoe",
         "hunyuan_v1_dense",
         "jais2",
         "mellum",
+        "minimax_m2",
         "ministral",
         "ministral3",
+        "olmo",
         "olmo3",
+        "olmoe",
+        "phimoe",
         "qwen2_moe",
         "seed_oss",
         "vaultgemma",

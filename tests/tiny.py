@@ -36,6 +36,7 @@ MINISTRAL3_ROPE = {
 }
 
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    "apertus": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
     "arcee": {"attention_bias": True, "mlp_bias": True},
     "cohere": {"attention_bias": True, "logit_scale": 0.7},
     "cohere2": {"attention_bias": True, "logit_scale": 0.7, **IN_TURN},
@@ -64,9 +65,25 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "glm": {"attention_bias": True},
     "glm4": {"attention_bias": True},
     "gpt_neox": {"head_dim": None, "num_key_value_heads": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
+    "gpt_oss": {
+        "sliding_window": 6,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "swiglu_limit": 3.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+    },
     "granite": {
         "attention_bias": True,
         "mlp_bias": True,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.7,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.2,
+    },
+    "granitemoe": {
+        "attention_bias": True,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
         "embedding_multiplier": 3.0,
         "logits_scaling": 0.7,
         "residual_multiplier": 0.6,
@@ -86,14 +103,29 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
         },
     },
+    "minimax_m2": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4, "partial_rotary_factor": 0.5},
+    },
     "ministral": IN_TURN,
     "ministral3": {"sliding_window": 6, "rope_parameters": MINISTRAL3_ROPE},
     "mistral": {"sliding_window": 6},
     "mixtral": {"sliding_window": 6, "num_local_experts": 6, "num_experts_per_tok": 2},
     "nemotron": {"attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 0.25},
+    "olmo": {"attention_bias": True, "clip_qkv": 1.0},
     "olmo2": {"attention_bias": True},
     "olmo3": {"attention_bias": True, **IN_TURN},
+    "olmoe": {"attention_bias": True, "head_dim": 4, "num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 1.0},
     "phi3": {"sliding_window": 6},
+    "phimoe": {
+        "attention_bias": True,
+        "lm_head_bias": True,
+        "sliding_window": 6,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "router_jitter_noise": 0.1,
+    },
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
     "qwen2_moe": {
         **IN_TURN,
@@ -158,7 +190,9 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.tie_weights()
     with torch.no_grad():
-        for parameter in model.parameters():
+        stored = model.state_dict()
+        vectors = (b for name, b in model.named_buffers() if name in stored and b.ndim)
+        for parameter in (*model.parameters(), *vectors):
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 parameter.copy_(MEAN_OF_VECTORS.get(model_type, 1.0) + 0.3 * noise)

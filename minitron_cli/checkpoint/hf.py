@@ -16,6 +16,7 @@ from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_like, write_checkpoint
 from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import CheckpointError, EnvironmentFault, shown
+from minitron_cli.stacked_names import stacks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,9 @@ MAX_EXPERTS = 10_000
 MAX_LABELS = 10_000  # transformers makes a name of each, several times
 MAX_WIDTH = 1_000_000  # of any dimension; building a larger model would take minutes before it fails
 LIMITS = {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}
+
+MASKS_WITHOUT_POSITIONS = frozenset({"gpt_oss"})
+"""Model types whose decoder in transformers 5.23 makes its attention masks without looking at positions."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -191,7 +195,35 @@ def load_model(
                 f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: "
                 "the checkpoint is incomplete; download it again"
             )
+    keep_documents_apart(model)
     return model.eval() if device_map else model.to(device).eval()
+
+
+def keep_documents_apart(model: "PreTrainedModel") -> None:
+    """Make a decoder keep the documents of a block apart by their positions, as those of all other types do."""
+    if model.config.model_type in MASKS_WITHOUT_POSITIONS:
+        model.get_decoder().register_forward_pre_hook(_masks_by_position, with_kwargs=True)
+
+
+def _masks_by_position(decoder: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    """Arguments of a decoder with a mask for each kind of its layers, unless it is given one or caches keys."""
+    from torch import empty
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+    positions_BT, embedded_BTD = given.get("position_ids"), given.get("inputs_embeds")
+    inputs = given.get("input_ids") if embedded_BTD is None else embedded_BTD
+    cached = given.get("use_cache") or given.get("past_key_values") is not None
+    if positions_BT is None or inputs is None or cached or given.get("attention_mask") is not None:
+        return None
+    like_BT1 = empty(*inputs.shape[:2], 1, dtype=decoder.dtype, device=inputs.device)
+    makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+    shared = {"attention_mask": None, "past_key_values": None, "position_ids": positions_BT}
+    masks = {
+        kind: make(config=decoder.config, inputs_embeds=like_BT1, **shared)
+        for kind, make in makers.items()
+        if kind in decoder.config.layer_types
+    }
+    return arguments, given | {"attention_mask": masks}
 
 
 def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> dict[str, Any]:
@@ -229,6 +261,7 @@ def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "P
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
+    keep_documents_apart(model)
     return model
 
 
@@ -252,7 +285,7 @@ def model_of(
         model, info = cls.from_pretrained(
             None,
             config=typed,
-            state_dict=dict(state),
+            state_dict=_joined(state),
             dtype=main_dtype((t.dtype, t.numel()) for t in state.values()) if dtype == "auto" else dtype,
             attn_implementation=_attention(typed),
             output_loading_info=True,
@@ -261,6 +294,7 @@ def model_of(
         raise CheckpointError(
             f"the pruned model does not fit its config at {min(map(str, wrong))}: report the model's family"
         )
+    keep_documents_apart(model)
     return model.to(device).eval()
 
 
@@ -271,9 +305,9 @@ def new_model(config: "PretrainedConfig", *, seed: int) -> "PreTrainedModel":
 
     with torch.random.fork_rng(devices=[]), _refusing("the config makes no model", "fix config.json"):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=_attention(config)
-        ).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=_attention(config))
+    keep_documents_apart(model)
+    return model.eval()
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
@@ -303,16 +337,32 @@ def check_generation_config(path: Path) -> None:
             GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
-def stored_tensors(model: "PreTrainedModel") -> "dict[str, Tensor]":
-    """A model's tensors by their names on disk: transformers renames some in memory and joins experts."""
+def stored_tensors(model: "PreTrainedModel", names: Iterable[str] = ()) -> "dict[str, Tensor]":
+    """A model's tensors by their names on disk: transformers renames some in memory and joins experts.
+
+    Of a stack, of which `names` have entries (`stacked_names.py`), each entry is one.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    return revert_weight_conversion(model, model.state_dict())
+    state = revert_weight_conversion(model, model.state_dict())
+    taken = {stored: parts for stored, parts in stacks(names).items() if parts != [stored]}
+    entries = {name: part for stored, parts in taken.items() for name, part in zip(parts, state[stored], strict=True)}
+    return {name: tensor for name, tensor in state.items() if name not in taken} | entries
+
+
+def _joined(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """State dict with each stack as one tensor, as it lies on disk."""
+    import torch
+
+    return {
+        stored: state[stored] if stored in state else torch.stack([state[name] for name in names])
+        for stored, names in stacks(state).items()
+    }
 
 
 def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], directory: Path) -> None:
     """Write a model that has no checkpoint yet: the tensors of `specs` (name -> shape) and its config."""
-    state = stored_tensors(model)
+    state = stored_tensors(model, specs)
     sized = {name: TensorSpec(shape, state[name].dtype) for name, shape in specs.items()}
     write_checkpoint(directory, sized, lambda name: [state[name]])
     config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}

@@ -19,6 +19,7 @@ from torch import Tensor
 from minitron_cli import stopping, strict_json
 from minitron_cli.checkpoint import directory, other_formats, wrappers
 from minitron_cli.errors import CheckpointError, shown
+from minitron_cli.stacked_names import stacks
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
@@ -72,6 +73,16 @@ class TensorInfo(NamedTuple):
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
+    @property
+    def rows(self) -> int:
+        """Size of dim 0; 1 for a scalar, which is read as one row."""
+        return self.shape[0] if self.shape else 1
+
+    def entry(self, position: int) -> "TensorInfo":
+        """Entry of dim 0, as a tensor of its own."""
+        size_bytes = self.size_bytes // self.shape[0]
+        return TensorInfo(self.dtype, self.shape[1:], self.file, self.start + position * size_bytes, size_bytes)
+
     @classmethod
     def zeros(cls, dtype: str, shape: tuple[int, ...]) -> "TensorInfo":
         """A tensor of zeros that no file holds."""
@@ -108,14 +119,26 @@ class Checkpoint:
         remarks = _remarks(config, cls(path, kept, text))
         return cls(path, own, text, tuple(remarks), wrapper)
 
+    def named(self, names: Iterable[str]) -> "Checkpoint":
+        """The same checkpoint under these names, which may be of entries of stacks (`stacked_names.py`).
+
+        A tensor of which no name takes an entry keeps its own.
+        """
+        tensors: dict[str, TensorInfo] = {}
+        taken = {stored: parts for stored, parts in stacks(names).items() if parts != [stored]}
+        for stored, info in self.tensors.items():
+            count = info.rows if stored in taken else 0
+            tensors |= {f"{stored}[{i}]": info.entry(i) for i in range(count)} if count else {stored: info}
+        return replace(self, tensors=tensors)
+
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.tensors.items()}
 
     @property
-    def stored(self) -> tuple[TensorInfo, ...]:
+    def stored(self) -> Mapping[str, TensorInfo]:
         """Every tensor in the files, those around a text model included."""
-        return (*self.tensors.values(), *(self.wrapper.tensors.values() if self.wrapper else ()))
+        return {**self.tensors, **(self.wrapper.tensors if self.wrapper else {})}
 
     @property
     def file_config(self) -> Mapping[str, Any]:
@@ -145,7 +168,7 @@ class Checkpoint:
         """Rows `start:stop` of dim 0, in memory from `buffer` if given, else in new memory."""
         stopping.raise_if_stopped()
         info = self.tensors[name]
-        row_bytes = info.size_bytes // info.shape[0]
+        row_bytes = info.size_bytes // info.rows
         rows = _read(info, start * row_bytes, (stop - start) * row_bytes, buffer)
         return rows.view(info.torch_dtype).reshape(stop - start, *info.shape[1:])
 

@@ -1,6 +1,7 @@
 """Writes safetensors: headers from shapes, then the tensors' bytes, a block at a time and in any order.
 
-The same tensors give the same bytes, whatever the order in which blocks are written.
+The same tensors give the same bytes, whatever the order in which blocks are written. In a checkpoint, entries of a
+stack (`stacked_names.py`) lie side by side and the header has the whole.
 """
 
 import json
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from minitron_cli import io, stopping
 from minitron_cli.checkpoint.reader import DTYPES, INDEX, WEIGHTS, Checkpoint, read_tensor
+from minitron_cli.stacked_names import entry, stacks, stored_shapes
 
 MAX_SHARD_BYTES = 5 * 10**9
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -79,19 +81,18 @@ def blank_checkpoint(
 ) -> Iterator[Blank]:
     """Create `model.safetensors`, or shards and their index, at full size with headers; to be filled in the context.
 
-    Everything is synced to disk when the context ends without an error. In the files a tensor has its name of
-    `stored_names`, if there is one.
+    Entries of a stack are filled one by one. Everything is synced to disk when the context ends without an error. In
+    the files a tensor has its name of `stored_names`, if there is one.
     """
     shards = _shards(specs, max_shard_bytes)
     numbered = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = numbered if len(shards) > 1 else [WEIGHTS]
-    files = {directory / name: shard for name, shard in zip(names, shards, strict=True)}
-    with _blank(files, stored_names=stored_names) as blank:
+    stored = [_stored({stored_names.get(tensor, tensor): spec for tensor, spec in shard.items()}) for shard in shards]
+    files = {directory / file: (filled, listed) for file, filled, listed in zip(names, shards, stored, strict=True)}
+    with _blank(files) as blank:
         yield blank
     if len(shards) > 1:
-        weight_map = {
-            stored_names.get(name, name): file for file, shard in zip(names, shards, strict=True) for name in shard
-        }
+        weight_map = {tensor: file for file, listed in zip(names, stored, strict=True) for tensor in listed}
         io.write_new_json(directory / INDEX, {"metadata": {"total_size": _payload(specs)}, "weight_map": weight_map})
 
 
@@ -106,7 +107,7 @@ def write_checkpoint(
 
 def size_on_disk(specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """Size of the weight files in bytes, headers included."""
-    return sum(len(_header(shard)) + _payload(shard) for shard in _shards(specs, max_shard_bytes))
+    return sum(len(_header(_stored(shard))) + _payload(shard) for shard in _shards(specs, max_shard_bytes))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -123,7 +124,7 @@ def blank_file(
     path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Blank]:
     """Create one file at full size with its header, in which `metadata` are stored; as by `blank_checkpoint`."""
-    with _blank({path: specs}, metadata) as blank:
+    with _blank({path: (specs, specs)}, metadata) as blank:
         yield blank
 
 
@@ -172,14 +173,14 @@ def blank_like(
 
 @contextmanager
 def _blank(
-    files: Mapping[Path, Mapping[str, TensorSpec]],
+    files: Mapping[Path, tuple[Mapping[str, TensorSpec], Mapping[str, TensorSpec]]],
     metadata: Mapping[str, str] = MappingProxyType({}),
-    stored_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Blank]:
-    blank = Blank({name: spec for specs in files.values() for name, spec in specs.items()})
+    """Files at full size, of which each has the tensors that are filled and those that its header lists."""
+    blank = Blank({name: spec for specs, _ in files.values() for name, spec in specs.items()})
     with ExitStack() as opened:
-        for path, specs in files.items():
-            header = _header({stored_names.get(name, name): spec for name, spec in specs.items()}, metadata)
+        for path, (specs, stored) in files.items():
+            header = _header(stored, metadata)
             file = opened.enter_context(io.sized_file(path, len(header) + _payload(specs)))
             file.write_at(0, header)
             blank.place(file, specs, len(header))
@@ -188,15 +189,24 @@ def _blank(
 
 
 def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, TensorSpec]]:
+    """Tensors of each shard in the order of their bytes: the entries of a stack are together."""
     shards: list[dict[str, TensorSpec]] = [{}]
     room = max_bytes
-    for name, spec in specs.items():
-        if spec.size_bytes > room and shards[-1]:
+    for names in stacks(specs).values():
+        some = {name: specs[name] for name in names}
+        if _payload(some) > room and shards[-1]:
             shards.append({})
             room = max_bytes
-        shards[-1][name] = spec
-        room -= spec.size_bytes
+        shards[-1] |= some
+        room -= _payload(some)
     return shards
+
+
+def _stored(specs: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+    """Tensors as a header lists them, each stack as one."""
+    shapes = stored_shapes({name: spec.shape for name, spec in specs.items()})
+    dtypes = {entry(name).stored: spec.dtype for name, spec in specs.items()}
+    return {name: TensorSpec(shape, dtypes[name]) for name, shape in shapes.items()}
 
 
 def _payload(specs: Mapping[str, TensorSpec]) -> int:

@@ -24,6 +24,7 @@ from minitron_cli.cli import (
     env,
     evaluate,
     exit_codes,
+    families,
     help_page,
     home,
     importance,
@@ -255,8 +256,10 @@ RECIPES: dict[str, Callable[..., None]] = {
 }
 DATA: dict[str, Callable[..., None]] = {"inspect": data.inspect}
 TICKETS: dict[str, Callable[..., None]] = {"train": ticket.train, "supermask": ticket.supermask}
+FAMILIES: dict[str, Callable[..., None]] = {"check": families.check}
 GROUPS = {
     "data": (DATA, "Show what models read of a text."),
+    "families": (FAMILIES, families.HELP),
     "recipes": (RECIPES, "List, show and copy the shipped recipes."),
     "ticket": (TICKETS, ticket.HELP),
 }

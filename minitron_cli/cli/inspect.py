@@ -80,7 +80,7 @@ def _around(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def _files(checkpoint: "Checkpoint") -> dict[str, Any]:
-    files = sorted({info.file for info in checkpoint.stored})
+    files = sorted({info.file for info in checkpoint.stored.values()})
     dtypes = sorted({info.dtype for info in checkpoint.tensors.values()})
     return {
         "dtype": ", ".join(dtypes),

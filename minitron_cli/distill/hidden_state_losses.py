@@ -91,8 +91,9 @@ def _attention(family: Family) -> Iterator[tuple[str, str]]:
     """Modules that make queries, keys and values from the residual stream, with the layouts of their weights."""
     for template, text in family.tensors.items():
         layout = parse(text)
-        of_heads = all("head_dim" in section for section in layout.dims[0])
-        if of_heads and len(layout.dims) == 2 and layout.axes(1) == {"hidden"}:
+        if len(layout.dims) != 2 or layout.axes(1) != {"hidden"}:
+            continue
+        if all("head_dim" in section for section in layout.dims[0]):
             yield template.removesuffix(".weight"), text
 
 

@@ -78,19 +78,18 @@ class Experts:
         seen: dict[int, dict[str, Moments]] = {}
         for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
             added_ND.index_add_(0, routed.token_R, routed.added_RD.float())
-            reader_DF = module.down_proj[routed.expert]
-            seen[routed.expert] = self._seen(routed, membership(tokens, routed.token_R), reader_DF)
+            seen[routed.expert] = self._seen(routed, membership(tokens, routed.token_R))
         for name in next(iter(seen.values())):
             self._moments.add(f"{name}.{layer}", _spread([m[name] for m in seen.values()], list(seen), self._experts))
         return added_ND.to(hidden_ND.dtype)
 
-    def _seen(self, routed: "Routed", member_BR: Tensor, reader_DF: Tensor) -> dict[str, Moments]:
+    def _seen(self, routed: "Routed", member_BR: Tensor) -> dict[str, Moments]:
         counts_R = member_BR.sum(0)
         norm_R = torch.linalg.vector_norm(routed.added_RD, dim=-1, dtype=torch.float32).double()
         values = {"activation": routed.neuron_RF, "pre_activation": routed.gate_RF}
         neurons: dict[str, Moments] = {n: over_samples(values[n].float(), member_BR) for n in self._neurons}
         over_tokens = Moments.of(routed.neuron_RF.float(), dim=0, weights=counts_R[:, None])
-        neurons["flap"] = over_tokens.scaled(column_norms(reader_DF))
+        neurons["flap"] = over_tokens.scaled(column_norms(routed.writer_DF))
         return {"expert": Moments.of(norm_R, dim=0, weights=counts_R.double())} | neurons
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:

@@ -65,7 +65,7 @@ def _in_table(shape: Shape, stored: str, info: TensorInfo) -> Iterator[tuple[str
         if family.find(name):
             yield name, info
             return
-        for template, sources in family.runtime_names.items():
+        for template, sources in (*family.stacks.items(), *family.runtime_names.items()):
             if match := pattern(template).fullmatch(name):
                 yield from _parts(shape, stored, sources, match.groupdict(), info)
                 return

@@ -32,8 +32,12 @@ class Routed(NamedTuple):
     gate_RF: Tensor
     """Before the activation function."""
     neuron_RF: Tensor
+    written_RD: Tensor
+    """Output of the expert's second matrix, without its bias."""
     added_RD: Tensor
     """Output of the expert times the router's weight."""
+    writer_DF: Tensor
+    """The expert's second matrix."""
 
 
 def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Iterator[Routed]:
@@ -45,7 +49,21 @@ def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Ten
         if not len(place_R):
             continue
         token_R = place_R // index_NK.shape[1]
-        both_RF = linear(hidden_ND[token_R], module.gate_up_proj[expert])
+        reader_FD, writer_DF = (
+            _outputs_first(module, matrix[expert]) for matrix in (module.gate_up_proj, module.down_proj)
+        )
+        both_RF = linear(hidden_ND[token_R], reader_FD, _bias(module, "gate_up_proj_bias", expert))
         neuron_RF = module._apply_gate(both_RF)
-        weighted_RD = linear(neuron_RF, module.down_proj[expert]) * weight_NK.flatten()[place_R, None]
-        yield Routed(expert, token_R, both_RF[:, : neuron_RF.shape[1]], neuron_RF, weighted_RD)
+        gate_RF = both_RF[:, : neuron_RF.shape[1]] if module.is_concatenated else both_RF[:, ::2]
+        written_RD, bias_D = linear(neuron_RF, writer_DF), _bias(module, "down_proj_bias", expert)
+        output_RD = written_RD if bias_D is None else written_RD + bias_D
+        weighted_RD = output_RD * weight_NK.flatten()[place_R, None]
+        yield Routed(expert, token_R, gate_RF, neuron_RF, written_RD, weighted_RD, writer_DF)
+
+
+def _outputs_first(module: Any, matrix: Tensor) -> Tensor:
+    return matrix.T if module.is_transposed else matrix
+
+
+def _bias(module: Any, name: str, expert: int) -> Tensor | None:
+    return getattr(module, name)[expert] if module.has_bias else None

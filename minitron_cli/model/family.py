@@ -87,7 +87,10 @@ class Wrapping(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """One table. Templates are names of tensors on disk, with axes in braces."""
+    """One table. Templates are names of tensors on disk, with axes in braces.
+
+    One that ends in `[{expert}]` is an expert's entry of the tensor on disk, which stacks those of all experts.
+    """
 
     model_type: str
     tensors: Mapping[str, str]
@@ -102,6 +105,8 @@ class Family:
     """Norm -> tensors that read its output, for folding and rotating."""
     norm: Literal["rms", "layer"] = "rms"
     """Kind of its norms over the residual stream: RMS norms, or layer norms, which subtract the mean as well."""
+    norms_without_weight: tuple[str, ...] = ()
+    """Modules of norms over the residual stream that multiply by nothing, so that nothing of them is stored."""
     norm_offset: float = 0.0
     """Added to a norm's stored weight to make its gain: 1 where gain - 1 is stored."""
     residual_multiplier: str = ""
@@ -121,8 +126,12 @@ class Family:
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
     head_dim_table: str = ""
     """Path of a config list whose length follows from hidden // head: where it is set, that quotient must stay."""
-    heads_not_prunable: str = ""
-    """Reason why no head can be pruned, for messages; empty where heads can."""
+    buffers: frozenset[str] = frozenset()
+    """Templates that are no parameters: they are stored, and are neither trained nor counted."""
+    transposed: tuple[str, ...] = ()
+    """Templates of matrices that are stored as inputs, then outputs."""
+    not_prunable: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> reason why none of its entries can be pruned, for messages."""
     layer_pattern: str = ""
     """Config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
     width_multiple: int = 1
@@ -138,6 +147,11 @@ class Family:
     """Reading of the family by vLLM and llama.cpp."""
     wrapping: Wrapping | None = None
     """Wrapper that a checkpoint holds around the model, whose table this then is (`model/wrappers.py`)."""
+
+    @cached_property
+    def stacks(self) -> dict[str, tuple[str, ...]]:
+        """Template of a tensor on disk -> the one whose entries it stacks along dim 0 (`stacked_names.py`)."""
+        return {t.removesuffix("[{expert}]"): (t,) for t in self.tensors if t.endswith("[{expert}]")}
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:

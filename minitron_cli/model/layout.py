@@ -38,8 +38,10 @@ class Layout:
         return tuple(sum(_size(section, sizes) for section in dim) for dim in self.dims)
 
     def axes(self, dim: int) -> frozenset[str]:
-        """Named axes of one dim."""
-        return frozenset(f for section in self.dims[dim] for f in section if isinstance(f, str))
+        """Named axes of one dim; none of a dim that the tensor does not have."""
+        return frozenset(
+            f for sections in self.dims[dim:][:1] for section in sections for f in section if isinstance(f, str)
+        )
 
     def indices(self, kept: Kept, sizes: Mapping[str, int]) -> tuple[Tensor | None, ...]:
         """Per dim, the positions that survive (int64, in the order `kept` gives); None where the dim is whole."""

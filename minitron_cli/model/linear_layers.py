@@ -35,7 +35,8 @@ def input_groups(shape: Shape) -> tuple[InputGroup, ...]:
     found: dict[tuple[str, Dim], list[str]] = {}
     for template in shape.templates:
         layout = parse(shape.family.tensors[template])
-        if "{layer}" in template and len(layout.dims) == 2 and layout.axes(0) - {"expert"}:
+        is_matrix = "{layer}" in template and len(layout.dims) == 2 and template not in shape.family.transposed
+        if is_matrix and layout.axes(0) - {"expert"}:
             module = template.removesuffix(".weight").rpartition(".")[0]
             found.setdefault((module, layout.dims[INPUTS]), []).append(template)
     return tuple(InputGroup(tuple(templates)) for templates in found.values())

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.family import Family
 from minitron_cli.model.shape import Shape
+from minitron_cli.stacked_names import stored_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name -> shape of every tensor of a checkpoint."""
@@ -34,7 +35,7 @@ def nearest(families: Mapping[str, Family], config: Any, tensors: Shapes) -> Fit
 def _fit(family: Family, config: Any, tensors: Shapes) -> Iterator[Fit]:
     """The family's fit, or none where the config lacks sizes that its table needs."""
     try:
-        expected = Shape.of(family, config).tensors()
+        expected = stored_shapes(Shape.of(family, config).tensors())
     except CheckpointError:
         return
     fitting = {name for name, shape in tensors.items() if expected.get(name) == shape}

@@ -42,7 +42,7 @@ def blocks(family: Family) -> tuple[Block, ...]:
 
 def _norm_before(family: Family, axis: str) -> str | None:
     """Norm whose readers produce the entries of an axis, heads or neurons."""
-    return next((norm for reader, norm in norm_of(family).items() if _has(family, reader, 0, axis)), None)
+    return next((norm for reader, norm in norm_of(family).items() if axis in _axes(family, reader)), None)
 
 
 def _writer(family: Family, axis: str) -> str | None:
@@ -51,9 +51,14 @@ def _writer(family: Family, axis: str) -> str | None:
 
 
 def expert_writer(family: Family) -> str | None:
-    """Template of the matrix by which an expert writes to the stream; None without experts."""
+    """Template of the matrix by which an expert writes to the stream; None without one that is stored outputs first."""
     of_experts = (t for t, text in family.tensors.items() if "{expert}" in t and len(parse(text).dims) == 2)
-    return next((t for t in of_experts if _has(family, t, 1, "ffn")), None)
+    return next((t for t in of_experts if t not in family.transposed and _has(family, t, 1, "ffn")), None)
+
+
+def _axes(family: Family, template: str) -> frozenset[str]:
+    layout = parse(family.tensors[template])
+    return layout.axes(0) | layout.axes(1)
 
 
 def _has(family: Family, template: str, dim: int, axis: str) -> bool:
@@ -92,6 +97,7 @@ def _obstacles(shape: Shape) -> Iterator[str]:
         for d, dim in enumerate(layout.dims):
             if "hidden" in layout.axes(d) and dim != HIDDEN:
                 yield f"{template} has the residual stream and another axis in one dim"
-        reads = len(layout.dims) > 1 and layout.dims[-1] == HIDDEN
+        inputs = 0 if template in family.transposed else -1
+        reads = len(layout.dims) > 1 and layout.dims[inputs] == HIDDEN
         if reads and template not in readers and not shape.is_embedding(template):
             yield f"its table does not say through which norm {template} reads the stream"

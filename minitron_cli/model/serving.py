@@ -248,13 +248,7 @@ def _nearest(
         if sizes[axis] % multiple:
             sizes[axis] = _multiple(sizes[axis], math.lcm(multiple, family.width_multiple), most[axis])
     changed = {axis: size for axis, size in sizes.items() if size != shape.sizes[axis]}
-    stay = (
-        {"head", "kv_head"}
-        if family.heads_not_prunable
-        else {"head", "hidden"}
-        if shape.keeps_hidden_per_head
-        else set()
-    )
+    stay = {*family.not_prunable, *(("head", "hidden") if shape.keeps_hidden_per_head else ())}
     return {} if 0 in changed.values() or changed.keys() & stay else changed
 
 

@@ -117,7 +117,7 @@ class Shape:
         return sum(
             self._elements(template, used)
             for template in self.templates
-            if count != "non_embedding" or not self.is_embedding(template)
+            if template not in self.family.buffers and (count != "non_embedding" or not self.is_embedding(template))
         )
 
     def _elements(self, template: str, used: Mapping[str, int]) -> int:

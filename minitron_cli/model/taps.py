@@ -2,7 +2,8 @@
 
 A channel of `ffn` or `head` is an input channel of the matrix that reads it, so the tap is that module's input. A
 channel of `hidden` is observed after every norm, so the tap is the output of each module whose weight is a plain
-`hidden` vector. Neurons inside experts have no tap: the loaded model joins all experts in one module.
+`hidden` vector, and of each norm without a weight. Neurons inside experts have no tap: the loaded model joins all
+experts in one module.
 """
 
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def _norms(family: Family) -> Iterator[Tap]:
     for template, text in family.tensors.items():
         if text == "hidden" and template.endswith(".weight"):
             yield Tap("hidden", template.removesuffix(".weight"), "output")
+    yield from (Tap("hidden", module, "output") for module in family.norms_without_weight)
 
 
 def layer_module(family: Family) -> str:

@@ -31,6 +31,7 @@ from minitron_cli.prune.slicing import ScratchBuffers, is_finite, prune_rows
 from minitron_cli.prune.stream import BLOCK_BYTES, prune_in_memory
 from minitron_cli.prune.tensor_map import TensorMap
 from minitron_cli.prune.transform import NO_REPAIR
+from minitron_cli.stacked_names import stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +63,7 @@ class WrittenChild:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The written weights."""
-        return Checkpoint.open(self.path)
+        return Checkpoint.open(self.path).named(self.plan.child.tensors())
 
     @cached_property
     def origin(self) -> dict[str, str]:
@@ -188,7 +189,7 @@ def _named(check: str) -> Iterator[None]:
 
 
 def _check_files(written: WrittenChild) -> None:
-    weights = {info.file.name for info in written.checkpoint.stored}
+    weights = {info.file.name for info in written.checkpoint.stored.values()}
     copied = {name for name in hf.side_files(written.source) if (written.source.path / name).is_file()}
     wanted = {"config.json"} | weights | ({INDEX} if weights != {WEIGHTS} else set()) | copied | written.others
     found = io.files_in(written.path).keys()
@@ -244,14 +245,14 @@ def _check_headers(written: WrittenChild) -> None:
 
 
 def _check_shards(written: WrittenChild) -> None:
-    infos = sorted(written.checkpoint.stored, key=lambda info: info.file)
-    for file, some in itertools.groupby(infos, key=lambda info: info.file):
-        sizes = [info.size_bytes for info in some]
-        if sum(sizes) > MAX_SHARD_BYTES and len(sizes) > 1:
-            raise Refused(f"{file.name} holds {sum(sizes):,} bytes, more than {MAX_SHARD_BYTES:,}")
+    infos = sorted(written.checkpoint.stored.items(), key=lambda item: item[1].file)
+    for file, some in itertools.groupby(infos, key=lambda item: item[1].file):
+        sizes = {name: info.size_bytes for name, info in some}
+        if sum(sizes.values()) > MAX_SHARD_BYTES and len(stacks(sizes)) > 1:
+            raise Refused(f"{file.name} holds {sum(sizes.values()):,} bytes, more than {MAX_SHARD_BYTES:,}")
     if (written.path / INDEX).is_file():
         total = strict_json.load(written.path / INDEX).get("metadata", {}).get("total_size")
-        if total != (size := sum(info.size_bytes for info in infos)):
+        if total != (size := sum(info.size_bytes for _, info in infos)):
             raise Refused(f"{INDEX} says {total} bytes, not {size}")
 
 

@@ -22,12 +22,11 @@ def _groups(parent: Shape, child: Shape) -> str | None:
     return f"head={heads} with kv_head={groups}: keep a multiple of kv_head, at most {per_group} a group"
 
 
-def _heads_not_prunable(parent: Shape, child: Shape) -> str | None:
-    changed = [axis for axis in ("head", "kv_head") if child.sizes.get(axis) != parent.sizes.get(axis)]
-    if not changed or not parent.family.heads_not_prunable:
-        return None
-    axis, reason = changed[0], parent.family.heads_not_prunable
-    return f"{axis}={child.sizes[axis]}: {reason}; keep all heads and prune another axis"
+def _not_prunable(parent: Shape, child: Shape) -> str | None:
+    for axis, reason in parent.family.not_prunable.items():
+        if child.sizes.get(axis) != parent.sizes.get(axis):
+            return f"{axis}={child.sizes[axis]}: {reason}; keep {axis}={parent.sizes[axis]} and prune another axis"
+    return None
 
 
 def _hidden_in_wrapper(parent: Shape, child: Shape) -> str | None:
@@ -97,7 +96,7 @@ def _widths(parent: Shape, child: Shape) -> str | None:
 
 RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
     _groups,
-    _heads_not_prunable,
+    _not_prunable,
     _hidden_in_wrapper,
     _layers_with_images,
     _hidden_per_head,

@@ -120,12 +120,13 @@ def _pieces(parent: Checkpoint, tensor_map: TensorMap) -> Iterator[Piece]:
     """
     info = (tensor_map.fitted or parent).tensors[tensor_map.source]
     if tensor_map.left_DK is not None:
-        yield Piece(tensor_map, 0, info.shape[0])
+        yield Piece(tensor_map, 0, info.rows)
         return
     row_bytes = info.torch_dtype.itemsize * math.prod(tensor_map.shape[1:])
-    step = max(1, BLOCK_BYTES * info.shape[0] // max(1, info.size_bytes))
+    step = max(1, BLOCK_BYTES * info.rows // max(1, info.size_bytes))
+    rows = tensor_map.indices[0] if info.shape else None
     merged = None if tensor_map.merged is None else tensor_map.merged.other_K
-    for span in _spans(tensor_map.indices[0], merged, info.shape[0], step):
+    for span in _spans(rows, merged, info.rows, step):
         yield Piece(tensor_map.of_rows(span.rows, span.merged), span.start, span.stop, span.before * row_bytes)
 
 

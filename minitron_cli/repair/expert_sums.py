@@ -4,11 +4,10 @@
 # NK: expert of a token
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
 from minitron_cli.layerwise.observer import Tokens
@@ -48,15 +47,15 @@ class ExpertSums:
         added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
         for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
             added_ND.index_add_(0, routed.token_R, routed.added_RD.float())
-            self._see(module, routed, self._samples + routed.token_R // tokens.input_ids_BT.shape[1])
+            self._see(routed, self._samples + routed.token_R // tokens.input_ids_BT.shape[1])
         return added_ND.to(hidden_ND.dtype)
 
-    def _see(self, module: Any, routed: Routed, samples_R: Tensor) -> None:
+    def _see(self, routed: Routed, samples_R: Tensor) -> None:
         name = (self._writer or "").format(layer=self._layer, expert=routed.expert)
         if not self._under_repair.has_pruned_inputs(name):
             return
         inputs_RI = self._under_repair.kept_inputs(name, routed.neuron_RF)
-        outputs_RO = self._under_repair.kept_stream(linear(routed.neuron_RF, module.down_proj[routed.expert]))
+        outputs_RO = self._under_repair.kept_stream(routed.written_RD)
         if name not in self.sums:
             self.sums[name] = SplitGramPair.empty(outputs_RO.shape[1], inputs_RI.shape[1], inputs_RI.device)
         self.sums[name].add_(inputs_RI, outputs_RO, samples_R)

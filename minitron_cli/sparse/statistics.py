@@ -75,7 +75,8 @@ class LayerInputs:
 
     def __init__(self, shape: Shape, groups: tuple[InputGroup, ...], layer: int, **options: Any) -> None:
         self._layer, self._options = layer, options
-        self._groups, self._experts = groups, experts_module(shape.family)
+        self._groups = groups
+        self._experts = experts_module(shape.family) if any(group.is_of_expert for group in groups) else None
         self._samples = 0
         self._found: dict[str, InputStatistics] = {}
 

@@ -293,7 +293,7 @@ def _write(work: StageBuild, parent: SourceModel, view: SparseCheckpoint, masks:
 
 def _check(work: StageBuild, parent: SourceModel, view: SparseCheckpoint) -> list[str]:
     """Checks that the written checkpoint passed; one that fails raises, and it is never committed."""
-    started, written = time.monotonic(), Checkpoint.open(work.path)
+    started, written = time.monotonic(), Checkpoint.open(work.path).named(parent.shape.tensors())
     mode = export_check.mode_for(written.size_bytes)
     child = export_check.WrittenChild(work.path, view, PrunePlan(parent.shape, {}), mode, frozenset({MASKS}))
     with work.hashing():

@@ -57,7 +57,7 @@ def random_survivors(
 
     kept_groups = [some(kv_head, groups) for _ in range(layers)]
     kept_per_group = None if head is None else head // (kv_head or groups)
-    experts = getattr(config, "num_experts", None)
+    experts = _experts(config)
 
     def neurons() -> Indices | list[Indices]:
         width = getattr(config, "moe_intermediate_size", config.intermediate_size)
@@ -74,18 +74,22 @@ def random_survivors(
     )
 
 
+def _experts(config) -> int | None:
+    return getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+
+
 @torch.no_grad()
 def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     """A copy of the parent that computes what the child must compute."""
     model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
     for i, layer in enumerate(parts.layers(model)):
         if pruning.ffn and parts.experts:
-            for down_DF, kept in zip(layer.get_submodule(parts.experts).down_proj, pruning.ffn[i], strict=True):
+            for down_DF, kept in zip(_down(layer.get_submodule(parts.experts)), pruning.ffn[i], strict=True):
                 down_DF[:, _others(kept, down_DF.shape[1])] = 0
         elif pruning.ffn:
             layer.mlp.get_submodule(parts.down).weight[:, _others(pruning.ffn[i], model.config.intermediate_size)] = 0
         if pruning.expert:
-            _close_router(layer.get_submodule(parts.router), pruning.expert[i], model.config)
+            close_router(layer, parts.router, _others(pruning.expert[i], _experts(model.config)), model.config)
         if pruning.head:
             lost = _others(pruning.head[i], model.config.num_attention_heads)
             output = layer.get_submodule(f"{parts.attention}.{parts.output}").weight
@@ -98,13 +102,34 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     return model
 
 
-def _close_router(gate: nn.Module, kept: Indices, config) -> None:
-    """The router of Mixtral and Qwen 3 as their papers have it, some of the experts out of its reach."""
+def _gate_up(experts: nn.Module) -> Tensor:
+    """Each expert's first matrix, as outputs by inputs; a view."""
+    return experts.gate_up_proj.mT if experts.is_transposed else experts.gate_up_proj
+
+
+def _down(experts: nn.Module) -> Tensor:
+    """Each expert's second matrix, as outputs by inputs; a view."""
+    return experts.down_proj.mT if experts.is_transposed else experts.down_proj
+
+
+def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
+    """Put some of the experts out of a router's reach.
+
+    Where a bias decides, it becomes minus infinity; else the router is that of Mixtral and Qwen 3 as in their papers.
+    """
+    gate, block = layer.get_submodule(router), layer.get_submodule(router.rpartition(".")[0])
+    if hasattr(block, "e_score_correction_bias"):
+        block.e_score_correction_bias[lost] = -torch.inf
+        return
+    if hasattr(gate, "bias"):
+        bias = torch.zeros(len(gate.weight)) if gate.bias is None else gate.bias.clone()
+        gate.bias = nn.Parameter(bias.index_fill(0, lost, -torch.inf))
+        return
     is_normed = getattr(config, "norm_topk_prob", True)  # Mixtral always does
 
     def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = hidden @ gate.weight.T
-        logits[:, _others(kept, config.num_experts)] = -torch.inf
+        logits[:, lost] = -torch.inf
         chosen = logits.softmax(-1).topk(config.num_experts_per_tok)
         weights = chosen.values / chosen.values.sum(-1, keepdim=True) if is_normed else chosen.values
         return logits, weights, chosen.indices
@@ -121,8 +146,10 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
         if kind in norms:
             setattr(model.get_submodule(parent), kind, _norm_of(module, kept, parts.norm_offset))
         elif parts.experts and name.endswith(parts.experts):
-            module.gate_up_proj[:, :, lost] = 0
-            module.down_proj[:, lost] = 0
+            _gate_up(module)[:, :, lost] = 0
+            _down(module)[:, lost] = 0
+            if module.has_bias:
+                module.down_proj_bias[:, lost] = 0
         elif parts.router and name.endswith(parts.router):
             module.weight[:, lost] = 0
         elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down):
@@ -135,7 +162,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
 
 def _norm_of(norm: nn.Module, kept: Indices, offset: float) -> nn.Module:
     """The norm that sees the survivors alone, and gives zero elsewhere."""
-    if "LayerNorm" in type(norm).__name__:  # torch's, or Cohere's, which has no bias
+    if "LayerNorm" in type(norm).__name__:  # torch's, Cohere's without a bias, or OLMo's without a weight too
         return LayerNormOf(norm, kept, offset)
     share = len(kept) / len(norm.weight)
     norm.weight.copy_((norm.weight + offset) * share**0.5 - offset)
@@ -149,8 +176,9 @@ class LayerNormOf(nn.Module):
 
     def __init__(self, norm: nn.Module, kept: Indices, offset: float) -> None:
         super().__init__()
-        self.kept, self.eps = kept, norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-        self.gain = norm.weight[kept] + offset
+        self.kept = kept
+        self.eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", 1e-5))
+        self.gain = norm.weight[kept] + offset if hasattr(norm, "weight") else torch.ones(len(kept))
         self.bias = norm.bias[kept] if hasattr(norm, "bias") else torch.zeros(len(kept))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:

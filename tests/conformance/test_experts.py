@@ -1,6 +1,7 @@
 """Families with experts: whole experts and the neurons inside them are pruned as a masked parent computes."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,9 +9,9 @@ import torch
 from transformers import AutoConfig
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.layout import parse
 from minitron_cli.model.runtime_tensors import disk_tensors
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.iterative_pruning import shapes_between
@@ -18,6 +19,8 @@ from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.search import space
+from tests.anatomy import anatomy
+from tests.by_table import opened
 from tests.conformance.masked import masked, random_survivors
 from tests.conformance.test_families import (
     TIED,
@@ -31,7 +34,7 @@ from tests.conformance.test_families import (
     stored,
     write,
 )
-from tests.quick import EVERY_MIXTURE, each_family
+from tests.quick import EVERY_MIXTURE, MIXTURES, each_family
 from tests.tiny import BASE, tiny_config, tiny_model
 
 PRUNINGS = {
@@ -44,9 +47,14 @@ PRUNINGS = {
 
 
 def pruned_sizes(model_type, pruning):
-    """Without heads, where a family's heads cannot be pruned."""
-    stay = {"head", "kv_head"} if FAMILIES[model_type].heads_not_prunable else set()
-    return {axis: size for axis, size in PRUNINGS[pruning].items() if axis not in stay}
+    """Without the axes that a family keeps."""
+    return {axis: size for axis, size in PRUNINGS[pruning].items() if axis not in FAMILIES[model_type].not_prunable}
+
+
+def some_survivors(model, seed, sizes):
+    """Random survivors, but of layers whose kinds repeat the first two."""
+    found = random_survivors(model.config, seed, **sizes)
+    return replace(found, layer=[0, 3]) if "layer" in sizes and anatomy(model.config.model_type).pattern else found
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +68,7 @@ def parents(tmp_path_factory):
             path = tmp_path_factory.mktemp("parent")
             model = tiny_model(model_type, rms_norm_eps=0.02, **options)
             model.save_pretrained(path)
-            known[key] = (model, Checkpoint.open(path))
+            known[key] = (model, opened(path))
         return known[key]
 
     return get
@@ -71,12 +79,12 @@ def tokens():
     return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
-@each_family(["mixtral", "qwen3_moe"])
+@each_family(MIXTURES)
 def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, tokens, tmp_path, subtests):
     for tied, pruning in product(TIED, PRUNINGS):
         with subtests.test(tied=tied, pruning=pruning):
             model, checkpoint = parents(model_type, tie_word_embeddings=tied)
-            survivors = random_survivors(model.config, len(pruning), **pruned_sizes(model_type, pruning))
+            survivors = some_survivors(model, len(pruning), pruned_sizes(model_type, pruning))
             check_child(model, checkpoint, survivors, tokens, tmp_path / f"{pruning}, {tied=}")
 
 
@@ -89,15 +97,15 @@ def test_a_router_that_does_not_norm_its_weights(parents, is_normed, tokens, tmp
 @EVERY_MIXTURE
 def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    plan = plan_of(model, random_survivors(model.config, 1, **pruned_sizes(model_type, "everything")))
+    plan = plan_of(model, some_survivors(model, 1, pruned_sizes(model_type, "everything")))
     tensors = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
     child = hf.model_of(child_config(checkpoint.config, plan), tensors)
     on_disk = write(checkpoint, plan, tmp_path / "child")
     assert torch.equal(logits_of(child, tokens), logits_of(reload(on_disk), tokens))
     (tmp_path / "saved").mkdir()
     family = family_of(child.config)
-    live = (part for name, tensor in child.named_parameters() for part in disk_tensors(family, name, tensor))
-    hf.save_like(Checkpoint.open(on_disk), tmp_path / "saved", live)
+    live = (part for name, tensor in child.state_dict().items() for part in disk_tensors(family, name, tensor))
+    hf.save_like(opened(on_disk), tmp_path / "saved", live)
     found, wanted = stored(tmp_path / "saved"), stored(on_disk)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -106,7 +114,7 @@ def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp
 @EVERY_MIXTURE
 def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
-    pruning = random_survivors(model.config, 8, **pruned_sizes(model_type, "everything"))
+    pruning = some_survivors(model, 8, pruned_sizes(model_type, "everything"))
     child = reload(write(checkpoint, plan_of(model, pruning), tmp_path / "child"))
     same = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "attention_mask": torch.ones_like(tokens)}
     cached = child.generate(tokens, use_cache=True, **same)
@@ -133,8 +141,8 @@ def test_the_number_of_experts_is_written_for_readers_of_either_version(parents,
     directory = write(checkpoint, plan, tmp_path / "child")
     before = logits_of(reload(directory), tokens)
     raw = json.loads((directory / "config.json").read_text())
-    both, first = ["num_experts", "num_local_experts"], ["num_experts"]
-    names = {"flex_olmo": first, "mellum": both, "mixtral": both[1:], "qwen2_moe": first, "qwen3_moe": both}[model_type]
+    both = ["num_experts", "num_local_experts"]
+    names = {"mellum": both, "qwen3_moe": both}.get(model_type, [FAMILIES[model_type].sizes["expert"]])
     assert [raw[name] for name in names] == [4] * len(names)
     for name in names[1:]:
         edit_config(directory, **{name: None})
@@ -146,7 +154,7 @@ def test_a_parent_with_the_older_name(parents, tokens, tmp_path):
     model, _ = parents("qwen3_moe")
     model.save_pretrained(tmp_path / "parent")
     edit_config(tmp_path / "parent", num_local_experts=None, num_experts=6)
-    older = Checkpoint.open(tmp_path / "parent")
+    older = opened(tmp_path / "parent")
     pruning = random_survivors(model.config, 1, expert=4)
     check_child(model, older, pruning, tokens, tmp_path / "child")
     assert AutoConfig.from_pretrained(tmp_path / "child").num_experts == 4
@@ -202,5 +210,5 @@ def test_experts_inside_a_plan(parents, model_type):
     template = next(t for t in plan.parent.templates if "{expert}" in t)
     assert plan.child_name(template.format(layer=1, expert=5)) == template.format(layer=1, expert=1)
     assert plan.child_name(template.format(layer=1, expert=1)) is None
-    router = next(t for t in plan.parent.templates if "gate.weight" in t)
+    router = next(t for t in plan.parent.templates if parse(FAMILIES[model_type].tensors[t]).axes(0) == {"expert"})
     assert plan.indices(router.format(layer=3))[0].tolist() == [4, 5]

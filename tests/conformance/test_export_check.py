@@ -11,7 +11,6 @@ from transformers.utils import logging
 
 from minitron_cli import io
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.errors import RunFailed
 from minitron_cli.model.families import family_of
@@ -20,6 +19,7 @@ from minitron_cli.prune import export_check, loaded_check
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import write_child
+from tests.by_table import opened
 from tests.conformance.masked import random_survivors
 from tests.quick import each_family, first_quick
 from tests.tiny import tiny_model
@@ -55,7 +55,7 @@ def children(tmp_path_factory, tokenizer):
             pruning = random_survivors(model.config, 3, **sizes)
             kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in sizes}
             plan = PrunePlan(Shape.of(family_of(model.config), model.config), kept)
-            source = Checkpoint.open(root / "parent")
+            source = opened(root / "parent")
             (root / "child").mkdir()
             write_child(source, plan, root / "child")
             io.write_new_json(root / "child" / "config.json", child_config(source.config, plan))
@@ -83,9 +83,7 @@ def test_rounding_to_16_bits_is_no_fault(children, dtype, mode, tmp_path):
     for name, path in (("parent", source.path), ("child", child)):
         shutil.copytree(path, tmp_path / name)
         edit_weights(tmp_path / name, lambda t: t.update({n: x.to(dtype) for n, x in t.items()}))
-    export_check.check_child(
-        export_check.WrittenChild(tmp_path / "child", Checkpoint.open(tmp_path / "parent"), plan, mode)
-    )
+    export_check.check_child(export_check.WrittenChild(tmp_path / "child", opened(tmp_path / "parent"), plan, mode))
 
 
 def edit_weights(directory: Path, edit) -> None:

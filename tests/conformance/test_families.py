@@ -1,19 +1,17 @@
 """Every registered family against transformers: a pruned child computes what its masked parent computes."""
 
+import itertools
 import json
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from minitron_cli import io
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorSpec, write_checkpoint
 from minitron_cli.errors import InputError
 from minitron_cli.model.families import FAMILIES, family_of
@@ -25,6 +23,7 @@ from minitron_cli.prune.plan import PrunePlan, make_plan
 from minitron_cli.prune.stream import prune_in_memory, write_child
 from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
+from tests.by_table import opened
 from tests.conformance.masked import Survivors, masked, random_survivors
 from tests.quick import APART, case_of, each_family, first_quick, quick_families, slow
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_config, tiny_model
@@ -41,8 +40,10 @@ HEAD_SIZE_IS_STATED = {
     "glm",
     "glm4",
     "gpt_neox",
+    "gpt_oss",
     "hunyuan_v1_dense",
     "mellum",
+    "minimax_m2",
     "ministral",
     "ministral3",
     "qwen3",
@@ -51,7 +52,8 @@ HEAD_SIZE_IS_STATED = {
 }
 # Any layer may be of either kind: without the list, transformers takes one layer in four, in two or none to be full
 ONLY_LISTED = {"cohere2", "cwm", "exaone4", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
-NORMED_OVER_HEADS = ("flex_olmo", "olmo2", "olmo3")
+NORMED_OVER_HEADS = ("flex_olmo", "minimax_m2", "olmo2", "olmo3", "olmoe")
+HIDDEN_STAYS = ("olmoe",)
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
 PATTERNED = sorted(model_type for model_type, parts in ANATOMY.items() if parts.pattern)
 
@@ -78,22 +80,29 @@ NO_HEADS = {
     "all": {"layer": 3, "hidden": 24, "ffn": 20},
     "all and groups": {"layer": 2, "hidden": 16, "ffn": 47},
 }
+BY_EIGHTS_NO_HEADS = {
+    "ffn": {"ffn": 16},
+    "all": {"layer": 3, "hidden": 24, "ffn": 16},
+    "all and groups": {"layer": 2, "hidden": 16, "ffn": 40},
+}
 OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
     "cohere2": BY_TWOS,
     "gemma2": BY_TWOS,
     "gemma3_text": BY_TWOS,
     "smollm3": BY_TWOS,
     "mixtral": BY_EIGHTS,
+    "granitemoe": BY_EIGHTS,
+    "gpt_oss": BY_EIGHTS | {"depth": {"layer": 2}, "all": {"layer": 2, "hidden": 24, "ffn": 16, "head": 6}},
     "qwen3_moe": BY_EIGHTS,
-    "flex_olmo": NO_HEADS
-    | {
-        "ffn": {"ffn": 16},
-        "all": {"layer": 3, "hidden": 24, "ffn": 16},
-        "all and groups": {"layer": 2, "hidden": 16, "ffn": 40},
-    },
+    "flex_olmo": NO_HEADS | BY_EIGHTS_NO_HEADS,
     "mellum": BY_EIGHTS,
     "qwen2_moe": BY_EIGHTS,
+    "minimax_m2": NO_HEADS | BY_EIGHTS_NO_HEADS,
+    "phimoe": BY_EIGHTS,
     "olmo2": NO_HEADS,
+    "olmoe": NO_HEADS
+    | BY_EIGHTS_NO_HEADS
+    | {"hidden": {}, "all": {"layer": 3, "ffn": 16}, "all and groups": {"layer": 2, "ffn": 40}},
     "olmo3": NO_HEADS,
     "gpt_neox": {
         "heads": {"head": 4, "hidden": 16},
@@ -107,13 +116,18 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *((model_type, {"hidden": 21}, "where hidden is a multiple of head; change one") for model_type in MULTIPLES),
     *((model_type, {"head": 6}, "where hidden is a multiple of head; change one") for model_type in MULTIPLES),
     *((model_type, {"layer": 3}, "repeat every 2.*drop a multiple of 2 of the 4 layers") for model_type in PATTERNED),
-    *((name, {"head": 4}, "q_norm takes the mean over all heads.*keep all heads") for name in NORMED_OVER_HEADS),
+    *((name, {"head": 4}, "q_norm takes the mean over all heads.*keep head=8") for name in NORMED_OVER_HEADS),
     *((name, {"head": 4, "kv_head": 1}, "q_norm takes the mean") for name in NORMED_OVER_HEADS),
+    ("olmoe", {"hidden": 16}, "hidden=16: q_norm over all heads has hidden as its length.*keep hidden=32"),
     ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; prune both by the same factor"),
     ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*prune both by the same factor"),
     ("gpt_neox", {"hidden": 28, "head": 6}, "must stay 4"),
     *((model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
-    *((model_type, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
+    *(
+        (name, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8")
+        for name in MIXTURES
+        if name != "olmoe"
+    ),
     *((model_type, {"expert": 1}, "expert=1: every token uses 2 of them; keep at least 2") for model_type in MIXTURES),
 ]
 
@@ -145,10 +159,11 @@ def parents(tmp_path_factory):
         key = (model_type, *sorted(options.items()))
         if key not in known:
             path = tmp_path_factory.mktemp("parent")
-            epsilon = {anatomy(model_type).epsilon: 0.02}  # large enough for a mistake in it to show
+            field = anatomy(model_type).epsilon
+            epsilon = {field: 0.02} if field else {}  # large enough for a mistake in it to show
             model = tiny_model(model_type, **epsilon, **options)
             model.save_pretrained(path)
-            known[key] = (model, Checkpoint.open(path))
+            known[key] = (model, opened(path))
         return known[key]
 
     return get
@@ -243,8 +258,8 @@ def unique_parameters(model):
 
 
 def stored(directory):
-    files = sorted(directory.glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    checkpoint = opened(directory)
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
 def test_each_family_has_a_tiny_model():
@@ -255,7 +270,7 @@ def test_each_family_has_a_tiny_model():
 def test_nothing_in_a_tiny_parent_is_left_at_its_default(parents, model_type, tokens):
     for tied in TIED:
         model, _ = parents(model_type, tie_word_embeddings=tied)
-        assert [name for name, p in model.named_parameters() if not p.std() > 0.1] == [], f"{tied=}"
+        assert [name for name, p in model.named_parameters() if p.numel() > 1 and not p.std() > 0.1] == [], f"{tied=}"
         assert logits_of(model, tokens).std() > 1, f"{tied=}"
 
 
@@ -271,7 +286,8 @@ def check_counts(model, checkpoint):
     assert shape.tensors() == checkpoint.shapes
     shape.check(checkpoint.shapes)
     assert shape.parameters() == unique_parameters(model)
-    embeddings = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    both = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings = {id(p): p.numel() for module in both for p in module.parameters()}
     assert shape.parameters("non_embedding") == unique_parameters(model) - sum(embeddings.values())
 
 
@@ -310,7 +326,7 @@ def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tm
     check_child(model, checkpoint, random_survivors(model.config, groups, **sizes), tokens, tmp_path / "child")
 
 
-@each_family(sorted(FAMILIES.keys() - {"gpt_neox"}))  # whose heads go with hidden
+@each_family(sorted(FAMILIES.keys() - {"gpt_neox", *HIDDEN_STAYS}))  # GPT-NeoX's heads go with hidden
 def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     pruning = random_survivors(model.config, 3, hidden=21)
@@ -328,12 +344,12 @@ def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, t
         reload(write(checkpoint, plan, tmp_path / "child"))
 
 
-@each_family(sorted(FAMILIES.keys() - HEAD_SIZE_IS_STATED))
+@each_family(sorted(FAMILIES.keys() - HEAD_SIZE_IS_STATED - {*HIDDEN_STAYS}))
 def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tokens, tmp_path):
     model = tiny_model(model_type, head_dim=4)  # = hidden / heads, which transformers assumes
     model.save_pretrained(tmp_path / "parent")
     edit_config(tmp_path / "parent", head_dim=None)
-    checkpoint = Checkpoint.open(tmp_path / "parent")
+    checkpoint = opened(tmp_path / "parent")
     assert "head_dim" not in checkpoint.config
     model = reload(tmp_path / "parent")
     heads = {} if model_type in NORMED_OVER_HEADS else {"head": 2, "kv_head": 1}
@@ -350,7 +366,7 @@ def test_multi_head_configs_that_do_not_mention_groups(model_type, tokens, tmp_p
     (tmp_path / "parent" / "config.json").write_text(json.dumps(raw))
     model = reload(tmp_path / "parent")
     pruning = random_survivors(model.config, 2, head=4, kv_head=4)
-    check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+    check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
 
 
 def edit_config(directory: Path, **changes):
@@ -380,7 +396,7 @@ def check_nothing_pruned(model, checkpoint, tokens, directory):
 def test_streamed_is_in_memory_bit_for_bit(parents, model_type, tmp_path, monkeypatch, subtests):
     # blocks of at most three rows of the widest matrix, so that every matrix is written in several pieces
     monkeypatch.setattr("minitron_cli.prune.stream.blocks.__defaults__", (3 * 64 * 4,))
-    for tied, pruning in product(TIED, ["all", "all and groups"]):
+    for tied, pruning in itertools.product(TIED, ["all", "all and groups"]):
         with subtests.test(tied=tied, pruning=pruning):
             model, checkpoint = parents(model_type, tie_word_embeddings=tied)
             plan = plan_of(model, some_survivors(model, 9, pruning))
@@ -399,7 +415,7 @@ def test_a_loaded_models_state_is_pruned_like_its_checkpoint(parents, model_type
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_survivors(model, 9, "all"))
     from_disk = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
-    state = hf.stored_tensors(model)
+    state = hf.stored_tensors(model, shape_of(model).tensors())
     live = prune_in_memory(plan, state, state.__getitem__)
     assert live.keys() == from_disk.keys()
     assert all(torch.equal(live[name], from_disk[name]) for name in live)
@@ -421,7 +437,7 @@ def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
     assert torch.equal(logits_of(reload(sharded), tokens), logits_of(reload(whole), tokens))
-    again = Checkpoint.open(sharded)
+    again = opened(sharded)
     assert all(torch.equal(again.read(name), tensors[name]) for name in tensors)
 
 
@@ -429,7 +445,7 @@ def test_shards_hold_what_one_file_holds(parents, model_type, tokens, tmp_path):
 def test_a_sharded_parent_gives_the_same_child(parents, model_type, tmp_path):
     model, checkpoint = parents(model_type)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="16KB")
-    shards = Checkpoint.open(tmp_path / "sharded")
+    shards = opened(tmp_path / "sharded")
     assert len({info.file for info in shards.tensors.values()}) > 3
     plan = plan_of(model, some_survivors(model, 4, "all"))
     found = stored(write(shards, plan, tmp_path / "from_shards"))
@@ -493,10 +509,15 @@ def test_a_gemma_loses_the_least_important_pair_of_layers(parents, tokens, tmp_p
 UNKNOWN_TO_4 = {"cwm", "mellum", "ministral3"}
 
 
+PARTLY_ROTATED = ("glm", "glm4", "gpt_neox", "minimax_m2", "nemotron", "phi3")
+SCALED_UNLESS_TOLD = {"apertus", "gpt_oss"}  # both versions scale its positions where no other scaling is given
+LONG_ROPE_ONLY = {"phi3", "phimoe"}  # transformers gives them another scaling, tested below
+
+
 def rope_of(model_type, rope_type):
     """Rotary parameters that are no family's default, and what a config of version 4 calls them."""
     scaling = {"rope_type": "linear", "factor": 2.0} if rope_type == "linear" else {"rope_type": "default"}
-    part = {} if model_type not in ("glm", "glm4", "gpt_neox", "nemotron", "phi3") else {"partial_rotary_factor": 0.25}
+    part = {} if model_type not in PARTLY_ROTATED else {"partial_rotary_factor": 0.25}
     new, old = scaling | {"rope_theta": 3e4} | part, {"rope_theta": 3e4} | part
     if model_type == "gpt_neox":
         old = {"rotary_emb_base": 3e4, "rotary_pct": 0.25}
@@ -511,11 +532,11 @@ def rope_of(model_type, rope_type):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "rope_type"),  # transformers gives Phi 3 another scaling, tested below
+    ("model_type", "rope_type"),
     [
-        *quick_families((name, "linear") for name in sorted(FAMILIES.keys() - UNKNOWN_TO_4 - {"phi3"})),
+        *quick_families((name, "linear") for name in sorted(FAMILIES.keys() - UNKNOWN_TO_4 - LONG_ROPE_ONLY)),
         *(slow(name, "default") for name in sorted(FAMILIES.keys() - APART)),
-        *(case_of(name, "default") for name in sorted(APART - UNKNOWN_TO_4)),
+        *(case_of(name, "default") for name in sorted(APART - UNKNOWN_TO_4 - SCALED_UNLESS_TOLD)),
     ],
 )
 def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope_type, tokens, tmp_path):
@@ -528,8 +549,9 @@ def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope
 def check_old_rope(model, old, tokens, tmp_path):
     """The child says `old` too, and to a writer that knows no other spelling it is still the same model."""
     heads = {"head": 4} if model.config.model_type == "gpt_neox" else {}
-    pruning = random_survivors(model.config, 1, hidden=16, **heads)
-    check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+    sizes = {"ffn": 16} if model.config.model_type in HIDDEN_STAYS else {"hidden": 16} | heads
+    pruning = random_survivors(model.config, 1, **sizes)
+    check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
     raw = json.loads((tmp_path / "child" / "config.json").read_text())
     names = {"rope_theta", "rope_scaling", "rotary_emb_base", "rotary_pct", "rope_local_base_freq"}
     assert {name: raw[name] for name in {*names, *old} & raw.keys()} == old
@@ -551,7 +573,7 @@ class TestLongRope:
 
     def test_version_4_wants_these_three_fields(self, model, tokens, tmp_path):
         pruning = random_survivors(model.config, 1, hidden=16, head=4)
-        check_child(model, Checkpoint.open(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+        check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
         raw = json.loads((tmp_path / "child" / "config.json").read_text())
         tables = {"short_factor": [1.1, 1.7], "long_factor": [2.0, 5.0]}
         assert raw["rope_scaling"] == {"type": "longrope"} | tables
@@ -569,7 +591,18 @@ class TestLongRope:
     def test_transformers_says_so_too(self, model, tmp_path):
         plan = PrunePlan(shape_of(model), {"hidden": torch.arange(16)})
         with pytest.raises(Exception, match="short_factor field must have length 1"):
-            reload(write(Checkpoint.open(tmp_path / "parent"), plan, tmp_path / "child"))
+            reload(write(opened(tmp_path / "parent"), plan, tmp_path / "child"))
+
+
+def test_scaled_positions_of_a_phimoe_do_not_depend_on_a_pruned_size(tokens, tmp_path):
+    rope = {"rope_type": "longrope", "rope_theta": 3e4, "short_factor": [1.1] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    rope |= {"short_mscale": 1.2, "long_mscale": 1.3, "original_max_position_embeddings": 9}
+    tiny_model("phimoe", rope_parameters=rope).save_pretrained(tmp_path / "parent")
+    model = reload(tmp_path / "parent")
+    pruning = random_survivors(model.config, 1, hidden=16, head=4)
+    check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
+    raw = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert raw["rope_scaling"] == {name: value for name, value in rope.items() if name != "rope_theta"}
 
 
 @EVERY_FAMILY
@@ -598,7 +631,7 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
     model = tiny_model("llama").to(dtype)
     model.save_pretrained(tmp_path / "parent")
     directory = write(
-        Checkpoint.open(tmp_path / "parent"),
+        opened(tmp_path / "parent"),
         plan_of(model, random_survivors(model.config, 1, ffn=20)),
         tmp_path / "child",
     )
@@ -606,7 +639,9 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
     assert reload(directory).dtype == dtype
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"hunyuan_v1_dense"}))  # which has no plan
+@pytest.mark.parametrize(
+    "model_type", sorted(FAMILIES.keys() - {"gpt_oss", "granitemoe", "hunyuan_v1_dense", "phimoe"})
+)  # without a plan
 def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     """transformers says which matrices are split by rows and which by columns: those are the pruned axes."""
     family, config = FAMILIES[model_type], tiny_config(model_type)
@@ -639,7 +674,8 @@ def test_links_name_every_reader_of_a_norm(parents, model_type, tmp_path):
                 tensors[name] *= 2
             elif template in readers:
                 tensors[name] /= 2
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    write_checkpoint(tmp_path, specs, lambda name: [tensors[name]])
     io.write_new_json(tmp_path / "config.json", dict(checkpoint.config))
     tokens = torch.arange(1, 20)[None]
     assert_same(logits_of(reload(tmp_path), tokens), logits_of(model, tokens))
@@ -653,10 +689,11 @@ def test_a_table_says_what_its_norms_do(model_type):
     noise = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         is_layer_norm = torch.allclose(norm(noise), norm(noise + 5), atol=1e-4)
-        norm.weight.fill_(-family.norm_offset)
-        if getattr(norm, "bias", None) is not None:
-            norm.bias.zero_()
-        assert not norm(noise).any()
+        if not family.norms_without_weight:
+            norm.weight.fill_(-family.norm_offset)
+            if getattr(norm, "bias", None) is not None:
+                norm.bias.zero_()
+            assert not norm(noise).any()
     assert (family.norm == "layer") == is_layer_norm
 
 
@@ -667,7 +704,7 @@ def test_a_correction_is_rounded_once(model_type, dtype, tmp_path):
     model = tiny_model(model_type, tie_word_embeddings=True).to(dtype)
     model.save_pretrained(tmp_path / "parent")
     pruning = random_survivors(model.config, 1, hidden=24)
-    found = stored(write(Checkpoint.open(tmp_path / "parent"), plan_of(model, pruning), tmp_path / "child"))
+    found = stored(write(opened(tmp_path / "parent"), plan_of(model, pruning), tmp_path / "child"))
     embedding, norm = model.model.embed_tokens.weight[:, pruning.hidden], model.model.norm.weight[pruning.hidden]
     root = (32 / 24) ** 0.5
     assert torch.equal(found["model.embed_tokens.weight"], (embedding.float() * root).to(dtype))

@@ -18,7 +18,7 @@ def cell(family: Family, axis: str) -> str:
         return "-"
     if axis == "layer":
         return "whole periods" if family.layer_pattern else "exact"
-    if axis in ("head", "kv_head") and family.heads_not_prunable:
+    if axis in family.not_prunable:
         return "refused"
     other = {"head": "hidden", "hidden": "head"}.get(axis, "")
     if other and "head_dim" not in family.sizes:
@@ -51,7 +51,7 @@ def test_every_word_of_the_table_is_explained():
     for word in words - {"-"}:
         assert f"**{word}**" in text, word
     for family in FAMILIES.values():
-        assert not family.heads_not_prunable or family.heads_not_prunable in " ".join(text.split())
+        assert all(reason in " ".join(text.split()) for reason in family.not_prunable.values())
 
 
 def test_the_model_types_without_a_table_have_none():

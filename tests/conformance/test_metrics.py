@@ -46,7 +46,8 @@ def measure(model, batches):
     scores = score(model, batches, pre_activation=True, blocks=(2,), block_distances=(2,))
     order = collapse_order(model, family_of(model.config), batches, 1, lambda _, compute: compute())
     scores = scores | Scores({"layer.collapse": order})
-    return scores | magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
+    shape = Shape.of(family_of(model.config), model.config)
+    return scores | magnitude(hf.stored_tensors(model, shape.tensors()).__getitem__, shape)
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def measured(models: ModelPair, tokens_BT: Tensor, positions_T: Tensor) -> list[
     batch = Batch(tokens_BT, positions_T.expand_as(tokens_BT), tuple(range(len(tokens_BT))), loss_mask_BT)
     target = targets(batch)
     models.student.train().zero_grad()
+    torch.manual_seed(0)  # Phi MoE draws experts while it is trained
     losses = models.losses(batch, target, len(target.labels_N), 0.0)
     losses.total.backward()
     gradients = [p.grad.clone() for p in models.trained().values() if p.grad is not None]

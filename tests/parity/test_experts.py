@@ -17,6 +17,8 @@ from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Activation, Magnitude, Random
 from minitron_cli.scores.scores import Scores
+from tests.anatomy import anatomy
+from tests.conformance.masked import close_router
 from tests.parity.test_importance import aggregate
 from tests.quick import EVERY_MIXTURE
 from tests.tiny import tiny_model
@@ -31,17 +33,41 @@ def mixture(model_type):
     model = tiny_model(model_type)
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.mlp.gate.weight *= torch.tensor([3.0, 1, 1, 0.3, 1, 0.1])[:, None]
-    gate = model.model.layers[2].mlp.gate
-
-    def forward(hidden):
-        logits = hidden @ gate.weight.T
-        logits[:, UNUSED] = -torch.inf
-        chosen = logits.softmax(-1).topk(TOP)
-        return logits, chosen.values, chosen.indices
-
-    gate.forward = forward
+            router(layer, model_type).weight *= torch.tensor([3.0, 1, 1, 0.3, 1, 0.1])[:, None]
+        close_router(model.model.layers[2], anatomy(model_type).router, torch.tensor([UNUSED]), model.config)
     return model
+
+
+def router(layer, model_type):
+    return layer.get_submodule(anatomy(model_type).router)
+
+
+def experts(layer, model_type):
+    return layer.get_submodule(anatomy(model_type).experts)
+
+
+def gate_up(module, expert):
+    """Rows of gates, and rows of the others, of one expert."""
+    if module.is_transposed:
+        return module.gate_up_proj[expert].T[::2], module.gate_up_proj[expert].T[1::2]
+    return module.gate_up_proj[expert].split(NEURONS)
+
+
+def down(module, expert):
+    return module.down_proj[expert].T if module.is_transposed else module.down_proj[expert]
+
+
+def computed(module, expert, hidden_D):
+    """Gates before the activation, neurons, and output of one expert for one token; gpt-oss as its card has it."""
+    gate, up = (rows.double() @ hidden_D for rows in gate_up(module, expert))
+    if not module.has_bias:
+        neurons = F.silu(gate) * up
+        return gate, neurons, down(module, expert).double() @ neurons
+    bias = module.gate_up_proj_bias[expert].double()
+    gate, up = gate + bias[::2], up + bias[1::2]
+    clamped = gate.clamp(max=module.limit)
+    neurons = (up.clamp(-module.limit, module.limit) + 1) * clamped * torch.sigmoid(module.alpha * clamped)
+    return gate, neurons, down(module, expert).double() @ neurons + module.down_proj_bias[expert].double()
 
 
 def routed_tokens(model, batch):
@@ -51,19 +77,19 @@ def routed_tokens(model, batch):
 
     def record(layer, module):
         def hook(_, args):
-            hidden, chosen, weights = (x.double() for x in args)
+            hidden, chosen, weights = args[0].double(), args[1], args[2].double()
             for n in range(len(hidden)):
                 for k in range(TOP):
                     e = int(chosen[n, k])
-                    gate, up = (module.gate_up_proj[e].double() @ hidden[n]).split(NEURONS)
-                    neurons = F.silu(gate) * up
-                    added = float((weights[n, k] * (module.down_proj[e].double() @ neurons)).norm())
+                    gate, neurons, output = computed(module, e, hidden[n])
+                    added = float((weights[n, k] * output).norm())
                     found[layer][e][n // batch.input_ids_BT.shape[1]].append((gate, neurons, added))
 
         return hook
 
     for i, layer in enumerate(model.model.layers):
-        handles.append(layer.mlp.experts.register_forward_pre_hook(record(i, layer.mlp.experts)))
+        module = experts(layer, model.config.model_type)
+        handles.append(module.register_forward_pre_hook(record(i, module)))
     with torch.no_grad():
         model(batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
     for handle in handles:
@@ -206,18 +232,20 @@ def test_each_expert_is_computed_once():
 @EVERY_MIXTURE
 def test_magnitude_of_experts_and_of_their_neurons(model_type):
     model = tiny_model(model_type)
-    scores = magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
+    shape = Shape.of(family_of(model.config), model.config)
+    scores = magnitude(hf.stored_tensors(model, shape.tensors()).__getitem__, shape)
     for norm in ("l1", "l2"):
         p = 1 if norm == "l1" else 2
-        experts, neurons = scores.select("expert", Magnitude(norm=norm)), scores.select("ffn", Magnitude(norm=norm))
-        assert experts.shape == (LAYERS, EXPERTS)
+        of_experts, neurons = (scores.select(axis, Magnitude(norm=norm)) for axis in ("expert", "ffn"))
+        assert of_experts.shape == (LAYERS, EXPERTS)
         assert neurons.shape == (LAYERS, EXPERTS, NEURONS)
         for i, e in itertools.product(range(LAYERS), range(EXPERTS)):
-            mlp = model.model.layers[i].mlp
-            both, down, row = mlp.experts.gate_up_proj[e], mlp.experts.down_proj[e], mlp.gate.weight[e]
-            whole = torch.cat([both.flatten(), down.flatten(), row])
-            torch.testing.assert_close(experts[i, e], whole.norm(p), rtol=1e-5, atol=0)
-            by_neuron = torch.cat([both[:NEURONS], both[NEURONS:], down.T], dim=1).norm(p, dim=1)
+            layer = model.model.layers[i]
+            module, row = experts(layer, model_type), router(layer, model_type).weight[e]
+            (gate, up), written = gate_up(module, e), down(module, e)
+            whole = torch.cat([gate.flatten(), up.flatten(), written.flatten(), row])
+            torch.testing.assert_close(of_experts[i, e], whole.norm(p), rtol=1e-5, atol=0)
+            by_neuron = torch.cat([gate, up, written.T], dim=1).norm(p, dim=1)
             torch.testing.assert_close(neurons[i, e], by_neuron, rtol=1e-5, atol=0)
 
 

@@ -136,6 +136,7 @@ def test_block_importance_is_one_minus_the_mean_cosine(model_type, subtests):
 
 
 def check_block_importance(model_type, model, batch):
+    hf.keep_documents_apart(model)
     last = []
     norm = model.get_decoder().get_submodule(anatomy(model_type).final_norm)
     handle = norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
@@ -228,7 +229,8 @@ def test_magnitude_is_the_norm_of_the_rows_and_columns_of_a_channel(model_type, 
 
 
 def check_magnitude(model_type, model):
-    scores = magnitude(hf.stored_tensors(model).__getitem__, Shape.of(family_of(model.config), model.config))
+    shape = Shape.of(family_of(model.config), model.config)
+    scores = magnitude(hf.stored_tensors(model, shape.tensors()).__getitem__, shape)
     parts = anatomy(model_type)
     matrices = {name: p.detach().double() for name, p in model.named_parameters() if p.ndim == 2}
 

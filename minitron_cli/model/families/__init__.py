@@ -5,6 +5,7 @@ from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model import unsupported
+from minitron_cli.model.families.apertus import APERTUS
 from minitron_cli.model.families.arcee import ARCEE
 from minitron_cli.model.families.cohere import COHERE
 from minitron_cli.model.families.cohere2 import COHERE2
@@ -18,19 +19,25 @@ from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.glm import GLM
 from minitron_cli.model.families.glm4 import GLM4
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
+from minitron_cli.model.families.gpt_oss import GPT_OSS
 from minitron_cli.model.families.granite import GRANITE
+from minitron_cli.model.families.granitemoe import GRANITEMOE
 from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.families.mellum import MELLUM
+from minitron_cli.model.families.minimax_m2 import MINIMAX_M2
 from minitron_cli.model.families.ministral import MINISTRAL
 from minitron_cli.model.families.ministral3 import MINISTRAL3
 from minitron_cli.model.families.mistral import MISTRAL
 from minitron_cli.model.families.mixtral import MIXTRAL
 from minitron_cli.model.families.nemotron import NEMOTRON
+from minitron_cli.model.families.olmo import OLMO
 from minitron_cli.model.families.olmo2 import OLMO2
 from minitron_cli.model.families.olmo3 import OLMO3
+from minitron_cli.model.families.olmoe import OLMOE
 from minitron_cli.model.families.phi3 import PHI3
+from minitron_cli.model.families.phimoe import PHIMOE
 from minitron_cli.model.families.qwen2 import QWEN2
 from minitron_cli.model.families.qwen2_moe import QWEN2_MOE
 from minitron_cli.model.families.qwen3 import QWEN3
@@ -47,6 +54,7 @@ NO_TENSORS: Shapes = MappingProxyType({})
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        APERTUS,
         ARCEE,
         COHERE,
         COHERE2,
@@ -60,19 +68,25 @@ FAMILIES: dict[str, Family] = {
         GLM,
         GLM4,
         GPT_NEOX,
+        GPT_OSS,
         GRANITE,
+        GRANITEMOE,
         HUNYUAN_V1_DENSE,
         JAIS2,
         LLAMA,
         MELLUM,
+        MINIMAX_M2,
         MINISTRAL,
         MINISTRAL3,
         MISTRAL,
         MIXTRAL,
         NEMOTRON,
+        OLMO,
         OLMO2,
         OLMO3,
+        OLMOE,
         PHI3,
+        PHIMOE,
         QWEN2,
         QWEN2_MOE,
         QWEN3,

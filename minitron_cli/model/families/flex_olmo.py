@@ -15,5 +15,5 @@ FLEX_OLMO = Family(
     tied=OLMO2.tied,
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
-    heads_not_prunable=OLMO2.heads_not_prunable,
+    not_prunable=OLMO2.not_prunable,
 )

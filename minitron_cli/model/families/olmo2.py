@@ -10,6 +10,10 @@ NORMS = {
     "model.layers.{layer}.post_feedforward_layernorm.weight": "hidden",
 }
 
+NORMED_OVER_HEADS = dict.fromkeys(
+    ("head", "kv_head"), "q_norm takes the mean over all heads, so without some the others change"
+)
+
 OLMO2 = Family(
     model_type="olmo2",
     tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | L.MLP | NORMS | L.FINAL,
@@ -18,6 +22,6 @@ OLMO2 = Family(
     links={"model.norm.weight": ("lm_head.weight",)},
     tied=L.TIED,
     rope_v4=RopeV4(scaling={"type": "rope_type", "factor": "factor"}),  # version 4 takes no other field
-    heads_not_prunable="q_norm takes the mean over all heads, so without some the others change",
+    not_prunable=NORMED_OVER_HEADS,
     serving=Serving("through_transformers", "derives_head_dim"),
 )

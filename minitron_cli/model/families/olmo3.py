@@ -11,6 +11,6 @@ OLMO3 = Family(
     links=OLMO2.links,
     tied=OLMO2.tied,
     rope_v4=RopeV4(fields={"rope_theta": "full_attention.rope_theta"}, scaled="full_attention"),
-    heads_not_prunable=OLMO2.heads_not_prunable,
+    not_prunable=OLMO2.not_prunable,
     serving=Serving(llama_cpp="derives_head_dim"),
 )

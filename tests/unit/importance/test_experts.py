@@ -12,6 +12,8 @@ from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.runtime_tensors import experts_module, runtime_tensor
+from minitron_cli.model.shape import Shape
+from tests.anatomy import anatomy
 from tests.quick import EVERY_MIXTURE
 from tests.tiny import tiny_model, write_tiny
 from tests.unit.importance.calibration import Killed, calibrated, killed_after, samples, score, split
@@ -79,12 +81,13 @@ def test_each_experts_weights_are_read_once_and_given_back(mixtral, tmp_path):
 @EVERY_MIXTURE
 def test_live_tensors_are_what_transformers_makes_of_the_stored_ones(model_type):
     model = tiny_model(model_type)
-    stored, family = hf.stored_tensors(model), FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    stored = hf.stored_tensors(model, Shape.of(family, model.config).tensors())
     for name, wanted in model.state_dict().items():
         found = runtime_tensor(family, name, wanted.to("meta"), stored.__getitem__, torch.device("cpu"))
         assert torch.equal(found, wanted), name
     module = model.get_submodule(experts_module(family).format(layer=3))
-    assert module is model.model.layers[3].mlp.experts
+    assert module is model.model.layers[3].get_submodule(anatomy(model_type).experts)
 
 
 def test_shares_of_the_samples_merge():

@@ -5,12 +5,12 @@ import torch
 
 from minitron_cli import progress
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError, DataError, InputError, Interrupted
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.scores.scores import Scores
+from tests.by_table import opened
 from tests.quick import each_family, first_quick
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, calibrated, samples, score, split
@@ -27,7 +27,7 @@ def by_layer(
     model = model or hf.empty_model(path, dtype=dtype)
     family = family_of(model.config)
     scratch.mkdir(exist_ok=True)
-    weights = StoredWeights(model, family, read or Checkpoint.open(path).read, "cpu")
+    weights = StoredWeights(model, family, read or opened(path).read, "cpu")
     run = calibrated(batches, scratch=scratch, activation_budget=activation_budget, **options)
     return collect_by_layer(model, family, weights, *run)
 
@@ -78,7 +78,7 @@ def test_spilling_does_not_change_the_scores(llama, tmp_path, budget):
 
 
 def test_each_weight_is_read_once_and_only_one_layer_is_held(llama, tmp_path):
-    checkpoint, model, names = Checkpoint.open(llama), hf.empty_model(llama), []
+    checkpoint, model, names = opened(llama), hf.empty_model(llama), []
 
     def read(name):
         held = [n for n, parameter in model.named_parameters() if not parameter.is_meta]
@@ -96,7 +96,7 @@ def test_each_weight_is_read_once_and_only_one_layer_is_held(llama, tmp_path):
 @pytest.mark.parametrize("kills", [[2, 3, 5], [1], [3], [5]], ids=str)
 def test_a_killed_pass_goes_on_after_the_last_layer_with_the_same_bits(llama, tmp_path, kills, budget):
     undisturbed = by_layer(llama, tmp_path / "undisturbed", blocks=(2,), block_distances=(1, 3))
-    checkpoint = Checkpoint.open(llama)
+    checkpoint = opened(llama)
     options = {"blocks": (2,), "block_distances": (1, 3), "activation_budget": budget, "save_every_s": 0}
     done = -1
     for kill in kills:
@@ -116,7 +116,7 @@ def test_a_killed_pass_goes_on_after_the_last_layer_with_the_same_bits(llama, tm
 
 
 def test_a_stop_request_saves_after_the_layer(llama, tmp_path):
-    checkpoint = Checkpoint.open(llama)
+    checkpoint = opened(llama)
 
     def read(name):
         if name == "model.layers.2.mlp.down_proj.weight":
@@ -133,7 +133,7 @@ def test_without_resume_the_pass_starts_over(llama, tmp_path):
     def read(name):
         if "layers.3" in name:
             raise Killed
-        return Checkpoint.open(llama).read(name)
+        return opened(llama).read(name)
 
     with pytest.raises(Killed):
         by_layer(llama, tmp_path, read=read, save_every_s=0)
@@ -148,7 +148,7 @@ def test_the_state_of_the_other_mode_is_left_alone(llama, tmp_path):
     def read(name):
         if "layers.3" in name:
             raise Killed
-        return Checkpoint.open(llama).read(name)
+        return opened(llama).read(name)
 
     def killed():
         yield BATCHES[0]
@@ -164,7 +164,7 @@ def test_the_state_of_the_other_mode_is_left_alone(llama, tmp_path):
 
 def test_damage_is_named_at_its_layer(llama, tmp_path):
     def read(name):
-        tensor = Checkpoint.open(llama).read(name)
+        tensor = opened(llama).read(name)
         return tensor.fill_(float("nan")) if name == "model.layers.1.mlp.up_proj.weight" else tensor
 
     with pytest.raises(CheckpointError, match=r"from decoder layer 1 on.*check the checkpoint"):
@@ -174,7 +174,7 @@ def test_damage_is_named_at_its_layer(llama, tmp_path):
 def test_without_layer_removal_the_head_is_not_read(llama, tmp_path):
     def read(name):
         assert name != "lm_head.weight"
-        return Checkpoint.open(llama).read(name)
+        return opened(llama).read(name)
 
     found = by_layer(llama, tmp_path, read=read, layer_removal=False)
     assert "layer.perplexity" not in found.by_name

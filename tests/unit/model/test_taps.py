@@ -29,7 +29,7 @@ def test_taps_are_modules_and_show_the_axis(model_type):
         else:
             module.register_forward_hook(lambda _, args, output: seen.update({name: output.shape}))
 
-    widths = {"head": 32 if model_type == "gpt_neox" else 64, "ffn": 48, "hidden": 32}
+    widths = {"head": 32 if model_type in ("gpt_neox", "olmoe") else 64, "ffn": 48, "hidden": 32}
     expected = {}
     for tap in taps(FAMILIES[model_type]):
         for layer in range(4 if "{layer}" in tap.module else 1):

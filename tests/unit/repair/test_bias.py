@@ -27,8 +27,7 @@ EVERY = pytest.mark.parametrize("model_type", [case_of(name) for name, found in 
 
 
 def prunable_axes(model_type):
-    is_whole = FAMILIES[model_type].heads_not_prunable
-    return [axis for axis in WITH_BIAS[model_type] if axis != "head" or not is_whole]
+    return [axis for axis in WITH_BIAS[model_type] if axis not in FAMILIES[model_type].not_prunable]
 
 
 def parent_without_biases(path, model_type):
@@ -41,7 +40,8 @@ def parent_without_biases(path, model_type):
 def compensated(model, source, path, *, stored=False):
     """Plan that prunes hidden channels, heads and neurons, with biases from the batches; and the child."""
     sizes = {axis: SIZES[axis] for axis in prunable_axes(source.family.model_type)}
-    plan = replace(plan_of(model, random_survivors(model.config, 5, hidden=16, **sizes)), parent=source.shape)
+    sizes |= {} if "hidden" in source.family.not_prunable else {"hidden": 16}
+    plan = replace(plan_of(model, random_survivors(model.config, 5, **sizes)), parent=source.shape)
     path.mkdir()
     store, loaded = RepairStore(path), hf.empty_model(source.path) if stored else model
     weights = ResidentWeights(model)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import DataError
 from minitron_cli.layerwise.runner import ResidentWeights, StoredWeights
 from minitron_cli.model.families import FAMILIES
@@ -19,6 +18,7 @@ from minitron_cli.repair.fitted_child import FittedChild
 from minitron_cli.repair.gram import SplitGramPair
 from minitron_cli.repair.layerwise_fit import ParentAndChild, fit_layerwise
 from minitron_cli.repair.store import RepairStore
+from tests.by_table import opened
 from tests.conformance.masked import random_survivors
 from tests.conformance.test_families import plan_of, reload, write
 from tests.quick import each_family
@@ -38,13 +38,14 @@ def _one_ridge(monkeypatch):
 
 def parent_of(path, model_type, **options):
     tiny_model(model_type, **{"rms_norm_eps": 0.02} | options).save_pretrained(path)
-    return hf.load_model(path), Checkpoint.open(path)
+    return hf.load_model(path), opened(path)
 
 
 def pruning_plan(model, checkpoint, *, turned=False, layers=None, **sizes):
     ffn = {} if "expert" in FAMILIES[model.config.model_type].sizes else {"ffn": 20}
-    heads = {} if FAMILIES[model.config.model_type].heads_not_prunable else {"head": 4}
-    plan = plan_of(model, random_survivors(model.config, 5, **({"hidden": 24} | heads | ffn | sizes)))
+    stay = FAMILIES[model.config.model_type].not_prunable
+    both = {axis: size for axis, size in {"hidden": 24, "head": 4}.items() if axis not in stay}
+    plan = plan_of(model, random_survivors(model.config, 5, **(both | ffn | sizes)))
     if layers:
         plan = type(plan)(plan.parent, dict(plan.kept) | {"layer": torch.tensor(layers)})
     if turned:
