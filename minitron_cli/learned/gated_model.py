@@ -43,7 +43,7 @@ def gated(model: "PreTrainedModel", family: Family, gates: Gates) -> Iterator[No
 
 
 def _hooks(module: "nn.Module", axis: str, layer: int | None, gates: Gates, family: Family) -> Iterator[Any]:
-    if axis == "hidden":
+    if axis == "hidden" or layer is None:
         yield module.register_forward_pre_hook(partial(_into_norm, gates, family.norm == "layer"))
         yield module.register_forward_hook(partial(_out_of_norm, gates))
     else:

@@ -161,7 +161,7 @@ def view(found: TicketResult) -> View:
         Section("tickets", "Tickets at every sparsity", TEXT, tuple(tables(found)), tuple(shown[:1]), shown[0].legend),
         *(Section(plot.name, HEADINGS[plot.name], plot.caption, (), (plot,), plot.legend) for plot in shown[1:]),
     )
-    return View(title(found), "", (), sections)
+    return View(title(found), sections=sections)
 
 
 TEXT = "Means over seeds; intervals are 95 % (Student's t)."
