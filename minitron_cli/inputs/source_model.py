@@ -44,8 +44,13 @@ class SourceModel:
         return self.shape.parameters() * item_bytes if item_bytes else self.checkpoint.size_bytes
 
     def without_pattern(self) -> "SourceModel":
-        """Model whose layers may be removed in any choice, as transformers reads each layer's kind from the config."""
-        return replace(self, shape=replace(self.shape, kinds=()))
+        """Model whose layers may be removed in any choice, as transformers reads each layer's kind from the config.
+
+        The config states kinds that it only implied, by a pattern that the survivors would leave.
+        """
+        implied = {self.family.layer_pattern: list(self.shape.kinds)} if self.shape.kinds else {}
+        stated = replace(self.checkpoint, config={**implied, **self.checkpoint.config})
+        return replace(self, checkpoint=stated, shape=replace(self.shape, kinds=()))
 
     def untied(self) -> "SourceModel":
         """Model whose LM head is a copy of the embedding. InputError if the head is not tied."""

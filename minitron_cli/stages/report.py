@@ -11,7 +11,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf, model_names
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.wrappers import WRAPPERS
 from minitron_cli.cost.lineage import accelerator_hours
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.curves import training_figures
@@ -150,8 +150,8 @@ def _wrapper(made: Artifact) -> str:
     """Model type of the wrapper that a model was written in; empty for a text model, and for no model."""
     if "config.json" not in made.manifest.files:
         return ""
-    wrapper = Checkpoint.open(made.path).wrapper
-    return wrapper.model_type if wrapper else ""
+    kind = str(made.read_json("config.json").get("model_type"))
+    return kind if kind in WRAPPERS else ""
 
 
 def _texts(product: Product) -> Iterator[str]:

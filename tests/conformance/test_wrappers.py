@@ -174,6 +174,19 @@ def test_pruned_neurons_and_layers_are_the_parents_without_them_for_an_image_too
     torch.testing.assert_close(logits(child, prompt(kind)), logits(masked, prompt(kind)), rtol=1e-4, atol=1e-5)
 
 
+def test_layers_off_a_pattern_that_the_config_only_implies_keep_their_kinds(tmp_path):
+    """Published Gemma 3 states no kinds: transformers computes them from the layer's number, which pruning changes."""
+    saved_wrapper(tmp_path / "parent", "gemma3")
+    file = tmp_path / "parent" / "config.json"
+    config = json.loads(file.read_text())
+    del config["text_config"]["layer_types"]
+    config["text_config"] |= {"sliding_window_pattern": 2}
+    file.write_text(json.dumps(config))
+    source = source_of(tmp_path / "parent").without_pattern()
+    child = write(source, PrunePlan(source.shape, {"layer": torch.tensor([0, 2, 3])}), tmp_path / "child")
+    assert loaded(child).config.text_config.layer_types == ["sliding_attention"] * 2 + ["full_attention"]
+
+
 def images_of(model, kind) -> list[torch.Tensor]:
     """What an image writes to the residual stream, at its place and after each of the first layers, [token, hidden]."""
     given = {name: value for name, value in prompt(kind).items() if name in ("pixel_values", "image_grid_thw")}

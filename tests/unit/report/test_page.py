@@ -25,6 +25,7 @@ NOT_SECTIONS = (
     "sizes",
     "teacher",
     "signals",
+    "wrapper",
     "worse",
     "to_evaluate",
     "cache_bytes",

@@ -166,7 +166,7 @@ def test_a_training_that_made_it_worse_is_marked_in_page_and_card(tmp_path: Path
     worse = Worsening(measure="kl", before=0.5, lowest=0.5, after=2.0)
     found = TrainingResult(**TRAINED, worse=worse)
     inputs = student.manifest.inputs | {"train": "other"}
-    diverged = write(workspace, "distill", inputs, found, files={**CURVES, "config.json": "diverged"})
+    diverged = write(workspace, "distill", inputs, found, files={**CURVES, "config.json": '{"of": "diverged"}'})
     sentence = "Training made it worse: held-out KL to the teacher ended at 2 nats per token, from 0.5 before."
     assert sentence in card(workspace, diverged)
     assert sentence in (report.run(Context(workspace)).path / report.PAGE).read_text()

@@ -81,7 +81,7 @@ def importance(workspace: Workspace, model: str) -> Artifact:
 def prune(workspace: Workspace, model: str, scores: Artifact, step: int, label: str = "", **config: Any) -> Artifact:
     before, after = STEPS[step - 1 : step + 1]
     found = PruneResult(parent=size(before, ffn=8), child=size(after, ffn=4), checks=(), serving=())
-    files = {"config.json": f"{step} {label} {config}", "plan.json": "{}"}
+    files = {"config.json": json.dumps({"of": [step, label, repr(config)]}), "plan.json": "{}"}
     inputs = {"model": model, "scores": scores.fingerprint}
     return write(workspace, "prune", inputs, found, label=label, config=config, files=files)
 
@@ -89,7 +89,7 @@ def prune(workspace: Workspace, model: str, scores: Artifact, step: int, label: 
 def distill(workspace: Workspace, teacher: str, student: Artifact, label: str = "distilled", **config: Any) -> Artifact:
     found = TrainingResult(**TRAINED)
     settings = DistillConfig(**config).model_dump(mode="json", exclude_defaults=True)
-    files = {"config.json": json.dumps([student.key, teacher, settings, label])}
+    files = {"config.json": json.dumps({"of": [student.key, teacher, settings, label]})}
     inputs = {"teacher": teacher, "student": model_of(student), "train": "text"}
     return write(workspace, "distill", inputs, found, label=label, config=settings, files={**CURVES, **files})
 
