@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import text_growth
+from minitron_cli.checkpoint import config_checks, text_growth
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_like, write_checkpoint
 from minitron_cli.environment_errors import is_of_environment
@@ -21,12 +21,6 @@ from minitron_cli.stacked_names import stacks
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-MAX_LAYERS = 1_000
-MAX_EXPERTS = 10_000
-MAX_LABELS = 10_000  # transformers makes a name of each, several times
-MAX_WIDTH = 1_000_000  # of any dimension; building a larger model would take minutes before it fails
-LIMITS = {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}
 
 MASKS_WITHOUT_POSITIONS = frozenset({"gpt_oss"})
 """Model types whose decoder in transformers 5.23 makes its attention masks without looking at positions."""
@@ -64,9 +58,9 @@ def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
     """Config of a parsed config.json. CheckpointError, which begins with `where`, if it is invalid or unsupported."""
     from transformers import CONFIG_MAPPING
 
-    _refuse(raw, where)
+    config_checks.refuse(raw, where)
     with _refusing(f"{where} is not a valid {raw['model_type']} config", "fix the field"):
-        return CONFIG_MAPPING[raw["model_type"]].from_dict(_trusted(raw))
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(config_checks.trusted(raw))
 
 
 def check_wrapper_config(raw: Mapping[str, Any], path: Path) -> None:
@@ -75,54 +69,11 @@ def check_wrapper_config(raw: Mapping[str, Any], path: Path) -> None:
 
     where = path / "config.json"
     with _refusing(f"{where} is not a valid {raw['model_type']} config", "fix the field"):
-        read = CONFIG_MAPPING[raw["model_type"]].from_dict(_trusted(dict(raw))).get_text_config()
+        read = CONFIG_MAPPING[raw["model_type"]].from_dict(config_checks.trusted(dict(raw))).get_text_config()
     own = load_config(path)
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
         if getattr(read, name) != getattr(own, name):
             raise CheckpointError(f"{where} reads as {name}={shown(getattr(read, name))}, not {getattr(own, name)}")
-
-
-def _refuse(raw: dict[str, Any], where: str) -> None:
-    from transformers import CONFIG_MAPPING
-
-    if raw.get("quantization_config"):
-        raise CheckpointError(
-            f"{where}: the checkpoint is quantized, and pruning needs the original weights; give those"
-        )
-    if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in CONFIG_MAPPING:
-        custom = " and its own code is not run" if raw.get("auto_map") else ""
-        raise CheckpointError(
-            f"{where}: model type {shown(raw.get('model_type'))} is not part of transformers{custom}; "
-            "give a supported model"
-        )
-    _refuse_sizes(raw, where)
-
-
-def _refuse_sizes(raw: dict[str, Any], where: str) -> None:
-    """Raise CheckpointError for a count or size for which transformers would build lists until memory ends."""
-    for key, value in raw.items():
-        name = str(key)  # a config that was parsed before has numbers for keys
-        if isinstance(value, dict):
-            _refuse_sizes(value, where)
-        limit = LIMITS.get(name, MAX_EXPERTS if name.endswith("_experts") else MAX_WIDTH)
-        is_size = name.startswith("num_") or name.endswith(("_size", "_layers", "_heads", "_experts", "_dim"))
-        if is_size and type(value) is int and not 0 <= value <= limit:
-            raise CheckpointError(f"{where}: {shown(name)} is {shown(value)}, outside 0 to {limit:,}; fix the field")
-
-
-def _trusted(raw: dict[str, Any]) -> dict[str, Any]:
-    """Config without the fields that could choose code, kernels or files, or what a forward pass returns."""
-    unsafe = (
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-        "auto_map",
-        "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_internal",
-        "_name_or_path",
-    )
-    return {name: value for name, value in raw.items() if name not in unsafe}
 
 
 @contextmanager

@@ -361,6 +361,7 @@ def test_the_same_command_twice_measures_the_same(place: KeyPath, tiny: Path) ->
     assert json.loads(alone.stdout)["result"]["models"].keys() == {"parent"}
 
 
+@pytest.mark.slow
 def test_a_child_may_be_called_parent(place: KeyPath) -> None:
     called = shutil.copytree(place.child, place.root / "parent", dirs_exist_ok=True)
     found = json.loads(invoke("eval", called, "blocks=2", *place.runs, "--json").stdout)["result"]["models"]

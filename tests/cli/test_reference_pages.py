@@ -42,6 +42,7 @@ def leaves(schema: object) -> set[str]:
     return {*own, *(name for one in schema.values() for name in leaves(one))}
 
 
+@pytest.mark.slow
 def test_every_key_of_a_recipe_is_on_a_page() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \|", "\n".join(PAGES.values()), re.MULTILINE)
     assert leaves(recipe.schema()) - {row.rpartition(".")[2] for row in rows} == {"kind"}

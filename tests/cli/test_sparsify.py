@@ -25,6 +25,7 @@ def printed(*arguments: Any, code: int = 0) -> Any:
     return json.loads(result.stdout) if code == 0 else result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_magnitude_reads_no_text_and_a_dry_run_says_what_it_takes(run: Run, tiny: Path) -> None:
     dry = printed("sparsify", tiny / "model", "--metric", "magnitude", "--dry-run")
     assert dry["forecast"]["zeros"] * 2 == dry["forecast"]["weights"]
@@ -58,6 +59,7 @@ def test_an_unknown_metric_is_said_as_any_other_unknown_word(run: Run, tiny: Pat
     assert "Invalid value for '--metric': 'foo' is not one of 'magnitude', 'wanda', 'sparsegpt'." in said
 
 
+@pytest.mark.slow
 def test_inspect_says_which_tensors_are_masked(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed("sparsify", tiny / "model", "--metric", "magnitude", "--layer-amounts", "2:4,3:4,2:4,3:4", "-o", "out")
     monkeypatch.setattr(MaskFile, "read", None)  # no bits of a mask are read

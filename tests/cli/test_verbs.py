@@ -183,6 +183,7 @@ def test_distill_trains_the_pruned_model(place: KeyPath, distilled: dict[str, An
     assert distilled["result"]["student"]["sizes"]["hidden"] == 32
 
 
+@pytest.mark.slow
 def test_controls_go_by_their_own_names(place: KeyPath, distilled: dict[str, Any]) -> None:
     control = place.run("distill", "--tokens", 32, *TRAINING, "--objective", "ce", "--init", "random")
     assert control["label"] == "random-init-ce"
@@ -218,6 +219,7 @@ def test_eval_measures_a_model_that_belongs_to_no_workspace(fresh: KeyPath) -> N
     assert list(found["result"]["models"]) == ["parent"]
 
 
+@pytest.mark.slow
 def test_eval_takes_models_by_directory(place: KeyPath, pruned: dict[str, Any]) -> None:
     found = place.run("eval", place.root / "out/small", "blocks=2")
     assert list(found["result"]["models"]) == ["parent", "small"]
@@ -536,6 +538,7 @@ def test_show_importance_ranks_plots_and_compares(place: KeyPath, pruned: dict[s
     assert "Rank correlation with l2 of mean" in invoke("show", "importance", "--runs-dir", place.root / "runs").stderr
 
 
+@pytest.mark.slow
 def test_completions_are_scored_without_their_prompts(place: KeyPath, tmp_path: Path) -> None:
     def measured(prompt: str, completion: str) -> Any:
         row = {"prompt": prompt * 9, "completion": completion * 9}
@@ -547,6 +550,7 @@ def test_completions_are_scored_without_their_prompts(place: KeyPath, tmp_path: 
     place.importance()
 
 
+@pytest.mark.slow
 def test_importance_holds_one_layer_at_a_time_if_told_to(place: KeyPath) -> None:
     one_by_one, whole = (place.importance(mode, "--layer-removal") for mode in ("--layer-major", "--resident"))
     for name in ("block_importance", "nll"):

@@ -88,6 +88,7 @@ def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, t
             check_child(model, checkpoint, survivors, tokens, tmp_path / f"{pruning}, {tied=}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_normed", [False, True])
 def test_a_router_that_does_not_norm_its_weights(parents, is_normed, tokens, tmp_path):
     model, checkpoint = parents("qwen3_moe", norm_topk_prob=is_normed)

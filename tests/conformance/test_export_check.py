@@ -241,6 +241,7 @@ def test_a_sliver_stands_for_every_kind_of_layer(children, kind, tmp_path, monke
         export_check.check_child(export_check.WrittenChild(child, source, plan, "sampled"))
 
 
+@pytest.mark.slow
 def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children, monkeypatch):
     source, plan, child = children("llama")
     written = export_check.WrittenChild(child, source, plan, "whole")

@@ -344,6 +344,7 @@ def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, t
         reload(write(checkpoint, plan, tmp_path / "child"))
 
 
+@pytest.mark.slow
 @each_family(sorted(FAMILIES.keys() - HEAD_SIZE_IS_STATED - {*HIDDEN_STAYS}))
 def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tokens, tmp_path):
     model = tiny_model(model_type, head_dim=4)  # = hidden / heads, which transformers assumes

@@ -75,6 +75,7 @@ def test_every_channel_has_a_finite_score(measured, model_type):
         assert len(scores.unique()) > 1, f"{axis}: {metric} tells no channel from another"
 
 
+@pytest.mark.slow
 @EVERY_MIXTURE
 def test_every_expert_has_a_finite_score(measured, model_type):
     for metric in (metric for metric in METRICS if "expert" in metric.axes):

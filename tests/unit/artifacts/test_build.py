@@ -366,6 +366,7 @@ class TestResume:
 
 
 class TestOtherProcesses:
+    @pytest.mark.slow
     def test_the_result_of_a_faster_process_stands(self, run, tmp_path):
         def slow(work):
             if (faster := os.fork()) == 0:

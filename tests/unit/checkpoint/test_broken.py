@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import logging
 
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import config_checks, hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError
 from minitron_cli.inputs.source_model import open_source_model
@@ -133,7 +133,7 @@ class TestHuggingFaceIsReachedSafely:
 
     @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
     def test_the_choice_overrides_a_config_that_was_let_through(self, path, field, monkeypatch):
-        monkeypatch.setattr(hf, "_trusted", lambda raw: raw)
+        monkeypatch.setattr(config_checks, "trusted", lambda raw: raw)
         edit_config(path, **{field: "eager"})
         assert hf.load_model(path).config._attn_implementation == "sdpa"
         assert hf.new_model(hf.load_config(path), seed=0).config._attn_implementation == "sdpa"

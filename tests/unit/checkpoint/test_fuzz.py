@@ -100,6 +100,7 @@ def test_any_json_as_a_header(entries, size, tmp_path_factory):
 json_bytes = st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode())
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=20)
 @given(content=json_bytes)
 def test_any_bytes_as_json(content):

@@ -108,6 +108,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, undisturbed: 
     assert_same_bits(full_run(tmp_path), undisturbed[:2])
 
 
+@pytest.mark.slow
 def test_a_stop_during_an_evaluation_saves_too(tmp_path: Path, undisturbed: Any) -> None:
     class StopInside(TinyBlocks):
         def tokens(self, i: int) -> torch.Tensor:
@@ -148,6 +149,7 @@ def test_a_stop_inside_a_step_drops_the_step(tmp_path: Path, undisturbed: Any, p
     assert_same_bits(full_run(tmp_path), undisturbed[:2])
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, undisturbed: Any) -> None:
     interrupt_after(5, lambda: full_run(tmp_path))
     with open(tmp_path / "step-000005/state.safetensors", "r+b") as file:
@@ -193,6 +195,7 @@ def test_another_runs_checkpoints_are_refused(tmp_path: Path) -> None:
     run(tmp_path, configured(save_every=1, keep_last=5))  # which changes no number
 
 
+@pytest.mark.slow
 def test_without_a_directory_nothing_is_saved_and_the_numbers_are_the_same(undisturbed: Any) -> None:
     assert_same_bits(full_run(None), undisturbed[:2])
 
@@ -290,6 +293,7 @@ def _first_ids(config: DistillConfig) -> list[int]:
     return blocks.seen
 
 
+@pytest.mark.slow
 def test_the_dynamic_weight_makes_hidden_states_count_as_much_as_logits() -> None:
     _, result = run(None, FULL, pairs=PAIRS)
     assert result.metrics[0]["hidden_weight"] == 0
@@ -366,6 +370,7 @@ def test_cross_entropy_alone_needs_no_teacher_but_is_compared_with_one() -> None
     assert result.validation[0].keys() == {"step", "tokens", "loss"}
 
 
+@pytest.mark.slow
 def test_figures_are_told_by_step_and_tokens() -> None:
     result = run(None)[1]
     assert [row["step"] for row in result.metrics] == [1, 2, 3, 4, 5, 6]
@@ -438,6 +443,7 @@ def test_a_resumed_run_has_the_same_best(tmp_path: Path, cut: int) -> None:
     assert resumed[1].exported == undisturbed[1].exported
 
 
+@pytest.mark.slow
 def test_the_best_of_steps_that_are_done_again_does_not_take_the_place_of_an_earlier_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

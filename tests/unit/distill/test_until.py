@@ -44,6 +44,7 @@ def test_only_a_run_that_was_stopped_says_that_it_continues(tmp_path):
     assert display.messages == ["distill: continuing after step 5 of 6"]
 
 
+@pytest.mark.slow
 def test_what_holds_for_all_parts_is_warned_of_once(tmp_path):
     display = small.AfterStep()
     progress.show_on(display)

@@ -111,6 +111,7 @@ def test_humaneval_draws_twenty_answers_as_the_paper_does(data):
     assert score == {"pass_at_1": 0.75}
 
 
+@pytest.mark.slow
 def test_the_reference_answers_are_right(data):
     for name, answer in (("mbpp", "code"), ("gsm8k", "answer"), ("xlsum_en", "summary")):
         (task,) = load_tasks([Task(name=name)], TaskLocations(data=data), allow_code=True).task_dict["tasks"].values()

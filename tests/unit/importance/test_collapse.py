@@ -8,7 +8,6 @@ from torch import nn
 
 from minitron_cli.importance.collapse import collapse_order, free_runs
 from minitron_cli.model.families import FAMILIES
-from tests.quick import slow
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, split
 
@@ -57,7 +56,8 @@ def runs_of(following):
     return [range(i, i + following + 1) for i in range(LAYERS - following)]
 
 
-@pytest.mark.parametrize("following", [2, slow(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("following", [2, 1])
 def test_the_most_similar_merge_comes_first_and_the_next_beside_it(following):
     model = tiny_model("llama", num_hidden_layers=LAYERS, vocab_size=64)
     with torch.no_grad():  # near each other, as the layers of a trained model are

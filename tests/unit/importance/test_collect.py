@@ -81,6 +81,7 @@ def test_which_tokens_rank_layers_does_not_depend_on_the_batches(model, sizes):
     torch.testing.assert_close(expected, alone, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_layers_are_not_run_again_after_the_samples_that_rank_them(model):
     runs = {}
     for n in (2, 4):
@@ -100,6 +101,7 @@ def test_a_killed_pass_goes_on_with_the_tokens_that_rank_layers(model, batches, 
     assert_same_bits(score(model, batches, scratch=tmp_path, **options), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, 7])
 def test_processes_rank_layers_by_the_tokens_of_one(model, processes):
     whole = samples(8)

@@ -31,6 +31,7 @@ def assert_same_bits(found, expected):
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
+@pytest.mark.slow
 @EVERY_MIXTURE
 @pytest.mark.parametrize("kill", [1, 2])
 def test_a_killed_pass_goes_on_with_the_same_bits(model_type, kill, tmp_path):
@@ -66,6 +67,7 @@ def test_a_killed_pass_over_layers_goes_on_with_the_same_bits(mixtral, tmp_path)
     assert_same_bits(by_layer(mixtral, tmp_path).by_name, undisturbed.by_name)
 
 
+@pytest.mark.slow
 def test_each_experts_weights_are_read_once_and_given_back(mixtral, tmp_path):
     checkpoint, model, names = Checkpoint.open(mixtral), hf.empty_model(mixtral), []
 

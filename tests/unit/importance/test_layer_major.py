@@ -68,6 +68,7 @@ def test_scores_are_those_of_the_whole_model_in_bf16(model_type, tmp_path):
         torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0, 10_000])
 def test_spilling_does_not_change_the_scores(llama, tmp_path, budget):
     options = {"blocks": (2,), "block_distances": (1, 3)}
@@ -115,6 +116,7 @@ def test_a_killed_pass_goes_on_after_the_last_layer_with_the_same_bits(llama, tm
     assert not any(f"model.layers.{i}." in name for name in names for i in range(done + 1))
 
 
+@pytest.mark.slow
 def test_a_stop_request_saves_after_the_layer(llama, tmp_path):
     checkpoint = opened(llama)
 
@@ -129,6 +131,7 @@ def test_a_stop_request_saves_after_the_layer(llama, tmp_path):
     assert_same_bits(by_layer(llama, tmp_path), by_layer(llama, tmp_path / "undisturbed"))
 
 
+@pytest.mark.slow
 def test_without_resume_the_pass_starts_over(llama, tmp_path):
     def read(name):
         if "layers.3" in name:

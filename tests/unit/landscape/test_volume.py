@@ -34,6 +34,7 @@ def volume(loss, weights, directions, scale=None, seed=0):
     return Volume.of(measure.radii(loss, at, CUTOFF, range(directions), seed), at.dimension, at.log_scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "directions"), [(2, 400), (10, 1500)])
 def test_a_quadratics_volume_is_that_of_its_ellipsoid(n, directions):
     loss, weights, expected = ellipsoid(n, 4.0)

@@ -62,6 +62,7 @@ def pruned(place, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_one_round_scores_nothing_again(pruned):
     artifact, _, rescored = pruned(1)
     assert rescored == []

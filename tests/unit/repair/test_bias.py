@@ -90,6 +90,7 @@ def test_the_mean_of_what_a_matrix_writes_stays(tmp_path, model_type):
         assert float(off.abs().max()) < 1e-5 < float(uncompensated.abs().max())
 
 
+@pytest.mark.slow
 def test_one_layer_at_a_time_gives_the_same_biases(tmp_path):
     model, parent = parent_without_biases(tmp_path / "parent", "llama")
     resident, stored = (compensated(model, parent.with_biases(), tmp_path / str(s), stored=s)[0] for s in (False, True))

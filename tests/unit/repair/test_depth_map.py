@@ -12,6 +12,7 @@ from tests.unit.repair.test_layerwise_fit import HIDDEN, fit, parent_of, seen_in
 AT = "model.layers.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ffn", [24, 48])
 def test_the_layer_before_a_gap_gets_the_map_of_the_dropped_block_or_better(tmp_path, monkeypatch, ffn):
     """T = argmin |M T + Y - L| is fused as Tᵀ W_down: all there is where W_down has full column rank, else less."""

@@ -52,6 +52,7 @@ def test_the_page_can_be_stored_and_has_the_same_tags_with_the_same_attributes(e
     every_name(holds)
 
 
+@pytest.mark.slow
 def test_the_page_shows_names_as_they_are(every_name):
     def holds(text):
         shown = "".join(Page(render(ReportData(title=text, commands=(text,)))).text)
@@ -82,6 +83,7 @@ def test_the_card_has_the_same_metadata_and_the_same_blocks(every_name):
     every_name(holds)
 
 
+@pytest.mark.slow
 def test_markdown_shows_names_as_they_are(every_name):
     def holds(text):
         flat = " ".join(clean(text).split())

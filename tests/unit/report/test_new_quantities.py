@@ -67,6 +67,7 @@ def test_a_new_constraint_has_its_unit_in_every_table(
     assert [row[-1] for row in table.rows] == ["parameters, energy per token", "energy per token", None]
 
 
+@pytest.mark.slow
 def test_a_new_constraint_has_its_unit_on_the_axis_of_its_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(constraints.KINDS, "energy", Energy)
     section = candidates_section(ranking())

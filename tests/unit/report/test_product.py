@@ -74,6 +74,7 @@ def test_a_model_that_was_not_evaluated_is_not_given_the_figures_of_another(tmp_
     assert f"minitron eval runs/small/distill/{student.path.name}" not in card(workspace, student)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_the_current_one_is_evaluated_by_its_path(tmp_path: Path) -> None:
     workspace, (_, narrow, *_) = chain(tmp_path)
     older = distill(workspace, BIG, narrow, steps=9)
@@ -132,6 +133,7 @@ def test_a_local_model_goes_by_the_name_of_its_directory_and_text_by_what_was_as
     assert str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_an_original_that_minitron_made_is_titled_by_its_stage_and_loaded_by_its_path(tmp_path: Path) -> None:
     """As in the demo, whose cost does not count the training of its teacher."""
     workspace = Workspace(tmp_path / "runs" / "demo")
@@ -180,6 +182,7 @@ def test_a_repair_that_was_not_kept_is_not_said_to_have_raised_the_loss(tmp_path
     assert "Pruning and repair raised the loss" in lead(ReportData(title="t", models=models, prune=pruned(effect)))
 
 
+@pytest.mark.slow
 def test_each_training_follows_the_pruning_that_it_starts_from_and_the_product_comes_last(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "runs" / "small")
     scores = importance(workspace, BIG)

@@ -58,6 +58,7 @@ def test_a_cut_is_the_parents_weights(place, scores, rounds):
     assert all(torch.equal(found.read(name), tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_the_experts_that_add_most_survive(place, scores):
     config = PruneConfig(shape={"expert": 4})
     artifact = prune.run(context(place / "run"), open_source_model(place / "model"), config, scores=scores)

@@ -37,6 +37,7 @@ def cut(place, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("available", "compared"), [(10**12, "whole"), (0, "sampled")])
 def test_what_was_checked_is_on_record_and_the_machine_is_not_in_the_identity(cut, monkeypatch, available, compared):
     monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: available)

@@ -74,6 +74,7 @@ def test_one_set_of_scores_serves_several_cuts(tmp_path, parent, scores, monkeyp
         assert artifact.manifest.inputs["scores"] == scores.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_dry_run_foretells_what_is_written_and_touches_nothing(tmp_path, parent, scores, monkeypatch, shape):
     config, before = PruneConfig(shape=shape), sorted((tmp_path / "run").rglob("*"))

@@ -90,6 +90,7 @@ def test_magnitude_needs_no_text_and_costs_no_flops(place, tmp_path):
     assert not spent(artifact)
 
 
+@pytest.mark.slow
 def test_what_was_spent_counts_two_passes_and_the_effect(place, tmp_path):
     artifact = made(place, tmp_path, metric="wanda")
     result = artifact.result(SparsifyResult)
@@ -132,6 +133,7 @@ def outliers_by_hand(path, batches, times):
         yield sum(score > times * mean for score in scores) / len(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["50%", "4:8"])
 def test_layers_with_more_outliers_lose_less_and_all_together_what_they_should(place, tmp_path, monkeypatch, pattern):
     seen = {}
@@ -254,6 +256,7 @@ def test_inputs_that_cannot_be(place, tmp_path):
         sparsify.run(context(tmp_path), open_source_model(artifact.path), SparsifyConfig(metric="magnitude"))
 
 
+@pytest.mark.slow
 def test_the_tables_say_what_servers_make_of_it(place, tmp_path):
     shown = {table.title: table for table in tables.tables(made(place, tmp_path, metric="wanda"))}
     title = "Sparse: 2:4 by wanda, 50.0 % of the matrices' weights are zero"
