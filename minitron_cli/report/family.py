@@ -25,7 +25,7 @@ TEXT = (
 def view(title: str, result: FamilyResult, costs: Sequence[CostRow]) -> View:
     """Everything that is shown of a chain."""
     sections = (
-        Section("quality", "Quality", TEXT, (quality_table(result.members),), tuple(_plots(result.members))),
+        _quality(result.members),
         Section("sizes", "Sizes and training", "What each step pruned and trained.", (size_table(result.members),)),
         Section(
             "serving",
@@ -39,12 +39,22 @@ def view(title: str, result: FamilyResult, costs: Sequence[CostRow]) -> View:
     return View(title, _headline(result), _lead(result), tuple(_figures(result)), sections)
 
 
+def _quality(members: Sequence[FamilyMember]) -> Section:
+    plots = tuple(_plots(members))
+    legend = tuple((i, member.label) for i, member in enumerate(members)) if plots else ()
+    return Section("quality", "Quality", TEXT, (quality_table(members),), plots, legend)
+
+
 def _plots(members: Sequence[FamilyMember]) -> Iterator[Plot]:
     """The loss and every task of the members against their parameters, in the order of the chain."""
     names = dict.fromkeys(name for member in members for name in member.metrics)
     for i, (task, metric) in enumerate(name.split(".", 1) for name in names):
         found = [(member, member.metrics.get(f"{task}.{metric}")) for member in members]
-        points = [Point(float(member.parameters), Estimate(x.value, x.low, x.high), 0) for member, x in found if x]
+        points = [
+            Point(float(member.parameters), Estimate(x.value, x.low, x.high), color)
+            for color, (member, x) in enumerate(found)
+            if x
+        ]
         if (task, metric) == ("perplexity", "loss") or task != "perplexity":
             chance = next((x.chance for _, x in found if x and x.chance), None)
             yield quality.plot(f"family-{i}", (task, metric), PARAMETERS, points, chance)
@@ -58,12 +68,11 @@ def tables(result: FamilyResult) -> tuple[Table, ...]:
 def _headline(result: FamilyResult) -> str:
     """The last member's size and quality in one sentence."""
     first, last = result.members[0], result.members[-1]
-    made = (
-        f"The original in {len(result.members) - 1} steps at {percent(last.parameters / first.parameters)} of its size"
-    )
+    size = percent(last.parameters / first.parameters)
+    made = f"The last of {len(result.members) - 1} steps, at {size} of the original's size,"
     loss = last.from_original.get(LOSS)
     if loss is None or loss.value is None:
-        return f"{made}; its quality has not been measured."
+        return f"{made} has not been measured."
     return f"{made} {against(loss.value, loss.low, loss.high, ORIGINAL)}."
 
 

@@ -1,5 +1,6 @@
 """HTML back end: one page that needs no other file. The same view gives the same bytes."""
 
+import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,4 +30,4 @@ def render(view: View) -> str:
 
 def _together(text: str) -> str:
     """Text in which no line ends between a number and its percent sign."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from minitron_cli.report.readouts import POINTS, points_of, readouts
 from minitron_cli.report.text import capitalized
@@ -135,7 +135,7 @@ def _lines(drawing: Lines, axes: Axes) -> None:
         axes.margins(0.15)  # a few points, none of them on the frame
     if drawing.reference is not None:
         axes.axhline(drawing.reference, color="black", alpha=0.7, **STYLES["dashed"])
-    axes.xaxis.set_major_formatter(_percent() if drawing.x.style == "share" else EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(_percent() if drawing.x.style == "share" else _short())
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=drawing.x.style == "count"))
     axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
     if drawing.y.style == "share":
@@ -148,6 +148,11 @@ def _lines(drawing: Lines, axes: Axes) -> None:
 def _percent() -> PercentFormatter:
     """Format of the ticks of shares; one for each axis, which it belongs to."""
     return PercentFormatter(1.0, decimals=0)
+
+
+def _short() -> FuncFormatter:
+    """Format of the ticks of counts: 64k, 2M, 8B; one for each axis."""
+    return FuncFormatter(lambda value, _: EngFormatter(sep="").format_eng(value).replace("G", "B"))
 
 
 @_draw.register
@@ -171,7 +176,7 @@ def _kept_bars(drawing: KeptBars, axes: Axes) -> None:
             axes.barh(row - 1, bar.before - bar.after, left=left + bar.after, color=PRUNED, height=0.75, alpha=0.45)
             left += bar.before
     axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(_short())
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=drawing.x.heading, ylabel="layer (embeddings below 0)", ylim=(-1.6, len(drawing.rows) - 1.4))
 

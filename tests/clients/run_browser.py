@@ -1,8 +1,9 @@
 """The report in a real browser: `python -m tests.clients.run_browser CHROMIUM DIRECTORY RESULT.json [PAGE.html ...]`.
 
 Pages of its own making (every section, a very large model, hostile names), then those that are named, are opened at
-the width of a desk and of a phone, light and dark. What page_faults.js finds, any word on the console, any request and
-any dialog is a fault. Pictures of each, and what a printer would get, go to DIRECTORY, for a person to look at.
+the width of a desk, a tablet and a phone, light and dark. What page_faults.js finds, any word on the console, any
+request and any dialog is a fault. Pictures of each, and what a printer would get, go to DIRECTORY, for a person to look
+at.
 """
 
 import base64
@@ -22,7 +23,7 @@ from tests.unit.report.sample import large, sample
 
 FAULTS = Path(__file__).with_name("page_faults.js")
 MAX_BYTES = 1_000_000
-WIDTHS = {"desk": (1280, 900), "phone": (390, 844)}
+WIDTHS = {"desk": (1280, 900), "tablet": (768, 1024), "phone": (390, 844)}
 TOLD = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening"}
 
 

@@ -89,7 +89,9 @@ def test_references_inside_the_page_lead_somewhere_and_only_there(page):
 @pytest.mark.slow
 def test_no_name_reaches_a_figure(html):
     figures = re.compile(r"<svg.*?</svg>", re.DOTALL)
-    assert figures.findall(render(sample(lambda _: HOSTILE[0]))) == figures.findall(html)
+    hostile = figures.findall(render(sample(lambda _: HOSTILE[0])))
+    assert len(hostile) > 15  # a metric of an unknown name has no plot against the cost
+    assert set(hostile) <= set(figures.findall(html))
 
 
 @pytest.mark.slow
