@@ -24,7 +24,9 @@ AUTO = "auto"
 FormatName = Literal["text", "chat", "completion", "sharegpt", "alpaca", "auto"]
 """Row formats: modules of `data.formats`; auto is the one whose columns the first row has."""
 
-PruneMethod = Literal["minitron-width", "minitron-depth", "shortgpt", "flap", "laco", "replaceme", "llm-streamline"]
+PruneMethod = Literal[
+    "minitron-width", "minitron-depth", "shortgpt", "flap", "laco", "replaceme", "llm-streamline", "sheared-llama"
+]
 SparseMethod = Literal["magnitude", "wanda", "sparsegpt"]
 """Published methods of `minitron prune` and `minitron sparsify` (`methods`)."""
 

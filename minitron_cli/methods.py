@@ -77,6 +77,13 @@ METHODS: Mapping[str, Method] = {
         {"ranking.layers": "block_cosine"},
         "as replaceme: the small network that is trained in the block's place has none in a stock checkpoint",
     ),
+    "sheared-llama": Method(
+        "prune",
+        "Xia et al. 2023",
+        {"ranking.width.kind": "learned", "ranking.layers": "learned"},
+        {"axes": ["hidden", "ffn"], "repair": "none"},
+        "gates are trained with the weights frozen, and the exact shape is that of the highest gates",
+    ),
     "magnitude": Method("sparsify", "Han et al. 2015", {"metric.kind": "magnitude"}, {"repair": "none"}),
     "wanda": Method("sparsify", "Sun et al. 2023", {"metric.kind": "wanda"}, {"repair": "none"}),
     "sparsegpt": Method("sparsify", "Frantar and Alistarh 2023", {"metric.kind": "sparsegpt"}, {"repair": "none"}),

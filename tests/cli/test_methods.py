@@ -7,7 +7,7 @@ import pytest
 from minitron_cli import methods
 from tests.cli.program import Run
 
-SIZES = {"minitron-width": "hidden=48,ffn=96", "flap": "ffn=96"}
+SIZES = {"minitron-width": "hidden=48,ffn=96", "flap": "ffn=96", "sheared-llama": "hidden=48,ffn=96"}
 
 
 def test_keys_are_printed_and_contradictions_refused(run: Run, tiny: Path) -> None:
@@ -24,6 +24,7 @@ def test_keys_are_printed_and_contradictions_refused(run: Run, tiny: Path) -> No
 def test_every_method_of_prune_makes_a_smaller_model(run: Run, tiny: Path) -> None:
     text = ("--data", tiny / "text.jsonl", "--sequence-length", 16)
     measured = ("--samples", 8, "--layer-removal", "block_distances=[2]", "collapse=1")
+    measured += ("learned.shape.hidden=48", "learned.shape.ffn=96", "learned.tokens=128", "learned.batch_size=2")
     scored = run("importance", tiny / "model", *text, *measured)
     assert scored.exit_code == 0, scored.stderr
     for name in methods.names("prune"):

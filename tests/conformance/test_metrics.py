@@ -14,7 +14,7 @@ from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
-from minitron_cli.scores.metric import Metric, Random
+from minitron_cli.scores.metric import Learned, Metric, Random
 from minitron_cli.scores.scores import Scores
 from tests.quick import EVERY_MIXTURE, each_family
 from tests.tiny import tiny_model
@@ -34,12 +34,14 @@ def variants(kind):
     return [kind(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
-METRICS = [metric for kind in get_args(Metric) for metric in variants(kind)]
+KINDS = [kind for kind in get_args(Metric) if kind is not Learned]  # whose gates have tests/conformance/test_learned.py
+METRICS = [metric for kind in KINDS for metric in variants(kind)]
 CHOICES = [(axis, metric) for axis in SHAPES for metric in METRICS if axis in metric.axes]
-EVERY_KIND = pytest.mark.parametrize("kind", get_args(Metric), ids=lambda kind: kind.model_fields["kind"].default)
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.model_fields["kind"].default)
 EVERY_AXIS = pytest.mark.parametrize("axis", SHAPES)
 UNSCORED = [(axis, metric) for axis in (*SHAPES, "expert") for metric in METRICS if axis not in metric.axes]
-LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in BLOCK_RANKINGS]
+NOT_OF_A_PASS = {*BLOCK_RANKINGS, "learned"}
+LAYER_METRICS = [name for name in get_args(Ranking.model_fields["layers"].annotation) if name not in NOT_OF_A_PASS]
 
 
 def measure(model, batches):
