@@ -1,4 +1,4 @@
-"""What the checks of fine-tuning, quantization and export share; needs nothing but torch, safetensors and transformers."""
+"""What the checks of fine-tuning, quantization and export share; needs only torch, safetensors and transformers."""
 
 import json
 import sys
