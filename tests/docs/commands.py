@@ -58,6 +58,9 @@ def of_minitron(script: str) -> Iterator[list[str]]:
     for words in commands(script):
         if words[0] == "minitron":
             yield words[1:]
+        elif words[:2] == ["docker", "run"]:
+            image = next(i for i, word in enumerate(words) if word.partition(":")[0] == "minitron")
+            yield words[image + 1 :]
         elif "minitron_cli" in words and words[words.index("minitron_cli") - 1] == "-m":
             yield words[words.index("minitron_cli") + 1 :]
         elif "-c" in words and words[words.index("-c") - 1].endswith("sh"):

@@ -57,7 +57,7 @@ from tests.docs.pages import PAGES, ROOT, code, name
 ANY_RECIPE = "llama-3.1-minitron-4b-width"
 SETTINGS = {"model": "llama-3.1-8b", "data": {"sources": [{"kind": "files", "paths": ["corpus.jsonl"]}]}}
 NO_COMMAND = ("[", "...", "…")  # what stands in text for something else
-CALL = re.compile(r"(?<![\w./`'\"-])minitron (?=[a-z])|-m minitron_cli(?= )")
+CALL = re.compile(r"(?<![\w./`'\"-])minitron(?::\w+)? (?=[a-z])|-m minitron_cli(?= )")
 
 Read = Callable[[list[str]], str]
 
@@ -135,7 +135,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     monkeypatch.setattr(Session, "require", an_artifact)
     for owner, given in ((correct, "of"), (torchrun, "if_requested")):
         monkeypatch.setattr(owner, given, nothing)
-    monkeypatch.setattr(device, "resolve", lambda name: "cpu")
+    monkeypatch.setattr(device, "resolve", lambda name, **_: "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MINITRON_RUNS", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -146,9 +146,18 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     def given(words: list[str]) -> str:
         _put_files(words)
         result = invoke(*words)
+        if result.exit_code == 0:
+            _put_copies(words)
         return "" if result.exit_code == 0 else result.output
 
     return given
+
+
+def _put_copies(words: list[str]) -> None:
+    """The directory that a command copies its checkpoint to, which a later line of the page evaluates."""
+    if words[0] in ("prune", "sparsify", "correct", "distill"):
+        for after in (after for word, after in pairwise(words) if word in ("-o", "--output")):
+            Path(after).mkdir()
 
 
 def _put_files(words: list[str]) -> None:
@@ -246,7 +255,8 @@ def test_make_targets_and_scripts_that_pages_name_exist() -> None:
             assert (ROOT / words[1]).is_file(), where
 
 
-OF_OTHERS = {"--model-impl", "--revision"}  # options of vLLM and hf that stand alone
+OF_OTHERS = {"--model-impl", "--revision", "--nnodes", "--nproc-per-node", "--torch-backend"}
+"""Options of vLLM, hf, torchrun and uv that stand alone."""
 
 
 def test_options_and_keys_that_text_names_are_there() -> None:

@@ -28,8 +28,7 @@ MODELS = (
     "llama-3.2-3b",
     "qwen3-4b",
     "qwen3-8b",
-    "small-dequantized",
-    *(f"models/{name}" for name in ("parent", "child", "one", "other")),
+    *(f"models/{name}" for name in ("parent", "child", "one", "other", "small-int8")),
 )
 ONLY_READ = ("run", "study", "push")  # by tests/docs/test_commands.py: they take minutes, or a network
 SMALL = {

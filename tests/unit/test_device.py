@@ -1,10 +1,13 @@
 """Which device a command runs on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from minitron_cli import device
 from minitron_cli.errors import EnvironmentFault
+from tests.cli.program import invoke
 
 
 @pytest.fixture
@@ -27,6 +30,19 @@ def test_an_accelerator_that_has_no_fp64_is_not_chosen() -> None:
     assert device.resolve("auto") == "cpu"
     with pytest.raises(EnvironmentFault, match="device 'mps' is missing or lacks float64"):
         device.resolve("mps")
+
+
+@pytest.mark.usefixtures("_a_mac")
+def test_an_accelerator_that_has_no_fp64_may_evaluate_if_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert device.resolve("mps", needs_float64=False) == "mps"
+    assert device.resolve("auto", needs_float64=False) == "cpu"
+    assert "lacks float64" in invoke("importance", "absent", "--data", "python_stdlib", "--device", "mps").stderr
+    evaluated = invoke("eval", "absent", "--data", "python_stdlib", "--device", "mps")
+    assert evaluated.exit_code == 2
+    assert "float64" not in evaluated.stderr
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
