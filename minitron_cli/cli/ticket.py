@@ -50,7 +50,11 @@ def train(
     ] = None,
     scope: Annotated[
         TicketScope | None,
-        Option(help="Choose the smallest weights of all matrices, or of each alike.", show_default="global"),
+        Option(
+            help="Choose the smallest weights of all matrices, or of each alike; layer_half_last: in the last decoder "
+            "layer at half the rate.",
+            show_default="global",
+        ),
     ] = None,
     start: Start = None,
     mask: Annotated[

@@ -202,8 +202,8 @@ def _importance(drawing: ImportanceMap, axes: Axes) -> None:
 def _contours(drawing: Contours, axes: Axes) -> None:
     """Bands with as many points of the grid each, since losses far from all models are of another size."""
     values = np.ma.masked_invalid(drawing.values_RC)
-    known = values.compressed()
-    levels = np.unique(np.quantile(known, np.linspace(0, 1, BANDS + 1))) if known.size else known
+    finite = values.compressed()
+    levels = np.unique(np.quantile(finite, np.linspace(0, 1, BANDS + 1))) if len(finite) else finite
     if len(levels) > 1:
         shown = axes.contourf(drawing.x_RC, drawing.y_RC, values, levels=levels, norm=BoundaryNorm(levels, 256))
         axes.figure.colorbar(shown, ax=axes, pad=0.02, aspect=25, format="%.4g").set_label(drawing.y.heading)

@@ -45,6 +45,7 @@ from minitron_cli.stages import (
     teach,
     teacher,
     ticket,
+    transfer,
 )
 from minitron_cli.study import definition
 from minitron_cli.study.definition import StudyDefinition
@@ -123,6 +124,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         supermask,
         teacher,
         ticket,
+        transfer,
     ):
         monkeypatch.setattr(stage, "run", accept)
     for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):

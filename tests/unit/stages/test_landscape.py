@@ -13,12 +13,13 @@ from minitron_cli.cli import tables
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.distill.trainer import train
-from minitron_cli.errors import InputError, Interrupted
+from minitron_cli.errors import DryRunStop, InputError, Interrupted
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.landscape.config import LandscapeConfig
 from minitron_cli.landscape.directions import plain_scale
 from minitron_cli.landscape.loss import FixedLoss
+from minitron_cli.price.landscape import evaluations
 from minitron_cli.report.view import Table
 from minitron_cli.results.landscape import LandscapeResult
 from minitron_cli.sparse.config import SparsifyConfig
@@ -205,6 +206,20 @@ def test_a_killed_measurement_goes_on_where_it_was(place, tmp_path, monkeypatch)
     assert calls == [[0, 1], [2, 3], [2, 3]]
     for name in ("radii.json", "result.json", "landscape.svg"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+def test_a_dry_run_says_about_how_many_evaluations_there_are(place, tmp_path, monkeypatch):
+    config = LandscapeConfig(**QUICK)
+    with pytest.raises(DryRunStop) as stop:
+        landscape.run(context(tmp_path, dry_run=True), opened(place, "model", "other"), data(place), config)
+    expected = evaluations(config, 2)
+    assert stop.value.price.what == f"about {expected:,} evaluations of 2 x 16 tokens"
+    assert stop.value.price.tokens == expected * 2 * 16
+    real, calls = FixedLoss.__call__, []
+    monkeypatch.setattr(FixedLoss, "__call__", lambda self: (calls.append(1), real(self))[1])
+    measured(place, tmp_path, "model", "other")
+    assert 0.6 * len(calls) < expected < 1.7 * len(calls)
+    assert evaluations(config.model_copy(update={"plane": 3}), 3) - evaluations(config, 3) == 25
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ def test_one_round_can_be_given_alone_and_shares_its_trainings(place, tickets, s
     with pytest.raises(DryRunStop) as stop:
         moved(place, tmp_path, one, controls=("reinit", "own"), dry_run=True)
     assert stop.value.forecast == {"trainings": 1 + 2 + 2, "steps of each": 4}
+    assert stop.value.price.what.startswith("5 trainings of 4 steps")
     again = moved(place, study[0], one)
     assert [(row.arm, row.round) for row in again.result(TransferResult).rows] == [("ticket", 0), ("transferred", 2)]
 
