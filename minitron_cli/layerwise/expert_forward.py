@@ -49,14 +49,12 @@ def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Ten
         if not len(place_R):
             continue
         token_R = place_R // index_NK.shape[1]
-        reader_FD, writer_DF = (
-            _outputs_first(module, matrix[expert]) for matrix in (module.gate_up_proj, module.down_proj)
-        )
-        both_RF = linear(hidden_ND[token_R], reader_FD, _bias(module, "gate_up_proj_bias", expert))
+        reader_FD, writer_DF = (_outputs_first(module, m[expert]) for m in (module.gate_up_proj, module.down_proj))
+        both_RF = _biased(linear(hidden_ND[token_R], reader_FD), module, "gate_up_proj_bias", expert)
         neuron_RF = module._apply_gate(both_RF)
         gate_RF = both_RF[:, : neuron_RF.shape[1]] if module.is_concatenated else both_RF[:, ::2]
-        written_RD, bias_D = linear(neuron_RF, writer_DF), _bias(module, "down_proj_bias", expert)
-        output_RD = written_RD if bias_D is None else written_RD + bias_D
+        written_RD = linear(neuron_RF, writer_DF)
+        output_RD = _biased(written_RD, module, "down_proj_bias", expert)
         weighted_RD = output_RD * weight_NK.flatten()[place_R, None]
         yield Routed(expert, token_R, gate_RF, neuron_RF, written_RD, weighted_RD, writer_DF)
 
@@ -65,5 +63,6 @@ def _outputs_first(module: Any, matrix: Tensor) -> Tensor:
     return matrix.T if module.is_transposed else matrix
 
 
-def _bias(module: Any, name: str, expert: int) -> Tensor | None:
-    return getattr(module, name)[expert] if module.has_bias else None
+def _biased(product: Tensor, module: Any, name: str, expert: int) -> Tensor:
+    """A product with an expert's bias, added after rounding as the module does it."""
+    return product + getattr(module, name)[expert] if module.has_bias else product

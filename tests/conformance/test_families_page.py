@@ -60,4 +60,5 @@ def test_the_model_types_without_a_table_have_none():
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")][2:]
     names = [name.strip() for row in rows for name in row.split(",")]
     assert set(names) <= set(CONFIG_MAPPING) - set(FAMILIES)
-    assert f"The other {len(set(names))} are refused" in section
+    count = len(set(names))
+    assert f"The other {count} {'is' if count == 1 else 'are'} refused" in section

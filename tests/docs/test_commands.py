@@ -28,7 +28,7 @@ from minitron_cli.cli.demo import NEXT
 from minitron_cli.cli.sessions import Session
 from minitron_cli.data.sources import DataConfig, PythonStdlib
 from minitron_cli.evaluate.config import Gates
-from minitron_cli.inputs import source_model
+from minitron_cli.inputs import family_check, source_model
 from minitron_cli.recipe import Recipe
 from minitron_cli.report.product import Product
 from minitron_cli.stages import (
@@ -127,7 +127,8 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
         transfer,
     ):
         monkeypatch.setattr(stage, "run", accept)
-    for module, work in ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of")):
+    replaced = ((pipeline, "run"), (dry_run, "plan"), (dry_run, "shape_of"), (family_check, "family_check"))
+    for module, work in replaced:
         monkeypatch.setattr(module, work, accept)
     monkeypatch.setattr(Runner, "results", accept)
     for verb, read_from in ((data, "_read"), (push, "_made"), (show, "_current"), (Product, "current")):

@@ -136,6 +136,26 @@ def test_any_size_counts_what_transformers_builds(model_type):
         assert resized.tensors() == stored
 
 
+@pytest.mark.parametrize(
+    ("alias", "billions", "active"),
+    [
+        ("apertus-8b", 8.05, None),
+        ("gpt-oss-20b", 20.91, 3.61),
+        ("gpt-oss-120b", 116.83, 5.13),
+        ("olmo-7b", 6.89, None),
+        ("olmoe-1b-7b", 6.92, 1.18),
+        ("phi-3.5-moe", 41.87, 6.51),
+    ],
+)
+def test_newer_aliases_have_the_sizes_of_their_cards(alias, billions, active):
+    """In billions. gpt-oss (card, table 1) counts as active what is not the token embedding, and so do we here."""
+    shape = published(alias)
+    assert round(shape.parameters() / 1e9, 2) == billions
+    if active:
+        embedding = shape.sizes["vocab"] * shape.sizes["hidden"]
+        assert round((shape.parameters("active") - embedding) / 1e9, 2) == active
+
+
 def test_mixtures_have_their_published_sizes():
     """Mixtral 8x7B: 47B, of which a token uses 13B. Qwen3-30B-A3B: 30.5B and 3.3B, 29.9B without embeddings."""
     shape = published("mixtral-8x7b")
