@@ -227,7 +227,8 @@ def results_section(models: Sequence[Evaluated], to_evaluate: str = "") -> Secti
         "the same items, so their difference is far more certain than either value. Items of one document are counted "
         "together. p is McNemar's exact two-sided p-value."
     )
-    return Section("results", "Results", text, tuple(evaluation_tables(models)))
+    references = [model.label for model in models if model.kind in ("pruned", "sparse", "distilled")]
+    return Section("results", "Results", text, tuple(evaluation_tables(models, references)))
 
 
 def speed_table(found: SpeedRecord) -> Table:

@@ -18,7 +18,8 @@ EXPONENTIALS = ("perplexity.perplexity", "perplexity.byte_perplexity")  # of a c
 SHARE: Style = "share"
 TEXT = (
     "Every model on the same held-out text and tasks, compared with the original, not with the model that its step "
-    "pruned. In brackets are 95 % intervals; differences are paired item by item."
+    "pruned. In brackets are 95 % intervals; differences are paired item by item, and the lines of plots are their "
+    "intervals."
 )
 
 
@@ -51,13 +52,19 @@ def _plots(members: Sequence[FamilyMember]) -> Iterator[Plot]:
     for i, (task, metric) in enumerate(name.split(".", 1) for name in names):
         found = [(member, member.metrics.get(f"{task}.{metric}")) for member in members]
         points = [
-            Point(float(member.parameters), Estimate(x.value, x.low, x.high), color)
+            Point(float(member.parameters), _from_original(member, f"{task}.{metric}", x), color)
             for color, (member, x) in enumerate(found)
             if x
         ]
         if (task, metric) == ("perplexity", "loss") or task != "perplexity":
             chance = next((x.chance for _, x in found if x and x.chance), None)
             yield quality.plot(f"family-{i}", (task, metric), PARAMETERS, points, chance)
+
+
+def _from_original(member: FamilyMember, name: str, found: Interval) -> Estimate:
+    """Value with the interval of its difference from the original's; the original has none."""
+    apart = member.from_original.get(name)
+    return quality.around(found.value, apart.value, apart.low, apart.high) if apart else Estimate(found.value)
 
 
 def tables(result: FamilyResult) -> tuple[Table, ...]:

@@ -177,7 +177,8 @@ def _kept_bars(drawing: KeptBars, axes: Axes) -> None:
             left += bar.before
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(_short())
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    layers = len(drawing.rows) - 1
+    axes.set_yticks([tick for tick in MaxNLocator(8, integer=True).tick_values(0, layers) if 0 <= tick < layers])
     axes.set(xlabel=drawing.x.heading, ylabel="layer (embeddings below 0)", ylim=(-1.6, len(drawing.rows) - 1.4))
 
 

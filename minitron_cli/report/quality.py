@@ -1,6 +1,6 @@
 """Quality of models against what they cost, as plots: values with their intervals, and the value of guessing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from minitron_cli.evaluate.config import PERPLEXITY
@@ -16,8 +16,8 @@ MOST_TASKS = 6  # plots beyond these repeat what the table says
 SCORE = Figure("score", better="higher")  # of a task, whose own name a user may have chosen
 TEXT = (
     "Better models are nearer to the top left for tasks, and to the bottom left for the loss; of those with a speed, "
-    "the fast ones are on the right. Lines are 95 % intervals; most of an interval is common to all models, and the "
-    "tables of differences leave that out."
+    "the fast ones are on the right. Lines are 95 % intervals of the difference from the parent on the same items; of "
+    "models measured elsewhere, of the value."
 )
 
 
@@ -32,9 +32,9 @@ class Point:
 
 def quality_section(models: Sequence[Evaluated], speed: SpeedRecord | None) -> Section:
     """Section with a plot of the loss and of each task against parameters, and against speed if it was measured."""
-    sizes = {model.label: float(model.parameters) for model in models if model.parameters}
     measured = speed.models if speed else {}
-    speeds = {label: value for label, one in measured.items() if (value := getattr(one, DECODE)) is not None}
+    sizes = [model.parameters for model in models]
+    speeds = [getattr(measured.get(model.label), DECODE, None) for model in models]
     costs = ((PARAMETERS, sizes), (SPEED_FIGURES[DECODE], speeds))
     plots = tuple(plot for i, (x, values) in enumerate(costs) for plot in _plots(f"quality-{i}", models, x, values))
     shown = {line.color for plot in plots if isinstance(plot.drawing, Lines) for line in plot.drawing.lines}
@@ -42,16 +42,31 @@ def quality_section(models: Sequence[Evaluated], speed: SpeedRecord | None) -> S
     return Section("quality", "Quality against size and speed", TEXT, plots=plots, legend=legend)
 
 
-def _plots(name: str, models: Sequence[Evaluated], x: Figure, costs: Mapping[str, float]) -> Iterator[Plot]:
+def _plots(name: str, models: Sequence[Evaluated], x: Figure, costs: Sequence[float | None]) -> Iterator[Plot]:
     for i, metric in enumerate(_shown(models)):
         found = [
-            Point(costs[model.label], interval_of(metric, model), color)
-            for color, model in enumerate(models)
-            if model.label in costs and model.value(metric) is not None
+            Point(cost, _estimate(metric, model), color)
+            for color, (model, cost) in enumerate(zip(models, costs, strict=True))
+            if cost is not None and model.value(metric) is not None
         ]
         if len(found) > 1:
             chance = next((one.chance for model in models if (one := model.metric(metric)) and one.chance), None)
             yield plot(f"{name}-{i}", metric, x, found, chance)
+
+
+def _estimate(metric: Name, model: Evaluated) -> Estimate:
+    """Value with the interval of its difference from the parent, which has none; without items, with its own."""
+    found, apart = interval_of(metric, model), model.difference(metric)
+    if apart:
+        return around(found.value, apart.difference, apart.low, apart.high)
+    return Estimate(found.value) if model.kind == "parent" else found
+
+
+def around(value: float | None, difference: float | None, low: float | None, high: float | None) -> Estimate:
+    """Value with the ends of the interval of its difference from a reference, moved to the value."""
+    if value is None or difference is None or low is None or high is None:
+        return Estimate(value)
+    return Estimate(value, value - difference + low, value - difference + high)
 
 
 def _shown(models: Sequence[Evaluated]) -> list[Name]:

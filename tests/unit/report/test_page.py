@@ -11,12 +11,13 @@ from minitron_cli.figures import MINUS, NOTHING
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.importance import Importance
 from minitron_cli.report.page import render as render_view
+from minitron_cli.report.quality import quality_section
 from minitron_cli.report.sections import view
 from minitron_cli.report.shapes import shape_table
 from minitron_cli.report.view import Section, View
 from minitron_cli.results.evaluation import MetricResult
 from tests.unit.report.hostile import HOSTILE, Page
-from tests.unit.report.sample import evaluated, large, sample, size
+from tests.unit.report.sample import difference, evaluated, large, sample, size
 
 NOT_SECTIONS = (
     "steps",
@@ -234,3 +235,22 @@ def test_each_of_several_children_has_its_share():
     table = shape_table("Sizes", models)
     assert table.header == ("", "parent", "half", "quarter", "kept by half", "kept by quarter")
     assert table.text()[0] == ("FFN size", "4", "2", "1", "50.0 %", "25.0 %")
+
+
+def test_a_point_has_the_interval_of_its_difference_and_one_measured_elsewhere_its_own():
+    quiz = {"quiz": {"acc": MetricResult(value=0.6, stderr=0.1, n=100)}}
+    apart = {"quiz": {"acc": difference(-0.1, -0.12, -0.08)}}
+    small = evaluated("small", "distilled", tasks=quiz, apart=apart)
+    models = (evaluated("parent", "parent", tasks=quiz), small, evaluated("llama", "other", tasks=quiz))
+    (shown,) = quality_section(models, None).plots
+    assert [(line.style, line.color) for line in shown.drawing.lines] == [
+        ("points", 0),
+        ("span", 1),
+        ("points", 1),
+        ("span", 2),
+        ("points", 2),
+    ]
+    low, high = (value for _, value in shown.drawing.lines[1].points)
+    assert (low, high) == pytest.approx((0.58, 0.62))
+    low, high = (value for _, value in shown.drawing.lines[3].points)
+    assert high - low == pytest.approx(2 * 1.984 * 0.1, rel=1e-3)  # Student's t of 99 degrees of freedom
