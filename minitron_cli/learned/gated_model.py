@@ -47,6 +47,7 @@ def _hooks(module: "nn.Module", axis: str, layer: int | None, gates: Gates, fami
         yield module.register_forward_pre_hook(partial(_into_norm, gates, family.norm == "layer"))
         yield module.register_forward_hook(partial(_out_of_norm, gates))
     else:
+        assert layer is not None, f"{axis} is in layers"
         yield module.register_forward_pre_hook(partial(_read, gates, axis, layer))
 
 
