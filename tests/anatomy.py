@@ -17,6 +17,9 @@ class Anatomy:
     output: str = "o_proj"
     """The projection from the heads back to the residual stream."""
     down: str = "down_proj"
+    mlp: str = "mlp"
+    writers: tuple[str, ...] = ()
+    """Further projections back to the residual stream, of other kinds of layers."""
     experts: str = ""
     """Of a layer, the module in which its experts are joined."""
     router: str = ""
@@ -36,7 +39,7 @@ class Anatomy:
         layer = f"{self.decoder}.layers.{{layer}}."
         yield "head", layer + f"{self.attention}.{self.output}"
         if not self.experts:
-            yield "ffn", layer + f"mlp.{self.down}"
+            yield "ffn", layer + f"{self.mlp}.{self.down}"
         yield from (("hidden", layer + norm) for norm in self.norms)
         yield "hidden", f"{self.decoder}.{self.final_norm}"
 
@@ -59,6 +62,7 @@ ANATOMY = {
     "glm4": Anatomy(
         norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
     ),
+    "glm4_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "gpt_neox": Anatomy(
         decoder="gpt_neox",
         final_norm="final_layer_norm",
@@ -68,6 +72,14 @@ ANATOMY = {
         epsilon="layer_norm_eps",
     ),
     "jais2": Anatomy(epsilon="layer_norm_eps"),
+    "lfm2": Anatomy(
+        final_norm="embedding_norm",
+        output="out_proj",
+        mlp="feed_forward",
+        down="w2",
+        norms=("operator_norm", "ffn_norm"),
+        epsilon="norm_eps",
+    ),
     "mellum": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "mixtral": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "nemotron": Anatomy(norm_offset=1, epsilon="norm_eps"),

@@ -63,6 +63,16 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "glm": {"attention_bias": True},
     "glm4": {"attention_bias": True},
+    "glm4_moe": {
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "intermediate_size": 40,  # of the dense layer
+        "moe_intermediate_size": 48,
+        "n_routed_experts": 6,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 2,
+        "routed_scaling_factor": 1.5,
+    },
     "gpt_neox": {"head_dim": None, "num_key_value_heads": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
     "granite": {
         "attention_bias": True,
@@ -74,6 +84,12 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_dense": {"attention_bias": True},
     "jais2": {"attention_bias": True, "mlp_bias": True},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "conv_bias": True,
+        "intermediate_size": 70,
+        "block_multiple_of": 8,  # so that there are 48 neurons
+    },
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "mellum": {
         **IN_TURN,
@@ -165,6 +181,9 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
             else:
                 is_embedding = parameter.shape[0] == config.vocab_size
                 parameter.copy_(noise * (1.0 if is_embedding else 1.5 / parameter.shape[-1] ** 0.5))
+        stored = model.state_dict().keys()
+        for buffer in (b for name, b in model.named_buffers() if name in stored):  # a router's correction
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model
 
 

@@ -77,6 +77,8 @@ def fill_(root: nn.Module, model: nn.Module, group: ProcessGroup, rows: RowReade
     root._apply(lambda t: torch.empty_like(t, device=group.device) if t.is_meta else t)
     for name, p in model.named_parameters():
         local(p.data).copy_(rows(name, p, *span(p.data, group)))
+    for name, buffer in stored_buffers(model):
+        buffer.copy_(rows(name, buffer, 0, len(buffer)))
 
 
 def release(root: nn.Module) -> None:
@@ -106,6 +108,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter, whole, one at a time, which bounds memory. All processes must iterate."""
+    """Every parameter, whole, one at a time, which bounds memory, then stored buffers. All processes must iterate."""
     for name, p in model.named_parameters():
         yield name, whole(p.data)
+    yield from stored_buffers(model)
+
+
+def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that are part of a checkpoint, such as a router's correction bias."""
+    stored = model.state_dict().keys() if any(True for _ in model.buffers()) else ()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in stored)

@@ -51,10 +51,10 @@ class Activations:
         self._sizes = sizes
         self._hooks: dict[str, list[Hook]] = {}
         for tap in taps(family):
-            if hooks := _hooks(tap, part, "layer" in family.owners(tap.axis)):
+            if hooks := _hooks(tap, part, family):
                 self._hooks.setdefault(tap.axis, []).extend(hooks)
         first = _first_mlp_matrix(family) if pre_activation else None
-        if first and (hooks := _hooks(Tap("ffn", first, "output"), part, True)):
+        if first and (hooks := _hooks(Tap("ffn", first, "output"), part, family)):
             self._hooks[f"ffn.{PRE_ACTIVATION}"] = hooks
         self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # one [S, B, C] per hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
@@ -69,7 +69,12 @@ class Activations:
     @classmethod
     def joined(cls, family: Family, sizes: Mapping[str, int], parts: Sequence[Self]) -> Self:
         """Observer of the whole model, from those of its parts."""
-        whole = cls(family, sizes, Part(range(sizes["layer"]), True), f"ffn.{PRE_ACTIVATION}" in parts[0]._hooks)
+        whole = cls(
+            family,
+            sizes,
+            Part(range(sizes["layer"]), True),
+            any(f"ffn.{PRE_ACTIVATION}" in part._hooks for part in parts),
+        )
         for axis, hooks in whole._hooks.items() if parts[0]._moments else ():
             seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
             whole._moments[axis] = Moments.stack([seen[hook] for hook in hooks])
@@ -135,7 +140,8 @@ class Activations:
             self._moments[axis] = moments.merge(others.to(moments.mean.device)) if others else moments
 
     def scores(self) -> dict[str, Tensor]:
-        return self._fluctuation.scores() | {
+        layers = {axis: [hook.row for hook in hooks if hook.row is not None] for axis, hooks in self._hooks.items()}
+        return self._fluctuation.scores(layers) | {
             _name(axis, batch, sequence): self._by_row(axis, moments.aggregate(batch)[:, s])
             for axis, moments in self._moments.items()
             for batch in AGGREGATIONS
@@ -143,11 +149,14 @@ class Activations:
         }
 
     def _by_row(self, axis: str, score_HC: Tensor) -> Tensor:
-        """Sum over the hooks that observe the same channels: [layer, C], or [C] for an axis that all layers share."""
+        """Sum over the hooks that observe the same channels: [layer, C], or [C] for an axis that all layers share.
+
+        Layers without such channels have zeros.
+        """
         rows = [hook.row for hook in self._hooks[axis]]
         shared = torch.tensor([row or 0 for row in rows], device=score_HC.device)
-        sums = score_HC.new_zeros(int(shared.max()) + 1, score_HC.shape[1]).index_add(0, shared, score_HC).float().cpu()
-        return sums[0] if None in rows else sums
+        sums_LC = score_HC.new_zeros(self._sizes["layer"], score_HC.shape[1]).index_add(0, shared, score_HC)
+        return (sums_LC[0] if None in rows else sums_LC).float().cpu()
 
 
 def _name(series: str, batch: Aggregation, sequence: Aggregation) -> str:
@@ -172,10 +181,11 @@ class Hook(NamedTuple):
     """Layer whose channels it observes; None where all layers share them."""
 
 
-def _hooks(tap: Tap, part: Part, per_layer: bool) -> list[Hook]:
+def _hooks(tap: Tap, part: Part, family: Family) -> list[Hook]:
     if "{layer}" not in tap.module:
         return [Hook(tap.module, tap.side, None)] if part.with_final_norm else []
-    return [Hook(tap.module.format(layer=i), tap.side, i if per_layer else None) for i in part.layers]
+    per_layer, layers = "layer" in family.owners(tap.axis), (i for i in part.layers if family.holds(i, tap.module))
+    return [Hook(tap.module.format(layer=i), tap.side, i if per_layer else None) for i in layers]
 
 
 def _register(module: "nn.Module", side: str, see: "Callable[[Tensor], None]") -> "RemovableHandle":

@@ -6,13 +6,14 @@ knows a parameter's name.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from minitron_cli.errors import CheckpointError, shown
+from minitron_cli.model.layer_kinds import KindRule, Layer
 from minitron_cli.model.layout import Layout, parse
 
 NAME_AXIS = re.compile(r"\{(\w+)\}")
@@ -108,6 +109,16 @@ class Family:
     """Path of a config list whose length follows from hidden // head: where it is set, that quotient must stay."""
     heads_not_prunable: str = ""
     """Reason why no head can be pruned, for messages; empty where heads can."""
+    not_prunable: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> reason why it cannot be pruned, for messages."""
+    derived: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
+    """Axis -> its size as a function of the config, where that is no field of it."""
+    child_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of every child's config, which make it state a size that is derived in the parent's."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> axis of its groups, equal blocks of entries that each keep the same number."""
+    buffers: frozenset[str] = frozenset()
+    """Templates that are no parameters: they are stored, and are neither trained nor counted."""
     layer_pattern: str = ""
     """Config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
     width_multiple: int = 1
@@ -121,6 +132,28 @@ class Family:
     """Config field -> value, or entry of a list by layer, of the models that the table describes."""
     serving: Serving = UNREAD
     """Reading of the family by vLLM and llama.cpp."""
+    layer_kinds: tuple[KindRule, ...] = ()
+    """Rules for the kinds of layers, where layers hold different tensors."""
+    held_by: Mapping[str, str] = field(default_factory=dict)
+    """Template -> kind of the layers that hold it; all layers hold the others."""
+    layers: tuple[Layer, ...] = field(default=(), compare=False)
+    """Kinds of every layer of one model (`of_model`); empty where all layers hold the same tensors."""
+
+    def of_model(self, config: Any) -> "Family":
+        """The table with the kinds of the layers of one model."""
+        return self.with_layers(zip(*(rule.read(config) for rule in self.layer_kinds), strict=True))
+
+    def with_layers(self, layers: Iterable[Layer]) -> "Family":
+        """The table with these kinds of layers; itself where it has no rules for them."""
+        return replace(self, layers=tuple(layers)) if self.layer_kinds else self
+
+    def holds(self, layer: int, name: str) -> bool:
+        """Whether a layer of the model holds a tensor, by its template, or a module, by the start of its tensors'."""
+        if not self.layers:
+            return True
+        templates = (name,) if name in self.tensors else [t for t in self.tensors if t.startswith(f"{name}.")]
+        kinds = {self.held_by.get(template) for template in templates}
+        return None in kinds or not kinds.isdisjoint(self.layers[layer])
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
@@ -170,6 +203,7 @@ class Family:
                 raise CheckpointError(
                     f"config field {self.sizes[axis]!r} is {shown(size)}: it must be a positive integer"
                 )
+        sizes |= {axis: derive(config) for axis, derive in self.derived.items()}
         if sizes.get("head", 0) % sizes.get("kv_head", 1):
             heads, groups = self.sizes["head"], self.sizes["kv_head"]
             raise CheckpointError(f"config field {heads!r} is {sizes['head']}: it must be a multiple of {groups!r}")

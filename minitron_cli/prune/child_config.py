@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from minitron_cli.model.family import RopeV4, at
+from minitron_cli.model.family import Family, RopeV4, at
 from minitron_cli.prune.plan import PrunePlan
 
 # These could choose code, kernels or a path, or name a library version that did not write the child.
@@ -15,6 +15,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
     config |= {name: sizes[axis] for axis, name in family.sizes.items()}
+    config |= family.child_fields
     config |= {other: config[name] for name, other in family.config_aliases.items()}
     config |= _version_4_fields(config, family.rope_v4)
     layers = plan.at("layer")
@@ -22,7 +23,18 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
         kept = layers.tolist()
         config |= {n: [config[n][i] for i in kept] for n in family.layer_lists if isinstance(config.get(n), list)}
         config |= {n: sum(i < config[n] for i in kept) for n in family.layer_marks if isinstance(config.get(n), int)}
+        config |= _kinds_of_layers(plan.child.family)
     return config
+
+
+def _kinds_of_layers(child: Family) -> dict[str, Any]:
+    """Fields that state the kinds of the child's layers, besides lists with one entry per layer."""
+    fields: dict[str, Any] = {}
+    for rule, kinds in zip(child.layer_kinds, zip(*child.layers, strict=True), strict=True):
+        stated = rule.write(kinds)
+        assert stated is not None, "refused by `limits`"
+        fields |= stated
+    return fields
 
 
 def _version_4_fields(config: Mapping[str, Any], old: RopeV4) -> dict[str, Any]:

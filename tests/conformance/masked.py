@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from tests.anatomy import Anatomy, anatomy
 
 Indices = list[int]
+EXPERTS = ("num_experts", "n_routed_experts")
+"""Fields that hold the number of experts."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ def random_survivors(
 
     kept_groups = [some(kv_head, groups) for _ in range(layers)]
     kept_per_group = None if head is None else head // (kv_head or groups)
-    experts = getattr(config, "num_experts", None)
+    experts = next((n for n in (getattr(config, name, None) for name in EXPERTS) if n), None)
 
     def neurons() -> Indices | list[Indices]:
-        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        width = (
+            48 if config.model_type == "lfm2" else getattr(config, "moe_intermediate_size", config.intermediate_size)
+        )
         return [some(ffn, width) for _ in range(experts)] if experts else some(ffn, width)
 
     heads = [[g * per_group + q for g in kept for q in some(kept_per_group, per_group)] for kept in kept_groups]
@@ -79,14 +83,16 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     """A copy of the parent that computes what the child must compute."""
     model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
     for i, layer in enumerate(parts.layers(model)):
-        if pruning.ffn and parts.experts:
+        has_experts, has_heads = (has(layer, name) for name in (parts.experts, parts.attention))
+        if pruning.ffn and has_experts:
             for down_DF, kept in zip(layer.get_submodule(parts.experts).down_proj, pruning.ffn[i], strict=True):
                 down_DF[:, _others(kept, down_DF.shape[1])] = 0
-        elif pruning.ffn:
-            layer.mlp.get_submodule(parts.down).weight[:, _others(pruning.ffn[i], model.config.intermediate_size)] = 0
-        if pruning.expert:
+        elif pruning.ffn and not parts.experts:
+            down_DF = layer.get_submodule(f"{parts.mlp}.{parts.down}").weight
+            down_DF[:, _others(pruning.ffn[i], down_DF.shape[1])] = 0
+        if pruning.expert and has_experts:
             _close_router(layer.get_submodule(parts.router), pruning.expert[i], model.config)
-        if pruning.head:
+        if pruning.head and has_heads:
             lost = _others(pruning.head[i], model.config.num_attention_heads)
             output = layer.get_submodule(f"{parts.attention}.{parts.output}").weight
             by_head = output.view(model.config.hidden_size, model.config.num_attention_heads, -1)
@@ -98,8 +104,19 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     return model
 
 
+def has(layer: nn.Module, name: str) -> bool:
+    """Whether a layer has a part: layers may differ in kind."""
+    return bool(name) and name in dict(layer.named_modules())
+
+
 def _close_router(gate: nn.Module, kept: Indices, config) -> None:
-    """The router of Mixtral and Qwen 3 as their papers have it, some of the experts out of its reach."""
+    """The router of Mixtral and Qwen 3 as their papers have it, some of the experts out of its reach.
+
+    Where a correction is added to the scores, a low one does that.
+    """
+    if hasattr(gate, "e_score_correction_bias"):
+        gate.e_score_correction_bias[_others(kept, len(gate.e_score_correction_bias))] = -1e9
+        return
     is_normed = getattr(config, "norm_topk_prob", True)  # Mixtral always does
 
     def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +142,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
             module.down_proj[:, lost] = 0
         elif parts.router and name.endswith(parts.router):
             module.weight[:, lost] = 0
-        elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down):
+        elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down, *parts.writers):
             module.weight[lost] = 0
             if module.bias is not None:
                 module.bias[lost] = 0
@@ -166,7 +183,9 @@ def _drop_layers(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
     layers = parts.layers(model)
     model.get_submodule(parts.decoder).layers = nn.ModuleList(layers[i] for i in kept)
     for i, layer in enumerate(parts.layers(model)):
-        layer.get_submodule(parts.attention).layer_idx = i
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = i
     model.config.num_hidden_layers = len(kept)
     for name in ("layer_types", "no_rope_layers"):
         if kinds := getattr(model.config, name, None):

@@ -17,7 +17,9 @@ def cell(family: Family, axis: str) -> str:
     if axis not in family.sizes:
         return "-"
     if axis == "layer":
-        return "whole periods" if family.layer_pattern else "exact"
+        return "by kind" if family.layer_kinds else "whole periods" if family.layer_pattern else "exact"
+    if axis in family.not_prunable:
+        return "refused"
     if axis in ("head", "kv_head") and family.heads_not_prunable:
         return "refused"
     other = {"head": "hidden", "hidden": "head"}.get(axis, "")
@@ -51,7 +53,8 @@ def test_every_word_of_the_table_is_explained():
     for word in words - {"-"}:
         assert f"**{word}**" in text, word
     for family in FAMILIES.values():
-        assert not family.heads_not_prunable or family.heads_not_prunable in " ".join(text.split())
+        for reason in filter(None, (family.heads_not_prunable, *family.not_prunable.values())):
+            assert reason in " ".join(text.split())
 
 
 def test_the_model_types_without_a_table_have_none():

@@ -144,7 +144,7 @@ def inputs_seen(model, shape, layer):
                     lambda _, args, name=matrix.name: seen[name].append(args[0].reshape(-1, args[0].shape[-1]))
                 )
             )
-    if experts := experts_module(shape.family):
+    if (experts := experts_module(shape.family)) and shape.family.holds(layer, experts):
         reads, writes = (group for group in input_groups(shape) if group.is_of_expert)
 
         def see(module, args):

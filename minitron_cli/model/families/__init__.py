@@ -17,10 +17,12 @@ from minitron_cli.model.families.gemma2 import GEMMA2
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.glm import GLM
 from minitron_cli.model.families.glm4 import GLM4
+from minitron_cli.model.families.glm4_moe import GLM4_MOE
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.granite import GRANITE
 from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
+from minitron_cli.model.families.lfm2 import LFM2
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.families.mellum import MELLUM
 from minitron_cli.model.families.ministral import MINISTRAL
@@ -59,10 +61,12 @@ FAMILIES: dict[str, Family] = {
         GEMMA3_TEXT,
         GLM,
         GLM4,
+        GLM4_MOE,
         GPT_NEOX,
         GRANITE,
         HUNYUAN_V1_DENSE,
         JAIS2,
+        LFM2,
         LLAMA,
         MELLUM,
         MINISTRAL,
@@ -104,4 +108,4 @@ def family_of(config: Any, tensors: Shapes = NO_TENSORS) -> Family:
                 f"config field {name!r} is {shown(found)}, which the table of {config.model_type} does not describe: "
                 f"only models where it is {wanted} can be pruned"
             )
-    return family
+    return family.of_model(config)

@@ -56,7 +56,7 @@ def our_logits(path):
     read = lambda name: parent.checkpoint.read(tied.get(name, name))  # noqa: E731
     state = {
         name: runtime_tensor(parent.family, name, like, read, torch.device("cpu"))
-        for name, like in model.named_parameters(remove_duplicate=False)
+        for name, like in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True, strict=False)
     with torch.no_grad():
