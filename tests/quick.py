@@ -19,6 +19,7 @@ APART = frozenset(
         "cwm",
         "ernie4_5",
         "exaone4",
+        "falcon_h1",
         "flex_olmo",
         "gemma",
         "glm",
@@ -67,7 +68,7 @@ def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
     return [case_of(*case) for case in cases]
 
 
-CARRYING = frozenset({"lfm2"})
+CARRYING = frozenset({"falcon_h1", "lfm2"})
 """Families with layers in which a token is computed from those before it whatever its position says."""
 
 

@@ -55,7 +55,18 @@ def config_from_dict(raw: dict[str, Any], where: str) -> "PretrainedConfig":
 
     _refuse(raw, where)
     with _refusing(f"{where} is not a valid {raw['model_type']} config", "fix the field"):
-        return CONFIG_MAPPING[raw["model_type"]].from_dict(_trusted(raw))
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(_with_floats(_trusted(raw)))
+
+
+def _with_floats(value: Any) -> Any:
+    """A config's value with the numbers that JSON lacks, which transformers writes as {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_with_floats(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: _with_floats(one) for name, one in value.items()}
 
 
 def _refuse(raw: dict[str, Any], where: str) -> None:

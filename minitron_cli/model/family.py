@@ -34,6 +34,7 @@ class Correction(NamedTuple):
     """Keeps the function where a model computes with a pruned size: times (child's size / parent's size) ** power."""
 
     axis: str
+    """Axis, or product of axes."""
     power: float
     if_tied: bool = False
     """Whether to correct only where the LM head is the embedding, whose own correction must not reach the logits."""
@@ -103,6 +104,12 @@ class Family:
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     """Template -> correction of its numbers when a size changes."""
     rope_v4: RopeV4 = field(default_factory=RopeV4)
+    totals: Mapping[str, str] = field(default_factory=dict)
+    """Config field -> product of axes, which it states beside their sizes."""
+    adds_outputs: bool = True
+    """Whether a block's output is added to the stream as it is, or times `residual_multiplier`."""
+    layers_return_tuples: bool = False
+    """Whether the decoder takes the first entry of what a layer returns, which is its output otherwise."""
     hidden_is_multiple_of_heads: bool = False
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
     head_dim_table: str = ""

@@ -63,7 +63,7 @@ def _has(family: Family, template: str, dim: int, axis: str) -> bool:
 
 def adds_as_it_is(family: Family) -> bool:
     """Whether a block's output is added to the stream as it is, or times a number, without a norm in between."""
-    return family.norm == "rms" and set(norms(family)) <= set(family.links)
+    return family.adds_outputs and family.norm == "rms" and set(norms(family)) <= set(family.links)
 
 
 def norms(family: Family) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.model.family import Family, RopeV4, at
+from minitron_cli.model.layout import parse
 from minitron_cli.prune.plan import PrunePlan
 
 # These could choose code, kernels or a path, or name a library version that did not write the child.
@@ -15,7 +16,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
     config |= {name: sizes[axis] for axis, name in family.sizes.items()}
-    config |= family.child_fields
+    config |= {**family.child_fields, **{n: parse(f"({axes})").shape(sizes)[0] for n, axes in family.totals.items()}}
     config |= {other: config[name] for name, other in family.config_aliases.items()}
     config |= _version_4_fields(config, family.rope_v4)
     layers = plan.at("layer")

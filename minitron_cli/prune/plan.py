@@ -160,7 +160,7 @@ def make_plan(
         kept["layer"] = _surviving_layers(parent, child, scores, ranking, drop_layers)
     if "hidden" in smaller:
         kept["hidden"] = _best(scores.select("hidden", ranking.width), child.sizes["hidden"], ranking)
-    for axis in sorted(smaller & {"expert", "ffn"}):
+    for axis in sorted(smaller & {"expert", "ffn", "mamba_head", "mamba_dim"}):
         kept[axis] = _best_of_groups(parent, child, axis, scores.select(axis, ranking.width), ranking)
     head_residual = None
     if smaller & {"head", "kv_head"}:

@@ -188,7 +188,7 @@ def _drop_layers(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
                 module.layer_idx = i
     model.config.num_hidden_layers = len(kept)
     for name in ("layer_types", "no_rope_layers"):
-        if kinds := getattr(model.config, name, None):
+        if kinds := vars(model.config).get(name):
             setattr(model.config, name, [kinds[i] for i in kept])
 
 

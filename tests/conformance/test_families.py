@@ -51,7 +51,7 @@ HEAD_SIZE_IS_STATED = {
 }
 # Any layer may be of either kind: without the list, transformers takes one layer in four, in two or none to be full
 ONLY_LISTED = {"cohere2", "cwm", "exaone4", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
-WITHOUT_PLAN = {"hunyuan_v1_dense", "lfm2"}
+WITHOUT_PLAN = {"falcon_h1", "hunyuan_v1_dense", "lfm2"}
 """Families for which transformers has no plan to split matrices over devices."""
 NORMED_OVER_HEADS = ("flex_olmo", "olmo2", "olmo3")
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)

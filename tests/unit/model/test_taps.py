@@ -14,7 +14,8 @@ EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 @EVERY_FAMILY
 def test_each_axis_is_seen_where_it_is_consumed(model_type):
     found = [(tap.axis, tap.module, tap.side) for tap in taps(FAMILIES[model_type])]
-    wanted = [(axis, module, "output" if axis == "hidden" else "input") for axis, module in anatomy(model_type).taps()]
+    sides = {"head": "input", "ffn": "input"}
+    wanted = [(axis, module, sides.get(axis, "output")) for axis, module in anatomy(model_type).taps()]
     assert sorted(found) == sorted(wanted)
 
 
@@ -29,7 +30,13 @@ def test_taps_are_modules_and_show_the_axis(model_type):
         else:
             module.register_forward_hook(lambda _, args, output: seen.update({name: output.shape}))
 
-    widths = {"head": 32 if model_type == "gpt_neox" else 64, "ffn": 48, "hidden": 32}
+    widths = {
+        "head": 32 if model_type == "gpt_neox" else 64,
+        "ffn": 48,
+        "hidden": 32,
+        "mamba_head": 176,
+        "mamba_dim": 176,
+    }
     expected = {}
     for tap in taps(FAMILIES[model_type]):
         for layer in range(4 if "{layer}" in tap.module else 1):
