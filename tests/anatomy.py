@@ -17,6 +17,10 @@ class Anatomy:
     output: str = "o_proj"
     """The projection from the heads back to the residual stream."""
     down: str = "down_proj"
+    mlp: str = "mlp"
+    writers: tuple[str, ...] = ()
+    """Further projections back to the residual stream, of other kinds of layers."""
+    state_space: str = ""
     experts: str = ""
     """Of a layer, the module in which its experts are joined."""
     router: str = ""
@@ -33,11 +37,13 @@ class Anatomy:
         return model.get_submodule(self.decoder).layers
 
     def taps(self) -> Iterator[tuple[str, str]]:
-        """(axis, module): heads and neurons are its input, hidden channels its output."""
+        """(axis, module): heads and neurons are its input, hidden channels its output, and part of it state spaces'."""
         layer = f"{self.decoder}.layers.{{layer}}."
         yield "head", layer + f"{self.attention}.{self.output}"
         if not self.experts:
-            yield "ffn", layer + f"mlp.{self.down}"
+            yield "ffn", layer + f"{self.mlp}.{self.down}"
+        for axis in ("mamba_head", "mamba_dim") if self.state_space else ():
+            yield axis, f"{layer}{self.state_space}.in_proj"
         yield from (("hidden", layer + norm) for norm in self.norms)
         yield "hidden", f"{self.decoder}.{self.final_norm}"
 
@@ -54,6 +60,13 @@ ANATOMY = {
     "cohere": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps"),
     "cohere2": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps", pattern="layer_types"),
     "exaone4": Anatomy(norms=POST_NORMS),
+    "falcon_h1": Anatomy(
+        final_norm="final_layernorm",
+        mlp="feed_forward",
+        state_space="mamba",
+        writers=("out_proj",),
+        norms=("input_layernorm", "pre_ff_layernorm"),
+    ),
     "flex_olmo": Anatomy(norms=POST_NORMS, experts="mlp.experts", router="mlp.gate"),
     "gemma": Anatomy(norm_offset=1),
     "gemma2": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),
@@ -61,6 +74,7 @@ ANATOMY = {
     "glm4": Anatomy(
         norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
     ),
+    "glm4_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "gpt_neox": Anatomy(
         decoder="gpt_neox",
         final_norm="final_layer_norm",
@@ -72,6 +86,14 @@ ANATOMY = {
     "gpt_oss": Anatomy(experts="mlp.experts", router="mlp.router", pattern="layer_types"),
     "granitemoe": Anatomy(experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
     "jais2": Anatomy(epsilon="layer_norm_eps"),
+    "lfm2": Anatomy(
+        final_norm="embedding_norm",
+        output="out_proj",
+        mlp="feed_forward",
+        down="w2",
+        norms=("operator_norm", "ffn_norm"),
+        epsilon="norm_eps",
+    ),
     "mellum": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "minimax_m2": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "mixtral": Anatomy(experts="mlp.experts", router="mlp.gate"),

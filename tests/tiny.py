@@ -43,6 +43,23 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "cwm": IN_TURN,
     "ernie4_5": {"use_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
     "exaone4": {**IN_TURN, "sliding_window_pattern": 2},
+    "falcon_h1": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "projectors_bias": True,
+        "mamba_proj_bias": True,
+        "mamba_n_heads": 12,
+        "mamba_d_head": 6,
+        "mamba_d_ssm": 72,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 5,
+        "mamba_chunk_size": 8,
+        "mlp_multipliers": [0.9, 0.8],
+        "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+        "attention_out_multiplier": 1.3,
+        "embedding_multiplier": 2.0,
+        "key_multiplier": 0.7,
+    },
     "flex_olmo": {"attention_bias": True, "num_experts": 6, "num_experts_per_tok": 2},
     "gemma": {"attention_bias": True},
     "gemma2": {
@@ -64,6 +81,16 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "glm": {"attention_bias": True},
     "glm4": {"attention_bias": True},
+    "glm4_moe": {
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "intermediate_size": 40,  # of the dense layer
+        "moe_intermediate_size": 48,
+        "n_routed_experts": 6,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 2,
+        "routed_scaling_factor": 1.5,
+    },
     "gpt_neox": {"head_dim": None, "num_key_value_heads": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
     "gpt_oss": {
         "sliding_window": 6,
@@ -91,6 +118,12 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_dense": {"attention_bias": True},
     "jais2": {"attention_bias": True, "mlp_bias": True},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "conv_bias": True,
+        "intermediate_size": 70,
+        "block_multiple_of": 8,  # so that there are 48 neurons
+    },
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "mellum": {
         **IN_TURN,
@@ -199,6 +232,9 @@ def tiny_model(model_type: str, *, seed: int = 0, **options: Any) -> PreTrainedM
             else:
                 is_embedding = parameter.shape[0] == config.vocab_size
                 parameter.copy_(noise * (1.0 if is_embedding else 1.5 / parameter.shape[-1] ** 0.5))
+        stored = model.state_dict().keys()
+        for buffer in (b for name, b in model.named_buffers() if name in stored):  # a router's correction
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model
 
 

@@ -41,7 +41,10 @@ def _refuse_sizes(raw: dict[str, Any], where: str) -> None:
 
 
 def trusted(raw: dict[str, Any]) -> dict[str, Any]:
-    """Config without the fields that could choose code, kernels or files, or what a forward pass returns."""
+    """Config without the fields that could choose code, kernels or files, or what a forward pass returns.
+
+    With infinities and NaN as numbers.
+    """
     unsafe = (
         "return_dict",
         "output_attentions",
@@ -52,4 +55,15 @@ def trusted(raw: dict[str, Any]) -> dict[str, Any]:
         "_attn_implementation_internal",
         "_name_or_path",
     )
-    return {name: value for name, value in raw.items() if name not in unsafe}
+    return {name: _with_floats(value) for name, value in raw.items() if name not in unsafe}
+
+
+def _with_floats(value: Any) -> Any:
+    """A config's value with the numbers that JSON lacks, which transformers writes as {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_with_floats(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: _with_floats(one) for name, one in value.items()}

@@ -21,7 +21,7 @@ from minitron_cli.layerwise.observer import Part, Tokens
 from minitron_cli.layerwise.resume import under
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
-from minitron_cli.model.taps import Tap, taps
+from minitron_cli.model.taps import Tap, X, taps
 from minitron_cli.scores.metric import AGGREGATIONS, PRE_ACTIVATION, Activation, Aggregation
 
 FLUCTUATION = "fluctuation"  # prefix of its moments in a saved pass
@@ -51,10 +51,10 @@ class Activations:
         self._sizes = sizes
         self._hooks: dict[str, list[Hook]] = {}
         for tap in taps(family):
-            if hooks := _hooks(tap, part, "layer" in family.owners(tap.axis)):
+            if hooks := _hooks(tap, part, family, sizes):
                 self._hooks.setdefault(tap.axis, []).extend(hooks)
         first = _first_mlp_matrix(family) if pre_activation else None
-        if first and (hooks := _hooks(Tap("ffn", first, "output"), part, True)):
+        if first and (hooks := _hooks(Tap("ffn", first, "output"), part, family, sizes)):
             self._hooks[f"ffn.{PRE_ACTIVATION}"] = hooks
         self._batch: dict[str, list[Tensor]] = {axis: [] for axis in self._hooks}  # one [S, B, C] per hook
         self._moments: dict[str, Moments] = {}  # over samples, [H, S, C]
@@ -69,7 +69,12 @@ class Activations:
     @classmethod
     def joined(cls, family: Family, sizes: Mapping[str, int], parts: Sequence[Self]) -> Self:
         """Observer of the whole model, from those of its parts."""
-        whole = cls(family, sizes, Part(range(sizes["layer"]), True), f"ffn.{PRE_ACTIVATION}" in parts[0]._hooks)
+        whole = cls(
+            family,
+            sizes,
+            Part(range(sizes["layer"]), True),
+            any(f"ffn.{PRE_ACTIVATION}" in part._hooks for part in parts),
+        )
         for axis, hooks in whole._hooks.items() if parts[0]._moments else ():
             seen = {hook: part._moments[axis][h] for part in parts for h, hook in enumerate(part._hooks.get(axis, []))}
             whole._moments[axis] = Moments.stack([seen[hook] for hook in hooks])
@@ -89,13 +94,14 @@ class Activations:
         ]
 
     def _see(self, axis: str, h: int, module: Any, features_BTK: Tensor) -> None:
-        count = self._sizes[axis.partition(".")[0]]
+        count, hook = self._sizes[axis.partition(".")[0]], self._hooks[axis][h]
+        if hook.part:
+            features_BTK = _inputs_of(axis, features_BTK[..., slice(*hook.part)], count)
         if axis not in self._sizes:
             features_BTK = features_BTK[..., :count]  # a fused gate and up matrix puts the gate first
         values_BTC = channels(features_BTK, count)
         over_tokens = over_sample(values_BTC, self._counts_BT)
         self._batch[axis][h] = sequence_aggregates(values_BTC, over_tokens, self._counts_BT)
-        hook = self._hooks[axis][h]
         if hook.side == "input" and hook.row is not None:
             is_whole = features_BTK.shape == values_BTC.shape  # else a head, whose channels are observed by their norm
             inputs = over_tokens if is_whole else over_sample(features_BTK.float(), self._counts_BT)
@@ -135,7 +141,8 @@ class Activations:
             self._moments[axis] = moments.merge(others.to(moments.mean.device)) if others else moments
 
     def scores(self) -> dict[str, Tensor]:
-        return self._fluctuation.scores() | {
+        layers = {axis: [hook.row for hook in hooks if hook.row is not None] for axis, hooks in self._hooks.items()}
+        return self._fluctuation.scores(layers) | {
             _name(axis, batch, sequence): self._by_row(axis, moments.aggregate(batch)[:, s])
             for axis, moments in self._moments.items()
             for batch in AGGREGATIONS
@@ -143,11 +150,14 @@ class Activations:
         }
 
     def _by_row(self, axis: str, score_HC: Tensor) -> Tensor:
-        """Sum over the hooks that observe the same channels: [layer, C], or [C] for an axis that all layers share."""
+        """Sum over the hooks that observe the same channels: [layer, C], or [C] for an axis that all layers share.
+
+        Layers without such channels have zeros.
+        """
         rows = [hook.row for hook in self._hooks[axis]]
         shared = torch.tensor([row or 0 for row in rows], device=score_HC.device)
-        sums = score_HC.new_zeros(int(shared.max()) + 1, score_HC.shape[1]).index_add(0, shared, score_HC).float().cpu()
-        return sums[0] if None in rows else sums
+        sums_LC = score_HC.new_zeros(self._sizes["layer"], score_HC.shape[1]).index_add(0, shared, score_HC)
+        return (sums_LC[0] if None in rows else sums_LC).float().cpu()
 
 
 def _name(series: str, batch: Aggregation, sequence: Aggregation) -> str:
@@ -170,12 +180,29 @@ class Hook(NamedTuple):
     """`input` or `output`."""
     row: int | None
     """Layer whose channels it observes; None where all layers share them."""
+    part: tuple[int, int] | None = None
+    """First feature that shows the axis, and one after the last; None where all do."""
 
 
-def _hooks(tap: Tap, part: Part, per_layer: bool) -> list[Hook]:
+def _inputs_of(axis: str, x_BTK: Tensor, count: int) -> Tensor:
+    """Inputs of a state space, in the order in which an entry of the axis is a slice; they are stored head by head."""
+    return x_BTK if axis == X[0] else x_BTK.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2)
+
+
+def _part(tap: Tap, family: Family, sizes: Mapping[str, int]) -> tuple[int, int] | None:
+    if tap.section is None:
+        return None
+    lengths = parse(family.tensors[f"{tap.module}.weight"]).lengths(0, sizes)
+    start = sum(lengths[: tap.section])
+    return start, start + lengths[tap.section]
+
+
+def _hooks(tap: Tap, part: Part, family: Family, sizes: Mapping[str, int]) -> list[Hook]:
     if "{layer}" not in tap.module:
         return [Hook(tap.module, tap.side, None)] if part.with_final_norm else []
-    return [Hook(tap.module.format(layer=i), tap.side, i if per_layer else None) for i in part.layers]
+    per_layer, layers = "layer" in family.owners(tap.axis), (i for i in part.layers if family.holds(i, tap.module))
+    shown = _part(tap, family, sizes)
+    return [Hook(tap.module.format(layer=i), tap.side, i if per_layer else None, shown) for i in layers]
 
 
 def _register(module: "nn.Module", side: str, see: "Callable[[Tensor], None]") -> "RemovableHandle":

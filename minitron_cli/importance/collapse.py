@@ -91,12 +91,15 @@ class _Trials:
 
 @contextmanager
 def _merged_in_place(layers: "Sequence[nn.Module]", runs: Sequence[range]) -> Iterator[None]:
-    """Context in which the first layer of each run has the sum of its differences and the others are bypassed."""
+    """Context in which the first layer of each run has the sum of its differences and the others are bypassed.
+
+    A layer of another kind takes part with the tensors that both have.
+    """
     with ExitStack() as undo:
         undo.enter_context(bypassed(layers[i] for run in runs for i in run[1:]))
         for run in runs:
             others = [dict(layers[i].named_parameters()) for i in run[1:]]
             for name, parameter in layers[run[0]].named_parameters():
                 undo.callback(parameter.data.copy_, parameter.data.clone())
-                parameter.data.copy_(merged(parameter.data, [parameters[name].data for parameters in others]))
+                parameter.data.copy_(merged(parameter.data, [found[name].data for found in others if name in found]))
         yield

@@ -43,8 +43,8 @@ class Experts:
     sees_final_norm: ClassVar[bool] = False
 
     def __init__(self, family: Family, sizes: Mapping[str, int], part: Part, pre_activation: bool = False) -> None:
-        self._module = experts_module(family)
-        self._layers = part.layers if self._module else range(0)
+        self._module, self._all = experts_module(family), sizes["layer"]
+        self._layers = [i for i in part.layers if self._module and family.holds(i, self._module)]
         self._neurons: tuple[Neuron, ...] = ("activation", "pre_activation") if pre_activation else ("activation",)
         self._experts = sizes.get("expert", 0)
         # "expert.3": over tokens, [E]; "flap.3": over tokens, [E, F]; "activation.3": over samples, [E, S, F]
@@ -107,15 +107,20 @@ class Experts:
     def scores(self) -> dict[str, Tensor]:
         if not self._layers:
             return {}
-        found = {OUTPUT_NORM: torch.stack([m.mean.float().cpu() for m in self._of("expert")])}
-        found[Flap().key("ffn")] = torch.stack([m.aggregate("var").float().cpu() for m in self._of("flap")])
+        found = {OUTPUT_NORM: self._by_layer([m.mean.float().cpu() for m in self._of("expert")])}
+        found[Flap().key("ffn")] = self._by_layer([m.aggregate("var").float().cpu() for m in self._of("flap")])
         for neuron in self._neurons:
             for batch in AGGREGATIONS:
-                score_LESF = torch.stack([m.aggregate(batch).float().cpu() for m in self._of(neuron)])
+                score_LESF = self._by_layer([m.aggregate(batch).float().cpu() for m in self._of(neuron)])
                 for s, sequence in enumerate(AGGREGATIONS):
                     metric = Activation(batch=batch, sequence=sequence, neuron=neuron)
                     found[metric.key("ffn")] = score_LESF[:, :, s].contiguous()
         return found
+
+    def _by_layer(self, scores: Sequence[Tensor]) -> Tensor:
+        """Scores of all layers, [L, ...]: zeros for those without experts."""
+        stacked = torch.stack(list(scores))
+        return stacked.new_zeros(self._all, *stacked.shape[1:]).index_copy(0, torch.tensor(self._layers), stacked)
 
     def _of(self, name: str) -> list[Moments]:
         return [self._moments[f"{name}.{layer}"] for layer in self._layers]

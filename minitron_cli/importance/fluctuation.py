@@ -1,6 +1,6 @@
 """FLAP's score of heads and neurons (An et al. 2024): fluctuation of what a matrix reads, times its column's norm.
 
-B sample, T token, K input of a matrix, O output
+B sample, T token, K input of a matrix, O output, L layer, H layer that has the axis, C entry of the axis
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Fluctuation:
         self._sizes = sizes
         self._batch: dict[str, list[Moments]] = {}
         self._norms: dict[str, list[Tensor]] = {}
-        self.moments = NamedMoments()  # "ffn": over tokens, [L, K], of inputs times the norms of their columns
+        self.moments = NamedMoments()  # "ffn": over tokens, [H, K], of inputs times the norms of their columns
 
     def begin_batch(self) -> None:
         """Forget a batch that did not come to its end."""
@@ -44,16 +44,21 @@ class Fluctuation:
 
     def join(self, layers: Sequence["Fluctuation"]) -> None:
         """Take over what was accumulated of each layer, in order."""
-        for axis in layers[0].moments if layers else ():
-            self.moments.add(axis, Moments.stack([layer.moments[axis][0] for layer in layers]))
+        for axis in dict.fromkeys(axis for layer in layers for axis in layer.moments):
+            seen = [layer.moments[axis][0] for layer in layers if axis in layer.moments]
+            self.moments.add(axis, Moments.stack(seen))
 
-    def scores(self) -> dict[str, Tensor]:
-        """Scores [layer, entry] of every axis that was shown: the sum over the inputs that belong to each entry."""
-        variances = {axis: self.moments[axis].aggregate("var") for axis in self.moments}
-        return {
-            Flap().key(axis): variance_LK.unflatten(1, (self._sizes[axis], -1)).sum(2).float().cpu()
-            for axis, variance_LK in variances.items()
-        }
+    def scores(self, layers: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Scores [layer, entry] of every axis that was shown: the sum over the inputs that belong to each entry.
+
+        `layers` are those that have the axis, in order; the others' scores are zeros.
+        """
+        return {Flap().key(axis): self._of_layers(axis, layers[axis]) for axis in self.moments}
+
+    def _of_layers(self, axis: str, layers: Sequence[int]) -> Tensor:
+        variance_HK = self.moments[axis].aggregate("var")
+        sums_HC = variance_HK.unflatten(1, (self._sizes[axis], -1)).sum(2).float().cpu()
+        return sums_HC.new_zeros(self._sizes["layer"], sums_HC.shape[1]).index_copy(0, torch.tensor(layers), sums_HC)
 
 
 def column_norms(matrix_OK: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from minitron_cli.scores.metric import Magnitude
 from minitron_cli.scores.scores import Scores
 
 NORMS = (Magnitude(norm="l1"), Magnitude(norm="l2"))
-AXES = ("head", "expert", "ffn", "hidden")
+AXES = ("head", "expert", "ffn", "hidden", "mamba_head", "mamba_dim")
 BLOCK_ELEMENTS = 16 << 20
 
 

@@ -12,17 +12,35 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bypassed(modules: "Iterable[nn.Module]") -> Iterator[None]:
-    """Make modules return their input unchanged inside the context; they need no weights, and their hooks still run."""
-    with replaced_forward(modules, _same):
+    """Make modules return their input unchanged inside the context; they need no weights, and their hooks still run.
+
+    Those of which `return_tuples` was told return it as the only entry of a tuple.
+    """
+    modules = list(modules)
+    plain, wrapping = ([m for m in modules if hasattr(m, TUPLES) == wraps] for wraps in (False, True))
+    with replaced_forward(plain, _same), replaced_forward(wrapping, _only):
         yield
+
+
+TUPLES = "_returns_tuples"  # mark on a module
+
+
+def return_tuples(modules: "Iterable[nn.Module]") -> None:
+    """Tell `bypassed` that the callers of these modules take the first entry of what they return."""
+    for module in modules:
+        setattr(module, TUPLES, True)
 
 
 def _same(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
+def _only(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    return (hidden_states,)
+
+
 @contextmanager
-def replaced_forward(modules: "Iterable[nn.Module]", forward: Callable[..., Tensor]) -> Iterator[None]:
+def replaced_forward(modules: "Iterable[nn.Module]", forward: Callable[..., Any]) -> Iterator[None]:
     """Replace the forward function of modules inside the context."""
     modules = list(modules)
     for module in modules:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from minitron_cli.layerwise.bypass import return_tuples
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.model.family import Family
 from minitron_cli.model.taps import layer_module, taps
@@ -110,7 +111,10 @@ def final_norm(family: Family) -> str:
 def decoder_layers(model: "PreTrainedModel", family: Family) -> "list[nn.Module]":
     """Decoder layers of a model, in order."""
     layers = family.axis_sizes(model.config)["layer"]
-    return [model.get_submodule(layer_module(family).format(layer=i)) for i in range(layers)]
+    found = [model.get_submodule(layer_module(family).format(layer=i)) for i in range(layers)]
+    if family.layers_return_tuples:
+        return_tuples(found)
+    return found
 
 
 def layer_output(output: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-Axis = Literal["layer", "hidden", "head", "kv_head", "expert", "ffn"]
+Axis = Literal["layer", "hidden", "head", "kv_head", "expert", "ffn", "mamba_head", "mamba_dim"]
 
 PRUNABLE: tuple[Axis, ...] = get_args(Axis)
 """Axes that a user may resize, in the order in which they are shown."""

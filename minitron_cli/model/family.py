@@ -6,13 +6,14 @@ knows a parameter's name.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from minitron_cli.errors import CheckpointError, shown
+from minitron_cli.model.layer_kinds import KindRule, Layer
 from minitron_cli.model.layout import Layout, parse
 
 NAME_AXIS = re.compile(r"\{(\w+)\}")
@@ -33,6 +34,7 @@ class Correction(NamedTuple):
     """Keeps the function where a model computes with a pruned size: times (child's size / parent's size) ** power."""
 
     axis: str
+    """Axis, or product of axes."""
     power: float
     if_tied: bool = False
     """Whether to correct only where the LM head is the embedding, whose own correction must not reach the logits."""
@@ -122,6 +124,12 @@ class Family:
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     """Template -> correction of its numbers when a size changes."""
     rope_v4: RopeV4 = field(default_factory=RopeV4)
+    totals: Mapping[str, str] = field(default_factory=dict)
+    """Config field -> product of axes, which it states beside their sizes."""
+    adds_outputs: bool = True
+    """Whether a block's output is added to the stream as it is, or times `residual_multiplier`."""
+    layers_return_tuples: bool = False
+    """Whether the decoder takes the first entry of what a layer returns, which is its output otherwise."""
     hidden_is_multiple_of_heads: bool = False
     """Whether transformers refuses a hidden size that the number of heads does not divide."""
     head_dim_table: str = ""
@@ -132,6 +140,12 @@ class Family:
     """Templates of matrices that are stored as inputs, then outputs."""
     not_prunable: Mapping[str, str] = field(default_factory=dict)
     """Axis -> reason why none of its entries can be pruned, for messages."""
+    derived: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
+    """Axis -> its size as a function of the config, where that is no field of it."""
+    child_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of every child's config, which make it state a size that is derived in the parent's."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> axis of its groups, equal blocks of entries that each keep the same number."""
     layer_pattern: str = ""
     """Config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
     width_multiple: int = 1
@@ -148,10 +162,33 @@ class Family:
     wrapping: Wrapping | None = None
     """Wrapper that a checkpoint holds around the model, whose table this then is (`model/wrappers.py`)."""
 
+    layer_kinds: tuple[KindRule, ...] = ()
+    """Rules for the kinds of layers, where layers hold different tensors."""
+    held_by: Mapping[str, str] = field(default_factory=dict)
+    """Template -> kind of the layers that hold it; all layers hold the others."""
+    layers: tuple[Layer, ...] = field(default=(), compare=False)
+    """Kinds of every layer of one model (`of_model`); empty where all layers hold the same tensors."""
+
     @cached_property
     def stacks(self) -> dict[str, tuple[str, ...]]:
         """Template of a tensor on disk -> the one whose entries it stacks along dim 0 (`stacked_names.py`)."""
         return {t.removesuffix("[{expert}]"): (t,) for t in self.tensors if t.endswith("[{expert}]")}
+
+    def of_model(self, config: Any) -> "Family":
+        """The table with the kinds of the layers of one model."""
+        return self.with_layers(zip(*(rule.read(config) for rule in self.layer_kinds), strict=True))
+
+    def with_layers(self, layers: Iterable[Layer]) -> "Family":
+        """The table with these kinds of layers; itself where it has no rules for them."""
+        return replace(self, layers=tuple(layers)) if self.layer_kinds else self
+
+    def holds(self, layer: int, name: str) -> bool:
+        """Whether a layer of the model holds a tensor, by its template, or a module, by the start of its tensors'."""
+        if not self.layers:
+            return True
+        templates = (name,) if name in self.tensors else [t for t in self.tensors if t.startswith(f"{name}.")]
+        kinds = {self.held_by.get(template) for template in templates}
+        return None in kinds or not kinds.isdisjoint(self.layers[layer])
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
@@ -203,6 +240,7 @@ class Family:
                 raise CheckpointError(
                     f"config field {self.sizes[axis]!r} is {shown(size)}: it must be a positive integer"
                 )
+        sizes |= {axis: derive(config) for axis, derive in self.derived.items()}
         if sizes.get("head", 0) % sizes.get("kv_head", 1):
             heads, groups = self.sizes["head"], self.sizes["kv_head"]
             raise CheckpointError(f"config field {heads!r} is {sizes['head']}: it must be a multiple of {groups!r}")

@@ -37,6 +37,10 @@ class Layout:
         """Shape of the tensor at these axis sizes."""
         return tuple(sum(_size(section, sizes) for section in dim) for dim in self.dims)
 
+    def lengths(self, dim: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Number of positions of each section of a dim."""
+        return tuple(_size(section, sizes) for section in self.dims[dim])
+
     def axes(self, dim: int) -> frozenset[str]:
         """Named axes of one dim; none of a dim that the tensor does not have."""
         return frozenset(

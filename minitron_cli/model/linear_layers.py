@@ -5,6 +5,7 @@ such as query, key and value, read the same input. Routers, which have an output
 all tokens use, are not among them.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from minitron_cli.model.layout import Dim, parse
@@ -28,6 +29,13 @@ class InputGroup(NamedTuple):
     def is_of_expert(self) -> bool:
         """Whether every expert has such matrices of its own."""
         return "{expert}" in self.module
+
+
+def held(shape: Shape, groups: Iterable[InputGroup], layer: int) -> Iterator[InputGroup]:
+    """The groups of one layer: without the matrices that it does not hold."""
+    for group in groups:
+        if templates := tuple(t for t in group.templates if shape.family.holds(layer, t)):
+            yield InputGroup(templates)
 
 
 def input_groups(shape: Shape) -> tuple[InputGroup, ...]:

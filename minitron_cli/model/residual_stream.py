@@ -32,12 +32,12 @@ class Block(NamedTuple):
     norm: str | None
     """None where the stream is read without a norm."""
     writer: str | None
-    """None where there is no single matrix: experts."""
+    """None where there is no single matrix, or none that reads heads or neurons: experts, a short convolution."""
 
 
-def blocks(family: Family) -> tuple[Block, ...]:
-    """Attention and MLP, in the order in which they compute."""
-    return tuple(Block(_norm_before(family, axis), _writer(family, axis)) for axis in ("head", "ffn"))
+def blocks(family: Family, layer: int) -> tuple[Block, ...]:
+    """Attention and MLP of a layer, or what stands in their place, in the order in which they compute."""
+    return tuple(Block(_norm_before(family, axis), _writer(family, axis, layer)) for axis in ("head", "ffn"))
 
 
 def _norm_before(family: Family, axis: str) -> str | None:
@@ -45,8 +45,9 @@ def _norm_before(family: Family, axis: str) -> str | None:
     return next((norm for reader, norm in norm_of(family).items() if axis in _axes(family, reader)), None)
 
 
-def _writer(family: Family, axis: str) -> str | None:
-    made = (t for t, text in family.tensors.items() if "{expert}" not in t and len(parse(text).dims) == 2)
+def _writer(family: Family, axis: str, layer: int) -> str | None:
+    of_layer = (t for t in family.tensors if "{expert}" not in t and family.holds(layer, t))
+    made = (t for t in of_layer if len(parse(family.tensors[t]).dims) == 2)
     return next((t for t in made if _has(family, t, 1, axis)), None)
 
 
@@ -67,7 +68,7 @@ def _has(family: Family, template: str, dim: int, axis: str) -> bool:
 
 def adds_as_it_is(family: Family) -> bool:
     """Whether a block's output is added to the stream as it is, or times a number, without a norm in between."""
-    return family.norm == "rms" and set(norms(family)) <= set(family.links)
+    return family.adds_outputs and family.norm == "rms" and set(norms(family)) <= set(family.links)
 
 
 def norms(family: Family) -> tuple[str, ...]:
@@ -86,6 +87,8 @@ def rotation_obstacle(shape: Shape) -> str | None:
 
 def _obstacles(shape: Shape) -> Iterator[str]:
     family = shape.family
+    if reason := family.not_prunable.get("hidden"):
+        yield reason
     if family.norm != "rms":
         yield "its norms subtract the mean over channels, which depends on the basis"
     for norm in norms(family):

@@ -1,7 +1,7 @@
 """A model's size on every axis, and the counts that follow from it without building the model."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.axes import PRUNABLE, Count
 from minitron_cli.model.family import NAME_AXIS, Family
+from minitron_cli.model.layer_kinds import apportioned
 from minitron_cli.model.layout import parse
 from minitron_cli.model.reader_bias import reader_biases
 
@@ -31,7 +32,7 @@ class Shape:
     @classmethod
     def of(cls, family: Family, config: Any) -> "Shape":
         """Shape of a `PretrainedConfig`. CheckpointError if a size in it is unusable."""
-        sizes = family.axis_sizes(config)
+        sizes, family = family.axis_sizes(config), family.of_model(config)
         return cls(
             family,
             sizes,
@@ -42,11 +43,23 @@ class Shape:
         )
 
     def resize(self, **sizes: int) -> "Shape":
-        """The same model with other sizes of some axes."""
+        """The same model with other sizes of some axes. Of each kind of layers it has as many as its share."""
         unknown = sizes.keys() - self.sizes.keys()
         if unknown:
             raise KeyError(f"no axis {sorted(unknown)} in {sorted(self.sizes)}")
-        return replace(self, sizes=dict(self.sizes) | sizes)
+        family, layers = self.family, sizes.get("layer", self.sizes["layer"])
+        if family.layers and layers != len(family.layers):
+            family = family.with_layers(apportioned(family.layers, layers))
+        return replace(self, family=family, sizes=dict(self.sizes) | sizes)
+
+    def of_layers(self, kept: Sequence[int]) -> "Shape":
+        """The same model with some of its layers."""
+        family = self.family.with_layers(self.family.layers[i] for i in kept) if self.family.layers else self.family
+        return replace(self, family=family, sizes=dict(self.sizes) | {"layer": len(kept)})
+
+    def layers_with(self, template: str) -> int:
+        """Number of layers that hold a template."""
+        return sum(self.family.holds(layer, template) for layer in range(self.sizes["layer"]))
 
     @property
     def groups(self) -> int:
@@ -104,7 +117,8 @@ class Shape:
         """Names of one template's tensors, in order."""
         names: list[dict[str, int]] = [{}]
         for axis in NAME_AXIS.findall(template):
-            names = [at | {axis: i} for at in names for i in range(self.sizes[axis])]
+            places = [i for i in range(self.sizes[axis]) if axis != "layer" or self.family.holds(i, template)]
+            names = [at | {axis: i} for at in names for i in places]
         return (template.format(**at) for at in names)
 
     def parameters(self, count: Count = "total") -> int:
@@ -125,7 +139,8 @@ class Shape:
 
         Only whole tensors can be unused: a router scores all experts, of which one token uses a few.
         """
-        copies = math.prod(used.get(axis, self.sizes[axis]) for axis in NAME_AXIS.findall(template))
+        counts = {**self.sizes, **used, "layer": self.layers_with(template)}
+        copies = math.prod(counts[axis] for axis in NAME_AXIS.findall(template))
         return copies * math.prod(parse(self.family.tensors[template]).shape(self.sizes))
 
     def is_embedding(self, template: str) -> bool:
@@ -133,9 +148,17 @@ class Shape:
         return "vocab" in parse(self.family.tensors[template]).axes(0)
 
     def kv_cache_bytes(self, batch: int, length: int, dtype_bytes: int = 2) -> int:
-        """Bytes of the keys and values of every layer for `batch` sequences of `length` tokens."""
-        per_token = 2 * self.sizes["layer"] * self.groups * self.sizes["head_dim"]
+        """Bytes of the keys and values of every layer with attention, for `batch` sequences of `length` tokens.
+
+        States whose size does not depend on the length, as those of linear attention, are not counted.
+        """
+        per_token = 2 * self._attention_layers * self.groups * self.sizes["head_dim"]
         return per_token * batch * length * dtype_bytes
+
+    @property
+    def _attention_layers(self) -> int:
+        """Number of layers that have heads."""
+        return next(self.layers_with(t) for t, text in self.family.tensors.items() if "head" in parse(text).axes(0))
 
     def flops_per_token(self, context: int = 0, *, with_head: bool = True) -> int:
         """Floating-point operations of one token's forward pass.
@@ -149,7 +172,7 @@ class Shape:
             if len(parse(self.family.tensors[template]).dims) > 1 and not self.is_embedding(template)
         )
         head = self.sizes["vocab"] * self.sizes["hidden"] if with_head else 0
-        attention = 4 * self.sizes["layer"] * self.sizes["head"] * self.sizes["head_dim"] * context
+        attention = 4 * self._attention_layers * self.sizes["head"] * self.sizes["head_dim"] * context
         return 2 * (matrices + head) + attention
 
     def check(self, tensors: Mapping[str, tuple[int, ...]]) -> None:

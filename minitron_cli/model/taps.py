@@ -2,8 +2,9 @@
 
 A channel of `ffn` or `head` is an input channel of the matrix that reads it, so the tap is that module's input. A
 channel of `hidden` is observed after every norm, so the tap is the output of each module whose weight is a plain
-`hidden` vector, and of each norm without a weight. Neurons inside experts have no tap: the loaded model joins all
-experts in one module.
+`hidden` vector, and of each norm without a weight. A head of a state space, and a channel of its heads, is observed
+where its inputs x are made: the second section of the output of in_proj, which gives z, x, B, C and dt (Taghibakhshi et
+al. 2025, Minitron-SSM). Neurons inside experts have no tap: the loaded model joins all experts in one module.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Literal, NamedTuple
 
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
+
+X = ("mamba_head", "mamba_dim")
+"""Section of a state space's inputs."""
 
 
 class Tap(NamedTuple):
@@ -20,11 +24,13 @@ class Tap(NamedTuple):
     module: str
     """Template such as "model.layers.{layer}.mlp.down_proj"."""
     side: Literal["input", "output"]
+    section: int | None = None
+    """Section of the output that shows the axis, where it is not all of it."""
 
 
 def taps(family: Family) -> tuple[Tap, ...]:
-    """Taps of head, ffn and hidden, in table order."""
-    return (*_consumers(family, "head"), *_consumers(family, "ffn"), *_norms(family))
+    """Taps of head, ffn, hidden and the heads of state spaces, in table order."""
+    return (*_consumers(family, "head"), *_consumers(family, "ffn"), *_norms(family), *_state_spaces(family))
 
 
 def _consumers(family: Family, axis: str) -> Iterator[Tap]:
@@ -39,6 +45,13 @@ def _norms(family: Family) -> Iterator[Tap]:
         if text == "hidden" and template.endswith(".weight"):
             yield Tap("hidden", template.removesuffix(".weight"), "output")
     yield from (Tap("hidden", module, "output") for module in family.norms_without_weight)
+
+
+def _state_spaces(family: Family) -> Iterator[Tap]:
+    for template, text in family.tensors.items():
+        if template.endswith("in_proj.weight") and X in parse(text).dims[0][1:]:
+            for axis in X:
+                yield Tap(axis, template.removesuffix(".weight"), "output", section=1)
 
 
 def layer_module(family: Family) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.model.family import RopeV4, at
+from minitron_cli.model.family import Family, RopeV4, at
+from minitron_cli.model.layout import parse
 from minitron_cli.prune.plan import PrunePlan
 
 # These could choose code, kernels or a path, or name a library version that did not write the child.
@@ -16,6 +17,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
     config |= {name: sizes[axis] for axis, name in family.sizes.items()}
+    config |= {**family.child_fields, **{n: parse(f"({axes})").shape(sizes)[0] for n, axes in family.totals.items()}}
     config |= {other: config[name] for name, other in family.config_aliases.items()}
     config |= _version_4_fields(config, family.rope_v4)
     layers = plan.at("layer")
@@ -23,6 +25,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
         kept = layers.tolist()
         config |= {n: [config[n][i] for i in kept] for n in family.layer_lists if isinstance(config.get(n), list)}
         config |= {n: sum(i < config[n] for i in kept) for n in family.layer_marks if isinstance(config.get(n), int)}
+        config |= _kinds_of_layers(plan.child.family)
     return config
 
 
@@ -41,6 +44,16 @@ def _with_value(config: Mapping[str, Any], path: list[str], value: Any) -> dict[
     """Config with a value at a path."""
     name, *inner = path
     return {**config, name: _with_value(config.get(name) or {}, inner, value) if inner else value}
+
+
+def _kinds_of_layers(child: Family) -> dict[str, Any]:
+    """Fields that state the kinds of the child's layers, besides lists with one entry per layer."""
+    fields: dict[str, Any] = {}
+    for rule, kinds in zip(child.layer_kinds, zip(*child.layers, strict=True), strict=True):
+        stated = rule.write(kinds)
+        assert stated is not None, "refused by `limits`"
+        fields |= stated
+    return fields
 
 
 def _version_4_fields(config: Mapping[str, Any], old: RopeV4) -> dict[str, Any]:

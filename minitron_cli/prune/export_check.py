@@ -110,17 +110,21 @@ class WrittenChild:
         return bool((found.double() - wanted.double()).norm() <= SAME[found.dtype] * wanted.double().norm())
 
     def models(self) -> "Iterator[tuple[PreTrainedModel, PreTrainedModel]]":
-        """Pairs (as written, as pruned in memory): the whole model, or a one-layer probe per kind of layer."""
+        """Pairs (as written, as pruned in memory): the whole model, or a one-layer probe per kind of layer.
+
+        Where layers hold different tensors, one probe has a layer of every kind: a cache needs attention.
+        """
         if self.mode == "whole":
             yield (
                 hf.load_model(self.path),
                 hf.model_of(self.config, {name: self.expected(name) for name in self.origin}),
             )
             return
-        for layer in self._layers():
+        layers = self._layers()
+        for probed in [layers] if self.plan.child.family.layers else [[layer] for layer in layers]:
             yield (
-                self._probe(layer, self.checkpoint.config, self.written),
-                self._probe(layer, self.config, self.expected),
+                self._probe(probed, self.checkpoint.config, self.written),
+                self._probe(probed, self.config, self.expected),
             )
 
     def _layers(self) -> list[int]:
@@ -139,12 +143,12 @@ class WrittenChild:
         return sorted(kinds.values())
 
     def _probe(
-        self, layer: int, config: Mapping[str, Any], read: Callable[[str, range | None], Tensor]
+        self, layers: list[int], config: Mapping[str, Any], read: Callable[[str, range | None], Tensor]
     ) -> "PreTrainedModel":
-        """Model of one layer and the first tokens; `read` returns a tensor of the child, or rows of it."""
+        """Model of some layers and the first tokens; `read` returns a tensor of the child, or rows of it."""
         child = self.plan.child
         tokens = range(min(SAMPLED_ROWS, child.sizes["vocab"]))
-        part = PrunePlan(child.resize(vocab=len(tokens)), {"layer": torch.tensor([layer])})
+        part = PrunePlan(child.resize(vocab=len(tokens)), {"layer": torch.tensor(layers)})
         return hf.model_of(
             _part_config(config, part), prune_in_memory(part, self.origin, lambda name: read(name, tokens))
         )

@@ -43,6 +43,8 @@ def _between(parent: Shape, child: Shape, share: float) -> Shape:
     groups = sizes.get("kv_head", 1)
     sizes["head"] = groups * ceil(sizes["head"] / groups)
     sizes["layer"] += (parent.sizes["layer"] - sizes["layer"]) % parent.period
+    for axis, of in parent.family.groups.items():
+        sizes[axis] = sizes[of] * ceil(sizes[axis] / sizes[of])
     for axis in ("hidden", "ffn"):
         step = parent.family.width_multiple
         sizes[axis] = min(parent.sizes[axis], step * ceil(sizes[axis] / step))

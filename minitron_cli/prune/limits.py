@@ -10,6 +10,8 @@ def refusal(parent: Shape, child: Shape, layers: Sequence[int] | None = None) ->
 
     `layers` are the kept layers where the user named those to drop; otherwise the ranking chooses them later.
     """
+    if layers is not None:
+        child = parent.of_layers(layers).resize(**{a: n for a, n in child.sizes.items() if a != "layer"})
     reasons = (rule(parent, child) for rule in RULES)
     by_depth = _depth(parent, child) if layers is None else _kinds(parent, layers)
     return next((reason for reason in reasons if reason), by_depth)
@@ -53,6 +55,13 @@ def _images(parent: Shape) -> str:
     return f"a {kind} model adds what it sees to its first {first_layers(parent)} layers"
 
 
+def _equal_groups(parent: Shape, child: Shape) -> str | None:
+    for axis, groups in parent.family.groups.items():
+        if child.sizes[axis] % child.sizes[groups]:
+            return f"{axis}={child.sizes[axis]}: its {child.sizes[groups]} groups keep equally many; keep a multiple"
+    return None
+
+
 def _hidden_per_head(parent: Shape, child: Shape) -> str | None:
     """Checked before `_hidden_is_multiple`, whose advice would not be enough where hidden / head must stay."""
     before, after = (shape.sizes["hidden"] / shape.sizes["head"] for shape in (parent, child))
@@ -94,15 +103,39 @@ def _widths(parent: Shape, child: Shape) -> str | None:
     )
 
 
+def _every_kind(parent: Shape, child: Shape) -> str | None:
+    """Attention is what caches and masks are made for; and an axis of a kind without layers would be no axis."""
+    lost = [kind for kind in dict.fromkeys(parent.family.layers) if kind not in child.family.layers]
+    if not lost:
+        return None
+    return (
+        f"layer={child.sizes['layer']}: no {' '.join(lost[0])} layer would be left, and a {parent.family.model_type} "
+        f"model has {len(set(parent.family.layers))} kinds of layers: keep at least one of each"
+    )
+
+
+def _stated_kinds(parent: Shape, child: Shape) -> str | None:
+    by_rule = zip(child.family.layer_kinds, zip(*child.family.layers, strict=True), strict=True)
+    if not child.family.layers or all(rule.write(kinds) is not None for rule, kinds in by_rule):
+        return None
+    return (
+        f"layer={child.sizes['layer']}: the config of a {parent.family.model_type} model states the kinds of its "
+        "layers as a repeating pattern, which the kept layers do not follow: drop whole periods by drop_layers"
+    )
+
+
 RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
     _groups,
     _not_prunable,
+    _equal_groups,
     _hidden_in_wrapper,
     _layers_with_images,
     _hidden_per_head,
     _hidden_is_multiple,
     _experts,
     _widths,
+    _every_kind,
+    _stated_kinds,
 )
 
 

@@ -3,8 +3,10 @@
 # L layer, H query head, K kept, G group (key-value head), Q query head of one group, P period of layers
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -56,13 +58,15 @@ class PrunePlan:
             return kept
         return kept[layer] if kept.ndim == 2 else kept[layer, expert]
 
-    @property
+    @cached_property
     def child(self) -> Shape:
         """Shape of the pruned model."""
         sizes = {axis: kept.shape[-1] for axis, kept in self.kept.items()}
         if self.repair.basis_DK is not None:
             sizes["hidden"] = self.repair.basis_DK.shape[1]
-        return self.parent.resize(**sizes)
+        layers = self.kept.get("layer")
+        parent = self.parent if layers is None else self.parent.of_layers(layers.tolist())
+        return parent.resize(**sizes)
 
     def repaired(self, repair: Repair) -> "PrunePlan":
         """The same plan with a repair, which replaces channels where it has a basis."""
@@ -157,8 +161,8 @@ def make_plan(
         kept["layer"] = _surviving_layers(parent, child, scores, ranking, drop_layers)
     if "hidden" in smaller:
         kept["hidden"] = _best(scores.select("hidden", ranking.width), child.sizes["hidden"], ranking)
-    for axis in sorted(smaller & {"expert", "ffn"}):
-        kept[axis] = _best(scores.select(axis, ranking.width), child.sizes[axis], ranking)
+    for axis in sorted(smaller & {"expert", "ffn", "mamba_head", "mamba_dim"}):
+        kept[axis] = _best_of_groups(parent, child, axis, scores.select(axis, ranking.width), ranking)
     head_residual = None
     if smaller & {"head", "kv_head"}:
         score_LH = scores.select("head", ranking.width)
@@ -194,7 +198,9 @@ def _surviving_layers(
     if named := named_survivors(parent, drop_layers):
         return torch.tensor(named)
     if ranking.layers in BLOCK_RANKINGS:
-        return _all_but_one_block(parent.sizes["layer"], child.sizes["layer"], first_layers(parent), scores, ranking)
+        return _all_but_one_block(parent, child, scores, ranking)
+    if parent.family.layers:
+        return _best_of_each_kind(parent, child, scores.layers(ranking.layers), ranking)
     layers, period = parent.sizes["layer"], parent.period
     periods = layers // period
     score_P = scores.layers(ranking.layers)[: periods * period].double().reshape(periods, period).sum(1)
@@ -204,16 +210,36 @@ def _surviving_layers(
     return torch.cat([kept_L, torch.arange(periods * period, layers)])
 
 
-def _all_but_one_block(layers: int, kept: int, first: int, scores: AxisScores, ranking: Ranking) -> Tensor:
+def _best_of_each_kind(parent: Shape, child: Shape, score_L: Tensor, ranking: Ranking) -> Tensor:
+    """As many of the best layers of each kind as the child has."""
+    kept = []
+    for kind, number in Counter(child.family.layers).items():
+        places = torch.tensor([i for i, layer in enumerate(parent.family.layers) if layer == kind])
+        kept.append(places[_best(score_L[places], number, ranking)])
+    return torch.cat(kept).sort().values
+
+
+def _all_but_one_block(parent: Shape, child: Shape, scores: AxisScores, ranking: Ranking) -> Tensor:
     """Layers without the contiguous block whose removal costs least (Sreenivas et al. 2024: it keeps accuracy).
 
-    The `first` layers stay.
+    Layers that must stay do. Where layers differ in kind, blocks are considered that leave as many of each kind as the
+    child has.
     """
-    length = layers - kept
-    cost = scores.layers(f"{ranking.layers}={length}").clone()
-    cost[:first] = -math.inf if ranking.invert else math.inf
-    start = int(_best(-cost, 1, ranking))
-    return torch.tensor([i for i in range(layers) if not start <= i < start + length])
+    layers, length = parent.sizes["layer"], parent.sizes["layer"] - child.sizes["layer"]
+    rests = [[i for i in range(layers) if not start <= i < start + length] for start in range(layers - length + 1)]
+    wanted, first = Counter(child.family.layers), first_layers(parent)
+    fitting = [
+        start
+        for start, rest in enumerate(rests)
+        if start >= first and Counter(parent.of_layers(rest).family.layers) == wanted
+    ]
+    if not fitting:
+        raise InputError(
+            f"layer={layers - length}: no contiguous block of {length} layers leaves every kind of layer its share; "
+            "choose another number, rank single layers, or name drop_layers"
+        )
+    cost = scores.layers(f"{ranking.layers}={length}")[fitting]
+    return torch.tensor(rests[fitting[int(_best(-cost, 1, ranking))]])
 
 
 def _surviving_heads(parent: Shape, child: Shape, score_LH: Tensor, ranking: Ranking) -> dict[str, Tensor]:
@@ -248,6 +274,14 @@ def _partners(parent: Shape, child: Shape, head_LK: Tensor, score_LH: Tensor, ra
     partner_LGQ = order_LGQ.gather(-1, torch.where(takes_LGQ, other_LGQ, rank_LGQ))
     partner_LH = (partner_LGQ + torch.arange(groups)[:, None] * per_group).flatten(1)
     return partner_LH.gather(1, head_LK)
+
+
+def _best_of_groups(parent: Shape, child: Shape, axis: str, scores: Tensor, ranking: Ranking) -> Tensor:
+    """Positions of the best entries of an axis, equally many in each of its groups (`Family.groups`)."""
+    groups = parent.sizes[parent.family.groups[axis]] if axis in parent.family.groups else 1
+    by_group = scores.unflatten(-1, (groups, -1))
+    first = torch.arange(groups)[:, None] * by_group.shape[-1]
+    return (_best(by_group, child.sizes[axis] // groups, ranking) + first).flatten(-2)
 
 
 def _best(scores: Tensor, count: int, ranking: Ranking) -> Tensor:

@@ -5,6 +5,7 @@
 
 # D hidden of the parent, K kept row, channel or direction
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -128,5 +129,6 @@ def _rescale(plan: PrunePlan, match: Match) -> Rescale | None:
     correction = plan.parent.family.corrections.get(match.template)
     if correction is None or (correction.if_tied and not plan.parent.is_tied):
         return None
-    ratio = plan.child.sizes[correction.axis] / plan.parent.sizes[correction.axis]
+    child, parent = (math.prod(s.sizes[a] for a in correction.axis.split()) for s in (plan.child, plan.parent))
+    ratio = child / parent
     return None if ratio == 1 else Rescale(ratio**correction.power, plan.parent.family.offset(match.template))

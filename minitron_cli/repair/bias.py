@@ -98,7 +98,9 @@ class _MeansPass:
         return {}
 
     def advance(self, layer: int) -> None:
-        biases = [reader.bias.format(layer=layer) for reader in reader_biases(self._runner.family).values()]
+        family = self._runner.family
+        held = [reader.bias for reader in reader_biases(family).values() if family.holds(layer, reader.bias)]
+        biases = [bias.format(layer=layer) for bias in held]
         inputs = _InputMeans(biases)
         self._runner.through(layer, [inputs])
         self._finish(inputs.means())

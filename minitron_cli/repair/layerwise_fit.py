@@ -209,7 +209,7 @@ class LayerwiseFit:
 
     def _parts(self, layer: int, place: int) -> list[_Part]:
         family, parts = self._models.family, list[_Part]()
-        adds, order = adds_as_it_is(family), blocks(family)
+        adds, order = adds_as_it_is(family), blocks(family, layer)
         for block in order:
             norm, writer = (_Module.of(template, layer, place) for template in block)
             is_fitted = norm is not None and self._under_repair.fits_readout(norm.weight)

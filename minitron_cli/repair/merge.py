@@ -28,7 +28,8 @@ def put_merged(plan: PrunePlan, checkpoint: Checkpoint, store: RepairStore) -> N
     for name in plan.sources(checkpoint.tensors).values():
         match = plan.parent.family.match(name)
         if following := dropped.get(match.at.get("layer", -1)):
-            others = [checkpoint.read(match.template.format(**match.at | {"layer": layer})) for layer in following]
+            holders = [layer for layer in following if plan.parent.family.holds(layer, match.template)]
+            others = [checkpoint.read(match.template.format(**match.at | {"layer": layer})) for layer in holders]
             whole = merged(checkpoint.read(name), others)
             store.put(MERGED, name, prune_tensor(TensorMap.of(plan, name), [(0, whole)]))
 

@@ -15,6 +15,8 @@ AXES = {
     "ffn": "FFN size",
     "vocab": "vocabulary",
     "expert": "experts",
+    "mamba_head": "Mamba heads",
+    "mamba_dim": "Mamba head size",
 }
 CHANNELS = {"hidden": "hidden channels", "ffn": "FFN neurons"}
 

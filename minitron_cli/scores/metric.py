@@ -27,7 +27,7 @@ OUTPUT_NORM = "expert.output_norm"
 class WidthMetric(Spec, ABC):
     """Base of a metric: a kind, and the scores that it reads."""
 
-    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "expert", "hidden")
+    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "expert", "hidden", "mamba_head", "mamba_dim")
     """Axes whose entries it scores. Key-value heads are ranked by the scores of their query heads."""
 
     @property

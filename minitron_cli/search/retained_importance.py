@@ -14,7 +14,7 @@ from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.prune.plan import AxisScores
 from minitron_cli.search.feasible import Candidate
 
-WIDTHS = ("hidden", "expert", "ffn")
+WIDTHS = ("hidden", "expert", "ffn", "mamba_head", "mamba_dim")
 TINY = 1e-12  # the logarithm of 0 is infinite
 
 

@@ -34,6 +34,8 @@ def _step(parent: Shape, axis: str) -> int:
         return parent.sizes.get("kv_head", 1)
     if axis == "kv_head":
         return 1
+    if axis in parent.family.groups:
+        return parent.sizes[parent.family.groups[axis]]
     return next((s for s in STEPS if size // s >= CHOICES_PER_AXIS), STEPS[-1] if size >= 4 * STEPS[-1] else 1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from minitron_cli import progress, stopping
 from minitron_cli.errors import InputError
 from minitron_cli.layerwise.runner import LayerwiseRunner, StoredWeights
-from minitron_cli.model.linear_layers import INPUTS, InputGroup, input_groups
+from minitron_cli.model.linear_layers import INPUTS, InputGroup, held, input_groups
 from minitron_cli.model.shape import Shape
 from minitron_cli.model.taps import layer_module
 from minitron_cli.prune.slicing import check_finite
@@ -62,7 +62,7 @@ class StoredMatrix(NamedTuple):
 
 def matrices(shape: Shape, groups: Sequence[InputGroup], layer: int) -> Iterator[StoredMatrix]:
     """Matrices of a layer, those of an input one after the other."""
-    for group in groups:
+    for group in held(shape, groups, layer):
         for expert in range(shape.sizes["expert"]) if group.is_of_expert else (None,):
             for template in group.templates:
                 yield StoredMatrix(template.format(layer=layer, expert=expert), group, expert)

@@ -12,7 +12,7 @@ from torch import Tensor
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.layerwise.expert_forward import Routed, TemporaryForward, each_expert
 from minitron_cli.layerwise.observer import Handle, Tokens
-from minitron_cli.model.linear_layers import InputGroup
+from minitron_cli.model.linear_layers import InputGroup, held
 from minitron_cli.model.runtime_tensors import experts_module
 from minitron_cli.model.shape import Shape
 from minitron_cli.repair.gram import SplitGramPair, bounded
@@ -75,8 +75,9 @@ class LayerInputs:
 
     def __init__(self, shape: Shape, groups: tuple[InputGroup, ...], layer: int, **options: Any) -> None:
         self._layer, self._options = layer, options
-        self._groups = groups
-        self._experts = experts_module(shape.family) if any(group.is_of_expert for group in groups) else None
+        self._groups = tuple(held(shape, groups, layer))
+        experts = experts_module(shape.family) if any(group.is_of_expert for group in groups) else None
+        self._experts = experts if experts and shape.family.holds(layer, experts) else None
         self._samples = 0
         self._found: dict[str, InputStatistics] = {}
 

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from tests.anatomy import Anatomy, anatomy
 
 Indices = list[int]
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Fields that hold the number of experts."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def random_survivors(
     experts = _experts(config)
 
     def neurons() -> Indices | list[Indices]:
-        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        width = (
+            48 if config.model_type == "lfm2" else getattr(config, "moe_intermediate_size", config.intermediate_size)
+        )
         return [some(ffn, width) for _ in range(experts)] if experts else some(ffn, width)
 
     heads = [[g * per_group + q for g in kept for q in some(kept_per_group, per_group)] for kept in kept_groups]
@@ -75,7 +79,7 @@ def random_survivors(
 
 
 def _experts(config) -> int | None:
-    return getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    return next((number for name in EXPERTS if (number := getattr(config, name, None))), None)
 
 
 @torch.no_grad()
@@ -83,14 +87,16 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     """A copy of the parent that computes what the child must compute."""
     model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
     for i, layer in enumerate(parts.layers(model)):
-        if pruning.ffn and parts.experts:
+        has_experts, has_heads = (has(layer, name) for name in (parts.experts, parts.attention))
+        if pruning.ffn and has_experts:
             for down_DF, kept in zip(_down(layer.get_submodule(parts.experts)), pruning.ffn[i], strict=True):
                 down_DF[:, _others(kept, down_DF.shape[1])] = 0
-        elif pruning.ffn:
-            layer.mlp.get_submodule(parts.down).weight[:, _others(pruning.ffn[i], model.config.intermediate_size)] = 0
-        if pruning.expert:
+        elif pruning.ffn and not parts.experts:
+            down_DF = layer.get_submodule(f"{parts.mlp}.{parts.down}").weight
+            down_DF[:, _others(pruning.ffn[i], down_DF.shape[1])] = 0
+        if pruning.expert and has_experts:
             close_router(layer, parts.router, _others(pruning.expert[i], _experts(model.config)), model.config)
-        if pruning.head:
+        if pruning.head and has_heads:
             lost = _others(pruning.head[i], model.config.num_attention_heads)
             output = layer.get_submodule(f"{parts.attention}.{parts.output}").weight
             by_head = output.view(model.config.hidden_size, model.config.num_attention_heads, -1)
@@ -100,6 +106,11 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     if pruning.layer:
         _drop_layers(model, parts, pruning.layer)
     return model
+
+
+def has(layer: nn.Module, name: str) -> bool:
+    """Whether a layer has a part: layers may differ in kind."""
+    return bool(name) and name in dict(layer.named_modules())
 
 
 def _gate_up(experts: nn.Module) -> Tensor:
@@ -120,6 +131,9 @@ def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
     gate, block = layer.get_submodule(router), layer.get_submodule(router.rpartition(".")[0])
     if hasattr(block, "e_score_correction_bias"):
         block.e_score_correction_bias[lost] = -torch.inf
+        return
+    if hasattr(gate, "e_score_correction_bias"):  # finite, because GLM 4.5 adds up the two highest of a group
+        gate.e_score_correction_bias[lost] = -1e9
         return
     if hasattr(gate, "bias"):
         bias = torch.zeros(len(gate.weight)) if gate.bias is None else gate.bias.clone()
@@ -152,7 +166,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
                 module.down_proj_bias[:, lost] = 0
         elif parts.router and name.endswith(parts.router):
             module.weight[:, lost] = 0
-        elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down):
+        elif isinstance(module, nn.Linear) and kind in (parts.output, parts.down, *parts.writers):
             module.weight[lost] = 0
             if module.bias is not None:
                 module.bias[lost] = 0
@@ -194,10 +208,12 @@ def _drop_layers(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
     layers = parts.layers(model)
     model.get_submodule(parts.decoder).layers = nn.ModuleList(layers[i] for i in kept)
     for i, layer in enumerate(parts.layers(model)):
-        layer.get_submodule(parts.attention).layer_idx = i
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = i
     model.config.num_hidden_layers = len(kept)
     for name in ("layer_types", "no_rope_layers"):
-        if kinds := getattr(model.config, name, None):
+        if kinds := vars(model.config).get(name):
             setattr(model.config, name, [kinds[i] for i in kept])
 
 

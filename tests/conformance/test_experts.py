@@ -164,9 +164,6 @@ def test_a_parent_with_the_older_name(parents, tokens, tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "field", "value"),
     [
-        ("qwen3_moe", "mlp_only_layers", [1]),
-        ("qwen3_moe", "decoder_sparse_step", 2),
-        ("mellum", "mlp_layer_types", ["sparse", "dense", "sparse", "sparse"]),
         ("cohere", "use_qk_norm", True),
     ],
 )

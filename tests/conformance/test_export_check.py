@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,12 @@ def children(tmp_path_factory, tokenizer):
             model = tiny_model(model_type, **options)
             model.save_pretrained(root / "parent")
             hf.copy_files(tokenizer, root / "parent", hf.TOKENIZER_FILES)
-            pruning = random_survivors(model.config, 3, **sizes)
-            kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in sizes}
+            family = family_of(model.config)
+            stays = family.not_prunable
+            pruning = random_survivors(model.config, 3, **{axis: n for axis, n in sizes.items() if axis not in stays})
+            if family.layers:  # one of each kind
+                pruning = replace(pruning, layer=[0, 1, 3])
+            kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in sizes if axis not in stays}
             plan = PrunePlan(Shape.of(family_of(model.config), model.config), kept)
             source = opened(root / "parent")
             (root / "child").mkdir()

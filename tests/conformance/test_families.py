@@ -52,9 +52,12 @@ HEAD_SIZE_IS_STATED = {
 }
 # Any layer may be of either kind: without the list, transformers takes one layer in four, in two or none to be full
 ONLY_LISTED = {"cohere2", "cwm", "exaone4", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
+WITHOUT_PLAN = {"falcon_h1", "gpt_oss", "granitemoe", "hunyuan_v1_dense", "lfm2", "phimoe"}
+"""Families for which transformers has no plan to split matrices over devices."""
 NORMED_OVER_HEADS = ("flex_olmo", "minimax_m2", "olmo2", "olmo3", "olmoe")
-HIDDEN_STAYS = ("olmoe",)
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
+KINDS = sorted(name for name, family in FAMILIES.items() if len(set(family.of_model(tiny_config(name)).layers)) > 1)
+"""Families whose tiny models have layers that hold different tensors."""
 PATTERNED = sorted(model_type for model_type, parts in ANATOMY.items() if parts.pattern)
 
 # Axis sizes of the children. 24 is a multiple of 6 and of 8, which Llama asks of hidden sizes; GPT-NeoX asks hidden
@@ -85,7 +88,19 @@ BY_EIGHTS_NO_HEADS = {
     "all": {"layer": 3, "hidden": 24, "ffn": 16},
     "all and groups": {"layer": 2, "hidden": 16, "ffn": 40},
 }
+NO_FFN = {
+    "ffn": {"expert": 4},
+    "all": {"layer": 3, "hidden": 24, "head": 6, "expert": 3},
+    "all and groups": {"layer": 2, "hidden": 16, "head": 4, "kv_head": 1, "expert": 2},
+}
+NO_HIDDEN = {
+    "hidden": {},
+    "all": {"layer": 3, "ffn": 20, "head": 6},
+    "all and groups": {"layer": 2, "ffn": 47, "head": 4, "kv_head": 1},
+}
 OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
+    "glm4_moe": NO_FFN,
+    "lfm2": NO_HIDDEN,
     "cohere2": BY_TWOS,
     "gemma2": BY_TWOS,
     "gemma3_text": BY_TWOS,
@@ -122,11 +137,22 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; prune both by the same factor"),
     ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*prune both by the same factor"),
     ("gpt_neox", {"hidden": 28, "head": 6}, "must stay 4"),
-    *((model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8") for model_type in MIXTURES),
+    *(
+        (model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8")
+        for model_type in MIXTURES
+        if "ffn" not in FAMILIES[model_type].not_prunable
+    ),
+    *(
+        (model_type, {axis: size}, f"{axis}={size}: .*; keep {axis}=.* and prune another axis")
+        for model_type, family in FAMILIES.items()
+        for axis, size in (("ffn", 16), ("hidden", 16))
+        if axis in family.not_prunable
+    ),
+    *((model_type, {"layer": 1}, "layer=1: no .* layer would be left.*at least one of each") for model_type in KINDS),
     *(
         (name, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8")
         for name in MIXTURES
-        if name != "olmoe"
+        if "hidden" not in FAMILIES[name].not_prunable
     ),
     *((model_type, {"expert": 1}, "expert=1: every token uses 2 of them; keep at least 2") for model_type in MIXTURES),
 ]
@@ -209,11 +235,13 @@ def plan_of(model, pruning: Survivors, *, keeps_pattern: bool = True) -> PrunePl
 
 
 def some_survivors(model, seed, pruning):
-    """Random survivors, but of layers whose kinds repeat some that keep the pattern."""
-    sizes, config = pruned_sizes(model.config.model_type, pruning), model.config
-    if "layer" not in sizes or not anatomy(config.model_type).pattern:
-        return random_survivors(config, seed, **sizes)
-    return replace(random_survivors(config, seed, **sizes), layer=[0, 3])
+    """Random survivors, but of layers of different kinds some that keep the pattern and every kind."""
+    config = model.config
+    sizes = pruned_sizes(config.model_type, pruning)
+    survivors = random_survivors(config, seed, **sizes)
+    if "layer" not in sizes or not (anatomy(config.model_type).pattern or shape_of(model).family.layers):
+        return survivors
+    return replace(survivors, layer=[0, 3] if sizes["layer"] == 2 else [0, 1, 3])
 
 
 def write(checkpoint, plan, directory):
@@ -326,7 +354,9 @@ def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tm
     check_child(model, checkpoint, random_survivors(model.config, groups, **sizes), tokens, tmp_path / "child")
 
 
-@each_family(sorted(FAMILIES.keys() - {"gpt_neox", *HIDDEN_STAYS}))  # GPT-NeoX's heads go with hidden
+@each_family(
+    sorted(name for name, family in FAMILIES.items() if "hidden" not in family.not_prunable and name != "gpt_neox")
+)
 def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     pruning = random_survivors(model.config, 3, hidden=21)
@@ -345,7 +375,7 @@ def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, t
 
 
 @pytest.mark.slow
-@each_family(sorted(FAMILIES.keys() - HEAD_SIZE_IS_STATED - {*HIDDEN_STAYS}))
+@each_family(sorted(t for t in FAMILIES.keys() - HEAD_SIZE_IS_STATED if "hidden" not in FAMILIES[t].not_prunable))
 def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tokens, tmp_path):
     model = tiny_model(model_type, head_dim=4)  # = hidden / heads, which transformers assumes
     model.save_pretrained(tmp_path / "parent")
@@ -354,7 +384,8 @@ def test_heads_keep_their_size_when_the_config_does_not_state_it(model_type, tok
     assert "head_dim" not in checkpoint.config
     model = reload(tmp_path / "parent")
     heads = {} if model_type in NORMED_OVER_HEADS else {"head": 2, "kv_head": 1}
-    pruning = random_survivors(model.config, 3, hidden=16, **heads)  # 16 / 2 = 8, or 16 / 8 = 2, would be wrong
+    hidden = {} if "hidden" in FAMILIES[model_type].not_prunable else {"hidden": 16}
+    pruning = random_survivors(model.config, 3, **hidden, **heads)  # 16 / 2 = 8, or 16 / 8 = 2, would be wrong
     check_child(model, checkpoint, pruning, tokens, tmp_path / "child")
     assert json.loads((tmp_path / "child" / "config.json").read_text())["head_dim"] == 4
 
@@ -471,6 +502,11 @@ def test_a_child_generates_the_same_with_and_without_cache(parents, model_type, 
 @each_family()
 def test_dropping_layers_keeps_each_layers_kind(parents, model_type, kept, tokens, tmp_path):
     (model, checkpoint), directory = parents(model_type), tmp_path / "child"
+    held = shape_of(model).family.layers
+    if {held[i] for i in kept if held} != set(held):
+        with pytest.raises(InputError, match=r"no \w+( \w+)* layer would be left.*keep at least one of each"):
+            plan_of(model, Survivors(layer=kept))
+        return
     pattern = getattr(model.config, anatomy(model_type).pattern or "none", [])
     keeps_pattern = [pattern[i] for i in kept if pattern] == pattern[: len(kept)]
     if not keeps_pattern:  # transformers reads the list all the same, so the user may ask for it
@@ -510,7 +546,7 @@ def test_a_gemma_loses_the_least_important_pair_of_layers(parents, tokens, tmp_p
 UNKNOWN_TO_4 = {"cwm", "mellum", "ministral3"}
 
 
-PARTLY_ROTATED = ("glm", "glm4", "gpt_neox", "minimax_m2", "nemotron", "phi3")
+PARTLY_ROTATED = ("glm", "glm4", "glm4_moe", "gpt_neox", "minimax_m2", "nemotron", "phi3")
 SCALED_UNLESS_TOLD = {"apertus", "gpt_oss"}  # both versions scale its positions where no other scaling is given
 LONG_ROPE_ONLY = {"phi3", "phimoe"}  # transformers gives them another scaling, tested below
 
@@ -549,8 +585,9 @@ def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope
 
 def check_old_rope(model, old, tokens, tmp_path):
     """The child says `old` too, and to a writer that knows no other spelling it is still the same model."""
-    heads = {"head": 4} if model.config.model_type == "gpt_neox" else {}
-    sizes = {"ffn": 16} if model.config.model_type in HIDDEN_STAYS else {"hidden": 16} | heads
+    model_type = model.config.model_type
+    heads = {"head": 4} if model_type == "gpt_neox" else {}
+    sizes = {"ffn": 16} if "hidden" in FAMILIES[model_type].not_prunable else {"hidden": 16} | heads
     pruning = random_survivors(model.config, 1, **sizes)
     check_child(model, opened(tmp_path / "parent"), pruning, tokens, tmp_path / "child")
     raw = json.loads((tmp_path / "child" / "config.json").read_text())
@@ -612,7 +649,7 @@ def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     plan = plan_of(model, some_survivors(model, 1, "all"))
     child = child_config(checkpoint.config, plan)
     family = FAMILIES[model_type]
-    fields = {family.sizes[axis]: axis for axis in ("layer", "hidden", "ffn", "head")}
+    fields = {family.sizes[axis]: axis for axis in ("layer", "hidden", "ffn", "head", "expert") if axis in family.sizes}
     assert {name: child[name] for name in fields} == {name: plan.child.sizes[axis] for name, axis in fields.items()}
     lists = {"max_window_layers", *family.layer_lists}
     older = {
@@ -622,7 +659,8 @@ def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
         "num_key_value_heads",
         *rope_of(model_type, "")[1],
     }
-    older |= family.config_aliases.keys()
+    older |= {*family.config_aliases.keys(), *family.config_aliases.values(), *family.child_fields}
+    older |= {name for rule in family.layer_kinds for name in rule.write(["dense"])}
     for name in (child.keys() | checkpoint.config.keys()) - fields.keys() - lists - older:
         assert child[name] == checkpoint.config[name], name
 
@@ -640,16 +678,14 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
     assert reload(directory).dtype == dtype
 
 
-@pytest.mark.parametrize(
-    "model_type", sorted(FAMILIES.keys() - {"gpt_oss", "granitemoe", "hunyuan_v1_dense", "phimoe"})
-)  # without a plan
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - WITHOUT_PLAN))
 def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     """transformers says which matrices are split by rows and which by columns: those are the pruned axes."""
     family, config = FAMILIES[model_type], tiny_config(model_type)
-    inner, checked = {"head", "kv_head", "ffn"}, set()
+    inner, checked = {"head", "kv_head", "ffn", "dense_ffn"}, set()
     for pattern, style in config.base_model_tp_plan.items():
         name = f"{anatomy(model_type).decoder}.{pattern.replace('*', '{layer}')}.weight"
-        is_joined = anatomy(model_type).experts and ".mlp." in name
+        is_joined = anatomy(model_type).experts and "expert" in name
         if style.startswith(("colwise", "rowwise")) and not is_joined:
             layout = parse(family.tensors[name])
             split, whole = (0, 1) if style.startswith("colwise") else (1, 0)

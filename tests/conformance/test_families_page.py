@@ -17,7 +17,7 @@ def cell(family: Family, axis: str) -> str:
     if axis not in family.sizes:
         return "-"
     if axis == "layer":
-        return "whole periods" if family.layer_pattern else "exact"
+        return "by kind" if family.layer_kinds else "whole periods" if family.layer_pattern else "exact"
     if axis in family.not_prunable:
         return "refused"
     other = {"head": "hidden", "hidden": "head"}.get(axis, "")

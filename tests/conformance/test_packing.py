@@ -14,8 +14,7 @@ from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.targets import targets
-from minitron_cli.model.families import FAMILIES
-from tests.quick import case_of
+from tests.quick import CARRYING, case_of, without
 from tests.tiny import write_tiny
 
 LENGTHS = 7, 1, 10, 4  # of the documents
@@ -23,7 +22,7 @@ POSITIONS_T = torch.cat([torch.arange(length) for length in LENGTHS])
 THIRD = slice(8, 18)  # longer than the tiny models' sliding windows
 
 
-@pytest.fixture(scope="module", params=[case_of(name) for name in sorted(FAMILIES)])
+@pytest.fixture(scope="module", params=[case_of(name) for name in without(*CARRYING)])
 def models(request, tmp_path_factory) -> ModelPair:
     """A student and a teacher of one family, as the training loop loads and runs them."""
     directory: Path = tmp_path_factory.mktemp(request.param)

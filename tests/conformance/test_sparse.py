@@ -146,7 +146,7 @@ def inputs_seen(model, shape, layer):
                 )
             )
     experts = experts_module(shape.family)
-    if experts and not shape.family.transposed:
+    if experts and not shape.family.transposed and shape.family.holds(layer, experts):
         reads, writes = (group for group in input_groups(shape) if group.is_of_expert)
 
         def see(module, args):

@@ -17,12 +17,12 @@ from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Activation
 from tests.anatomy import anatomy
-from tests.quick import each_family
+from tests.quick import CARRYING, each_family, without
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
 DENSE = sorted(name for name, family in FAMILIES.items() if "expert" not in family.sizes)
-EACH_DENSE_FAMILY = each_family(DENSE)  # of the others: test_experts
+EACH_DENSE_FAMILY = each_family(n for n in DENSE if not FAMILIES[n].layer_kinds)  # of the others: test_experts
 HOW = ("mean", "l2", "var")
 HEADS, HEAD_DIM = 8, 8
 
@@ -154,7 +154,8 @@ def without_layer(model, i):
     model, parts = copy.deepcopy(model), anatomy(model.config.model_type)
     del parts.layers(model)[i]
     for index, layer in enumerate(parts.layers(model)):
-        layer.get_submodule(parts.attention).layer_idx = index
+        for module in (m for m in layer.modules() if hasattr(m, "layer_idx")):
+            module.layer_idx = index
     model.config.num_hidden_layers -= 1
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [t for j, t in enumerate(model.config.layer_types) if j != i]
@@ -174,7 +175,7 @@ def mean_nll(model, batch):
     return torch.cat(losses).mean()
 
 
-@each_family()
+@each_family(without(*CARRYING))
 def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type):
     model, batch = tiny_model(model_type), samples(tokens=25)
     scores = score(model, split(batch, [2, 3]))
@@ -283,7 +284,7 @@ def without_layers(model, start, stop):
 
 
 @pytest.mark.slow
-@each_family()
+@each_family(without(*CARRYING))
 def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, subtests):
     for n in (2, 3):
         with subtests.test(n=n):

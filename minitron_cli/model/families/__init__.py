@@ -12,18 +12,21 @@ from minitron_cli.model.families.cohere2 import COHERE2
 from minitron_cli.model.families.cwm import CWM
 from minitron_cli.model.families.ernie4_5 import ERNIE4_5
 from minitron_cli.model.families.exaone4 import EXAONE4
+from minitron_cli.model.families.falcon_h1 import FALCON_H1
 from minitron_cli.model.families.flex_olmo import FLEX_OLMO
 from minitron_cli.model.families.gemma import GEMMA
 from minitron_cli.model.families.gemma2 import GEMMA2
 from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.glm import GLM
 from minitron_cli.model.families.glm4 import GLM4
+from minitron_cli.model.families.glm4_moe import GLM4_MOE
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.gpt_oss import GPT_OSS
 from minitron_cli.model.families.granite import GRANITE
 from minitron_cli.model.families.granitemoe import GRANITEMOE
 from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
+from minitron_cli.model.families.lfm2 import LFM2
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.families.mellum import MELLUM
 from minitron_cli.model.families.minimax_m2 import MINIMAX_M2
@@ -61,18 +64,21 @@ FAMILIES: dict[str, Family] = {
         CWM,
         ERNIE4_5,
         EXAONE4,
+        FALCON_H1,
         FLEX_OLMO,
         GEMMA,
         GEMMA2,
         GEMMA3_TEXT,
         GLM,
         GLM4,
+        GLM4_MOE,
         GPT_NEOX,
         GPT_OSS,
         GRANITE,
         GRANITEMOE,
         HUNYUAN_V1_DENSE,
         JAIS2,
+        LFM2,
         LLAMA,
         MELLUM,
         MINIMAX_M2,
@@ -118,4 +124,4 @@ def family_of(config: Any, tensors: Shapes = NO_TENSORS) -> Family:
                 f"config field {name!r} is {shown(found)}, which the table of {config.model_type} does not describe: "
                 f"only models where it is {wanted} can be pruned"
             )
-    return family
+    return family.of_model(config)

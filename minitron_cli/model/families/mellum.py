@@ -2,6 +2,7 @@
 
 from minitron_cli.model.families.qwen3_moe import QWEN3_MOE
 from minitron_cli.model.family import Family, Serving
+from minitron_cli.model.layer_kinds import Listed
 
 MELLUM = Family(
     model_type="mellum",
@@ -15,6 +16,7 @@ MELLUM = Family(
     width_multiple=8,
     runtime_names=QWEN3_MOE.runtime_names,
     config_aliases=QWEN3_MOE.config_aliases,
-    uniform_if={"mlp_layer_types": "sparse"},
+    layer_kinds=(Listed("mlp_layer_types"),),
+    held_by=QWEN3_MOE.held_by,
     serving=Serving(llama_cpp="reads_head_dim"),
 )

@@ -1,7 +1,7 @@
-"""Qwen 1.5 and 2 MoE: experts in every layer, beside one that all tokens use, whose width is not pruned."""
+"""Qwen 1.5 and 2 MoE: experts, beside one that all tokens use, whose width is not pruned; nor is a dense layer's."""
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.families.qwen3_moe import EXPERTS, MLP, QWEN3_MOE, RUNTIME_NAMES
+from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, HELD_BY, MLP, QWEN3_MOE, RUNTIME_NAMES, SIZES
 from minitron_cli.model.family import Family, Serving
 
 SHARED = {
@@ -15,9 +15,8 @@ BEFORE_MLP = "model.layers.{layer}.post_attention_layernorm.weight"
 
 QWEN2_MOE = Family(
     model_type="qwen2_moe",
-    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | EXPERTS | SHARED | L.NORMS | L.FINAL,
-    sizes=L.SIZES
-    | {"expert": "num_experts", "ffn": "moe_intermediate_size", "shared_ffn": "shared_expert_intermediate_size"},
+    tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | EXPERTS | SHARED | DENSE_MLP | L.NORMS | L.FINAL,
+    sizes=L.SIZES | SIZES | {"shared_ffn": "shared_expert_intermediate_size"},
     active=QWEN3_MOE.active,
     stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS, "qkv_bias"),
     links=L.LINKS
@@ -33,6 +32,7 @@ QWEN2_MOE = Family(
     layer_marks=("max_window_layers",),
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
-    uniform_if=QWEN3_MOE.uniform_if,
+    layer_kinds=QWEN3_MOE.layer_kinds,
+    held_by=HELD_BY | dict.fromkeys(SHARED, "sparse"),
     serving=Serving(llama_cpp="derives_head_dim"),
 )

@@ -13,12 +13,22 @@ from tests.tiny import BASE
 def test_a_table_speaks_of_its_own_tensors(family):
     """Conditions, links and ties name templates of the table; layouts and names use axes that have a size."""
     sources_of_live = [name for sources in family.runtime_names.values() for name in sources]
-    spoken_of = (family.stored_if, family.links, family.tied, family.corrections, sources_of_live)
+    spoken_of = (
+        family.stored_if,
+        family.links,
+        family.tied,
+        family.corrections,
+        family.held_by,
+        family.buffers,
+        sources_of_live,
+    )
     for mentioned in (*spoken_of, *family.links.values(), family.tied.values()):
         assert set(mentioned) <= family.tensors.keys()
     for template, text in family.tensors.items():
         named = set(NAME_AXIS.findall(template)).union(*(parse(text).axes(d) for d in range(len(parse(text).dims))))
-        assert named <= family.sizes.keys() | {"head_dim"}  # derived where no config field says it
+        assert named <= family.sizes.keys() | family.derived.keys() | {
+            "head_dim"
+        }  # derived where no config field says it
     assert family.sizes.keys() >= family.active.keys()
 
 

@@ -14,14 +14,15 @@ EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 @EVERY_FAMILY
 def test_each_axis_is_seen_where_it_is_consumed(model_type):
     found = [(tap.axis, tap.module, tap.side) for tap in taps(FAMILIES[model_type])]
-    wanted = [(axis, module, "output" if axis == "hidden" else "input") for axis, module in anatomy(model_type).taps()]
+    sides = {"head": "input", "ffn": "input"}
+    wanted = [(axis, module, sides.get(axis, "output")) for axis, module in anatomy(model_type).taps()]
     assert sorted(found) == sorted(wanted)
 
 
 @EVERY_FAMILY
 def test_taps_are_modules_and_show_the_axis(model_type):
     model = tiny_model(model_type)
-    seen = {}
+    family, seen = FAMILIES[model_type].of_model(model.config), {}
 
     def watch(name, module, side):
         if side == "input":
@@ -29,10 +30,18 @@ def test_taps_are_modules_and_show_the_axis(model_type):
         else:
             module.register_forward_hook(lambda _, args, output: seen.update({name: output.shape}))
 
-    widths = {"head": 32 if model_type in ("gpt_neox", "olmoe") else 64, "ffn": 48, "hidden": 32}
+    widths = {
+        "head": 32 if model_type in ("gpt_neox", "olmoe") else 64,
+        "ffn": 48,
+        "hidden": 32,
+        "mamba_head": 176,
+        "mamba_dim": 176,
+    }
     expected = {}
     for tap in taps(FAMILIES[model_type]):
         for layer in range(4 if "{layer}" in tap.module else 1):
+            if "{layer}" in tap.module and not family.holds(layer, tap.module):
+                continue
             name = tap.module.format(layer=layer)
             watch(name, model.get_submodule(name), tap.side)
             expected[name] = (2, 5, widths[tap.axis])
