@@ -74,6 +74,7 @@ SAID_OTHERWISE = {
     "--draws": "50",
     "--tokens": "all of the text, once",
     "--epochs": "as many as --tokens make",
+    "--as": "wrapper, if MODEL is one",
 }
 
 

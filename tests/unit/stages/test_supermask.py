@@ -130,11 +130,11 @@ def test_killed_scores_go_on_to_the_same_bits(place, study, tmp_path, monkeypatc
     real, steps = supermask.popup._step, []
 
     def learned(scratch, kill=None):
-        def step(pair, optimizer, blocks, config, number):
+        def step(pair, optimizer, blocks, number):
             if number == kill:
                 raise Interrupted("stopped")
             steps.append(number)
-            return real(pair, optimizer, blocks, config, number)
+            return real(pair, optimizer, blocks, number)
 
         monkeypatch.setattr(supermask.popup, "_step", step)
         keep = lambda name, scores: scores > scores.median()  # noqa: E731
