@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from minitron_cli.checkpoint import hf
+from minitron_cli.distill import sharding
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
@@ -105,7 +106,7 @@ def test_a_child_in_memory_is_the_child_on_disk(parents, model_type, tokens, tmp
     assert torch.equal(logits_of(child, tokens), logits_of(reload(on_disk), tokens))
     (tmp_path / "saved").mkdir()
     family = family_of(child.config)
-    live = (part for name, tensor in child.state_dict().items() for part in disk_tensors(family, name, tensor))
+    live = (part for name, tensor in sharding.parameters(child) for part in disk_tensors(family, name, tensor))
     hf.save_like(opened(on_disk), tmp_path / "saved", live)
     found, wanted = stored(tmp_path / "saved"), stored(on_disk)
     assert found.keys() == wanted.keys()
