@@ -106,6 +106,11 @@ def _check_learned(parent: Shape, config: LearnedMasks) -> None:
     """Raise InputError unless the parent can be pruned to the shape, and all axes that this prunes have gates."""
     if unknown := sorted(config.shape.keys() - parent.prunable.keys()):
         raise InputError(f"importance.learned.shape: {unknown[0]} is none of {', '.join(parent.prunable)}")
+    for axis, size in config.shape.items():
+        if not 0 < size <= parent.sizes[axis]:
+            raise InputError(
+                f"importance.learned.shape: {axis}={size} is not within 1 to the parent's {parent.sizes[axis]}"
+            )
     child = parent.resize(**config.shape)
     if reason := refusal(parent, child):
         raise InputError(f"importance.learned.shape: {reason}")

@@ -14,6 +14,7 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate import tasks as lm_eval_tasks
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.importance.learned_masks import LearnedMasks
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.layerwise.processes import Processes, say_if_on_cpu
 from minitron_cli.scores.scores import Scores
@@ -197,6 +198,20 @@ def test_the_only_layer_of_a_model_is_scored_and_not_removed(place, tmp_path, mo
     assert found["layer.block_importance"].shape == (1,)
     assert "layer.perplexity" not in found
     assert [text for text in said if "the model has one layer" in text]
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ({"expert": 2}, r"learned\.shape: expert is none of "),
+        ({"ffn": 999, "layer": 2}, r"learned\.shape: ffn=999 is not within 1 to the parent's "),
+        ({"layer": 4}, r"learned\.shape is the model's own: give a smaller size"),
+        ({"head": 7}, r"learned\.shape: .*head"),
+    ],
+)
+def test_masks_of_a_shape_that_cannot_be_are_refused(place, tmp_path, shape, says):
+    with pytest.raises(InputError, match=says):
+        run(place, tmp_path, learned=LearnedMasks(shape=shape))
 
 
 def test_more_merged_layers_than_there_are_is_an_error(place, tmp_path):
