@@ -77,7 +77,8 @@ def test_two_models_have_radii_sharpness_and_a_line(place, tmp_path):
     assert (artifact.path / "landscape.svg").read_text().count("<svg") == 1
 
 
-@pytest.mark.parametrize("scale", ["filter", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["filter", "none"])
 def test_the_plane_at_its_corners_has_the_losses_of_the_models(place, tmp_path, scale):
     third = tmp_path / "third"
     shutil.copytree(place / "model", third)
@@ -208,6 +209,7 @@ def test_a_killed_measurement_goes_on_where_it_was(place, tmp_path, monkeypatch)
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_about_how_many_evaluations_there_are(place, tmp_path, monkeypatch):
     config = LandscapeConfig(**QUICK)
     with pytest.raises(DryRunStop) as stop:

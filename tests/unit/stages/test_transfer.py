@@ -51,6 +51,7 @@ def study(place, tickets, tmp_path_factory):
         return root, moved(place, root, tickets[1].path, controls=(*ARMS[1:], "own")), weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_transferred_ticket_begins_with_its_mask_and_its_rewound_weights(tickets, study, number):
     found, (root, _, weights) = tickets[0], study
@@ -60,6 +61,7 @@ def test_a_transferred_ticket_begins_with_its_mask_and_its_rewound_weights(ticke
     assert all(torch.equal(held[name], mask) for name, mask in kept.items())
 
 
+@pytest.mark.slow
 def test_controls_begin_with_the_tickets_weights_or_keep_its_mask(tickets, study):
     found, (root, _, weights) = tickets[0], study
     kept = {arm: masks_of(root, f"{arm.replace('_', '-')}-01-seed-0") for arm in ARMS}
@@ -71,6 +73,7 @@ def test_controls_begin_with_the_tickets_weights_or_keep_its_mask(tickets, study
     is_rewound(weights["ticket-00-seed-0"], start_of(found, 2), {})
 
 
+@pytest.mark.slow
 def test_own_tickets_are_found_on_the_new_text_from_the_same_weights(tickets, study):
     found, (root, _, weights) = tickets[0], study
     own = masks_of(root, "ticket-02-seed-0")
@@ -82,6 +85,7 @@ def test_own_tickets_are_found_on_the_new_text_from_the_same_weights(tickets, st
     assert least > 0
 
 
+@pytest.mark.slow
 def test_the_table_has_every_arm_beside_the_dense_training_of_this_text(study):
     root, artifact, _ = study
     result = artifact.result(TransferResult)
@@ -96,21 +100,28 @@ def test_the_table_has_every_arm_beside_the_dense_training_of_this_text(study):
     assert (artifact.path / "tickets.svg").is_file()
 
 
-def test_one_round_can_be_given_alone_and_shares_its_trainings(place, tickets, study, tmp_path):
+@pytest.mark.slow
+def test_one_round_can_be_given_alone_and_shares_its_trainings(place, tickets, study):
+    one = directory(tickets[0], "ticket_round", "ticket-02-seed-0")
+    before = set((study[0] / "ticket_round").iterdir())
+    again = moved(place, study[0], one)
+    assert [(row.arm, row.round) for row in again.result(TransferResult).rows] == [("ticket", 0), ("transferred", 2)]
+    assert set((study[0] / "ticket_round").iterdir()) == before
+
+
+def test_a_dry_run_says_how_many_trainings_there_are(place, tickets, tmp_path):
     one = directory(tickets[0], "ticket_round", "ticket-02-seed-0")
     with pytest.raises(DryRunStop) as stop:
         moved(place, tmp_path, one, controls=("reinit", "own"), dry_run=True)
     assert stop.value.forecast == {"trainings": 1 + 2 + 2, "steps of each": 4}
     assert stop.value.price.what.startswith("5 trainings of 4 steps")
-    again = moved(place, study[0], one)
-    assert [(row.arm, row.round) for row in again.result(TransferResult).rows] == [("ticket", 0), ("transferred", 2)]
 
 
-def test_what_is_no_ticket_is_refused(place, tickets, study, tmp_path):
+def test_what_is_no_ticket_is_refused(place, tickets, tmp_path):
     with pytest.raises(InputError, match="is no ticket: give what `minitron ticket train` wrote"):
         moved(place, tmp_path, directory(tickets[0], "ticket_round", "ticket-00-seed-0"))
     with pytest.raises(InputError, match="is no ticket"):
-        moved(place, tmp_path, study[1].path)
+        moved(place, tmp_path, directory(tickets[0], "ticket_start", "step-2-seed-0"))
     one = directory(tickets[0], "ticket_round", "ticket-01-seed-0")
     with pytest.raises(InputError, match="give each ticket once"):
         moved(place, tmp_path, one, one)
