@@ -175,8 +175,12 @@ class Family:
         return {t.removesuffix("[{expert}]"): (t,) for t in self.tensors if t.endswith("[{expert}]")}
 
     def of_model(self, config: Any) -> "Family":
-        """The table with the kinds of the layers of one model."""
-        return self.with_layers(zip(*(rule.read(config) for rule in self.layer_kinds), strict=True))
+        """The table with the kinds of the layers of one model. CheckpointError if its config does not state them."""
+        try:
+            kinds = [rule.read(config) for rule in self.layer_kinds]
+        except AttributeError as e:
+            raise CheckpointError(f"config field {e.name!r} is missing: it states the kinds of layers") from None
+        return self.with_layers(zip(*kinds, strict=True))
 
     def with_layers(self, layers: Iterable[Layer]) -> "Family":
         """The table with these kinds of layers; itself where it has no rules for them."""

@@ -28,7 +28,7 @@ HEAD_WEIGHTS = 1 << 22  # larger heads are timed by a smaller part of the vocabu
 
 @dataclass(frozen=True)
 class ProbeModel:
-    """The middle layer of a model, between the first rows of the embedding and of the head."""
+    """The middle layer of a model, of each kind if there are several, between the first rows of the embedding and of the head."""
 
     run: Run
     device: str
@@ -38,7 +38,7 @@ class ProbeModel:
         """Plan from the whole model to the part that is timed."""
         shape = self.run.shape
         vocab = min(shape.sizes["vocab"], VOCAB, max(1024, HEAD_WEIGHTS // shape.sizes["hidden"]))
-        return PrunePlan(shape.resize(vocab=vocab), {"layer": torch.tensor([shape.sizes["layer"] // 2])})
+        return PrunePlan(shape.resize(vocab=vocab), {"layer": torch.tensor(_middle_layers(shape))})
 
     @property
     def shape(self) -> Shape:
@@ -78,3 +78,10 @@ class ProbeModel:
         """Sequences of different tokens, each one document."""
         ids_BT = torch.arange(sequences * length).view(sequences, length) * 7 % self.shape.sizes["vocab"]
         return Batch(ids_BT, torch.arange(length).expand(sequences, length), tuple(range(sequences)))
+
+
+def _middle_layers(shape: Shape) -> list[int]:
+    """Number of the layer in the middle; of those of each kind, where layers hold different tensors."""
+    kinds = shape.family.layers or ((),) * shape.sizes["layer"]
+    places = {kind: [i for i, one in enumerate(kinds) if one == kind] for kind in kinds}
+    return sorted(numbers[len(numbers) // 2] for numbers in places.values())

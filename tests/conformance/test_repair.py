@@ -52,6 +52,7 @@ OTHERS = {
     "olmo",
     "olmo2",
     "olmo3",
+    "olmoe",
     "phimoe",
     "starcoder2",
 }  # see docs/repair.md
@@ -108,7 +109,6 @@ def test_the_families_that_must_be_rotatable_are():
         "ministral3",
         "mistral",
         "mixtral",
-        "olmoe",
         "phi3",
         "qwen2",
         "qwen2_moe",

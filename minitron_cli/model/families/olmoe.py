@@ -2,7 +2,7 @@
 
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.olmo2 import NORMED_OVER_HEADS
-from minitron_cli.model.families.qwen3_moe import EXPERTS, QWEN3_MOE, RUNTIME_NAMES
+from minitron_cli.model.families.qwen3_moe import EXPERT_READERS, EXPERTS, QWEN3_MOE, RUNTIME_NAMES
 from minitron_cli.model.family import Family
 
 QK_NORM = {
@@ -16,7 +16,7 @@ OLMOE = Family(
     sizes=L.SIZES | {"expert": "num_experts"},
     active=QWEN3_MOE.active,
     stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS | L.O_BIAS, "attention_bias"),
-    links=QWEN3_MOE.links,
+    links=QWEN3_MOE.links | {"model.layers.{layer}.post_attention_layernorm.weight": EXPERT_READERS},
     tied=L.TIED,
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,

@@ -23,6 +23,13 @@ DENSE_MLP = {
 
 SIZES = {"expert": "num_experts", "ffn": "moe_intermediate_size", "dense_ffn": "intermediate_size"}
 
+EXPERT_READERS = (
+    f"{MLP}.gate.weight",
+    f"{MLP}.experts.{{expert}}.gate_proj.weight",
+    f"{MLP}.experts.{{expert}}.up_proj.weight",
+)
+"""Matrices with experts that read the norm before the MLP."""
+
 HELD_BY = dict.fromkeys(EXPERTS, "sparse") | dict.fromkeys(DENSE_MLP, "dense")
 
 RUNTIME_NAMES = {
@@ -42,9 +49,7 @@ QWEN3_MOE = Family(
     links=L.LINKS
     | {
         "model.layers.{layer}.post_attention_layernorm.weight": (
-            f"{MLP}.gate.weight",
-            f"{MLP}.experts.{{expert}}.gate_proj.weight",
-            f"{MLP}.experts.{{expert}}.up_proj.weight",
+            *EXPERT_READERS,
             f"{MLP}.gate_proj.weight",
             f"{MLP}.up_proj.weight",
         )

@@ -12,7 +12,10 @@ from minitron_cli.prune.config import PruneConfig, Ranking
         ({"drop_layers": [1], "shape": {"layer": 3}}, "give drop_layers or the number of layers, not both"),
         ({"drop_layers": [1, 1]}, "drop_layers must list different layers, counted from 0"),
         ({"drop_layers": [-1]}, "drop_layers must list different layers, counted from 0"),
-        ({"shape": {"vocab": 3}}, "Input should be 'layer', 'hidden', 'head', 'kv_head', 'expert' or 'ffn'"),
+        (
+            {"shape": {"vocab": 3}},
+            "Input should be 'layer', 'hidden', 'head', 'kv_head', 'expert', 'ffn', 'mamba_head' or 'mamba_dim'",
+        ),
         ({"budget": {"target": "4B", "tolerance": 0}}, "greater than 0"),
         ({"budget": {"target": "lots"}}, "is not a quantity"),
         ({"ranking": {"width": {"kind": "magnitud"}}}, "magnitud"),
