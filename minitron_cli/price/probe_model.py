@@ -28,7 +28,7 @@ HEAD_WEIGHTS = 1 << 22  # larger heads are timed by a smaller part of the vocabu
 
 @dataclass(frozen=True)
 class ProbeModel:
-    """The middle layer of a model, of each kind if there are several, between the first rows of the embedding and of the head."""
+    """The middle layer of a model, of each kind if there are several, between the first rows of embedding and head."""
 
     run: Run
     device: str
