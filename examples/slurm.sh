@@ -15,7 +15,7 @@
 # directory: sbatch examples/slurm.sh
 set -euo pipefail
 
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")  # without a pipe, whose writer could fail
 stopped=""
 trap 'stopped=yes; kill -TERM "$training"' TERM
 
