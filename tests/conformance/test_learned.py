@@ -4,16 +4,20 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint import hf
+from minitron_cli.errors import InputError
 from minitron_cli.learned.gated_model import gated
 from minitron_cli.learned.gates import Gates, targets
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.stream import prune_in_memory
 from tests.anatomy import anatomy
 from tests.conformance.masked import random_survivors
-from tests.conformance.test_families import assert_same, logits_of, plan_of, pruned_sizes
-from tests.quick import each_family
+from tests.conformance.test_families import assert_same, logits_of, plan_of, pruned_sizes, shape_of
+from tests.quick import each_family, without
 from tests.tiny import tiny_model
 
+OF_KINDS = ("falcon_h1", "glm4_moe", "lfm2")
+"""Families with layers of several kinds, which have no gates."""
+EACH_WITH_GATES = each_family(without(*OF_KINDS))
 TOKENS = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
 PRUNINGS = ("all", "all and groups")
 
@@ -47,14 +51,14 @@ def binary(plan, parent):
     return found
 
 
-@each_family()
+@EACH_WITH_GATES
 def test_closed_gates_are_pruning(model_type):
     model = tiny_model(model_type)
     for seed, pruning in enumerate(PRUNINGS):
         plan = plan_of(model, random_survivors(model.config, seed, **sizes_of(model_type, pruning)))
         parent = plan.parent
         gates = Gates(targets(parent, plan.child))
-        tensors = hf.stored_tensors(model)
+        tensors = hf.stored_tensors(model, parent.tensors())
         child = hf.model_of(
             child_config(model.config.to_dict(), plan), prune_in_memory(plan, tensors, tensors.__getitem__)
         )
@@ -68,7 +72,7 @@ def test_closed_gates_are_pruning(model_type):
         assert (found - whole).norm() > 0.1 * whole.norm()
 
 
-@each_family()
+@EACH_WITH_GATES
 def test_every_gate_has_a_gradient(model_type):
     model = tiny_model(model_type).requires_grad_(False)
     plan = plan_of(model, random_survivors(model.config, 0, **sizes_of(model_type, "all")))
@@ -79,6 +83,13 @@ def test_every_gate_has_a_gradient(model_type):
     for axis, values in gates.values.items():
         assert values.grad.isfinite().all(), axis
         assert values.grad.abs().gt(0).float().mean() > (0.6 if axis == "ffn" else 0.99), axis  # relu neurons may rest
+
+
+@pytest.mark.parametrize("model_type", OF_KINDS)
+def test_layers_of_several_kinds_are_refused(model_type):
+    parent = shape_of(tiny_model(model_type))
+    with pytest.raises(InputError, match=f"no masks for a {model_type} model, whose layers are of several kinds"):
+        targets(parent, parent.resize(head=6))
 
 
 def test_a_hook_is_left_nowhere():

@@ -105,14 +105,18 @@ class Chain:
 @pytest.fixture(scope="module", autouse=True)
 def _figures_are_drawn_once():
     """Drawing takes seconds and touches no disk."""
-    drawn, draw = {}, plots._drawn
+    drawn = {}
 
-    def found(panels, **options):
-        key = pickle.dumps((list(panels), options))
-        return drawn.get(key) or drawn.setdefault(key, draw(panels, **options))
+    def once(draw):
+        def found(shown):
+            key = pickle.dumps((draw.__name__, shown))
+            return drawn.get(key) or drawn.setdefault(key, draw(shown))
+
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_drawn", found)
+        for draw in (plots.svg, plots.sheet):
+            patch.setattr(plots, draw.__name__, once(draw))
         yield
 
 
