@@ -40,8 +40,8 @@ def targets(parent: Shape, child: Shape) -> dict[str, Target]:
     """Gates of every axis along which the child is smaller. InputError if one of them has none."""
     if len(set(parent.family.layers)) > 1 or "mamba_head" in parent.sizes:
         raise InputError(
-            f"importance.learned has no masks for a {parent.family.model_type} model, whose layers are of several kinds: "
-            "leave learned.shape out, and rank it by activation"
+            f"importance.learned has no masks for a {parent.family.model_type} model, whose layers are of several "
+            "kinds: leave learned.shape out, and rank it by activation"
         )
     smaller = [axis for axis, size in child.sizes.items() if size < parent.sizes[axis]]
     in_experts = {"expert", *(["ffn"] if "expert" in parent.sizes else [])}
