@@ -117,8 +117,11 @@ class Recipe(Spec):
         self._check_controls()
         for one in [self.at(step) for step in self.steps] or [self]:
             one._check_unrepaired()
-        is_of_original = any(getattr(rule, "of", None) == "original" for rule in self.evaluate.gates.rules)
-        if is_of_original and not self.compares_with_original and (len(self.steps) > 1 or self.relatives):
+        if (
+            self.evaluate.gates.name_the_original
+            and not self.compares_with_original
+            and (len(self.steps) > 1 or self.relatives)
+        ):
             raise ValueError("a gate is of: original, which is not compared with; write compare_with: original")
         return self
 

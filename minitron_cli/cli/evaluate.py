@@ -147,13 +147,15 @@ def evaluate(
         from minitron_cli.results.evaluation import PARENT
 
         config = session.section(EvaluateConfig, "evaluate")
+        gates = config.gates.joined(wanted)
+        _check_original(gates, session.parent().path)
         named = _named(others) if models else _made(session.workspace)
         data = session.data() if config.perplexity or config.cloze else None
         artifact = api.evaluate(
             session.context, dict(named), session.parent(), data, config, allow_code=allow_code_execution
         )
     label = named[-1][0] if named else PARENT
-    found = _judged(artifact, config.gates.joined(wanted), label, how)
+    found = _judged(artifact, gates, label, how)
     _write(artifact, found, label, junit, summary)
     _require(found)
 
@@ -189,6 +191,20 @@ def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]
         for baseline in sorted(baselines):
             read_models(baseline)
     return gates.joined(Gates.parse(minimum, maximum))
+
+
+def _check_original(gates: "Gates", parent: Path) -> None:
+    """Refuse a gate on the original of a chain where models are compared with a later member alone."""
+    from minitron_cli.artifacts.artifact import Artifact
+    from minitron_cli.artifacts.manifest import MANIFEST
+    from minitron_cli.cost.lineage import GIVEN
+
+    is_made = (parent / MANIFEST).is_file() and Artifact.open(parent).stage != GIVEN
+    if gates.name_the_original and is_made:
+        raise InputError(
+            f"a gate is of: original, and {parent} was itself pruned or trained: run the recipe of the chain, which "
+            "compares with both, or write of: step"
+        )
 
 
 def _judged(artifact: "Artifact", gates: "Gates", label: str, how: ComputeOptions) -> "list[Outcome]":

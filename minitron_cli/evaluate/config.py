@@ -185,6 +185,11 @@ class Gates(Spec):
         """Gates of `task.metric=value` strings, as on the command line."""
         return cls(minimum=dict(map(_bound, minimum)), maximum=dict(map(_bound, maximum)))
 
+    @property
+    def name_the_original(self) -> bool:
+        """Whether a rule asks for the model that a chain started from."""
+        return any(isinstance(rule, AgainstParent) and rule.of == "original" for rule in self.rules)
+
     def all(self) -> tuple[Absolute | AgainstParent | AgainstBaseline, ...]:
         """Every gate as a rule."""
         least = (Absolute(metric=name, min=bound) for name, bound in self.minimum.items())

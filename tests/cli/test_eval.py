@@ -233,6 +233,33 @@ def test_every_kind_of_gate_decides_the_exit_code(place: KeyPath, tmp_path: Path
     assert ("1 of 1 gates missed" in summary.read_text()) is not passes
 
 
+def test_a_gate_on_the_original_is_not_checked_on_a_later_member(tiny: Path, tmp_path: Path) -> None:
+    runs, gates = ("--runs-dir", tmp_path / "runs"), tmp_path / "gates.yaml"
+    made = ("prune", tiny / "model", "--shape", "ffn=32", "--repair", "none", "--data", tiny / "text.jsonl")
+    for verb in (("importance", *made[1:2], *made[-2:]), made):
+        result = invoke(*verb, "--sequence-length", 64, *runs, "--run", "first")
+        assert result.exit_code == 0, result.stderr
+    (member,) = (path.parent for path in (tmp_path / "runs/first/prune").glob("*/config.json"))
+    for of, code in (("step", 0), ("original", 2)):
+        gates.write_text(f"rules: [{{kind: parent, of: {of}, metric: perplexity.loss, max_difference: 9}}]")
+        words = (
+            "eval",
+            member,
+            tiny / "model",
+            "--data",
+            tiny / "text.jsonl",
+            "--sequence-length",
+            64,
+            "--gate",
+            gates,
+        )
+        result = invoke(*words, *runs, "--run", f"second-{of}")
+        assert result.exit_code == code, result.stderr
+    assert f"a gate is of: original, and {member} was itself pruned or trained: run the recipe" in result.stderr
+    words = ("eval", tiny / "model", member, "--data", tiny / "text.jsonl", "--sequence-length", 64, "--gate", gates)
+    assert invoke(*words, *runs, "--run", "third").exit_code == 0, "of the first member, the original is the parent"
+
+
 def test_short_gates_files_and_json_come_together(place: KeyPath, tmp_path: Path) -> None:
     (tmp_path / "gates.yaml").write_text("minimum: {cloze.acc: 2}\nmaximum: {perplexity.loss: 100}\n")
     result = place.run("--gate", tmp_path / "gates.yaml", "--min", "perplexity.loss=0.1", "--json")
