@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import config_checks, text_growth
+from minitron_cli.checkpoint import config_checks, document_masks, text_growth
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_like, write_checkpoint
 from minitron_cli.environment_errors import is_of_environment
@@ -21,9 +21,6 @@ from minitron_cli.stacked_names import stacks
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-MASKS_WITHOUT_POSITIONS = frozenset({"gpt_oss"})
-"""Model types whose decoder in transformers 5.23 makes its attention masks without looking at positions."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -146,35 +143,8 @@ def load_model(
                 f"{path} has {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}: "
                 "the checkpoint is incomplete; download it again"
             )
-    keep_documents_apart(model)
+    document_masks.keep_documents_apart(model)
     return model.eval() if device_map else model.to(device).eval()
-
-
-def keep_documents_apart(model: "PreTrainedModel") -> None:
-    """Make a decoder keep the documents of a block apart by their positions, as those of all other types do."""
-    if model.config.model_type in MASKS_WITHOUT_POSITIONS:
-        model.get_decoder().register_forward_pre_hook(_masks_by_position, with_kwargs=True)
-
-
-def _masks_by_position(decoder: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> Any:
-    """Arguments of a decoder with a mask for each kind of its layers, unless it is given one or caches keys."""
-    from torch import empty
-    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-
-    positions_BT, embedded_BTD = given.get("position_ids"), given.get("inputs_embeds")
-    inputs = given.get("input_ids") if embedded_BTD is None else embedded_BTD
-    cached = given.get("use_cache") or given.get("past_key_values") is not None
-    if positions_BT is None or inputs is None or cached or given.get("attention_mask") is not None:
-        return None
-    like_BT1 = empty(*inputs.shape[:2], 1, dtype=decoder.dtype, device=inputs.device)
-    makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-    shared = {"attention_mask": None, "past_key_values": None, "position_ids": positions_BT}
-    masks = {
-        kind: make(config=decoder.config, inputs_embeds=like_BT1, **shared)
-        for kind, make in makers.items()
-        if kind in decoder.config.layer_types
-    }
-    return arguments, given | {"attention_mask": masks}
 
 
 def spread(path: Path, free_bytes: Mapping[int, int], dtype: Any = "auto") -> dict[str, Any]:
@@ -212,7 +182,7 @@ def empty_model_of(config: "PretrainedConfig", *, device: str, dtype: Any) -> "P
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    keep_documents_apart(model)
+    document_masks.keep_documents_apart(model)
     return model
 
 
@@ -245,7 +215,7 @@ def model_of(
         raise CheckpointError(
             f"the pruned model does not fit its config at {min(map(str, wrong))}: report the model's family"
         )
-    keep_documents_apart(model)
+    document_masks.keep_documents_apart(model)
     return model.to(device).eval()
 
 
@@ -257,7 +227,7 @@ def new_model(config: "PretrainedConfig", *, seed: int) -> "PreTrainedModel":
     with torch.random.fork_rng(devices=[]), _refusing("the config makes no model", "fix config.json"):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=_attention(config))
-    keep_documents_apart(model)
+    document_masks.keep_documents_apart(model)
     return model.eval()
 
 

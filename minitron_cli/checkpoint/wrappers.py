@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minitron_cli.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
-    from minitron_cli.checkpoint.reader import TensorInfo
+    from minitron_cli.checkpoint.safetensors_file import TensorInfo
 
 TEXT = "text_config"
 """Field of a wrapper's config with the text model's; some older files have that one's fields beside their own."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io, stopping
-from minitron_cli.checkpoint.reader import DTYPES, INDEX, WEIGHTS, Checkpoint, read_tensor
+from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
+from minitron_cli.checkpoint.safetensors_file import DTYPES, read_tensor
 from minitron_cli.stacked_names import entry, stacks, stored_shapes
 
 MAX_SHARD_BYTES = 5 * 10**9

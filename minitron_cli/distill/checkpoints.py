@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli import canonical_json, io, progress, strict_json
-from minitron_cli.checkpoint.reader import Checkpoint, read_header
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import read_header
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.errors import ArtifactError, CheckpointError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from minitron_cli import progress, strict_json
 from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.aliases import aliases
-from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import TensorInfo
 from minitron_cli.choices import CheckpointForm
 from minitron_cli.errors import CheckpointError, InputError, shown
 from minitron_cli.inputs import early_checks

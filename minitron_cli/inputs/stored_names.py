@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.other_formats import ADAPTER
-from minitron_cli.checkpoint.reader import QUANTIZED, Checkpoint, TensorInfo
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import QUANTIZED, TensorInfo
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.family import NAME_AXIS, Family, pattern
 from minitron_cli.model.layout import parse

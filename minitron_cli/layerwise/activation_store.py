@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io
-from minitron_cli.checkpoint.reader import read_safetensors
+from minitron_cli.checkpoint.safetensors_file import read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 
 PREFIX = "hidden-"

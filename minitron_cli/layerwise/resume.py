@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io, progress, stopping
-from minitron_cli.checkpoint.reader import read_safetensors
+from minitron_cli.checkpoint.safetensors_file import read_safetensors
 from minitron_cli.checkpoint.writer import replace_safetensors
 from minitron_cli.errors import InputError
 from minitron_cli.layerwise.observer import Observer

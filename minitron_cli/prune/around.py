@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint, read_tensor
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import read_tensor
 from minitron_cli.model import wrappers
 from minitron_cli.prune.child_config import child_file
 from minitron_cli.prune.loaded_check import Refused

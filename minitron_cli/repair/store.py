@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo, read_header, read_safetensors
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import TensorInfo, read_header, read_safetensors
 from minitron_cli.checkpoint.writer import replace_safetensors
 from minitron_cli.repair.gram import NormMoments
 

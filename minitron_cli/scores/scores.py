@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minitron_cli.checkpoint.reader import read_safetensors
+from minitron_cli.checkpoint.safetensors_file import read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import ArtifactError
 from minitron_cli.scores.layer_score import LAYER_SCORES, LayerScore, layer_score

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from minitron_cli.checkpoint.reader import TensorInfo, read_header
+from minitron_cli.checkpoint.safetensors_file import TensorInfo, read_header
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.signals.encoding import BlockSignals, Encoding
 from minitron_cli.signals.rows import SignalRows

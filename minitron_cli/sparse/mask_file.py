@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli import stopping, strict_json
-from minitron_cli.checkpoint import reader
-from minitron_cli.checkpoint.reader import TensorInfo
+from minitron_cli.checkpoint import safetensors_file
+from minitron_cli.checkpoint.safetensors_file import TensorInfo
 from minitron_cli.checkpoint.writer import Blank, TensorSpec, blank_file
 from minitron_cli.errors import CheckpointError, InputError, shown
 from minitron_cli.sparse.pattern import IN_A_BYTE, Pattern
@@ -111,8 +111,10 @@ class MaskFile:
     @classmethod
     def open(cls, path: Path) -> "MaskFile":
         """Read the header. CheckpointError unless it describes every mask and each has the size that it should."""
-        tensors = reader.read_header(path)
-        described = strict_json.parse(reader.read_metadata(path).get(FORMAT, "{}").encode(), f"the header of {path}")
+        tensors = safetensors_file.read_header(path)
+        described = strict_json.parse(
+            safetensors_file.read_metadata(path).get(FORMAT, "{}").encode(), f"the header of {path}"
+        )
         if described.keys() != tensors.keys() or not tensors:
             raise CheckpointError(f"{path} does not describe its masks: {AGAIN}")
         specs = {name: _spec(path, name, entry) for name, entry in described.items()}
@@ -134,7 +136,7 @@ class MaskFile:
         """Bool mask of a tensor, in its shape. CheckpointError unless it has its pattern and ends in zero bits."""
         stopping.raise_if_stopped()
         spec = self.specs[name]
-        bits = reader.read_tensor(self._tensors[name])
+        bits = safetensors_file.read_tensor(self._tensors[name])
         mask = unpack(bits, spec.shape)
         if not torch.equal(pack(mask), bits) or not spec.pattern.holds(mask, spec.axis):
             raise CheckpointError(f"{self.path}: the mask of {shown(name)} has not the pattern {spec.pattern}: {AGAIN}")

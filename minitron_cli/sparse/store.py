@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io
-from minitron_cli.checkpoint.reader import Checkpoint, TensorInfo, read_header, read_tensor
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import TensorInfo, read_header, read_tensor
 from minitron_cli.checkpoint.writer import replace_safetensors
 from minitron_cli.sparse.mask_file import pack, unpack
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress
-from minitron_cli.checkpoint.reader import Buffer, Checkpoint, blocks
+from minitron_cli.checkpoint.reader import Checkpoint, blocks
+from minitron_cli.checkpoint.safetensors_file import Buffer
 from minitron_cli.checkpoint.writer import Blank, TensorSpec, blank_like
 from minitron_cli.prune.slicing import check_finite
 from minitron_cli.prune.stream import BLOCK_BYTES, in_threads

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint, read_header
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import read_header
 from minitron_cli.errors import CheckpointError, RunFailed
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.residual_stream import foldable, rotation_obstacle

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from minitron_cli import progress
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import document_masks, hf
 from minitron_cli.choices import MetricName
 from minitron_cli.figures import Figure
 from minitron_cli.layerwise.activation_store import ActivationStore
@@ -168,7 +168,7 @@ def inputs_seen(model, shape, layer):
 def test_wanda_agrees_with_hooks_on_a_loaded_model_whose_layers_become_sparse(model_type, parents, tmp_path):
     store, shape = sparse(parents(model_type), tmp_path, Wanda(), "2:4")
     model = AutoModelForCausalLM.from_pretrained(parents(model_type), dtype=torch.float32)
-    hf.keep_documents_apart(model)
+    document_masks.keep_documents_apart(model)
     agree = total = 0
     for layer in range(shape.sizes["layer"]):
         weights = {

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import document_masks, hf
 from minitron_cli.importance.layer_removal import evenly
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
@@ -139,7 +139,7 @@ def test_block_importance_is_one_minus_the_mean_cosine(model_type, subtests):
 
 
 def check_block_importance(model_type, model, batch):
-    hf.keep_documents_apart(model)
+    document_masks.keep_documents_apart(model)
     last = []
     norm = model.get_decoder().get_submodule(anatomy(model_type).final_norm)
     handle = norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))

@@ -214,7 +214,8 @@ def test_a_file_that_shrinks_while_it_is_read(sound, tmp_path):
 
 
 def test_nothing_is_read_until_it_is_asked_for(sound, monkeypatch):
-    monkeypatch.setattr("minitron_cli.checkpoint.reader._read", lambda *_: pytest.fail("read a tensor"))
+    for module in ("reader", "safetensors_file"):
+        monkeypatch.setattr(f"minitron_cli.checkpoint.{module}.read_bytes", lambda *_: pytest.fail("read a tensor"))
     open_source_model(sound["single"])
 
 

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from minitron_cli import strict_json
 from minitron_cli.artifacts import manifest
 from minitron_cli.checkpoint import hf
-from minitron_cli.checkpoint.reader import Checkpoint, read_header, read_safetensors
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.safetensors_file import read_header, read_safetensors
 from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.errors import CheckpointError, MinitronError
 from minitron_cli.model.families import family_of

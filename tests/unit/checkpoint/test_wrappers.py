@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_cli.checkpoint.reader import TensorInfo
+from minitron_cli.checkpoint.safetensors_file import TensorInfo
 from minitron_cli.checkpoint.wrappers import unwrap
 from minitron_cli.errors import CheckpointError
 

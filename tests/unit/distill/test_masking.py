@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli import progress
-from minitron_cli.checkpoint.reader import read_safetensors
+from minitron_cli.checkpoint.safetensors_file import read_safetensors
 from minitron_cli.data.batches import batch, sample_ids
 from minitron_cli.distill import checkpoints, sharding
 from minitron_cli.distill.config import MaskRefresh

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from minitron_cli import progress
-from minitron_cli.checkpoint.reader import read_header, read_safetensors
+from minitron_cli.checkpoint.safetensors_file import read_header, read_safetensors
 from minitron_cli.distill import checkpoints, sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import Placement

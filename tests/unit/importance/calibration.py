@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint import document_masks
 from minitron_cli.data.batches import Batch
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
@@ -61,7 +61,7 @@ def calibrated(
 
 
 def score(model, batches: Iterable[Batch], **options) -> Scores:
-    hf.keep_documents_apart(model)  # as every model that the program loads does
+    document_masks.keep_documents_apart(model)  # as every model that the program loads does
     return collect(model, family_of(model.config), *calibrated(batches, **options))
 
 

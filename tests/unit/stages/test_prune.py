@@ -9,7 +9,7 @@ import torch
 
 from minitron_cli import progress
 from minitron_cli.artifacts.build import DryRunStop, produce
-from minitron_cli.checkpoint import reader
+from minitron_cli.checkpoint import safetensors_file
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.compute import model_size
 from minitron_cli.errors import InputError
@@ -85,7 +85,7 @@ def test_a_dry_run_foretells_what_is_written_and_touches_nothing(tmp_path, paren
             prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores)
     assert sorted((tmp_path / "run").rglob("*")) == before
     made = prune.run(context(tmp_path / "run"), parent, config, scores=scores)
-    found = reader.read_header(made.path / "model.safetensors")
+    found = safetensors_file.read_header(made.path / "model.safetensors")
     assert caught.value.path == made.path
     assert caught.value.forecast == {
         "sizes": made.result(PruneResult).child.sizes,
