@@ -41,7 +41,7 @@ from minitron_cli.signals.encoding import Encoding
 from minitron_cli.signals.rows import SignalRows
 from minitron_cli.signals.shards import StoredSignals, Visit
 
-RATE, RATIO, BATCH = 1e-3, 0.5, 8  # the best rate of this child in docs/results/distillation.md
+RATE, RATIO, BATCH = 1e-3, 0.5, 8  # the best rate of this child in docs/results/studies/start.md
 FIFTH = PositionChoice(share=0.2)
 
 
