@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 from io import StringIO
 from textwrap import fill
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from markupsafe import escape
@@ -37,6 +37,7 @@ SIZE_INCHES = (4.8, 2.8)
 COLUMNS = 128  # most columns of a map; each is the mean of its channels
 CELLS = 1024  # most cells of a map that shows every channel in its place
 BANDS = 12  # of values on a plane
+LONGEST = 2.5  # length of a plane, in widths, that is drawn with one scale for both
 STYLES: dict[Style, dict[str, Any]] = {
     "line": {},
     "faint": {"alpha": 0.55},
@@ -211,7 +212,13 @@ def _contours(drawing: Contours, axes: Axes) -> None:
     for number, place in enumerate(drawing.points):
         axes.plot(*place, marker="o", color=SERIES[number % len(SERIES)], markeredgecolor="white", markersize=8)
     axes.grid(visible=False)
-    axes.set(xlabel=drawing.x.heading, ylabel=drawing.x.heading, aspect="equal")
+    axes.set(xlabel=drawing.x.heading, ylabel=drawing.x.heading, aspect=_aspect(drawing))
+
+
+def _aspect(drawing: Contours) -> Literal["equal", "auto"]:
+    """One scale for both directions, unless a plane that is far longer than wide would be a line."""
+    short, long = sorted((np.ptp(drawing.x_RC), np.ptp(drawing.y_RC)))
+    return "equal" if long <= LONGEST * short else "auto"
 
 
 def _sorted_curve(axes: Axes, score_C: np.ndarray, kept_K: np.ndarray, share: float) -> None:

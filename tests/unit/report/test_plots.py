@@ -156,3 +156,13 @@ def test_a_plane_shows_its_points_and_bears_values_that_are_missing_or_equal():
     assert Y.title in svg
     assert "distance" in draw(Contours(x, y, np.zeros((3, 3)), Y))
     assert "distance" in draw(Contours(x, y, np.full((3, 3), np.nan), Y))
+
+
+@pytest.mark.parametrize(("length", "is_to_scale"), [(2, True), (50, False)])
+def test_a_plane_that_is_far_longer_than_wide_is_no_line(length, is_to_scale):
+    x, y = np.meshgrid([0.0, 1.0], [0.0, length])
+    figure = plots._figure([Plot("plot", Contours(x, y, x + y, Y), "")])
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_window_extent()
+    assert (abs(box.height / box.width - length) < 0.01) == is_to_scale
+    assert box.width > box.height / 3
