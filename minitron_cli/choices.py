@@ -33,8 +33,8 @@ SparseMethod = Literal["magnitude", "wanda", "sparsegpt"]
 DirectionScale = Literal["none", "filter", "curvature"]
 """Lengths of a step in each weight (`landscape.directions`)."""
 
-Subspace = Literal["all", "last"]
-"""Weights around which a landscape is measured: all, or those of the last decoder layer."""
+Subspace = Literal["all", "last", "kept"]
+"""Weights around which a landscape is measured: all, those of the last decoder layer, or those that no mask zeroes."""
 
 MaskCriterion = Literal["large_final", "large_final_same_sign", "magnitude_increase", "random", "edge_popup"]
 """Criteria by which weights that are never trained are kept (`ticket.supermask`, `ticket.popup`)."""

@@ -35,7 +35,11 @@ def landscape(
     ] = None,
     subspace: Annotated[
         Subspace | None,
-        Option(help="Weights that are moved: all, or those of the last decoder layer.", show_default="all"),
+        Option(
+            help="Weights that are moved: all; last, those of the last decoder layer; kept, those that no mask of any "
+            "model zeroes, by which a dense model and a sparse one compare.",
+            show_default="all",
+        ),
     ] = None,
     plane: Annotated[
         int | None,

@@ -25,7 +25,8 @@ class LandscapeConfig(Spec):
     one over the root of the mean squared gradient, which changes the directions and not the volume that is estimated.
     """
     subspace: Subspace = "all"
-    """Weights that are moved: all, or those of the last decoder layer. Zeros that a mask keeps are never moved."""
+    """Weights that are moved: all; last, those of the last decoder layer; or kept, those that no mask of any of the
+    models zeroes, by which a dense model and a sparse one compare. Zeros that a mask keeps are never moved."""
     sharpness_radius: float = Field(0.05, gt=0)
     """Length of the step along the gradient after which the loss is measured (Foret et al. 2021)."""
     line_points: int = Field(11, ge=2)

@@ -82,7 +82,7 @@ def require_same_dimension(dimensions: dict[str, int]) -> None:
         if other != n:
             raise InputError(
                 f"{first} has {n:,} free weights and {name} has {other:,}: volumes of unlike dimension do not compare; "
-                "give models of one shape with as many zeros, or one model at a time"
+                "give models of one shape with as many zeros, or measure what all keep: --subspace kept"
             )
 
 

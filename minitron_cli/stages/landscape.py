@@ -1,7 +1,7 @@
 """Landscape stage: reads models and held-out text, measures the loss around and between them. Writes no model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -152,9 +152,7 @@ class _Measuring:
         model = self._load(label)
         loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
         weights = {name: p for name, p in model.named_parameters() if _moves(source, name, subspace)}
-        masks = ParameterMasks.of(source)
-        masked = [name for name in weights if masks and masks.covers(name)]
-        kept = {name: masks.kept(name, weights[name].shape) for name in masked if masks}
+        kept = _kept_by_all(self.models.values() if subspace == "kept" else (source,), weights)
         scale = directions.plain_scale(weights, kept)
         if self.config.scale == "filter":
             scale = directions.filter_scale(weights, scale)
@@ -230,7 +228,17 @@ class _Measuring:
 
 def _moves(source: SourceModel, name: str, subspace: str) -> bool:
     last = layer_module(source.family).format(layer=source.shape.sizes["layer"] - 1)
-    return subspace == "all" or name.startswith(f"{last}.")
+    return subspace != "last" or name.startswith(f"{last}.")
+
+
+def _kept_by_all(models: Iterable[SourceModel], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name of each masked weight -> bool mask of what every model keeps of it."""
+    found: dict[str, Tensor] = {}
+    for masks in filter(None, map(ParameterMasks.of, models)):
+        for name in filter(masks.covers, weights):
+            kept = masks.kept(name, weights[name].shape)
+            found[name] = found[name] & kept if name in found else kept
+    return found
 
 
 @dataclass(frozen=True)

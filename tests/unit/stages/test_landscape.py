@@ -171,6 +171,13 @@ def test_zeros_of_a_mask_are_not_moved_and_a_dense_model_is_not_compared(place, 
     found = landscape.run(context(tmp_path), {"sparse": sparse}, data(place), config).result(LandscapeResult)
     zeros = sum(spec.zeros for spec in landscape.ParameterMasks.of(sparse).file.specs.values())
     assert found.models["sparse"].dimension == dense.shape.parameters() - zeros
+    both = {"dense": dense, "sparse": sparse}
+    kept = landscape.run(context(tmp_path), both, data(place), config.model_copy(update={"subspace": "kept"}))
+    models = kept.result(LandscapeResult).models
+    assert models["dense"].dimension == models["sparse"].dimension == dense.shape.parameters() - zeros
+    alone = landscape.run(context(tmp_path), {"dense": dense}, data(place), config).result(LandscapeResult).models
+    assert models["sparse"].median_radius == found.models["sparse"].median_radius, "it moves what it moved alone"
+    assert models["dense"].median_radius != alone["dense"].median_radius, "what the other lost stays"
 
 
 def test_models_of_unlike_shape_are_refused(place, tmp_path):
