@@ -163,7 +163,7 @@ class TicketStudy:
             validation=(PythonHelp(split="validation"),),
             sequence_length=size.length,
         )
-        config = TransferConfig(controls=CONTROLS, training=self.training_of(size.transfer_steps))
+        config = TransferConfig(controls=(*CONTROLS, "own"), training=self.training_of(size.transfer_steps))
         return transfer.run(self.context, paths, prose, config).result(TransferResult)
 
     def around(self, paths: dict[str, str]) -> LandscapeResult:
@@ -208,10 +208,11 @@ def _transfer(study: TicketStudy) -> Iterator[str]:
     yield (
         "The tickets that were rewound to the initial weights, with their masks, on the English of Python's help "
         f"({study.size.transfer_steps:,} steps of 16 blocks). Expected (Morcos et al. 2019): a ticket of another text "
-        "is no worse than controls of its sparsity."
+        "is no worse than controls of its sparsity, and no better than one that was found on its own."
     )
     yield from markdown.tables(list(tables(study.moved)))
-    pairs = [(arm, "transferred", number) for number in study.size.transferred for arm in CONTROLS]
+    orders = [*((arm, "transferred") for arm in CONTROLS), ("transferred", "ticket")]  # the last: of its own text
+    pairs = [(*order, number) for number in study.size.transferred for order in orders]
     yield markdown.table(Table("", COMPARED, [_difference(study.moved, *pair) for pair in pairs]))
 
 

@@ -24,6 +24,7 @@ def test_a_quick_study_writes_both_pages_and_is_not_repeated(tmp_path: Path) -> 
     assert pages["tickets.md"].count("| ticket | 1 | 50.0 % |") == 2
     assert "| random\\_mask (init) | ticket (init) | 50.0 % |" in pages["tickets.md"]
     assert "| shuffled | transferred | 50.0 % |" in pages["tickets.md"]
+    assert "| transferred | ticket | 50.0 % |" in pages["tickets.md"]
     assert pages["tickets.md"].count("| edge\\_popup | 50.0 % |") == 2
     assert "| dense, seed 0 to seed 1 |" in pages["landscape.md"]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("manifest.json")}
