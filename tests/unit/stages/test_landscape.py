@@ -180,6 +180,26 @@ def test_zeros_of_a_mask_are_not_moved_and_a_dense_model_is_not_compared(place, 
     assert models["dense"].median_radius != alone["dense"].median_radius, "what the other lost stays"
 
 
+@pytest.mark.slow
+def test_what_two_masks_keep_is_moved(place, tmp_path):
+    sparse = [
+        open_source_model(
+            sparsify.run(
+                context(tmp_path / str(share)),
+                open_source_model(place / "model"),
+                SparsifyConfig(metric="magnitude", pattern=f"{share}%"),
+                None,
+            ).path
+        )
+        for share in (30, 60)
+    ]
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights = {name: torch.empty(sparse[0].checkpoint.shapes[name])}
+    kept = [landscape.ParameterMasks.of(model).kept(name, weights[name].shape) for model in sparse]
+    assert not torch.equal(*kept)
+    assert torch.equal(landscape._kept_by_all(sparse, weights)[name], kept[0] * kept[1])
+
+
 def test_models_of_unlike_shape_are_refused(place, tmp_path):
     with pytest.raises(InputError, match="model and wider are of unlike shape"):
         measured(place, tmp_path, "model", "wider")
