@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli import canonical_json, dry_run, io, pipeline, progress, strict_json
 from minitron_cli.artifacts.build import Context
@@ -16,12 +16,16 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.distill.config import DistillConfig
 from minitron_cli.evaluate.beside_parent import POSITIONS, BesideParent
 from minitron_cli.figures import duration
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.spec import Spec
 from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 QUICK_SECONDS = 5.0  # of a stage that is over in seconds and not timed beforehand
 NOTHING = {"evaluate": {"perplexity": False}}  # figures are measured here, on blocks of our own choice
@@ -52,7 +56,7 @@ class RunFigures(Spec):
     learning_rate: float | None
     """Peak learning rate; None without training."""
     before: Measured
-    """The child before training."""
+    """The model that the training begins with: the child, or random weights in its shape."""
     after: Measured | None
     """The child after training; None without."""
 
@@ -160,13 +164,13 @@ class Runner:
         recipe = self.definition.recipe_of(arm, self.model, self.data, seed, NOTHING | self._changes(arm, distill))
         last = pipeline.run(recipe, self.context)[-1]
         trained = last.distilled.get(pipeline.DISTILLED)
-        shape = open_source_model(last.start.path).shape
+        child = open_source_model(last.start.path)
         figures = RunFigures(
-            parameters=shape.parameters(),
-            non_embedding=shape.parameters("non_embedding"),
+            parameters=child.shape.parameters(),
+            non_embedding=child.shape.parameters("non_embedding"),
             learning_rate=recipe.distill.learning_rate if trained and recipe.distill else None,
-            before=self._measured(last.start.path),
-            after=self._measured(trained.path) if trained else None,
+            before=self._measured(self._untrained(child, recipe.distill if trained else None)),
+            after=self._measured(self._loaded(trained.path)) if trained else None,
         )
         if trained:
             io.remove_tree(trained.path)
@@ -182,8 +186,16 @@ class Runner:
         sections = self.definition.arms[arm]
         return bool(sections["distill"] if "distill" in sections else self.definition.recipe.get("distill"))
 
-    def _measured(self, path: Path) -> Measured:
-        model = hf.load_model(path, device=self.context.device, dtype="float32")
+    def _untrained(self, child: SourceModel, distill: DistillConfig | None) -> "PreTrainedModel":
+        """Model that the training begins with: the child, or random weights in its shape."""
+        if distill is None or distill.init != "random":
+            return self._loaded(child.path)
+        return hf.new_model(child.config, seed=distill.seed).to(self.context.device)
+
+    def _loaded(self, path: Path) -> "PreTrainedModel":
+        return hf.load_model(path, device=self.context.device, dtype="float32")
+
+    def _measured(self, model: "PreTrainedModel") -> Measured:
         chosen_by, reported = (beside.of(model) for beside in self._beside)
         return Measured(
             chosen_by=ModelFigures(loss=chosen_by.loss.mean, kl=chosen_by.kl.mean),
@@ -193,7 +205,7 @@ class Runner:
     @cached_property
     def _beside(self) -> tuple[BesideParent, BesideParent]:
         """The parent on the blocks that choose, and on those that are reported."""
-        model = hf.load_model(self.parent.path, device=self.context.device, dtype="float32")
+        model = self._loaded(self.parent.path)
         held_out: Blocks = blocks_of(self.context, self.data, "validation", self.parent.path)
         ids = evenly_spaced(len(held_out), self.blocks)
         return BesideParent(model, held_out, ids[::2]), BesideParent(model, held_out, ids[1::2] or ids)

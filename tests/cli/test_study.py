@@ -1,6 +1,7 @@
 """`minitron study`: arms are run and compared, and what is finished is not run again."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,20 @@ def test_an_interrupted_study_continues_with_the_runs_that_are_missing(run: Run,
     again = run(*words(study, tiny, "--json"))
     assert len(recipes) == trials + runs + 1
     assert json.loads(again.stdout) == found
+
+
+@pytest.mark.slow
+def test_the_loss_before_training_is_that_of_the_weights_it_begins_with(run: Run, tiny: Path, study: Path):
+    study.write_text(study.read_text().replace("reverse KL: {distill: {", "reverse KL: {distill: {init: random, "))
+    study.write_text(study.read_text().replace("tuning: {rates: [1e-3, 1e-2], tokens: 64}\n", ""))
+    done = run(*words(study, tiny, "--json"))
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    child, random = (found[arm][0]["before"]["reported"]["loss"] for arm in ("forward KL", "reverse KL"))
+    vocabulary = json.loads((tiny / "model" / "config.json").read_text())["vocab_size"]
+    assert random == pytest.approx(math.log(vocabulary), abs=0.2)
+    assert abs(child - random) > 1e-3
+    assert {one["before"]["reported"]["loss"] for one in found["reverse KL"]} != {random}  # seeds draw other weights
 
 
 def test_a_dry_run_says_how_many_runs_there_are(run: Run, tiny: Path, study: Path):
