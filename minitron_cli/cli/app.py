@@ -30,6 +30,7 @@ from minitron_cli.cli import (
     importance,
     inspect,
     landscape,
+    openmp,
     options,
     prune,
     push,
@@ -58,6 +59,7 @@ AT_ONCE = (3, *STOPPED)
 
 def main() -> None:
     """Run the program on `sys.argv`."""
+    openmp.wait_briefly(os.environ)
     home.provide()
     torchrun.end_with_launcher()
     try:

@@ -67,6 +67,16 @@ class Found:
         higher, lower = (self._values(arm, expected.when) for arm in (expected.higher, expected.lower))
         return Paired(tuple(h - low for h, low in zip(higher, lower, strict=True)))
 
+    def unequal(self) -> str:
+        """Pairs of compared arms whose children differ in parameters outside the embedding, with both sizes."""
+        sizes = {label: runs[0].non_embedding for label, runs in self.runs.items()}
+        pairs = [(pair.lower, pair.higher) for pair in self.definition.expected]
+        return "; ".join(
+            f"{lower} has {sizes[lower]:,} parameters and {higher} {sizes[higher]:,}"
+            for lower, higher in pairs
+            if sizes[lower] != sizes[higher]
+        )
+
     def _values(self, arm: str, when: When) -> list[float]:
         return [value(run, when, self.definition.figure) for run in self.runs[arm]]
 
@@ -118,6 +128,8 @@ class Found:
                 "in five is given beside it."
             )
             yield markdown.table(self.orders())
+        if differing := self.unequal():
+            yield f"Arms that are compared differ in size outside the embedding: {markdown.inline(differing)}."
         if self.definition.are_candidates:
             yield (
                 f"How well the {self.definition.figure} before training chooses: Kendall's tau of the orders before "

@@ -49,6 +49,13 @@ def test_a_p_value_is_never_shown_as_zero():
     assert "< 0.001 |" in row
 
 
+def test_compared_arms_of_different_size_are_named_with_both():
+    runs = {"first": [run(2.5)] * 2, "second": [run(3.0).model_copy(update={"non_embedding": 9})] * 2}
+    text = Found("own", STUDY, runs, 2.0, "A setting.", "minitron study own").page()
+    assert "differ in size outside the embedding: first has 8 parameters and second 9." in text
+    assert "differ in size" not in page([2.5, 2.5], [3.0, 3.0])
+
+
 def trained(before: float, after: float) -> RunFigures:
     """Run of an arm with training."""
     figures = ModelFigures(loss=after, kl=after / 10)
