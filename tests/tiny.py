@@ -42,6 +42,17 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "cohere2": {"attention_bias": True, "logit_scale": 0.7, **IN_TURN},
     "cwm": IN_TURN,
     "ernie4_5": {"use_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
+    "ernie4_5_moe": {
+        "use_bias": True,
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_num_shared_experts": 2,
+        "intermediate_size": 40,  # of the dense layers
+        "moe_intermediate_size": 48,
+        "moe_layer_start_index": 1,
+        "moe_layer_interval": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+    },
     "exaone4": {**IN_TURN, "sliding_window_pattern": 2},
     "falcon_h1": {
         "attention_bias": True,

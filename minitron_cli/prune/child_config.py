@@ -16,7 +16,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     """Config of the plan's child, readable by transformers 4 and 5, vLLM and llama.cpp."""
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
-    config |= {name: sizes[axis] for axis, name in family.sizes.items()}
+    config |= {name: sizes[axis] for axis, name in family.sizes.items() if axis in sizes}
     config |= {**family.child_fields, **{n: parse(f"({axes})").shape(sizes)[0] for n, axes in family.totals.items()}}
     config |= {other: config[name] for name, other in family.config_aliases.items()}
     config |= _version_4_fields(config, family.rope_v4)

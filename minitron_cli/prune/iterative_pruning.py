@@ -40,6 +40,7 @@ def shapes_between(parent: Shape, child: Shape, rounds: int) -> list[Shape]:
 
 def _between(parent: Shape, child: Shape, share: float) -> Shape:
     sizes = {axis: ceil(size - share * (size - child.sizes[axis])) for axis, size in parent.sizes.items()}
+    sizes = {axis: size for axis, size in sizes.items() if axis not in parent.family.follows}
     groups = sizes.get("kv_head", 1)
     sizes["head"] = groups * ceil(sizes["head"] / groups)
     sizes["layer"] += (parent.sizes["layer"] - sizes["layer"]) % parent.period

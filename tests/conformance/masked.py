@@ -10,6 +10,8 @@ the router's logit is minus infinity, before the softmax.
 import copy
 import random
 from dataclasses import dataclass
+from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,10 @@ from transformers import PreTrainedModel
 from tests.anatomy import Anatomy, anatomy
 
 Indices = list[int]
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERTS = ("moe_num_experts", "num_experts", "num_local_experts", "n_routed_experts")
 """Fields that hold the number of experts."""
+SHARED = ("moe_num_shared_experts", "n_shared_experts")
+"""Fields that hold how many experts' neurons those of all tokens have."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class Survivors:
     head: list[Indices] | None = None
     kv_head: list[Indices] | None = None
     expert: list[Indices] | None = None
+    shared_ffn: list[Indices] | None = None  # of the experts that all tokens use, where their width follows from ffn
+    q_rank: list[Indices] | None = None
+    kv_rank: list[Indices] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
         """The child's sizes on the axes that are pruned."""
-        kept = {name: getattr(self, name) for name in ("layer", "hidden", "ffn", "head", "kv_head", "expert")}
+        kept = {name: indices for name, indices in vars(self).items() if name != "shared_ffn"}
         return {name: _count(indices) for name, indices in kept.items() if indices is not None}
 
 
@@ -45,11 +52,23 @@ def _count(indices) -> int:
 
 
 def random_survivors(
-    config, seed: int, *, layer=None, hidden=None, ffn=None, head=None, kv_head=None, expert=None
+    config,
+    seed: int,
+    *,
+    layer=None,
+    hidden=None,
+    ffn=None,
+    head=None,
+    kv_head=None,
+    expert=None,
+    q_rank=None,
+    kv_rank=None,
 ) -> Survivors:
     """Random survivors of the given numbers, other ones in every layer for neurons and heads."""
     draw = random.Random(seed)
     layers, groups = config.num_hidden_layers, getattr(config, "num_key_value_heads", None)
+    if hasattr(config, "kv_lora_rank"):
+        groups = None
     if has_no_groups := groups is None:  # each head has keys of its own, which go with it
         groups, kv_head = config.num_attention_heads, head
     per_group = config.num_attention_heads // groups
@@ -67,6 +86,11 @@ def random_survivors(
         )
         return [some(ffn, width) for _ in range(experts)] if experts else some(ffn, width)
 
+    def shared_neurons(count: int) -> Indices:
+        return some(shared * count, shared * config.moe_intermediate_size)
+
+    shared = next((number for name in SHARED if (number := getattr(config, name, None))), 0)
+
     heads = [[g * per_group + q for g in kept for q in some(kept_per_group, per_group)] for kept in kept_groups]
     return Survivors(
         layer=None if layer is None else some(layer, layers),
@@ -75,6 +99,9 @@ def random_survivors(
         head=None if head is None else heads,
         kv_head=None if kv_head is None or has_no_groups else kept_groups,
         expert=None if expert is None else [some(expert, experts) for _ in range(layers)],
+        shared_ffn=None if ffn is None or not shared else [shared_neurons(ffn) for _ in range(layers)],
+        q_rank=None if q_rank is None else [some(q_rank, config.q_lora_rank) for _ in range(layers)],
+        kv_rank=None if kv_rank is None else [some(kv_rank, config.kv_lora_rank) for _ in range(layers)],
     )
 
 
@@ -94,6 +121,9 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
         elif pruning.ffn and not parts.experts:
             down_DF = layer.get_submodule(f"{parts.mlp}.{parts.down}").weight
             down_DF[:, _others(pruning.ffn[i], down_DF.shape[1])] = 0
+        if pruning.shared_ffn and has_experts:
+            down_DF = layer.get_submodule(parts.shared).down_proj.weight
+            down_DF[:, _others(pruning.shared_ffn[i], down_DF.shape[1])] = 0
         if pruning.expert and has_experts:
             close_router(layer, parts.router, _others(pruning.expert[i], _experts(model.config)), model.config)
         if pruning.head and has_heads:
@@ -128,6 +158,10 @@ def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
 
     Where a bias decides, it becomes minus infinity; else the router is that of Mixtral and Qwen 3 as in their papers.
     """
+    if hasattr(gate := layer.get_submodule(router), "moe_statics"):  # chosen by probability and bias
+        gate.moe_statics.e_score_correction_bias[:, lost] = -1e9
+        gate.forward = partial(_with_closed_logits, gate.forward, lost)
+        return
     gate, block = layer.get_submodule(router), layer.get_submodule(router.rpartition(".")[0])
     if hasattr(block, "e_score_correction_bias"):
         block.e_score_correction_bias[lost] = -torch.inf
@@ -149,6 +183,17 @@ def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
         return logits, weights, chosen.indices
 
     gate.forward = forward
+
+
+def _with_closed_logits(forward, lost: Tensor, hidden: Tensor):
+    """What a router gives whose own product gives minus infinity for some experts."""
+    plain = torch.nn.functional.linear
+
+    def linear(*arguments: Tensor) -> Tensor:
+        return torch.index_fill(plain(*arguments), 1, lost, -torch.inf)
+
+    with patch.object(torch.nn.functional, "linear", linear):
+        return forward(hidden)
 
 
 def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:

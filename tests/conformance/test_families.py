@@ -34,6 +34,7 @@ MULTIPLES = ("arcee", "cwm", "gemma2", "gemma3_text", "jais2", "llama", "vaultge
 HEAD_SIZE_IS_STATED = {
     "cwm",
     "ernie4_5",
+    "ernie4_5_moe",
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -88,18 +89,14 @@ BY_EIGHTS_NO_HEADS = {
     "all": {"layer": 3, "hidden": 24, "ffn": 16},
     "all and groups": {"layer": 2, "hidden": 16, "ffn": 40},
 }
-NO_FFN = {
-    "ffn": {"expert": 4},
-    "all": {"layer": 3, "hidden": 24, "head": 6, "expert": 3},
-    "all and groups": {"layer": 2, "hidden": 16, "head": 4, "kv_head": 1, "expert": 2},
-}
 NO_HIDDEN = {
     "hidden": {},
     "all": {"layer": 3, "ffn": 20, "head": 6},
     "all and groups": {"layer": 2, "ffn": 47, "head": 4, "kv_head": 1},
 }
 OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
-    "glm4_moe": NO_FFN,
+    "ernie4_5_moe": BY_EIGHTS,
+    "glm4_moe": BY_EIGHTS,
     "lfm2": NO_HIDDEN,
     "cohere2": BY_TWOS,
     "gemma2": BY_TWOS,

@@ -95,6 +95,7 @@ def test_the_families_that_must_be_rotatable_are():
         "arcee",
         "cwm",
         "ernie4_5",
+        "ernie4_5_moe",
         "falcon_h1",
         "gemma",
         "glm",

@@ -11,6 +11,7 @@ from minitron_cli.model.families.cohere import COHERE
 from minitron_cli.model.families.cohere2 import COHERE2
 from minitron_cli.model.families.cwm import CWM
 from minitron_cli.model.families.ernie4_5 import ERNIE4_5
+from minitron_cli.model.families.ernie4_5_moe import ERNIE4_5_MOE
 from minitron_cli.model.families.exaone4 import EXAONE4
 from minitron_cli.model.families.falcon_h1 import FALCON_H1
 from minitron_cli.model.families.flex_olmo import FLEX_OLMO
@@ -63,6 +64,7 @@ FAMILIES: dict[str, Family] = {
         COHERE2,
         CWM,
         ERNIE4_5,
+        ERNIE4_5_MOE,
         EXAONE4,
         FALCON_H1,
         FLEX_OLMO,
