@@ -63,10 +63,18 @@ FOUR_NORMS = (
     "post_feedforward_layernorm",
 )
 POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+LATENT = Anatomy(
+    experts="mlp.experts",
+    router="mlp.gate",
+    shared="mlp.shared_experts",
+    latents={"q_rank": "q_b_proj", "kv_rank": "kv_b_proj"},
+)
 ANATOMY = {
     "apertus": Anatomy(norms=("attention_layernorm", "feedforward_layernorm")),
     "cohere": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps"),
     "cohere2": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps", pattern="layer_types"),
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
     "ernie4_5_moe": Anatomy(experts="mlp.experts", router="mlp.gate", shared="mlp.shared_experts"),
     "exaone4": Anatomy(norms=POST_NORMS),
     "falcon_h1": Anatomy(

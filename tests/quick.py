@@ -18,6 +18,8 @@ APART = frozenset(
         "cohere",
         "cohere2",
         "cwm",
+        "deepseek_v2",
+        "deepseek_v3",
         "ernie4_5",
         "ernie4_5_moe",
         "exaone4",

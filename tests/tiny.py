@@ -27,6 +27,27 @@ BASE = {
 IN_TURN = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
 """Kinds of layers, as often as there are layers."""
 
+LATENT = {
+    "attention_bias": True,
+    "num_key_value_heads": 8,
+    "head_dim": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "intermediate_size": 40,  # of the dense layer
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+}
+"""Of DeepSeek's models, whose heads have keys of another size than values."""
+
 MINISTRAL3_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 3e4,
@@ -41,6 +62,12 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "cohere": {"attention_bias": True, "logit_scale": 0.7},
     "cohere2": {"attention_bias": True, "logit_scale": 0.7, **IN_TURN},
     "cwm": IN_TURN,
+    "deepseek_v2": {
+        **LATENT,
+        "mlp_bias": True,
+        "topk_method": "group_limited_greedy",
+    },
+    "deepseek_v3": {**LATENT, "routed_scaling_factor": 1.5},
     "ernie4_5": {"use_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
     "ernie4_5_moe": {
         "use_bias": True,

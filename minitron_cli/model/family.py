@@ -154,6 +154,8 @@ class Family:
     of experts first chooses `chosen_group` of them, each rated by its best `rated_expert`."""
     layer_pattern: str = ""
     """Config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    """Axis -> divisor of its size, without which transformers' code fails."""
     width_multiple: int = 1
     """Divisor of hidden and ffn: grouped products of experts need rows of whole 16-byte steps."""
     runtime_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

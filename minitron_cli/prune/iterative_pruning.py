@@ -46,8 +46,8 @@ def _between(parent: Shape, child: Shape, share: float) -> Shape:
     sizes["layer"] += (parent.sizes["layer"] - sizes["layer"]) % parent.period
     for axis, of in parent.family.groups.items():
         sizes[axis] = sizes[of] * ceil(sizes[axis] / sizes[of])
-    for axis in ("hidden", "ffn"):
-        step = parent.family.width_multiple
+    steps = dict.fromkeys(("hidden", "ffn"), parent.family.width_multiple) | {**parent.family.multiples}
+    for axis, step in steps.items():
         sizes[axis] = min(parent.sizes[axis], step * ceil(sizes[axis] / step))
     if parent.keeps_hidden_per_head:
         sizes["hidden"] = sizes["head"] * (parent.sizes["hidden"] // parent.sizes["head"])

@@ -106,6 +106,16 @@ def _expert_groups(parent: Shape, child: Shape) -> str | None:
     )
 
 
+def _multiples(parent: Shape, child: Shape) -> str | None:
+    for axis, step in parent.family.multiples.items():
+        if child.sizes[axis] % step:
+            return (
+                f"{axis}={child.sizes[axis]}: transformers computes a {parent.family.model_type} model with multiples "
+                f"of {step} only; keep one"
+            )
+    return None
+
+
 def _widths(parent: Shape, child: Shape) -> str | None:
     step = parent.family.width_multiple
     odd = [axis for axis in ("hidden", "ffn") if child.sizes[axis] % step and child.sizes[axis] != parent.sizes[axis]]
@@ -148,6 +158,7 @@ RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
     _hidden_is_multiple,
     _experts,
     _expert_groups,
+    _multiples,
     _widths,
     _every_kind,
     _stated_kinds,

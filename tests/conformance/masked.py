@@ -124,6 +124,9 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
         if pruning.shared_ffn and has_experts:
             down_DF = layer.get_submodule(parts.shared).down_proj.weight
             down_DF[:, _others(pruning.shared_ffn[i], down_DF.shape[1])] = 0
+        for axis, module in parts.latents.items():
+            if kept := getattr(pruning, axis):
+                _mask_latent(layer.get_submodule(parts.attention), module, kept[i])
         if pruning.expert and has_experts:
             close_router(layer, parts.router, _others(pruning.expert[i], _experts(model.config)), model.config)
         if pruning.head and has_heads:
@@ -136,6 +139,14 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     if pruning.layer:
         _drop_layers(model, parts, pruning.layer)
     return model
+
+
+def _mask_latent(attention: nn.Module, reader: str, kept: Indices) -> None:
+    """Channels of a latent give zero before their norm, whose mean still runs over all of them."""
+    maker = "q_a_proj" if reader == "q_b_proj" else "kv_a_proj_with_mqa"
+    lost = _others(kept, attention.get_submodule(reader).in_features)
+    attention.get_submodule(maker).weight[lost] = 0
+    attention.get_submodule(maker).bias[lost] = 0
 
 
 def has(layer: nn.Module, name: str) -> bool:
@@ -162,7 +173,10 @@ def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
         gate.moe_statics.e_score_correction_bias[:, lost] = -1e9
         gate.forward = partial(_with_closed_logits, gate.forward, lost)
         return
-    gate, block = layer.get_submodule(router), layer.get_submodule(router.rpartition(".")[0])
+    if hasattr(gate, "topk_method"):  # DeepSeek V2's, which may choose groups first
+        gate.forward = partial(_with_closed_logits, gate.forward, lost)
+        return
+    block = layer.get_submodule(router.rpartition(".")[0])
     if hasattr(block, "e_score_correction_bias"):
         block.e_score_correction_bias[lost] = -torch.inf
         return
@@ -215,7 +229,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
             module.weight[lost] = 0
             if module.bias is not None:
                 module.bias[lost] = 0
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and kind not in parts.latents.values():
             module.weight[:, lost] = 0
 
 

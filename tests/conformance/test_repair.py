@@ -94,6 +94,8 @@ def test_the_families_that_must_be_rotatable_are():
         "apertus",
         "arcee",
         "cwm",
+        "deepseek_v2",
+        "deepseek_v3",
         "ernie4_5",
         "ernie4_5_moe",
         "falcon_h1",

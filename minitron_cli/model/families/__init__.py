@@ -10,6 +10,8 @@ from minitron_cli.model.families.arcee import ARCEE
 from minitron_cli.model.families.cohere import COHERE
 from minitron_cli.model.families.cohere2 import COHERE2
 from minitron_cli.model.families.cwm import CWM
+from minitron_cli.model.families.deepseek_v2 import DEEPSEEK_V2
+from minitron_cli.model.families.deepseek_v3 import DEEPSEEK_V3
 from minitron_cli.model.families.ernie4_5 import ERNIE4_5
 from minitron_cli.model.families.ernie4_5_moe import ERNIE4_5_MOE
 from minitron_cli.model.families.exaone4 import EXAONE4
@@ -63,6 +65,8 @@ FAMILIES: dict[str, Family] = {
         COHERE,
         COHERE2,
         CWM,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
         ERNIE4_5,
         ERNIE4_5_MOE,
         EXAONE4,

@@ -35,7 +35,7 @@ def test_taps_are_modules_and_show_the_axis(model_type):
         "ffn": 48,
         "shared_ffn": 96,
         "q_rank": 24,
-        "kv_rank": 20,
+        "kv_rank": 16,
         "hidden": 32,
         "mamba_head": 176,
         "mamba_dim": 176,
