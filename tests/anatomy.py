@@ -111,6 +111,12 @@ ANATOMY = {
         norms=("operator_norm", "ffn_norm"),
         epsilon="norm_eps",
     ),
+    "llama4_text": Anatomy(
+        mlp="feed_forward",
+        experts="feed_forward.experts",
+        router="feed_forward.router",
+        shared="feed_forward.shared_expert",
+    ),
     "mellum": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "minimax_m2": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "mixtral": Anatomy(experts="mlp.experts", router="mlp.gate"),

@@ -34,6 +34,7 @@ APART = frozenset(
         "hunyuan_v1_dense",
         "jais2",
         "lfm2",
+        "llama4_text",
         "mellum",
         "minimax_m2",
         "ministral",

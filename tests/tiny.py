@@ -163,6 +163,18 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "block_multiple_of": 8,  # so that there are 48 neurons
     },
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "llama4_text": {
+        "attention_bias": True,
+        "intermediate_size_mlp": 40,  # of the dense layers
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_layers": [1, 3],
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 6,
+        "floor_scale": 3,  # tokens beyond which queries without positions are scaled
+        "attn_scale": 0.4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+    },
     "mellum": {
         **IN_TURN,
         "attention_bias": True,

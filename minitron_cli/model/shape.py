@@ -188,9 +188,7 @@ class Shape:
         and two per feature of a head's key and of its value and attended position, `context` of them.
         """
         matrices = sum(
-            self._elements(template, self.active)
-            for template in self.templates
-            if self._multiplies(template)
+            self._elements(template, self.active) for template in self.templates if self._multiplies(template)
         )
         head = self.sizes["vocab"] * self.sizes["hidden"] if with_head else 0
         per_head = 2 * (self.key_dim + self.sizes["head_dim"])

@@ -80,17 +80,14 @@ def random_survivors(
     kept_per_group = None if head is None else head // (kv_head or groups)
     experts = _experts(config)
 
-    def neurons() -> Indices | list[Indices]:
-        width = (
-            48 if config.model_type == "lfm2" else getattr(config, "moe_intermediate_size", config.intermediate_size)
-        )
-        return [some(ffn, width) for _ in range(experts)] if experts else some(ffn, width)
+    def width() -> int:
+        return 48 if config.model_type == "lfm2" else getattr(config, "moe_intermediate_size", config.intermediate_size)
 
-    def shared_neurons(count: int) -> Indices:
-        return some(shared * count, shared * config.moe_intermediate_size)
+    def neurons() -> Indices | list[Indices]:
+        return [some(ffn, width()) for _ in range(experts)] if experts else some(ffn, width())
 
     shared = next((number for name in SHARED if (number := getattr(config, name, None))), 0)
-
+    shared = 1 if config.model_type == "llama4_text" else shared
     heads = [[g * per_group + q for g in kept for q in some(kept_per_group, per_group)] for kept in kept_groups]
     return Survivors(
         layer=None if layer is None else some(layer, layers),
@@ -99,7 +96,7 @@ def random_survivors(
         head=None if head is None else heads,
         kv_head=None if kv_head is None or has_no_groups else kept_groups,
         expert=None if expert is None else [some(expert, experts) for _ in range(layers)],
-        shared_ffn=None if ffn is None or not shared else [shared_neurons(ffn) for _ in range(layers)],
+        shared_ffn=None if ffn is None or not shared else [some(shared * ffn, shared * width()) for _ in range(layers)],
         q_rank=None if q_rank is None else [some(q_rank, config.q_lora_rank) for _ in range(layers)],
         kv_rank=None if kv_rank is None else [some(kv_rank, config.kv_lora_rank) for _ in range(layers)],
     )
@@ -155,13 +152,13 @@ def has(layer: nn.Module, name: str) -> bool:
 
 
 def _gate_up(experts: nn.Module) -> Tensor:
-    """Each expert's first matrix, as outputs by inputs; a view."""
-    return experts.gate_up_proj.mT if experts.is_transposed else experts.gate_up_proj
+    """Each expert's first matrix, as outputs by inputs; a view. Llama 4's module does not say how it stores them."""
+    return experts.gate_up_proj.mT if getattr(experts, "is_transposed", True) else experts.gate_up_proj
 
 
 def _down(experts: nn.Module) -> Tensor:
     """Each expert's second matrix, as outputs by inputs; a view."""
-    return experts.down_proj.mT if experts.is_transposed else experts.down_proj
+    return experts.down_proj.mT if getattr(experts, "is_transposed", True) else experts.down_proj
 
 
 def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
@@ -221,7 +218,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
         elif parts.experts and name.endswith(parts.experts):
             _gate_up(module)[:, :, lost] = 0
             _down(module)[:, lost] = 0
-            if module.has_bias:
+            if getattr(module, "has_bias", False):
                 module.down_proj_bias[:, lost] = 0
         elif parts.router and name.endswith(parts.router):
             module.weight[:, lost] = 0

@@ -46,6 +46,7 @@ HEAD_SIZE_IS_STATED = {
     "gpt_neox",
     "gpt_oss",
     "hunyuan_v1_dense",
+    "llama4_text",
     "mellum",
     "minimax_m2",
     "ministral",
@@ -55,7 +56,7 @@ HEAD_SIZE_IS_STATED = {
     "vaultgemma",
 }
 # Any layer may be of either kind: without the list, transformers takes one layer in four, in two or none to be full
-ONLY_LISTED = {"cohere2", "cwm", "exaone4", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
+ONLY_LISTED = {"cohere2", "cwm", "exaone4", "llama4_text", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
 WITHOUT_PLAN = {"falcon_h1", "gpt_oss", "granitemoe", "hunyuan_v1_dense", "lfm2", "phimoe"}
 """Families for which transformers has no plan to split matrices over devices."""
 UNPLANNED = {"deepseek_v2": ("q_a_proj", "kv_a_proj"), "deepseek_v3": ("",)}
@@ -150,7 +151,7 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *(
         (model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8")
         for model_type in MIXTURES
-        if "ffn" not in FAMILIES[model_type].not_prunable
+        if "ffn" not in FAMILIES[model_type].not_prunable and FAMILIES[model_type].width_multiple > 1
     ),
     *(
         (model_type, {axis: size}, f"{axis}={size}: .*; keep {axis}=.* and prune another axis")
@@ -162,7 +163,7 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *(
         (name, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8")
         for name in MIXTURES
-        if "hidden" not in FAMILIES[name].not_prunable and name not in MULTIPLES
+        if "hidden" not in FAMILIES[name].not_prunable and FAMILIES[name].width_multiple > 1 and name not in MULTIPLES
     ),
     *((model_type, {"expert": 1}, "expert=1: every token uses 2 of them; keep at least 2") for model_type in MIXTURES),
 ]

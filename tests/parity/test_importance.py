@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minitron_cli.checkpoint import document_masks, hf
+from minitron_cli.decoder import decoder_of
 from minitron_cli.importance.layer_removal import evenly
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
@@ -141,7 +142,7 @@ def test_block_importance_is_one_minus_the_mean_cosine(model_type, subtests):
 def check_block_importance(model_type, model, batch):
     document_masks.keep_documents_apart(model)
     last = []
-    norm = model.get_decoder().get_submodule(anatomy(model_type).final_norm)
+    norm = decoder_of(model).get_submodule(anatomy(model_type).final_norm)
     handle = norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
     with torch.no_grad():
         states = forward(model, batch, output_hidden_states=True).hidden_states

@@ -31,6 +31,7 @@ from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
 from minitron_cli.model.families.lfm2 import LFM2
 from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.families.llama4_text import LLAMA4_TEXT
 from minitron_cli.model.families.mellum import MELLUM
 from minitron_cli.model.families.minimax_m2 import MINIMAX_M2
 from minitron_cli.model.families.ministral import MINISTRAL
@@ -86,6 +87,7 @@ FAMILIES: dict[str, Family] = {
         JAIS2,
         LFM2,
         LLAMA,
+        LLAMA4_TEXT,
         MELLUM,
         MINIMAX_M2,
         MINISTRAL,

@@ -3,8 +3,8 @@
 from typing import Any
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.families.glm4_moe import GLM4_MOE, SHARED, SIZES
 from minitron_cli.model.families.glm4_moe import CORRECTION as ROUTER_BIAS
+from minitron_cli.model.families.glm4_moe import GLM4_MOE, SHARED, SIZES
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, RUNTIME_NAMES
 from minitron_cli.model.family import Correction, Family
 

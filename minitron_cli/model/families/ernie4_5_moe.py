@@ -40,7 +40,5 @@ ERNIE4_5_MOE = Family(
     width_multiple=8,
     runtime_names=RUNTIME_NAMES | {f"{MLP}.gate.moe_statics.e_score_correction_bias": (*CORRECTION,)},
     layer_kinds=(SparseBetween("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),),
-    held_by=HELD_BY
-    | dict.fromkeys(CORRECTION | SHARED | SHARED_BIAS, "sparse")
-    | dict.fromkeys(DENSE_BIAS, "dense"),
+    held_by=HELD_BY | dict.fromkeys(CORRECTION | SHARED | SHARED_BIAS, "sparse") | dict.fromkeys(DENSE_BIAS, "dense"),
 )

@@ -250,7 +250,7 @@ def test_queries_keys_and_values_are_read_off_the_table() -> None:
 
 @pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3"])
 def test_latents_have_no_relations(model_type: str) -> None:
-    with pytest.raises(RecipeError, match="attention_relation needs queries.*of latents: choose other states"):
+    with pytest.raises(RecipeError, match=r"attention_relation needs queries.*of latents: choose other states"):
         relation_pairs(HiddenLosses(states=("attention_relation",)), FAMILIES[model_type], {}, {})
 
 

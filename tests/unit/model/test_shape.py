@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,6 +113,8 @@ def check_flops(model):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(1, 1 + length)[None], use_cache=False)
     shape = Shape.of(family_of(model.config), model.config)
+    if model.config.model_type == "llama4_text":  # transformers multiplies zeros where a token is not routed
+        shape = replace(shape, active={})
     assert shape.flops_per_token(context=length) * length == counter.get_total_flops()
 
 
