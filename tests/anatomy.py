@@ -92,6 +92,7 @@ ANATOMY = {
         norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
     ),
     "glm4_moe": Anatomy(experts="mlp.experts", router="mlp.gate", shared="mlp.shared_experts"),
+    "glm4_moe_lite": LATENT,
     "gpt_neox": Anatomy(
         decoder="gpt_neox",
         final_norm="final_layer_norm",

@@ -29,6 +29,7 @@ APART = frozenset(
         "glm",
         "glm4",
         "glm4_moe",
+        "glm4_moe_lite",
         "gpt_oss",
         "granitemoe",
         "hunyuan_v1_dense",
@@ -81,6 +82,10 @@ def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
 
 CARRYING = frozenset({"falcon_h1", "lfm2"})
 """Families with layers in which a token is computed from those before it whatever its position says."""
+
+
+BY_PLACE = frozenset({"llama4_text"})
+"""Families in which a token's place in its block matters, whatever its position says."""
 
 
 def without(*names: str) -> list[str]:

@@ -129,6 +129,10 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "routed_scaling_factor": 1.5,
     },
+    "glm4_moe_lite": {
+        **{name: value for name, value in LATENT.items() if name != "first_k_dense_replace"},
+        "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+    },
     "gpt_neox": {"head_dim": None, "num_key_value_heads": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
     "gpt_oss": {
         "sliding_window": 6,
@@ -262,6 +266,8 @@ def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
     fields = {**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options}
     if kinds := fields.get("layer_types"):
         fields["layer_types"] = [kinds[i % len(kinds)] for i in range(fields["num_hidden_layers"])]
+    if kinds := fields.get("mlp_layer_types"):
+        fields["mlp_layer_types"] = kinds[: fields["num_hidden_layers"]]
     return CONFIG_MAPPING[model_type](**fields)
 
 

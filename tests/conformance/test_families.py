@@ -43,6 +43,7 @@ HEAD_SIZE_IS_STATED = {
     "gemma3_text",
     "glm",
     "glm4",
+    "glm4_moe_lite",
     "gpt_neox",
     "gpt_oss",
     "hunyuan_v1_dense",
@@ -59,7 +60,11 @@ HEAD_SIZE_IS_STATED = {
 ONLY_LISTED = {"cohere2", "cwm", "exaone4", "llama4_text", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
 WITHOUT_PLAN = {"falcon_h1", "gpt_oss", "granitemoe", "hunyuan_v1_dense", "lfm2", "phimoe"}
 """Families for which transformers has no plan to split matrices over devices."""
-UNPLANNED = {"deepseek_v2": ("q_a_proj", "kv_a_proj"), "deepseek_v3": ("",)}
+UNPLANNED = {
+    "deepseek_v2": ("q_a_proj", "kv_a_proj"),
+    "deepseek_v3": ("",),
+    "glm4_moe_lite": ("q_proj", "q_a_proj", "kv_a_proj"),
+}
 """Start of the names in attention for which transformers has no such plan; it copies latents."""
 NORMED_OVER_HEADS = ("flex_olmo", "minimax_m2", "olmo2", "olmo3", "olmoe")
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
@@ -110,6 +115,7 @@ OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
     "deepseek_v3": BY_EIGHTS | LATENT,
     "ernie4_5_moe": BY_EIGHTS,
     "glm4_moe": BY_EIGHTS,
+    "glm4_moe_lite": BY_EIGHTS | LATENT,
     "lfm2": NO_HIDDEN,
     "cohere2": BY_TWOS,
     "gemma2": BY_TWOS,
@@ -358,7 +364,7 @@ def test_what_a_family_cannot_take_is_refused_with_the_reason(parents, model_typ
 
 
 @pytest.mark.parametrize("groups", [1, 8], ids=["multi-query", "multi-head"])
-@each_family(sorted(FAMILIES.keys() - {"gpt_neox", "deepseek_v2", "deepseek_v3", *NORMED_OVER_HEADS}))
+@each_family(sorted(FAMILIES.keys() - {"gpt_neox", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", *NORMED_OVER_HEADS}))
 def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tmp_path):
     model, checkpoint = parents(model_type, num_key_value_heads=groups)
     sizes = {"head": 4} | ({"kv_head": 4} if groups == 8 else {})

@@ -29,10 +29,13 @@ from tests.conformance.test_families import (
     shape_of,
     write,
 )
+from tests.quick import case_of
 from tests.tiny import BASE, tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
-BOTH = pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3"])
+BOTH = pytest.mark.parametrize(
+    "model_type", [case_of(name) for name in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")]
+)
 GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
 GROUPS = ([0, 2, 5, 7], [1, 3, 4, 6], [2, 3, 6, 7], [0, 1, 4, 5])  # two of each group in every layer
 

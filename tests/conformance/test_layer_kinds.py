@@ -105,7 +105,8 @@ def test_the_search_counts_the_layers_that_the_ranking_will_keep(parents, model_
     for count in (2, 3):
         counted = space.named(parent, {"layer": count, "ffn": 16})
         for kept in ([0, 1, 2, 3][:count], [3, 2, 1, 0][:count]):
-            plan = make_plan(parent, counted, Preferring(Survivors(layer=kept, ffn=[0]), parent.sizes), Ranking())
+            preferred = Preferring(Survivors(layer=kept, ffn=[0], shared_ffn=[0]), parent.sizes)
+            plan = make_plan(parent, counted, preferred, Ranking())
             assert plan.child.parameters() == counted.parameters()
             assert plan.child.flops_per_token(9) == counted.flops_per_token(9)
             assert plan.child == counted

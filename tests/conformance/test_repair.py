@@ -104,6 +104,7 @@ def test_the_families_that_must_be_rotatable_are():
         "gemma",
         "glm",
         "glm4_moe",
+        "glm4_moe_lite",
         "gpt_oss",
         "granite",
         "granitemoe",

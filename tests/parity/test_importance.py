@@ -18,7 +18,7 @@ from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Activation
 from tests.anatomy import anatomy
-from tests.quick import CARRYING, each_family, without
+from tests.quick import BY_PLACE, CARRYING, each_family, without
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
@@ -181,7 +181,7 @@ def mean_nll(model, batch):
 
 @each_family(without(*CARRYING))
 def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type):
-    model, batch = tiny_model(model_type), samples(tokens=25)
+    model, batch = tiny_model(model_type), samples(tokens=25, documents=model_type not in BY_PLACE)
     scores = score(model, split(batch, [2, 3]))
     parent, expected = mean_nll(model, batch), torch.stack([mean_nll(without_layer(model, i), batch) for i in range(4)])
     torch.testing.assert_close(scores.layers("nll"), expected, rtol=1e-5, atol=1e-5)
@@ -291,7 +291,7 @@ def without_layers(model, start, stop):
 def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, subtests):
     for n in (2, 3):
         with subtests.test(n=n):
-            check_block_removal(tiny_model(model_type), samples(tokens=25), n)
+            check_block_removal(tiny_model(model_type), samples(tokens=25, documents=model_type not in BY_PLACE), n)
 
 
 def check_block_removal(model, batch, n):

@@ -23,6 +23,7 @@ from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.glm import GLM
 from minitron_cli.model.families.glm4 import GLM4
 from minitron_cli.model.families.glm4_moe import GLM4_MOE
+from minitron_cli.model.families.glm4_moe_lite import GLM4_MOE_LITE
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.gpt_oss import GPT_OSS
 from minitron_cli.model.families.granite import GRANITE
@@ -79,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         GLM,
         GLM4,
         GLM4_MOE,
+        GLM4_MOE_LITE,
         GPT_NEOX,
         GPT_OSS,
         GRANITE,
