@@ -162,6 +162,14 @@ def test_newer_aliases_have_the_sizes_of_their_cards(alias, billions, active):
         assert round((shape.parameters("active") - embedding) / 1e9, 2) == active
 
 
+@pytest.mark.parametrize(("alias", "billions"), [("deepseek-v2-lite", 15.7), ("deepseek-v3", 671.0)])
+def test_models_with_latents_have_the_sizes_of_their_cards(alias, billions):
+    """Of V3 without the block for multi-token prediction; a token of either leaves 576 numbers a layer in the cache."""
+    shape = published(alias)
+    assert round(shape.parameters() / 1e9, 1) == billions
+    assert shape.kv_cache_bytes(1, 1, dtype_bytes=1) == 576 * shape.sizes["layer"]
+
+
 def test_mixtures_have_their_published_sizes():
     """Mixtral 8x7B: 47B, of which a token uses 13B. Qwen3-30B-A3B: 30.5B and 3.3B, 29.9B without embeddings."""
     shape = published("mixtral-8x7b")
