@@ -16,12 +16,14 @@ SIZES = {axis: name for axis, name in DEEPSEEK_V3.sizes.items() if axis not in (
 
 def groups(config: Any) -> int:
     """Groups of experts among which a router chooses first; one where it chooses among all experts."""
-    return config.n_group if config.topk_method == "group_limited_greedy" else 1
+    count: int = config.n_group if config.topk_method == "group_limited_greedy" else 1
+    return count
 
 
 def chosen_groups(config: Any) -> int:
     """Groups that a router chooses."""
-    return config.topk_group if config.topk_method == "group_limited_greedy" else 1
+    count: int = config.topk_group if config.topk_method == "group_limited_greedy" else 1
+    return count
 
 
 DEEPSEEK_V2 = Family(
@@ -33,7 +35,7 @@ DEEPSEEK_V2 = Family(
     follows=DEEPSEEK_V3.follows,
     totals=DEEPSEEK_V3.totals,
     active=DEEPSEEK_V3.active,
-    stored_if=DEEPSEEK_V3.stored_if | dict.fromkeys(MLP_BIAS, "mlp_bias"),
+    stored_if={**DEEPSEEK_V3.stored_if, **dict.fromkeys(MLP_BIAS, "mlp_bias")},
     corrections=DEEPSEEK_V3.corrections,
     links=DEEPSEEK_V3.links,
     tied=L.TIED,
