@@ -1,7 +1,7 @@
 """Where the parts of a live model are, by model type. Knows no product code: tests compare the tables with it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,9 +21,13 @@ class Anatomy:
     writers: tuple[str, ...] = ()
     """Further projections back to the residual stream, of other kinds of layers."""
     state_space: str = ""
+    latents: Mapping[str, str] = field(default_factory=dict)
+    """Axis of a latent -> the projection of the attention that reads it."""
     experts: str = ""
     """Of a layer, the module in which its experts are joined."""
     router: str = ""
+    shared: str = ""
+    """The experts that all tokens use, where their width follows from that of the others."""
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     """A layer's norms over the residual stream, in the order in which they run."""
     norm_offset: float = 0.0
@@ -42,6 +46,10 @@ class Anatomy:
         yield "head", layer + f"{self.attention}.{self.output}"
         if not self.experts:
             yield "ffn", layer + f"{self.mlp}.{self.down}"
+        if self.shared:
+            yield "shared_ffn", layer + f"{self.shared}.{self.down}"
+        for axis, module in self.latents.items():
+            yield axis, layer + f"{self.attention}.{module}"
         for axis in ("mamba_head", "mamba_dim") if self.state_space else ():
             yield axis, f"{layer}{self.state_space}.in_proj"
         yield from (("hidden", layer + norm) for norm in self.norms)
@@ -55,10 +63,19 @@ FOUR_NORMS = (
     "post_feedforward_layernorm",
 )
 POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+LATENT = Anatomy(
+    experts="mlp.experts",
+    router="mlp.gate",
+    shared="mlp.shared_experts",
+    latents={"q_rank": "q_b_proj", "kv_rank": "kv_b_proj"},
+)
 ANATOMY = {
     "apertus": Anatomy(norms=("attention_layernorm", "feedforward_layernorm")),
     "cohere": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps"),
     "cohere2": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps", pattern="layer_types"),
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "ernie4_5_moe": Anatomy(experts="mlp.experts", router="mlp.gate", shared="mlp.shared_experts"),
     "exaone4": Anatomy(norms=POST_NORMS),
     "falcon_h1": Anatomy(
         final_norm="final_layernorm",
@@ -74,7 +91,8 @@ ANATOMY = {
     "glm4": Anatomy(
         norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
     ),
-    "glm4_moe": Anatomy(experts="mlp.experts", router="mlp.gate"),
+    "glm4_moe": Anatomy(experts="mlp.experts", router="mlp.gate", shared="mlp.shared_experts"),
+    "glm4_moe_lite": LATENT,
     "gpt_neox": Anatomy(
         decoder="gpt_neox",
         final_norm="final_layer_norm",
@@ -93,6 +111,12 @@ ANATOMY = {
         down="w2",
         norms=("operator_norm", "ffn_norm"),
         epsilon="norm_eps",
+    ),
+    "llama4_text": Anatomy(
+        mlp="feed_forward",
+        experts="feed_forward.experts",
+        router="feed_forward.router",
+        shared="feed_forward.shared_expert",
     ),
     "mellum": Anatomy(experts="mlp.experts", router="mlp.gate"),
     "minimax_m2": Anatomy(experts="mlp.experts", router="mlp.gate"),

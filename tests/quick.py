@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minitron_cli.model.families import FAMILIES
-from tests.tiny import FAMILY_OPTIONS
+from tests.tiny import FAMILY_OPTIONS, tiny_config
 
 QUICK = ("gemma3_text", "gpt_neox", "llama", "qwen3_moe")
 """Between them: biases, fused and stacked matrices, softcaps, sliding windows, offset norms and experts."""
@@ -18,7 +18,10 @@ APART = frozenset(
         "cohere",
         "cohere2",
         "cwm",
+        "deepseek_v2",
+        "deepseek_v3",
         "ernie4_5",
+        "ernie4_5_moe",
         "exaone4",
         "falcon_h1",
         "flex_olmo",
@@ -26,11 +29,13 @@ APART = frozenset(
         "glm",
         "glm4",
         "glm4_moe",
+        "glm4_moe_lite",
         "gpt_oss",
         "granitemoe",
         "hunyuan_v1_dense",
         "jais2",
         "lfm2",
+        "llama4_text",
         "mellum",
         "minimax_m2",
         "ministral",
@@ -79,12 +84,18 @@ CARRYING = frozenset({"falcon_h1", "lfm2"})
 """Families with layers in which a token is computed from those before it whatever its position says."""
 
 
+BY_PLACE = frozenset({"llama4_text"})
+"""Families in which a token's place in its block matters, whatever its position says."""
+
+
 def without(*names: str) -> list[str]:
     """Every family but these."""
     return sorted(FAMILY_OPTIONS.keys() - set(names))
 
 
-MIXTURES = sorted(n for n, f in FAMILIES.items() if "expert" in f.sizes and "ffn" not in f.not_prunable)
+MIXTURES = sorted(
+    n for n, f in FAMILIES.items() if "expert" in f.sizes and len(set(f.of_model(tiny_config(n)).layers)) < 2
+)
 """Families whose tiny models have experts in every layer."""
 
 EVERY_MIXTURE = pytest.mark.parametrize(

@@ -27,6 +27,27 @@ BASE = {
 IN_TURN = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
 """Kinds of layers, as often as there are layers."""
 
+LATENT = {
+    "attention_bias": True,
+    "num_key_value_heads": 8,
+    "head_dim": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "intermediate_size": 40,  # of the dense layer
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+}
+"""Of DeepSeek's models, whose heads have keys of another size than values."""
+
 MINISTRAL3_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 3e4,
@@ -41,7 +62,24 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "cohere": {"attention_bias": True, "logit_scale": 0.7},
     "cohere2": {"attention_bias": True, "logit_scale": 0.7, **IN_TURN},
     "cwm": IN_TURN,
+    "deepseek_v2": {
+        **LATENT,
+        "mlp_bias": True,
+        "topk_method": "group_limited_greedy",
+    },
+    "deepseek_v3": {**LATENT, "routed_scaling_factor": 1.5},
     "ernie4_5": {"use_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
+    "ernie4_5_moe": {
+        "use_bias": True,
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_num_shared_experts": 2,
+        "intermediate_size": 40,  # of the dense layers
+        "moe_intermediate_size": 48,
+        "moe_layer_start_index": 1,
+        "moe_layer_interval": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+    },
     "exaone4": {**IN_TURN, "sliding_window_pattern": 2},
     "falcon_h1": {
         "attention_bias": True,
@@ -91,6 +129,10 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "routed_scaling_factor": 1.5,
     },
+    "glm4_moe_lite": {
+        **{name: value for name, value in LATENT.items() if name != "first_k_dense_replace"},
+        "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+    },
     "gpt_neox": {"head_dim": None, "num_key_value_heads": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
     "gpt_oss": {
         "sliding_window": 6,
@@ -125,6 +167,18 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "block_multiple_of": 8,  # so that there are 48 neurons
     },
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "llama4_text": {
+        "attention_bias": True,
+        "intermediate_size_mlp": 40,  # of the dense layers
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_layers": [1, 3],
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 6,
+        "floor_scale": 3,  # tokens beyond which queries without positions are scaled
+        "attn_scale": 0.4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+    },
     "mellum": {
         **IN_TURN,
         "attention_bias": True,
@@ -212,6 +266,8 @@ def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
     fields = {**BASE, **FAMILY_OPTIONS.get(model_type, {}), **options}
     if kinds := fields.get("layer_types"):
         fields["layer_types"] = [kinds[i % len(kinds)] for i in range(fields["num_hidden_layers"])]
+    if kinds := fields.get("mlp_layer_types"):
+        fields["mlp_layer_types"] = kinds[: fields["num_hidden_layers"]]
     return CONFIG_MAPPING[model_type](**fields)
 
 

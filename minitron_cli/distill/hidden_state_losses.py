@@ -75,9 +75,14 @@ def state_pairs(config: HiddenLosses, norms: Norms, teacher_layers: int, student
 def relation_pairs(
     config: HiddenLosses, family: Family, teacher_sizes: Mapping[str, int], student_sizes: Mapping[str, int]
 ) -> tuple[StatePair, ...]:
-    """Pairs of matrices whose outputs' attention relations `config` compares."""
+    """Pairs of matrices whose outputs' attention relations `config` compares. RecipeError if a family has none."""
     if "attention_relation" not in config.states:
         return ()
+    if "kv_rank" in family.sizes:
+        raise RecipeError(
+            f"distill.hidden.states: attention_relation needs queries, keys and values that are made of the residual "
+            f"stream, and a {family.model_type} model makes them of latents: choose other states"
+        )
     sizes = dict(teacher_sizes), dict(student_sizes)
     heads = math.gcd(*(s.get("kv_head", s["head"]) for s in sizes))
     return tuple(

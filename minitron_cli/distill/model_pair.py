@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minitron_cli import stopping
 from minitron_cli.data.batches import Batch
+from minitron_cli.decoder import decoder_of
 from minitron_cli.distill import sharding
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import Precision, ProcessGroup
@@ -238,7 +239,7 @@ def _checked_in_backward(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 def last_hidden_states(model: Any, batch: Batch, device: torch.device) -> Tensor:
     """States that the LM head reads, [B, T, D]; document boundaries are in the batch's positions."""
-    output = model.get_decoder()(
+    output = decoder_of(model)(
         input_ids=batch.input_ids_BT.to(device), position_ids=batch.position_ids_BT.to(device), use_cache=False
     )
     states: Tensor = output.last_hidden_state

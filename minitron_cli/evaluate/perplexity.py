@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minitron_cli import progress, stopping
 from minitron_cli.data.batches import evenly_spaced, is_predicted
+from minitron_cli.decoder import decoder_of
 from minitron_cli.errors import DataError, RunFailed
 from minitron_cli.evaluate.statistics import Items, errors, exponential
 from minitron_cli.model.lm_head import Head, head_of
@@ -213,7 +214,7 @@ def token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND:
 def final_hidden(model: Any, batch: BlockBatch) -> Tensor:
     """Final hidden states that predict the next token, [N, D]."""
     tokens_BT, positions_BT = batch.tokens_BT.to(model.device), batch.positions_BT.to(model.device)
-    output = model.get_decoder()(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
+    output = decoder_of(model)(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
     return output.last_hidden_state[:, :-1].flatten(0, 1)
 
 

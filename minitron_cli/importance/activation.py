@@ -22,7 +22,7 @@ from minitron_cli.layerwise.resume import under
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import parse
 from minitron_cli.model.taps import Tap, X, taps
-from minitron_cli.scores.metric import AGGREGATIONS, PRE_ACTIVATION, Activation, Aggregation
+from minitron_cli.scores.metric import AGGREGATIONS, PRE_ACTIVATION, Activation, Aggregation, Flap
 
 FLUCTUATION = "fluctuation"  # prefix of its moments in a saved pass
 
@@ -51,7 +51,7 @@ class Activations:
         self._sizes = sizes
         self._hooks: dict[str, list[Hook]] = {}
         for tap in taps(family):
-            if hooks := _hooks(tap, part, family, sizes):
+            if tap.axis in sizes and (hooks := _hooks(tap, part, family, sizes)):
                 self._hooks.setdefault(tap.axis, []).extend(hooks)
         first = _first_mlp_matrix(family) if pre_activation else None
         if first and (hooks := _hooks(Tap("ffn", first, "output"), part, family, sizes)):
@@ -86,15 +86,17 @@ class Activations:
         self._fluctuation.begin_batch()
         for axis, hooks in self._hooks.items():
             self._batch[axis] = [torch.empty(0)] * len(hooks)
+        samples, length = tokens.input_ids_BT.shape
         modules = {hook: model.get_submodule(hook.module) for hooks in self._hooks.values() for hook in hooks}
         return [
-            _register(modules[hook], hook.side, partial(self._see, axis, h, modules[hook]))
+            _register(modules[hook], hook.side, partial(self._see, axis, h, modules[hook], (samples, length)))
             for axis, hooks in self._hooks.items()
             for h, hook in enumerate(hooks)
         ]
 
-    def _see(self, axis: str, h: int, module: Any, features_BTK: Tensor) -> None:
-        count, hook = self._sizes[axis.partition(".")[0]], self._hooks[axis][h]
+    def _see(self, axis: str, h: int, module: Any, shape: tuple[int, int], features: Tensor) -> None:
+        """Accumulate features [B, T, K], or [B T, K]: some models flatten tokens before their experts."""
+        count, hook, features_BTK = self._sizes[axis.partition(".")[0]], self._hooks[axis][h], features.view(*shape, -1)
         if hook.part:
             features_BTK = _inputs_of(axis, features_BTK[..., slice(*hook.part)], count)
         if axis not in self._sizes:
@@ -102,7 +104,7 @@ class Activations:
         values_BTC = channels(features_BTK, count)
         over_tokens = over_sample(values_BTC, self._counts_BT)
         self._batch[axis][h] = sequence_aggregates(values_BTC, over_tokens, self._counts_BT)
-        if hook.side == "input" and hook.row is not None:
+        if axis in Flap.axes and hook.side == "input" and hook.row is not None:
             is_whole = features_BTK.shape == values_BTC.shape  # else a head, whose channels are observed by their norm
             inputs = over_tokens if is_whole else over_sample(features_BTK.float(), self._counts_BT)
             self._fluctuation.add(axis, inputs, module.weight)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from minitron_cli import progress
+from minitron_cli.decoder import decoder_of
 from minitron_cli.layerwise.bypass import bypassed
 from minitron_cli.layerwise.observer import Tokens, decoder_layers
 from minitron_cli.model.family import Family
@@ -68,7 +69,7 @@ class _Trials:
     """Similarity of the last hidden states of a model with merged layers to its own."""
 
     def __init__(self, model: "PreTrainedModel", layers: "Sequence[nn.Module]", batches: "Sequence[Batch]") -> None:
-        self._decoder, self._layers = model.get_decoder(), layers
+        self._decoder, self._layers = decoder_of(model), layers
         self._tokens = [Tokens.of(batch, model.device) for batch in batches]
         self._wanted = [self._hidden(tokens) for tokens in self._tokens]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minitron_cli import progress
+from minitron_cli.decoder import decoder_of
 from minitron_cli.errors import CheckpointError, Interrupted
 from minitron_cli.importance.block_distance import BlockDistance
 from minitron_cli.importance.layer_removal import LayerRemoval
@@ -88,7 +89,7 @@ def observe(model: "PreTrainedModel", observers: Sequence[Observer], batch: "Bat
         for observer in observers:
             for handle in observer.watch(model, tokens):
                 hooks.callback(handle.remove)
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         output = decoder(input_ids=tokens.input_ids_BT, position_ids=tokens.position_ids_BT, use_cache=False)
     for observer in observers:
         observer.end_batch(tokens, output.last_hidden_state)

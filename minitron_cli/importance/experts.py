@@ -71,13 +71,19 @@ class Experts:
         ]
 
     def _forward(
-        self, layer: int, tokens: Tokens, module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor
+        self,
+        layer: int,
+        tokens: Tokens,
+        module: Any,
+        hidden_ND: Tensor,
+        index_NK: Tensor | None = None,
+        weight_NK: Tensor | None = None,
     ) -> Tensor:
         """Result of the module, summed in fp32."""
         added_ND = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
         seen: dict[int, dict[str, Moments]] = {}
         for routed in each_expert(module, hidden_ND, index_NK, weight_NK):
-            added_ND.index_add_(0, routed.token_R, routed.added_RD.float())
+            added_ND.index_add_(0, routed.row_R, routed.added_RD.float())
             seen[routed.expert] = self._seen(routed, membership(tokens, routed.token_R))
         for name in next(iter(seen.values())):
             self._moments.add(f"{name}.{layer}", _spread([m[name] for m in seen.values()], list(seen), self._experts))

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress
+from minitron_cli.model.axes import SCORED
 from minitron_cli.model.layout import Dim
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Magnitude
 from minitron_cli.scores.scores import Scores
 
 NORMS = (Magnitude(norm="l1"), Magnitude(norm="l2"))
-AXES = ("head", "expert", "ffn", "hidden", "mamba_head", "mamba_dim")
 BLOCK_ELEMENTS = 16 << 20
 
 
@@ -27,8 +27,8 @@ def magnitude(read: Callable[[str], Tensor], shape: Shape) -> Scores:
     q_proj and o_proj for a head, gate, up and down_proj for a neuron, every matrix for a hidden channel. A layer's
     are all its matrices; an expert's as well, with its row of the router. Norm weights and biases are left out.
     """
-    matrices = [name for name, size in shape.tensors().items() if len(size) == 2]
-    axes = [axis for axis in (*AXES, "layer") if axis in shape.sizes]
+    matrices = [name for name, size in shape.tensors().items() if len(size) == 2 and not name.endswith("bias")]
+    axes = [axis for axis in (*SCORED, "layer") if axis in shape.sizes]
     sums = {axis: torch.zeros(len(NORMS), *_rows(shape, axis), dtype=torch.float64) for axis in axes}
     with progress.track("magnitude", total=len(matrices), unit="tensors") as step:
         for name in matrices:
@@ -51,7 +51,7 @@ def _add_(sums: dict[str, Tensor], shape: Shape, name: str, matrix_RK: Tensor) -
     for axis in match.at:  # the whole matrix belongs to one entry of the axis
         _owned(sums, shape, axis, match.at)[:, match.at[axis]] += by_dim[0].sum(1)
     for d, sums_PK in enumerate(by_dim):
-        for axis in match.layout.axes(d).intersection(AXES):
+        for axis in match.layout.axes(d).intersection(sums):
             target = _owned(sums, shape, axis, match.at)
             target += _by_channel(sums_PK, match.layout.dims[d], axis, shape)
 

@@ -70,7 +70,8 @@ class SourceModel:
         return self._changed(shape, flags, zeros)
 
     def _dtype_beside(self, bias: str) -> str:
-        return self.checkpoint.tensors[f"{bias.removesuffix('.bias')}.weight"].dtype
+        weight = f"{bias.removesuffix('.bias')}.weight"
+        return self.checkpoint.tensors[weight if weight in self.checkpoint.tensors else self.family.tied[weight]].dtype
 
     def _changed(self, shape: Shape, fields: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> "SourceModel":
         """Model of another shape, with these fields in its config and these tensors besides its own."""

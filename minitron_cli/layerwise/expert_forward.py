@@ -29,6 +29,8 @@ class Routed(NamedTuple):
 
     expert: int
     token_R: Tensor
+    row_R: Tensor
+    """Rows of the module's result to which the expert adds its output."""
     gate_RF: Tensor
     """Before the activation function."""
     neuron_RF: Tensor
@@ -40,8 +42,17 @@ class Routed(NamedTuple):
     """The expert's second matrix."""
 
 
-def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Iterator[Routed]:
-    """Activations of every expert that has tokens, in order, computed as the module computes them."""
+def each_expert(
+    module: Any, hidden_ND: Tensor, index_NK: Tensor | None = None, weight_NK: Tensor | None = None
+) -> Iterator[Routed]:
+    """Activations of every expert that has tokens, in order, computed as the module computes them.
+
+    Without `index_NK` and `weight_NK` the rows of `hidden_ND` are those of all tokens for each expert in turn, times
+    the router's weight, as Llama 4 has it; a token that is not routed to an expert is a row of zeros.
+    """
+    if index_NK is None or weight_NK is None:
+        yield from _each_weighted(module, hidden_ND)
+        return
     flat = index_NK.flatten()
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=len(module.down_proj)).tolist()
@@ -56,7 +67,20 @@ def each_expert(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Ten
         written_RD = linear(neuron_RF, writer_DF)
         output_RD = _biased(written_RD, module, "down_proj_bias", expert)
         weighted_RD = output_RD * weight_NK.flatten()[place_R, None]
-        yield Routed(expert, token_R, gate_RF, neuron_RF, written_RD, weighted_RD, writer_DF)
+        yield Routed(expert, token_R, token_R, gate_RF, neuron_RF, written_RD, weighted_RD, writer_DF)
+
+
+def _each_weighted(module: Any, weighted_ND: Tensor) -> Iterator[Routed]:
+    count = len(weighted_ND) // len(module.down_proj)
+    for expert, row_ND in enumerate(weighted_ND.split(count)):
+        token_R = row_ND.any(1).nonzero().squeeze(1)
+        if not len(token_R):
+            continue
+        gate_RF, up_RF = (row_ND[token_R] @ module.gate_up_proj[expert]).chunk(2, dim=-1)
+        neuron_RF = up_RF * module.act_fn(gate_RF)
+        written_RD = neuron_RF @ module.down_proj[expert]
+        row_R, writer_DF = token_R + expert * count, module.down_proj[expert].T
+        yield Routed(expert, token_R, row_R, gate_RF, neuron_RF, written_RD, written_RD, writer_DF)
 
 
 def _outputs_first(module: Any, matrix: Tensor) -> Tensor:

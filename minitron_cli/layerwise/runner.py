@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import progress
+from minitron_cli.decoder import decoder_of
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.bypass import bypassed
 from minitron_cli.layerwise.calibration_errors import not_finite_from
@@ -122,7 +123,7 @@ class LayerwiseRunner:
             self._step()
 
     def _decode(self, tokens: Tokens, **inputs: Tensor) -> Tensor:
-        decoder = self.model.get_decoder()
+        decoder = decoder_of(self.model)
         return decoder(position_ids=tokens.position_ids_BT, use_cache=False, **inputs).last_hidden_state
 
     def embed(self) -> None:

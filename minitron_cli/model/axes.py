@@ -2,10 +2,16 @@
 
 from typing import Literal, get_args
 
-Axis = Literal["layer", "hidden", "head", "kv_head", "expert", "ffn", "mamba_head", "mamba_dim"]
+Axis = Literal["layer", "hidden", "head", "kv_head", "expert", "ffn", "mamba_head", "mamba_dim", "q_rank", "kv_rank"]
 
 PRUNABLE: tuple[Axis, ...] = get_args(Axis)
 """Axes that a user may resize, in the order in which they are shown."""
+
+RANKED: tuple[str, ...] = ("expert", "ffn", "shared_ffn", "mamba_head", "mamba_dim", "q_rank", "kv_rank")
+"""Axes of which each layer keeps its best entries, one by one; `shared_ffn` goes with `ffn` (`Family.follows`)."""
+
+SCORED: tuple[str, ...] = ("head", *RANKED, "hidden")
+"""Axes whose entries have scores. Key-value heads are ranked by the scores of their query heads."""
 
 Count = Literal["total", "non_embedding", "active"]
 """Which parameters are counted; `Shape.parameters` defines each."""

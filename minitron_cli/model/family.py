@@ -102,7 +102,8 @@ class Family:
     active: Mapping[str, str] = field(default_factory=dict)
     """Axis -> config field that holds how many of its entries one token uses (experts)."""
     stored_if: Mapping[str, str] = field(default_factory=dict)
-    """Template -> config flag that says it is stored; `!flag` where it is stored unless the flag is set."""
+    """Template -> config flag that says it is stored; `!flag` where it is stored unless the flag is set. Of several
+    flags, with spaces between them, all must say so."""
     links: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Norm -> tensors that read its output, for folding and rotating."""
     norm: Literal["rms", "layer"] = "rms"
@@ -141,13 +142,20 @@ class Family:
     not_prunable: Mapping[str, str] = field(default_factory=dict)
     """Axis -> reason why none of its entries can be pruned, for messages."""
     derived: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
-    """Axis -> its size as a function of the config, where that is no field of it."""
+    """Axis -> its size as a function of the config, where that is no field of it; a model without the axis has 0."""
+    optional: frozenset[str] = frozenset()
+    """Axes that a model need not have: their config field is null then."""
+    follows: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> axis of whose size its own is a multiple by the config, so that both are pruned by one factor."""
     child_fields: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every child's config, which make it state a size that is derived in the parent's."""
     groups: Mapping[str, str] = field(default_factory=dict)
-    """Axis -> axis of its groups, equal blocks of entries that each keep the same number."""
+    """Axis -> axis of its groups, equal blocks of entries that each keep the same number. A router that chooses groups
+    of experts first chooses `chosen_group` of them, each rated by its best `rated_expert`."""
     layer_pattern: str = ""
     """Config list of `layer_lists` that readers such as llama.cpp compute themselves, as a repeating pattern."""
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    """Axis -> divisor of its size, without which transformers' code fails."""
     width_multiple: int = 1
     """Divisor of hidden and ffn: grouped products of experts need rows of whole 16-byte steps."""
     runtime_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -239,12 +247,13 @@ class Family:
             sizes["kv_head"] = sizes["head"]  # multi-head attention
         if sizes.get("head_dim") is None and _is_size(sizes["hidden"]) and _is_size(sizes["head"]):
             sizes["head_dim"] = sizes["hidden"] // sizes["head"]
+        sizes = {axis: size for axis, size in sizes.items() if size is not None or axis not in self.optional}
         for axis, size in sizes.items():
             if not _is_size(size):
                 raise CheckpointError(
                     f"config field {self.sizes[axis]!r} is {shown(size)}: it must be a positive integer"
                 )
-        sizes |= {axis: derive(config) for axis, derive in self.derived.items()}
+        sizes |= {axis: size for axis, derive in self.derived.items() if (size := derive(config))}
         if sizes.get("head", 0) % sizes.get("kv_head", 1):
             heads, groups = self.sizes["head"], self.sizes["kv_head"]
             raise CheckpointError(f"config field {heads!r} is {sizes['head']}: it must be a multiple of {groups!r}")
@@ -300,7 +309,5 @@ def _is_size(value: Any) -> bool:
 
 
 def _holds(condition: str | None, config: Any) -> bool:
-    if condition is None:
-        return True
-    flag = condition.removeprefix("!")
-    return bool(getattr(config, flag, False)) != condition.startswith("!")
+    flags = (condition or "").split()
+    return all(bool(getattr(config, flag.removeprefix("!"), False)) != flag.startswith("!") for flag in flags)

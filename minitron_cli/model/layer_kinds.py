@@ -78,6 +78,35 @@ class DenseListed:
 
 
 @dataclass(frozen=True)
+class SparseListed:
+    """The numbers of the layers with experts; all others are dense."""
+
+    field: str
+
+    def read(self, config: Any) -> tuple[str, ...]:
+        sparse = getattr(config, self.field)
+        return tuple("sparse" if i in sparse else "dense" for i in range(config.num_hidden_layers))
+
+    def write(self, kinds: Sequence[str]) -> dict[str, Any]:
+        return {self.field: [i for i, kind in enumerate(kinds) if kind == "sparse"]}
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A list with 0 or 1 for every layer."""
+
+    field: str
+    kinds: tuple[str, str]
+    """What 0 and 1 mean."""
+
+    def read(self, config: Any) -> tuple[str, ...]:
+        return tuple(self.kinds[int(mark)] for mark in getattr(config, self.field))
+
+    def write(self, kinds: Sequence[str]) -> dict[str, Any]:
+        return {self.field: [int(kind == self.kinds[1]) for kind in kinds]}
+
+
+@dataclass(frozen=True)
 class SparseBetween:
     """The first and the last layer with experts, and the distance between two of them; all others are dense."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import stopping
+from minitron_cli.decoder import decoder_of
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.softmax import OnlineSoftmax
 
@@ -53,7 +54,7 @@ def head_of(model: Any) -> Head:
 @torch.no_grad()
 def _check(model: Any, head: Head) -> None:
     seen: list[Tensor] = []
-    hook = model.get_decoder().register_forward_hook(lambda _, args, output: seen.append(output.last_hidden_state[0]))
+    hook = decoder_of(model).register_forward_hook(lambda _, args, output: seen.append(output.last_hidden_state[0]))
     with hook:
         ids_BT = torch.arange(2, device=head.weight_VD.device)[None]
         expected_NV = model(input_ids=ids_BT, use_cache=False).logits[0].float()

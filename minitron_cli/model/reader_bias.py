@@ -21,7 +21,7 @@ class ReaderBias(NamedTuple):
 
 def reader_biases(family: Family) -> dict[str, ReaderBias]:
     """Axis, head or ffn -> bias of its reader, where transformers loads one or can be told to by a flag."""
-    readers = {tap.axis: tap.module for tap in taps(family) if tap.side == "input"}
+    readers = {tap.axis: tap.module for tap in taps(family) if tap.axis in ("head", "ffn")}
     found = {
         axis: ReaderBias(f"{m}.weight", f"{m}.bias", family.stored_if.get(f"{m}.bias")) for axis, m in readers.items()
     }

@@ -23,7 +23,8 @@ def norm_of(family: Family) -> dict[str, str]:
 
 def foldable(shape: Shape) -> tuple[str, ...]:
     """Templates of the norms whose weight can be folded into all their readers; a tied head is no matrix of its own."""
-    return tuple(norm for norm, readers in shape.family.links.items() if set(readers) <= set(shape.templates))
+    lost = set(shape.family.tied) - set(shape.templates)
+    return tuple(norm for norm, readers in shape.family.links.items() if lost.isdisjoint(readers))
 
 
 class Block(NamedTuple):

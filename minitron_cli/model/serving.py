@@ -27,6 +27,8 @@ class Finding(NamedTuple):
 
 
 TENSOR_PARALLEL = (2, 4, 8)
+OF_A_HEAD = frozenset({"head_dim", "key_dim", "up_dim"})
+IN_LATENTS = frozenset({"q_rank", "kv_rank", "rope"})  # every device has all of a latent
 HEAD_DIM_MULTIPLE, HEAD_DIM_MOST = 8, 256  # FlashAttention
 
 
@@ -153,12 +155,12 @@ def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
 def _split_sizes(shape: Shape, devices: int) -> dict[str, int]:
     """Sizes that are split over devices: heads, neurons, and key-value heads unless copies of them fill the devices."""
     axes = {axis for layout in _matrices(shape) for dim in range(len(layout.dims)) for axis in layout.axes(dim)}
-    shared = sorted(axes - {"hidden", "head_dim", "expert", "vocab"})
+    shared = sorted(axes - {"hidden", "expert", "vocab", *OF_A_HEAD, *IN_LATENTS})
     return {axis: shape.sizes[axis] for axis in shared if axis != "kv_head" or devices % shape.groups}
 
 
 def _attention_kernels(shape: Shape) -> Finding:
-    size = shape.sizes["head_dim"]
+    size = shape.key_dim
     if size % HEAD_DIM_MULTIPLE or size > HEAD_DIM_MOST:
         reason = f"FlashAttention takes heads of a multiple of {HEAD_DIM_MULTIPLE} up to {HEAD_DIM_MOST}, not {size}"
         return Finding("attention kernels", "slower", reason)
@@ -213,8 +215,8 @@ def _multiples(shape: Shape, needs: Mapping[frozenset[str], int]) -> dict[str, i
     """Axis -> divisor of its size that makes dims over these axes multiples. For heads, their number changes."""
     found: dict[str, int] = {}
     for axes, multiple in needs.items():
-        share = math.gcd(multiple, shape.sizes["head_dim"]) if "head_dim" in axes else 1
-        found |= {axis: math.lcm(multiple // share, found.get(axis, 1)) for axis in axes - {"head_dim"}}
+        share = math.gcd(multiple, *(shape.sizes[axis] for axis in axes & OF_A_HEAD)) if axes & OF_A_HEAD else 1
+        found |= {axis: math.lcm(multiple // share, found.get(axis, 1)) for axis in axes - OF_A_HEAD}
     return found
 
 

@@ -43,14 +43,22 @@ class Shape:
         )
 
     def resize(self, **sizes: int) -> "Shape":
-        """The same model with other sizes of some axes. Of each kind of layers it has as many as its share."""
+        """The same model with other sizes of some axes. Of each kind of layers it has as many as its share.
+
+        An axis that follows another is as many times larger than it as before.
+        """
         unknown = sizes.keys() - self.sizes.keys()
         if unknown:
             raise KeyError(f"no axis {sorted(unknown)} in {sorted(self.sizes)}")
         family, layers = self.family, sizes.get("layer", self.sizes["layer"])
         if family.layers and layers != len(family.layers):
             family = family.with_layers(apportioned(family.layers, layers))
-        return replace(self, family=family, sizes=dict(self.sizes) | sizes)
+        following = {
+            axis: self.sizes[axis] * sizes[of] // self.sizes[of]
+            for axis, of in family.follows.items()
+            if axis in self.sizes and of in sizes
+        }
+        return replace(self, family=family, sizes=dict(self.sizes) | following | sizes)
 
     def of_layers(self, kept: Sequence[int]) -> "Shape":
         """The same model with some of its layers."""
@@ -89,7 +97,12 @@ class Shape:
         The flags that say so bring other biases along.
         """
         flags = {bias.flag for bias in reader_biases(self.family).values()}
-        added = {t for t, flag in self.family.stored_if.items() if flag in flags}
+        added = {
+            t
+            for t, condition in self.family.stored_if.items()
+            if condition in flags
+            or (flags.intersection(condition.split()) and t.replace(".bias", ".weight") in self.templates)
+        }
         return replace(self, templates=tuple(t for t in self.family.tensors if t in {*self.templates, *added}))
 
     @property
@@ -150,10 +163,18 @@ class Shape:
     def kv_cache_bytes(self, batch: int, length: int, dtype_bytes: int = 2) -> int:
         """Bytes of the keys and values of every layer with attention, for `batch` sequences of `length` tokens.
 
+        With latent attention, of what they are made of: the normed latent, and the rotated part that all keys share.
         States whose size does not depend on the length, as those of linear attention, are not counted.
         """
-        per_token = 2 * self._attention_layers * self.groups * self.sizes["head_dim"]
-        return per_token * batch * length * dtype_bytes
+        sizes = self.sizes
+        in_latent = sizes["kv_rank"] + sizes["rope"] if "kv_rank" in sizes else 0
+        per_layer = in_latent or self.groups * (self.key_dim + sizes["head_dim"])
+        return self._attention_layers * per_layer * batch * length * dtype_bytes
+
+    @property
+    def key_dim(self) -> int:
+        """Number of features of a head's query, and of its key."""
+        return self.sizes.get("key_dim", self.sizes["head_dim"])
 
     @property
     def _attention_layers(self) -> int:
@@ -164,16 +185,20 @@ class Shape:
         """Floating-point operations of one token's forward pass.
 
         Two per weight of every matrix that multiplies (the head included, tied or not; the embedding look-up not),
-        and four per head channel and attended position, `context` of them.
+        and two per feature of a head's key and of its value and attended position, `context` of them.
         """
         matrices = sum(
-            self._elements(template, self.active)
-            for template in self.templates
-            if len(parse(self.family.tensors[template]).dims) > 1 and not self.is_embedding(template)
+            self._elements(template, self.active) for template in self.templates if self._multiplies(template)
         )
         head = self.sizes["vocab"] * self.sizes["hidden"] if with_head else 0
-        attention = 4 * self._attention_layers * self.sizes["head"] * self.sizes["head_dim"] * context
+        per_head = 2 * (self.key_dim + self.sizes["head_dim"])
+        attention = self._attention_layers * self.sizes["head"] * per_head * context
         return 2 * (matrices + head) + attention
+
+    def _multiplies(self, template: str) -> bool:
+        """Whether a template is a matrix that activations are multiplied with. ERNIE stores a bias as [1, expert]."""
+        is_matrix = len(parse(self.family.tensors[template]).dims) > 1 and not template.endswith("bias")
+        return is_matrix and not self.is_embedding(template)
 
     def check(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError unless a checkpoint holds exactly these tensors with these shapes."""

@@ -4,7 +4,8 @@ A channel of `ffn` or `head` is an input channel of the matrix that reads it, so
 channel of `hidden` is observed after every norm, so the tap is the output of each module whose weight is a plain
 `hidden` vector, and of each norm without a weight. A head of a state space, and a channel of its heads, is observed
 where its inputs x are made: the second section of the output of in_proj, which gives z, x, B, C and dt (Taghibakhshi et
-al. 2025, Minitron-SSM). Neurons inside experts have no tap: the loaded model joins all experts in one module.
+al. 2025, Minitron-SSM). A channel of a latent, from which queries or keys and values are made, is observed where it is
+read: after its norm. Neurons inside experts have no tap: the loaded model joins all experts in one module.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from minitron_cli.model.layout import parse
 
 X = ("mamba_head", "mamba_dim")
 """Section of a state space's inputs."""
+
+
+READ = ("head", "ffn", "shared_ffn", "q_rank", "kv_rank")
+"""Axes whose entries are input channels of a matrix."""
 
 
 class Tap(NamedTuple):
@@ -29,8 +34,9 @@ class Tap(NamedTuple):
 
 
 def taps(family: Family) -> tuple[Tap, ...]:
-    """Taps of head, ffn, hidden and the heads of state spaces, in table order."""
-    return (*_consumers(family, "head"), *_consumers(family, "ffn"), *_norms(family), *_state_spaces(family))
+    """Taps of head, neurons, latents, hidden and the heads of state spaces, in table order."""
+    read = (tap for axis in READ for tap in _consumers(family, axis))
+    return (*read, *_norms(family), *_state_spaces(family))
 
 
 def _consumers(family: Family, axis: str) -> Iterator[Tap]:

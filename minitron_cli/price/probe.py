@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minitron_cli import stopping, timings
 from minitron_cli.cost.compute import TRAINING, HeadWork
+from minitron_cli.decoder import decoder_of
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import resolve_precision
 from minitron_cli.distill.fused.objective import HeadInput, fused_objective
@@ -170,7 +171,7 @@ class Probe:
     def _forward(self, batches: Batches) -> Callable[[], object]:
         batch = self.model.batch(*batches)
         ids_BT, positions_BT = batch.input_ids_BT.to(self.device), batch.position_ids_BT.to(self.device)
-        decoder = self.model.model.get_decoder()
+        decoder = decoder_of(self.model.model)
 
         @torch.inference_mode()
         def run() -> None:
@@ -199,7 +200,7 @@ class Probe:
         model, batch = self.model.model, self.model.batch(*batches)
         embedded_BTD = self.model.embedding_VD.detach()[batch.input_ids_BT.to(self.device)].requires_grad_()
         with self._autocast():
-            output = model.get_decoder()(
+            output = decoder_of(model)(
                 inputs_embeds=embedded_BTD, position_ids=batch.position_ids_BT.to(self.device), use_cache=False
             )
         hidden_BTD: Tensor = output.last_hidden_state

@@ -61,7 +61,7 @@ class Run:
     def layer_bytes(self) -> int:
         """Memory of one decoder layer's forward pass, at its widest: the stream, the attention and the neurons."""
         sizes = self.shape.sizes
-        attention = 2 * (sizes["head"] + self.shape.groups) * sizes["head_dim"]
+        attention = (sizes["head"] + self.shape.groups) * (self.shape.key_dim + sizes["head_dim"])
         widest = 4 * sizes["hidden"] + max(attention, 3 * sizes.get("ffn", 0))
         return self.tokens * widest * ITEM_BYTES[self.dtype]
 

@@ -40,13 +40,14 @@ def shapes_between(parent: Shape, child: Shape, rounds: int) -> list[Shape]:
 
 def _between(parent: Shape, child: Shape, share: float) -> Shape:
     sizes = {axis: ceil(size - share * (size - child.sizes[axis])) for axis, size in parent.sizes.items()}
+    sizes = {axis: size for axis, size in sizes.items() if axis not in parent.family.follows}
     groups = sizes.get("kv_head", 1)
     sizes["head"] = groups * ceil(sizes["head"] / groups)
     sizes["layer"] += (parent.sizes["layer"] - sizes["layer"]) % parent.period
     for axis, of in parent.family.groups.items():
         sizes[axis] = sizes[of] * ceil(sizes[axis] / sizes[of])
-    for axis in ("hidden", "ffn"):
-        step = parent.family.width_multiple
+    steps = dict.fromkeys(("hidden", "ffn"), parent.family.width_multiple) | {**parent.family.multiples}
+    for axis, step in steps.items():
         sizes[axis] = min(parent.sizes[axis], step * ceil(sizes[axis] / step))
     if parent.keeps_hidden_per_head:
         sizes["hidden"] = sizes["head"] * (parent.sizes["hidden"] // parent.sizes["head"])

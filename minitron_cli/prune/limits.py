@@ -92,6 +92,30 @@ def _experts(parent: Shape, child: Shape) -> str | None:
     return None
 
 
+def _expert_groups(parent: Shape, child: Shape) -> str | None:
+    """A router chooses groups by their best experts, then experts in them: each group has as many as both need."""
+    sizes = child.sizes
+    if "chosen_group" not in sizes:
+        return None
+    least = max(sizes.get("rated_expert", 1), -(-child.active["expert"] // sizes["chosen_group"]))
+    if sizes["expert"] >= least * sizes["expert_group"]:
+        return None
+    return (
+        f"expert={sizes['expert']}: the router chooses {sizes['chosen_group']} of {sizes['expert_group']} groups of "
+        f"experts first, which need {least} each; keep at least {least * sizes['expert_group']}"
+    )
+
+
+def _multiples(parent: Shape, child: Shape) -> str | None:
+    for axis, step in parent.family.multiples.items():
+        if child.sizes[axis] % step:
+            return (
+                f"{axis}={child.sizes[axis]}: transformers computes a {parent.family.model_type} model with multiples "
+                f"of {step} only; keep one"
+            )
+    return None
+
+
 def _widths(parent: Shape, child: Shape) -> str | None:
     step = parent.family.width_multiple
     odd = [axis for axis in ("hidden", "ffn") if child.sizes[axis] % step and child.sizes[axis] != parent.sizes[axis]]
@@ -133,6 +157,8 @@ RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
     _hidden_per_head,
     _hidden_is_multiple,
     _experts,
+    _expert_groups,
+    _multiples,
     _widths,
     _every_kind,
     _stated_kinds,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import InputError
-from minitron_cli.model.axes import PRUNABLE
+from minitron_cli.model.axes import PRUNABLE, RANKED
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.prune.limits import first_layers, refusal
@@ -161,7 +161,7 @@ def make_plan(
         kept["layer"] = _surviving_layers(parent, child, scores, ranking, drop_layers)
     if "hidden" in smaller:
         kept["hidden"] = _best(scores.select("hidden", ranking.width), child.sizes["hidden"], ranking)
-    for axis in sorted(smaller & {"expert", "ffn", "mamba_head", "mamba_dim"}):
+    for axis in sorted(smaller.intersection(RANKED)):
         kept[axis] = _best_of_groups(parent, child, axis, scores.select(axis, ranking.width), ranking)
     head_residual = None
     if smaller & {"head", "kv_head"}:

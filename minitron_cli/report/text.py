@@ -17,6 +17,8 @@ AXES = {
     "expert": "experts",
     "mamba_head": "Mamba heads",
     "mamba_dim": "Mamba head size",
+    "q_rank": "query rank",
+    "kv_rank": "key-value rank",
 }
 CHANNELS = {"hidden": "hidden channels", "ffn": "FFN neurons"}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from minitron_cli import canonical_json
 from minitron_cli.errors import ArtifactError, InputError
 from minitron_cli.figures import Figure
+from minitron_cli.model.axes import SCORED
 from minitron_cli.spec import Spec
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ OUTPUT_NORM = "expert.output_norm"
 class WidthMetric(Spec, ABC):
     """Base of a metric: a kind, and the scores that it reads."""
 
-    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "expert", "hidden", "mamba_head", "mamba_dim")
-    """Axes whose entries it scores. Key-value heads are ranked by the scores of their query heads."""
+    axes: ClassVar[tuple[str, ...]] = SCORED
+    """Axes whose entries it scores."""
 
     @property
     @abstractmethod
@@ -146,7 +147,7 @@ class Flap(WidthMetric):
     the pruned input is in a bias. Hidden channels and experts have no score.
     """
 
-    axes: ClassVar[tuple[str, ...]] = ("head", "ffn")
+    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "shared_ffn")
 
     kind: Literal["flap"] = "flap"
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from minitron_cli.model.axes import RANKED
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
 from minitron_cli.prune.plan import AxisScores
 from minitron_cli.search.feasible import Candidate
 
-WIDTHS = ("hidden", "expert", "ffn", "mamba_head", "mamba_dim")
+WIDTHS = ("hidden", *RANKED)
 TINY = 1e-12  # the logarithm of 0 is infinite
 
 

@@ -10,6 +10,8 @@ the router's logit is minus infinity, before the softmax.
 import copy
 import random
 from dataclasses import dataclass
+from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,10 @@ from transformers import PreTrainedModel
 from tests.anatomy import Anatomy, anatomy
 
 Indices = list[int]
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERTS = ("moe_num_experts", "num_experts", "num_local_experts", "n_routed_experts")
 """Fields that hold the number of experts."""
+SHARED = ("moe_num_shared_experts", "n_shared_experts")
+"""Fields that hold how many experts' neurons those of all tokens have."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class Survivors:
     head: list[Indices] | None = None
     kv_head: list[Indices] | None = None
     expert: list[Indices] | None = None
+    shared_ffn: list[Indices] | None = None  # of the experts that all tokens use, where their width follows from ffn
+    q_rank: list[Indices] | None = None
+    kv_rank: list[Indices] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
         """The child's sizes on the axes that are pruned."""
-        kept = {name: getattr(self, name) for name in ("layer", "hidden", "ffn", "head", "kv_head", "expert")}
+        kept = {name: indices for name, indices in vars(self).items() if name != "shared_ffn"}
         return {name: _count(indices) for name, indices in kept.items() if indices is not None}
 
 
@@ -45,11 +52,23 @@ def _count(indices) -> int:
 
 
 def random_survivors(
-    config, seed: int, *, layer=None, hidden=None, ffn=None, head=None, kv_head=None, expert=None
+    config,
+    seed: int,
+    *,
+    layer=None,
+    hidden=None,
+    ffn=None,
+    head=None,
+    kv_head=None,
+    expert=None,
+    q_rank=None,
+    kv_rank=None,
 ) -> Survivors:
     """Random survivors of the given numbers, other ones in every layer for neurons and heads."""
     draw = random.Random(seed)
     layers, groups = config.num_hidden_layers, getattr(config, "num_key_value_heads", None)
+    if hasattr(config, "kv_lora_rank"):
+        groups = None
     if has_no_groups := groups is None:  # each head has keys of its own, which go with it
         groups, kv_head = config.num_attention_heads, head
     per_group = config.num_attention_heads // groups
@@ -61,12 +80,14 @@ def random_survivors(
     kept_per_group = None if head is None else head // (kv_head or groups)
     experts = _experts(config)
 
-    def neurons() -> Indices | list[Indices]:
-        width = (
-            48 if config.model_type == "lfm2" else getattr(config, "moe_intermediate_size", config.intermediate_size)
-        )
-        return [some(ffn, width) for _ in range(experts)] if experts else some(ffn, width)
+    def width() -> int:
+        return 48 if config.model_type == "lfm2" else getattr(config, "moe_intermediate_size", config.intermediate_size)
 
+    def neurons() -> Indices | list[Indices]:
+        return [some(ffn, width()) for _ in range(experts)] if experts else some(ffn, width())
+
+    shared = next((number for name in SHARED if (number := getattr(config, name, None))), 0)
+    shared = 1 if config.model_type == "llama4_text" else shared
     heads = [[g * per_group + q for g in kept for q in some(kept_per_group, per_group)] for kept in kept_groups]
     return Survivors(
         layer=None if layer is None else some(layer, layers),
@@ -75,6 +96,9 @@ def random_survivors(
         head=None if head is None else heads,
         kv_head=None if kv_head is None or has_no_groups else kept_groups,
         expert=None if expert is None else [some(expert, experts) for _ in range(layers)],
+        shared_ffn=None if ffn is None or not shared else [some(shared * ffn, shared * width()) for _ in range(layers)],
+        q_rank=None if q_rank is None else [some(q_rank, config.q_lora_rank) for _ in range(layers)],
+        kv_rank=None if kv_rank is None else [some(kv_rank, config.kv_lora_rank) for _ in range(layers)],
     )
 
 
@@ -94,6 +118,12 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
         elif pruning.ffn and not parts.experts:
             down_DF = layer.get_submodule(f"{parts.mlp}.{parts.down}").weight
             down_DF[:, _others(pruning.ffn[i], down_DF.shape[1])] = 0
+        if pruning.shared_ffn and has_experts:
+            down_DF = layer.get_submodule(parts.shared).down_proj.weight
+            down_DF[:, _others(pruning.shared_ffn[i], down_DF.shape[1])] = 0
+        for axis, module in parts.latents.items():
+            if kept := getattr(pruning, axis):
+                _mask_latent(layer.get_submodule(parts.attention), module, kept[i])
         if pruning.expert and has_experts:
             close_router(layer, parts.router, _others(pruning.expert[i], _experts(model.config)), model.config)
         if pruning.head and has_heads:
@@ -108,19 +138,27 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     return model
 
 
+def _mask_latent(attention: nn.Module, reader: str, kept: Indices) -> None:
+    """Channels of a latent give zero before their norm, whose mean still runs over all of them."""
+    maker = "q_a_proj" if reader == "q_b_proj" else "kv_a_proj_with_mqa"
+    lost = _others(kept, attention.get_submodule(reader).in_features)
+    attention.get_submodule(maker).weight[lost] = 0
+    attention.get_submodule(maker).bias[lost] = 0
+
+
 def has(layer: nn.Module, name: str) -> bool:
     """Whether a layer has a part: layers may differ in kind."""
     return bool(name) and name in dict(layer.named_modules())
 
 
 def _gate_up(experts: nn.Module) -> Tensor:
-    """Each expert's first matrix, as outputs by inputs; a view."""
-    return experts.gate_up_proj.mT if experts.is_transposed else experts.gate_up_proj
+    """Each expert's first matrix, as outputs by inputs; a view. Llama 4's module does not say how it stores them."""
+    return experts.gate_up_proj.mT if getattr(experts, "is_transposed", True) else experts.gate_up_proj
 
 
 def _down(experts: nn.Module) -> Tensor:
     """Each expert's second matrix, as outputs by inputs; a view."""
-    return experts.down_proj.mT if experts.is_transposed else experts.down_proj
+    return experts.down_proj.mT if getattr(experts, "is_transposed", True) else experts.down_proj
 
 
 def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
@@ -128,7 +166,14 @@ def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
 
     Where a bias decides, it becomes minus infinity; else the router is that of Mixtral and Qwen 3 as in their papers.
     """
-    gate, block = layer.get_submodule(router), layer.get_submodule(router.rpartition(".")[0])
+    if hasattr(gate := layer.get_submodule(router), "moe_statics"):  # chosen by probability and bias
+        gate.moe_statics.e_score_correction_bias[:, lost] = -1e9
+        gate.forward = partial(_with_closed_logits, gate.forward, lost)
+        return
+    if hasattr(gate, "topk_method"):  # DeepSeek V2's, which may choose groups first
+        gate.forward = partial(_with_closed_logits, gate.forward, lost)
+        return
+    block = layer.get_submodule(router.rpartition(".")[0])
     if hasattr(block, "e_score_correction_bias"):
         block.e_score_correction_bias[lost] = -torch.inf
         return
@@ -151,6 +196,17 @@ def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
     gate.forward = forward
 
 
+def _with_closed_logits(forward, lost: Tensor, hidden: Tensor):
+    """What a router gives whose own product gives minus infinity for some experts."""
+    plain = torch.nn.functional.linear
+
+    def linear(*arguments: Tensor) -> Tensor:
+        return torch.index_fill(plain(*arguments), 1, lost, -torch.inf)
+
+    with patch.object(torch.nn.functional, "linear", linear):
+        return forward(hidden)
+
+
 def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
     lost = _others(kept, model.config.hidden_size)
     model.get_input_embeddings().weight[:, lost] = 0
@@ -162,7 +218,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
         elif parts.experts and name.endswith(parts.experts):
             _gate_up(module)[:, :, lost] = 0
             _down(module)[:, lost] = 0
-            if module.has_bias:
+            if getattr(module, "has_bias", False):
                 module.down_proj_bias[:, lost] = 0
         elif parts.router and name.endswith(parts.router):
             module.weight[:, lost] = 0
@@ -170,7 +226,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
             module.weight[lost] = 0
             if module.bias is not None:
                 module.bias[lost] = 0
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and kind not in parts.latents.values():
             module.weight[:, lost] = 0
 
 

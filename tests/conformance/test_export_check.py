@@ -58,7 +58,8 @@ def children(tmp_path_factory, tokenizer):
             pruning = random_survivors(model.config, 3, **{axis: n for axis, n in sizes.items() if axis not in stays})
             if family.layers:  # one of each kind
                 pruning = replace(pruning, layer=[0, 1, 3])
-            kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in sizes if axis not in stays}
+            axes = {*sizes, *(axis for axis, of in family.follows.items() if of in sizes)} - {*stays}
+            kept = {axis: torch.tensor(getattr(pruning, axis)) for axis in axes}
             plan = PrunePlan(Shape.of(family_of(model.config), model.config), kept)
             source = opened(root / "parent")
             (root / "child").mkdir()

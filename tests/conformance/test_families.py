@@ -17,6 +17,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
 from minitron_cli.model.shape import Shape
+from minitron_cli.model.taps import layer_module
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan, make_plan
@@ -29,19 +30,24 @@ from tests.quick import APART, case_of, each_family, first_quick, quick_families
 from tests.tiny import BASE, FAMILY_OPTIONS, tiny_config, tiny_model
 
 # transformers divides hidden by heads, and refuses a remainder
-MULTIPLES = ("arcee", "cwm", "gemma2", "gemma3_text", "jais2", "llama", "vaultgemma")
+MULTIPLES = ("arcee", "cwm", "deepseek_v2", "gemma2", "gemma3_text", "jais2", "llama", "vaultgemma")
 # They take heads of 128 or 256 unless told, fail on a null, or cannot be told
 HEAD_SIZE_IS_STATED = {
     "cwm",
+    "deepseek_v2",
+    "deepseek_v3",
     "ernie4_5",
+    "ernie4_5_moe",
     "gemma",
     "gemma2",
     "gemma3_text",
     "glm",
     "glm4",
+    "glm4_moe_lite",
     "gpt_neox",
     "gpt_oss",
     "hunyuan_v1_dense",
+    "llama4_text",
     "mellum",
     "minimax_m2",
     "ministral",
@@ -51,9 +57,15 @@ HEAD_SIZE_IS_STATED = {
     "vaultgemma",
 }
 # Any layer may be of either kind: without the list, transformers takes one layer in four, in two or none to be full
-ONLY_LISTED = {"cohere2", "cwm", "exaone4", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
+ONLY_LISTED = {"cohere2", "cwm", "exaone4", "llama4_text", "mellum", "ministral", "olmo3", "qwen2_moe", "vaultgemma"}
 WITHOUT_PLAN = {"falcon_h1", "gpt_oss", "granitemoe", "hunyuan_v1_dense", "lfm2", "phimoe"}
 """Families for which transformers has no plan to split matrices over devices."""
+UNPLANNED = {
+    "deepseek_v2": ("q_a_proj", "kv_a_proj"),
+    "deepseek_v3": ("",),
+    "glm4_moe_lite": ("q_proj", "q_a_proj", "kv_a_proj"),
+}
+"""Start of the names in attention for which transformers has no such plan; it copies latents."""
 NORMED_OVER_HEADS = ("flex_olmo", "minimax_m2", "olmo2", "olmo3", "olmoe")
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
 KINDS = sorted(name for name, family in FAMILIES.items() if len(set(family.of_model(tiny_config(name)).layers)) > 1)
@@ -88,18 +100,22 @@ BY_EIGHTS_NO_HEADS = {
     "all": {"layer": 3, "hidden": 24, "ffn": 16},
     "all and groups": {"layer": 2, "hidden": 16, "ffn": 40},
 }
-NO_FFN = {
-    "ffn": {"expert": 4},
-    "all": {"layer": 3, "hidden": 24, "head": 6, "expert": 3},
-    "all and groups": {"layer": 2, "hidden": 16, "head": 4, "kv_head": 1, "expert": 2},
-}
 NO_HIDDEN = {
     "hidden": {},
     "all": {"layer": 3, "ffn": 20, "head": 6},
     "all and groups": {"layer": 2, "ffn": 47, "head": 4, "kv_head": 1},
 }
+LATENT = {
+    "groups": {"q_rank": 15, "kv_rank": 10},
+    "all": {"layer": 3, "hidden": 24, "ffn": 16, "head": 6, "q_rank": 20},
+    "all and groups": {"layer": 2, "hidden": 16, "ffn": 40, "head": 4, "q_rank": 16, "kv_rank": 12, "expert": 4},
+}
 OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
-    "glm4_moe": NO_FFN,
+    "deepseek_v2": BY_EIGHTS | LATENT,
+    "deepseek_v3": BY_EIGHTS | LATENT,
+    "ernie4_5_moe": BY_EIGHTS,
+    "glm4_moe": BY_EIGHTS,
+    "glm4_moe_lite": BY_EIGHTS | LATENT,
     "lfm2": NO_HIDDEN,
     "cohere2": BY_TWOS,
     "gemma2": BY_TWOS,
@@ -134,13 +150,14 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *((name, {"head": 4}, "q_norm takes the mean over all heads.*keep head=8") for name in NORMED_OVER_HEADS),
     *((name, {"head": 4, "kv_head": 1}, "q_norm takes the mean") for name in NORMED_OVER_HEADS),
     ("olmoe", {"hidden": 16}, "hidden=16: q_norm over all heads has hidden as its length.*keep hidden=32"),
+    ("deepseek_v2", {"kv_rank": 11}, "kv_rank=11: transformers computes a deepseek_v2 model with multiples of 2 only"),
     ("gpt_neox", {"head": 4}, "hidden / head, which must stay 4; prune both by the same factor"),
     ("gpt_neox", {"hidden": 16}, "hidden=16 with head=8.*prune both by the same factor"),
     ("gpt_neox", {"hidden": 28, "head": 6}, "must stay 4"),
     *(
         (model_type, {"ffn": 44}, "ffn=44: .* in groups.*; keep a multiple of 8")
         for model_type in MIXTURES
-        if "ffn" not in FAMILIES[model_type].not_prunable
+        if "ffn" not in FAMILIES[model_type].not_prunable and FAMILIES[model_type].width_multiple > 1
     ),
     *(
         (model_type, {axis: size}, f"{axis}={size}: .*; keep {axis}=.* and prune another axis")
@@ -152,7 +169,7 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *(
         (name, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8")
         for name in MIXTURES
-        if "hidden" not in FAMILIES[name].not_prunable
+        if "hidden" not in FAMILIES[name].not_prunable and FAMILIES[name].width_multiple > 1 and name not in MULTIPLES
     ),
     *((model_type, {"expert": 1}, "expert=1: every token uses 2 of them; keep at least 2") for model_type in MIXTURES),
 ]
@@ -347,7 +364,7 @@ def test_what_a_family_cannot_take_is_refused_with_the_reason(parents, model_typ
 
 
 @pytest.mark.parametrize("groups", [1, 8], ids=["multi-query", "multi-head"])
-@each_family(sorted(FAMILIES.keys() - {"gpt_neox", *NORMED_OVER_HEADS}))
+@each_family(sorted(FAMILIES.keys() - {"gpt_neox", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", *NORMED_OVER_HEADS}))
 def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tmp_path):
     model, checkpoint = parents(model_type, num_key_value_heads=groups)
     sizes = {"head": 4} | ({"kv_head": 4} if groups == 8 else {})
@@ -360,7 +377,7 @@ def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tm
 def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     pruning = random_survivors(model.config, 3, hidden=21)
-    if FAMILIES[model_type].width_multiple > 1:
+    if FAMILIES[model_type].width_multiple > 1 and model_type not in MULTIPLES:
         plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(pruning.hidden)})  # past our own refusal
         child = reload(write(checkpoint, plan, tmp_path / "child"))
         with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
@@ -643,13 +660,16 @@ def test_scaled_positions_of_a_phimoe_do_not_depend_on_a_pruned_size(tokens, tmp
     assert raw["rope_scaling"] == {name: value for name, value in rope.items() if name != "rope_theta"}
 
 
+SIZED = ("layer", "hidden", "ffn", "head", "expert", "q_rank", "kv_rank")
+
+
 @EVERY_FAMILY
 def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_survivors(model, 1, "all"))
     child = child_config(checkpoint.config, plan)
     family = FAMILIES[model_type]
-    fields = {family.sizes[axis]: axis for axis in ("layer", "hidden", "ffn", "head", "expert") if axis in family.sizes}
+    fields = {family.sizes[axis]: axis for axis in SIZED if axis in family.sizes}
     assert {name: child[name] for name in fields} == {name: plan.child.sizes[axis] for name, axis in fields.items()}
     lists = {"max_window_layers", *family.layer_lists}
     older = {
@@ -682,7 +702,7 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
 def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     """transformers says which matrices are split by rows and which by columns: those are the pruned axes."""
     family, config = FAMILIES[model_type], tiny_config(model_type)
-    inner, checked = {"head", "kv_head", "ffn", "dense_ffn"}, set()
+    inner, checked = {"head", "kv_head", "ffn", "dense_ffn", "shared_ffn", "own_ffn"}, set()
     for pattern, style in config.base_model_tp_plan.items():
         name = f"{anatomy(model_type).decoder}.{pattern.replace('*', '{layer}')}.weight"
         is_joined = anatomy(model_type).experts and "expert" in name
@@ -690,10 +710,12 @@ def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
             layout = parse(family.tensors[name])
             split, whole = (0, 1) if style.startswith("colwise") else (1, 0)
             assert layout.axes(split) & inner
-            assert layout.axes(whole) == {"hidden"}
+            assert layout.axes(whole) in ({"hidden"}, {"q_rank"}, {"kv_rank"})
             checked.add(name)
     matrices = {t for t, text in family.tensors.items() if "{layer}" in t and len(parse(text).dims) == 2}
-    assert checked == {t for t in matrices if "expert" not in family.tensors[t] and "expert" not in t}
+    unplanned = tuple(f"{layer_module(family)}.self_attn.{name}" for name in UNPLANNED.get(model_type, ()))
+    wanted = {t for t in matrices if "expert" not in family.tensors[t] and "expert" not in t}
+    assert checked == {t for t in wanted if not t.startswith(unplanned)}
 
 
 @each_family()

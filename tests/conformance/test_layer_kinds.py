@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import InputError
 from minitron_cli.model.layer_kinds import apportioned
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import make_plan
 from minitron_cli.scores.metric import Activation, Flap
 from minitron_cli.search import space
+from tests.by_table import opened
 from tests.conformance.masked import Survivors, random_survivors
 from tests.conformance.test_families import (
     Preferring,
@@ -23,6 +23,7 @@ from tests.conformance.test_families import (
     unique_parameters,
     write,
 )
+from tests.quick import case_of
 from tests.tiny import BASE, tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
@@ -32,10 +33,14 @@ MIXED = {
     "qwen3_moe": {"mlp_only_layers": [1]},
     "qwen2_moe": {"decoder_sparse_step": 2},
     "mellum": {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
+    "deepseek_v3": {"first_k_dense_replace": 2},
+    "ernie4_5_moe": {"moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1},
+    "glm4_moe": {},
+    "llama4_text": {},
 }
-"""Options with which layers of a family differ that are alike in its tiny model."""
+"""Options with which layers of a family differ, where they are alike in its tiny model."""
 
-EVERY_MIXED = pytest.mark.parametrize("model_type", sorted(MIXED))
+EVERY_MIXED = pytest.mark.parametrize("model_type", [case_of(name) for name in sorted(MIXED)])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +58,7 @@ def parents(tmp_path_factory):
             path = tmp_path_factory.mktemp("parent")
             model = tiny_model(model_type, rms_norm_eps=0.02, **MIXED[model_type])
             model.save_pretrained(path)
-            known[model_type] = (model, Checkpoint.open(path))
+            known[model_type] = (model, opened(path))
         return known[model_type]
 
     return get
@@ -100,7 +105,8 @@ def test_the_search_counts_the_layers_that_the_ranking_will_keep(parents, model_
     for count in (2, 3):
         counted = space.named(parent, {"layer": count, "ffn": 16})
         for kept in ([0, 1, 2, 3][:count], [3, 2, 1, 0][:count]):
-            plan = make_plan(parent, counted, Preferring(Survivors(layer=kept, ffn=[0]), parent.sizes), Ranking())
+            preferred = Preferring(Survivors(layer=kept, ffn=[0], shared_ffn=[0]), parent.sizes)
+            plan = make_plan(parent, counted, preferred, Ranking())
             assert plan.child.parameters() == counted.parameters()
             assert plan.child.flops_per_token(9) == counted.flops_per_token(9)
             assert plan.child == counted

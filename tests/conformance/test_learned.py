@@ -15,7 +15,16 @@ from tests.conformance.test_families import assert_same, logits_of, plan_of, pru
 from tests.quick import each_family, without
 from tests.tiny import tiny_model
 
-OF_KINDS = ("falcon_h1", "glm4_moe", "lfm2")
+OF_KINDS = (
+    "deepseek_v2",
+    "deepseek_v3",
+    "ernie4_5_moe",
+    "falcon_h1",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "lfm2",
+    "llama4_text",
+)
 """Families with layers of several kinds, which have no gates."""
 EACH_WITH_GATES = each_family(without(*OF_KINDS))
 TOKENS = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))

@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from minitron_cli.checkpoint import document_masks, hf
+from minitron_cli.decoder import decoder_of
 from minitron_cli.importance.layer_removal import evenly
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.scores.metric import Activation
 from tests.anatomy import anatomy
-from tests.quick import CARRYING, each_family, without
+from tests.quick import BY_PLACE, CARRYING, each_family, without
 from tests.tiny import tiny_model
 from tests.unit.importance.calibration import SAMPLES, TOKENS, samples, score, split
 
@@ -141,7 +142,7 @@ def test_block_importance_is_one_minus_the_mean_cosine(model_type, subtests):
 def check_block_importance(model_type, model, batch):
     document_masks.keep_documents_apart(model)
     last = []
-    norm = model.get_decoder().get_submodule(anatomy(model_type).final_norm)
+    norm = decoder_of(model).get_submodule(anatomy(model_type).final_norm)
     handle = norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
     with torch.no_grad():
         states = forward(model, batch, output_hidden_states=True).hidden_states
@@ -180,7 +181,7 @@ def mean_nll(model, batch):
 
 @each_family(without(*CARRYING))
 def test_layer_removal_is_the_perplexity_of_a_model_without_the_layer(model_type):
-    model, batch = tiny_model(model_type), samples(tokens=25)
+    model, batch = tiny_model(model_type), samples(tokens=25, documents=model_type not in BY_PLACE)
     scores = score(model, split(batch, [2, 3]))
     parent, expected = mean_nll(model, batch), torch.stack([mean_nll(without_layer(model, i), batch) for i in range(4)])
     torch.testing.assert_close(scores.layers("nll"), expected, rtol=1e-5, atol=1e-5)
@@ -290,7 +291,7 @@ def without_layers(model, start, stop):
 def test_block_removal_is_the_perplexity_of_a_model_without_the_block(model_type, subtests):
     for n in (2, 3):
         with subtests.test(n=n):
-            check_block_removal(tiny_model(model_type), samples(tokens=25), n)
+            check_block_removal(tiny_model(model_type), samples(tokens=25, documents=model_type not in BY_PLACE), n)
 
 
 def check_block_removal(model, batch, n):

@@ -10,7 +10,10 @@ from minitron_cli.model.families.arcee import ARCEE
 from minitron_cli.model.families.cohere import COHERE
 from minitron_cli.model.families.cohere2 import COHERE2
 from minitron_cli.model.families.cwm import CWM
+from minitron_cli.model.families.deepseek_v2 import DEEPSEEK_V2
+from minitron_cli.model.families.deepseek_v3 import DEEPSEEK_V3
 from minitron_cli.model.families.ernie4_5 import ERNIE4_5
+from minitron_cli.model.families.ernie4_5_moe import ERNIE4_5_MOE
 from minitron_cli.model.families.exaone4 import EXAONE4
 from minitron_cli.model.families.falcon_h1 import FALCON_H1
 from minitron_cli.model.families.flex_olmo import FLEX_OLMO
@@ -20,6 +23,7 @@ from minitron_cli.model.families.gemma3_text import GEMMA3_TEXT
 from minitron_cli.model.families.glm import GLM
 from minitron_cli.model.families.glm4 import GLM4
 from minitron_cli.model.families.glm4_moe import GLM4_MOE
+from minitron_cli.model.families.glm4_moe_lite import GLM4_MOE_LITE
 from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.gpt_oss import GPT_OSS
 from minitron_cli.model.families.granite import GRANITE
@@ -28,6 +32,7 @@ from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
 from minitron_cli.model.families.lfm2 import LFM2
 from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.families.llama4_text import LLAMA4_TEXT
 from minitron_cli.model.families.mellum import MELLUM
 from minitron_cli.model.families.minimax_m2 import MINIMAX_M2
 from minitron_cli.model.families.ministral import MINISTRAL
@@ -62,7 +67,10 @@ FAMILIES: dict[str, Family] = {
         COHERE,
         COHERE2,
         CWM,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
         ERNIE4_5,
+        ERNIE4_5_MOE,
         EXAONE4,
         FALCON_H1,
         FLEX_OLMO,
@@ -72,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         GLM,
         GLM4,
         GLM4_MOE,
+        GLM4_MOE_LITE,
         GPT_NEOX,
         GPT_OSS,
         GRANITE,
@@ -80,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         JAIS2,
         LFM2,
         LLAMA,
+        LLAMA4_TEXT,
         MELLUM,
         MINIMAX_M2,
         MINISTRAL,

@@ -1,5 +1,7 @@
 """GLM 4.5: dense layers at the bottom, experts above them, beside experts that all tokens use."""
 
+from typing import Any
+
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.qwen3 import QK_NORM
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, HELD_BY, MLP, QWEN3_MOE, RUNTIME_NAMES
@@ -23,17 +25,23 @@ BEFORE_MLP_READERS = (
     f"{MLP}.shared_experts.up_proj.weight",
 )
 
-FFN = (
-    "the experts that all tokens use are as wide as the others, and transformers takes the width of both from one "
-    "field, while their neurons are not ranked"
-)
-
 SIZES = {
     "expert": "n_routed_experts",
     "expert_group": "n_group",
+    "chosen_group": "topk_group",
     "ffn": "moe_intermediate_size",
     "dense_ffn": "intermediate_size",
 }
+
+RATED = 2
+"""Experts of a group whose scores rate it."""
+
+
+def shared_width(config: Any) -> int:
+    """Neurons of the experts that all tokens use, which are one MLP."""
+    width: int = config.moe_intermediate_size * config.n_shared_experts
+    return width
+
 
 GLM4_MOE = Family(
     model_type="glm4_moe",
@@ -48,14 +56,14 @@ GLM4_MOE = Family(
     | L.NORMS
     | L.FINAL,
     sizes=L.SIZES | SIZES,
-    derived={"shared_ffn": lambda config: config.moe_intermediate_size * config.n_shared_experts},
+    derived={"shared_ffn": shared_width, "rated_expert": lambda config: RATED},
+    follows={"shared_ffn": "ffn"},
     active={"expert": "num_experts_per_tok"},
     stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS, "attention_bias") | dict.fromkeys(QK_NORM, "use_qk_norm"),
     links=L.LINKS | {BEFORE_MLP: BEFORE_MLP_READERS},
     tied=L.TIED,
     buffers=frozenset(CORRECTION),
     groups={"expert": "expert_group"},
-    not_prunable={"ffn": FFN},
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
     layer_kinds=(DenseBelow("first_k_dense_replace"),),

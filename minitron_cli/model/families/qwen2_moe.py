@@ -5,9 +5,9 @@ from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, HELD_BY, M
 from minitron_cli.model.family import Family, Serving
 
 SHARED = {
-    f"{MLP}.shared_expert.gate_proj.weight": "shared_ffn hidden",
-    f"{MLP}.shared_expert.up_proj.weight": "shared_ffn hidden",
-    f"{MLP}.shared_expert.down_proj.weight": "hidden shared_ffn",
+    f"{MLP}.shared_expert.gate_proj.weight": "own_ffn hidden",
+    f"{MLP}.shared_expert.up_proj.weight": "own_ffn hidden",
+    f"{MLP}.shared_expert.down_proj.weight": "hidden own_ffn",
     f"{MLP}.shared_expert_gate.weight": "1 hidden",
 }
 
@@ -16,7 +16,7 @@ BEFORE_MLP = "model.layers.{layer}.post_attention_layernorm.weight"
 QWEN2_MOE = Family(
     model_type="qwen2_moe",
     tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | EXPERTS | SHARED | DENSE_MLP | L.NORMS | L.FINAL,
-    sizes=L.SIZES | SIZES | {"shared_ffn": "shared_expert_intermediate_size"},
+    sizes=L.SIZES | SIZES | {"own_ffn": "shared_expert_intermediate_size"},
     active=QWEN3_MOE.active,
     stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS, "qkv_bias"),
     links=L.LINKS

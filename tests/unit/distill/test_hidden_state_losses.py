@@ -248,7 +248,16 @@ def test_queries_keys_and_values_are_read_off_the_table() -> None:
     assert relation_pairs(HiddenLosses(states=("attention_relation",)), FAMILIES["llama"], sizes, sizes) == ()
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite"}
+
+
+@pytest.mark.parametrize("model_type", sorted(LATENT))
+def test_latents_have_no_relations(model_type: str) -> None:
+    with pytest.raises(RecipeError, match=r"attention_relation needs queries.*of latents: choose other states"):
+        relation_pairs(HiddenLosses(states=("attention_relation",)), FAMILIES[model_type], {}, {})
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - LATENT))
 def test_every_family_has_three_relations(model_type: str) -> None:
     config = HiddenLosses(states=("attention_relation",), layers=((0, 0),))
     sizes = {"layer": 4, "head": 4, "kv_head": 2, "head_dim": 3}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, PhiConfig
 
+from minitron_cli.decoder import decoder_of
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model import lm_head
 from minitron_cli.model.lm_head import Head, head_of, token_nll
@@ -103,7 +104,7 @@ def test_a_models_head_gives_the_models_loss(model: Any) -> None:
     ids_BT = torch.arange(12).reshape(2, 6)
     if (bias := getattr(model.lm_head, "bias", None)) is not None:
         torch.nn.init.normal_(bias)
-    hidden_ND = model.get_decoder()(input_ids=ids_BT).last_hidden_state.flatten(0, 1)
+    hidden_ND = decoder_of(model)(input_ids=ids_BT).last_hidden_state.flatten(0, 1)
     logits_NV = model(input_ids=ids_BT).logits.flatten(0, 1)
     labels_N = torch.arange(12) * 5
     expected_N = F.cross_entropy(logits_NV, labels_N, reduction="none")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minitron_cli.model.families import FAMILIES
-from minitron_cli.model.taps import layer_module, taps
+from minitron_cli.model.taps import READ, layer_module, taps
 from tests.anatomy import anatomy
 from tests.tiny import tiny_model
 
@@ -14,7 +14,7 @@ EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 @EVERY_FAMILY
 def test_each_axis_is_seen_where_it_is_consumed(model_type):
     found = [(tap.axis, tap.module, tap.side) for tap in taps(FAMILIES[model_type])]
-    sides = {"head": "input", "ffn": "input"}
+    sides = dict.fromkeys(READ, "input")
     wanted = [(axis, module, sides.get(axis, "output")) for axis, module in anatomy(model_type).taps()]
     assert sorted(found) == sorted(wanted)
 
@@ -26,13 +26,16 @@ def test_taps_are_modules_and_show_the_axis(model_type):
 
     def watch(name, module, side):
         if side == "input":
-            module.register_forward_pre_hook(lambda _, args: seen.update({name: args[0].shape}))
+            module.register_forward_pre_hook(lambda _, args: seen.update({name: args[0].reshape(2, 5, -1).shape}))
         else:
-            module.register_forward_hook(lambda _, args, output: seen.update({name: output.shape}))
+            module.register_forward_hook(lambda _, args, output: seen.update({name: output.reshape(2, 5, -1).shape}))
 
     widths = {
         "head": 32 if model_type in ("gpt_neox", "olmoe") else 64,
         "ffn": 48,
+        "shared_ffn": 48 if model_type == "llama4_text" else 96,
+        "q_rank": 24,
+        "kv_rank": 16,
         "hidden": 32,
         "mamba_head": 176,
         "mamba_dim": 176,

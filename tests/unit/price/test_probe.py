@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minitron_cli.decoder import decoder_of
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
@@ -32,7 +33,7 @@ def test_a_layer_of_every_family_runs_alone(model_type):
     part = ProbeModel(run_of(model_type), "cpu")
     batch = part.batch(2, 16)
     with torch.inference_mode():
-        hidden_BTD = part.model.get_decoder()(batch.input_ids_BT, position_ids=batch.position_ids_BT).last_hidden_state
+        hidden_BTD = decoder_of(part.model)(batch.input_ids_BT, position_ids=batch.position_ids_BT).last_hidden_state
     assert hidden_BTD.isfinite().all()
     assert part.shape.sizes["layer"] == len(set(part.run.shape.family.layers) or {()})  # one of each kind
     assert sum(p.numel() for p in part.model.parameters()) == part.shape.parameters()
@@ -79,7 +80,7 @@ def test_what_a_layer_keeps_for_its_backward_pass_is_that_of_the_whole_model(pre
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        output = model.get_decoder()(inputs_embeds=embedded_BTD, use_cache=False).last_hidden_state
+        output = decoder_of(model)(inputs_embeds=embedded_BTD, use_cache=False).last_hidden_state
     assert output.requires_grad
     whole = sum(kept.values())  # the norm after the last layer is in each layer's figure, and once in the model
     assert whole < 4 * one.saved_bytes(tokens) < 1.3 * whole
