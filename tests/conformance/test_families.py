@@ -629,7 +629,8 @@ def rope_of(model_type, rope_type):
 )
 def test_the_rope_base_is_written_for_readers_of_either_version(model_type, rope_type, tokens, tmp_path):
     rope, old = rope_of(model_type, rope_type)
-    model = tiny_model(model_type, rope_parameters=rope)
+    epsilon = {"rms_norm_eps": 0.02} if model_type in ONE_ROW else {}  # for which rounding is smaller
+    model = tiny_model(model_type, rope_parameters=rope, **epsilon)
     model.save_pretrained(tmp_path / "parent")
     check_old_rope(model, old, tokens, tmp_path)
 

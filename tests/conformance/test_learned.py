@@ -15,7 +15,16 @@ from tests.conformance.test_families import assert_same, logits_of, plan_of, pru
 from tests.quick import each_family, without
 from tests.tiny import tiny_model
 
-OF_KINDS = ("falcon_h1", "glm4_moe", "lfm2")
+OF_KINDS = (
+    "bamba",
+    "falcon_h1",
+    "glm4_moe",
+    "granitemoehybrid",
+    "lfm2",
+    "nemotron_h",
+    "qwen3_5_text",
+    "qwen3_next",
+)
 """Families with layers of several kinds, which have no gates."""
 EACH_WITH_GATES = each_family(without(*OF_KINDS))
 TOKENS = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
