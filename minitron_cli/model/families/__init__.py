@@ -6,7 +6,7 @@ from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model import unsupported
-from minitron_cli.model.families import granitemoehybrid
+from minitron_cli.model.families import granitemoehybrid, nemotron_h
 from minitron_cli.model.families.apertus import APERTUS
 from minitron_cli.model.families.arcee import ARCEE
 from minitron_cli.model.families.bamba import BAMBA
@@ -116,7 +116,10 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-WITH_OTHER_TABLES: dict[str, Callable[[Any], Family]] = {"granitemoehybrid": granitemoehybrid.table}
+WITH_OTHER_TABLES: dict[str, Callable[[Any], Family]] = {
+    "granitemoehybrid": granitemoehybrid.table,
+    "nemotron_h": nemotron_h.table,
+}
 """Model type -> function that gives the table of a config, where models of the type differ in more than their flags."""
 
 

@@ -1,14 +1,12 @@
-"""Nemotron-H and Nemotron Nano: a layer is a state space (Mamba-2), attention, an MLP without a gate, or experts.
-
-With experts, `ffn` is the width of one; that of an MLP is not pruned then, nor that of the experts that all tokens use.
-"""
+"""Nemotron-H and Nemotron Nano 2: a layer is a state space (Mamba-2), attention, or an MLP without a gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Correction, Family
+from minitron_cli.model.family import Correction, Family, Serving
 
 LAYER = "model.layers.{layer}"
 MIXER = f"{LAYER}.mixer"
@@ -60,7 +58,7 @@ READERS = (
 )
 """Matrices that read a layer's norm; every layer holds some."""
 
-LETTERS: Mapping[str, str] = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
+LETTERS: Mapping[str, str] = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
 
 
 @dataclass(frozen=True)
@@ -93,4 +91,15 @@ NEMOTRON_H = Family(
     held_by=dict.fromkeys(STATE_SPACE | STATE_SPACE_BIAS, "linear_attention")
     | dict.fromkeys(ATTENTION, "full_attention")
     | dict.fromkeys(MLP | MLP_BIAS, "mlp"),
+    serving=Serving("reads_head_dim"),
 )
+
+
+def table(config: Any) -> Family:
+    """The table of a model without experts. CheckpointError for others."""
+    if "moe" in config.layers_block_type:
+        raise CheckpointError(
+            "layers of this nemotron_h model hold experts, which its table does not describe: give one without "
+            "(docs/families.md)"
+        )
+    return NEMOTRON_H
