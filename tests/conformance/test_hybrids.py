@@ -1,6 +1,7 @@
 """What the tiny models of hybrids do not show: Granite 4 with experts, names in files, quotients, and refusals."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -123,6 +124,12 @@ def test_a_config_states_the_quotient(model_type, tmp_path):
     assert "keep a divisor" in refusal(parent, parent.resize(mamba_head=6))
 
 
+def names_in(directory):
+    """Names in a file of weights, with the numbers of layers left out."""
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        return {re.sub(r"[.]\d+[.]", ".", name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+
+
 class TestNemotronH:
     @pytest.fixture
     def parent(self, tmp_path):
@@ -133,12 +140,9 @@ class TestNemotronH:
     def test_a_child_has_the_names_of_published_files(self, parent, tmp_path):
         model, checkpoint = parent
         child = write(checkpoint, plan_of(model, Survivors(layer=[0, 1, 3])), tmp_path / "child")
-        with (
-            safe_open(child / "model.safetensors", "pt") as found,
-            safe_open(checkpoint.path / "model.safetensors", "pt") as wanted,
-        ):
-            assert set(found.keys()) == {n for n in wanted.keys() if ".layers.3." not in n}
-        assert {n.partition(".")[0] for n in found.keys()} == {"backbone", "lm_head"}
+        found, wanted = (names_in(directory) for directory in (child, checkpoint.path))
+        assert found == wanted
+        assert {name.partition(".")[0] for name in found} == {"backbone", "lm_head"}
 
     def test_a_config_that_spells_the_layers_as_letters(self, parent, tokens, tmp_path):
         model, checkpoint = parent

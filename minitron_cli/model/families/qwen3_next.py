@@ -56,7 +56,7 @@ DERIVED = {"delta_key": _keys, "delta_value": _values}
 QWEN3_NEXT = Family(
     model_type="qwen3_next",
     tensors=L.EMBEDDING | ATTENTION | DELTA_NET | EXPERTS | SHARED | DENSE_MLP | L.NORMS | L.FINAL,
-    sizes=QWEN2_MOE.sizes | DELTA_SIZES,
+    sizes={**QWEN2_MOE.sizes, **DELTA_SIZES},
     derived=DERIVED,
     active=QWEN3_MOE.active,
     stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS | L.O_BIAS, "attention_bias"),
@@ -74,7 +74,9 @@ QWEN3_NEXT = Family(
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
     layer_kinds=(Listed("layer_types"), DenseListed()),
-    held_by=dict.fromkeys(ATTENTION, "full_attention")
-    | dict.fromkeys(DELTA_NET, "linear_attention")
-    | QWEN2_MOE.held_by,
+    held_by={
+        **QWEN2_MOE.held_by,
+        **dict.fromkeys(ATTENTION, "full_attention"),
+        **dict.fromkeys(DELTA_NET, "linear_attention"),
+    },
 )
