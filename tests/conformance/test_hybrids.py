@@ -54,6 +54,7 @@ def tokens():
     return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.conformance
 class TestGraniteWithExperts:
     """Every other test of the family has its dense table."""
 
