@@ -15,6 +15,7 @@ APART = frozenset(
     {
         "apertus",
         "arcee",
+        "bamba",
         "cohere",
         "cohere2",
         "cwm",
@@ -32,6 +33,7 @@ APART = frozenset(
         "glm4_moe_lite",
         "gpt_oss",
         "granitemoe",
+        "granitemoehybrid",
         "hunyuan_v1_dense",
         "jais2",
         "lfm2",
@@ -40,11 +42,14 @@ APART = frozenset(
         "minimax_m2",
         "ministral",
         "ministral3",
+        "nemotron_h",
         "olmo",
         "olmo3",
         "olmoe",
         "phimoe",
         "qwen2_moe",
+        "qwen3_5_text",
+        "qwen3_next",
         "seed_oss",
         "vaultgemma",
     }
@@ -80,7 +85,7 @@ def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
     return [case_of(*case) for case in cases]
 
 
-CARRYING = frozenset({"falcon_h1", "lfm2"})
+CARRYING = frozenset({"bamba", "falcon_h1", "granitemoehybrid", "lfm2", "nemotron_h", "qwen3_5_text", "qwen3_next"})
 """Families with layers in which a token is computed from those before it whatever its position says."""
 
 

@@ -56,9 +56,29 @@ MINISTRAL3_ROPE = {
     "llama_4_scaling_beta": 0.3,
 }
 
+DELTA_NET = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 4,
+}
+
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "apertus": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
     "arcee": {"attention_bias": True, "mlp_bias": True},
+    "bamba": {
+        "attn_layer_indices": [1, 3],
+        "attention_bias": True,
+        "mlp_bias": True,
+        "mamba_proj_bias": True,
+        "mamba_n_heads": 12,
+        "mamba_d_head": 8,
+        "mamba_expand": 3,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 5,
+        "mamba_chunk_size": 8,
+    },
     "cohere": {"attention_bias": True, "logit_scale": 0.7},
     "cohere2": {"attention_bias": True, "logit_scale": 0.7, **IN_TURN},
     "cwm": IN_TURN,
@@ -158,6 +178,24 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.6,
         "attention_multiplier": 0.2,
     },
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "attention_bias": True,
+        "position_embedding_type": "rope",
+        "num_local_experts": 0,
+        "shared_intermediate_size": 48,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.7,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.2,
+        "mamba_proj_bias": True,
+        "mamba_n_heads": 12,
+        "mamba_d_head": 8,
+        "mamba_expand": 3,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 5,
+        "mamba_chunk_size": 8,
+    },
     "hunyuan_v1_dense": {"attention_bias": True},
     "jais2": {"attention_bias": True, "mlp_bias": True},
     "lfm2": {
@@ -200,6 +238,16 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 6},
     "mixtral": {"sliding_window": 6, "num_local_experts": 6, "num_experts_per_tok": 2},
     "nemotron": {"attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 0.25},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention"],
+        "mlp_bias": True,
+        "use_bias": True,
+        "mamba_num_heads": 12,
+        "mamba_head_dim": 6,
+        "n_groups": 2,
+        "ssm_state_size": 5,
+        "chunk_size": 8,
+    },
     "olmo": {"attention_bias": True, "clip_qkv": 1.0},
     "olmo2": {"attention_bias": True},
     "olmo3": {"attention_bias": True, **IN_TURN},
@@ -224,6 +272,16 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
     },
     "qwen3": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "qwen3_5_text": {"attention_bias": True, **DELTA_NET},
+    "qwen3_next": {
+        "attention_bias": True,
+        "intermediate_size": 40,  # of layers without experts: there are none
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 56,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        **DELTA_NET,
+    },
     "qwen3_moe": {
         "attention_bias": True,
         "intermediate_size": 40,  # of layers without experts: there are none

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
-from minitron_cli.checkpoint import config_checks, document_masks, text_growth
+from minitron_cli.checkpoint import base_names, config_checks, document_masks, text_growth
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_like, write_checkpoint
 from minitron_cli.environment_errors import is_of_environment
@@ -265,7 +265,9 @@ def stored_tensors(model: "PreTrainedModel", names: Iterable[str] = ()) -> "dict
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    state = revert_weight_conversion(model, model.state_dict())
+    state = base_names.in_memory(
+        {"model_type": model.config.model_type}, revert_weight_conversion(model, model.state_dict())
+    )
     taken = {stored: parts for stored, parts in stacks(names).items() if parts != [stored]}
     entries = {name: part for stored, parts in taken.items() for name, part in zip(parts, state[stored], strict=True)}
     return {name: tensor for name, tensor in state.items() if name not in taken} | entries
@@ -284,9 +286,10 @@ def _joined(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 def write_model(model: "PreTrainedModel", specs: Mapping[str, tuple[int, ...]], directory: Path) -> None:
     """Write a model that has no checkpoint yet: the tensors of `specs` (name -> shape) and its config."""
     state = stored_tensors(model, specs)
-    sized = {name: TensorSpec(shape, state[name].dtype) for name, shape in specs.items()}
-    write_checkpoint(directory, sized, lambda name: [state[name]])
     config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}
+    tensors = {stored: state[name] for name, stored in base_names.in_files(config, specs).items()}
+    sized = {stored: TensorSpec(tuple(tensor.shape), tensor.dtype) for stored, tensor in tensors.items()}
+    write_checkpoint(directory, sized, lambda name: [tensors[name]])
     io.write_new_json(directory / "config.json", config)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io, stopping
+from minitron_cli.checkpoint import base_names
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
 from minitron_cli.checkpoint.safetensors_file import DTYPES, read_tensor
 from minitron_cli.stacked_names import entry, stacks, stored_shapes
@@ -161,7 +162,7 @@ def blank_like(
     The wrapper's other tensors are copied when the context ends, or are those of `changed`.
     """
     if like.wrapper is None:
-        with blank_checkpoint(directory, specs, max_shard_bytes) as blank:
+        with blank_checkpoint(directory, specs, max_shard_bytes, base_names.in_files(like.config, specs)) as blank:
             yield blank
         return
     copied = specs_around(like) | {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in changed.items()}

@@ -215,4 +215,5 @@ def vectors(output: Tensor, dim: Dim, sizes: Mapping[str, int]) -> Iterator[Tens
         shaped = piece.unflatten(-1, shape)
         side_by_side = [i for i, f in enumerate(section) if isinstance(f, int)]
         kinds = shaped.unbind(side_by_side[0] - len(section)) if side_by_side else [shaped]
-        yield from (kind.flatten(-2) for kind in kinds)
+        made = kinds[:1] if len(kinds) == 2 else kinds  # a query with the gate of its output
+        yield from (kind.flatten(-2) for kind in made)

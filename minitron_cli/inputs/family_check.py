@@ -6,7 +6,7 @@ from typing import NamedTuple
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError
-from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.families import FAMILIES, table_of
 from minitron_cli.model.nearest_family import nearest
 from minitron_cli.model.needed_table import NeededRow, needed_rows
 from minitron_cli.model.shape import Shape
@@ -39,12 +39,12 @@ def family_check(path: Path) -> FamilyCheck:
     """
     checkpoint = Checkpoint.open(path)
     config = hf.config_of(checkpoint)
-    known = {config.model_type: FAMILIES[config.model_type]} if config.model_type in FAMILIES else FAMILIES
+    known = {config.model_type: table_of(config)} if config.model_type in FAMILIES else FAMILIES
     fit = nearest(known, config, checkpoint.shapes)
     if fit is None:
         raise CheckpointError(
             f"no table has a tensor of {path}, so there is none to begin with: write one as docs/extending.md says"
         )
-    shape = Shape.of(FAMILIES[fit.family], config)
+    shape = Shape.of(known[fit.family], config)
     rows = needed_rows(shape.family, shape.sizes, checkpoint.shapes, stored_shapes(shape.tensors()))
     return FamilyCheck(config.model_type, fit.family, rows)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 def bypassed(modules: "Iterable[nn.Module]") -> Iterator[None]:
     """Make modules return their input unchanged inside the context; they need no weights, and their hooks still run.
 
-    Those of which `return_tuples` was told return it as the only entry of a tuple.
+    Those of which `return_tuples` was told return it in a tuple, with None in place of attention weights.
     """
     modules = list(modules)
     plain, wrapping = ([m for m in modules if hasattr(m, TUPLES) == wraps] for wraps in (False, True))
-    with replaced_forward(plain, _same), replaced_forward(wrapping, _only):
+    with replaced_forward(plain, _same), replaced_forward(wrapping, _and_no_weights):
         yield
 
 
@@ -35,8 +35,8 @@ def _same(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def _only(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-    return (hidden_states,)
+def _and_no_weights(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    return hidden_states, None
 
 
 @contextmanager

@@ -127,6 +127,8 @@ class Family:
     rope_v4: RopeV4 = field(default_factory=RopeV4)
     totals: Mapping[str, str] = field(default_factory=dict)
     """Config field -> product of axes, which it states beside their sizes."""
+    quotients: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Config field -> two products of axes, of which it is the quotient, a whole number."""
     adds_outputs: bool = True
     """Whether a block's output is added to the stream as it is, or times `residual_multiplier`."""
     layers_return_tuples: bool = False

@@ -17,8 +17,8 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     family, sizes = plan.parent.family, plan.child.sizes
     config = {name: value for name, value in parent.items() if name not in DROPPED}
     config |= {name: sizes[axis] for axis, name in family.sizes.items() if axis in sizes}
-    totals = {name: math.prod(sizes[axis] for axis in axes.split()) for name, axes in family.totals.items()}
-    config |= {**family.child_fields, **totals}
+    config |= {**family.child_fields, **{name: _size(axes, sizes) for name, axes in family.totals.items()}}
+    config |= {name: _size(above, sizes) // _size(below, sizes) for name, (above, below) in family.quotients.items()}
     config |= {other: config[name] for name, other in family.config_aliases.items()}
     config |= _version_4_fields(config, family.rope_v4)
     layers = plan.at("layer")
@@ -28,6 +28,11 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
         config |= {n: sum(i < config[n] for i in kept) for n in family.layer_marks if isinstance(config.get(n), int)}
         config |= _kinds_of_layers(plan.child.family)
     return config
+
+
+def _size(axes: str, sizes: Mapping[str, int]) -> int:
+    """Size of a product of axes."""
+    return math.prod(sizes[axis] for axis in axes.split())
 
 
 def child_file(parent: Checkpoint, plan: PrunePlan) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Prunings that a model cannot take, and why. The reasons are facts of its family's table; no family is named here."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from minitron_cli.model.shape import Shape
@@ -85,6 +86,18 @@ def _hidden_is_multiple(parent: Shape, child: Shape) -> str | None:
     )
 
 
+def _quotients(parent: Shape, child: Shape) -> str | None:
+    for field, axes in parent.family.quotients.items():
+        above, below = (math.prod(child.sizes[axis] for axis in product.split()) for product in axes)
+        if above % below:
+            product = axes[0].replace(" ", " x ")
+            return (
+                f"{axes[1]}={below}: a {parent.family.model_type} model has {above} = {product}, and its config states "
+                f"the quotient of that and {axes[1]} as a whole number ({field}); keep a divisor"
+            )
+    return None
+
+
 def _experts(parent: Shape, child: Shape) -> str | None:
     for axis, count in parent.active.items():
         if child.sizes[axis] < count:
@@ -156,6 +169,7 @@ RULES: tuple[Callable[[Shape, Shape], str | None], ...] = (
     _layers_with_images,
     _hidden_per_head,
     _hidden_is_multiple,
+    _quotients,
     _experts,
     _expert_groups,
     _multiples,

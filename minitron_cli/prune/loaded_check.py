@@ -53,7 +53,8 @@ def _check_state(
 
 def _check_ties(found: "PreTrainedModel", wanted: "PreTrainedModel") -> None:
     is_tied = [m.get_output_embeddings().weight is m.get_input_embeddings().weight for m in (found, wanted)]
-    if is_tied[0] != is_tied[1] or is_tied[0] != bool(wanted.config.tie_word_embeddings):
+    ties = bool(wanted.config.tie_word_embeddings and wanted._tied_weights_keys)  # Nemotron-H never does
+    if is_tied[0] != is_tied[1] or is_tied[0] != ties:
         raise Refused("the LM head and the embedding are " + ("tied" if is_tied[0] else "not tied") + " after loading")
 
 

@@ -78,10 +78,13 @@ def random_survivors(
 
     kept_groups = [some(kv_head, groups) for _ in range(layers)]
     kept_per_group = None if head is None else head // (kv_head or groups)
-    experts = _experts(config)
+    experts = _experts(config) if anatomy(config.model_type).experts else None
 
     def width() -> int:
-        return 48 if config.model_type == "lfm2" else getattr(config, "moe_intermediate_size", config.intermediate_size)
+        if config.model_type == "lfm2":
+            return 48
+        field = "moe_intermediate_size" if hasattr(config, "moe_intermediate_size") and experts else "intermediate_size"
+        return int(getattr(config, field))
 
     def neurons() -> Indices | list[Indices]:
         return [some(ffn, width()) for _ in range(experts)] if experts else some(ffn, width())
@@ -111,11 +114,11 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
     """A copy of the parent that computes what the child must compute."""
     model, parts = copy.deepcopy(parent), anatomy(parent.config.model_type)
     for i, layer in enumerate(parts.layers(model)):
-        has_experts, has_heads = (has(layer, name) for name in (parts.experts, parts.attention))
+        has_experts, has_heads = has(layer, parts.experts), has(layer, f"{parts.attention}.{parts.output}")
         if pruning.ffn and has_experts:
             for down_DF, kept in zip(_down(layer.get_submodule(parts.experts)), pruning.ffn[i], strict=True):
                 down_DF[:, _others(kept, down_DF.shape[1])] = 0
-        elif pruning.ffn and not parts.experts:
+        elif pruning.ffn and not parts.experts and has(layer, f"{parts.mlp}.{parts.down}"):
             down_DF = layer.get_submodule(f"{parts.mlp}.{parts.down}").weight
             down_DF[:, _others(pruning.ffn[i], down_DF.shape[1])] = 0
         if pruning.shared_ffn and has_experts:
@@ -213,7 +216,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
     norms = {*parts.norms, parts.final_norm}
     for name, module in list(model.named_modules()):
         parent, _, kind = name.rpartition(".")
-        if kind in norms:
+        if kind in norms and _is_over_the_stream(module, model.config.hidden_size):
             setattr(model.get_submodule(parent), kind, _norm_of(module, kept, parts.norm_offset))
         elif parts.experts and name.endswith(parts.experts):
             _gate_up(module)[:, :, lost] = 0
@@ -228,6 +231,11 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
                 module.bias[lost] = 0
         elif isinstance(module, nn.Linear) and kind not in parts.latents.values():
             module.weight[:, lost] = 0
+
+
+def _is_over_the_stream(norm: nn.Module, hidden: int) -> bool:
+    """Whether a norm, of which OLMo's have no weight, is not one inside a state space."""
+    return not hasattr(norm, "weight") or len(norm.weight) == hidden
 
 
 def _norm_of(norm: nn.Module, kept: Indices, offset: float) -> nn.Module:

@@ -26,6 +26,8 @@ def cell(family: Family, axis: str) -> str:
     word = "corrected" if axis in {c.axis for c in family.corrections.values()} else "exact"
     if other and family.head_dim_table:
         return f"{word}, LongRoPE with {other}"
+    if axis == "hidden" and family.quotients:
+        return f"{word}, divisors"
     if axis in ("hidden", "ffn") and family.width_multiple > 1:
         return f"{word}, by {family.width_multiple}"
     if other and family.hidden_is_multiple_of_heads:

@@ -32,6 +32,7 @@ A, B = ("attention",), ("conv",)
 MIXED = {
     "qwen3_moe": {"mlp_only_layers": [1]},
     "qwen2_moe": {"decoder_sparse_step": 2},
+    "qwen3_next": {"mlp_only_layers": [1, 3]},
     "mellum": {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
     "deepseek_v3": {"first_k_dense_replace": 2},
     "ernie4_5_moe": {"moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1},
@@ -90,7 +91,9 @@ def test_kinds_go_with_their_layers(parents, model_type, kept, tokens, tmp_path)
     model, checkpoint = parents(model_type)
     kinds = shape_of(model).family.layers
     if len({kinds[i] for i in kept}) < 2:
-        with pytest.raises(InputError, match=r"no (dense|sparse) layer would be left.*keep at least one of each"):
+        with pytest.raises(
+            InputError, match=r"no (\w+ )?(dense|sparse) layer would be left.*keep at least one of each"
+        ):
             plan_of(model, Survivors(layer=kept))
         return
     child, plan = check_child(model, checkpoint, Survivors(layer=kept), tokens, tmp_path / "child")

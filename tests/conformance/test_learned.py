@@ -16,14 +16,19 @@ from tests.quick import each_family, without
 from tests.tiny import tiny_model
 
 OF_KINDS = (
+    "bamba",
     "deepseek_v2",
     "deepseek_v3",
     "ernie4_5_moe",
     "falcon_h1",
     "glm4_moe",
     "glm4_moe_lite",
+    "granitemoehybrid",
     "lfm2",
     "llama4_text",
+    "nemotron_h",
+    "qwen3_5_text",
+    "qwen3_next",
 )
 """Families with layers of several kinds, which have no gates."""
 EACH_WITH_GATES = each_family(without(*OF_KINDS))

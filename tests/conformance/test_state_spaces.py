@@ -4,7 +4,7 @@ What is masked are the inputs x of a head: its rows of in_proj, and its biases o
 The output of a state that begins at zero and gets nothing is zero.
 """
 
-import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,12 +15,16 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import InputError
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.layout import Layout, parse
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.iterative_pruning import shapes_between
 from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.plan import PrunePlan, make_plan
 from minitron_cli.scores.metric import Activation, Flap, Magnitude
 from minitron_cli.search import space
+from tests.anatomy import anatomy
+from tests.conformance.masked import Survivors
+from tests.conformance.masked import masked as masked_axes
 from tests.conformance.test_families import (
     assert_same,
     check_streamed,
@@ -30,21 +34,32 @@ from tests.conformance.test_families import (
     unique_parameters,
     write,
 )
+from tests.quick import case_of
 from tests.tiny import BASE, tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
 HEADS, GROUPS, DIM = 12, 2, 6
 STATE_SPACES = sorted(name for name, family in FAMILIES.items() if "mamba_head" in family.sizes)
+EVERY = pytest.mark.parametrize("model_type", [n if n == "falcon_h1" else case_of(n) for n in STATE_SPACES])
 PRUNINGS = {
     "heads": {"mamba_head": 8},
     "head channels": {"mamba_dim": 4},
     "both": {"mamba_head": 4, "mamba_dim": 3},
 }
+WITH_HIDDEN = {
+    "heads": {"mamba_head": 8},
+    "heads and hidden": {"mamba_head": 8, "hidden": 16},
+    "head channels and hidden": {"mamba_dim": 6, "hidden": 24},
+    "both": {"mamba_head": 8, "mamba_dim": 4},
+}
+"""Of families whose config states the expansion as a whole number."""
 NORMS = {
     "no norm": {},
     "norm first": {"mamba_rms_norm": True},
     "gate first": {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
 }
+OF_FALCON = [pytest.param("falcon_h1", options, id=f"falcon_h1-{name}") for name, options in NORMS.items()]
+OF_OTHERS = [case_of(name, {}) for name in STATE_SPACES if name != "falcon_h1"]
 EPSILON = 1e-12  # the norm's, whose share of the mean changes with the number of channels
 
 
@@ -58,8 +73,8 @@ def tokens():
     return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
-def saved(path, **options):
-    model = tiny_model("falcon_h1", rms_norm_eps=EPSILON, **options)
+def saved(path, model_type="falcon_h1", **options):
+    model = tiny_model(model_type, **{anatomy(model_type).epsilon: EPSILON}, **options)
     model.save_pretrained(path)
     return model, Checkpoint.open(path)
 
@@ -67,42 +82,53 @@ def saved(path, **options):
 class Drawn:
     """Random scores of every entry."""
 
-    def __init__(self, seed=0):
+    def __init__(self, sizes, seed=0):
         self.generator = torch.Generator().manual_seed(seed)
+        self.sizes = sizes
 
     def select(self, axis, metric):
-        sizes = {"mamba_head": HEADS, "mamba_dim": DIM, "ffn": 48, "head": 8}
-        return torch.rand(4, sizes[axis], generator=self.generator)
+        shape = (self.sizes[axis],) if axis == "hidden" else (4, self.sizes[axis])
+        return torch.rand(shape, generator=self.generator)
 
 
 def plan_of(model, sizes):
     parent = shape_of(model)
-    return make_plan(parent, parent.resize(**sizes), Drawn(), Ranking())
+    return make_plan(parent, parent.resize(**sizes), Drawn(parent.sizes), Ranking())
+
+
+def mixers(model):
+    """(layer, state space) of the layers that have one."""
+    parts = anatomy(model.config.model_type)
+    found = ((i, getattr(layer, parts.state_space, None)) for i, layer in enumerate(parts.layers(model)))
+    return [(i, mixer) for i, mixer in found if hasattr(mixer, "in_proj")]
 
 
 @torch.no_grad()
 def masked(parent, plan):
     """A copy whose lost heads and channels get no input; the norm's gain is the one that the child's channels need."""
-    model = copy.deepcopy(parent)
-    for i, layer in enumerate(model.model.layers):
-        lost = torch.ones(HEADS, DIM, dtype=torch.bool)
+    hidden = plan.at("hidden")
+    model = masked_axes(parent, Survivors(hidden=None if hidden is None else hidden.tolist()))
+    heads_of, dims_of = (plan.parent.sizes[axis] for axis in ("mamba_head", "mamba_dim"))
+    count = heads_of * dims_of
+    for i, mixer in mixers(model):
         heads, dims = (plan.at(axis, i) for axis in ("mamba_head", "mamba_dim"))
-        kept = torch.zeros(HEADS, DIM, dtype=torch.bool)
-        rows = torch.arange(HEADS) if heads is None else heads
-        columns = torch.arange(DIM) if dims is None else dims
+        kept = torch.zeros(heads_of, dims_of, dtype=torch.bool)
+        rows = torch.arange(heads_of) if heads is None else heads
+        columns = torch.arange(dims_of) if dims is None else dims
         kept[rows[:, None], columns] = True
         lost = ~kept.flatten()
-        x = slice(HEADS * DIM, 2 * HEADS * DIM)
-        layer.mamba.in_proj.weight[x][lost] = 0
-        layer.mamba.in_proj.bias[x][lost] = 0
-        layer.mamba.conv1d.bias[: HEADS * DIM][lost] = 0
+        x = slice(count, 2 * count)
+        mixer.in_proj.weight[x][lost] = 0
+        mixer.in_proj.bias[x][lost] = 0
+        mixer.conv1d.bias[:count][lost] = 0
     return model
 
 
-@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
-def test_a_child_computes_what_its_masked_parent_computes(options, tokens, tmp_path, subtests):
-    model, checkpoint = saved(tmp_path / "parent", **options)
-    for name, sizes in PRUNINGS.items():
+@pytest.mark.parametrize(("model_type", "options"), [*OF_FALCON, *OF_OTHERS])
+def test_a_child_computes_what_its_masked_parent_computes(model_type, options, tokens, tmp_path, subtests):
+    model, checkpoint = saved(tmp_path / "parent", model_type, **options)
+    assert mixers(model)
+    for name, sizes in (WITH_HIDDEN if FAMILIES[model_type].quotients else PRUNINGS).items():
         with subtests.test(pruning=name):
             plan = plan_of(model, sizes)
             child = reload(write(checkpoint, plan, tmp_path / name))
@@ -111,13 +137,47 @@ def test_a_child_computes_what_its_masked_parent_computes(options, tokens, tmp_p
             check_streamed(checkpoint, plan, tmp_path / f"{name} again")
 
 
-def test_a_head_of_another_group_would_be_another_head(tokens, tmp_path):
+@EVERY
+def test_a_head_of_another_group_would_be_another_head(model_type, tokens, tmp_path):
     """What the test above could not see if groups did not matter: in the child, head 3 reads the second's B and C."""
-    model, checkpoint = saved(tmp_path / "parent")
-    plan = PrunePlan(shape_of(model), {"mamba_head": torch.tensor([[0, 1, 2, 3, 7, 8]]).expand(4, -1)})
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    kept = [0, 1, 2, 3, 4, 5, 7, 8] if FAMILIES[model_type].quotients else [0, 1, 2, 3, 7, 8]
+    plan = PrunePlan(shape_of(model), {"mamba_head": torch.tensor([kept]).expand(4, -1)})
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     wanted = logits_of(masked(model, plan), tokens)
     assert (logits_of(child, tokens) - wanted).norm() > 1e-2 * wanted.norm()
+
+
+@EVERY
+def test_the_parts_of_the_first_matrix_are_in_their_order(model_type, tokens, tmp_path):
+    """A table with z and x, or with B and C, in each other's place would write another child, or the same one."""
+    model, checkpoint = saved(tmp_path / "parent", model_type)
+    plan = plan_of(model, {"mamba_head": 8})
+    family = plan.parent.family
+    name = next(t for t in family.tensors if t.endswith("in_proj.weight"))
+    z, x, b, c, dt = parse(family.tensors[name]).dims[0]
+    wanted = logits_of(masked(model, plan), tokens)
+    for place, parts in enumerate([(dt, z, x, b, c), (b, c, z, x, dt), (z, b, c, x, dt)]):
+        permuted = str(Layout((parts, *parse(family.tensors[name]).dims[1:])))
+        other = replace(family, tensors={**family.tensors, name: permuted})
+        turned = PrunePlan(replace(plan.parent, family=other), plan.kept)
+        child = reload(write(checkpoint, turned, tmp_path / f"child {place}"))
+        assert (logits_of(child, tokens) - wanted).norm() > 1e-3 * wanted.norm(), permuted
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [1, 3], [0, 3]], ids=str)
+@EVERY
+def test_attention_is_never_pruned_away(model_type, kept):
+    """Where only some layers have it, one stays, whatever is asked for and whatever the ranking."""
+    parent = shape_of(tiny_model(model_type))
+    if not parent.family.layers:
+        return
+    child = parent.of_layers(kept)
+    kinds = set(child.family.layers)
+    reason = refusal(parent, child, kept)
+    assert (reason is None) == (kinds == set(parent.family.layers))
+    for count in range(len(set(parent.family.layers)), 4):
+        assert ("full_attention",) in parent.resize(layer=count).family.layers
 
 
 def test_every_group_keeps_the_same_number_of_heads(tmp_path):
@@ -163,8 +223,9 @@ def test_scores_are_those_of_the_inputs_x(tmp_path):
             scores.select(axis, Flap())
 
 
-def test_a_child_generates_the_same_with_and_without_cache(tokens, tmp_path):
-    model, checkpoint = saved(tmp_path / "parent", mamba_rms_norm=True)
+@EVERY
+def test_a_child_generates_the_same_with_and_without_cache(model_type, tokens, tmp_path):
+    model, checkpoint = saved(tmp_path / "parent", model_type, mamba_rms_norm=True)
     plan = plan_of(model, {"mamba_head": 8, "mamba_dim": 4, "ffn": 20, "head": 4})
     child = reload(write(checkpoint, plan, tmp_path / "child"))
     same = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "attention_mask": torch.ones_like(tokens)}

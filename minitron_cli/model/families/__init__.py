@@ -1,12 +1,15 @@
 """Families that minitron can prune. To add one: a file with its table, and its name below (docs/extending.md)."""
 
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model import unsupported
+from minitron_cli.model.families import granitemoehybrid, nemotron_h
 from minitron_cli.model.families.apertus import APERTUS
 from minitron_cli.model.families.arcee import ARCEE
+from minitron_cli.model.families.bamba import BAMBA
 from minitron_cli.model.families.cohere import COHERE
 from minitron_cli.model.families.cohere2 import COHERE2
 from minitron_cli.model.families.cwm import CWM
@@ -28,6 +31,7 @@ from minitron_cli.model.families.gpt_neox import GPT_NEOX
 from minitron_cli.model.families.gpt_oss import GPT_OSS
 from minitron_cli.model.families.granite import GRANITE
 from minitron_cli.model.families.granitemoe import GRANITEMOE
+from minitron_cli.model.families.granitemoehybrid import GRANITEMOEHYBRID
 from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
 from minitron_cli.model.families.lfm2 import LFM2
@@ -40,6 +44,7 @@ from minitron_cli.model.families.ministral3 import MINISTRAL3
 from minitron_cli.model.families.mistral import MISTRAL
 from minitron_cli.model.families.mixtral import MIXTRAL
 from minitron_cli.model.families.nemotron import NEMOTRON
+from minitron_cli.model.families.nemotron_h import NEMOTRON_H
 from minitron_cli.model.families.olmo import OLMO
 from minitron_cli.model.families.olmo2 import OLMO2
 from minitron_cli.model.families.olmo3 import OLMO3
@@ -49,7 +54,9 @@ from minitron_cli.model.families.phimoe import PHIMOE
 from minitron_cli.model.families.qwen2 import QWEN2
 from minitron_cli.model.families.qwen2_moe import QWEN2_MOE
 from minitron_cli.model.families.qwen3 import QWEN3
+from minitron_cli.model.families.qwen3_5_text import QWEN3_5_TEXT
 from minitron_cli.model.families.qwen3_moe import QWEN3_MOE
+from minitron_cli.model.families.qwen3_next import QWEN3_NEXT
 from minitron_cli.model.families.seed_oss import SEED_OSS
 from minitron_cli.model.families.smollm3 import SMOLLM3
 from minitron_cli.model.families.starcoder2 import STARCODER2
@@ -64,6 +71,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         APERTUS,
         ARCEE,
+        BAMBA,
         COHERE,
         COHERE2,
         CWM,
@@ -85,6 +93,7 @@ FAMILIES: dict[str, Family] = {
         GPT_OSS,
         GRANITE,
         GRANITEMOE,
+        GRANITEMOEHYBRID,
         HUNYUAN_V1_DENSE,
         JAIS2,
         LFM2,
@@ -97,6 +106,7 @@ FAMILIES: dict[str, Family] = {
         MISTRAL,
         MIXTRAL,
         NEMOTRON,
+        NEMOTRON_H,
         OLMO,
         OLMO2,
         OLMO3,
@@ -106,13 +116,27 @@ FAMILIES: dict[str, Family] = {
         QWEN2,
         QWEN2_MOE,
         QWEN3,
+        QWEN3_5_TEXT,
         QWEN3_MOE,
+        QWEN3_NEXT,
         SEED_OSS,
         SMOLLM3,
         STARCODER2,
         VAULTGEMMA,
     )
 }
+
+WITH_OTHER_TABLES: dict[str, Callable[[Any], Family]] = {
+    "granitemoehybrid": granitemoehybrid.table,
+    "nemotron_h": nemotron_h.table,
+}
+"""Model type -> function that gives the table of a config, where models of the type differ in more than their flags."""
+
+
+def table_of(config: Any) -> Family:
+    """Table of a config whose model type has one."""
+    kind = config.model_type
+    return WITH_OTHER_TABLES[kind](config) if kind in WITH_OTHER_TABLES else FAMILIES[kind]
 
 
 def family_of(config: Any, tensors: Shapes = NO_TENSORS) -> Family:
@@ -126,7 +150,7 @@ def family_of(config: Any, tensors: Shapes = NO_TENSORS) -> Family:
         )
     if reason := unsupported.reason(config, FAMILIES, tensors):
         raise CheckpointError(reason)
-    family = FAMILIES[config.model_type]
+    family = table_of(config)
     for name, wanted in family.uniform_if.items():
         found = getattr(config, name)
         if found != wanted and not (isinstance(found, list) and found and all(one == wanted for one in found)):

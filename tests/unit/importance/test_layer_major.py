@@ -11,6 +11,7 @@ from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.scores.scores import Scores
 from tests.by_table import opened
+from tests.conformance.test_families import ONE_ROW
 from tests.quick import each_family, first_quick
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, calibrated, samples, score, split
@@ -53,8 +54,9 @@ def check_scores(path, scratch):
     options |= {"removal_samples": 3, "removal_positions": 5}
     expected, found = resident(path, **options), by_layer(path, scratch, **options)
     assert found.by_name.keys() == expected.by_name.keys()
+    rounding = 1e-5 if hf.load_config(path).model_type in ONE_ROW else 1e-6
     for name, tensor in expected.by_name.items():
-        torch.testing.assert_close(found.by_name[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+        torch.testing.assert_close(found.by_name[name], tensor, rtol=rounding, atol=rounding / 10, msg=name)
 
 
 @pytest.mark.parametrize("model_type", first_quick(["gemma2", "granite", "llama"]))  # two scale embeddings

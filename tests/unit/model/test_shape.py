@@ -273,7 +273,7 @@ class TestCheck:
             shape.check(shape.tensors() | {"lm_head.weight": (65, 32)})
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(name for name, family in FAMILIES.items() if family.tied))
 def test_untied_it_is_the_shape_of_the_untied_config(model_type):
     tied, untied = (tiny_shape(model_type, tie_word_embeddings=is_tied) for is_tied in (True, False))
     assert tied.untied().tensors() == untied.tensors()

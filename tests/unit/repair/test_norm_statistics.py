@@ -57,8 +57,16 @@ def seen_by_hooks(path, modules, batches=BATCHES):
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-# Cohere's attention and MLP read the same norm, and OLMo's and EXAONE's read the stream
-NORMS_BEFORE_BLOCKS = {"cohere": 1, "cohere2": 1, "exaone4": 0, "flex_olmo": 0, "olmo2": 0, "olmo3": 0}
+# Cohere's attention and MLP read the same norm, Nemotron-H has one of both, and OLMo's and EXAONE's read the stream
+NORMS_BEFORE_BLOCKS = {
+    "cohere": 1,
+    "cohere2": 1,
+    "exaone4": 0,
+    "flex_olmo": 0,
+    "nemotron_h": 1,
+    "olmo2": 0,
+    "olmo3": 0,
+}
 
 
 @each_family()
