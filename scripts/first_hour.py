@@ -4,7 +4,8 @@
 
 Clones this repository into a new folder, and runs there the commands of the README and the quickstart in their order,
 each as a shell line and with sizes that two CPU cores can do. Of each it keeps the exit code, the time, the memory and
-what was printed. A command that is done is not run again; one that failed or was interrupted is, and its times add up.
+what was printed, and ends with the first one that fails. Started again, it repeats no command that is done; one that
+failed or was interrupted is run again, and its times add up.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def commands(model: str, data: str, held_out: str) -> list[Command]:
         Command("minitron prune --shape ffn=3648 repair_samples=8 --dry-run", "README, Use"),
         Command("minitron prune --shape ffn=3648 repair_samples=8", "README, Use; less text"),
         Command("minitron distill --tokens 4k --batch-size 4 --lr 1e-5 eval_blocks=4 -o small", "README; smaller"),
-        Command("minitron eval perplexity.blocks=8", "README; fewer blocks"),
+        Command("minitron eval blocks=8", "README; fewer blocks"),
         Command("minitron report -o report.html", "quickstart, On a laptop"),
         Command("minitron show cost", "quickstart"),
         Command("minitron verify", "README, Use"),
@@ -154,6 +155,14 @@ def _hidden(text: str, shown: dict[str, str]) -> str:
     return text
 
 
+def _until_failure(records: Iterator[Record]) -> Iterator[Record]:
+    """The records up to the first command that failed, which is the last to be run."""
+    for one in records:
+        yield one
+        if one.code:
+            return
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="directory of a model")
@@ -170,9 +179,10 @@ def main() -> None:
         io.make_dirs(work)
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     wanted = commands(*map(shlex.quote, own))[: args.commands]
-    records = [followed(one, clone, work / f"{i:02d}.json") for i, one in enumerate(wanted, 1)]
+    records = list(_until_failure(followed(one, clone, work / f"{i:02d}.json") for i, one in enumerate(wanted, 1)))
     shown = {str(clone): "~/minitron", str(work): "~", **dict(zip(own, (MODEL, DATA, HELD_OUT), strict=True))}
-    text = "\n".join(page(records, [one.source for one in wanted], shown, args.remark)).rstrip() + "\n"
+    sources = [one.source for one in wanted[: len(records)]]
+    text = "\n".join(page(records, sources, shown, args.remark)).rstrip() + "\n"
     args.output.write_text(text)
     sys.exit(any(one.code for one in records))
 
