@@ -189,7 +189,8 @@ def distill(
 ) -> Artifact:
     """Train a model on the predictions of a teacher (TrainingResult). The artifact is a checkpoint.
 
-    `student` is what `prune` or `sparsify` returns, a directory, or a hub id; it has the teacher's tokenizer. `label` names the student in tables and in the directory of the artifact.
+    `student` is what `prune` or `sparsify` returns, a directory, or a hub id; it has the teacher's tokenizer. `label`
+    names the student in tables and in the directory of the artifact.
     """
     from minitron_cli.stages import distill as stage
 

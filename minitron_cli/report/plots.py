@@ -38,6 +38,7 @@ COLUMNS = 128  # most columns of a map; each is the mean of its channels
 CELLS = 1024  # most cells of a map that shows every channel in its place
 BANDS = 12  # of values on a plane
 LONGEST = 2.5  # length of a plane, in widths, that is drawn with one scale for both
+ALONG_AXIS = 34  # most characters of a heading beside a vertical axis, in one line
 STYLES: dict[Style, dict[str, Any]] = {
     "line": {},
     "faint": {"alpha": 0.55},
@@ -138,7 +139,7 @@ def _lines(drawing: Lines, axes: Axes) -> None:
         axes.axhline(drawing.reference, color="black", alpha=0.7, **STYLES["dashed"])
     axes.xaxis.set_major_formatter(_percent() if drawing.x.style == "share" else _short())
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=drawing.x.style == "count"))
-    axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
+    axes.set(xlabel=drawing.x.heading, ylabel=_upright(drawing.y.heading))
     if drawing.y.style == "share":
         axes.yaxis.set_major_formatter(_percent())
         axes.set(ylim=(None, 1.02))
@@ -165,6 +166,11 @@ def _layer_bars(drawing: LayerBars, axes: Axes) -> None:
     axes.grid(visible=False, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
+
+
+def _upright(heading: str) -> str:
+    """Heading of a vertical axis; one that is longer than the axis has its unit in a second line."""
+    return heading if len(heading) <= ALONG_AXIS else heading.replace(" (", "\n(", 1)
 
 
 @_draw.register

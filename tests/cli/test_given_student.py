@@ -54,8 +54,8 @@ def test_a_student_with_another_tokenizer_is_refused(run: Run, tiny: Path, stude
     refused = run(*words(tiny, student))
     assert refused.exit_code == 2
     assert re.search(
-        r"error: the student's tokenizer has \d+ tokens and the teacher's 300, not '.+' in both: distill from the model "
-        "that the student was pruned from, or from one with the student's tokenizer\n$",
+        r"error: the student's tokenizer has \d+ tokens and the teacher's 300, not '.+' in both: distill from the "
+        "model that the student was pruned from, or from one with the student's tokenizer\n$",
         refused.stderr,
     )
 
