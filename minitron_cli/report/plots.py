@@ -140,6 +140,8 @@ def _lines(drawing: Lines, axes: Axes) -> None:
     axes.xaxis.set_major_formatter(_percent() if drawing.x.style == "share" else _short())
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=drawing.x.style == "count"))
     axes.set(xlabel=drawing.x.heading, ylabel=_upright(drawing.y.heading))
+    if drawing.y.style == "count":
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if drawing.y.style == "share":
         axes.yaxis.set_major_formatter(_percent())
         axes.set(ylim=(None, 1.02))
@@ -164,7 +166,7 @@ def _layer_bars(drawing: LayerBars, axes: Axes) -> None:
     axes.bar(range(len(values_L)), values_L, color=colors, width=0.75)
     _log_if_wide(axes, values_L)
     axes.grid(visible=False, axis="x")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
 
 
@@ -254,7 +256,7 @@ def _grid_map(axes: Axes, score_LC: np.ndarray, kept_LK: np.ndarray, dropped: Se
     _show_map(axes, _relative(score_LC, dropped), (-0.5, channels - 0.5), "importance (best = 1)")
     for color, width in (("white", 2.6), (PRUNED_ON_MAP, 1.3)) if pruned else ():
         axes.add_patch(PathPatch(_crosses(pruned), facecolor="none", edgecolor=color, linewidth=width))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="index")
 
 
@@ -270,7 +272,7 @@ def _show_map(axes: Axes, values_LC: np.ndarray, across: tuple[float, float], ti
     image = axes.imshow(values_LC, aspect="auto", origin="lower", extent=(*across, -0.5, len(values_LC) - 0.5))
     axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25).set_label(title)
     axes.grid(visible=False)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(ylabel="layer")
 
 
