@@ -11,6 +11,7 @@ failed or was interrupted is run again, and its times add up.
 import argparse
 import json
 import os
+import platform
 import re
 import shlex
 import signal
@@ -25,8 +26,9 @@ from minitron_cli import io
 
 ROOT = Path(__file__).parents[1]
 GIB = 1 << 30
-PROGRESS = re.compile(r"^.+  \d[\d,.]*(/\d[\d,.]*)? [a-z]+\b.*(?<! in \d:\d\d)$")
-"""A line of a progress bar that is not its last."""
+PROGRESS = re.compile(r"^.+  \d[\d,.]*/\d[\d,.]* [A-Za-z]+(  .*)?$")
+LAST = re.compile(r"  in \d+(:\d\d)+$")
+"""A line of a progress bar, and how its last one ends."""
 MODEL, DATA, HELD_OUT = "~/model", "~/text/calibration.txt", "~/text/held-out.txt"  # on the page
 LOAD = """python - <<'END'
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -118,11 +120,11 @@ def _run(line: str, clone: Path, before: Record) -> Record:
 
 
 def _activated(clone: Path) -> dict[str, str]:
-    """The environment as `source .venv/bin/activate` leaves it, and 80 columns."""
+    """The environment as `source .venv/bin/activate` leaves it, if there is one, and 80 columns."""
     venv = clone / ".venv"
     paths = f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"
     left = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    return {**left, "PATH": paths, "VIRTUAL_ENV": str(venv), "COLUMNS": "80"}
+    return {**left, "COLUMNS": "80", **({"PATH": paths, "VIRTUAL_ENV": str(venv)} if venv.is_dir() else {})}
 
 
 def page(records: Sequence[Record], sources: Sequence[str], shown: dict[str, str], remark: str) -> Iterator[str]:
@@ -134,18 +136,18 @@ def page(records: Sequence[Record], sources: Sequence[str], shown: dict[str, str
     yield from ("| command | exit code | seconds | CPU seconds | peak memory (GiB) |", "|---|--:|--:|--:|--:|")
     for number, one in enumerate(records, 1):
         figures = f"{one.code} | {one.seconds:.0f} | {one.cpu_seconds:.0f} | {one.peak_bytes / GIB:.2f}"
-        yield f"| {number}. `{_hidden(one.line.partition(chr(10))[0], shown)}` | {figures} |"
+        yield f"| {number}. {' '.join(one.line.split()[:2])} | {figures} |"
     for number, (one, source) in enumerate(zip(records, sources, strict=True), 1):
         again = f" Run {one.runs} times; the last one printed:" if one.runs > 1 else ""
-        yield from ("", f"## {number}. {source}", "", *([again.strip(), ""] if again else []), "```text")
-        yield from (f"$ {_hidden(one.line, shown)}", *_plain(_hidden(one.printed, shown)), "```")
+        yield from ("", f"## {number}. {source}", "", "```bash", _hidden(one.line, shown), "```", "")
+        yield from (*([again.strip(), ""] if again else []), "```output", *_plain(_hidden(one.printed, shown)), "```")
 
 
 def _plain(printed: str) -> Iterator[str]:
     """Lines that stay on the screen."""
     for line in printed.splitlines():
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip()
-        if not PROGRESS.match(text):
+        if LAST.search(text) or not PROGRESS.match(text):
             yield text
 
 
@@ -180,7 +182,12 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     wanted = commands(*map(shlex.quote, own))[: args.commands]
     records = list(_until_failure(followed(one, clone, work / f"{i:02d}.json") for i, one in enumerate(wanted, 1)))
-    shown = {str(clone): "~/minitron", str(work): "~", **dict(zip(own, (MODEL, DATA, HELD_OUT), strict=True))}
+    shown = {
+        platform.platform(): platform.system(),
+        str(clone): "~/minitron",
+        str(work): "~",
+        **dict(zip(own, (MODEL, DATA, HELD_OUT), strict=True)),
+    }
     sources = [one.source for one in wanted[: len(records)]]
     text = "\n".join(page(records, sources, shown, args.remark)).rstrip() + "\n"
     args.output.write_text(text)
