@@ -110,7 +110,7 @@ client-onnx: $(FOR_TOOLS)  ## export children with optimum and run them with ONN
 		$$(grep ^torch== constraints.txt)
 	$(ONE_THREAD) $(CLIENTS)/onnx/bin/python tests/clients/run_onnx.py $(FOR_TOOLS) $(RESULTS)/client-onnx.json
 
-client-llm-compressor: $(FOR_TOOLS)  ## quantize children with llm-compressor: GPTQ, AWQ, fp8
+client-llm-compressor: $(FOR_TOOLS)  ## quantize children with llm-compressor: GPTQ, fp8
 	test -x $(CLIENTS)/llm-compressor/bin/python || $(PYTHON) -m venv $(CLIENTS)/llm-compressor
 	$(CLIENTS)/llm-compressor/bin/pip install -qq llmcompressor==$(LLM_COMPRESSOR) $$(grep ^torch== constraints.txt)
 	$(ONE_THREAD) $(CLIENTS)/llm-compressor/bin/python tests/clients/run_llm_compressor.py \
@@ -121,8 +121,8 @@ rivals: $(READY)  ## install other pruning libraries beside minitron, for script
 	$(CLIENTS)/rivals/bin/pip install -qq -c constraints.txt -e . optipfair==$(OPTIPFAIR) \
 		torch-pruning==$(TORCH_PRUNING) trl==$(TRL)
 
-client-browser: $(READY)  ## look at the report in Chromium: desk and phone, light and dark, printed
-	$(ONE_THREAD) $(BIN)/python -m tests.clients.run_browser $(CHROMIUM) $(CLIENTS)/browser $(RESULTS)/client-browser.json
+client-browser: $(READY)  ## look at the report, and at PAGES=..., in Chromium: three widths, light and dark, printed
+	$(ONE_THREAD) $(BIN)/python -m tests.clients.run_browser $(CHROMIUM) $(CLIENTS)/browser $(RESULTS)/client-browser.json $(PAGES)
 
 # Made again when what it was made from has changed. pip takes the pinned versions through the constraints.
 $(READY): pyproject.toml constraints.txt

@@ -187,14 +187,15 @@ def distill(
     *,
     label: str = "distilled",
 ) -> Artifact:
-    """Train a checkpoint on the predictions of a teacher (TrainingResult). The artifact is a checkpoint.
+    """Train a model on the predictions of a teacher (TrainingResult). The artifact is a checkpoint.
 
-    `label` names the student in tables and in the directory of the artifact.
+    `student` is what `prune` or `sparsify` returns, a directory, or a hub id; it has the teacher's tokenizer. `label`
+    names the student in tables and in the directory of the artifact.
     """
     from minitron_cli.stages import distill as stage
 
-    path = student.path if isinstance(student, Artifact) else Path(student)
-    return stage.run(context, _opened(context, teacher), path, data, config, label=label)
+    source = student.path if isinstance(student, Artifact) else student
+    return stage.run(context, _opened(context, teacher), source, data, config, label=label)
 
 
 def evaluate(

@@ -1,5 +1,9 @@
 """`minitron demo`: the whole pipeline on the small model that ships with the package."""
 
+import shutil
+import sys
+from pathlib import Path
+
 from minitron_cli.cli.options import Changes, ComputeOptions
 
 NEXT = (
@@ -29,4 +33,15 @@ def demo(how: ComputeOptions, changes: Changes = None) -> None:
         results = pipeline.run(sessions.located(requested), context)
     printing.artifacts(results[-1].artifacts(), how)
     if not (how.json or how.quiet):
-        console.note("\n  ".join(("The same for your own model and text:", *NEXT)))
+        console.note("\n  ".join(("The same for your own model and text:", *_activation(), *NEXT)))
+
+
+def _activation() -> tuple[str, ...]:
+    """Command after which the shell finds `minitron`; none if it does already."""
+    script = Path(sys.prefix, "bin", "activate")
+    return () if shutil.which("minitron") or not script.is_file() else (f"source {_near(script)}",)
+
+
+def _near(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

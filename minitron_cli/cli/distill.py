@@ -20,6 +20,13 @@ def distill(
     words: Arguments = None,
     recipe: RecipeOption = None,
     teacher: Teacher = None,
+    student: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL",
+            help="Train this model, which has the teacher's tokenizer, instead of the one pruned in this workspace.",
+        ),
+    ] = None,
     objective: Annotated[
         Literal["kl", "ce"] | None,
         Option(
@@ -64,7 +71,7 @@ def distill(
         config = session.section(DistillConfig, "distill")
         artifact = api.distill(
             session.context,
-            session.student(),
+            sessions.absolute(student) if student else session.student(),
             training.teacher(session, teacher),
             session.data(),
             config,

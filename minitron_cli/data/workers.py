@@ -15,6 +15,7 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+from minitron_cli import stopping
 from minitron_cli.errors import EnvironmentFault
 
 MOST = 16  # the process that reads cannot supply more
@@ -57,6 +58,7 @@ def _in_order(pool: ProcessPoolExecutor, most: int, jobs: Iterable[Any]) -> Iter
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
+        stopping.raise_if_stopped()  # a signal to the group of processes ended one that had just started
         raise EnvironmentFault(
             "a tokenizing process was killed, probably because memory ran out: "
             "close other programs and run the command again"
@@ -68,7 +70,8 @@ _function: Callable[[Any], Any]
 
 def _begin(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
     global _function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
+    for number in (signal.SIGINT, signal.SIGTERM):  # which reach a whole group of processes; the parent handles them
+        signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _function = make(*arguments)

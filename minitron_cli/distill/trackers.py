@@ -4,8 +4,9 @@ They keep logs of their own outside artifacts; the artifact's curves hold the sa
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,16 @@ def _tracker(name: str, directory: Path, project: str, run: str) -> Any:
 
 
 def _open(tracker: Any, settings: Mapping[str, Any], stack: ExitStack) -> Any:
-    tracker.start()
-    stack.callback(stopping.deferred()(tracker.finish))
-    tracker.store_init_configuration({name: value for name, value in settings.items() if _is_plain(value)})
+    with redirect_stdout(sys.stderr):  # some greet, where the result is to be printed
+        tracker.start()
+        stack.callback(_finish, tracker)
+        tracker.store_init_configuration({name: value for name, value in settings.items() if _is_plain(value)})
     return tracker
+
+
+def _finish(tracker: Any) -> None:
+    with stopping.deferred(), redirect_stdout(sys.stderr):
+        tracker.finish()
 
 
 def _is_plain(value: Any) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 import lm_eval.evaluator
 import numpy as np
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from minitron_cli import progress, stopping
-from minitron_cli.errors import DataError
+from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
 from minitron_cli.evaluate.lm_eval_results import members, metric_name
@@ -64,9 +65,13 @@ def run_tasks(
 
 
 class _Model(HFLM):
-    """HFLM that reports finished requests to the progress display, where a run can also be stopped."""
+    """HFLM that reports finished requests to the progress display, where a run can also be stopped.
+
+    InputError where a context is so short that lm-eval would fail an assertion.
+    """
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self._tasks = {request.args: request.task_name for request in requests}
         with self._tracked(requests):
             return super().loglikelihood(requests, disable_tqdm)
 
@@ -75,8 +80,24 @@ class _Model(HFLM):
             return super().loglikelihood_rolling(requests, disable_tqdm)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        for request in requests:
+            wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+            if wanted >= self.max_length:
+                raise InputError(
+                    f"task {request.task_name!r} generates up to {wanted:,} tokens, and the model's context has "
+                    f"{self.max_length:,}: leave the task out, or lower its max_gen_toks in a YAML of your own"
+                )
         with self._tracked(requests):
             return super().generate_until(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[tuple[float, bool]]:
+        for texts, _, answer in requests:
+            if len(answer) > self.max_length:
+                raise InputError(
+                    f"task {self._tasks.get(texts, '')!r} has an answer of {len(answer):,} tokens, and the model's "
+                    f"context has {self.max_length:,}: leave the task out"
+                )
+        return super()._loglikelihood_tokens(requests, *args, **options)
 
     @contextlib.contextmanager
     def _tracked(self, requests: list[Any]) -> Iterator[None]:

@@ -32,7 +32,9 @@ OWN_TOKENS = 4096  # of the vocabulary, in a row, on which tokenizers with other
 def require_same(student: SourceModel, teacher: SourceModel) -> None:
     """Raise CheckpointError unless the teacher can predict text in the student's tokens."""
     if why := difference(student, teacher, ("the student", "the teacher")):
-        raise CheckpointError(f"{why}: distill from the model that the student was pruned from")
+        raise CheckpointError(
+            f"{why}: distill from the model that the student was pruned from, or from one with the student's tokenizer"
+        )
 
 
 def differences(reader: SourceModel, others: Mapping[str, SourceModel], name: str) -> dict[str, str]:

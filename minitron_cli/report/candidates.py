@@ -82,8 +82,15 @@ def candidate_tables(ranking: Ranking) -> list[Table]:
     for target in dict.fromkeys(row.target for row in ranking.candidates):
         rows = [row for row in ranking.candidates if row.target == target]
         found = [_candidates(ranking, rows), _stability(ranking, target)]
-        tables += [replace(one, title=f"{one.title}, target {target}") if target else one for one in found if one.rows]
+        tables += [
+            replace(one, title=f"{one.title}, target {_size(target)}") if target else one for one in found if one.rows
+        ]
     return tables
+
+
+def _size(target: str) -> str:
+    """A target as it is said: `1.60 M` for 1600000, and `75%` as it is."""
+    return short(int(target)) if target.isdigit() else target
 
 
 def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:

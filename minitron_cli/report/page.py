@@ -29,5 +29,5 @@ def render(view: View) -> str:
 
 
 def _together(text: str) -> str:
-    """Text in which no line ends between a number and its percent sign."""
-    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+    """Text in which no line ends between a number and its percent sign or its unit of memory."""
+    return re.sub(r"(?<=\d) (?=%|[KMGT]iB\b)", "\N{NO-BREAK SPACE}", text)

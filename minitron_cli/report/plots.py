@@ -38,6 +38,7 @@ COLUMNS = 128  # most columns of a map; each is the mean of its channels
 CELLS = 1024  # most cells of a map that shows every channel in its place
 BANDS = 12  # of values on a plane
 LONGEST = 2.5  # length of a plane, in widths, that is drawn with one scale for both
+ALONG_AXIS = 34  # most characters of a heading beside a vertical axis, in one line
 STYLES: dict[Style, dict[str, Any]] = {
     "line": {},
     "faint": {"alpha": 0.55},
@@ -138,7 +139,9 @@ def _lines(drawing: Lines, axes: Axes) -> None:
         axes.axhline(drawing.reference, color="black", alpha=0.7, **STYLES["dashed"])
     axes.xaxis.set_major_formatter(_percent() if drawing.x.style == "share" else _short())
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=drawing.x.style == "count"))
-    axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
+    axes.set(xlabel=drawing.x.heading, ylabel=_upright(drawing.y.heading))
+    if drawing.y.style == "count":
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if drawing.y.style == "share":
         axes.yaxis.set_major_formatter(_percent())
         axes.set(ylim=(None, 1.02))
@@ -163,8 +166,13 @@ def _layer_bars(drawing: LayerBars, axes: Axes) -> None:
     axes.bar(range(len(values_L)), values_L, color=colors, width=0.75)
     _log_if_wide(axes, values_L)
     axes.grid(visible=False, axis="x")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel=drawing.x.heading, ylabel=drawing.y.heading)
+
+
+def _upright(heading: str) -> str:
+    """Heading of a vertical axis; one that is longer than the axis has its unit in a second line."""
+    return heading if len(heading) <= ALONG_AXIS else heading.replace(" (", "\n(", 1)
 
 
 @_draw.register
@@ -248,7 +256,7 @@ def _grid_map(axes: Axes, score_LC: np.ndarray, kept_LK: np.ndarray, dropped: Se
     _show_map(axes, _relative(score_LC, dropped), (-0.5, channels - 0.5), "importance (best = 1)")
     for color, width in (("white", 2.6), (PRUNED_ON_MAP, 1.3)) if pruned else ():
         axes.add_patch(PathPatch(_crosses(pruned), facecolor="none", edgecolor=color, linewidth=width))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="index")
 
 
@@ -264,7 +272,7 @@ def _show_map(axes: Axes, values_LC: np.ndarray, across: tuple[float, float], ti
     image = axes.imshow(values_LC, aspect="auto", origin="lower", extent=(*across, -0.5, len(values_LC) - 0.5))
     axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25).set_label(title)
     axes.grid(visible=False)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(ylabel="layer")
 
 

@@ -103,9 +103,9 @@ class Product:
 
     @cached_property
     def parent(self) -> str:
-        """Fingerprint of the model that was pruned."""
-        inputs = (self.prune or self.search or self._first_round or self.artifact).manifest.inputs
-        return inputs.get("model") or inputs.get(f"model {PARENT}") or ""
+        """Fingerprint of the model that was pruned, or that taught a student which was not made here."""
+        inputs = (self.prune or self.search or self._first_round or self.corrected or self.artifact).manifest.inputs
+        return inputs.get("model") or inputs.get(f"model {PARENT}") or inputs.get("teacher", "")
 
     @cached_property
     def steps(self) -> tuple[Artifact, ...]:
@@ -136,8 +136,10 @@ class Product:
     def trained(self) -> tuple[Artifact, ...]:
         """The distilled model, and the controls that started from the same pruned model or one of its shape."""
         prune, sparse = self.prune, self.sparse
-        if not (prune or sparse) or self.artifact.stage != "distill":
+        if self.artifact.stage != "distill":
             return ()
+        if not (prune or sparse):
+            return (self.artifact,)
         starts = {fingerprint.of_model(made.manifest) for made in (prune, sparse, *self._pruned_otherwise) if made}
         zeros = self.workspace.artifacts("sparsify") if sparse else []
         distilled = self.workspace.artifacts("distill")
@@ -262,6 +264,11 @@ class Product:
         given = self.given.get(model, "")
         is_made = (Path(given) / MANIFEST).is_file()
         return hub_id if commit else place(Path(given)) if is_made else without_directories(given)
+
+    def student(self, made: Artifact) -> str:
+        """Name of a distilled model's student if no stage made it; empty otherwise."""
+        known = made.manifest.inputs["student"]
+        return "" if known in self.made else self.name(known) or "STUDENT"
 
     @property
     def title(self) -> str:

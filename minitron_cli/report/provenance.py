@@ -67,6 +67,8 @@ def commands(product: Product) -> Iterator[str]:
             words += ["--run", made.path.parent.parent.name] * (len(product.steps) > 1)
         if made.stage in ("distill", "teach") and (teacher := product.teacher(made)):
             words += ["--teacher", shlex.quote(teacher)]
+        if made.stage == "distill" and (student := product.student(made)):
+            words += ["--student", shlex.quote(student)]
         text = next((text for name in inputs.values() if isinstance(text := product.given.get(name), dict)), last)
         if text != last:
             words += settings({"data": without_directories(text)})

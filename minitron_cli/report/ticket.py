@@ -3,11 +3,12 @@
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from minitron_cli.distill.curves import HELD_OUT
 from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
 from minitron_cli.figures import Estimate, Figure
-from minitron_cli.report.view import Cell, Line, Lines, Plot, Section, Table, View
+from minitron_cli.report.view import Cell, Legend, Line, Lines, Plot, Section, Table, View
 from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow, TransferResult
 
 LOSS = HELD_OUT["loss"]
@@ -125,13 +126,13 @@ def plots(found: TicketResult) -> list[Plot]:
     return [
         Plot(name, Lines(tuple(map(Line, curves, range(len(curves)))), LEFT, figure, reference), caption, legend)
         for name, curves, figure, reference, caption, legend in (
-            ("tickets", losses, LOSS, dense, "Held-out loss; the dashed line is the dense model's", names),
+            ("tickets", losses, LOSS, dense, "Held-out loss; the dashed line is the dense model's.", names),
             (
                 "steps",
                 steps,
                 STEPS,
                 None,
-                "First evaluated step with the dense model's loss, where all seeds have one",
+                "First evaluated step with the dense model's loss, where all seeds have one.",
                 names,
             ),
             ("moved", moved, DISTANCE, None, MOVED_CAPTION, tuple(enumerate(MOVED.values()))),
@@ -140,7 +141,7 @@ def plots(found: TicketResult) -> list[Plot]:
     ]
 
 
-MOVED_CAPTION = "Distance (RMS) that weights moved in the training before the round that kept or lost them"
+MOVED_CAPTION = "Distance (RMS) that weights moved in the training before the round that kept or lost them."
 
 
 def _curve(found: TicketResult, arm: str, name: str) -> list[tuple[float, float]]:
@@ -154,15 +155,23 @@ def _curve(found: TicketResult, arm: str, name: str) -> list[tuple[float, float]
     ]
 
 
+def _with_legend(plot: Plot) -> tuple[tuple[Plot], Legend]:
+    """Plot of a section, and its legend, which the section shows."""
+    return (replace(plot, legend=()),), plot.legend
+
+
 def view(found: TicketResult) -> View:
     """Page of a table of tickets."""
-    shown = plots(found)
+    first, *others = plots(found)
     sections = (
-        Section("tickets", "Tickets at every sparsity", TEXT, tuple(tables(found)), tuple(shown[:1]), shown[0].legend),
-        *(Section(plot.name, HEADINGS[plot.name], plot.caption, (), (plot,), plot.legend) for plot in shown[1:]),
+        Section("tickets", "Tickets at every sparsity", TEXT, tuple(tables(found)), *_with_legend(first)),
+        *(Section(plot.name, *HEADINGS[plot.name], (), *_with_legend(plot)) for plot in others),
     )
     return View(title(found), sections=sections)
 
 
 TEXT = "Means over seeds; intervals are 95 % (Student's t)."
-HEADINGS = {"steps": "Steps to the dense loss", "moved": "Distances"}
+HEADINGS = {
+    "steps": ("Steps to the dense loss", "How soon a training comes as low as the dense model."),
+    "moved": ("Distances", "How far those weights moved that the next round kept, and those that it pruned."),
+}

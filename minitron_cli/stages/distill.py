@@ -22,13 +22,13 @@ STAGE, VERSION = "distill", 3
 def run(
     context: Context,
     teacher: SourceModel,
-    student: Path,
+    student: str | Path,
     data: DataConfig,
     config: DistillConfig,
     *,
     label: str = "distilled",
 ) -> Artifact:
-    """Train the checkpoint at `student` on the teacher's predictions; it keeps its shape, tensor names and dtypes."""
+    """Train the model `student` on the teacher's predictions; it keeps its shape, tensor names and dtypes."""
     training_run.check(config)
     start = open_source_model(student, offline=context.offline).written_as(config.write_as)
     tokenizers.require_same(start, teacher)
@@ -66,7 +66,9 @@ def run(
         price=lambda: offered_training(context, start, runs, config, train_blocks, len(validation_blocks)),
         together=True,
     )
-    context.record({teacher.fingerprint: teacher.name, train_blocks.fingerprint: data.model_dump(mode="json")})
+    given = {} if start.path.is_relative_to(context.workspace.root) else {start.fingerprint: start.name}
+    named = {**given, teacher.fingerprint: teacher.name}
+    context.record({**named, train_blocks.fingerprint: data.model_dump(mode="json")})
     training_run.warn_if_worse(made.result(TrainingResult), config.section)
     return made
 

@@ -56,6 +56,7 @@
     const frame = svg.getBoundingClientRect();
     const scale = frame.width / svg.viewBox.baseVal.width;
     texts.forEach(([text, a], i) => {
+      if (a.top < frame.top - 2 || a.bottom > frame.bottom + 2) faults.push(`"${words(text)}" sticks out of "${name}"`);
       const size = scale * parseFloat(getComputedStyle(text).fontSize);
       if (size < 9) faults.push(`"${words(text)}" in "${name}" is set in ${size.toFixed(1)} px`);
       if (a.left < frame.left - 2 || a.right > frame.right + 2) faults.push(`"${words(text)}" sticks out of "${name}"`);

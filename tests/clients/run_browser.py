@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minitron_cli.report.page import render
+from minitron_cli.report.sections import view
 from tests.unit.report.hostile import HOSTILE
 from tests.unit.report.sample import large, sample
 
 FAULTS = Path(__file__).with_name("page_faults.js")
 MAX_BYTES = 1_000_000
-WIDTHS = {"desk": (1280, 900), "tablet": (768, 1024), "phone": (390, 844)}
+WIDTHS = {"desk": (1400, 900), "tablet": (820, 1180), "phone": (390, 844)}
 TOLD = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening"}
 
 
@@ -31,7 +32,7 @@ def main(chromium: str, root: Path, result: Path, *others: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     names = iter(HOSTILE * 100)
     own = {"every-section": sample(), "large": large(), "hostile": sample(lambda _: next(names))}
-    pages = {root / f"{name}.html": render(data) for name, data in own.items()}
+    pages = {root / f"{name}.html": render(view(data)) for name, data in own.items()}
     for path, html in pages.items():
         path.write_text(html)
     with _browser(chromium) as browser:

@@ -24,7 +24,7 @@ METHODS: dict[
     "GPTQ, 4 bits": (partial(GPTQModifier, targets="Linear", scheme="W4A16", ignore=["lm_head"]), 0.6),
     "fp8": (partial(QuantizationModifier, targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]), 0.2),
 }
-"""AWQ is not among them: llm-compressor's asks for an accelerator."""
+"""AWQ is not among them: without an accelerator, llm-compressor's ends with a RuntimeError that names it."""
 
 
 def quantized(method: str, root: Path, case: Case) -> float:

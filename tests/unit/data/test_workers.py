@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from minitron_cli import stopping
 from minitron_cli.data import workers
 from minitron_cli.data.workers import mapping, processes_for
-from minitron_cli.errors import EnvironmentFault
+from minitron_cli.errors import EnvironmentFault, Interrupted
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,26 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_is_left_to_the_process_that_reads(number):
+    """As a job of a cluster gets it: the tokenizing processes go on until the one that reads stops."""
+    with mapping(partial, (_signalled, number), 2) as over:
+        assert list(over(range(4))) == [0, 1, 2, 3]
+
+
+def _signalled(number: int, job: int) -> int:
+    os.kill(os.getpid(), number)
+    return job
+
+
+@pytest.mark.slow
+def test_a_process_that_the_signal_killed_before_it_could_ignore_it_is_a_stop():
+    stopping.request_stop(signal.SIGTERM)
+    try:
+        with pytest.raises(Interrupted), mapping(partial, (os._exit,), 2) as over:
+            list(over([9]))
+    finally:
+        stopping.request_stop(None)

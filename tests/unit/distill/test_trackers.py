@@ -46,3 +46,29 @@ def test_runs_of_a_workspace_are_in_one_project(
         monkeypatch.setenv(variable, "mine")
     with trackers.opened([name], tmp_path, "llama", "distilled", {}):
         assert Kept.made == made
+
+
+def test_what_a_tracker_prints_is_not_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is the result of the command, which may be JSON."""
+
+    class Chatty:
+        def start(self) -> None:
+            print("started")
+
+        def store_init_configuration(self, settings: dict[str, Any]) -> None:
+            print("configured")
+
+        def log(self, figures: dict[str, float], step: int) -> None: ...
+
+        def finish(self) -> None:
+            print("finished")
+
+    monkeypatch.setattr(trackers, "check", lambda names: None)
+    monkeypatch.setattr(trackers, "_tracker", lambda *_: Chatty())
+    with trackers.opened(["chatty"], tmp_path, "project", "run", {}) as log:
+        log({"step": 1, "loss": 2.0})
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.split() == ["started", "configured", "finished"]
