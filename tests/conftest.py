@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # these are read when torch and the hub's client are imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -55,6 +56,32 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_work_without_a_trace() -> Iterator[None]:
+    """A large part of making a tiny model leaves no trace, and is left out.
+
+    torch draws initial weights on the meta device, which holds none, operator by operator in Python; transformers
+    writes every config as text for a line of its log that is not shown.
+    """
+    from torch import nn
+    from transformers import GenerationConfig, PretrainedConfig
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (nn.Linear, nn.Embedding):
+            patch.setattr(kind, "reset_parameters", _unless_on_meta(kind.reset_parameters))
+        for config in (PretrainedConfig, GenerationConfig):
+            patch.setattr(config, "__repr__", object.__repr__)
+        yield
+
+
+def _unless_on_meta(reset: Callable[[Any], None]) -> Callable[[Any], None]:
+    def reset_parameters(module: Any) -> None:
+        if not module.weight.is_meta:
+            reset(module)
+
+    return reset_parameters
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -34,6 +35,12 @@ def together(count: int, function: Callable[..., Any], *arguments: Any, timeout_
         for process in processes:
             process.kill()
             process.join()
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(*arguments)` returns in a fork of its own, as if a program of its own had called it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _result(pipe: Connection, rank: int, timeout_s: float) -> Any:

@@ -111,10 +111,11 @@ def load_model(
     `dtype` "auto" is the one in which most of the weights are stored, whatever config.json says.
     With a `device_map` (module -> device, see `spread`) accelerate places it on several devices.
     """
+    checkpoint = Checkpoint.open(path)  # validates headers and files before transformers reads them, or is imported
+
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    checkpoint = Checkpoint.open(path)  # validates headers and files before transformers reads them
     config = config_of(checkpoint)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()

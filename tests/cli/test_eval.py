@@ -233,6 +233,7 @@ def test_every_kind_of_gate_decides_the_exit_code(place: KeyPath, tmp_path: Path
     assert ("1 of 1 gates missed" in summary.read_text()) is not passes
 
 
+@pytest.mark.slow
 def test_a_gate_on_the_original_is_not_checked_on_a_later_member(tiny: Path, tmp_path: Path) -> None:
     runs, gates = ("--runs-dir", tmp_path / "runs"), tmp_path / "gates.yaml"
     made = ("prune", tiny / "model", "--shape", "ffn=32", "--repair", "none", "--data", tiny / "text.jsonl")

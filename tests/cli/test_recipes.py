@@ -80,6 +80,7 @@ def test_the_depth_recipe_comes_to_the_published_count(run: Run) -> None:
     assert planned["children"]["child"]["sizes"]["layer"] == 16
 
 
+@pytest.mark.slow
 def test_a_searched_recipe_lists_shapes_within_the_budget(run: Run) -> None:
     planned = json.loads(run("run", "qwen3-8b-to-6b", "--dry-run", "--json").stdout)
     counts = [child["parameters"] for child in planned["children"].values()]

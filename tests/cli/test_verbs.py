@@ -522,6 +522,7 @@ def test_several_processes_search_what_one_does(place: KeyPath, tmp_path: Path) 
     assert two["run.json"] != one["run.json"]
 
 
+@pytest.mark.slow
 def test_show_importance_ranks_plots_and_compares(place: KeyPath, pruned: dict[str, Any]) -> None:
     drawn = place.root / "importance.svg"
     (found,) = place.run("show", "importance", "--plot", drawn)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,10 @@ import pytest
 import yaml
 
 from tests.docs import examples
+from tests.docs.commands import of_minitron
 from tests.docs.examples import DOCKERFILE, KUBERNETES, NOTEBOOK, SHELL, SLURM, cells, container, instructions
 from tests.docs.pages import ROOT
+from tests.faults.campaign.programs import fork
 
 # The container --------------------------------------------------------------------------------------------------------
 
@@ -184,26 +185,26 @@ def in_small(cell: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place := tmp_path / "place").mkdir()
     library = Path(os.__file__).parent
-    (tmp_path / "text.txt").write_text("\n\n".join((library / name).read_text() for name in ("argparse.py", "ast.py")))
-    monkeypatch.chdir(tmp_path)
+    (place / "text.txt").write_text("\n\n".join((library / name).read_text() for name in ("argparse.py", "ast.py")))
+    monkeypatch.chdir(place)
     monkeypatch.delenv("MINITRON_RUNS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     names: dict[str, Any] = {}
     printed = io.StringIO()
 
     def shell(line: str) -> None:
-        command = re.sub("^minitron ", f"{sys.executable} -m minitron_cli ", line.format(**names))
-        done = subprocess.run(command, shell=True, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        (words,) = of_minitron(line.format(**names))
+        done = fork(words, place).wait(600)
+        assert done.code == 0, f"{line}\n{done.err}"
 
     names["shell"] = shell
     with contextlib.redirect_stdout(printed):
         for text in map(in_small, cells()):
             exec(compile(SHELL.sub(r"\1shell(r'''\2''')", text), NOTEBOOK.name, "exec"), names)
     assert "def main(" in printed.getvalue()
-    assert "<html" in (tmp_path / "report.html").read_text()
-    assert (tmp_path / "small" / "model.safetensors").is_file()
+    assert "<html" in (place / "report.html").read_text()
+    assert (place / "small" / "model.safetensors").is_file()
 
 
 def test_every_example_has_calls_of_the_program() -> None:

@@ -14,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from minitron_cli.evaluate import generation_speed
+from minitron_cli.evaluate.config import Speed
 from tests.cli.program import invoke
 from tests.docs.commands import of_minitron, scripts
 from tests.docs.pages import ROOT, code
+from tests.processes import apart
 from tests.tiny import write_tiny
 from tests.unit.evaluate import suite_data
 from tests.unit.stages.place import WORDS
@@ -86,10 +89,13 @@ def _shape(text: str) -> str:
 def _further(words: list[str]) -> list[str]:
     """Settings without which a small run would be a long one."""
     texts = "--data" in words and "--sequence-length" not in words
+    near = ["--tolerance", "0.2", "--candidates", "2"]
     of = {
         "importance": ["--samples", "4", "batch_size=4"],
-        "prune": ["--tolerance", "0.2", "--candidates", "2"] if {"--target", "--method"} & {*words} else [],
-        "search": ["--tolerance", "0.2", "--candidates", "2"],
+        "prune": [*(near if {"--target", "--method"} & {*words} else []), "repair_samples=16"],
+        "search": [*near, "score_blocks=8"],
+        "distill": ["eval_blocks=4"],
+        "eval": [] if "--no-perplexity" in words else ["blocks=8"],
     }
     return [
         *(["--sequence-length", "16"] if texts else []),
@@ -132,6 +138,12 @@ def _add_template(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
 
 
+def _peak_memory(path: Path, config: Speed, *, device: str, dtype: str) -> dict[str, int]:
+    """In a fork instead of a new program, which tests/unit/evaluate/test_generation_speed.py starts."""
+    found: dict[str, int] = apart(generation_speed._measure_alone, str(path), config.model_dump_json(), device, dtype)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
@@ -140,6 +152,7 @@ def test_the_commands_of_a_page_run(page: Path, stage: Path, tmp_path: Path, mon
         (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINITRON_RUNS", raising=False)
+    monkeypatch.setattr(generation_speed, "peak_memory", _peak_memory)
     run = [words for words in calls(page) if words[0] not in ONLY_READ]
     assert run
     for words in map(in_small, run):  # each once the one before has run

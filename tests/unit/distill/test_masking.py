@@ -22,6 +22,7 @@ from minitron_cli.errors import CheckpointError, Interrupted, RunFailed
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 from minitron_cli.sparse.pattern import Pattern
 from tests.processes import together
+from tests.quick import slow
 from tests.tiny import tiny_model
 from tests.unit.distill import small
 from tests.unit.distill.masked import lost, mask_
@@ -59,8 +60,9 @@ def assert_zeros_stayed(student: nn.Module, masks: ParameterMasks) -> None:
         assert p[~gone].count_nonzero() == (~gone).sum(), name
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "50%"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "pattern"), [("fp32", "2:4"), ("bf16", "50%"), slow("fp32", "50%"), slow("bf16", "2:4")]
+)
 def test_zeros_stay_zero_and_all_else_is_trained(tmp_path: Path, precision: str, pattern: str) -> None:
     before = small.state(small.student())
     student, _, masks = run(tmp_path / "masks", tmp_path / "run", pattern, precision=precision, micro_batch_size=1)

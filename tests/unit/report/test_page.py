@@ -98,7 +98,6 @@ def test_no_name_reaches_a_figure(html):
 @pytest.mark.slow
 def test_the_same_data_is_the_same_bytes(html):
     code = "import sys; from tests.unit.report.test_page import *; sys.stdout.buffer.write(render(sample()).encode())"
-    assert render(sample()) == html
     other = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"}, capture_output=True, check=True)
     assert other.stdout.decode() == html
 

@@ -62,6 +62,7 @@ def digests(directory):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_models_have_radii_sharpness_and_a_line(place, tmp_path):
     before = digests(place / "model")
     artifact, result = measured(place, tmp_path, "model", "other")

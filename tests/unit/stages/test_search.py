@@ -216,6 +216,7 @@ def test_a_model_is_really_timed(tmp_path, place, parent, scores, monkeypatch):
         assert rows_of(found)[0].costs["throughput"] > 0
 
 
+@pytest.mark.slow
 def test_a_task_decides_and_higher_is_better(tmp_path, place, parent, scores):
     words = WORDS.split()
     text = [" ".join(words[(7 * i + 3 * j) % len(words)] for j in range(200)) for i in range(3)]

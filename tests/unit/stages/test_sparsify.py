@@ -72,6 +72,7 @@ def test_the_checkpoint_loads_with_plain_transformers_and_only_the_scope_changes
     assert child.config == json.loads((artifact.path / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_least_squares_brings_matrices_and_the_model_nearer(place, tmp_path):
     result = made(place, tmp_path, metric="wanda", repair="least_squares", samples=64).result(SparsifyResult)
     assert result.is_repaired

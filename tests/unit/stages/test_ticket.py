@@ -226,6 +226,7 @@ def test_a_dry_run_says_how_many_trainings_there_are(place, tmp_path):
     assert not (tmp_path / "ticket_round").exists()
 
 
+@pytest.mark.slow
 def test_a_price_is_said_once_before_the_first_training_and_kept_for_each(study, place, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(progress, "say", said.append)
