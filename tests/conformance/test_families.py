@@ -323,8 +323,8 @@ def assert_same(found, wanted):
 
 
 def assert_equal(found, wanted, model_type):
-    """Bit for bit, but where a matrix of one row is multiplied by instructions that depend on its place in memory."""
-    if model_type in ONE_ROW:
+    """Bit for bit, but where experts are multiplied by instructions that depend on a matrix's place in memory."""
+    if model_type in MIXTURES:
         assert_same(found, wanted)
     else:
         assert torch.equal(found, wanted)

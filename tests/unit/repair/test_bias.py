@@ -30,6 +30,9 @@ def prunable_axes(model_type):
     return [axis for axis in WITH_BIAS[model_type] if axis not in FAMILIES[model_type].not_prunable]
 
 
+PRUNED = pytest.mark.parametrize("model_type", [case_of(t) for t in WITH_BIAS if prunable_axes(t)])
+
+
 def parent_without_biases(path, model_type):
     flags = {bias.flag: False for bias in WITH_BIAS[model_type].values() if bias.flag}
     model = tiny_model(model_type, **flags)
@@ -74,7 +77,7 @@ def inputs_of(model, names):
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-@EVERY
+@PRUNED
 @torch.no_grad()
 def test_the_mean_of_what_a_matrix_writes_stays(tmp_path, model_type):
     model, parent = parent_without_biases(tmp_path / "parent", model_type)
