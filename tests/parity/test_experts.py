@@ -166,7 +166,8 @@ def test_tokens_that_do_not_count_are_as_if_they_were_not_there():
     expected = observed(model, alone, Tokens(alone.input_ids_BT, alone.position_ids_BT))
     found = observed(model, packed, Tokens(packed.input_ids_BT, packed.position_ids_BT, counts))
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+        rtol = 1e-3 if name == "ffn.flap" else 1e-4  # a variance, in which large means cancel
+        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=1e-6, msg=name)
 
 
 def observed(model, batch, tokens):
