@@ -1,6 +1,7 @@
 """Names of models to directories: a directory itself, the model that ships, an alias, or a hub id (downloaded)."""
 
 import os
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from minitron_cli.errors import CheckpointError, EnvironmentFault
 
 DEMO_TEACHER = "demo-teacher"
 """Name of the model that ships with the package."""
+EXAMPLES = 8  # aliases that a message names
 
 
 class ModelSource(NamedTuple):
@@ -91,8 +93,10 @@ def _may_be_hub_id(text: str) -> bool:
 
 
 def _aliases() -> str:
-    families = {name.partition("-")[0]: name for name in aliases()}  # one per family keeps the message short
-    return ", ".join(families.values())
+    """One alias of each name with the most of them."""
+    families = {name.partition("-")[0]: name for name in aliases()}
+    common = Counter(name.partition("-")[0] for name in aliases()).most_common(EXAMPLES)
+    return ", ".join(families[family] for family, _ in common)
 
 
 def _download(hub_id: str, *, offline: bool) -> Path:

@@ -268,7 +268,13 @@ class Product:
     def student(self, made: Artifact) -> str:
         """Name of a distilled model's student if no stage made it; empty otherwise."""
         known = made.manifest.inputs["student"]
-        return "" if known in self.made else self.name(known) or "STUDENT"
+        return "" if known in self.made or known in self._made_here else self.name(known) or "STUDENT"
+
+    @cached_property
+    def _made_here(self) -> frozenset[str]:
+        """Fingerprints of all models of the workspace, those of controls included."""
+        made = (artifact for stage in ("prune", "sparsify", "distill") for artifact in self.workspace.artifacts(stage))
+        return frozenset(known for artifact in made for known in fingerprints(artifact))
 
     @property
     def title(self) -> str:

@@ -14,7 +14,7 @@ from minitron_cli.prune.config import PruneConfig, Ranking
         ({"drop_layers": [-1]}, "drop_layers must list different layers, counted from 0"),
         (
             {"shape": {"vocab": 3}},
-            "Input should be 'layer', 'hidden', 'head', 'kv_head', 'expert', 'ffn', 'mamba_head' or 'mamba_dim'",
+            "Input should be 'layer', 'hidden', 'head', 'kv_head', 'expert', 'ffn', .*, 'q_rank' or 'kv_rank'",
         ),
         ({"budget": {"target": "4B", "tolerance": 0}}, "greater than 0"),
         ({"budget": {"target": "lots"}}, "is not a quantity"),
