@@ -3,7 +3,8 @@
     python -m benchmarks busy    # about three minutes on two cores
 
 Each run is a process of its own, since OpenMP reads its settings once; the settings take turns. Beside the steps run
-as many processes that do nothing but compute as there are cores, or twelve.
+as many processes that do nothing but compute as there are cores; `busy 0 12` chooses other numbers, and beside twelve
+a step of the default takes half a minute.
 """
 
 import json
@@ -81,7 +82,7 @@ def measure(processes: int) -> Iterator[dict[str, Any]]:
 def main(parts: list[str]) -> None:
     """Run the parts, given as numbers of other processes, or all."""
     rows = []
-    for processes in [int(part) for part in parts] or (0, os.cpu_count() or 1, 12):
+    for processes in [int(part) for part in parts] or (0, os.cpu_count() or 1):
         print(f"{processes} other processes ...", file=sys.stderr, flush=True)
         rows += measure(processes)
     notes = [

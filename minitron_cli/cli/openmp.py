@@ -1,8 +1,8 @@
 """How long OpenMP's threads wait for each other before they sleep.
 
 torch's threads meet after every operation. GNU OpenMP lets those that are early run an empty loop for milliseconds, so
-that on a machine with other work they take the time that the late ones need. With the number below a training beside
-twelve other processes takes an eighth of the CPU time, and on an idle machine as long as before
+that on a machine with other work they take the time that the late ones need. With the number below a training step on
+two cores takes half as long beside two other processes, and as long as before on an idle machine
 (`python -m benchmarks busy`).
 """
 
