@@ -1,5 +1,7 @@
 """What a config.json may say before transformers reads it: models that it knows, sizes in bounds, and no code."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
@@ -56,6 +58,20 @@ def trusted(raw: dict[str, Any]) -> dict[str, Any]:
         "_name_or_path",
     )
     return {name: _with_floats(value) for name, value in raw.items() if name not in unsafe}
+
+
+UNBOUNDED = ("time_step_limit",)
+"""Fields in which a published config says Infinity where there is no limit."""
+
+
+def tagged(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Config whose unbounded limits are written as transformers 5 writes them, in JSON: {"__float__": "Infinity"}."""
+    limits = {name: raw[name] for name in UNBOUNDED if isinstance(raw.get(name), list)}
+    return {**raw, **{name: [_tag(one) for one in values] for name, values in limits.items()}}
+
+
+def _tag(value: Any) -> Any:
+    return {"__float__": "Infinity"} if value == math.inf else value
 
 
 def _with_floats(value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import stopping, strict_json
-from minitron_cli.checkpoint import base_names, directory, other_formats, wrappers
+from minitron_cli.checkpoint import base_names, config_checks, directory, other_formats, wrappers
 from minitron_cli.checkpoint.safetensors_file import QUANTIZED, Buffer, TensorInfo, read_bytes, read_header, read_tensor
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.stacked_names import stacks
@@ -50,7 +50,7 @@ class Checkpoint:
         directory.check(path)
         if reason := other_formats.instead_of_a_checkpoint(path):
             raise CheckpointError(reason)
-        config, tensors = strict_json.load(path / "config.json", finite=False), _locate(path)
+        config, tensors = config_checks.tagged(strict_json.load(path / "config.json", finite=False)), _locate(path)
         _refuse_integers(tensors)
         kept = _without_leftover(config, {info.dtype for info in tensors.values()})
         own, text, wrapper = wrappers.unwrap(kept, base_names.in_memory(kept, tensors))

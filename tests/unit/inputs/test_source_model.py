@@ -1,6 +1,7 @@
 """Models that stages read: which one a name means, what is held in memory, and what cannot be held."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from minitron_cli.cli.exit_codes import explain
 from minitron_cli.dry_run import shape_of
 from minitron_cli.errors import CheckpointError
 from minitron_cli.inputs.source_model import open_source_model, published_shape
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.plan import PrunePlan
 from tests.tiny import write_tiny
 
 IDS = torch.arange(12).reshape(2, 6)
@@ -68,6 +71,21 @@ def test_a_config_does_not_choose_what_a_forward_pass_returns(fields, tmp_path):
     output = hf.load_model(path)(IDS)
     assert torch.equal(output.logits, wanted)
     assert not output.hidden_states
+
+
+@pytest.mark.parametrize("model_type", ["bamba", "nemotron_h"])
+def test_infinity_where_there_is_no_limit_is_read_and_written_as_json(model_type, tmp_path):
+    path = write_tiny(tmp_path, model_type)
+    config = json.loads((path / "config.json").read_text())
+    limits = config["time_step_limit"]
+    assert limits == [0.0, {"__float__": "Infinity"}]  # as transformers 5 writes it
+    (path / "config.json").write_text(json.dumps(config | {"time_step_limit": [0.0, math.inf]}))  # as published
+    source = open_source_model(path)
+    assert source.config.time_step_limit[1] == math.inf
+    assert child_config(source.checkpoint.config, PrunePlan(source.shape, {}))["time_step_limit"] == limits
+    (path / "config.json").write_text(json.dumps(config | {"time_step_limit": [0.0, math.nan]}))
+    with pytest.raises(CheckpointError, match=r"'time_step_limit\.1' is NaN or infinite; fix the field"):
+        open_source_model(path)
 
 
 def test_infinity_in_a_published_config_does_not_hide_that_the_family_is_unknown(tmp_path):
