@@ -1,16 +1,16 @@
 """Compare pruning methods at equal sparsity: before training, after least squares, and after the same distillation.
 
-    python scripts/bench_teacher.py
     TEXT="--text a.txt --validation b.txt"
     python scripts/bench_teacher.py --name prose --tokens 2000000 $TEXT
-    python scripts/methods_study.py --names bench prose $TEXT --distilled bench
+    python scripts/methods_study.py --names demo-teacher prose $TEXT --distilled demo-teacher
     python scripts/real_models.py
     python scripts/methods_study.py --names qwen2.5-0.5b $TEXT --samples 16 --blocks 16 --seeds 1
 
-A name is a workspace with a teacher, or a pretrained model of real_models.py. The text applies to all but bench. Every
-cell is a method of `minitron_cli/methods.py`, an amount and a seed, which draws other calibration blocks. Figures are
-of held-out blocks on which nothing was fitted. They are kept in RUNS_DIR/NAME/methods-study, so an interrupted study
-continues, and `--write` writes the page from those that exist. Writes docs/results/methods.md.
+A name is demo-teacher, which ships and is measured on the Python standard library, a workspace with a teacher of
+bench_teacher.py, or a pretrained model of real_models.py; the text applies to those. All run in fp32. Every cell is a
+method of `minitron_cli/methods.py`, an amount and a seed, which draws other calibration blocks. Figures are of held-out
+blocks on which nothing was fitted. They are kept in RUNS_DIR/NAME/methods-study, so an interrupted study continues, and
+`--write` writes the page from those that exist. Writes docs/results/methods.md.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.model_names import DEMO_TEACHER
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import CheckpointError
@@ -256,12 +257,19 @@ HEAD = (
 )
 
 
+def model_of(name: str, workspace: Workspace) -> str | Path:
+    """Model of a name."""
+    if name == DEMO_TEACHER:
+        return DEMO_TEACHER
+    return real_model(name) if name in MODELS else workspace.require("teacher", "python scripts/bench_teacher.py").path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
-    parser.add_argument("--names", nargs="+", default=["bench"], help="workspaces with a teacher, or pretrained models")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="training text of all models except bench")
-    parser.add_argument("--validation", nargs="+", metavar="FILE", help="validation text of all models except bench")
+    parser.add_argument("--names", nargs="+", default=[DEMO_TEACHER], help="models (see above)")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="training text of all but demo-teacher")
+    parser.add_argument("--validation", nargs="+", metavar="FILE", help="validation text of all but demo-teacher")
     parser.add_argument("--methods", nargs="+", default=[], choices=[*methods.METHODS], help="methods (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--samples", type=int, default=128, help="calibration blocks")
@@ -275,13 +283,11 @@ def main() -> None:
 
     def study(name: str) -> MethodsStudy:
         workspace = Workspace(args.runs_dir / name)
-        is_real = name in MODELS
-        path = real_model(name) if is_real else workspace.require("teacher", "python scripts/bench_teacher.py").path
         return MethodsStudy(
             folder="methods-study",
-            context=Context(workspace),
-            parent=open_source_model(path),
-            data=bench_data(*((None, None) if name == "bench" else (args.text, args.validation))),
+            context=Context(workspace, dtype="float32"),
+            parent=open_source_model(model_of(name, workspace)),
+            data=bench_data(*((None, None) if name == DEMO_TEACHER else (args.text, args.validation))),
             samples=args.samples,
             blocks=args.blocks,
             name=name,
