@@ -28,7 +28,9 @@ class Paired:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean."""
+        """Standard error of the mean; 0 of one difference, of which nothing is known."""
+        if len(self.differences) < 2:
+            return 0.0
         return statistics.stdev(self.differences) / math.sqrt(len(self.differences))
 
     @property
@@ -49,7 +51,8 @@ class Paired:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether seeds differ. If not, as of arms without a random choice, nothing can be said of other seeds."""
+        """Whether there are seeds that differ. If not, as of one run or of arms without a random choice, nothing can be
+        said of other seeds."""
         return self.stderr > 0
 
     @property

@@ -7,7 +7,7 @@ own study is a YAML file beside the shipped ones in `recipes/studies/`.
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -71,12 +71,18 @@ class StudyDefinition(Spec):
     """Tokens of a block where the command names no length; None for what the workspace has, or 2,048."""
     seeds: int = Field(3, ge=2)
     """Number of runs of each arm. A seed draws calibration blocks, the order of the text and random choices."""
+    fewer_seeds: Mapping[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Arm -> number of its runs, if that is less: of arms that cost much."""
+
+    def seeds_of(self, arm: str, seeds: int) -> int:
+        """Number of runs of an arm where the others have `seeds`."""
+        return min(seeds, self.fewer_seeds.get(arm, seeds))
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        for pair in self.expected:
-            if unknown := [arm for arm in (pair.lower, pair.higher) if arm not in self.arms]:
-                raise ValueError(f"{unknown[0]!r} is no arm; the arms are {', '.join(self.arms)}")
+        named = [arm for pair in self.expected for arm in (pair.lower, pair.higher)] + list(self.fewer_seeds)
+        if unknown := [arm for arm in named if arm not in self.arms]:
+            raise ValueError(f"{unknown[0]!r} is no arm; the arms are {', '.join(self.arms)}")
         return self
 
     def recipe_of(self, arm: str, model: str, data: DataConfig, seed: int, changes: Mapping[str, Any]) -> Recipe:

@@ -12,7 +12,7 @@ from minitron_cli.study.comparison import Paired, holm, regret
 from minitron_cli.study.definition import Expected, Figure, StudyDefinition, When
 from minitron_cli.study.runner import ModelFigures, RunFigures
 
-ARMS = ("arm", "parameters", "learning rate", "before: loss / KL", "after: loss / KL")
+ARMS = ("arm", "runs", "parameters", "learning rate", "before: loss / KL", "after: loss / KL")
 ORDERS = (
     "expected lower",
     "than",
@@ -45,8 +45,8 @@ class Found:
 
     @property
     def seeds(self) -> int:
-        """Number of runs of each arm."""
-        return len(next(iter(self.runs.values())))
+        """Largest number of runs of an arm."""
+        return max(len(runs) for runs in self.runs.values())
 
     def arms(self) -> Table:
         """A row for each arm."""
@@ -63,9 +63,9 @@ class Found:
         return Table.of_words("Published orders", ORDERS, rows)
 
     def paired(self, expected: Expected) -> Paired:
-        """Differences of two arms by seed, positive in the expected order."""
+        """Differences of two arms by seed, positive in the expected order, of the seeds that both have."""
         higher, lower = (self._values(arm, expected.when) for arm in (expected.higher, expected.lower))
-        return Paired(tuple(h - low for h, low in zip(higher, lower, strict=True)))
+        return Paired(tuple(h - low for h, low in zip(higher, lower, strict=False)))
 
     def unequal(self) -> str:
         """Pairs of compared arms whose children differ in parameters outside the embedding, with both sizes."""
@@ -94,7 +94,7 @@ class Found:
 
     def choice(self) -> Table:
         """Agreement of the orders before and after training, and what a choice before training costs, over seeds."""
-        by_seed = list(zip(*(self._pairs(arm) for arm in self.runs), strict=True))
+        by_seed = list(zip(*(self._pairs(arm) for arm in self.runs), strict=False))
         orders = [
             tuple(zip(*pairs, strict=True)) for pairs in by_seed
         ]  # by seed: figures of all arms before, and after
@@ -117,7 +117,7 @@ class Found:
             "Loss and KL from the parent in nats per token on held-out blocks that nothing was chosen by; the "
             f"parent's loss is {self.parent_loss:.4f}. Mean and 95 % interval (Student's t) over {self.seeds} seeds, "
             "each of which draws other calibration blocks and another order of the text; a figure without an interval "
-            "is the same in all."
+            "is of one run, or the same in all."
         )
         yield markdown.table(self.arms())
         if self.definition.expected:
@@ -155,6 +155,7 @@ def _arm(label: str, runs: Sequence[RunFigures]) -> list[str]:
     rate = runs[0].learning_rate
     return [
         label,
+        str(len(runs)),
         f"{runs[0].parameters:,}",
         f"{rate:g}" if rate else "",
         _figures([run.before.reported for run in runs]),

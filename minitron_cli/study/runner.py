@@ -21,6 +21,7 @@ from minitron_cli.evaluate.beside_parent import POSITIONS, BesideParent
 from minitron_cli.figures import duration
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.recipe import Recipe
 from minitron_cli.spec import Spec
 from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition
 
@@ -62,6 +63,19 @@ class RunFigures(Spec):
 
 
 @dataclass(frozen=True)
+class _Run:
+    """A run under the name that its figures are kept by."""
+
+    name: str
+    recipe: Recipe
+
+
+def _with_rate(rate: float) -> dict[str, Any]:
+    """Changes of a training's learning rate, which ends at a tenth of its peak."""
+    return {"learning_rate": rate, "min_learning_rate": rate / 10}
+
+
+@dataclass(frozen=True)
 class Runner:
     """A study on a model and text."""
 
@@ -80,7 +94,8 @@ class Runner:
         """Directory of the figures, by everything that they depend on but the arm and the seed."""
         facts = {
             "study": self.definition.model_dump(
-                mode="json", exclude={"question", "source", "expected", "are_candidates", "seeds", "sequence_length"}
+                mode="json",
+                exclude={"question", "source", "expected", "are_candidates", "seeds", "fewer_seeds", "sequence_length"},
             ),
             "parent": self.parent.fingerprint,
             "data": self.data.model_dump(mode="json"),
@@ -95,30 +110,34 @@ class Runner:
         return open_source_model(self.model, offline=self.context.offline)
 
     def results(self, seeds: int) -> dict[str, list[RunFigures]]:
-        """Label of each arm -> figures of its runs, one for each seed."""
-        arms, total = self.definition.arms, len(self.definition.arms) * seeds
-        found: dict[str, list[RunFigures]] = {arm: [] for arm in arms}
-        with progress.track(f"study {self.name}", total, "runs") as step:
-            for seed in range(seeds):  # seed by seed: an interrupted study has all arms of the first ones
-                for arm in arms:
-                    found[arm].append(self._result(arm, seed))
-                    step()
+        """Label of each arm -> figures of its runs, one for each of its seeds."""
+        found: dict[str, list[RunFigures]] = {arm: [] for arm in self.definition.arms}
+        runs = sorted(self._runs(seeds), key=lambda run: run[1])  # an interrupted study has all arms of the first seeds
+        with progress.track(f"study {self.name}", len(runs), "runs") as step:
+            for arm, seed in runs:
+                found[arm].append(self._result(arm, seed))
+                step()
         return found
+
+    def _runs(self, seeds: int) -> list[tuple[str, int]]:
+        """Arm and seed of every run."""
+        return [(arm, seed) for arm in self.definition.arms for seed in range(self.definition.seeds_of(arm, seeds))]
 
     def planned(self, seeds: int) -> str:
         """What would be run, and how long at most, in a sentence. RecipeError if a recipe is invalid."""
-        trained = [arm for arm in self.definition.arms if self._trains(arm)]
-        trials = len(self.definition.tuning.rates) * len(trained) if self.definition.tuning else 0
-        runs = f"{len(self.definition.arms)} arms with {seeds} seeds"
-        short = f", after {trials} short runs that choose learning rates" if trials and not self.quick_steps else ""
-        seconds = seeds * sum(self._seconds(arm) for arm in self.definition.arms)
+        arms = self.definition.arms
+        fewer = sum(self.definition.seeds_of(arm, seeds) < seeds for arm in arms)
+        runs = f"{len(arms)} arms with {seeds} seeds" + f" ({fewer} of them with fewer)" * bool(fewer)
+        trials = {self._trial(arm, rate).name for arm in arms for rate in self._rates(arm)}
+        short = f", after {len(trials)} short runs that choose learning rates" if trials else ""
+        seconds = sum(self.definition.seeds_of(arm, seeds) * self._seconds(arm) for arm in arms)
         most = f"at most about {duration(seconds)} on {self.context.device}{' without the short ones' * bool(short)}"
         return f"study {self.name}: {runs}{short}; {most}; figures go to {self.directory}"
 
     def _seconds(self, arm: str) -> float:
         """Expected time of a run that shares no artifact with another."""
-        recipe = self.definition.recipe_of(arm, self.model, self.data, 0, NOTHING | self._changes(arm, {}))
-        prices = dry_run.prices(dry_run.plan(recipe), self.context.device, self.context.workspace.root)
+        plan = dry_run.plan(self._recipe(arm, 0, {}))
+        prices = dry_run.prices(plan, self.context.device, self.context.workspace.root)
         return sum(QUICK_SECONDS if price.seconds is None else price.seconds for price in prices.values())
 
     def setting(self) -> str:
@@ -135,33 +154,39 @@ class Runner:
         return self._beside[1].parent_loss().mean
 
     def _result(self, arm: str, seed: int) -> RunFigures:
-        changes = {"learning_rate": rate, "min_learning_rate": rate / 10} if (rate := self._rate(arm)) else {}
-        return self._remembered(f"{arm}-{seed}", arm, seed, changes)
+        rate = min(self._rates(arm), key=lambda rate: self._end(arm, rate), default=None)
+        return self._remembered(_Run(f"{arm}-{seed}", self._recipe(arm, seed, _with_rate(rate) if rate else {})))
 
-    def _rate(self, arm: str) -> float | None:
-        """Learning rate with the lowest figure after a short run; None where none is chosen."""
-        tuning, figure = self.definition.tuning, self.definition.figure
-        if tuning is None or self.quick_steps or not self._trains(arm):
-            return None
+    def _rates(self, arm: str) -> tuple[float, ...]:
+        """Learning rates that an arm tries in short runs; none where none is chosen."""
+        tuning = self.definition.tuning
+        return () if tuning is None or self.quick_steps or not self._trains(arm) else tuning.rates
 
-        def end(rate: float) -> float:
-            changes = {"learning_rate": rate, "min_learning_rate": rate / 10, "tokens": tuning.tokens, "steps": None}
-            after = self._remembered(f"{arm}-trial-{rate:g}", arm, TRIAL_SEED, changes).after
-            assert after
-            return float(getattr(after.chosen_by, figure))
+    def _end(self, arm: str, rate: float) -> float:
+        """Figure that a short run ends with."""
+        after = self._remembered(self._trial(arm, rate)).after
+        assert after
+        return float(getattr(after.chosen_by, self.definition.figure))
 
-        return min(tuning.rates, key=end)
+    def _trial(self, arm: str, rate: float) -> "_Run":
+        """Short run of a learning rate. Arms that differ in the length of their training alone share it."""
+        assert self.definition.tuning
+        changes = _with_rate(rate) | {"tokens": self.definition.tuning.tokens, "steps": None}
+        recipe = self._recipe(arm, TRIAL_SEED, changes)
+        return _Run(f"trial-{canonical_json.digest(recipe.model_dump(mode='json'))[:16]}", recipe)
 
-    def _remembered(self, name: str, arm: str, seed: int, distill: Mapping[str, Any]) -> RunFigures:
-        path = self.directory / f"{name}.json"
+    def _recipe(self, arm: str, seed: int, distill: Mapping[str, Any]) -> Recipe:
+        return self.definition.recipe_of(arm, self.model, self.data, seed, NOTHING | self._changes(arm, distill))
+
+    def _remembered(self, run: "_Run") -> RunFigures:
+        path = self.directory / f"{run.name}.json"
         if not path.is_file():
-            figures = self._run(arm, seed, distill)
+            figures = self._run(run.recipe)
             io.make_dirs(path.parent)
             io.replace(path, canonical_json.pretty(figures.model_dump(mode="json")))
         return RunFigures.model_validate(strict_json.load(path))
 
-    def _run(self, arm: str, seed: int, distill: Mapping[str, Any]) -> RunFigures:
-        recipe = self.definition.recipe_of(arm, self.model, self.data, seed, NOTHING | self._changes(arm, distill))
+    def _run(self, recipe: Recipe) -> RunFigures:
         last = pipeline.run(recipe, self.context)[-1]
         trained = last.distilled.get(pipeline.DISTILLED)
         child = open_source_model(last.start.path)

@@ -28,6 +28,9 @@ expected:
 """
 
 
+LONGER = "longer: {distill: {tokens: 256}}"
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """A study of three arms."""
@@ -42,12 +45,10 @@ def words(study: Path, tiny: Path, *more: object) -> list[object]:
     return ["study", study, tiny / "model", *text, "--seeds", 2, "--blocks", 4, *more]
 
 
-def lowest(arm: str) -> float:
-    """Learning rate of the short run with the lowest loss on the blocks that choose."""
-    trials = [json.loads(file.read_text()) for file in Path("runs").rglob(f"{arm}-trial-*.json")]
-    assert len(trials) == 2
-    best = min(trials, key=lambda one: one["after"]["chosen_by"]["loss"])
-    return float(best["learning_rate"])
+def trial_losses(rate: float) -> list[float]:
+    """Losses of the short runs with a learning rate, on the blocks that choose."""
+    trials = [json.loads(file.read_text()) for file in Path("runs").rglob("trial-*.json")]
+    return [one["after"]["chosen_by"]["loss"] for one in trials if one["learning_rate"] == rate]
 
 
 @pytest.mark.slow
@@ -71,7 +72,8 @@ def test_an_interrupted_study_continues_with_the_runs_that_are_missing(run: Run,
     assert list(found) == ["forward KL", "reverse KL", "random"]
     assert found["random"][0]["after"] is None
     for arm in ("forward KL", "reverse KL"):
-        assert {one["learning_rate"] for one in found[arm]} == {lowest(arm)}
+        assert len({one["learning_rate"] for one in found[arm]}) == 1
+    assert len(trial_losses(1e-3)) == len(trial_losses(1e-2)) == 2  # of each arm that is trained
     assert found["random"][0]["before"]["chosen_by"] != found["random"][0]["before"]["reported"]
     assert found["forward KL"][0]["before"] == found["reverse KL"][0]["before"] != found["forward KL"][1]["before"]
     lines = Path("page.md").read_text().splitlines()
@@ -101,6 +103,22 @@ def test_the_loss_before_training_is_that_of_the_weights_it_begins_with(run: Run
     assert random == pytest.approx(math.log(vocabulary), abs=0.2)
     assert abs(child - random) > 1e-3
     assert {one["before"]["reported"]["loss"] for one in found["reverse KL"]} != {random}  # seeds draw other weights
+
+
+@pytest.mark.slow
+def test_arms_of_other_lengths_share_short_runs_and_take_the_better_rate(run: Run, tiny: Path, study: Path):
+    longer = study.read_text().replace("reverse KL: {distill: {losses: [{kind: reverse_kl}]}}", LONGER)
+    study.write_text(longer.replace("reverse KL", "longer") + "fewer_seeds: {longer: 1}\n")
+    done = run(*words(study, tiny, "--json"))
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {arm: len(runs) for arm, runs in found.items()} == {"forward KL": 2, "longer": 1, "random": 2}
+    losses = {rate: trial_losses(rate) for rate in (1e-3, 1e-2)}
+    assert {len(of_rate) for of_rate in losses.values()} == {1}
+    best = min(losses, key=losses.__getitem__)
+    assert {one["learning_rate"] for arm in ("forward KL", "longer") for one in found[arm]} == {best}
+    assert found["forward KL"][0]["before"] == found["longer"][0]["before"]
+    assert found["forward KL"][0]["after"] != found["longer"][0]["after"]
 
 
 def test_a_dry_run_says_how_many_runs_there_are(run: Run, tiny: Path, study: Path):

@@ -21,6 +21,8 @@ def test_runs_that_no_seed_changes_say_nothing_of_other_seeds():
     assert Paired((0.0, 0.0)).p_value == 1.0
     assert Paired((0.25, 0.25)).p_value == 1.0
     assert not Paired((0.25, 0.25)).is_drawn
+    assert (Paired((0.25,)).p_value, Paired((0.25,)).mean) == (1.0, 0.25)
+    assert not Paired((0.25,)).is_drawn
     assert Paired((0.25, 0.26)).is_drawn
 
 

@@ -47,11 +47,10 @@ def test_a_seed_draws_a_random_choice_anew():
     assert study.recipe_of("random", "m", DATA, 5, {}).data == DATA
 
 
-def test_an_order_names_arms(tmp_path):
+@pytest.mark.parametrize("names", ["expected: [{lower: a, higher: c}]", "fewer_seeds: {c: 1}"])
+def test_orders_and_numbers_of_seeds_name_arms(tmp_path, names):
     file = tmp_path / "study.yaml"
-    file.write_text(
-        "question: Which?\nsource: nobody\nrecipe: {}\narms: {a: {}, b: {}}\nexpected: [{lower: a, higher: c}]\n"
-    )
+    file.write_text(f"question: Which?\nsource: nobody\nrecipe: {{}}\narms: {{a: {{}}, b: {{}}}}\n{names}\n")
     with pytest.raises(RecipeError, match="'c' is no arm; the arms are a, b"):
         definition.load(str(file))
 

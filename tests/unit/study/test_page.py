@@ -31,8 +31,17 @@ def page(first: list[float], second: list[float]) -> str:
 
 def test_figures_that_no_seed_changes_have_no_interval_and_no_p_value():
     text = page([2.5, 2.5, 2.5], [3.0, 3.0, 3.0]).replace("\N{EN DASH}", "-")
-    assert "| first | 10 | - | 2.5000 / 0.2500 | - |" in text
+    assert "| first | 3 | 10 | - | 2.5000 / 0.2500 | - |" in text
     assert "| first | second | loss before | +0.5000 | 3 of 3 | - | - | - |" in text
+
+
+def test_an_arm_with_fewer_runs_is_compared_by_the_seeds_that_both_have():
+    lines = page([2.5, 2.6, 2.7], [3.0]).replace("\N{EN DASH}", "-").splitlines()
+    (row,) = [line for line in lines if line.startswith("| first | second |")]
+    assert "| +0.5000 | 1 of 1 | - | - |" in row
+    (alone,) = [line for line in lines if line.startswith("| second | 1 |")]
+    assert "| 3.0000 / 0.3000 |" in alone
+    assert any(line.startswith("| first | 3 |") for line in lines)
 
 
 @pytest.mark.parametrize(("second", "as_expected"), [([3.0, 3.1], "2 of 2"), ([2.0, 2.1], "0 of 2")])
