@@ -48,6 +48,7 @@ from minitron_cli.stages import distill, importance, prune, sparsify
 SHARES = {"25%": 0.25, "50%": 0.5}  # of the parameters that are pruned, other than the embedding's
 PATTERNS = ("25%", "50%", "4:8", "2:4")
 PLAIN, OWN, FITTED = "plain", "own", "fitted"  # without a repair, with the method's, with least squares
+SAME = "llm-streamline"  # stands for the same keys as replaceme
 DISTILLED = ("50%", "2:4")
 LEARNING_RATE = {PLAIN: 1e-3, FITTED: 3e-4}  # a repaired child moves away from its parent at the larger one
 
@@ -141,8 +142,9 @@ class Cell:
 
     def _prune(self, repair: str | None) -> Artifact:
         study = self.study
-        given: dict[str, Any] = {"repair": repair} if repair else {}
-        config = PruneConfig(method=self.method, repair_samples=study.samples, **given)
+        config = PruneConfig(method=self.method, repair_samples=study.samples)
+        if repair:  # without the name of the method, which may stand for a repair
+            config = config.model_copy(update={"method": None, "repair": repair})
         shape = study.child(config.axes, SHARES[self.amount])
         sizes = {axis: shape.sizes[axis] for axis in config.axes}
         config = config.model_copy(update={"shape": sizes})
@@ -152,7 +154,7 @@ class Cell:
     def _smaller(self) -> Figures:
         start, parent = time.process_time(), self.study.parent.shape
         repairs: dict[str, str | None] = {PLAIN: "none", OWN: None, FITTED: "auto"}
-        if PruneConfig(method=self.method).repair == "none":
+        if PruneConfig(method=self.method).repair in ("none", "least_squares"):  # the last is the third
             del repairs[OWN]
         figures: Figures = {}
         for what, repair in repairs.items():
@@ -198,7 +200,7 @@ class Cell:
 def cells(study: MethodsStudy, seeds: int, wanted: Sequence[str]) -> list[Cell]:
     """Cells of a study, those of the first seed first."""
     found = [(name, amount) for name in methods.names("sparsify") for amount in PATTERNS]
-    found += [(name, amount) for name in methods.names("prune") for amount in SHARES]
+    found += [(name, amount) for name in methods.names("prune") if name != SAME for amount in SHARES]
     chosen = [(name, amount) for name, amount in found if not wanted or name in wanted]
     return [Cell(study, name, amount, seed) for seed in range(seeds) for name, amount in chosen]
 
@@ -249,8 +251,8 @@ HEAD = (
     "the weights of the blocks' matrices zero; the others leave out as large a share of the parameters, embedding and",
     "LM head aside, and methods for depth a share of the layers. Before any training: plain, with the repair that",
     "belongs to the method, and with this tool's least squares in its place (`prune.repair: auto`, `sparsify.repair:",
-    "least_squares`). After it: on the same tokens by forward KL, with a peak learning rate of 1e-3 for plain children",
-    "and 3e-4 for repaired ones.",
+    "least_squares`; it is replaceme's own, and llm-streamline stands for the same keys). After it: on the same tokens",
+    "by forward KL, with a peak learning rate of 1e-3 for plain children and 3e-4 for repaired ones.",
     "",
     "Regenerate: as the docstring of `scripts/methods_study.py` says.",
     "",
