@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from minitron_cli.choices import MaskRepair, MetricName, SparseMethod
-from minitron_cli.cli import copy_out
+from minitron_cli.cli import copy_out, torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, Form, Output, RecipeOption
+from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
@@ -66,6 +67,9 @@ def sparsify(
         int | None,
         Option(min=1, help="Number of calibration samples.", show_default="128"),
     ] = None,
+    gpus: Annotated[
+        int, Option(min=1, help="Number of processes of the training between rounds, one accelerator each.")
+    ] = 1,
     form: Form = None,
     output: Output = None,
 ) -> None:
@@ -79,6 +83,7 @@ def sparsify(
     from minitron_cli.cli import printing, sessions
 
     copy_out.check_new(output)
+    torchrun.if_requested(gpus)
     flags: dict[KeyPath, Any] = {
         ("method",): method,
         ("pattern",): pattern,
@@ -96,6 +101,10 @@ def sparsify(
         from minitron_cli.sparse.config import SparsifyConfig
 
         config = session.section(SparsifyConfig, "sparsify")
+        if gpus > 1 and config.rounds == 1:
+            raise InputError(
+                "--gpus is for the training between rounds, and there is one round: drop it, or set --rounds"
+            )
         pruned = None if sessions.split(words or ())[0] else session.workspace.current("prune")
         artifact = api.sparsify(
             session.context,

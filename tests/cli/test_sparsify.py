@@ -8,10 +8,12 @@ import pytest
 
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.cli import torchrun
 from minitron_cli.report.product import Product
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.sparse.mask_file import MaskFile
+from tests.cli.forks import launched
 from tests.cli.program import Run, invoke
 
 DATA = ("--sequence-length", 16)
@@ -163,6 +165,42 @@ def test_rounds_of_the_verb_say_what_they_take_and_end_in_a_sparse_model(run: Ru
     text = ("--data", tiny / "text.jsonl", *DATA)
     trained = printed("distill", *text, *TRAINING)
     assert trained["result"]["mask"]["patterns"] == ["2:4"]
+
+
+@pytest.mark.slow
+def test_several_processes_train_between_rounds_what_one_does(tiny: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        f"model: {tiny / 'model'}\n"
+        f"data: {{sources: [{{kind: files, paths: [{tiny / 'text.jsonl'}]}}], sequence_length: 16}}\n"
+        "sparsify: {metric: magnitude, rounds: 2}\n"
+        "distill: {tokens: 128, batch_size: 4, micro_batch_size: 2, eval_blocks: 2}\n"
+    )
+    words = ("sparsify", "--recipe", recipe, "--device", "cpu", "--dtype", "float32", "--json")
+    found = []
+    for processes in (1, 2):
+        apart = ("--runs-dir", tmp_path / str(processes), "--run", "made", "--gpus", processes)
+        made = launched(tmp_path / f"at-{processes}", *words, *apart)
+        assert made.code == 0, made.err
+        (between,) = Workspace(tmp_path / str(processes) / "made").artifacts("distill")
+        masks = MaskFile.beside(Path(json.loads(made.out)["path"]))
+        assert masks
+        masks.check(Checkpoint.open(Path(json.loads(made.out)["path"])).read)
+        found.append((between, masks))
+    (alone, mask), (shared, other) = found
+    assert [one.run and one.run.processes for one in (alone, shared)] == [1, 2]
+    losses = [one.result(TrainingResult).after for one in (alone, shared)]
+    assert losses[0]
+    assert losses[1]
+    assert losses[0].loss == pytest.approx(losses[1].loss, rel=1e-4)
+    differing = sum(int((mask.read(name) != other.read(name)).sum()) for name in mask.specs)
+    assert differing <= 4, "weights that are as large as each other to seven digits"
+
+
+def test_several_processes_are_refused_where_nothing_is_trained(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchrun, "launch", lambda processes: None)  # the command goes on in this process
+    refused = printed("sparsify", tiny / "model", "--metric", "magnitude", "--gpus", 2, code=2)
+    assert "--gpus is for the training between rounds, and there is one round" in refused
 
 
 @pytest.mark.slow
