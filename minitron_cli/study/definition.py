@@ -26,16 +26,29 @@ TRIAL_SEED = 100
 
 
 class Expected(Spec):
-    """Order of two arms that a paper found."""
+    """Order of two arms, or of two differences between arms, that a paper found."""
 
-    lower: str
-    """Arm with the lower figure."""
-    higher: str
-    """Arm with the higher figure."""
+    lower: str | tuple[str, str]
+    """Arm with the lower figure; or two arms, and the first one's figure minus the second one's is lower."""
+    higher: str | tuple[str, str]
+    """The same of what is higher."""
     when: When = "after"
     """Whether it is the figure before or after training."""
     published: str = ""
     """What was found, in words or numbers."""
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Arms whose figures are subtracted from each other."""
+        if isinstance(self.lower, str) and isinstance(self.higher, str):
+            return ((self.lower, self.higher),)
+        return tuple(side for side in (self.lower, self.higher) if not isinstance(side, str))
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Self:
+        if isinstance(self.lower, str) != isinstance(self.higher, str):
+            raise ValueError("lower and higher must both be an arm, or both two arms")
+        return self
 
 
 class Tuning(Spec):
@@ -80,7 +93,7 @@ class StudyDefinition(Spec):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        named = [arm for pair in self.expected for arm in (pair.lower, pair.higher)] + list(self.fewer_seeds)
+        named = [arm for order in self.expected for pair in order.pairs for arm in pair] + list(self.fewer_seeds)
         if unknown := [arm for arm in named if arm not in self.arms]:
             raise ValueError(f"{unknown[0]!r} is no arm; the arms are {', '.join(self.arms)}")
         return self

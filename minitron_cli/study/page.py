@@ -63,14 +63,21 @@ class Found:
         return Table.of_words("Published orders", ORDERS, rows)
 
     def paired(self, expected: Expected) -> Paired:
-        """Differences of two arms by seed, positive in the expected order, of the seeds that both have."""
-        higher, lower = (self._values(arm, expected.when) for arm in (expected.higher, expected.lower))
+        """Differences of the two sides by seed, positive in the expected order, of the seeds that all arms have."""
+        higher, lower = (self._side(side, expected.when) for side in (expected.higher, expected.lower))
         return Paired(tuple(h - low for h, low in zip(higher, lower, strict=False)))
+
+    def _side(self, side: str | tuple[str, str], when: When) -> list[float]:
+        """Figures of an arm by seed, or differences of the figures of two."""
+        if isinstance(side, str):
+            return self._values(side, when)
+        first, second = (self._values(arm, when) for arm in side)
+        return [one - other for one, other in zip(first, second, strict=False)]
 
     def unequal(self) -> str:
         """Pairs of compared arms whose children differ in parameters outside the embedding, with both sizes."""
         sizes = {label: runs[0].non_embedding for label, runs in self.runs.items()}
-        pairs = [(pair.lower, pair.higher) for pair in self.definition.expected]
+        pairs = dict.fromkeys(pair for order in self.definition.expected for pair in order.pairs)
         return "; ".join(
             f"{lower} has {sizes[lower]:,} parameters and {higher} {sizes[higher]:,}"
             for lower, higher in pairs
@@ -82,8 +89,8 @@ class Found:
 
     def _order(self, expected: Expected, pair: Paired, p: float) -> list[str]:
         return [
-            expected.lower,
-            expected.higher,
+            _words(expected.lower),
+            _words(expected.higher),
             f"{self.definition.figure} {expected.when}",
             f"{pair.mean:+.4f}" + f" ± {pair.half_width:.4f}" * pair.is_drawn,
             f"{pair.as_expected} of {len(pair.differences)}",
@@ -138,6 +145,10 @@ class Found:
             )
             yield markdown.table(self.choice())
         yield f"Regenerate: `{self.command}`"
+
+
+def _words(side: str | tuple[str, str]) -> str:
+    return side if isinstance(side, str) else " minus ".join(side)
 
 
 def _p_value(p: float) -> str:

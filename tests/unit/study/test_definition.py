@@ -47,12 +47,20 @@ def test_a_seed_draws_a_random_choice_anew():
     assert study.recipe_of("random", "m", DATA, 5, {}).data == DATA
 
 
-@pytest.mark.parametrize("names", ["expected: [{lower: a, higher: c}]", "fewer_seeds: {c: 1}"])
+@pytest.mark.parametrize(
+    "names", ["expected: [{lower: a, higher: c}]", "fewer_seeds: {c: 1}", "expected: [{lower: [a, b], higher: [b, c]}]"]
+)
 def test_orders_and_numbers_of_seeds_name_arms(tmp_path, names):
     file = tmp_path / "study.yaml"
     file.write_text(f"question: Which?\nsource: nobody\nrecipe: {{}}\narms: {{a: {{}}, b: {{}}}}\n{names}\n")
     with pytest.raises(RecipeError, match="'c' is no arm; the arms are a, b"):
         definition.load(str(file))
+
+
+def test_an_arm_is_not_compared_with_a_difference():
+    order = {"lower": ["a", "b"], "higher": "a"}
+    with pytest.raises(ValueError, match="must both be an arm, or both two arms"):
+        StudyDefinition.model_validate(GIVEN | {"arms": {"a": {}, "b": {}}, "expected": [order]})
 
 
 def test_an_unknown_study_is_named_with_one_that_is_near():

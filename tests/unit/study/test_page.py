@@ -44,6 +44,18 @@ def test_an_arm_with_fewer_runs_is_compared_by_the_seeds_that_both_have():
     assert any(line.startswith("| first | 3 |") for line in lines)
 
 
+def test_differences_of_arms_are_compared_by_seed():
+    order = {"lower": ["second", "first"], "higher": ["fourth", "third"], "when": "before"}
+    study = StudyDefinition.model_validate(
+        STUDY.model_dump() | {"arms": {arm: {} for arm in ("first", "second", "third", "fourth")}, "expected": [order]}
+    )
+    losses = {"first": [2.0, 2.5], "second": [2.25, 2.5], "third": [1.0, 1.0], "fourth": [2.0, 3.0]}
+    runs = {arm: [run(loss) for loss in found] for arm, found in losses.items()}
+    text = Found("own", study, runs, 2.0, "A setting.", "minitron study own").page()
+    # (2.0 - 1.0) - (2.25 - 2.0) = 0.75 and (3.0 - 1.0) - (2.5 - 2.5) = 2.0
+    assert "| second minus first | fourth minus third | loss before | +1.3750 ± " in text
+
+
 @pytest.mark.parametrize(("second", "as_expected"), [([3.0, 3.1], "2 of 2"), ([2.0, 2.1], "0 of 2")])
 def test_a_difference_is_positive_in_the_expected_order(second, as_expected):
     (row,) = [line for line in page([2.5, 2.5], second).splitlines() if line.startswith("| first | second |")]
