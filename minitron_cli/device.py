@@ -1,6 +1,12 @@
-"""Choice of the device that stages compute on. Imports torch only when asked."""
+"""The device that stages compute on, and what it multiplies natively. Imports torch only when asked."""
+
+import platform
+from typing import TYPE_CHECKING
 
 from minitron_cli.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    import torch
 
 
 def resolve(name: str, *, needs_float64: bool = True) -> str:
@@ -29,3 +35,21 @@ def _is_usable(name: str, needs_float64: bool = True) -> bool:
     except (RuntimeError, AssertionError, TypeError):  # TypeError: no float64, as on Apple's mps
         return False
     return True
+
+
+def multiplies_bf16(device: "torch.device") -> bool:
+    """Whether the hardware has instructions for products of bf16. Of CPUs, those of x86 are known."""
+    import torch
+
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def emulates(dtype: "torch.dtype", device: "torch.device") -> bool:
+    """Whether a device is known to compute in 16 bits by other instructions, several times slower than in fp32."""
+    import torch
+
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return dtype == torch.float16 or (dtype == torch.bfloat16 and not multiplies_bf16(device))

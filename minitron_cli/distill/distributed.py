@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from minitron_cli import stopping
+from minitron_cli.device import multiplies_bf16
 from minitron_cli.layerwise.processes import say_if_on_cpu
 
 Precision = Literal["fp32", "bf16"]
@@ -88,10 +89,4 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.
     """Precision to compute in; "auto" is bf16 where the hardware multiplies it natively, else fp32, and never fp16."""
     if precision != "auto":
         return precision
-    return "bf16" if _has_bf16(device) else "fp32"
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if multiplies_bf16(device) else "fp32"

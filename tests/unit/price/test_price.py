@@ -164,6 +164,34 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_warned_of(tmp_path, monk
         priced(work(certain=600, processes=2), here)
 
 
+@pytest.mark.parametrize(
+    ("has_bf16", "machine", "dtype", "flops", "is_said"),
+    [
+        (False, "x86_64", "bfloat16", 10**13, True),
+        (False, "x86_64", "bfloat16", 10**10, False),  # over in a moment
+        (False, "x86_64", "float32", 10**13, False),
+        (False, "arm64", "bfloat16", 10**13, False),  # not known
+        (True, "x86_64", "bfloat16", 10**13, False),
+        (True, "x86_64", "float16", 10**13, True),
+    ],
+)
+def test_a_dtype_that_the_cpu_emulates_is_said_where_it_takes_long(
+    tmp_path, monkeypatch, has_bf16, machine, dtype, flops, is_said
+):
+    said: list[str] = []
+    monkeypatch.setattr(progress, "warn_once", said.append)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(estimate, "price", lambda work, place: Price(what="", parts=()))
+    run = replace(work().model, dtype=dtype)
+    priced(replace(work(), model=run, passes=(Pass("calibration", 100, flops),)), context(tmp_path / "run"))
+    assert said == [f"this CPU has no instructions for {dtype}: {FASTER}"] * is_said
+
+
+FASTER = "--dtype float32 computes with the same weights several times as fast, in twice the memory"
+
+
 def test_the_line_before_the_first_batch_has_every_figure(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(progress, "say", said.append)
