@@ -1,5 +1,7 @@
 """`minitron study`: run the arms of a study with several seeds and compare them."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,6 +66,7 @@ def study(
         steps = QUICK_STEPS if quick else None
         made = runner.Runner(label, asked, session.context, session.model(), session.data(), blocks, steps)
         count = seeds or (QUICK_SEEDS if quick else asked.seeds)
+        runs = ["--seeds", count, "--blocks", blocks, *["--quick"] * quick]
         if how.dry_run:
             console.note(made.planned(count))
             return
@@ -73,13 +76,33 @@ def study(
             made.results(count),
             made.parent_loss(),
             made.setting(),
-            f"minitron study {name} MODEL --data TEXT --seeds {count} --blocks {blocks}{' --quick' * quick}",
+            _command(name, session.model(), text, how.dtype, runs),
         )
         values = {arm: [run.model_dump(mode="json") for run in runs] for arm, runs in found.runs.items()}
     if output and figures:
         output_file.write(output, found.page().encode())
         output_file.write(figures, canonical_json.pretty(values))
     console.show(how, values, [found.arms(), found.orders()])
+
+
+def _command(name: str, model: str, text: DataOptions, dtype: str, rest: Sequence[object]) -> str:
+    """Command that measures a study again, with text that the command line named; else with that of the workspace."""
+    given = {
+        "--data": text.data,
+        "--validation": text.validation,
+        "--column": text.column,
+        "--format": text.format,
+        "--bos": text.bos,
+        "--sequence-length": text.sequence_length,
+        "--dtype": None if dtype == "auto" else dtype,
+    }
+    options = [
+        word
+        for option, value in given.items()
+        for one in (value if isinstance(value, list) else [value] if value else [])
+        for word in (option, one)
+    ]
+    return shlex.join(str(word) for word in ("minitron", "study", name, model, *options, *rest))
 
 
 def _list(how: ComputeOptions) -> None:
