@@ -70,9 +70,9 @@ def workspace(
 ) -> Iterator[Context]:
     """Context in which verbs run and write to `path`, whose lock is held meanwhile.
 
-    `device="auto"` is the first accelerator, else the CPU; `dtype="auto"` runs the parent in its stored dtype.
-    `overwrite` makes existing results again, `resume=False` discards the state of interrupted work, and `offline`
-    downloads nothing. EnvironmentFault if the device cannot be used.
+    `device="auto"` is the first accelerator, else the CPU; `dtype="auto"` runs models in their stored dtype, or in
+    float32 on a CPU that has no instructions for it. `overwrite` makes existing results again, `resume=False` discards
+    the state of interrupted work, and `offline` downloads nothing. EnvironmentFault if the device cannot be used.
     """
     directory = Workspace(Path(path))
     context = Context(

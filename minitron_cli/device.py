@@ -37,19 +37,19 @@ def _is_usable(name: str, needs_float64: bool = True) -> bool:
     return True
 
 
-def multiplies_bf16(device: "torch.device") -> bool:
+def multiplies_bf16(device: str) -> bool:
     """Whether the hardware has instructions for products of bf16. Of CPUs, those of x86 are known."""
     import torch
 
-    if device.type == "cpu":
+    if device == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def emulates(dtype: "torch.dtype", device: "torch.device") -> bool:
+def emulates(dtype: "torch.dtype", device: str) -> bool:
     """Whether a device is known to compute in 16 bits by other instructions, several times slower than in fp32."""
     import torch
 
-    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+    if device != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return dtype == torch.float16 or (dtype == torch.bfloat16 and not multiplies_bf16(device))

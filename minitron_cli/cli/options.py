@@ -84,7 +84,10 @@ class ComputeOptions(BuildOptions):
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Option(help="Dtype to run the parent in; auto keeps the stored dtype.", rich_help_panel=RUN),
+        Option(
+            help="Dtype to run models in; auto: the stored dtype, or float32 on a CPU that has no instructions for it.",
+            rich_help_panel=RUN,
+        ),
     ] = "auto"
     threads: Annotated[
         int | None, Option(min=1, help="Number of CPU threads. Default: torch decides.", rich_help_panel=RUN)

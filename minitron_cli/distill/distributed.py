@@ -89,4 +89,4 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.
     """Precision to compute in; "auto" is bf16 where the hardware multiplies it natively, else fp32, and never fp16."""
     if precision != "auto":
         return precision
-    return "bf16" if multiplies_bf16(device) else "fp32"
+    return "bf16" if multiplies_bf16(str(device)) else "fp32"

@@ -127,7 +127,7 @@ class Benchmark:
         return min(self.config.blocks or len(self.blocks), len(self.blocks)) * self.sequence_length
 
     def _load(self, subject: SourceModel) -> "PreTrainedModel":
-        return hf.load_model(subject.path, device=self.context.device, dtype=self.context.dtype)
+        return hf.load_model(subject.path, device=self.context.device, dtype=subject.dtype_in(self.context))
 
     def _on_text(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any, label: str) -> Measurements:
         """Losses per token.

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli import progress, strict_json
+from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf, model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.safetensors_file import TensorInfo
 from minitron_cli.choices import CheckpointForm
+from minitron_cli.device import emulates
 from minitron_cli.errors import CheckpointError, InputError, shown
 from minitron_cli.inputs import early_checks
 from minitron_cli.inputs.stored_names import named_by_table
@@ -43,6 +45,14 @@ class SourceModel:
         """Bytes of the weights in memory in `dtype`; `auto` is the stored dtype."""
         item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
         return self.shape.parameters() * item_bytes if item_bytes else self.checkpoint.size_bytes
+
+    def dtype_in(self, context: Context) -> str:
+        """Dtype that the model runs in, as a stage was told; `auto` is the stored one.
+
+        Where a CPU only emulates products in the stored one, `auto` is float32, which has all of its values.
+        """
+        is_slow = context.dtype == "auto" and emulates(self.checkpoint.dtype, context.device)
+        return "float32" if is_slow else context.dtype
 
     def without_pattern(self) -> "SourceModel":
         """Model whose layers may be removed in any choice, as transformers reads each layer's kind from the config.

@@ -116,7 +116,7 @@ def check(work: Work, price: Price, device: str) -> None:
 
 def _remark_if_emulated(work: Work, device: str) -> None:
     """Say what is faster, if long work runs in a dtype that the device has no instructions for."""
-    if work.passes and not work.is_quick and emulates(getattr(torch, work.model.dtype), torch.device(device)):
+    if work.passes and not work.is_quick and emulates(getattr(torch, work.model.dtype), device):
         progress.warn_once(
             f"this CPU has no instructions for {work.model.dtype}: --dtype float32 computes with the same weights "
             "several times as fast, in twice the memory"

@@ -42,6 +42,11 @@ class ChildBuilder:
     repair: Callable[[PrunePlan], PrunePlan] | None = None
     """Repair of a candidate's plan before it is scored."""
 
+    @property
+    def dtype(self) -> str:
+        """Dtype that the parent and its children run in."""
+        return self.parent.dtype_in(self.context)
+
     def plan(self, shape: Shape, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
         """Plan from the parent to a shape. InputError if the parent cannot become it."""
         return make_plan(self.parent.shape, shape, self.scores, self.ranking, drop_layers)
@@ -51,7 +56,7 @@ class ChildBuilder:
         checkpoint = self.parent.checkpoint
         state = prune_in_memory(plan, checkpoint.tensors, checkpoint.read)
         config = child_config(checkpoint.config, plan)
-        return hf.model_of(config, state, device=self.context.device, dtype=self.context.dtype)
+        return hf.model_of(config, state, device=self.context.device, dtype=self.dtype)
 
     def zero_shot_loss(self, shape: Shape, blocks: Blocks, max_blocks: int) -> float:
         """Loss of a shape's child in nats per token, before any training."""

@@ -145,7 +145,7 @@ def closed_form_repair(
         builder,
         SampledBlocks(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
         scratch,
-        load(path, device=context.device, dtype=context.dtype),
+        load(path, device=context.device, dtype=builder.dtype),
         calibration.batch_size,
         calibration.activation_budget,
         resume=resume,
@@ -190,4 +190,4 @@ def is_resident(builder: ChildBuilder, calibration: CalibrationConfig) -> bool:
     context, parent = builder.context, builder.parent
     if calibration.mode != "auto":
         return calibration.mode == "resident"
-    return fits(2 * parent.size_bytes(context.dtype), calibration.activation_budget, context.device)
+    return fits(2 * parent.size_bytes(builder.dtype), calibration.activation_budget, context.device)

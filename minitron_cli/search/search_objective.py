@@ -39,7 +39,7 @@ class SearchObjective:
     @cached_property
     def teacher_model(self) -> "PreTrainedModel":
         """The teacher, loaded once."""
-        return hf.load_model(self.teacher.path, device=self.context.device, dtype=self.context.dtype)
+        return hf.load_model(self.teacher.path, device=self.context.device, dtype=self.teacher.dtype_in(self.context))
 
     def __call__(self, model: "PreTrainedModel") -> float:
         match self.objective:

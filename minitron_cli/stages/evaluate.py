@@ -153,7 +153,10 @@ def _held_out(context: Context, parent: SourceModel, data: DataConfig | None, co
 
 def _price(benchmark: Benchmark, subjects: Mapping[str, SourceModel]) -> Price:
     """What the evaluation of these models takes, without benchmark tasks."""
-    models = {label: subjects_of.of_source(subject, benchmark.context.dtype) for label, subject in subjects.items()}
+    models = {
+        label: subjects_of.of_source(subject, subject.dtype_in(benchmark.context))
+        for label, subject in subjects.items()
+    }
     blocks = benchmark.loss_tokens // max(benchmark.sequence_length, 1)
     work = work_of.work(models, benchmark.config, benchmark.sequence_length, blocks, reused=tuple(benchmark.known))
     return offered(benchmark.context, STAGE, work)

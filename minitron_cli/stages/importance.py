@@ -167,9 +167,13 @@ class _Scoring:
     task: TaskMetric | None
     blocks: Blocks
 
+    @property
+    def _dtype(self) -> str:
+        return self.parent.dtype_in(self.context)
+
     def price(self, length: int) -> Price:
         """What the pass over blocks of `length` tokens takes."""
-        model, size = subject.of_source(self.parent, self.context.dtype), self.calibration.processes.size
+        model, size = subject.of_source(self.parent, self._dtype), self.calibration.processes.size
         work = work_of.work(model, self.config, length, is_resident=self._is_resident, processes=size)
         return offered(self.context, STAGE, work)
 
@@ -194,13 +198,13 @@ class _Scoring:
             raise InputError(
                 "importance.block_task needs the whole model in memory, but it does not fit: leave the task out"
             )
-        model = hf.empty_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
+        model = hf.empty_model(self.parent.path, device=self.context.device, dtype=self._dtype)
         family = self.parent.family
         weights = StoredWeights(model, family, self.parent.checkpoint.read, self.context.device)
         return collect_by_layer(model, family, weights, calibration, self.config.observer_options)
 
     def _resident(self, work: StageBuild, calibration: Calibration) -> Scores:
-        model = hf.load_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
+        model = hf.load_model(self.parent.path, device=self.context.device, dtype=self._dtype)
         scores = collect(model, self.parent.family, calibration, self.config.observer_options)
         if self.config.collapse:
             scores = scores | self._collapsed(work, model, self.config.collapse)
@@ -218,7 +222,7 @@ class _Scoring:
 
     @property
     def _model_bytes(self) -> int:
-        return self.parent.size_bytes(self.context.dtype)
+        return self.parent.size_bytes(self._dtype)
 
     def _collapsed(self, work: StageBuild, model: "PreTrainedModel", following: int) -> Scores:
         """Order of merges; found by the first process only, empty in the others."""

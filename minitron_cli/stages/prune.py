@@ -162,7 +162,7 @@ class _Pruning:
         plans, config, calibration = self._plans, self.config, self.calibration
         is_resident = repaired_plan.is_resident(self.builder, calibration)
         pruning = work_of.Pruning(
-            parent=subject.of_source(self.builder.parent, self.builder.context.dtype),
+            parent=subject.of_source(self.builder.parent, self.builder.dtype),
             candidates=[plan.child for plan in plans],
             score_repairs=[repaired_plan.of_candidate(plan, config, config.score_repair) for plan in plans],
             repairs=[repaired_plan.applicable(plan, config) for plan in plans],

@@ -125,8 +125,8 @@ def run(
         plans = {str(shape): builder.plan(shape) for some in shapes.values() for shape in some}
         applied = {name: repair.applied(plan, is_retrained=True) for name, plan in plans.items()} if repair else {}
         searching = Searching(
-            parent=subject.of_source(parent, context.dtype),
-            teacher=subject.of_source(teacher, context.dtype),
+            parent=subject.of_source(parent, parent.dtype_in(context)),
+            teacher=subject.of_source(teacher, teacher.dtype_in(context)),
             targets=shapes,
             config=config,
             length=length,

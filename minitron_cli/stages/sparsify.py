@@ -134,7 +134,7 @@ class _Making:
         """What it takes."""
         length = self._length
         making = work_of.Sparsifying(
-            parent=subject.of_source(self.parent, self.context.dtype),
+            parent=subject.of_source(self.parent, self.parent.dtype_in(self.context)),
             config=self.config,
             length=length,
             effect_blocks=self._effect_blocks,
@@ -154,7 +154,7 @@ class _Making:
 
     @cached_property
     def _both_fit(self) -> bool:
-        both = 2 * self.parent.size_bytes(self.context.dtype)
+        both = 2 * self.parent.size_bytes(self.parent.dtype_in(self.context))
         return fits(both, self.config.activation_budget, self.context.device)
 
     def build(self, work: StageBuild) -> SparsifyResult:
@@ -201,7 +201,7 @@ class _Making:
         batches = list(Batches(blocks, ids, config.batch_size))
         layers, scratch = shape.sizes["layer"], work.scratch / name
         io.make_dirs(scratch)
-        model = hf.empty_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
+        model = hf.empty_model(self.parent.path, device=self.context.device, dtype=self.parent.dtype_in(self.context))
         title = "sparsify layer by layer" if passes > 1 else "measure outliers layer by layer"
         with torch.inference_mode(), progress.track(title, passes * layers * len(batches), "batches") as step:
             states = ActivationStore(scratch, config.activation_budget)
@@ -235,7 +235,7 @@ class _Making:
         if not self._effect_blocks:
             return None
         blocks = self.texts["validation"]
-        parent = hf.load_model(self.parent.path, device=self.context.device, dtype=self.context.dtype)
+        parent = hf.load_model(self.parent.path, device=self.context.device, dtype=self.parent.dtype_in(self.context))
         beside = BesideParent(parent, blocks, evenly_spaced(len(blocks), self._effect_blocks))
         after = beside.of(self._model(view))
         before = beside.of(self._model(self._view(store, repaired=False))) if self.config.repair != "none" else after
@@ -251,7 +251,7 @@ class _Making:
     def _model(self, view: SparseCheckpoint) -> Any:
         state = {name: view.read(name) for name in _names(self.parent)}
         config = child_config(view.config, PrunePlan(self.parent.shape, {}))
-        return hf.model_of(config, state, device=self.context.device, dtype=self.context.dtype)
+        return hf.model_of(config, state, device=self.context.device, dtype=self.parent.dtype_in(self.context))
 
     def _result(self, store: LayerStore, checks: list[str], effect: SparsityEffect | None) -> SparsifyResult:
         config, shape = self.config, self.parent.shape

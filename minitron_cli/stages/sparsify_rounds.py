@@ -92,7 +92,7 @@ def _price(
     data: DataConfig,
 ) -> Price:
     """Price of all rounds together, whether they are done already or not."""
-    student, guide = (subject.of_source(one, context.dtype) for one in (model, teacher))
+    student, guide = (subject.of_source(one, one.dtype_in(context)) for one in (model, teacher))
     each = works(student, guide, config, training, data.sequence_length, context.device)
     place = Place(context.device, context.workspace.root)
     return estimate.together({name: estimate.price(work, place) for name, work in each})

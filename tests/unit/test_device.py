@@ -1,5 +1,6 @@
 """Which device a command runs on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_a_device_that_has_room_for_numbers_and_computes_nothing_is_refused() ->
     """As an accelerator may give memory to fp64 and have no kernels for it."""
     with pytest.raises(EnvironmentFault, match="device 'meta' is missing or lacks float64"):
         device.resolve("meta")
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_the_environment_says_whether_the_cpu_has_instructions_for_bf16(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    found = json.loads(invoke("env", "--json").stdout)
+    assert ("no instructions for bf16" in found["cpu"]) != has_bf16

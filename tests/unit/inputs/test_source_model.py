@@ -7,6 +7,8 @@ import pytest
 import torch
 import transformers
 
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.cli.exit_codes import explain
 from minitron_cli.dry_run import shape_of
@@ -14,7 +16,7 @@ from minitron_cli.errors import CheckpointError
 from minitron_cli.inputs.source_model import open_source_model, published_shape
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
-from tests.tiny import write_tiny
+from tests.tiny import tiny_model, write_tiny
 
 IDS = torch.arange(12).reshape(2, 6)
 
@@ -28,6 +30,30 @@ def test_a_directory_goes_before_an_alias(tmp_path, monkeypatch):
     assert checkpoint is not None
     assert shape.sizes["vocab"] == 64
     assert open_source_model("llama-3.2-1b").shape == shape
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "device", "has_bf16", "expected"),
+    [
+        (torch.bfloat16, "auto", "cpu", False, "float32"),
+        (torch.bfloat16, "auto", "cpu", True, "auto"),
+        (torch.bfloat16, "auto", "cuda", False, "auto"),
+        (torch.bfloat16, "bfloat16", "cpu", False, "bfloat16"),
+        (torch.float16, "auto", "cpu", True, "float32"),
+        (torch.float32, "auto", "cpu", False, "auto"),
+        (torch.float64, "auto", "cpu", False, "auto"),
+    ],
+)
+def test_a_model_runs_in_fp32_where_the_cpu_emulates_what_it_is_stored_in(
+    tmp_path, monkeypatch, stored, asked, device, has_bf16, expected
+):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    model = tiny_model("llama", num_hidden_layers=1).to(stored)
+    model.save_pretrained(tmp_path / "model")
+    context = Context(Workspace(tmp_path / "runs"), device=device, dtype=asked)
+    assert open_source_model(tmp_path / "model").dtype_in(context) == expected
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "sub/model.gguf"])

@@ -48,6 +48,24 @@ def test_a_model_held_layer_by_layer_has_the_same_scores(place, tmp_path):
     assert not [path.name for path in artifact.path.parent.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("mode", ["resident", "layer_major"])
+def test_a_model_in_bf16_is_scored_in_fp32_by_a_cpu_that_emulates_bf16(place, tmp_path, monkeypatch, mode):
+    shutil.copytree(place, tmp_path / "half", ignore=shutil.ignore_patterns("runs"))
+    hf.load_model(place / "model").to(torch.bfloat16).save_pretrained(tmp_path / "half" / "model")
+    half = open_source_model(tmp_path / "half" / "model")
+
+    def scores(name, has_bf16, dtype="auto"):
+        monkeypatch.setattr("minitron_cli.device.multiplies_bf16", lambda device: has_bf16)
+        config = CONFIG.model_copy(update={"mode": mode})
+        made = importance.run(context(tmp_path / name, dtype=dtype), half, data(place), config)
+        return Scores.load(made.path).by_name
+
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    emulated, native, asked = scores("a", False), scores("b", True), scores("c", True, "float32")
+    assert all(torch.equal(emulated[name], asked[name]) for name in asked)
+    assert any(not torch.equal(native[name], asked[name]) for name in asked)
+
+
 def test_the_usual_number_of_samples_fits_the_text(place, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(progress, "say", said.append)
