@@ -48,6 +48,7 @@ SHARES = {"25%": 0.25, "50%": 0.5}  # of the parameters that are pruned, other t
 PATTERNS = ("25%", "50%", "4:8", "2:4")
 PLAIN, OWN, FITTED = "plain", "own", "fitted"  # without a repair, with the method's, with least squares
 SAME = "llm-streamline"  # stands for the same keys as replaceme
+NEAR = 0.01  # of the parent's parameters: how far a child may be from the share, if there is such a child
 DISTILLED = ("50%", "2:4")
 LEARNING_RATE = {PLAIN: 1e-3, FITTED: 3e-4}  # a repaired child moves away from its parent at the larger one
 
@@ -90,8 +91,17 @@ class MethodsStudy(Study):
         if axes == ("layer",):
             layers = parent.sizes["layer"]
             return parent.resize(layer=layers - round(layers * share))
-        budget = Budget(target=int((1 - share) * parent.parameters("non_embedding")), count="non_embedding")
-        return feasible(parent, dict.fromkeys(axes, ()), budget)[0].shape
+        whole = parent.parameters("non_embedding")
+        target = int((1 - share) * whole)
+        space = {axis: steps(parent.sizes[axis]) if axis in ("hidden", "ffn") else () for axis in axes}
+        found = feasible(parent, space, Budget(target=target, count="non_embedding"))
+        near = [one for one in found if abs(one.shape.parameters("non_embedding") - target) <= NEAR * whole]
+        return (near or found)[0].shape  # the first is that which prunes all axes most evenly
+
+
+def steps(size: int) -> tuple[int, ...]:
+    """Sizes from a quarter of an axis to all of it, by sixteenths."""
+    return tuple(range(size // 4, size + 1, size // 16))
 
 
 @dataclass(frozen=True)
@@ -222,11 +232,27 @@ def both(found: Sequence[Figures | None]) -> str:
     return " / ".join(mean_and_interval([figures[name] for figures in known]) for name in ("loss", "kl"))
 
 
+def own_repair(found: Sequence[Figures]) -> str:
+    """Loss and KL with the method's own repair; a repair that does not gain leaves the plain child as it was."""
+    repaired = [figures.get(OWN) for figures in found]
+    if all(repaired) and repaired == [figures[PLAIN] for figures in found]:
+        return "left out: no gain"
+    return both(repaired)
+
+
 def section(study: MethodsStudy, every: Sequence[Cell]) -> Iterator[str]:
     """Markdown lines of a model's section."""
     parent = study.remembered("parent", dict)["loss"] if study.path_of("parent").is_file() else float("nan")
     yield from (f"## {study.name}: {study.parent.shape.parameters():,} parameters, loss {parent:.3f}", "")
-    columns = ("amount", "method", "pruned", "seeds", "plain: loss / KL", "its own repair", "least squares")
+    columns: tuple[str, ...] = (
+        "amount",
+        "method",
+        "pruned",
+        "seeds",
+        "plain: loss / KL",
+        "its own repair",
+        "least squares",
+    )
     is_distilled = any(cell.distilled(what, measure=False) for cell in every for what in (PLAIN, FITTED))
     columns += ("plain, distilled", "least squares, distilled") if is_distilled else ()
     yield from ("| " + " | ".join(columns) + " |", "|---" * len(columns) + "|")
@@ -236,7 +262,8 @@ def section(study: MethodsStudy, every: Sequence[Cell]) -> Iterator[str]:
             if found := [f for cell in of_row if (f := cell.before_training(measure=False))]:
                 distilled = [[cell.distilled(what, measure=False) for cell in of_row] for what in (PLAIN, FITTED)]
                 row = [amount, method, f"{100 * found[0]['pruned']:.0f} %", f"{len(found)}"]
-                row += [both([figures.get(what) for figures in found]) for what in (PLAIN, OWN, FITTED)]
+                row += [both([figures.get(PLAIN) for figures in found]), own_repair(found)]
+                row += [both([figures.get(FITTED) for figures in found])]
                 row += [both(each) for each in distilled] if is_distilled else []
                 yield "| " + " | ".join(row) + " |"
     yield ""
@@ -250,8 +277,9 @@ HEAD = (
     "the weights of the blocks' matrices zero; the others leave out as large a share of the parameters, embedding and",
     "LM head aside, and methods for depth a share of the layers. Before any training: plain, with the repair that",
     "belongs to the method, and with this tool's least squares in its place (`prune.repair: auto`, `sparsify.repair:",
-    "least_squares`; it is replaceme's own, and llm-streamline stands for the same keys). After it: on the same tokens",
-    "by forward KL, with a peak learning rate of 1e-3 for plain children and 3e-4 for repaired ones.",
+    "least_squares`; it is replaceme's own, and llm-streamline stands for the same keys). What does not gain on other",
+    "held-out text is left out, as by the program. After training: on the same tokens by forward KL, with a peak",
+    "learning rate of 1e-3 for plain children and 3e-4 for repaired ones.",
     "",
     "Regenerate: as the docstring of `scripts/methods_study.py` says.",
     "",
