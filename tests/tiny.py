@@ -197,6 +197,18 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "mamba_chunk_size": 8,
     },
     "hunyuan_v1_dense": {"attention_bias": True},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 0,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "mamba_proj_bias": True,
+        "mamba_expand": 3,
+        "mamba_d_state": 5,
+        "mamba_dt_rank": 3,
+    },
     "jais2": {"attention_bias": True, "mlp_bias": True},
     "lfm2": {
         "layer_types": ["conv", "full_attention"],
