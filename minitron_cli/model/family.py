@@ -59,7 +59,7 @@ says; or transformers' own modeling code, which it runs. unknown: its code for t
 
 
 class Serving(NamedTuple):
-    """Serving programs and a family, from the sources of vLLM 0.33 and llama.cpp (llama-cpp-python 0.3.36)."""
+    """Serving programs and a family, from sources of vLLM and llama.cpp whose versions docs/serving.md names."""
 
     vllm: HeadSize = "unknown"
     llama_cpp: HeadSize = "unknown"

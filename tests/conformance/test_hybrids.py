@@ -127,6 +127,16 @@ class TestWithExperts:
         assert "keep a multiple of 8" in refusal(shape, shape.resize(ffn=20))
 
 
+def test_kinds_keep_the_words_of_the_parents_config(tmp_path, tokens):
+    """transformers 5 reads other words as it reads these; version 4 and vLLM know these alone."""
+    model = tiny_model("granitemoehybrid", rms_norm_eps=0.02)
+    model.save_pretrained(tmp_path / "parent")
+    edit_config(tmp_path / "parent", layer_types=["mamba", "attention", "mamba", "attention"])
+    check_child(model, opened(tmp_path / "parent"), Survivors(layer=[0, 1, 3]), tokens, tmp_path / "child")
+    raw = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert raw["layer_types"] == ["mamba", "attention", "attention"]
+
+
 class TestJamba:
     @pytest.fixture
     def parent(self):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 from minitron_cli.model.layer_kinds import Periodic
 
 LAYER = "model.layers.{layer}"
@@ -93,6 +93,7 @@ DENSE = Family(
     layer_kinds=(Periodic("attn_layer_period", "attn_layer_offset", ("full_attention", "linear_attention")),),
     held_by=dict.fromkeys(L.ATTENTION, "full_attention")
     | dict.fromkeys(STATE_SPACE | STATE_SPACE_BIAS, "linear_attention"),
+    serving=Serving(vllm="derives_head_dim"),
 )
 
 JAMBA = replace(
