@@ -30,6 +30,7 @@ LLAVA_NAMES = {
     "multi_modal_projector.": "model.multi_modal_projector.",
 }
 QWEN2_NAMES = {"model.": "model.language_model.", "visual.": "model.visual."}
+QWEN3_NAMES = {"model.visual.": "visual.", "model.language_model.": "language_model.model."}
 OTHER_NAMES = {
     **dict.fromkeys(("gemma3", "internvl", "llava", "mistral3"), LLAVA_NAMES),
     "llama4": {
@@ -37,9 +38,7 @@ OTHER_NAMES = {
         "vision_model.": "model.vision_model.",
     },
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), QWEN2_NAMES),
-    **dict.fromkeys(
-        ("qwen3_vl", "qwen3_5"), {"model.visual.": "visual.", "model.language_model.": "language_model.model."}
-    ),
+    **dict.fromkeys(("qwen3_vl", "qwen3_5"), QWEN3_NAMES),
 }
 """Prefixes that a checkpoint has -> prefixes by which the same tensors are also found on disk."""
 
