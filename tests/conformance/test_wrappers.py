@@ -160,6 +160,19 @@ def test_a_text_model_in_memory_is_saved_under_its_own_names(kind, parents):
     assert hf.stored_tensors(hf.load_model(source.path), names).keys() >= names.keys()
 
 
+def test_a_block_for_multi_token_prediction_is_left_out(parents, tmp_path):
+    """Its MLP has the text model's width: it would not fit a child."""
+    model, _ = parents("qwen3_5")
+    saved_wrapper(tmp_path / "parent", "qwen3_5")
+    file = tmp_path / "parent" / "model.safetensors"
+    save_file({**load_file(file), "mtp.fc.weight": torch.ones(32, 64)}, file, metadata={"format": "pt"})
+    source = source_of(tmp_path / "parent")
+    assert any("mtp.fc.weight" in remark for remark in source.checkpoint.remarks)
+    child = write(source, PrunePlan(source.shape, {}), tmp_path / "child")
+    assert "mtp.fc.weight" not in load_file(child / "model.safetensors")
+    assert torch.equal(logits(loaded(child), prompt("qwen3_5")), logits(model, prompt("qwen3_5")))
+
+
 @pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
 def test_an_untied_head_is_stored_where_the_wrapper_loads_it(kind, parents, tmp_path):
     model, source = parents(kind)

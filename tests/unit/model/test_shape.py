@@ -153,6 +153,7 @@ def test_any_size_counts_what_transformers_builds(model_type):
     ("alias", "billions", "active"),
     [
         ("apertus-8b", 8.05, None),
+        ("bamba-9b", 9.78, None),
         ("gpt-oss-20b", 20.91, 3.61),
         ("gpt-oss-120b", 116.83, 5.13),
         ("olmo-7b", 6.89, None),
