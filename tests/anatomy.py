@@ -20,6 +20,8 @@ class Anatomy:
     mlp: str = "mlp"
     writers: tuple[str, ...] = ()
     """Further projections back to the residual stream, of other kinds of layers."""
+    inner: tuple[str, ...] = ()
+    """Projections inside a mixer, which neither read nor write the residual stream."""
     state_space: str = ""
     latents: Mapping[str, str] = field(default_factory=dict)
     """Axis of a latent -> the projection of the attention that reads it."""
@@ -28,6 +30,8 @@ class Anatomy:
     router: str = ""
     shared: str = ""
     """The experts that all tokens use, where their width follows from that of the others."""
+    mlp_follows: bool = False
+    """Whether layers without experts have an MLP of an expert's width."""
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     """A layer's norms over the residual stream, in the order in which they run."""
     norm_offset: float = 0.0
@@ -48,6 +52,8 @@ class Anatomy:
             yield "ffn", layer + f"{self.mlp}.{self.down}"
         if self.shared:
             yield "shared_ffn", layer + f"{self.shared}.{self.down}"
+        if self.mlp_follows:
+            yield "mlp_ffn", layer + f"{self.mlp}.{self.down}"
         for axis, module in self.latents.items():
             yield axis, layer + f"{self.attention}.{module}"
         for axis in ("mamba_head", "mamba_dim") if self.state_space else ():
@@ -112,6 +118,16 @@ ANATOMY = {
     "granitemoe": Anatomy(experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
     "granitemoehybrid": Anatomy(mlp="shared_mlp", down="output_linear", state_space="mamba", writers=("out_proj",)),
     "jais2": Anatomy(epsilon="layer_norm_eps"),
+    "jamba": Anatomy(
+        final_norm="final_layernorm",
+        mlp="feed_forward",
+        experts="feed_forward.experts",
+        router="feed_forward.router",
+        mlp_follows=True,
+        inner=("x_proj", "dt_proj"),
+        writers=("out_proj",),
+        norms=("input_layernorm", "pre_ff_layernorm"),
+    ),
     "lfm2": Anatomy(
         final_norm="embedding_norm",
         output="out_proj",

@@ -46,7 +46,9 @@ def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:
     return [case_of(*case) for case in cases]
 
 
-CARRYING = frozenset({"bamba", "falcon_h1", "granitemoehybrid", "lfm2", "nemotron_h", "qwen3_5_text", "qwen3_next"})
+CARRYING = frozenset(
+    {"bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "nemotron_h", "qwen3_5_text", "qwen3_next"}
+)
 """Families with layers in which a token is computed from those before it whatever its position says."""
 
 

@@ -64,6 +64,17 @@ DELTA_NET = {
     "linear_value_head_dim": 4,
 }
 
+MAMBA = {
+    "mamba_proj_bias": True,
+    "mamba_n_heads": 12,
+    "mamba_d_head": 8,
+    "mamba_expand": 3,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 5,
+    "mamba_chunk_size": 8,
+}
+"""Of state spaces with 3 x hidden channels."""
+
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "apertus": {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 3e4}},
     "arcee": {"attention_bias": True, "mlp_bias": True},
@@ -71,13 +82,7 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "attn_layer_indices": [1, 3],
         "attention_bias": True,
         "mlp_bias": True,
-        "mamba_proj_bias": True,
-        "mamba_n_heads": 12,
-        "mamba_d_head": 8,
-        "mamba_expand": 3,
-        "mamba_n_groups": 2,
-        "mamba_d_state": 5,
-        "mamba_chunk_size": 8,
+        **MAMBA,
     },
     "cohere": {"attention_bias": True, "logit_scale": 0.7},
     "cohere2": {"attention_bias": True, "logit_scale": 0.7, **IN_TURN},
@@ -188,15 +193,21 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "logits_scaling": 0.7,
         "residual_multiplier": 0.6,
         "attention_multiplier": 0.2,
-        "mamba_proj_bias": True,
-        "mamba_n_heads": 12,
-        "mamba_d_head": 8,
-        "mamba_expand": 3,
-        "mamba_n_groups": 2,
-        "mamba_d_state": 5,
-        "mamba_chunk_size": 8,
+        **MAMBA,
     },
     "hunyuan_v1_dense": {"attention_bias": True},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 0,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "mamba_proj_bias": True,
+        "mamba_expand": 3,
+        "mamba_d_state": 5,
+        "mamba_dt_rank": 3,
+    },
     "jais2": {"attention_bias": True, "mlp_bias": True},
     "lfm2": {
         "layer_types": ["conv", "full_attention"],

@@ -51,6 +51,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "image_token_id": IMAGE,
         "tie_word_embeddings": False,
     },
+    "llama4": {
+        "text_config": TEXT
+        | {
+            "intermediate_size_mlp": 40,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_layers": [1, 3],
+            "no_rope_layer_interval": 2,
+            "attention_chunk_size": 6,
+            "floor_scale": 3,
+        },
+        "vision_config": SIGLIP
+        | {
+            "intermediate_size": 64,  # of its own channels, 2 x 2 patches each
+            "vision_output_dim": 24,
+            "projector_input_dim": 24,
+            "projector_output_dim": 24,
+        },
+        "image_token_index": IMAGE,
+        "boi_token_index": 61,
+        "eoi_token_index": 62,
+    },
     "llava": {
         "text_config": TEXT | {"model_type": "llama"},
         "vision_config": SIGLIP | {"model_type": "clip_vision_model", "image_size": 8, "projection_dim": 16},
@@ -85,8 +107,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16},
         **QWEN_IDS,
     },
+    "qwen3_5": {
+        "text_config": TEXT
+        | {
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "rope_parameters": MROPE
+            | {"mrope_interleaved": True, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5},
+        },
+        "vision_config": QWEN_VISION | {"num_position_embeddings": 16},
+        **QWEN_IDS,
+    },
     "smolvlm": {"text_config": TEXT | {"model_type": "llama"}, "vision_config": SIGLIP, **IDEFICS},
 }
+
+
+OFFSET = ("gemma3", "qwen3_5")
+"""Types whose norms add 1 to their weight."""
 
 
 def wrapper_model(kind: str, **changes: Any) -> PreTrainedModel:
@@ -97,7 +137,7 @@ def wrapper_model(kind: str, **changes: Any) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():
             is_norm = parameter.ndim < 2
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if is_norm else 0.2) + is_norm * (kind != "gemma3"))
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if is_norm else 0.2) + is_norm * (kind not in OFFSET))
     model.tie_weights()
     return model
 

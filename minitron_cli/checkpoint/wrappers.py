@@ -63,13 +63,23 @@ MISTRAL = TextModel("mistral", "MistralForCausalLM")
 QWEN2 = TextModel("qwen2", "Qwen2ForCausalLM")
 QWEN3 = TextModel("qwen3", "Qwen3ForCausalLM")
 QWEN2_TEXT = {"model.": ("model.", "model.language_model."), "lm_head.": ("lm_head.",)}
+LLAMA4 = TextModel("llama4_text", "Llama4ForCausalLM")
+QWEN3_5 = TextModel("qwen3_5_text", "Qwen3_5ForCausalLM")
 QWEN3_TEXT = {"model.": ("model.language_model.", "language_model.model."), "lm_head.": ("lm_head.",)}
+
+QWEN3_5_TEXT = QWEN3_TEXT | {"mtp.": ("mtp.",)}
+"""With a block for multi-token prediction, which transformers does not load: it is left out like a text model's."""
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
         "gemma3": Wrapper({"gemma3_text": TextModel("gemma3_text", "Gemma3ForCausalLM")}, LLAVA_TEXT, LLAVA_REST),
         "idefics3": Wrapper({"llama": LLAMA}, IDEFICS_TEXT, {}),
         "internvl": Wrapper({"qwen2": QWEN2, "qwen3": QWEN3, "llama": LLAMA}, LLAVA_TEXT, LLAVA_REST),
+        "llama4": Wrapper(
+            {"llama4_text": LLAMA4},
+            LLAVA_TEXT,
+            {"vision_model.": ("model.vision_model.",), "multi_modal_projector.": ("model.multi_modal_projector.",)},
+        ),
         "llava": Wrapper({"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2}, LLAVA_TEXT, LLAVA_REST),
         "mistral3": Wrapper(
             {"mistral": MISTRAL, "ministral3": TextModel("ministral3", "Ministral3ForCausalLM")}, LLAVA_TEXT, LLAVA_REST
@@ -77,6 +87,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "qwen2_vl": Wrapper({"qwen2_vl_text": QWEN2}, QWEN2_TEXT, {"visual.": ("model.visual.",)}),
         "qwen2_5_vl": Wrapper({"qwen2_5_vl_text": QWEN2}, QWEN2_TEXT, {"visual.": ("model.visual.",)}),
         "qwen3_vl": Wrapper({"qwen3_vl_text": QWEN3}, QWEN3_TEXT, {"model.visual.": ("visual.",)}),
+        "qwen3_5": Wrapper({"qwen3_5_text": QWEN3_5}, QWEN3_5_TEXT, {"model.visual.": ("visual.",)}),
         "smolvlm": Wrapper({"llama": LLAMA}, IDEFICS_TEXT, {}),
     }
 )

@@ -60,14 +60,23 @@ def each_expert(
         if not len(place_R):
             continue
         token_R = place_R // index_NK.shape[1]
-        reader_FD, writer_DF = (_outputs_first(module, m[expert]) for m in (module.gate_up_proj, module.down_proj))
-        both_RF = _biased(linear(hidden_ND[token_R], reader_FD), module, "gate_up_proj_bias", expert)
-        neuron_RF = module._apply_gate(both_RF)
-        gate_RF = both_RF[:, : neuron_RF.shape[1]] if module.is_concatenated else both_RF[:, ::2]
+        first = "gate_up_proj" if module.has_gate else "up_proj"
+        reader_FD, writer_DF = (_outputs_first(module, m[expert]) for m in (getattr(module, first), module.down_proj))
+        gate_RF, neuron_RF = _activated(
+            module, _biased(linear(hidden_ND[token_R], reader_FD), module, f"{first}_bias", expert)
+        )
         written_RD = linear(neuron_RF, writer_DF)
         output_RD = _biased(written_RD, module, "down_proj_bias", expert)
         weighted_RD = output_RD * weight_NK.flatten()[place_R, None]
         yield Routed(expert, token_R, token_R, gate_RF, neuron_RF, written_RD, weighted_RD, writer_DF)
+
+
+def _activated(module: Any, product_RF: Tensor) -> tuple[Tensor, Tensor]:
+    """(before the activation function, neurons) of the first matrix's product, which has gates beside or between."""
+    if not module.has_gate:
+        return product_RF, module.act_fn(product_RF)
+    neuron_RF = module._apply_gate(product_RF)
+    return product_RF[:, : neuron_RF.shape[1]] if module.is_concatenated else product_RF[:, ::2], neuron_RF
 
 
 def _each_weighted(module: Any, weighted_ND: Tensor) -> Iterator[Routed]:

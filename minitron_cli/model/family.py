@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from minitron_cli.errors import CheckpointError, shown
-from minitron_cli.model.layer_kinds import KindRule, Layer
+from minitron_cli.model.layer_kinds import KindRule, Layer, Periodic
 from minitron_cli.model.layout import Layout, parse
 
 NAME_AXIS = re.compile(r"\{(\w+)\}")
@@ -59,7 +59,7 @@ says; or transformers' own modeling code, which it runs. unknown: its code for t
 
 
 class Serving(NamedTuple):
-    """Serving programs and a family, from the sources of vLLM 0.33 and llama.cpp (llama-cpp-python 0.3.36)."""
+    """Serving programs and a family, from sources of vLLM and llama.cpp whose versions docs/serving.md names."""
 
     vllm: HeadSize = "unknown"
     llama_cpp: HeadSize = "unknown"
@@ -139,6 +139,10 @@ class Family:
     """Path of a config list whose length follows from hidden // head: where it is set, that quotient must stay."""
     buffers: frozenset[str] = frozenset()
     """Templates that are no parameters: they are stored, and are neither trained nor counted."""
+    elementwise: frozenset[str] = frozenset()
+    """Templates with two dims that are no matrices: no product is taken with them (rates of a state space)."""
+    uncalled: frozenset[str] = frozenset()
+    """Templates of matrices that the model multiplies with past their module, whose inputs no hook sees."""
     transposed: tuple[str, ...] = ()
     """Templates of matrices that are stored as inputs, then outputs."""
     not_prunable: Mapping[str, str] = field(default_factory=dict)
@@ -178,6 +182,11 @@ class Family:
     """Template -> kind of the layers that hold it; all layers hold the others."""
     layers: tuple[Layer, ...] = field(default=(), compare=False)
     """Kinds of every layer of one model (`of_model`); empty where all layers hold the same tensors."""
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether the config states kinds of layers by a period, so that layers go in whole periods."""
+        return any(isinstance(rule, Periodic) for rule in self.layer_kinds)
 
     @cached_property
     def stacks(self) -> dict[str, tuple[str, ...]]:

@@ -128,6 +128,32 @@ class SparseBetween:
         return None if step is None else {self.first: sparse[0], self.last: sparse[-1], self.step: step}
 
 
+@dataclass(frozen=True)
+class Periodic:
+    """A period of layers, and the place in it of the one layer that is of another kind."""
+
+    period: str
+    offset: str
+    kinds: tuple[str, str]
+    """The kind of that layer, and of the others."""
+
+    def read(self, config: Any) -> tuple[str, ...]:
+        period, offset = getattr(config, self.period), getattr(config, self.offset)
+        return self._repeated(period, offset, config.num_hidden_layers)
+
+    def write(self, kinds: Sequence[str]) -> dict[str, Any] | None:
+        places = [i for i, kind in enumerate(kinds) if kind == self.kinds[0]]
+        if not places:
+            return {self.period: len(kinds) + 1, self.offset: len(kinds)}
+        first, *others = places
+        period = others[0] - first if others else max(first + 1, len(kinds) - first)
+        is_said = first < period and tuple(kinds) == self._repeated(period, first, len(kinds))
+        return {self.period: period, self.offset: first} if is_said else None
+
+    def _repeated(self, period: int, offset: int, count: int) -> tuple[str, ...]:
+        return tuple(self.kinds[i % period != offset] for i in range(count))
+
+
 def _every(step: int, first: int, last: int) -> list[int]:
     return [i for i in range(first, last + 1) if (i + 1) % step == 0]
 

@@ -8,6 +8,7 @@ all tokens use, are not among them.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from minitron_cli.model.family import Family
 from minitron_cli.model.layout import Dim, parse
 from minitron_cli.model.shape import Shape
 
@@ -39,12 +40,16 @@ def held(shape: Shape, groups: Iterable[InputGroup], layer: int) -> Iterator[Inp
 
 
 def input_groups(shape: Shape) -> tuple[InputGroup, ...]:
-    """Groups of every matrix of a decoder block that is multiplied with activations, without routers."""
+    """Groups of every matrix of a decoder block whose module is given activations, without routers."""
     found: dict[tuple[str, Dim], list[str]] = {}
     for template in shape.templates:
         layout = parse(shape.family.tensors[template])
-        is_matrix = "{layer}" in template and len(layout.dims) == 2 and template not in shape.family.transposed
+        is_matrix = "{layer}" in template and len(layout.dims) == 2 and template not in _left_out(shape.family)
         if is_matrix and layout.axes(0) - {"expert"}:
             module = template.removesuffix(".weight").rpartition(".")[0]
             found.setdefault((module, layout.dims[INPUTS]), []).append(template)
     return tuple(InputGroup(tuple(templates)) for templates in found.values())
+
+
+def _left_out(family: Family) -> frozenset[str]:
+    return family.elementwise | family.uncalled | {*family.transposed}

@@ -37,8 +37,14 @@ class Block(NamedTuple):
 
 
 def blocks(family: Family, layer: int) -> tuple[Block, ...]:
-    """Attention and MLP of a layer, or what stands in their place, in the order in which they compute."""
-    return tuple(Block(_norm_before(family, axis), _writer(family, axis, layer)) for axis in ("head", "ffn"))
+    """Attention and MLP of a layer, or what stands in their place, in the order in which they compute.
+
+    A layer that is one of them has one block: both read one norm, and not both write.
+    """
+    attention, mlp = (Block(_norm_before(family, axis), _writer(family, axis, layer)) for axis in ("head", "ffn"))
+    if attention.norm and attention.norm == mlp.norm and not (attention.writer and mlp.writer):
+        return (Block(attention.norm, attention.writer or mlp.writer),)
+    return attention, mlp
 
 
 def _norm_before(family: Family, axis: str) -> str | None:

@@ -222,7 +222,8 @@ def _multiples(shape: Shape, needs: Mapping[frozenset[str], int]) -> dict[str, i
 
 def _matrices(shape: Shape) -> list[Layout]:
     """Layouts of the linear layers between embedding and head, without routers, which are not quantized or split."""
-    layouts = (parse(shape.family.tensors[template]) for template in shape.templates)
+    family = shape.family
+    layouts = (parse(family.tensors[t]) for t in shape.templates if t not in family.elementwise)
     return [
         layout
         for layout in dict.fromkeys(layouts)

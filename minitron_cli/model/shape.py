@@ -9,7 +9,7 @@ from typing import Any
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.axes import PRUNABLE, Count
 from minitron_cli.model.family import NAME_AXIS, Family
-from minitron_cli.model.layer_kinds import apportioned
+from minitron_cli.model.layer_kinds import Layer, apportioned
 from minitron_cli.model.layout import parse
 from minitron_cli.model.reader_bias import reader_biases
 
@@ -52,7 +52,7 @@ class Shape:
             raise KeyError(f"no axis {sorted(unknown)} in {sorted(self.sizes)}")
         family, layers = self.family, sizes.get("layer", self.sizes["layer"])
         if family.layers and layers != len(family.layers):
-            family = family.with_layers(apportioned(family.layers, layers))
+            family = family.with_layers(_remaining(family, layers))
         following = {
             axis: self.sizes[axis] * sizes[of] // self.sizes[of]
             for axis, of in family.follows.items()
@@ -76,8 +76,8 @@ class Shape:
 
     @property
     def period(self) -> int:
-        """Number of layers after which their kinds repeat, where readers expect a pattern; else 1."""
-        kinds = self.kinds[: self.sizes["layer"]]
+        """Number of layers after which their kinds repeat, where the config or readers expect a pattern; else 1."""
+        kinds = self.family.layers if self.family.is_periodic else self.kinds[: self.sizes["layer"]]
         return next((p for p in range(1, len(kinds)) if kinds[p:] == kinds[:-p]), max(len(kinds), 1))
 
     @property
@@ -198,7 +198,7 @@ class Shape:
     def _multiplies(self, template: str) -> bool:
         """Whether a template is a matrix that activations are multiplied with. ERNIE stores a bias as [1, expert]."""
         is_matrix = len(parse(self.family.tensors[template]).dims) > 1 and not template.endswith("bias")
-        return is_matrix and not self.is_embedding(template)
+        return is_matrix and template not in self.family.elementwise and not self.is_embedding(template)
 
     def check(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError unless a checkpoint holds exactly these tensors with these shapes."""
@@ -220,3 +220,10 @@ class Shape:
             raise CheckpointError(
                 f"missing tensors {', '.join(missing[:3])}{more}: the checkpoint is incomplete; download it again"
             )
+
+
+def _remaining(family: Family, count: int) -> tuple[Layer, ...]:
+    """Kinds of the layers of a model that has another number of them: of whole periods, or of each kind's share."""
+    if family.is_periodic and count < len(family.layers):
+        return family.layers[:count]
+    return apportioned(family.layers, count)

@@ -18,7 +18,7 @@ X = ("mamba_head", "mamba_dim")
 """Section of a state space's inputs."""
 
 
-READ = ("head", "ffn", "shared_ffn", "q_rank", "kv_rank")
+READ = ("head", "ffn", "shared_ffn", "mlp_ffn", "q_rank", "kv_rank")
 """Axes whose entries are input channels of a matrix."""
 
 

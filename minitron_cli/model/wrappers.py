@@ -46,6 +46,7 @@ SHARED: Mapping[str, SharedSizes] = MappingProxyType(
         "gemma3": SharedSizes({"multi_modal_projector.mm_input_projection_weight": "_ hidden"}),
         "idefics3": SharedSizes({"model.connector.modality_projection.proj.weight": "hidden _"}),
         "internvl": SharedSizes(hidden_not_prunable=TWO_LAYER_PROJECTOR),
+        "llama4": SharedSizes({"multi_modal_projector.linear_1.weight": "hidden _"}),
         "llava": SharedSizes(hidden_not_prunable=TWO_LAYER_PROJECTOR),
         "mistral3": SharedSizes(hidden_not_prunable=TWO_LAYER_PROJECTOR),
         "qwen2_vl": SharedSizes(
@@ -60,6 +61,7 @@ SHARED: Mapping[str, SharedSizes] = MappingProxyType(
             {"hidden": "vision_config.out_hidden_size"},
             per_layer="vision_config.deepstack_visual_indexes",
         ),
+        "qwen3_5": SharedSizes(_merger("model.visual.merger.linear_fc2"), {"hidden": "vision_config.out_hidden_size"}),
         "smolvlm": SharedSizes({"model.connector.modality_projection.proj.weight": "hidden _"}),
     }
 )

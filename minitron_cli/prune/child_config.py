@@ -24,9 +24,11 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     layers = plan.at("layer")
     if layers is not None:
         kept = layers.tolist()
-        config |= {n: [config[n][i] for i in kept] for n in family.layer_lists if isinstance(config.get(n), list)}
+        lists = {n: config[n] for n in family.layer_lists if isinstance(config.get(n), list)}
         config |= {n: sum(i < config[n] for i in kept) for n in family.layer_marks if isinstance(config.get(n), int)}
         config |= _kinds_of_layers(plan.child.family)
+        # in the parent's words for kinds: version 5 has renamed some ("mamba"), other readers have not
+        config |= {n: [kinds[i] for i in kept] for n, kinds in lists.items()}
     return config
 
 

@@ -183,7 +183,8 @@ def _depth(parent: Shape, child: Shape) -> str | None:
     before, after, period = parent.sizes["layer"], child.sizes["layer"], parent.period
     if (before - after) % period == 0:
         return None
-    return f"layer={after}: {_pattern(parent)}; drop a multiple of {period} of the {before} layers, {_OR_WARN}"
+    other = "or name drop_layers that leave a pattern" if parent.family.is_periodic else _OR_WARN
+    return f"layer={after}: {_pattern(parent)}; drop a multiple of {period} of the {before} layers, {other}"
 
 
 def _kinds(parent: Shape, layers: Sequence[int]) -> str | None:
@@ -205,9 +206,12 @@ def off_pattern(parent: Shape) -> str:
 
 
 def _pattern(parent: Shape) -> str:
+    kind, period = parent.family.model_type, parent.period
+    if parent.family.is_periodic:
+        return f"the config of a {kind} model states kinds of layers that repeat every {period}"
     return (
-        f"llama.cpp gives the layers of a {parent.family.model_type} model kinds that repeat every {parent.period}, "
-        "and would give the survivors the wrong ones"
+        f"llama.cpp gives the layers of a {kind} model kinds that repeat every {period}, and would give the survivors "
+        "the wrong ones"
     )
 
 

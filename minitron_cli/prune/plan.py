@@ -199,7 +199,7 @@ def _surviving_layers(
         return torch.tensor(named)
     if ranking.layers in BLOCK_RANKINGS:
         return _all_but_one_block(parent, child, scores, ranking)
-    if parent.family.layers:
+    if parent.family.layers and not parent.family.is_periodic:
         return _best_of_each_kind(parent, child, scores.layers(ranking.layers), ranking)
     layers, period = parent.sizes["layer"], parent.period
     periods = layers // period

@@ -147,7 +147,7 @@ class Flap(WidthMetric):
     the pruned input is in a bias. Hidden channels and experts have no score.
     """
 
-    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "shared_ffn")
+    axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "shared_ffn", "mlp_ffn")
 
     kind: Literal["flap"] = "flap"
 

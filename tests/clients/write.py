@@ -18,6 +18,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.prune.config import PruneConfig
+from minitron_cli.results.prune import PruneResult
 from minitron_cli.stages import importance, prune
 from tests.unit.stages.place import context, data, write_place
 
@@ -79,7 +80,7 @@ def _cases(root: Path, model_type: str) -> list[dict[str, Any]]:
             print(f"{model_type}, {name}: no such cut: {e}")
             continue
         save_file(expected(child.path), root / f"{name}.safetensors")
-        levels = {row["reader"]: row["level"] for row in child.summary["serving"]}
+        levels = {row.reader: row.level for row in child.result(PruneResult).serving}
         cases.append(
             {
                 "model_type": model_type,

@@ -26,6 +26,10 @@ SHARED = ("moe_num_shared_experts", "n_shared_experts")
 """Fields that hold how many experts' neurons those of all tokens have."""
 
 
+FOLLOWING = ("shared_ffn", "mlp_ffn")
+"""Neurons whose number goes with that of an expert."""
+
+
 @dataclass(frozen=True)
 class Survivors:
     """What survives, ascending; None where all does. Heads are query heads, the same number in every kept group."""
@@ -37,13 +41,14 @@ class Survivors:
     kv_head: list[Indices] | None = None
     expert: list[Indices] | None = None
     shared_ffn: list[Indices] | None = None  # of the experts that all tokens use, where their width follows from ffn
+    mlp_ffn: list[Indices] | None = None  # of layers without experts, where their width follows from ffn
     q_rank: list[Indices] | None = None
     kv_rank: list[Indices] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
         """The child's sizes on the axes that are pruned."""
-        kept = {name: indices for name, indices in vars(self).items() if name != "shared_ffn"}
+        kept = {name: indices for name, indices in vars(self).items() if name not in FOLLOWING}
         return {name: _count(indices) for name, indices in kept.items() if indices is not None}
 
 
@@ -100,6 +105,9 @@ def random_survivors(
         kv_head=None if kv_head is None or has_no_groups else kept_groups,
         expert=None if expert is None else [some(expert, experts) for _ in range(layers)],
         shared_ffn=None if ffn is None or not shared else [some(shared * ffn, shared * width()) for _ in range(layers)],
+        mlp_ffn=None
+        if ffn is None or not anatomy(config.model_type).mlp_follows
+        else [some(ffn, width()) for _ in range(layers)],
         q_rank=None if q_rank is None else [some(q_rank, config.q_lora_rank) for _ in range(layers)],
         kv_rank=None if kv_rank is None else [some(kv_rank, config.kv_lora_rank) for _ in range(layers)],
     )
@@ -121,7 +129,10 @@ def masked(parent: PreTrainedModel, pruning: Survivors) -> PreTrainedModel:
         elif pruning.ffn and not parts.experts and has(layer, f"{parts.mlp}.{parts.down}"):
             down_DF = layer.get_submodule(f"{parts.mlp}.{parts.down}").weight
             down_DF[:, _others(pruning.ffn[i], down_DF.shape[1])] = 0
-        if pruning.shared_ffn and has_experts:
+        if pruning.mlp_ffn and has(layer, f"{parts.mlp}.{parts.down}"):
+            down_DF = layer.get_submodule(f"{parts.mlp}.{parts.down}").weight
+            down_DF[:, _others(pruning.mlp_ffn[i], down_DF.shape[1])] = 0
+        if pruning.shared_ffn and parts.shared and has_experts:
             down_DF = layer.get_submodule(parts.shared).down_proj.weight
             down_DF[:, _others(pruning.shared_ffn[i], down_DF.shape[1])] = 0
         for axis, module in parts.latents.items():
@@ -156,7 +167,8 @@ def has(layer: nn.Module, name: str) -> bool:
 
 def _gate_up(experts: nn.Module) -> Tensor:
     """Each expert's first matrix, as outputs by inputs; a view. Llama 4's module does not say how it stores them."""
-    return experts.gate_up_proj.mT if getattr(experts, "is_transposed", True) else experts.gate_up_proj
+    first = experts.gate_up_proj if hasattr(experts, "gate_up_proj") else experts.up_proj
+    return first.mT if getattr(experts, "is_transposed", True) else first
 
 
 def _down(experts: nn.Module) -> Tensor:
@@ -187,7 +199,7 @@ def close_router(layer: nn.Module, router: str, lost: Tensor, config) -> None:
         bias = torch.zeros(len(gate.weight)) if gate.bias is None else gate.bias.clone()
         gate.bias = nn.Parameter(bias.index_fill(0, lost, -torch.inf))
         return
-    is_normed = getattr(config, "norm_topk_prob", True)  # Mixtral always does
+    is_normed = getattr(config, "norm_topk_prob", config.model_type != "jamba")  # Mixtral always does, Jamba never
 
     def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = hidden @ gate.weight.T
@@ -229,7 +241,7 @@ def _mask_hidden(model: PreTrainedModel, parts: Anatomy, kept: Indices) -> None:
             module.weight[lost] = 0
             if module.bias is not None:
                 module.bias[lost] = 0
-        elif isinstance(module, nn.Linear) and kind not in parts.latents.values():
+        elif isinstance(module, nn.Linear) and kind not in (*parts.latents.values(), *parts.inner):
             module.weight[:, lost] = 0
 
 

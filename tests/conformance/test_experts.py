@@ -37,7 +37,7 @@ from tests.conformance.test_families import (
     write,
 )
 from tests.quick import EVERY_MIXTURE, MIXTURES, each_family
-from tests.tiny import BASE, tiny_config, tiny_model
+from tests.tiny import tiny_config, tiny_model
 
 PRUNINGS = {
     "experts": {"expert": 4},
@@ -74,11 +74,6 @@ def parents(tmp_path_factory):
         return known[key]
 
     return get
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 @each_family(MIXTURES)

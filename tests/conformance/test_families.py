@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging
 
 from minitron_cli import io
 from minitron_cli.checkpoint import hf
@@ -27,7 +26,7 @@ from tests.anatomy import ANATOMY, anatomy
 from tests.by_table import opened
 from tests.conformance.masked import Survivors, masked, random_survivors
 from tests.quick import APART, case_of, each_family, first_quick, quick_families, slow
-from tests.tiny import BASE, FAMILY_OPTIONS, tiny_config, tiny_model
+from tests.tiny import FAMILY_OPTIONS, tiny_config, tiny_model
 
 # transformers divides hidden by heads, and refuses a remainder
 MULTIPLES = ("arcee", "cwm", "deepseek_v2", "gemma2", "gemma3_text", "jais2", "llama", "vaultgemma")
@@ -81,6 +80,7 @@ WITHOUT_PLAN = {
     "granitemoe",
     "granitemoehybrid",
     "hunyuan_v1_dense",
+    "jamba",
     "lfm2",
     "nemotron_h",
     "phimoe",
@@ -93,8 +93,15 @@ UNPLANNED = {
 }
 """Start of the names in attention for which transformers has no such plan; it copies latents."""
 ONE_ROW = {"qwen2_moe", "qwen3_next"}
-QUOTIENTS = sorted(name for name, family in FAMILIES.items() if family.quotients)
+QUOTIENTS = {
+    name: next(iter(family.quotients.values()))[0].replace(" ", " x ")
+    for name, family in FAMILIES.items()
+    if family.quotients
+}
+"""Family -> product whose quotient by hidden its config states."""
 NORMED_OVER_HEADS = ("flex_olmo", "minimax_m2", "olmo2", "olmo3", "olmoe")
+DIVIDED = (*MULTIPLES, *QUOTIENTS)
+"""Families of whose hidden sizes transformers asks more than that they suit products of experts."""
 MIXTURES = sorted(model_type for model_type, parts in ANATOMY.items() if parts.experts)
 KINDS = sorted(name for name, family in FAMILIES.items() if len(set(family.of_model(tiny_config(name)).layers)) > 1)
 """Families whose tiny models have layers that hold different tensors."""
@@ -151,6 +158,7 @@ OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
     "gemma2": BY_TWOS,
     "gemma3_text": BY_TWOS,
     "smollm3": BY_TWOS,
+    "jamba": BY_EIGHTS | {"depth": {"layer": 2}, "all": {"layer": 2, "hidden": 24, "ffn": 16, "head": 6}},
     "mixtral": BY_EIGHTS,
     "granitemoe": BY_EIGHTS,
     "gpt_oss": BY_EIGHTS | {"depth": {"layer": 2}, "all": {"layer": 2, "hidden": 24, "ffn": 16, "head": 6}},
@@ -177,8 +185,15 @@ OTHERWISE: dict[str, dict[str, dict[str, int]]] = {
 REFUSED: list[tuple[str, dict[str, int], str]] = [
     *((model_type, {"hidden": 21}, "where hidden is a multiple of head; change one") for model_type in MULTIPLES),
     *((model_type, {"head": 6}, "where hidden is a multiple of head; change one") for model_type in MULTIPLES),
-    *((name, {"hidden": 21}, "hidden=21: .* has 96 = mamba_head x mamba_dim.*keep a divisor") for name in QUOTIENTS),
-    *((name, {"mamba_head": 6}, "hidden=32: .* has 48 = mamba_head x mamba_dim") for name in QUOTIENTS),
+    *(
+        (name, {"hidden": 21}, f"hidden=21: .* has 96 = {product}.*keep a divisor")
+        for name, product in QUOTIENTS.items()
+    ),
+    *(
+        (name, {"mamba_head": 6}, f"hidden=32: .* has 48 = {product}")
+        for name, product in QUOTIENTS.items()
+        if "mamba_head" in FAMILIES[name].sizes
+    ),
     *((model_type, {"layer": 3}, "repeat every 2.*drop a multiple of 2 of the 4 layers") for model_type in PATTERNED),
     *((name, {"head": 4}, "q_norm takes the mean over all heads.*keep head=8") for name in NORMED_OVER_HEADS),
     *((name, {"head": 4, "kv_head": 1}, "q_norm takes the mean") for name in NORMED_OVER_HEADS),
@@ -202,7 +217,7 @@ REFUSED: list[tuple[str, dict[str, int], str]] = [
     *(
         (name, {"hidden": 28}, "hidden=28: .* in groups.*; keep a multiple of 8")
         for name in MIXTURES
-        if "hidden" not in FAMILIES[name].not_prunable and FAMILIES[name].width_multiple > 1 and name not in MULTIPLES
+        if "hidden" not in FAMILIES[name].not_prunable and FAMILIES[name].width_multiple > 1 and name not in DIVIDED
     ),
     *((model_type, {"expert": 1}, "expert=1: every token uses 2 of them; keep at least 2") for model_type in MIXTURES),
 ]
@@ -219,11 +234,6 @@ def prunings_of(model_type: str) -> list[str]:
 TIED = (False, True)
 each_tied = pytest.mark.parametrize("tied", first_quick(TIED), ids=["untied", "tied"])
 EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="module")
@@ -243,12 +253,6 @@ def parents(tmp_path_factory):
         return known[key]
 
     return get
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    """More tokens than a window holds, and more than there are samples."""
-    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 class Preferring:
@@ -418,17 +422,17 @@ def test_the_limits_of_grouped_attention(parents, model_type, groups, tokens, tm
 def test_any_hidden_size_unless_the_family_says_otherwise(parents, model_type, tokens, tmp_path):
     model, checkpoint = parents(model_type)
     pruning = random_survivors(model.config, 3, hidden=21)
-    if FAMILIES[model_type].width_multiple > 1 and model_type not in MULTIPLES:
+    if FAMILIES[model_type].width_multiple > 1 and model_type not in DIVIDED:
         plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(pruning.hidden)})  # past our own refusal
         child = reload(write(checkpoint, plan, tmp_path / "child"))
         with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
             logits_of(child, tokens)
         return
-    if model_type not in (*MULTIPLES, *QUOTIENTS):
+    if model_type not in DIVIDED:
         check_child(model, checkpoint, pruning, tokens, tmp_path / "child")
         return
     plan = PrunePlan(shape_of(model), {"hidden": torch.tensor(pruning.hidden)})  # past our own refusal
-    with pytest.raises(Exception, match=r"multiple|must divide|do not match"):
+    with pytest.raises(Exception, match=r"multiple|must divide|do not match|mismatched_sizes"):
         reload(write(checkpoint, plan, tmp_path / "child"))
 
 
@@ -563,6 +567,10 @@ def test_dropping_layers_keeps_each_layers_kind(parents, model_type, kept, token
     held = shape_of(model).family.layers
     if {held[i] for i in kept if held} != set(held):
         with pytest.raises(InputError, match=r"no \w+( \w+)* layer would be left.*keep at least one of each"):
+            plan_of(model, Survivors(layer=kept))
+        return
+    if FAMILIES[model_type].is_periodic and kept == [0, 2, 3]:
+        with pytest.raises(InputError, match=r"as a repeating pattern, which the kept layers do not follow"):
             plan_of(model, Survivors(layer=kept))
         return
     pattern = getattr(model.config, anatomy(model_type).pattern or "none", [])

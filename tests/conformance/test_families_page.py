@@ -17,7 +17,8 @@ def cell(family: Family, axis: str) -> str:
     if axis not in family.sizes:
         return "-"
     if axis == "layer":
-        return "by kind" if family.layer_kinds else "whole periods" if family.layer_pattern else "exact"
+        by_kind = "by kind" if family.layer_kinds else "exact"
+        return "whole periods" if family.layer_pattern or family.is_periodic else by_kind
     if axis in family.not_prunable:
         return "refused"
     other = {"head": "hidden", "hidden": "head"}.get(axis, "")
@@ -26,10 +27,10 @@ def cell(family: Family, axis: str) -> str:
     word = "corrected" if axis in {c.axis for c in family.corrections.values()} else "exact"
     if other and family.head_dim_table:
         return f"{word}, LongRoPE with {other}"
+    if axis in ("hidden", "ffn") and family.width_multiple > 1:
+        word = f"{word}, by {family.width_multiple}"
     if axis == "hidden" and family.quotients:
         return f"{word}, divisors"
-    if axis in ("hidden", "ffn") and family.width_multiple > 1:
-        return f"{word}, by {family.width_multiple}"
     if other and family.hidden_is_multiple_of_heads:
         return f"{word}, multiples"
     return word
@@ -63,4 +64,6 @@ def test_the_model_types_without_a_table_have_none():
     names = [name.strip() for row in rows for name in row.split(",")]
     assert set(names) <= set(CONFIG_MAPPING) - set(FAMILIES)
     count = len(set(names))
+    assert f"Of the {len(FAMILIES) + count} model types" in section
+    assert f"{len(FAMILIES)} have a table above" in section
     assert f"The other {count} {'is' if count == 1 else 'are'} refused" in section

@@ -1,4 +1,4 @@
-"""What the tiny models of hybrids do not show: Granite 4 with experts, names in files, quotients, and refusals."""
+"""What the tiny models of hybrids do not show: experts, names in files, patterns, quotients, and refusals."""
 
 import json
 import re
@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from transformers.utils import logging
+from transformers import CONFIG_MAPPING
 
 from minitron_cli.errors import CheckpointError, InputError
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.prune.child_config import child_config
+from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.limits import refusal
-from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.plan import PrunePlan, make_plan
 from tests.anatomy import ANATOMY
 from tests.by_table import opened
 from tests.conformance.masked import Survivors, random_survivors
@@ -30,56 +32,73 @@ from tests.conformance.test_families import (
     write,
 )
 from tests.conformance.test_repair import HIDDEN, random_basis, turned
-from tests.tiny import BASE, tiny_config, tiny_model
+from tests.conformance.test_state_spaces import STATE_SPACES
+from tests.tiny import tiny_config, tiny_model
 from tests.unit.importance.test_layer_major import check_scores
 
-EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2, "shared_intermediate_size": 40, "rms_norm_eps": 0.02}
-PRUNINGS = [
-    {"expert": 4},
-    {"ffn": 16},
-    {"head": 4, "kv_head": 1},
-    {"hidden": 24},
-    {"layer": 3},
-    {"layer": 2, "hidden": 16, "ffn": 40, "head": 4, "expert": 3},
-]
+GRANITE = {"num_local_experts": 6, "num_experts_per_tok": 2, "shared_intermediate_size": 40, "rms_norm_eps": 0.02}
+NEMOTRON = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "mlp"],
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 40,
+    "intermediate_size": 40,
+    "routed_scaling_factor": 1.5,
+    "layer_norm_epsilon": 0.02,
+}
+JAMBA = {"num_hidden_layers": 8, "attn_layer_period": 4, "attn_layer_offset": 2, "rms_norm_eps": 0.02}
+WIDTHS = [{"expert": 4}, {"ffn": 16}, {"head": 4, "kv_head": 1}, {"hidden": 24}]
+ALL = {"hidden": 16, "ffn": 40, "head": 4, "expert": 3}
+DEPTHS = {
+    "granitemoehybrid": [[0, 1, 3], [0, 3]],
+    "jamba": [[0, 1, 2, 3], [0, 1, 2, 3, 4, 5]],
+    "nemotron_h": [[0, 2, 3, 4], [0, 1, 2, 4]],
+}
+"""Layers that stay."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    logging.disable_progress_bar()
-
-
-@pytest.fixture
-def tokens():
-    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
+def survivors_of(config):
+    """What remains, by axis and of all together."""
+    fewer, fewest = DEPTHS[config.model_type]
+    found = [random_survivors(config, i, **sizes) for i, sizes in enumerate([*WIDTHS, ALL])]
+    return [*found[:-1], Survivors(layer=fewer), replace(found[-1], layer=fewest)]
 
 
 @pytest.mark.conformance
-class TestGraniteWithExperts:
-    """Every other test of the family has its dense table."""
+class TestWithExperts:
+    """Hybrids whose tiny models, which every other test has, are without experts, or have fewer kinds of layers."""
 
     @pytest.fixture(autouse=True)
     def _parts(self, monkeypatch):
         router = {"experts": "block_sparse_moe.experts", "router": "block_sparse_moe.router"}
         monkeypatch.setitem(ANATOMY, "granitemoehybrid", replace(ANATOMY["granitemoehybrid"], **router))
+        router = {"experts": "mixer.experts", "router": "mixer.gate"}
+        monkeypatch.setitem(ANATOMY, "nemotron_h", replace(ANATOMY["nemotron_h"], **router))
 
-    @pytest.fixture(params=[False, True], ids=["untied", "tied"])
+    @pytest.fixture(
+        params=[
+            ("granitemoehybrid", {**GRANITE, "tie_word_embeddings": False}),
+            ("granitemoehybrid", {**GRANITE, "tie_word_embeddings": True}),
+            ("jamba", JAMBA),
+            ("nemotron_h", NEMOTRON),
+        ],
+        ids=["granite untied", "granite tied", "jamba", "nemotron"],
+    )
     def parent(self, request, tmp_path):
-        model = tiny_model("granitemoehybrid", **EXPERTS, tie_word_embeddings=request.param)
+        model_type, options = request.param
+        model = tiny_model(model_type, **options)
         model.save_pretrained(tmp_path / "parent")
         return model, opened(tmp_path / "parent")
 
-    def test_it_has_a_table_of_its_own(self, parent):
-        assert shape_of(parent[0]).family != FAMILIES["granitemoehybrid"]
+    def test_every_tensor_is_counted(self, parent):
+        assert "expert" in shape_of(parent[0]).sizes
         check_counts(*parent)
 
     def test_a_child_computes_what_its_masked_parent_computes(self, parent, tokens, tmp_path, subtests):
         model, checkpoint = parent
-        for i, sizes in enumerate(PRUNINGS):
-            with subtests.test(pruning=sizes):
-                survivors = random_survivors(model.config, i, **sizes)
-                if "layer" in sizes:
-                    survivors = replace(survivors, layer=[0, 3] if sizes["layer"] == 2 else [0, 1, 3])
+        for i, survivors in enumerate(survivors_of(model.config)):
+            with subtests.test(pruning=survivors.sizes):
                 check_child(model, checkpoint, survivors, tokens, tmp_path / f"{i}")
                 check_streamed(checkpoint, plan_of(model, survivors), tmp_path / f"{i} again")
 
@@ -108,7 +127,59 @@ class TestGraniteWithExperts:
         assert "keep a multiple of 8" in refusal(shape, shape.resize(ffn=20))
 
 
-@pytest.mark.parametrize("model_type", sorted(name for name, family in FAMILIES.items() if family.quotients))
+def test_kinds_keep_the_words_of_the_parents_config(tmp_path, tokens):
+    """transformers 5 reads other words as it reads these; version 4 and vLLM know these alone."""
+    model = tiny_model("granitemoehybrid", rms_norm_eps=0.02)
+    model.save_pretrained(tmp_path / "parent")
+    edit_config(tmp_path / "parent", layer_types=["mamba", "attention", "mamba", "attention"])
+    check_child(model, opened(tmp_path / "parent"), Survivors(layer=[0, 1, 3]), tokens, tmp_path / "child")
+    raw = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert raw["layer_types"] == ["mamba", "attention", "attention"]
+
+
+class TestJamba:
+    @pytest.fixture
+    def parent(self):
+        return shape_of(tiny_model("jamba", **JAMBA))
+
+    def test_whole_periods_go(self, parent):
+        """By the sum of their layers' scores; the layers that go are no part of two periods."""
+
+        class Scores:
+            def layers(self, metric):
+                return torch.tensor([5.0, 5, 5, 1, 0, 3, 3, 3])
+
+        plan = make_plan(parent, parent.resize(layer=4), Scores(), Ranking())
+        assert plan.at("layer").tolist() == [0, 1, 2, 3]
+        assert plan.child.family.layers == parent.family.layers[:4]
+        reason = refusal(parent, parent.resize(layer=6))
+        assert "layers that repeat every 4; drop a multiple of 4 of the 8 layers, or name drop_layers" in reason
+
+    @pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4], [2, 3, 4, 5, 6], [4, 5, 6, 7]], ids=str)
+    def test_any_layers_that_leave_a_pattern_may_be_named(self, kept, parent):
+        """The child's config states the pattern."""
+        child = parent.of_layers(kept)
+        plan = PrunePlan(parent, {"layer": torch.tensor(kept)})
+        config = child_config(tiny_config("jamba", **JAMBA).to_dict(), plan)
+        assert refusal(parent, child, kept) is None
+        assert family_of(CONFIG_MAPPING["jamba"].from_dict(config)).layers == child.family.layers
+
+    def test_other_layers_are_refused(self, parent):
+        assert "which the kept layers do not follow" in refusal(parent, parent, [0, 2, 3, 4])
+
+    def test_a_model_without_experts_has_one_kind_of_rule(self, tokens, tmp_path):
+        model = tiny_model("jamba", num_experts=1, num_experts_per_tok=1, attn_layer_period=2)
+        model.save_pretrained(tmp_path / "parent")
+        checkpoint = opened(tmp_path / "parent")
+        check_counts(model, checkpoint)
+        sizes = {"ffn": 20, "hidden": 24, "head": 4}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(ANATOMY, "jamba", replace(ANATOMY["jamba"], experts="", router="", mlp_follows=False))
+            survivors = replace(random_survivors(model.config, 1, **sizes), layer=[0, 1, 2])
+            check_child(model, checkpoint, survivors, tokens, tmp_path / "child")
+
+
+@pytest.mark.parametrize("model_type", [name for name in STATE_SPACES if FAMILIES[name].quotients])
 def test_a_config_states_the_quotient(model_type, tmp_path):
     """Of heads that go alone, of hidden alone, and of both; the parent's is 3."""
     model = tiny_model(model_type)
@@ -155,9 +226,10 @@ class TestNemotronH:
         assert raw["layers_block_type"] == [kind for (kind,) in plan.child.family.layers]
         assert raw["num_hidden_layers"] == 3
 
-    def test_layers_with_experts_are_refused(self):
-        config = tiny_config("nemotron_h", layers_block_type=["linear_attention", "moe", "full_attention", "mlp"])
-        with pytest.raises(CheckpointError, match="layers of this nemotron_h model hold experts"):
+    def test_experts_that_read_a_latent_are_refused(self):
+        kinds = ["linear_attention", "moe", "full_attention", "mlp"]
+        config = tiny_config("nemotron_h", layers_block_type=kinds, moe_latent_size=16)
+        with pytest.raises(CheckpointError, match="experts of this nemotron_h model read a latent"):
             family_of(config)
 
     def test_one_layer_of_each_kind_stays(self, parent):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers.utils import logging
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError
@@ -30,7 +29,7 @@ from tests.conformance.test_families import (
     write,
 )
 from tests.quick import case_of
-from tests.tiny import BASE, tiny_model
+from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
 BOTH = pytest.mark.parametrize(
@@ -38,16 +37,6 @@ BOTH = pytest.mark.parametrize(
 )
 GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
 GROUPS = ([0, 2, 5, 7], [1, 3, 4, 6], [2, 3, 6, 7], [0, 1, 4, 5])  # two of each group in every layer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    logging.disable_progress_bar()
-
-
-@pytest.fixture
-def tokens():
-    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 def saved(path, model_type, **options):

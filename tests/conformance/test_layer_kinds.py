@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers.utils import logging
 
 from minitron_cli.errors import InputError
 from minitron_cli.model.layer_kinds import apportioned
@@ -24,7 +23,7 @@ from tests.conformance.test_families import (
     write,
 )
 from tests.quick import case_of
-from tests.tiny import BASE, tiny_model
+from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
 A, B = ("attention",), ("conv",)
@@ -44,11 +43,6 @@ MIXED = {
 EVERY_MIXED = pytest.mark.parametrize("model_type", [case_of(name) for name in sorted(MIXED)])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    logging.disable_progress_bar()
-
-
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory):
     """Model type -> a model whose layers differ, and its checkpoint."""
@@ -63,11 +57,6 @@ def parents(tmp_path_factory):
         return known[model_type]
 
     return get
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 @EVERY_MIXED

@@ -24,6 +24,7 @@ OF_KINDS = (
     "glm4_moe",
     "glm4_moe_lite",
     "granitemoehybrid",
+    "jamba",
     "lfm2",
     "llama4_text",
     "nemotron_h",

@@ -6,7 +6,6 @@ from functools import cache
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -58,21 +57,11 @@ OTHERS = {
     "starcoder2",
 }  # see docs/repair.md
 ROTATABLE = each_family(rotatable())
-HYBRIDS = ("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_text", "qwen3_next")
+HYBRIDS = ("bamba", "falcon_h1", "granitemoehybrid", "jamba", "nemotron_h", "qwen3_5_text", "qwen3_next")
 NAMED_AS_LLAMA = [t for t in rotatable() if t not in (*HYBRIDS, "llama4_text")]  # by whose names plain arithmetic goes
 ROTATABLE_DENSE = each_family([t for t in rotatable() if "expert" not in FAMILIES[t].sizes])
 PLAIN = each_family(NAMED_AS_LLAMA)
 DENSE = each_family([t for t in NAMED_AS_LLAMA if "expert" not in FAMILIES[t].sizes])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    logging.disable_progress_bar()
-
-
-@pytest.fixture
-def tokens():
-    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 def saved(path, model_type, **options):

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers.utils import logging
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -35,7 +34,7 @@ from tests.conformance.test_families import (
     write,
 )
 from tests.quick import case_of
-from tests.tiny import BASE, tiny_model
+from tests.tiny import tiny_model
 from tests.unit.importance.calibration import samples, score, split
 
 HEADS, GROUPS, DIM = 12, 2, 6
@@ -61,16 +60,6 @@ NORMS = {
 OF_FALCON = [pytest.param("falcon_h1", options, id=f"falcon_h1-{name}") for name, options in NORMS.items()]
 OF_OTHERS = [case_of(name, {}) for name in STATE_SPACES if name != "falcon_h1"]
 EPSILON = 1e-12  # the norm's, whose share of the mean changes with the number of channels
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    logging.disable_progress_bar()
-
-
-@pytest.fixture
-def tokens():
-    return torch.randint(1, BASE["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 def saved(path, model_type="falcon_h1", **options):

@@ -6,7 +6,7 @@ from typing import Any
 
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model import unsupported
-from minitron_cli.model.families import granitemoehybrid, nemotron_h
+from minitron_cli.model.families import granitemoehybrid, jamba, nemotron_h
 from minitron_cli.model.families.apertus import APERTUS
 from minitron_cli.model.families.arcee import ARCEE
 from minitron_cli.model.families.bamba import BAMBA
@@ -34,6 +34,7 @@ from minitron_cli.model.families.granitemoe import GRANITEMOE
 from minitron_cli.model.families.granitemoehybrid import GRANITEMOEHYBRID
 from minitron_cli.model.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from minitron_cli.model.families.jais2 import JAIS2
+from minitron_cli.model.families.jamba import JAMBA
 from minitron_cli.model.families.lfm2 import LFM2
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.families.llama4_text import LLAMA4_TEXT
@@ -96,6 +97,7 @@ FAMILIES: dict[str, Family] = {
         GRANITEMOEHYBRID,
         HUNYUAN_V1_DENSE,
         JAIS2,
+        JAMBA,
         LFM2,
         LLAMA,
         LLAMA4_TEXT,
@@ -128,6 +130,7 @@ FAMILIES: dict[str, Family] = {
 
 WITH_OTHER_TABLES: dict[str, Callable[[Any], Family]] = {
     "granitemoehybrid": granitemoehybrid.table,
+    "jamba": jamba.table,
     "nemotron_h": nemotron_h.table,
 }
 """Model type -> function that gives the table of a config, where models of the type differ in more than their flags."""

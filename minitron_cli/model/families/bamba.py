@@ -2,7 +2,7 @@
 
 from minitron_cli.model.families import falcon_h1 as F
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Correction, Family
+from minitron_cli.model.family import Correction, Family, Serving
 from minitron_cli.model.layer_kinds import Listed
 
 STATE_SPACE = F.STATE_SPACE | F.IN_PROJ_BIAS | F.OUT_PROJ_BIAS
@@ -31,4 +31,5 @@ BAMBA = Family(
     layers_return_tuples=True,
     layer_kinds=(Listed("layers_block_type", {"attn_layer_indices": "full_attention"}, is_stored=False),),
     held_by=HELD_BY,
+    serving=Serving(vllm="derives_head_dim"),
 )

@@ -4,7 +4,7 @@ from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.glm4_moe import BEFORE_MLP, BEFORE_MLP_READERS, SHARED
 from minitron_cli.model.families.phimoe import HEAD_BIAS
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, HELD_BY, MLP, RUNTIME_NAMES
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 from minitron_cli.model.layer_kinds import SparseBetween
 
 CORRECTION = {f"{MLP}.moe_statics.e_score_correction_bias": "1 expert"}
@@ -41,4 +41,5 @@ ERNIE4_5_MOE = Family(
     runtime_names=RUNTIME_NAMES | {f"{MLP}.gate.moe_statics.e_score_correction_bias": (*CORRECTION,)},
     layer_kinds=(SparseBetween("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),),
     held_by=HELD_BY | dict.fromkeys(CORRECTION | SHARED | SHARED_BIAS, "sparse") | dict.fromkeys(DENSE_BIAS, "dense"),
+    serving=Serving("reads_head_dim"),
 )

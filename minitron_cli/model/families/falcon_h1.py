@@ -1,7 +1,7 @@
 """Falcon-H1: in every layer attention beside a state space (Mamba-2), added up, then a gated MLP."""
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Correction, Family
+from minitron_cli.model.family import Correction, Family, Serving
 
 MAMBA = "model.layers.{layer}.mamba"
 
@@ -84,4 +84,5 @@ FALCON_H1 = Family(
     tied=L.TIED,
     layers_return_tuples=True,
     adds_outputs=False,  # mlp_multipliers, attention_out_multiplier
+    serving=Serving("reads_head_dim"),
 )

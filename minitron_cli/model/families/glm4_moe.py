@@ -5,7 +5,7 @@ from typing import Any
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.qwen3 import QK_NORM
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, HELD_BY, MLP, QWEN3_MOE, RUNTIME_NAMES
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 from minitron_cli.model.layer_kinds import DenseBelow
 
 SHARED = {
@@ -68,4 +68,5 @@ GLM4_MOE = Family(
     runtime_names=RUNTIME_NAMES,
     layer_kinds=(DenseBelow("first_k_dense_replace"),),
     held_by=HELD_BY | dict.fromkeys(CORRECTION | SHARED, "sparse"),
+    serving=Serving("reads_head_dim"),
 )

@@ -50,5 +50,5 @@ GPT_NEOX = Family(
     ),
     runtime_names={"lm_head.weight": ("embed_out.weight",)},
     rope_v4=RopeV4(fields={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}),
-    serving=Serving("unknown", "derives_head_dim"),
+    serving=Serving("derives_head_dim", "derives_head_dim"),
 )

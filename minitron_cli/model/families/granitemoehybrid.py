@@ -10,7 +10,7 @@ from minitron_cli.model.families import falcon_h1 as F
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.bamba import ATTENTION, HELD_BY, STATE_SPACE, STORED_IF
 from minitron_cli.model.families.granitemoe import BLOCK, EXPERTS, GRANITEMOE
-from minitron_cli.model.family import Correction, Family
+from minitron_cli.model.family import Correction, Family, Serving
 from minitron_cli.model.layer_kinds import Listed
 
 SHARED = "model.layers.{layer}.shared_mlp"
@@ -43,6 +43,7 @@ GRANITEMOEHYBRID = Family(
     tied=L.TIED,
     layer_kinds=(Listed("layer_types"),),
     held_by=HELD_BY,
+    serving=Serving(vllm="derives_head_dim"),
 )
 
 WITH_EXPERTS = replace(

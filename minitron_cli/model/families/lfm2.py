@@ -3,7 +3,7 @@
 from typing import Any
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 from minitron_cli.model.layer_kinds import Listed
 
 LAYER = "model.layers.{layer}"
@@ -83,4 +83,5 @@ LFM2 = Family(
     not_prunable={"hidden": HIDDEN},
     layer_kinds=(KINDS,),
     held_by=dict.fromkeys(ATTENTION, "full_attention") | dict.fromkeys(CONVOLUTION | CONVOLUTION_BIAS, "conv"),
+    serving=Serving(vllm="derives_head_dim"),
 )

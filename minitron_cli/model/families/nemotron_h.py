@@ -1,11 +1,16 @@
-"""Nemotron-H and Nemotron Nano 2: a layer is a state space (Mamba-2), attention, or an MLP without a gate."""
+"""Nemotron-H, Nemotron Nano 2 and Nemotron 3 Nano: a layer is a state space (Mamba-2), attention, an MLP or experts.
+
+Neither the MLP nor an expert has a gate.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minitron_cli.errors import CheckpointError
 from minitron_cli.model.families import llama as L
+from minitron_cli.model.families.glm4_moe import RATED
+from minitron_cli.model.families.glm4_moe import SIZES as GLM_SIZES
 from minitron_cli.model.family import Correction, Family, Serving
 
 LAYER = "model.layers.{layer}"
@@ -37,6 +42,17 @@ MLP = {f"{MIXER}.up_proj.weight": "ffn hidden", f"{MIXER}.down_proj.weight": "hi
 
 MLP_BIAS = {f"{MIXER}.up_proj.bias": "ffn", f"{MIXER}.down_proj.bias": "hidden"}
 
+EXPERTS = {
+    f"{MIXER}.gate.weight": "expert hidden",
+    f"{MIXER}.gate.e_score_correction_bias": "expert",
+    f"{MIXER}.experts.{{expert}}.up_proj.weight": "ffn hidden",
+    f"{MIXER}.experts.{{expert}}.down_proj.weight": "hidden ffn",
+    f"{MIXER}.shared_experts.up_proj.weight": "own_ffn hidden",
+    f"{MIXER}.shared_experts.down_proj.weight": "hidden own_ffn",
+}
+
+SHARED_BIAS = {f"{MIXER}.shared_experts.up_proj.bias": "own_ffn", f"{MIXER}.shared_experts.down_proj.bias": "hidden"}
+
 NORMS = {f"{LAYER}.norm.weight": "hidden"}
 
 FINAL = {"model.norm_f.weight": "hidden", "lm_head.weight": "vocab hidden"}
@@ -58,7 +74,7 @@ READERS = (
 )
 """Matrices that read a layer's norm; every layer holds some."""
 
-LETTERS: Mapping[str, str] = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+LETTERS: Mapping[str, str] = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,50 @@ NEMOTRON_H = Family(
 )
 
 
+BESIDE_EXPERTS = {name: layout.replace("ffn", "dense_ffn") for name, layout in (MLP | MLP_BIAS).items()}
+
+WITH_EXPERTS = replace(
+    NEMOTRON_H,
+    tensors=EMBEDDING
+    | STATE_SPACE
+    | STATE_SPACE_BIAS
+    | ATTENTION
+    | EXPERTS
+    | SHARED_BIAS
+    | BESIDE_EXPERTS
+    | NORMS
+    | FINAL,
+    sizes=L.SIZES | SIZES | GLM_SIZES | {"own_ffn": "moe_shared_expert_intermediate_size"},
+    derived={"rated_expert": lambda config: RATED},
+    active={"expert": "num_experts_per_tok"},
+    groups={**NEMOTRON_H.groups, "expert": "expert_group"},
+    buffers=frozenset({f"{MIXER}.gate.e_score_correction_bias"}),
+    stored_if={**NEMOTRON_H.stored_if, **dict.fromkeys(SHARED_BIAS, "mlp_bias")},
+    links={
+        **NEMOTRON_H.links,
+        f"{LAYER}.norm.weight": (
+            *READERS,
+            f"{MIXER}.gate.weight",
+            f"{MIXER}.experts.{{expert}}.up_proj.weight",
+            f"{MIXER}.shared_experts.up_proj.weight",
+        ),
+    },
+    width_multiple=8,
+    runtime_names={
+        f"{MIXER}.experts.up_proj": (f"{MIXER}.experts.{{expert}}.up_proj.weight",),
+        f"{MIXER}.experts.down_proj": (f"{MIXER}.experts.{{expert}}.down_proj.weight",),
+    },
+    held_by={**NEMOTRON_H.held_by, **dict.fromkeys(EXPERTS | SHARED_BIAS, "moe")},
+)
+
+
 def table(config: Any) -> Family:
-    """The table of a model without experts. CheckpointError for others."""
-    if "moe" in config.layers_block_type:
+    """The table of a model with experts, or without. CheckpointError where experts read a latent."""
+    if "moe" not in config.layers_block_type:
+        return NEMOTRON_H
+    if config.moe_latent_size is not None:
         raise CheckpointError(
-            "layers of this nemotron_h model hold experts, which its table does not describe: give one without "
-            "(docs/families.md)"
+            "the experts of this nemotron_h model read a latent (moe_latent_size), which its table does not describe: "
+            "give one without (docs/families.md)"
         )
-    return NEMOTRON_H
+    return WITH_EXPERTS

@@ -3,7 +3,7 @@
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.olmo2 import NORMED_OVER_HEADS
 from minitron_cli.model.families.qwen3_moe import EXPERT_READERS, EXPERTS, QWEN3_MOE, RUNTIME_NAMES
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 QK_NORM = {
     "model.layers.{layer}.self_attn.q_norm.weight": "(head head_dim)",
@@ -22,4 +22,5 @@ OLMOE = Family(
     runtime_names=RUNTIME_NAMES,
     not_prunable=NORMED_OVER_HEADS
     | {"hidden": "q_norm over all heads has hidden as its length, so hidden stays with the heads"},
+    serving=Serving(vllm="derives_head_dim"),
 )

@@ -9,7 +9,7 @@ from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.qwen2_moe import BEFORE_MLP, QWEN2_MOE, SHARED
 from minitron_cli.model.families.qwen3 import QK_NORM
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, QWEN3_MOE, RUNTIME_NAMES
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 from minitron_cli.model.layer_kinds import DenseListed, Listed
 
 DELTA = "model.layers.{layer}.linear_attn"
@@ -79,4 +79,5 @@ QWEN3_NEXT = Family(
         **dict.fromkeys(ATTENTION, "full_attention"),
         **dict.fromkeys(DELTA_NET, "linear_attention"),
     },
+    serving=Serving("reads_head_dim"),
 )

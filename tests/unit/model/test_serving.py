@@ -128,6 +128,8 @@ def test_llama_is_told_hidden_sizes_that_its_heads_divide():
         ("olmo2", "slower", "fails"),
         ("nemotron", "ok", "fails"),
         ("smollm3", "slower", "ok"),
+        ("granitemoehybrid", "fails", "unknown"),
+        ("falcon_h1", "ok", "unknown"),
         ("gemma", "unknown", "ok"),
         ("cohere2", "unknown", "fails"),
         ("new_model", "unknown", "unknown"),

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -99,7 +100,11 @@ def test_the_cache_grows_with_what_it_holds():
     assert shape.resize(head=2).kv_cache_bytes(1, 1) == one
 
 
-@each_family(without(*CARRYING))  # whose convolutions and scans are not counted as torch does
+SCANS = CARRYING - {"lfm2"}
+"""Families in which torch counts products of states too, whose number depends on how a scan is computed."""
+
+
+@each_family(without(*SCANS))
 def test_flops_are_those_that_torch_counts(model_type, subtests):
     for tied in (False, True):
         with subtests.test(tied=tied):
@@ -113,9 +118,11 @@ def check_flops(model):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(1, 1 + length)[None], use_cache=False)
     shape = Shape.of(family_of(model.config), model.config)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv1d)]
+    beyond = sum(2 * conv.padding[0] * conv.weight.numel() for conv in convolutions)  # what is cut off again
     if model.config.model_type == "llama4_text":  # transformers multiplies zeros where a token is not routed
         shape = replace(shape, active={})
-    assert shape.flops_per_token(context=length) * length == counter.get_total_flops()
+    assert shape.flops_per_token(context=length) * length + beyond == counter.get_total_flops()
 
 
 ANY_SIZE = {n for n, f in FAMILIES.items() if not f.layer_kinds or n in MIXTURES} - CARRYING
@@ -146,6 +153,7 @@ def test_any_size_counts_what_transformers_builds(model_type):
     ("alias", "billions", "active"),
     [
         ("apertus-8b", 8.05, None),
+        ("bamba-9b", 9.78, None),
         ("gpt-oss-20b", 20.91, 3.61),
         ("gpt-oss-120b", 116.83, 5.13),
         ("olmo-7b", 6.89, None),

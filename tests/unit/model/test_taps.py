@@ -38,6 +38,7 @@ def test_taps_are_modules_and_show_the_axis(model_type):
         "head": 32 if model_type in ("gpt_neox", "olmoe") else 64,
         "ffn": 48,
         "shared_ffn": 48 if model_type == "llama4_text" else 96,
+        "mlp_ffn": 48,
         "q_rank": 24,
         "kv_rank": 16,
         "hidden": 32,

@@ -172,6 +172,27 @@ def test_every_part_makes_up_for_what_went_before(model_type, turned, tmp_path):
     check_parts(model, plan, reload(write(checkpoint, plan, tmp_path / "child")), range(4))
 
 
+def test_a_layer_that_is_one_block_is_fitted_to_the_stream_after_it(tmp_path):
+    """Attention or an MLP of Nemotron-H, before which there is one norm."""
+    model, checkpoint = parent_of(tmp_path / "parent", "nemotron_h", layer_norm_epsilon=0.02)
+    plan = fit(model, checkpoint, pruning_plan(model, checkpoint), tmp_path / "scratch")
+    child, kept = reload(write(checkpoint, plan, tmp_path / "child")), kept_directions(plan)
+    parent = seen_in(model, ["model.layers.2.norm", "model.norm_f"])
+    for layer, part, axis, after in (
+        (1, "down_proj", "ffn", "model.layers.2.norm"),
+        (3, "o_proj", "head", "model.norm_f"),
+    ):
+        norm, name = f"model.layers.{layer}.norm", f"model.layers.{layer}.mixer.{part}"
+        found = child.get_submodule(name)
+        seen = seen_in(child, [norm, name])
+        wanted = parent[after][0] @ kept - seen[norm][0] - (0 if found.bias is None else found.bias.double())
+        width = 8 if axis == "head" else 1
+        columns = (plan.at(axis, layer)[:, None] * width + torch.arange(width)).flatten()
+        start = kept.T @ model.get_submodule(name).weight.double()[:, columns]
+        fitted = ridge_regression(seen[name][0], wanted, start).float()
+        torch.testing.assert_close(found.weight, fitted, rtol=2e-3, atol=2e-3, msg=name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True], ids=["channels", "directions"])
 def test_dropped_layers_are_made_up_for_by_the_layer_before_them(turned, tmp_path):
