@@ -59,12 +59,9 @@ def beside(model: Evaluated, reference: Evaluated | None) -> str:
     loss, its = model.value(LOSS), reference.value(LOSS) if reference else None
     if loss is None or reference is None or its is None:
         return f"has a loss of {loss:.3f} nats per token" if loss is not None else "has no finite loss"
-    apart = model.from_original(LOSS) if reference.kind == "original" else model.difference(LOSS)
-    return (
-        against(apart.difference, apart.low, apart.high, reference.label)
-        if apart
-        else (against(loss - its, None, None, reference.label))
-    )
+    if apart := model.difference(LOSS, reference.kind):
+        return against(apart.difference, apart.low, apart.high, reference.label)
+    return against(loss - its, None, None, reference.label)
 
 
 def against(more: float, low: float | None, high: float | None, reference: str) -> str:
@@ -81,7 +78,7 @@ def against(more: float, low: float | None, high: float | None, reference: str) 
 
 def _is_better(control: Evaluated, result: Evaluated) -> bool:
     """Whether the loss of a control is lower, with certainty where the two were compared."""
-    apart, own, its = control.from_model(result.label, LOSS), control.value(LOSS), result.value(LOSS)
+    apart, own, its = control.difference(LOSS, result.label), control.value(LOSS), result.value(LOSS)
     if apart and apart.high is not None:
         return apart.high < 0
     return own is not None and its is not None and own < its
