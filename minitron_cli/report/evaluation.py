@@ -13,6 +13,7 @@ from minitron_cli.report.view import Cell, Section, Table, is_empty
 from minitron_cli.results.evaluation import (
     ORIGINAL,
     PARENT,
+    STUDENT,
     Difference,
     EvaluationResult,
     MetricResult,
@@ -21,7 +22,7 @@ from minitron_cli.results.evaluation import (
 )
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
-Kind = Literal["original", "parent", "teacher", "pruned", "sparse", "distilled", "control", "other"]
+Kind = Literal["original", "parent", "teacher", "pruned", "sparse", "student", "distilled", "control", "other"]
 Name = tuple[str, str]  # task and metric
 
 LOSS, KL, KL_ORIGINAL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl"), (PERPLEXITY, "kl_original")
@@ -31,8 +32,11 @@ LABELS: Mapping[str, Kind] = {
     "corrected": "teacher",
     "pruned": "pruned",
     "sparse": "sparse",
+    STUDENT: "student",
     "distilled": "distilled",
 }
+STARTS: tuple[Kind, ...] = ("sparse", "pruned", "student")
+"""What training starts from: the first of them that there is. A student is a model that was not pruned here."""
 PARAMETERS = Figure("parameters", style="short", better="lower")
 TOKENS = Figure("training tokens", style="short")
 ITEMS = Figure("items", style="count")
@@ -209,7 +213,7 @@ def results_section(models: Sequence[Evaluated], to_evaluate: str = "") -> Secti
         "the same items, so their difference is far more certain than either value. Items of one document are counted "
         "together. p is McNemar's exact two-sided p-value."
     )
-    references = [model.label for model in models if model.kind in ("pruned", "sparse", "distilled")]
+    references = [model.label for model in models if model.kind in (*STARTS, "distilled")]
     return Section("results", "Results", text, tuple(evaluation_tables(models, references)))
 
 

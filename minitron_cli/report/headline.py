@@ -10,14 +10,12 @@ from minitron_cli.evaluate import metrics
 from minitron_cli.evaluate.statistics import exponential
 from minitron_cli.figures import Estimate, Figure, fixed, short
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.evaluation import KL, LOSS, Evaluated, Kind
+from minitron_cli.report.evaluation import KL, LOSS, STARTS, Evaluated
 from minitron_cli.report.shapes import CACHE
 from minitron_cli.report.view import KeyFigure
 
 CLEAR_GAP = 0.02  # nats, about 2 % of perplexity: a smaller loss leaves nothing worth recovering
 CHANGE = Figure("change", style="fixed", is_change=True)
-STARTS: tuple[Kind, ...] = ("sparse", "pruned")
-"""What training starts from: the last of them that was made."""
 
 
 def share_closed(gap: float, left: float, at_least: float | None = None) -> float | None:
@@ -113,7 +111,9 @@ def _sentences(data: ReportData) -> Iterator[str]:
         if start is not None:
             trained = data.first("distilled")
             on_tokens = f" on {short(trained.tokens_trained)} tokens" if trained and trained.tokens_trained else ""
-            outcome = f"Distillation{on_tokens} {_moved('it', start, distilled, has_start=False)}"
+            is_known = pruned is not None or sparse is not None  # from a sentence before
+            what = "it" if is_known else "the student's loss"
+            outcome = f"Distillation{on_tokens} {_moved(what, start, distilled, has_start=not is_known)}"
         original = data.loss("original")
         below = ", below the parent's" if parent is not None and distilled < parent else ""
         controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
@@ -160,7 +160,8 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
         before, after = data.cache_bytes
         yield KeyFigure(CACHE.cell(after), CACHE.title, f"{percent(after / before)} of the parent's")
     if result and result.tokens_trained:
-        yield KeyFigure(short(result.tokens_trained), "training tokens", "after pruning")
+        note = "after pruning" if data.prune or data.sparsity else ""
+        yield KeyFigure(short(result.tokens_trained), "training tokens", note)
 
 
 def _training(data: ReportData) -> Iterator[KeyFigure]:
@@ -169,7 +170,9 @@ def _training(data: ReportData) -> Iterator[KeyFigure]:
     if start is None or distilled is None:
         return
     note = f"in loss, from {start:.3f} to {distilled:.3f}"
-    apart = model.difference(LOSS) if (model := data.first(*STARTS)) else None
-    gap = None if parent is None else share_closed(start - parent, distilled - parent, apart.low if apart else None)
+    model, gap = data.first(*STARTS), None
+    if parent is not None and model and model.kind != "student":
+        apart = model.difference(LOSS)
+        gap = share_closed(start - parent, distilled - parent, apart.low if apart else None)
     damage = "" if gap is None else f": {percent(gap)} of the damage by pruning"
     yield KeyFigure(CHANGE.cell(distilled - start), "change by training", note + damage)
