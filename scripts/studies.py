@@ -1,6 +1,5 @@
 """Base of the studies: a teacher and its text, a cache of measured figures, Markdown pages and plots."""
 
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import TrainResult, train
+from minitron_cli.evaluate.statistics import mean_of_runs
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
@@ -32,7 +32,6 @@ from minitron_cli.stages import importance
 
 Figures = dict[str, Any]
 """Measured values by name; a curve is a list of rows."""
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # number of values -> quantile of Student's t for a 95 % interval
 
 
 class SomeBlocks(SampledBlocks):
@@ -120,17 +119,8 @@ def evenly_pruned(parent: Shape, share: float) -> Shape:
 
 def mean_and_interval(values: Sequence[float], form: str = "{:.3f}") -> str:
     """Mean and, for two or more values, half the width of its 95 % interval by Student's t."""
-    mean = form.format(statistics.mean(values))
-    if len(values) < 2:
-        return mean
-    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean} ± {form.format(half).removeprefix('+')}"
-
-
-def mean_and_deviation(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """Mean and, for two or more values, their standard deviation."""
-    mean = form.format(statistics.mean(values))
-    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
+    mean, half = mean_of_runs(values)
+    return form.format(mean) + ("" if half is None else f" ± {form.format(half).removeprefix('+')}")
 
 
 def reached(curve: Sequence[dict[str, float]], figure: str, target: float) -> float:

@@ -260,7 +260,15 @@ def labels(models: Sequence[str]) -> list[str]:
 
 
 def _made(workspace: "Workspace") -> list[tuple[str, Path]]:
-    """(label, directory) of the workspace's current models."""
+    """(label, directory) of the workspace's current models, and of the student before training if it was given."""
+    from minitron_cli.report.product import Product
+    from minitron_cli.results.evaluation import STUDENT
+
     stages = {"pruned": "prune", "sparse": "sparsify", "distilled": "distill"}
     made = {label: workspace.current(stage) for label, stage in stages.items()}
-    return [(label, artifact.path) for label, artifact in made.items() if artifact]
+    found = [(label, artifact.path) for label, artifact in made.items() if artifact]
+    if distilled := made["distilled"]:
+        product, student = Product(workspace, distilled), distilled.manifest.inputs["student"]
+        if product.student(distilled) and (path := product.directory(student)):
+            found.insert(-1, (STUDENT, path))
+    return found

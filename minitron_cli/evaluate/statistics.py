@@ -10,6 +10,7 @@ degrees of freedom count documents by their weights. scipy is imported when it i
 # I item, G group
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -219,6 +220,14 @@ def interval(
         return None
     reach = student_t(confidence, degrees_of_freedom) * stderr
     return value - reach, value + reach
+
+
+def mean_of_runs(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of independent runs, and half the width of its 95 % interval by Student's t; None for a single run."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def student_t(confidence: float, degrees_of_freedom: float) -> float:

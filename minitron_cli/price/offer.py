@@ -134,9 +134,16 @@ def line(price: Price, device: str) -> str:
         price.what,
         TOKENS.text(price.tokens) if price.tokens else "",
         FLOPS.text(price.flops) if price.flops else "",
-        f"about {SECONDS.text(seconds)} on {device}" if seconds is not None else f"seconds on {device}",
+        f"{_time(seconds)} on {device}",
         f"{MEMORY.text(price.memory_bytes)} of memory" if price.memory_bytes else "",
         f"{MEMORY.text(price.disk_bytes)} of disk" if price.disk_bytes else "",
         *(f"without {name}" for name in price.left_out),
     ]
     return ", ".join(filter(None, facts))
+
+
+def _time(seconds: float | None) -> str:
+    """Time in words. Seconds that were not timed beforehand are few."""
+    if seconds is None:
+        return "seconds"
+    return f"about {SECONDS.text(seconds)}" if seconds >= 1 else "under 1 s"

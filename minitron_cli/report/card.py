@@ -10,8 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.evaluation import Evaluated, metric_names
-from minitron_cli.report.headline import STARTS
+from minitron_cli.report.evaluation import STARTS, Evaluated, metric_names
 from minitron_cli.report.markdown import code, inline, section
 from minitron_cli.report.sections import view
 from minitron_cli.report.text import clean

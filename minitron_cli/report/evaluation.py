@@ -1,6 +1,6 @@
 """Tables of an evaluation: every model's metrics, their differences from the parent's, speed and gates."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from minitron_cli.report.view import Cell, Section, Table, is_empty
 from minitron_cli.results.evaluation import (
     ORIGINAL,
     PARENT,
+    STUDENT,
     Difference,
     EvaluationResult,
     MetricResult,
@@ -21,7 +22,7 @@ from minitron_cli.results.evaluation import (
 )
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
-Kind = Literal["original", "parent", "teacher", "pruned", "sparse", "distilled", "control", "other"]
+Kind = Literal["original", "parent", "teacher", "pruned", "sparse", "student", "distilled", "control", "other"]
 Name = tuple[str, str]  # task and metric
 
 LOSS, KL, KL_ORIGINAL = (PERPLEXITY, "loss"), (PERPLEXITY, "kl"), (PERPLEXITY, "kl_original")
@@ -31,8 +32,11 @@ LABELS: Mapping[str, Kind] = {
     "corrected": "teacher",
     "pruned": "pruned",
     "sparse": "sparse",
+    STUDENT: "student",
     "distilled": "distilled",
 }
+STARTS: tuple[Kind, ...] = ("sparse", "pruned", "student")
+"""What training starts from: the first of them that there is. A student is a model that was not pruned here."""
 PARAMETERS = Figure("parameters", style="short", better="lower")
 TOKENS = Figure("training tokens", style="short")
 ITEMS = Figure("items", style="count")
@@ -58,17 +62,14 @@ class Evaluated:
         metric = self.metric(name)
         return metric.value if metric else None
 
-    def difference(self, name: Name) -> Difference | None:
-        """Comparison of a metric with the parent's on the same items, if there is one."""
-        return self.found.against_parent.get(name[0], {}).get(name[1])
+    def difference(self, name: Name, reference: str = PARENT) -> Difference | None:
+        """Comparison of a metric with that of the model called `reference` on the same items, if there is one."""
+        return self.against(reference).get(name[0], {}).get(name[1])
 
-    def from_original(self, name: Name) -> Difference | None:
-        """Comparison of a metric with the original's on the same items, if there is one."""
-        return self.found.against_original.get(name[0], {}).get(name[1])
-
-    def from_model(self, label: str, name: Name) -> Difference | None:
-        """Comparison of a metric with that of the model called `label`, which was named before this one."""
-        return self.found.against.get(label, {}).get(name[0], {}).get(name[1])
+    def against(self, reference: str) -> Mapping[str, Mapping[str, Difference]]:
+        """Task -> metric -> comparison with the parent, the original, or a model that was named before this one."""
+        found = self.found
+        return {**found.against, PARENT: found.against_parent, ORIGINAL: found.against_original}.get(reference, {})
 
     @property
     def parameters(self) -> int | None:
@@ -112,9 +113,7 @@ def evaluation_tables(models: Sequence[Evaluated], references: Collection[str] |
     labels = [model.label for model in models if references is None or model.label in references]
     found = (
         _metrics(models, names),
-        _differences(PARENT, names, [m for m in models if m.found.against_parent], Evaluated.difference),
-        _differences(ORIGINAL, names, [m for m in models if m.found.against_original], Evaluated.from_original),
-        *(_between(label, names, models) for label in labels),
+        *(_differences(label, names, models) for label in dict.fromkeys((PARENT, ORIGINAL, *labels))),
         _elsewhere(models),
         _one_document(models),
         _other_tokenizers(models),
@@ -144,25 +143,12 @@ def _cell(name: Name, model: Evaluated, first: MetricResult) -> Cell:
     return found._replace(note=f"{metric.shots}-shot") if metric and is_other else found
 
 
-def _between(reference: str, names: Mapping[Name, MetricResult], models: Sequence[Evaluated]) -> Table:
-    """Differences of models from the one called `reference`, which was named before them."""
-
-    def of(model: Evaluated, name: Name) -> Difference | None:
-        return model.from_model(reference, name)
-
-    return _differences(reference, names, [model for model in models if reference in model.found.against], of)
-
-
-def _differences(
-    reference: str,
-    names: Mapping[Name, MetricResult],
-    models: Sequence[Evaluated],
-    of: Callable[[Evaluated, Name], Difference | None],
-) -> Table:
-    """Table of the differences of models from the reference; `of` returns that of one metric of a model."""
-    cells = {name: [_apart(name, of(model, name)) for model in models] for name in names}
+def _differences(reference: str, names: Mapping[Name, MetricResult], models: Sequence[Evaluated]) -> Table:
+    """Differences from the model called `reference` of those models that were compared with it."""
+    compared = [model for model in models if model.against(reference)]
+    cells = {name: [_apart(name, model.difference(name, reference)) for model in compared] for name in names}
     rows = [(row_title(name, x), x.n, *cells[name]) for name, x in names.items()]
-    columns = (Figure("metric"), ITEMS, *(Figure(f"{model.label} - {reference}") for model in models))
+    columns = (Figure("metric"), ITEMS, *(Figure(f"{model.label} - {reference}") for model in compared))
     return Table(f"Difference from {reference} on the same items (95 % interval)", columns, _known(rows, 2))
 
 
@@ -227,7 +213,7 @@ def results_section(models: Sequence[Evaluated], to_evaluate: str = "") -> Secti
         "the same items, so their difference is far more certain than either value. Items of one document are counted "
         "together. p is McNemar's exact two-sided p-value."
     )
-    references = [model.label for model in models if model.kind in ("pruned", "sparse", "distilled")]
+    references = [model.label for model in models if model.kind in (*STARTS, "distilled")]
     return Section("results", "Results", text, tuple(evaluation_tables(models, references)))
 
 

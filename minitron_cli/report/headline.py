@@ -10,14 +10,12 @@ from minitron_cli.evaluate import metrics
 from minitron_cli.evaluate.statistics import exponential
 from minitron_cli.figures import Estimate, Figure, fixed, short
 from minitron_cli.report.data import ReportData
-from minitron_cli.report.evaluation import KL, LOSS, Evaluated, Kind
+from minitron_cli.report.evaluation import KL, LOSS, STARTS, Evaluated
 from minitron_cli.report.shapes import CACHE
 from minitron_cli.report.view import KeyFigure
 
 CLEAR_GAP = 0.02  # nats, about 2 % of perplexity: a smaller loss leaves nothing worth recovering
 CHANGE = Figure("change", style="fixed", is_change=True)
-STARTS: tuple[Kind, ...] = ("sparse", "pruned")
-"""What training starts from: the last of them that was made."""
 
 
 def share_closed(gap: float, left: float, at_least: float | None = None) -> float | None:
@@ -59,12 +57,9 @@ def beside(model: Evaluated, reference: Evaluated | None) -> str:
     loss, its = model.value(LOSS), reference.value(LOSS) if reference else None
     if loss is None or reference is None or its is None:
         return f"has a loss of {loss:.3f} nats per token" if loss is not None else "has no finite loss"
-    apart = model.from_original(LOSS) if reference.kind == "original" else model.difference(LOSS)
-    return (
-        against(apart.difference, apart.low, apart.high, reference.label)
-        if apart
-        else (against(loss - its, None, None, reference.label))
-    )
+    if apart := model.difference(LOSS, reference.kind):
+        return against(apart.difference, apart.low, apart.high, reference.label)
+    return against(loss - its, None, None, reference.label)
 
 
 def against(more: float, low: float | None, high: float | None, reference: str) -> str:
@@ -81,7 +76,7 @@ def against(more: float, low: float | None, high: float | None, reference: str) 
 
 def _is_better(control: Evaluated, result: Evaluated) -> bool:
     """Whether the loss of a control is lower, with certainty where the two were compared."""
-    apart, own, its = control.from_model(result.label, LOSS), control.value(LOSS), result.value(LOSS)
+    apart, own, its = control.difference(LOSS, result.label), control.value(LOSS), result.value(LOSS)
     if apart and apart.high is not None:
         return apart.high < 0
     return own is not None and its is not None and own < its
@@ -116,7 +111,9 @@ def _sentences(data: ReportData) -> Iterator[str]:
         if start is not None:
             trained = data.first("distilled")
             on_tokens = f" on {short(trained.tokens_trained)} tokens" if trained and trained.tokens_trained else ""
-            outcome = f"Distillation{on_tokens} {_moved('it', start, distilled, has_start=False)}"
+            is_known = pruned is not None or sparse is not None  # from a sentence before
+            what = "it" if is_known else "the student's loss"
+            outcome = f"Distillation{on_tokens} {_moved(what, start, distilled, has_start=not is_known)}"
         original = data.loss("original")
         below = ", below the parent's" if parent is not None and distilled < parent else ""
         controls = [(model.label, model.value(LOSS)) for model in data.models if model.kind == "control"]
@@ -163,7 +160,8 @@ def key_figures(data: ReportData) -> Iterator[KeyFigure]:
         before, after = data.cache_bytes
         yield KeyFigure(CACHE.cell(after), CACHE.title, f"{percent(after / before)} of the parent's")
     if result and result.tokens_trained:
-        yield KeyFigure(short(result.tokens_trained), "training tokens", "after pruning")
+        note = "after pruning" if data.prune or data.sparsity else ""
+        yield KeyFigure(short(result.tokens_trained), "training tokens", note)
 
 
 def _training(data: ReportData) -> Iterator[KeyFigure]:
@@ -172,7 +170,9 @@ def _training(data: ReportData) -> Iterator[KeyFigure]:
     if start is None or distilled is None:
         return
     note = f"in loss, from {start:.3f} to {distilled:.3f}"
-    apart = model.difference(LOSS) if (model := data.first(*STARTS)) else None
-    gap = None if parent is None else share_closed(start - parent, distilled - parent, apart.low if apart else None)
+    model, gap = data.first(*STARTS), None
+    if parent is not None and model and model.kind != "student":
+        apart = model.difference(LOSS)
+        gap = share_closed(start - parent, distilled - parent, apart.low if apart else None)
     damage = "" if gap is None else f": {percent(gap)} of the damage by pruning"
     yield KeyFigure(CHANGE.cell(distilled - start), "change by training", note + damage)

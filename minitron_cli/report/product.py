@@ -11,6 +11,7 @@ from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import MANIFEST
 from minitron_cli.artifacts.workspace import Workspace, pretraining_of
+from minitron_cli.checkpoint import model_names
 from minitron_cli.cost.lineage import descends, fingerprints, lineage
 from minitron_cli.errors import ArtifactError
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
@@ -179,8 +180,10 @@ class Product:
         parts += [("control" if made is not self.artifact else "distilled", made) for made in self.trained]
         found = {fingerprint.of_model(made.manifest): (kind, made) for kind, made in parts if made}
         of_chain = self.evaluation.manifest.inputs.get(f"model {ORIGINAL}") if self.evaluation else None
-        originals: dict[str, tuple[Kind, Artifact | None]] = {of_chain: ("original", None)} if of_chain else {}
-        return {**originals, self.parent: ("parent", None), **found}
+        given: dict[str, tuple[Kind, Artifact | None]] = {of_chain: ("original", None)} if of_chain else {}
+        if self.artifact.stage == "distill" and self.student(self.artifact):
+            given[self.artifact.manifest.inputs["student"]] = ("student", None)
+        return {**given, self.parent: ("parent", None), **found}
 
     @cached_property
     def evaluation(self) -> Artifact | None:
@@ -269,6 +272,12 @@ class Product:
         """Name of a distilled model's student if no stage made it; empty otherwise."""
         known = made.manifest.inputs["student"]
         return "" if known in self.made or known in self._made_here else self.name(known) or "STUDENT"
+
+    def directory(self, model: str) -> Path | None:
+        """Directory of the model with this fingerprint that the user gave, if it is on this machine."""
+        hub_id, _, commit = model.partition("@")
+        given = self.given.get(model)
+        return model_names.cached(hub_id) if commit else model_names.directory(given) if given else None
 
     @cached_property
     def _made_here(self) -> frozenset[str]:

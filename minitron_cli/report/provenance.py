@@ -11,6 +11,7 @@ from minitron_cli.cost.compute import Entry, total
 from minitron_cli.cost.derive import spent
 from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import Figure
+from minitron_cli.report.evaluation import LABELS
 from minitron_cli.report.price import FLOPS, TOKENS
 from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.text import clean
@@ -21,8 +22,11 @@ CostRow = tuple[str, Entry]
 
 
 def cost_rows(artifact: Artifact, step: str = "") -> list[CostRow]:
-    """Costs of an artifact by kind of work. `step`: the step of a chain that it belongs to, which precedes its name."""
-    label = artifact.label if artifact.label != step else ""
+    """Costs of an artifact by kind of work. `step`: the step of a chain that it belongs to, which precedes its name.
+
+    A label that only says what the stage makes, such as `distilled`, is left out.
+    """
+    label = artifact.label if artifact.label not in (step, *LABELS) else ""
     name = " ".join(filter(None, (artifact.stage, label)))
     return [(f"{step}: {name}" if step else name, entry) for entry in spent(artifact)]
 

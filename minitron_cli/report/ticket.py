@@ -1,29 +1,71 @@
 """Tables and plots of tickets and their controls at every sparsity."""
 
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from minitron_cli.distill.curves import HELD_OUT
-from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
+from minitron_cli.evaluate.statistics import mean_of_runs
 from minitron_cli.figures import Estimate, Figure
+from minitron_cli.report.headline import percent
 from minitron_cli.report.view import Cell, Legend, Line, Lines, Plot, Section, Table, View
 from minitron_cli.results.ticket import SupermaskResult, TicketResult, TicketRow, TransferResult
 
+Curve = list[tuple[float, float]]
+
 LOSS = HELD_OUT["loss"]
 LEFT = Figure("weights left", style="share")
+ABOVE = Figure("above dense", LOSS.unit, style="fixed", better="lower", is_change=True)
 COLUMNS = (
     Figure("arm"),
     Figure("round", style="count"),
     LEFT,
     LOSS,
-    Figure("above dense", LOSS.unit, style="fixed", better="lower", is_change=True),
+    ABOVE,
     Figure("steps to dense loss"),
     Figure("best step", style="count"),
     Figure("distance of kept"),
     Figure("distance of lost"),
 )
+STEPS = Figure("steps to dense loss", style="count")
+DISTANCE = Figure("distance")
+MOVED = {"moved_kept": "kept", "moved_lost": "lost"}
+BESIDE = {"none": "no mask, initial weights", "trained": "no mask, trained"}
+TEXT = "Means over seeds; intervals are 95 % (Student's t)."
+HEADINGS = {
+    "steps": ("Steps to the dense loss", "How soon a training comes as low as the dense model."),
+    "moved": ("Distances", "How far those weights moved that the next round kept, and those that it pruned."),
+}
+
+
+def view(found: TicketResult) -> View:
+    """Page of a table of tickets."""
+    first, *others = plots(found)
+    sections = (
+        Section("tickets", "Tickets at every sparsity", TEXT, tuple(tables(found)), *_with_legend(first)),
+        *(Section(plot.name, *HEADINGS[plot.name], (), *_with_legend(plot)) for plot in others),
+    )
+    return View(title(found), headline(found), sections=sections)
+
+
+def _with_legend(plot: Plot) -> tuple[tuple[Plot], Legend]:
+    """Plot of a section, and its legend, which the section shows."""
+    return (replace(plot, legend=()),), plot.legend
+
+
+def headline(found: TicketResult) -> str:
+    """The sparsest tickets beside the dense model and the best of the other arms, in one sentence; empty if there are
+    none."""
+    own = "transferred" if isinstance(found, TransferResult) else "ticket"
+    number = max((row.round for row in found.rows if row.arm == own), default=0)
+    if not number:
+        return ""
+    losses = {arm: statistics.mean(row.loss for row in found.of(arm, at)) for arm, at in _groups(found) if at == number}
+    best = min(losses.keys() - {own}, key=losses.__getitem__, default=None)
+    left = percent(statistics.mean(row.density for row in found.of(own, number)))
+    apart, other = (ABOVE.cell(above(found, arm, number)) if arm else "" for arm in (own, best))
+    beside = f"; the best of the other arms, {name_of(found, best)}, by {other}" if best else ""
+    return f"Tickets with {left} of the weights differ from the dense model's loss by {apart} nats per token{beside}."
 
 
 def tables(found: TicketResult) -> Iterator[Table]:
@@ -48,14 +90,13 @@ def _groups(found: TicketResult) -> list[tuple[str, int]]:
 
 
 def _row(found: TicketResult, arm: str, number: int) -> tuple[Cell, ...]:
-    rows, dense = found.of(arm, number), {row.seed: row.loss for row in found.of("ticket", 0)}
-    above = [row.loss - dense[row.seed] for row in rows]
+    rows = found.of(arm, number)
     return (
         name_of(found, arm) if number else "dense",
         number,
         statistics.mean(row.density for row in rows),
         interval([row.loss for row in rows]),
-        interval(above) if number else None,
+        above(found, arm, number) if number else None,
         _steps(rows) if number else "",
         statistics.mean(row.best_step for row in rows),
         _mean([row.moved_kept for row in rows]),
@@ -68,13 +109,16 @@ def name_of(found: TicketResult, arm: str) -> str:
     return "own ticket" if arm == "ticket" and isinstance(found, TransferResult) else arm
 
 
+def above(found: TicketResult, arm: str, number: int) -> Estimate:
+    """Loss of an arm after a round above the dense model's of the same seed, mean over seeds."""
+    dense = {row.seed: row.loss for row in found.of("ticket", 0)}
+    return interval([row.loss - dense[row.seed] for row in found.of(arm, number)])
+
+
 def interval(values: Sequence[float]) -> Estimate:
     """Mean with its 95 % interval by Student's t; without one for a single value."""
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return Estimate(mean)
-    half = student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
+    mean, half = mean_of_runs(values)
+    return Estimate(mean) if half is None else Estimate(mean, mean - half, mean + half)
 
 
 def _steps(rows: Sequence[TicketRow]) -> str:
@@ -99,21 +143,13 @@ def supermask_table(found: SupermaskResult) -> Table:
     ]
     for criterion in dict.fromkeys(row.criterion for row in found.rows):
         some = [row for row in found.rows if row.criterion == criterion]
-        above = interval([row.loss - found.unigram for row in some])
-        density = statistics.mean(row.density for row in some)
-        rows.append((BESIDE.get(criterion, criterion), density, interval([row.loss for row in some]), above))
+        density, loss = statistics.mean(row.density for row in some), interval([row.loss for row in some])
+        apart = interval([row.loss - found.unigram for row in some])
+        rows.append((BESIDE.get(criterion, criterion), density, loss, apart))
     kept = "sign and one size of each matrix" if found.signed_constant else "initial value"
     title = f"Weights that were never trained: {found.keep:.0%} of each matrix kept, with their {kept}"
     columns = (Figure("mask"), LEFT, LOSS, Figure("above frequencies", LOSS.unit, style="fixed", is_change=True))
     return Table(title, columns, tuple(rows), marked=(1,))
-
-
-BESIDE = {"none": "no mask, initial weights", "trained": "no mask, trained"}
-
-
-STEPS = Figure("steps to dense loss", style="count")
-DISTANCE = Figure("distance")
-MOVED = {"moved_kept": "kept", "moved_lost": "lost"}
 
 
 def plots(found: TicketResult) -> list[Plot]:
@@ -122,29 +158,27 @@ def plots(found: TicketResult) -> list[Plot]:
     names = tuple(enumerate(name_of(found, arm) for arm in arms))
     dense = statistics.mean(row.loss for row in found.of("ticket", 0))
     losses, steps = ([_curve(found, arm, name) for arm in arms] for name in ("loss", "steps_to_dense"))
-    moved = [_curve(found, "ticket", name) for name in MOVED]
+    moved, kinds = [_curve(found, "ticket", name) for name in MOVED], tuple(enumerate(MOVED.values()))
+    of_loss = "Held-out loss; the dashed line is the dense model's."
+    of_steps = "First evaluated step with the dense model's loss, where all seeds have one."
+    of_moved = "Distance (RMS) that weights moved in the training before the round that kept or lost them."
     return [
-        Plot(name, Lines(tuple(map(Line, curves, range(len(curves)))), LEFT, figure, reference), caption, legend)
-        for name, curves, figure, reference, caption, legend in (
-            ("tickets", losses, LOSS, dense, "Held-out loss; the dashed line is the dense model's.", names),
-            (
-                "steps",
-                steps,
-                STEPS,
-                None,
-                "First evaluated step with the dense model's loss, where all seeds have one.",
-                names,
-            ),
-            ("moved", moved, DISTANCE, None, MOVED_CAPTION, tuple(enumerate(MOVED.values()))),
-        )
-        if any(curves)
+        *_plot("tickets", losses, LOSS, of_loss, names, dense),
+        *_plot("steps", steps, STEPS, of_steps, names),
+        *_plot("moved", moved, DISTANCE, of_moved, kinds),
     ]
 
 
-MOVED_CAPTION = "Distance (RMS) that weights moved in the training before the round that kept or lost them."
+def _plot(
+    name: str, curves: Sequence[Curve], figure: Figure, caption: str, legend: Legend, reference: float | None = None
+) -> Iterator[Plot]:
+    """Curves against the share of weights that is left; nothing if none has a point."""
+    if any(curves):
+        lines = tuple(Line(curve, number) for number, curve in enumerate(curves))
+        yield Plot(name, Lines(lines, LEFT, figure, reference), caption, legend)
 
 
-def _curve(found: TicketResult, arm: str, name: str) -> list[tuple[float, float]]:
+def _curve(found: TicketResult, arm: str, name: str) -> Curve:
     """Mean of a row's figure over seeds against the share of weights left, where every seed has one."""
     numbers = sorted({row.round for row in found.rows if row.arm == arm})
     groups = [found.of(arm, number) for number in numbers]
@@ -153,25 +187,3 @@ def _curve(found: TicketResult, arm: str, name: str) -> list[tuple[float, float]
         for rows in groups
         if all(getattr(row, name) is not None for row in rows)
     ]
-
-
-def _with_legend(plot: Plot) -> tuple[tuple[Plot], Legend]:
-    """Plot of a section, and its legend, which the section shows."""
-    return (replace(plot, legend=()),), plot.legend
-
-
-def view(found: TicketResult) -> View:
-    """Page of a table of tickets."""
-    first, *others = plots(found)
-    sections = (
-        Section("tickets", "Tickets at every sparsity", TEXT, tuple(tables(found)), *_with_legend(first)),
-        *(Section(plot.name, *HEADINGS[plot.name], (), *_with_legend(plot)) for plot in others),
-    )
-    return View(title(found), sections=sections)
-
-
-TEXT = "Means over seeds; intervals are 95 % (Student's t)."
-HEADINGS = {
-    "steps": ("Steps to the dense loss", "How soon a training comes as low as the dense model."),
-    "moved": ("Distances", "How far those weights moved that the next round kept, and those that it pruned."),
-}

@@ -1,7 +1,6 @@
 """The report stage: one product of a workspace and all that it was made from, as an HTML page and a model card."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -10,7 +9,7 @@ from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.checkpoint import hf, model_names
+from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.wrappers import WRAPPERS
 from minitron_cli.cost.lineage import accelerator_hours
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
@@ -95,17 +94,10 @@ def report_config(product: Product) -> ReportConfig:
 def _hub_facts(product: Product) -> HubFacts:
     """Metadata in the original model's own card, if it is on this machine."""
     hub_id, _, commit = product.original.partition("@")
-    path = _original_path(product)
+    path = product.directory(product.original)
     readme = path / "README.md" if path else None
     text = readme.read_text(errors="replace")[:MAX_CARD] if readme and readme.is_file() else ""
     return HubFacts.of_card(text, hub_id if commit else None)
-
-
-def _original_path(product: Product) -> Path | None:
-    """Directory of the original model, if it is on this machine."""
-    hub_id, _, commit = product.original.partition("@")
-    given = product.given.get(product.original)
-    return model_names.cached(hub_id) if commit else model_names.directory(given) if given else None
 
 
 def report_data(product: Product, title: str) -> ReportData:
@@ -156,7 +148,8 @@ def _wrapper(made: Artifact) -> str:
 
 def _texts(product: Product) -> Iterator[str]:
     """Sentence on what texts begin and end with, for each setting of data.bos that the product was made under."""
-    places = (path for path in (product.artifact.path, _original_path(product)) if path and hf.has_tokenizer(path))
+    paths = product.artifact.path, product.directory(product.original)
+    places = (path for path in paths if path and hf.has_tokenizer(path))
     if (model := next(places, None)) is None:
         return
     for bos in sorted({text["bos"] for text in product.given.values() if isinstance(text, dict) and "bos" in text}):

@@ -23,7 +23,7 @@ from minitron_cli.spec import Spec
 from minitron_cli.stages.ticket_rounds import Pricing, Round, Tickets, collected, fitted, texts
 from minitron_cli.ticket.config import TicketConfig
 
-STAGE, VERSION = "ticket", 2
+STAGE, VERSION = "ticket", 3
 PLOT, PAGE = "tickets.svg", "tickets.html"
 T = TypeVar("T", bound=TicketResult)
 

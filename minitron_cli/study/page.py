@@ -1,10 +1,9 @@
 """What a study found, as tables and as a page of Markdown: every arm, and every order that a paper expects."""
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
+from minitron_cli.evaluate.statistics import mean_of_runs
 from minitron_cli.report import markdown
 from minitron_cli.report.view import Table
 from minitron_cli.search.rank import kendall_tau
@@ -102,9 +101,7 @@ class Found:
     def choice(self) -> Table:
         """Agreement of the orders before and after training, and what a choice before training costs, over seeds."""
         by_seed = list(zip(*(self._pairs(arm) for arm in self.runs), strict=False))
-        orders = [
-            tuple(zip(*pairs, strict=True)) for pairs in by_seed
-        ]  # by seed: figures of all arms before, and after
+        orders = [tuple(zip(*pairs, strict=True)) for pairs in by_seed]  # of each seed: figures before, and after
         taus = [tau for before, after in orders if (tau := kendall_tau(before, after)) is not None]
         costs = [regret(before, after) for before, after in orders]
         rows = [["Kendall's tau of the orders", _interval(taus)], ["cost of the choice", _interval(costs)]]
@@ -182,5 +179,5 @@ def _interval(values: Sequence[float]) -> str:
     """Mean, and half the width of its 95 % interval."""
     if len(set(values)) < 2:
         return f"{values[0]:.4f}"
-    half = student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.4f} ± {half:.4f}"
+    mean, half = mean_of_runs(values)
+    return f"{mean:.4f} ± {half:.4f}"

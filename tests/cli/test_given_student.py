@@ -40,10 +40,17 @@ def test_a_given_student_is_trained_measured_and_reported(run: Run, tiny: Path, 
 
     measured = run("eval", "blocks=2", "--json")
     assert measured.exit_code == 0, measured.stderr
-    assert set(json.loads(measured.stdout)["result"]["models"]) == {"parent", "distilled"}
+    models = json.loads(measured.stdout)["result"]["models"]
+    assert list(models) == ["parent", "student", "distilled"]
+    assert models["student"]["fingerprint"] == of_directory(student)
     assert run("report", "-o", "page.html").exit_code == 0
     page = (tmp_path / "page.html").read_text()
-    assert ">distilled<" in page
+    assert all(f">{name}<" in page for name in ("parent", "student", "distilled", "distilled - student"))
+    losses = [models[name]["results"]["perplexity"]["loss"]["value"] for name in ("student", "distilled")]
+    lead = re.search('<p class="lead">(.*)</p>', page)[1]
+    assert "the student&#39;s loss from {:.3f} to {:.3f}".format(*losses) in lead
+    assert "damage by pruning" not in page
+    assert "after pruning" not in page
     assert re.search(r"minitron distill --student own ", page)
 
 

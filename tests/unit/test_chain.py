@@ -233,9 +233,9 @@ def test_costs_and_card_of_a_chain_name_the_steps(chain):
     _, (table, *_) = tables.costs(product.lineage, product.step_labels)
     assert {row[0] for row in table.rows} >= {
         "wide: importance",
-        "wide: distill distilled",
+        "wide: distill",
         "narrow: importance",
-        "narrow: distill distilled",
+        "narrow: distill",
     }
     card = (second.report.path / "model-card.md").read_text()
     assert "model was pruned in 2 steps" in card

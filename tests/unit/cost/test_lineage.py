@@ -186,9 +186,9 @@ def test_page_and_card_show_what_the_student_took_and_beside_it_the_rest(made):
     assert [row.split("|")[1:3] for row in rows] == [
         [" importance ", " calibration "],
         [" importance ", " layer removal "],
-        [" distill distilled ", " training "],
-        [" distill distilled ", " teacher "],
-        [" distill distilled ", " held-out text "],
+        [" distill ", " training "],
+        [" distill ", " teacher "],
+        [" distill ", " held-out text "],
         [" total ", f" {NOTHING} "],
     ]
     assert f"| {total.tokens} | {power(total.flops)} |" in rows[-1]

@@ -19,7 +19,7 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.price import estimate, offer, subject, training
 from minitron_cli.price.work import Moved, Subject, Work
 from minitron_cli.prune.config import Budget, PruneConfig
-from minitron_cli.results.price import Price
+from minitron_cli.results.price import Part, Price
 from minitron_cli.stages import correct, distill, evaluate, importance, prune
 from tests.tiny import tiny_model
 from tests.unit.stages.place import context, data, write_place
@@ -203,6 +203,14 @@ def test_the_line_before_the_first_batch_has_every_figure(tmp_path, monkeypatch)
     ]
     priced(work(), context(tmp_path / "run", dry_run=True))
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"), [(0.0, "under 1 s"), (0.96, "under 1 s"), (2.0, "about 2 s"), (None, "seconds")]
+)
+def test_a_time_that_rounds_to_nothing_is_under_a_second(seconds, written):
+    price = Price(what="2 layers", parts=(Part(name="a", seconds=seconds),))
+    assert offer.line(price, "cpu") == f"2 layers, {written} on cpu"
 
 
 def test_time_is_the_sum_of_flops_over_speeds_and_bytes_over_the_disks(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Curves of tickets: means over seeds against the weights that are left, and only where every seed has a figure."""
 
 from minitron_cli.report import ticket
-from minitron_cli.results.ticket import TicketResult, TicketRow
+from minitron_cli.results.ticket import TicketResult, TicketRow, TransferResult
 
 
 def row(arm, number, seed, loss, steps, *moved):
@@ -38,3 +38,24 @@ def test_curves_without_points_are_left_out():
     (first, second) = ticket.view(FOUND.model_copy(update={"rows": rows})).sections
     assert first.tables[0].rows[1][0] == "ticket"
     assert second.title == "Steps to the dense loss"
+
+
+def test_the_page_begins_with_the_sparsest_tickets_beside_the_best_of_the_other_arms():
+    others = (row("random_mask", 1, 0, 9.0, None), row("random_mask", 1, 1, 9.0, None))
+    found = FOUND.model_copy(update={"rows": (*ROWS, *others)})
+    assert ticket.view(found).headline == (
+        "Tickets with 80 % of the weights differ from the dense model's loss by \N{MINUS SIGN}1.000 "
+        "(\N{MINUS SIGN}1.000 to \N{MINUS SIGN}1.000) nats per token; the best of the other arms, shuffled, by +2.000 "
+        "(+2.000 to +2.000)."
+    )
+    alone = tuple(one for one in ROWS if one.arm == "ticket" and one.seed == 0)
+    said = ticket.view(FOUND.model_copy(update={"rows": alone})).headline
+    assert said.endswith("differ from the dense model's loss by \N{MINUS SIGN}1.000 nats per token.")
+    assert ticket.view(FOUND.model_copy(update={"rows": ROWS[:2]})).headline == ""
+
+
+def test_tickets_of_another_text_are_beside_the_own_ones():
+    names = {"ticket": "transferred", "shuffled": "ticket"}
+    rows = tuple(one.model_copy(update={"arm": names[one.arm]}) if one.round else one for one in ROWS)
+    said = ticket.view(TransferResult.model_validate(FOUND.model_dump() | {"rows": rows})).headline
+    assert "the best of the other arms, own ticket, by +2.000" in said
