@@ -47,7 +47,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 128,
         },
     },
-    "bamba": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "bamba": {
+        "mamba_n_groups": 1,  # as published ones; version 4 computes another function of more
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
     "deepseek_v2": {"attention_bias": False, "mlp_bias": False},
     "ernie4_5_moe": {"use_bias": False},
     "gpt_oss": {"rope_parameters": {"rope_theta": 3e4, "beta_fast": 32.0, "beta_slow": 1.0, **YARN}},
@@ -65,12 +68,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         },
     },
     "granite": {"attention_bias": False, "mlp_bias": False},
+    "granitemoehybrid": {"mamba_n_groups": 1},
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None},
     "nemotron": {"attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 0.5},  # two of four
     "olmo2": {"attention_bias": False},
     "phi3": {"sliding_window": None},
+    "phimoe": {"attention_bias": True, "sliding_window": None},
     "qwen2": {"use_sliding_window": False},
+    "qwen2_moe": {"use_sliding_window": False, "sliding_window": None, "layer_types": ["full_attention"]},
     "qwen3": {"attention_bias": False},
     "qwen3_moe": {"attention_bias": False, "norm_topk_prob": True},  # as all published ones
     "smollm3": {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "no_rope_layer_interval": 4},
