@@ -63,6 +63,7 @@ class Serving(NamedTuple):
 
     vllm: HeadSize = "unknown"
     llama_cpp: HeadSize = "unknown"
+    transformers_4: HeadSize = "reads_head_dim"
     llama_cpp_period: int | None = None
     """Every this many layers, llama.cpp takes one to attend to all tokens, whatever `layer_types` says."""
     llama_cpp_windows_at: int | None = None

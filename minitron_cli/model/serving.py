@@ -65,6 +65,7 @@ def findings(shape: Shape, layer_types: Sequence[str] | None = None, parent: Sha
     parent = parent or shape
     return [
         _transformers(shape, parent),
+        *_older_transformers(shape, parent),
         _head_size("vLLM", shape.family.serving.vllm, shape, parent),
         _tensor_parallel(shape, parent),
         _attention_kernels(shape),
@@ -117,7 +118,16 @@ def _transformers(shape: Shape, parent: Shape) -> Finding:
     if shape.family.hidden_is_multiple_of_heads and hidden % heads:
         reason = f"its config refuses hidden {hidden:,} with {heads} heads: not a multiple"
         return Finding("transformers", "fails", reason, _nearest(shape, parent, {"hidden": heads}))
-    return Finding("transformers", "ok", "versions 4.57 and 5 read the config, which has the names of both")
+    versions = (
+        "versions 4.57 and 5 read" if shape.family.serving.transformers_4 == "reads_head_dim" else "version 5 reads"
+    )
+    return Finding("transformers", "ok", f"{versions} the config, which has the names of both")
+
+
+def _older_transformers(shape: Shape, parent: Shape) -> Iterator[Finding]:
+    """A row of its own for families that version 4 reads otherwise than version 5."""
+    if shape.family.serving.transformers_4 != "reads_head_dim":
+        yield _head_size("transformers 4", shape.family.serving.transformers_4, shape, parent)
 
 
 def _head_size(reader: str, head_size: HeadSize, shape: Shape, parent: Shape) -> Finding:

@@ -1,7 +1,7 @@
 """Granite MoE: Granite 3's multipliers, with experts in one tensor a layer, gate above up."""
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 BLOCK = "model.layers.{layer}.block_sparse_moe"
 
@@ -32,4 +32,5 @@ GRANITEMOE = Family(
         f"{BLOCK}.experts.gate_up_proj": (f"{BLOCK}.input_linear.weight[{{expert}}]",),
         f"{BLOCK}.experts.down_proj": (f"{BLOCK}.output_linear.weight[{{expert}}]",),
     },
+    serving=Serving(transformers_4="derives_head_dim"),
 )

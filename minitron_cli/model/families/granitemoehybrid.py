@@ -43,7 +43,7 @@ GRANITEMOEHYBRID = Family(
     tied=L.TIED,
     layer_kinds=(Listed("layer_types"),),
     held_by=HELD_BY,
-    serving=Serving(vllm="derives_head_dim"),
+    serving=Serving(vllm="derives_head_dim", transformers_4="derives_head_dim"),
 )
 
 WITH_EXPERTS = replace(

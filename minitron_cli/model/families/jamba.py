@@ -93,7 +93,7 @@ DENSE = Family(
     layer_kinds=(Periodic("attn_layer_period", "attn_layer_offset", ("full_attention", "linear_attention")),),
     held_by=dict.fromkeys(L.ATTENTION, "full_attention")
     | dict.fromkeys(STATE_SPACE | STATE_SPACE_BIAS, "linear_attention"),
-    serving=Serving(vllm="derives_head_dim"),
+    serving=Serving(vllm="derives_head_dim", transformers_4="derives_head_dim"),
 )
 
 JAMBA = replace(

@@ -3,7 +3,7 @@
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.mixtral import EXPERTS, MIXTRAL, RUNTIME_NAMES
 from minitron_cli.model.families.nemotron import NORM_BIAS
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 HEAD_BIAS = {"lm_head.bias": "vocab"}
 
@@ -21,4 +21,5 @@ PHIMOE = Family(
     width_multiple=8,
     runtime_names=RUNTIME_NAMES
     | {"model.layers.{layer}.mlp.router.weight": RUNTIME_NAMES["model.layers.{layer}.mlp.gate.weight"]},
+    serving=Serving(transformers_4="derives_head_dim"),
 )

@@ -34,5 +34,5 @@ QWEN2_MOE = Family(
     runtime_names=RUNTIME_NAMES,
     layer_kinds=QWEN3_MOE.layer_kinds,
     held_by=HELD_BY | dict.fromkeys(SHARED, "sparse"),
-    serving=Serving("derives_head_dim", "derives_head_dim"),
+    serving=Serving("derives_head_dim", "derives_head_dim", "derives_head_dim"),
 )

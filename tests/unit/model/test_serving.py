@@ -181,3 +181,10 @@ def test_vocabulary_and_heads():
     assert row(LLAMA.resize(vocab=50257), "vocabulary").reason == "50,257 is padded to 50,304, a multiple of 64"
     assert row(LLAMA.resize(head_dim=100), "attention kernels").level == "slower"
     assert row(LLAMA.resize(head_dim=512), "attention kernels").level == "slower"
+
+
+def test_a_version_4_that_derives_the_size_of_a_head_has_a_row_of_its_own():
+    assert "transformers 4" not in levels(of_type("llama", hidden=3072))
+    assert levels(of_type("jamba", hidden=3072))["transformers 4"] == "fails"
+    assert levels(of_type("jamba", hidden=4096))["transformers 4"] == "ok"
+    assert "version 5 reads" in row(of_type("jamba", hidden=4096), "transformers").reason
