@@ -117,9 +117,9 @@ def test_infinity_where_there_is_no_limit_is_read_and_written_as_json(model_type
 def test_infinity_in_a_published_config_does_not_hide_that_the_family_is_unknown(tmp_path):
     path = write_tiny(tmp_path, num_hidden_layers=1)
     text = (path / "config.json").read_text()
-    unknown = text.replace('"model_type": "llama"', '"model_type": "jamba", "time_step_limit": [0.0, Infinity]')
+    unknown = text.replace('"model_type": "llama"', '"model_type": "rwkv", "time_step_limit": [0.0, Infinity]')
     (path / "config.json").write_text(unknown)
-    with pytest.raises(CheckpointError, match="'jamba' has no family table"):
+    with pytest.raises(CheckpointError, match="'rwkv' has no family table"):
         open_source_model(path)
     (path / "config.json").write_text(text.replace("{", '{"a": {"b": [1, -Infinity]},', 1))
     with pytest.raises(CheckpointError, match=r"config\.json: 'a\.b\.1' is NaN or infinite; fix the field"):
