@@ -30,6 +30,7 @@ def student(tiny: Path, tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_a_given_student_is_trained_measured_and_reported(run: Run, tiny: Path, student: Path, tmp_path: Path) -> None:
     made = run(*words(tiny, student), "--json")
     assert made.exit_code == 0, made.stderr

@@ -19,6 +19,7 @@ def test_a_user_s_own_setting_is_kept(given, spins):
     assert environment.get("GOMP_SPINCOUNT") == spins
 
 
+@pytest.mark.slow
 def test_openmp_reads_the_setting_that_the_program_made():
     clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     code = "import sys; from minitron_cli.cli import app; sys.argv = ['minitron', 'env']; app.main()"

@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,27 @@ from minitron_cli.spec import Quantity
 from scripts import reference
 from tests.cli.program import invoke
 
-PAGES = reference.pages()
+
+@cache
+def written() -> dict[str, str]:
+    """The pages that the script writes; not at import, which every worker does."""
+    return reference.pages()
 
 
 def test_the_pages_are_those_that_the_script_writes() -> None:
     committed = {path.name: path.read_text() for path in reference.DIRECTORY.iterdir()}
-    stale = {name for name in committed.keys() | PAGES.keys() if committed.get(name) != PAGES.get(name)}
+    stale = {name for name in committed.keys() | written().keys() if committed.get(name) != written().get(name)}
     assert not stale, f"run `make reference`: {', '.join(sorted(stale))}"
 
 
 @pytest.mark.slow
 def test_the_pages_do_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    elsewhere = written()
     monkeypatch.setenv("MINITRON_RUNS", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.chdir(tmp_path)
-    assert reference.pages() == PAGES
-    assert str(Path.home()) not in "".join(PAGES.values())
+    assert reference.pages() == elsewhere
+    assert str(Path.home()) not in "".join(elsewhere.values())
 
 
 def leaves(schema: object) -> set[str]:
@@ -44,10 +50,12 @@ def leaves(schema: object) -> set[str]:
 
 @pytest.mark.slow
 def test_every_key_of_a_recipe_is_on_a_page() -> None:
-    rows = re.findall(r"^\| `([\w.]+)` \|", "\n".join(PAGES.values()), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.]+)` \|", "\n".join(written().values()), re.MULTILINE)
     assert leaves(recipe.schema()) - {row.rpartition(".")[2] for row in rows} == {"kind"}
     kinds = re.findall(r'"const": "(\w+)"', json.dumps(recipe.schema()["$defs"]))
-    headings = {line.rpartition(": ")[2] for text in PAGES.values() for line in text.splitlines() if line[:3] == "###"}
+    headings = {
+        line.rpartition(": ")[2] for text in written().values() for line in text.splitlines() if line[:3] == "###"
+    }
     assert set(kinds) - headings <= {"random", "dynamic", "minitron", "auto", "student_entropy", "original", "none"}, (
         "kinds have headings; other constants have not"
     )
@@ -60,7 +68,7 @@ def test_every_key_of_a_recipe_is_on_a_page() -> None:
 def test_every_option_is_on_its_verbs_page(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", invoke(*words, "--help").stdout)) - {"--help"}
-    listed = set(re.findall(r"`(--[a-z-]+)`", PAGES[f"{words[0]}.md"]))
+    listed = set(re.findall(r"`(--[a-z-]+)`", written()[f"{words[0]}.md"]))
     assert shown <= listed, f"not on the page: {shown - listed}"
 
 
@@ -82,7 +90,7 @@ SAID_OTHERWISE = {
     "page", [page for page in reference.PAGES if page.section and page.name in COMMANDS], ids=lambda page: page.name
 )
 def test_the_default_that_help_states_is_that_of_the_key(page: reference.Page) -> None:
-    rows = [*cells(PAGES["distill.md"] if page.name == "correct" else ""), *cells(PAGES[page.file])]
+    rows = [*cells(written()["distill.md"] if page.name == "correct" else ""), *cells(written()[page.file])]
     defaults = {row[0].strip("`"): row[2].strip("`") for row in rows if len(row) == 4}
     options = [row for row in rows if len(row) == 5 and row[3] and row[2] not in ("-", "off", "")]
     stated = {(row[0], row[3].strip("`")): row[2] for row in options}

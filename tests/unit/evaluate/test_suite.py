@@ -10,6 +10,7 @@ from minitron_cli.evaluate import code_execution, lm_eval_runner
 from minitron_cli.evaluate.code_execution import passes
 from minitron_cli.evaluate.config import SUITES, EvaluateConfig, Task
 from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
+from tests.quick import slow
 from tests.tiny import tiny_model
 from tests.unit.evaluate import suite_data
 from tests.unit.evaluate.suite_data import PUBLISHED_SHOTS
@@ -81,12 +82,12 @@ def prompts(name, data, **options):
     ("name", "mark"),
     [
         ("winogrande", "would not go into"),
-        ("arc_challenge", "Answer:"),
-        ("mmlu", "Answer:"),
-        ("hellaswag", "Baking: "),
+        slow("arc_challenge", "Answer:"),
+        slow("mmlu", "Answer:"),
+        slow("hellaswag", "Baking: "),
         ("gsm8k", "Question:"),
-        ("xlsum_en", "Article:"),
-        ("mbpp", "[BEGIN]"),
+        slow("xlsum_en", "Article:"),
+        slow("mbpp", "[BEGIN]"),
         ("humaneval", "Adds"),
     ],
 )

@@ -46,6 +46,7 @@ def test_the_price_is_its_formula():
     assert lagrangian.linear["ffn"].tolist() == pytest.approx([2 + 0.1 * gap, -1 + 0.1 * gap])
 
 
+@pytest.mark.slow
 def test_every_row_meets_its_target_and_keeps_what_the_loss_needs():
     worth = torch.tensor([[1.0, 0.5, 0.1, 0.0], [0.0, 0.1, 0.5, 1.0]])
     goals = {"ffn": Target((2, 4), 2), "layer": Target((4,), 3)}
@@ -97,6 +98,7 @@ def test_useless_neurons_and_heads_of_a_model_go_first(model, tmp_path):
     assert (found["head.learned"].view(4, 2, 4).argmin(-1) == 1).float().mean() > 0.6  # a quarter by chance
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_bits(model, tmp_path):
     blocks = TinyBlocks()
     parent = Shape.of(family_of(model.config), model.config)

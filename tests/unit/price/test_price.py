@@ -21,6 +21,7 @@ from minitron_cli.price.work import Moved, Subject, Work
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.results.price import Part, Price
 from minitron_cli.stages import correct, distill, evaluate, importance, prune
+from tests.quick import slow
 from tests.tiny import tiny_model
 from tests.unit.stages.place import context, data, write_place
 
@@ -69,10 +70,10 @@ def price_of(stage) -> Price:
     [
         "importance",
         "prune",
-        "prune and repair",
-        pytest.param("prune to a budget", marks=pytest.mark.slow),
+        slow("prune and repair"),
+        slow("prune to a budget"),
         "distill",
-        "correct",
+        slow("correct"),
         "evaluate",
     ],
 )

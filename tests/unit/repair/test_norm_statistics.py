@@ -103,6 +103,7 @@ def test_batch_sizes_and_spilling_leave_no_trace(llama, tmp_path):
     torch.testing.assert_close(told[2][1][name].sum_DD, told_other[2][1][name].sum_DD, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_only_new_garbage")
 def test_never_more_than_one_layers_moments_are_alive(llama, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), []

@@ -50,6 +50,7 @@ def page(html):
     return Page(html)
 
 
+@pytest.mark.slow
 def test_every_section_is_there(page):
     titles = [
         "What was pruned",
@@ -68,6 +69,7 @@ def test_every_section_is_there(page):
     assert page.tags["svg", ("viewbox", "role", "aria-label")] == 21
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_runs_nothing(html, page):
     assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & {tag for tag, _ in page.tags}
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
@@ -79,6 +81,7 @@ def test_the_page_loads_nothing_and_runs_nothing(html, page):
     assert ("meta", "content", policy) in page.attributes
 
 
+@pytest.mark.slow
 def test_references_inside_the_page_lead_somewhere_and_only_there(page):
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -127,6 +130,7 @@ def test_a_title_alone_is_a_page():
     assert not page.tags["section", ("id",)]
 
 
+@pytest.mark.slow
 def test_no_word_is_doubled_and_no_number_has_more_digits_than_a_reader_counts(html):
     """Each cell and each sentence for itself; a diverged model has a perplexity of 26 digits."""
     bad = evaluated("diverged", "distilled", 60.5)
@@ -139,6 +143,7 @@ def test_no_word_is_doubled_and_no_number_has_more_digits_than_a_reader_counts(h
     assert "1.88 \N{MULTIPLICATION SIGN} 10²⁶" in page
 
 
+@pytest.mark.slow
 def test_a_plot_shows_values_under_a_pointer_and_hides_a_series_without_a_script(html, page):
     (loss,) = (
         figure for figure in re.findall("<figure>.*?</figure>", html, re.DOTALL) if "Loss against param" in figure
@@ -152,6 +157,7 @@ def test_a_plot_shows_values_under_a_pointer_and_hides_a_series_without_a_script
     assert re.search(r'<g class="series-2">\s*<', loss)
 
 
+@pytest.mark.slow
 def test_the_value_of_guessing_is_drawn_and_in_the_table(html, page):
     assert "cloze.acc against parameters; guessing has the dashed line." in page.words
     assert "cloze.acc, 0-shot 200 0.250 0.710 (0.643 to 0.777) 0.330" in page.words
@@ -159,6 +165,7 @@ def test_the_value_of_guessing_is_drawn_and_in_the_table(html, page):
     assert figure.count("stroke-dasharray") == 1
 
 
+@pytest.mark.slow
 def test_the_head_tells_the_result(html, page):
     assert "demo/teacher at 54 % of its size with" in page.words
     assert "demo/teacher was pruned from 3.91 M to 2.10 M parameters, 54 % of its size" in page.words
@@ -167,6 +174,7 @@ def test_the_head_tells_the_result(html, page):
     assert "Distillation on 3.00 M tokens lowered it to 2.688; random-init has 3.371 (+0.683)." in page.words
 
 
+@pytest.mark.slow
 def test_metrics_have_a_row_each_with_intervals_and_the_difference_from_the_parent(page):
     head, none = "metric items chance parent pruned distilled random-init", f"{NOTHING} {NOTHING}"
     sizes = f"parameters {none} 3.91 M 2.10 M 2.10 M 2.10 M training tokens {none} {NOTHING} 0 3.00 M 3.00 M"
@@ -174,11 +182,13 @@ def test_metrics_have_a_row_each_with_intervals_and_the_difference_from_the_pare
     assert f"{MINUS}0.070 ({MINUS}0.121 to {MINUS}0.019), p 0.0093" in page.words
 
 
+@pytest.mark.slow
 def test_a_heading_says_on_hover_which_direction_is_better(html):
     assert re.search(r'<th scope="col" title="lower is better">peak memory</th>', html)
     assert re.search(r'<th scope="col" title="higher is better">prefill \(tokens/s\)</th>', html)
 
 
+@pytest.mark.slow
 def test_speed_is_compared_with_the_parents(page):
     assert "distilled 2,610 1.720 (1.700 to 1.750) 63.9 1.550 (1.500 to 1.600) 0.196 733 MiB" in page.words
 
@@ -195,12 +205,14 @@ def test_a_value_that_is_not_finite_is_a_dash():
     assert f"cloze.acc 3 {NOTHING} {NOTHING}" in Page(render(ReportData(title="t", models=models))).words
 
 
+@pytest.mark.slow
 def test_costs_are_summed_without_what_could_have_been_left_out(page):
     assert "evaluate held-out text 65.5 k" in page.words
     assert "It took 12.5 hours of NVIDIA H200." in page.words
     assert "total \N{EN DASH} 3.92 M 6.80 \N{MULTIPLICATION SIGN} 10¹³" in page.words
 
 
+@pytest.mark.slow
 def test_dropped_layers_are_named(page):
     assert "Dropped: layer 8, in red." in page.words
     importance = Importance(layers={"perplexity": [1.0, 2.0]})

@@ -129,6 +129,7 @@ def one_position() -> tuple[Tensor, Tensor, Tensor]:
     return teacher_V, p_student_V, p_student_V - teacher_V.softmax(-1)
 
 
+@pytest.mark.slow
 def test_drawn_gradients_are_the_live_gradient_on_average(shares_DV: Tensor) -> None:
     _, p_student_V, live_V = one_position()
     assert largest_z(p_student_V - shares_DV, live_V, (shares_DV * DRAWS).sum(0)) < 4.5
@@ -143,6 +144,7 @@ def test_renormalized_top_8_fails_the_same_test(shares_DV: Tensor) -> None:
     assert largest_z(p_student_V - renormalized_DV, live_V, (shares_DV * DRAWS).sum(0)) > 45
 
 
+@pytest.mark.slow
 def test_draws_differ_less_than_independent_ones() -> None:
     teacher_V, _, _ = one_position()
     p_V = teacher_V.softmax(-1)

@@ -102,6 +102,7 @@ def test_the_plane_at_its_corners_has_the_losses_of_the_models(place, tmp_path, 
     assert "distance" in (artifact.path / "landscape.svg").read_text()
 
 
+@pytest.mark.slow
 def test_a_plane_needs_three_models(place, tmp_path):
     with pytest.raises(InputError, match="a plane goes through three models, not 2: give three, or leave --plane out"):
         measured(place, tmp_path, "model", "other", plane=3)

@@ -37,6 +37,7 @@ def study(place, tmp_path_factory):
     return root, made(place, root)
 
 
+@pytest.mark.slow
 def test_every_criterion_is_beside_the_bars(study):
     _, artifact = study
     result = artifact.result(SupermaskResult)
@@ -64,6 +65,7 @@ def test_the_unigram_loss_is_that_of_counted_tokens(place, tmp_path):
     assert supermask.unigram_loss(train, held_out, 300, 1) == pytest.approx(sum(losses) / len(losses))
 
 
+@pytest.mark.slow
 def test_without_a_mask_the_loss_is_that_of_the_initial_weights(place, study):
     root, artifact = study
     (first,) = (root / "ticket_start").glob("step-0-seed-0-*")
@@ -74,6 +76,7 @@ def test_without_a_mask_the_loss_is_that_of_the_initial_weights(place, study):
     assert row.loss == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_supermask_sets_kept_weights_and_zeros_and_nothing_else(place, study):
     root, _ = study
     (first,) = (root / "ticket_start").glob("step-0-seed-0-*")
@@ -87,6 +90,7 @@ def test_a_supermask_sets_kept_weights_and_zeros_and_nothing_else(place, study):
         assert torch.equal(p, expected), name
 
 
+@pytest.mark.slow
 def test_tickets_share_the_dense_training(place, study):
     root, _ = study
     before = sorted(path.name for path in (root / "ticket_round").iterdir() if path.is_dir())
@@ -122,6 +126,7 @@ def test_learned_scores_lower_the_loss_and_a_kill_keeps_what_is_measured(place, 
     assert found["edge_popup"] < found["random"] - 0.05
 
 
+@pytest.mark.slow
 def test_killed_scores_go_on_to_the_same_bits(place, study, tmp_path, monkeypatch):
     training = SupermaskConfig(training=TRAINING | {"steps": 6, "save_every": 2}).training
     (first,) = (study[0] / "ticket_start").glob("step-0-seed-0-*")

@@ -87,6 +87,7 @@ def is_rewound(weights, early, kept):
         assert torch.equal(weight.view(torch.int32), expected.view(torch.int32)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_rewound_weights_have_the_bits_of_their_step_on_the_mask_and_are_zero_elsewhere(study, number):
     root, _, weights = study
@@ -94,6 +95,7 @@ def test_rewound_weights_have_the_bits_of_their_step_on_the_mask_and_are_zero_el
     is_rewound(weights[label], start_of(root, 2), masks_of(root, label))
 
 
+@pytest.mark.slow
 def test_states_to_rewind_to_are_those_of_the_dense_training(place, study):
     root, _, weights = study
     is_rewound(weights["ticket-00-seed-0"], start_of(root, 0), {})
@@ -127,6 +129,7 @@ def trained_without_masks(place, root, until=None):
     return model
 
 
+@pytest.mark.slow
 def test_the_dense_training_is_one_without_masks_bit_by_bit(place, study):
     root, _, _ = study
     dense = round_of(root, "ticket-00-seed-0")
@@ -134,6 +137,7 @@ def test_the_dense_training_is_one_without_masks_bit_by_bit(place, study):
         assert torch.equal(p, dense.read(name)), name
 
 
+@pytest.mark.slow
 def test_masks_keep_the_largest_trained_weights_and_hold_after_training(study):
     root, _, _ = study
     before = round_of(root, "ticket-00-seed-0")
@@ -150,6 +154,7 @@ def test_masks_keep_the_largest_trained_weights_and_hold_after_training(study):
         before = trained
 
 
+@pytest.mark.slow
 def test_controls_share_what_they_are_to_share(study):
     root, _, _ = study
     kept = {arm: masks_of(root, f"{arm}-01-seed-0") for arm in ("ticket", "reinit", "shuffled", "random-mask")}
@@ -162,6 +167,7 @@ def test_controls_share_what_they_are_to_share(study):
     assert not torch.equal(ticket_weights.read(norm), fresh.read(norm))
 
 
+@pytest.mark.slow
 def test_the_table_has_every_arm_at_every_sparsity(study):
     _, artifact, _ = study
     result = artifact.result(TicketResult)

@@ -109,6 +109,7 @@ def test_one_round_can_be_given_alone_and_shares_its_trainings(place, tickets, s
     assert set((study[0] / "ticket_round").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_many_trainings_there_are(place, tickets, tmp_path):
     one = directory(tickets[0], "ticket_round", "ticket-02-seed-0")
     with pytest.raises(DryRunStop) as stop:
@@ -117,6 +118,7 @@ def test_a_dry_run_says_how_many_trainings_there_are(place, tickets, tmp_path):
     assert stop.value.price.what.startswith("5 trainings of 4 steps")
 
 
+@pytest.mark.slow
 def test_what_is_no_ticket_is_refused(place, tickets, tmp_path):
     with pytest.raises(InputError, match="is no ticket: give what `minitron ticket train` wrote"):
         moved(place, tmp_path, directory(tickets[0], "ticket_round", "ticket-00-seed-0"))
