@@ -1,7 +1,7 @@
 """Loss and KL of several children of one parent on a few blocks: quick, and with an error of their differences.
 
 What the parent makes of the blocks is computed once. A head over a large vocabulary costs as much as many layers, so
-only some positions of each block are predicted.
+only some positions of each block are predicted; and of a long block only the beginning is read.
 """
 
 # B block of the batch, T token, D hidden, N counted prediction
@@ -32,6 +32,8 @@ from minitron_cli.model.lm_head import head_of
 from minitron_cli.results.prune import HeldOut
 
 POSITIONS = 128  # of each block
+READ = 512
+"""Tokens of a block that are read, or more until `POSITIONS` of them are predicted."""
 BATCH = 4  # blocks
 
 
@@ -71,7 +73,7 @@ class BesideParent:
         self._seen: list[_Seen] = []
         with progress.track("parent on held-out text", len(ids), "blocks") as step:
             for start in range(0, len(ids), BATCH):
-                batch = read_batch(blocks, ids[start : start + BATCH])
+                batch = _beginning(read_batch(blocks, ids[start : start + BATCH]))
                 is_counted_BT = _counted(batch)
                 self._seen.append(_Seen(batch, is_counted_BT, _hidden(parent, batch, is_counted_BT)))
                 step(len(batch.tokens_BT))
@@ -109,6 +111,18 @@ class BesideParent:
                 divergences.append((seen, kl_N))
                 step()
         return ChildFigures(_means(losses), _means(divergences))
+
+
+def read_of(length: int) -> int:
+    """Tokens that are read of a block of this length in which all count."""
+    return min(length, READ)
+
+
+def _beginning(batch: BlockBatch) -> BlockBatch:
+    """What is read of some blocks."""
+    counts_BT = is_predicted(batch.positions_BT, batch.loss_mask_BT).cumsum(1)
+    needed = int((counts_BT < POSITIONS).sum(1).max()) + 2  # tokens up to the last block's prediction of that number
+    return BlockBatch(*(each_BT[:, : max(READ, needed)] for each_BT in batch))
 
 
 def _counted(batch: BlockBatch) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
+from minitron_cli.evaluate.beside_parent import read_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import fit
 from minitron_cli.price.evaluation import logits_bytes
@@ -95,7 +96,7 @@ def _what(pruning: Pruning, child: Shape) -> str:
 def _result(pruning: Pruning, number: int) -> PruneResult:
     """What the pruning will have taken if the candidate of this number is chosen, with nothing measured yet."""
     own = tuple(pruning.repairs[number])
-    read = pruning.effect_blocks * pruning.length
+    read = pruning.effect_blocks * read_of(pruning.length)
     effect = RepairEffect(parent_loss=0, before=UNKNOWN, after=UNKNOWN, tokens=read, read=read, children=1 + len(own))
     return PruneResult(
         parent=model_size(pruning.parent.shape, pruning.length),

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
+from minitron_cli.evaluate.beside_parent import read_of
 from minitron_cli.model.linear_layers import input_groups
 from minitron_cli.price.evaluation import logits_bytes
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
@@ -98,7 +99,7 @@ def _what(making: Sparsifying, weights: int) -> str:
 
 def _result(making: Sparsifying) -> SparsifyResult:
     """What will have been done, with nothing measured yet."""
-    read, config = making.effect_blocks * making.length, making.config
+    read, config = making.effect_blocks * read_of(making.length), making.config
     repair_error = 0.0 if making.fits else None
     effect = SparsityEffect(
         parent_loss=0, before=UNKNOWN, after=UNKNOWN, tokens=read, read=read, kl_difference_stderr=repair_error

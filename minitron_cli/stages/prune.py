@@ -38,7 +38,7 @@ from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.sparse.mask_file import MASKS
 
-STAGE, VERSION = "prune", 6
+STAGE, VERSION = "prune", 7
 
 
 def run(

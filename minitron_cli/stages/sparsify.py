@@ -50,7 +50,7 @@ from minitron_cli.sparse.result_parts import serving_findings, share, sparse_mat
 from minitron_cli.sparse.store import LayerStore, MadeMatrix
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
 
-STAGE, VERSION = "sparsify", 2
+STAGE, VERSION = "sparsify", 3
 
 AnyTask = TypeVar("AnyTask", bound=LayerTask)
 

@@ -57,6 +57,34 @@ def test_of_some_positions_of_some_blocks_they_are_the_means(model, child, block
     assert (found.loss.mean, found.kl.mean) == pytest.approx(np.mean(expected, axis=0), rel=1e-5)
 
 
+def test_of_long_blocks_the_beginning_is_read(model, child, blocks, monkeypatch):
+    monkeypatch.setattr(beside_parent, "POSITIONS", 4)
+    monkeypatch.setattr(beside_parent, "READ", 10)
+    cut = Blocks(blocks.tokens_NT[:, :10])
+    cut.positions = lambda i: blocks.positions(i)[:10]
+    cut.documents = lambda i: blocks.documents(i)[:10]
+    long, short = (BesideParent(model, text, [0, 1, 3]) for text in (blocks, cut))
+    assert (long.read, long.tokens) == (short.read, short.tokens) == (30, 12)
+    found, expected = long.of(child), short.of(child)
+    assert (found.loss.mean, found.kl.mean) == (expected.loss.mean, expected.kl.mean)
+    assert (found.loss.stderr, found.kl.stderr) == (expected.loss.stderr, expected.kl.stderr)
+
+
+def test_as_much_is_read_as_predictions_need(model, blocks, monkeypatch):
+    """The answers of a chat may come late: the third of these is token 17 of block 1."""
+    monkeypatch.setattr(beside_parent, "POSITIONS", 3)
+    monkeypatch.setattr(beside_parent, "READ", 4)
+    late = Blocks(blocks.tokens_NT)
+    masks = torch.zeros(5, 24, dtype=torch.bool)
+    masks[0, 5:20], masks[1, [8, 15, 17, 22]] = True, True
+    late.loss_mask = lambda i: masks[i]
+    late.positions = lambda i: torch.arange(24)
+    assert BesideParent(model, late, [0, 1]).read == 2 * 18
+    assert BesideParent(model, late, [0]).read == 8
+    masks[1, 17:] = False  # two are all that there are
+    assert BesideParent(model, late, [1]).read == 24
+
+
 def test_a_difference_of_children_has_the_error_of_the_pairs(model, child, blocks):
     """Two children that are nearly the same differ by far less than either is uncertain."""
     beside, near = BesideParent(model, blocks, range(len(blocks))), copy.deepcopy(child)
