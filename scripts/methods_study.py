@@ -281,7 +281,8 @@ HEAD = (
     "held-out text is left out, as by the program. After training: on the same tokens by forward KL, with a peak",
     "learning rate of 1e-3 for plain children and 3e-4 for repaired ones.",
     "",
-    "Regenerate: as the docstring of `scripts/methods_study.py` says.",
+    "Regenerate: as the docstring of `scripts/methods_study.py` says. The figures of all runs are in",
+    "[methods/](methods/); copied to RUNS_DIR/NAME/methods-study, what is missing is measured.",
     "",
 )
 
