@@ -100,6 +100,7 @@ def test_the_families_that_must_be_rotatable_are():
         "granitemoe",
         "granitemoehybrid",
         "hunyuan_v1_dense",
+        "jamba",
         "llama",
         "llama4_text",
         "mellum",
