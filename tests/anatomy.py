@@ -75,28 +75,23 @@ LATENT = Anatomy(
     shared="mlp.shared_experts",
     latents={"q_rank": "q_b_proj", "kv_rank": "kv_b_proj"},
 )
+BESIDE_MAMBA = Anatomy(
+    final_norm="final_layernorm",
+    mlp="feed_forward",
+    state_space="mamba",
+    writers=("out_proj",),
+    norms=("input_layernorm", "pre_ff_layernorm"),
+)
 ANATOMY = {
     "apertus": Anatomy(norms=("attention_layernorm", "feedforward_layernorm")),
-    "bamba": Anatomy(
-        final_norm="final_layernorm",
-        mlp="feed_forward",
-        state_space="mamba",
-        writers=("out_proj",),
-        norms=("input_layernorm", "pre_ff_layernorm"),
-    ),
+    "bamba": BESIDE_MAMBA,
     "cohere": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps"),
     "cohere2": Anatomy(norms=("input_layernorm",), epsilon="layer_norm_eps", pattern="layer_types"),
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
     "ernie4_5_moe": Anatomy(experts="mlp.experts", router="mlp.gate", shared="mlp.shared_experts"),
     "exaone4": Anatomy(norms=POST_NORMS),
-    "falcon_h1": Anatomy(
-        final_norm="final_layernorm",
-        mlp="feed_forward",
-        state_space="mamba",
-        writers=("out_proj",),
-        norms=("input_layernorm", "pre_ff_layernorm"),
-    ),
+    "falcon_h1": BESIDE_MAMBA,
     "flex_olmo": Anatomy(norms=POST_NORMS, experts="mlp.experts", router="mlp.gate"),
     "gemma": Anatomy(norm_offset=1),
     "gemma2": Anatomy(norms=FOUR_NORMS, norm_offset=1, pattern="layer_types"),

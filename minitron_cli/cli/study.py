@@ -66,7 +66,7 @@ def study(
         steps = QUICK_STEPS if quick else None
         made = runner.Runner(label, asked, session.context, session.model(), session.data(), blocks, steps)
         count = seeds or (QUICK_SEEDS if quick else asked.seeds)
-        runs = ["--seeds", count, "--blocks", blocks, *["--quick"] * quick]
+        counts = ["--seeds", count, "--blocks", blocks, *["--quick"] * quick]
         if how.dry_run:
             console.note(made.planned(count))
             return
@@ -76,7 +76,7 @@ def study(
             made.results(count),
             made.parent_loss(),
             made.setting(),
-            _command(name, session.model(), text, how.dtype, runs),
+            _command(name, session.model(), text, how.dtype, counts),
         )
         values = {arm: [run.model_dump(mode="json") for run in runs] for arm, runs in found.runs.items()}
     if output and figures:
@@ -85,7 +85,7 @@ def study(
     console.show(how, values, [found.arms(), found.orders()])
 
 
-def _command(name: str, model: str, text: DataOptions, dtype: str, rest: Sequence[object]) -> str:
+def _command(name: str, model: str, text: DataOptions, dtype: str, counts: Sequence[object]) -> str:
     """Command that measures a study again, with text that the command line named; else with that of the workspace."""
     given = {
         "--data": text.data,
@@ -102,7 +102,7 @@ def _command(name: str, model: str, text: DataOptions, dtype: str, rest: Sequenc
         for one in (value if isinstance(value, list) else [value] if value else [])
         for word in (option, one)
     ]
-    return shlex.join(str(word) for word in ("minitron", "study", name, model, *options, *rest))
+    return shlex.join(str(word) for word in ("minitron", "study", name, model, *options, *counts))
 
 
 def _list(how: ComputeOptions) -> None:
