@@ -23,7 +23,7 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.recipe import Recipe
 from minitron_cli.spec import Spec
-from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition
+from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition, merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,11 +169,15 @@ class Runner:
         return float(getattr(after.chosen_by, self.definition.figure))
 
     def _trial(self, arm: str, rate: float) -> "_Run":
-        """Short run of a learning rate. Arms that differ in the length of their training alone share it."""
+        """Short run of a learning rate. Arms that differ in the length of their training alone share it.
+
+        Its name is that of the sections, which the study's file states, and not of a recipe with all defaults, so that
+        figures stay good when another setting comes to exist.
+        """
         assert self.definition.tuning
         changes = _with_rate(rate) | {"tokens": self.definition.tuning.tokens, "steps": None}
-        recipe = self._recipe(arm, TRIAL_SEED, changes)
-        return _Run(f"trial-{canonical_json.digest(recipe.model_dump(mode='json'))[:16]}", recipe)
+        sections = merged(merged(self.definition.recipe, self.definition.arms[arm]), {"distill": changes})
+        return _Run(f"trial-{canonical_json.digest(sections)[:16]}", self._recipe(arm, TRIAL_SEED, changes))
 
     def _recipe(self, arm: str, seed: int, distill: Mapping[str, Any]) -> Recipe:
         return self.definition.recipe_of(arm, self.model, self.data, seed, NOTHING | self._changes(arm, distill))
