@@ -23,6 +23,9 @@ from minitron_cli.results.base import Result
 from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ExportCheck, RunRecord, SpeedRecord, ThroughputRecord
 
+Remember = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""`StageBuild.remember`: the value kept under a name; computed and kept if there is none."""
+
 
 @dataclass(frozen=True)
 class Context:

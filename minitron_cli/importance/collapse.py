@@ -7,7 +7,7 @@ comes first, then the one that does so beside it, until no layers are left to me
 
 # B batch, T token, D hidden, L layer
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from minitron_cli import progress
+from minitron_cli.artifacts.build import Remember
 from minitron_cli.decoder import decoder_of
 from minitron_cli.layerwise.bypass import bypassed
 from minitron_cli.layerwise.observer import Tokens, decoder_layers
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 8
 """Samples on which hidden states are compared; the paper takes ten sentences."""
-
-Remember = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
-"""Returns what was kept under a name, or computes and keeps it."""
 
 
 @torch.inference_mode()

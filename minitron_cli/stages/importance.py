@@ -249,13 +249,8 @@ class _Scoring:
         def evaluate(model: "PreTrainedModel") -> float:
             return task(model, tokenizer, self.config.batch_size)
 
-        def measure() -> dict[str, list[float]]:
-            whole = evaluate(model)
-            return {
-                f"layer.block_task={n}": [
-                    whole - value for _, value in without_blocks(model, self.parent.family, n, evaluate)
-                ]
-                for n in self.config.blocks
-            }
-
-        return Scores({name: torch.tensor(lost) for name, lost in work.remember("block_task", measure).items()})
+        whole = work.remember("block_task-whole", lambda: {"value": evaluate(model)})["value"]
+        found = {n: without_blocks(model, self.parent.family, n, evaluate, work.remember) for n in self.config.blocks}
+        return Scores(
+            {f"layer.block_task={n}": torch.tensor([whole - v for v in values]) for n, values in found.items()}
+        )

@@ -13,6 +13,7 @@ from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate import tasks as lm_eval_tasks
+from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.learned_masks import LearnedMasks
 from minitron_cli.inputs.source_model import open_source_model
@@ -187,6 +188,27 @@ def test_the_task_is_asked_without_each_block(place, tmp_path, tasks):
         torch.testing.assert_close(scores[f"layer.block_task={length}"], torch.tensor(lost[length]))
     assert len({*lost[2], *lost[3]}) > 1
     assert "block_task" in found.manifest.inputs
+
+
+@pytest.mark.slow
+def test_a_stop_between_two_blocks_asks_the_task_of_none_again(place, tmp_path, tasks, monkeypatch):
+    options = {"blocks": (2,), "block_task": "finish", "block_task_path": str(tasks), "mode": "resident"}
+    asked, ask = [], TaskMetric.__call__
+
+    def stopped(self, *args):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(ask(self, *args))
+        return asked[-1]
+
+    monkeypatch.setattr(TaskMetric, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, tmp_path, **options)
+    monkeypatch.setattr(TaskMetric, "__call__", lambda self, *args: asked.append(ask(self, *args)) or asked[-1])
+    _, scores = run(place, tmp_path, **options)
+    whole, *without = asked
+    assert len(without) == 3  # blocks of 2 among 4 layers, each once
+    torch.testing.assert_close(scores["layer.block_task=2"], torch.tensor([whole - value for value in without]))
 
 
 @pytest.mark.slow  # lm-eval looks through all of its own tasks first
