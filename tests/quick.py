@@ -8,11 +8,12 @@ import pytest
 from minitron_cli.model.families import FAMILIES
 from tests.tiny import FAMILY_OPTIONS, tiny_config
 
-QUICK = ("gemma3_text", "gpt_neox", "llama", "qwen3_moe")
-"""Between them: biases, fused and stacked matrices, softcaps, sliding windows, offset norms and experts."""
+QUICK = ("llama", "qwen3_moe")
+"""A family of dense layers, and one of experts in stacked matrices; the others go through the slow tests."""
 
-WHOLE = frozenset({*QUICK, "gemma2", "mixtral", "nemotron", "olmo2", "phi3"})
-"""Besides: soft caps, an expert per matrix, offset layer norms, norms over all heads and of outputs, joined rows."""
+WHOLE = frozenset({*QUICK, "gemma2", "gemma3_text", "gpt_neox", "mixtral", "nemotron", "olmo2", "phi3"})
+"""Besides: soft caps, sliding windows and offset norms, biases and fused matrices, an expert per matrix, offset layer
+norms, norms over all heads and of outputs, joined rows."""
 
 APART = frozenset(FAMILIES) - WHOLE
 """Families whose whole matrix runs in `make conformance`; `make test` goes through their cheapest cases."""
@@ -39,6 +40,11 @@ def first_quick(cases: Iterable[Any], count: int = 1) -> list[Any]:
 def each_family(names: Iterable[str] = sorted(FAMILY_OPTIONS)) -> pytest.MarkDecorator:
     """Parametrize `model_type` with every family, of which all but a few are left to the slow tests."""
     return pytest.mark.parametrize("model_type", [case_of(name) for name in names])
+
+
+def every_family(names: Iterable[str] = sorted(FAMILIES)) -> pytest.MarkDecorator:
+    """Parametrize `model_type` with every family, for a check so cheap that `make test` makes it for all of them."""
+    return pytest.mark.parametrize("model_type", [name if name in QUICK else slow(name) for name in names])
 
 
 def quick_families(cases: Iterable[tuple[str, ...]]) -> list[Any]:

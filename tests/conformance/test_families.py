@@ -25,7 +25,7 @@ from minitron_cli.search import space
 from tests.anatomy import ANATOMY, anatomy
 from tests.by_table import opened
 from tests.conformance.masked import Survivors, masked, random_survivors
-from tests.quick import APART, case_of, each_family, first_quick, quick_families, slow
+from tests.quick import APART, case_of, each_family, every_family, first_quick, quick_families, slow
 from tests.tiny import FAMILY_OPTIONS, tiny_config, tiny_model
 
 # transformers divides hidden by heads, and refuses a remainder
@@ -233,7 +233,6 @@ def prunings_of(model_type: str) -> list[str]:
 
 TIED = (False, True)
 each_tied = pytest.mark.parametrize("tied", first_quick(TIED), ids=["untied", "tied"])
-EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +363,7 @@ def test_nothing_in_a_tiny_parent_is_left_at_its_default(parents, model_type, to
         assert logits_of(model, tokens).std() > 1, f"{tied=}"
 
 
-@EVERY_FAMILY
+@every_family()
 def test_every_tensor_of_a_parent_is_known_and_counted(parents, model_type, subtests):
     for tied in TIED:
         with subtests.test(tied=tied):
@@ -391,6 +390,7 @@ def test_a_child_computes_what_its_masked_parent_computes(parents, model_type, t
             check_child(model, checkpoint, survivors, tokens, tmp_path / pruning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(APART))
 def test_all_axes_together_in_the_families_of_the_whole_matrix(parents, model_type, tokens, tmp_path):
     """What `make test` keeps of the test above; `make conformance` runs all of it."""
@@ -504,7 +504,7 @@ def check_streamed(checkpoint, plan, directory):
     assert all(torch.equal(streamed[name], in_memory[name]) for name in streamed)
 
 
-@EVERY_FAMILY
+@every_family()
 def test_a_loaded_models_state_is_pruned_like_its_checkpoint(parents, model_type):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_survivors(model, 9, "all"))
@@ -724,7 +724,7 @@ def test_scaled_positions_of_a_phimoe_do_not_depend_on_a_pruned_size(tokens, tmp
 SIZED = ("layer", "hidden", "ffn", "head", "expert", "q_rank", "kv_rank")
 
 
-@EVERY_FAMILY
+@every_family()
 def test_a_child_config_changes_sizes_and_nothing_else(parents, model_type):
     model, checkpoint = parents(model_type)
     plan = plan_of(model, some_survivors(model, 1, "all"))
@@ -760,7 +760,7 @@ def test_a_child_has_its_parents_dtypes(dtype, tmp_path):
     assert reload(directory).dtype == dtype
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - WITHOUT_PLAN))
+@every_family(sorted(FAMILIES.keys() - WITHOUT_PLAN))
 def test_layouts_agree_with_the_tensor_parallel_plan(model_type):
     """transformers says which matrices are split by rows and which by columns: those are the pruned axes."""
     family, config = FAMILIES[model_type], tiny_config(model_type)
@@ -803,7 +803,7 @@ def test_links_name_every_reader_of_a_norm(parents, model_type, tmp_path):
     assert_same(logits_of(reload(tmp_path), tokens), logits_of(model, tokens))
 
 
-@EVERY_FAMILY
+@every_family()
 def test_a_table_says_what_its_norms_do(model_type):
     """A layer norm takes a constant away; and of a gain of zero nothing is left."""
     family, model = FAMILIES[model_type], tiny_model(model_type)

@@ -20,9 +20,10 @@ from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import PrunePlan, make_plan
 from minitron_cli.prune.stream import write_child
 from minitron_cli.prune.transform import Repair, norm_gains
+from tests.quick import first_quick, slow
 from tests.tiny_wrappers import CONFIGS, prompt, saved_wrapper, text_prompt, under_other_names
 
-each_wrapper = pytest.mark.parametrize("kind", CONFIGS)
+each_wrapper = pytest.mark.parametrize("kind", first_quick(CONFIGS))
 LLAVA_NAMES = {
     "language_model.model.": "model.language_model.",
     "language_model.lm_head.": "lm_head.",
@@ -141,7 +142,7 @@ def test_the_text_model_alone_computes_what_the_wrapper_computes_of_text(kind, p
     assert not (child / "preprocessor_config.json").exists()
 
 
-@pytest.mark.parametrize("kind", OTHER_NAMES)
+@pytest.mark.parametrize("kind", first_quick(OTHER_NAMES))
 def test_other_prefixes_on_disk_are_read_and_the_published_ones_are_written(kind, parents, tmp_path):
     _, source = parents(kind)
     other = tmp_path / "other"
@@ -256,7 +257,12 @@ WITH_HIDDEN = [kind for kind in CONFIGS if not SHARED[kind].hidden_not_prunable]
 
 @pytest.mark.parametrize(
     ("kind", "repaired"),
-    [(kind, repaired) for kind in WITH_HIDDEN for repaired in (False, True) if not (repaired and kind == "gemma3")],
+    [
+        (kind, repaired) if kind in ("gemma3", "qwen2_vl") else slow(kind, repaired)
+        for kind in WITH_HIDDEN
+        for repaired in (False, True)
+        if not (repaired and kind == "gemma3")
+    ],
 )  # Gemma's norms after each half of a layer allow no rotation
 def test_an_image_writes_to_the_kept_channels_what_it_wrote_there(kind, repaired, parents, tmp_path):
     model, source = parents(kind)
@@ -280,7 +286,7 @@ def test_an_image_writes_to_the_kept_channels_what_it_wrote_there(kind, repaired
     source_of(child)  # whose sizes agree
 
 
-@pytest.mark.parametrize("kind", WITH_HIDDEN)
+@pytest.mark.parametrize("kind", first_quick(WITH_HIDDEN))
 def test_a_pruned_hidden_size_passes_the_export_check_whole_and_sampled(kind, parents, tmp_path):
     _, source = parents(kind)
     plan = PrunePlan(source.shape, {axis: torch.tensor(places) for axis, places in hidden_of(kind).items()})

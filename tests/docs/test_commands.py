@@ -54,7 +54,9 @@ from tests.cli.program import invoke
 from tests.docs import examples
 from tests.docs.commands import SHELLS, commands, of_minitron, scripts
 from tests.docs.pages import PAGES, ROOT, code, name
+from tests.quick import slow
 
+FAST = ("README.md", "quickstart.md")
 ANY_RECIPE = "llama-3.1-minitron-4b-width"
 SETTINGS = {"model": "llama-3.1-8b", "data": {"sources": [{"kind": "files", "paths": ["corpus.jsonl"]}]}}
 NO_COMMAND = ("[", "...", "…")  # what stands in text for something else
@@ -183,7 +185,7 @@ def _put_files(words: list[str]) -> None:
 DATA = DataConfig(sources=(PythonStdlib(),))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [page if page.name in FAST else slow(page) for page in PAGES], ids=name)
 def test_every_command_on_a_page_is_one(page: Path, read: Read) -> None:
     wrong = {shlex.join(words): found for words in said(page) if (found := read(words))}
     assert not wrong, "\n".join(f"minitron {line}\n{found}" for line, found in wrong.items())

@@ -28,6 +28,7 @@ from minitron_cli.distill.targets import targets
 from minitron_cli.errors import RecipeError
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.layout import parse
+from tests.quick import every_family
 from tests.unit.distill import small
 
 NORMS = Norms("model.layers.{layer}.input_layernorm", "model.layers.{layer}.post_attention_layernorm", "model.norm")
@@ -257,7 +258,7 @@ def test_latents_have_no_relations(model_type: str) -> None:
         relation_pairs(HiddenLosses(states=("attention_relation",)), FAMILIES[model_type], {}, {})
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - LATENT))
+@every_family(sorted(FAMILIES.keys() - LATENT))
 def test_every_family_has_three_relations(model_type: str) -> None:
     config = HiddenLosses(states=("attention_relation",), layers=((0, 0),))
     sizes = {"layer": 4, "head": 4, "kv_head": 2, "head_dim": 3}

@@ -8,16 +8,13 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.errors import CheckpointError, DataError, InputError, Interrupted
 from minitron_cli.importance.layer_major import collect_by_layer
 from minitron_cli.layerwise.runner import StoredWeights
-from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.families import family_of
 from minitron_cli.scores.scores import Scores
 from tests.by_table import opened
 from tests.conformance.test_families import ONE_ROW
 from tests.quick import each_family, first_quick
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, calibrated, samples, score, split
-
-EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
-
 
 BATCHES = split(samples(5, 25), [2, 3])
 

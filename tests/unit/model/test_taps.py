@@ -1,17 +1,15 @@
 """A tap is right if switching off the channel it shows is the same as switching off the channel."""
 
-import pytest
 import torch
 
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.taps import READ, layer_module, taps
 from tests.anatomy import anatomy
+from tests.quick import every_family
 from tests.tiny import tiny_model
 
-EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
-
-@EVERY_FAMILY
+@every_family()
 def test_each_axis_is_seen_where_it_is_consumed(model_type):
     found = [(tap.axis, tap.module, tap.side) for tap in taps(FAMILIES[model_type])]
     sides = dict.fromkeys(READ, "input")
@@ -23,7 +21,7 @@ IN_PROJ = {"bamba": 224, "falcon_h1": 176, "granitemoehybrid": 224, "nemotron_h"
 """Outputs of a state space's first matrix: twice the inputs x, 2 groups of B and C with 5 states each, and 12 heads."""
 
 
-@EVERY_FAMILY
+@every_family()
 def test_taps_are_modules_and_show_the_axis(model_type):
     model = tiny_model(model_type)
     family, seen = FAMILIES[model_type].of_model(model.config), {}
@@ -57,7 +55,7 @@ def test_taps_are_modules_and_show_the_axis(model_type):
     assert seen == expected
 
 
-@EVERY_FAMILY
+@every_family()
 def test_the_decoder_layer(model_type):
     model = tiny_model(model_type)
     names = [layer_module(FAMILIES[model_type]).format(layer=i) for i in range(4)]

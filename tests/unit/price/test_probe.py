@@ -5,12 +5,13 @@ import torch
 
 from minitron_cli.decoder import decoder_of
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.model.families import FAMILIES, family_of
+from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import disk, probe, subject
 from minitron_cli.price.probe import Batches, Probe
 from minitron_cli.price.probe_model import ProbeModel
 from minitron_cli.price.work import Run
+from tests.quick import every_family
 from tests.tiny import tiny_model
 
 FIGURES = [("decoder", "forward"), ("decoder", "observed"), ("decoder", "training")]
@@ -28,7 +29,7 @@ def brief(monkeypatch):
     monkeypatch.setattr(probe, "SECONDS", 1e-3)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family()
 def test_a_layer_of_every_family_runs_alone(model_type):
     part = ProbeModel(run_of(model_type), "cpu")
     batch = part.batch(2, 16)

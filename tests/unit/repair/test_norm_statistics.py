@@ -17,7 +17,6 @@ from tests.quick import each_family, first_quick
 from tests.tiny import write_tiny
 from tests.unit.importance.calibration import Killed, samples, split
 
-EVERY_FAMILY = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 BATCHES = split(samples(6, 25), [2, 3, 1])
 
 
