@@ -11,6 +11,9 @@ RepairName = Literal["auto", "none", "rotate", "least_squares", "rescale", "bias
 CheckpointForm = Literal["wrapper", "text"]
 """Forms in which a model in a multimodal wrapper is written: with what is around it, or alone (`inputs`)."""
 
+ServingLint = Literal["refuse", "warn"]
+"""Whether a child may be made that a serving program would not run (`prune.config`)."""
+
 MetricName = Literal["magnitude", "wanda", "sparsegpt"]
 """Scores by which single weights are kept (`sparse.metrics`)."""
 

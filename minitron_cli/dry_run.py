@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from minitron_cli.checkpoint import model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.choices import ServingLint
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.between_rounds import training
 from minitron_cli.distill.config import DistillConfig
@@ -126,21 +127,21 @@ def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     scores."""
     prune = recipe.prune
     if recipe.search:
-        found = _searched(recipe.search, parent)
+        found = _searched(recipe.search, parent, prune.serving_lint)
     elif not recipe.prunes:
         return {"child": parent}
     elif prune.budget:
-        found = feasible.feasible(parent, dict.fromkeys(prune.axes, ()), prune.budget, prune.candidates)
+        found = feasible.within_budget(parent, prune)[: prune.candidates]
     else:
         sizes = {str(axis): size for axis, size in (prune.shape or {}).items()}
         return {"child": space.named(parent, sizes, prune.drop_layers)}
     return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
 
 
-def _searched(search: SearchConfig, parent: Shape) -> list[feasible.Candidate]:
+def _searched(search: SearchConfig, parent: Shape, serving_lint: ServingLint) -> list[feasible.Candidate]:
     """Most evenly scaled feasible shapes, in place of those that retain most importance, which needs scores."""
-    found = [feasible.admitted(parent, search.axes, search.constraints_of(label)) for label in search.labels]
-    return [c for some in found for c in feasible.by_evenness(parent, search.axes, some)[: search.candidates]]
+    found = [feasible.searched(parent, search, label, serving_lint) for label in search.labels]
+    return [c for some in found for c in feasible.by_evenness(parent, *some)[: search.candidates]]
 
 
 def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:

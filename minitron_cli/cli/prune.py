@@ -1,12 +1,12 @@
 """`minitron prune`: prune a model and write the smaller checkpoint."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from minitron_cli import progress
-from minitron_cli.choices import PruneMethod, RepairName
+from minitron_cli.choices import PruneMethod, RepairName, ServingLint
 from minitron_cli.cli import copy_out
 from minitron_cli.cli.options import (
     Arguments,
@@ -84,10 +84,10 @@ def prune(
         ),
     ] = False,
     serving_lint: Annotated[
-        Literal["refuse", "warn"] | None,
+        ServingLint | None,
         Option(
-            help="Removing layers off the pattern in which llama.cpp expects their kinds (Gemma 2 and 3, SmolLM 3): "
-            "refuse, or prune as asked and warn.",
+            help="A child that vLLM or llama.cpp would not run although it runs the parent: refuse (keep the layer "
+            "pattern, prune heads with hidden), or prune as asked and warn.",
             show_default="refuse",
         ),
     ] = None,

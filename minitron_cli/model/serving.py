@@ -108,6 +108,14 @@ def fails_on(shape: Shape) -> frozenset[str]:
     return frozenset(row.reader for row in rows if row.level == "fails")
 
 
+def deriving_head_size(shape: Shape) -> list[str]:
+    """Programs that run the model, and no child of it whose hidden size is not heads x head_dim."""
+    if shape.sizes["hidden"] != shape.sizes["head"] * shape.sizes["head_dim"]:
+        return []
+    readers = {"vLLM": shape.family.serving.vllm, "llama.cpp": shape.family.serving.llama_cpp}
+    return [reader for reader, head_size in readers.items() if head_size == "derives_head_dim"]
+
+
 def splits_over(shape: Shape, devices: int) -> bool:
     """Whether tensor parallelism can split the model over this number of devices."""
     return devices == 1 or all(size % devices == 0 for size in _split_sizes(shape, devices).values())

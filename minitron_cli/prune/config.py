@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
 
 from minitron_cli import methods
-from minitron_cli.choices import CheckpointForm, PruneMethod, RepairName
+from minitron_cli.choices import CheckpointForm, PruneMethod, RepairName, ServingLint
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import rankings
 from minitron_cli.scores.metric import Activation, Metric, Random
@@ -120,9 +120,11 @@ class PruneConfig(Spec):
     write_as: CheckpointForm | None = Field(None, exclude_if=lambda form: form is None)
     """Form in which a model in a multimodal wrapper is written: wrapper, with the vision tower and projector as they
     are, or text, the text model alone, a checkpoint like any other. Unless set, as the model is that is given."""
-    serving_lint: Literal["refuse", "warn"] = "refuse"
-    """Whether to prune depth where a serving program would run the child wrongly: llama.cpp gives the layers of some
-    families kinds by a pattern, which a child must keep for it. warn: prune as asked, for transformers and vLLM."""
+    serving_lint: ServingLint = "refuse"
+    """Whether to make a child that a serving program would not run although it runs the parent. refuse: no layers are
+    pruned off the pattern by which llama.cpp gives the layers of some families their kinds; and a budget prunes heads
+    with `hidden` in families whose heads vLLM or llama.cpp takes to be of hidden / heads (Qwen 2, Phi 3, Granite, ...).
+    warn: prune as asked; transformers runs it."""
 
     def fitted(self, sequence_length: int) -> Self:
         """The same with the numbers of blocks that were not set for blocks of this length."""

@@ -1,8 +1,8 @@
-"""Candidate sizes of an axis: a list, a range, multiples of the hidden size, or a published table."""
+"""Candidate sizes of an axis: a list, a range, sizes that follow from the hidden size, or a published table."""
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -46,6 +46,13 @@ class FfnMultiple(Spec):
         return tuple(round(factor * hidden) for factor in self.of_hidden)
 
 
+class HeadsOfHidden(Spec):
+    """Number of heads that follows from the child's hidden size, as some programs assume (docs/serving.md)."""
+
+    fills: Literal["hidden"]
+    """hidden: as many heads as make heads x head_dim the child's hidden size."""
+
+
 class Choices(Spec):
     """Sizes of which those up to the parent's are used; sizes in a plain list must all fit the parent."""
 
@@ -61,7 +68,7 @@ def _check_choice(value: Any) -> Any:
     return value
 
 
-AxisSizes = Annotated[tuple[int, ...] | Range | FfnMultiple | Choices, BeforeValidator(_check_choice)]
+AxisSizes = Annotated[tuple[int, ...] | Range | FfnMultiple | HeadsOfHidden | Choices, BeforeValidator(_check_choice)]
 Space = Mapping[Axis, AxisSizes]
 
 FFN_MULTIPLES = FfnMultiple(of_hidden=(2.5, 3, 3.5, 4))

@@ -7,7 +7,7 @@ from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.results.search import SearchResult
 from minitron_cli.search import space
-from minitron_cli.search.feasible import Candidate, feasible
+from minitron_cli.search.feasible import Candidate, within_budget
 from minitron_cli.search.retained_importance import RetainedImportance
 from minitron_cli.spec import Amount
 
@@ -16,7 +16,7 @@ def candidates_of(builder: ChildBuilder, config: PruneConfig, search: Artifact |
     """Shapes that the child may have: one, or those within the budget that retain most importance."""
     parent = builder.parent
     if config.budget:
-        admitted = feasible(parent.shape, dict.fromkeys(config.axes, ()), config.budget)
+        admitted = within_budget(parent.shape, config)
         return RetainedImportance(parent.shape, builder.scores, config.ranking).order(admitted)[: config.candidates]
     sizes = {str(axis): size for axis, size in (config.shape or {}).items()}
     if not sizes and not config.drop_layers:

@@ -150,6 +150,11 @@ class SearchConfig(Spec):
         return self
 
     @property
+    def is_space_by_default(self) -> bool:
+        """Whether the space is the one that a search has if it names none."""
+        return self.space == type(self).model_fields["space"].default
+
+    @property
     def axes(self) -> dict[str, AxisSizes]:
         """Axis -> candidate sizes, with presets resolved."""
         space = PRESETS[self.space] if isinstance(self.space, str) else self.space

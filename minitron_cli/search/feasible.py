@@ -1,14 +1,18 @@
 """Shapes that meet every constraint; if none does, the binding constraint and the nearest shapes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from minitron_cli.choices import ServingLint
 from minitron_cli.errors import InfeasibleError
 from minitron_cli.figures import Figure
+from minitron_cli.model.serving import deriving_head_size
 from minitron_cli.model.shape import Shape
-from minitron_cli.prune.config import Budget
-from minitron_cli.search.axis_sizes import AxisSizes
+from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.search.axis_sizes import AxisSizes, HeadsOfHidden
+from minitron_cli.search.config import SearchConfig
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.base import Bounded, Clock, Counted, Limits, Timed
 from minitron_cli.search.constraints.memory import Memory
@@ -16,6 +20,8 @@ from minitron_cli.search.constraints.parameters import Parameters
 from minitron_cli.search.space import smaller, unevenness
 
 NEAREST = 3  # shapes that an error names
+WITH_HIDDEN = "with hidden"
+"""Input of a stage that prunes heads with hidden; others have none, so that their keys stay as they were."""
 
 OFF_TARGET = Figure("off target", style="share")
 RETAINED_IMPORTANCE = Figure("importance kept", style="share", better="higher")
@@ -50,6 +56,52 @@ class Costed(NamedTuple):
     def misses(self) -> list[float]:
         """Signed relative distance from the limits of each constraint; 0 where it is met."""
         return [limits.miss(cost) for cost, limits in zip(self.costs, self.limits, strict=True)]
+
+
+class Admitted(NamedTuple):
+    """Shapes that meet every counted constraint, and the space that they are of."""
+
+    space: Mapping[str, AxisSizes]
+    candidates: list[Candidate]
+
+
+def within_budget(parent: Shape, config: PruneConfig) -> list[Candidate]:
+    """Shapes within a pruning's budget, those that scale all axes most evenly first.
+
+    InfeasibleError if there is none.
+    """
+    assert config.budget
+    space: dict[str, AxisSizes] = dict.fromkeys(config.axes, ())
+    found = runnable if config.serving_lint == "refuse" else of_space
+    return by_evenness(parent, *found(parent, space, [Parameters.of(config.budget)]))
+
+
+def searched(parent: Shape, config: SearchConfig, label: str, serving_lint: ServingLint) -> Admitted:
+    """Shapes that meet the counted constraints of a search's target. InfeasibleError if there is none."""
+    is_free = serving_lint == "warn" or not config.is_space_by_default
+    return (of_space if is_free else runnable)(parent, config.axes, config.constraints_of(label))
+
+
+def runnable(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequence[Constraint]) -> Admitted:
+    """Shapes that meet every counted constraint. InfeasibleError if there is none.
+
+    Where vLLM or llama.cpp runs the parent, and no child whose hidden size is not heads x head_dim, heads are pruned
+    with `hidden`; not if no such shape meets the constraints.
+    """
+    if heads_with_hidden(parent, space):
+        with suppress(InfeasibleError):
+            return of_space(parent, {**space, "head": HeadsOfHidden(fills="hidden")}, constraints)
+    return of_space(parent, space, constraints)
+
+
+def heads_with_hidden(parent: Shape, space: Iterable[str]) -> list[str]:
+    """Programs for which `runnable` prunes heads with `hidden`; none if it does not."""
+    return deriving_head_size(parent) if "hidden" in space else []
+
+
+def of_space(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequence[Constraint]) -> Admitted:
+    """Shapes of a space as it is."""
+    return Admitted(space, admitted(parent, space, constraints))
 
 
 def feasible(parent: Shape, space: Mapping[str, AxisSizes], budget: Budget, most: int | None = None) -> list[Candidate]:

@@ -8,7 +8,7 @@ from minitron_cli.errors import InfeasibleError, InputError
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.limits import refusal
 from minitron_cli.prune.plan import named_survivors
-from minitron_cli.search.axis_sizes import AxisSizes, Choices, FfnMultiple, Range
+from minitron_cli.search.axis_sizes import AxisSizes, Choices, FfnMultiple, HeadsOfHidden, Range
 
 STEPS = (256, 128, 64, 32, 16, 8)  # GGUF k-quants need rows of 256, tensor cores 64; the rest is for tiny models
 CHOICES_PER_AXIS = 12  # a larger step must leave about this many sizes
@@ -57,7 +57,7 @@ def smaller(parent: Shape, space: Mapping[str, AxisSizes]) -> list[Shape]:
 
 def _combinations(parent: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
     _check(parent, space)
-    axes = [axis for axis in space if not isinstance(space[axis], FfnMultiple)]
+    axes = [axis for axis in space if not isinstance(space[axis], FfnMultiple | HeadsOfHidden)]
     for sizes in itertools.product(*(_sizes(parent, axis, space[axis]) for axis in axes)):
         yield from _expanded(parent, parent.resize(**dict(zip(axes, sizes, strict=True))), space)
 
@@ -68,6 +68,8 @@ def _check(parent: Shape, space: Mapping[str, AxisSizes]) -> None:
             raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.prunable)}")
         if isinstance(sizes, FfnMultiple) and axis != "ffn":
             raise InputError(f"search.space.{axis}: only ffn can be a multiple of hidden; list the sizes")
+        if isinstance(sizes, HeadsOfHidden) and axis != "head":
+            raise InputError(f"search.space.{axis}: only head can fill hidden; list the sizes")
         if isinstance(sizes, tuple) and (odd := [n for n in sizes if not 0 < n <= parent.sizes[axis]]):
             raise InputError(
                 f"{axis}={odd[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space"
@@ -79,12 +81,20 @@ def _sizes(parent: Shape, axis: str, sizes: AxisSizes) -> Sequence[int]:
         return choices(parent, axis, sizes)
     if isinstance(sizes, Choices):
         return [size for size in sizes.among if size <= parent.sizes[axis]]
-    assert not isinstance(sizes, FfnMultiple)
+    assert not isinstance(sizes, FfnMultiple | HeadsOfHidden)
     return sizes or choices(parent, axis)
 
 
 def _expanded(parent: Shape, shape: Shape, space: Mapping[str, AxisSizes]) -> Iterator[Shape]:
-    """The shape itself, or one shape for each multiple of its hidden size up to the parent's ffn size."""
+    """The shape itself, or one shape for each multiple of its hidden size up to the parent's ffn size.
+
+    None if its heads are to fill the hidden size and cannot.
+    """
+    if isinstance(space.get("head"), HeadsOfHidden):
+        heads, rest = divmod(shape.sizes["hidden"], shape.sizes["head_dim"])
+        if rest or not 0 < heads <= parent.sizes["head"]:
+            return
+        shape = shape.resize(head=heads)
     expansion = space.get("ffn")
     if not isinstance(expansion, FfnMultiple):
         yield shape

@@ -1,12 +1,14 @@
 """Targets of a search: the shapes that meet the constraints of each, and those of them that are scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from minitron_cli.choices import ServingLint
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.search import feasible
+from minitron_cli.search.axis_sizes import AxisSizes
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.search.constraints import Constraint
 from minitron_cli.search.constraints.base import Timed
@@ -22,13 +24,14 @@ class Target:
 
     label: str
     constraints: Sequence[Constraint]
+    space: Mapping[str, AxisSizes]
     admitted: Sequence[Candidate]
 
     @classmethod
-    def of(cls, config: SearchConfig, label: str, parent: Shape) -> Self:
+    def of(cls, config: SearchConfig, label: str, parent: Shape, serving_lint: ServingLint = "refuse") -> Self:
         """Target of this label. InfeasibleError if no shape meets the constraints."""
-        constraints = config.constraints_of(label)
-        return cls(label, constraints, feasible.admitted(parent, config.axes, constraints))
+        found = feasible.searched(parent, config, label, serving_lint)
+        return cls(label, config.constraints_of(label), *found)
 
     def chosen(self, builder: ChildBuilder, most: int, workers: WorkerGroup) -> list[Candidate]:
         """The `most` candidates that retain most importance and meet the timed constraints, if there are any."""

@@ -34,7 +34,7 @@ from minitron_cli.results.search import CandidateResult
 from minitron_cli.search import rank
 from minitron_cli.search.candidates import candidate_result
 from minitron_cli.search.child_shapes import candidates_of
-from minitron_cli.search.feasible import Candidate
+from minitron_cli.search.feasible import WITH_HIDDEN, Candidate, heads_with_hidden
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.sparse.mask_file import MASKS
 
@@ -82,6 +82,12 @@ def run(
     if config.repairs:
         repaired_plan.check_enough_text(config, texts["train"])
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
+    if config.budget and config.serving_lint == "refuse" and (readers := heads_with_hidden(original, config.axes)):
+        inputs["heads"] = WITH_HIDDEN
+        progress.say(
+            f"a budget prunes heads with hidden, because {' and '.join(readers)} would not run the child otherwise; "
+            "--serving-lint warn prunes hidden alone"
+        )
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
     if texts:  # scores and repairs that are measured on text depend on the dtype

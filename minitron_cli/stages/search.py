@@ -32,7 +32,7 @@ from minitron_cli.search.candidate_repair import CandidateRepair
 from minitron_cli.search.candidates import candidate_result, objective_result
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.search.constraints.base import Timed
-from minitron_cli.search.feasible import Candidate
+from minitron_cli.search.feasible import WITH_HIDDEN, Candidate
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.search.search_objective import SearchObjective, sign
 from minitron_cli.search.target import Target
@@ -69,7 +69,8 @@ def run(
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
     builder = ChildBuilder(here, parent, read_scores(scores, parent), config.ranking)
-    targets = [Target.of(config, label, parent.shape) for label in config.labels]
+    lint = prune.serving_lint if prune else "refuse"
+    targets = [Target.of(config, label, parent.shape, lint) for label in config.labels]
     train_blocks = blocks_of(context, data, "train", parent.path)
     if config.retrain:
         fitted = short_runs.fit(config.retrain, train_blocks.sequence_length, len(train_blocks))
@@ -87,6 +88,7 @@ def run(
         "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
         **_optional_inputs(context, parent, teacher, prune),
+        **({"heads": WITH_HIDDEN} if any("head" in t.space.keys() - config.axes.keys() for t in targets) else {}),
         **objective.inputs(),
         **({"signals": signals.fingerprint} if (signals := retraining and retraining.signals) else {}),
         **(repair.inputs() if repair else {}),
@@ -111,7 +113,7 @@ def run(
             objective=objective_result(config),
             rung_tokens=retraining.rung_tokens if retraining else (),
             candidates=tuple(stored(label, entry) for label, ranked in found.items() for entry in ranked),
-            winners={t.label: _winner(found[t.label], config.axes, len(t.admitted)) for t in targets},
+            winners={t.label: _winner(found[t.label], t.space, len(t.admitted)) for t in targets},
             parent=model_size(parent.shape, length),
             teacher=model_size(teacher.shape, length),
             score_tokens=objective.tokens,

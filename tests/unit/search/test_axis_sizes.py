@@ -6,7 +6,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.search import space
-from minitron_cli.search.axis_sizes import Choices, FfnMultiple, Range
+from minitron_cli.search.axis_sizes import Choices, FfnMultiple, HeadsOfHidden, Range
 from minitron_cli.search.config import SearchConfig
 
 
@@ -42,6 +42,13 @@ def test_an_expansion_follows_the_childs_hidden_size(llama):
     ]
     wide = space.grid(llama, {"ffn": FfnMultiple(of_hidden=(3.0, 4.0)), "hidden": (4096,)})
     assert [s.sizes["ffn"] for s in wide] == [12_288], "4 x 4096 is wider than the parent"
+
+
+def test_heads_fill_the_childs_hidden_size(llama):
+    found = space.grid(llama, {"hidden": (512, 1024, 3000, 4096), "head": HeadsOfHidden(fills="hidden")})
+    assert [(s.sizes["hidden"], s.sizes["head"]) for s in found] == [(1024, 8), (4096, 32)]  # 8 groups, heads of 128
+    with pytest.raises(InputError, match="only head can fill hidden"):
+        space.grid(llama, {"ffn": HeadsOfHidden(fills="hidden")})
 
 
 def test_depth_and_width_vary_jointly(llama):

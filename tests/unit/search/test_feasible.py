@@ -9,11 +9,12 @@ from transformers import LlamaConfig, NemotronConfig, Qwen2Config, Qwen3Config
 from minitron_cli.errors import InfeasibleError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
-from minitron_cli.prune.config import Budget
+from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.axis_sizes import PRESETS
+from minitron_cli.search.config import SearchConfig
 from minitron_cli.search.constraints import Flops, Latency, Memory, Parameters, Serving, Throughput
 from minitron_cli.search.constraints.base import Timing
-from minitron_cli.search.feasible import Candidate, admitted, timed
+from minitron_cli.search.feasible import Candidate, admitted, searched, timed, within_budget
 
 
 def shape_of(config) -> Shape:
@@ -160,6 +161,58 @@ def test_programs_that_must_run_the_child():
         admitted(qwen2, {"hidden": (512, 768), "ffn": (1408,)}, [Serving(programs=("vLLM",))])
     kept = admitted(qwen2, {"hidden": (512, 1024), "ffn": (1408,)}, [Serving(programs=("vLLM", "llama.cpp"))])
     assert [c.shape.sizes["hidden"] for c in kept] == [1024]
+
+
+@pytest.fixture(scope="module")
+def qwen2() -> Shape:
+    return shape_of(
+        Qwen2Config(
+            vocab_size=4096,
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=4,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+        )
+    )
+
+
+@pytest.mark.parametrize("target", ["50%", "75%", "85%"])
+def test_a_budget_makes_children_that_run_where_the_parent_runs(qwen2, target):
+    budget = Budget(target=target)
+    found = [c.shape.sizes for c in within_budget(qwen2, PruneConfig(budget=budget))]
+    assert found
+    assert all(sizes["head"] * 64 == sizes["hidden"] for sizes in found)
+    assert min(sizes["head"] for sizes in found) < 16
+    free = [c.shape.sizes for c in within_budget(qwen2, PruneConfig(budget=budget, serving_lint="warn"))]
+    assert {sizes["head"] for sizes in free} == {16}
+    assert min(sizes["hidden"] for sizes in free) < 1024
+
+
+def test_heads_stay_where_no_program_asks_for_fewer(qwen3_8b, qwen2):
+    found = within_budget(qwen3_8b, PruneConfig(budget=Budget(target="75%")))
+    assert {c.shape.sizes["head"] for c in found} == {32}
+    odd = qwen2.resize(hidden=896)  # vLLM and llama.cpp do not run this parent either
+    assert {c.shape.sizes["head"] for c in within_budget(odd, PruneConfig(budget=Budget(target="75%")))} == {16}
+    only_neurons = within_budget(qwen2, PruneConfig(budget=Budget(target="75%"), axes=("ffn",)))
+    assert {(c.shape.sizes["hidden"], c.shape.sizes["head"]) for c in only_neurons} == {(1024, 16)}
+
+
+def test_heads_stay_if_no_child_with_fewer_is_within_the_budget(qwen2):
+    budget = Budget(target=qwen2.resize(hidden=960).parameters(), tolerance=0.001)
+    (found,) = within_budget(qwen2, PruneConfig(budget=budget, axes=("hidden",)))
+    assert (found.shape.sizes["hidden"], found.shape.sizes["head"]) == (960, 16)
+
+
+def test_a_search_prunes_heads_with_hidden_unless_it_names_a_space(qwen2):
+    config = SearchConfig(budget=Budget(target="75%"))
+    found = searched(qwen2, config, "75%", "refuse")
+    assert {"hidden", "ffn", "head"} == found.space.keys()
+    assert all(c.shape.sizes["head"] * 64 == c.shape.sizes["hidden"] for c in found.candidates)
+    named = config.model_copy(update={"space": {"hidden": (704, 768, 960), "ffn": (1408, 2816)}})
+    for free in (searched(qwen2, config, "75%", "warn"), searched(qwen2, named, "75%", "refuse")):
+        assert {"hidden", "ffn"} == free.space.keys()
+        assert {c.shape.sizes["head"] for c in free.candidates} == {16}
 
 
 def test_devices_must_share_heads_and_neurons():

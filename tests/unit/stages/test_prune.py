@@ -125,6 +125,28 @@ def share(scores, count):
     return float((scores.topk(count).values.sum(-1) / scores.sum(-1)).mean())
 
 
+def test_a_budget_prunes_heads_with_hidden_where_a_program_needs_it(tmp_path, scores_of, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    parent = open_source_model(write_tiny(tmp_path / "qwen2", "qwen2", head_dim=4))
+    assert parent.shape.sizes["hidden"] == parent.shape.sizes["head"] * parent.shape.sizes["head_dim"]
+    budget = Budget(target="60%", tolerance=0.2)
+
+    def pruned(**options):
+        config = PruneConfig(budget=budget, candidates=1, repair="none", axes=("hidden",), **options)
+        return prune.run(context(tmp_path / "run"), parent, config, scores=scores_of(parent))
+
+    made, free = pruned(), pruned(serving_lint="warn")
+    sizes, hidden = (artifact.result(PruneResult).child.sizes for artifact in (made, free))
+    assert sizes["hidden"] == sizes["head"] * 4 < 32
+    assert hidden["head"] == 8
+    assert hidden["hidden"] < 32
+    assert made.manifest.inputs["heads"] == "with hidden"
+    assert "heads" not in free.manifest.inputs
+    (remark,) = [text for text in said if "prunes heads" in text]
+    assert "vLLM and llama.cpp would not run the child otherwise; --serving-lint warn" in remark
+
+
 def off_pattern(tmp_path, scores_of, **options):
     parent = open_source_model(write_tiny(tmp_path / "patterned", "gemma2"))
     config = PruneConfig(drop_layers=(1,), repair="none", **options)

@@ -1,5 +1,6 @@
 """A search of a tiny model: what it remembers, what it measures, and what pruning makes of it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, prune, report, search
 from tests.processes import together
+from tests.tiny import write_tiny
 from tests.unit.stages.place import WORDS, context, data, write_place
 
 RETRAIN = Retrain(
@@ -153,6 +155,21 @@ def test_a_stopped_search_takes_no_step_again(tmp_path, place, parent, scores, t
 
 
 @pytest.mark.slow
+def test_a_winner_names_the_heads_that_go_with_hidden(tmp_path, place):
+    model = write_tiny(tmp_path / "qwen2", "qwen2", vocab_size=300, head_dim=4)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place / "model" / name, model)
+    parent, here = open_source_model(model), context(tmp_path / "run")
+    scores = importance.run(here, parent, data(place), ImportanceConfig(samples=4, batch_size=2, layer_removal=False))
+    budget = Budget(target="60%", tolerance=0.2)
+    found = search.run(
+        here, parent, scores, data(place), SearchConfig(budget=budget, score_blocks=2, retrain=None, candidates=2)
+    )
+    sizes = winner_of(found).sizes
+    assert sizes["hidden"] == sizes["head"] * 4 < 32
+    assert found.manifest.inputs["heads"] == "with hidden"
+
+
 def test_several_sizes_share_their_scores_and_each_has_a_winner(tmp_path, place, parent, scores, monkeypatch):
     scored = []
     original = search._Search._score
