@@ -96,7 +96,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
             [("held-out text", 96, 6_887_424), ("repair", 560, 41_287_680)],
             marks=pytest.mark.slow,
         ),
-        ("prune with all repairs", [("repair", 240, 18_350_080), ("held-out text", 1024, 82_034_688)]),
+        pytest.param(
+            "prune with all repairs",
+            [("repair", 240, 18_350_080), ("held-out text", 1024, 82_034_688)],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "prune with rescaled norms",
             [("repair", 80, 6_881_280), ("held-out text", 768, 68_386_816)],
@@ -126,9 +130,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
             [("training", 192, 41_324_544), ("held-out text", 288, 25_482_240)],
             marks=pytest.mark.slow,
         ),
-        ("correct", [("training", 192, 60_604_416), ("held-out text", 144, 15_151_104)]),
+        pytest.param(
+            "correct", [("training", 192, 60_604_416), ("held-out text", 144, 15_151_104)], marks=pytest.mark.slow
+        ),
         ("evaluate loss and KL of two models", [("held-out text", 224, 19_283_968)]),
-        ("evaluate the parent", [("held-out text", 704, 74_072_064)]),
+        pytest.param("evaluate the parent", [("held-out text", 704, 74_072_064)], marks=pytest.mark.slow),
     ],
 )
 def test_derived_figures_equal_those_that_stages_counted(

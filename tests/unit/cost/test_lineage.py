@@ -56,6 +56,7 @@ def made(tmp_path_factory):
     return place, at, text, parent, found
 
 
+@pytest.mark.slow
 def test_a_manifest_says_what_its_stage_spent(made):
     _, _, _, parent, found = made
     big, small = parent.shape, open_source_model(found["child"].path).shape

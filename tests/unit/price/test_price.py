@@ -69,12 +69,12 @@ def price_of(stage) -> Price:
     "name",
     [
         "importance",
-        "prune",
+        slow("prune"),
         slow("prune and repair"),
         slow("prune to a budget"),
         "distill",
         slow("correct"),
-        "evaluate",
+        slow("evaluate"),
     ],
 )
 def test_the_price_counts_the_flops_that_the_finished_result_says(stages, name):

@@ -135,6 +135,7 @@ def test_drawn_gradients_are_the_live_gradient_on_average(shares_DV: Tensor) -> 
     assert largest_z(p_student_V - shares_DV, live_V, (shares_DV * DRAWS).sum(0)) < 4.5
 
 
+@pytest.mark.slow
 def test_renormalized_top_8_fails_the_same_test(shares_DV: Tensor) -> None:
     """The test above can see a bias: the one of every renormalized top-k is far outside."""
     teacher_V, p_student_V, live_V = one_position()

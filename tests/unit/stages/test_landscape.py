@@ -120,6 +120,7 @@ def test_a_model_and_itself_have_the_same_radii_and_a_flat_line(place, tmp_path)
     assert len(set(result.lines[0].losses)) == 1
 
 
+@pytest.mark.slow
 def test_a_measurement_leaves_the_model_bit_by_bit(place, tmp_path):
     blocks = blocks_of(context(tmp_path), data(place), "validation", place / "model")
     model = hf.load_model(place / "model", dtype=torch.float32)

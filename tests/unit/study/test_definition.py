@@ -7,6 +7,7 @@ from minitron_cli.data.sources import DataConfig, PythonStdlib
 from minitron_cli.errors import RecipeError
 from minitron_cli.study import definition
 from minitron_cli.study.definition import StudyDefinition, merged
+from tests.quick import first_quick
 from tests.tiny import write_tiny
 
 DATA = DataConfig(sources=(PythonStdlib(),), sequence_length=256)
@@ -21,7 +22,7 @@ def teacher(tmp_path_factory):
     return write_tiny(directory, **sizes, num_key_value_heads=2, head_dim=32, vocab_size=2048)
 
 
-@pytest.mark.parametrize("name", definition.shipped())
+@pytest.mark.parametrize("name", first_quick(definition.shipped(), 3))
 def test_every_arm_of_a_shipped_study_has_a_feasible_shape(name, teacher):
     study = definition.load(name)
     for arm in study.arms:
