@@ -206,11 +206,12 @@ class Cell:
         return figures
 
 
-def cells(study: MethodsStudy, seeds: int, wanted: Sequence[str]) -> list[Cell]:
-    """Cells of a study, those of the first seed first."""
+def cells(study: MethodsStudy, seeds: int, wanted: Sequence[str], amounts: Sequence[str] = PATTERNS) -> list[Cell]:
+    """Cells of a study, those of the first seed first, then in the order of the amounts."""
     found = [(name, amount) for name in methods.names("sparsify") for amount in PATTERNS]
     found += [(name, amount) for name in methods.names("prune") if name != SAME for amount in SHARES]
-    chosen = [(name, amount) for name, amount in found if not wanted or name in wanted]
+    chosen = [(name, amount) for name, amount in found if (not wanted or name in wanted) and amount in amounts]
+    chosen.sort(key=lambda one: amounts.index(one[1]))
     return [Cell(study, name, amount, seed) for seed in range(seeds) for name, amount in chosen]
 
 
@@ -301,6 +302,7 @@ def main() -> None:
     parser.add_argument("--text", nargs="+", metavar="FILE", help="training text of all but demo-teacher")
     parser.add_argument("--validation", nargs="+", metavar="FILE", help="validation text of all but demo-teacher")
     parser.add_argument("--methods", nargs="+", default=[], choices=[*methods.METHODS], help="methods (default: all)")
+    parser.add_argument("--amounts", nargs="+", default=PATTERNS, choices=PATTERNS, help="amounts, in this order")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--samples", type=int, default=128, help="calibration blocks")
     parser.add_argument("--blocks", type=int, default=64, help="held-out blocks that results are measured on")
@@ -326,7 +328,11 @@ def main() -> None:
 
     studies = [study(name) for name in args.names]
     for one in studies if not args.write else ():
-        measure(one, cells(one, args.seeds, args.methods), args.distilled_seeds if one.name in args.distilled else 0)
+        measure(
+            one,
+            cells(one, args.seeds, args.methods, args.amounts),
+            args.distilled_seeds if one.name in args.distilled else 0,
+        )
     sections = [line for one in studies for line in section(one, cells(one, args.seeds, ()))]
     write_page(args.output, [*HEAD, *sections])
 
