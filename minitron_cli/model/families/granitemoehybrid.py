@@ -8,7 +8,7 @@ from typing import Any
 
 from minitron_cli.model.families import falcon_h1 as F
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.families.bamba import ATTENTION, HELD_BY, STATE_SPACE, STORED_IF
+from minitron_cli.model.families.bamba import ATTENTION, HELD_BY, STATE_SPACE, STORED_IF, TWICE_HIDDEN
 from minitron_cli.model.families.granitemoe import BLOCK, EXPERTS, GRANITEMOE
 from minitron_cli.model.family import Correction, Family, Serving
 from minitron_cli.model.layer_kinds import Listed
@@ -43,7 +43,7 @@ GRANITEMOEHYBRID = Family(
     tied=L.TIED,
     layer_kinds=(Listed("layer_types"),),
     held_by=HELD_BY,
-    serving=Serving(vllm="derives_head_dim", transformers_4="derives_head_dim"),
+    serving=Serving("derives_head_dim", "derives_head_dim", "derives_head_dim", llama_cpp_equal=TWICE_HIDDEN),
 )
 
 WITH_EXPERTS = replace(

@@ -107,7 +107,7 @@ NEMOTRON_H = Family(
     held_by=dict.fromkeys(STATE_SPACE | STATE_SPACE_BIAS, "linear_attention")
     | dict.fromkeys(ATTENTION, "full_attention")
     | dict.fromkeys(MLP | MLP_BIAS, "mlp"),
-    serving=Serving("reads_head_dim"),
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )
 
 

@@ -21,5 +21,5 @@ PHIMOE = Family(
     width_multiple=8,
     runtime_names=RUNTIME_NAMES
     | {"model.layers.{layer}.mlp.router.weight": RUNTIME_NAMES["model.layers.{layer}.mlp.gate.weight"]},
-    serving=Serving(transformers_4="derives_head_dim"),
+    serving=Serving(llama_cpp="derives_head_dim", transformers_4="derives_head_dim"),
 )
