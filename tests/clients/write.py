@@ -161,10 +161,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 WORDS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_rotary_emb": 2},
     "cohere2": {"rotary_pct": 1.0},
-    "deepseek_v3": {"scoring_func": "sigmoid"},
-    "glm4_moe_lite": {"scoring_func": "sigmoid", "first_k_dense_replace": 1},
+    "glm4_moe": {"num_nextn_predict_layers": 1},
+    "glm4_moe_lite": {"first_k_dense_replace": 1, "num_nextn_predict_layers": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
-    "minimax_m2": {"scoring_func": "sigmoid", "rotary_dim": 2},
+    "minimax_m2": {"rotary_dim": 2},
     "nemotron_h": {"hybrid_override_pattern": "M-M*", "num_experts_per_tok": None},
 }
 """Fields of a parent's config in published words, which version 5 of transformers reads and never writes; None where
@@ -174,8 +174,10 @@ PROMPT, GENERATED = 24, 8
 
 def main(root: Path, *model_types: str) -> None:
     torch.set_num_threads(1)
-    cases = [case for model_type in model_types or sorted(FAMILIES) for case in _cases(root / model_type, model_type)]
-    (root / "cases.json").write_text(json.dumps(cases, indent=2))
+    cases: list[dict[str, Any]] = []
+    for model_type in model_types or sorted(FAMILIES):
+        cases += _cases(root / model_type, model_type)
+        (root / "cases.json").write_text(json.dumps(cases, indent=2))  # so that what is written counts if this ends
     print(f"wrote {len(cases)} children to {root}")
 
 
