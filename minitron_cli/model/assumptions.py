@@ -33,6 +33,19 @@ def unequal(products: tuple[str, str], shape: Shape, parent: Shape) -> Iterator[
     yield Broken(reason, next(filter(None, fits), {}))
 
 
+def no_multiple(words: str, multiple: int, shape: Shape, parent: Shape) -> Iterator[Broken]:
+    """What is broken where a product of axes is no multiple of a number; its first axis is the one to change."""
+    total, axis = _product(words, shape.sizes) or 0, words.split()[0]
+    if total % multiple == 0:
+        return
+    name, step = " x ".join(words.split()), _product(words, shape.sizes | {axis: 1}) or 1
+    sizes = (size for size in range(1, parent.sizes[axis] + 1) if size * step % multiple == 0)
+    nearest = sorted(sizes, key=lambda size: (abs(size - shape.sizes[axis]), -size))
+    fits = (_times(axis, (size, shape.sizes[axis]), shape, parent) for size in nearest)
+    reason = f"it takes {name} to be a multiple of {multiple} for {shape.family.model_type}, and {total:,} is not"
+    yield Broken(reason, next(filter(None, fits), {}))
+
+
 def taken_for_another(known: KnownBySize, shape: Shape, parent: Shape) -> Iterator[Broken]:
     """What is broken where a program takes a model for one that it knows by its sizes, or for none of those."""
     is_known, kind = _is_one_of(known.sizes, shape.sizes), shape.family.model_type

@@ -85,6 +85,8 @@ class Serving(NamedTuple):
     """Number of layers of the only models whose windows of attention llama.cpp knows."""
     llama_cpp_equal: tuple[tuple[str, str], ...] = ()
     """Pairs of products of axes and numbers that llama.cpp takes to be equal."""
+    llama_cpp_multiples: tuple[tuple[str, int], ...] = ()
+    """Products of axes, with the numbers of which llama.cpp takes them to be multiples."""
     llama_cpp_known: KnownBySize | None = None
     """Models that llama.cpp knows by their sizes."""
     llama_cpp_numbers_kinds: bool = False

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
-from minitron_cli.model.assumptions import Broken, taken_for_another, unequal
+from minitron_cli.model.assumptions import Broken, no_multiple, taken_for_another, unequal
 from minitron_cli.model.family import HeadSize
 from minitron_cli.model.layout import Layout, parse
 from minitron_cli.model.shape import Shape
@@ -167,6 +167,8 @@ def _broken_in_llama_cpp(shape: Shape, parent: Shape) -> list[Broken]:
     broken = [Broken(heads.reason, heads.nearest)] if heads.level == "fails" else []
     for products in serving.llama_cpp_equal:
         broken += unequal(products, shape, parent)
+    for axes, multiple in serving.llama_cpp_multiples:
+        broken += no_multiple(axes, multiple, shape, parent)
     if serving.llama_cpp_known:
         broken += taken_for_another(serving.llama_cpp_known, shape, parent)
     return broken

@@ -26,6 +26,7 @@ SENTENCEPIECE = ("ernie4_5", "ernie4_5_moe", "gemma", "gemma2", "jamba", "nemotr
 WITHOUT_NEXTN = ("qwen3_5_text", "qwen3_next")  # it expects heads that predict further tokens, which children lack
 SPECIAL = ("[gMASK]", "<|endoftext|>", "<|observation|>", "<|user|>")
 VOCABULARY = 300  # of every tiny model
+os.environ["GGML_NO_BACKTRACE"] = "1"  # of an assertion, by gdb
 SAME = 2e-3  # of the logits' norm; llama.cpp sums in another order, and looks GELU up in a table of 16 bits
 
 
@@ -42,12 +43,13 @@ def main(root: Path, source: Path, result: Path, *model_types: str) -> None:
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
     added_vocab = PreTrainedTokenizerFast.get_added_vocab
     PreTrainedTokenizerFast.get_added_vocab = lambda self: dict.fromkeys(SPECIAL, 0) | added_vocab(self)
-    rows = [{"model_type": c["model_type"], "cut": c["cut"], **_apart(root, source, c)} for c in cases]
+    rows = []
+    for case in cases:
+        rows.append({"model_type": case["model_type"], "cut": case["cut"], **_apart(root, source, case)})
+        print(*rows[-1].values(), sep="  ", flush=True)
     versions = {name: version(name) for name in ("llama-cpp-python", "gguf", "transformers", "torch")}
     every = sorted(kept + rows, key=lambda row: row["model_type"])
     result.write_text(json.dumps({"versions": versions, "rows": every}, indent=2) + "\n")
-    for row in rows:
-        print(*row.values(), sep="  ")
     sys.exit(not all(row["as_foretold"] for row in rows))
 
 

@@ -40,6 +40,7 @@ CUTS: dict[str, dict[str, int]] = {
 CUTS_OF: dict[str, dict[str, dict[str, int]]] = {
     "deepseek_v3": {"experts": {"expert": 4}},  # of two groups
     "jamba": {"half the width": {"hidden": 16}},  # its state spaces stay a multiple of hidden
+    "nemotron_h": {"half the mamba heads": {"mamba_head": 8}},
 }
 """Cuts of one family, beside those or in their place."""
 # 8 heads of 4 make the hidden size of 32, as readers expect that derive one from the other; and no window that they
@@ -136,7 +137,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None},
     "nemotron": {**WITHOUT_BIAS, "partial_rotary_factor": 0.5},  # two of four
-    "nemotron_h": {"use_bias": False, "mlp_bias": False, "vocab_size": PADDED},
+    "nemotron_h": {  # with a multiple of 64 channels, as llama.cpp's converter expects
+        "use_bias": False,
+        "mlp_bias": False,
+        "mamba_num_heads": 16,
+        "mamba_head_dim": 8,
+        "vocab_size": PADDED,
+    },
     "olmo": {"attention_bias": False},
     "olmo2": {"attention_bias": False},
     "olmo3": {"attention_bias": False},
@@ -165,7 +172,11 @@ WORDS: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": {"first_k_dense_replace": 1, "num_nextn_predict_layers": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "minimax_m2": {"rotary_dim": 2},
-    "nemotron_h": {"hybrid_override_pattern": "M-M*", "num_experts_per_tok": None},
+    "nemotron_h": {
+        "hybrid_override_pattern": "M-M*",
+        **dict.fromkeys(("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group")),
+    },
+    "phimoe": {"architectures": ["PhiMoEForCausalLM"]},
 }
 """Fields of a parent's config in published words, which version 5 of transformers reads and never writes; None where
 it writes a field that published configs lack."""

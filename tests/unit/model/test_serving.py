@@ -167,6 +167,8 @@ def test_a_family_that_llama_cpp_has_no_code_for(model_type):
         ("granite-4.0-h-micro", {"mamba_head": 32}, "and 2,048 is not 4,096", {"mamba_head": 64}),
         ("ernie-4.5-21b-a3b", {"ffn": 1024}, "shared_ffn x kv_head to be dense_ffn", {"ffn": 1536}),
         ("ernie-4.5-21b-a3b", {"expert": 32}, "", {}),
+        ("nemotron-h-8b", {"mamba_dim": 60, "mamba_head": 120}, "a multiple of 64 for", {"mamba_head": 128}),
+        ("nemotron-h-8b", {"mamba_head": 120}, "", {}),
         ("deepseek-v2-lite", {"layer": 20}, "layer 27 or layer 48 and vocab 128,256", {"layer": 26}),
         ("deepseek-v2-lite", {"layer": 26}, "", {}),
         ("deepseek-v3", {"layer": 27}, "to have queries without a latent, and this is one", {"layer": 28}),
