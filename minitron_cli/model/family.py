@@ -83,6 +83,8 @@ class Serving(NamedTuple):
     """Every this many layers, llama.cpp takes one to attend to all tokens, whatever `layer_types` says."""
     llama_cpp_windows_at: int | None = None
     """Number of layers of the only models whose windows of attention llama.cpp knows."""
+    llama_cpp_differs: str = ""
+    """What llama.cpp computes otherwise for all published models of the family, and so for children."""
     llama_cpp_equal: tuple[tuple[str, str], ...] = ()
     """Pairs of products of axes and numbers that llama.cpp takes to be equal."""
     llama_cpp_multiples: tuple[tuple[str, int], ...] = ()

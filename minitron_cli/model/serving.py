@@ -165,6 +165,8 @@ def _broken_in_llama_cpp(shape: Shape, parent: Shape) -> list[Broken]:
     serving = shape.family.serving
     heads = _head_size("llama.cpp", serving.llama_cpp, shape, parent)
     broken = [Broken(heads.reason, heads.nearest)] if heads.level == "fails" else []
+    if serving.llama_cpp_differs:
+        broken.append(Broken(serving.llama_cpp_differs, {}))
     for products in serving.llama_cpp_equal:
         broken += unequal(products, shape, parent)
     for axes, multiple in serving.llama_cpp_multiples:

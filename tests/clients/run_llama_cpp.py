@@ -71,7 +71,7 @@ def _apart(root: Path, source: Path, case: dict[str, Any]) -> dict[str, Any]:
         if process.exitcode == 0:
             return receive.recv()
         log.seek(0)
-        told = [line for line in log.read().decode().splitlines() if "ASSERT" in line]
+        told = ["ASSERT" + line.split("ASSERT")[-1] for line in log.read().decode().splitlines() if "ASSERT" in line]
     outcome = f"ended: {(told or [process.exitcode])[-1]}"
     return {"outcome": outcome, "quantised": {}, "as_foretold": _should_fail(case)}
 

@@ -176,7 +176,7 @@ WORDS: dict[str, dict[str, Any]] = {
         "hybrid_override_pattern": "M-M*",
         **dict.fromkeys(("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group")),
     },
-    "phimoe": {"architectures": ["PhiMoEForCausalLM"]},
+    "phimoe": {"architectures": ["PhiMoEForCausalLM"], "original_max_position_embeddings": 512},
 }
 """Fields of a parent's config in published words, which version 5 of transformers reads and never writes; None where
 it writes a field that published configs lack."""

@@ -34,5 +34,10 @@ BAMBA = Family(
     layers_return_tuples=True,
     layer_kinds=(Listed("layers_block_type", {"attn_layer_indices": "full_attention"}, is_stored=False),),
     held_by=HELD_BY,
-    serving=Serving("derives_head_dim", "derives_head_dim", llama_cpp_equal=TWICE_HIDDEN),
+    serving=Serving(
+        "derives_head_dim",
+        "derives_head_dim",
+        llama_cpp_differs="it rotates other features of bamba heads than the half that is rotated, in the parent as well",
+        llama_cpp_equal=TWICE_HIDDEN,
+    ),
 )
