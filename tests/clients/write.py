@@ -123,7 +123,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "floor_scale": 8192,
         "attn_scale": 0.1,
     },
-    "mellum": {"attention_bias": False, "norm_topk_prob": True},
+    "mellum": {
+        "attention_bias": False,
+        "norm_topk_prob": True,
+        "rope_parameters": dict.fromkeys(  # one base, as llama.cpp assumes
+            ("full_attention", "sliding_attention"), {"rope_type": "default", "rope_theta": 5e5}
+        ),
+    },
     "ministral3": {
         "sliding_window": None,
         "rope_parameters": {
@@ -153,7 +159,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "qwen2": {"use_sliding_window": False},
     "qwen2_moe": {"use_sliding_window": False, "sliding_window": None, "layer_types": ["full_attention"]},
     "qwen3": {"attention_bias": False},
-    "qwen3_5_text": {"attention_bias": False, "linear_value_head_dim": 8, "rope_parameters": TWO_OF_FOUR},
+    "qwen3_5_text": {
+        "attention_bias": False,
+        "linear_value_head_dim": 8,  # that of keys, as llama.cpp assumes
+        "rope_parameters": {**TWO_OF_FOUR, "mrope_section": [1, 0, 0]},  # of as many pairs as are rotated
+    },
     "qwen3_moe": {"attention_bias": False, "norm_topk_prob": True},  # as all published ones
     "qwen3_next": {
         "attention_bias": False,

@@ -37,7 +37,7 @@ BAMBA = Family(
     serving=Serving(
         "derives_head_dim",
         "derives_head_dim",
-        llama_cpp_differs="it rotates other features of bamba heads than the half that is rotated, in the parent as well",
+        llama_cpp_differs="it rotates other features of bamba heads than their rotated half, in the parent as well",
         llama_cpp_equal=TWICE_HIDDEN,
     ),
 )
