@@ -126,9 +126,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mellum": {
         "attention_bias": False,
         "norm_topk_prob": True,
-        "rope_parameters": dict.fromkeys(  # one base, as llama.cpp assumes
-            ("full_attention", "sliding_attention"), {"rope_type": "default", "rope_theta": 5e5}
-        ),
+        "rope_parameters": {  # one base for both kinds, as llama.cpp assumes
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+        },
     },
     "ministral3": {
         "sliding_window": None,
