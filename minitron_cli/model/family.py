@@ -194,7 +194,7 @@ class Family:
     """Parameter of the loaded model -> tensors on disk that transformers joins in it: concatenated along dim 0 and,
     where their names have an axis that the parameter's lacks (`{expert}`), stacked over it along a new dim 0."""
     config_aliases: Mapping[str, str] = field(default_factory=dict)
-    """Config field -> name by which other versions of transformers read it; a child's config has both."""
+    """Config field -> name by which other readers find it; a child's config has both."""
     uniform_if: Mapping[str, Any] = field(default_factory=dict)
     """Config field -> value, or entry of a list by layer, of the models that the table describes."""
     serving: Serving = UNREAD

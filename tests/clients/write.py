@@ -181,7 +181,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "cohere2": {"rotary_pct": 1.0},
     "glm4_moe": {"num_nextn_predict_layers": 1},
     "glm4_moe_lite": {"first_k_dense_replace": 1, "num_nextn_predict_layers": 1},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, "num_experts_per_tok": 0},
     "minimax_m2": {"rotary_dim": 2},
     "nemotron_h": {
         "hybrid_override_pattern": "M-M*",

@@ -40,6 +40,7 @@ GRANITEMOEHYBRID = Family(
     stored_if=STORED_IF,
     links=LINKS,
     residual_multiplier="residual_multiplier",
+    config_aliases={"shared_intermediate_size": "intermediate_size"},  # which llama.cpp takes for the width of an MLP
     tied=L.TIED,
     layer_kinds=(Listed("layer_types"),),
     held_by=HELD_BY,
@@ -51,6 +52,7 @@ WITH_EXPERTS = replace(
     tensors=L.EMBEDDING | ATTENTION | STATE_SPACE | EXPERTS | BESIDE_EXPERTS | L.NORMS | L.FINAL,
     sizes=SIZES | {"expert": "num_local_experts", "shared_ffn": "shared_intermediate_size"},
     active=GRANITEMOE.active,
+    config_aliases={},
     links=LINKS
     | {
         BEFORE_MLP: (
