@@ -38,7 +38,9 @@ CUTS: dict[str, dict[str, int]] = {
     "width, heads and mamba heads": {"hidden": 24, "head": 6, "mamba_head": 6},
 }
 CUTS_OF: dict[str, dict[str, dict[str, int]]] = {
+    "cohere2": {"half the depth": {"layer": 4}},  # a whole period
     "deepseek_v3": {"experts": {"expert": 4}},  # of two groups
+    "ernie4_5_moe": {"width": {"hidden": 24}, "width and heads": {"hidden": 24, "head": 6}},  # all neurons
     "jamba": {"half the width": {"hidden": 16}},  # its state spaces stay a multiple of hidden
     "nemotron_h": {"half the mamba heads": {"mamba_head": 8}},
 }

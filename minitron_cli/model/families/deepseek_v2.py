@@ -46,5 +46,6 @@ DEEPSEEK_V2 = Family(
     runtime_names=RUNTIME_NAMES,
     layer_kinds=DEEPSEEK_V3.layer_kinds,
     held_by=HELD_BY | dict.fromkeys(SHARED | SHARED_BIAS, "sparse") | dict.fromkeys(DENSE_BIAS, "dense"),
-    serving=SERVING,
+    # llama.cpp rates a group of experts by the best two of it, as V3 does, and V2 by the best one
+    serving=SERVING._replace(llama_cpp_equal=(("expert_group", "1"),)),
 )

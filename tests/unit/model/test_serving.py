@@ -176,6 +176,7 @@ def test_a_family_that_llama_cpp_has_no_code_for(model_type):
         ("nemotron-h-8b", {"mamba_head": 120}, "", {}),
         ("deepseek-v2-lite", {"layer": 20}, "layer 27 or layer 48 and vocab 128,256", {"layer": 26}),
         ("deepseek-v2-lite", {"layer": 26}, "", {}),
+        ("deepseek-v2-lite", {"expert_group": 8}, "it takes expert_group to be 1 for deepseek_v2, and 8 is not 1", {}),
         ("deepseek-v3", {"layer": 27}, "to have queries without a latent, and this is one", {"layer": 28}),
         ("deepseek-v3", {"layer": 48}, "", {}),
     ],
