@@ -20,7 +20,7 @@ class Broken(NamedTuple):
 def unequal(products: tuple[str, str], shape: Shape, parent: Shape) -> Iterator[Broken]:
     """What is broken where two products of axes and numbers differ; nothing where the model lacks one of the axes."""
     totals = [_product(words, shape.sizes) for words in products]
-    if None in totals or totals[0] == totals[1]:
+    if 0 in totals or totals[0] == totals[1]:
         return
     left, right = (" x ".join(words.split()) for words in products)
     reason = f"it takes {left} to be {right} for {shape.family.model_type}, and {totals[0]:,} is not {totals[1]:,}"
@@ -35,10 +35,10 @@ def unequal(products: tuple[str, str], shape: Shape, parent: Shape) -> Iterator[
 
 def no_multiple(words: str, multiple: int, shape: Shape, parent: Shape) -> Iterator[Broken]:
     """What is broken where a product of axes is no multiple of a number; its first axis is the one to change."""
-    total, axis = _product(words, shape.sizes) or 0, words.split()[0]
+    total, axis = _product(words, shape.sizes), words.split()[0]
     if total % multiple == 0:
         return
-    name, step = " x ".join(words.split()), _product(words, shape.sizes | {axis: 1}) or 1
+    name, step = " x ".join(words.split()), _product(words, {**shape.sizes, axis: 1})
     sizes = (size for size in range(1, parent.sizes[axis] + 1) if size * step % multiple == 0)
     nearest = sorted(sizes, key=lambda size: (abs(size - shape.sizes[axis]), -size))
     fits = (_times(axis, (size, shape.sizes[axis]), shape, parent) for size in nearest)
@@ -64,9 +64,9 @@ def taken_for_another(known: KnownBySize, shape: Shape, parent: Shape) -> Iterat
             yield Broken(reason, {over: wanted} if wanted <= parent.sizes[over] else {})
 
 
-def _product(words: str, sizes: Mapping[str, int]) -> int | None:
-    factors = [int(word) if word.isdigit() else sizes.get(word, 0) for word in words.split()]
-    return math.prod(factors) or None
+def _product(words: str, sizes: Mapping[str, int]) -> int:
+    """Product of axes and numbers; 0 where the model lacks one of the axes."""
+    return math.prod(int(word) if word.isdigit() else sizes.get(word, 0) for word in words.split())
 
 
 def _times(axis: str, by: tuple[int, int], shape: Shape, parent: Shape) -> dict[str, int]:
