@@ -231,12 +231,15 @@ class LayerwiseRunner:
 
 
 def recording(
-    model: "PreTrainedModel", name: str, seen: dict[str, ModuleIO], *, is_last: bool = False
+    model: "PreTrainedModel", name: str, seen: dict[str, ModuleIO], *, is_last: bool = False, copies: bool = False
 ) -> "RemovableHandle":
-    """Register a hook that stores a module's input and output in `seen`; the last one ends the forward pass."""
+    """Register a hook that stores a module's input and output in `seen`; the last one ends the forward pass.
+
+    `copies`: store a copy of the output, to which the model may add something in place.
+    """
 
     def note(_: "nn.Module", args: tuple[Any, ...], output: Tensor) -> None:
-        seen[name] = ModuleIO(args[0], output)
+        seen[name] = ModuleIO(args[0], output.clone() if copies else output)
         if is_last:
             raise _StopForward
 

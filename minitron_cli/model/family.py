@@ -53,9 +53,24 @@ class RopeV4(NamedTuple):
     """Field of `rope_scaling` -> field of the parameters; if empty, every field that `fields` does not name."""
 
 
-HeadSize = Literal["reads_head_dim", "derives_head_dim", "through_transformers", "unknown"]
+HeadSize = Literal["reads_head_dim", "derives_head_dim", "through_transformers", "unsupported", "unknown"]
 """Where a serving program takes the size of a head from: `head_dim` of the config; hidden / heads, whatever the config
-says; or transformers' own modeling code, which it runs. unknown: its code for the family has not been read."""
+says; or transformers' own modeling code, which it runs. unsupported: it has no code for the family. unknown: its code
+for the family has not been read."""
+
+
+class KnownBySize(NamedTuple):
+    """Models of a family that a program knows by their sizes and runs otherwise than all others."""
+
+    sizes: tuple[Mapping[str, int], ...]
+    """Axis -> size of each such model."""
+    differs: str
+    """What it does otherwise, or takes for granted, for messages."""
+    lacks: str = ""
+    """Axis that these models lack and all others have. Empty where sizes do not show which of the two a model needs: a
+    child then needs what its parent needs."""
+    keeps: tuple[str, str] | None = None
+    """Two axes of which it takes the quotient in these models, so that it must stay."""
 
 
 class Serving(NamedTuple):
@@ -68,6 +83,16 @@ class Serving(NamedTuple):
     """Every this many layers, llama.cpp takes one to attend to all tokens, whatever `layer_types` says."""
     llama_cpp_windows_at: int | None = None
     """Number of layers of the only models whose windows of attention llama.cpp knows."""
+    llama_cpp_differs: str = ""
+    """What llama.cpp computes otherwise for all published models of the family, and so for children."""
+    llama_cpp_equal: tuple[tuple[str, str], ...] = ()
+    """Pairs of products of axes and numbers that llama.cpp takes to be equal."""
+    llama_cpp_multiples: tuple[tuple[str, int], ...] = ()
+    """Products of axes, with the numbers of which llama.cpp takes them to be multiples."""
+    llama_cpp_known: KnownBySize | None = None
+    """Models that llama.cpp knows by their sizes."""
+    llama_cpp_numbers_kinds: bool = False
+    """Whether llama.cpp computes the kinds of all layers from their numbers."""
 
 
 UNREAD = Serving()
@@ -155,7 +180,7 @@ class Family:
     follows: Mapping[str, str] = field(default_factory=dict)
     """Axis -> axis of whose size its own is a multiple by the config, so that both are pruned by one factor."""
     child_fields: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of every child's config, which make it state a size that is derived in the parent's."""
+    """Fields of every child's config, which make it state what is derived in the parent's, or in transformers' code."""
     groups: Mapping[str, str] = field(default_factory=dict)
     """Axis -> axis of its groups, equal blocks of entries that each keep the same number. A router that chooses groups
     of experts first chooses `chosen_group` of them, each rated by its best `rated_expert`."""
@@ -169,7 +194,7 @@ class Family:
     """Parameter of the loaded model -> tensors on disk that transformers joins in it: concatenated along dim 0 and,
     where their names have an axis that the parameter's lacks (`{expert}`), stacked over it along a new dim 0."""
     config_aliases: Mapping[str, str] = field(default_factory=dict)
-    """Config field -> name by which other versions of transformers read it; a child's config has both."""
+    """Config field -> name by which other readers find it; a child's config has both."""
     uniform_if: Mapping[str, Any] = field(default_factory=dict)
     """Config field -> value, or entry of a list by layer, of the models that the table describes."""
     serving: Serving = UNREAD

@@ -15,6 +15,9 @@ from minitron_cli.model.shape import Shape
 HIDDEN = (("hidden",),)
 """Layout of a dim that is the residual stream."""
 
+OF_ALL_TOKENS = ("shared_ffn", "own_ffn")
+"""Axes of the neurons of experts that all tokens use, beside those that a router chooses."""
+
 
 def norm_of(family: Family) -> dict[str, str]:
     """Reader -> norm whose output it reads, as templates."""
@@ -56,6 +59,11 @@ def _writer(family: Family, axis: str, layer: int) -> str | None:
     of_layer = (t for t in family.tensors if "{expert}" not in t and family.holds(layer, t))
     made = (t for t in of_layer if len(parse(family.tensors[t]).dims) == 2)
     return next((t for t in made if _has(family, t, 1, axis)), None)
+
+
+def shared_writer(family: Family, layer: int) -> str | None:
+    """Template of the matrix by which the experts that all tokens use write to the stream; None in a layer without."""
+    return next(filter(None, (_writer(family, axis, layer) for axis in OF_ALL_TOKENS)), None)
 
 
 def expert_writer(family: Family) -> str | None:

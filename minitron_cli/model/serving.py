@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
+from minitron_cli.model.assumptions import Broken, no_multiple, taken_for_another, unequal
 from minitron_cli.model.family import HeadSize
 from minitron_cli.model.layout import Layout, parse
 from minitron_cli.model.shape import Shape
@@ -29,6 +30,7 @@ class Finding(NamedTuple):
 TENSOR_PARALLEL = (2, 4, 8)
 OF_A_HEAD = frozenset({"head_dim", "key_dim", "up_dim"})
 IN_LATENTS = frozenset({"q_rank", "kv_rank", "rope"})  # every device has all of a latent
+MOST_CHANGES = 4  # of sizes, one after the other, in search of a shape that suits a program
 HEAD_DIM_MULTIPLE, HEAD_DIM_MOST = 8, 256  # FlashAttention
 
 
@@ -70,8 +72,8 @@ def findings(shape: Shape, layer_types: Sequence[str] | None = None, parent: Sha
         _tensor_parallel(shape, parent),
         _attention_kernels(shape),
         _vocabulary(shape),
-        _head_size("llama.cpp", shape.family.serving.llama_cpp, shape, parent),
-        *_periods(shape, layer_types),
+        _llama_cpp(shape, parent),
+        *_periods(shape, layer_types, parent),
         *(_blocks(blocks, shape, parent) for blocks in BLOCK_FORMATS),
     ]
 
@@ -103,7 +105,7 @@ def fails_on(shape: Shape) -> frozenset[str]:
     rows = (
         _transformers(shape, shape),
         _head_size("vLLM", serving.vllm, shape, shape),
-        _head_size("llama.cpp", serving.llama_cpp, shape, shape),
+        _llama_cpp(shape, shape),
     )
     return frozenset(row.reader for row in rows if row.level == "fails")
 
@@ -145,6 +147,8 @@ def _head_size(reader: str, head_size: HeadSize, shape: Shape, parent: Shape) ->
         return Finding(reader, "slower", f"{kind} runs through transformers' own code")
     if head_size == "reads_head_dim":
         return Finding(reader, "ok", "it reads head_dim")
+    if head_size == "unsupported":
+        return Finding(reader, "fails", f"it has no code for {kind}")
     if head_size == "unknown":
         return Finding(reader, "unknown", f"its code for {kind} has not been read: try it")
     width = sizes["head"] * sizes["head_dim"]
@@ -154,6 +158,41 @@ def _head_size(reader: str, head_size: HeadSize, shape: Shape, parent: Shape) ->
     through = ": serve with --model-impl transformers" if reader == "vLLM" else ""
     nearest = {"hidden": width} if width <= parent.sizes["hidden"] else {}
     return Finding(reader, "fails", f"{reason}{sizes['hidden']:,}{through}", nearest)
+
+
+def _llama_cpp(shape: Shape, parent: Shape) -> Finding:
+    """One row on all sizes that llama.cpp takes for granted; its nearest shape breaks none of them."""
+    found = _head_size("llama.cpp", shape.family.serving.llama_cpp, shape, parent)
+    broken = _broken_in_llama_cpp(shape, parent)
+    if not broken:
+        return found
+    return Finding("llama.cpp", "fails", "; ".join(one.reason for one in broken), _mended(shape, parent))
+
+
+def _broken_in_llama_cpp(shape: Shape, parent: Shape) -> list[Broken]:
+    serving = shape.family.serving
+    heads = _head_size("llama.cpp", serving.llama_cpp, shape, parent)
+    broken = [Broken(heads.reason, heads.nearest)] if heads.level == "fails" else []
+    if serving.llama_cpp_differs:
+        broken.append(Broken(serving.llama_cpp_differs, {}))
+    for products in serving.llama_cpp_equal:
+        broken += unequal(products, shape, parent)
+    for axes, multiple in serving.llama_cpp_multiples:
+        broken += no_multiple(axes, multiple, shape, parent)
+    if serving.llama_cpp_known:
+        broken += taken_for_another(serving.llama_cpp_known, shape, parent)
+    return broken
+
+
+def _mended(shape: Shape, parent: Shape) -> dict[str, int]:
+    """Sizes to change so that llama.cpp runs the model, found one after the other; empty where that fails."""
+    nearest: dict[str, int] = {}
+    for _ in range(MOST_CHANGES):
+        broken = _broken_in_llama_cpp(shape.resize(**nearest), parent)
+        if not broken:
+            return nearest
+        nearest |= broken[0].nearest
+    return {}
 
 
 def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
@@ -167,6 +206,8 @@ def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
     why = ", ".join(f"{axis} {size:,}" for axis, size in odd.items())
     level: Level = "slower" if len(works) > 1 else "fails"
     nearest = _nearest(shape, parent, dict.fromkeys(_split_sizes(shape, most), most), groups_are_copied=True)
+    if not splits_over(shape.resize(**nearest), most):
+        nearest = {}  # an axis that is not pruned
     return Finding("tensor parallel", level, f"{reason}, not over {_listed(refused)} ({why})", nearest)
 
 
@@ -192,7 +233,9 @@ def _vocabulary(shape: Shape) -> Finding:
     return Finding("vocabulary", "ok", f"{size:,} is a multiple of 64")
 
 
-def _periods(shape: Shape, layer_types: Sequence[str] | None) -> Iterator[Finding]:
+def _periods(shape: Shape, layer_types: Sequence[str] | None, parent: Shape) -> Iterator[Finding]:
+    if shape.family.serving.llama_cpp_numbers_kinds:
+        yield _numbered(shape, parent)
     period, windows_at = shape.family.serving.llama_cpp_period, shape.family.serving.llama_cpp_windows_at
     if windows_at and "sliding_attention" in (layer_types or ()) and shape.sizes["layer"] != windows_at:
         reason = f"it takes every layer to attend to all tokens where there are not {windows_at}: keep all layers"
@@ -209,14 +252,30 @@ def _periods(shape: Shape, layer_types: Sequence[str] | None) -> Iterator[Findin
         yield Finding("llama.cpp layers", "fails", reason)
 
 
+def _numbered(shape: Shape, parent: Shape) -> Finding:
+    """Whether layers have the kinds that a program computes from their numbers, as it does for the parent's."""
+    layers = shape.family.layers
+    if layers == parent.family.layers[: len(layers)]:
+        return Finding("llama.cpp layers", "ok", "they have the kinds that it computes from their numbers")
+    reason = "it computes the kinds of layers from their numbers: drop the last layers, or others in whole periods"
+    return Finding("llama.cpp layers", "fails", reason)
+
+
 def _blocks(blocks: BlockFormat, shape: Shape, parent: Shape) -> Finding:
     needs = _needs(blocks, shape)
-    odd = {axes: size for axes, (size, multiple) in needs.items() if size % multiple}
+    odd = _odd(needs)
     if not odd:
         return Finding(blocks.name, "ok", f"multiples of {max(blocks.inputs, blocks.outputs)}")
     sizes = ", ".join(f"{' x '.join(sorted(axes))} {size:,}" for axes, size in odd.items())
     nearest = _nearest(shape, parent, _multiples(shape, {axes: multiple for axes, (_, multiple) in needs.items()}))
+    if _odd(_needs(blocks, shape.resize(**nearest))):
+        nearest = {}  # an axis that is not pruned
     return Finding(blocks.name, blocks.level, f"matrices of {sizes} are {blocks.otherwise}", nearest)
+
+
+def _odd(needs: Mapping[frozenset[str], tuple[int, int]]) -> dict[frozenset[str], int]:
+    """Axes of a dim -> its size, where that is no multiple of its divisor."""
+    return {axes: size for axes, (size, multiple) in needs.items() if size % multiple}
 
 
 def _needs(blocks: BlockFormat, shape: Shape) -> dict[frozenset[str], tuple[int, int]]:

@@ -31,9 +31,9 @@ class ExpertSums:
     def __init__(self, family: Family, layer: int, under_repair: ChildUnderRepair) -> None:
         self.sums: dict[str, SplitGramPair] = {}
         """By the names of the experts' output matrices."""
-        module = experts_module(family)
-        self._module = module if module and family.holds(layer, module) else None
-        self._writer, self._layer, self._under_repair = expert_writer(family), layer, under_repair
+        module, writer = experts_module(family), expert_writer(family)
+        self._module = module if module and writer and family.holds(layer, module) else None
+        self._writer, self._layer, self._under_repair = writer, layer, under_repair
         self._samples = 0
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> list[TemporaryForward]:

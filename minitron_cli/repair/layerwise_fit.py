@@ -24,7 +24,7 @@ from minitron_cli.layerwise.observer import Tokens, final_norm
 from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.layerwise.runner import LayerwiseRunner, ModuleIO, StoredWeights, Weights, recording
 from minitron_cli.model.family import Family
-from minitron_cli.model.residual_stream import adds_as_it_is, blocks
+from minitron_cli.model.residual_stream import adds_as_it_is, blocks, shared_writer
 from minitron_cli.model.taps import layer_module
 from minitron_cli.repair.child_under_repair import ChildUnderRepair
 from minitron_cli.repair.expert_sums import ExpertSums
@@ -102,7 +102,7 @@ class _Module(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Attention or MLP of a layer, as far as it is fitted."""
+    """Attention, MLP or the experts that all tokens use of a layer, as far as it is fitted."""
 
     norm: _Module | None
     """Norm before it, where its readout is fitted."""
@@ -112,6 +112,8 @@ class _Part(NamedTuple):
     """Norm whose input is the stream before the writer's output is added; None if that goes through a norm first."""
     ends_layer: bool = False
     """Whether the stream after it is that after the layer."""
+    is_shared: bool = False
+    """Whether it is the experts that all tokens use, beside which chosen ones write."""
 
 
 class LayerwiseFit:
@@ -217,6 +219,9 @@ class LayerwiseFit:
             parts.append(
                 _Part(norm if is_fitted else None, written, norm if adds else None, adds and block is order[-1])
             )
+        shared = _Module.of(shared_writer(family, layer), layer, place)
+        if shared and self._under_repair.fits_writers and self._under_repair.has_pruned_inputs(shared.weight):
+            parts.append(_Part(None, shared, None, is_shared=True))
         return parts
 
     def _renew(self, place: int, changed: Collection[str]) -> None:
@@ -233,7 +238,7 @@ class LayerwiseFit:
         if part.norm:
             self._wanted.put(f"{b}.{part.norm.parent}", seen[part.norm.parent].outputs_BTO)
         if part.writer and not part.ends_layer:
-            wanted_BTD = seen[part.writer.parent].outputs_BTO.float()
+            wanted_BTD = self._by_sample(b, seen[part.writer.parent].outputs_BTO).float()
             if part.before:  # the model multiplies what is added, so the stream is divided instead
                 wanted_BTD = wanted_BTD + seen[part.before.parent].inputs_BTI.float() / self._multiplier
             self._wanted.put(f"{b}.{part.writer.parent}", self._under_repair.kept_stream(wanted_BTD))
@@ -273,7 +278,11 @@ class LayerwiseFit:
                 (stream,) = at_norm
                 self._last.put(f"{b}.stream", stream.inputs_BTI)
                 self._last.put(f"{b}.inputs", seen.inputs_BTI)
-            yield seen.inputs_BTI, wanted_BTK
+            yield self._by_sample(b, seen.inputs_BTI), wanted_BTK
+
+    def _by_sample(self, b: int, x: Tensor) -> Tensor:
+        """Rows of batch b as [B, T, ...]: some models give experts the tokens of all samples in one row."""
+        return x.view(*self._batches[b].input_ids_BT.shape, x.shape[-1])
 
     def end(self) -> None:
         """Fit the final norm, whose output the LM head reads."""
@@ -303,8 +312,9 @@ class _PartObserver:
         self._seen: dict[str, ModuleIO] = {}
 
     def watch(self, model: "PreTrainedModel", tokens: Tokens) -> "list[RemovableHandle]":
-        names = {module.parent for part in self._parts for module in part[:3] if module}
-        return [recording(model, name, self._seen) for name in names]
+        # Llama 4 adds the outputs of chosen experts to that of the one for all tokens, in place.
+        names = {module.parent: part.is_shared for part in self._parts for module in part[:3] if module}
+        return [recording(model, name, self._seen, copies=is_shared) for name, is_shared in names.items()]
 
     def end_batch(self, tokens: Tokens, hidden_BTD: Tensor) -> None:
         for part in self._parts:

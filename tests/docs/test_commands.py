@@ -259,8 +259,8 @@ def test_make_targets_and_scripts_that_pages_name_exist() -> None:
             assert (ROOT / words[1]).is_file(), where
 
 
-OF_OTHERS = {"--model-impl", "--revision", "--nnodes", "--nproc-per-node", "--torch-backend"}
-"""Options of vLLM, hf, torchrun and uv that stand alone."""
+OF_OTHERS = {"--model-impl", "--no-nextn", "--revision", "--nnodes", "--nproc-per-node", "--torch-backend"}
+"""Options of vLLM, llama.cpp, hf, torchrun and uv that stand alone."""
 
 
 def test_options_and_keys_that_text_names_are_there() -> None:

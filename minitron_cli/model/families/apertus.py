@@ -3,7 +3,7 @@
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.nemotron import PLAIN_MLP
 from minitron_cli.model.families.qwen3 import QK_NORM
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 BEFORE_ATTENTION = "model.layers.{layer}.attention_layernorm.weight"
 BEFORE_MLP = "model.layers.{layer}.feedforward_layernorm.weight"
@@ -32,4 +32,5 @@ APERTUS = Family(
     },
     tied=L.TIED,
     buffers=frozenset(CONSTANT),
+    serving=Serving(llama_cpp="reads_head_dim"),
 )

@@ -18,6 +18,9 @@ STORED_IF = (
     | dict.fromkeys(F.IN_PROJ_BIAS | F.OUT_PROJ_BIAS, "mamba_proj_bias")
 )
 
+TWICE_HIDDEN = (("mamba_head mamba_dim", "2 hidden"),)
+"""Channels of a state space, as llama.cpp expects them."""
+
 BAMBA = Family(
     model_type="bamba",
     tensors=L.EMBEDDING | ATTENTION | STATE_SPACE | F.MLP | F.NORMS | F.FINAL,
@@ -31,5 +34,10 @@ BAMBA = Family(
     layers_return_tuples=True,
     layer_kinds=(Listed("layers_block_type", {"attn_layer_indices": "full_attention"}, is_stored=False),),
     held_by=HELD_BY,
-    serving=Serving(vllm="derives_head_dim"),
+    serving=Serving(
+        "derives_head_dim",
+        "derives_head_dim",
+        llama_cpp_differs="it rotates other features of bamba heads than their rotated half, in the parent as well",
+        llama_cpp_equal=TWICE_HIDDEN,
+    ),
 )

@@ -1,7 +1,7 @@
 """Code World Model: Llama without biases, whose layers attend to a window or to all tokens, as a config list says."""
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 CWM = Family(
     model_type="cwm",
@@ -11,4 +11,5 @@ CWM = Family(
     links=L.LINKS,
     tied=L.TIED,
     hidden_is_multiple_of_heads=True,
+    serving=Serving(llama_cpp="unsupported"),
 )

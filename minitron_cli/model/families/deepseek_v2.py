@@ -3,7 +3,7 @@
 from typing import Any
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.families.deepseek_v3 import DEEPSEEK_V3, LATENT_ATTENTION, LATENT_DIMS
+from minitron_cli.model.families.deepseek_v3 import DEEPSEEK_V3, LATENT_ATTENTION, LATENT_DIMS, SERVING
 from minitron_cli.model.families.ernie4_5_moe import DENSE_BIAS, SHARED_BIAS
 from minitron_cli.model.families.glm4_moe import SHARED, shared_width
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, HELD_BY, RUNTIME_NAMES
@@ -46,4 +46,6 @@ DEEPSEEK_V2 = Family(
     runtime_names=RUNTIME_NAMES,
     layer_kinds=DEEPSEEK_V3.layer_kinds,
     held_by=HELD_BY | dict.fromkeys(SHARED | SHARED_BIAS, "sparse") | dict.fromkeys(DENSE_BIAS, "dense"),
+    # llama.cpp rates a group of experts by the best two of it, as V3 does, and V2 by the best one
+    serving=SERVING._replace(llama_cpp_equal=(("expert_group", "1"),)),
 )

@@ -6,7 +6,7 @@ from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.glm4_moe import CORRECTION as ROUTER_BIAS
 from minitron_cli.model.families.glm4_moe import GLM4_MOE, SHARED, SIZES
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, RUNTIME_NAMES
-from minitron_cli.model.family import Correction, Family
+from minitron_cli.model.family import Correction, Family, KnownBySize, Serving
 
 ATTENTION = "model.layers.{layer}.self_attn"
 
@@ -77,6 +77,16 @@ LATENT_LINKS = {
     )
 }
 
+LITE = KnownBySize(
+    ({"layer": 26}, {"layer": 27}, {"layer": 48, "vocab": 128256}), "queries without a latent", lacks="q_rank"
+)
+"""DeepSeek V2 Lite and models like it, to llama.cpp."""
+
+SIGMOID = {"scoring_func": "sigmoid"}
+"""Kind of a router's scores, which transformers has in its code and llama.cpp's converter takes from the config."""
+
+SERVING = Serving(llama_cpp="reads_head_dim", llama_cpp_known=LITE)
+
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
     tensors=L.EMBEDDING | LATENT_ATTENTION | EXPERTS | ROUTER_BIAS | SHARED | DENSE_MLP | L.NORMS | L.FINAL,
@@ -96,4 +106,6 @@ DEEPSEEK_V3 = Family(
     runtime_names=RUNTIME_NAMES,
     layer_kinds=GLM4_MOE.layer_kinds,
     held_by=GLM4_MOE.held_by,
+    child_fields=SIGMOID,
+    serving=SERVING,
 )

@@ -41,5 +41,6 @@ ERNIE4_5_MOE = Family(
     runtime_names=RUNTIME_NAMES | {f"{MLP}.gate.moe_statics.e_score_correction_bias": (*CORRECTION,)},
     layer_kinds=(SparseBetween("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),),
     held_by=HELD_BY | dict.fromkeys(CORRECTION | SHARED | SHARED_BIAS, "sparse") | dict.fromkeys(DENSE_BIAS, "dense"),
-    serving=Serving("reads_head_dim"),
+    # its converter takes the width of the experts that all tokens use from that of dense layers
+    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_equal=(("shared_ffn kv_head", "dense_ffn"),)),
 )

@@ -84,5 +84,5 @@ FALCON_H1 = Family(
     tied=L.TIED,
     layers_return_tuples=True,
     adds_outputs=False,  # mlp_multipliers, attention_out_multiplier
-    serving=Serving("reads_head_dim"),
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

@@ -3,7 +3,7 @@
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.olmo2 import NORMS, OLMO2
 from minitron_cli.model.families.qwen3_moe import EXPERTS, RUNTIME_NAMES
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 FLEX_OLMO = Family(
     model_type="flex_olmo",
@@ -16,4 +16,5 @@ FLEX_OLMO = Family(
     width_multiple=8,
     runtime_names=RUNTIME_NAMES,
     not_prunable=OLMO2.not_prunable,
+    serving=Serving(llama_cpp="unsupported"),
 )

@@ -1,7 +1,7 @@
 """Gemma 2: norms before and after each half of a layer that store gain - 1, an embedding scaled by sqrt(hidden)."""
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Correction, Family, Serving
+from minitron_cli.model.family import Correction, Family, KnownBySize, Serving
 
 NORMS_BEFORE_AND_AFTER = L.NORMS | {
     "model.layers.{layer}.pre_feedforward_layernorm.weight": "hidden",
@@ -28,6 +28,12 @@ SCALED_EMBEDDING = {
     "model.norm.weight": Correction("hidden", power=0.5, if_tied=True),
 }
 
+
+def known_27b(layers: int) -> KnownBySize:
+    """The model of 27B, to llama.cpp, which takes `query_pre_attn_scalar` to be head_dim in all others."""
+    return KnownBySize(({"layer": layers},), "attention scaled by hidden / head", keeps=("hidden", "head"))
+
+
 GEMMA2 = Family(
     model_type="gemma2",
     tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | L.MLP | NORMS_BEFORE_AND_AFTER | L.FINAL,
@@ -39,5 +45,5 @@ GEMMA2 = Family(
     corrections=SCALED_EMBEDDING,
     hidden_is_multiple_of_heads=True,
     layer_pattern="layer_types",
-    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_period=2),
+    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_period=2, llama_cpp_known=known_27b(46)),
 )

@@ -1,7 +1,7 @@
 """Gemma 3, text only: Gemma 2 with a norm over every query and key head, and a rotary base for each kind of layer."""
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.families.gemma2 import LINKS, NORMS_BEFORE_AND_AFTER, SCALED_EMBEDDING
+from minitron_cli.model.families.gemma2 import LINKS, NORMS_BEFORE_AND_AFTER, SCALED_EMBEDDING, known_27b
 from minitron_cli.model.families.qwen3 import QK_NORM
 from minitron_cli.model.family import Family, RopeV4, Serving
 
@@ -20,5 +20,5 @@ GEMMA3_TEXT = Family(
     ),
     hidden_is_multiple_of_heads=True,
     layer_pattern="layer_types",
-    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_period=6),
+    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_period=6, llama_cpp_known=known_27b(62)),
 )

@@ -68,5 +68,5 @@ GLM4_MOE = Family(
     runtime_names=RUNTIME_NAMES,
     layer_kinds=(DenseBelow("first_k_dense_replace"),),
     held_by=HELD_BY | dict.fromkeys(CORRECTION | SHARED, "sparse"),
-    serving=Serving("reads_head_dim"),
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

@@ -9,5 +9,6 @@ GLM4_MOE_LITE = replace(
     DEEPSEEK_V3,
     model_type="glm4_moe_lite",
     layer_lists=("mlp_layer_types",),
+    layer_marks=("first_k_dense_replace",),  # which llama.cpp reads instead
     layer_kinds=(Listed("mlp_layer_types"),),
 )

@@ -34,5 +34,5 @@ GPT_OSS = Family(
     layer_pattern="layer_types",
     width_multiple=8,
     runtime_names={t.removesuffix("[{expert}]"): (t,) for t in EXPERTS if t.endswith("[{expert}]")},
-    serving=Serving("reads_head_dim", llama_cpp_period=2),
+    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_period=2),
 )

@@ -32,5 +32,5 @@ GRANITEMOE = Family(
         f"{BLOCK}.experts.gate_up_proj": (f"{BLOCK}.input_linear.weight[{{expert}}]",),
         f"{BLOCK}.experts.down_proj": (f"{BLOCK}.output_linear.weight[{{expert}}]",),
     },
-    serving=Serving(transformers_4="derives_head_dim"),
+    serving=Serving(llama_cpp="derives_head_dim", transformers_4="derives_head_dim"),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from minitron_cli.model.families import falcon_h1 as F
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.families.bamba import ATTENTION, HELD_BY, STATE_SPACE, STORED_IF
+from minitron_cli.model.families.bamba import ATTENTION, HELD_BY, STATE_SPACE, STORED_IF, TWICE_HIDDEN
 from minitron_cli.model.families.granitemoe import BLOCK, EXPERTS, GRANITEMOE
 from minitron_cli.model.family import Correction, Family, Serving
 from minitron_cli.model.layer_kinds import Listed
@@ -40,10 +40,11 @@ GRANITEMOEHYBRID = Family(
     stored_if=STORED_IF,
     links=LINKS,
     residual_multiplier="residual_multiplier",
+    config_aliases={"shared_intermediate_size": "intermediate_size"},  # which llama.cpp takes for the width of an MLP
     tied=L.TIED,
     layer_kinds=(Listed("layer_types"),),
     held_by=HELD_BY,
-    serving=Serving(vllm="derives_head_dim", transformers_4="derives_head_dim"),
+    serving=Serving("derives_head_dim", "derives_head_dim", "derives_head_dim", llama_cpp_equal=TWICE_HIDDEN),
 )
 
 WITH_EXPERTS = replace(
@@ -51,6 +52,7 @@ WITH_EXPERTS = replace(
     tensors=L.EMBEDDING | ATTENTION | STATE_SPACE | EXPERTS | BESIDE_EXPERTS | L.NORMS | L.FINAL,
     sizes=SIZES | {"expert": "num_local_experts", "shared_ffn": "shared_intermediate_size"},
     active=GRANITEMOE.active,
+    config_aliases={},
     links=LINKS
     | {
         BEFORE_MLP: (

@@ -93,7 +93,12 @@ DENSE = Family(
     layer_kinds=(Periodic("attn_layer_period", "attn_layer_offset", ("full_attention", "linear_attention")),),
     held_by=dict.fromkeys(L.ATTENTION, "full_attention")
     | dict.fromkeys(STATE_SPACE | STATE_SPACE_BIAS, "linear_attention"),
-    serving=Serving(vllm="derives_head_dim", transformers_4="derives_head_dim"),
+    serving=Serving(
+        "derives_head_dim",
+        "derives_head_dim",
+        "derives_head_dim",
+        llama_cpp_equal=(("mamba_channel", "2 hidden"),),
+    ),
 )
 
 JAMBA = replace(

@@ -83,5 +83,5 @@ LFM2 = Family(
     not_prunable={"hidden": HIDDEN},
     layer_kinds=(KINDS,),
     held_by=dict.fromkeys(ATTENTION, "full_attention") | dict.fromkeys(CONVOLUTION | CONVOLUTION_BIAS, "conv"),
-    serving=Serving(vllm="derives_head_dim"),
+    serving=Serving("derives_head_dim", "derives_head_dim"),
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, KnownBySize, Serving
 from minitron_cli.model.layer_kinds import Listed, Marked, SparseListed
 
 BLOCK = "model.layers.{layer}.feed_forward"
@@ -39,6 +39,8 @@ def shared_width(config: Any) -> int:
     return width
 
 
+MAVERICK = KnownBySize(({"expert": 128},), "no norm over queries and keys")
+
 LLAMA4_TEXT = Family(
     model_type="llama4_text",
     tensors=L.EMBEDDING | L.ATTENTION | L.QKV_BIAS | L.O_BIAS | EXPERTS | DENSE | L.NORMS | L.FINAL,
@@ -57,4 +59,5 @@ LLAMA4_TEXT = Family(
         Listed("layer_types"),
     ),
     held_by=dict.fromkeys(EXPERTS, "sparse") | dict.fromkeys(DENSE, "dense"),
+    serving=Serving(llama_cpp="reads_head_dim", llama_cpp_known=MAVERICK, llama_cpp_numbers_kinds=True),
 )

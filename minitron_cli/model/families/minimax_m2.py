@@ -1,10 +1,11 @@
 """MiniMax M2: Mixtral with a bias that takes part in the choice of experts, and norms over all heads."""
 
 from minitron_cli.model.families import llama as L
+from minitron_cli.model.families.deepseek_v3 import SIGMOID
 from minitron_cli.model.families.mixtral import BLOCK, EXPERTS, MIXTRAL, RUNTIME_NAMES
 from minitron_cli.model.families.olmo2 import NORMED_OVER_HEADS
 from minitron_cli.model.families.olmoe import QK_NORM
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 ROUTER_BIAS = f"{BLOCK}.e_score_correction_bias"
 
@@ -20,4 +21,6 @@ MINIMAX_M2 = Family(
     runtime_names=RUNTIME_NAMES | {"model.layers.{layer}.mlp.e_score_correction_bias": (ROUTER_BIAS,)},
     buffers=frozenset({ROUTER_BIAS}),
     not_prunable=NORMED_OVER_HEADS,
+    child_fields=SIGMOID,
+    serving=Serving(llama_cpp="reads_head_dim"),
 )

@@ -1,7 +1,7 @@
 """Ministral 8B of 2024: Mistral whose layers attend to a window or to all tokens, as a config list says."""
 
 from minitron_cli.model.families.mistral import MISTRAL
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 MINISTRAL = Family(
     model_type="ministral",
@@ -10,4 +10,5 @@ MINISTRAL = Family(
     stored_if=MISTRAL.stored_if,
     links=MISTRAL.links,
     tied=MISTRAL.tied,
+    serving=Serving(llama_cpp="unsupported"),
 )

@@ -107,7 +107,8 @@ NEMOTRON_H = Family(
     held_by=dict.fromkeys(STATE_SPACE | STATE_SPACE_BIAS, "linear_attention")
     | dict.fromkeys(ATTENTION, "full_attention")
     | dict.fromkeys(MLP | MLP_BIAS, "mlp"),
-    serving=Serving("reads_head_dim"),
+    # its converter checks the channels of state spaces against heads of 64, of whatever size they are
+    serving=Serving("reads_head_dim", "reads_head_dim", llama_cpp_multiples=(("mamba_head mamba_dim", 64),)),
 )
 
 

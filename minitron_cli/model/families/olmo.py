@@ -1,7 +1,7 @@
 """OLMo 1: Llama's matrices, with layer norms that have neither weight nor bias."""
 
 from minitron_cli.model.families import llama as L
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 OLMO = Family(
     model_type="olmo",
@@ -15,4 +15,5 @@ OLMO = Family(
         "model.norm",
     ),
     tied=L.TIED,
+    serving=Serving(llama_cpp="derives_head_dim"),
 )

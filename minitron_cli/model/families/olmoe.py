@@ -22,5 +22,5 @@ OLMOE = Family(
     runtime_names=RUNTIME_NAMES,
     not_prunable=NORMED_OVER_HEADS
     | {"hidden": "q_norm over all heads has hidden as its length, so hidden stays with the heads"},
-    serving=Serving(vllm="derives_head_dim"),
+    serving=Serving("derives_head_dim", "derives_head_dim"),
 )

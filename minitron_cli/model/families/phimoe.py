@@ -21,5 +21,9 @@ PHIMOE = Family(
     width_multiple=8,
     runtime_names=RUNTIME_NAMES
     | {"model.layers.{layer}.mlp.router.weight": RUNTIME_NAMES["model.layers.{layer}.mlp.gate.weight"]},
-    serving=Serving(transformers_4="derives_head_dim"),
+    serving=Serving(
+        llama_cpp="derives_head_dim",
+        transformers_4="derives_head_dim",
+        llama_cpp_differs="it gives phimoe models RMS norms and a router of one softmax, the parent as well",
+    ),
 )

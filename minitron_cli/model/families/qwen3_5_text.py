@@ -10,7 +10,7 @@ from minitron_cli.model.families.qwen3_next import (
     DERIVED,
     QWEN3_NEXT,
 )
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 from minitron_cli.model.layer_kinds import Listed
 
 PROJECTIONS = {
@@ -33,4 +33,5 @@ QWEN3_5_TEXT = Family(
     tied=L.TIED,
     layer_kinds=(Listed("layer_types"),),
     held_by=dict.fromkeys(ATTENTION, "full_attention") | dict.fromkeys(SPLIT_DELTA_NET, "linear_attention"),
+    serving=Serving(llama_cpp="reads_head_dim"),
 )

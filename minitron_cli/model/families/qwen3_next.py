@@ -79,5 +79,5 @@ QWEN3_NEXT = Family(
         **dict.fromkeys(ATTENTION, "full_attention"),
         **dict.fromkeys(DELTA_NET, "linear_attention"),
     },
-    serving=Serving("reads_head_dim"),
+    serving=Serving("reads_head_dim", "reads_head_dim"),
 )

@@ -2,7 +2,7 @@
 
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.gemma2 import LINKS, SCALED_EMBEDDING
-from minitron_cli.model.family import Family
+from minitron_cli.model.family import Family, Serving
 
 NORMS = {
     "model.layers.{layer}.input_layernorm.weight": "hidden",
@@ -19,4 +19,5 @@ VAULTGEMMA = Family(
     tied=L.TIED,
     corrections=SCALED_EMBEDDING,
     hidden_is_multiple_of_heads=True,
+    serving=Serving(llama_cpp="unsupported"),
 )

@@ -6,10 +6,11 @@ import pytest
 
 from minitron_cli.inputs.source_model import published_shape
 from minitron_cli.model import serving
-from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.family import Serving
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.limits import refusal
+from tests.tiny import tiny_config
 
 LLAMA = published_shape("llama-3.1-8b")
 
@@ -30,6 +31,10 @@ NEAR = {
     "gemma-2-2b": [{"hidden": 2000, "ffn": 9000}, {"head": 6, "kv_head": 3}],
     "phi-3-mini": [{"ffn": 8000}, {"hidden": 3000}, {"ffn": 100}],
     "mixtral-8x7b": [{"ffn": 14008}, {"hidden": 3992}, {"head": 20, "kv_head": 5}],
+    "granite-4.0-h-micro": [{"mamba_head": 32}, {"hidden": 1024, "mamba_head": 32}, {"hidden": 1024}],
+    "ernie-4.5-21b-a3b": [{"ffn": 1024}, {"head": 10, "kv_head": 2}],
+    "deepseek-v2-lite": [{"layer": 20}],
+    "deepseek-v3": [{"layer": 27}],
 }
 
 
@@ -128,8 +133,8 @@ def test_llama_is_told_hidden_sizes_that_its_heads_divide():
         ("olmo2", "slower", "fails"),
         ("nemotron", "ok", "fails"),
         ("smollm3", "slower", "ok"),
-        ("granitemoehybrid", "fails", "unknown"),
-        ("falcon_h1", "ok", "unknown"),
+        ("granitemoehybrid", "fails", "fails"),
+        ("falcon_h1", "ok", "ok"),
         ("gemma", "unknown", "ok"),
         ("cohere2", "unknown", "fails"),
         ("new_model", "unknown", "unknown"),
@@ -143,6 +148,67 @@ def test_readers_that_derive_the_size_of_a_head(model_type, vllm, llama_cpp):
     if llama_cpp == "fails":
         assert whole["llama.cpp"] == "ok"
         assert row(of_type(model_type, hidden=3072), "llama.cpp").nearest == {"hidden": 4096}
+
+
+@pytest.mark.parametrize("model_type", ["cwm", "flex_olmo", "ministral", "vaultgemma"])
+def test_a_family_that_llama_cpp_has_no_code_for(model_type):
+    found = row(of_type(model_type), "llama.cpp")
+    assert (found.level, found.reason, found.nearest) == ("fails", f"it has no code for {model_type}", {})
+    assert "llama.cpp" in serving.fails_on(of_type(model_type))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "reason", "nearest"),
+    [
+        ("bamba-9b", {}, "it rotates other features", {}),
+        ("bamba-9b", {"mamba_head": 64}, "; it takes mamba_head x mamba_dim to be 2 x hidden for bamba", {}),
+        ("granite-4.0-h-micro", {"mamba_head": 32}, "and 2,048 is not 4,096", {"mamba_head": 64}),
+        (
+            "granite-4.0-h-micro",
+            {"mamba_head": 32, "hidden": 1024},
+            "hidden / heads",
+            {"hidden": 2048, "mamba_head": 64},
+        ),
+        ("granite-4.0-h-micro", {"mamba_head": 32, "hidden": 1024, "head": 16, "kv_head": 4}, "", {}),
+        ("ernie-4.5-21b-a3b", {"ffn": 1024}, "shared_ffn x kv_head to be dense_ffn", {"ffn": 1536}),
+        ("ernie-4.5-21b-a3b", {"expert": 32}, "", {}),
+        ("nemotron-h-8b", {"mamba_dim": 60, "mamba_head": 120}, "a multiple of 64 for", {"mamba_head": 128}),
+        ("nemotron-h-8b", {"mamba_head": 120}, "", {}),
+        ("deepseek-v2-lite", {"layer": 20}, "layer 27 or layer 48 and vocab 128,256", {"layer": 26}),
+        ("deepseek-v2-lite", {"layer": 26}, "", {}),
+        ("deepseek-v2-lite", {"expert_group": 8}, "it takes expert_group to be 1 for deepseek_v2, and 8 is not 1", {}),
+        ("deepseek-v3", {"layer": 27}, "to have queries without a latent, and this is one", {"layer": 28}),
+        ("deepseek-v3", {"layer": 48}, "", {}),
+    ],
+)
+def test_sizes_that_llama_cpp_takes_for_granted(name, sizes, reason, nearest):
+    parent = published_shape(name)
+    found = row(parent.resize(**sizes), "llama.cpp", parent)
+    assert (found.level, found.nearest) == ("fails" if reason else "ok", nearest)
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(("model_type", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
+def test_gemmas_of_27b_keep_their_layers_and_the_scale_of_attention(model_type, layers):
+    parent = of_type(model_type, layer=layers, hidden=4608)
+    assert row(parent, "llama.cpp", parent).level == "ok"
+    fewer = row(parent.resize(layer=24), "llama.cpp", parent)
+    assert (fewer.level, fewer.nearest) == ("fails", {"layer": layers})
+    narrower = row(parent.resize(hidden=4096), "llama.cpp", parent)
+    assert (narrower.level, narrower.nearest) == ("fails", {"hidden": 4608})  # 4608 / 32 = 144
+    assert row(parent.resize(hidden=3456, head=24), "llama.cpp", parent).level == "ok"
+    smaller = of_type(model_type, layer=26)
+    assert row(smaller.resize(layer=24), "llama.cpp", smaller).level == "ok"
+
+
+def test_a_llama_4_keeps_its_128_experts_and_the_kinds_of_its_layers():
+    config = tiny_config("llama4_text", num_local_experts=128, num_hidden_layers=8, no_rope_layer_interval=4)
+    parent = Shape.of(family_of(config), config)
+    fewer = row(parent.resize(expert=64), "llama.cpp", parent)
+    assert (fewer.level, fewer.nearest) == ("fails", {"expert": 128})
+    assert row(parent, "llama.cpp", parent).level == "ok"
+    assert row(parent.of_layers([0, 1, 2, 3]), "llama.cpp layers", parent).level == "ok"
+    assert row(parent.of_layers([0, 1, 3, 4]), "llama.cpp layers", parent).level == "fails"
 
 
 def test_a_vllm_that_fails_is_served_through_transformers():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.plan import PrunePlan
@@ -65,3 +65,18 @@ def test_a_parent_of_the_old_spelling_keeps_it():
     child = child_config(old, plan_of("llama"))
     assert {name: child[name] for name in old} == old
     assert "rope_parameters" not in child
+
+
+def test_what_llama_cpp_reads_from_the_config_is_stated():
+    """transformers has the kind of scores in its code, and lists dense layers."""
+    for model_type in ("deepseek_v3", "glm4_moe_lite", "minimax_m2"):
+        assert child_config({}, plan_of(model_type))["scoring_func"] == "sigmoid"
+    assert "scoring_func" not in child_config({}, plan_of("deepseek_v2"))
+    lists = {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"], "first_k_dense_replace": 1}
+    assert child_config(lists, plan_of("glm4_moe_lite", layer=[1, 2, 3]))["first_k_dense_replace"] == 0
+    granite = child_config({"intermediate_size": 48}, plan_of("granitemoehybrid", ffn=[[0, 1]] * 4))
+    assert granite["shared_intermediate_size"] == granite["intermediate_size"] == 2
+    config = tiny_config("granitemoehybrid", num_local_experts=6, num_experts_per_tok=2)
+    narrow = PrunePlan(Shape.of(family_of(config), config), {"ffn": torch.zeros(4, 6, 1, dtype=torch.long)})
+    child = child_config({}, narrow)
+    assert (child["shared_intermediate_size"], child["intermediate_size"]) == (48, 1)

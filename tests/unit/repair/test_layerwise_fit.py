@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import kl_div
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import DataError
@@ -77,7 +78,7 @@ def seen_in(model, names):
     def note(name):
         def hook(_, args, output):
             for kept, tensor in zip(seen[name], (args[0], output), strict=True):
-                kept.append((tensor if isinstance(tensor, torch.Tensor) else tensor[0]).flatten(0, 1).double())
+                kept.append((tensor if isinstance(tensor, torch.Tensor) else tensor[0]).flatten(0, -2).double())
 
         return hook
 
@@ -280,6 +281,43 @@ def test_an_experts_neurons_are_fitted_on_the_tokens_that_are_sent_to_it(model_t
         start = directions.T @ weight[:, kept]
         expected = ridge_regression(neurons[:, kept], neurons @ weight.T @ directions, start) if len(entered) else start
         torch.testing.assert_close(child_seen.down_proj[expert], expected.float(), rtol=2e-3, atol=2e-3)
+
+
+SHARED = {"deepseek_v3": "mlp.shared_experts", "llama4_text": "feed_forward.shared_expert"}
+
+
+@each_family(SHARED)
+def test_experts_that_all_tokens_use_are_fitted_to_their_own_output(model_type, tmp_path):
+    model, checkpoint = parent_of(tmp_path / "parent", model_type)
+    plan = fit(model, checkpoint, pruning_plan(model, checkpoint, ffn=24), tmp_path / "scratch")
+    child = reload(write(checkpoint, plan, tmp_path / "child"))
+    name, kept = f"model.layers.1.{SHARED[model_type]}.down_proj", kept_directions(plan)
+    (_, wanted), (inputs, _) = (seen_in(m, [name])[name] for m in (model, child))
+    start = kept.T @ model.get_submodule(name).weight.double()[:, plan.at("shared_ffn", 1)]
+    expected = ridge_regression(inputs, wanted @ kept, start)
+    torch.testing.assert_close(child.get_submodule(name).weight, expected.float(), rtol=2e-3, atol=2e-3)
+
+
+@each_family(SHARED)
+def test_a_child_whose_experts_of_all_tokens_are_fitted_is_nearer_to_its_parent(model_type, tmp_path, monkeypatch):
+    model, checkpoint = parent_of(tmp_path / "parent", model_type)
+    plan, batches = plan_of(model, random_survivors(model.config, 5, ffn=24)), split(samples(64, 25), [32, 32])
+
+    def distance(name):
+        """Mean KL from the parent in nats per token, on what the fit was made on."""
+        fitted = fit(model, checkpoint, plan, tmp_path / f"{name} fit", batches=batches)
+        child = reload(write(checkpoint, fitted, tmp_path / name))
+        seen = (
+            (m(input_ids=b.input_ids_BT, position_ids=b.position_ids_BT).logits for m in (child, model))
+            for b in batches
+        )
+        with torch.no_grad():
+            logs = [[logits.log_softmax(-1).flatten(0, 1) for logits in both] for both in seen]
+        return torch.cat([kl_div(*both, reduction="none", log_target=True).sum(-1) for both in logs]).mean()
+
+    fitted = distance("fitted")
+    monkeypatch.setattr(layerwise_fit, "shared_writer", lambda *_: None)
+    assert fitted < distance("left as they are")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def write_place(root: Path, model_type: str = "llama", **options: object) -> Non
     for i, document in enumerate(documents):
         (root / "text" / f"{i}.txt").write_text(document)
     train_bpe(documents, 300, root / "tokenizer")
-    write_tiny(root / "model", model_type, vocab_size=300, **options)
+    write_tiny(root / "model", model_type, **({"vocab_size": 300} | options))
     for file in (root / "tokenizer").iterdir():
         shutil.copy(file, root / "model")
 
