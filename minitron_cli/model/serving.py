@@ -112,10 +112,8 @@ def fails_on(shape: Shape) -> frozenset[str]:
 
 def deriving_head_size(shape: Shape) -> list[str]:
     """Programs that run the model, and no child of it whose hidden size is not heads x head_dim."""
-    if shape.sizes["hidden"] != shape.sizes["head"] * shape.sizes["head_dim"]:
-        return []
-    readers = {"vLLM": shape.family.serving.vllm, "llama.cpp": shape.family.serving.llama_cpp}
-    return [reader for reader, head_size in readers.items() if head_size == "derives_head_dim"]
+    readers, not_for = {"vLLM": shape.family.serving.vllm, "llama.cpp": shape.family.serving.llama_cpp}, fails_on(shape)
+    return [name for name, head_size in readers.items() if head_size == "derives_head_dim" and name not in not_for]
 
 
 def splits_over(shape: Shape, devices: int) -> bool:
@@ -166,7 +164,7 @@ def _llama_cpp(shape: Shape, parent: Shape) -> Finding:
     broken = _broken_in_llama_cpp(shape, parent)
     if not broken:
         return found
-    return Finding("llama.cpp", "fails", "; ".join(one.reason for one in broken), _mended(shape, parent))
+    return Finding("llama.cpp", "fails", "; ".join(one.reason for one in broken), _nearest_for_llama_cpp(shape, parent))
 
 
 def _broken_in_llama_cpp(shape: Shape, parent: Shape) -> list[Broken]:
@@ -184,7 +182,7 @@ def _broken_in_llama_cpp(shape: Shape, parent: Shape) -> list[Broken]:
     return broken
 
 
-def _mended(shape: Shape, parent: Shape) -> dict[str, int]:
+def _nearest_for_llama_cpp(shape: Shape, parent: Shape) -> dict[str, int]:
     """Sizes to change so that llama.cpp runs the model, found one after the other; empty where that fails."""
     nearest: dict[str, int] = {}
     for _ in range(MOST_CHANGES):

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, NemotronConfig, Qwen2Config, Qwen3Config
 
 from minitron_cli.errors import InfeasibleError
 from minitron_cli.model.families import family_of
+from minitron_cli.model.serving import deriving_head_size
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.axis_sizes import PRESETS
@@ -15,6 +16,7 @@ from minitron_cli.search.config import SearchConfig
 from minitron_cli.search.constraints import Flops, Latency, Memory, Parameters, Serving, Throughput
 from minitron_cli.search.constraints.base import Timing
 from minitron_cli.search.feasible import Candidate, admitted, searched, timed, within_budget
+from tests.tiny import tiny_config
 
 
 def shape_of(config) -> Shape:
@@ -192,7 +194,9 @@ def test_a_budget_makes_children_that_run_where_the_parent_runs(qwen2, target):
 def test_heads_stay_where_no_program_asks_for_fewer(qwen3_8b, qwen2):
     found = within_budget(qwen3_8b, PruneConfig(budget=Budget(target="75%")))
     assert {c.shape.sizes["head"] for c in found} == {32}
-    odd = qwen2.resize(hidden=896)  # vLLM and llama.cpp do not run this parent either
+    assert deriving_head_size(qwen2) == ["vLLM", "llama.cpp"]
+    assert deriving_head_size(shape_of(tiny_config("phimoe", head_dim=4))) == []  # llama.cpp does not run the parent
+    odd = qwen2.resize(hidden=896)  # nor does either program run this one
     assert {c.shape.sizes["head"] for c in within_budget(odd, PruneConfig(budget=Budget(target="75%")))} == {16}
     only_neurons = within_budget(qwen2, PruneConfig(budget=Budget(target="75%"), axes=("ffn",)))
     assert {(c.shape.sizes["hidden"], c.shape.sizes["head"]) for c in only_neurons} == {(1024, 16)}
