@@ -21,7 +21,7 @@ import torch
 from bench_teacher import bench_data
 from real_models import MODELS, real_model
 from scipy.stats import binomtest, kendalltau
-from studies import Figures, Study, write_page
+from studies import Figures, Study, by_name, write_page
 
 from minitron_cli import io
 from minitron_cli.artifacts.build import Context
@@ -204,7 +204,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="directory of the page")
     args = parser.parse_args()
 
-    def study(name: str, questions: int) -> RemovalStudy:
+    questions = by_name(args.names, args.questions, "--questions")
+
+    def study(name: str) -> RemovalStudy:
         workspace = Workspace(args.runs_dir / name)
         return RemovalStudy(
             folder="block-removal",
@@ -214,13 +216,10 @@ def main() -> None:
             samples=0,
             blocks=args.blocks,
             name=name,
-            questions=questions,
+            questions=questions[name],
         )
 
-    counts = args.questions * len(args.names) if len(args.questions) == 1 else args.questions
-    if len(counts) != len(args.names):
-        parser.error(f"--questions: give one number, or one for each of the {len(args.names)} models")
-    studies = {name: study(name, count) for name, count in zip(args.names, counts, strict=True)}
+    studies = {name: study(name) for name in args.names}
     rows = {name: one.rows() for name, one in studies.items()}
     sections = (line for name in rows for line in section(studies[name], rows[name]))
     image = "![Loss gained and continuations found](block-removal.svg)"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bench_teacher import bench_data
 from real_models import MODELS, real_model
-from studies import Figures, Study, mean_and_interval, write_page
+from studies import Figures, Study, by_name, mean_and_interval, write_page
 
 from minitron_cli import io, methods
 from minitron_cli.artifacts.artifact import Artifact
@@ -304,14 +304,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[], choices=[*methods.METHODS], help="methods (default: all)")
     parser.add_argument("--amounts", nargs="+", default=PATTERNS, choices=PATTERNS, help="amounts, in this order")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--samples", type=int, default=128, help="calibration blocks")
-    parser.add_argument("--blocks", type=int, default=64, help="held-out blocks that results are measured on")
+    parser.add_argument("--samples", type=int, nargs="+", default=[128], help="calibration blocks, by model")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[64], help="held-out blocks to measure on, by model")
     parser.add_argument("--distilled", nargs="*", default=[], help="models whose children are distilled as well")
     parser.add_argument("--distilled-seeds", type=int, default=1, help="number of their seeds")
     parser.add_argument("--tokens", type=int, default=200_000, help="tokens of a distillation")
     parser.add_argument("--write", action="store_true", help="measure nothing; write the figures that exist")
     parser.add_argument("--output", type=Path, default=Path("docs/results/methods.md"), help="page to write")
     args = parser.parse_args()
+
+    samples, blocks = (by_name(args.names, getattr(args, name), f"--{name}") for name in ("samples", "blocks"))
 
     def study(name: str) -> MethodsStudy:
         workspace = Workspace(args.runs_dir / name)
@@ -320,8 +322,8 @@ def main() -> None:
             context=Context(workspace, dtype="float32"),
             parent=open_source_model(model_of(name, workspace)),
             data=bench_data(*((None, None) if name == DEMO_TEACHER else (args.text, args.validation))),
-            samples=args.samples,
-            blocks=args.blocks,
+            samples=samples[name],
+            blocks=blocks[name],
             name=name,
             tokens=args.tokens,
         )

@@ -19,6 +19,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import TrainResult, train
+from minitron_cli.errors import InputError
 from minitron_cli.evaluate.statistics import mean_of_runs
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import SourceModel
@@ -109,6 +110,13 @@ class Study:
         result = train(student, teacher, self.train, self.validation, config, scratch)
         io.remove_tree(scratch)
         return result
+
+
+def by_name(names: Sequence[str], numbers: Sequence[int], option: str) -> dict[str, int]:
+    """Number of each model: one for all of them, or one each. InputError for another count."""
+    if len(numbers) not in (1, len(names)):
+        raise InputError(f"{option} has {len(numbers)} numbers for {len(names)} models: give one, or one for each")
+    return dict(zip(names, numbers if len(numbers) == len(names) else [*numbers] * len(names), strict=True))
 
 
 def evenly_pruned(parent: Shape, share: float) -> Shape:
