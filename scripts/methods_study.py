@@ -2,9 +2,9 @@
 
     TEXT="--text a.txt --validation b.txt"
     python scripts/bench_teacher.py --name prose --tokens 2000000 $TEXT
-    python scripts/methods_study.py --names demo-teacher prose $TEXT --distilled demo-teacher
     python scripts/real_models.py
-    python scripts/methods_study.py --names qwen2.5-0.5b $TEXT --samples 16 --blocks 16 --seeds 1
+    python scripts/methods_study.py --names demo-teacher prose qwen2.5-0.5b $TEXT --distilled demo-teacher \
+        --samples 128 128 16 --blocks 64 64 16
 
 A name is demo-teacher, which ships and is measured on the Python standard library, a workspace with a teacher of
 bench_teacher.py, or a pretrained model of real_models.py; the text applies to those. All run in fp32. Every cell is a
