@@ -3,8 +3,8 @@
     TEXT="--text a.txt --validation b.txt"
     python scripts/bench_teacher.py --name prose --tokens 2000000 $TEXT
     python scripts/real_models.py
-    python scripts/methods_study.py --names demo-teacher prose qwen2.5-0.5b $TEXT --distilled demo-teacher \
-        --samples 128 128 16 --blocks 64 64 16
+    SIZES="--samples 128 128 16 --blocks 64 64 16"
+    python scripts/methods_study.py --names demo-teacher prose qwen2.5-0.5b $TEXT $SIZES --distilled demo-teacher
 
 A name is demo-teacher, which ships and is measured on the Python standard library, a workspace with a teacher of
 bench_teacher.py, or a pretrained model of real_models.py; the text applies to those. All run in fp32. Every cell is a
