@@ -45,7 +45,7 @@ def test_an_expansion_follows_the_childs_hidden_size(llama):
 
 
 def test_heads_fill_the_childs_hidden_size(llama):
-    found = space.grid(llama, {"hidden": (512, 1024, 3000, 4096), "head": HeadsOfHidden(fills="hidden")})
+    found = space.grid(llama, {"hidden": (512, 1024, 1040, 3000, 4096), "head": HeadsOfHidden(fills="hidden")})
     assert [(s.sizes["hidden"], s.sizes["head"]) for s in found] == [(1024, 8), (4096, 32)]  # 8 groups, heads of 128
     with pytest.raises(InputError, match="only head can fill hidden"):
         space.grid(llama, {"ffn": HeadsOfHidden(fills="hidden")})
