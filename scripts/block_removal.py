@@ -10,7 +10,6 @@ is kept in RUNS_DIR/NAME/block-removal, so an interrupted study continues. Write
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,14 +22,14 @@ from real_models import MODELS, real_model
 from scipy.stats import binomtest, kendalltau
 from studies import Figures, Study, by_name, write_page
 
-from minitron_cli import io
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.model_names import DEMO_TEACHER
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.evaluate.beside_parent import BesideParent
-from minitron_cli.evaluate.config import Task
+from minitron_cli.evaluate.cloze import task_of_blocks
+from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.statistics import compare
 from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.figures import Estimate, Figure
@@ -41,19 +40,8 @@ from minitron_cli.layerwise.observer import decoder_layers
 from minitron_cli.report import markdown, plots
 from minitron_cli.report.view import Cell, Line, Lines, Plot, Table
 
-CONTEXT, CONTINUATION, CHOICES = 48, 16, 4  # tokens, tokens, and how many continuations
 ONE_BY_ONE = "one by one"
-TASK = """task: continuation
-dataset_path: json
-dataset_kwargs: {data_files: {validation: %s}}
-validation_split: validation
-output_type: multiple_choice
-doc_to_text: "{{context}}"
-doc_to_choice: choices
-doc_to_target: gold
-target_delimiter: ""
-metric_list: [{metric: acc}]
-"""
+CLOZE = Cloze()
 LOSS = Figure("loss gained", "nats", style="fixed", better="lower", is_change=True)
 FOUND = Figure("continuations found", style="share", better="higher")
 FIRST = Figure("first layer removed", style="count")
@@ -65,6 +53,7 @@ class RemovalStudy(Study):
 
     name: str
     questions: int
+    """Largest number of questions of the task."""
 
     @cached_property
     def held_out(self) -> BesideParent:
@@ -84,24 +73,20 @@ class RemovalStudy(Study):
         return round(self.parent.shape.sizes["layer"] / 3)
 
     @cached_property
+    def task_path(self) -> Path:
+        """Directory of the task: which of four passages continues the text; the others continue it elsewhere."""
+        asked = CLOZE.model_copy(update={"items": self.questions})
+        scratch = self.directory / f"cloze-{self.questions}"
+        return task_of_blocks(scratch, hf.load_tokenizer(self.parent.path), self.validation, asked)
+
+    @property
+    def asked(self) -> int:
+        """Number of questions, of which a short text has fewer than were wanted."""
+        return len((self.task_path / "cloze.jsonl").read_text().splitlines())
+
+    @cached_property
     def task(self) -> TaskMetric:
-        """Which of four passages continues the text; three of them continue it elsewhere."""
-        tokenizer = hf.load_tokenizer(self.parent.path)
-        places = evenly_spaced(len(self.validation), self.questions)
-        passages = [self.validation.text(place)[: CONTEXT + CONTINUATION].tolist() for place in places]
-        rows = []
-        for number, passage in enumerate(passages):
-            steps = range(1, CHOICES)
-            ends = [passage, *(passages[(number + len(passages) * step // CHOICES) % len(passages)] for step in steps)]
-            gold = number % CHOICES
-            ends[0], ends[gold] = ends[gold], ends[0]
-            choices = [tokenizer.decode(end[CONTEXT:]) for end in ends]
-            rows.append({"context": tokenizer.decode(passage[:CONTEXT]), "choices": choices, "gold": gold})
-        folder = self.directory / f"continuation-{self.questions}"
-        io.make_dirs(folder)
-        io.replace(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-        io.replace(folder / "continuation.yaml", (TASK % json.dumps(str(folder / "rows.jsonl"))).encode())
-        return TaskMetric(Task.parse("continuation"), "acc", folder, "block_task")
+        return TaskMetric(Task.parse("cloze"), "acc", self.task_path, "block_task")
 
     @torch.inference_mode()
     def without(self, name: str, removed: Sequence[int]) -> Figures:
@@ -154,8 +139,7 @@ def section(study: RemovalStudy, rows: dict[str, Figures]) -> Iterator[str]:
     said = {str(start): f"{start} to {start + length - 1}" for start in blocks}
     said |= {"none": "none", ONE_BY_ONE: ", ".join(map(str, alone["layers"]))}
     cells: list[tuple[Cell, ...]] = [
-        (said[name], gained_loss(figures), share_found(figures["found"], study.questions))
-        for name, figures in rows.items()
+        (said[name], gained_loss(figures), share_found(figures["found"], study.asked)) for name, figures in rows.items()
     ]
     yield f"## {study.name}: {length} of {study.parent.shape.sizes['layer']} layers"
     yield markdown.table(Table("", (Figure("layers removed"), LOSS, FOUND), tuple(cells)))
@@ -185,8 +169,9 @@ HEAD = (
     "Regenerate: as the docstring of `scripts/block_removal.py` says.",
     "What a model loses without each contiguous block of a third of its layers, before any training, by two measures: "
     "the loss on held-out text, with the 95 % interval of the difference between blocks of text, and how often it "
-    f"finds which of {CHOICES} passages of {CONTINUATION} tokens continues {CONTEXT} tokens of the text (by chance "
-    f"{1 / CHOICES:.0%}; Wilson's 95 % interval). Layers that cost least one by one are chosen on the training text.",
+    f"finds which of {CLOZE.choices} passages of {CLOZE.continuation_words} words of a document continues "
+    f"{CLOZE.context_words} words of it (`minitron eval --cloze`; by chance {1 / CLOZE.choices:.0%}; Wilson's 95 % "
+    "interval). Layers that cost least one by one are chosen on the training text.",
     "Published (Sreenivas et al. 2024, section 4, half of the layers of Llama 3.1 8B, Winogrande): the first and the "
     "last layers matter most; loss and accuracy disagree; layers removed one by one leave the better loss, and one "
     "block leaves the better accuracy.",

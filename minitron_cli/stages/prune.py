@@ -17,6 +17,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.model.serving import deriving_head_size
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import prune as work_of
 from minitron_cli.price import subject
@@ -82,7 +83,8 @@ def run(
     if config.repairs:
         repaired_plan.check_enough_text(config, texts["train"])
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
-    if config.budget and config.serving_lint == "refuse" and (readers := heads_with_hidden(original, config.axes)):
+    is_coupled = config.budget and config.serving_lint == "refuse" and heads_with_hidden(original, config.axes)
+    if is_coupled and (readers := deriving_head_size(candidates[0].shape)):  # else none with fewer heads was feasible
         inputs["heads"] = WITH_HIDDEN
         progress.say(
             f"a budget prunes heads with hidden, because {' and '.join(readers)} would not run the child otherwise; "

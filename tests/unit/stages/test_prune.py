@@ -132,7 +132,7 @@ def test_a_budget_prunes_heads_with_hidden_where_a_program_needs_it(tmp_path, sc
     assert parent.shape.sizes["hidden"] == parent.shape.sizes["head"] * parent.shape.sizes["head_dim"]
     budget = Budget(target="60%", tolerance=0.2)
 
-    def pruned(**options):
+    def pruned(budget=budget, **options):
         config = PruneConfig(budget=budget, candidates=1, repair="none", axes=("hidden",), **options)
         return prune.run(context(tmp_path / "run"), parent, config, scores=scores_of(parent))
 
@@ -145,6 +145,10 @@ def test_a_budget_prunes_heads_with_hidden_where_a_program_needs_it(tmp_path, sc
     assert "heads" not in free.manifest.inputs
     (remark,) = [text for text in said if "prunes heads" in text]
     assert "vLLM and llama.cpp would not run the child otherwise; --serving-lint warn" in remark
+    alone = pruned(budget=Budget(target=parent.shape.resize(hidden=24).parameters(), tolerance=0.001))
+    assert alone.result(PruneResult).child.sizes["head"] == 8  # no 24 channels have heads of 4 in 4 groups
+    assert "heads" not in alone.manifest.inputs
+    assert len([text for text in said if "prunes heads" in text]) == 1
 
 
 def off_pattern(tmp_path, scores_of, **options):
