@@ -53,14 +53,16 @@ def first_channels(parent: SourceModel, sizes: dict[str, int]) -> PrunePlan:
 def measure(path: Path, samples: Samples, batch_size: int, budget: int, sizes: dict[str, int]) -> dict[str, float]:
     """Seconds of each step, and anonymous memory at its peak and before the steps."""
     parent, seconds = open_source_model(path), {}
-    plan, model = first_channels(parent, sizes), hf.empty_model(path)
+    plan = first_channels(parent, sizes)
 
     def timed(name: str, started: float) -> None:
         seconds[f"{name} s"] = round(time.monotonic() - started, 1)
 
     with tempfile.TemporaryDirectory(dir=path) as place, peak_memory() as peak:
         scratch = Path(place)
-        builder = ChildBuilder(Context(Workspace(scratch / "runs")), parent, Scores({}), Ranking())
+        context = Context(Workspace(scratch / "runs"))
+        model = hf.empty_model(path, dtype=parent.dtype_in(context))
+        builder = ChildBuilder(context, parent, Scores({}), Ranking())
         fit = ClosedFormRepair(builder, samples, scratch / "repair", model, batch_size, budget)
         started = time.monotonic()
         fit.moments()

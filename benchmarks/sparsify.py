@@ -25,6 +25,8 @@ from benchmarks.harness import record
 from benchmarks.layer_major import batches
 from benchmarks.prune import written
 from minitron_cli import io
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.layerwise.activation_store import ActivationStore
@@ -83,7 +85,7 @@ def magnitude(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, 
 def passes(parent: SourceModel, at: Path, rounds: int) -> Iterator[dict[str, Any]]:
     """Rows of every method: seconds of a few layers, relative to these layers' forward pass from disk."""
     samples = batches(SAMPLES, LENGTH, parent.shape.sizes["vocab"], BATCH)
-    model = hf.empty_model(parent.path)
+    model = hf.empty_model(parent.path, dtype=parent.dtype_in(Context(Workspace(at))))
     for number in range(rounds):
         with torch.inference_mode():
             states = ActivationStore(_new(at / "states"), BUDGET)

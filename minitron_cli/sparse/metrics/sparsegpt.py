@@ -46,10 +46,12 @@ class SparseGPT(SparseMetric):
         assert inputs
         assert inputs.gram_II is not None
         factor_II = inverse_factor(inputs.gram_II, self.damping)
+        pivots_I = factor_II.diagonal().clone()
+        factor_II.div_(pivots_I[:, None])  # so that a lost weight, and no quotient, goes to the later ones
+        costs_I = pivots_I.square().reciprocal_().masked_fill_(inputs.gram_II.diagonal() == 0, 0)
         # Transposed, so that the weights of a column are neighbors in memory.
         weight_IO = weight_OI.to(factor_II.dtype).T.contiguous()
         mask_IO = weight_IO.new_ones(weight_IO.shape).bool()
-        never_I = inputs.gram_II.diagonal() == 0
         lost_IO = None if lost_OI is None else lost_OI.T.contiguous()
         group = pattern.group or 1
         size = max(self.block // group, 1) * group
@@ -57,7 +59,7 @@ class SparseGPT(SparseMetric):
             stopping.raise_if_stopped()
             columns = slice(start, min(start + size, len(weight_IO)))
             lost_CO = None if lost_IO is None else lost_IO[columns]
-            _prune_block_(weight_IO, mask_IO[columns], factor_II, never_I, lost_CO, columns, pattern)
+            _prune_block_(weight_IO, mask_IO[columns], factor_II, costs_I, lost_CO, columns, pattern)
         return Sparse(mask_IO.T, weight_IO.T)
 
 
@@ -129,39 +131,38 @@ def _prune_block_(
     weight_IO: "Tensor",
     mask_CO: "Tensor",
     factor_II: "Tensor",
-    never_I: "Tensor",
+    costs_I: "Tensor",
     lost_CO: "Tensor | None",
     columns: slice,
     pattern: Pattern,
 ) -> None:
-    """Prune some columns one after the other, and update those after them."""
-    weight_CO, factor_CC = weight_IO[columns], factor_II[columns, columns]
-    pivots_C, never_C = factor_CC.diagonal(), never_I[columns]
+    """Prune some columns one after the other, and update those after them.
+
+    `factor_II` has ones on its diagonal. `costs_I` is what the square of a weight is multiplied by for its score.
+    """
+    weight_CO, factor_CC, costs_C1 = weight_IO[columns], factor_II[columns, columns], costs_I[columns, None]
     if pattern.group is None:
-        scores_CO = first_lost(_scores(weight_CO, pivots_C, never_C), lost_CO)
+        scores_CO = first_lost(weight_CO.square() * costs_C1, lost_CO)
         mask_CO.copy_(_keep_share(scores_CO, columns.start, pattern))
-    errors_CO = weight_CO.new_empty(weight_CO.shape)
+    gone_CO = weight_CO.new_empty(weight_CO.shape)  # the weights that go, as they are then
+    each, each_gone = weight_CO.unbind(), gone_CO.unbind()  # once: views take longer than their few numbers
     group = pattern.group or STEP
     step = max(STEP // group, 1) * group
     for start in range(0, len(weight_CO), step):
         stop = min(start + step, len(weight_CO))
         for c in range(start, stop):
-            if pattern.group and c % group == 0:
-                some = slice(c, c + group)
-                scores_GO = _scores(weight_CO[some], pivots_C[some], never_C[some])
-                mask_CO[some] = pattern.keep(first_lost(scores_GO, None if lost_CO is None else lost_CO[some]), 0)
             if c % group == 0:
-                errors_CO[c : c + group] = ~mask_CO[c : c + group]
-            errors_CO[c].mul_(weight_CO[c]).div_(pivots_C[c])
-            weight_CO[c + 1 : stop].addr_(factor_CC[c, c + 1 : stop], errors_CO[c], alpha=-1)
-        weight_CO[stop:].addmm_(factor_CC[start:stop, stop:].T, errors_CO[start:stop], alpha=-1)
+                some = slice(c, c + group)
+                if pattern.group:
+                    scores_GO = weight_CO[some].square().mul_(costs_C1[some])
+                    mask_CO[some] = pattern.keep(first_lost(scores_GO, None if lost_CO is None else lost_CO[some]), 0)
+                gone_CO[some] = ~mask_CO[some]
+            each_gone[c].mul_(each[c])
+            if c + 1 < stop:
+                weight_CO[c + 1 : stop].addr_(factor_CC[c, c + 1 : stop], each_gone[c], alpha=-1)
+        weight_CO[stop:].addmm_(factor_CC[start:stop, stop:].T, gone_CO[start:stop], alpha=-1)
     weight_CO.mul_(mask_CO)
-    weight_IO[columns.stop :].addmm_(factor_II[columns, columns.stop :].T, errors_CO, alpha=-1)
-
-
-def _scores(weight_GO: "Tensor", pivots_G: "Tensor", never_G: "Tensor") -> "Tensor":
-    """Cost of each weight; none where the input was zero for every token."""
-    return (weight_GO / pivots_G[:, None]).square().masked_fill_(never_G[:, None], 0)
+    weight_IO[columns.stop :].addmm_(factor_II[columns, columns.stop :].T, gone_CO, alpha=-1)
 
 
 def _keep_share(scores_CO: "Tensor", start: int, pattern: Pattern) -> "Tensor":
