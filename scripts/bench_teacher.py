@@ -9,6 +9,7 @@ it is started again.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from minitron_cli.artifacts.artifact import Artifact
@@ -49,6 +50,7 @@ def bench_teacher(workspace: Workspace, data: DataConfig, tokens: int, hidden: i
         hidden=hidden,
         ffn=hidden * 8 // 3,
         heads=hidden // 32,
+        kv_heads=math.gcd(hidden // 32, 2),
         training=DistillConfig(
             tokens=tokens,
             batch_size=16,
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--text", nargs="*", help="files to train on (default: the standard library)")
     parser.add_argument("--validation", nargs="*", help="files to validate on (default: a part of the text)")
     parser.add_argument("--tokens", type=int, default=8_000_000, help="training tokens")
-    parser.add_argument("--hidden", type=int, default=192, help="hidden size")
+    parser.add_argument("--hidden", type=int, default=192, help="hidden size, a multiple of 32")
     parser.add_argument("--tied", action="store_true", help="share one matrix between embedding and LM head")
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / args.name)
