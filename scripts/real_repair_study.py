@@ -95,7 +95,8 @@ class Cell:
         """CPU seconds of parent and child over the text that the repair is fitted on."""
         blocks = self.study.train
         batch = read_batch(blocks, evenly_spaced(len(blocks), TIMED_BLOCKS))
-        models = [hf.load_model(path) for path in (self.study.parent.path, child)]
+        dtype = self.study.parent.dtype_in(self.study.context)
+        models = [hf.load_model(path, dtype=dtype) for path in (self.study.parent.path, child)]
         start = time.process_time()
         for model in models:
             model.get_output_embeddings()(final_hidden(model, batch))

@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("text")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--workspace", type=Path, default=Path("runs/removal-study"))
     options = parser.parse_args()
     data = DataConfig.model_validate(
