@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from bench_teacher import bench_data
-from real_models import MODELS, real_model
+from real_models import MODELS
 from scipy.stats import binomtest, kendalltau
-from studies import Figures, Study, by_name, write_page
+from studies import Figures, Study, by_name, study_model, write_page
 
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
@@ -196,7 +196,7 @@ def main() -> None:
         return RemovalStudy(
             folder="block-removal",
             context=Context(workspace, dtype="float32"),
-            parent=open_source_model(DEMO_TEACHER if name == DEMO_TEACHER else real_model(name)),
+            parent=open_source_model(study_model(name, workspace)),
             data=bench_data(*((None, None) if name == DEMO_TEACHER else (args.text, args.validation))),
             samples=0,
             blocks=args.blocks,

@@ -22,8 +22,7 @@ from itertools import product
 from pathlib import Path
 
 from bench_teacher import bench_data
-from real_models import MODELS, real_model
-from studies import Figures, Study, by_name, mean_and_interval, write_page
+from studies import Figures, Study, by_name, mean_and_interval, study_model, write_page
 
 from minitron_cli import io, methods
 from minitron_cli.artifacts.artifact import Artifact
@@ -288,13 +287,6 @@ HEAD = (
 )
 
 
-def model_of(name: str, workspace: Workspace) -> str | Path:
-    """Model of a name."""
-    if name == DEMO_TEACHER:
-        return DEMO_TEACHER
-    return real_model(name) if name in MODELS else workspace.require("teacher", "python scripts/bench_teacher.py").path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
@@ -320,7 +312,7 @@ def main() -> None:
         return MethodsStudy(
             folder="methods-study",
             context=Context(workspace, dtype="float32"),
-            parent=open_source_model(model_of(name, workspace)),
+            parent=open_source_model(study_model(name, workspace)),
             data=bench_data(*((None, None) if name == DEMO_TEACHER else (args.text, args.validation))),
             samples=samples[name],
             blocks=blocks[name],

@@ -1,6 +1,6 @@
 """Measure short distillations at several learning rates and lengths, with batch size and warm-up as the verb fits them.
 
-    python scripts/bench_teacher.py && python scripts/rate_study.py bench
+    python scripts/rate_study.py demo-teacher
     make real-models && python scripts/rate_study.py gemma-3-270m --text train.txt --validation held-out.txt
 
 A child with half of the non-embedding parameters, pruned and repaired by default, is distilled with the keys that
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from bench_teacher import bench_data
-from real_models import MODELS, real_model
-from studies import Figures, Study, evenly_pruned, mean_and_interval, write_page
+from real_models import MODELS
+from studies import Figures, Study, evenly_pruned, mean_and_interval, study_model, write_page
 
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.model_names import DEMO_TEACHER
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
@@ -99,7 +100,7 @@ def page(study: RateStudy, name: str, lengths: list[int], seeds: int) -> Iterato
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="a workspace that bench_teacher.py made, or one of " + ", ".join(MODELS))
+    parser.add_argument("name", help=f"{DEMO_TEACHER}, {', '.join(MODELS)}, or a workspace of bench_teacher.py")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="directory of workspaces")
     parser.add_argument("--text", nargs="*", help="files to calibrate and train on (default: the standard library)")
     parser.add_argument("--validation", nargs="*", help="files to measure on")
@@ -111,13 +112,10 @@ def main() -> None:
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / args.name)
     with workspace.lock():
-        is_real = args.name in MODELS
         study = RateStudy(
             folder="rate-study",
             context=Context(workspace),
-            parent=open_source_model(
-                real_model(args.name) if is_real else workspace.require("teacher", "make bench-teacher").path
-            ),
+            parent=open_source_model(study_model(args.name, workspace)),
             data=bench_data(args.text, args.validation),
             samples=args.samples,
             blocks=args.blocks,

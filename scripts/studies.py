@@ -10,11 +10,14 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from real_models import MODELS, real_model
 
 from minitron_cli import canonical_json, io, strict_json
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
+from minitron_cli.checkpoint.model_names import DEMO_TEACHER
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
@@ -110,6 +113,14 @@ class Study:
         result = train(student, teacher, self.train, self.validation, config, scratch)
         io.remove_tree(scratch)
         return result
+
+
+def study_model(name: str, workspace: Workspace) -> str | Path:
+    """Model of a name: the teacher that ships, a pretrained model, or the teacher of bench_teacher.py in a workspace.
+    InputError if that was not trained."""
+    if name == DEMO_TEACHER:
+        return DEMO_TEACHER
+    return real_model(name) if name in MODELS else workspace.require("teacher", "python scripts/bench_teacher.py").path
 
 
 def by_name(names: Sequence[str], numbers: Sequence[int], option: str) -> dict[str, int]:
