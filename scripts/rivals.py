@@ -105,8 +105,12 @@ def torch_pruning_width(path: Path, hidden: int) -> Any:
     return model
 
 
-def trl_step(path: Path, student: Any, batches_BT: Sequence[Tensor], scratch: Path) -> Callable[[], None]:
-    """A run over the batches of TRL's GKD trainer with the teacher's forward KL on given text, one step each."""
+def trl_steps(
+    path: Path, student: Any, batches_BT: Sequence[Tensor], micro_batch: int, scratch: Path
+) -> Callable[[], None]:
+    """A run over the batches of TRL's GKD trainer with the teacher's forward KL on given text, one step each.
+
+    Gradients are accumulated over `micro_batch` sequences at a time."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -118,7 +122,8 @@ def trl_step(path: Path, student: Any, batches_BT: Sequence[Tensor], scratch: Pa
         temperature=1.0,
         learning_rate=1e-5,
         max_steps=len(batches_BT),
-        per_device_train_batch_size=len(batches_BT[0]),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=len(batches_BT[0]) // micro_batch,
         use_cpu=True,
         bf16=False,
         report_to=[],

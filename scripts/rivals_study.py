@@ -40,7 +40,8 @@ from minitron_cli.prune.config import PruneConfig, Ranking
 from minitron_cli.scores.metric import Magnitude, Random
 from minitron_cli.stages import prune
 
-BATCH = 8
+BATCH, MICRO_BATCH = 8, 2
+CHILDREN, STEP = PARTS = "children", "step"
 RATES = (1e-5, 3e-5, 1e-4)  # tried for every child
 TRIAL_SEED = 100
 REFERENCE = "minitron, default"
@@ -168,7 +169,7 @@ def distillation(rate: float, steps: int, seed: int = 0) -> DistillConfig:
     return DistillConfig(
         steps=steps,
         batch_size=BATCH,
-        micro_batch_size=BATCH // 4,
+        micro_batch_size=MICRO_BATCH,
         learning_rate=rate,
         min_learning_rate=rate / 10,
         warmup_steps=steps // 10,
@@ -182,6 +183,7 @@ def step_cost(study: RivalsStudy, library: str, steps: int) -> Figures:
     """CPU seconds per step and peak memory of a distillation of the plain child of 3/4 of the neurons."""
 
     def compute() -> Figures:
+        _plain_child(study)  # pruned here, so that the process below only reads it
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:  # a process of its own, whose peak memory is that of the run
             return pool.apply(_steps, (study, library, steps))
@@ -189,13 +191,17 @@ def step_cost(study: RivalsStudy, library: str, steps: int) -> Figures:
     return study.remembered(f"step-{library}-{steps}", compute)
 
 
+def _plain_child(study: RivalsStudy) -> Any:
+    return next(iter(study.groups().values()))["minitron, without repair"]()
+
+
 def _steps(study: RivalsStudy, library: str, steps: int) -> Figures:
-    child = next(iter(study.groups().values()))["minitron, without repair"]()
+    child = _plain_child(study)
     batches = [study.calibration[i % len(study.calibration)] for i in range(steps)]
     if library == "minitron":
         run = partial(train, child, study.teacher, study.train, None, distillation(1e-5, steps), None)
     else:
-        run = rivals.trl_step(study.parent.path, child, batches, study.directory / "trl")
+        run = rivals.trl_steps(study.parent.path, child, batches, MICRO_BATCH, study.directory / "trl")
     _, seconds = rivals.timed(run)
     return {"seconds": seconds / steps, "peak": memory.peak_bytes("cpu")}
 
@@ -229,8 +235,8 @@ def _cells(of: Figures, reference: Figures) -> list[str]:
     return [f"{of['loss']:.3f}", f"{of['kl']:.3f}", f"{difference.difference:+.3f} ± {half:.3f}"]
 
 
-def page(study: RivalsStudy, name: str, steps: int) -> Iterator[str]:
-    """Markdown lines about one model."""
+def page(study: RivalsStudy, name: str) -> Iterator[str]:
+    """Markdown lines about the children of one model."""
     parent = study.remembered("parent", lambda: study.measured(study.teacher))
     yield from (
         f"## {name}",
@@ -244,17 +250,24 @@ def page(study: RivalsStudy, name: str, steps: int) -> Iterator[str]:
     )
     for group, ways in study.groups().items():
         yield from rows(study, group, ways)
-    if steps:
-        costs = {library: step_cost(study, library, steps) for library in ("minitron", "TRL, GKDTrainer")}
-        yield from (
-            "### A step of distillation",
-            "",
-            "| trainer | CPU seconds per step | peak memory |",
-            "|---|---|---|",
-        )
-        for library, cost in costs.items():
-            yield f"| {library} | {cost['seconds']:.1f} | {cost['peak'] / 1e9:.2f} GB |"
-        yield ""
+
+
+def step_page(study: RivalsStudy, name: str, steps: int) -> Iterator[str]:
+    """Markdown lines about a step of distillation."""
+    yield from (
+        f"### A step of distillation, {name}",
+        "",
+        f"The plain child of 3/4 of the neurons learns from its parent by forward KL in fp32, {steps} steps of {BATCH} "
+        f"blocks of {study.train.sequence_length} tokens, {MICRO_BATCH} at a time. A process each; the memory is all "
+        "that it held.",
+        "",
+        "| trainer | CPU seconds per step | peak memory |",
+        "|---|---|---|",
+    )
+    for library in ("minitron", "TRL, GKDTrainer"):
+        cost = step_cost(study, library, steps)
+        yield f"| {library} | {cost['seconds']:.1f} | {cost['peak'] / 1e9:.2f} GB |"
+    yield ""
 
 
 def main() -> None:
@@ -266,9 +279,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="number of calibration blocks")
     parser.add_argument("--blocks", type=int, default=16, help="number of held-out blocks that results are measured on")
     parser.add_argument("--tokens", type=int, default=0, help="distillation tokens of every child (default: none)")
-    parser.add_argument(
-        "--steps", type=int, default=0, help="steps of distillation to time beside TRL's (default: none)"
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: both)")
+    parser.add_argument("--steps", type=int, default=6, help="steps of distillation to time beside TRL's")
     parser.add_argument("--output", type=Path, default=Path("docs/results/rivals.md"), help="page to write")
     args = parser.parse_args()
     lines = ["# Beside other libraries", "", f"{rivals.versions()}. Regenerate: see scripts/rivals_study.py.", ""]
@@ -284,7 +296,8 @@ def main() -> None:
                 blocks=args.blocks,
                 tokens=args.tokens,
             )
-            lines += page(study, name, args.steps)
+            lines += page(study, name) if CHILDREN in args.parts else ()
+            lines += step_page(study, name, args.steps) if STEP in args.parts else ()
     write_page(args.output, lines)
 
 
