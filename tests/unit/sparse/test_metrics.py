@@ -136,6 +136,7 @@ def test_an_input_that_never_was_is_lost_first_and_its_weights_are_not_changed()
     inputs_TI = correlated(30, 8)
     inputs_TI[:, [1, 2]] = 0
     weight_OI = normal(6, 8) + 5
+    weight_OI[:, [1, 2]] *= 1000  # which the damping alone would keep
     found = SparseGPT().sparse(weight_OI, sums(inputs_TI), Pattern.parse("3:4"))
     assert not found.mask_OI[:, 2].all() or not found.mask_OI[:, 1].all()
     assert (~found.mask_OI[:, [1, 2]]).sum() == 6  # one of four goes in each row, and it is one of these
