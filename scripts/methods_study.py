@@ -46,7 +46,9 @@ from minitron_cli.stages import distill, importance, prune, sparsify
 SHARES = {"25%": 0.25, "50%": 0.5}  # of the parameters that are pruned, other than the embedding's
 PATTERNS = ("25%", "50%", "4:8", "2:4")
 PLAIN, OWN, FITTED = "plain", "own", "fitted"  # without a repair, with the method's, with least squares
-SAME = "llm-streamline"  # stands for the same keys as replaceme
+LEFT_OUT = ("llm-streamline", "sheared-llama")
+"""The first stands for the same keys as replaceme; the masks of the second are trained, for one shape each."""
+MEASURED = [name for name in methods.METHODS if name not in LEFT_OUT]
 NEAR = 0.01  # of the parent's parameters: how far a child may be from the share, if there is such a child
 DISTILLED = ("50%", "2:4")
 LEARNING_RATE = {PLAIN: 1e-3, FITTED: 3e-4}  # a repaired child moves away from its parent at the larger one
@@ -208,7 +210,7 @@ class Cell:
 def cells(study: MethodsStudy, seeds: int, wanted: Sequence[str], amounts: Sequence[str] = PATTERNS) -> list[Cell]:
     """Cells of a study, those of the first seed first, then in the order of the amounts."""
     found = [(name, amount) for name in methods.names("sparsify") for amount in PATTERNS]
-    found += [(name, amount) for name in methods.names("prune") if name != SAME for amount in SHARES]
+    found += [(name, amount) for name in methods.names("prune") if name in MEASURED for amount in SHARES]
     chosen = [(name, amount) for name, amount in found if (not wanted or name in wanted) and amount in amounts]
     chosen.sort(key=lambda one: amounts.index(one[1]))
     return [Cell(study, name, amount, seed) for seed in range(seeds) for name, amount in chosen]
@@ -272,8 +274,8 @@ def section(study: MethodsStudy, every: Sequence[Cell]) -> Iterator[str]:
 HEAD = (
     "# Methods at equal sparsity",
     "",
-    "Every method that has a name ([methods.md](../methods.md)), on held-out text: nats per token, and KL to the",
-    "parent; mean and 95 % interval over seeds, which draw other calibration blocks. Sparse methods make a share of",
+    "Every method that has a name ([methods.md](../methods.md), where sheared-llama is, which trains masks for one",
+    "shape), on held-out text: nats per token, and KL to the parent; mean and 95 % interval over seeds, which draw other calibration blocks. Sparse methods make a share of",
     "the weights of the blocks' matrices zero; the others leave out as large a share of the parameters, embedding and",
     "LM head aside, and methods for depth a share of the layers. Before any training: plain, with the repair that",
     "belongs to the method, and with this tool's least squares in its place (`prune.repair: auto`, `sparsify.repair:",
@@ -293,7 +295,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=[DEMO_TEACHER], help="models (see above)")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="training text of all but demo-teacher")
     parser.add_argument("--validation", nargs="+", metavar="FILE", help="validation text of all but demo-teacher")
-    parser.add_argument("--methods", nargs="+", default=[], choices=[*methods.METHODS], help="methods (default: all)")
+    parser.add_argument("--methods", nargs="+", default=[], choices=MEASURED, help="methods (default: all)")
     parser.add_argument("--amounts", nargs="+", default=PATTERNS, choices=PATTERNS, help="amounts, in this order")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--samples", type=int, nargs="+", default=[128], help="calibration blocks, by model")
