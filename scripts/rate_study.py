@@ -11,7 +11,7 @@ Prints a Markdown table, or writes it to --output.
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,8 @@ SHARE = 0.5  # of the non-embedding parameters
 @dataclass(frozen=True, kw_only=True)
 class RateStudy(Study):
     """A teacher and its text, whose child is distilled for a short time."""
+
+    rates: Sequence[float]
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -87,12 +89,12 @@ def page(study: RateStudy, name: str, lengths: list[int], seeds: int) -> Iterato
         f"and head, of which {SHARE:.0%} are kept. KL to the parent (nats/token) on {study.blocks} held-out blocks, "
         f"{start} before training; {seeds} seed{'s' * (seeds > 1)}.",
         "",
-        "| tokens | batch | warm-up steps | " + " | ".join(f"{rate:g}" for rate in RATES) + " |",
-        "|---|---|---|" + "---|" * len(RATES),
+        "| tokens | batch | warm-up steps | " + " | ".join(f"{rate:g}" for rate in study.rates) + " |",
+        "|---|---|---|" + "---|" * len(study.rates),
     )
     for tokens in lengths:
-        config = study.config(tokens, RATES[0], 0)
-        found = {rate: [study.after(tokens, rate, seed) for seed in range(seeds)] for rate in RATES}
+        config = study.config(tokens, study.rates[0], 0)
+        found = {rate: [study.after(tokens, rate, seed) for seed in range(seeds)] for rate in study.rates}
         best = min(found, key=lambda rate: statistics.mean(found[rate]))
         cells = [f"**{mean_and_interval(v)}**" if rate == best else mean_and_interval(v) for rate, v in found.items()]
         yield f"| {tokens:,} | {config.batch_size} | {config.warmup_steps} | " + " | ".join(cells) + " |"
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--text", nargs="*", help="files to calibrate and train on (default: the standard library)")
     parser.add_argument("--validation", nargs="*", help="files to measure on")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32_768, 131_072, 524_288], help="tokens of the runs")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="peak learning rates")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
     parser.add_argument("--samples", type=int, default=64, help="number of calibration blocks")
     parser.add_argument("--blocks", type=int, default=64, help="held-out blocks to measure on")
@@ -119,6 +122,7 @@ def main() -> None:
             data=bench_data(args.text, args.validation),
             samples=args.samples,
             blocks=args.blocks,
+            rates=args.rates,
         )
         lines = list(page(study, args.name, args.lengths, args.seeds))
     if args.output:
