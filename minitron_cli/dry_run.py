@@ -151,15 +151,15 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
         removal = f", {min(scoring.removal_samples, scoring.samples):,} of them without each layer or block"
         yield "importance", f"{scoring.samples:,} samples of {length:,} tokens{removal * bool(scoring.removal_lengths)}"
     if recipe.correct:
-        yield "correct", _training(recipe.correct, length)
+        yield "correct", _training(recipe.correct, length, parent)
     if recipe.teach:
         yield "teach", f"{recipe.teach.signals} of each position of the training text"
     if recipe.prunes:
         yield from _pruning(recipe, parent, child, candidates)
     if recipe.sparsify:
-        yield "sparsify", f"{recipe.sparsify.pattern} by {recipe.sparsify.metric.kind}{_rounds(recipe, length)}"
+        yield "sparsify", f"{recipe.sparsify.pattern} by {recipe.sparsify.metric.kind}{_rounds(recipe, child)}"
     if recipe.distill:
-        yield "distill", _training(recipe.distill, length)
+        yield "distill", _training(recipe.distill, length, child)
     yield from (
         (f"distill {control.label}", f"control, {control.length or 'the same training with one change'}")
         for control in recipe.controls
@@ -178,31 +178,35 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
     )
 
 
-def _rounds(recipe: Recipe, length: int) -> str:
+def _rounds(recipe: Recipe, model: Shape) -> str:
     """Description of the rounds in which a model becomes sparse, and of the training between two of them."""
     sparsify = recipe.sparsify
     if sparsify is None or sparsify.rounds == 1 or recipe.distill is None:
         return ""
-    return f" in {sparsify.rounds} rounds, between two {_training(training(sparsify, recipe.distill), length)}"
+    between = _training(training(sparsify, recipe.distill), recipe.data.sequence_length, model)
+    return f" in {sparsify.rounds} rounds, between two {between}"
 
 
 def _pruning(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:
     length = recipe.data.sequence_length
     if recipe.search:
         blocks = recipe.search.score_blocks
-        yield "search", f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, candidates, length)}"
+        yield (
+            "search",
+            f"{candidates} shapes scored on {blocks} blocks{_retraining(recipe.search, parent, candidates, length)}",
+        )
     changes = [f"{a} {size:,} to {child.sizes[a]:,}" for a, size in parent.prunable.items() if child.sizes[a] != size]
     score_blocks = recipe.prune.fitted(length).score_blocks
     among = f"the best of {candidates} shapes" + ("" if recipe.search else f", on {score_blocks} blocks")
     yield "prune", ", ".join(changes) if candidates == 1 else among
 
 
-def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
+def _retraining(search: SearchConfig, parent: Shape, candidates: int, length: int) -> str:
     """Description of the retraining: candidates and total tokens of all rungs, as if for a single target."""
     retrain = search.retrain
     if retrain is None or candidates < 2:
         return ""
-    retrain, remark = short_runs.fitted(retrain, length)
+    retrain, remark = short_runs.fitted(retrain, length, parameters=parent.parameters())
     running = min(retrain.top, candidates)
     if retrain.rungs == 1:
         return f", the best {running} retrained on {retrain.tokens:,} tokens{_fitted(remark)}"
@@ -219,8 +223,8 @@ def _retraining(search: SearchConfig, candidates: int, length: int) -> str:
     )
 
 
-def _training(config: DistillConfig, length: int) -> str:
-    config, remark = short_runs.fitted(config, length)
+def _training(config: DistillConfig, length: int, model: Shape) -> str:
+    config, remark = short_runs.fitted(config, length, parameters=model.parameters())
     steps = config.total_steps(length)
     tokens = steps * config.batch_size * length
     losses = " + ".join(loss.kind for loss in config.losses)

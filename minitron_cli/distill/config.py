@@ -89,9 +89,9 @@ class DistillConfig(Spec):
     micro_batch_size: int = Field(1, ge=1)
     """Sequences that one process runs at a time. Changes memory and speed, and the result by rounding only."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate: linear warm-up, then a half cosine."""
+    """Peak learning rate: linear warm-up, then a half cosine. Lower, unless set, for a batch below 1,152 sequences."""
     min_learning_rate: float = Field(1e-5, ge=0)
-    """Learning rate of the last step."""
+    """Learning rate of the last step. Unless set, lowered with the peak."""
     warmup_steps: int = Field(40, ge=0)
     """Steps of linear warm-up. Unless set, at most a tenth of the run."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
@@ -175,6 +175,11 @@ class DistillConfig(Spec):
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
 
     @property
+    def starts_trained(self) -> bool:
+        """Whether the weights are those of a trained model, and not random ones."""
+        return self.init == "student"
+
+    @property
     def kept_whole(self) -> str | None:
         """Setting, as the user writes it, with which a run cannot be sharded; None if it can."""
         if self.optimizer != "adamw":
@@ -230,9 +235,10 @@ class CorrectConfig(DistillConfig):
     section: ClassVar[str] = "correct"
 
     learning_rate: float = Field(2e-5, gt=0)
-    """Peak learning rate: a fifth of that of the model's pre-training, if known."""
+    """Peak learning rate: a fifth of that of the model's pre-training, if known. Lower, unless set, for a batch below
+    1,152 sequences."""
     min_learning_rate: float = Field(2e-6, ge=0)
-    """Learning rate of the last step."""
+    """Learning rate of the last step. Unless set, lowered with the peak."""
     warmup_steps: int = Field(120, ge=0)
     """Steps of linear warm-up (Sreenivas et al. 2024, sec. 2.2). Unless set, at most a tenth of the run."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (CrossEntropy(),)

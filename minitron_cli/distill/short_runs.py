@@ -1,21 +1,29 @@
-"""Batch size and warm-up of runs with few tokens, for which the published values are made too large. Imports no torch.
+"""Batch size, warm-up and learning rate of runs for which the published values are made too large. Imports no torch.
 
-One step of the published batch (1,152 sequences of 8,192 tokens) is more than a short run has in all. Values that the
-user set are never changed: where they contradict the length of the run or the text, the run is refused.
+One step of the published batch (1,152 sequences of 8,192 tokens) is more than a short run has in all. A smaller batch
+needs a lower learning rate: with the published one, the first steps of a batch of one sequence take a child of
+0.5 B parameters further from its parent than pruning did. Values that the user set are never changed: where they
+contradict the length of the run or the text, the run is refused.
 """
 
+import math
 from collections.abc import Collection
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
+
+from pydantic import BaseModel
 
 from minitron_cli import progress
 from minitron_cli.errors import RecipeError
 
 MIN_STEPS = 100  # for which a batch is lowered: a quarter of the steps of the shortest published training
 WARMUP_SHARE = 10  # the warm-up is at most one step in so many
+RATES = ((50_000_000, 1e-4), (math.inf, 1e-5))
+"""Parameters up to which the learning rate is not lowered further than to this one, measured with batches of one
+sequence (docs/distillation.md)."""
 
 
 class Settings(Protocol):
-    """Settings of a training whose batch and warm-up may be fitted: `distill`, `correct`, `search.retrain`."""
+    """Settings of a training that may be fitted: `distill`, `correct`, `search.retrain`."""
 
     @property
     def section(self) -> str:
@@ -38,6 +46,16 @@ class Settings(Protocol):
         ...
 
     @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        ...
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the weights are those of a trained model, which a high learning rate spoils."""
+        ...
+
+    @property
     def model_fields_set(self) -> Collection[str]:
         """Keys that the user set."""
         ...
@@ -54,14 +72,18 @@ class Settings(Protocol):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def fitted(settings: AnySettings, sequence_length: int, blocks: int | None = None) -> tuple[AnySettings, str | None]:
-    """Settings whose batch and warm-up fit the run, and a remark on what was changed; None if nothing was.
+def fitted(
+    settings: AnySettings, sequence_length: int, blocks: int | None = None, parameters: int | None = None
+) -> tuple[AnySettings, str | None]:
+    """Settings that fit the run, and a remark on what was changed; None if nothing was.
 
     A batch that the user did not set is lowered to at most the text's number of `blocks` and to what leaves at least
-    MIN_STEPS steps; a warm-up likewise to a tenth of the steps. RecipeError if a value that was set cannot work.
+    MIN_STEPS steps; a warm-up likewise to a tenth of the steps; and the learning rate of a trained model with so many
+    `parameters` with the square root of the batch (Malladi et al. 2022), as far as RATES says. RecipeError if a value
+    that was set cannot work.
     """
     _refuse_batch(settings, sequence_length, blocks)
-    changes: dict[str, int] = {}
+    changes: dict[str, float] = {}
     if "batch_size" not in settings.model_fields_set:
         most = [settings.batch_size, *([blocks] if blocks else [])]
         if settings.tokens is not None:
@@ -71,8 +93,25 @@ def fitted(settings: AnySettings, sequence_length: int, blocks: int | None = Non
     _refuse_warmup(settings, steps)
     if "warmup_steps" not in settings.model_fields_set:
         changes["warmup_steps"] = min(settings.warmup_steps, steps // WARMUP_SHARE)
+    if parameters is not None and settings.starts_trained:
+        changes |= _rates(settings, int(changes.get("batch_size", settings.batch_size)), parameters)
     changed = {name: value for name, value in changes.items() if value != getattr(settings, name)}
     return (settings.model_copy(update=changed), _remark(settings, changed, steps)) if changed else (settings, None)
+
+
+def _rates(settings: Settings, batch: int, parameters: int) -> dict[str, float]:
+    """Learning rates for a batch, to two digits: the peak unless it was set, and with it the last one."""
+    fields = cast("type[BaseModel]", type(settings)).model_fields
+    usual = {name: fields[name].default for name in ("learning_rate", "min_learning_rate") if name in fields}
+    if "learning_rate" in settings.model_fields_set:
+        return {}
+    lowest = next(rate for size, rate in RATES if parameters <= size)
+    share = max(math.sqrt(batch / fields["batch_size"].default), lowest / usual["learning_rate"])
+    kept = settings.model_fields_set & usual.keys()
+    rates: dict[str, float] = {name: float(f"{min(share, 1.0) * rate:.2g}") for name, rate in usual.items() if name not in kept}
+    for name in kept:  # the last learning rate is set, and the peak is not below it
+        rates["learning_rate"] = max(rates["learning_rate"], getattr(settings, name))
+    return rates
 
 
 def _refuse_batch(settings: Settings, sequence_length: int, blocks: int | None) -> None:
@@ -102,17 +141,27 @@ def _refuse_warmup(settings: Settings, steps: int) -> None:
         )
 
 
-def _remark(settings: Settings, changed: dict[str, int], steps: int) -> str:
-    parts = [f"{name} is {value:,} instead of {getattr(settings, name):,}" for name, value in changed.items()]
+def _remark(settings: Settings, changed: dict[str, float], steps: int) -> str:
+    parts = [
+        f"{name} is {_shown(value)} instead of {_shown(getattr(settings, name))}" for name, value in changed.items()
+    ]
     return (
-        f"{settings.section}: {' and '.join(parts)}, to fit {steps:,} step{'s' * (steps != 1)}; set "
-        f"{' and '.join(f'{settings.section}.{name}' for name in changed)} to choose yourself"
+        f"{settings.section}: {_listed(parts)}, to fit {steps:,} step{'s' * (steps != 1)}; set "
+        f"{_listed([f'{settings.section}.{name}' for name in changed])} to choose yourself"
     )
 
 
-def fit(settings: AnySettings, sequence_length: int, blocks: int) -> AnySettings:
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def fit(settings: AnySettings, sequence_length: int, blocks: int, parameters: int | None = None) -> AnySettings:
     """Settings that fit the run, as `fitted` returns them; the remark is said."""
-    found, remark = fitted(settings, sequence_length, blocks)
+    found, remark = fitted(settings, sequence_length, blocks, parameters)
     if remark:
         progress.say(remark)
     return found

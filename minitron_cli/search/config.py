@@ -40,11 +40,16 @@ class Retrain(Spec):
     micro_batch_size: int = Field(1, ge=1)
     """Sequences per forward pass; changes memory and speed, and the result by rounding only."""
     learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate; the cosine ends at a tenth of it."""
+    """Peak learning rate; the cosine ends at a tenth of it. Lower, unless set, for a batch below 1,152 sequences."""
     warmup_steps: int = Field(10, ge=0)
     """Steps of linear warmup; unless set, at most a tenth of the run."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints of a candidate."""
+
+    @property
+    def starts_trained(self) -> bool:
+        """Candidates have their parent's weights."""
+        return True
 
     def total_steps(self, sequence_length: int) -> int:
         """Optimizer steps of the candidates that reach the last rung."""

@@ -26,7 +26,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
     training_run.check_masks(parent, config)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
-    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))
+    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks), parent.shape.parameters())
 
     def build(work: StageBuild) -> CorrectionResult:
         models = training_run.load(context, parent, None, config)

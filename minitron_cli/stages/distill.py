@@ -35,7 +35,7 @@ def run(
     training_run.check_masks(start, config)
     train_blocks = blocks_of(context, data, "train", start.path)
     validation_blocks = blocks_of(context, data, "validation", start.path)
-    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks))
+    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks), start.shape.parameters())
     pairs = _pairs(config, teacher, start)
     signals = signals_for(context, config, teacher, start, train_blocks, validation_blocks)
 

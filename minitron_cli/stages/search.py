@@ -72,8 +72,9 @@ def run(
     lint = prune.serving_lint if prune else "refuse"
     targets = [Target.of(config, label, parent.shape, lint) for label in config.labels]
     train_blocks = blocks_of(context, data, "train", parent.path)
+    length = train_blocks.sequence_length
     if config.retrain:
-        fitted = short_runs.fit(config.retrain, train_blocks.sequence_length, len(train_blocks))
+        fitted = short_runs.fit(config.retrain, length, len(train_blocks), parent.shape.parameters())
         config = config.model_copy(update={"retrain": fitted})
     validation = blocks_of(context, data, "validation", parent.path)
     objective = SearchObjective(config.objective, config.score_blocks, validation, teacher, parent.path, here)
@@ -94,7 +95,6 @@ def run(
         **(repair.inputs() if repair else {}),
     }
     timed = sorted({constraint.kind for constraint in config.constraints if isinstance(constraint, Timed)})
-    length = train_blocks.sequence_length
 
     def stored(label: str, entry: RankedCandidate) -> CandidateResult:
         repairs = repair.applied(builder.plan(entry.candidate.shape), bool(entry.rungs)) if repair else {}

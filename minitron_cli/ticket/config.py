@@ -35,6 +35,11 @@ class TicketTraining(DistillConfig):
     eval_every: int = Field(25, ge=1)
     """Steps between evaluations; the step that reaches the dense model's loss is one of them."""
 
+    @property
+    def starts_trained(self) -> bool:
+        """The learning rates are those of a training from random weights, also where it starts elsewhere."""
+        return False
+
     @model_validator(mode="after")
     def _has_no_teacher(self) -> "TicketTraining":
         if self.needs_teacher or self.init != "student" or self.mask != "frozen" or self.export != "last":

@@ -1,4 +1,4 @@
-"""Batch and warm-up that fit short runs, for every training whose settings have them."""
+"""Batch, warm-up and learning rate that fit short runs, for every training whose settings have them."""
 
 import itertools
 
@@ -8,8 +8,10 @@ from minitron_cli import dry_run
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.short_runs import MIN_STEPS, fitted
 from minitron_cli.errors import RecipeError
+from minitron_cli.inputs.source_model import published_shape
 from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import Retrain
+from minitron_cli.ticket.config import TicketTraining
 
 KINDS = (DistillConfig, CorrectConfig, Retrain)
 
@@ -32,7 +34,40 @@ def test_a_short_run_has_enough_steps_and_a_short_warm_up(kind, length):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_published_run_stays_as_it_is(kind):
     config = kind(tokens=94_000_000_000)
-    assert fitted(config, 8192, 12_000_000) == (config, None)
+    assert fitted(config, 8192, 12_000_000, 500_000_000) == (config, None)
+
+
+BIG, SMALL = 500_000_000, 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters", "peak", "last"),
+    [
+        (DistillConfig(tokens=50_000), BIG, 1e-5, 1e-6),
+        (DistillConfig(steps=10, batch_size=8), BIG, 1e-5, 1e-6),  # the root of 8 / 1152 is less
+        (DistillConfig(steps=10, batch_size=288), BIG, 5e-5, 5e-6),  # a quarter of the published batch
+        (DistillConfig(steps=10, batch_size=2304), BIG, 1e-4, 1e-5),
+        (DistillConfig(tokens=50_000), SMALL, 1e-4, 1e-5),
+        (CorrectConfig(tokens=50_000), BIG, 1e-5, 1e-6),
+        (CorrectConfig(steps=10, batch_size=512), BIG, 1.3e-5, 1.3e-6),
+        (CorrectConfig(tokens=50_000), SMALL, 2e-5, 2e-6),
+        (Retrain(tokens=50_000), BIG, 1e-5, None),
+        (Retrain(tokens=50_000), SMALL, 1e-4, None),
+        (DistillConfig(tokens=50_000, init="random"), BIG, 1e-4, 1e-5),  # not a trained model's weights
+        (DistillConfig(tokens=50_000, learning_rate=3e-4), BIG, 3e-4, 1e-5),
+        (DistillConfig(tokens=50_000, min_learning_rate=3e-5), BIG, 3e-5, 3e-5),
+        (DistillConfig(tokens=50_000, min_learning_rate=0), BIG, 1e-5, 0),
+        (TicketTraining(steps=10), BIG, 2e-3, 1e-4),
+        (DistillConfig(tokens=50_000), None, 1e-4, 1e-5),
+    ],
+)
+def test_the_learning_rate_follows_the_batch_as_far_as_the_size_of_the_model_asks(settings, parameters, peak, last):
+    found, remark = fitted(settings, 128, 10_000, parameters)
+    assert found.learning_rate == peak
+    assert getattr(found, "min_learning_rate", None) == last
+    is_changed = peak != settings.learning_rate
+    assert is_changed == (f"learning_rate is {peak:g} instead of {settings.learning_rate:g}" in (remark or ""))
+    assert fitted(found, 128, 10_000, parameters) == (found, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,9 +92,13 @@ def test_what_the_user_set_is_kept_where_it_works():
 
 
 def test_a_dry_run_says_what_is_fitted():
-    said = dry_run._training(DistillConfig(tokens=1_000_000), 2048)
+    said = dry_run._training(DistillConfig(tokens=1_000_000), 2048, published_shape("llama-3.2-1b"))
     assert said.startswith("123 steps of 4 x 2,048 tokens")
-    assert "batch_size is 4 instead of 1,152 and warmup_steps is 12 instead of 40, to fit 123 steps" in said
+    assert (
+        "distill: batch_size is 4 instead of 1,152, warmup_steps is 12 instead of 40, learning_rate is 1e-05 instead of "
+        "0.0001 and min_learning_rate is 1e-06 instead of 1e-05, to fit 123 steps; set distill.batch_size, "
+        "distill.warmup_steps, distill.learning_rate and distill.min_learning_rate to choose yourself"
+    ) in said
 
 
 def test_a_recipe_keeps_what_it_sets_through_its_chain():
