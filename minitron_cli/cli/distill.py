@@ -50,7 +50,7 @@ def distill(
 
     Saves training checkpoints; an interrupted run continues from the last one.
 
-    For example: minitron distill --tokens 50M --lr 1e-4 -o student
+    For example: minitron distill --tokens 50M -o student
     """
     from minitron_cli.cli import printing, sessions
 
