@@ -54,6 +54,7 @@ Way = Callable[[], Any]
 class RivalsStudy(Study):
     """A pretrained model, its text, and the children that are compared."""
 
+    name: str
     tokens: int
     """Distillation tokens of every child; 0: measured before training only."""
 
@@ -179,31 +180,32 @@ def distillation(rate: float, steps: int, seed: int = 0) -> DistillConfig:
     )
 
 
-def step_cost(study: RivalsStudy, library: str, steps: int) -> Figures:
+def step_cost(study: RivalsStudy, library: str, asked: argparse.Namespace) -> Figures:
     """CPU seconds per step and peak memory of a distillation of the plain child of 3/4 of the neurons."""
 
     def compute() -> Figures:
         _plain_child(study)  # pruned here, so that the process below only reads it
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:  # a process of its own, whose peak memory is that of the run
-            return pool.apply(_steps, (study, library, steps))
+            return pool.apply(_steps, (study.name, library, asked))
 
-    return study.remembered(f"step-{library}-{steps}", compute)
+    return study.remembered(f"step-{library}-{asked.steps}", compute)
 
 
 def _plain_child(study: RivalsStudy) -> Any:
     return next(iter(study.groups().values()))["minitron, without repair"]()
 
 
-def _steps(study: RivalsStudy, library: str, steps: int) -> Figures:
+def _steps(name: str, library: str, asked: argparse.Namespace) -> Figures:
+    study = study_of(name, asked)
     child = _plain_child(study)
-    batches = [study.calibration[i % len(study.calibration)] for i in range(steps)]
+    batches = [study.calibration[i % len(study.calibration)] for i in range(asked.steps)]
     if library == "minitron":
-        run = partial(train, child, study.teacher, study.train, None, distillation(1e-5, steps), None)
+        run = partial(train, child, study.teacher, study.train, None, distillation(1e-5, asked.steps), None)
     else:
         run = rivals.trl_steps(study.parent.path, child, batches, MICRO_BATCH, study.directory / "trl")
     _, seconds = rivals.timed(run)
-    return {"seconds": seconds / steps, "peak": memory.peak_bytes("cpu")}
+    return {"seconds": seconds / asked.steps, "peak": memory.peak_bytes("cpu")}
 
 
 def rows(study: RivalsStudy, group: str, ways: Mapping[str, Way]) -> Iterator[str]:
@@ -235,11 +237,11 @@ def _cells(of: Figures, reference: Figures) -> list[str]:
     return [f"{of['loss']:.3f}", f"{of['kl']:.3f}", f"{difference.difference:+.3f} ± {half:.3f}"]
 
 
-def page(study: RivalsStudy, name: str) -> Iterator[str]:
+def page(study: RivalsStudy) -> Iterator[str]:
     """Markdown lines about the children of one model."""
     parent = study.remembered("parent", lambda: study.measured(study.teacher))
     yield from (
-        f"## {name}",
+        f"## {study.name}",
         "",
         f"{study.parent.shape.parameters():,} parameters; the parent's loss is {parent['loss']:.3f}. Choices were made "
         f"on {study.samples} blocks of {study.train.sequence_length}",
@@ -252,12 +254,12 @@ def page(study: RivalsStudy, name: str) -> Iterator[str]:
         yield from rows(study, group, ways)
 
 
-def step_page(study: RivalsStudy, name: str, steps: int) -> Iterator[str]:
+def step_page(study: RivalsStudy, asked: argparse.Namespace) -> Iterator[str]:
     """Markdown lines about a step of distillation."""
     yield from (
-        f"### A step of distillation, {name}",
+        f"### A step of distillation, {study.name}",
         "",
-        f"The plain child of 3/4 of the neurons learns from its parent by forward KL in fp32, {steps} steps of {BATCH} "
+        f"The plain child of 3/4 of the neurons learns from its parent by forward KL in fp32, {asked.steps} steps of {BATCH} "
         f"blocks of {study.train.sequence_length} tokens, {MICRO_BATCH} at a time. A process each; the memory is all "
         "that it held.",
         "",
@@ -265,9 +267,23 @@ def step_page(study: RivalsStudy, name: str, steps: int) -> Iterator[str]:
         "|---|---|---|",
     )
     for library in ("minitron", "TRL, GKDTrainer"):
-        cost = step_cost(study, library, steps)
+        cost = step_cost(study, library, asked)
         yield f"| {library} | {cost['seconds']:.1f} | {cost['peak'] / 1e9:.2f} GB |"
     yield ""
+
+
+def study_of(name: str, asked: argparse.Namespace) -> RivalsStudy:
+    """The study of one model."""
+    return RivalsStudy(
+        folder="rivals-study",
+        context=Context(Workspace(asked.runs_dir / f"rivals-{name}")),
+        parent=open_source_model(real_model(name)),
+        data=bench_data(asked.text, asked.validation),
+        samples=asked.samples,
+        blocks=asked.blocks,
+        name=name,
+        tokens=asked.tokens,
+    )
 
 
 def main() -> None:
@@ -285,19 +301,10 @@ def main() -> None:
     args = parser.parse_args()
     lines = ["# Beside other libraries", "", f"{rivals.versions()}. Regenerate: see scripts/rivals_study.py.", ""]
     for name in args.models:
-        workspace = Workspace(args.runs_dir / f"rivals-{name}")
-        with workspace.lock():
-            study = RivalsStudy(
-                folder="rivals-study",
-                context=Context(workspace),
-                parent=open_source_model(real_model(name)),
-                data=bench_data(args.text, args.validation),
-                samples=args.samples,
-                blocks=args.blocks,
-                tokens=args.tokens,
-            )
-            lines += page(study, name) if CHILDREN in args.parts else ()
-            lines += step_page(study, name, args.steps) if STEP in args.parts else ()
+        study = study_of(name, args)
+        with study.context.workspace.lock():
+            lines += page(study) if CHILDREN in args.parts else ()
+            lines += step_page(study, args) if STEP in args.parts else ()
     write_page(args.output, lines)
 
 
