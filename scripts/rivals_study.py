@@ -259,9 +259,9 @@ def step_page(study: RivalsStudy, asked: argparse.Namespace) -> Iterator[str]:
     yield from (
         f"### A step of distillation, {study.name}",
         "",
-        f"The plain child of 3/4 of the neurons learns from its parent by forward KL in fp32, {asked.steps} steps of {BATCH} "
-        f"blocks of {study.train.sequence_length} tokens, {MICRO_BATCH} at a time. A process each; the memory is all "
-        "that it held.",
+        "The plain child of 3/4 of the neurons learns from its parent by forward KL in fp32, "
+        f"{asked.steps} steps of {BATCH} blocks of {study.train.sequence_length} tokens, {MICRO_BATCH} at a time. "
+        "A process each; the memory is all that it held.",
         "",
         "| trainer | CPU seconds per step | peak memory |",
         "|---|---|---|",
