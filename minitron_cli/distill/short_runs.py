@@ -108,7 +108,8 @@ def _rates(settings: Settings, batch: int, parameters: int) -> dict[str, float]:
     lowest = next(rate for size, rate in RATES if parameters <= size)
     share = max(math.sqrt(batch / fields["batch_size"].default), lowest / usual["learning_rate"])
     kept = settings.model_fields_set & usual.keys()
-    rates: dict[str, float] = {name: float(f"{min(share, 1.0) * rate:.2g}") for name, rate in usual.items() if name not in kept}
+    fitted = {name: float(f"{min(share, 1.0) * rate:.2g}") for name, rate in usual.items()}
+    rates: dict[str, float] = {name: rate for name, rate in fitted.items() if name not in kept}
     for name in kept:  # the last learning rate is set, and the peak is not below it
         rates["learning_rate"] = max(rates["learning_rate"], getattr(settings, name))
     return rates

@@ -95,8 +95,8 @@ def test_a_dry_run_says_what_is_fitted():
     said = dry_run._training(DistillConfig(tokens=1_000_000), 2048, published_shape("llama-3.2-1b"))
     assert said.startswith("123 steps of 4 x 2,048 tokens")
     assert (
-        "distill: batch_size is 4 instead of 1,152, warmup_steps is 12 instead of 40, learning_rate is 1e-05 instead of "
-        "0.0001 and min_learning_rate is 1e-06 instead of 1e-05, to fit 123 steps; set distill.batch_size, "
+        "distill: batch_size is 4 instead of 1,152, warmup_steps is 12 instead of 40, learning_rate is 1e-05 instead "
+        "of 0.0001 and min_learning_rate is 1e-06 instead of 1e-05, to fit 123 steps; set distill.batch_size, "
         "distill.warmup_steps, distill.learning_rate and distill.min_learning_rate to choose yourself"
     ) in said
 
