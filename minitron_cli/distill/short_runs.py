@@ -93,26 +93,27 @@ def fitted(
     _refuse_warmup(settings, steps)
     if "warmup_steps" not in settings.model_fields_set:
         changes["warmup_steps"] = min(settings.warmup_steps, steps // WARMUP_SHARE)
-    if parameters is not None and settings.starts_trained:
-        changes |= _rates(settings, int(changes.get("batch_size", settings.batch_size)), parameters)
+    changes |= _rates(settings, int(changes.get("batch_size", settings.batch_size)), parameters)
     changed = {name: value for name, value in changes.items() if value != getattr(settings, name)}
     return (settings.model_copy(update=changed), _remark(settings, changed, steps)) if changed else (settings, None)
 
 
-def _rates(settings: Settings, batch: int, parameters: int) -> dict[str, float]:
+def _rates(settings: Settings, batch: int, parameters: int | None) -> dict[str, float]:
     """Learning rates for a batch, to two digits: the peak unless it was set, and with it the last one."""
     fields = cast("type[BaseModel]", type(settings)).model_fields
     usual = {name: fields[name].default for name in ("learning_rate", "min_learning_rate") if name in fields}
-    if "learning_rate" in settings.model_fields_set:
-        return {}
-    lowest = next(rate for size, rate in RATES if parameters <= size)
-    share = max(math.sqrt(batch / fields["batch_size"].default), lowest / usual["learning_rate"])
-    kept = settings.model_fields_set & usual.keys()
-    fitted = {name: float(f"{min(share, 1.0) * rate:.2g}") for name, rate in usual.items()}
-    rates: dict[str, float] = {name: rate for name, rate in fitted.items() if name not in kept}
-    for name in kept:  # the last learning rate is set, and the peak is not below it
-        rates["learning_rate"] = max(rates["learning_rate"], getattr(settings, name))
-    return rates
+    given = {name: getattr(settings, name) for name in usual.keys() & settings.model_fields_set}
+    peak, share = usual["learning_rate"], 1.0
+    if "learning_rate" in given:
+        if given["learning_rate"] < usual.get("min_learning_rate", 0):  # and would end above its peak
+            share = given["learning_rate"] / peak
+    elif parameters is not None and settings.starts_trained:
+        lowest = next(rate for size, rate in RATES if parameters <= size)
+        share = min(max(math.sqrt(batch / fields["batch_size"].default), lowest / peak), 1.0)
+    rates = {name: float(f"{share * rate:.2g}") for name, rate in usual.items()}
+    if "min_learning_rate" in given:  # the peak is not below it
+        rates["learning_rate"] = max(rates["learning_rate"], given["min_learning_rate"])
+    return {name: rate for name, rate in rates.items() if name not in given}
 
 
 def _refuse_batch(settings: Settings, sequence_length: int, blocks: int | None) -> None:

@@ -203,7 +203,6 @@ def test_one_section_is_read_by_itself() -> None:
         ("controls: [{label: a, repair: none, trained: false, steps: 3}]", "steps is about training, and the control"),
         ("controls: [{label: a, prune_from: original}]", "prunes the original, which only differs in a chain"),
         ("controls: [{label: a, init: random, in_steps: [b]}]", "is in step 'b', which the recipe does not have"),
-        ("controls: [{label: a, learning_rate: 1e-6}]", "min_learning_rate 1e-05 is above learning_rate 1e-06"),
         ("controls: [{label: original, init: random}]", "the label 'original' is taken"),
         ("controls: [{label: a, cut: random}]", r"controls\.0: the key cut is now called prune; write prune: random$"),
     ],
@@ -211,6 +210,13 @@ def test_one_section_is_read_by_itself() -> None:
 def test_contradictory_sections_are_refused(addition: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read(RECIPE + addition)
+
+
+def test_a_control_does_not_end_above_its_peak() -> None:
+    control = "controls: [{label: a, learning_rate: 1e-6}]"
+    with pytest.raises(RecipeError, match="min_learning_rate 1e-05 is above learning_rate 1e-06: lower"):
+        read(RECIPE + control, "distill.min_learning_rate=1e-5")
+    assert read(RECIPE + control).controls  # its last rate, which nobody set, follows its peak
 
 
 def test_total_tokens_need_those_of_the_original_which_some_aliases_have() -> None:

@@ -57,6 +57,8 @@ BIG, SMALL = 500_000_000, 4_000_000
         (DistillConfig(tokens=50_000, learning_rate=3e-4), BIG, 3e-4, 1e-5),
         (DistillConfig(tokens=50_000, min_learning_rate=3e-5), BIG, 3e-5, 3e-5),
         (DistillConfig(tokens=50_000, min_learning_rate=0), BIG, 1e-5, 0),
+        (DistillConfig(tokens=50_000, learning_rate=5e-6), BIG, 5e-6, 5e-7),  # not above its peak at the end
+        (DistillConfig(tokens=50_000, learning_rate=5e-6, init="random"), None, 5e-6, 5e-7),
         (TicketTraining(steps=10), BIG, 2e-3, 1e-4),
         (DistillConfig(tokens=50_000), None, 1e-4, 1e-5),
     ],
