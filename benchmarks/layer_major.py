@@ -12,14 +12,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import peak_memory, record
-from minitron_cli.artifacts.build import Context
-from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES, TensorSpec, write_checkpoint
 from minitron_cli.data.batches import Batch
 from minitron_cli.importance.layer_major import collect_by_layer
-from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.runner import StoredWeights
@@ -76,13 +73,13 @@ def batches(count: int, length: int, vocab: int, batch_size: int) -> list[Batch]
 
 def measure(path: Path, samples: list[Batch], budget: int, *, layer_removal: bool) -> dict[str, float]:
     """Seconds of the scoring, and anonymous memory at its peak and before it."""
-    parent, options = open_source_model(path), ObserverOptions(removal_lengths=(1,) if layer_removal else ())
-    model = hf.empty_model(path, dtype=parent.dtype_in(Context(Workspace(path / "runs"))))
-    weights = StoredWeights(model, parent.family, parent.checkpoint.read, "cpu")
+    checkpoint, model = Checkpoint.open(path), hf.empty_model(path)
+    family, options = family_of(model.config), ObserverOptions(removal_lengths=(1,) if layer_removal else ())
+    weights = StoredWeights(model, family, checkpoint.read, "cpu")
     with tempfile.TemporaryDirectory(dir=path) as scratch, peak_memory() as peak:
         started = time.monotonic()
         calibration = Calibration(samples, scratch=Path(scratch), activation_budget=budget)
-        collect_by_layer(model, parent.family, weights, calibration, options)
+        collect_by_layer(model, family, weights, calibration, options)
     return {
         "seconds": round(time.monotonic() - started, 1),
         "peak RssAnon GB": round(peak.highest / 1e9, 3),
