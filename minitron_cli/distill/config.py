@@ -91,7 +91,7 @@ class DistillConfig(Spec):
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate: linear warm-up, then a half cosine. Lower, unless set, for a batch below 1,152 sequences."""
     min_learning_rate: float = Field(1e-5, ge=0)
-    """Learning rate of the last step. Unless set, lowered with the peak, and a tenth of one below it."""
+    """Learning rate of the last step. Unless set, lowered with the peak, and a tenth of a peak that is set below it."""
     warmup_steps: int = Field(40, ge=0)
     """Steps of linear warm-up. Unless set, at most a tenth of the run."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
@@ -241,7 +241,7 @@ class CorrectConfig(DistillConfig):
     """Peak learning rate: a fifth of that of the model's pre-training, if known. Lower, unless set, for a batch below
     1,152 sequences."""
     min_learning_rate: float = Field(2e-6, ge=0)
-    """Learning rate of the last step. Unless set, lowered with the peak, and a tenth of one below it."""
+    """Learning rate of the last step. Unless set, lowered with the peak, and a tenth of a peak that is set below it."""
     warmup_steps: int = Field(120, ge=0)
     """Steps of linear warm-up (Sreenivas et al. 2024, sec. 2.2). Unless set, at most a tenth of the run."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (CrossEntropy(),)
