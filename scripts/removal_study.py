@@ -20,7 +20,7 @@ from scipy.stats import kendalltau
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
-from minitron_cli.data.batches import Batches, sample_ids
+from minitron_cli.data.batches import Batches, calibration_ids
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.importance.layer_removal import advance_, layer_blocks
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
@@ -59,7 +59,7 @@ def losses(model: Any, parent: SourceModel, head: Head, tokens: Tokens) -> np.nd
 def measured(context: Context, parent: SourceModel, data: DataConfig, samples: int, dtype: str) -> np.ndarray:
     """Losses [S, V, T - 1] of all samples; those on disk are not measured again."""
     blocks = blocks_of(context, data, "train", parent.path)
-    batches = Batches(blocks, sample_ids(0, 0, samples, len(blocks)), 1)
+    batches = Batches(blocks, calibration_ids(0, samples, len(blocks)), 1)
     folder = context.workspace.root / f"removal-{parent.fingerprint[:8]}-{blocks.sequence_length}-{dtype}"
     folder.mkdir(parents=True, exist_ok=True)
     model = head = None

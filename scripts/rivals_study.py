@@ -30,7 +30,7 @@ from minitron_cli import memory
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
-from minitron_cli.data.batches import sample_ids
+from minitron_cli.data.batches import calibration_ids
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
@@ -61,7 +61,7 @@ class RivalsStudy(Study):
     @cached_property
     def calibration(self) -> list[Tensor]:
         """Batches [B, T] of the blocks that importance is measured on."""
-        ids = sample_ids(0, 0, min(self.samples, len(self.train)), len(self.train))
+        ids = calibration_ids(0, min(self.samples, len(self.train)), len(self.train))
         return [torch.stack([self.train.tokens(i) for i in ids[n : n + BATCH]]) for n in range(0, len(ids), BATCH)]
 
     def groups(self) -> dict[str, Mapping[str, Way]]:

@@ -28,17 +28,24 @@ class Batch:
     """Whether each token is scored and trained on, bool [B, T]: in chats and completions the answers. None: all."""
 
 
-def sample_ids(seed: int, first: int, count: int, total: int) -> list[int]:
-    """Indices of the blocks at positions first .. first + count of an endless sequence over `total` blocks.
+def training_ids(seed: int, first: int, count: int, total: int) -> list[int]:
+    """Indices of the blocks at positions first .. first + count of the endless sequence that a training reads.
 
-    Each epoch visits every block once, in its own order.
+    Each epoch visits every one of the `total` blocks once, in its own order. In the first one the blocks of
+    `calibration_ids` come last, so that a short training learns from text on which nothing was measured or fitted.
     """
     assert total > 0
     ids: list[int] = []
     while len(ids) < count:
         epoch, start = divmod(first + len(ids), total)
-        ids += _epoch(seed, epoch, total)[start : start + count - len(ids)].tolist()
+        ids += _epoch(seed, epoch, total).flip(0)[start : start + count - len(ids)].tolist()
     return ids
+
+
+def calibration_ids(seed: int, count: int, total: int) -> list[int]:
+    """Indices of `count` of `total` blocks to measure or fit on. Those of a smaller count are the first of them."""
+    assert 0 < count <= total
+    return _epoch(seed, 0, total)[:count].tolist()
 
 
 def rank_slice(ids: Sequence[int], rank: int, processes: int) -> list[int]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minitron_cli.data.batches import Batch, batch, rank_slice, sample_ids
+from minitron_cli.data.batches import Batch, batch, rank_slice, training_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
@@ -29,7 +29,7 @@ class StepBatches:
     def ids(self, step: int) -> list[int]:
         """Blocks of a step, over all processes."""
         size = self.config.batch_size
-        return sample_ids(self.config.seed, step * size, size, len(self.blocks))
+        return training_ids(self.config.seed, step * size, size, len(self.blocks))
 
     def micro_batches(self, step: int) -> list[tuple[Batch, Targets]]:
         """This process's parts of a step, and what is to be predicted in each."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.data.batches import evenly_spaced, sample_ids
+from minitron_cli.data.batches import evenly_spaced, training_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import InputError
@@ -131,7 +131,7 @@ class Student:
         total = len(self.train)
         if signals.result.train.blocks == total:
             return 0
-        read = sample_ids(self.config.seed, 0, min(self.blocks, total), total)
+        read = training_ids(self.config.seed, 0, min(self.blocks, total), total)
         return sum(block not in signals.train for block in read)
 
     def _lacks_held_out(self, signals: TeacherSignals) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from minitron_cli.data.batches import Batch, Batches, rank_slice, sample_ids
+from minitron_cli.data.batches import Batch, Batches, calibration_ids, rank_slice
 from minitron_cli.data.pack import Blocks
 from minitron_cli.layerwise.config import CalibrationConfig
 from minitron_cli.layerwise.processes import ALONE, Processes
@@ -33,7 +33,7 @@ class Calibration:
     @classmethod
     def of(cls, config: CalibrationConfig, blocks: Blocks, processes: Processes = ALONE) -> Self:
         """Pass over the share of one process of the samples that the config draws from the blocks."""
-        drawn = sample_ids(config.seed, 0, config.samples, len(blocks))
+        drawn = calibration_ids(config.seed, config.samples, len(blocks))
         ids = rank_slice(drawn, processes.rank, processes.size)
         batches = Batches(blocks, ids, config.batch_size)
         return cls(batches, len(ids), activation_budget=config.activation_budget, processes=processes)

@@ -8,7 +8,7 @@ from pathlib import Path
 from minitron_cli import progress
 from minitron_cli.artifacts.build import StageBuild
 from minitron_cli.checkpoint import hf
-from minitron_cli.data.batches import sample_ids
+from minitron_cli.data.batches import calibration_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.errors import CheckpointError, DataError, EnvironmentFault
 from minitron_cli.layerwise.config import CalibrationConfig
@@ -143,7 +143,7 @@ def closed_form_repair(
     load = hf.load_model if is_resident(builder, calibration) else hf.empty_model
     return ClosedFormRepair(
         builder,
-        SampledBlocks(train, sample_ids(calibration.seed, 0, min(config.repair_samples, len(train)), len(train))),
+        SampledBlocks(train, calibration_ids(calibration.seed, min(config.repair_samples, len(train)), len(train))),
         scratch,
         load(path, device=context.device, dtype=builder.dtype),
         calibration.batch_size,

@@ -15,7 +15,7 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.price.offer import offered_training
 from minitron_cli.results.training import CorrectionResult
 
-STAGE, VERSION = "correct", 2
+STAGE, VERSION = "correct", 3
 LABEL = "corrected"
 
 

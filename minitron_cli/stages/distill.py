@@ -16,7 +16,7 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.price.offer import offered_training
 from minitron_cli.results.training import TrainingResult
 
-STAGE, VERSION = "distill", 3
+STAGE, VERSION = "distill", 4
 
 
 def run(

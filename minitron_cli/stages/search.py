@@ -38,7 +38,7 @@ from minitron_cli.search.search_objective import SearchObjective, sign
 from minitron_cli.search.target import Target
 from minitron_cli.search.work_sharing import WorkerGroup
 
-STAGE, VERSION = "search", 4
+STAGE, VERSION = "search", 5
 
 Found = Mapping[str, Sequence[RankedCandidate]]  # target -> its candidates, best first
 

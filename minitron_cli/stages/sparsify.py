@@ -14,7 +14,7 @@ from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.compute import model_size
-from minitron_cli.data.batches import Batches, evenly_spaced, sample_ids
+from minitron_cli.data.batches import Batches, calibration_ids, evenly_spaced
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
@@ -197,7 +197,7 @@ class _Making:
     def _layer_by_layer(self, work: StageBuild, name: str, passes: int, task: Callable[..., AnyTask]) -> AnyTask:
         """A task that was taken through all layers on the calibration text, and resumes from scratch `name`."""
         config, blocks, shape = self.config, self.texts["train"], self.parent.shape
-        ids = sample_ids(config.seed, 0, config.samples, len(blocks))
+        ids = calibration_ids(config.seed, config.samples, len(blocks))
         batches = list(Batches(blocks, ids, config.batch_size))
         layers, scratch = shape.sizes["layer"], work.scratch / name
         io.make_dirs(scratch)

@@ -35,7 +35,7 @@ from minitron_cli.ticket.masks import Masks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "supermask", 1
+STAGE, VERSION = "supermask", 2
 
 
 def run(context: Context, model: SourceModel, data: DataConfig, config: SupermaskConfig) -> Artifact:

@@ -11,7 +11,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
-from minitron_cli.data.batches import evenly_spaced, sample_ids
+from minitron_cli.data.batches import evenly_spaced, training_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
@@ -30,7 +30,7 @@ from minitron_cli.results.teach import SplitSignals, TeachResult
 from minitron_cli.signals.config import Sampled, TeachConfig, passes
 from minitron_cli.signals.encoding import Encoding
 
-STAGE, VERSION, LABEL = teacher_signals.STAGE, 1, "signals"
+STAGE, VERSION, LABEL = teacher_signals.STAGE, 2, "signals"
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
@@ -104,7 +104,7 @@ class _Making:
         """Blocks of each split that the teacher reads."""
         total, held_out = (len(self.texts[split]) for split in SPLITS)
         read = total if self.config.tokens is None else min(total, -(-self.config.tokens // self._length))
-        ids = list(range(total)) if read == total else sorted(sample_ids(self.config.seed, 0, read, total))
+        ids = list(range(total)) if read == total else sorted(training_ids(self.config.seed, 0, read, total))
         return {"train": ids, "validation": evenly_spaced(held_out, self.config.eval_blocks)}
 
     @cached_property

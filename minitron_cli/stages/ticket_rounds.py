@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
-START, ROUND, VERSION = "ticket_start", "ticket_round", 1
+START, ROUND, VERSION = "ticket_start", "ticket_round", 2
 OTHER_SEED = 10_000
 """Added to a repetition's seed for the weights of `reinit` and the draws of the random masks."""
 

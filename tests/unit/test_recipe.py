@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron_cli import recipe, yaml_document
-from minitron_cli.data.batches import sample_ids
+from minitron_cli.data.batches import training_ids
 from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.errors import RecipeError
 from minitron_cli.importance.config import ImportanceConfig
@@ -240,7 +240,7 @@ def test_a_control_has_a_length_batch_rate_and_seed_of_its_own() -> None:
 
 
 def test_a_longer_control_reads_the_blocks_of_the_shorter_one_in_their_order() -> None:
-    short, long = (sample_ids(seed=3, first=0, count=count, total=10) for count in (17, 44))
+    short, long = (training_ids(seed=3, first=0, count=count, total=10) for count in (17, 44))
     assert long[:17] == short
 
 

@@ -3,53 +3,73 @@ import random
 import pytest
 import torch
 
-from minitron_cli.data.batches import Batches, batch, evenly_spaced, is_predicted, rank_slice, sample_ids
+from minitron_cli.data.batches import (
+    Batches,
+    batch,
+    calibration_ids,
+    evenly_spaced,
+    is_predicted,
+    rank_slice,
+    training_ids,
+)
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
 def test_every_epoch_visits_every_block_once(total):
     for epoch in range(4):
-        assert sorted(sample_ids(3, epoch * total, total, total)) == list(range(total))
+        assert sorted(training_ids(3, epoch * total, total, total)) == list(range(total))
 
 
 def test_epochs_and_seeds_differ_in_order():
-    orders = [tuple(sample_ids(seed, epoch * 50, 50, 50)) for seed in range(3) for epoch in range(3)]
+    orders = [tuple(training_ids(seed, epoch * 50, 50, 50)) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
 
 
 def test_the_order_does_not_depend_on_where_a_run_was_cut():
-    whole = sample_ids(1, 0, 500, 13)
+    whole = training_ids(1, 0, 500, 13)
     rng, position, pieces = random.Random(0), 0, []
     while position < 500:
         count = rng.randint(0, min(40, 500 - position))
-        pieces += sample_ids(1, position, count, 13)
+        pieces += training_ids(1, position, count, 13)
         position += count
     assert pieces == whole
 
 
 def test_the_order_is_the_same_for_ever():
     """A changed order would make a resumed run see some blocks twice and others never."""
-    assert sample_ids(0, 0, 20, 10) == [1, 5, 0, 6, 9, 7, 4, 8, 2, 3, 7, 9, 5, 1, 4, 3, 6, 2, 0, 8]
+    assert training_ids(0, 0, 20, 10) == [3, 2, 8, 4, 7, 9, 6, 0, 5, 1, 8, 0, 2, 6, 3, 4, 1, 5, 9, 7]
+    assert calibration_ids(0, 10, 10) == [1, 5, 0, 6, 9, 7, 4, 8, 2, 3]
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100])
+def test_a_training_reads_the_calibration_blocks_last_in_its_first_epoch(total):
+    for seed in range(3):
+        order = training_ids(seed, 0, total, total)
+        for count in range(1, total + 1):
+            drawn = calibration_ids(seed, count, total)
+            assert len(drawn) == count
+            assert sorted(drawn) == sorted(order[total - count :])
+            assert drawn == calibration_ids(seed, total, total)[:count]
 
 
 def test_the_order_leaves_the_global_generator_alone_and_ignores_it():
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    ids = sample_ids(77, 0, 5, 1001)
+    ids = training_ids(77, 0, 5, 1001)
     assert torch.equal(torch.rand(3), expected)
-    assert sample_ids(77, 0, 5, 1001) == ids
+    assert training_ids(77, 0, 5, 1001) == ids
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8, 20])
 def test_the_world_size_changes_who_computes_a_sample_and_nothing_else(world):
     seen = {}
     for step in range(5):
-        ids = sample_ids(0, step * 16, 16, 37)
+        ids = training_ids(0, step * 16, 16, 37)
         parts = [rank_slice(ids, rank, world) for rank in range(world)]
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         seen |= {(step, j * world + rank): part[j] for rank, part in enumerate(parts) for j in range(len(part))}
-    assert [seen[key] for key in sorted(seen)] == sample_ids(0, 0, 80, 37)
+    assert [seen[key] for key in sorted(seen)] == training_ids(0, 0, 80, 37)
 
 
 class Counting:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minitron_cli.data.batches import batch, sample_ids
+from minitron_cli.data.batches import batch, training_ids
 from minitron_cli.distill import attention_relation
 from minitron_cli.distill.attention_relation import relation_loss
 from minitron_cli.distill.hidden_state_losses import (
@@ -299,7 +299,7 @@ def test_relations_of_two_models() -> None:
     sizes = [{"layer": layers, "head": 4, "kv_head": 2, "head_dim": 4} for layers in (3, 2)]
     pairs = relation_pairs(config, FAMILIES["llama"], *sizes)
     settings = small.configured(hidden=config.model_dump(), steps=1, batch_size=2, warmup_steps=0)
-    part = batch(small.TinyBlocks(), sample_ids(settings.seed, 0, 2, len(small.TinyBlocks())))
+    part = batch(small.TinyBlocks(), training_ids(settings.seed, 0, 2, len(small.TinyBlocks())))
     target = targets(part)
     counted_BT = torch.zeros(part.input_ids_BT.shape, dtype=torch.bool)
     counted_BT.view(-1)[target.rows_N] = True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minitron_cli import progress
 from minitron_cli.checkpoint.safetensors_file import read_safetensors
-from minitron_cli.data.batches import batch, sample_ids
+from minitron_cli.data.batches import batch, training_ids
 from minitron_cli.distill import checkpoints, sharding
 from minitron_cli.distill.config import MaskRefresh
 from minitron_cli.distill.distributed import ProcessGroup
@@ -200,7 +200,7 @@ def test_the_whole_gradient_s_norm_counts_kept_weights_only(tmp_path: Path) -> N
     student = small.student()
     mask_(student, tmp_path)
     blocks = small.TinyBlocks()
-    part = batch(blocks, sample_ids(0, 0, 4, len(blocks)))
+    part = batch(blocks, training_ids(0, 0, 4, len(blocks)))
     aim = targets(part)
     inputs = {"input_ids": part.input_ids_BT, "position_ids": part.position_ids_BT}
     logits = student(**inputs, use_cache=False).logits.flatten(0, 1)[aim.rows_N]

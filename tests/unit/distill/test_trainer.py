@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from minitron_cli import progress
-from minitron_cli.data.batches import sample_ids
+from minitron_cli.data.batches import training_ids
 from minitron_cli.distill import checkpoints
 from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, HiddenLosses
 from minitron_cli.distill.hidden_state_losses import Norms, state_pairs
@@ -213,7 +213,7 @@ def test_blocks_come_in_the_order_of_the_seed() -> None:
     for seed in (0, 1):
         blocks = TinyBlocks()
         run(None, configured(seed=seed, steps=3, batch_size=8, micro_batch_size=8), blocks=blocks, held_out=None)
-        assert blocks.seen == sample_ids(seed, 0, 24, 10)
+        assert blocks.seen == training_ids(seed, 0, 24, 10)
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
