@@ -132,7 +132,7 @@ def line(price: Price, device: str) -> str:
     seconds = price.seconds
     facts = [
         price.what,
-        TOKENS.text(price.tokens) if price.tokens else "",
+        f"models read {TOKENS.text(price.tokens)}" if price.tokens else "",
         FLOPS.text(price.flops) if price.flops else "",
         f"{_time(seconds)} on {device}",
         f"{MEMORY.text(price.memory_bytes)} of memory" if price.memory_bytes else "",

@@ -6,7 +6,7 @@ from minitron_cli.figures import Figure
 from minitron_cli.report.view import Table
 from minitron_cli.results.price import Price
 
-TOKENS = Figure("tokens", style="short")
+TOKENS = Figure("tokens read", style="short")
 FLOPS = Figure("FLOPs", style="power")
 TIME = Figure("time", style="duration")
 BYTES = Figure("bytes", style="bytes")
