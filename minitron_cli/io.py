@@ -9,16 +9,19 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from minitron_cli import canonical_json, stopping
 from minitron_cli.system_calls import Disk
 
 WRITE_BYTES = 16 << 20  # per call, so that signals are handled between calls
+EARLY_BYTES = 64 << 20
+"""Bytes after which what was written so far is brought to the disk."""
 HASH_BYTES = 1 << 20
 HASHERS = 4  # threads, each of which hashes one file
 
@@ -34,27 +37,52 @@ class FileRecord(NamedTuple):
 
 disk = Disk()
 
+AnyFile = TypeVar("AnyFile", bound="SizedFile")
+
 
 class SizedFile:
-    """New file of known size, filled in any order and by several threads."""
+    """New file of known size, filled in any order and by several threads.
 
-    def __init__(self, path: Path, fd: int) -> None:
+    A thread of `syncing` brings to the disk what was written, while more is computed and written: the sync at the end
+    then finds little to wait for.
+    """
+
+    def __init__(self, path: Path, fd: int, syncing: Executor) -> None:
         self.path = path
         self._fd = fd
+        self._syncing = syncing
+        self._lock = threading.Lock()
+        self._unsynced = 0  # bytes written since the last early sync began
+        self._early: Future[None] | None = None
 
     def write_at(self, offset: int, data: BytesLike) -> None:
-        """Write data at `offset` bytes from the start."""
+        """Write data at `offset` bytes from the start. OSError also if the sync of earlier data failed."""
         view = memoryview(data).cast("B")
         while view:
             count = disk.write(self._fd, view[:WRITE_BYTES], offset)
             view, offset = view[count:], offset + count
+            self._sync_early_if_due(count)
+
+    def _sync_early_if_due(self, count: int) -> None:
+        with self._lock:
+            self._unsynced += count
+            if self._unsynced < EARLY_BYTES or not (self._early is None or self._early.done()):
+                return
+            self.raise_if_unsynced()
+            self._unsynced = 0
+            self._early = self._syncing.submit(disk.sync_data, self._fd)
+
+    def raise_if_unsynced(self) -> None:
+        """Wait for the last early sync, and raise its OSError: the system reports an error of the disk only once."""
+        if self._early:
+            self._early.result()
 
 
 class NewFile(SizedFile):
     """New file, written from start to end and hashed meanwhile."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        super().__init__(path, fd)
+    def __init__(self, path: Path, fd: int, syncing: Executor) -> None:
+        super().__init__(path, fd, syncing)
         self.size_bytes = 0
         self._sha256 = hashlib.sha256()
 
@@ -71,11 +99,14 @@ class NewFile(SizedFile):
 
 
 @contextmanager
-def _created(path: Path) -> Iterator[int]:
-    """Descriptor of the new file `path`, synced at the end of the context. FileExistsError if it exists."""
+def _created(path: Path, make: Callable[[Path, int, Executor], AnyFile]) -> Iterator[AnyFile]:
+    """The new file `path`, synced at the end of the context. FileExistsError if it exists."""
     fd = disk.create(path)
     try:
-        yield fd
+        with ThreadPoolExecutor(1) as syncing:  # has no thread before it is needed
+            file = make(path, fd, syncing)
+            yield file
+            file.raise_if_unsynced()
         disk.fsync(fd)
     finally:
         disk.close(fd)
@@ -84,8 +115,8 @@ def _created(path: Path) -> Iterator[int]:
 @contextmanager
 def new_file(path: Path) -> Iterator[NewFile]:
     """New file to write in order, synced when the context ends without an error. FileExistsError if it exists."""
-    with _created(path) as fd:
-        yield NewFile(path, fd)
+    with _created(path, NewFile) as file:
+        yield file
 
 
 @contextmanager
@@ -94,9 +125,13 @@ def sized_file(path: Path, size_bytes: int) -> Iterator[SizedFile]:
 
     The space is reserved at once where the system can, so that a full disk is noticed before the work.
     """
-    with _created(path) as fd:
+
+    def reserved(path: Path, fd: int, syncing: Executor) -> SizedFile:
         disk.reserve(fd, size_bytes)
-        yield SizedFile(path, fd)
+        return SizedFile(path, fd, syncing)
+
+    with _created(path, reserved) as file:
+        yield file
 
 
 def write_new(path: Path, chunks: Iterable[BytesLike] | BytesLike) -> FileRecord:

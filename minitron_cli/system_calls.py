@@ -32,6 +32,10 @@ class Disk:
     def fsync(self, fd: int) -> None:
         _sync(fd)
 
+    def sync_data(self, fd: int) -> None:
+        """Bring what was written so far to the disk, or to its cache, without the file's times."""
+        os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)  # macOS has no fdatasync
+
     def close(self, fd: int) -> None:
         os.close(fd)
 

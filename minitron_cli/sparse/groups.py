@@ -23,7 +23,7 @@ SIZES = (2, 4, 8)
 """Sizes of groups that are whole in a word of 8 bytes."""
 DTYPES = ("int16", "int32", "int64", "float32", "float64")
 """Scores that numpy compares."""
-BLOCK = 1 << 17  # scores
+BLOCK = 1 << 18  # scores
 WORD = 8
 TOP, ONES = 7, 0x0101010101010101  # the bit of a byte that says what stays; it alone in every byte
 

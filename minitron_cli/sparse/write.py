@@ -18,7 +18,7 @@ from minitron_cli.sparse.mask_file import MASKS, MaskFile, MaskSpec, MaskWriter,
 from minitron_cli.sparse.metrics.magnitude import Magnitude
 from minitron_cli.sparse.store import MadeMatrix, prune_
 
-PART_BYTES = 1 << 19
+PART_BYTES = 1 << 20
 """Of a matrix that is pruned in parts, which stay in the processor's cache."""
 
 Made = Callable[[str], Iterable[MadeMatrix]]

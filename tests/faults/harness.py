@@ -37,7 +37,7 @@ HOWS = (*KILLS, *ERRORS, "full")
 TOKENS = "tokens"  # not a stage: what is tokenised once for all of them
 
 CALLS = [name for name in vars(io.Disk) if not name.startswith("_")]
-GROWS = ("create", "reserve", "write", "make_dir", "fsync")  # what a full disk refuses
+GROWS = ("create", "reserve", "write", "make_dir", "sync_data", "fsync")  # what a full disk refuses
 
 
 class Watched(io.Disk):

@@ -6,7 +6,7 @@ import os
 import random
 import stat
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from hypothesis import given, settings
@@ -162,6 +162,45 @@ class TestSizedFiles:
         with pytest.raises(OSError, match="No space left"), io.sized_file(tmp_path / "f", 3) as file:
             file.write_at(1, b"x")
         assert len(os.listdir("/dev/fd")) == open_before + (call == "close")
+
+    def test_what_is_written_goes_to_the_disk_while_more_is_written(self, tmp_path, on_disk, monkeypatch):
+        disk = on_disk(FaultyDisk())
+        monkeypatch.setattr(io, "EARLY_BYTES", 10)
+        with io.sized_file(tmp_path / "f", 100) as file:
+            for start in range(0, 100, 5):
+                file.write_at(start, bytes([start]) * 5)
+                file.raise_if_unsynced()
+        assert disk.calls.count("sync_data") == 10
+        assert disk.calls[-3:] == ["sync_data", "fsync", "close"]
+        assert (tmp_path / "f").read_bytes() == b"".join(bytes([start]) * 5 for start in range(0, 100, 5))
+
+    def test_a_little_is_synced_once(self, tmp_path, on_disk):
+        disk = on_disk(FaultyDisk())
+        io.write_new(tmp_path / "f", b"x" * 1000)
+        assert disk.calls == ["create", "write", "fsync", "close"]
+
+    @pytest.mark.parametrize("writes", [1, 2, 30])
+    def test_a_disk_that_fails_meanwhile_is_reported(self, tmp_path, on_disk, monkeypatch, writes):
+        """By a later write, or at the end: another sync of the same file need not fail again."""
+
+        class FailsMeanwhile(FaultyDisk):
+            def sync_data(self, fd):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def fill():
+            with io.sized_file(tmp_path / "f", 1000) as file:
+                for i in range(writes):
+                    file.write_at(10 * i, b"0123456789")
+                    wait([file._early])
+
+        disk = on_disk(FailsMeanwhile())
+        monkeypatch.setattr(io, "EARLY_BYTES", 10)
+        open_before = len(os.listdir("/dev/fd"))
+        with pytest.raises(OSError, match="Input/output error"):
+            fill()
+        assert disk.calls.count("write") == min(writes, 2)
+        assert "fsync" not in disk.calls
+        assert len(os.listdir("/dev/fd")) == open_before
 
     def test_a_file_system_that_cannot_reserve(self, tmp_path, monkeypatch):
         def refuse(*_):
