@@ -27,7 +27,7 @@ from minitron_cli.importance.collect import collect
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.model.families.llama import LLAMA
-from minitron_cli.model.lm_head import token_nll
+from minitron_cli.model.lm_head import Head
 from minitron_cli.scores.metric import AGGREGATIONS, Activation
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS = 12, 512, 1536, 8, 4
@@ -246,13 +246,13 @@ def head(vocab: int = 128256, tokens: int = 1024, rounds: int = 5) -> Rows:
     labels = torch.randint(0, vocab, (tokens,), generator=generator)
     functions = {
         "bare": lambda: F.linear(hidden, weight),
-        "ours": lambda: token_nll(hidden, weight, labels),
+        "ours": lambda: Head(weight).nll(hidden, labels),
         "materialized": lambda: F.cross_entropy(F.linear(hidden, weight), labels, reduction="none"),
     }
     seconds = alternate(functions, rounds)
     gc.collect()
     with peak_memory() as peak:
-        token_nll(hidden, weight, labels)
+        Head(weight).nll(hidden, labels)
     return [
         row(f"perplexity head, V={vocab}: ours", "x F.linear", ratio(seconds, "ours", "bare"), 1.0),
         row("materialized logits and cross-entropy", "x F.linear", ratio(seconds, "materialized", "bare")),

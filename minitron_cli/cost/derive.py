@@ -99,19 +99,20 @@ def _training(result: TrainingResult) -> Iterator[Pass]:
 
 
 def _evaluate(result: EvaluationResult) -> Iterator[Pass]:
-    """Loss of every model that is not known from an earlier step, and KL of each from the parent and the original.
+    """KL of each model from the parent and the original, and loss of the models that are not known already.
 
-    For each KL both models read the text again.
+    For each KL both models read the text again, and the loss comes with the first one.
     """
     sizes = {label: evaluated.model for label, evaluated in result.models.items()}
-    yield compute.held_out([size for label, size in sizes.items() if label not in result.reused], result.loss_tokens)
     pairs = [
-        (size, sizes[reference])
-        for label, size in sizes.items()
+        (label, reference)
+        for label in sizes
         for reference in (PARENT, ORIGINAL)
         if reference in sizes and label not in (ORIGINAL, reference)
     ]
-    yield compute.held_out([reader for pair in pairs for reader in pair], result.loss_tokens, "kl")
+    known = {*result.reused, *(label for label, _ in pairs)}
+    yield compute.held_out([size for label, size in sizes.items() if label not in known], result.loss_tokens)
+    yield compute.held_out([sizes[label] for pair in pairs for label in pair], result.loss_tokens, "kl")
 
 
 _DERIVE: dict[type[Result], Callable[[Any], Iterator[Pass]]] = {

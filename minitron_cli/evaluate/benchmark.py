@@ -16,7 +16,7 @@ from minitron_cli.evaluate.earlier import earlier
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.evaluate.per_byte import BytesResult, loss_per_byte, pieces_of
-from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.evaluate.perplexity import KLResult, PerplexityResult, loss_and_kl
 from minitron_cli.evaluate.statistics import Items
 from minitron_cli.evaluate.tasks import TaskLocations
 from minitron_cli.inputs.source_model import SourceModel
@@ -90,12 +90,10 @@ class Benchmark:
         if label in self.known and not self._references(label):
             return self.known[label]
         model = self._load(subject)
-        return self._with_kl(self.known.get(label) or self._measured_alone(work, label, subject, model), label, model)
+        return self._with_kl(self.known.get(label) or self._measured(work, label, subject, model), label, model)
 
-    def _measured_alone(
-        self, work: StageBuild, label: str, subject: SourceModel, model: "PreTrainedModel"
-    ) -> Measurements:
-        """Everything but the KL from other models."""
+    def _measured(self, work: StageBuild, label: str, subject: SourceModel, model: "PreTrainedModel") -> Measurements:
+        """Everything but the second KL of a model."""
         needs_tokenizer = self.config.tasks or self.config.cloze or hf.has_tokenizer(subject.path)
         tokenizer = hf.load_tokenizer(subject.path) if needs_tokenizer else None
         found = Measurements()
@@ -130,14 +128,16 @@ class Benchmark:
         return hf.load_model(subject.path, device=self.context.device, dtype=subject.dtype_in(self.context))
 
     def _on_text(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any, label: str) -> Measurements:
-        """Losses per token.
+        """Losses per token, and the first of the model's KLs, for which it reads the same text.
 
         Per byte, if any model has another tokenizer than the parent; for such a model nothing else.
         """
         metrics, items = dict[str, MetricResult](), dict[str, Items]()
         if label not in self.others:
-            measured = perplexity(model, blocks, max_blocks=self.config.blocks, batch_size=self.config.batch_size)
-            metrics, items = measured.metrics(), {"loss": measured.items}
+            name, reference = next(iter(self._references(label).items()), ("", None))
+            loss, kl = self._loss_and_kl(model, reference, blocks)
+            metrics, items = loss.metrics(), {"loss": loss.items}
+            metrics |= {name: kl.metrics()["kl"]} if kl else {}
         if self.others:
             found = self._per_byte(model, blocks, tokenizer)
             metrics, items = metrics | found.metrics(), items | {BITS_PER_BYTE: found.items}
@@ -154,17 +154,22 @@ class Benchmark:
         """Measurements with the KL from the parent and from the original, of which a model's own is left out."""
         metrics = dict(found.results.get(PERPLEXITY, {}))
         for name, reference in self._references(label).items():
-            assert self.blocks
-            metrics[name] = self._kl(model, reference, self.blocks)
+            if name not in metrics:
+                assert self.blocks
+                _, kl = self._loss_and_kl(model, reference, self.blocks)
+                assert kl
+                metrics[name] = kl.metrics()["kl"]
         if not metrics:
             return found
         ordered = {name: metrics[name] for name in TEXT_FIGURES if name in metrics}
         return found.model_copy(update={"results": {**found.results, PERPLEXITY: ordered}})
 
-    def _kl(self, model: "PreTrainedModel", reference: SourceModel, blocks: Blocks) -> MetricResult:
-        most, size = self.config.blocks, self.config.batch_size
-        found = kl_to_parent(model, self._load(reference), blocks, max_blocks=most, batch_size=size)
-        return found.metrics()["kl"]
+    def _loss_and_kl(
+        self, model: "PreTrainedModel", reference: SourceModel | None, blocks: Blocks
+    ) -> tuple[PerplexityResult, KLResult | None]:
+        """Loss, and with a reference the KL from it, which is in memory as long as this takes."""
+        beside, size = self._load(reference) if reference else None, self.config.batch_size
+        return loss_and_kl(model, beside, blocks, max_blocks=self.config.blocks, batch_size=size)
 
     def _per_byte(self, model: "PreTrainedModel", blocks: Blocks, tokenizer: Any) -> BytesResult:
         pieces = pieces_of(blocks, self.tokenizer, self.config.blocks)

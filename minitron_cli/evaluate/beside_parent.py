@@ -25,10 +25,9 @@ from minitron_cli.evaluate.perplexity import (
     final_hidden,
     items_of,
     read_batch,
-    token_kl,
 )
 from minitron_cli.evaluate.statistics import Items
-from minitron_cli.model.lm_head import head_of
+from minitron_cli.model.lm_head import Predictions, head_of, token_values
 from minitron_cli.results.prune import HeldOut
 
 POSITIONS = 128  # of each block
@@ -64,6 +63,10 @@ class _Seen(NamedTuple):
     """The parent's final hidden states."""
 
 
+_Values = tuple[_Seen, Tensor]
+"""A batch, and a value [N] of each counted prediction."""
+
+
 class BesideParent:
     """A parent and blocks, on which its children are measured."""
 
@@ -93,24 +96,26 @@ class BesideParent:
     @torch.inference_mode()
     def parent_loss(self) -> Items:
         """Loss of the parent."""
-        losses = [
-            (seen, self._head.nll(seen.hidden_ND, _labels(seen).to(seen.hidden_ND.device))) for seen in self._seen
-        ]
-        return _means(losses)
+        values = (token_values(self._predictions(seen), _labels(seen, seen.hidden_ND)) for seen in self._seen)
+        return _means([(seen, found.nll_N) for seen, found in zip(self._seen, values, strict=True)])
 
     @torch.inference_mode()
     def of(self, child: Any) -> ChildFigures:
         """Loss of a child, and its KL from the parent, by one forward pass. RunFailed if they are not finite."""
-        head, losses, divergences = head_of(child), [], []
-        common = min(len(head.weight_VD), len(self._head.weight_VD))
+        head, losses, divergences = head_of(child), list[_Values](), list[_Values]()
         with progress.track("child on held-out text", len(self._seen), "batches") as step:
             for seen in self._seen:
                 hidden_ND = _hidden(child, seen.batch, seen.is_counted_BT)
-                losses.append((seen, head.nll(hidden_ND, _labels(seen).to(hidden_ND.device))))
-                kl_N = token_kl(head.first(common), self._head.first(common), hidden_ND, seen.hidden_ND)
-                divergences.append((seen, kl_N))
+                found = token_values(Predictions(head, hidden_ND), _labels(seen, hidden_ND), self._predictions(seen))
+                assert found.kl_N is not None
+                losses.append((seen, found.nll_N))
+                divergences.append((seen, found.kl_N))
                 step()
         return ChildFigures(_means(losses), _means(divergences))
+
+    def _predictions(self, seen: _Seen) -> Predictions:
+        """The parent's."""
+        return Predictions(self._head, seen.hidden_ND)
 
 
 def read_of(length: int) -> int:
@@ -138,11 +143,12 @@ def _hidden(model: Any, batch: BlockBatch, is_counted_BT: Tensor) -> Tensor:
     return hidden_ND[is_counted_BT.flatten().to(hidden_ND.device)]
 
 
-def _labels(seen: _Seen) -> Tensor:
-    return seen.batch.tokens_BT[:, 1:][seen.is_counted_BT]
+def _labels(seen: _Seen, hidden_ND: Tensor) -> Tensor:
+    """Labels [N] of what is counted, where the hidden states are."""
+    return seen.batch.tokens_BT[:, 1:][seen.is_counted_BT].to(hidden_ND.device)
 
 
-def _means(values: Sequence[tuple[_Seen, Tensor]]) -> Items:
+def _means(values: Sequence[_Values]) -> Items:
     """Means of parts of documents over their counted tokens."""
     sums, first = list[DocumentSum](), 0
     for seen, values_N in values:

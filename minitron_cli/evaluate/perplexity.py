@@ -18,15 +18,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from minitron_cli import progress, stopping
+from minitron_cli import progress
 from minitron_cli.data.batches import evenly_spaced, is_predicted
 from minitron_cli.decoder import decoder_of
 from minitron_cli.errors import DataError, RunFailed
 from minitron_cli.evaluate.statistics import Items, errors, exponential
-from minitron_cli.model.lm_head import Head, head_of
+from minitron_cli.model.lm_head import Predictions, head_of, token_values
 from minitron_cli.results.evaluation import MetricResult
-
-LOGIT_ELEMENTS = 1 << 24  # per model and chunk: 64 MiB in fp32
 
 
 class TokenBlocks(Protocol):
@@ -85,37 +83,54 @@ def _metric(value: float, items: Items) -> MetricResult:
     return MetricResult(value=value, n=items.clusters, **errors(items))
 
 
-@torch.inference_mode()
 def perplexity(
     model: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> PerplexityResult:
     """Mean loss over `max_blocks` evenly spaced blocks, or over all. RunFailed if it is not finite."""
-    head = head_of(model)
-
-    def losses(batch: BlockBatch) -> Tensor:
-        return head.nll(final_hidden(model, batch), batch.tokens_BT[:, 1:].flatten().to(model.device))
-
-    mean = _mean("perplexity", "loss", losses, blocks, max_blocks, batch_size)
-    return PerplexityResult(mean.value, mean.items.stderr, exponential(mean.value), mean.tokens, mean.items)
+    found, _ = loss_and_kl(model, None, blocks, max_blocks=max_blocks, batch_size=batch_size)
+    return found
 
 
 @torch.inference_mode()
+def loss_and_kl(
+    model: Any,
+    parent: Any | None,
+    blocks: TokenBlocks,
+    *,
+    max_blocks: int | None = None,
+    batch_size: int = 8,
+) -> tuple[PerplexityResult, KLResult | None]:
+    """Loss as `perplexity` measures it, and KL(parent || model) over the same predictions, by one pass of each model.
+
+    Without a parent there is no KL. Of models of one tokenizer; if one head has more entries than the other, such as
+    padding, the KL is over the entries that both have.
+    """
+    head, parent_head = head_of(model), head_of(parent) if parent is not None else None
+
+    def values(batch: BlockBatch) -> list[Tensor]:
+        beside = None if parent_head is None else Predictions(parent_head, final_hidden(parent, batch))
+        found = token_values(Predictions(head, final_hidden(model, batch)), _labels(batch, model), beside)
+        return [found.nll_N] if found.kl_N is None else [found.nll_N, found.kl_N]
+
+    title, figures = ("perplexity", ["loss"]) if parent is None else ("loss and KL to the parent", ["loss", "kl"])
+    loss, *kl = _means(title, figures, values, blocks, max_blocks, batch_size)
+    return (
+        PerplexityResult(loss.value, loss.items.stderr, exponential(loss.value), loss.tokens, loss.items),
+        KLResult(kl[0].value, kl[0].items.stderr, kl[0].tokens, kl[0].items) if kl else None,
+    )
+
+
 def kl_to_parent(
     model: Any, parent: Any, blocks: TokenBlocks, *, max_blocks: int | None = None, batch_size: int = 8
 ) -> KLResult:
-    """KL(parent || model) per token, over the predictions whose loss `perplexity` measures.
+    """KL(parent || model) per token, as `loss_and_kl` measures it."""
+    _, found = loss_and_kl(model, parent, blocks, max_blocks=max_blocks, batch_size=batch_size)
+    assert found
+    return found
 
-    Of models of one tokenizer; if one head has more entries, such as padding, over the entries that both have.
-    """
-    whole, parent_whole = head_of(model), head_of(parent)
-    common = min(len(whole.weight_VD), len(parent_whole.weight_VD))
-    head, parent_head = whole.first(common), parent_whole.first(common)
 
-    def divergences(batch: BlockBatch) -> Tensor:
-        return token_kl(head, parent_head, final_hidden(model, batch), final_hidden(parent, batch))
-
-    mean = _mean("KL to the parent", "kl", divergences, blocks, max_blocks, batch_size)
-    return KLResult(mean.value, mean.items.stderr, mean.tokens, mean.items)
+def _labels(batch: "BlockBatch", model: Any) -> Tensor:
+    return batch.tokens_BT[:, 1:].flatten().to(model.device)
 
 
 class BlockBatch(NamedTuple):
@@ -142,28 +157,32 @@ class DocumentSum(NamedTuple):
     tokens: int
 
 
-def _mean(
+def _means(
     title: str,
-    figure: str,
-    measure: Callable[[BlockBatch], Tensor],
+    figures: Sequence[str],
+    measure: Callable[[BlockBatch], Sequence[Tensor]],
     blocks: TokenBlocks,
     max_blocks: int | None,
     batch_size: int,
-) -> _Mean:
-    """Mean over the counted tokens of the blocks; `measure` returns the [N] values of a batch."""
+) -> list[_Mean]:
+    """Mean of each figure over the counted tokens of the blocks. `measure` returns its values [N] of a batch."""
     ids = evenly_spaced(len(blocks), max_blocks)
-    pieces: list[DocumentSum] = []
-    total, tokens = 0.0, 0  # running mean, for the progress display
+    pieces: dict[str, list[DocumentSum]] = {figure: [] for figure in figures}
+    totals, tokens = dict.fromkeys(figures, 0.0), 0  # running means, for the progress display
     with progress.track(title, total=len(ids), unit="blocks") as step:
         for start in range(0, len(ids), batch_size):
             batch = read_batch(blocks, ids[start : start + batch_size])
-            # Thousands of values are summed in float64, which some accelerators lack, hence on the CPU.
-            values_BT = measure(batch).cpu().double().view(len(batch.tokens_BT), -1)
-            new = list(document_sums(start, batch, values_BT))
-            pieces += new
-            total, tokens = total + sum(piece.total for piece in new), tokens + sum(piece.tokens for piece in new)
-            step(len(values_BT), **({figure: total / tokens} if tokens else {}))
-    return _summary(pieces, figure)
+            new = list[DocumentSum]()
+            for figure, values_N in zip(figures, measure(batch), strict=True):
+                # Thousands of values are summed in float64, which some accelerators lack, hence on the CPU.
+                values_BT = values_N.cpu().double().view(len(batch.tokens_BT), -1)
+                new = list(document_sums(start, batch, values_BT))
+                pieces[figure] += new
+                totals[figure] += sum(piece.total for piece in new)
+            tokens += sum(piece.tokens for piece in new)  # which are those of every figure
+            means = {figure: total / tokens for figure, total in totals.items()} if tokens else {}
+            step(len(batch.tokens_BT), **means)
+    return [_summary(some, figure) for figure, some in pieces.items()]
 
 
 def document_sums(first: int, batch: BlockBatch, values_BT: Tensor) -> Iterator[DocumentSum]:
@@ -196,19 +215,6 @@ def items_of(pieces: list[DocumentSum]) -> Items:
         [piece.document for piece in pieces],
         "block",
     )
-
-
-def token_kl(head: Head, parent_head: Head, hidden_ND: Tensor, parent_hidden_ND: Tensor) -> Tensor:
-    """KL(parent || model) of each row of hidden states, [N], in chunks that bound the logits in memory."""
-    rows = max(1, LOGIT_ELEMENTS // len(head.weight_VD))
-    chunks = []
-    for start in range(0, len(hidden_ND), rows):
-        stopping.raise_if_stopped()
-        logp_CV = head.logits(hidden_ND[start : start + rows]).float().log_softmax(dim=-1)
-        parent_logp_CV = parent_head.logits(parent_hidden_ND[start : start + rows]).float().log_softmax(dim=-1)
-        parent_logp_CV = parent_logp_CV.to(logp_CV.device)
-        chunks.append((parent_logp_CV.exp() * (parent_logp_CV - logp_CV)).sum(dim=-1))
-    return torch.cat(chunks)
 
 
 def final_hidden(model: Any, batch: BlockBatch) -> Tensor:

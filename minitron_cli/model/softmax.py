@@ -8,6 +8,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TOKENS = 1024  # whose logits over one chunk of the vocabulary are held at a time
+
+
+def chunk_entries(device: str) -> int:
+    """Entries of the vocabulary in a chunk: their logits fit a core's cache, or fill an accelerator."""
+    return 1024 if device == "cpu" else 16384
+
+
 class OnlineSoftmax:
     """Normalizer of each token's softmax, and the mean under it of values that come with the logits."""
 

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.evaluate.config import EvaluateConfig
-from minitron_cli.evaluate.perplexity import LOGIT_ELEMENTS
-from minitron_cli.price.work import ITEM_BYTES, Moved, Run, Subject, Work
+from minitron_cli.price.work import Moved, Run, Subject, Work
 from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
 
-CHUNKS = 6  # of logits in fp32 while the divergence of two models is computed
+CHUNKS = 5  # of logits in fp32 while the divergence of two models is computed
 
 
 def work(
@@ -52,7 +51,7 @@ def work(
 
 def logits_bytes(run: Run) -> int:
     """Logits of two models and what is computed from them, for one chunk of tokens."""
-    return CHUNKS * min(LOGIT_ELEMENTS, run.tokens * run.shape.sizes["vocab"]) * ITEM_BYTES["float32"]
+    return run.logits_bytes(CHUNKS)
 
 
 def _left_out(config: EvaluateConfig) -> Iterator[str]:

@@ -6,7 +6,6 @@ from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_removal import layer_blocks
-from minitron_cli.model.lm_head import TOKENS
 from minitron_cli.price.work import ITEM_BYTES, Moved, Run, Subject, Work
 from minitron_cli.results.importance import ImportanceResult
 
@@ -43,7 +42,7 @@ def work(
             "activations": run.layer_bytes() + OBSERVED * _widest(run),
             "models without a layer": _removed_bytes(run, config),
             "ends of blocks of layers": max(config.block_distances, default=0) * _state_bytes(run),
-            "logits": _logits_bytes(run) if config.removal_lengths else 0,
+            "logits": run.logits_bytes(CHUNKS) if config.removal_lengths else 0,
             "stored activations": 0 if is_resident else min(config.activation_budget, states),
         },
         disk={"scores": _scores_bytes(model)},
@@ -82,11 +81,6 @@ def _layer_bytes(model: Subject) -> int:
 def _widest(run: Run) -> int:
     """Bytes of the widest observed activation in fp32."""
     return run.tokens * max(run.shape.sizes.get("ffn", 0), run.shape.sizes["hidden"]) * 4
-
-
-def _logits_bytes(run: Run) -> int:
-    """Logits of one chunk of tokens and of the vocabulary, and what is computed from them, in fp32."""
-    return CHUNKS * min(run.tokens, TOKENS) * min(run.shape.sizes["vocab"], TOKENS) * 4
 
 
 def _removed_bytes(run: Run, config: ImportanceConfig) -> int:

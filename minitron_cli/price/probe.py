@@ -24,19 +24,18 @@ from minitron_cli.distill.distributed import resolve_precision
 from minitron_cli.distill.fused.objective import HeadInput, fused_objective
 from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.teaching import some_logits
-from minitron_cli.evaluate.perplexity import token_kl
 from minitron_cli.importance.collect import observe
 from minitron_cli.importance.magnitude import powers
 from minitron_cli.importance.observers import layer_observers
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.layerwise.observer import Part
-from minitron_cli.model.lm_head import Head, token_nll
+from minitron_cli.model.lm_head import Head, Predictions, token_values
 from minitron_cli.price.probe_model import ProbeModel
 from minitron_cli.price.work import Decoder, Run
 from minitron_cli.signals.config import Sampled
 from minitron_cli.signals.encoding import Encoding
 
-VERSION = 2
+VERSION = 3
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
@@ -224,12 +223,12 @@ class Probe:
 
     def _loss(self, batches: Batches) -> Callable[[], object]:
         hidden_ND, labels_N = self._read(batches)
-        return lambda: token_nll(hidden_ND, self.model.head_VD.detach(), labels_N)
+        return lambda: Head(self.model.head_VD.detach()).nll(hidden_ND, labels_N)
 
     def _kl(self, batches: Batches) -> Callable[[], object]:
-        hidden_ND, _ = self._read(batches)
-        head = Head(self.model.head_VD.detach())
-        return torch.inference_mode()(lambda: token_kl(head, head, hidden_ND, hidden_ND))
+        hidden_ND, labels_N = self._read(batches)
+        one = Predictions(Head(self.model.head_VD.detach()), hidden_ND)
+        return torch.inference_mode()(lambda: token_values(one, labels_N, one))
 
     def _signals(self, batches: Batches) -> Callable[[], object]:
         """Draws from the head's distributions."""

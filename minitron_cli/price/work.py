@@ -8,6 +8,7 @@ from minitron_cli.cost.compute import Pass
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.layerwise.config import ObserverOptions
 from minitron_cli.model.shape import Shape
+from minitron_cli.model.softmax import TOKENS, chunk_entries
 
 Decoder = Literal["forward", "observed", "training"]
 """How a decoder runs: alone, under the observers of a calibration, or forward and backward."""
@@ -57,6 +58,11 @@ class Run:
     def tokens(self) -> int:
         """Tokens that run at once."""
         return self.batch * self.length
+
+    def logits_bytes(self, chunks: int) -> int:
+        """Memory of so many chunks of logits in fp32, as likelihoods are computed on a CPU; on an accelerator more."""
+        entries = min(self.shape.sizes["vocab"], chunk_entries("cpu"))
+        return chunks * min(self.tokens, TOKENS) * entries * ITEM_BYTES["float32"]
 
     def layer_bytes(self) -> int:
         """Memory of one decoder layer's forward pass, at its widest: the stream, the attention and the neurons."""

@@ -133,7 +133,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
         pytest.param(
             "correct", [("training", 192, 60_604_416), ("held-out text", 144, 15_151_104)], marks=pytest.mark.slow
         ),
-        ("evaluate loss and KL of two models", [("held-out text", 224, 19_283_968)]),
+        ("evaluate loss and KL of two models", [("held-out text", 160, 14_692_352)]),
         pytest.param("evaluate the parent", [("held-out text", 704, 74_072_064)], marks=pytest.mark.slow),
     ],
 )

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 
 from minitron_cli import progress
 from minitron_cli.errors import DataError, RunFailed
-from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
+from minitron_cli.evaluate.perplexity import kl_to_parent, loss_and_kl, perplexity
 from tests.tiny import tiny_model
 from tests.unit.evaluate.conftest import TEXT, Blocks
 
@@ -174,9 +174,9 @@ def brute_force_kl(child, parent, blocks):
     return total / count
 
 
-@pytest.mark.parametrize("rows", [1 << 24, 320 * 7])
-def test_kl_is_that_of_the_full_distributions(model, blocks, rows, monkeypatch):
-    monkeypatch.setattr("minitron_cli.evaluate.perplexity.LOGIT_ELEMENTS", rows)
+@pytest.mark.parametrize("entries", [1024, 100])
+def test_kl_is_that_of_the_full_distributions(model, blocks, entries, monkeypatch):
+    monkeypatch.setattr("minitron_cli.model.lm_head.chunk_entries", lambda device: entries)
     child = tiny_model("llama", seed=1, vocab_size=model.config.vocab_size, hidden_size=16)
     result = kl_to_parent(child, model, blocks, batch_size=2)
     assert result.kl_nats == pytest.approx(brute_force_kl(child, model, blocks), rel=1e-5)
@@ -188,9 +188,22 @@ def test_a_model_is_at_no_distance_from_itself(model, blocks):
     assert kl_to_parent(model, model, blocks).kl_nats == 0
 
 
+def test_loss_and_kl_come_from_one_pass_of_each_model(model, blocks):
+    child, passes = tiny_model("llama", seed=1, vocab_size=model.config.vocab_size, hidden_size=16), []
+    for each in (child, model):
+        each.model.register_forward_hook(lambda module, *_: passes.append(module))
+    loss, kl = loss_and_kl(child, model, blocks, batch_size=2)
+    assert passes.count(child.model) == passes.count(model.model) == 3 + 1, "batches, and the head's check"
+    assert loss == perplexity(child, blocks, batch_size=2), "to the last bit"
+    assert kl == kl_to_parent(child, model, blocks, batch_size=2)
+    assert kl.tokens == loss.tokens
+
+
 @pytest.mark.parametrize("padded", ["child", "parent"])
-def test_padding_of_one_model_is_left_out_of_the_kl(model, blocks, padded):
+@pytest.mark.parametrize("entries", [1024, 100])
+def test_padding_of_one_model_is_left_out_of_the_kl(model, blocks, padded, entries, monkeypatch):
     """Rows that no token has, with weights that would take most of the mass."""
+    monkeypatch.setattr("minitron_cli.model.lm_head.chunk_entries", lambda device: entries)
     child = tiny_model("llama", seed=1, vocab_size=model.config.vocab_size, hidden_size=16)
     expected = brute_force_kl(child, model, blocks)
     wider = copy.deepcopy(child if padded == "child" else model)
@@ -198,7 +211,9 @@ def test_padding_of_one_model_is_left_out_of_the_kl(model, blocks, padded):
     with torch.no_grad():
         wider.lm_head.weight[-64:] = 3 * torch.randn(64, wider.config.hidden_size)
     pair = (wider, model) if padded == "child" else (child, wider)
-    assert kl_to_parent(*pair, blocks).kl_nats == pytest.approx(expected, rel=1e-5)
+    loss, kl = loss_and_kl(*pair, blocks)
+    assert kl.kl_nats == pytest.approx(expected, rel=1e-5)
+    assert loss.loss_nats == pytest.approx(perplexity(pair[0], blocks).loss_nats, rel=1e-6), "over all of its entries"
 
 
 def test_metrics_have_values_errors_and_independent_items(model, blocks):

@@ -199,8 +199,8 @@ def test_the_line_before_the_first_batch_has_every_figure(tmp_path, monkeypatch)
     monkeypatch.setattr(memory, "resident_bytes", lambda: 1024)
     priced(work(certain=1024, disk={"a": 2048}, left_out=("b",)), context(tmp_path / "run"))
     assert said == [
-        f"distill: 1 step, 6 tokens, {figures.power(14)} FLOP, seconds on cpu, 2 KiB of memory, 2 KiB of disk, "
-        "without b"
+        f"distill: 1 step, models read 6 tokens, {figures.power(14)} FLOP, seconds on cpu, 2 KiB of memory, "
+        "2 KiB of disk, without b"
     ]
     priced(work(), context(tmp_path / "run", dry_run=True))
     assert len(said) == 1
