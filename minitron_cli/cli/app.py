@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from minitron_cli import __version__, process_rank, progress, stopping
 from minitron_cli.cli import (
+    allocator,
     console,
     correct,
     data,
@@ -60,6 +61,7 @@ AT_ONCE = (3, *STOPPED)
 def main() -> None:
     """Run the program on `sys.argv`."""
     openmp.wait_briefly(os.environ)
+    allocator.keep_freed(os.environ)
     home.provide()
     torchrun.end_with_launcher()
     try:

@@ -38,7 +38,7 @@ def test_a_dry_run_prices_the_work(runs: Path, verb: str) -> None:
 
 def test_one_line_tells_the_price_before_the_first_batch_and_the_record_keeps_it(runs: Path) -> None:
     done = invoke("importance", *VERBS["importance"], "--runs-dir", runs, "--json")
-    assert "importance: 3 samples of 16 tokens, 48 tokens, " in done.stderr
+    assert "importance: 3 samples of 16 tokens, models read 48 tokens, " in done.stderr
     assert "FLOP, seconds on cpu, " in done.stderr
     assert json.loads(done.stdout)["run"]["price"]["what"] == "3 samples of 16 tokens"
     assert "Price: " not in done.stderr
