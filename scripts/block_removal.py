@@ -93,8 +93,9 @@ class RemovalStudy(Study):
         """Loss gained without these layers with its interval, and the share of questions that are still answered."""
 
         def compute() -> Figures:
+            held_out = self.held_out  # measures the whole model when it is made
             with bypassed([self.layers[i] for i in removed]):
-                gained = compare(self.held_out.of(self.teacher).loss, self.held_out.parent_loss())
+                gained = compare(held_out.of(self.teacher).loss, held_out.parent_loss())
                 found = self.task(self.teacher, hf.load_tokenizer(self.parent.path))
             return {"gained": gained.difference, "low": gained.low, "high": gained.high, "found": found}
 
@@ -105,10 +106,10 @@ class RemovalStudy(Study):
         """The layers that cost least one by one on the training text, ascending."""
 
         def compute() -> Figures:
-            losses = []
+            losses, text = [], self.calibration
             for layer in self.layers:
                 with bypassed([layer]):
-                    losses.append(self.calibration.of(self.teacher).loss.mean)
+                    losses.append(text.of(self.teacher).loss.mean)
             return {"losses": losses}
 
         losses = self.remembered("single", compute)["losses"]
