@@ -18,7 +18,7 @@ from minitron_cli.signals.config import TeachConfig, passes
 from minitron_cli.signals.encoding import Encoding
 from minitron_cli.signals.shards import StoredSignals
 
-STAGE = "teach"
+STAGE, VERSION = "teach", 3
 AUTO, NEVER = "auto", "never"
 
 
@@ -105,6 +105,9 @@ class Student:
     def _problems(self, signals: TeacherSignals) -> Iterator[str]:
         """What keeps these signals from standing in for the teacher, each as the end of a sentence."""
         inputs, made = signals.artifact.manifest.inputs, signals.result
+        if signals.artifact.manifest.stage_version != VERSION:
+            yield "were made by another version of minitron: run `minitron teach` again"
+            return
         if whole := self.config.needs_whole_teacher:
             yield whole
         for kind, temperature in self.config.temperatures.items():

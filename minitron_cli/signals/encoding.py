@@ -14,7 +14,9 @@ from minitron_cli.signals import bits, draws
 from minitron_cli.signals.config import Sampled, SignalKind
 from minitron_cli.signals.rows import SignalRows
 
-FP16 = 2  # bytes of an entropy or a log-probability
+STORED = 2  # bytes of an entropy or a root
+ROOTS = (1 << 16) - 1
+"""Parts of one that square roots of probabilities are rounded to, which changes a probability p by 1.6e-5 sqrt(p)."""
 INDEX = 8  # bytes of an entry of the tables that find a block
 
 
@@ -27,8 +29,8 @@ class BlockSignals:
     it differs from the draw before, as the first of a position does."""
     ids: int
     """Number of stored ids."""
-    logp_M: np.ndarray
-    """Log-probabilities of the ids, fp16; empty if they were drawn."""
+    roots_M: np.ndarray
+    """Square roots of the ids' probabilities in `ROOTS`, uint16; empty if they were drawn."""
     entropy_N: np.ndarray
     """Entropy of each position's distribution in nats, fp16; empty unless ids were drawn."""
 
@@ -60,8 +62,8 @@ class Encoding:
     def token_bytes(self, ids: float, epochs: int = 1) -> float:
         """Bytes of a position with so many different ids on average, without the tables that find a block."""
         if self.top_k:
-            return self.top_k * (self.id_bits / 8 + FP16)
-        return epochs * (self._draws + ids * self.id_bits) / 8 + FP16
+            return self.top_k * (self.id_bits / 8 + STORED)
+        return epochs * (self._draws + ids * self.id_bits) / 8 + STORED
 
     def block_bytes(self, epochs: int = 1) -> int:
         """Bytes of a block in the tables that find it."""
@@ -98,17 +100,18 @@ class Encoding:
         is_new_NJ[:, 1:] = ids_NJ[:, 1:] != ids_NJ[:, :-1]
         ids_M = ids_NJ[is_new_NJ]
         packed = np.concatenate([np.packbits(is_new_NJ), bits.pack(ids_M, self.id_bits)])
-        return BlockSignals(packed, len(ids_M), np.empty(0, np.float16), entropy_N)
+        return BlockSignals(packed, len(ids_M), np.empty(0, np.uint16), entropy_N)
 
     def _most_probable(self, logits: Iterable[Tensor]) -> BlockSignals:
-        ids, logps = [], []
+        ids, roots = [], []
         for logits_PV in logits:
             top = logits_PV.topk(self.top_k, dim=-1)
             ids.append(top.indices.reshape(-1).cpu())
-            logps.append((top.values - logits_PV.logsumexp(-1, keepdim=True)).to(torch.float16).reshape(-1).cpu())
+            logp_PK = top.values - logits_PV.logsumexp(-1, keepdim=True)
+            roots.append((logp_PK / 2).exp_().mul_(ROOTS).round_().int().reshape(-1).cpu())
         ids_M = torch.cat(ids).numpy()
-        logp_M = torch.cat(logps).numpy()
-        return BlockSignals(bits.pack(ids_M, self.id_bits), len(ids_M), logp_M, np.empty(0, np.float16))
+        roots_M = torch.cat(roots).numpy().astype(np.uint16)
+        return BlockSignals(bits.pack(ids_M, self.id_bits), len(ids_M), roots_M, np.empty(0, np.float16))
 
     def decoded(self, stored: BlockSignals) -> SignalRows:
         """Rows of a block's positions."""
@@ -131,7 +134,8 @@ class Encoding:
 
     def _probable_rows(self, stored: BlockSignals) -> SignalRows:
         ids_NK = bits.unpack(stored.entries, stored.ids, self.id_bits).reshape(-1, self.top_k)
-        return self._rows(ids_NK, np.exp(stored.logp_M.astype(np.float32)).reshape(ids_NK.shape), None)
+        weights_M = np.square(stored.roots_M.astype(np.float32) / np.float32(ROOTS))
+        return self._rows(ids_NK, weights_M.reshape(ids_NK.shape), None)
 
     def _rows(self, ids_NK: np.ndarray, weights_NK: np.ndarray, entropy_N: Tensor | None) -> SignalRows:
         return SignalRows(

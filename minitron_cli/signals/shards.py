@@ -6,7 +6,7 @@ starts      start of the bytes of each block and pass, int64 [B * passes + 1]
 ids         stored ids of each block and pass, int64 [B * passes]
 entries     these ids, packed, uint8 (see `encoding`)
 entropy     entropy of each position, fp16, if ids were drawn
-logp        log-probability of each id, fp16, if they are the most probable
+roots       square root of each id's probability in 65,535ths, uint16, if they are the most probable
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from minitron_cli.checkpoint.writer import write_safetensors
 from minitron_cli.signals.encoding import BlockSignals, Encoding
 from minitron_cli.signals.rows import SignalRows
 
-NUMPY = {"I64": np.int64, "U8": np.uint8, "F16": np.float16}
+NUMPY = {"I64": np.int64, "U8": np.uint8, "U16": np.uint16, "F16": np.float16}
 
 
 class Visit(NamedTuple):
@@ -40,14 +40,14 @@ def file_name(split: str, number: int) -> str:
 def write(path: Path, blocks: Mapping[int, Sequence[BlockSignals]]) -> None:
     """Write a new shard: number of a block -> its signals in each pass."""
     passes = [one for each in blocks.values() for one in each]
-    positions = [max(len(each[0].entropy_N), len(each[0].logp_M)) for each in blocks.values()]
+    positions = [max(len(each[0].entropy_N), len(each[0].roots_M)) for each in blocks.values()]
     arrays = {
         "blocks": np.array(list(blocks), np.int64),
         "positions": _starts(positions),
         "starts": _starts([len(one.entries) for one in passes]),
         "ids": np.array([one.ids for one in passes], np.int64),
         "entries": np.concatenate([one.entries for one in passes]),
-        "logp": np.concatenate([one.logp_M for one in passes]),
+        "roots": np.concatenate([one.roots_M for one in passes]),
         "entropy": np.concatenate([each[0].entropy_N for each in blocks.values()]),
     }
     write_safetensors(path, {name: torch.from_numpy(array) for name, array in arrays.items() if len(array)})
@@ -86,7 +86,7 @@ class Shard:
             BlockSignals(
                 entries=self._part("entries", begin, end),
                 ids=int(self._arrays["ids"][cell]),
-                logp_M=self._part("logp", first, stop),
+                roots_M=self._part("roots", first, stop),
                 entropy_N=self._part("entropy", first, stop),
             )
         )

@@ -30,7 +30,7 @@ from minitron_cli.results.teach import SplitSignals, TeachResult
 from minitron_cli.signals.config import Sampled, TeachConfig, passes
 from minitron_cli.signals.encoding import Encoding
 
-STAGE, VERSION, LABEL = teacher_signals.STAGE, 2, "signals"
+STAGE, VERSION, LABEL = teacher_signals.STAGE, teacher_signals.VERSION, "signals"
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 

@@ -16,7 +16,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost import derive
 from minitron_cli.data.batches import batch
 from minitron_cli.data.sources import DataConfig, TextFiles
-from minitron_cli.distill import teaching
+from minitron_cli.distill import teacher_signals, teaching
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.targets import targets
 from minitron_cli.distill.teacher_signals import Student, TeacherSignals
@@ -115,18 +115,18 @@ def no_teacher(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_all_ids_train_as_the_live_teacher_does(place: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """But for fp16 probabilities: curves, held-out KL and all."""
+    """But for rounded probabilities: curves, held-out KL and all."""
     live = distilled(place, tmp_path)
     taught(place, tmp_path, signals=ALL)
     request.getfixturevalue("no_teacher")
     stored = distilled(place, tmp_path)
     assert stored.path != live.path
     for ours, theirs in zip(curve(stored), curve(live), strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-5)
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
     ours, theirs = stored.result(TrainingResult), live.result(TrainingResult)
     assert ours.after is not None
     assert theirs.after is not None
-    assert ours.after.kl == pytest.approx(theirs.after.kl, rel=2e-3)
+    assert ours.after.kl == pytest.approx(theirs.after.kl, rel=1e-4)
     assert ours.after.loss == pytest.approx(theirs.after.loss, rel=1e-4)
     assert (ours.signals, theirs.signals) == ("top 300", None)
 
@@ -200,6 +200,13 @@ def test_what_signals_cannot_stand_in_for_is_said(
     with pytest.raises(InputError, match=problem) as caught:
         distilled(place, root, signals=str(made.path), **changes)
     assert str(caught.value).startswith(f"distill.signals: the signals in {made.path} ")
+
+
+def test_signals_of_another_version_are_not_read(place: Path, made: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files may hold other numbers under other names."""
+    monkeypatch.setattr(teacher_signals, "VERSION", teacher_signals.VERSION + 1)
+    with pytest.raises(InputError, match="were made by another version of minitron: run `minitron teach` again"):
+        distilled(place, made.path.parent.parent, signals=str(made.path))
 
 
 @pytest.mark.slow
