@@ -3,22 +3,20 @@
 The model is passed as an object, because lm-eval's model strings cannot hold paths with commas or equal signs.
 """
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import lm_eval.evaluator
 import numpy as np
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 
 from minitron_cli import progress, stopping
-from minitron_cli.errors import DataError, InputError
+from minitron_cli.errors import DataError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.lm_eval_logging import quiet, seeded
+from minitron_cli.evaluate.lm_eval_model import Model
 from minitron_cli.evaluate.lm_eval_results import members, metric_name
 from minitron_cli.evaluate.lm_eval_results import results as results_of
 from minitron_cli.evaluate.measurements import Measurements
@@ -47,7 +45,7 @@ def run_tasks(
     with quiet() as truncated, seeded(), stopping.interruptible(), templates(allow_code=allow_code):
         chosen = load_tasks(tasks, locations, allow_code=allow_code)
         own = copy.deepcopy(tokenizer)  # it may add a pad token
-        lm = _Model(pretrained=model, tokenizer=own, batch_size=batch_size)
+        lm = Model(pretrained=model, tokenizer=own, batch_size=batch_size)
         with refusing_broken_items(tasks, locations.tasks):
             raw = lm_eval.evaluator.evaluate(
                 lm,
@@ -62,58 +60,6 @@ def run_tasks(
     if truncated.count:
         progress.warn(f"{truncated.count} requests exceeded the model's context and were truncated at the beginning")
     return _measurements(raw, chosen)
-
-
-class _Model(HFLM):
-    """HFLM that reports finished requests to the progress display, where a run can also be stopped.
-
-    InputError where a context is so short that lm-eval would fail an assertion.
-    """
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self._tasks = {request.args: request.task_name for request in requests}
-        with self._tracked(requests):
-            return super().loglikelihood(requests, disable_tqdm)
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        with self._tracked(requests):
-            return super().loglikelihood_rolling(requests, disable_tqdm)
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        for request in requests:
-            wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
-            if wanted >= self.max_length:
-                raise InputError(
-                    f"task {request.task_name!r} generates up to {wanted:,} tokens, and the model's context has "
-                    f"{self.max_length:,}: leave the task out, or lower its max_gen_toks in a YAML of your own"
-                )
-        with self._tracked(requests):
-            return super().generate_until(requests, disable_tqdm)
-
-    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[tuple[float, bool]]:
-        for texts, _, answer in requests:
-            if len(answer) > self.max_length:
-                raise InputError(
-                    f"task {self._tasks.get(texts, '')!r} has an answer of {len(answer):,} tokens, and the model's "
-                    f"context has {self.max_length:,}: leave the task out"
-                )
-        return super()._loglikelihood_tokens(requests, *args, **options)
-
-    @contextlib.contextmanager
-    def _tracked(self, requests: list[Any]) -> Iterator[None]:
-        with progress.track("tasks", total=len(requests), unit="requests") as step:
-            self.set_cache_hook(_StepPerRequest(step))
-            yield
-
-
-class _StepPerRequest:
-    """Cache hook of lm-eval, called for each finished request."""
-
-    def __init__(self, step: progress.Step) -> None:
-        self.step = step
-
-    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
-        self.step()
 
 
 def _measurements(raw: Any, chosen: TaskSet) -> Measurements:

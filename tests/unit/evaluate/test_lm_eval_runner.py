@@ -359,9 +359,9 @@ def test_tasks_are_asked_through_the_chat_template(model, tokenizer, task_dir, m
     asked: list[str] = []
     watched = copy.deepcopy(tokenizer)
     watched.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-    likelihood = lm_eval_runner._Model.loglikelihood
+    likelihood = lm_eval_runner.Model.loglikelihood
     monkeypatch.setattr(
-        lm_eval_runner._Model,
+        lm_eval_runner.Model,
         "loglikelihood",
         lambda self, requests, **options: (
             asked.extend(r.args[0] for r in requests) or likelihood(self, requests, **options)
