@@ -14,6 +14,8 @@ from minitron_cli import memory
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of mallopt
 KEPT_BYTES, KEPT_SHARE = 512 << 20, 16
 """Most bytes that are kept for what is allocated next, and the part of the free memory that they are at most."""
+OWN_MOST_BYTES = 32 << 20
+"""Threshold up to which glibc adapts by itself, and the highest that it takes before version 2.35."""
 
 
 def keep_freed(environment: Mapping[str, str]) -> None:
@@ -24,6 +26,11 @@ def keep_freed(environment: Mapping[str, str]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or any(name.startswith("MALLOC_") for name in environment):
         return
+    if "glibc.malloc." in environment.get("GLIBC_TUNABLES", ""):
+        return
     kept = int(min(KEPT_BYTES, memory.available_bytes("cpu") / KEPT_SHARE))
-    mallopt(MMAP_THRESHOLD, kept // 2)
-    mallopt(TRIM_THRESHOLD, kept)
+    if kept < 2 * OWN_MOST_BYTES:
+        return
+    # After either option glibc adapts neither, so the second is set only if the first was taken (mallopt returns 1).
+    if mallopt(MMAP_THRESHOLD, kept // 2) or mallopt(MMAP_THRESHOLD, OWN_MOST_BYTES):
+        mallopt(TRIM_THRESHOLD, kept)

@@ -45,15 +45,52 @@ def test_freed_memory_serves_the_next_tensor():
     assert faults(True, MALLOC_TRIM_THRESHOLD_=str(1 << 17)) >= pages, "a user's setting stays"
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """`asked(free)`: options that a C library takes, whose threshold is at most `most`, with so much free memory."""
+
+    def of(free, environment=None, most=1 << 40):
+        taken = {}
+
+        def mallopt(option, value):
+            if option == allocator.MMAP_THRESHOLD and value > most:
+                return 0
+            taken[option] = value
+            return 1
+
+        monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+        monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+        monkeypatch.setattr(sys, "platform", "linux")
+        allocator.keep_freed(environment or {})
+        return taken
+
+    return of
+
+
 @pytest.mark.parametrize(("free", "kept"), [(8_000_000_000, 500_000_000), (80_000_000_000, 512 << 20)])
-def test_a_small_machine_keeps_less(free, kept, monkeypatch):
-    asked = {}
-    libc = SimpleNamespace(mallopt=lambda option, value: asked.update({option: value}))
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: libc)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
-    monkeypatch.setattr(sys, "platform", "linux")
-    allocator.keep_freed({})
-    assert asked == {allocator.MMAP_THRESHOLD: kept // 2, allocator.TRIM_THRESHOLD: kept}
+def test_a_small_machine_keeps_less(free, kept, asked):
+    assert asked(free) == {allocator.MMAP_THRESHOLD: kept // 2, allocator.TRIM_THRESHOLD: kept}
+
+
+def test_with_little_memory_glibc_adapts_by_itself(asked):
+    """A fixed threshold below the 32 MiB that it would rise to makes every smaller tensor a page fault."""
+    assert asked(1_000_000_000) == {}
+    assert asked(16 * (64 << 20)) == {allocator.MMAP_THRESHOLD: 32 << 20, allocator.TRIM_THRESHOLD: 64 << 20}
+
+
+def test_a_threshold_that_is_refused_is_lowered_or_nothing_is_set(asked):
+    """Before version 2.35 glibc takes 32 MiB at most. The trim threshold alone would fix the other at 128 KiB."""
+    assert asked(80_000_000_000, most=32 << 20) == {
+        allocator.MMAP_THRESHOLD: 32 << 20,
+        allocator.TRIM_THRESHOLD: 512 << 20,
+    }
+    assert asked(80_000_000_000, most=1 << 20) == {}
+
+
+def test_settings_of_the_user_stay(asked):
+    assert asked(80_000_000_000, {"MALLOC_ARENA_MAX": "2"}) == {}
+    assert asked(80_000_000_000, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}) == {}
+    assert asked(80_000_000_000, {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"})
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
