@@ -7,6 +7,7 @@ a position that nobody reads costs more than the rest of a small model.
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -101,13 +102,18 @@ class _StepPerRequest:
 
 
 def _batches(requests: Sequence[_Request], size: int) -> Iterator[list[int]]:
-    """Requests of each batch: the longest first, and those that the model reads alike together, which it reads once."""
-    alike: dict[tuple[int, ...], list[int]] = {}
+    """Requests of each batch: the longest first, and those that the model reads alike together, which it reads once.
+
+    Answers of other lengths to the same tokens are in other batches: lm-eval would take them for the longest one's.
+    """
+    alike: dict[tuple[int, ...], dict[int, list[int]]] = {}
     for i, request in enumerate(requests):
-        alike.setdefault(request.read(), []).append(i)
+        alike.setdefault(request.read(), {}).setdefault(len(request.answer), []).append(i)
     longest_first = sorted(alike, key=lambda read: (-len(read), read))
-    for start in range(0, len(longest_first), size):
-        yield [i for read in longest_first[start : start + size] for i in alike[read]]
+    for of_turn in zip_longest(*(alike[read].values() for read in longest_first)):
+        groups = [group for group in of_turn if group]
+        for start in range(0, len(groups), size):
+            yield [i for group in groups[start : start + size] for i in group]
 
 
 def _last_positions(requests: Sequence[_Request], context: int) -> int:

@@ -78,3 +78,15 @@ def test_a_model_that_computes_all_logits_is_asked_too(tokenizer):
     model.forward = lambda input_ids: forward(input_ids)
     own = Model(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=3, max_length=CONTEXT)
     assert own._loglikelihood_tokens(asked, disable_tqdm=True) == expected
+
+
+def test_an_answer_is_scored_alone_whoever_reads_the_same(tokenizer):
+    """lm-eval computes requests that read the same tokens once, and takes the wrong ones of the shorter answer."""
+    model = tiny_model("llama", vocab_size=VOCAB, max_position_embeddings=CONTEXT).eval()
+    lm = Model(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=8, max_length=CONTEXT)
+    asked = [(("a", "bc"), [1, 2, 3], [4, 5]), (("ab", "c"), [1, 2, 3, 4], [6]), (("ab", "d"), [1, 2, 3, 4], [7])]
+    together = lm._loglikelihood_tokens(asked, disable_tqdm=True)
+    with torch.no_grad():
+        logp = model(torch.tensor([[1, 2, 3, 4]])).logits[0].log_softmax(-1)
+    expected = [logp[2, 4] + logp[3, 5], logp[3, 6], logp[3, 7]]
+    assert [value for value, _ in together] == pytest.approx([float(value) for value in expected], rel=1e-5)
