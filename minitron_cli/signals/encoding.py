@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minitron_cli.errors import RunFailed
 from minitron_cli.signals import bits, draws
 from minitron_cli.signals.config import Sampled, SignalKind
 from minitron_cli.signals.rows import SignalRows
@@ -74,8 +75,10 @@ class Encoding:
     ) -> list[BlockSignals]:
         """Signals of a block's counted positions for each pass; `places_N` are their places in the block.
 
-        Logits come a few positions at a time, [P, V], raw in fp32 or fp64, and are overwritten.
+        Logits come a few positions at a time, [P, V], raw in fp32 or fp64, and are overwritten. RunFailed if those of a
+        position are no distribution: not a number, or infinite.
         """
+        logits = map(self._checked, logits)
         if self.top_k:
             return [self._most_probable(map(self._softened_, logits))]
         at = [self._thresholds(epoch, block, places_N) for epoch in range(epochs)]
@@ -88,6 +91,11 @@ class Encoding:
             first += len(logits_PV)
         entropy_N = torch.cat(entropies).numpy()
         return [self._drawn(ids_NJ, entropy_N) for ids_NJ in np.split(torch.cat(ids).numpy(), epochs, axis=1)]
+
+    def _checked(self, logits_PV: Tensor) -> Tensor:
+        if not logits_PV.amax(-1).isfinite().all():  # of a NaN as well; an entry of probability 0 is -inf
+            raise RunFailed("the teacher's logits are not finite: check its weights, or run it with --dtype float32")
+        return logits_PV
 
     def _softened_(self, logits_PV: Tensor) -> Tensor:
         return logits_PV if self.temperature == 1 else logits_PV.div_(self.temperature)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minitron_cli.errors import RunFailed
 from minitron_cli.signals import shards
 from minitron_cli.signals.config import Sampled, TopK
 from minitron_cli.signals.encoding import Encoding
@@ -85,3 +86,22 @@ def test_most_ids_of_few_positions_need_few_bytes() -> None:
     """About 35 bytes for 50 draws of a vocabulary of 152,000, and 540 for the 128 most probable."""
     assert Encoding(Sampled(), 151_936).token_bytes(12) == pytest.approx(35.25)
     assert Encoding(TopK(), 151_936).token_bytes(128) == pytest.approx(544)
+
+
+@pytest.mark.parametrize("encoding", [SAMPLED, MOST], ids=["sampled", "top k"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_signals(encoding: Encoding, broken: float) -> None:
+    """A student would learn from what is stored in their place."""
+    bad = logits(4)
+    bad[5, 17] = broken
+    with pytest.raises(RunFailed, match="the teacher's logits are not finite"):
+        encoding.encoded(bad.split(4), 4, np.arange(6), 1)
+
+
+@pytest.mark.parametrize("encoding", [SAMPLED, MOST], ids=["sampled", "top k"])
+def test_an_entry_that_cannot_come_is_no_fault(encoding: Encoding) -> None:
+    masked = logits(4)
+    masked[:, 17] = float("-inf")
+    (made,) = encoding.encoded(masked.split(4), 4, np.arange(6), 1)
+    rows = encoding.decoded(made)
+    assert not ((rows.ids_NK == 17) & (rows.weights_NK > 0)).any()
