@@ -25,6 +25,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.importance.layer_removal import advance_, layer_blocks
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.layer_call import LayerCall
 from minitron_cli.layerwise.observer import Tokens, decoder_layers, final_norm
 from minitron_cli.model.lm_head import Head, head_of
@@ -59,6 +60,7 @@ def losses(model: Any, parent: SourceModel, head: Head, tokens: Tokens) -> np.nd
 def measured(context: Context, parent: SourceModel, data: DataConfig, samples: int, dtype: str) -> np.ndarray:
     """Losses [S, V, T - 1] of all samples; those on disk are not measured again."""
     blocks = blocks_of(context, data, "train", parent.path)
+    check_samples(samples, blocks, "--samples")
     batches = Batches(blocks, calibration_ids(0, samples, len(blocks)), 1)
     folder = context.workspace.root / f"removal-{parent.fingerprint[:8]}-{blocks.sequence_length}-{dtype}"
     folder.mkdir(parents=True, exist_ok=True)

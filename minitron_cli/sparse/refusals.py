@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-from minitron_cli.data.pack import Blocks
-from minitron_cli.errors import DataError, InputError
-from minitron_cli.layerwise.calibration_errors import NO_SAMPLES
+from minitron_cli.errors import InputError
 from minitron_cli.model.linear_layers import INPUTS
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.sparse.mask_file import MaskFile, MaskSpec
@@ -16,17 +14,6 @@ def text_is_missing(config: SparsifyConfig) -> str:
         return f"{config.metric.kind} needs calibration text: give some with --data, or use --metric magnitude"
     what = config.repair if config.repair != "none" else "layer_amounts=owl"
     return f"{what} needs calibration text: give some with --data, or leave it out"
-
-
-def check_samples(config: SparsifyConfig, blocks: Blocks) -> None:
-    """DataError unless the text has the samples."""
-    if not len(blocks):
-        raise NO_SAMPLES
-    if config.samples > len(blocks):
-        raise DataError(
-            f"sparsify.samples is {config.samples} and the data has {len(blocks)} blocks: "
-            "lower sparsify.samples or data.sequence_length, or add text"
-        )
 
 
 def check_sizes(specs: Mapping[str, MaskSpec]) -> None:

@@ -30,6 +30,7 @@ from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.calibration import Calibration
+from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.processes import Processes, join_processes
 from minitron_cli.layerwise.resume import SavedState
 from minitron_cli.layerwise.runner import StoredWeights
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STAGE, VERSION = "importance", 2
+ORDER = "calibration last"  # in which masks are trained on the text; other scores do not depend on it
 TEXT_SHARE, MIN_SAMPLES = 8, 16  # unless set, samples are at most an eighth of the text: most of it is to train on
 
 
@@ -74,6 +76,8 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype}
     if task and (found := task.fingerprint()):
         inputs["block_task"] = found
+    if config.learned:
+        inputs["order"] = ORDER
 
     def build(work: StageBuild) -> ImportanceResult:
         scores = scoring.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
@@ -140,11 +144,7 @@ def _fit_samples(config: ImportanceConfig, blocks: Blocks) -> ImportanceConfig:
 
 def _check_samples(samples: int, blocks: Blocks, processes: Processes) -> None:
     """Raise DataError if there are more samples than blocks, or fewer than processes."""
-    if samples > len(blocks):
-        raise DataError(
-            f"{samples} calibration samples of {blocks.sequence_length} tokens are more than the data's "
-            f"{len(blocks)}: lower importance.samples or data.sequence_length, or add text"
-        )
+    check_samples(samples, blocks, "importance.samples")
     if samples < processes.size:
         raise DataError(f"{samples} samples are too few for {processes.size} processes: raise importance.samples")
 

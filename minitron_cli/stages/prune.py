@@ -17,6 +17,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.model.serving import deriving_head_size
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import prune as work_of
@@ -39,7 +40,7 @@ from minitron_cli.search.feasible import WITH_HIDDEN, Candidate, heads_with_hidd
 from minitron_cli.search.rank import RankedCandidate
 from minitron_cli.sparse.mask_file import MASKS
 
-STAGE, VERSION = "prune", 7
+STAGE, VERSION = "prune", 8
 
 
 def run(
@@ -94,7 +95,10 @@ def run(
         inputs["search"] = search.fingerprint
     if texts:  # scores and repairs that are measured on text depend on the dtype
         inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
-    pruning = _Pruning(builder, config, candidates, ImportanceConfig(**scores.manifest.config), texts, original, plain)
+    calibration = ImportanceConfig(**scores.manifest.config)
+    if config.rounds > 1:
+        check_samples(calibration.samples, texts["train"], "importance.samples")
+    pruning = _Pruning(builder, config, candidates, calibration, texts, original, plain)
     pruning.check()
     return produce(
         context,

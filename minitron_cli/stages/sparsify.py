@@ -24,6 +24,7 @@ from minitron_cli.evaluate.statistics import compare
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.activation_store import ActivationStore
+from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.layer_loop import LayerTask, run_layers
 from minitron_cli.layerwise.resume import FILE, SavedState
 from minitron_cli.memory import fits
@@ -50,7 +51,7 @@ from minitron_cli.sparse.result_parts import serving_findings, share, sparse_mat
 from minitron_cli.sparse.store import LayerStore, MadeMatrix
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
 
-STAGE, VERSION = "sparsify", 3
+STAGE, VERSION = "sparsify", 4
 
 AnyTask = TypeVar("AnyTask", bound=LayerTask)
 
@@ -69,7 +70,7 @@ def run(
         wanted: tuple[SplitName, ...] = ("train", "validation") if config.effect_blocks else ("train",)
         texts = {split: blocks_of(context, data, split, parent.path) for split in wanted}
         config = config.fitted(texts["train"].sequence_length, len(texts["train"]))
-        refusals.check_samples(config, texts["train"])
+        check_samples(config.samples, texts["train"], "sparsify.samples")
     making = _Making(
         context, parent, config, texts, config.patterns(parent.shape.sizes["layer"]), masks.file if masks else None
     )

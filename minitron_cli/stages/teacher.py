@@ -31,7 +31,7 @@ from minitron_cli.spec import Spec
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-STAGE, VERSION = "teacher", 2
+STAGE, VERSION = "teacher", 3
 
 
 class TeacherConfig(Spec):

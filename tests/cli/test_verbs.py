@@ -305,7 +305,7 @@ def test_a_dry_run_says_what_changed_and_writes_nothing(place: KeyPath) -> None:
         (("importance", "sample=3"), "importance.sample is not a known key; did you mean samples?"),
         (("importance", "data.sequnce_length=3"), "data.sequnce_length is not a known key"),
         (("importance", "a", "b"), "give one model only"),
-        (("importance", "--samples", 100_000), "more than the data's"),
+        (("importance", "--samples", 100_000), "lower importance.samples or data.sequence_length, or add text"),
         (("importance", "--data", "/nowhere/*.txt"), "/nowhere"),
         (("distill", "--tokens", "4Q"), "distill.tokens: '4Q' is not a quantity"),
         (("distill",), "the length of the run is unknown"),

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.errors import InputError
+from minitron_cli.data.sources import DataConfig, TextFiles
+from minitron_cli.errors import DataError, InputError
 from minitron_cli.importance import rescore
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
@@ -145,3 +146,13 @@ def test_rounds_need_text(pruned):
 def test_layers_named_by_number_go_at_once():
     with pytest.raises(ValidationError, match="removed at once"):
         PruneConfig(drop_layers=(1,), rounds=2)
+
+
+def test_rounds_need_as_much_text_as_the_scores_were_measured_on(place, tmp_path):
+    parent = open_source_model(place / "model")
+    first = importance.run(context(tmp_path), parent, data(place), ImportanceConfig(samples=6, layer_removal=False))
+    (tmp_path / "short.txt").write_text("def f(x):\n    return x\n" * 4)
+    text = DataConfig(sources=(TextFiles(paths=(str(tmp_path / "short.txt"),)),), sequence_length=16)
+    made = PruneConfig(shape={"ffn": 24}, rounds=2, repair="none")
+    with pytest.raises(DataError, match=r"importance\.samples is 6 and the data has \d blocks of 16 tokens: lower"):
+        prune.run(context(tmp_path), parent, made, scores=first, data=text)

@@ -81,7 +81,10 @@ def test_the_usual_number_of_samples_fits_the_text(place, tmp_path, monkeypatch)
     count, whole = map(int, re.search(r"samples is (\d+) instead of 1,024, of the (\d+) blocks", remark).groups())
     assert count == max(16, whole // 8)
     assert usual == planned(ImportanceConfig(samples=count)), "the number is part of the identity"
-    with pytest.raises(DataError, match=rf"are more than the data's {whole}: lower importance\.samples"):
+    with pytest.raises(
+        DataError,
+        match=rf"importance\.samples is {whole + 1} and the data has {whole} blocks of \d+ tokens: lower importance",
+    ):
         planned(ImportanceConfig(samples=whole + 1))
 
 
