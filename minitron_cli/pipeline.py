@@ -27,11 +27,15 @@ from minitron_cli.stages import (
     prune,
     report,
     search,
+    sparsify,
     sparsify_rounds,
     teach,
 )
 
 PRUNED, SPARSE, DISTILLED = "pruned", "sparse", "distilled"  # labels of models in the evaluation
+MAKING = (importance, search, prune, sparsify, correct, teach, distill)
+VERSIONS = {stage.STAGE: stage.VERSION for stage in MAKING}
+"""Stage -> version, of the stages on which the models of a recipe depend."""
 
 
 @dataclass(frozen=True)

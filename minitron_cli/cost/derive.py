@@ -101,17 +101,23 @@ def _training(result: TrainingResult) -> Iterator[Pass]:
 def _evaluate(result: EvaluationResult) -> Iterator[Pass]:
     """KL of each model from the parent and the original, and loss of the models that are not known already.
 
-    For each KL both models read the text again, and the loss comes with the first one.
+    For each KL both models read the text again, and the loss comes with the first one. If a model has another tokenizer
+    than the parent, its loss is measured per byte alone and that of the others per byte too, which is one more pass:
+    that model reads other tokens of the same text, taken for as many.
     """
     sizes = {label: evaluated.model for label, evaluated in result.models.items()}
+    foreign = {label for label, evaluated in result.models.items() if evaluated.other_tokenizer}
     pairs = [
         (label, reference)
         for label in sizes
         for reference in (PARENT, ORIGINAL)
-        if reference in sizes and label not in (ORIGINAL, reference)
+        if reference in sizes and label not in (ORIGINAL, reference) and not foreign & {label, reference}
     ]
-    known = {*result.reused, *(label for label, _ in pairs)}
-    yield compute.held_out([size for label, size in sizes.items() if label not in known], result.loss_tokens)
+    known = {*result.reused, *foreign, *(label for label, _ in pairs)}
+    alone = [size for label, size in sizes.items() if label not in known]
+    if foreign:
+        alone += [size for label, size in sizes.items() if label not in result.reused]
+    yield compute.held_out(alone, result.loss_tokens)
     yield compute.held_out([sizes[label] for pair in pairs for label in pair], result.loss_tokens, "kl")
 
 

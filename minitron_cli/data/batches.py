@@ -38,7 +38,8 @@ def training_ids(seed: int, first: int, count: int, total: int) -> list[int]:
     ids: list[int] = []
     while len(ids) < count:
         epoch, start = divmod(first + len(ids), total)
-        ids += _epoch(seed, epoch, total).flip(0)[start : start + count - len(ids)].tolist()
+        stop = min(start + count - len(ids), total)
+        ids += _epoch(seed, epoch, total)[total - stop : total - start].flip(0).tolist()
     return ids
 
 

@@ -18,15 +18,22 @@ def work(
     loss_blocks: int,
     *,
     reused: tuple[str, ...] = (),
+    foreign: Mapping[str, str] = {},
 ) -> Work:
     """Work of evaluating models, the parent first, on `loss_blocks` blocks of `length` tokens.
 
-    `reused`: labels of the models of which all but the KL is known.
+    `reused`: labels of the models of which all but the KL is known. `foreign`: label of each model with another
+    tokenizer than the parent's -> how it differs.
     """
     parent, *others = models.values()
     result = EvaluationResult(
         models={
-            label: ModelEvaluation(fingerprint="", model=model_size(model.shape, length), results={})
+            label: ModelEvaluation(
+                fingerprint="",
+                model=model_size(model.shape, length),
+                results={},
+                other_tokenizer=foreign.get(label),
+            )
             for label, model in models.items()
         },
         loss_tokens=loss_blocks * length,

@@ -158,7 +158,14 @@ def _price(benchmark: Benchmark, subjects: Mapping[str, SourceModel]) -> Price:
         for label, subject in subjects.items()
     }
     blocks = benchmark.loss_tokens // max(benchmark.sequence_length, 1)
-    work = work_of.work(models, benchmark.config, benchmark.sequence_length, blocks, reused=tuple(benchmark.known))
+    work = work_of.work(
+        models,
+        benchmark.config,
+        benchmark.sequence_length,
+        blocks,
+        reused=tuple(benchmark.known),
+        foreign=benchmark.others,
+    )
     return offered(benchmark.context, STAGE, work)
 
 

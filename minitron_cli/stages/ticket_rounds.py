@@ -51,7 +51,7 @@ def texts(context: Context, model: SourceModel, data: DataConfig) -> tuple[Block
 
 
 def fitted(training: TicketTraining, blocks: Blocks) -> TicketTraining:
-    """Settings whose batch and warm-up fit the text."""
+    """Settings that fit the text and the length of the training."""
     training_run.check(training)
     return short_runs.fit(training, blocks.sequence_length, len(blocks))
 

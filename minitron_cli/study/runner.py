@@ -93,6 +93,8 @@ class Runner:
     def directory(self) -> Path:
         """Directory of the figures, by everything that they depend on but the arm and the seed."""
         facts = {
+            "stages": pipeline.VERSIONS,
+            "dtype": self.context.dtype,
             "study": self.definition.model_dump(
                 mode="json",
                 exclude={"question", "source", "expected", "are_candidates", "seeds", "fewer_seeds", "sequence_length"},
@@ -197,7 +199,7 @@ class Runner:
         figures = RunFigures(
             parameters=child.shape.parameters(),
             non_embedding=child.shape.parameters("non_embedding"),
-            learning_rate=recipe.distill.learning_rate if trained and recipe.distill else None,
+            learning_rate=trained.manifest.config["learning_rate"] if trained else None,  # as fitted to the run
             before=self._measured(self._untrained(child, recipe.distill if trained else None)),
             after=self._measured(self._loaded(trained.path)) if trained else None,
         )

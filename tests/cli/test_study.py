@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import pipeline
+from minitron_cli.distill import short_runs
 from minitron_cli.study.runner import Runner
 from tests.cli.program import Run
 
@@ -148,3 +149,25 @@ def test_blocks_have_the_length_of_the_study_unless_the_command_names_one(
     given = ("study", study, tiny / "model", "--data", tiny / "text.jsonl", "--dry-run", *words_more)
     assert run(*given).exit_code == 0
     assert lengths == [length]
+
+
+def test_figures_are_kept_apart_by_precision_and_by_what_made_them(run: Run, tiny: Path, study: Path, monkeypatch):
+    """Another dtype, or stages that make other models, are another study."""
+
+    def directory(*more: object) -> str:
+        return run(*words(study, tiny, "--dry-run", *more)).stderr.split("figures go to ")[1]
+
+    first = directory()
+    assert directory() == first
+    assert directory("--dtype", "bfloat16") != first
+    monkeypatch.setitem(pipeline.VERSIONS, "distill", pipeline.VERSIONS["distill"] + 1)
+    assert directory() != first
+
+
+def test_the_learning_rate_is_the_one_that_was_trained_with(run: Run, tiny: Path, tmp_path: Path, monkeypatch):
+    """One that nobody set is lowered for a short run."""
+    monkeypatch.setattr(short_runs, "RATES", ((math.inf, 1e-5),))
+    file = tmp_path / "own.yaml"
+    file.write_text(STUDY.replace("tuning: {rates: [1e-3, 1e-2], tokens: 64}\n", ""))
+    found = json.loads(run(*words(file, tiny, "--json")).stdout)
+    assert found["forward KL"][0]["learning_rate"] == pytest.approx(1e-5)

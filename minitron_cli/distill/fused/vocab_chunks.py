@@ -17,10 +17,11 @@ from minitron_cli.distill.fused.combine import to_overwrite, weighted_sum_
 from minitron_cli.distill.fused.head_matmul import Gradients, Logits, parts, through_head_
 from minitron_cli.distill.losses.from_signals import SignalLoss
 from minitron_cli.distill.losses.two_pass import TwoPass, TwoPassLoss
+from minitron_cli.model.softmax import chunk_entries
 from minitron_cli.signals.rows import SignalRows
 
 TOKENS = {"cpu": 512, "accelerator": 2048}
-VOCAB = {"cpu": 1024, "accelerator": 16384}
+VOCAB = {where: chunk_entries(where) for where in TOKENS}
 """Sizes of a block of logits: it fits a CPU core's cache, or fills an accelerator."""
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
+from minitron_cli.cost import derive
 from minitron_cli.cost.compute import Entry
 from minitron_cli.cost.derive import spent
 from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig
@@ -18,6 +19,8 @@ from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig, Ranking
+from minitron_cli.results.base import ModelSize
+from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, search
@@ -188,3 +191,15 @@ def test_a_resumed_training_costs_as_much_as_an_uninterrupted_one(tmp_path: Path
         Entry("teacher", 192, 20_201_472),
         Entry("held-out text", 288, 30_302_208),
     ]
+
+
+def test_a_model_of_another_tokenizer_has_no_divergence_and_all_are_read_per_byte() -> None:
+    """Each model once, and the parent and its child once more, for loss and KL."""
+    size = ModelSize(sizes={}, parameters=10, non_embedding=6, decoder_flops=5, head_flops=3)
+    models = {
+        label: ModelEvaluation(fingerprint=label, model=size, results={}, other_tokenizer=other)
+        for label, other in (("parent", None), ("child", None), ("foreign", "another vocabulary"))
+    }
+    loss, kl = derive.passes(EvaluationResult(models=models, loss_tokens=100, sequence_length=10))
+    assert (loss.tokens, loss.head_work) == (100 + 300, "loss")
+    assert (kl.tokens, kl.head_work) == (200, "kl")
