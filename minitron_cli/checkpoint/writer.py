@@ -62,7 +62,7 @@ class Blank:
         (file, start), spec = self._places[name], self.specs[name]
         assert block.dtype == spec.dtype, f"{name}: a block is {block.dtype}, the header says {spec.dtype}"
         assert offset + block.nbytes <= spec.size_bytes, f"{name}: its blocks do not add up to {spec.shape}"
-        file.write_at(start + offset, _bytes(block))
+        file.write_at(start + offset, raw_bytes(block))
         with self._lock:
             self.missing_bytes -= block.nbytes
 
@@ -112,11 +112,13 @@ def size_on_disk(specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHA
     return sum(len(_header(_stored(shard))) + _payload(shard) for shard in _shards(specs, max_shard_bytes))
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write one new file. Names are sorted, so the bytes do not depend on the mapping's order."""
     ordered = {name: tensors[name] for name in sorted(tensors)}
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in ordered.items()}
-    with blank_file(path, specs) as blank:
+    with blank_file(path, specs, metadata) as blank:
         for name, tensor in ordered.items():
             blank.fill(name, [tensor])
 
@@ -130,11 +132,13 @@ def blank_file(
         yield blank
 
 
-def replace_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def replace_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write a file in place of the one that may be there, atomically; after an error the old one is there alone."""
     temporary = path.with_name(f"{io.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     try:
-        write_safetensors(temporary, tensors)
+        write_safetensors(temporary, tensors, metadata)
         io.disk.replace(temporary, path)
     except BaseException:
         with suppress(OSError):  # the first error is the one to report
@@ -227,6 +231,7 @@ def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = Mappi
     return len(blob).to_bytes(8, "little") + blob
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Bytes of a tensor in row-major order; its own memory where that is so."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minitron_cli import io
 from minitron_cli.checkpoint.safetensors_file import read_safetensors
-from minitron_cli.checkpoint.writer import write_safetensors
+from minitron_cli.checkpoint.sealed_file import replace_sealed
 
 PREFIX = "hidden-"
 
@@ -60,8 +60,8 @@ class ActivationStore:
         return name in self._held or name in self._files
 
     def _write(self, name: str, tensor: Tensor) -> Path:
-        path = self._directory / f"{PREFIX}{name}-{secrets.token_hex(4)}"
-        write_safetensors(path, {"hidden": tensor})
+        path = self._directory / f"{PREFIX}{name}-{secrets.token_hex(4)}.safetensors"
+        replace_sealed(path, {"hidden": tensor})
         return path
 
     def save(self) -> Tensor:

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 from minitron_cli import io, progress, stopping
-from minitron_cli.checkpoint.safetensors_file import read_safetensors
-from minitron_cli.checkpoint.writer import replace_safetensors
+from minitron_cli.checkpoint.sealed_file import first_damaged, read_sealed, replace_sealed
 from minitron_cli.errors import InputError
 from minitron_cli.layerwise.observer import Observer
 
 FILE = "calibration.safetensors"
+
+
+def discard_damaged(scratch: Path) -> None:
+    """Remove what interrupted work left in a directory, unless every file is what was written."""
+    if damaged := first_damaged(scratch):
+        progress.warn(f"what was interrupted starts over: {damaged} is damaged")
+        io.remove_tree(scratch)
 
 
 class SavedState:
@@ -48,7 +54,7 @@ class SavedState:
         if not self._path.exists():
             return {}
         try:
-            return read_safetensors(self._path)
+            return read_sealed(self._path)
         except InputError as error:
             progress.warn(f"calibration starts over: {error}")
             return {}
@@ -56,7 +62,7 @@ class SavedState:
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace the file atomically, also after a stop was requested."""
         with stopping.deferred():
-            replace_safetensors(self._path, tensors)
+            replace_sealed(self._path, tensors)
         io.disk.sync_dir(self._path.parent)
         self._saved_at = time.monotonic()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.safetensors_file import TensorInfo, read_header, read_safetensors
-from minitron_cli.checkpoint.writer import replace_safetensors
+from minitron_cli.checkpoint.sealed_file import replace_sealed
 from minitron_cli.repair.gram import NormMoments
 
 NORMS, TOKENS, TOTAL, COMPLETE = "norms", "tokens.", "total", "complete"
@@ -80,4 +80,4 @@ class RepairStore:
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         if tensors:
-            replace_safetensors(self._path(name), tensors)
+            replace_sealed(self._path(name), tensors)

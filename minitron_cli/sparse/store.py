@@ -13,7 +13,7 @@ from torch import Tensor
 from minitron_cli import io
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.safetensors_file import TensorInfo, read_header, read_tensor
-from minitron_cli.checkpoint.writer import replace_safetensors
+from minitron_cli.checkpoint.sealed_file import replace_sealed
 from minitron_cli.sparse.mask_file import pack, unpack
 
 MASK, PLAIN, REPAIRED, FIGURES = "mask", "plain", "repaired", "figures"
@@ -72,7 +72,7 @@ class LayerStore:
     def put(self, layer: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep what was made of a layer; a second time replaces the first."""
         io.make_dirs(self.directory)
-        replace_safetensors(self._path(layer), tensors)
+        replace_sealed(self._path(layer), tensors)
         _header.cache_clear()
 
     def made(self, layer: int, name: str, *, repaired: bool = True) -> MadeMatrix:

@@ -32,7 +32,7 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.processes import Processes, join_processes
-from minitron_cli.layerwise.resume import SavedState
+from minitron_cli.layerwise.resume import SavedState, discard_damaged
 from minitron_cli.layerwise.runner import StoredWeights
 from minitron_cli.learned import training as learned
 from minitron_cli.learned.gates import targets
@@ -181,6 +181,7 @@ class _Scoring:
         """Scores from the activations of all processes, and of the task if there is one."""
         processes = self.calibration.processes
         scratch = work.scratch / f"{processes.rank}-of-{processes.size}"
+        discard_damaged(scratch)
         io.make_dirs(scratch)
         calibration = replace(self.calibration, scratch=scratch, resume=work.resume)
         if self._is_resident:

@@ -18,6 +18,7 @@ from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.calibration_errors import check_samples
+from minitron_cli.layerwise.resume import discard_damaged
 from minitron_cli.model.serving import deriving_head_size
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import prune as work_of
@@ -197,6 +198,7 @@ class _Pruning:
 
     def build(self, work: StageBuild) -> PruneResult:
         """Choose the shape, plan, repair, write and check the child."""
+        discard_damaged(work.scratch / "repair")
         candidates = self._ranked(work) if self.is_choice else ()
         shape = candidates[0].candidate.shape if candidates else self.candidates[0].shape
         plan, rounds = self._plan(work, shape)

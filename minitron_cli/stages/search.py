@@ -17,6 +17,7 @@ from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.processes import join_processes
+from minitron_cli.layerwise.resume import discard_damaged
 from minitron_cli.price import search as work_of
 from minitron_cli.price import subject
 from minitron_cli.price.offer import compute_dtype, offered
@@ -105,6 +106,7 @@ def run(
         workers.barrier()
         chosen = {target.label: target.chosen(builder, config.candidates, workers) for target in targets}
         scratch = work.scratch / f"repair-{processes.rank}"
+        discard_damaged(scratch)
         scored, retrained = repair.builders(builder, scratch) if repair else (builder, builder)
         found = _Search(scored, retrained, objective, retraining, workers).run(chosen)
         workers.barrier()

@@ -26,7 +26,7 @@ from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.layer_loop import LayerTask, run_layers
-from minitron_cli.layerwise.resume import FILE, SavedState
+from minitron_cli.layerwise.resume import FILE, SavedState, discard_damaged
 from minitron_cli.memory import fits
 from minitron_cli.model.linear_layers import input_groups
 from minitron_cli.price import sparsify as work_of
@@ -160,6 +160,7 @@ class _Making:
 
     def build(self, work: StageBuild) -> SparsifyResult:
         """Choose the layers' amounts, make them sparse, write and check the checkpoint, and measure what it lost."""
+        discard_damaged(work.scratch)
         return self._with_amounts(work)._build(work)
 
     def _with_amounts(self, work: StageBuild) -> "_Making":
