@@ -2,7 +2,8 @@
 
     python scripts/block_removal.py
     python scripts/real_models.py
-    python scripts/block_removal.py --names demo-teacher qwen2.5-0.5b --questions 400 64 --text a.txt --validation b.txt
+    TEXT="--text a.txt --validation b.txt"
+    python scripts/block_removal.py --names demo-teacher gemma-3-270m --questions 400 100 $TEXT
 
 A name is demo-teacher, which is measured on the Python standard library, or a pretrained model of real_models.py; the
 text applies to those. Beside the blocks stand the layers that cost least one by one, as many of them. What is measured
