@@ -24,7 +24,7 @@ from pathlib import Path
 from bench_teacher import bench_data
 from studies import Figures, Study, by_name, mean_and_interval, study_model, write_page
 
-from minitron_cli import io, methods
+from minitron_cli import canonical_json, io, methods
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
@@ -188,12 +188,21 @@ class Cell:
             student = self._sparsify("none" if what == PLAIN else "least_squares")
         else:
             student = self._prune("none" if what == PLAIN else "auto")
+        weights = {name: record for name, record in student.manifest.files.items() if name.endswith(".safetensors")}
+        name = f"student-{canonical_json.digest(weights)[:12]}-{what}-{study.tokens}-{self.seed}"
+        figures = study.remembered(name, lambda: self._trained(student, LEARNING_RATE[what]))
+        io.remove_tree(student.path)
+        return figures
+
+    def _trained(self, student: Artifact, learning_rate: float) -> Figures:
+        """Loss and KL of a student after distillation: one for all methods that leave out the same layers."""
+        study = self.study
         config = DistillConfig(
             tokens=study.tokens,
             batch_size=8,
             micro_batch_size=8,
-            learning_rate=LEARNING_RATE[what],
-            min_learning_rate=LEARNING_RATE[what] / 10,
+            learning_rate=learning_rate,
+            min_learning_rate=learning_rate / 10,
             warmup_steps=10,
             eval_every=max(1, study.tokens // (4 * 8 * study.train.sequence_length)),
             eval_blocks=16,
@@ -202,8 +211,7 @@ class Cell:
         )
         trained = distill.run(study.context, study.parent, student.path, study.data, config)
         figures = study.measured(trained.path)
-        for made in (student, trained):
-            io.remove_tree(made.path)
+        io.remove_tree(trained.path)
         return figures
 
 
