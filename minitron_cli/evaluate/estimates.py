@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minitron_cli.evaluate.statistics import CONFIDENCE, change, exponential, interval
+from minitron_cli.evaluate.statistics import CONFIDENCE, change, exponential, interval, share_interval
 from minitron_cli.results.evaluation import Difference, MetricResult
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Value that is a rising function of a quantity whose interval is Student's t: of a mean, or of its logarithm."""
+    """Value that is a rising function of a quantity, of a mean or its logarithm, whose interval is Student's t or, of a
+    share, Wilson's."""
 
     value: float | None
     center: float
@@ -20,9 +21,13 @@ class Estimate:
     degrees_of_freedom: float
     shown: Callable[[float], float] = float
     """Function that gives the value from the quantity."""
+    share_of: float | None = None
+    """Number of independent units that the value is the share of; None unless it is a share."""
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
         """Two-sided interval of the value; None without a standard error."""
+        if self.share_of is not None:
+            return share_interval(self.center, self.stderr, self.share_of, self.degrees_of_freedom, confidence)
         ends = interval(self.center, self.stderr, self.degrees_of_freedom, confidence)
         return ends and (self.shown(ends[0]), self.shown(ends[1]))
 
@@ -37,7 +42,8 @@ def of_metric(found: MetricResult) -> Estimate:
         return UNKNOWN
     if found.scale == "log":
         return Estimate(found.value, math.log(found.value), _relative(found.stderr, found.value), degrees, exponential)
-    return Estimate(found.value, found.value, found.stderr, degrees)
+    units = found.clusters if found.unit == "document" else found.n
+    return Estimate(found.value, found.value, found.stderr, degrees, share_of=units if found.scale == "share" else None)
 
 
 def of_difference(found: Difference) -> Estimate:

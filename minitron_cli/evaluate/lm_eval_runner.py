@@ -73,12 +73,15 @@ def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
         }
         for task, metrics in results.items()
     }
-    for task in chosen.documents:  # lm-eval takes all items for independent
-        for metric, found in items[task].items():
-            results[task][metric] = results[task][metric].model_copy(update=errors(found))
+    for task, metrics in items.items():
+        for metric, found in metrics.items():
+            update = errors(found)
+            if task not in chosen.documents:  # lm-eval takes all items for independent
+                update = {"scale": update["scale"]}
+            results[task][metric] = results[task][metric].model_copy(update=update)
     for task, shares in _guesses(raw, chosen).items():
         for metric, found in items.get(task, {}).items():
-            if metric.startswith("acc") and set(found.values) <= {0.0, 1.0}:
+            if metric.startswith("acc") and found.are_right_or_wrong:
                 results[task][metric] = results[task][metric].model_copy(update={"chance": fmean(shares)})
     averaged = {task: some for task, some in items.items() if some}
     return Measurements(results=results, items=averaged, sources=_sources(raw, chosen))

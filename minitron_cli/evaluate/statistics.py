@@ -66,6 +66,11 @@ class Items:
         return None if self.groups is None else len(set(self.groups))
 
     @property
+    def are_right_or_wrong(self) -> bool:
+        """Whether the items are answers and every value is 1 or 0."""
+        return self.part == "item" and set(self.values) <= {0, 1}
+
+    @property
     def clusters(self) -> int:
         """Number of independent units."""
         return len(self._weights_G)
@@ -122,6 +127,7 @@ def errors(items: Items) -> dict[str, Any]:
         "clusters": items.documents,
         "degrees_of_freedom": items.degrees_of_freedom,
         "unit": items.unit,
+        "scale": "share" if items.are_right_or_wrong else "linear",
     }
 
 
@@ -198,7 +204,7 @@ def _ratio(model: Items, parent: Items) -> tuple[float | None, float | None]:
 
 def _split(model: Items, parent: Items) -> tuple[int, int, float | None] | None:
     """Items that only the model gets right, items that only the parent gets right, and McNemar's p-value."""
-    if not set(model.values) | set(parent.values) <= {0, 1}:
+    if not (model.are_right_or_wrong and parent.are_right_or_wrong):
         return None
     better = sum(m > p for m, p in zip(model.values, parent.values, strict=True))
     worse = sum(m < p for m, p in zip(model.values, parent.values, strict=True))
@@ -220,6 +226,28 @@ def interval(
         return None
     reach = student_t(confidence, degrees_of_freedom) * stderr
     return value - reach, value + reach
+
+
+def share_interval(
+    share: float,
+    stderr: float | None,
+    units: float,
+    degrees_of_freedom: float,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float] | None:
+    """Two-sided interval of a share of items that are right or wrong; None without a standard error.
+
+    That of Wilson (1927), which stays within 0 and 1, and is wide where few items are all right or all wrong, with
+    Student's t for the normal quantile and the effective number of items: that at which independent items have this
+    standard error (Korn and Graubard 1998). Where no spread is seen, it is `units`, the number of independent units.
+    """
+    if stderr is None:
+        return None
+    number = share * (1 - share) / stderr**2 if stderr else units
+    t = student_t(confidence, degrees_of_freedom)
+    center = (share + t * t / (2 * number)) / (1 + t * t / number)
+    reach = t / (1 + t * t / number) * math.sqrt(share * (1 - share) / number + t * t / (4 * number**2))
+    return max(0.0, center - reach), min(1.0, center + reach)
 
 
 def mean_of_runs(values: Sequence[float]) -> tuple[float, float | None]:

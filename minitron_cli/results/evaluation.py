@@ -10,7 +10,7 @@ from minitron_cli.spec import Spec
 
 Unit = Literal["document", "block", "item"]
 """What a standard error takes for independent."""
-Scale = Literal["linear", "log"]
+Scale = Literal["linear", "log", "share"]
 PARENT, ORIGINAL = "parent", "original"  # labels of the models that others are compared with
 STUDENT = "student"  # label of a model before training that was not pruned here
 BITS_PER_BYTE, BYTE_PERPLEXITY = "bits_per_byte", "byte_perplexity"  # names of metrics, which are lm-eval's
@@ -33,7 +33,8 @@ class MetricResult(Spec):
     unit: Unit = "item"
     """What the standard error takes for independent. Documents, where they are known and none outweighs the others."""
     scale: Scale = "linear"
-    """`log` of an exponential of a mean, such as perplexity: its interval is that of its logarithm."""
+    """Its interval: `log` of an exponential of a mean, such as perplexity, is that of its logarithm; `share` of items
+    that are right or wrong is Wilson's; other means have Student's t."""
     part_of: str | None = None
     """The group of tasks that it is a member of."""
     chance: float | None = Field(None, exclude_if=lambda value: value is None)

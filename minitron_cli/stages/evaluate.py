@@ -35,7 +35,7 @@ from minitron_cli.results.evaluation import (
 )
 from minitron_cli.results.price import Price
 
-STAGE, VERSION = "evaluate", 6
+STAGE, VERSION = "evaluate", 7
 
 Labelled = tuple[str, Path]
 

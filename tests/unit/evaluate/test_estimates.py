@@ -4,10 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from minitron_cli.evaluate.estimates import of_difference, of_metric, of_ratio, unpaired_difference, unpaired_ratio
 from minitron_cli.evaluate.perplexity import PerplexityResult
-from minitron_cli.evaluate.statistics import Items, compare, compare_exponentials, interval
+from minitron_cli.evaluate.statistics import (
+    Items,
+    compare,
+    compare_exponentials,
+    errors,
+    interval,
+    share_interval,
+)
 from minitron_cli.results.evaluation import MetricResult
 
 WEIGHTS, GROUPS = [3, 5, 40, 2, 9, 6, 8], [0, 1, 2, 2, 3, 4, 5]
@@ -49,6 +57,38 @@ def test_unpaired_intervals_of_perplexities_are_those_of_the_losses() -> None:
     parent = math.exp(LOSSES[1].mean)
     apart = unpaired_difference(own["perplexity"], other["perplexity"]).interval()
     assert apart == pytest.approx([parent * math.exp(end) - parent for end in (low, high)])
+
+
+@pytest.mark.parametrize(("right", "answers"), [(15, 20), (20, 20), (0, 10), (1, 400)])
+def test_shares_of_right_answers_have_the_interval_of_wilson(right: int, answers: int) -> None:
+    share = right / answers
+    stderr = math.sqrt(share * (1 - share) / answers)
+    expected = binomtest(right, answers).proportion_ci(method="wilson")
+    assert share_interval(share, stderr, answers, math.inf) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_few_right_answers_is_wide_and_within_0_and_1() -> None:
+    answers = Items([1.0] * 9 + [0.0], groups=[0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    found = MetricResult(value=answers.mean, n=10, **errors(answers))
+    low, high = of_metric(found).interval() or (0, 0)
+    assert 0 < low < 0.5
+    assert 0.95 < high <= 1
+    all_right = MetricResult(value=1.0, n=3, **errors(Items([1.0] * 3)))
+    assert of_metric(all_right).interval() == pytest.approx((0.1394, 1.0), abs=1e-4)  # 1 / (1 + 4.3027^2 / 3)
+    assert all_right.stderr == 0
+    no_divergence = MetricResult(value=0.0, n=3, **errors(Items([0.0] * 3, part="block")))  # of a model from itself
+    assert of_metric(no_divergence).interval() == (0, 0)
+
+
+def test_shares_of_clustered_answers_have_their_effective_number() -> None:
+    share, documents, per_document = 0.7, 400, 5
+    right = np.random.default_rng(0).random(documents) < share
+    answers = Items(
+        np.repeat(right, per_document).astype(float).tolist(), groups=np.repeat(range(documents), 5).tolist()
+    )
+    alone = Items(right.astype(float).tolist())
+    ends = [of_metric(MetricResult(value=x.mean, n=len(x.values), **errors(x))).interval() for x in (answers, alone)]
+    assert ends[0] == pytest.approx(ends[1])
 
 
 def test_results_of_lm_eval_have_one_degree_of_freedom_less_than_items() -> None:

@@ -17,6 +17,7 @@ from minitron_cli.errors import DataError, InputError, Interrupted
 from minitron_cli.evaluate import lm_eval_runner
 from minitron_cli.evaluate.cloze import write_task
 from minitron_cli.evaluate.config import Cloze, Task
+from minitron_cli.evaluate.estimates import of_metric
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.tasks import TaskLocations, fingerprint, load_tasks
@@ -187,6 +188,16 @@ def test_the_value_of_guessing_is_known_of_answers_that_are_right_or_wrong(model
     assert found["more_sums"]["acc_mutual_info"].chance == found["more_sums"]["acc"].chance == 0.5
     assert found["pair"]["acc"].chance == pytest.approx((0.375 * 6 + 0.5) / 7)
     assert run("generate")["generate"]["exact_match"].chance is None
+
+
+def test_answers_that_are_right_or_wrong_have_the_interval_of_a_share(run):
+    found = {metric: result for task in ("sums", "generate", "rolling") for metric, result in run(task)[task].items()}
+    scales = {metric: result.scale for metric, result in found.items()}
+    assert scales["acc"] == scales["acc_norm"] == scales["exact_match"] == "share"
+    assert scales["word_perplexity"] == scales["bits_per_byte"] == "linear"
+    assert (found["acc"].value, found["acc"].stderr, found["acc"].n) == (1, 0, 6)
+    t = 2.5706  # of 5 degrees of freedom
+    assert of_metric(found["acc"]).interval() == pytest.approx((1 / (1 + t**2 / 6), 1), abs=1e-4)
 
 
 def test_results_are_the_same_twice_and_in_json(run):
