@@ -4,7 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minitron_cli.evaluate.statistics import CONFIDENCE, change, exponential, interval, share_interval
+from minitron_cli.evaluate.statistics import (
+    CONFIDENCE,
+    change,
+    exponential,
+    interval,
+    share_interval,
+    spread_of_difference,
+)
 from minitron_cli.results.evaluation import Difference, MetricResult
 
 
@@ -52,7 +59,7 @@ def of_difference(found: Difference) -> Estimate:
     if found.scale == "log":
         ratio = of_ratio(found)
         return Estimate(found.difference, ratio.center, ratio.stderr, degrees, _from_log_ratio(found.parent or 0.0))
-    return Estimate(found.difference, found.difference, found.stderr, degrees)
+    return Estimate(found.difference, found.difference, _spread(found), degrees)
 
 
 def of_ratio(found: Difference) -> Estimate:
@@ -63,7 +70,9 @@ def of_ratio(found: Difference) -> Estimate:
     if found.scale == "log":
         stderr = _relative(found.ratio_stderr, found.ratio)
         return Estimate(found.ratio, math.log(found.ratio), stderr, degrees, exponential)
-    return Estimate(found.ratio, found.ratio, found.ratio_stderr, degrees)
+    spread = _spread(found)
+    stderr = spread / found.parent if spread and found.parent and not found.stderr else found.ratio_stderr
+    return Estimate(found.ratio, found.ratio, stderr, degrees)
 
 
 def unpaired_difference(own: MetricResult, other: MetricResult) -> Estimate:
@@ -88,6 +97,11 @@ def unpaired_ratio(own: MetricResult, other: MetricResult) -> Estimate:
         return Estimate(ratio, center, error, degrees, exponential)
     error = _hypot(first.stderr, None if second.stderr is None else ratio * second.stderr)
     return Estimate(ratio, ratio, None if error is None else error / second.value, degrees)
+
+
+def _spread(found: Difference) -> float | None:
+    """Standard error that the interval of a difference is made from."""
+    return spread_of_difference(found.stderr, found.better, found.worse, found.clusters)
 
 
 def _apart(first: Estimate, second: Estimate) -> tuple[float, float | None, float]:

@@ -138,9 +138,10 @@ def compare(model: Items, parent: Items) -> Difference:
     apart_I = np.asarray(model.values, float) - np.asarray(parent.values, float)
     difference = model.mean - parent.mean
     stderr = model.error(apart_I - difference)
-    low, high = interval(difference, stderr, model.degrees_of_freedom) or (None, None)
-    ratio, ratio_stderr = _ratio(model, parent)
     better, worse, p_value = _split(model, parent) or (None, None, None)
+    spread = spread_of_difference(stderr, better, worse, model.clusters)
+    low, high = interval(difference, spread, model.degrees_of_freedom) or (None, None)
+    ratio, ratio_stderr = _ratio(model, parent)
     return Difference(
         difference=difference,
         stderr=stderr,
@@ -248,6 +249,15 @@ def share_interval(
     center = (share + t * t / (2 * number)) / (1 + t * t / number)
     reach = t / (1 + t * t / number) * math.sqrt(share * (1 - share) / number + t * t / (4 * number**2))
     return max(0.0, center - reach), min(1.0, center + reach)
+
+
+def spread_of_difference(stderr: float | None, better: int | None, worse: int | None, units: int) -> float | None:
+    """Standard error that the interval of a difference is made from, by that of the differences between items.
+
+    Where two models answer all of some questions alike, none of these differences says how often they would not. It is
+    then that of one more answer that only either of them gets right (Bonett and Price 2012, Eq. 2).
+    """
+    return math.sqrt(2) / (units + 2) if stderr == 0 and better == worse == 0 else stderr
 
 
 def mean_of_runs(values: Sequence[float]) -> tuple[float, float | None]:

@@ -91,6 +91,22 @@ def test_shares_of_clustered_answers_have_their_effective_number() -> None:
     assert ends[0] == pytest.approx(ends[1])
 
 
+def test_equal_answers_to_few_questions_leave_room_for_a_difference() -> None:
+    """By hand: one more pair each way of 20 + 2 questions gives sqrt(2) / 22, times 2.0930 of 19 degrees of freedom."""
+    answers = Items([1.0] * 15 + [0.0] * 5)
+    same = compare(answers, answers)
+    reach = 2.0930 * math.sqrt(2) / 22
+    assert (same.difference, same.stderr, same.ratio, same.ratio_stderr) == (0, 0, 1, 0)
+    assert (same.low, same.high) == pytest.approx((-reach, reach), abs=1e-4)
+    assert of_difference(same).interval() == pytest.approx((same.low, same.high))
+    assert of_ratio(same).interval() == pytest.approx((1 - reach / 0.75, 1 + reach / 0.75), abs=1e-4)
+    losses = Items([1.0, 0.5, 0.25])
+    assert of_difference(compare(losses, losses)).interval() == (0, 0)
+    assert of_ratio(compare(losses.times(2), losses)).interval() == (2, 2)
+    apart = compare(answers, Items([1.0] * 14 + [0.0] * 6))
+    assert of_difference(apart).interval() == pytest.approx(interval(0.05, apart.stderr, 19))
+
+
 def test_results_of_lm_eval_have_one_degree_of_freedom_less_than_items() -> None:
     found = MetricResult(value=0.5, stderr=0.1, n=5)
     assert of_metric(found).interval() == pytest.approx((0.5 - 0.2776, 0.5 + 0.2776), abs=1e-4)
