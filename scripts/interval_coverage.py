@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitron_cli.evaluate.statistics import Items, effective_number, student_t
+from minitron_cli.evaluate.estimates import of_metric
+from minitron_cli.evaluate.statistics import Items, effective_number, errors, interval, student_t
+from minitron_cli.results.evaluation import MetricResult
 
 NOISE = 0.5  # standard deviation over that between documents, for a document with an equal share of the tokens
 
@@ -102,6 +104,50 @@ def coverage_of_parts(experiments: int, blocks: int = 40, seed: int = 0, confide
     return held / experiments
 
 
+class Answers(NamedTuple):
+    """Questions that are answered right or wrong."""
+
+    share: float
+    """True share of right answers."""
+    documents: int
+    each: int
+    """Questions on each document."""
+
+
+QUESTIONS = [
+    Answers(share, documents, each)
+    for share in (0.7, 0.95)
+    for documents, each in ((20, 1), (100, 1), (10, 4), (40, 5))
+]
+
+
+def coverage_of_shares(kind: Answers, experiments: int, seed: int = 0) -> tuple[float, float]:
+    """Share of the experiments whose interval holds the true share of right answers: as evaluated, and by Student's t.
+
+    How hard a document is, is drawn from a beta distribution that gives two answers on it a correlation of 1/4.
+    """
+    source = np.random.default_rng(seed)
+    held = np.zeros(2)
+    for _ in range(experiments):
+        ability_G = source.beta(3 * kind.share, 3 * (1 - kind.share), kind.documents)
+        groups_I = np.repeat(np.arange(kind.documents), kind.each)
+        answers_I = (source.random(len(groups_I)) < ability_G[groups_I]).astype(float)
+        items = Items(answers_I.tolist(), groups=groups_I.tolist())
+        found = MetricResult(value=items.mean, n=len(answers_I), **errors(items))
+        by_t = interval(items.mean, items.stderr, items.degrees_of_freedom)
+        held += [low <= kind.share <= high for low, high in filter(None, (of_metric(found).interval(), by_t))]
+    return held[0] / experiments, held[1] / experiments
+
+
+def table_of_shares(experiments: int) -> Iterator[str]:
+    """Rows of a Markdown table."""
+    yield "| right | documents | questions on each | holds the truth | Student's t |"
+    yield "|--:|--:|--:|--:|--:|"
+    for kind in QUESTIONS:
+        held, by_t = coverage_of_shares(kind, experiments)
+        yield f"| {kind.share:.0%} | {kind.documents} | {kind.each} | {held:.3f} | {by_t:.3f} |"
+
+
 def table(experiments: int) -> Iterator[str]:
     """Rows of a Markdown table."""
     yield "| documents | effective number | holds the truth | if skewed | width | before |"
@@ -115,4 +161,5 @@ def table(experiments: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(table(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)))
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    print("\n".join([*table(number), "", *table_of_shares(number)]))

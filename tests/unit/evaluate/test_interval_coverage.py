@@ -2,7 +2,15 @@
 
 import pytest
 
-from scripts.interval_coverage import EFFECTS, TEXTS, coverage, coverage_of_parts
+from scripts.interval_coverage import (
+    EFFECTS,
+    QUESTIONS,
+    TEXTS,
+    Answers,
+    coverage,
+    coverage_of_parts,
+    coverage_of_shares,
+)
 
 EXPERIMENTS = 800  # a share of 0.95 is known to 0.008; the script asks 20,000
 CASES = {
@@ -28,3 +36,11 @@ def test_intervals_hold_the_truth(text: str, worse: float) -> None:
 
 def test_intervals_over_parts_hold_the_mean_of_their_text() -> None:
     assert coverage_of_parts(EXPERIMENTS) >= 0.93
+
+
+@pytest.mark.parametrize("kind", QUESTIONS, ids=str)
+def test_intervals_of_right_answers_hold_the_truth(kind: Answers) -> None:
+    held, by_t = coverage_of_shares(kind, EXPERIMENTS)
+    assert held >= 0.92
+    if kind.share > 0.9 and kind.documents <= 20:
+        assert by_t < 0.8
