@@ -17,7 +17,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.prune import controls
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe, prunes_layers
-from minitron_cli.results.training import CorrectionResult, Equal, TrainingResult
+from minitron_cli.results.training import CorrectionResult, TrainingResult
 from minitron_cli.stages import (
     correct,
     distill,
@@ -208,7 +208,7 @@ class _Training:
         for control in self.recipe.controls:
             start, label = self._start(control), control.label
             if control.trained:
-                trained[label] = self._train(start, self._of(control, student), label)
+                trained[label] = self._train(start, self._of(control, student, start), label)
             else:
                 untrained[label] = start
         for current in (*self.before, student):
@@ -242,20 +242,22 @@ class _Training:
         scores = importance.run(self.context, original, self.recipe.data, scoring)
         return prune.run(self.context, original, config, scores=scores, data=self.recipe.data, label=label)
 
-    def _of(self, control: Control, student: Artifact) -> DistillConfig:
-        """Configuration of a control."""
+    def _of(self, control: Control, student: Artifact, start: Artifact) -> DistillConfig:
+        """Configuration of a control that is trained from `start`."""
         config = control.beside(self.config, student.manifest.config["batch_size"])
         if control.equality is None:
             return control.applied_to(config)
-        tokens = self._equal_tokens(control.equality, control.applied_to(config).needs_teacher, student)
+        is_random, needs_teacher = control.init == "random", control.applied_to(config).needs_teacher
+        trained, given = student.result(TrainingResult), self.recipe.known_pretraining
+        tokens = budgets.length(
+            control.equality,
+            self._trainings(student),
+            behind=() if is_random else self._trainings(start),
+            given=given.tokens if given and is_random else 0,
+            per_token=budgets.flops_per_token(trained.student, trained.teacher if needs_teacher else None),
+        )
         progress.say(f"{control.label}: {tokens:,} tokens, {control.length}")
         return control.applied_to(config, tokens=tokens)
 
-    def _equal_tokens(self, equal: Equal, needs_teacher: bool, student: Artifact) -> int:
-        trained, given = student.result(TrainingResult), self.recipe.known_pretraining
-        return budgets.length(
-            equal,
-            budgets.training_of(lineage(self.context.workspace, student)),
-            given=given.tokens if given else 0,
-            per_token=budgets.flops_per_token(trained.student, trained.teacher if needs_teacher else None),
-        )
+    def _trainings(self, made: Artifact) -> list[budgets.Trained]:
+        return budgets.training_of(lineage(self.context.workspace, made))

@@ -75,10 +75,16 @@ class RecipeWork:
                 yield f"distill {control.label}", self._training(self.child, teacher, self._of(control))
         yield "eval", self._evaluation()
 
-    def trainings(self) -> tuple[Trained, ...]:
-        """Trainings of this step and of the earlier ones, without its controls."""
+    def trainings(self, *, before_last: bool = False) -> tuple[Trained, ...]:
+        """Trainings of this step and of the earlier ones, without its controls; or of what the last one starts from."""
         alone = replace(self, recipe=self.recipe.model_copy(update={"controls": ()}))
-        own = [one for name, work in alone.stages() for one in budgets.of_entries(name, work.passes)]
+        of_teacher = () if self.recipe.search else ("correct",)  # which a search has behind it
+        own = [
+            one
+            for name, work in alone.stages()
+            if not before_last or name not in (budgets.STUDENT, *of_teacher)
+            for one in budgets.of_entries(name.partition(" ")[0], work.passes)
+        ]
         return (*self.earlier, *own)
 
     def _of(self, control: Control) -> DistillConfig:
@@ -93,8 +99,14 @@ class RecipeWork:
         per_token = budgets.flops_per_token(
             model_size(self.child.shape, self.length), teacher if needs_teacher else None
         )
+        is_random = control.init == "random"
+        starts_after = () if is_random or control.prune_from else self.trainings(before_last=True)
         tokens = budgets.length(
-            control.equality, self.trainings(), given=given.tokens if given else 0, per_token=per_token
+            control.equality,
+            self.trainings(),
+            behind=starts_after,
+            given=given.tokens if given and is_random else 0,
+            per_token=per_token,
         )
         return control.applied_to(config, tokens=tokens)
 

@@ -47,16 +47,20 @@ def flops_per_token(student: ModelSize, teacher: ModelSize | None) -> int:
     return TRAINING * student.flops + (teacher.flops if teacher else 0)
 
 
-def length(equal: Equal, ledger: Sequence[Trained], *, given: int, per_token: int) -> int:
+def length(
+    equal: Equal, ledger: Sequence[Trained], *, behind: Sequence[Trained] = (), given: int, per_token: int
+) -> int:
     """Training tokens that make a control equal to the student whose trainings are in the ledger.
 
-    `given`: tokens of the original's own training, P; `per_token`: FLOPs of a training token of the control. tokens: R,
-    those of the student; total_tokens: P + R and those of other trainings; flops: sum of FLOPs / `per_token`.
+    `behind`: trainings of the weights that the control starts from, which count for it; `given`: tokens of the
+    original's own training, P, or 0 if these weights have it behind them; `per_token`: FLOPs of a training token of the
+    control. tokens: R, those of the student; total_tokens: P + R and those of other trainings; flops: sum of FLOPs /
+    `per_token`.
     """
     match equal:
         case "tokens":
-            return tokens_read(ledger, (STUDENT,))
+            return tokens_read(ledger, (STUDENT,)) - tokens_read(behind, (STUDENT,))
         case "total_tokens":
-            return given + tokens_read(ledger)
+            return given + tokens_read(ledger) - tokens_read(behind)
         case "flops":
-            return flops_of(ledger) // per_token
+            return (flops_of(ledger) - flops_of(behind)) // per_token

@@ -17,9 +17,9 @@ LOSS = "perplexity.loss"
 EXPONENTIALS = ("perplexity.perplexity", "perplexity.byte_perplexity")  # of a column that is shown
 SHARE: Style = "share"
 TEXT = (
-    "Every model on the same held-out text and tasks, compared with the original, not with the model that its step "
-    "pruned. In brackets are 95 % intervals; differences are paired item by item, and the lines of plots are their "
-    "intervals."
+    "Every model on the same held-out text and tasks. Differences are from the original, where the model was compared "
+    "with it, and never from the model that its step pruned. In brackets are 95 % intervals; differences are paired "
+    "item by item, and the lines of plots are their intervals."
 )
 
 
@@ -79,7 +79,9 @@ def _headline(result: FamilyResult) -> str:
     made = f"The last of {len(result.members) - 1} steps, at {size} of the original's size,"
     loss = last.from_original.get(LOSS)
     if loss is None or loss.value is None:
-        return f"{made} has not been measured."
+        return (
+            f"{made} has not been {'compared with the original (compare_with: step)' if last.metrics else 'measured'}."
+        )
     return f"{made} {against(loss.value, loss.low, loss.high, ORIGINAL)}."
 
 

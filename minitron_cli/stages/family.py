@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -20,14 +21,14 @@ from minitron_cli.report.family import view
 from minitron_cli.report.page import render
 from minitron_cli.report.product import Product
 from minitron_cli.report.provenance import cost_rows
-from minitron_cli.results.evaluation import ORIGINAL, Difference, EvaluationResult
+from minitron_cli.results.evaluation import ORIGINAL, PARENT, Difference, EvaluationResult
 from minitron_cli.results.family import FamilyMember, FamilyResult, Interval
 from minitron_cli.results.run_record import ModelSpeed
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.search.constraints.memory import Memory
 from minitron_cli.spec import Spec
 
-STAGE, VERSION = "family", 2
+STAGE, VERSION = "family", 3
 PAGE, ROWS = "family.html", "family.json"
 MEMORY = Memory(length=4096, at_least=1)  # a constraint must have a limit; only its cost is asked for
 
@@ -71,9 +72,8 @@ def run(context: Context, original: SourceModel, steps: Sequence[Made]) -> Artif
 
 def _members(original: SourceModel, steps: Sequence[Made]) -> Iterator[FamilyMember]:
     """The original and the product of each step."""
-    first = _Measured.of(steps[-1].evaluation, original.fingerprint) or _Measured.of(
-        steps[0].evaluation, original.fingerprint
-    )
+    measured = partial(_Measured.of, original=original.fingerprint)
+    first = measured(steps[-1].evaluation, original.fingerprint) or measured(steps[0].evaluation, original.fingerprint)
     yield _member(ORIGINAL, original.fingerprint, original.shape, first, None)
     before, in_all = original.shape, 0
     for step in steps:
@@ -81,7 +81,7 @@ def _members(original: SourceModel, steps: Sequence[Made]) -> Iterator[FamilyMem
         tokens = step.product.result(TrainingResult).tokens if step.product.stage == "distill" else 0
         in_all += tokens
         known = fingerprint.of_model(step.product.manifest)
-        found = _member(step.label, known, shape, _Measured.of(step.evaluation, known), first)
+        found = _member(step.label, known, shape, measured(step.evaluation, known), first)
         yield found.model_copy(update={"pruned": _pruned(before, shape), "tokens": tokens, "tokens_in_all": in_all})
         before = shape
 
@@ -96,26 +96,26 @@ class _Measured:
     """One model in the evaluation of a step."""
 
     model: Evaluated
-    kl: Name
-    """Name of its KL from the original."""
+    kl: Name | None
+    """Name of its KL from the original; None where it was compared with another model alone."""
     from_original: Mapping[str, Mapping[str, Difference]]
+    """Task -> metric -> difference from the original; empty where it was compared with another model alone."""
     speed: ModelSpeed | None
 
     @classmethod
-    def of(cls, evaluation: Artifact, wanted: str) -> "_Measured | None":
-        """The model with the fingerprint `wanted`, if it was measured; without a chain, the parent is the original."""
+    def of(cls, evaluation: Artifact, wanted: str, *, original: str) -> "_Measured | None":
+        """The model with the fingerprint `wanted`, if it was measured. The parent of the first step is the original."""
         models = evaluation.result(EvaluationResult).models
         label = next((label for label, found in models.items() if found.fingerprint == wanted), None)
         if label is None:
             return None
-        found, is_first = models[label], ORIGINAL not in models
+        found = models[label]
+        kl, apart = (KL_ORIGINAL, found.against_original) if ORIGINAL in models else (None, {})
+        if PARENT in models and models[PARENT].fingerprint == original:
+            kl, apart = KL, found.against_parent
         record = evaluation.run.speed if evaluation.run else None
-        return cls(
-            Evaluated(label, "control", found),
-            KL if is_first else KL_ORIGINAL,
-            found.against_parent if is_first else found.against_original,
-            record.models.get(label) if record else None,
-        )
+        speed = record.models.get(label) if record else None
+        return cls(Evaluated(label, "control", found), kl, apart, speed)
 
 
 def _member(label: str, known: str, shape: Shape, measured: _Measured | None, first: _Measured | None) -> FamilyMember:
@@ -143,7 +143,8 @@ def _quality(measured: _Measured, first: _Measured | None) -> Iterator[tuple[str
             "from_original",
             {".".join(name): Interval(value=x.difference, low=x.low, high=x.high) for name, x in apart.items()},
         )
-        yield "kl_original", _interval(model, measured.kl) if model.metric(measured.kl) else None
+        kl = measured.kl if measured.kl and model.metric(measured.kl) else None
+        yield "kl_original", _interval(model, kl) if kl else None
         loss = apart.get(LOSS)
         yield "probability_retained", math.exp(-loss.difference) if loss else None
         yield "tasks_retained", _tasks_retained(model, first.model, names)

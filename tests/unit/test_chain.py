@@ -10,6 +10,8 @@ from minitron_cli import dry_run, pipeline
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cli import tables
+from minitron_cli.cost.budgets import flops_of, tokens_read, training_of
+from minitron_cli.cost.lineage import lineage
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.control import Control
 from minitron_cli.errors import RecipeError
@@ -26,6 +28,7 @@ from minitron_cli.results.evaluation import EvaluationResult
 from minitron_cli.results.family import FamilyResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.training import TrainingResult, read_curves
+from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.stages import evaluate
 from minitron_cli.yaml_document import check, parse
 from tests.tiny import write_tiny
@@ -86,6 +89,8 @@ CHAIN = (
 LONGER = Control(label="scratch", init="random", objective="ce", equal="total_tokens")
 AT_ONCE = Control(label="at-once", prune_from="original")
 ALIKE = Control(label="alike", objective="ce", equal="flops")
+TEXT = Control(label="text", objective="ce", equal="tokens")
+TOTAL = Control(label="total", objective="ce", equal="total_tokens")
 GIVEN = 200  # tokens of the original's own training, as far as the recipe knows
 
 
@@ -98,7 +103,7 @@ def chain(tmp_path_factory):
         root / "model",
         data(root),
         steps=CHAIN,
-        controls=(LONGER, AT_ONCE, ALIKE),
+        controls=(LONGER, AT_ONCE, ALIKE, TEXT, TOTAL),
         pretraining={"tokens": GIVEN},
         report=True,
         evaluate=EvaluateConfig(
@@ -143,7 +148,7 @@ def test_a_chain_killed_between_steps_does_not_measure_the_original_again(chain,
     shutil.rmtree(second.evaluate.path)
     again = pipeline.run(asked, context(root / "run"))
     assert again[1].evaluate.fingerprint == second.evaluate.fingerprint, "to the last bit"
-    of_step, of_children = [(32, 48)], [(16, 32), (16, 48)] * 5  # the five are pruned, distilled and the controls
+    of_step, of_children = [(32, 48)], [(16, 32), (16, 48)] * 7  # the seven are pruned, distilled and the controls
     assert sorted(compared) == sorted(of_step + of_children), "neither parent nor original is measured alone again"
 
 
@@ -165,7 +170,7 @@ def test_a_gate_of_a_chain_is_against_the_original_unless_it_says_step(chain):
 
 @pytest.mark.slow
 def test_controls_of_a_chain_are_as_long_as_the_ledger_says(chain):
-    *_, (first, second) = chain
+    root, _, (first, second) = chain
     assert list(first.distilled) == ["distilled"], "controls are trained in the last step"
     found = {label: made.result(TrainingResult) for label, made in second.distilled.items()}
     per_step = TRAINING.batch_size * 16
@@ -173,12 +178,11 @@ def test_controls_of_a_chain_are_as_long_as_the_ledger_says(chain):
     assert {result.tokens for label, result in found.items() if label == "distilled"} == {student}
     assert found["at-once"].tokens == 2 * student
     assert found["scratch"].steps == math.ceil((GIVEN + 2 * student) / per_step)
-    taught = sum(
-        student * (3 * made.student.flops + made.teacher.flops)
-        for made in (step.product.result(TrainingResult) for step in (first, second))
-    )
-    alike = found["alike"]
-    assert 0 <= alike.tokens * 3 * alike.student.flops - taught <= per_step * 3 * alike.student.flops
+    assert found["text"].tokens == found["total"].tokens == student, "its start has the first step behind it"
+    ledgers = {label: training_of(lineage(Workspace(root / "run"), made)) for label, made in second.distilled.items()}
+    assert {tokens_read(ledgers[label]) for label in ("distilled", "at-once", "text", "total")} == {2 * student}
+    more = flops_of(ledgers["alike"]) - flops_of(ledgers["distilled"])
+    assert 0 <= more <= per_step * 3 * found["alike"].student.flops
     rates = [step.learning_rate for step in read_curves(second.distilled["scratch"].path)[0]]
     assert len(rates) == found["scratch"].steps
     assert rates[-1] == pytest.approx(TRAINING.min_learning_rate), "the schedule has the control's own length"
@@ -187,6 +191,30 @@ def test_controls_of_a_chain_are_as_long_as_the_ledger_says(chain):
     assert fingerprint.of_model(at_once.manifest) == start
     assert at_once.manifest.inputs["model"] == first.prune.manifest.inputs["model"]
     assert at_once.result(PruneResult).child.sizes == second.prune.result(PruneResult).child.sizes
+
+
+@pytest.mark.slow
+def test_a_dry_run_prices_controls_at_the_length_that_they_get(chain, tmp_path):
+    _, asked, (_, second) = chain
+    prices = dry_run.prices(dry_run.plan(asked), "cpu", tmp_path)
+    said = {name.removeprefix("narrow: distill "): price.what for name, price in prices.items()}
+    for control in asked.controls:
+        steps = second.distilled[control.label].result(TrainingResult).steps
+        assert said[control.label].startswith(f"{steps} steps of 2 x 16 tokens"), control.label
+
+
+@pytest.mark.slow
+def test_a_control_of_a_sparse_model_has_the_rounds_behind_it(tmp_path):
+    write_place(tmp_path)
+    sparse = SparsifyConfig(pattern="50%", metric="magnitude", rounds=2, repair="none")
+    random = Control(label="random", init="random", objective="ce", equal="tokens")
+    asked = recipe(tmp_path / "model", data(tmp_path), prune=CHAIN[0].prune, sparsify=sparse, controls=(TEXT, random))
+    (step,) = pipeline.run(asked, context(tmp_path / "run"))
+    steps = {label: made.result(TrainingResult).steps for label, made in step.distilled.items()}
+    assert steps == {"distilled": TRAINING.steps, "text": TRAINING.steps, "random": 2 * TRAINING.steps}
+    prices = dry_run.prices(dry_run.plan(asked), "cpu", tmp_path)
+    for label in ("text", "random"):
+        assert prices[f"distill {label}"].what.startswith(f"{steps[label]} steps of 2 x 16 tokens"), label
 
 
 @pytest.mark.slow
@@ -220,6 +248,22 @@ def test_the_family_has_a_row_per_member_against_the_original(chain):
     page = (made.path / "family.html").read_text()
     assert "narrow: distill" in page
     assert "ffn 32 to 16" in page
+
+
+@pytest.mark.slow
+def test_a_family_compared_by_step_says_nothing_of_the_original(tmp_path):
+    write_place(tmp_path)
+    asked = recipe(tmp_path / "model", data(tmp_path), steps=CHAIN, compare_with="step", report=True)
+    first, second = pipeline.run(asked, context(tmp_path / "run"))
+    original, wide, narrow = second.family.result(FamilyResult).members
+    assert "original" not in second.evaluate.result(EvaluationResult).models
+    apart = first.evaluate.result(EvaluationResult).models["distilled"].against_parent["perplexity"]["loss"]
+    assert wide.from_original["perplexity.loss"].value == apart.difference
+    assert wide.kl_original.value is not None
+    assert (narrow.from_original, narrow.kl_original, narrow.probability_retained) == ({}, None, None)
+    assert narrow.metrics["perplexity.loss"].value != original.metrics["perplexity.loss"].value
+    page = (second.family.path / "family.html").read_text()
+    assert "has not been compared with the original (compare_with: step)" in page
 
 
 @pytest.mark.slow
