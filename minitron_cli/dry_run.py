@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minitron_cli import recipe_check
 from minitron_cli.checkpoint import model_names
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -15,7 +16,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.inputs.source_model import open_checkpoint, published_shape
 from minitron_cli.model.shape import Shape
 from minitron_cli.recipe import Recipe
-from minitron_cli.search import feasible, halving, space
+from minitron_cli.search import feasible, halving
 from minitron_cli.search.config import SearchConfig
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def plan(recipe: Recipe) -> Plan:
     model = recipe.smallest_parent(lambda name, budget: shape_of(name)[0].parameters(budget.count))
     parent, _ = shape_of(model)
     original = parent if model == recipe.model else shape_of(recipe.model)[0]
+    recipe_check.check(recipe, parent)
     if not recipe.steps:
         return _plan(recipe, model, parent)
     plans = {}
@@ -77,9 +79,7 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def _plan(recipe: Recipe, model: str, parent: Shape) -> Plan:
-    prunable = parent.untied() if recipe.prune.untie else parent
-    prunable = prunable.with_biases() if recipe.prune.adds_biases else prunable
-    children = _children(recipe, replace(prunable, kinds=()) if recipe.prune.serving_lint == "warn" else prunable)
+    children = _children(recipe, parent)
     largest = max(children.values(), key=Shape.parameters)
     taught_by = {"original": recipe.model, "parent": model}.get(recipe.teacher, recipe.teacher)
     steps = dict(_steps(recipe, parent, largest, len(children)))
@@ -125,16 +125,13 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
 def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
     """The child, or the most evenly scaled feasible shapes in place of those that retain most importance, which needs
     scores."""
-    prune = recipe.prune
+    if child := recipe_check.child(recipe, parent):
+        return {"child": child}
+    prune, prunable = recipe.prune, recipe_check.prunable(recipe, parent)
     if recipe.search:
-        found = _searched(recipe.search, parent, prune.serving_lint)
-    elif not recipe.prunes:
-        return {"child": parent}
-    elif prune.budget:
-        found = feasible.within_budget(parent, prune)[: prune.candidates]
+        found = _searched(recipe.search, prunable, prune.serving_lint)
     else:
-        sizes = {str(axis): size for axis, size in (prune.shape or {}).items()}
-        return {"child": space.named(parent, sizes, prune.drop_layers)}
+        found = feasible.within_budget(prunable, prune)[: prune.candidates]
     return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from minitron_cli import progress
+from minitron_cli import progress, recipe_check
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import pretraining_of
@@ -12,6 +12,7 @@ from minitron_cli.cost.lineage import lineage
 from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.control import Control
+from minitron_cli.evaluate.gate import Outcome
 from minitron_cli.inputs.source_model import SourceModel, open_source_model, published_shape
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune import controls
@@ -93,6 +94,8 @@ def run(recipe: Recipe, context: Context, *, fail_if_worse: bool = False) -> lis
         asked = recipe.at(step) if step else recipe
         teacher = {"original": original, "parent": parent}.get(asked.teacher, asked.teacher)
         models = _opened(context, original, parent, teacher, is_compared=recipe.compares_with_original)
+        if not made:
+            recipe_check.check(recipe, models.parent.shape)
         located = asked.model_copy(update={"model": parent, "pretraining": recipe.known_pretraining})
         label = step.label if step else ""
         made.append(_run_step(located, context, models, label=label, fail_if_worse=fail_if_worse))
@@ -166,10 +169,10 @@ def _sparse(recipe: Recipe, context: Context, teacher: SourceModel, dense: Sourc
     )
 
 
-def check_gates(results: Results, recipe: Recipe) -> None:
-    """Raise GateMissed unless the final model meets every gate."""
+def gate_outcomes(results: Results, recipe: Recipe) -> list[Outcome]:
+    """Outcome of every gate for the final model."""
     made = DISTILLED if results.product is not results.start else SPARSE if results.sparsify else PRUNED
-    evaluate.check_gates(results.evaluate, recipe.evaluate.gates, made)
+    return evaluate.gate_outcomes(results.evaluate, recipe.evaluate.gates, made)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.results.evaluation import ORIGINAL, PARENT
 from minitron_cli.search.config import SearchConfig
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.config import SparsifyConfig
@@ -97,6 +98,8 @@ class Recipe(Spec):
         if not self.steps:
             self._check_one_shape()
         labels = [step.label for step in self.steps]
+        if taken := sorted({ORIGINAL, PARENT} & set(labels)):
+            raise ValueError(f"the label {taken[0]!r} of a step is that of another model in tables; choose another")
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two steps have the label {twice[0]!r}; rename one")
         if self.relatives and not self._goal():
@@ -111,12 +114,13 @@ class Recipe(Spec):
             raise ValueError(
                 "controls repeat the distillation, but there is no distill section; add one or remove them"
             )
-        if self.correct and self.distill is None:
+        if self.correct and self.distill is None and not any(step.distill for step in self.steps):
             raise ValueError("correct trains a teacher, but there is no distill section; add one or remove correct")
         self._check_teach()
         self._check_controls()
         for one in [self.at(step) for step in self.steps] or [self]:
             one._check_unrepaired()
+        self._check_trained()
         if (
             self.evaluate.gates.name_the_original
             and not self.compares_with_original
@@ -142,6 +146,15 @@ class Recipe(Spec):
                 )
             for training in filter(None, (self.distill, *(step.distill for step in self.steps))):
                 control.applied_to(training).check_rates()
+
+    def _check_trained(self) -> None:
+        """Refuse a control in a step that is not trained."""
+        for step in self.steps:
+            if (asked := self.at(step)).controls and asked.distill is None:
+                raise ValueError(
+                    f"control {asked.controls[0].label} is in step {step.label}, which has no distill section; add "
+                    "one, or name the control's steps with in_steps"
+                )
 
     def _check_unrepaired(self) -> None:
         """Refuse a control without the repair where there is none to leave out."""

@@ -178,19 +178,19 @@ def _section(wanted: bool | None) -> Any:
 def _gates(minimum: Sequence[str], maximum: Sequence[str], files: Sequence[Path]) -> "Gates":
     """Gates of the command line. Raises RecipeError for invalid ones before anything is measured."""
     from minitron_cli import yaml_document
-    from minitron_cli.evaluate.config import AgainstBaseline, Gates
+    from minitron_cli.evaluate.config import Gates
 
     gates = Gates()
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} is not a file: write gates in YAML, e.g. `minimum: {{winogrande.acc: 0.7}}`")
         gates = gates.joined(yaml_document.check(Gates, yaml_document.read(file)).beside(file.parent))
-    if baselines := {Path(rule.file) for rule in gates.rules if isinstance(rule, AgainstBaseline)}:
-        from minitron_cli.evaluate.gate import read_models
+    gates = gates.joined(Gates.parse(minimum, maximum))
+    if gates.all():
+        from minitron_cli.evaluate import gate
 
-        for baseline in sorted(baselines):
-            read_models(baseline)
-    return gates.joined(Gates.parse(minimum, maximum))
+        gate.check(gates)
+    return gates
 
 
 def _check_original(gates: "Gates", parent: Path) -> None:
@@ -209,20 +209,16 @@ def _check_original(gates: "Gates", parent: Path) -> None:
 
 def _judged(artifact: "Artifact", gates: "Gates", label: str, how: ComputeOptions) -> "list[Outcome]":
     """Show what was measured, and how it compares with what was demanded."""
-    from minitron_cli.cli import console, printing
+    from minitron_cli.cli import console, printing, tables
     from minitron_cli.stages import evaluate as stage
 
     found = stage.gate_outcomes(artifact, gates, label)
+    values, shown = tables.judged(found) if found else ({}, [])
     if how.json:
-        from minitron_cli.cli import tables
-
-        console.data(tables.values(artifact) | ({"gates": [outcome.json() for outcome in found]} if found else {}))
-        return found
-    printing.artifact(artifact, how)
-    if found:
-        from minitron_cli.report.evaluation import gate_table
-
-        console.table(gate_table(found))
+        console.data(tables.values(artifact) | values)
+    else:
+        printing.artifact(artifact, how)
+        console.show(how, {}, shown)
     return found
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from minitron_cli.dry_run import Plan
+    from minitron_cli.evaluate.gate import Outcome
     from minitron_cli.results.price import Price
 
 TASK_COLUMNS = ("task", "shots", "items", "metrics", "data", "note")
@@ -28,11 +29,19 @@ def artifact(made: Artifact, shown: Show) -> None:
         console.note(f"open {made.path / page}")
 
 
-def artifacts(made: Sequence[Artifact], shown: Show, *, in_detail: bool = False) -> None:
-    """Print the results of several stages; `in_detail`: of importance, with the scores' ranges and correlations."""
+def artifacts(
+    made: Sequence[Artifact], shown: Show, *, in_detail: bool = False, gates: "Sequence[Outcome]" = ()
+) -> None:
+    """Print the results of several stages; `in_detail`: of importance, with the scores' ranges and correlations.
+
+    `gates`: outcome of every bound on what the last evaluation measured.
+    """
     from minitron_cli.cli import tables
 
     details = [tables.ranked(one) if in_detail else ({}, []) for one in made]
+    if gates:
+        last = max(i for i, one in enumerate(made) if one.stage == "evaluate")
+        details[last] = tables.judged(gates)
     if shown.json:
         console.data([tables.values(one) | values for one, (values, _) in zip(made, details, strict=True)])
         return

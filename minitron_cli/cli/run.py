@@ -47,7 +47,9 @@ def run(
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
     with sessions.running(how, workspace, f"run {recipe}: {requested.model}") as context:
         from minitron_cli import api, pipeline
+        from minitron_cli.evaluate import gate
 
         results = api.run(context, requested, fail_if_worse=fail_if_worse)
-    printing.artifacts([artifact for step in results for artifact in step.artifacts()], how)
-    pipeline.check_gates(results[-1], requested)
+        found = pipeline.gate_outcomes(results[-1], requested)
+    printing.artifacts([artifact for step in results for artifact in step.artifacts()], how, gates=found)
+    gate.require(found)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from minitron_cli.dry_run import Plan
+    from minitron_cli.evaluate.gate import Outcome
     from minitron_cli.model.shape import Shape
     from minitron_cli.results.price import Price
     from minitron_cli.scores.scores import Scores
@@ -146,6 +147,11 @@ def ranked(artifact: Artifact) -> tuple[dict[str, Any], list[Table]]:
             *by_axis,
         ),
     ]
+
+
+def judged(gates: "Sequence[Outcome]") -> tuple[dict[str, Any], list[Table]]:
+    """Outcome of every gate."""
+    return {"gates": [outcome.json() for outcome in gates]}, [evaluation.gate_table(gates)]
 
 
 def costs(made: Sequence[Artifact], steps: "Mapping[str, str]") -> tuple[dict[str, Any], list[Table]]:

@@ -182,8 +182,8 @@ class Gates(Spec):
 
     @classmethod
     def parse(cls, minimum: Sequence[str] = (), maximum: Sequence[str] = ()) -> "Gates":
-        """Gates of `task.metric=value` strings, as on the command line."""
-        return cls(minimum=dict(map(_bound, minimum)), maximum=dict(map(_bound, maximum)))
+        """Gates of `task.metric=value` strings, as on the command line. RecipeError for two bounds of one value."""
+        return cls(minimum=_bounds(minimum), maximum=_bounds(maximum))
 
     @property
     def name_the_original(self) -> bool:
@@ -211,6 +211,14 @@ class Gates(Spec):
             for rule in self.rules
         )
         return self.model_copy(update={"rules": tuple(rules)})
+
+
+def _bounds(texts: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, bound in map(_bound, texts):
+        if found.setdefault(name, bound) != bound:
+            raise RecipeError(f"gates {name}={found[name]:g} and {name}={bound:g} bound the same value: leave one out")
+    return found
 
 
 def _bound(text: str) -> tuple[str, float]:

@@ -1,14 +1,14 @@
 """Gates: bounds on measured values. Knows no model: typed results in, one outcome per bound out."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_cli import strict_json
+from minitron_cli import progress, strict_json
 from minitron_cli.errors import ArtifactError, GateMissed, RecipeError
-from minitron_cli.evaluate.config import Absolute, AgainstBaseline, AgainstParent, Gates
+from minitron_cli.evaluate.config import PERPLEXITY, Absolute, AgainstBaseline, AgainstParent, Gates
 from minitron_cli.evaluate.estimates import (
     Estimate,
     of_difference,
@@ -17,6 +17,7 @@ from minitron_cli.evaluate.estimates import (
     unpaired_difference,
     unpaired_ratio,
 )
+from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult, MetricResult, ModelEvaluation
 
 Models = Mapping[str, ModelEvaluation]
@@ -84,6 +85,16 @@ class Outcome:
         }
 
 
+def check(gates: Gates) -> None:
+    """Raise RecipeError for a gate that will not have a value, whatever is measured: reads the files of baselines."""
+    for rule in gates.all():
+        task, _, metric = rule.metric.partition(".")
+        if task == PERPLEXITY and metric not in TEXT_FIGURES:
+            raise RecipeError(f"gate {rule.metric!r}: no such value is measured; {_hint(metric, TEXT_FIGURES)}")
+        if isinstance(rule, AgainstBaseline):
+            read_models(Path(rule.file))
+
+
 def outcomes(gates: Gates, models: Models, label: str) -> list[Outcome]:
     """Outcome of every bound on the model `label`. RecipeError for a bound on a value that was not measured."""
     return [outcome for rule in gates.all() for outcome in _of_rule(rule, models, label)]
@@ -134,7 +145,7 @@ def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> Estimate
     if isinstance(rule, Absolute):
         return of_metric(own)
     if isinstance(rule, AgainstBaseline):
-        return unpaired(own, _baseline(rule, label))
+        return unpaired(own, _alike(rule, own, _baseline(rule, label)))
     reference = _reference(rule, models)
     if label == reference:
         raise RecipeError(
@@ -156,6 +167,20 @@ def _baseline(rule: AgainstBaseline, label: str) -> MetricResult:
             f"gate on {rule.metric}: {rule.file} measures {', '.join(sorted(models))}; choose one with model: NAME"
         )
     return _measured(rule.metric, found)
+
+
+def _alike(rule: AgainstBaseline, own: MetricResult, its: MetricResult) -> MetricResult:
+    """The baseline's value. RecipeError if it had another prompt; a warning if it had another number of items."""
+    if own.shots != its.shots:
+        raise RecipeError(
+            f"gate on {rule.metric}: {rule.file} has it with {its.shots} shots, and this evaluation with {own.shots}; "
+            "measure both with the same"
+        )
+    if own.n != its.n:
+        progress.warn_once(
+            f"gate on {rule.metric}: {rule.file} has it of {its.n} items, and this evaluation of {own.n}"
+        )
+    return its
 
 
 def chosen(models: Models, label: str, named: str | None = None) -> ModelEvaluation | None:
@@ -183,8 +208,12 @@ def _measured(name: str, model: ModelEvaluation) -> MetricResult:
     values = {f"{task}.{metric}": m for task, metrics in model.results.items() for metric, m in metrics.items()}
     if name in values:
         return values[name]
-    if close := difflib.get_close_matches(name, values, n=1):
-        hint = f"did you mean {close[0]!r}?"
-    else:
-        hint = f"gates can name {', '.join(sorted(values))}" if values else "nothing was measured"
-    raise RecipeError(f"gate {name!r}: no such value was measured; {hint}")
+    raise RecipeError(f"gate {name!r}: no such value was measured; {_hint(name, values)}")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, or all of them."""
+    known = sorted(known)
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {close[0]!r}?"
+    return f"gates can name {', '.join(known)}" if known else "nothing was measured"

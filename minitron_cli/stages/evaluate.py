@@ -198,8 +198,3 @@ def _named_before(label: str, labels: Iterable[str]) -> list[str]:
 def gate_outcomes(artifact: Artifact, gates: Gates, label: str) -> list[Outcome]:
     """Outcome of every gate for the model called `label`."""
     return gate.outcomes(gates, artifact.result(EvaluationResult).models, label)
-
-
-def check_gates(artifact: Artifact, gates: Gates, label: str) -> None:
-    """Raise GateMissed unless the model called `label` meets every gate."""
-    gate.require(gate_outcomes(artifact, gates, label))

@@ -401,6 +401,9 @@ evaluate: {blocks: 2, gates: {maximum: {perplexity.loss: 0.001}}}
     first = invoke("run", recipe, "--runs-dir", fresh.root / "runs", "--json")
     assert first.exit_code == 4  # the gate, after everything was made
     made = json.loads(first.stdout)
+    (gate,) = made[4].pop("gates")
+    assert (gate["gate"], gate["passed"]) == ("perplexity.loss <= 0.001", False)
+    assert "MISSED" in invoke("run", recipe, "--runs-dir", fresh.root / "runs").stderr
     assert [(one["stage"], one["label"]) for one in made] == [
         ("importance", ""),
         ("prune", ""),

@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
 
-from minitron_cli import dry_run, pipeline
+from minitron_cli import dry_run, pipeline, recipe_check
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cli import tables
@@ -380,6 +381,12 @@ data: {sources: [{kind: python_stdlib}]}
             "steps: [{label: a, prune: {shape: {ffn: 8}}}, {label: a, prune: {shape: {ffn: 4}}}]",
             "two steps have the label",
         ),
+        ("steps: [{label: original, prune: {shape: {ffn: 8}}}]", "the label 'original' of a step is that of another"),
+        (
+            "steps: [{label: a, prune: {shape: {ffn: 8}}, distill: {steps: 5}}, {label: b, prune: {shape: {ffn: 4}}}]\n"
+            "controls: [{label: longer, steps: 9}]",
+            "control longer is in step b, which has no distill section; add one, or name the control's steps",
+        ),
         ("prune: {budget: {target: 50%}}\nrelatives: [n]", "relatives need a target; give a budget"),
         ("search: {budget: {target: 75%}, targets: [50%]}", "the search has several targets; choose one"),
         ("search: {budget: {target: 75%}}\nprune: {size: 75%, shape: {ffn: 8}}", "size picks a winner of the search"),
@@ -388,6 +395,57 @@ data: {sources: [{kind: python_stdlib}]}
 def test_a_chain_that_makes_no_sense_is_refused(text, message):
     with pytest.raises(RecipeError, match=message):
         check(Recipe, parse(RECIPE + text, "r.yaml"))
+
+
+def test_a_teacher_may_be_corrected_for_steps_that_are_trained():
+    text = "correct: {steps: 1}\nsteps: [{label: a, prune: {shape: {ffn: 8}}, distill: {steps: 5}}]"
+    assert check(Recipe, parse(RECIPE + text, "r.yaml")).distill is None
+
+
+IMPOSSIBLE = {
+    "step narrow: ffn=64 is not within 1 to the parent's 32": {
+        "steps": (CHAIN[0], Step(label="narrow", prune=PruneConfig(shape={"ffn": 64}, repair="none")))
+    },
+    "step narrow: control brief: 16 tokens are less than a step of 2 x 16 tokens: raise its tokens": {
+        "steps": CHAIN,
+        "controls": (Control(label="brief", tokens=16),),
+    },
+    "control brief: distill.warmup_steps 2 is more than the run's 1 steps": {
+        "prune": CHAIN[0].prune,
+        "distill": DistillConfig(steps=4, batch_size=2, warmup_steps=2),
+        "controls": (Control(label="brief", steps=1),),
+    },
+    "gate 'perplexity.los': no such value is measured; did you mean 'loss'": {
+        "prune": CHAIN[0].prune,
+        "evaluate": EvaluateConfig(gates=Gates(maximum={"perplexity.los": 1})),
+    },
+    "baseline gone.json does not exist": {
+        "prune": CHAIN[0].prune,
+        "evaluate": EvaluateConfig(
+            gates=Gates(rules=[{"kind": "baseline", "file": "gone.json", "metric": "a.b", "min_ratio": 1}])
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("message", IMPOSSIBLE)
+@pytest.mark.parametrize("is_dry", [True, False], ids=["dry", "run"])
+def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, monkeypatch, message, is_dry):
+    monkeypatch.chdir(tmp_path)
+    write_place(tmp_path)
+    asked = recipe(tmp_path / "model", data(tmp_path), **IMPOSSIBLE[message])
+    with pytest.raises(RecipeError, match=f"^{re.escape(message)}"):
+        dry_run.plan(asked) if is_dry else pipeline.run(asked, context(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("*/*"))
+
+
+def test_shapes_are_checked_up_to_the_first_that_is_still_to_be_chosen(tmp_path):
+    steps = (
+        Step(label="chosen", prune=PruneConfig(budget=Budget(target="75%"), repair="none")),
+        Step(label="larger", prune=PruneConfig(shape={"ffn": 48}, repair="none")),
+    )
+    model = write_tiny(tmp_path / "model")
+    recipe_check.check(recipe(model, data(tmp_path), steps=steps), dry_run.shape_of(str(model))[0])
 
 
 def test_only_the_first_step_gives_a_tied_model_a_head_of_its_own(tmp_path):

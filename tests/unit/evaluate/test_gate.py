@@ -3,6 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from minitron_cli import progress
 from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Gates
 from minitron_cli.evaluate.gate import outcomes, require
@@ -193,3 +194,26 @@ def test_a_loss_within_the_bound_at_each_step_of_a_chain_may_miss_it_against_the
     for of in ({}, {"of": "original"}):
         with pytest.raises(GateMissed, match=r"text.loss - original is 0.16, 0.06 above its maximum 0.1"):
             require(outcomes(Gates(rules=[{**rule, **of}]), second, "distilled"))
+
+
+def test_a_baseline_with_another_prompt_is_refused_and_one_of_other_items_is_said(baseline, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "warn_once", said.append)
+    rule = {"kind": "baseline", "file": str(baseline), "metric": "quiz.acc", "min_ratio": 0.5}
+    own = MODELS["child"].results["quiz"]["acc"]
+
+    def measured(**changes):
+        return evaluated({"child": {"results": {"quiz": {"acc": own.model_copy(update=changes)}}}})
+
+    outcome(rule)
+    assert said == []
+    outcome(rule, measured(n=7))
+    assert said == [f"gate on quiz.acc: {baseline} has it of {own.n} items, and this evaluation of 7"]
+    with pytest.raises(RecipeError, match="has it with None shots, and this evaluation with 5; measure both"):
+        outcome(rule, measured(shots=5))
+
+
+def test_two_bounds_of_one_value_on_the_command_line_are_refused():
+    with pytest.raises(RecipeError, match=r"gates a.b=0.9 and a.b=0.1 bound the same value: leave one out"):
+        Gates.parse(minimum=["a.b=0.9", "a.b=0.1"])
+    assert Gates.parse(minimum=["a.b=0.9", "a.b=0.9"], maximum=["a.b=1"]).maximum == {"a.b": 1}
