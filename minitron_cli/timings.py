@@ -57,7 +57,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _path(facts: Mapping[str, Any]) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "minitron" / "timings" / f"{canonical_json.digest(facts)}.json"
 
 

@@ -14,6 +14,10 @@ from minitron_cli.errors import CheckpointError, EnvironmentFault
 
 DEMO_TEACHER = "demo-teacher"
 """Name of the model that ships with the package."""
+FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "*.masks", "README.md")
+"""Patterns of the files of a hub repository that are downloaded."""
+OTHER_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
+"""Patterns of the weights once more, in the format of other programs, which some repositories hold."""
 EXAMPLES = 8  # aliases that a message names
 
 
@@ -103,11 +107,16 @@ def _download(hub_id: str, *, offline: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "*.masks", "README.md"]
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
         with stopping.interruptible():
-            found = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=3)
+            found = snapshot_download(
+                hub_id,
+                allow_patterns=[*FILES],
+                ignore_patterns=[*OTHER_COPIES],
+                local_files_only=local_only,
+                etag_timeout=3,
+            )
         return Path(found)
     except GatedRepoError:
         raise CheckpointError(f"{hub_id} is gated: accept its license on the hub and run `hf auth login`") from None

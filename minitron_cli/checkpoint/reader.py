@@ -54,8 +54,9 @@ class Checkpoint:
         _refuse_integers(tensors)
         kept = _without_leftover(config, {info.dtype for info in tensors.values()})
         own, text, wrapper = wrappers.unwrap(kept, base_names.in_memory(kept, tensors))
-        remarks = _remarks(config, cls(path, kept, text))
-        return cls(path, own, text, tuple(remarks), wrapper)
+        found = cls(path, own, text, wrapper=wrapper)
+        remarks = _remarks(config, replace(found, config=kept))
+        return replace(found, config=_stored_as(found.dtype, own) if text else own, remarks=tuple(remarks))
 
     def named(self, names: Iterable[str]) -> "Checkpoint":
         """The same checkpoint under these names, which may be of entries of stacks (`stacked_names.py`).
@@ -123,6 +124,12 @@ def _without_leftover(config: dict[str, Any], dtypes: Iterable[str]) -> dict[str
     """Config without a quantization that none of the tensors has."""
     is_leftover = PLAIN.issuperset(dtypes)
     return {name: value for name, value in config.items() if name != "quantization_config" or not is_leftover}
+
+
+def _stored_as(dtype: torch.dtype, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config that states this dtype where it states one: what is made from it is read in the dtype that it states."""
+    name = str(dtype).removeprefix("torch.")
+    return {**config, **{field: name for field in ("dtype", "torch_dtype") if isinstance(config.get(field), str)}}
 
 
 def _remarks(config: Mapping[str, Any], found: Checkpoint) -> Iterator[str]:

@@ -140,7 +140,10 @@ def evaluate(
     models, changes = sessions.split(words or ())
     known = _known_parent(how)
     parent = models[:1] if known is None and not recipe else []  # new workspace: the first model is the parent
-    others = models[1:] if parent or (models and sessions.absolute(models[0]) == known) else models
+    is_known = bool(models) and sessions.absolute(models[0]) == known
+    if len(models) > 1 and not (parent or is_known or how.run or recipe):
+        _check_made_here(how, models)
+    others = models[1:] if parent or is_known else models
     with sessions.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as session:
         from minitron_cli import api
         from minitron_cli.evaluate.config import EvaluateConfig
@@ -166,6 +169,20 @@ def _known_parent(how: ComputeOptions) -> str | None:
 
     name = how.run or last_used(how.runs_dir)
     return Workspace(how.runs_dir / name).settings.get("model") if name else None
+
+
+def _check_made_here(how: ComputeOptions, models: Sequence[str]) -> None:
+    """Refuse models whose first may be meant as the parent, where the workspace used last is about another one."""
+    from minitron_cli.artifacts.workspace import open_workspace
+    from minitron_cli.cost.lineage import is_made_in
+    from minitron_cli.inputs.source_model import open_source_model
+
+    workspace = open_workspace(how.runs_dir, None)
+    if not is_made_in(workspace, open_source_model(models[0], offline=how.offline).fingerprint):
+        raise InputError(
+            f"{models[0]} was not made in {workspace.root}, which is about {workspace.settings.get('model')}: add "
+            f"--run with a new name to compare with {models[0]}, or --run {workspace.name} to compare all with that"
+        )
 
 
 def _section(wanted: bool | None) -> Any:
@@ -257,13 +274,14 @@ def labels(models: Sequence[str]) -> list[str]:
 
 def _made(workspace: "Workspace") -> list[tuple[str, Path]]:
     """(label, directory) of the workspace's current models, and of the student before training if it was given."""
+    from minitron_cli.cli.models import made_last
     from minitron_cli.report.product import Product
     from minitron_cli.results.evaluation import STUDENT
 
-    stages = {"pruned": "prune", "sparse": "sparsify", "distilled": "distill"}
-    made = {label: workspace.current(stage) for label, stage in stages.items()}
-    found = [(label, artifact.path) for label, artifact in made.items() if artifact]
-    if distilled := made["distilled"]:
+    labels = {"prune": "pruned", "sparsify": "sparse", "distill": "distilled"}
+    made = made_last(workspace)
+    found = [(labels[stage], artifact.path) for stage, artifact in made.items()]
+    if distilled := made.get("distill"):
         product, student = Product(workspace, distilled), distilled.manifest.inputs["student"]
         if product.student(distilled) and (path := product.directory(student)):
             found.insert(-1, (STUDENT, path))

@@ -24,6 +24,7 @@ from minitron_cli.errors import InputError
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
 
+MOST_LAYERS = 10_000  # more than any model has; a longer range is a typing error
 BY_BLOCK_IMPORTANCE = (
     "layers are ranked by Block Importance; to rank them by the perplexity without each, run `minitron importance "
     "--layer-removal` and add ranking.layers=perplexity"
@@ -165,5 +166,10 @@ def _layers(text: str) -> list[int]:
     found = [re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part) for part in text.split(",")]
     if None in found:
         raise InputError(f"--drop-layers {text!r}: write layers counted from 0, e.g. 15-30 or 3,5,7")
-    ranges = (range(int(match[1]), int(match[2] or match[1]) + 1) for match in found if match)
-    return sorted({layer for layers in ranges for layer in layers})
+    ends = [(int(match[1]), int(match[2] or match[1])) for match in found if match]
+    for first, last in ends:
+        if first > last:
+            raise InputError(f"--drop-layers {text!r}: the range {first}-{last} is empty; write {last}-{first}")
+        if last >= MOST_LAYERS:
+            raise InputError(f"--drop-layers {text!r}: no model has a layer {last:,}; layers are counted from 0")
+    return sorted({layer for first, last in ends for layer in range(first, last + 1)})

@@ -66,9 +66,11 @@ def push(
 
 def _made(workspace: "Workspace", stage: str | None) -> "Artifact":
     """Artifact to push. ArtifactError if there is none."""
-    for name in [stage] if stage else ["distill", "sparsify", "prune"]:
-        if artifact := workspace.current(name):
-            return artifact
+    from minitron_cli.cli.models import made_last
+
+    models = [workspace.current(stage)] if stage else [*made_last(workspace).values()]
+    if models and (artifact := models[-1]):
+        return artifact
     raise ArtifactError(
         f"workspace {workspace.root} has no {stage or 'pruned'} model to push: run `minitron {stage or 'prune'}` first"
     )

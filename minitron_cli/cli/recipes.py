@@ -29,10 +29,9 @@ def list_recipes(shown: Show) -> None:
 
 def show_recipe(name: Name) -> None:
     """Print a recipe."""
-    from minitron_cli import recipe as recipes
     from minitron_cli.cli import console
 
-    console.result(recipes.find(name).read_text(encoding="utf-8").rstrip("\n"))
+    console.result(_file(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
 def copy_recipe(
@@ -45,10 +44,9 @@ def copy_recipe(
     ] = None,
 ) -> None:
     """Copy a recipe to a file that you can edit."""
-    from minitron_cli import recipe as recipes
     from minitron_cli.cli import console
 
-    source = recipes.find(name)
+    source = _file(name)
     path = destination or Path(source.name)
     path = path / source.name if path.is_dir() else path
     output_file.check(path, new=True)
@@ -62,6 +60,16 @@ def schema() -> None:
     from minitron_cli.cli import console
 
     console.data(recipes.schema())
+
+
+def _file(name: str) -> Path:
+    """File of a recipe by its name, or at a path. RecipeError if there is none, or it is no YAML."""
+    from minitron_cli import recipe as recipes
+    from minitron_cli import yaml_document
+
+    path = recipes.find(name)
+    yaml_document.read(path)
+    return path
 
 
 def _summary(path: Path) -> str:

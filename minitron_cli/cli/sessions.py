@@ -184,6 +184,9 @@ def _requested(
 def _text(text: DataOptions | None) -> dict[KeyPath, Any]:
     if text is None:
         return {}
+    if (text.format or text.column) and not (text.data or text.validation):
+        flag = "--format" if text.format else "--column"
+        raise InputError(f"{flag} says how --data or --validation is read: give that as well")
     named: dict[KeyPath, Any] = {("data", "sequence_length"): text.sequence_length, ("data", "bos"): text.bos}
     if text.data:
         named |= {("data", "sources"): [_source(one, text) for one in text.data], ("data", "validation"): []}

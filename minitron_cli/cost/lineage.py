@@ -36,6 +36,11 @@ def descends(workspace: Workspace, product: Artifact, ancestor: Artifact) -> boo
     return ancestor.key != product.key and any(made.key == ancestor.key for made in lineage(workspace, product))
 
 
+def is_made_in(workspace: Workspace, known: str) -> bool:
+    """Whether a model, given by its fingerprint, was made in a workspace, or in that of its parent."""
+    return any(known in fingerprints(made) for made in _everything(workspace))
+
+
 def _everything(workspace: Workspace, seen: frozenset[Path] = frozenset()) -> Iterator[Artifact]:
     """Artifacts of the workspace and, if its model was made in another workspace, of that one."""
     root = workspace.root.resolve()

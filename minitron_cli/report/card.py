@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urljoin
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -54,6 +55,8 @@ class HubFacts:
         known = {name: found[name] for name in ("license", "license_name", "license_link") if _is_word(found.get(name))}
         if not _is_link(known.get("license_link", "")):
             del known["license_link"]
+        elif base_model and "license_link" in known:  # which may be a file of the parent's repository
+            known["license_link"] = urljoin(f"https://huggingface.co/{base_model}/blob/main/", known["license_link"])
         language = found.get("language") or ()
         languages = tuple(filter(_is_word, [language] if isinstance(language, str) else language))
         return cls(base_model, **known, language=languages)

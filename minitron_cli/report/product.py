@@ -22,6 +22,20 @@ from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.training import TrainingResult
 
 
+def current_models(workspace: Workspace) -> dict[str, Artifact]:
+    """Stage -> model that the workspace made last, of `prune`, `sparsify` and `distill` in this order.
+
+    Without those that were made from another model than the current one of the stage before.
+    """
+    pruned, sparse, distilled = (workspace.current(stage) for stage in ("prune", "sparsify", "distill"))
+    if pruned and sparse and not descends(workspace, sparse, pruned):
+        sparse = None
+    starts = {fingerprint.of_model(made.manifest) for made in (pruned, sparse) if made}
+    if starts and distilled and distilled.manifest.inputs["student"] not in starts:
+        distilled = None
+    return {made.stage: made for made in (pruned, sparse, distilled) if made}
+
+
 @dataclass(frozen=True)
 class Product:
     """One result, what it was made from, and what was made beside it for comparison."""
@@ -32,14 +46,9 @@ class Product:
     @classmethod
     def current(cls, workspace: Workspace) -> "Product":
         """The workspace's distilled model, else what there is so far. ArtifactError if there is nothing."""
-        pruned, sparse, distilled = (workspace.current(stage) for stage in ("prune", "sparsify", "distill"))
-        if pruned and sparse and not descends(workspace, sparse, pruned):
-            sparse = None  # of an earlier pruned model, or of the parent
-        starts = {fingerprint.of_model(made.manifest) for made in (pruned, sparse) if made}
-        if starts and distilled and distilled.manifest.inputs["student"] not in starts:
-            distilled = None  # the same of a student
+        models = current_models(workspace).values()
         stages = (workspace.current(stage) for stage in ("search", "importance", "correct", "evaluate"))
-        found = next(filter(None, (distilled, sparse, pruned, *stages)), None)
+        found = next(filter(None, (*reversed(models), *stages)), None)
         if found is None:
             raise ArtifactError(f"workspace {workspace.root} has no results to report: run `minitron importance` first")
         return cls(workspace, found)

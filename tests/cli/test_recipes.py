@@ -41,6 +41,17 @@ def test_a_shown_recipe_is_its_text_on_stdout(run: Run) -> None:
     assert run("recipes", "show", WIDTH).stdout == recipe.shipped()[WIDTH].read_text()
 
 
+def test_what_is_no_recipe_is_neither_shown_nor_copied(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    for file, why in ((tmp_path, "is not a regular file"), ("binary.yaml", "is not UTF-8 text"), ("rows.jsonl", "")):
+        for words in (("show", file), ("cp", file, "copy.yaml")):
+            result = run("recipes", *words)
+            assert result.exit_code == 2, result.stderr
+            assert why in result.stderr
+    assert not (tmp_path / "copy.yaml").exists()
+
+
 def test_the_schema_is_json_on_stdout(run: Run) -> None:
     assert json.loads(run("recipes", "schema").stdout) == recipe.schema()
 

@@ -606,6 +606,54 @@ def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_of_an_earlier_pruning_is_neither_pushed_nor_judged(fresh: KeyPath) -> None:
+    fresh.importance()
+    first = fresh.run("prune", "--shape", "ffn=64")
+    distilled = fresh.run("distill", "--steps", 2, *TRAINING)
+    pushed = ("push", "me/small", "--dry-run", "--allow-worse")
+    assert fresh.run(*pushed)["from"] == distilled["path"]
+    assert list(fresh.run("eval", "blocks=2")["result"]["models"]) == ["parent", "pruned", "distilled"]
+    second = fresh.run("prune", "--shape", "ffn=32")
+    assert fresh.run(*pushed)["from"] == second["path"]
+    assert fresh.run(*pushed, "--stage", "distill")["from"] == distilled["path"]
+    found = invoke("eval", "blocks=2", "--json", "--runs-dir", fresh.root / "runs")
+    assert list(json.loads(found.stdout)["result"]["models"]) == ["parent", "pruned"]
+    left_out = f"{distilled['path']} is left out, because it was made before the current pruned model"
+    assert left_out in found.stderr
+    assert first["path"] != second["path"]
+
+
+@pytest.mark.slow
+def test_a_strange_model_is_not_taken_for_a_child_of_the_last_workspace(fresh: KeyPath, exported: Any) -> None:
+    fresh.importance()
+    own, strange = fresh.run("prune", "--shape", "ffn=64", "-o", fresh.root / "own"), exported["path"]
+    words = ("--data", fresh.text, "--sequence-length", 16, "blocks=2")
+    refused = fresh.run("eval", strange, fresh.root / "own", *words, code=2)
+    assert refused.startswith(f"{strange} was not made in {fresh.root / 'runs/model'}, which is about {fresh.model}: ")
+    with_parent = fresh.run("eval", strange, own["path"], *words, "--run", "new")
+    assert list(with_parent["result"]["models"]) == ["parent", own["path"].rpartition("/")[2]]
+    beside = fresh.run("eval", fresh.root / "own", strange, *words, "--run", "model")
+    assert list(beside["result"]["models"]) == ["parent", "own", strange.rpartition("/")[2]]
+    assert list(fresh.run("eval", fresh.root / "own", strange, *words)["result"]["models"])[1] == "own"
+
+
+def test_options_that_describe_the_text_need_it(fresh: KeyPath) -> None:
+    fresh.importance()
+    for flag, value in (("--format", "chat"), ("--column", "nonexist")):
+        refused = fresh.run("data", "inspect", flag, value, code=2)
+        assert refused == f"{flag} says how --data or --validation is read: give that as well"
+
+
+def test_a_range_of_layers_that_is_empty_or_endless_is_refused(fresh: KeyPath) -> None:
+    fresh.importance()
+    for layers, why in (
+        ("3-1", "the range 3-1 is empty; write 1-3"),
+        ("0-99999999", "no model has a layer 99,999,999"),
+    ):
+        assert why in fresh.run("prune", "--drop-layers", layers, code=2)
+
+
+@pytest.mark.slow
 def test_push_lists_the_checkpoint_and_its_card(place: KeyPath, pruned: dict[str, Any]) -> None:
     from huggingface_hub import ModelCard
 

@@ -52,3 +52,11 @@ def test_a_damaged_file_is_measured_again(cache):
     (file,) = cache.rglob("*.json")
     file.write_text("{")
     assert timings.fastest(FACTS, measured(2.0)) == {"seconds": 2.0}
+
+
+def test_an_empty_cache_variable_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    timings.fastest(FACTS, measured(2.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -225,3 +225,4 @@ def test_the_stored_dtype_decides_whatever_the_config_says(tmp_path, said):
     checkpoint = Checkpoint.open(path)
     state = {name: checkpoint.read(name) for name in checkpoint.tensors}
     assert hf.model_of(dict(checkpoint.config), state).dtype == torch.float32
+    assert checkpoint.config["dtype"] == "float32", "so that a child does not state it wrongly"

@@ -63,7 +63,7 @@ def test_license_and_languages_are_carried_over_from_the_parents_card():
     assert {name: metadata[name] for name in ("license", "license_name", "license_link", "language", "base_model")} == {
         "license": "other",
         "license_name": "llama3.1",
-        "license_link": "LICENSE",
+        "license_link": "https://huggingface.co/me/large/blob/main/LICENSE",
         "language": ["en", "de"],
         "base_model": "me/large",
     }
