@@ -51,6 +51,23 @@ LEFT_OUT = ("llm-streamline", "sheared-llama")
 MEASURED = [name for name in methods.METHODS if name not in LEFT_OUT]
 NEAR = 0.01  # of the parent's parameters: how far a child may be from the share, if there is such a child
 DISTILLED = ("50%", "2:4")
+STATES = {
+    "plain": (PLAIN, False),
+    "least squares": (FITTED, False),
+    "plain, distilled": (PLAIN, True),
+    "least squares, distilled": (FITTED, True),
+}
+"""Column -> repair, and whether it was distilled."""
+PUBLISHED = (
+    ("2:4", "wanda", "magnitude"),
+    ("2:4", "sparsegpt", "wanda"),
+    ("50%", "wanda", "magnitude"),
+    ("50%", "sparsegpt", "wanda"),
+    ("50%", "wanda", "minitron-width"),
+    ("50%", "wanda", "flap"),
+    ("50%", "wanda", "minitron-depth"),
+)
+"""Amount, a method, and one that is published as farther from the parent at this amount."""
 LEARNING_RATE = {PLAIN: 1e-3, FITTED: 3e-4}  # a repaired child moves away from its parent at the larger one
 
 
@@ -178,6 +195,15 @@ class Cell:
         left = shape.parameters("non_embedding") / parent.parameters("non_embedding")
         return figures | {"pruned": 1 - left, "seconds": time.process_time() - start}
 
+    def kl(self, state: str) -> float | None:
+        """KL to the parent in one of STATES; None if it was not measured."""
+        what, trained = STATES[state]
+        if trained:
+            found = self.distilled(what, measure=False)
+        else:
+            found = (self.before_training(measure=False) or {}).get(what)
+        return found["kl"] if found else None
+
     def distilled(self, what: str, *, measure: bool) -> Figures | None:
         """Loss and KL after distillation of the child without a repair, or of the one with least squares."""
         return self.found(f"{what}-distilled-{self.study.tokens}", (lambda: self._distilled(what)) if measure else None)
@@ -277,6 +303,38 @@ def section(study: MethodsStudy, every: Sequence[Cell]) -> Iterator[str]:
                 row += [both(each) for each in distilled] if is_distilled else []
                 yield "| " + " | ".join(row) + " |"
     yield ""
+    yield from directions(every)
+
+
+def directions(every: Sequence[Cell]) -> Iterator[str]:
+    """Markdown lines with the differences in KL that were published, paired by seed."""
+    known = {(cell.amount, cell.method, cell.seed): cell for cell in every if cell.before_training(measure=False)}
+    rows = []
+    for amount, nearer, farther in PUBLISHED:
+        pairs = [
+            (known[amount, nearer, seed], known[amount, farther, seed])
+            for seed in sorted({cell.seed for cell in every})
+            if {(amount, nearer, seed), (amount, farther, seed)} <= known.keys()
+        ]
+        if pairs:
+            cells = [_apart(pairs, state) for state in STATES]
+            rows.append(f"| {amount} | {nearer} - {farther} | " + " | ".join(cells) + " |")
+    if rows:
+        yield "KL of the method that is published as nearer to its parent, less that of the other one:"
+        yield from (
+            "",
+            "| amount | difference | " + " | ".join(STATES) + " |",
+            "|---" * (2 + len(STATES)) + "|",
+            *rows,
+            "",
+        )
+
+
+def _apart(pairs: Sequence[tuple[Cell, Cell]], state: str) -> str:
+    """Mean and interval of the differences of pairs that are measured in this state."""
+    found = [(first.kl(state), second.kl(state)) for first, second in pairs]
+    apart = [own - other for own, other in found if own is not None and other is not None]
+    return mean_and_interval(apart, "{:+.3f}") if apart else ""
 
 
 HEAD = (
