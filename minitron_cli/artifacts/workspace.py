@@ -18,6 +18,7 @@ from minitron_cli.errors import ArtifactError, InputError
 SETTINGS = "settings.json"
 GIVEN = "given.json"
 LOCK = ".lock"
+TOKENS = "tokens"
 REMOVALS = 100  # of its directory, before a process that acquires a lock takes them for an error
 CURRENT = "current"  # a file: in a stage's directory the current artifact, in the root the current workspace
 
@@ -27,10 +28,21 @@ class Workspace:
     """Directory with the artifacts of one model."""
 
     root: Path
+    text_of: "Workspace | None" = None
+    """Workspace whose tokenized text this one reads and adds to; None: its own."""
 
     @property
     def name(self) -> str:
         return self.root.name
+
+    @property
+    def tokens(self) -> Path:
+        """Directory of tokenized text."""
+        return self.text_of.tokens if self.text_of else self.root / TOKENS
+
+    def within(self, name: str) -> "Workspace":
+        """Workspace below this one, with results and pointers of its own and the same tokenized text."""
+        return Workspace(self.root / name, text_of=self)
 
     def stage_dir(self, stage: str) -> Path:
         """Directory of a stage's artifacts."""

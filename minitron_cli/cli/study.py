@@ -57,14 +57,15 @@ def study(
         output_file.check(file)
     from minitron_cli.cli import console, sessions
 
-    text = replace(text, sequence_length=text.sequence_length or asked.sequence_length)
-    words = [model] if model else []
+    words, named = [model] if model else [], text.sequence_length or asked.sequence_length
     with sessions.opened(how, "study", words, text=text) as session:
         from minitron_cli.study import page, runner
 
         label = Path(name).stem
         steps = QUICK_STEPS if quick else None
-        made = runner.Runner(label, asked, session.context, session.model(), session.data(), blocks, steps)
+        data = session.data()
+        data = data.model_copy(update={"sequence_length": named or data.sequence_length})
+        made = runner.Runner(label, asked, session.context, session.model(), data, blocks, steps)
         count = seeds or (QUICK_SEEDS if quick else asked.seeds)
         counts = ["--seeds", count, "--blocks", blocks, *["--quick"] * quick]
         if how.dry_run:
@@ -76,7 +77,7 @@ def study(
             made.results(count),
             made.parent_loss(),
             made.setting(),
-            _command(name, session.model(), text, how.dtype, counts),
+            _command(name, session.model(), replace(text, sequence_length=named), how.dtype, counts),
         )
         values = {arm: [run.model_dump(mode="json") for run in runs] for arm, runs in found.runs.items()}
     if output and figures:

@@ -20,10 +20,10 @@ def blocks_of(context: Context, data: DataConfig, split: Literal["train", "valid
     """Blocks of one split, tokenized by the tokenizer of the model at `model`. Token ids need none."""
     rows = hf.load_config(model).vocab_size
     if not data.has_text and not hf.has_tokenizer(model):
-        return prepare(data, split, None, "", _directory(context), vocab_size=rows)
+        return prepare(data, split, None, "", context.workspace.tokens, vocab_size=rows)
     tokenizer = hf.load_tokenizer(model)
     possible = _largest_id(tokenizer, model)
-    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), _directory(context))
+    blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), context.workspace.tokens)
     if possible >= rows:
         _check_ids(blocks, rows, tokenizer, split, model)
     return blocks
@@ -34,11 +34,7 @@ def blocks_for_new_model(
 ) -> Blocks:
     """Blocks of one split, by the tokenizer in a directory for which there is no model yet."""
     loaded = hf.load_tokenizer(tokenizer)
-    return prepare(data, split, loaded, fingerprint.of_tokenizer(tokenizer), _directory(context))
-
-
-def _directory(context: Context) -> Path:
-    return context.workspace.root / "tokens"
+    return prepare(data, split, loaded, fingerprint.of_tokenizer(tokenizer), context.workspace.tokens)
 
 
 def _largest_id(tokenizer: "PreTrainedTokenizerBase", model: Path) -> int:

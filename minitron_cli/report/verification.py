@@ -15,15 +15,13 @@ from minitron_cli.errors import ArtifactError, CheckpointError
 from minitron_cli.report import provenance
 from minitron_cli.results.verification import Finding, Verification
 
-TOKENS = "tokens"
-
 
 def verify(workspace: Workspace) -> Verification:
     """Findings on every artifact and token file, from all of their bytes. ArtifactError without such a workspace."""
     if not workspace.root.is_dir():
         raise ArtifactError(f"there is no workspace {workspace.root}: name another, or give --runs-dir")
     given, unreadable = _given(workspace)
-    artifacts, tokens = verification.paths(workspace), token_file.finished(workspace.root / TOKENS)
+    artifacts, tokens = verification.paths(workspace), token_file.finished(workspace.tokens)
     size_bytes = sum(map(_size_bytes, (*artifacts, *tokens)))
     with progress.track("verify", size_bytes, "bytes") as step:
         checked = [verification.check(path, step) for path in artifacts]

@@ -1,11 +1,12 @@
 """Runs of a study: every arm with every seed, measured on held-out blocks that nothing was chosen by.
 
-Artifacts that arms share, such as scores, are made once. Of a run that is over only its figures are kept, in
-`study/NAME/` of the workspace, so that an interrupted study continues and a disk does not fill.
+They run in a workspace of their own, `study/runs` of the user's, whose models and pointers stay as they are. Artifacts
+that arms share, such as scores, are made once. Of a trained model only its figures are kept, in `study/NAME-KEY`, so
+that an interrupted study continues and a disk does not fill.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition, merged
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FIGURES, RUNS = "study", "study/runs"  # directories of the workspace
 QUICK_SECONDS = 5.0  # of a stage that is over in seconds and not timed beforehand
 NOTHING = {"evaluate": {"perplexity": False}}  # figures are measured here, on blocks of our own choice
 
@@ -104,7 +106,12 @@ class Runner:
             "blocks": self.blocks,
             "quick_steps": self.quick_steps,
         }
-        return self.context.workspace.root / "study" / f"{self.name}-{canonical_json.digest(facts)[:8]}"
+        return self.context.workspace.root / FIGURES / f"{self.name}-{canonical_json.digest(facts)[:8]}"
+
+    @property
+    def _running(self) -> Context:
+        """Context of the pipelines."""
+        return replace(self.context, workspace=self.context.workspace.within(RUNS))
 
     @cached_property
     def parent(self) -> SourceModel:
@@ -193,7 +200,7 @@ class Runner:
         return RunFigures.model_validate(strict_json.load(path))
 
     def _run(self, recipe: Recipe) -> RunFigures:
-        last = pipeline.run(recipe, self.context)[-1]
+        last = pipeline.run(recipe, self._running)[-1]
         trained = last.distilled.get(pipeline.DISTILLED)
         child = open_source_model(last.start.path)
         figures = RunFigures(

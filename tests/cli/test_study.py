@@ -9,7 +9,8 @@ import pytest
 
 from minitron_cli import pipeline
 from minitron_cli.distill import short_runs
-from minitron_cli.study.runner import Runner
+from minitron_cli.recipe import Recipe
+from minitron_cli.study.runner import Measured, ModelFigures, RunFigures, Runner
 from tests.cli.program import Run
 
 STUDY = """
@@ -31,6 +32,16 @@ expected:
 
 
 LONGER = "longer: {distill: {tokens: 256}}"
+TUNING = "tuning: {rates: [1e-3, 1e-2], tokens: 64}\n"
+RECIPE = """
+model: {model}
+data: {{sources: [{{kind: files, paths: [{text}]}}], sequence_length: 16}}
+importance: {{samples: 4}}
+prune: {{shape: {{ffn: 64}}, repair: none}}
+distill: {{tokens: 128, batch_size: 2, micro_batch_size: 2, eval_blocks: 1}}
+evaluate: {{perplexity: false}}
+report: false
+"""
 
 
 @pytest.fixture
@@ -171,3 +182,50 @@ def test_the_learning_rate_is_the_one_that_was_trained_with(run: Run, tiny: Path
     file.write_text(STUDY.replace("tuning: {rates: [1e-3, 1e-2], tokens: 64}\n", ""))
     found = json.loads(run(*words(file, tiny, "--json")).stdout)
     assert found["forward KL"][0]["learning_rate"] == pytest.approx(1e-5)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file that stages or pointers wrote in a workspace, outside of its studies."""
+    files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if "/" in name and not name.startswith("study/")}
+
+
+@pytest.mark.slow
+def test_a_study_leaves_the_models_and_pointers_of_the_workspace(run: Run, tiny: Path, tmp_path: Path):
+    """Also where an arm with a seed is what the user has trained before. Arms share scores, and the text all runs."""
+    recipe, file = tmp_path / "recipe.yaml", tmp_path / "own.yaml"
+    recipe.write_text(RECIPE.format(model=tiny / "model", text=tiny / "text.jsonl"))
+    assert run("run", recipe, "--run", "own").exit_code == 0
+    before = contents(Path("runs/own"))
+    file.write_text(STUDY.replace(TUNING, ""))
+    done = run(*words(file, tiny, "--run", "own"))
+    assert done.exit_code == 0, done.stderr
+    assert contents(Path("runs/own")) == before
+    scored = [path for path in Path("runs/own/study").rglob("importance/*") if path.is_dir()]
+    assert len(scored) == 2  # of each seed, for three arms
+    assert list(Path("runs").rglob("tokens")) == [Path("runs/own/tokens")]
+    assert not list(Path("runs/own/study").rglob("distill/*/model.safetensors"))
+
+
+def figures(loss: float = 2.0) -> RunFigures:
+    """Figures of a run that was not made."""
+    measured = Measured(chosen_by=ModelFigures(loss=9, kl=9), reported=ModelFigures(loss=loss, kl=loss / 10))
+    return RunFigures(parameters=10, non_embedding=8, learning_rate=1e-3, before=measured, after=measured)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Recipes of the runs of a study, none of which is made."""
+    found: list[Recipe] = []
+    monkeypatch.setattr(Runner, "_run", lambda self, recipe: found.append(recipe) or figures(2 + len(found) / 8))
+    monkeypatch.setattr(Runner, "parent_loss", lambda self: 2.0)
+    return found
+
+
+def test_a_study_leaves_the_workspaces_block_length(run: Run, tiny: Path, study: Path, made: list[Recipe]):
+    study.write_text(STUDY + "sequence_length: 8\n")
+    text = ("--data", tiny / "text.jsonl", "--seeds", 2, "--blocks", 4)
+    assert run("study", study, tiny / "model", *text).exit_code == 0
+    (settings,) = Path("runs").rglob("settings.json")
+    assert json.loads(settings.read_text())["data"].get("sequence_length") is None
+    assert {recipe.data.sequence_length for recipe in made} == {8}
