@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from minitron_cli import recipe as recipes
 from minitron_cli import yaml_document
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import RecipeError
 from minitron_cli.recipe import Recipe
 from minitron_cli.spec import Quantity, Spec
@@ -21,6 +22,12 @@ from minitron_cli.yaml_document import YamlDocument
 
 Figure = Literal["kl", "loss"]
 When = Literal["before", "after"]
+GIVEN = {
+    "model": "names as its MODEL",
+    "data": "names with --data",
+    "report": "leaves out for the study's own page",
+}
+"""Key of a recipe that is none of a study's -> what the command does about it."""
 TRIAL_SEED = 100
 """Seed of the short runs that choose a learning rate, which no compared run has."""
 
@@ -96,7 +103,22 @@ class StudyDefinition(Spec):
         named = [arm for order in self.expected for pair in order.pairs for arm in pair] + list(self.fewer_seeds)
         if unknown := [arm for arm in named if arm not in self.arms]:
             raise ValueError(f"{unknown[0]!r} is no arm; the arms are {', '.join(self.arms)}")
+        for place, sections in {"recipe": self.recipe, **{f"arms.{arm}": self.arms[arm] for arm in self.arms}}.items():
+            if given := next((key for key in GIVEN if key in sections), ""):
+                raise ValueError(f"{place} has {given}, which the command {GIVEN[given]}; remove it")
+        if self.tuning:
+            self._check_tuned()
         return self
+
+    def _check_tuned(self) -> None:
+        """Refuse a step whose training has a learning rate of its own, beside those that are tried."""
+        for arm, sections in self.arms.items():
+            for step in merged(self.recipe, sections).get("steps") or ():
+                if isinstance(step, Mapping) and step.get("distill"):
+                    raise ValueError(
+                        f"step {step.get('label')} of arm {arm} has its own distill, whose rate tuning does not "
+                        "choose; leave it to the arm's distill, or remove tuning"
+                    )
 
     def recipe_of(self, arm: str, model: str, data: DataConfig, seed: int, changes: Mapping[str, Any]) -> Recipe:
         """Recipe of one run: the study's, the arm's sections over it, then `changes`. RecipeError if it is invalid."""
@@ -106,7 +128,25 @@ class StudyDefinition(Spec):
             found = yaml_document.check(Recipe, YamlDocument(values))
         except RecipeError as e:
             raise RecipeError(f"arm {arm}: {e}") from None
-        return found.seeded(seed).model_copy(update={"data": found.data})  # one order of blocks to hold out and to draw
+        seeded = found.seeded(seed).model_copy(update={"data": found.data})  # one order of blocks to hold out and draw
+        return seeded if found.teach else _without_signals(seeded)
+
+
+def _without_signals(recipe: Recipe) -> Recipe:
+    """The recipe, in which no training reads the signals that another arm has stored."""
+    steps = tuple(step.model_copy(update=_of_the_teacher(step.distill)) for step in recipe.steps)
+    return recipe.model_copy(update=_of_the_teacher(recipe.distill) | {"steps": steps})
+
+
+def _of_the_teacher(distill: DistillConfig | None) -> dict[str, DistillConfig]:
+    """Changes by which a training has the teacher run, unless it names signals."""
+    return {"distill": distill.model_copy(update={"signals": "never"})} if distill and distill.signals == "auto" else {}
+
+
+def named_models(recipe: Recipe) -> set[str]:
+    """Models that a recipe names besides the one that is pruned."""
+    teachers = {recipe.teacher, *(step.teacher for step in recipe.steps if step.teacher)}
+    return {*recipe.relatives, *(teachers - {"original", "parent"})}
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

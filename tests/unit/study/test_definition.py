@@ -4,9 +4,11 @@ import pytest
 
 from minitron_cli import dry_run
 from minitron_cli.data.sources import DataConfig, PythonStdlib
+from minitron_cli.distill import short_runs
 from minitron_cli.errors import RecipeError
 from minitron_cli.study import definition
 from minitron_cli.study.definition import StudyDefinition, merged
+from minitron_cli.study.quick import shortened
 from tests.quick import first_quick
 from tests.tiny import write_tiny
 
@@ -73,3 +75,74 @@ def test_a_wrong_key_of_an_arm_is_one_sentence():
     study = StudyDefinition.model_validate(GIVEN | {"arms": {"a": {"distill": {"los": 1}}, "b": {}}})
     with pytest.raises(RecipeError, match=r"arm a: distill\.los is not a known key"):
         study.recipe_of("a", "m", DATA, 0, {})
+
+
+def test_an_arm_without_signals_reads_none_of_another_arms():
+    recipe = GIVEN["recipe"] | {"distill": {"tokens": "64k"}}
+    arms = {"stored": {"teach": {}}, "whole": {}, "in steps": {"steps": STEPS}}
+    study = StudyDefinition.model_validate(GIVEN | {"recipe": recipe, "arms": arms})
+    found = {arm: study.recipe_of(arm, "m", DATA, 0, {}) for arm in arms}
+    assert {arm: one.distill.signals for arm, one in found.items()} == {
+        "stored": "auto",
+        "whole": "never",
+        "in steps": "never",
+    }
+    assert found["in steps"].steps[0].distill.signals == "never"
+
+
+@pytest.mark.parametrize("key", ["model", "data", "report"])
+@pytest.mark.parametrize("place", ["recipe", "arms.a"])
+def test_what_the_command_names_is_no_part_of_a_study(key, place):
+    recipe, arm = ({key: None} if place == name else {} for name in ("recipe", "arms.a"))
+    sections = {"recipe": GIVEN["recipe"] | recipe, "arms": {"a": arm, "b": {}}}
+    with pytest.raises(ValueError, match=rf"{place} has {key}, which the command "):
+        StudyDefinition.model_validate(GIVEN | sections)
+
+
+STEPS = [
+    {"label": "first", "prune": {"shape": {"ffn": 48}}, "distill": {"tokens": "64k"}},
+    {"label": "second", "prune": {"shape": {"ffn": 32}}},
+]
+
+
+def test_rates_are_not_tried_where_a_step_has_a_training_of_its_own():
+    tuning = {"rates": [1e-3, 1e-2], "tokens": "16k"}
+    arms = {"at once": {}, "in steps": {"steps": STEPS}}
+    given = GIVEN | {"recipe": {"prune": {}, "distill": {"tokens": "128k"}}, "arms": arms}
+    StudyDefinition.model_validate(given)
+    with pytest.raises(ValueError, match="step first of arm in steps has its own distill, whose rate tuning does not"):
+        StudyDefinition.model_validate(given | {"tuning": tuning})
+
+
+def test_a_quick_study_shortens_every_training():
+    search = {"budget": {"target": "50%"}, "retrain": {"tokens": "1M", "batch_size": 4, "warmup_steps": 100}}
+    arms = {
+        "in steps": {"steps": STEPS, "correct": {"tokens": "1M", "warmup_steps": 50}, "prune": {"shape": None}},
+        "searched": {"prune": {"shape": None}, "search": search},
+        "at once": {
+            "importance": {"learned": {"shape": {"ffn": 32}}},
+            "sparsify": {"rounds": 2, "round_tokens": "1M"},
+            "controls": [{"label": "longer", "tokens": "2M"}, {"label": "random", "prune": "random", "trained": False}],
+        },
+    }
+    recipe = GIVEN["recipe"] | {"distill": {"tokens": "1M", "warmup_steps": 40}}
+    study = StudyDefinition.model_validate(GIVEN | {"recipe": recipe, "arms": arms})
+    found = {arm: shortened(study.recipe_of(arm, "m", DATA, 0, {}), 20) for arm in arms}
+    steps, searched, once = (found[arm] for arm in arms)
+    for training in (steps.distill, steps.correct, steps.steps[0].distill, once.distill):
+        assert (training.steps, training.tokens, training.warmup_steps) == (20, None, 2)
+    assert steps.steps[1].distill is None
+    assert searched.search.retrain.total_steps(256) == 20
+    assert searched.search.retrain.warmup_steps == 2
+    assert once.importance.learned.tokens == 20 * 8 * 256
+    assert once.sparsify.round_tokens is None
+    assert [(one.steps, one.tokens) for one in once.controls] == [(20, None), (None, None)]
+
+
+def test_a_quick_retraining_whose_batch_is_fitted_has_as_many_steps():
+    search = {"budget": {"target": "50%"}, "retrain": {}}
+    study = StudyDefinition.model_validate(GIVEN | {"recipe": {"search": search}, "arms": {"a": {}, "b": {}}})
+    retrain = shortened(study.recipe_of("a", "m", DATA, 0, {}), 20).search.retrain
+    fitted, _ = short_runs.fitted(retrain, 256, blocks=1000)
+    assert fitted.total_steps(256) == 20
+    assert fitted.batch_size == 1
