@@ -135,10 +135,8 @@ def prepare(
     distributed run the first process does the work and the others wait.
     DataError if a source is broken, there are too few tokens for one block, or nothing in the blocks is predicted.
     """
-    split = Split.open(config, name)
-    frame = DocumentFrame.of(tokenizer, config.bos) if tokenizer else DocumentFrame.without_tokenizer(config.bos)
-    template = [tokenizer.chat_template] if tokenizer and split.has_loss_mask else []
-    key = canonical_json.digest([FORMAT, tokenizer_key, split.identity(), frame, *template])
+    split, frame = Split.open(config, name), _frame(tokenizer, config)
+    key = _key(split, frame, tokenizer, tokenizer_key)
     directory = cache_dir / key[:16]
     file = token_file.find(directory, key)
     if file is None:
@@ -153,6 +151,26 @@ def prepare(
             "add text or lower data.sequence_length"
         )
     return _with_predictions(Blocks(file, config.sequence_length, frame.before), name, split.has_loss_mask)
+
+
+def identity(
+    config: DataConfig, name: SplitName, tokenizer: "PreTrainedTokenizerBase | None", tokenizer_key: str
+) -> str:
+    """Hash that changes whenever the blocks of a split may change. Tokenizes nothing; DataError for a missing source.
+
+    Not the fingerprint of the blocks, which is known once they are there.
+    """
+    key = _key(Split.open(config, name), _frame(tokenizer, config), tokenizer, tokenizer_key)
+    return canonical_json.digest([key, config.sequence_length])
+
+
+def _frame(tokenizer: "PreTrainedTokenizerBase | None", config: DataConfig) -> DocumentFrame:
+    return DocumentFrame.of(tokenizer, config.bos) if tokenizer else DocumentFrame.without_tokenizer(config.bos)
+
+
+def _key(split: Split, frame: DocumentFrame, tokenizer: "PreTrainedTokenizerBase | None", tokenizer_key: str) -> str:
+    template = [tokenizer.chat_template] if tokenizer and split.has_loss_mask else []
+    return canonical_json.digest([FORMAT, tokenizer_key, split.identity(), frame, *template])
 
 
 def _with_predictions(blocks: Blocks, name: SplitName, has_loss_mask: bool) -> Blocks:

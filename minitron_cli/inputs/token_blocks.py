@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
-from minitron_cli.data.pack import Blocks, prepare
+from minitron_cli.data.pack import Blocks, identity, prepare
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import CheckpointError, DataError, shown
 
@@ -27,6 +27,13 @@ def blocks_of(context: Context, data: DataConfig, split: Literal["train", "valid
     if possible >= rows:
         _check_ids(blocks, rows, tokenizer, split, model)
     return blocks
+
+
+def text_identity(data: DataConfig, split: Literal["train", "validation"], model: Path) -> str:
+    """Hash that changes whenever `blocks_of` may return others. Tokenizes nothing."""
+    if not data.has_text and not hf.has_tokenizer(model):
+        return identity(data, split, None, "")
+    return identity(data, split, hf.load_tokenizer(model), fingerprint.of_tokenizer(model))
 
 
 def blocks_for_new_model(

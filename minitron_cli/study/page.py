@@ -9,7 +9,7 @@ from minitron_cli.report.view import Table
 from minitron_cli.search.rank import kendall_tau
 from minitron_cli.study.comparison import Paired, holm, regret
 from minitron_cli.study.definition import Expected, Figure, StudyDefinition, When
-from minitron_cli.study.runner import ModelFigures, RunFigures
+from minitron_cli.study.run_figures import ModelFigures, RunFigures
 
 ARMS = ("arm", "runs", "parameters", "learning rate", "before: loss / KL", "after: loss / KL")
 ORDERS = (

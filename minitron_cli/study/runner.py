@@ -11,20 +11,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitron_cli import canonical_json, dry_run, io, pipeline, progress, strict_json
+from minitron_cli import canonical_json, dry_run, io, pipeline, progress
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.errors import InputError, RecipeError
 from minitron_cli.evaluate.beside_parent import POSITIONS, BesideParent
 from minitron_cli.figures import duration
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, text_identity
 from minitron_cli.recipe import Recipe
-from minitron_cli.spec import Spec
-from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition, merged
+from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition, merged, named_models
+from minitron_cli.study.quick import shortened
+from minitron_cli.study.run_figures import Measured, ModelFigures, RunFigures, file_name, keep, kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,36 +34,6 @@ if TYPE_CHECKING:
 FIGURES, RUNS = "study", "study/runs"  # directories of the workspace
 QUICK_SECONDS = 5.0  # of a stage that is over in seconds and not timed beforehand
 NOTHING = {"evaluate": {"perplexity": False}}  # figures are measured here, on blocks of our own choice
-
-
-class ModelFigures(Spec):
-    """One model on held-out blocks, in nats per token."""
-
-    loss: float
-    kl: float
-    """KL from the parent."""
-
-
-class Measured(Spec):
-    """One model on the blocks that choices are made by, and on the others."""
-
-    chosen_by: ModelFigures
-    reported: ModelFigures
-
-
-class RunFigures(Spec):
-    """One run of an arm."""
-
-    parameters: int
-    """Parameters of the child."""
-    non_embedding: int
-    """Those outside embedding and LM head."""
-    learning_rate: float | None
-    """Peak learning rate; None without training."""
-    before: Measured
-    """The model that the training begins with: the child, or random weights in its shape."""
-    after: Measured | None
-    """The child after training; None without."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +49,11 @@ def _with_rate(rate: float) -> dict[str, Any]:
     return {"learning_rate": rate, "min_learning_rate": rate / 10}
 
 
+def _last(recipe: Recipe) -> Recipe:
+    """Recipe of the last step of a chain."""
+    return recipe.at(recipe.steps[-1]) if recipe.steps else recipe
+
+
 @dataclass(frozen=True)
 class Runner:
     """A study on a model and text."""
@@ -87,11 +64,11 @@ class Runner:
     model: str
     data: DataConfig
     blocks: int
-    """Held-out blocks: half of them choose, half are reported."""
+    """Held-out blocks, if there are so many: half of them choose, half are reported."""
     quick_steps: int | None = None
     """Steps of every training instead of the study's lengths, without a choice of learning rates."""
 
-    @property
+    @cached_property
     def directory(self) -> Path:
         """Directory of the figures, by everything that they depend on but the arm and the seed."""
         facts = {
@@ -102,11 +79,20 @@ class Runner:
                 exclude={"question", "source", "expected", "are_candidates", "seeds", "fewer_seeds", "sequence_length"},
             ),
             "parent": self.parent.fingerprint,
-            "data": self.data.model_dump(mode="json"),
+            "models": {name: self._fingerprint(name) for name in self._named_models()},
+            "text": [text_identity(self.data, split, self.parent.path) for split in ("train", "validation")],
+            "order": self.data.seed,
             "blocks": self.blocks,
             "quick_steps": self.quick_steps,
         }
         return self.context.workspace.root / FIGURES / f"{self.name}-{canonical_json.digest(facts)[:8]}"
+
+    def _named_models(self) -> set[str]:
+        """Models that recipes name besides the parent, such as a teacher."""
+        return {name for arm in self.definition.arms for name in named_models(self._recipe(arm, 0, {}))}
+
+    def _fingerprint(self, model: str) -> str:
+        return open_source_model(model, offline=self.context.offline).fingerprint
 
     @property
     def _running(self) -> Context:
@@ -119,7 +105,11 @@ class Runner:
         return open_source_model(self.model, offline=self.context.offline)
 
     def results(self, seeds: int) -> dict[str, list[RunFigures]]:
-        """Label of each arm -> figures of its runs, one for each of its seeds."""
+        """Label of each arm -> figures of its runs, one for each of its seeds.
+
+        InputError, before the first of them, if an arm's recipe is invalid or there are too few held-out blocks.
+        """
+        self._check()
         found: dict[str, list[RunFigures]] = {arm: [] for arm in self.definition.arms}
         runs = sorted(self._runs(seeds), key=lambda run: run[1])  # an interrupted study has all arms of the first seeds
         with progress.track(f"study {self.name}", len(runs), "runs") as step:
@@ -127,6 +117,21 @@ class Runner:
                 found[arm].append(self._result(arm, seed))
                 step()
         return found
+
+    def _check(self) -> None:
+        for arm in self.definition.arms:
+            trials = (self._trial(arm, rate).recipe for rate in self._rates(arm))
+            for recipe in (self._recipe(arm, 0, {}), *trials):
+                self._plan(arm, recipe)
+        if (count := len(self._held_out_ids)) < self.blocks:
+            progress.say(f"study {self.name}: the held-out text has {count:,} blocks, and --blocks is {self.blocks:,}")
+
+    def _plan(self, arm: str, recipe: Recipe) -> dry_run.Plan:
+        """Shapes and work of a recipe. RecipeError, which names the arm, if the model cannot be pruned so."""
+        try:
+            return dry_run.plan(recipe)
+        except InputError as e:
+            raise RecipeError(f"arm {arm}: {e}") from None
 
     def _runs(self, seeds: int) -> list[tuple[str, int]]:
         """Arm and seed of every run."""
@@ -145,7 +150,7 @@ class Runner:
 
     def _seconds(self, arm: str) -> float:
         """Expected time of a run that shares no artifact with another."""
-        plan = dry_run.plan(self._recipe(arm, 0, {}))
+        plan = self._plan(arm, self._recipe(arm, 0, {}))
         prices = dry_run.prices(plan, self.context.device, self.context.workspace.root)
         return sum(QUICK_SECONDS if price.seconds is None else price.seconds for price in prices.values())
 
@@ -154,8 +159,9 @@ class Runner:
         lengths = f"{self.quick_steps} steps a run" if self.quick_steps else "lengths as in the study"
         return (
             f"{Path(self.model).name}: {self.parent.shape.parameters():,} parameters, blocks of "
-            f"{self.data.sequence_length:,} tokens, half of {self.blocks} held-out blocks reported with up to "
-            f"{POSITIONS} predictions of each, {lengths}."
+            f"{self.data.sequence_length:,} tokens, {len(self._held_out_ids) // 2:,} of "
+            f"{len(self._held_out_ids):,} held-out blocks reported with up to {POSITIONS} predictions of each, "
+            f"{lengths}."
         )
 
     def parent_loss(self) -> float:
@@ -164,7 +170,8 @@ class Runner:
 
     def _result(self, arm: str, seed: int) -> RunFigures:
         rate = min(self._rates(arm), key=lambda rate: self._end(arm, rate), default=None)
-        return self._remembered(_Run(f"{arm}-{seed}", self._recipe(arm, seed, _with_rate(rate) if rate else {})))
+        name = f"{file_name(arm, self.definition.arms)}-{seed}"
+        return self._remembered(_Run(name, self._recipe(arm, seed, _with_rate(rate) if rate else {})))
 
     def _rates(self, arm: str) -> tuple[float, ...]:
         """Learning rates that an arm tries in short runs; none where none is chosen."""
@@ -189,15 +196,17 @@ class Runner:
         return _Run(f"trial-{canonical_json.digest(sections)[:16]}", self._recipe(arm, TRIAL_SEED, changes))
 
     def _recipe(self, arm: str, seed: int, distill: Mapping[str, Any]) -> Recipe:
-        return self.definition.recipe_of(arm, self.model, self.data, seed, NOTHING | self._changes(arm, distill))
+        changes = NOTHING | ({"distill": dict(distill)} if distill else {})
+        found = self.definition.recipe_of(arm, self.model, self.data, seed, changes)
+        return shortened(found, self.quick_steps) if self.quick_steps else found
 
     def _remembered(self, run: "_Run") -> RunFigures:
         path = self.directory / f"{run.name}.json"
-        if not path.is_file():
-            figures = self._run(run.recipe)
-            io.make_dirs(path.parent)
-            io.replace(path, canonical_json.pretty(figures.model_dump(mode="json")))
-        return RunFigures.model_validate(strict_json.load(path))
+        if found := kept(path):
+            return found
+        figures = self._run(run.recipe)
+        keep(path, figures)
+        return figures
 
     def _run(self, recipe: Recipe) -> RunFigures:
         last = pipeline.run(recipe, self._running)[-1]
@@ -207,18 +216,12 @@ class Runner:
             parameters=child.shape.parameters(),
             non_embedding=child.shape.parameters("non_embedding"),
             learning_rate=trained.manifest.config["learning_rate"] if trained else None,  # as fitted to the run
-            before=self._measured(self._untrained(child, recipe.distill if trained else None)),
+            before=self._measured(self._untrained(child, _last(recipe).distill if trained else None)),
             after=self._measured(self._loaded(trained.path)) if trained else None,
         )
         if trained:
             io.remove_tree(trained.path)
         return figures
-
-    def _changes(self, arm: str, distill: Mapping[str, Any]) -> dict[str, Any]:
-        """Changes of an arm's training; none where it has no training."""
-        if self.quick_steps:
-            distill = {"steps": self.quick_steps, "tokens": None, "warmup_steps": self.quick_steps // 10}
-        return {"distill": dict(distill)} if distill and self._trains(arm) else {}
 
     def _trains(self, arm: str) -> bool:
         sections = self.definition.arms[arm]
@@ -243,7 +246,20 @@ class Runner:
     @cached_property
     def _beside(self) -> tuple[BesideParent, BesideParent]:
         """The parent on the blocks that choose, and on those that are reported."""
-        model = self._loaded(self.parent.path)
-        held_out: Blocks = blocks_of(self.context, self.data, "validation", self.parent.path)
-        ids = evenly_spaced(len(held_out), self.blocks)
-        return BesideParent(model, held_out, ids[::2]), BesideParent(model, held_out, ids[1::2] or ids)
+        model, ids = self._loaded(self.parent.path), self._held_out_ids
+        return BesideParent(model, self._held_out, ids[::2]), BesideParent(model, self._held_out, ids[1::2])
+
+    @cached_property
+    def _held_out(self) -> Blocks:
+        return blocks_of(self.context, self.data, "validation", self.parent.path)
+
+    @cached_property
+    def _held_out_ids(self) -> list[int]:
+        """Blocks that choose, and in turn those that are reported. InputError if there are not two."""
+        ids = evenly_spaced(len(self._held_out), self.blocks)
+        if len(ids) < 2:
+            raise InputError(
+                f"there is one held-out block of {self.data.sequence_length:,} tokens, and a study chooses by half of "
+                "them and reports the others: give more held-out text, or a lower --sequence-length"
+            )
+        return ids

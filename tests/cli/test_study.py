@@ -3,15 +3,26 @@
 import json
 import math
 import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from minitron_cli import pipeline
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.manifest import SEAL, sealed
+from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.data.sources import DataConfig, TextFiles
 from minitron_cli.distill import short_runs
+from minitron_cli.errors import InputError
 from minitron_cli.recipe import Recipe
-from minitron_cli.study.runner import Measured, ModelFigures, RunFigures, Runner
+from minitron_cli.study import definition
+from minitron_cli.study.definition import StudyDefinition
+from minitron_cli.study.run_figures import Measured, ModelFigures, RunFigures
+from minitron_cli.study.runner import Runner
 from tests.cli.program import Run
+from tests.tiny import write_tiny
 
 STUDY = """
 question: Which loss is better?
@@ -220,6 +231,119 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     monkeypatch.setattr(Runner, "_run", lambda self, recipe: found.append(recipe) or figures(2 + len(found) / 8))
     monkeypatch.setattr(Runner, "parent_loss", lambda self: 2.0)
     return found
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def of_another_schema(content: bytes) -> bytes:
+    found = json.loads(content) | {"tokens": 3}
+    del found[SEAL]
+    return json.dumps(sealed(found)).encode()
+
+
+def with_another_digit(content: bytes) -> bytes:
+    return content.replace(b"9", b"8", 1)
+
+
+@pytest.mark.parametrize("damage", [truncated, of_another_schema, with_another_digit])
+def test_damaged_figures_are_said_and_measured_again(
+    run: Run, tiny: Path, study: Path, made: list[Recipe], damage: Callable[[bytes], bytes]
+):
+    assert run(*words(study, tiny)).exit_code == 0
+    count = len(made)
+    (file,) = Path("runs").rglob("forward KL-0.json")
+    file.write_bytes(damage(file.read_bytes()))
+    again = run(*words(study, tiny))
+    assert again.exit_code == 0, again.stderr
+    assert len(made) == count + 1
+    assert again.stderr.count(f"{file.name} is damaged or of another version") == 1
+    assert run(*words(study, tiny)).exit_code == 0
+    assert len(made) == count + 1
+
+
+def test_a_label_names_a_file_in_the_studys_directory(run: Run, tiny: Path, tmp_path: Path, made: list[Recipe]):
+    labels = [str(tmp_path / "outside"), "../../up", "..", "a/b", "a-b", "A-b", "x" * 300, "2:4, pruned (50 %)"]
+    file = tmp_path / "own.yaml"
+    arms = "".join(f"  {json.dumps(label)}: {{}}\n" for label in labels)
+    file.write_text(STUDY[: STUDY.index("arms:")] + "arms:\n" + arms)
+    before = set(tmp_path.iterdir())
+    done = run(*words(file, tiny, "--json"))
+    assert done.exit_code == 0, done.stderr
+    assert len(json.loads(done.stdout)) == len(labels)
+    assert len(made) == 2 * len(labels)
+    kept = {path for path in tmp_path.rglob("*.json") if path.parent.parent.name == "study"}
+    assert len({path.name.casefold() for path in kept}) == 2 * len(labels)
+    assert set(tmp_path.iterdir()) == before | {tmp_path / "runs"}
+    assert "2:4, pruned (50 %)-0.json" in {path.name for path in kept}
+
+
+@pytest.mark.parametrize(
+    ("arm", "problem"),
+    [
+        ("distill: {los: 1}", "arm random: distill.los is not a known key"),
+        ("prune: {shape: {ffn: 4096}}", "arm random: "),
+        ("distill: {batch_size: 64}", "arm random: distill.batch_size 64 x 16 tokens is more than"),
+    ],
+)
+def test_every_arm_is_checked_before_the_first_run(
+    run: Run, tiny: Path, study: Path, made: list[Recipe], arm: str, problem: str
+):
+    start = STUDY.index("random:")
+    study.write_text(STUDY[:start] + f"random: {{{arm}}}" + STUDY[STUDY.index("\n", start) :])
+    for more in ((), ("--dry-run",)):
+        refused = run(*words(study, tiny, *more))
+        assert refused.exit_code == 2
+        assert problem in refused.stderr
+    assert not made
+
+
+def held_out(tiny: Path, file: Path, count: int) -> DataConfig:
+    """Text with so many held-out documents, each about a block of 16 tokens."""
+    rows = (tiny / "text.jsonl").read_text().splitlines()
+    texts = (" ".join(json.loads(row)["text"].split()[:12]) for row in rows[:count])
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    sources = TextFiles(paths=(str(tiny / "text.jsonl"),))
+    return DataConfig(sources=(sources,), validation=(TextFiles(paths=(str(file),)),), sequence_length=16)
+
+
+def runner(tiny: Path, root: Path, data: DataConfig, study: StudyDefinition, **options: object) -> Runner:
+    """A study on the tiny model."""
+    return Runner("own", study, Context(Workspace(root)), str(tiny / "model"), data, 64, **options)
+
+
+def test_the_page_counts_the_blocks_that_there_are(tiny: Path, tmp_path: Path, study: Path):
+    asked = runner(tiny, tmp_path / "runs", held_out(tiny, tmp_path / "few.jsonl", 4), definition.load(str(study)))
+    count = len(asked._held_out)
+    assert 2 <= count < 64
+    assert f"{count // 2} of {count} held-out blocks reported" in asked.setting()
+
+
+def test_one_held_out_block_is_refused(tiny: Path, tmp_path: Path, study: Path, made: list[Recipe]):
+    asked = runner(tiny, tmp_path / "runs", held_out(tiny, tmp_path / "few.jsonl", 1), definition.load(str(study)))
+    with pytest.raises(InputError, match="one held-out block"):
+        asked.results(2)
+    assert not made
+
+
+def test_figures_belong_to_the_text_and_the_teacher_and_not_to_their_names(tiny: Path, tmp_path: Path, study: Path):
+    text, teacher = tmp_path / "text.jsonl", tmp_path / "teacher"
+    shutil.copy(tiny / "text.jsonl", text)
+    shutil.copytree(tiny / "model", teacher)
+    study.write_text(STUDY.replace("reverse KL: {", f"reverse KL: {{teacher: {teacher}, "))
+
+    def directory(text: Path) -> Path:
+        data = DataConfig(sources=(TextFiles(paths=(str(text),)),), sequence_length=16)
+        return runner(tiny, tmp_path / "runs", data, definition.load(str(study))).directory
+
+    first = directory(text)
+    assert directory(text.rename(tmp_path / "moved.jsonl")) == first
+    text.write_text((tmp_path / "moved.jsonl").read_text() + '\n{"text": "one more"}')
+    assert directory(text) != first
+    write_tiny(teacher, vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3)
+    assert directory(tmp_path / "moved.jsonl") != first
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_study_leaves_the_workspaces_block_length(run: Run, tiny: Path, study: Path, made: list[Recipe]):

@@ -4,7 +4,7 @@ import pytest
 
 from minitron_cli.study.definition import StudyDefinition
 from minitron_cli.study.page import Found
-from minitron_cli.study.runner import Measured, ModelFigures, RunFigures
+from minitron_cli.study.run_figures import Measured, ModelFigures, RunFigures
 
 STUDY = StudyDefinition.model_validate(
     {
